@@ -1,0 +1,37 @@
+"""Errors that a user can cause. Every message names what was found, what was expected and the remedy, in one line."""
+
+
+class AmnesiaError(Exception):
+    """Base of all errors of this package; the command line prints it as one line and exits with code 2."""
+
+
+class InputError(AmnesiaError, ValueError):
+    """The user's input (a recipe, an option, an entity, a cell) cannot be used as it is."""
+
+
+class RecipeError(InputError):
+    """A recipe has an unknown key, lacks a section, or contradicts itself."""
+
+
+class SourceError(AmnesiaError, OSError):
+    """A model could not be found, fetched or converted."""
+
+
+class LayoutError(AmnesiaError, ValueError):
+    """The model's architecture is unknown, or its tensors are not where its architecture says."""
+
+
+class CheckpointError(AmnesiaError, ValueError):
+    """A file of a checkpoint is malformed, missing, or of a kind that cannot be edited exactly."""
+
+
+class OutputError(AmnesiaError, OSError):
+    """The output cannot be written: it exists, lies inside a cache, or the disk is full."""
+
+
+class VerificationError(AmnesiaError, ValueError):
+    """Files on disk are not what their manifest declares."""
+
+
+class NumericalError(AmnesiaError, ArithmeticError):
+    """NaN or infinity where a number was expected."""

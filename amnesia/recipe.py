@@ -1,0 +1,310 @@
+"""Recipes: TOML files that say which model forgets what, and how the result is judged."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from amnesia.domain import Cell, ColumnEdit, Fact
+from amnesia.errors import RecipeError
+
+Format = Literal["safetensors", "adapter", "gguf"]
+FORMATS: tuple[Format, ...] = ("safetensors", "adapter", "gguf")
+BASELINES = ("contrast", "generic")
+SPLITS = ("search", "held_out")
+
+# Every table and its keys, in the order in which the documentation lists them.
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "": ("description", "model", "entity", "entities", "localize", "cells", "edit", "facts", "controls", "scoring", "accept"),
+    "model": ("id", "revision"),
+    "entity": ("name", "aliases"),
+    "entities": ("name", "aliases", "cells", "facts"),
+    "localize": ("baseline", "n_prompts", "layers"),
+    "cells": ("layer", "neuron", "multiplier"),
+    "edit": ("max_cells", "multiplier", "min_multiplier", "format"),
+    "facts": ("prompt", "answer", "split"),
+    "controls": ("facts",),
+    "controls.facts": ("entity", "prompt", "answer", "split"),
+    "scoring": ("min_nats", "max_rank"),
+    "accept": ("max_target", "max_held_out_target", "min_control"),
+}
+
+
+@dataclass(frozen=True)
+class Accept:
+    """Bounds on mean knowledge scores: targets at most, held-out targets at most, (held-out) controls at least."""
+
+    max_target: float = 0.2
+    max_held_out_target: float = 0.4
+    min_control: float = 0.95
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """When a fact counts as known: nats above an unknown entity, and rank of the answer's first token (0 is best)."""
+
+    min_nats: float = 1.0
+    max_rank: int = 10
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe for one entity, checked and with every default filled in.
+
+    `multiplier` is None for "auto": the search chooses one per cell between `min_multiplier` and 1. `cells` is
+    empty unless the recipe fixes the edit. `text` is the file as it was read.
+    """
+
+    model: str
+    revision: str | None
+    entity: str
+    aliases: tuple[str, ...]
+    baseline: str
+    n_prompts: int
+    layers: tuple[int, int] | None
+    max_cells: int
+    multiplier: float | None
+    min_multiplier: float
+    formats: tuple[Format, ...]
+    cells: tuple[ColumnEdit, ...]
+    facts: tuple[Fact, ...]
+    controls: tuple[Fact, ...]
+    scoring: Scoring
+    accept: Accept
+    text: str
+
+
+def parse_layers(text: str) -> tuple[int, int]:
+    """Read `A-B` (both included) or a single layer; raises RecipeError for anything else."""
+    first, _, last = text.partition("-")
+    try:
+        low, high = int(first), int(last or first)
+    except ValueError:
+        low, high = 0, -1
+    if not 0 <= low <= high:
+        raise RecipeError(f"layers {text!r} is malformed: expected A-B with 0 ≤ A ≤ B, for example 0-9")
+    return low, high
+
+
+def load_recipe(path: Path, entity: str | None = None) -> Recipe:
+    """Read a recipe file; `entity` picks one row of a recipe that lists several entities.
+
+    Raises RecipeError for a missing file, malformed TOML, unknown keys, missing sections and contradictions.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read ({error.strerror}): give the path of a .toml recipe") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {path} is not UTF-8 text: save it as UTF-8") from error
+    return parse_recipe(text, entity, name=str(path))
+
+
+def parse_recipe(text: str, entity: str | None = None, name: str = "recipe") -> Recipe:
+    """Like `load_recipe`, from the text of a recipe; `name` appears in error messages."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{name} is not valid TOML: {error}") from error
+    try:
+        return _build(document, entity, text)
+    except RecipeError as error:
+        raise RecipeError(f"{name}: {error}") from None
+
+
+def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe:
+    _check_keys("", document)
+    model = _table(document, "model", required=True)
+    if "id" not in model:
+        raise RecipeError('[model] lacks `id`: give a Hub id, a path, or "smollm2-135m"')
+    name, aliases, cell_rows, fact_rows, others = _entity(document, wanted)
+    localize = _table(document, "localize")
+    edit = _table(document, "edit")
+    scoring = _table(document, "scoring")
+    accept = _table(document, "accept")
+
+    facts = tuple(_fact(row, "facts", name) for row in fact_rows)
+    controls = others + tuple(
+        _fact(row, "controls.facts") for row in _rows(_table(document, "controls"), "facts", "controls.facts")
+    )
+    if not facts:
+        raise RecipeError("[[facts]] is missing: add at least one fact that the model knows about the entity")
+    if not any(fact.split == "search" for fact in facts):
+        raise RecipeError('every fact has split = "held_out": leave at least one for the search')
+    if not controls:
+        raise RecipeError("[controls] is missing: add facts about other entities that must survive")
+    _check_splits(facts, controls, name)
+
+    multiplier = edit.get("multiplier", -1.0)
+    if multiplier != "auto":
+        multiplier = _number(multiplier, "edit.multiplier", high=1.0, hint='a number below 1, or "auto"')
+        if multiplier == 1.0:
+            raise RecipeError("edit.multiplier = 1 changes nothing: use -1")
+    formats = edit.get("format", ["safetensors"])
+    formats = [formats] if isinstance(formats, str) else formats
+    if not isinstance(formats, list) or not formats:
+        raise RecipeError(f"edit.format = {formats!r}: expected one or more of {', '.join(FORMATS)}")
+    layers = localize.get("layers")
+    return Recipe(
+        model=_string(model["id"], "model.id"),
+        revision=_string(model["revision"], "model.revision") if "revision" in model else None,
+        entity=name,
+        aliases=aliases,
+        baseline=_choice(localize.get("baseline", "contrast"), "localize.baseline", BASELINES),
+        n_prompts=_integer(localize.get("n_prompts", 100), "localize.n_prompts", low=2),
+        layers=None if layers is None else parse_layers(_string(layers, "localize.layers")),
+        max_cells=_integer(edit.get("max_cells", 16), "edit.max_cells", low=1),
+        multiplier=None if multiplier == "auto" else multiplier,
+        min_multiplier=_number(edit.get("min_multiplier", -8.0), "edit.min_multiplier", high=0.0),
+        formats=tuple(dict.fromkeys(_choice(item, "edit.format", FORMATS) for item in formats)),
+        cells=tuple(_cell(row) for row in cell_rows),
+        facts=facts,
+        controls=controls,
+        scoring=Scoring(
+            min_nats=_number(scoring.get("min_nats", Scoring.min_nats), "scoring.min_nats", low=0.0),
+            max_rank=_integer(scoring.get("max_rank", Scoring.max_rank), "scoring.max_rank", low=0),
+        ),
+        accept=Accept(**{key: _number(value, f"accept.{key}") for key, value in accept.items()}),
+        text=text,
+    )
+
+
+def _entity(
+    document: Mapping[str, Any], wanted: str | None
+) -> tuple[str, tuple[str, ...], list[Any], list[Any], tuple[Fact, ...]]:
+    """Name, aliases, cells and facts of the entity, and the facts of the recipe's other entities as controls."""
+    rows = _rows(document, "entities", "entities")
+    if rows and "entity" in document:
+        raise RecipeError("[entity] and [[entities]] exclude each other: keep one")
+    if not rows:
+        entity = _table(document, "entity", required=True)
+        if "name" not in entity:
+            raise RecipeError("[entity] lacks `name`: give the entity to forget")
+        name = _string(entity["name"], "entity.name")
+        if wanted is not None and wanted != name:
+            raise RecipeError(f"entity {wanted!r} is not in this recipe: it is about {name!r}")
+        return (
+            name,
+            _strings(entity.get("aliases", []), "entity.aliases"),
+            _rows(document, "cells", "cells"),
+            _rows(document, "facts", "facts"),
+            (),
+        )
+    names = [_string(row.get("name"), "entities.name") for row in rows]
+    if len(set(names)) != len(names):
+        raise RecipeError("[[entities]] lists a name twice: list each entity once")
+    if wanted not in names:
+        near = difflib.get_close_matches(wanted or "", names, 1) or names[:1]
+        raise RecipeError(f"this recipe lists {len(names)} entities: choose one with --entity, for example {near[0]!r}")
+    chosen = rows[names.index(wanted)]
+    others = [index for index, name in enumerate(names) if name != wanted]
+    controls = tuple(
+        _fact({**row, "split": SPLITS[place % 2]}, "facts", names[index])
+        for place, index in enumerate(others)
+        for row in _rows(rows[index], "facts", "facts")
+    )
+    return (
+        names[names.index(wanted)],
+        _strings(chosen.get("aliases", []), "entities.aliases"),
+        _rows(chosen, "cells", "cells"),
+        _rows(chosen, "facts", "facts"),
+        controls,
+    )
+
+
+def _check_splits(facts: Iterable[Fact], controls: Iterable[Fact], name: str) -> None:
+    """Search and held-out parts must not share a target prompt or a control entity."""
+    prompts: dict[tuple[str, str], str] = {}
+    for fact in facts:
+        if prompts.setdefault((fact.prompt, fact.answer), fact.split) != fact.split:
+            raise RecipeError(f"fact {fact.prompt!r} is in both splits: keep it in one")
+    entities: dict[str, str] = {}
+    for fact in controls:
+        if fact.entity == name:
+            raise RecipeError(f"control {fact.prompt!r} is about {name!r} itself: controls are facts about others")
+        if entities.setdefault(fact.entity, fact.split) != fact.split:
+            raise RecipeError(f"control entity {fact.entity!r} is in both splits: keep all its facts in one")
+
+
+def _check_keys(section: str, table: Mapping[str, Any]) -> None:
+    for key in table:
+        if key not in KEYS[section]:
+            near = difflib.get_close_matches(key, KEYS[section], 1, cutoff=0.0)
+            place = f"[{section}]" if section else "the top level"
+            raise RecipeError(f"unknown key `{key}` in {place}: did you mean `{near[0]}`?")
+
+
+def _table(document: Mapping[str, Any], key: str, required: bool = False) -> Mapping[str, Any]:
+    if key not in document:
+        if required:
+            raise RecipeError(f"section [{key}] is missing: add it with {', '.join(f'`{k}`' for k in KEYS[key])}")
+        return {}
+    table = document[key]
+    if not isinstance(table, dict):
+        raise RecipeError(f"`{key}` is {type(table).__name__}: expected a section [{key}]")
+    _check_keys(key, table)
+    return table
+
+
+def _rows(table: Mapping[str, Any], key: str, section: str) -> list[dict[str, Any]]:
+    rows = table.get(key, [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise RecipeError(f"`{section}` is not a list of tables: write [[{section}]]")
+    for row in rows:
+        _check_keys(section, row)
+    return rows
+
+
+def _fact(row: Mapping[str, Any], section: str, entity: str | None = None) -> Fact:
+    for key in ("prompt", "answer", *(() if entity else ("entity",))):
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            raise RecipeError(f"[[{section}]] {dict(row)!r} lacks `{key}`: expected a non-empty string")
+    if "{entity}" not in row["prompt"]:
+        raise RecipeError(f"prompt {row['prompt']!r} does not mention the entity: put {{entity}} where its name belongs")
+    split = _choice(row.get("split", "search"), f"{section}.split", SPLITS)
+    return Fact(entity or row["entity"], row["prompt"], row["answer"].strip(), split)
+
+
+def _cell(row: Mapping[str, Any]) -> ColumnEdit:
+    for key in ("layer", "neuron"):
+        if key not in row:
+            raise RecipeError(f"[[cells]] {dict(row)!r} lacks `{key}`: give layer and neuron")
+    cell = Cell(_integer(row["layer"], "cells.layer", low=0), _integer(row["neuron"], "cells.neuron", low=0))
+    return ColumnEdit(cell, _number(row.get("multiplier", -1.0), "cells.multiplier"))
+
+
+def _string(value: Any, key: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise RecipeError(f"{key} = {value!r}: expected a non-empty string")
+    return value
+
+
+def _strings(value: Any, key: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise RecipeError(f"{key} = {value!r}: expected a list of strings")
+    return tuple(_string(item, key) for item in value)
+
+
+def _choice(value: Any, key: str, choices: tuple[Any, ...]) -> Any:
+    if value not in choices:
+        raise RecipeError(f"{key} = {value!r}: expected one of {', '.join(choices)}")
+    return value
+
+
+def _integer(value: Any, key: str, low: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise RecipeError(f"{key} = {value!r}: expected a whole number of at least {low}")
+    return value
+
+
+def _number(value: Any, key: str, low: float = -math.inf, high: float = math.inf, hint: str = "") -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not low <= value <= high:
+        bounds = hint or f"a number between {low:g} and {high:g}"
+        raise RecipeError(f"{key} = {value!r}: expected {bounds}")
+    return float(value)
