@@ -169,6 +169,8 @@ def check_edits(edits: Sequence[ColumnEdit], n_layers: int, d_mlp: int, model: s
         if edit.cell in seen:
             raise InputError(f"cell {edit.cell} is listed twice: give each cell once")
         if not abs(edit.multiplier) < float("inf") or edit.multiplier == 1.0:
-            raise InputError(f"multiplier {edit.multiplier} of cell {edit.cell} changes nothing or is not finite: use -1")
+            raise InputError(
+                f"multiplier {edit.multiplier} of cell {edit.cell} changes nothing or is not finite: use -1"
+            )
         seen.add(edit.cell)
     return tuple(sorted(edits))

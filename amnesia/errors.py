@@ -35,3 +35,8 @@ class VerificationError(AmnesiaError, ValueError):
 
 class NumericalError(AmnesiaError, ArithmeticError):
     """NaN or infinity where a number was expected."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error of another library, for a message of one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

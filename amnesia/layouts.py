@@ -53,8 +53,15 @@ LAYOUTS: Mapping[str, MlpLayout] = {
         _llama_like("olmo2"),
         _llama_like("phi3"),  # Gate and up are fused in one tensor; the output projection is an ordinary one.
         MlpLayout(
-            "gpt2", "transformer.", "h", "mlp.c_proj", neuron_axis=0, gated=False,
-            n_layers_key="n_layer", d_model_key="n_embd", d_mlp_key="n_inner",
+            "gpt2",
+            "transformer.",
+            "h",
+            "mlp.c_proj",
+            neuron_axis=0,
+            gated=False,
+            n_layers_key="n_layer",
+            d_model_key="n_embd",
+            d_mlp_key="n_inner",
         ),
         MlpLayout("gpt_neox", "gpt_neox.", "layers", "mlp.dense_4h_to_h", neuron_axis=1, gated=False),
     )

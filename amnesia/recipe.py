@@ -20,7 +20,19 @@ SPLITS = ("search", "held_out")
 
 # Every table and its keys, in the order in which the documentation lists them.
 KEYS: Mapping[str, tuple[str, ...]] = {
-    "": ("description", "model", "entity", "entities", "localize", "cells", "edit", "facts", "controls", "scoring", "accept"),
+    "": (
+        "description",
+        "model",
+        "entity",
+        "entities",
+        "localize",
+        "cells",
+        "edit",
+        "facts",
+        "controls",
+        "scoring",
+        "accept",
+    ),
     "model": ("id", "revision"),
     "entity": ("name", "aliases"),
     "entities": ("name", "aliases", "cells", "facts"),
@@ -99,7 +111,7 @@ def load_recipe(path: Path, entity: str | None = None) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise RecipeError(f"recipe {path} cannot be read ({error.strerror}): give the path of a .toml recipe") from error
+        raise RecipeError(f"recipe {path} cannot be read ({error.strerror}): give a .toml file") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe {path} is not UTF-8 text: save it as UTF-8") from error
     return parse_recipe(text, entity, name=str(path))
@@ -109,7 +121,7 @@ def parse_recipe(text: str, entity: str | None = None, name: str = "recipe") -> 
     """Like `load_recipe`, from the text of a recipe; `name` appears in error messages."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # A ValueError also for a whole number of thousands of digits.
         raise RecipeError(f"{name} is not valid TOML: {error}") from error
     try:
         return _build(document, entity, text)
@@ -265,7 +277,7 @@ def _fact(row: Mapping[str, Any], section: str, entity: str | None = None) -> Fa
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise RecipeError(f"[[{section}]] {dict(row)!r} lacks `{key}`: expected a non-empty string")
     if "{entity}" not in row["prompt"]:
-        raise RecipeError(f"prompt {row['prompt']!r} does not mention the entity: put {{entity}} where its name belongs")
+        raise RecipeError(f"prompt {row['prompt']!r} does not mention the entity: put {{entity}} in place of its name")
     split = _choice(row.get("split", "search"), f"{section}.split", SPLITS)
     return Fact(entity or row["entity"], row["prompt"], row["answer"].strip(), split)
 
@@ -281,7 +293,7 @@ def _cell(row: Mapping[str, Any]) -> ColumnEdit:
 def _string(value: Any, key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise RecipeError(f"{key} = {value!r}: expected a non-empty string")
-    return value
+    return value.strip()
 
 
 def _strings(value: Any, key: str) -> tuple[str, ...]:
@@ -304,7 +316,8 @@ def _integer(value: Any, key: str, low: int) -> int:
 
 def _number(value: Any, key: str, low: float = -math.inf, high: float = math.inf, hint: str = "") -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:
+    # Whole numbers of any length can be compared with a float, but not converted to one.
+    if not is_number or not abs(value) < 1e308 or not low <= value <= high:
         bounds = hint or f"a number between {low:g} and {high:g}"
         raise RecipeError(f"{key} = {value!r}: expected {bounds}")
     return float(value)

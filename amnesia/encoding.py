@@ -1,0 +1,142 @@
+"""Texts to the exact token ids that the model is fed, and the tokens in them that matter. Needs only a tokenizer."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amnesia.errors import InputError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one text, special tokens included, and the character span (start, end) of each token."""
+
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+
+    def token_at(self, character: int) -> int:
+        """Index of the last token that covers the character at index `character`.
+
+        Several byte-level tokens may cover one character of a non-Latin name; the last of them completes it.
+        Raises InputError when no token covers it.
+        """
+        for index in reversed(range(len(self.offsets))):
+            start, end = self.offsets[index]
+            if start <= character < end:
+                return index
+        raise InputError(f"no token covers character {character}: the tokenizer drops part of the text; reword it")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An encoded text and the index `token` of the entity's last token in it."""
+
+    ids: tuple[int, ...]
+    token: int
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Token ids of a prompt followed by an answer; the answer's tokens are the last `n_answer`."""
+
+    ids: tuple[int, ...]
+    n_answer: int
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[Encoded]:
+    """Tokenize as the model is fed. Raises InputError for a text without tokens."""
+    if not texts:
+        return []
+    batch = tokenizer(list(texts), return_offsets_mapping=True, add_special_tokens=True)
+    encoded = [
+        Encoded(tuple(ids), tuple((start, end) for start, end in spans))
+        for ids, spans in zip(batch["input_ids"], batch["offset_mapping"], strict=True)
+    ]
+    for text, item in zip(texts, encoded, strict=True):
+        if not item.ids:
+            raise InputError(f"text {text!r} has no tokens: give a non-empty prompt")
+    return encoded
+
+
+def place(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Placed]:
+    """Fill names into templates, given as (template with `{entity}`, name), and find the last token of each name.
+
+    The template itself says where the name ends; token sequences are never searched. Where a template mentions the
+    entity twice, the last mention counts: there the model has read the most.
+    """
+    texts = [template.replace("{entity}", name) for template, name in pairs]
+    placed = []
+    for item, text, (template, _) in zip(encode(tokenizer, texts), texts, pairs, strict=True):
+        tail = len(template) - template.rindex("{entity}") - len("{entity}")
+        placed.append(Placed(item.ids, item.token_at(len(text) - tail - 1)))
+    return placed
+
+
+def templates_from(prompts: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:
+    """Turn prompts into (template, name) pairs for `place`; prompts about somebody else are left out.
+
+    A prompt with `{entity}` takes the first name. Otherwise the last mention of any of `names` (an entity and its
+    aliases) becomes the placeholder, and stays written as it is. Raises InputError when no prompt is left.
+    """
+    pairs = []
+    for prompt in prompts:
+        if "{entity}" in prompt:
+            pairs.append((prompt, names[0]))
+        elif span := mention_span(prompt, names):
+            pairs.append((prompt[: span[0]] + "{entity}" + prompt[span[1] :], prompt[slice(*span)]))
+    if not pairs:
+        raise InputError(
+            f"entity {names[0]!r} appears in no prompt: write its name as the prompts do, add an alias, "
+            "or put {entity} into the prompts"
+        )
+    return pairs
+
+
+def mention_span(text: str, names: Sequence[str]) -> tuple[int, int] | None:
+    """Character span of the last whole-word mention of any of `names` in `text`, or None.
+
+    Of two mentions that end together the longer one counts ("Michael Jordan", not the alias "Jordan" in it).
+    """
+    found = []
+    for name in names:
+        start = text.find(name)
+        while start >= 0:
+            end = start + len(name)
+            if not _joined(text[start - 1 : start], name[0]) and not _joined(name[-1], text[end : end + 1]):
+                found.append((end, -start))
+            start = text.find(name, start + 1)
+    if not found:
+        return None
+    end, negative_start = max(found)
+    return -negative_start, end
+
+
+def _joined(left: str, right: str) -> bool:
+    """Whether two neighbouring characters belong to one word; scripts without spaces never join."""
+    return bool(left and right) and all(
+        char.isalnum() and unicodedata.east_asian_width(char) not in "WF" for char in (left, right)
+    )
+
+
+def join(prompt: str, answer: str) -> str:
+    """The text in which `answer` follows `prompt`: one space between them unless the prompt ends in white space."""
+    return prompt + answer if prompt[-1:].isspace() else f"{prompt} {answer}"
+
+
+def continuations(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
+    """Tokenize (prompt, answer) pairs as one text each.
+
+    The answer starts at the first token that reaches past the prompt, so the space before it is part of it.
+    Raises InputError when nothing is left to score or to condition on.
+    """
+    encoded = encode(tokenizer, [join(prompt, answer) for prompt, answer in pairs])
+    rows = []
+    for (prompt, answer), item in zip(pairs, encoded, strict=True):
+        first = next((index for index, (_, end) in enumerate(item.offsets) if end > len(prompt)), len(item.ids))
+        if not 0 < first < len(item.ids):
+            raise InputError(f"prompt {prompt!r} with answer {answer!r} leaves no tokens to score: lengthen both")
+        rows.append(Continuation(item.ids, len(item.ids) - first))
+    return rows

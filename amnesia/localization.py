@@ -1,0 +1,155 @@
+"""Find the cells of an entity: rank all neurons by how stably they answer to its name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from amnesia.domain import Cell, CellScore, EntityCells, Localization
+from amnesia.encoding import Placed, encode, place, templates_from
+from amnesia.errors import InputError, NumericalError
+from amnesia.model import LiveModel, Progress, activations
+from amnesia.prompts import CONTRAST_ENTITIES, ENTITY_TEMPLATES, GENERIC_SENTENCES, share_words
+from amnesia.statistics import Moments, stability, z_moments
+
+CONTRASTS_PER_PROMPT = 4
+"""About how many other entities each prompt is asked about for the contrast baseline."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CellMap:
+    """Per-cell statistics of one entity, each (n_layers, d_mlp) in float64: stability, mean and std of z-scores."""
+
+    layers: tuple[int, ...]
+    score: torch.Tensor
+    mean_z: torch.Tensor
+    std_z: torch.Tensor
+
+    def top(self, n: int) -> tuple[CellScore, ...]:
+        """The `n` cells of highest score, best first; equal scores in order of layer and neuron."""
+        d_mlp = self.score.shape[1]
+        order = torch.argsort(self.score.flatten(), descending=True, stable=True)[:n].tolist()
+        return tuple(
+            CellScore(
+                Cell(self.layers[index // d_mlp], index % d_mlp),
+                *(tensor.flatten()[index].item() for tensor in (self.score, self.mean_z, self.std_z)),
+            )
+            for index in order
+        )
+
+
+def localize(
+    live: LiveModel,
+    entities: str | Sequence[str],
+    *,
+    baseline: Literal["contrast", "generic"] = "contrast",
+    n_prompts: int = len(ENTITY_TEMPLATES),
+    prompts: Sequence[str] | None = None,
+    aliases: Sequence[str] = (),
+    layers: tuple[int, int] | None = None,
+    top: int = 20,
+    progress: Progress | None = None,
+) -> Localization:
+    """Rank the cells of one or more entities, best first, by the stability of their z-scores.
+
+    `baseline` is "contrast" (the same prompts about other entities) or "generic" (general sentences, last token).
+    `prompts` replaces the package's templates; each holds `{entity}` or mentions the entity or one of its `aliases`,
+    those that do not are counted in `n_skipped`. `layers` is a range, both ends included; default: all layers.
+
+    Raises InputError for a range outside the model and for an entity that no prompt mentions; NumericalError when
+    activations are NaN or infinite.
+    """
+    names = list(dict.fromkeys([entities] if isinstance(entities, str) else entities))
+    if not names or not all(map(str.strip, names)):
+        raise InputError("no entity given, or an empty one: name at least one")
+    maps, n_used, n_skipped = cell_maps(
+        live,
+        names,
+        baseline=baseline,
+        n_prompts=n_prompts,
+        prompts=prompts,
+        aliases=aliases,
+        layers=layers,
+        progress=progress,
+    )
+    return Localization(
+        live.name,
+        baseline,
+        n_used,
+        n_skipped,
+        maps[0].layers,
+        tuple(EntityCells(name, cell_map.top(top)) for name, cell_map in zip(names, maps, strict=True)),
+    )
+
+
+def cell_maps(
+    live: LiveModel,
+    names: Sequence[str],
+    *,
+    baseline: str,
+    n_prompts: int,
+    prompts: Sequence[str] | None = None,
+    aliases: Sequence[str] = (),
+    layers: tuple[int, int] | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[CellMap], int, int]:
+    """Statistics of every cell for each name, the number of prompts used, and the number left out; see `localize`."""
+    chosen = layer_range(live, layers)
+    own = list(prompts if prompts is not None else ENTITY_TEMPLATES[:n_prompts])
+    pairs = {name: templates_from(own, (name, *aliases)) for name in names}
+    templates = list(dict.fromkeys(template for name in names for template, _ in pairs[name]))
+    contrasts = contrast_pairs(templates)
+    if baseline == "generic":
+        rows = [Placed(item.ids, len(item.ids) - 1) for item in encode(live.tokenizer, GENERIC_SENTENCES)]
+    else:
+        rows = place(live.tokenizer, contrasts)
+    total = moments(live, rows, chosen, progress)
+    maps = []
+    for name in names:
+        rest = total
+        related = [pair for pair in contrasts if share_words(pair[1], (name, *aliases))]
+        if baseline == "contrast" and related:
+            # The baseline is shared by all entities; what is about this one is taken out of it again.
+            rest = total - moments(live, place(live.tokenizer, related), chosen, progress)
+        entity = moments(live, place(live.tokenizer, pairs[name]), chosen, progress)
+        mean_z, std_z = z_moments(entity, rest)
+        score = stability(mean_z, std_z)
+        if not torch.isfinite(score).all():
+            raise NumericalError(f"{live.name} gives NaN or infinite activations: its weights are damaged")
+        maps.append(CellMap(chosen, score, mean_z, std_z))
+    n_used = sum(len(rows) for rows in pairs.values())
+    return maps, n_used, len(own) * len(names) - n_used
+
+
+def contrast_pairs(templates: Sequence[str]) -> list[tuple[str, str]]:
+    """Templates with the contrast entities that they are asked about: each entity about equally often."""
+    n = max(CONTRASTS_PER_PROMPT * len(templates), len(CONTRAST_ENTITIES))
+    # The offset after each full round keeps a template from meeting the same entities again.
+    return [
+        (
+            templates[(index + index // len(CONTRAST_ENTITIES)) % len(templates)],
+            CONTRAST_ENTITIES[index % len(CONTRAST_ENTITIES)],
+        )
+        for index in range(n)
+    ]
+
+
+def moments(live: LiveModel, rows: Sequence[Placed], layers: Sequence[int], progress: Progress | None) -> Moments:
+    """Moments (n_layers, d_mlp) of the activations over the rows, in memory that does not grow with the rows."""
+    total: Moments | None = None
+    for _, batch in activations(live, rows, layers, progress):
+        total = Moments.of(batch) if total is None else total + Moments.of(batch)
+    assert total is not None
+    return total
+
+
+def layer_range(live: LiveModel, layers: tuple[int, int] | None) -> tuple[int, ...]:
+    """The layers of an inclusive range, default all; raises InputError when the range leaves the model."""
+    last = live.shape.n_layers - 1
+    low, high = layers or (0, last)
+    if not 0 <= low <= high <= last:
+        raise InputError(f"layers {low}-{high} are out of range: {live.name} has layers 0–{last}; choose from these")
+    return tuple(range(low, high + 1))

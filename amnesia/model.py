@@ -1,0 +1,350 @@
+"""The one module that touches live models: batches, hooks, activations, log-probabilities, generation.
+
+It knows nothing of recipes, files or scores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from amnesia.domain import ColumnEdit, check_edits
+from amnesia.encoding import Continuation, Placed, continuations, encode
+from amnesia.errors import InputError, LayoutError, NumericalError, SourceError, first_line
+from amnesia.layouts import MlpShape, shape_from_config
+
+MAX_BATCH_TOKENS = 1024
+"""Padded tokens per forward pass: large enough for full matrix products on a CPU, small in memory."""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """A causal language model in memory, its fast tokenizer, and where its MLPs are. `name` is for messages."""
+
+    model: nn.Module
+    tokenizer: Any
+    shape: MlpShape
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    def out_proj(self, layer: int) -> nn.Module:
+        """The output projection of layer `layer`; its input is the layer's activations."""
+        return self.model.get_submodule(self.shape.layout.out_proj_path(layer))
+
+
+@dataclass(frozen=True)
+class AnswerLogprob:
+    """Log-probability (nats) of an answer after a prompt: whole, first token, and that token's rank (0 is best)."""
+
+    total: float
+    first: float
+    rank: int
+
+
+def wrap(model: nn.Module, tokenizer: Any | None, name: str | None = None) -> LiveModel:
+    """A LiveModel from a model and tokenizer that are already in memory; edits alone need no tokenizer.
+
+    Raises LayoutError for architectures outside the table and InputError for tokenizers without offset mapping.
+    """
+    if tokenizer is not None and not getattr(tokenizer, "is_fast", False):
+        raise InputError(
+            f"tokenizer {type(tokenizer).__name__} gives no character offsets: load a fast tokenizer (tokenizer.json)"
+        )
+    shape = shape_from_config(model.config.to_dict())
+    live = LiveModel(model, tokenizer, shape, name or getattr(model.config, "name_or_path", "") or "the model")
+    try:
+        live.out_proj(shape.n_layers - 1)
+    except AttributeError as error:
+        raise LayoutError(
+            f"{live.name} has no module {shape.layout.out_proj_path(shape.n_layers - 1)}: "
+            "expected a plain causal language model of its architecture; load it with AutoModelForCausalLM"
+        ) from error
+    return live
+
+
+def load(folder: Path, name: str, dtype: str = "float32", device: str | None = None) -> LiveModel:
+    """Load a local folder with plain transformers, evaluation mode, without gradients for the weights.
+
+    `dtype` is a torch dtype's name or "auto" (as stored). Raises SourceError when transformers cannot load the
+    folder, InputError when its tokenizer is missing, NumericalError when a weight is NaN or infinite.
+    """
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{name} has no usable tokenizer ({first_line(error)}): expected tokenizer.json beside the weights"
+            ) from error
+        try:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise SourceError(f"{name} cannot be loaded by transformers: {first_line(error)}") from error
+    if loading["missing_keys"]:
+        # Transformers would fill them with random numbers.
+        missing = sorted(loading["missing_keys"])
+        raise SourceError(f"{name} lacks {len(missing)} of its weights, first {missing[0]}: fetch the model again")
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model = model.to(chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {chosen!r} cannot be used ({first_line(error)}): choose another, for example cpu") from (
+            error
+        )
+    check_finite(model, name)
+    return wrap(freeze(model), tokenizer, name)
+
+
+def load_adapter(base: Path, adapter: Path, name: str, dtype: str = "float32", device: str | None = None) -> LiveModel:
+    """Load a base model and put a PEFT adapter on it, unmerged. Raises what `load` raises, and SourceError."""
+    from peft import PeftModel
+
+    live = load(base, name, dtype, device)
+    with quiet():
+        try:
+            wrapped = PeftModel.from_pretrained(live.model, adapter)
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+            raise SourceError(f"adapter {adapter} cannot be loaded by PEFT: {first_line(error)}") from error
+    # PEFT puts its layers into the base model itself, whose module paths stay as they were.
+    return wrap(freeze(wrapped.get_base_model()), live.tokenizer, name)
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode with `requires_grad` off: gradients are only ever taken of multipliers."""
+    return model.eval().requires_grad_(False)
+
+
+def check_finite(model: nn.Module, name: str) -> None:
+    """Raise NumericalError naming the first weight that holds NaN or infinity."""
+    for key, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise NumericalError(
+                f"weight {key} of {name} holds NaN or infinity: the checkpoint is damaged, fetch it anew"
+            )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own progress bars and notices off the terminal while the block runs."""
+    from transformers.utils import logging as hf_logging
+
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.ERROR)
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Left-padded prompts: `indices` into the caller's list, model inputs, and the number of padding tokens per row."""
+
+    indices: tuple[int, ...]
+    inputs: dict[str, Tensor]
+    padding: Tensor  # (batch,)
+
+
+def batches(live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int = MAX_BATCH_TOKENS) -> Iterator[Batch]:
+    """Group token rows of similar length so that no batch holds more than `max_tokens` padded tokens.
+
+    Left padding lets every row end at the same position; position ids count from each row's own first token.
+    """
+    order = sorted(range(len(rows)), key=lambda index: (len(rows[index]), index))
+    group: list[int] = []
+    for index in order:
+        if group and len(rows[index]) * (len(group) + 1) > max_tokens:
+            yield collate(live, rows, group)
+            group = []
+        group.append(index)
+    if group:
+        yield collate(live, rows, group)
+
+
+def collate(live: LiveModel, rows: Sequence[Sequence[int]], indices: Sequence[int]) -> Batch:
+    """One left-padded batch of the rows at `indices`."""
+    width = max(len(rows[index]) for index in indices)
+    pad_id = live.tokenizer.pad_token_id or 0
+    padding = torch.tensor([width - len(rows[index]) for index in indices], device=live.device)
+    ids = torch.tensor([[pad_id] * (width - len(rows[i])) + list(rows[i]) for i in indices], device=live.device)
+    mask = (torch.arange(width, device=live.device)[None] >= padding[:, None]).long()
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return Batch(tuple(indices), {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, padding)
+
+
+class _StopForwardError(Exception):
+    """Raised by a hook once everything that was asked for has been seen."""
+
+
+@contextlib.contextmanager
+def hooks(live: LiveModel, by_layer: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    """Call a function on the activations (batch, tokens, d_mlp) of given layers; a returned tensor replaces them."""
+
+    def hook_of(function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            replaced = function(args[0])
+            return None if replaced is None else (replaced, *args[1:])
+
+        return hook
+
+    handles = []
+    try:
+        for layer, function in by_layer.items():
+            handles.append(live.out_proj(layer).register_forward_pre_hook(hook_of(function)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def scaled_by(live: LiveModel, multipliers: Mapping[int, Tensor]) -> contextlib.AbstractContextManager[None]:
+    """Multiply the activations of each given layer, at every token, by a vector (d_mlp,) or (batch, 1, d_mlp).
+
+    Multiplying activation j equals multiplying column j of the output projection's weight.
+    """
+
+    def multiply(vector: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda activations: activations * vector.to(activations.dtype)
+
+    return hooks(live, {layer: multiply(vector) for layer, vector in multipliers.items()})
+
+
+@contextlib.contextmanager
+def edited(live: LiveModel, edits: Sequence[ColumnEdit]) -> Iterator[None]:
+    """Act as if the edits had been written into the weights while the block runs; the weights do not change."""
+    vectors: dict[int, Tensor] = {}
+    if edits:
+        for edit in check_edits(edits, live.shape.n_layers, live.shape.d_mlp, live.name):
+            vector = vectors.setdefault(edit.cell.layer, torch.ones(live.shape.d_mlp, device=live.device))
+            vector[edit.cell.neuron] = edit.multiplier
+    with scaled_by(live, vectors):
+        yield
+
+
+@torch.no_grad()
+def apply_edits(live: LiveModel, edits: Sequence[ColumnEdit]) -> None:
+    """Multiply the columns of the output projections in memory, permanently.
+
+    Raises InputError, before anything changes, when a cell is out of range.
+    """
+    for edit in check_edits(edits, live.shape.n_layers, live.shape.d_mlp, live.name):
+        weight = live.out_proj(edit.cell.layer).weight
+        weight.select(live.shape.layout.neuron_axis, edit.cell.neuron).mul_(edit.multiplier)
+
+
+@torch.inference_mode()
+def activations(
+    live: LiveModel,
+    rows: Sequence[Placed],
+    layers: Sequence[int],
+    progress: Progress | None = None,
+) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """Activations at one token of each row, batch by batch: (indices of the rows, float32 (batch, n_layers, d_mlp)).
+
+    The forward pass ends at the last requested layer, and the language-model head never runs.
+    """
+    layers = sorted(layers)
+    body = live.model.base_model
+    for batch in batches(live, [row.ids for row in rows]):
+        places = batch.padding + torch.tensor([rows[index].token for index in batch.indices], device=live.device)
+        lines = torch.arange(len(batch.indices), device=live.device)
+        seen: dict[int, Tensor] = {}
+
+        def record(layer: int, places: Tensor = places, lines: Tensor = lines, seen: dict[int, Tensor] = seen):
+            def function(values: Tensor) -> None:
+                seen[layer] = values[lines.to(values.device), places.to(values.device)].float().cpu()
+                if layer == layers[-1]:
+                    raise _StopForwardError
+
+            return function
+
+        with hooks(live, {layer: record(layer) for layer in layers}), contextlib.suppress(_StopForwardError):
+            body(**batch.inputs, use_cache=False)
+        yield batch.indices, torch.stack([seen[layer] for layer in layers], dim=1)
+        if progress:
+            progress(len(batch.indices))
+
+
+def answer_logits(live: LiveModel, rows: Sequence[Continuation], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Float32 logits over the answers of one batch.
+
+    Returns logits (batch, width, vocabulary) that predict the last `width` tokens, those tokens (batch, width), and
+    a mask (batch, width) of the ones that belong to the answer; `width` is the longest answer's length. Of each
+    row's inputs the last token is fed too, for the caller's padding to stay simple; its own prediction is dropped.
+    """
+    width = max(rows[index].n_answer for index in batch.indices)
+    logits = live.model(**batch.inputs, logits_to_keep=width + 1, use_cache=False).logits[:, :-1].float()
+    tokens = batch.inputs["input_ids"][:, -width:]
+    lengths = torch.tensor([rows[index].n_answer for index in batch.indices], device=tokens.device)
+    mask = torch.arange(width, 0, -1, device=tokens.device)[None] <= lengths[:, None]
+    return logits, tokens, mask
+
+
+@torch.inference_mode()
+def answer_logprobs(
+    live: LiveModel, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
+) -> list[AnswerLogprob]:
+    """Log-probability of each answer after its prompt, in the order of `pairs`.
+
+    Raises NumericalError when the model's output is NaN or infinite.
+    """
+    rows = continuations(live.tokenizer, pairs)
+    results: list[AnswerLogprob | None] = [None] * len(rows)
+    for batch in batches(live, [row.ids for row in rows]):
+        logits, tokens, mask = answer_logits(live, rows, batch)
+        chosen = logits.gather(2, tokens[..., None])[..., 0]
+        logprobs = chosen - logits.logsumexp(2)  # (batch, width)
+        ranks = (logits > chosen[..., None]).sum(2)
+        totals = logprobs.where(mask, 0.0).sum(1)
+        if not torch.isfinite(totals).all():
+            raise NumericalError(f"{live.name} gives NaN or infinite log-probabilities: its weights are damaged")
+        for line, index in enumerate(batch.indices):
+            first = logits.shape[1] - rows[index].n_answer
+            results[index] = AnswerLogprob(
+                totals[line].item(), logprobs[line, first].item(), int(ranks[line, first].item())
+            )
+        if progress:
+            progress(len(batch.indices))
+    return [result for result in results if result is not None]
+
+
+@torch.inference_mode()
+def generate(
+    live: LiveModel, prompts: Sequence[str], max_new_tokens: int = 12, progress: Progress | None = None
+) -> list[str]:
+    """Greedy continuation of each prompt, decoded without special tokens."""
+    encoded = encode(live.tokenizer, prompts)
+    results = [""] * len(prompts)
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=live.tokenizer.pad_token_id or 0,
+        eos_token_id=live.model.generation_config.eos_token_id,
+    )
+    for batch in batches(live, [item.ids for item in encoded]):
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        output = live.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        texts = live.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+        for index, text in zip(batch.indices, texts, strict=True):
+            results[index] = text
+        if progress:
+            progress(len(batch.indices))
+    return results

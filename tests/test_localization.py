@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+
+from amnesia.encoding import encode, place
+from amnesia.errors import InputError, NumericalError
+from amnesia.localization import contrast_pairs, localize
+from amnesia.prompts import CONTRAST_ENTITIES, ENTITY_TEMPLATES, GENERIC_SENTENCES
+from tiny_text import tiny_live
+
+TEMPLATES = ENTITY_TEMPLATES[:8]
+
+
+def direct_activations(live, ids_and_places):
+    """Activations of all layers (n, n_layers, d_mlp) by plain transformers, one prompt at a time."""
+    rows, seen = [], {}
+    handles = [
+        live.out_proj(layer).register_forward_pre_hook(lambda _, args, layer=layer: seen.update({layer: args[0][0]}))
+        for layer in range(live.shape.n_layers)
+    ]
+    for ids, place_ in ids_and_places:
+        with torch.no_grad():
+            live.model(torch.tensor([ids]))
+        rows.append(torch.stack([seen[layer][place_] for layer in range(live.shape.n_layers)]))
+    for handle in handles:
+        handle.remove()
+    return torch.stack(rows).double().numpy()
+
+
+def direct_scores(entity, baseline):
+    mean, std = baseline.mean(0), baseline.std(0)
+    z = (entity - mean) / (std + 1e-6)
+    return np.sign(z.mean(0)) * z.mean(0) ** 2 / (z.std(0) + 1e-6)
+
+
+@pytest.mark.parametrize("baseline", ["generic", "contrast"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "gpt2", "gpt_neox"])
+def test_ranking_equals_a_direct_computation(model_type, baseline):
+    live = tiny_live(model_type, bos=True)
+    own = [(row.ids, row.token) for row in place(live.tokenizer, [(t, "Japan") for t in TEMPLATES])]
+    if baseline == "generic":
+        others = [(row.ids, len(row.ids) - 1) for row in encode(live.tokenizer, GENERIC_SENTENCES)]
+    else:
+        pairs = [pair for pair in contrast_pairs(TEMPLATES) if pair[1] != "Japan"]
+        others = [(row.ids, row.token) for row in place(live.tokenizer, pairs)]
+    expected = direct_scores(direct_activations(live, own), direct_activations(live, others))
+    result = localize(live, "Japan", baseline=baseline, n_prompts=8, top=10)
+    order = np.argsort(-expected.flatten())[:10]
+    cells = result.entities[0].cells
+    assert [(row.cell.layer, row.cell.neuron) for row in cells] == [divmod(int(i), live.shape.d_mlp) for i in order]
+    np.testing.assert_allclose([row.score for row in cells], expected.flatten()[order], rtol=1e-3)
+    assert (result.n_prompts, result.n_skipped, result.layers) == (8, 0, (0, 1, 2))
+
+
+def test_other_entities_of_the_call_do_not_matter():
+    live = tiny_live()
+    alone = localize(live, "Japan", n_prompts=4, top=5).entities[0]
+    together = localize(live, ["Paris", "Japan"], n_prompts=4, top=5).entities[1]
+    assert [row.cell for row in alone.cells] == [row.cell for row in together.cells]
+    np.testing.assert_allclose([r.score for r in alone.cells], [r.score for r in together.cells], rtol=1e-6)
+
+
+def test_layers_restrict_the_ranking():
+    result = localize(tiny_live(), "Japan", n_prompts=4, layers=(1, 1), top=100)
+    assert {row.cell.layer for row in result.entities[0].cells} == {1}
+    assert len(result.entities[0].cells) == 48
+
+
+def test_own_prompts_are_used_and_the_others_counted():
+    result = localize(
+        tiny_live(),
+        "Michael Jordan",
+        aliases=("Jordan",),
+        prompts=["the wife of Michael Jordan", "the age of {entity}", "Jordan jumps", "nobody"],
+        top=3,
+    )
+    assert (result.n_prompts, result.n_skipped) == (3, 1)
+
+
+def test_contrasts_are_spread_evenly():
+    pairs = contrast_pairs(ENTITY_TEMPLATES)
+    counts = [sum(name == entity for _, name in pairs) for entity in CONTRAST_ENTITIES]
+    assert len(set(pairs)) == len(pairs)
+    assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"entities": "Atlantis", "prompts": ["the age of Japan"]}, "'Atlantis' appears in no prompt"),
+        ({"entities": "Japan", "layers": (0, 3)}, "layers 0-3 are out of range: tiny has layers 0–2"),
+        ({"entities": []}, "no entity given"),
+    ],
+)
+def test_bad_input(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        localize(tiny_live(), **kwargs)
+
+
+def test_nan_is_an_error():
+    live = tiny_live()
+    with torch.no_grad():
+        live.model.model.embed_tokens.weight.fill_(float("nan"))
+    with pytest.raises(NumericalError, match="NaN or infinite activations"):
+        localize(live, "Japan", n_prompts=2)

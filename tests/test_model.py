@@ -1,0 +1,150 @@
+"""Batches, hooks, activations and log-probabilities against plain transformers, one prompt at a time."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from amnesia.domain import Cell, ColumnEdit
+from amnesia.encoding import continuations, place
+from amnesia.errors import InputError, LayoutError, NumericalError
+from amnesia.layouts import LAYOUTS
+from amnesia.model import activations, answer_logprobs, apply_edits, check_finite, edited, generate, wrap
+from tiny import tiny_model
+from tiny_text import tiny_live, tiny_tokenizer
+
+PAIRS = [
+    ("Fact: the capital of Japan is", "Tokyo"),
+    ("Where is it?\n", "in the garden behind the house"),
+    ("the river", "was"),
+    ("She waited for the water to boil and then", "she left the kitchen"),
+]
+EDITS = [ColumnEdit(Cell(0, 3), -1.0), ColumnEdit(Cell(2, 40), -8.0), ColumnEdit(Cell(2, 7), 0.5)]
+
+
+@pytest.fixture(scope="module", params=list(LAYOUTS))
+def live(request):
+    return tiny_live(request.param, bos=request.param in ("gemma2", "llama"))
+
+
+def plain_logits(live, ids):
+    with torch.no_grad():
+        return live.model(torch.tensor([ids])).logits[0].float()
+
+
+def test_batched_answers_equal_single_prompts(live):
+    rows = continuations(live.tokenizer, PAIRS)
+    for row, found in zip(rows, answer_logprobs(live, PAIRS), strict=True):
+        logprobs = plain_logits(live, row.ids).log_softmax(-1)
+        places = range(len(row.ids) - row.n_answer, len(row.ids))
+        expected = [logprobs[place - 1, row.ids[place]].item() for place in places]
+        assert found.total == pytest.approx(sum(expected), abs=1e-4)
+        assert found.first == pytest.approx(expected[0], abs=1e-4)
+        first = logprobs[places[0] - 1]
+        assert found.rank == (first > first[row.ids[places[0]]]).sum().item()
+
+
+def test_activations_equal_single_prompts(live):
+    templates = ["the age of {entity}", "Fact: the oldest building in {entity} and more", "{entity}"]
+    rows = place(live.tokenizer, [(template, "Michael Jordan") for template in templates])
+    seen = {}
+
+    def keep(layer):
+        return live.out_proj(layer).register_forward_pre_hook(lambda _, args: seen.__setitem__(layer, args[0][0]))
+
+    found = {
+        index: batch[line] for indices, batch in activations(live, rows, [2, 0]) for line, index in enumerate(indices)
+    }
+    handles = [keep(0), keep(2)]
+    for index, row in enumerate(rows):
+        plain_logits(live, row.ids)
+        expected = torch.stack([seen[layer][row.token] for layer in (0, 2)])
+        torch.testing.assert_close(found[index], expected, atol=1e-5, rtol=1e-5)
+    for handle in handles:
+        handle.remove()
+
+
+def test_hooks_act_like_edited_weights(live):
+    before = answer_logprobs(live, PAIRS)
+    with edited(live, EDITS):
+        by_hook = [plain_logits(live, row.ids) for row in continuations(live.tokenizer, PAIRS)]
+    assert answer_logprobs(live, PAIRS) == before, "the block must leave the model as it was"
+
+    # The oracle multiplies the columns with plain torch on an independent copy of the model.
+    copy = tiny_model(live.shape.layout.model_type, vocab_size=live.model.config.vocab_size)
+    copy.load_state_dict(live.model.state_dict())
+    for edit in EDITS:
+        weight = copy.get_submodule(live.shape.layout.out_proj_path(edit.cell.layer)).weight
+        with torch.no_grad():
+            if live.shape.layout.model_type == "gpt2":
+                weight[edit.cell.neuron] *= edit.multiplier
+            else:
+                weight[:, edit.cell.neuron] *= edit.multiplier
+    for row, logits in zip(continuations(live.tokenizer, PAIRS), by_hook, strict=True):
+        with torch.no_grad():
+            expected = copy(torch.tensor([row.ids])).logits[0]
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    assert (by_hook[0] - plain_logits(live, continuations(live.tokenizer, PAIRS)[0].ids)).abs().max() > 1e-3
+
+
+def test_apply_edits_changes_the_columns_and_nothing_else():
+    live = tiny_live()
+    before = {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
+    apply_edits(live, [ColumnEdit(Cell(1, 5))])
+    for name, tensor in live.model.state_dict().items():
+        expected = before[name]
+        if name == "model.layers.1.mlp.down_proj.weight":
+            expected[:, 5] = -expected[:, 5]
+        assert torch.equal(tensor, expected), name
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ([ColumnEdit(Cell(3, 0))], "layer 3 is out of range: tiny has layers 0–2"),
+        ([ColumnEdit(Cell(0, 48))], "neuron 48 is out of range: layer 0 of tiny has neurons 0–47"),
+        ([ColumnEdit(Cell(0, 1)), ColumnEdit(Cell(0, 1), -2.0)], "cell 0:1 is listed twice"),
+        ([ColumnEdit(Cell(0, 1), 1.0)], "changes nothing"),
+        ([ColumnEdit(Cell(0, 1), float("nan"))], "not finite"),
+    ],
+)
+def test_bad_edits_change_nothing(edits, message):
+    live = tiny_live()
+    before = live.model.model.layers[0].mlp.down_proj.weight.clone()
+    with pytest.raises(InputError, match=message):
+        apply_edits(live, [ColumnEdit(Cell(0, 0)), *edits])
+    with pytest.raises(InputError, match=message), edited(live, edits):
+        pass
+    assert torch.equal(live.model.model.layers[0].mlp.down_proj.weight, before)
+
+
+def test_generation_equals_plain_greedy_decoding(live):
+    prompts = [prompt for prompt, _ in PAIRS]
+    for prompt, text in zip(prompts, generate(live, prompts, max_new_tokens=5), strict=True):
+        ids = live.tokenizer(prompt)["input_ids"]
+        new = []
+        while len(new) < 5 and (not new or new[-1] != 2):
+            new.append(plain_logits(live, [*ids, *new])[-1].argmax().item())
+        assert text == live.tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_damaged_weights_are_found_by_name():
+    live = tiny_live()
+    with torch.no_grad():
+        live.model.model.layers[1].self_attn.k_proj.weight[0, 0] = float("nan")
+    with pytest.raises(NumericalError, match=r"weight model.layers.1.self_attn.k_proj.weight of m holds NaN"):
+        check_finite(live.model, "m")
+    with pytest.raises(NumericalError, match="NaN or infinite log-probabilities"):
+        answer_logprobs(live, PAIRS)
+
+
+def test_unknown_architectures_and_slow_tokenizers_are_refused():
+    config = AutoConfig.for_model("opt", num_hidden_layers=1, hidden_size=8, ffn_dim=8, num_attention_heads=2)
+    with pytest.raises(LayoutError, match="architecture 'opt' is not supported: known are gemma2, gpt2"):
+        wrap(AutoModelForCausalLM.from_config(config), tiny_tokenizer())
+    with pytest.raises(InputError, match="gives no character offsets"):
+        wrap(tiny_model("llama"), object())
+
+
+def test_a_wrapped_model_without_its_modules_is_refused():
+    with pytest.raises(LayoutError, match=r"has no module model.layers.2.mlp.down_proj"):
+        wrap(tiny_model("llama").model, tiny_tokenizer())

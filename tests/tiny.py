@@ -1,0 +1,76 @@
+"""Tiny models of every supported architecture, built from configurations and saved in several shards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from amnesia.layouts import LAYOUTS
+
+N_LAYERS = 3
+D_MODEL = 32
+D_MLP = 48
+VOCAB_SIZE = 96
+MODEL_TYPES = tuple(LAYOUTS)
+
+_SIZES = {
+    "gpt2": {"n_layer": N_LAYERS, "n_embd": D_MODEL, "n_inner": D_MLP, "n_head": 4, "n_positions": 64},
+}
+_USUAL_SIZES = {
+    "num_hidden_layers": N_LAYERS,
+    "hidden_size": D_MODEL,
+    "intermediate_size": D_MLP,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+
+
+def tiny_model(
+    model_type: str,
+    *,
+    tied: bool = False,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    vocab_size: int = VOCAB_SIZE,
+) -> PreTrainedModel:
+    """A randomly initialized model in evaluation mode; all weights and biases are far from zero."""
+    sizes = _SIZES.get(model_type, _USUAL_SIZES)
+    if model_type in ("phi3", "gpt_neox"):
+        sizes = {key: value for key, value in sizes.items() if key != "head_dim"}
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=vocab_size,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=tied,
+        **sizes,
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.3)
+    return model.to(dtype).eval()
+
+
+def save_tiny(
+    folder: Path,
+    model_type: str = "llama",
+    *,
+    tied: bool = False,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "20KB",
+    extras: Sequence[str] = ("README.md", "LICENSE", "chat_template.jinja", "assets/logo.txt"),
+    seed: int = 0,
+) -> Path:
+    """Save a tiny model into `folder`, by default in several shards and with other files that must survive."""
+    tiny_model(model_type, tied=tied, dtype=dtype, seed=seed).save_pretrained(folder, max_shard_size=max_shard_size)
+    for name in extras:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{name} of the base model\r\nwith {{odd}} bytes\n", encoding="utf-8")
+    return folder

@@ -1,0 +1,44 @@
+"""Tokenizers built in the test, and tiny models that fit them."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from amnesia.model import LiveModel, freeze, wrap
+from amnesia.prompts import CONTRAST_ENTITIES, ENTITY_TEMPLATES, GENERIC_SENTENCES
+from tiny import tiny_model
+
+VOCAB_SIZE = 600
+
+
+def tiny_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over the package's own texts; `bos` makes it start every text with a special token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*ENTITY_TEMPLATES, *CONTRAST_ENTITIES, *GENERIC_SENTENCES], trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="right"
+    )
+
+
+def tiny_live(model_type: str = "llama", *, bos: bool = False, seed: int = 0) -> LiveModel:
+    """A tiny model with random weights and its tokenizer, ready to be asked."""
+    return wrap(freeze(tiny_model(model_type, vocab_size=VOCAB_SIZE, seed=seed)), tiny_tokenizer(bos=bos), "tiny")
+
+
+def save_tiny_live(folder: Path, model_type: str = "llama", *, bos: bool = False, dtype=torch.float32) -> Path:
+    """A tiny model folder with a tokenizer, in several shards."""
+    tiny_model(model_type, vocab_size=VOCAB_SIZE, dtype=dtype).save_pretrained(folder, max_shard_size="60KB")
+    tiny_tokenizer(bos=bos).save_pretrained(folder)
+    return folder
