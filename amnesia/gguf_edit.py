@@ -1,0 +1,256 @@
+"""Edits of GGUF files: copies in which nothing but the scales of some rows is patched.
+
+A row of `ffn_up` is a run of whole blocks, so that multiplying its scales multiplies the row exactly, whereas a column
+of `ffn_down` shares every block with its neighbours. Files are copied and patched, never written anew: size, order,
+metadata and padding stay what they are. Memory grows with the number of edited rows, not with the file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from amnesia.arithmetic import inverse_multiplier
+from amnesia.checkpoint import BASE_FOLDER, UNDO_NAME, undo_key
+from amnesia.domain import ColumnEdit, check_edits
+from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError
+from amnesia.files import copy_file, hash_file, list_files, read_exactly, write_exactly
+from amnesia.gguf_blocks import scale_row, scales_of
+from amnesia.gguf_file import GgufFile, GgufModel, GgufTensor, read_model
+from amnesia.gguf_layout import GgufShape, check_sizes, find_up, gguf_shape
+from amnesia.manifest import MANIFEST_NAME, Base, BaseFile, EntityEdits, Manifest, TensorEdit, join_edits, read_manifest
+from amnesia.safetensors_file import NewTensor, new_file
+
+
+@dataclass(frozen=True)
+class UpRow:
+    """One row of `ffn_up`: its tensor and file, and its index there."""
+
+    file: GgufFile
+    tensor: GgufTensor
+    index: int
+
+    @property
+    def offset(self) -> int:
+        """Where the row starts, in bytes from the start of the file."""
+        return self.tensor.offset + self.index * self.tensor.row_bytes
+
+    def read(self) -> bytes:
+        """The row's bytes as they are on disk."""
+        with self.file.path.open("rb") as stream:
+            return read_exactly(stream.fileno(), self.tensor.row_bytes, self.offset, str(self.file.path))
+
+    def scale(self, content: bytes, multiplier: float) -> bytes:
+        """`content`, bytes of this row, multiplied; raises as `scale_row` does."""
+        what = f"row {self.index} of {self.tensor.name} in {self.file.path.name}"
+        return scale_row(scales_of(self.tensor.tensor_type, self.tensor.name), content, multiplier, what)
+
+
+@dataclass(frozen=True)
+class RowEdit:
+    """A row, what multiplies it, and its bytes before and after."""
+
+    row: UpRow
+    multiplier: float
+    before: bytes
+    after: bytes
+
+
+def write_edited_gguf(
+    source: Path,
+    edits: Sequence[ColumnEdit],
+    folder: Path,
+    *,
+    entity: str,
+    base_id: str,
+    revision: str | None,
+    also: Sequence[EntityEdits] = (),
+    recipe_text: str | None = None,
+    link: bool = False,
+    allow_overlap: bool = False,
+    expected: tuple[int, int, int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Write the edited model under its own file names into the empty `folder`, all but the manifest, which it returns.
+
+    `source` is the file, or any part of a split model. `also` are edits for further entities. `link` hard-links the
+    parts that the edit does not touch. `expected` is (n_layers, d_model, d_mlp) of the model that the edit was made
+    for. `progress` is called with the bytes written so far and in all. If `source` is itself such an output, its
+    manifest and the rows that it saved are kept in `amnesia-base/`.
+
+    The caller writes the manifest last, inside `files.staged_output`. Raises CheckpointError for files that cannot be
+    edited exactly, NumericalError for rows that hold NaN or infinity, InputError for cells that do not exist, that two
+    entities share or that are edited already, OutputError when writing fails. Everything is checked before anything is
+    written.
+    """
+    groups = (EntityEdits(entity, tuple(edits)), *also)
+    model = read_model(source)
+    stamps = [_stamp(file.path) for file in model.files]
+    shape = gguf_shape(model)
+    if expected is not None:
+        check_sizes(source.name, shape, expected)
+    previous = _previous(model)
+    if previous is not None and not allow_overlap:
+        _check_earlier(previous, groups)
+    rows = _plan(model, shape, groups, allow_overlap)
+    saved = [_saved(edit) for edit in rows if not _is_reversible(edit)]
+    if any(folder.iterdir()):
+        raise OutputError(f"{folder} is not empty: give an empty folder")
+
+    base_files: list[BaseFile] = []
+    tensors: list[TensorEdit] = []
+    total = sum(file.size for file in model.files)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    for file in model.files:
+        patches = [edit for edit in rows if edit.row.file is file]
+        output = folder / file.path.name
+        before = done
+        if patches:
+            # Hashing reads what copying has just read, so that both at once cost little more than one.
+            with ThreadPoolExecutor(1) as worker:
+                digest = worker.submit(hash_file, file.path)
+                copy_file(file.path, output, advance=advance)
+                base_files.append(BaseFile(file.path.name, file.size, digest.result()))
+            patch_file(output, {edit.row.offset: edit.after for edit in patches})
+            tensors.extend(_tensor_edits(patches, output))
+        else:
+            copy_file(file.path, output, link=link, advance=advance)
+        advance(file.size - (done - before))  # Links and shared disk blocks arrive all at once.
+    if stamps != [_stamp(file.path) for file in model.files]:
+        raise CheckpointError(f"{source} changed while it was copied: wait until nothing writes to it, then repeat")
+    replaced = () if previous is None else _own_files(source.parent)
+    for name in replaced:
+        copy_file(source.parent / name, folder / BASE_FOLDER / name)
+    if saved:
+        _write_new(folder / UNDO_NAME, saved)
+    return Manifest(
+        format="gguf",
+        base=Base(base_id, revision, tuple(base_files)),
+        edits=groups,
+        tensors=tuple(tensors),
+        undo=UNDO_NAME if saved else None,
+        added=(UNDO_NAME,) if saved else (),
+        replaced=replaced,
+        recipe=recipe_text,
+        previous=previous,
+    )
+
+
+def patch_file(path: Path, patches: Mapping[int, bytes]) -> None:
+    """Overwrite bytes of an existing file: offset → content. Raises OutputError."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            for offset, content in patches.items():
+                write_exactly(descriptor, content, offset)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}): free space or choose another disk") from error
+
+
+def _plan(model: GgufModel, shape: GgufShape, groups: Sequence[EntityEdits], allow_overlap: bool) -> list[RowEdit]:
+    """The rows to change, in the order of files and of bytes; reads nothing but these rows."""
+    total = join_edits(groups, allow_overlap=allow_overlap)
+    name = model.files[0].path.name
+    cells = check_edits([ColumnEdit(*item) for item in total.items()], shape.n_layers, shape.d_mlp, name)
+    rows = []
+    for cell_edit in cells:
+        file, tensor = find_up(model, shape, cell_edit.cell.layer)
+        row = UpRow(file, tensor, shape.first_row + cell_edit.cell.neuron)
+        before = row.read()
+        rows.append(RowEdit(row, cell_edit.multiplier, before, row.scale(before, cell_edit.multiplier)))
+    return sorted(rows, key=lambda edit: (edit.row.file.path.name, edit.row.offset))
+
+
+def _previous(model: GgufModel) -> Manifest | None:
+    """The manifest beside a model that is itself an output, after checking that it describes these very bytes."""
+    folder, names = model.files[0].path.parent, {file.path.name for file in model.files}
+    if not (folder / MANIFEST_NAME).exists():
+        return None
+    manifest = read_manifest(folder)
+    if manifest.format != "gguf" or not names & {file.file for file in manifest.base.files}:
+        return None  # It describes other files of this folder.
+    for entry in manifest.tensors:
+        found = model.find(entry.name)
+        if found is None or hash_file(found[0].path, found[1].offset, found[1].n_bytes) != entry.after:
+            raise CheckpointError(
+                f"{folder / MANIFEST_NAME} declares an edit of {entry.name}, but the tensor has other bytes: "
+                f"move {min(names)} to a folder of its own, or write the earlier edit again"
+            )
+    return manifest
+
+
+def _check_earlier(previous: Manifest, groups: Sequence[EntityEdits]) -> None:
+    """Raises InputError for a cell that an earlier edit of this file has changed."""
+    owners = {edit.cell: group.entity for step in previous.history() for group in step.edits for edit in group.edits}
+    for group in groups:
+        for edit in group.edits:
+            if edit.cell in owners:
+                raise InputError(
+                    f"cell {edit.cell} is edited for {group.entity!r}, but this file already has it edited for "
+                    f"{owners[edit.cell]!r}: undo that first, choose another cell, or allow the overlap"
+                )
+
+
+def _own_files(folder: Path) -> tuple[str, ...]:
+    """What earlier edits left in `folder` beside the model: manifest, saved rows, and the same of edits before."""
+    return tuple(
+        name for name in list_files(folder) if name in (MANIFEST_NAME, UNDO_NAME) or name.split("/")[0] == BASE_FOLDER
+    )
+
+
+def _is_reversible(edit: RowEdit) -> bool:
+    """Whether the inverse multiplier gives back every bit of the original row."""
+    inverse = inverse_multiplier(edit.multiplier)
+    if inverse is None:
+        return False
+    try:
+        return edit.row.scale(edit.after, inverse) == edit.before
+    except NumericalError:
+        return False  # A number that was rounded up can overflow on the way back.
+
+
+def _saved(edit: RowEdit) -> NewTensor:
+    """The original row as a tensor of bytes."""
+    name = undo_key(edit.row.tensor.name, edit.row.index)
+    return NewTensor(name, "U8", (edit.row.tensor.row_bytes,), (edit.before,))
+
+
+def _tensor_edits(edits: Sequence[RowEdit], output: Path) -> Iterator[TensorEdit]:
+    for tensor, group in itertools.groupby(edits, key=lambda edit: edit.row.tensor):
+        members = list(group)
+        yield TensorEdit(
+            name=tensor.name,
+            file=output.name,
+            axis=0,
+            indices=tuple(edit.row.index for edit in members),
+            multipliers=tuple(edit.multiplier for edit in members),
+            before=hash_file(members[0].row.file.path, tensor.offset, tensor.n_bytes),
+            after=hash_file(output, tensor.offset, tensor.n_bytes),
+        )
+
+
+def _write_new(path: Path, tensors: Sequence[NewTensor]) -> None:
+    try:
+        with path.open("xb") as file:
+            file.writelines(new_file(tensors))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}): free space or choose another disk") from error
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of the last change."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

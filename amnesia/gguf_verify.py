@@ -1,0 +1,217 @@
+"""The proof that an edited GGUF differs from its base as declared, and the way back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from amnesia.arithmetic import inverse_multiplier
+from amnesia.checkpoint import BASE_FOLDER, undo_key
+from amnesia.domain import ColumnEdit, check_edits
+from amnesia.errors import CheckpointError, InputError, NumericalError, VerificationError
+from amnesia.files import BLOCK, copy_file, hash_file, read_exactly
+from amnesia.gguf_edit import RowEdit, UpRow, patch_file
+from amnesia.gguf_file import GgufModel, read_model
+from amnesia.gguf_layout import find_up, gguf_shape
+from amnesia.manifest import MANIFEST_NAME, Manifest, TensorEdit, join_edits, read_manifest
+from amnesia.safetensors_file import SafetensorsHeader, read_header
+
+
+def verify_gguf(folder: Path, base: Path | None = None) -> Manifest:
+    """Prove that the GGUF output in `folder` differs from its base in the declared rows, by the declared multipliers.
+
+    Rows: multiplying the original rows gives the present ones. Everything else: each edited file with its original
+    rows put back has the sha256 of the source. With `base` (the source, any part of it, or its folder) every byte of
+    every part is compared as well; without it, parts that the edit did not touch are only checked for consistency.
+
+    Returns the manifest. Raises VerificationError that names the first difference.
+    """
+    with _as_verification_error():
+        manifest, model = _read_output(folder)
+        edits = _declared_edits(folder, model, manifest)
+        origin = None if base is None else _base_files(base, model)
+        for edit in edits:
+            if edit.row.scale(edit.before, edit.multiplier) != edit.after:
+                raise VerificationError(
+                    f"row {edit.row.index} of {edit.row.tensor.name} in {folder} is not {edit.multiplier:g} times its "
+                    "original: the output is damaged, write it again"
+                )
+        for entry in manifest.tensors:
+            _check_tensor(model, entry, edits)
+        hashes = {file.file: file.sha256 for file in manifest.base.files}
+        for file in model.files:
+            name = file.path.name
+            if name in hashes or origin is not None:
+                _check_file(file.path, _originals(edits, name), hashes.get(name), origin and origin[name])
+    return manifest
+
+
+def undo_gguf(folder: Path, target: Path) -> Manifest:
+    """Write the files from before the edit into the existing empty folder `target`, bit for bit.
+
+    If they were the output of an earlier edit, its manifest comes back too, last. Returns the manifest of `folder`.
+    Raises VerificationError when the output in `folder` is damaged, so that the result would not be the source.
+    """
+    with _as_verification_error():
+        manifest, model = _read_output(folder)
+        edits = _declared_edits(folder, model, manifest)
+    for part in model.files:
+        copy_file(part.path, target / part.path.name)
+    for file in manifest.base.files:
+        patch_file(target / file.file, _originals(edits, file.file))
+        if hash_file(target / file.file) != file.sha256:
+            raise VerificationError(
+                f"{folder / file.file} with its rows put back is not the file that was edited: "
+                "the output was changed since; use the base model"
+            )
+    for name in sorted(manifest.replaced, key=lambda name: name == MANIFEST_NAME):
+        kept = folder / BASE_FOLDER / name
+        if not kept.is_file():
+            raise VerificationError(f"{kept} is missing, which {MANIFEST_NAME} lists: the output is damaged")
+        copy_file(kept, target / name)
+    return manifest
+
+
+def _read_output(folder: Path) -> tuple[Manifest, GgufModel]:
+    """The manifest and the model that it describes, after checking that the model has the files that it lists."""
+    manifest = read_manifest(folder)
+    if manifest.format != "gguf":
+        raise VerificationError(f"{folder} holds an output of format {manifest.format}: expected gguf")
+    model = read_model(folder / manifest.base.files[0].file)
+    sizes = {file.path.name: file.size for file in model.files}
+    for file in manifest.base.files:
+        if sizes.get(file.file) != file.size or file.scope != "file":
+            raise VerificationError(
+                f"{MANIFEST_NAME} lists {file.file} with {file.size} bytes, {folder} has {sizes.get(file.file)}: "
+                "the output is damaged, write it again"
+            )
+    return manifest, model
+
+
+def _declared_edits(folder: Path, model: GgufModel, manifest: Manifest) -> list[RowEdit]:
+    """The rows that the manifest declares, present and original, after checking that its parts agree."""
+    shape = gguf_shape(model)
+    declared: dict[tuple[str, str, int, int], float] = {}
+    rows: list[tuple[UpRow, float]] = []
+    for cell, multiplier in join_edits(manifest.edits, allow_overlap=True).items():
+        check_edits([ColumnEdit(cell, multiplier)], shape.n_layers, shape.d_mlp, model.files[0].path.name)
+        file, tensor = find_up(model, shape, cell.layer)
+        row = UpRow(file, tensor, shape.first_row + cell.neuron)
+        declared[tensor.name, file.path.name, 0, row.index] = multiplier
+        rows.append((row, multiplier))
+    listed = {
+        (entry.name, entry.file, entry.axis, index): multiplier
+        for entry in manifest.tensors
+        for index, multiplier in zip(entry.indices, entry.multipliers, strict=True)
+    }
+    if declared != listed:
+        raise VerificationError(f"{MANIFEST_NAME} in {folder} lists other rows than its edits: the output is damaged")
+    saved = None if manifest.undo is None else read_header(folder / manifest.undo)
+    edits = []
+    for row, multiplier in rows:
+        after = row.read()
+        before = None if saved is None else _saved_row(saved, row)
+        edits.append(RowEdit(row, multiplier, _invert(row, after, multiplier) if before is None else before, after))
+    return edits
+
+
+def _saved_row(saved: SafetensorsHeader, row: UpRow) -> bytes | None:
+    """The original bytes of a row, or None if it was not saved because it can be computed."""
+    tensor = saved.tensors.get(undo_key(row.tensor.name, row.index))
+    if tensor is None:
+        return None
+    if (tensor.dtype, tensor.shape) != ("U8", (row.tensor.row_bytes,)):
+        raise VerificationError(f"{saved.path} holds {tensor.name} in an unexpected form: use the base model")
+    with saved.path.open("rb") as stream:
+        return read_exactly(stream.fileno(), tensor.size, tensor.offset, str(saved.path))
+
+
+def _invert(row: UpRow, content: bytes, multiplier: float) -> bytes:
+    inverse = inverse_multiplier(multiplier)
+    if inverse is None:
+        raise VerificationError(
+            f"the original of row {row.index} of {row.tensor.name} was not saved and cannot be computed for multiplier "
+            f"{multiplier:g}: the output is damaged, use the base model"
+        )
+    return row.scale(content, inverse)
+
+
+def _base_files(base: Path, model: GgufModel) -> dict[str, Path]:
+    """The files of the base model by name, which must be those of the output."""
+    names = [file.path.name for file in model.files]
+    path = base / names[0] if base.is_dir() else base
+    found = {file.path.name: file.path for file in read_model(path).files}
+    if sorted(found) != sorted(names):
+        raise VerificationError(f"{base} holds {min(found)}, the output {names[0]}: give the model that was edited")
+    return found
+
+
+def _originals(edits: list[RowEdit], file_name: str) -> dict[int, bytes]:
+    """Offset → original bytes of the edited rows of one file."""
+    return {edit.row.offset: edit.before for edit in edits if edit.row.file.path.name == file_name}
+
+
+def _check_tensor(model: GgufModel, entry: TensorEdit, edits: list[RowEdit]) -> None:
+    found = model.find(entry.name)
+    assert found is not None, "the names were compared with those of the model"
+    file, tensor = found
+    for when, patches in (("after", {}), ("before", _originals(edits, entry.file))):
+        digest = hashlib.sha256()
+        for block in _blocks(file.path, patches, tensor.offset, tensor.n_bytes):
+            digest.update(block)
+        if digest.hexdigest() != getattr(entry, when):
+            raise VerificationError(
+                f"{file.path}: tensor {entry.name} does not have the sha256 {when} the edit that {MANIFEST_NAME} "
+                "declares: the file was changed, write it again"
+            )
+
+
+def _check_file(path: Path, originals: Mapping[int, bytes], sha256: str | None, base: Path | None) -> None:
+    """Check a file with its original rows put back against the hash of the source and against the source itself."""
+    size = path.stat().st_size
+    if base is not None and base.stat().st_size != size:
+        raise VerificationError(
+            f"{path} has {size} bytes, {base} {base.stat().st_size}: give the model that was edited"
+        )
+    digest = hashlib.sha256()
+    sources = None if base is None else _blocks(base, {}, 0, size)
+    position = 0
+    for restored in _blocks(path, originals, 0, size):
+        digest.update(restored)
+        source = restored if sources is None else next(sources)
+        if restored != source:
+            place = next(place for place, pair in enumerate(zip(restored, source, strict=True)) if pair[0] != pair[1])
+            raise VerificationError(
+                f"{path} differs from {base} at byte {position + place}, which the edit does not explain: "
+                "the output is damaged, or this is not its base"
+            )
+        position += len(restored)
+    if sha256 is not None and digest.hexdigest() != sha256:
+        raise VerificationError(
+            f"{path} differs from its source outside of the declared rows: the output is damaged, write it again"
+        )
+
+
+def _blocks(path: Path, patches: Mapping[int, bytes], offset: int, size: int) -> Iterator[bytes]:
+    """`size` bytes of a file from `offset`, block by block, with `patches` (offset → content) applied."""
+    end = offset + size
+    with path.open("rb") as stream:
+        while offset < end:
+            block = bytearray(read_exactly(stream.fileno(), min(BLOCK, end - offset), offset, str(path)))
+            for start, content in patches.items():
+                low, high = max(start, offset), min(start + len(content), offset + len(block))
+                if low < high:
+                    block[low - offset : high - offset] = content[low - start : high - start]
+            yield bytes(block)
+            offset += len(block)
+
+
+@contextmanager
+def _as_verification_error() -> Iterator[None]:
+    """What makes a source unfit makes an output invalid."""
+    try:
+        yield
+    except (CheckpointError, InputError, NumericalError) as error:
+        raise VerificationError(str(error)) from error

@@ -1,0 +1,135 @@
+"""Small GGUF files for tests, written by the `gguf` package, and random blocks of any tensor type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFWriter, get_tensor_name_map
+from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from transformers import PreTrainedModel
+
+# Rows of 256 values hold whole blocks of every type.
+D_MODEL, D_MLP, N_LAYERS = 256, 12, 2
+
+MODEL_ARCH_BY_NAME = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}
+QUANTIZABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0")
+
+
+def random_rows(tensor_type: GGMLQuantizationType, n_rows: int, n_columns: int, seed: int) -> np.ndarray:
+    """Rows of valid data with finite values: uint8 of shape (n_rows, row_bytes).
+
+    Quantized from normal numbers where the package can, else random bytes. Blocks that dequantize to something that
+    is not finite or has no size are drawn again, so that this does not need to know where the scales are.
+    """
+    rng = np.random.default_rng(seed)
+    block_size, block_bytes = GGML_QUANT_SIZES[tensor_type]
+    if tensor_type.name in QUANTIZABLE:
+        numbers = rng.normal(size=(n_rows, n_columns)).astype(np.float32)
+        return quantize(numbers, tensor_type).view(np.uint8).reshape(n_rows, -1)
+    blocks = np.zeros((n_rows * n_columns // block_size, block_bytes), dtype=np.uint8)
+    bad = np.ones(len(blocks), dtype=bool)
+    while bad.any():
+        blocks[bad] = rng.integers(0, 256, size=(int(bad.sum()), block_bytes), dtype=np.uint8)
+        with np.errstate(all="ignore"):
+            size = np.abs(dequantize(blocks, tensor_type)).max(axis=1)
+        bad = ~((size > 1e-2) & (size < 1e4))
+    return blocks.reshape(n_rows, -1)
+
+
+def write_gguf(
+    path: Path,
+    ffn_up: GGMLQuantizationType = GGMLQuantizationType.F32,
+    *,
+    arch: str = "llama",
+    metadata: Mapping[str, int] | None = None,
+    extra: Mapping[str, np.ndarray] | None = None,
+    omit: tuple[str, ...] = (),
+    parts: int = 1,
+    n_rows: int = D_MLP,
+    general_type: str | None = "model",
+) -> Path:
+    """A file with the MLP tensors of a model of `arch`, in `parts` parts; returns the path of the first.
+
+    `metadata` overrides sizes, `extra` adds F32 tensors, `omit` leaves tensors out.
+    """
+    writer = GGUFWriter(path, arch, split_max_tensors=-(-(N_LAYERS * 4 + 1) // parts) if parts > 1 else 0)
+    if general_type is not None:
+        writer.add_type(general_type)
+    sizes = {"embedding_length": D_MODEL, "feed_forward_length": D_MLP, "block_count": N_LAYERS, **(metadata or {})}
+    for key, value in sizes.items():
+        writer.add_uint32(f"{arch}.{key}", value)
+    writer.add_array("tokenizer.ggml.tokens", [f"token{index}" for index in range(50)])
+    writer.add_string("tokenizer.chat_template", "x" * 5000)
+    rng = np.random.default_rng(7)
+    tensors = {"token_embd.weight": rng.normal(size=(50, D_MODEL)).astype(np.float32)}
+    for layer in range(N_LAYERS):
+        tensors[f"blk.{layer}.ffn_norm.weight"] = rng.normal(size=D_MODEL).astype(np.float32)
+        tensors[f"blk.{layer}.ffn_gate.weight"] = rng.normal(size=(D_MLP, D_MODEL)).astype(np.float32)
+        tensors[f"blk.{layer}.ffn_down.weight"] = rng.normal(size=(D_MODEL, D_MLP)).astype(np.float32)
+        up = f"blk.{layer}.ffn_up.weight"
+        if up not in omit:
+            writer.add_tensor(up, random_rows(ffn_up, n_rows, D_MODEL, seed=layer), raw_dtype=ffn_up)
+    for name, values in {**tensors, **(extra or {})}.items():
+        if name not in omit:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return min(path.parent.glob(f"{path.stem}*.gguf"))
+
+
+def _start(path: Path, model: PreTrainedModel, arch: str) -> GGUFWriter:
+    config = model.config
+    writer = GGUFWriter(path, arch)
+    writer.add_type("model")
+    writer.add_name(f"tiny {arch}")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    return writer
+
+
+def _finish(writer: GGUFWriter, path: Path, model: PreTrainedModel, tensor_type: GGMLQuantizationType) -> Path:
+    names = get_tensor_name_map(MODEL_ARCH_BY_NAME[writer.arch], model.config.num_hidden_layers)
+    heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
+        values = tensor.float().numpy()
+        n_heads = heads.get(name.split(".")[-2]) if writer.arch == "llama" else None
+        if n_heads is not None:
+            # Llama files interleave the two halves of each head, for the other convention of rotary embeddings.
+            values = values.reshape(n_heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        kind = tensor_type if values.ndim == 2 else GGMLQuantizationType.F32
+        target = names.get_name(name, try_suffixes=(".weight",))
+        data = quantize(np.ascontiguousarray(values), kind) if values.shape[-1] % 32 == 0 else values
+        writer.add_tensor(target, data, raw_dtype=kind if values.shape[-1] % 32 == 0 else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def llama_gguf(
+    path: Path, model: PreTrainedModel, tensor_type: GGMLQuantizationType = GGMLQuantizationType.F32
+) -> Path:
+    """A tiny Llama model converted as llama.cpp does; rows that are no whole blocks stay F32."""
+    return _finish(_start(path, model, "llama"), path, model, tensor_type)
+
+
+def phi3_gguf(path: Path, model: PreTrainedModel) -> Path:
+    """A tiny Phi-3 model, whose `gate_up_proj` becomes one `ffn_up` of twice the rows, gate first."""
+    return _finish(_start(path, model, "phi3"), path, model, GGMLQuantizationType.F32)
