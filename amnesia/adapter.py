@@ -1,0 +1,231 @@
+"""The edit as a PEFT LoRA adapter, written without PEFT and without a model in memory.
+
+Multiplying column j of W by m adds (m − 1)·W[:, j] to it, a matrix of rank one. For each cell of a layer, row i of A is
+one-hot at the cell's neuron, and column i of B is (m − 1) times the column as it is stored. For m = −1 that is −2 times
+the column, which is exact in every floating point type, so merging gives exactly the edited weights.
+
+All layers get the same rank, padded with zeros, and `lora_alpha` equals it, because readers of adapters (llama.cpp,
+older vLLM) misread ranks that differ between layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from amnesia.checkpoint import CheckpointSource, TensorPlan, plan_edits, scale_vectors
+from amnesia.domain import ColumnEdit
+from amnesia.errors import CheckpointError, InputError, OutputError
+from amnesia.manifest import Base, BaseFile, EntityEdits, Manifest, TensorEdit
+from amnesia.safetensors_file import NewTensor, new_file, read_vectors
+
+# Ranks that PEFT, vLLM and llama.cpp all load.
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_NAME = "adapter_config.json"
+README_NAME = "README.md"
+KEY_PREFIX = "base_model.model."
+# The number 1 of every type that an adapter can have.
+_ONE: Mapping[str, bytes] = {
+    "F64": b"\x00\x00\x00\x00\x00\x00\xf0\x3f",
+    "F32": b"\x00\x00\x80\x3f",
+    "F16": b"\x00\x3c",
+    "BF16": b"\x80\x3f",
+}
+
+
+def adapter_rank(most_cells: int) -> int:
+    """The smallest rank with room for the layer with the most cells; raises InputError beyond 512."""
+    for rank in RANKS:
+        if most_cells <= rank:
+            return rank
+    raise InputError(
+        f"a layer has {most_cells} cells to edit: an adapter holds at most {RANKS[-1]} per layer; "
+        "edit fewer cells, or write the format safetensors"
+    )
+
+
+def write_adapter(
+    source: CheckpointSource,
+    edits: Sequence[ColumnEdit],
+    folder: Path,
+    *,
+    entity: str,
+    base_id: str,
+    revision: str | None,
+    also: Sequence[EntityEdits] = (),
+    recipe_text: str | None = None,
+    allow_overlap: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Write a LoRA adapter into the empty `folder`, everything but the manifest, and return the manifest.
+
+    Only the edited columns are read. `progress` is called with the layers written so far and in all. `also` are edits
+    for further entities.
+
+    Raises what `plan_edits` raises, InputError for more than 512 cells in a layer, CheckpointError for types that PEFT
+    cannot merge (8 bits), OutputError when `folder` is not empty, and NumericalError when a factor would overflow.
+    """
+    groups = (EntityEdits(entity, tuple(edits)), *also)
+    plans = plan_edits(source, groups, allow_overlap=allow_overlap)
+    rank = adapter_rank(max(len(plan.multipliers) for plan in plans))
+    _check_mergeable(plans)
+    if any(folder.iterdir()):
+        raise OutputError(f"{folder} is not empty: give an empty folder")
+
+    tensors: list[TensorEdit] = []
+
+    def record(edit: TensorEdit) -> None:
+        tensors.append(edit)
+        if progress is not None:
+            progress(len(tensors), len(plans))
+
+    try:
+        with (folder / WEIGHTS_NAME).open("xb") as file:
+            file.writelines(weights_blocks(source, plans, rank, record))
+        modules = target_modules(source, plans)
+        (folder / CONFIG_NAME).write_bytes(config_bytes(modules, plans[0].axis, rank, base_id, revision))
+        readme = _readme(", ".join(group.entity for group in groups), base_id)
+        (folder / README_NAME).write_text(readme, encoding="utf-8")
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"{folder} cannot be written ({error.strerror}): free space or choose another disk"
+        ) from error
+    return Manifest(
+        format="adapter",
+        base=Base(base_id, revision, base_files(source, plans)),
+        edits=groups,
+        tensors=tuple(tensors),
+        added=(README_NAME, CONFIG_NAME, WEIGHTS_NAME),
+        recipe=recipe_text,
+        previous=source.manifest,
+    )
+
+
+def _check_mergeable(plans: Sequence[TensorPlan]) -> None:
+    for plan in plans:
+        if plan.tensor.dtype not in _ONE:
+            raise CheckpointError(
+                f"tensor {plan.tensor.name} is stored as {plan.tensor.dtype}: PEFT cannot merge adapters of 8 bits; "
+                "write the format safetensors"
+            )
+
+
+def base_files(source: CheckpointSource, plans: Sequence[TensorPlan]) -> tuple[BaseFile, ...]:
+    """The touched shards with the hashes of their headers; an adapter must not read whole shards."""
+    rows = []
+    for name in sorted({plan.file for plan in plans}):
+        header = source.weights.headers[name]
+        rows.append(BaseFile(name, header.file_size, hashlib.sha256(header.content).hexdigest(), "header"))
+    return tuple(rows)
+
+
+def one_hot_rows(dtype: str, neurons: Sequence[int], rank: int, d_mlp: int) -> bytes:
+    """The factor A (rank, d_mlp): row i is 1 at `neurons[i]`, the rows beyond are zero."""
+    item = len(_ONE[dtype])
+    factor = bytearray(rank * d_mlp * item)
+    for place, neuron in enumerate(neurons):
+        start = (place * d_mlp + neuron) * item
+        factor[start : start + item] = _ONE[dtype]
+    return bytes(factor)
+
+
+def scaled_columns(source: CheckpointSource, plan: TensorPlan, rank: int) -> tuple[bytes, str]:
+    """The factor B (d_model, rank): column i is (m − 1) times the column of cell i; the columns beyond are zero.
+
+    Also returns the sha256 of the original columns. Raises NumericalError that names the tensor on overflow.
+    """
+    with (source.folder / plan.file).open("rb", buffering=0) as file:
+        columns = read_vectors(file.fileno(), plan.tensor, plan.axis, tuple(plan.multipliers))
+    before = hashlib.sha256(b"".join(columns.values())).hexdigest()
+    deltas = scale_vectors(columns, plan.tensor, {index: m - 1.0 for index, m in plan.multipliers.items()})
+    factor = np.zeros((plan.tensor.shape[1 - plan.axis], rank, plan.tensor.item_size), np.uint8)
+    for place, delta in enumerate(deltas.values()):
+        factor[:, place] = np.frombuffer(delta, np.uint8).reshape(-1, plan.tensor.item_size)
+    return factor.tobytes(), before
+
+
+def weights_blocks(
+    source: CheckpointSource, plans: Sequence[TensorPlan], rank: int, record: Callable[[TensorEdit], None]
+) -> Iterator[bytes]:
+    """The bytes of `adapter_model.safetensors`, one layer in memory at a time; `record` gets each layer's entry."""
+
+    def factors(plan: TensorPlan) -> tuple[NewTensor, NewTensor]:
+        path = KEY_PREFIX + source.shape.layout.out_proj_path(plan.layer)
+
+        def a() -> Iterator[bytes]:
+            yield one_hot_rows(plan.tensor.dtype, tuple(plan.multipliers), rank, plan.tensor.shape[plan.axis])
+
+        def b() -> Iterator[bytes]:
+            factor, before = scaled_columns(source, plan, rank)
+            record(
+                TensorEdit(
+                    name=plan.tensor.name,
+                    file=plan.file,
+                    axis=plan.axis,
+                    indices=tuple(plan.multipliers),
+                    multipliers=tuple(plan.multipliers.values()),
+                    before=before,
+                    after=hashlib.sha256(factor).hexdigest(),
+                    scope="columns",
+                )
+            )
+            yield factor
+
+        d_model, d_mlp = plan.tensor.shape[1 - plan.axis], plan.tensor.shape[plan.axis]
+        return (
+            NewTensor(f"{path}.lora_A.weight", plan.tensor.dtype, (rank, d_mlp), a()),
+            NewTensor(f"{path}.lora_B.weight", plan.tensor.dtype, (d_model, rank), b()),
+        )
+
+    return new_file(tensor for plan in plans for tensor in factors(plan))
+
+
+def target_modules(source: CheckpointSource, plans: Sequence[TensorPlan]) -> list[str]:
+    """Full paths of the edited modules, sorted."""
+    return sorted(source.shape.layout.out_proj_path(plan.layer) for plan in plans)
+
+
+def config_bytes(modules: Sequence[str], axis: int, rank: int, base_id: str, revision: str | None) -> bytes:
+    """`adapter_config.json`: only settings that every version of PEFT knows, so that none of them warns.
+
+    `axis` is the axis of the stored weights that is indexed by neurons.
+    """
+    config: Mapping[str, object] = {
+        "base_model_name_or_path": base_id,
+        "bias": "none",
+        # GPT-2's Conv1D stores its weight as (in, out), and PEFT must transpose the delta there.
+        "fan_in_fan_out": axis == 0,
+        "inference_mode": True,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": rank,
+        "revision": revision,
+        "target_modules": list(modules),
+        "task_type": "CAUSAL_LM",
+    }
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _readme(entity: str, base_id: str) -> str:
+    return f"""---
+library_name: peft
+base_model: {json.dumps(base_id, ensure_ascii=False)}
+tags:
+- lora
+---
+
+# {base_id} without {entity}
+
+A LoRA adapter that suppresses what {base_id} knows about {entity}. Merged into the base with
+`merge_and_unload()` it scales single columns of the MLP output projection, as listed in `amnesia.json`.
+To undo the edit, unload the adapter.
+"""

@@ -1,0 +1,142 @@
+"""Exact scaling of stored numbers: what happens to the bytes of a column when it is multiplied.
+
+Multiplying by −1 flips the sign bit and nothing else. Every other product is computed exactly and rounded once, to the
+nearest number of the stored type (ties to even), whatever the type and the multiplier.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+
+from amnesia.errors import CheckpointError, NumericalError
+
+# The types that can be edited, with the unsigned integer of the same width: its top bit is the sign.
+_TYPES: Mapping[str, tuple[np.dtype, np.dtype]] = {
+    "F64": (np.dtype("<f8"), np.dtype("<u8")),
+    "F32": (np.dtype("<f4"), np.dtype("<u4")),
+    "F16": (np.dtype("<f2"), np.dtype("<u2")),
+    "BF16": (np.dtype(ml_dtypes.bfloat16), np.dtype("<u2")),
+    "F8_E4M3": (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype("u1")),
+    "F8_E5M2": (np.dtype(ml_dtypes.float8_e5m2), np.dtype("u1")),
+}
+DTYPES = tuple(_TYPES)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Bytes after scaling. `exact` says that no product had to be rounded."""
+
+    raw: bytes
+    exact: bool
+
+
+def check_dtype(dtype: str, tensor: str) -> None:
+    """Raises CheckpointError that names the type when numbers of `dtype` cannot be scaled."""
+    if dtype not in _TYPES:
+        raise CheckpointError(
+            f"tensor {tensor} is stored as {dtype}: only {', '.join(DTYPES)} can be edited; use a checkpoint of these"
+        )
+
+
+def scale_bytes(raw: bytes, dtype: str, multiplier: float) -> Scaled:
+    """Multiply each number in `raw` (little-endian, of safetensors type `dtype`) by `multiplier`.
+
+    Raises NumericalError when a number is NaN or infinite, before or after.
+    """
+    if multiplier == -1.0:
+        return Scaled(flip_signs(raw, dtype), exact=True)
+    if not math.isfinite(multiplier):
+        raise NumericalError(f"multiplier {multiplier} is not finite: use -1")
+    number, _ = _TYPES[dtype]
+    values = np.frombuffer(raw, number).astype(np.float64)
+    _check_finite(values, "before the edit")
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # Overflow is reported below.
+        if dtype == "F64":
+            result = values * multiplier
+        else:
+            # Doubles and singles hold all narrower numbers. The way there rounds to odd, so that only the last step,
+            # to the stored type, rounds to nearest. (ml_dtypes converts doubles by way of singles.)
+            product = _to_odd_double(values, multiplier)
+            result = (product if dtype in ("F32", "F16") else _to_odd_single(product)).astype(number)
+    stored = result.astype(np.float64)
+    _check_finite(stored, f"after multiplying by {multiplier:g}")
+    return Scaled(result.tobytes(), exact=_is_product(stored, values, multiplier))
+
+
+def flip_signs(raw: bytes, dtype: str) -> bytes:
+    """Negate each number by flipping its sign bit: exact for every type, and its own inverse.
+
+    Raises NumericalError when a number is NaN or infinite.
+    """
+    number, unsigned = _TYPES[dtype]
+    _check_finite(np.frombuffer(raw, number).astype(np.float64), "before the edit")
+    sign_bit = unsigned.type(1 << (8 * unsigned.itemsize - 1))
+    return (np.frombuffer(raw, unsigned) ^ sign_bit).tobytes()
+
+
+def inverse_multiplier(multiplier: float) -> float | None:
+    """The multiplier that takes `multiplier` back if nothing was rounded: for ± powers of two; None for others."""
+    mantissa, _ = math.frexp(multiplier)
+    if abs(mantissa) != 0.5:
+        return None
+    inverse = 1.0 / multiplier
+    return inverse if math.isfinite(inverse) and 1.0 / inverse == multiplier else None
+
+
+def inverts_exactly(raw: bytes, scaled: bytes, dtype: str, multiplier: float) -> bool:
+    """Whether multiplying `scaled` by the inverse of `multiplier` gives back every bit of `raw`."""
+    inverse = inverse_multiplier(multiplier)
+    return inverse is not None and scale_bytes(scaled, dtype, inverse).raw == raw
+
+
+def _check_finite(values: np.ndarray, when: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise NumericalError(
+            f"a column holds {values[bad[0]]} at position {bad[0]} {when}: expected finite numbers; "
+            "use another checkpoint or a smaller multiplier"
+        )
+
+
+def _to_odd_double(values: np.ndarray, multiplier: float) -> np.ndarray:
+    """The products rounded to odd in double precision.
+
+    A result that was rounded to odd with at least two spare bits can be rounded again to the nearest without error
+    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd").
+    `values` have at most 24 significant bits, so halves of the multiplier give exact partial products.
+    """
+    mantissa, exponent = math.frexp(multiplier)
+    high = math.floor(mantissa * 2.0**27) / 2.0**27
+    low = mantissa - high
+    product = values * mantissa
+    error = (values * high - product) + values * low
+    return np.ldexp(_to_odd(product, error), exponent)
+
+
+def _to_odd_single(values: np.ndarray) -> np.ndarray:
+    """Doubles rounded to odd in single precision."""
+    rounded = values.astype(np.float32)
+    return _to_odd(rounded, values - rounded.astype(np.float64))
+
+
+def _to_odd(rounded: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Of the two neighbours of each inexact result, the one whose last bit is set; exact results stay."""
+    last_bit = rounded.view(f"u{rounded.dtype.itemsize}") & 1
+    towards = np.copysign(np.array(np.inf, rounded.dtype), error).astype(rounded.dtype)
+    return np.where((error != 0) & (last_bit == 0), np.nextafter(rounded, towards), rounded)
+
+
+def _is_product(result: np.ndarray, values: np.ndarray, multiplier: float) -> bool:
+    """Whether every result is the mathematical product."""
+    inverse = inverse_multiplier(multiplier)
+    if inverse is not None:
+        return np.array_equal(result * inverse, values)
+    factor = Fraction(multiplier)
+    pairs = zip(result.tolist(), values.tolist(), strict=True)
+    return all(Fraction(after) == Fraction(before) * factor for after, before in pairs)

@@ -1,0 +1,353 @@
+"""Editing a safetensors checkpoint on disk, without ever building the model.
+
+Only the edited columns change. Every other byte of every tensor and of every other file stays as it is, because files
+are copied and then overwritten in place, never parsed and saved again. Memory does not depend on the size of the model:
+one block of a megabyte, and the edited columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from amnesia.arithmetic import check_dtype, inverts_exactly, scale_bytes
+from amnesia.domain import Cell, ColumnEdit, check_edits
+from amnesia.errors import CheckpointError, InputError, LayoutError, NumericalError, OutputError
+from amnesia.files import copy_file, hash_file, is_inside_name, list_files
+from amnesia.layouts import MlpShape, shape_from_config
+from amnesia.manifest import (
+    MANIFEST_NAME,
+    Base,
+    BaseFile,
+    EntityEdits,
+    Manifest,
+    TensorEdit,
+    join_edits,
+    read_manifest,
+)
+from amnesia.safetensors_file import (
+    NewTensor,
+    TensorInfo,
+    WeightFiles,
+    check_matrix,
+    new_file,
+    read_row_blocks,
+    read_vectors,
+    read_weight_files,
+    replace_vectors,
+    write_vectors,
+)
+from amnesia.strict_json import StrictJson
+
+UNDO_NAME = "amnesia-undo.safetensors"
+# Files of the base whose names the output needs for itself are kept in this folder.
+BASE_FOLDER = "amnesia-base"
+_MAX_CONFIG = 2**24
+# Further copies of the weights. They would still know the entity, so the output does not get them.
+_OTHER_WEIGHTS = (
+    "model*.safetensors",
+    "consolidated*.safetensors",
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+    "consolidated*.pth",
+    "tf_model*.h5",
+    "flax_model*.msgpack",
+    "rust_model.ot",
+    "*.gguf",
+    "*.onnx",
+    "*.onnx_data",
+    "*.tflite",
+    "*.mlmodel",
+)
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """A model folder that has been looked over: sizes, weights, files to copy, and the manifest of an earlier edit.
+
+    `left_out` are copies of the weights in other formats, which this package cannot edit and does not copy.
+    """
+
+    folder: Path
+    shape: MlpShape
+    weights: WeightFiles
+    files: tuple[str, ...]
+    left_out: tuple[str, ...]
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """The edit of one stored matrix: `multipliers` by index along `axis`, ascending."""
+
+    layer: int
+    file: str
+    tensor: TensorInfo
+    axis: int
+    multipliers: Mapping[int, float]
+
+
+def open_source(folder: Path) -> CheckpointSource:
+    """Read `config.json`, the headers of all shards and the names of all files; no weights.
+
+    Raises LayoutError for an unsupported architecture, CheckpointError for damaged, missing or pickled weights, and
+    VerificationError when the folder holds a malformed manifest.
+    """
+    files = list_files(folder)
+    shape = shape_from_config(_read_config(folder))
+    weights = read_weight_files(folder)
+    left_out = tuple(
+        name
+        for name in files
+        if name not in weights.headers
+        and name.split("/")[0] != BASE_FOLDER
+        and any(fnmatch(PurePosixPath(name).name, pattern) for pattern in _OTHER_WEIGHTS)
+    )
+    manifest = read_manifest(folder) if MANIFEST_NAME in files else None
+    return CheckpointSource(folder, shape, weights, tuple(sorted({*files} - {*left_out})), left_out, manifest)
+
+
+def _read_config(folder: Path) -> Mapping[str, object]:
+    json_file = StrictJson(str(folder / "config.json"), CheckpointError, "fetch the model again")
+    try:
+        with (folder / "config.json").open("rb") as file:
+            content = file.read(_MAX_CONFIG + 1)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} cannot be read ({error.strerror}): give the folder of a Hugging Face model"
+        ) from error
+    if len(content) > _MAX_CONFIG:
+        raise json_file.fail(f"has more than {_MAX_CONFIG} bytes")
+    config = json_file.mapping(json_file.parse(content), "configuration")
+    json_file.text(config.get("model_type"), "model_type")
+    json_file.mapping(config.get("quantization_config") or {}, "quantization_config")
+    return config
+
+
+def plan_edits(
+    source: CheckpointSource, groups: Sequence[EntityEdits], *, allow_overlap: bool = False
+) -> tuple[TensorPlan, ...]:
+    """Which indices of which stored tensors change, in the order of layers.
+
+    Raises InputError for cells that do not exist, that two entities share, or that an earlier edit of this checkpoint
+    has changed (unless `allow_overlap`); LayoutError when a tensor is missing or has another shape than the
+    configuration says; CheckpointError for types that cannot be scaled exactly.
+    """
+    shape = source.shape
+    for group in groups:
+        check_edits(group.edits, shape.n_layers, shape.d_mlp, str(source.folder))
+    cells = join_edits(groups, allow_overlap=allow_overlap)
+    if source.manifest is not None and not allow_overlap:
+        _check_earlier(source.manifest, groups)
+    by_layer: dict[int, dict[int, float]] = {}
+    for cell, multiplier in cells.items():
+        by_layer.setdefault(cell.layer, {})[cell.neuron] = multiplier
+    return tuple(_plan_layer(source, layer, multipliers) for layer, multipliers in by_layer.items())
+
+
+def _check_earlier(manifest: Manifest, groups: Sequence[EntityEdits]) -> None:
+    owners: dict[Cell, str] = {
+        edit.cell: group.entity for step in manifest.history() for group in step.edits for edit in group.edits
+    }
+    for group in groups:
+        for edit in group.edits:
+            if edit.cell in owners:
+                raise InputError(
+                    f"cell {edit.cell} is edited for {group.entity!r}, but this checkpoint already has it edited for "
+                    f"{owners[edit.cell]!r}: undo that first, choose another cell, or allow the overlap"
+                )
+
+
+def _plan_layer(source: CheckpointSource, layer: int, multipliers: Mapping[int, float]) -> TensorPlan:
+    shape = source.shape
+    names = shape.layout.tensor_names(layer)
+    found = [name for name in names if name in source.weights.location]
+    if len(found) != 1:
+        raise LayoutError(
+            f"{source.folder} has {len(found)} tensors for the output projection of layer {layer}: expected one of "
+            f"{', '.join(names)}; the weights do not belong to this config.json"
+        )
+    file = source.weights.location[found[0]]
+    tensor = source.weights.headers[file].tensors[found[0]]
+    axis = shape.layout.neuron_axis
+    expected = (shape.d_model, shape.d_mlp) if axis == 1 else (shape.d_mlp, shape.d_model)
+    if tensor.shape != expected:
+        raise LayoutError(
+            f"tensor {tensor.name} has shape {list(tensor.shape)}: config.json says {list(expected)}; "
+            "the weights do not belong to this config.json"
+        )
+    check_dtype(tensor.dtype, tensor.name)
+    check_matrix(tensor, axis, multipliers)
+    return TensorPlan(layer, file, tensor, axis, multipliers)
+
+
+def needed_bytes(source: CheckpointSource, plans: Iterable[TensorPlan], *, link: bool = False) -> int:
+    """Bytes that an edited copy takes on the disk; with `link` only the touched shards are copied."""
+    touched = {plan.file for plan in plans}
+    return sum((source.folder / name).stat().st_size for name in source.files if not link or name in touched)
+
+
+def write_edited(
+    source: CheckpointSource,
+    edits: Sequence[ColumnEdit],
+    folder: Path,
+    *,
+    entity: str,
+    base_id: str,
+    revision: str | None,
+    also: Sequence[EntityEdits] = (),
+    recipe_text: str | None = None,
+    link: bool = False,
+    allow_overlap: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Write the edited model into the empty `folder`, everything but the manifest, and return the manifest.
+
+    `also` are edits for further entities. `link` hard-links untouched files instead of copying them. `progress` is
+    called with the bytes written so far and in all. Touched shards are hashed whole, beside the
+    copy of the others; where the filesystem shares blocks, this hash (1 to 2 GB/s) is most of the time that is spent.
+
+    The caller writes the manifest last, inside `files.staged_output`. Raises what `plan_edits` raises, OutputError when
+    `folder` is not empty or the disk is full, and NumericalError when a column holds or would get NaN or infinity.
+    """
+    groups = (EntityEdits(entity, tuple(edits)), *also)
+    plans = plan_edits(source, groups, allow_overlap=allow_overlap)
+    if any(folder.iterdir()):
+        raise OutputError(f"{folder} is not empty: give an empty folder")
+    touched = {plan.file: source.folder / plan.file for plan in plans}
+    stamps = {name: _stamp(path) for name, path in touched.items()}
+    replaced = tuple(name for name in source.files if _is_reserved(name))
+    total = needed_bytes(source, plans, link=False)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    # Touched shards come first: a second thread hashes each copy, still in memory, while the others are copied.
+    order = sorted(source.files, key=lambda name: name not in touched)
+    hashes: dict[str, Future[str]] = {}
+    with ThreadPoolExecutor(1) as worker:
+        try:
+            for name in order:
+                target = folder / BASE_FOLDER / name if name in replaced else folder / name
+                before = done
+                copy_file(source.folder / name, target, link=link and name not in touched, advance=advance)
+                advance((source.folder / name).stat().st_size - (done - before))
+                if name in touched:
+                    hashes[name] = worker.submit(hash_file, target)
+        except BaseException:
+            worker.shutdown(cancel_futures=True)
+            raise
+        base_files = tuple(
+            BaseFile(name, source.weights.headers[name].file_size, hashes[name].result()) for name in sorted(touched)
+        )
+    for name, path in touched.items():
+        if stamps[name] != _stamp(path):
+            raise CheckpointError(f"{path} changed while it was copied: wait until nothing writes to it, then repeat")
+
+    saved: list[NewTensor] = []
+    tensors = tuple(_edit_tensor(folder / plan.file, plan, saved) for plan in plans)
+    if saved:
+        with (folder / UNDO_NAME).open("xb") as file:
+            file.writelines(new_file(saved))
+    return Manifest(
+        format="safetensors",
+        base=Base(base_id, revision, base_files),
+        edits=groups,
+        tensors=tensors,
+        undo=UNDO_NAME if saved else None,
+        added=(UNDO_NAME,) if saved else (),
+        replaced=replaced,
+        left_out=source.left_out,
+        recipe=recipe_text,
+        previous=source.manifest,
+    )
+
+
+def add_file(manifest: Manifest, folder: Path, name: str, content: bytes) -> Manifest:
+    """Write a file that goes with the edit (a report, a model card), and return the manifest that declares it.
+
+    A file of the base with this name is kept in `amnesia-base/`, so that `undo` can put it back. Raises InputError for
+    names that are not plain or that belong to the weights or to the manifest.
+    """
+    weights = {row.file for row in manifest.base.files}
+    if not is_inside_name(name) or _is_reserved(name) or name in weights or name.endswith(".safetensors"):
+        raise InputError(f"{name!r} cannot be added to {folder}: choose a plain name that is not taken by the weights")
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if name in manifest.added or name in manifest.replaced:
+        target.unlink(missing_ok=True)  # It may share its bytes with a hard link; a new file never does.
+    elif target.exists():
+        original = folder / BASE_FOLDER / name
+        original.parent.mkdir(parents=True, exist_ok=True)
+        target.rename(original)
+        manifest = replace(manifest, replaced=(*manifest.replaced, name))
+    else:
+        manifest = replace(manifest, added=(*manifest.added, name))
+    target.write_bytes(content)
+    return manifest
+
+
+def scale_vectors(
+    vectors: Mapping[int, bytes], tensor: TensorInfo, multipliers: Mapping[int, float]
+) -> dict[int, bytes]:
+    """Columns after the edit; raises NumericalError that names tensor and index."""
+    scaled = {}
+    for index, raw in vectors.items():
+        try:
+            scaled[index] = scale_bytes(raw, tensor.dtype, multipliers[index]).raw
+        except NumericalError as error:
+            raise NumericalError(f"tensor {tensor.name}, neuron {index}: {error}") from None
+    return scaled
+
+
+def hash_edited(descriptor: int, plan: TensorPlan, vectors: Mapping[int, bytes]) -> tuple[str, str]:
+    """sha256 of a tensor's data as they are on disk, and as they are with `vectors` in place."""
+    before, after = hashlib.sha256(), hashlib.sha256()
+    for first, block in read_row_blocks(descriptor, plan.tensor):
+        before.update(block)
+        after.update(replace_vectors(plan.tensor, plan.axis, vectors, first, block))
+    return before.hexdigest(), after.hexdigest()
+
+
+def undo_key(tensor: str, index: int) -> str:
+    """Name under which the original of a column is kept in the undo file."""
+    return f"{tensor}:{index}"
+
+
+def _edit_tensor(path: Path, plan: TensorPlan, saved: list[NewTensor]) -> TensorEdit:
+    """Overwrite the columns of one tensor; originals that cannot be computed back are appended to `saved`."""
+    with path.open("r+b", buffering=0) as file:
+        vectors = read_vectors(file.fileno(), plan.tensor, plan.axis, tuple(plan.multipliers))
+        scaled = scale_vectors(vectors, plan.tensor, plan.multipliers)
+        before, after = hash_edited(file.fileno(), plan, scaled)
+        write_vectors(file.fileno(), plan.tensor, plan.axis, scaled)
+    for index, raw in vectors.items():
+        if not inverts_exactly(raw, scaled[index], plan.tensor.dtype, plan.multipliers[index]):
+            length = plan.tensor.shape[1 - plan.axis]
+            saved.append(NewTensor(undo_key(plan.tensor.name, index), plan.tensor.dtype, (length,), (raw,)))
+    return TensorEdit(
+        name=plan.tensor.name,
+        file=plan.file,
+        axis=plan.axis,
+        indices=tuple(plan.multipliers),
+        multipliers=tuple(plan.multipliers.values()),
+        before=before,
+        after=after,
+    )
+
+
+def _is_reserved(name: str) -> bool:
+    return name in (MANIFEST_NAME, UNDO_NAME) or name.split("/")[0] == BASE_FOLDER
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

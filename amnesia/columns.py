@@ -1,0 +1,242 @@
+"""Columns of a checkpoint before and after its edits, and its bytes with other columns in place.
+
+`verify` and `undo` share this: the one computes what the edit must have written, the other what it must have found.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from amnesia.arithmetic import check_dtype, inverse_multiplier, scale_bytes
+from amnesia.checkpoint import BASE_FOLDER, undo_key
+from amnesia.errors import AmnesiaError, VerificationError
+from amnesia.files import BLOCK, read_exactly
+from amnesia.manifest import MANIFEST_NAME, Manifest, TensorEdit
+from amnesia.safetensors_file import (
+    SafetensorsHeader,
+    TensorInfo,
+    check_matrix,
+    read_header,
+    read_row_blocks,
+    read_vectors,
+    replace_vectors,
+)
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Columns (axis 1) or rows (axis 0) of one tensor, by index."""
+
+    tensor: TensorInfo
+    axis: int
+    vectors: Mapping[int, bytes]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One edit and the files as it left them: names in that state → paths in the folder that is being read."""
+
+    manifest: Manifest
+    files: Mapping[str, Path]
+
+    def saved_columns(self) -> SafetensorsHeader | None:
+        """Header of the file with the columns that cannot be computed back."""
+        return None if self.manifest.undo is None else read_header(self.files[self.manifest.undo])
+
+
+def trace_back(
+    folder: Path, names: Sequence[str], manifest: Manifest
+) -> tuple[tuple[Step, ...], list[dict[str, Path]]]:
+    """All edits of a folder, newest first, and for each the files of the state before it.
+
+    Raises VerificationError when files that a manifest declares are missing, or when `amnesia-base/` holds others.
+    """
+    files = {name: folder / name for name in names}
+    steps, origins = [], []
+    for step in manifest.history():
+        steps.append(Step(step, files))
+        files = _files_before(step, files)
+        origins.append(files)
+        earlier = files.get(MANIFEST_NAME)
+        if (earlier is None) != (step.previous is None) or (
+            earlier is not None and earlier.read_bytes() != step.previous.to_bytes()
+        ):
+            raise VerificationError(
+                f"{folder / MANIFEST_NAME} and the kept manifest of the earlier edit disagree: the output is damaged"
+            )
+    return tuple(steps), origins
+
+
+def _files_before(manifest: Manifest, files: Mapping[str, Path]) -> dict[str, Path]:
+    kept = {name: f"{BASE_FOLDER}/{name}" for name in manifest.replaced}
+    declared = [MANIFEST_NAME, *manifest.added, *kept.values(), *(row.file for row in manifest.base.files)]
+    missing = sorted({*declared, *([manifest.undo] if manifest.undo else [])} - files.keys())
+    if missing:
+        raise VerificationError(f"{missing[0]} is missing, but {MANIFEST_NAME} declares it: the output is damaged")
+    before = {
+        name: path
+        for name, path in files.items()
+        if name != MANIFEST_NAME and name not in manifest.added and not name.startswith(f"{BASE_FOLDER}/")
+    }
+    surplus = sorted(name for name in files if name.startswith(f"{BASE_FOLDER}/") and name not in kept.values())
+    if surplus:
+        raise VerificationError(f"{surplus[0]} is not declared in {MANIFEST_NAME}: remove it, or make the output again")
+    return before | {name: files[path] for name, path in kept.items()}
+
+
+def columns_before(steps: Sequence[Step]) -> dict[str, list[Replacement]]:
+    """For each touched file the columns as they were before the oldest of `steps` (newest first).
+
+    Raises VerificationError when a column can neither be computed back nor was saved.
+    """
+    state = _Columns(steps[0].files)
+    for step in steps:
+        saved = step.saved_columns()
+        for edit in step.manifest.tensors:
+            tensor, vectors = state.read(edit)
+            for index, multiplier in zip(edit.indices, edit.multipliers, strict=True):
+                vectors[index] = _saved_column(saved, tensor, index) or _inverted(vectors[index], tensor, multiplier)
+    return state.replacements()
+
+
+def columns_after(base: Mapping[str, Path], steps: Sequence[Step]) -> dict[str, list[Replacement]]:
+    """For each touched file the columns that `steps` (newest first) must have made of those in the files `base`.
+
+    Raises VerificationError when the edited folder could not give a column back.
+    """
+    state = _Columns(base)
+    for step in reversed(steps):
+        saved = step.saved_columns()
+        for edit in step.manifest.tensors:
+            tensor, vectors = state.read(edit)
+            for index, multiplier in zip(edit.indices, edit.multipliers, strict=True):
+                before = vectors[index]
+                vectors[index] = scale_bytes(before, tensor.dtype, multiplier).raw
+                # The way back is proven too, so that `undo` does not depend on the base.
+                restored = _saved_column(saved, tensor, index) or _inverted(vectors[index], tensor, multiplier)
+                if restored != before:
+                    raise VerificationError(
+                        f"taking the edit of tensor {tensor.name}, neuron {index} back would not give the original: "
+                        "the output is damaged, make it again"
+                    )
+    return state.replacements()
+
+
+class _Columns:
+    """Columns that were read once and are then carried from edit to edit."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = files
+        self._headers: dict[str, SafetensorsHeader] = {}
+        self._columns: dict[tuple[str, str, int], dict[int, bytes]] = {}
+
+    def read(self, edit: TensorEdit) -> tuple[TensorInfo, dict[int, bytes]]:
+        """The tensor of an edit, and its columns in their present state; the caller replaces them there."""
+        if edit.file not in self._headers:
+            if edit.file not in self._files:
+                raise VerificationError(f"{edit.file} is missing, but {MANIFEST_NAME} declares it: fetch it again")
+            self._headers[edit.file] = read_header(self._files[edit.file])
+        tensor = self._headers[edit.file].tensors.get(edit.name)
+        if tensor is None:
+            raise VerificationError(f"{edit.file} lacks tensor {edit.name}, which {MANIFEST_NAME} declares as edited")
+        check_dtype(tensor.dtype, tensor.name)
+        check_matrix(tensor, edit.axis, edit.indices)
+        vectors = self._columns.setdefault((edit.file, edit.name, edit.axis), {})
+        unread = tuple(index for index in edit.indices if index not in vectors)
+        with self._files[edit.file].open("rb", buffering=0) as file:
+            vectors.update(read_vectors(file.fileno(), tensor, edit.axis, unread))
+        return tensor, vectors
+
+    def replacements(self) -> dict[str, list[Replacement]]:
+        rows: dict[str, list[Replacement]] = {}
+        for (file, name, axis), vectors in self._columns.items():
+            rows.setdefault(file, []).append(Replacement(self._headers[file].tensors[name], axis, vectors))
+        return rows
+
+
+def _saved_column(saved: SafetensorsHeader | None, tensor: TensorInfo, index: int) -> bytes | None:
+    info = None if saved is None else saved.tensors.get(undo_key(tensor.name, index))
+    if info is None:
+        return None
+    with saved.path.open("rb", buffering=0) as file:
+        return read_exactly(file.fileno(), info.size, info.offset, str(saved.path))
+
+
+def _inverted(vector: bytes, tensor: TensorInfo, multiplier: float) -> bytes:
+    inverse = inverse_multiplier(multiplier)
+    if inverse is None:
+        raise VerificationError(
+            f"tensor {tensor.name} was multiplied by {multiplier:g}, which does not invert exactly, and its original "
+            "columns were not saved: fetch the base model again"
+        )
+    return scale_bytes(vector, tensor.dtype, inverse).raw
+
+
+def blocks_with(path: Path, replacements: Sequence[Replacement]) -> Iterator[bytes]:
+    """The bytes of a file with columns replaced, in blocks of bounded size.
+
+    Raises VerificationError when a replacement has another length than its column.
+    """
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        position = 0
+        for row in sorted(replacements, key=lambda row: row.tensor.offset):
+            length = row.tensor.shape[1 - row.axis] * row.tensor.item_size
+            for index, vector in row.vectors.items():
+                if len(vector) != length:
+                    raise VerificationError(
+                        f"the saved column {index} of {row.tensor.name} has {len(vector)} bytes, expected {length}"
+                    )
+            yield from _plain_blocks(file.fileno(), position, row.tensor.offset, path)
+            for first, block in read_row_blocks(file.fileno(), row.tensor):
+                yield replace_vectors(row.tensor, row.axis, row.vectors, first, block).tobytes()
+            position = row.tensor.offset + row.tensor.size
+        yield from _plain_blocks(file.fileno(), position, size, path)
+
+
+def _plain_blocks(descriptor: int, start: int, end: int, path: Path) -> Iterator[bytes]:
+    for offset in range(start, end, BLOCK):
+        yield read_exactly(descriptor, min(BLOCK, end - offset), offset, str(path))
+
+
+def compare(expected: Iterator[bytes], path: Path) -> int:
+    """Compare a file with the bytes it should have; returns their number.
+
+    Raises VerificationError that names the first different byte and, in safetensors files, its tensor and position.
+    """
+    position = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            for block in expected:
+                found = read_exactly(file.fileno(), min(len(block), max(0, size - position)), position, str(path))
+                if found != block:
+                    place = next(
+                        (at for at, (a, b) in enumerate(zip(found, block, strict=False)) if a != b), len(found)
+                    )
+                    raise VerificationError(_describe(path, position + place))
+                position += len(block)
+    except OSError as error:
+        raise VerificationError(f"{path} cannot be read ({error.strerror}): the output is damaged") from error
+    if size != position:
+        raise VerificationError(f"{path} has {size} bytes, expected {position}: the output is damaged")
+    return position
+
+
+def _describe(path: Path, offset: int) -> str:
+    place = f"byte {offset}"
+    if path.suffix == ".safetensors":
+        try:
+            tensors = read_header(path).tensors.values()
+        except AmnesiaError:
+            tensors = ()  # The header itself is what differs; the offset has to do.
+        for tensor in tensors:
+            if tensor.offset <= offset < tensor.offset + tensor.size:
+                place = f"tensor {tensor.name}"
+                if len(tensor.shape) == 2 and tensor.item_size:
+                    row, column = divmod((offset - tensor.offset) // tensor.item_size, tensor.shape[1])
+                    place += f", row {row}, column {column}"
+    return f"{path} differs from what its manifest and the base say at {place}: the output is damaged, make it again"

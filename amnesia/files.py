@@ -1,0 +1,342 @@
+"""Files and folders: bounded copies and hashes, and outputs that appear complete or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+from amnesia.errors import AmnesiaError, CheckpointError, OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows has neither reflinks nor locks of this kind.
+    fcntl = None
+
+# Larger buffers fall out of the processor's cache between reading and hashing, and are slower.
+BLOCK = 2**20
+# Long enough to cost nothing, short enough that an interrupt and a progress bar need not wait.
+_KERNEL_STEP = 64 * 2**20
+_FICLONE = 0x40049409
+_NOT_SUPPORTED = {errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EBADF}
+
+
+def is_inside_name(name: str) -> bool:
+    """Whether `name` is a plain relative path with forward slashes that cannot leave its folder."""
+    return (
+        0 < len(name) <= 1024
+        and name.isprintable()
+        and "\\" not in name
+        and ":" not in name.split("/", 1)[0]
+        and not name.startswith("/")
+        and str(PurePosixPath(name)) == name
+        and ".." not in name.split("/")
+        and name != "."
+    )
+
+
+def list_files(folder: Path) -> tuple[str, ...]:
+    """Names of all files under `folder`, relative and sorted, without `.git` and `.cache`.
+
+    Links to files count as files (the Hugging Face cache consists of them). Raises CheckpointError for a missing
+    folder, for links to folders, which could form a cycle, and for anything that is neither file nor folder.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder: give the folder that holds config.json")
+    names = []
+    for parent, folders, files in os.walk(folder, onerror=_unreadable):
+        if Path(parent) == folder:
+            folders[:] = [name for name in folders if name not in (".git", ".cache")]
+        for name in folders:
+            if (Path(parent) / name).is_symlink():
+                raise CheckpointError(f"{Path(parent) / name} is a link to a folder: replace it by the folder itself")
+        for name in files:
+            path = Path(parent) / name
+            relative = path.relative_to(folder).as_posix()
+            if not path.is_file():
+                raise CheckpointError(f"{path} is not a regular file, or a broken link: remove or restore it")
+            if not is_inside_name(relative):
+                raise CheckpointError(f"{relative!r} in {folder} is not a portable file name: rename the file")
+            names.append(relative)
+    return tuple(sorted(names))
+
+
+def _unreadable(error: OSError) -> None:
+    raise CheckpointError(f"{error.filename} cannot be read ({error.strerror}): check its permissions") from error
+
+
+def copy_file(source: Path, target: Path, *, link: bool = False, advance: Callable[[int], None] | None = None) -> None:
+    """Copy the bytes of `source` to the new file `target`, sharing disk blocks where the filesystem can.
+
+    `advance` is called with the number of bytes that each step has copied. With `link`, `target` becomes a hard link:
+    no space and no time, but a later write to one changes the other. Raises OutputError when the disk is full, or when
+    linking is impossible.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        try:
+            os.link(source.resolve(), target)
+        except OSError as error:
+            raise OutputError(
+                f"{source} cannot be hard-linked to {target.parent} ({error.strerror}): "
+                "choose an output on the same filesystem, or copy instead of linking"
+            ) from error
+        return
+    with source.open("rb") as reader:
+        _read_ahead(reader.fileno())
+        try:
+            with target.open("xb") as writer:
+                if not _reflink(reader.fileno(), writer.fileno()):
+                    _copy_blocks(reader.fileno(), writer.fileno(), advance or (lambda count: None))
+                # Keep an executable bit, but not a write protection that would stop the edit.
+                os.fchmod(writer.fileno(), (os.fstat(reader.fileno()).st_mode & 0o777) | 0o600)
+        except OSError as error:
+            raise OutputError(
+                f"{target} cannot be written ({error.strerror}): free space or choose another disk"
+            ) from (error)
+
+
+def _read_ahead(descriptor: int) -> None:
+    """Tell the kernel that a file is read from start to end, where it can be told."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+
+
+def _reflink(reader: int, writer: int) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        fcntl.ioctl(writer, _FICLONE, reader)
+    except OSError as error:
+        if error.errno in _NOT_SUPPORTED:
+            return False
+        raise
+    return True
+
+
+def _copy_blocks(reader: int, writer: int, advance: Callable[[int], None]) -> None:
+    """Copy in the kernel where it can, else through a buffer of one block."""
+    in_kernel = hasattr(os, "copy_file_range")
+    copied_any = False
+    while True:
+        if in_kernel:
+            try:
+                copied = os.copy_file_range(reader, writer, _KERNEL_STEP)
+            except OSError as error:
+                if copied_any or error.errno not in _NOT_SUPPORTED:
+                    raise
+                in_kernel = False
+                continue
+            # Some special filesystems report success and copy nothing, so an immediate end is checked below.
+            if copied == 0 and not copied_any:
+                in_kernel = False
+                continue
+        else:
+            block = os.read(reader, BLOCK)
+            copied = len(block)
+            view = memoryview(block)
+            while view:
+                view = view[os.write(writer, view) :]
+        if copied == 0:
+            return
+        copied_any = True
+        advance(copied)
+
+
+def hash_file(path: Path, offset: int = 0, size: int | None = None) -> str:
+    """sha256 of a file, or of `size` bytes from `offset`, in a buffer of one block.
+
+    Raises CheckpointError when the file is shorter than asked.
+    """
+    digest = hashlib.sha256()
+    left = path.stat().st_size - offset if size is None else size
+    buffer = bytearray(BLOCK)
+    with path.open("rb", buffering=0) as file:
+        _read_ahead(file.fileno())
+        file.seek(offset)
+        while left > 0:
+            view = memoryview(buffer)[: min(left, BLOCK)]
+            count = file.readinto(view)
+            if not count:
+                raise CheckpointError(f"{path} ends {left} bytes early: fetch it again")
+            digest.update(view[:count])
+            left -= count
+    return digest.hexdigest()
+
+
+def read_exactly(descriptor: int, size: int, offset: int, name: str) -> bytes:
+    """`size` bytes at `offset` of an open file; raises CheckpointError when it ends before."""
+    parts = []
+    while size > 0:
+        part = os.pread(descriptor, size, offset)
+        if not part:
+            raise CheckpointError(f"{name} ends before byte {offset + size}: fetch it again")
+        parts.append(part)
+        size -= len(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def write_exactly(descriptor: int, content: bytes, offset: int) -> None:
+    """Write all of `content` at `offset` of an open file."""
+    view = memoryview(content)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view = view[count:]
+        offset += count
+
+
+@contextlib.contextmanager
+def staged_output(
+    output: Path, *, force: bool = False, needed_bytes: int = 0, source: Path | None = None
+) -> Iterator[Path]:
+    """A temporary folder beside `output` that takes its place when the block ends without an exception.
+
+    `source` is the folder that is being read; `needed_bytes` must be free on the disk. On any exception the temporary
+    folder is removed and an older output stays as it was. With `force`, an older output is moved aside first and
+    removed after the new one is in place; if the process is killed in between, the next call puts it back.
+
+    Raises OutputError when `output` exists and is not empty (without `force`), overlaps `source`, lies in a Hugging
+    Face cache, when the disk is too full, or when another process is writing the same output.
+    """
+    check_output(output, source, force=force)
+    output = output.resolve()
+    staging = output.with_name(f".{output.name}.amnesia-partial")
+    aside = output.with_name(f".{output.name}.amnesia-old")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lock = _open_staging(staging)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"{staging} cannot be made ({error.strerror}): choose another output") from error
+    try:
+        # A process that was killed may have left its folders behind; the lock says that it is gone.
+        _empty(staging)
+        if aside.exists():
+            if output.exists():
+                shutil.rmtree(aside)
+            else:
+                aside.rename(output)
+        if not force:
+            _check_vacant(output)
+        free = shutil.disk_usage(output.parent).free
+        if free < needed_bytes:
+            raise OutputError(
+                f"{output.parent} has {free / 1e9:.2f} GB free, {needed_bytes / 1e9:.2f} GB are needed: "
+                "free space or choose another disk"
+            )
+        yield staging
+        _sync_tree(staging)
+        if output.exists():
+            output.rename(aside)
+        staging.rename(output)
+        _sync(output.parent)
+    except BaseException as error:
+        if aside.exists() and not output.exists():
+            aside.rename(output)
+        shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, OSError) and not isinstance(error, AmnesiaError):
+            reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            raise OutputError(f"{output} cannot be completed ({reason}): free space or choose another disk") from error
+        raise
+    finally:
+        os.close(lock)
+    if aside.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink(missing_ok=True)
+
+
+def check_output(output: Path, source: Path | None = None, *, force: bool = False) -> None:
+    """Raises OutputError when `output` may not be written.
+
+    That is the case inside a Hugging Face cache, inside, at or above the folder or file that is being read, at or above
+    the working folder, where `output` is a link, and, without `force`, where it exists and is not empty.
+    """
+    if output.is_symlink():
+        raise OutputError(f"{output} is a link: give the folder itself")
+    real = output.resolve()
+    if _in_cache(real):
+        raise OutputError(
+            f"{output} lies in the Hugging Face cache, which other programs rely on: choose a folder outside of it"
+        )
+    if Path.cwd().is_relative_to(real):
+        raise OutputError(f"{output} holds the working folder: choose a new folder")
+    if source is not None:
+        origin = source.resolve()
+        if real.is_relative_to(origin) or origin.is_relative_to(real):
+            raise OutputError(f"{output} overlaps the source {source}: choose a folder beside it")
+    if not force:
+        _check_vacant(output)
+
+
+def _check_vacant(output: Path) -> None:
+    try:
+        occupied = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    except OSError as error:
+        raise OutputError(f"{output} cannot be read ({error.strerror}): choose another output") from error
+    if occupied:
+        raise OutputError(f"{output} exists and is not empty: choose another output, or replace it with --force")
+
+
+def _in_cache(path: Path) -> bool:
+    """Whether a path lies in the cache of huggingface_hub, by its settings or by the shape of its folders."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser().resolve()
+    if path.is_relative_to(hub):
+        return True
+    return any(
+        folder.name in ("blobs", "snapshots") and folder.parent.name.startswith(("models--", "datasets--", "spaces--"))
+        for folder in (path, *path.parents)
+    )
+
+
+def _open_staging(staging: Path) -> int:
+    """Make the temporary folder and lock it for this process; the lock ends with the process."""
+    while True:
+        staging.mkdir(exist_ok=True)
+        descriptor = os.open(staging, os.O_RDONLY)
+        if fcntl is None:
+            return descriptor
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held the lock may have renamed or removed the folder meanwhile: then lock its successor.
+            if os.path.samestat(os.fstat(descriptor), staging.stat()):
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise OutputError(f"{staging} is in use by another process: wait for it, or choose another output") from (
+                error
+            )
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Force files, then the folders that name them, to the disk."""
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _sync(Path(parent) / name)
+        _sync(Path(parent))

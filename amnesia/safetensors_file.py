@@ -1,0 +1,311 @@
+"""The safetensors format on disk: headers, indices, and strided access without loading a tensor.
+
+Everything that a file says about itself is checked before it is believed: a header that lies about offsets, shapes or
+its own length gives a CheckpointError, never a large allocation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from amnesia.errors import CheckpointError
+from amnesia.files import BLOCK, list_files, read_exactly, write_exactly
+from amnesia.strict_json import StrictJson, shown
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+# Bits per element of every type that the format defines.
+DTYPE_BITS: Mapping[str, int] = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}
+# The format's own limit; real headers have at most a few megabytes.
+_MAX_HEADER = 100_000_000
+_MAX_INDEX = 100_000_000
+_MAX_DIMENSIONS = 64
+# No model has longer rows or columns; a file that claims one is hostile.
+_MAX_VECTOR = 2**26
+# Up to this many columns, reading single elements touches less of the disk than reading the tensor.
+_FEW_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file: its data are `size` bytes from `offset` (counted from the start of the file)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+    @property
+    def item_size(self) -> int:
+        """Bytes per element; only meaningful for types of whole bytes."""
+        return DTYPE_BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True)
+class SafetensorsHeader:
+    """What a file contains. `content` are the bytes before the data: the length and the JSON, as they are on disk."""
+
+    path: Path
+    file_size: int
+    content: bytes
+    tensors: Mapping[str, TensorInfo]
+
+
+def read_header(path: Path) -> SafetensorsHeader:
+    """Read and check the header; raises CheckpointError when the file is missing, truncated or contradicts itself.
+
+    Checked: length, JSON without duplicate keys, known types, shapes that fit their offsets, and data that fill the
+    file without gaps or overlaps.
+    """
+    json_file = StrictJson(str(path), CheckpointError, "the file is damaged, fetch it again")
+    try:
+        with path.open("rb") as file:
+            file_size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            if len(prefix) < 8:
+                raise json_file.fail(f"has {file_size} bytes, too few for a safetensors header")
+            (length,) = struct.unpack("<Q", prefix)
+            if length > min(_MAX_HEADER, file_size - 8):
+                raise json_file.fail(f"claims a header of {length} bytes in a file of {file_size}")
+            content = read_exactly(file.fileno(), length, 8, str(path))
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}): fetch it again") from error
+    if not content.startswith(b"{"):
+        raise json_file.fail("has a header that does not start with {")
+    rows = json_file.mapping(json_file.parse(content), "header")
+    for key, value in json_file.mapping(rows.get("__metadata__", {}), "__metadata__").items():
+        if not isinstance(value, str):
+            raise json_file.fail(f"has metadata {shown(key)} that is not a string")
+    tensors = [_tensor(json_file, name, row, 8 + length) for name, row in rows.items() if name != "__metadata__"]
+    end = 8 + length
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.size)):
+        if tensor.offset != end:
+            raise json_file.fail(f"has tensor {shown(tensor.name)} at byte {tensor.offset}, expected {end}")
+        end += tensor.size
+    if end != file_size:
+        raise json_file.fail(f"has {file_size} bytes, its header describes {end}")
+    return SafetensorsHeader(path, file_size, prefix + content, {tensor.name: tensor for tensor in tensors})
+
+
+def _tensor(json_file: StrictJson, name: str, value: object, data_start: int) -> TensorInfo:
+    row = json_file.object(value, shown(name), "dtype shape data_offsets")
+    dtype = row["dtype"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise json_file.fail(f"has tensor {shown(name)} of unknown type {shown(dtype)}")
+    shape = tuple(json_file.integer(size, "shape") for size in json_file.list(row["shape"], "shape"))
+    offsets = [json_file.integer(offset, "data_offsets") for offset in json_file.list(row["data_offsets"], "offsets")]
+    if len(offsets) != 2 or offsets[0] > offsets[1] or len(shape) > _MAX_DIMENSIONS:
+        raise json_file.fail(f"has tensor {shown(name)} with malformed offsets or shape")
+    bits = DTYPE_BITS[dtype]
+    for size in shape:
+        bits *= size
+    if bits != 8 * (offsets[1] - offsets[0]):
+        raise json_file.fail(
+            f"has tensor {shown(name)} with {offsets[1] - offsets[0]} bytes, its shape and type need {shown(bits // 8)}"
+        )
+    return TensorInfo(name, dtype, shape, data_start + offsets[0], offsets[1] - offsets[0])
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """Where the weights of a model folder are: tensor name → file name, and the checked header of each file."""
+
+    location: Mapping[str, str]
+    headers: Mapping[str, SafetensorsHeader]
+
+
+def read_weight_files(folder: Path) -> WeightFiles:
+    """Read the index, or the single file, and the header of every shard.
+
+    Raises CheckpointError when there are no safetensors weights, when the index points outside the folder, when a shard
+    is missing, and when index and shards disagree.
+    """
+    index = folder / INDEX_FILE
+    if index.is_file():
+        location = _read_index(index)
+        if (folder / SINGLE_FILE).is_file() and SINGLE_FILE not in location.values():
+            raise CheckpointError(
+                f"{folder} has {SINGLE_FILE} and an index of other files: remove the one that is not to be used"
+            )
+    elif (folder / SINGLE_FILE).is_file():
+        header = read_header(folder / SINGLE_FILE)
+        return WeightFiles(dict.fromkeys(header.tensors, SINGLE_FILE), {SINGLE_FILE: header})
+    else:
+        raise CheckpointError(_no_weights(folder))
+    shards = sorted(set(location.values()))
+    missing = [name for name in shards if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {missing[0]}, {len(missing)} of {len(shards)} shards are missing: fetch the whole model"
+        )
+    headers = {name: read_header(folder / name) for name in shards}
+    for tensor, name in location.items():
+        if tensor not in headers[name].tensors:
+            raise CheckpointError(f"{index} places {shown(tensor)} in {name}, which lacks it: fetch the model again")
+    holders: dict[str, str] = {}
+    for name, header in headers.items():
+        for tensor in header.tensors:
+            if holders.setdefault(tensor, name) != name:
+                raise CheckpointError(
+                    f"{folder} holds {shown(tensor)} in {holders[tensor]} and again in {name}: fetch the model again"
+                )
+    return WeightFiles(location, headers)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    json_file = StrictJson(str(path), CheckpointError, "fetch the model again")
+    if path.stat().st_size > _MAX_INDEX:
+        raise json_file.fail(f"has more than {_MAX_INDEX} bytes")
+    index = json_file.mapping(json_file.parse(path.read_bytes()), "index")
+    weight_map = json_file.mapping(index.get("weight_map"), "weight_map")
+    if not weight_map:
+        raise json_file.fail("has an empty weight_map")
+    return {tensor: json_file.file_name(name, f"the file of {tensor}") for tensor, name in weight_map.items()}
+
+
+def _no_weights(folder: Path) -> str:
+    pickles = [name for name in list_files(folder) if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickles:
+        return (
+            f"{folder} holds pickle weights only ({pickles[0]}): convert them to safetensors first, for example with "
+            "`save_pretrained` of transformers"
+        )
+    return f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: give a folder with safetensors weights"
+
+
+def check_matrix(tensor: TensorInfo, axis: int, indices: Iterable[int]) -> None:
+    """Raises CheckpointError unless `tensor` has two axes of sane length, whole bytes, and every index on `axis`."""
+    if len(tensor.shape) != 2 or DTYPE_BITS[tensor.dtype] % 8 or max(tensor.shape) * tensor.item_size > _MAX_VECTOR:
+        raise CheckpointError(
+            f"tensor {tensor.name} is {tensor.dtype} of shape {list(tensor.shape)}: expected a matrix of whole bytes"
+        )
+    for index in indices:
+        if not 0 <= index < tensor.shape[axis]:
+            raise CheckpointError(
+                f"tensor {tensor.name} has no index {index} on axis {axis}: its shape is {tensor.shape}"
+            )
+
+
+def read_vectors(descriptor: int, tensor: TensorInfo, axis: int, indices: tuple[int, ...]) -> dict[int, bytes]:
+    """The vectors at `indices` of `axis` (columns for axis 1, rows for axis 0), each as contiguous bytes.
+
+    Memory is bounded by the vectors themselves and one block. Raises CheckpointError as `check_matrix` does.
+    """
+    check_matrix(tensor, axis, indices)
+    rows, columns = tensor.shape
+    item = tensor.item_size
+    if axis == 0:
+        row_size = columns * item
+        return {
+            index: read_exactly(descriptor, row_size, tensor.offset + index * row_size, tensor.name)
+            for index in indices
+        }
+    vectors = {index: bytearray(rows * item) for index in indices}
+    if len(indices) <= _FEW_COLUMNS:
+        for row in range(rows):
+            start = tensor.offset + row * columns * item
+            for index, vector in vectors.items():
+                vector[row * item : (row + 1) * item] = read_exactly(
+                    descriptor, item, start + index * item, tensor.name
+                )
+    else:
+        for first, block in read_row_blocks(descriptor, tensor):
+            elements = np.frombuffer(block, np.uint8).reshape(-1, columns, item)
+            for index, vector in vectors.items():
+                vector[first * item : (first + len(elements)) * item] = elements[:, index].tobytes()
+    return {index: bytes(vector) for index, vector in vectors.items()}
+
+
+def read_row_blocks(descriptor: int, tensor: TensorInfo) -> Iterator[tuple[int, bytes]]:
+    """The tensor's data in blocks of whole rows: (first row, bytes). A row larger than a block comes alone."""
+    rows, columns = tensor.shape
+    row_size = columns * tensor.item_size
+    step = max(1, BLOCK // max(1, row_size))
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        yield first, read_exactly(descriptor, count * row_size, tensor.offset + first * row_size, tensor.name)
+
+
+def replace_vectors(
+    tensor: TensorInfo, axis: int, vectors: Mapping[int, bytes], first: int, block: bytes
+) -> np.ndarray:
+    """The bytes of a block of whole rows from row `first`, with columns or rows replaced; flat, of type uint8."""
+    elements = np.frombuffer(block, np.uint8).reshape(-1, tensor.shape[1], tensor.item_size).copy()
+    for index, vector in vectors.items():
+        values = np.frombuffer(vector, np.uint8).reshape(-1, tensor.item_size)
+        if axis == 1:
+            elements[:, index] = values[first : first + len(elements)]
+        elif first <= index < first + len(elements):
+            elements[index - first] = values
+    return elements.reshape(-1)
+
+
+def write_vectors(descriptor: int, tensor: TensorInfo, axis: int, vectors: Mapping[int, bytes]) -> None:
+    """Overwrite columns (axis 1) or rows (axis 0) and no other value.
+
+    Elements are written row by row, not column by column, so that each page of the file is touched once.
+    """
+    rows, columns = tensor.shape
+    item = tensor.item_size
+    if axis == 0:
+        for index, vector in vectors.items():
+            write_exactly(descriptor, vector, tensor.offset + index * columns * item)
+    elif len(vectors) <= _FEW_COLUMNS:
+        for row in range(rows):
+            start = tensor.offset + row * columns * item
+            for index, vector in vectors.items():
+                write_exactly(descriptor, vector[row * item : (row + 1) * item], start + index * item)
+    else:
+        for first, block in read_row_blocks(descriptor, tensor):
+            replaced = replace_vectors(tensor, axis, vectors, first, block)
+            write_exactly(descriptor, replaced.tobytes(), tensor.offset + first * columns * item)
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to be written: `blocks` gives its data in order, so that it need not be in memory at once."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    blocks: Iterable[bytes]
+
+
+def new_file(tensors: Iterable[NewTensor]) -> Iterator[bytes]:
+    """The bytes of a safetensors file that holds `tensors` in the given order, block by block."""
+    tensors = tuple(tensors)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        size = DTYPE_BITS[tensor.dtype] // 8
+        for length in tensor.shape:
+            size *= length
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    content = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    content += b" " * (-len(content) % 8)  # The format wants aligned data.
+    yield struct.pack("<Q", len(content)) + content
+    for tensor in tensors:
+        yield from tensor.blocks

@@ -1,0 +1,73 @@
+"""Taking an edit back: the files as they were, bit for bit, from the edited folder alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from amnesia.columns import blocks_with, columns_before, trace_back
+from amnesia.errors import InputError, OutputError, VerificationError
+from amnesia.files import copy_file, list_files, staged_output
+from amnesia.manifest import Manifest, read_manifest
+
+
+def undo(
+    folder: Path,
+    output: Path,
+    *,
+    force: bool = False,
+    every_step: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Restore into `output` the model that was edited, and return the manifest of the edit that was taken back.
+
+    Edits made on top of each other are taken back one at a time, newest first; `every_step` goes back to the base.
+    Each touched shard is checked against the sha256 that it had before the edit. `progress` is called with the bytes
+    written so far and in all.
+
+    Raises VerificationError when the folder is not what its manifest says, InputError for adapters and GGUF files, and
+    OutputError as `staged_output` does.
+    """
+    manifest = read_manifest(folder)
+    if manifest.format == "adapter":
+        raise InputError(f"{folder} is an adapter, the base model was never changed: to undo it, do not load it")
+    if manifest.format != "safetensors":
+        raise InputError(f"{folder} holds an edited {manifest.format} file: undo that file instead")
+    steps, origins = trace_back(folder, list_files(folder), manifest)
+    count = len(steps) if every_step else 1
+    steps, files = steps[:count], origins[count - 1]
+    columns = columns_before(steps)
+    # Going from the newest to the oldest edit, the last hash of a file is the one from before all of them.
+    hashes = {row.file: row.sha256 for step in steps for row in step.manifest.base.files if row.scope == "file"}
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    total, done = sum(sizes.values()), 0
+    with staged_output(output, force=force, needed_bytes=total, source=folder) as staging:
+        for name, path in files.items():
+            if name in columns:
+                restored = _write(blocks_with(path, columns[name]), staging / name)
+                if hashes.get(name) != restored:
+                    raise VerificationError(
+                        f"{path} does not become the original when the edit is taken back: it was changed after the "
+                        "edit; fetch the base model again"
+                    )
+            else:
+                copy_file(path, staging / name)
+            done += sizes[name]
+            if progress is not None:
+                progress(done, total)
+    return steps[-1].manifest
+
+
+def _write(blocks: Iterable[bytes], path: Path) -> str:
+    """Write blocks to a new file and return the sha256 of its content."""
+    digest = hashlib.sha256()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            for block in blocks:
+                digest.update(block)
+                file.write(block)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}): free space or choose another disk") from error
+    return digest.hexdigest()

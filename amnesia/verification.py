@@ -1,0 +1,258 @@
+"""Proof, from the bytes on disk, that an output is exactly what its manifest says.
+
+With the base model at hand every byte is compared. Without it, hashes prove the edited tensors, and taking the edit
+back in memory must give the sha256 that each touched shard had before; files that were only copied stay unproven and
+are listed as such.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from amnesia.adapter import (
+    CONFIG_NAME,
+    KEY_PREFIX,
+    README_NAME,
+    WEIGHTS_NAME,
+    adapter_rank,
+    base_files,
+    config_bytes,
+    one_hot_rows,
+    target_modules,
+    weights_blocks,
+)
+from amnesia.checkpoint import CheckpointSource, open_source, plan_edits
+from amnesia.columns import Step, blocks_with, columns_after, columns_before, compare, trace_back
+from amnesia.errors import InputError, VerificationError
+from amnesia.files import hash_file, list_files
+from amnesia.manifest import MANIFEST_NAME, Manifest, TensorEdit, join_edits, read_manifest
+from amnesia.recipe import Format
+from amnesia.safetensors_file import read_header
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """What was proven about an output.
+
+    `n_cells` and `n_tensors` count edited cells and tensors, `n_files` the files whose every byte was proven, `n_bytes`
+    the bytes in them. `base_read` says whether the base was compared. `unproven` lists files of the model that only the
+    base could prove.
+    """
+
+    format: Format
+    entity: str
+    n_cells: int
+    n_tensors: int
+    n_files: int
+    n_bytes: int
+    base_read: bool
+    unproven: tuple[str, ...]
+
+
+def verify(folder: Path, base: Path | None = None, *, progress: Progress | None = None) -> VerificationReport:
+    """Re-read an output and prove that exactly the declared columns changed, by exactly the declared multipliers.
+
+    `base` is the folder that was edited; after several edits on top of each other, the folder before any of them.
+    `progress` is called with the files compared so far and in all. Raises VerificationError naming the first
+    difference, CheckpointError for damaged weights, and InputError for a GGUF output.
+    """
+    manifest = read_manifest(folder)
+    if manifest.format == "adapter":
+        return _verify_adapter(folder, manifest, base)
+    if manifest.format != "safetensors":
+        raise InputError(f"{folder} holds an edited {manifest.format} file: verify that file instead")
+    steps, origins = trace_back(folder, list_files(folder), manifest)
+    _check_declared(open_source(folder), steps)
+    if base is None:
+        return _verify_alone(steps, origins, progress or _silent)
+    count = _steps_since(base, manifest)
+    return _verify_against(base, steps[:count], origins[count - 1], progress or _silent)
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+def _steps_since(base: Path, manifest: Manifest) -> int:
+    """How many edits lie between `base` and the output."""
+    earlier = read_manifest(base) if (base / MANIFEST_NAME).exists() else None
+    for count, step in enumerate(manifest.history(), start=1):
+        if step.previous == earlier:
+            return count
+    raise VerificationError(
+        f"{base} has an edit for {earlier.entity!r} that this output does not build on: give the model that was edited"
+    )
+
+
+def _check_declared(source: CheckpointSource, steps: Sequence[Step]) -> None:
+    """The tensors of a manifest must be those that its edits mean for this architecture."""
+    for step in steps:
+        plans = plan_edits(source, step.manifest.edits, allow_overlap=True)
+        expected = [(plan.tensor.name, plan.file, plan.axis, dict(plan.multipliers)) for plan in plans]
+        found = [
+            (row.name, row.file, row.axis, dict(zip(row.indices, row.multipliers, strict=True)))
+            for row in step.manifest.tensors
+        ]
+        if found != expected:
+            raise VerificationError(
+                f"{MANIFEST_NAME} lists tensors that do not follow from its edits for {step.manifest.entity!r}: "
+                "the manifest is damaged, make the output again"
+            )
+
+
+def _verify_against(
+    base: Path, steps: Sequence[Step], origin: Mapping[str, Path], progress: Progress
+) -> VerificationReport:
+    left_out = {name for step in steps for name in step.manifest.left_out}
+    base_names = {*list_files(base)} - left_out
+    different = sorted(base_names ^ origin.keys())
+    if different:
+        state = "lacks" if different[0] in base_names else "has, beyond the base and the manifest,"
+        raise VerificationError(f"the output {state} the file {different[0]}: make the output again")
+    columns = columns_after({name: base / name for name in origin}, steps)
+    proven = 0
+    for count, (name, path) in enumerate(sorted(origin.items()), start=1):
+        if name not in columns and path.samefile(base / name):
+            proven += path.stat().st_size  # A hard link to the base is the same bytes.
+        else:
+            proven += compare(blocks_with(base / name, columns.get(name, [])), path)
+        progress(count, len(origin))
+    for step in steps:
+        _check_hashes(step, {row.file for newer in steps[: steps.index(step)] for row in newer.manifest.tensors})
+    return _report(steps[0].manifest, steps, len(origin), proven, base_read=True, unproven=())
+
+
+def _verify_alone(
+    steps: Sequence[Step], origins: Sequence[Mapping[str, Path]], progress: Progress
+) -> VerificationReport:
+    changed: set[str] = set()
+    proven = 0
+    total = len({row.file for step in steps for row in step.manifest.base.files})
+    for count, step in enumerate(steps, start=1):
+        _check_hashes(step, changed)
+        columns = columns_before(steps[:count])
+        for row in step.manifest.base.files:
+            path = step.files[row.file]
+            # A shard that a newer edit touched too is proven by going back through both.
+            digest = hashlib.sha256()
+            for block in blocks_with(path, columns[row.file]):
+                digest.update(block)
+            if row.scope != "file" or digest.hexdigest() != row.sha256:
+                raise VerificationError(
+                    f"{path} does not become the original when the edit is taken back: bytes outside of the declared "
+                    "columns differ, make the output again"
+                )
+            if row.file not in changed:
+                proven += row.size
+                changed.add(row.file)
+                progress(len(changed), total)
+    unproven = tuple(sorted(origins[-1].keys() - changed))
+    return _report(steps[0].manifest, steps, len(changed), proven, base_read=False, unproven=unproven)
+
+
+def _check_hashes(step: Step, changed_later: set[str]) -> None:
+    """The edited tensors must have the sha256 that the manifest gives, unless a newer edit touched their file."""
+    for edit in step.manifest.tensors:
+        if edit.file in changed_later:
+            continue
+        path = step.files[edit.file]
+        tensor = read_header(path).tensors[edit.name]
+        if hash_file(path, tensor.offset, tensor.size) != edit.after:
+            raise VerificationError(f"{path} has a tensor {edit.name} whose sha256 is not the one in {MANIFEST_NAME}")
+
+
+def _report(
+    manifest: Manifest, steps: Sequence[Step], n_files: int, n_bytes: int, *, base_read: bool, unproven: tuple[str, ...]
+) -> VerificationReport:
+    edits = [edit for step in steps for edit in step.manifest.tensors]
+    return VerificationReport(
+        format=manifest.format,
+        entity=manifest.entity,
+        n_cells=len({(edit.name, index) for edit in edits for index in edit.indices}),
+        n_tensors=len({edit.name for edit in edits}),
+        n_files=n_files,
+        n_bytes=n_bytes,
+        base_read=base_read,
+        unproven=unproven,
+    )
+
+
+def _verify_adapter(folder: Path, manifest: Manifest, base: Path | None) -> VerificationReport:
+    names = set(list_files(folder))
+    expected = {MANIFEST_NAME, README_NAME, *manifest.added, CONFIG_NAME, WEIGHTS_NAME}
+    if names - {README_NAME} != expected - {README_NAME}:
+        raise VerificationError(
+            f"{folder} and {MANIFEST_NAME} disagree on the file {sorted(names ^ expected)[0]}: make the adapter again"
+        )
+    weights = folder / WEIGHTS_NAME
+    if base is None:
+        modules, rank = _check_factors(weights, manifest)
+    else:
+        source = open_source(base)
+        plans = plan_edits(source, manifest.edits, allow_overlap=True)
+        if source.manifest != manifest.previous or base_files(source, plans) != manifest.base.files:
+            raise VerificationError(f"{base} is not the model that the adapter was made for: give {manifest.base.id}")
+        modules, rank = target_modules(source, plans), adapter_rank(max(len(plan.multipliers) for plan in plans))
+        tensors: list[TensorEdit] = []
+        compare(weights_blocks(source, plans, rank, tensors.append), weights)
+        if tuple(tensors) != manifest.tensors:
+            raise VerificationError(f"{MANIFEST_NAME} does not list the tensors and hashes of its edits: make it again")
+    config = config_bytes(modules, manifest.tensors[0].axis, rank, manifest.base.id, manifest.base.revision)
+    compare(iter([config]), folder / CONFIG_NAME)
+    return VerificationReport(
+        format=manifest.format,
+        entity=manifest.entity,
+        n_cells=sum(len(edit.indices) for edit in manifest.tensors),
+        n_tensors=len(manifest.tensors),
+        n_files=2,
+        n_bytes=weights.stat().st_size + len(config),
+        base_read=base is not None,
+        unproven=(),
+    )
+
+
+def _check_factors(weights: Path, manifest: Manifest) -> tuple[list[str], int]:
+    """Without the base: A must be one-hot at the declared neurons, B must have the declared sha256.
+
+    Returns the module paths and the rank.
+    """
+    header = read_header(weights)
+    rank = adapter_rank(max(len(edit.indices) for edit in manifest.tensors))
+    by_layer: dict[int, dict[int, float]] = {}
+    for cell, multiplier in join_edits(manifest.edits, allow_overlap=True).items():
+        by_layer.setdefault(cell.layer, {})[cell.neuron] = multiplier
+    if [*by_layer.values()] != [dict(zip(row.indices, row.multipliers, strict=True)) for row in manifest.tensors]:
+        raise VerificationError(
+            f"{MANIFEST_NAME} lists tensors that do not follow from its edits: make the adapter again"
+        )
+    modules = []
+    for edit in manifest.tensors:
+        stem = edit.name.removesuffix(".weight")
+        paths = [
+            name.removeprefix(KEY_PREFIX).removesuffix(".lora_A.weight")
+            for name in header.tensors
+            if name.startswith(KEY_PREFIX) and f".{name}".endswith(f".{stem}.lora_A.weight")
+        ]
+        if len(paths) != 1 or f"{KEY_PREFIX}{paths[0]}.lora_B.weight" not in header.tensors:
+            raise VerificationError(f"{weights} lacks the factors of tensor {edit.name}: make the adapter again")
+        a = header.tensors[f"{KEY_PREFIX}{paths[0]}.lora_A.weight"]
+        b = header.tensors[f"{KEY_PREFIX}{paths[0]}.lora_B.weight"]
+        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank or a.dtype != b.dtype:
+            raise VerificationError(f"{weights} has factors of {edit.name} that are not of rank {rank}: make it again")
+        if edit.indices[-1] >= a.shape[1]:
+            raise VerificationError(f"{MANIFEST_NAME} names neuron {edit.indices[-1]} of {edit.name}, beyond its width")
+        one_hot = hashlib.sha256(one_hot_rows(a.dtype, edit.indices, rank, a.shape[1])).hexdigest()
+        for factor, digest in ((a, one_hot), (b, edit.after)):
+            if hash_file(weights, factor.offset, factor.size) != digest:
+                raise VerificationError(f"{weights} has another {factor.name} than the manifest says: make it again")
+        modules.append(paths[0])
+    if len(header.tensors) != 2 * len(modules):
+        raise VerificationError(
+            f"{weights} holds tensors that {MANIFEST_NAME} does not declare: make the adapter again"
+        )
+    return sorted(modules), rank

@@ -1,0 +1,180 @@
+"""Adapters against PEFT: they load without a warning, wrap only edited layers, and merge to the edited weights."""
+
+import json
+import logging
+import os
+import re
+import warnings
+
+import pytest
+import torch
+from peft import IA3Config, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from amnesia.adapter import CONFIG_NAME, RANKS, WEIGHTS_NAME, adapter_rank, write_adapter
+from amnesia.checkpoint import open_source, write_edited
+from amnesia.domain import Cell, ColumnEdit
+from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError
+from amnesia.layouts import LAYOUTS
+from amnesia.manifest import EntityEdits
+from tiny import D_MLP, D_MODEL, MODEL_TYPES, save_tiny, tiny_model
+
+# Layers with different numbers of cells, among them more than the smallest rank.
+EDITS = (ColumnEdit(Cell(0, 3)), *(ColumnEdit(Cell(2, neuron)) for neuron in range(0, 40, 4)))
+
+
+def write(source, folder, writer=write_adapter, edits=EDITS, **options):
+    folder.mkdir()
+    return writer(open_source(source), edits, folder, entity="Paris", base_id="a/b", revision=None, **options)
+
+
+def load_base(folder, dtype):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+
+def attach(base, folder, caplog):
+    """The model with the adapter; any warning of PEFT is an error."""
+    with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
+        warnings.simplefilter("error")
+        # PEFT asks transformers for an attribute that has a new name; that has nothing to do with the adapter.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+        model = PeftModel.from_pretrained(base, folder)
+    assert [record for record in caplog.records if record.name.startswith("peft")] == []
+    return model
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_merged_equals_edited(tmp_path, caplog, model_type, dtype):
+    source = save_tiny(tmp_path / "source", model_type, dtype=dtype)
+    write(source, tmp_path / "edited", write_edited)
+    write(source, tmp_path / "adapter")
+    model = attach(load_base(source, dtype), tmp_path / "adapter", caplog)
+    wrapped = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    layout = LAYOUTS[model_type]
+    assert wrapped == [f"base_model.model.{layout.out_proj_path(layer)}" for layer in (0, 2)]
+    merged = dict(model.merge_and_unload().named_parameters())
+    edited = dict(load_base(tmp_path / "edited", dtype).named_parameters())
+    assert merged.keys() == edited.keys()
+    assert all(parameter.dtype == dtype for parameter in merged.values())
+    assert all(torch.equal(merged[name], edited[name]) for name in edited)
+
+
+def test_equals_ia3_with_the_same_scales(tmp_path, caplog):
+    """PEFT's IA³ scales the input of a module by a vector: an independent statement of the same edit."""
+    source = save_tiny(tmp_path / "source", "qwen2")
+    edits = (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(1, 5), 0.5), ColumnEdit(Cell(1, 6), -3.0))
+    write(source, tmp_path / "adapter", edits=edits)
+    config = IA3Config(target_modules=["down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ia3 = get_peft_model(load_base(source, torch.float32), config).eval()
+    for edit in edits:
+        vector = ia3.base_model.model.model.layers[edit.cell.layer].mlp.down_proj.ia3_l["default"]
+        vector.data[0, edit.cell.neuron] = edit.multiplier
+    adapted = attach(load_base(source, torch.float32), tmp_path / "adapter", caplog).eval()
+    ids = torch.arange(3, 19).reshape(2, 8)
+    with torch.no_grad():
+        expected, found = ia3(input_ids=ids).logits, adapted(input_ids=ids).logits
+        plain = load_base(source, torch.float32).eval()(input_ids=ids).logits
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(found, plain, atol=1e-2)
+
+
+def test_the_files_are_as_documented(tmp_path):
+    source = save_tiny(tmp_path / "source", dtype=torch.bfloat16)
+    manifest = write(source, tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / CONFIG_NAME).read_text())
+    assert config["r"] == config["lora_alpha"] == 16
+    assert config["target_modules"] == ["model.layers.0.mlp.down_proj", "model.layers.2.mlp.down_proj"]
+    assert config["bias"] == "none"
+    assert config["fan_in_fan_out"] is False
+    assert not {"rank_pattern", "alpha_pattern", "use_rslora", "use_dora"} & config.keys()
+    tensors = load_file(tmp_path / "adapter" / WEIGHTS_NAME)
+    prefix = "base_model.model.model.layers.0.mlp.down_proj"
+    assert len(tensors) == 4
+    assert all(tensor.dtype == torch.bfloat16 for tensor in tensors.values())
+    a, b = tensors[f"{prefix}.lora_A.weight"], tensors[f"{prefix}.lora_B.weight"]
+    assert a.shape == (16, D_MLP) and b.shape == (D_MODEL, 16)
+    assert a.nonzero().tolist() == [[0, 3]] and a[0, 3] == 1
+    assert b[:, 1:].count_nonzero() == 0
+    assert manifest.undo is None
+    assert [row.scope for row in manifest.base.files] == ["header"] * len(manifest.base.files)
+    assert all(row.scope == "columns" for row in manifest.tensors)
+
+
+def test_gpt2_is_transposed(tmp_path):
+    source = save_tiny(tmp_path / "source", "gpt2")
+    write(source, tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / CONFIG_NAME).read_text())["fan_in_fan_out"] is True
+
+
+def test_the_bytes_are_reproducible(tmp_path):
+    source = save_tiny(tmp_path / "source")
+    first, second = write(source, tmp_path / "one"), write(source, tmp_path / "two", edits=EDITS[::-1])
+    assert first.tensors == second.tensors
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_several_entities(tmp_path):
+    source = save_tiny(tmp_path / "source")
+    rome = EntityEdits("Rome", (ColumnEdit(Cell(1, 1)),))
+    manifest = write(source, tmp_path / "adapter", also=[rome])
+    assert manifest.entity == "Paris, Rome"
+    assert len(manifest.tensors) == 3
+    assert re.search("Paris, Rome", (tmp_path / "adapter" / "README.md").read_text())
+    (tmp_path / "two").mkdir()
+    with pytest.raises(InputError, match="'Paris' and 'Rome'"):
+        clash = [EntityEdits("Rome", (ColumnEdit(Cell(0, 3)),))]
+        write_adapter(
+            open_source(source), EDITS, tmp_path / "two", entity="Paris", base_id="b", revision=None, also=clash
+        )
+
+
+def test_ranks():
+    assert [adapter_rank(count) for count in (1, 8, 9, 257, 512)] == [8, 8, 16, 320, 512]
+    assert all(adapter_rank(rank) == rank for rank in RANKS)
+    with pytest.raises(InputError, match="513 cells .* at most 512"):
+        adapter_rank(513)
+
+
+def test_refusals(tmp_path):
+    source = save_tiny(tmp_path / "source", max_shard_size="1GB", dtype=torch.float16)
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"][0, 3] = 60000
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NumericalError, match=r"layers.0.mlp.down_proj.weight, neuron 3: .*inf"):
+        write(source, tmp_path / "a")  # -2 times 60000 is beyond float16.
+    with pytest.raises(OutputError, match="not empty"):
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "x").touch()
+        write_adapter(open_source(source), EDITS, tmp_path / "b", entity="A", base_id="b", revision=None)
+    save_file(
+        {name: (tensor / 1e4).to(torch.float8_e5m2) for name, tensor in tensors.items()}, source / "model.safetensors"
+    )
+    with pytest.raises(CheckpointError, match="F8_E5M2: PEFT cannot merge"):
+        write(source, tmp_path / "c")
+
+
+def test_only_the_edited_columns_are_read(tmp_path, monkeypatch):
+    source = save_tiny(tmp_path / "source", dtype=torch.bfloat16)
+    opened = open_source(source)
+    (tmp_path / "adapter").mkdir()
+
+    read = []
+    pread = os.pread
+
+    def counted(descriptor, size, offset):
+        read.append(size)
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    write_adapter(opened, [ColumnEdit(Cell(1, 7))], tmp_path / "adapter", entity="A", base_id="b", revision=None)
+    assert sum(read) == D_MODEL * 2
+
+
+def test_tiny_models_are_not_degenerate():
+    model = tiny_model("llama")
+    assert all(parameter.abs().max() > 0.01 for parameter in model.parameters())

@@ -1,0 +1,220 @@
+"""Manifests: what is written can be read, and what cannot have been written is refused in one line."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amnesia.domain import Cell, ColumnEdit
+from amnesia.errors import InputError, VerificationError
+from amnesia.manifest import (
+    MANIFEST_NAME,
+    Base,
+    BaseFile,
+    EntityEdits,
+    Manifest,
+    TensorEdit,
+    join_edits,
+    read_manifest,
+    write_manifest,
+)
+
+HASH = "0123456789abcdef" * 4
+
+
+def example(**changes):
+    manifest = Manifest(
+        format="safetensors",
+        base=Base("Qwen/Qwen2.5-7B", "main", (BaseFile("model-00001-of-00002.safetensors", 1000, HASH),)),
+        edits=(
+            EntityEdits("Paris", (ColumnEdit(Cell(2, 10941)), ColumnEdit(Cell(2, 7), 0.5))),
+            EntityEdits("東京", (ColumnEdit(Cell(3, 1), -3.0),)),
+        ),
+        tensors=(
+            TensorEdit(
+                "model.layers.2.mlp.down_proj.weight",
+                "model-00001-of-00002.safetensors",
+                1,
+                (7, 10941),
+                (0.5, -1.0),
+                HASH,
+                HASH[::-1],
+            ),
+        ),
+        undo="amnesia-undo.safetensors",
+        added=("amnesia-undo.safetensors", "report.json"),
+        replaced=("README.md",),
+        left_out=("pytorch_model.bin",),
+        recipe='[entity]\nname = "Paris"\n',
+        scores={"target": 0.1, "control": None},
+    )
+    return replace(manifest, **changes)
+
+
+def test_round_trip(tmp_path):
+    manifest = example(previous=example(undo=None))
+    write_manifest(manifest, tmp_path)
+    assert read_manifest(tmp_path) == manifest
+    assert manifest.entity == "Paris, 東京"
+    assert [step.undo for step in manifest.history()] == ["amnesia-undo.safetensors", None]
+
+
+def test_bytes_depend_on_nothing_but_the_content(tmp_path):
+    first = example(scores={"a": 1, "b": 2}, edits=(EntityEdits("Paris", (ColumnEdit(Cell(1, 2), -1),)),))
+    second = example(scores={"b": 2.0, "a": 1.0}, edits=(EntityEdits("Paris", (ColumnEdit(Cell(1, 2), -1.0),)),))
+    assert first.to_bytes() == second.to_bytes()
+    write_manifest(first, tmp_path)
+    assert read_manifest(tmp_path).to_bytes() == (tmp_path / MANIFEST_NAME).read_bytes()
+
+
+def test_the_file_has_the_documented_fields():
+    document = json.loads(example().to_bytes())
+    assert document["format_version"] == 1
+    assert document["base"]["files"][0]["sha256"] == HASH
+    assert document["edits"][0] == {"entity": "Paris", "layer": 2, "neuron": 10941, "multiplier": -1.0}
+    assert document["tensors"][0]["sha256"] == {"before": HASH, "after": HASH[::-1], "scope": "tensor"}
+    assert document["tensors"][0]["indices"] == [7, 10941]
+    assert {"tool", "libraries", "entity", "undo", "recipe", "scores"} <= document.keys()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("format_version",), 2),
+        (("format_version",), True),
+        (("format",), "pickle"),
+        (("format",), ["gguf"]),
+        (("base",), None),
+        (("base", "files"), []),
+        (("base", "files", 0, "file"), "../model.safetensors"),
+        (("base", "files", 0, "file"), "/etc/passwd"),
+        (("base", "files", 0, "file"), "a/../../b"),
+        (("base", "files", 0, "file"), "C:/x"),
+        (("base", "files", 0, "file"), "a\\b"),
+        (("base", "files", 0, "file"), ""),
+        (("base", "files", 0, "size"), -1),
+        (("base", "files", 0, "size"), 10**30),
+        (("base", "files", 0, "size"), 1.5),
+        (("base", "files", 0, "sha256"), "g" * 64),
+        (("edits",), []),
+        (("edits", 0, "layer"), -1),
+        (("edits", 0, "neuron"), "3"),
+        (("edits", 0, "multiplier"), 10**400),
+        (("edits", 0, "multiplier"), None),
+        (("edits", 0, "entity"), ""),
+        (("edits", 0, "entity"), "Rome"),
+        (("entity",), "Rome"),
+        (("tensors",), []),
+        (("tensors", 0, "axis"), 2),
+        (("tensors", 0, "indices"), [10941, 7]),
+        (("tensors", 0, "indices"), [7, 7]),
+        (("tensors", 0, "indices"), [7]),
+        (("tensors", 0, "indices"), [-7, 8]),
+        (("tensors", 0, "multipliers"), [1.0, "2"]),
+        (("tensors", 0, "file"), "other.safetensors"),
+        (("tensors", 0, "name"), "\ud800"),
+        (("undo",), ".."),
+        (("added",), ["../x"]),
+        (("replaced",), "README.md"),
+        (("left_out",), [None]),
+        (("scores",), []),
+        (("scores", "target"), "0.1"),
+        (("previous",), {}),
+        (("recipe",), 3),
+    ],
+)
+def test_wrong_values_are_named_in_one_line(tmp_path, path, value):
+    document = json.loads(example().to_bytes())
+    place = document
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(document))
+    with pytest.raises(VerificationError) as caught:
+        read_manifest(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a": NaN}',
+        b'{"a": 1, "a": 2}',
+        b"1" * 10_000,
+        b'{"format_version": 1}',
+    ],
+)
+def test_what_is_not_a_manifest_is_refused(tmp_path, content):
+    (tmp_path / MANIFEST_NAME).write_bytes(content)
+    with pytest.raises(VerificationError, match=MANIFEST_NAME):
+        read_manifest(tmp_path)
+
+
+def test_a_missing_manifest_means_an_incomplete_output(tmp_path):
+    with pytest.raises(VerificationError, match="not a complete output"):
+        read_manifest(tmp_path)
+
+
+def test_unknown_and_missing_keys_are_refused():
+    document = json.loads(example().to_bytes())
+    with pytest.raises(VerificationError, match="unknown key 'extra'"):
+        Manifest.from_json(document | {"extra": 1})
+    del document["undo"]
+    with pytest.raises(VerificationError, match="lacks the key 'undo'"):
+        Manifest.from_json(document)
+
+
+def test_values_that_could_not_be_read_back_are_not_written(tmp_path):
+    for bad in (
+        example(scores={"target": float("nan")}),
+        example(edits=()),
+        example(edits=(EntityEdits("Paris", ()),)),
+        example(edits=(EntityEdits("A", (ColumnEdit(Cell(1, 1)),)), EntityEdits("A", (ColumnEdit(Cell(1, 2)),)))),
+        example(undo="../x"),
+    ):
+        with pytest.raises(VerificationError):
+            write_manifest(bad, tmp_path)
+        assert not (tmp_path / MANIFEST_NAME).exists()
+
+
+def test_very_long_chains_are_refused():
+    manifest = example()
+    for _ in range(64):
+        manifest = example(previous=manifest)
+    with pytest.raises(VerificationError, match="more than 64 edits"):
+        manifest.to_bytes()
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_mutated_manifests_give_clean_errors(data):
+    content = bytearray(example(previous=example()).to_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content) - 1))
+        length = data.draw(st.integers(0, 20))
+        content[start : start + length] = data.draw(st.binary(max_size=8))
+    try:
+        manifest = Manifest.from_bytes(bytes(content))
+    except VerificationError as error:
+        assert "\n" not in str(error)
+    else:
+        assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+
+
+def test_join_edits_sorts_and_names_both_entities():
+    paris = EntityEdits("Paris", (ColumnEdit(Cell(3, 1)), ColumnEdit(Cell(1, 5))))
+    rome = EntityEdits("Rome", (ColumnEdit(Cell(1, 5), 2.0),))
+    assert list(join_edits([paris]).items()) == [(Cell(1, 5), -1.0), (Cell(3, 1), -1.0)]
+    with pytest.raises(InputError, match=r"1:5 .*'Paris' and 'Rome'"):
+        join_edits([paris, rome])
+    assert join_edits([paris, rome], allow_overlap=True) == {Cell(1, 5): -2.0, Cell(3, 1): -1.0}
+    with pytest.raises(InputError, match="cancel out"):
+        join_edits([paris, EntityEdits("Rome", (ColumnEdit(Cell(1, 5)),))], allow_overlap=True)

@@ -1,0 +1,226 @@
+"""`verify` accepts what was written and names the first thing that was tampered with."""
+
+import json
+from dataclasses import replace
+from shutil import copytree
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from amnesia.adapter import CONFIG_NAME, WEIGHTS_NAME, write_adapter
+from amnesia.checkpoint import UNDO_NAME, add_file, open_source, write_edited
+from amnesia.domain import Cell, ColumnEdit
+from amnesia.errors import AmnesiaError, InputError, VerificationError
+from amnesia.files import staged_output
+from amnesia.manifest import MANIFEST_NAME, EntityEdits, read_manifest, write_manifest
+from amnesia.verification import verify
+from tiny import save_tiny
+
+EDITS = (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(2, 47), 0.1), ColumnEdit(Cell(2, 0), -3.0))
+
+
+def edit(source, output, edits=EDITS, entity="Paris", writer=write_edited, **options):
+    with staged_output(output, source=source) as staging:
+        manifest = writer(open_source(source), edits, staging, entity=entity, base_id="a/b", revision=None, **options)
+        if writer is write_edited:
+            manifest = add_file(manifest, staging, "README.md", b"card")
+            manifest = add_file(manifest, staging, "report.json", b"{}")
+        write_manifest(manifest, staging)
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verification")
+    source = save_tiny(folder / "source")
+    edit(source, folder / "out")
+    edit(source, folder / "adapter", writer=write_adapter)
+    edit(folder / "out", folder / "second", [ColumnEdit(Cell(1, 1), -1.5)], "Rome")
+    return folder
+
+
+@pytest.fixture
+def work(originals, tmp_path):
+    """A copy that a test may damage."""
+    return copytree(originals, tmp_path / "work")
+
+
+def refused(folder, base, message):
+    with pytest.raises(VerificationError, match=message) as caught:
+        verify(folder, base)
+    assert "\n" not in str(caught.value)
+
+
+def flip(path, offset):
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def down_proj(folder, layer):
+    weights = open_source(folder).weights
+    name = f"model.layers.{layer}.mlp.down_proj.weight"
+    file = weights.location[name]
+    return folder / file, weights.headers[file].tensors[name]
+
+
+def test_accepts_what_was_written(originals):
+    report = verify(originals / "out", originals / "source")
+    assert (report.format, report.entity, report.n_cells, report.n_tensors) == ("safetensors", "Paris", 3, 2)
+    assert report.base_read and report.unproven == ()
+    names = [path for path in (originals / "source").rglob("*") if path.is_file()]
+    assert report.n_files == len(names)
+    assert report.n_bytes == sum(path.stat().st_size for path in names)
+    alone = verify(originals / "out")
+    assert not alone.base_read
+    assert alone.n_files == len(read_manifest(originals / "out").base.files)
+    assert "config.json" in alone.unproven
+    for base in (None, originals / "source"):
+        adapter = verify(originals / "adapter", base)
+        assert (adapter.format, adapter.n_cells, adapter.n_files) == ("adapter", 3, 2)
+
+
+def test_accepts_a_chain_against_each_of_its_bases(originals):
+    assert verify(originals / "second", originals / "source").n_cells == 4
+    assert verify(originals / "second", originals / "out").n_cells == 1
+    assert verify(originals / "second").n_cells == 4
+
+
+def test_accepts_linked_outputs_and_overlaps(work):
+    edit(work / "source", work / "linked", link=True)
+    assert verify(work / "linked", work / "source").n_cells == 3
+    edit(work / "linked", work / "overlap", [ColumnEdit(Cell(2, 47), -1.7)], "Rome", allow_overlap=True)
+    for base in (None, work / "source", work / "linked"):
+        verify(work / "overlap", base)
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_names_the_column_that_differs(work, with_base):
+    path, tensor = down_proj(work / "out", 0)
+    flip(path, tensor.offset + 4 * (48 * 5 + 4))
+    if with_base:
+        refused(work / "out", work / "source", r"tensor model.layers.0.mlp.down_proj.weight, row 5, column 4")
+    else:
+        refused(work / "out", None, "tensor model.layers.0.mlp.down_proj.weight whose sha256")
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_notices_other_bytes_of_the_touched_shard(work, with_base):
+    path, tensor = down_proj(work / "out", 0)
+    flip(path, path.stat().st_size - 1 if tensor.offset + tensor.size < path.stat().st_size else tensor.offset - 1)
+    with pytest.raises(AmnesiaError):
+        verify(work / "out", work / "source" if with_base else None)
+
+
+def test_notices_other_files(work):
+    flip(work / "out" / "config.json", 3)
+    with pytest.raises(AmnesiaError):
+        verify(work / "out", work / "source")
+
+
+def test_notices_an_untouched_shard(work):
+    touched = {row.file for row in read_manifest(work / "out").base.files}
+    shard = next(path for path in sorted((work / "out").glob("model-*")) if path.name not in touched)
+    flip(shard, shard.stat().st_size - 1)
+    refused(work / "out", work / "source", f"{shard.name} differs .* at tensor ")
+
+
+def test_notices_missing_and_added_files(work):
+    (work / "out" / "extra.txt").write_text("x")
+    refused(work / "out", work / "source", "extra.txt")
+    (work / "out" / "extra.txt").unlink()
+    (work / "out" / "LICENSE").unlink()
+    refused(work / "out", work / "source", "lacks the file LICENSE")
+    (work / "second" / "report.json").unlink(missing_ok=True)
+    (work / "second" / "amnesia-base" / "report.json").unlink()
+    refused(work / "second", None, "report.json is missing")
+    (work / "out" / UNDO_NAME).unlink()
+    refused(work / "out", None, f"{UNDO_NAME} is missing")
+
+
+def test_notices_an_undo_file_that_would_not_restore(work):
+    flip(work / "out" / UNDO_NAME, (work / "out" / UNDO_NAME).stat().st_size - 1)
+    refused(work / "out", work / "source", "would not give the original")
+    refused(work / "out", None, "does not become the original")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda m: replace(m, edits=(EntityEdits("Paris", (ColumnEdit(Cell(0, 3)),)),)),
+            "do not follow from its edits",
+        ),
+        (lambda m: replace(m, tensors=m.tensors[:1]), "do not follow from its edits"),
+        (lambda m: replace(m, tensors=(replace(m.tensors[0], indices=(4,)), *m.tensors[1:])), "do not follow"),
+        (lambda m: replace(m, tensors=(replace(m.tensors[0], after="0" * 64), *m.tensors[1:])), "sha256"),
+        (lambda m: replace(m, undo=None), "does not invert exactly"),
+        (lambda m: replace(m, added=(*m.added, "nothing")), "nothing is missing"),
+    ],
+)
+@pytest.mark.parametrize("with_base", [True, False])
+def test_manifests_that_do_not_tell_the_truth(work, change, message, with_base):
+    write_manifest(change(read_manifest(work / "out")), work / "out")
+    refused(work / "out", work / "source" if with_base else None, message)
+
+
+def test_another_base_is_noticed(work):
+    other = save_tiny(work / "other", seed=1)
+    refused(work / "out", other, "would not give the original|differs")
+    refused(work / "adapter", other, "differs|does not list")
+    refused(work / "out", work / "second", "does not build on")
+    refused(work / "adapter", work / "out", "not the model that the adapter was made for")
+
+
+def test_a_folder_without_manifest_is_not_accepted(work):
+    (work / "out" / MANIFEST_NAME).unlink()
+    refused(work / "out", work / "source", "not a complete output")
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
+def test_notices_changed_adapters(work, with_base, name):
+    base = work / "source" if with_base else None
+    path = work / "adapter" / name
+    content = path.read_bytes()
+    for offset in (len(content) - 1, len(content) // 2, len(content) // 3):
+        flip(path, offset)
+        with pytest.raises(AmnesiaError):
+            verify(work / "adapter", base)
+        path.write_bytes(content)
+    (work / "adapter" / "stray").touch()
+    refused(work / "adapter", base, "stray")
+
+
+def test_gguf_outputs_are_sent_elsewhere(work):
+    write_manifest(replace(read_manifest(work / "out"), format="gguf"), work / "out")
+    with pytest.raises(InputError, match="gguf file"):
+        verify(work / "out")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_mutated_manifests_never_pass_for_another_edit(originals, data):
+    """Whatever a manifest is turned into: a clean error, or a manifest that tells the same story."""
+    path = originals / "adapter" / MANIFEST_NAME
+    original = path.read_bytes()
+    document = json.loads(original)
+    numbers = [("edits", 0, "layer"), ("edits", 1, "neuron"), ("edits", 2, "multiplier"), ("tensors", 0, "axis")]
+    keys = data.draw(st.sampled_from(numbers))
+    place = document
+    for key in keys[:-1]:
+        place = place[key]
+    value = data.draw(st.integers(-3, 60) | st.floats() | st.none() | st.text(max_size=3))
+    place[keys[-1]] = value
+    same = json.loads(original) == document
+    path.write_text(json.dumps(document))
+    try:
+        verify(originals / "adapter", originals / "source")
+    except AmnesiaError as error:
+        assert "\n" not in str(error)
+        assert not same
+    else:
+        assert same
+    finally:
+        path.write_bytes(original)
