@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +104,9 @@ def load(folder: Path, name: str, dtype: str = "float32", device: str | None = N
     try:
         model = model.to(chosen)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {chosen!r} cannot be used ({first_line(error)}): choose another, for example cpu") from (
-            error
-        )
+        raise InputError(
+            f"device {chosen!r} cannot be used ({first_line(error)}): choose another, for example cpu"
+        ) from (error)
     check_finite(model, name)
     return wrap(freeze(model), tokenizer, name)
 
@@ -140,14 +141,17 @@ def check_finite(model: nn.Module, name: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' own progress bars and notices off the terminal while the block runs."""
+    """Keep the progress bars and notices of transformers and PEFT off the terminal while the block runs."""
     from transformers.utils import logging as hf_logging
 
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity(logging.ERROR)
     hf_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # What they deprecate in each other is no concern of the user's.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         hf_logging.set_verbosity(verbosity)
         if bars:

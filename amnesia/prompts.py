@@ -7,8 +7,7 @@ package, except `UNSEEN_NAMES`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Mapping, Sequence
 
 from amnesia.domain import Split
 from amnesia.errors import InputError
@@ -266,19 +265,6 @@ def neutral_texts(split: Split) -> tuple[str, ...]:
     return GENERIC_SENTENCES[("search", "held_out").index(split) :: 2]
 
 
-def contrast_entities(entity: str, aliases: Sequence[str], n: int) -> tuple[str, ...]:
-    """The first `n` entities of `ENTITIES_BY_KIND`, taken from each kind in turn, that are not about `entity`.
-
-    Left out are the entity, its aliases, and names that contain one of them or are contained in one, word by word
-    and without regard to case. Raises InputError when fewer than `n` remain.
-    """
-    own = [words for name in (entity, *aliases) if (words := _words(name))]
-    rest = [name for name in _in_turn(ENTITIES_BY_KIND.values()) if not any(_overlap(_words(name), o) for o in own)]
-    if not 0 < n <= len(rest):
-        raise InputError(f"{n} contrast entities for {entity!r}: from 1 to {len(rest)} are available; ask for as many")
-    return tuple(rest[:n])
-
-
 def share_words(name: str, others: Iterable[str]) -> bool:
     """Whether `name` contains one of `others` or is contained in one, word by word and without regard to case."""
     words = _words(name)
@@ -296,11 +282,6 @@ def unseen_names(entity: str, aliases: Sequence[str] = ()) -> tuple[str, ...]:
     if len(names) < _MIN_UNSEEN:
         raise InputError(f"{entity!r} and its aliases contain nearly every unseen name: give fewer aliases")
     return tuple(names)
-
-
-def _in_turn(groups: Iterable[Sequence[str]]) -> Iterator[str]:
-    for row in zip_longest(*groups):
-        yield from (name for name in row if name is not None)
 
 
 def _words(name: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -93,23 +94,20 @@ class Recipe:
 
 def parse_layers(text: str) -> tuple[int, int]:
     """Read `A-B` (both included) or a single layer; raises RecipeError for anything else."""
-    first, _, last = text.partition("-")
-    try:
-        low, high = int(first), int(last or first)
-    except ValueError:
-        low, high = 0, -1
-    if not 0 <= low <= high:
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+    if low > high:
         raise RecipeError(f"layers {text!r} is malformed: expected A-B with 0 ≤ A ≤ B, for example 0-9")
     return low, high
 
 
-def load_recipe(path: Path, entity: str | None = None) -> Recipe:
+def load_recipe(path: Path | str, entity: str | None = None) -> Recipe:
     """Read a recipe file; `entity` picks one row of a recipe that lists several entities.
 
     Raises RecipeError for a missing file, malformed TOML, unknown keys, missing sections and contradictions.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"recipe {path} cannot be read ({error.strerror}): give a .toml file") from error
     except UnicodeDecodeError as error:

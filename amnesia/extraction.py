@@ -1,0 +1,225 @@
+"""Choose the edit for one entity: candidates by localization, then proof by intervention.
+
+The held-out facts of a recipe are never read here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from amnesia.domain import ColumnEdit, Extraction, Fact, FactKind, Verdict
+from amnesia.encoding import continuations
+from amnesia.errors import InputError
+from amnesia.evaluation import Question, Unknown, check_known, measure_unknown, questions_of, why_excluded
+from amnesia.localization import CellMap, cell_maps
+from amnesia.model import AnswerLogprob, LiveModel, Progress, answer_logprobs, edited
+from amnesia.prompts import neutral_texts
+from amnesia.recipe import Accept, Recipe, Scoring
+from amnesia.scores import knowledge_score
+from amnesia.search import pose, pursue, sensitivity
+
+Task = Callable[[str], contextlib.AbstractContextManager[Progress]]
+
+SEARCH_KINDS: tuple[FactKind, FactKind] = ("target", "control")
+
+N_SINGLE = 15
+"""Cells of highest stability that the search with a fixed multiplier tries one by one."""
+
+CONTROL_WEIGHTS = (5.0, 2.5)
+"""Weights of the controls that the search with free multipliers tries, until the recipe's bounds are met."""
+
+NEUTRAL_STRIDE = 6
+"""Every how many of the neutral sentences that the search may see is one of its controls."""
+
+WEAK_TARGET = 0.6
+"""Knowledge score of the targets up to which an edit that misses the recipe's bounds still counts as a weak one."""
+
+EXACT_MULTIPLIERS = (-8.0, -4.0, -2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
+"""Powers of two scale floating-point numbers without rounding, so that the edit is exact and inverts exactly."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Facts that the original model knows, with its log-probabilities (nats) and those of an unknown entity."""
+
+    facts: tuple[Fact, ...]
+    before: tuple[float, ...]
+    unknown: tuple[float, ...]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Prompts with their answers."""
+        return [(fact.text(), fact.answer) for fact in self.facts]
+
+    def mean_score(self, live: LiveModel) -> float:
+        """Mean knowledge score of the model as it is now."""
+        after = (answer.total for answer in answer_logprobs(live, self.pairs))
+        return sum(map(knowledge_score, after, self.before, self.unknown)) / len(self.facts)
+
+
+@contextlib.contextmanager
+def silent(_: str) -> Iterator[Progress]:
+    """A task that nobody watches."""
+    yield lambda _: None
+
+
+def extract(live: LiveModel, recipe: Recipe, task: Task = silent) -> Extraction:
+    """Find the cells of the recipe's entity and the multipliers that make the model forget it.
+
+    Raises InputError when the model knows none of the search facts, or none of the search controls.
+    """
+    questions = [question for question in questions_of(recipe) if question.kind in SEARCH_KINDS]
+    with task("asking about the facts") as progress:
+        unknown = measure_unknown(live, questions, progress)
+        before = answer_logprobs(live, [(row.fact.text(), row.fact.answer) for row in questions], progress)
+    return choose(live, recipe, *select_known(questions, before, unknown, recipe.scoring), task)
+
+
+def select_known(
+    questions: Sequence[Question],
+    before: Sequence[AnswerLogprob],
+    unknown: Sequence[Unknown],
+    scoring: Scoring,
+) -> tuple[Known, Known]:
+    """Search facts and search controls that the original model knows; held-out questions are dropped here.
+
+    Raises InputError when either is empty.
+    """
+    rows = [row for row in zip(questions, before, unknown, strict=True) if row[0].kind in SEARCH_KINDS]
+    reasons = [why_excluded(answer, base, scoring) for _, answer, base in rows]
+    check_known([question for question, _, _ in rows], reasons)
+    targets, controls = (
+        Known(
+            tuple(question.fact for question, _, _ in chosen),
+            tuple(answer.total for _, answer, _ in chosen),
+            tuple(base.total for _, _, base in chosen),
+        )
+        for kind in SEARCH_KINDS
+        for chosen in [[row for row, reason in zip(rows, reasons, strict=True) if row[0].kind == kind and not reason]]
+    )
+    if not controls.facts:
+        raise InputError(
+            "the model knows none of the search controls: add facts about others that it answers correctly"
+        )
+    return targets, controls
+
+
+def choose(live: LiveModel, recipe: Recipe, targets: Known, controls: Known, task: Task = silent) -> Extraction:
+    """The edit for known search facts.
+
+    Fixed `[[cells]]` are only verified. With a fixed multiplier this is the source's two-step extraction: candidates by
+    stability, each verified by intervention, more cells added while the targets are above the bound. With "auto" a
+    gradient search chooses cells and multipliers.
+    """
+    if recipe.cells:
+        edits, tried = recipe.cells, len(recipe.cells)
+    else:
+        with task(f"localizing {recipe.entity}") as progress:
+            (cell_map,), _, _ = cell_maps(
+                live,
+                [recipe.entity],
+                baseline=recipe.baseline,
+                n_prompts=recipe.n_prompts,
+                aliases=recipe.aliases,
+                layers=recipe.layers or (0, live.shape.n_layers // 2 - 1),
+                progress=progress,
+            )
+        search = _search_free if recipe.multiplier is None else _search_fixed
+        edits, tried = search(live, recipe, cell_map, targets, controls, task)
+    with edited(live, edits):
+        target, control = targets.mean_score(live), controls.mean_score(live)
+    return Extraction(recipe.entity, verdict(target, control, recipe.accept), edits, target, control, tried)
+
+
+def verdict(target: float, control: float, accept: Accept) -> Verdict:
+    """`strong` within the bounds; `weak` when much is forgotten, or a control bound is missed narrowly; else `none`."""
+    if target <= accept.max_target and control >= accept.min_control:
+        return "strong"
+    if target <= WEAK_TARGET and control >= 2 * accept.min_control - 1:
+        return "weak"
+    return "none"
+
+
+def _search_fixed(
+    live: LiveModel, recipe: Recipe, cell_map: CellMap, targets: Known, controls: Known, task: Task
+) -> tuple[tuple[ColumnEdit, ...], int]:
+    """The source's two steps, and further cells, in the order of their own effect, while the target bound is missed."""
+    assert recipe.multiplier is not None
+    candidates = [ColumnEdit(row.cell, recipe.multiplier) for row in cell_map.top(N_SINGLE)]
+
+    def effect(edits: Sequence[ColumnEdit]) -> tuple[float, float]:
+        with edited(live, edits):
+            return targets.mean_score(live), controls.mean_score(live)
+
+    with task("verifying candidates") as progress:
+        effects = {}
+        for edit in candidates:
+            effects[edit] = effect([edit])
+            progress(len(targets.facts) + len(controls.facts))
+        order = sorted(
+            (edit for edit in candidates if effects[edit][1] >= recipe.accept.min_control),
+            key=lambda edit: effects[edit][0],
+        )
+        chosen: list[ColumnEdit] = []
+        reached = 1.0
+        for edit in order:
+            if len(chosen) == recipe.max_cells or reached <= recipe.accept.max_target:
+                break
+            target, control = effect([*chosen, edit]) if chosen else effects[edit]
+            progress(len(targets.facts) + len(controls.facts))
+            if target < reached and control >= recipe.accept.min_control:
+                chosen, reached = [*chosen, edit], target
+    return tuple(sorted(chosen)), len(candidates)
+
+
+def _search_free(
+    live: LiveModel, recipe: Recipe, cell_map: CellMap, targets: Known, controls: Known, task: Task
+) -> tuple[tuple[ColumnEdit, ...], int]:
+    """Gradient pursuit over all cells of the layers, rounded to exact multipliers and judged as rounded."""
+    # The end of a sentence depends on all of it, so a few words there are enough to see damage.
+    neutral = [tuple(text.rsplit(" ", 2)) for text in neutral_texts("search")[::NEUTRAL_STRIDE]]
+    problem = pose(
+        live,
+        continuations(live.tokenizer, targets.pairs),
+        targets.before,
+        targets.unknown,
+        continuations(live.tokenizer, [*controls.pairs, *((start, f"{a} {b}") for start, a, b in neutral)]),
+    )
+    with task("attributing answers to cells") as progress:
+        damage = sensitivity(problem, cell_map.layers, progress)
+    # Cells that answer to this name more than to others, and whose change the controls hardly feel.
+    worth = cell_map.mean_z.abs().float() / (damage + damage.mean())
+    best: tuple[float, tuple[ColumnEdit, ...]] = (math.inf, ())
+    for weight in CONTROL_WEIGHTS:
+        with task(f"choosing cells (control weight {weight:g})") as progress:
+            found = pursue(
+                problem,
+                cell_map.layers,
+                worth,
+                max_cells=recipe.max_cells,
+                lowest=recipe.min_multiplier,
+                control_weight=weight,
+                progress=progress,
+            )
+        edits = tuple(
+            ColumnEdit(edit.cell, rounded)
+            for edit in found
+            if (rounded := nearest_exact(edit.multiplier, recipe.min_multiplier)) != 1.0
+        )
+        with edited(live, edits):
+            target, control = targets.mean_score(live), controls.mean_score(live)
+        # How far the bounds are missed, the worse of the two; what meets both is good enough.
+        missed = max(target - recipe.accept.max_target, recipe.accept.min_control - control, 0.0)
+        if missed < best[0]:
+            best = (missed, edits)
+        if missed == 0.0:
+            break
+    return best[1], worth.numel()
+
+
+def nearest_exact(multiplier: float, lowest: float) -> float:
+    """The power of two, with either sign and not below `lowest`, that is nearest to `multiplier`."""
+    return min((item for item in EXACT_MULTIPLIERS if item >= lowest), key=lambda item: abs(item - multiplier))

@@ -1,0 +1,114 @@
+import dataclasses
+
+import pytest
+
+from amnesia.domain import Cell, ColumnEdit, Fact
+from amnesia.errors import InputError
+from amnesia.extraction import extract, nearest_exact, verdict
+from amnesia.model import answer_logprobs, generate
+from amnesia.recipe import Accept, Scoring, parse_recipe
+from tiny_text import tiny_live
+
+WORDINGS = ("the capital of {entity} is", "people in {entity} like", "the oldest building in {entity} was")
+
+
+@pytest.fixture(scope="module")
+def live():
+    return tiny_live("llama", seed=3)
+
+
+def facts_known_to(live, entities, split="search"):
+    """Whatever the random model would say next is what it knows."""
+    prompts = [(entity, wording) for entity in entities for wording in WORDINGS]
+    words = generate(live, [wording.replace("{entity}", entity) for entity, wording in prompts], max_new_tokens=3)
+    return tuple(
+        Fact(entity, wording, word.strip(), split)
+        for (entity, wording), word in zip(prompts, words, strict=True)
+        if word.strip()
+    )
+
+
+@pytest.fixture(scope="module")
+def recipe(live):
+    empty = parse_recipe(
+        """
+        model.id = "tiny"
+        entity.name = "Japan"
+        localize.n_prompts = 6
+        facts = [{ prompt = "{entity} is", answer = "x" }]
+        controls.facts = [{ entity = "Peru", prompt = "{entity} is", answer = "x" }]
+        """
+    )
+    return dataclasses.replace(
+        empty,
+        facts=facts_known_to(live, ["Japan"]),
+        controls=facts_known_to(live, ["Peru", "Kenya", "Cuba"]),
+        scoring=Scoring(min_nats=0.05, max_rank=600),
+        accept=Accept(max_target=0.5, min_control=0.5),
+        layers=(0, 2),
+    )
+
+
+def test_fixed_cells_are_only_verified(live, recipe):
+    cells = (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(1, 4), -2.0))
+    result = extract(live, dataclasses.replace(recipe, cells=cells))
+    assert result.edits == cells
+    assert result.candidates_tried == 2
+
+
+def test_a_fixed_multiplier_tries_the_top_cells(live, recipe):
+    result = extract(live, recipe)
+    assert result.candidates_tried == 15
+    assert {edit.multiplier for edit in result.edits} <= {-1.0}
+    assert len(result.edits) <= recipe.max_cells
+    if result.edits:
+        assert result.target < 1.0
+
+
+def test_the_free_search_is_deterministic_sparse_and_exact(live, recipe):
+    free = dataclasses.replace(recipe, multiplier=None, max_cells=4)
+    result = extract(live, free)
+    assert 0 < len(result.edits) <= 4
+    assert all(edit.multiplier == nearest_exact(edit.multiplier, -8.0) for edit in result.edits)
+    assert list(result.edits) == sorted(result.edits)
+    assert result.target < 1.0
+    assert extract(live, free) == result
+
+
+def test_the_search_never_sees_held_out_facts(live, recipe, monkeypatch):
+    free = dataclasses.replace(recipe, multiplier=None, max_cells=4)
+    secret = Fact("Japan", "the secret of {entity} is", "unheard", "held_out")
+    hidden = Fact("Norway", "the secret of {entity} is", "unheard", "held_out")
+    asked = []
+    real = answer_logprobs
+    monkeypatch.setattr(
+        "amnesia.extraction.answer_logprobs", lambda live, pairs, *rest: asked.extend(pairs) or real(live, pairs, *rest)
+    )
+    monkeypatch.setattr(
+        "amnesia.evaluation.answer_logprobs", lambda live, pairs, *rest: asked.extend(pairs) or real(live, pairs, *rest)
+    )
+    with_secrets = dataclasses.replace(free, facts=(*free.facts, secret), controls=(*free.controls, hidden))
+    assert extract(live, with_secrets) == extract(live, free)
+    assert asked
+    assert not [pair for pair in asked if "secret" in pair[0] or pair[1] == "unheard"]
+
+
+def test_facts_that_nobody_knows_are_an_error(live, recipe):
+    with pytest.raises(InputError, match="knows none of the 3 target facts about 'Japan'"):
+        extract(live, dataclasses.replace(recipe, scoring=Scoring(min_nats=50.0)))
+
+
+@pytest.mark.parametrize(
+    ("target", "control", "expected"),
+    [(0.2, 0.95, "strong"), (0.21, 1.0, "weak"), (0.1, 0.94, "weak"), (0.61, 1.0, "none"), (0.0, 0.89, "none")],
+)
+def test_verdicts(target, control, expected):
+    assert verdict(target, control, Accept()) == expected
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "lowest", "expected"),
+    [(-7.0, -8.0, -8.0), (-5.9, -8.0, -4.0), (-1.2, -8.0, -1.0), (0.9, -8.0, 1.0), (-7.0, -3.0, -2.0)],
+)
+def test_multipliers_are_rounded_to_powers_of_two(multiplier, lowest, expected):
+    assert nearest_exact(multiplier, lowest) == expected

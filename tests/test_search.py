@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from amnesia.domain import Cell, ColumnEdit
+from amnesia.encoding import continuations
+from amnesia.model import answer_logprobs, edited
+from amnesia.search import pose, pursue, sensitivity
+from tiny_text import tiny_live
+
+TARGETS = [("the capital of Japan is", "water"), ("Where is it?\n", "in the garden")]
+CONTROLS = [("the river", "was"), ("She waited for the water to boil and then", "she left the kitchen")]
+LAYERS = (0, 1)
+
+
+def problem_for(live):
+    before = [row.total for row in answer_logprobs(live, TARGETS)]
+    unknown = [total - 4.0 for total in before]
+    rows = continuations(live.tokenizer, TARGETS)
+    return pose(live, rows, before, unknown, continuations(live.tokenizer, CONTROLS))
+
+
+def shift(live, edits, pairs):
+    """By how much the edits move the log-probability of each answer."""
+    before = answer_logprobs(live, pairs)
+    with edited(live, edits):
+        return [new.total - old.total for new, old in zip(answer_logprobs(live, pairs), before, strict=True)]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_sensitivity_equals_finite_differences(model_type):
+    live = tiny_live(model_type)
+    found = sensitivity(problem_for(live), (0, 2))
+    assert found.shape == (2, live.shape.d_mlp)
+    step = 1e-2
+    for place, cell in ((0, Cell(0, 7)), (1, Cell(2, 11))):
+        up = shift(live, [ColumnEdit(cell, 1 + step)], CONTROLS)
+        down = shift(live, [ColumnEdit(cell, 1 - step)], CONTROLS)
+        slopes = [abs(a - b) / (2 * step) for a, b in zip(up, down, strict=True)]
+        assert found[place, cell.neuron].item() == pytest.approx(sum(slopes) / 2, abs=2e-3, rel=0.02)
+
+
+def test_the_pursuit_lowers_the_targets_within_the_limits():
+    live = tiny_live()
+    problem = problem_for(live)
+    worth = torch.ones(2, live.shape.d_mlp)
+    edits = pursue(problem, LAYERS, worth, max_cells=6, lowest=-2.0)
+    assert 0 < len(edits) <= 6
+    assert all(-2.0 <= edit.multiplier < 1.0 and edit.cell.layer in LAYERS for edit in edits)
+    assert sum(shift(live, edits, TARGETS)) / 2 < -0.5
+    assert pursue(problem, LAYERS, worth, max_cells=6, lowest=-2.0) == edits
+
+
+def test_cells_without_worth_never_join():
+    live = tiny_live()
+    worth = torch.zeros(2, live.shape.d_mlp)
+    worth[1, 10:14] = 1.0
+    edits = pursue(problem_for(live), LAYERS, worth, max_cells=4, lowest=-8.0)
+    assert {edit.cell for edit in edits} <= {Cell(1, neuron) for neuron in range(10, 14)}
+
+
+def test_controls_hold_the_search_back():
+    live = tiny_live()
+    problem = problem_for(live)
+    worth = torch.ones(2, live.shape.d_mlp)
+    damage = [
+        sum(
+            map(abs, shift(live, pursue(problem, LAYERS, worth, max_cells=16, lowest=-8.0, control_weight=w), CONTROLS))
+        )
+        for w in (0.0, 50.0)
+    ]
+    assert damage[1] < damage[0] / 2
