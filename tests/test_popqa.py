@@ -1,0 +1,172 @@
+import csv
+import io
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amnesia.errors import InputError
+from amnesia.popqa import COLUMNS, RELATION_TEMPLATES, PopqaRow, control_facts, facts_for, read_popqa
+
+UPSTREAM = (
+    *COLUMNS[:4],
+    *("subj_id", "prop_id", "obj_id", "s_aliases", "o_aliases", "s_uri", "o_uri", "s_wiki_title", "o_wiki_title"),
+    *COLUMNS[4:],
+)
+
+
+def table(rows, columns=COLUMNS):
+    """Text of a PopQA file in the quoting of the upstream one, written by the standard library."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, delimiter="\t", restval="x", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def raw(subject="Canada", relation="capital", answer="Ottawa", **other):
+    return {
+        "id": "832908",
+        "subj": subject,
+        "prop": relation,
+        "obj": answer,
+        "s_pop": "816653",
+        "o_pop": "84101",
+        "question": f"What is the {relation} of {subject}?",
+        "possible_answers": json.dumps([answer]),
+    } | other
+
+
+def row(subject, relation="capital", answer="Ottawa"):
+    return PopqaRow(subject, relation, answer, (), 1, "?")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, encoding="utf-8"):
+        path = tmp_path / "popQA.tsv"
+        path.write_bytes(text.encode(encoding))
+        return path
+
+    return write
+
+
+def test_every_relation_of_popqa_has_wordings():
+    assert len(RELATION_TEMPLATES) == 16
+    prompts = [prompt for each in RELATION_TEMPLATES.values() for prompt in (*each.cloze, *each.question)]
+    assert len(set(prompts)) == len(prompts) == 16 * 5
+    for prompt in prompts:
+        assert "{entity}" in prompt
+        assert prompt == prompt.strip()
+        assert prompt[-1] not in ".?"
+
+
+def test_read_rows_of_the_upstream_columns(write):
+    answers = json.dumps(["Ottawa", "Ottawa (Ontario)", 'the "Bytown"'])
+    (found,) = read_popqa(write(table([raw(possible_answers=answers)], UPSTREAM)))
+    assert found == PopqaRow(
+        subject="Canada",
+        relation="capital",
+        answer="Ottawa",
+        aliases=("Ottawa (Ontario)", 'the "Bytown"'),
+        popularity=816653,
+        question="What is the capital of Canada?",
+    )
+
+
+def test_byte_order_mark_blank_lines_and_empty_ids_are_no_obstacle(write):
+    text = table([raw(id=""), raw("Perú", answer="Lima")]).replace("\n", "\r\n") + "\r\n"
+    assert [found.subject for found in read_popqa(write(text, "utf-8-sig"))] == ["Canada", "Perú"]
+
+
+# The csv writer leaves a lone carriage return unquoted, and surrogates cannot be written as UTF-8.
+printable = st.text(st.characters(exclude_categories=["Cc", "Cs"]))
+
+
+@settings(deadline=None, max_examples=50)
+@given(subject=printable.map(str.strip).filter(bool), answers=st.lists(printable, max_size=3))
+def test_any_printable_text_survives_the_file(tmp_path_factory, subject, answers):
+    path = tmp_path_factory.mktemp("popqa") / "popQA.tsv"
+    path.write_text(table([raw(subject, possible_answers=json.dumps(answers))]), encoding="utf-8", newline="")
+    (found,) = read_popqa(path)
+    assert found.subject == subject
+    assert set(found.aliases) == set(answers) - {"Ottawa"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"lacks the column\(s\) id, subj"),
+        (table([raw()], [*COLUMNS, "x"]).replace("possible_answers", "answers", 1), r"column\(s\) possible_answers"),
+        (table([raw()]) + "1\tPeru\n", "line 3 has 2 fields: expected 8"),
+        (table([raw(possible_answers="[Ottawa]")]), "line 2: `possible_answers` is not JSON"),
+        (table([raw(possible_answers='"Ottawa"')]), "expected a list of strings"),
+        (table([raw(possible_answers="[1]")]), "expected a list of strings"),
+        (table([raw(s_pop="many")]), "`s_pop` is 'many': expected a whole number"),
+        (table([raw(s_pop="-1")]), "`s_pop` is '-1'"),
+        (table([raw(), raw(subject=" ")]), "line 3: `subj` is empty"),
+        (table([raw(answer="")]), "`obj` is empty"),
+        (table([raw()]) + '1\t"Per"u\n', "check its quotes"),
+        (table([raw()]) + '1\t"Peru\n', "check its quotes"),
+    ],
+)
+def test_malformed_files_are_refused_in_one_line(write, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        read_popqa(write(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path, write):
+    with pytest.raises(InputError, match="No such file"):
+        read_popqa(tmp_path / "absent.tsv")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_popqa(write(table([raw("Perú")]), "latin-1"))
+
+
+def test_facts_of_an_entity_in_any_case_and_once_each():
+    rows = [row("Canada"), row("Peru", answer="Lima"), row("Canada"), row("Canada", "color", "red")]
+    facts = facts_for(rows, "canada").facts
+    assert {fact.entity for fact in facts} == {"Canada"}
+    capital, color = RELATION_TEMPLATES["capital"], RELATION_TEMPLATES["color"]
+    assert [fact.prompt for fact in facts if fact.split == "search"] == [*capital.cloze, *color.cloze]
+    assert [fact.prompt for fact in facts if fact.split == "held_out"] == [*capital.question, *color.question]
+    assert {fact.answer for fact in facts if fact.prompt in color.cloze} == {"red"}
+
+
+def test_relations_without_wordings_are_counted():
+    rows = [row("Canada"), row("Canada", "anthem", "O"), row("Canada", "anthem", "P"), row("Peru", "anthem", "Q")]
+    found = facts_for(rows, "Canada")
+    assert found.n_unknown_relation == (("anthem", 2),)
+    assert len(found.facts) == 5
+    controls = control_facts([*rows, row("Peru", answer="Lima")], "Canada", ["capital", "anthem"], 1)
+    assert controls.n_unknown_relation == (("anthem", 1),)
+
+
+def test_facts_about_nobody_in_the_file_are_an_error():
+    with pytest.raises(InputError, match="no row about 'Atlantis'"):
+        facts_for([row("Canada")], "Atlantis")
+
+
+def test_controls_are_other_subjects_drawn_deterministically():
+    rows = [row(f"Land {i}", "capital" if i % 2 else "color", f"Town {i}") for i in range(40)]
+    rows += [row("Canada", "capital"), row("canada", "color"), row("Land 1", "sport", "chess"), rows[0]]
+    controls = control_facts(rows, "Canada", ["capital", "color"], 20, seed=3).facts
+    assert controls == control_facts(rows, "Canada", ["capital", "color"], 20, seed=3).facts
+    assert controls != control_facts(rows, "Canada", ["capital", "color"], 20, seed=4).facts
+    assert len({fact.entity for fact in controls}) == 20
+    assert all(fact.entity.startswith("Land") for fact in controls)
+    assert [fact.split for fact in controls] == ["search", "held_out"] * 10
+    truth = {found.subject: found for found in rows}
+    for fact in controls:
+        templates = RELATION_TEMPLATES["color" if int(fact.entity.split()[1]) % 2 == 0 else "capital"]
+        assert fact.prompt in (*templates.cloze, *templates.question)
+        assert fact.answer == truth[fact.entity].answer
+    assert len({fact.prompt for fact in controls}) == 10
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_too_many_controls_are_refused(n):
+    rows = [row("Canada"), row("Peru"), row("Chile"), row("Cuba", "color")]
+    with pytest.raises(InputError, match="has 2 other subjects with the relations capital"):
+        control_facts(rows, "Canada", ["capital"], n)
