@@ -1,0 +1,424 @@
+"""The command line. Only this module prints; heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amnesia.errors import AmnesiaError, InputError, OutputError
+from amnesia.recipe import BASELINES, FORMATS, Format, load_recipe, parse_layers
+
+EXIT_REJECTED = 1
+EXIT_BAD_INPUT = 2
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+class Terminal:
+    """Progress on standard error: one line for each task, with a bar where somebody watches."""
+
+    def notice(self, line: str) -> None:
+        click.echo(line, err=True)
+
+    @contextlib.contextmanager
+    def task(self, line: str) -> Iterator[Callable[[int], None]]:
+        from tqdm import tqdm
+
+        began = time.monotonic()
+        with tqdm(desc=line, unit=" prompts", leave=False, disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
+            yield bar.update
+        click.echo(f"{line} ({time.monotonic() - began:.0f} s)", err=True)
+
+
+class Commands(click.Group):
+    """A group whose commands turn the package's errors into one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AmnesiaError as error:
+            click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            ctx.exit(EXIT_BAD_INPUT)
+        except OSError as error:
+            # What the system refuses (a permission, a name that is too long) it names well enough itself.
+            if error.errno is None or error.errno == errno.EPIPE:
+                raise
+            click.echo(f"error: {error.filename or 'system'}: {error.strerror}", err=True)
+            ctx.exit(EXIT_BAD_INPUT)
+        except KeyboardInterrupt:
+            click.echo("interrupted: nothing was written", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="amnesia")
+def main() -> None:
+    """Make a language model forget one named thing: find its entity cells, negate them, save the weights.
+
+    MODEL is a Hub id (repo_id[@revision]), a model folder, a .gguf file, or the built-in smollm2-135m.
+    """
+
+
+def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda function: functools.reduce(lambda inner, decorate: decorate(inner), reversed(decorators), function)
+
+
+as_json = click.option("--json", "json_output", is_flag=True, help="Print the result as JSON on standard output.")
+force_option = click.option("--force", is_flag=True, help="Replace an output folder that exists and is not empty.")
+on_device = _options(
+    click.option(
+        "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Type to compute in."
+    ),
+    click.option("--device", default=None, help="Where to compute: cpu, cuda. Default: cuda where there is one."),
+)
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--entity", help="Which entity of a recipe that lists several.")
+@force_option
+@on_device
+@as_json
+def run(
+    recipe: Path, output: Path, entity: str | None, force: bool, dtype: str, device: str | None, json_output: bool
+) -> None:
+    """Localize, choose the edit, save it, evaluate the saved files, report. RECIPE is a TOML file.
+
+    Exits with 1 when the recipe's [accept] bounds are missed or no handle on the entity is found.
+    """
+    _run(recipe, entity, output, force, dtype, device, json_output)
+
+
+@main.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("amnesia-demo"), show_default=True)
+@click.option("--entity", default="japan", show_default=True, help="Name of a shipped recipe; see --list.")
+@click.option("--list", "list_only", is_flag=True, help="List the shipped recipes of the demo model and stop.")
+@force_option
+@as_json
+def demo(output: Path, entity: str, list_only: bool, force: bool, json_output: bool) -> None:
+    """Make SmolLM2-135M forget something: `run` on a shipped recipe, with nothing to prepare."""
+    shipped = {path.stem: path for path in sorted((_recipes_folder() / "smollm2-135m").glob("*.toml"))}
+    if list_only:
+        click.echo("\n".join(shipped))
+        return
+    name = entity.lower().replace(" ", "_")
+    if name not in shipped:
+        raise InputError(f"no shipped recipe {entity!r}: choose one of {', '.join(shipped)}")
+    _run(shipped[name], None, output, force, "float32", None, json_output)
+
+
+def _run(
+    recipe_path: Path, entity: str | None, output: Path, force: bool, dtype: str, device: str | None, json_output: bool
+) -> None:
+    recipe = load_recipe(recipe_path, entity)
+    from amnesia import pipeline, report
+
+    terminal = Terminal()
+    result = pipeline.run(recipe, output, terminal, force=force, dtype=dtype, device=device)
+    if json_output:
+        document = {
+            "output": None if result.output is None else str(result.output),
+            "accepted": result.accepted,
+            "extraction": report.extraction_json(result.extraction),
+            "formats": {name: report.evaluation_json(row) for name, row in result.evaluations.items()},
+        }
+        _print_json(document)
+    else:
+        click.echo(report.run_text(recipe.entity, result.extraction, result.evaluations, result.accepted))
+        if result.output is not None:
+            click.echo(f"\nwritten to {result.output}")
+    if not result.accepted:
+        sys.exit(EXIT_REJECTED)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("entities", nargs=-1, required=True)
+@click.option("--baseline", type=click.Choice(BASELINES), default="contrast", show_default=True)
+@click.option("--top", default=20, show_default=True, type=click.IntRange(1), help="Cells to list for each entity.")
+@click.option("--layers", help="Layers to search, for example 0-9. Default: all.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="File with a prompt on each line, in place of ours.")
+@click.option("--alias", "aliases", multiple=True, help="Another name of the entity in --prompts; may be repeated.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file to write.")
+@on_device
+@as_json
+def localize(
+    model: str,
+    entities: tuple[str, ...],
+    baseline: str,
+    top: int,
+    layers: str | None,
+    prompts: Path | None,
+    aliases: tuple[str, ...],
+    output: Path | None,
+    dtype: str,
+    device: str | None,
+    json_output: bool,
+) -> None:
+    """Rank the cells of one or more ENTITIES in MODEL, best first."""
+    span = None if layers is None else parse_layers(layers)
+    lines = None if prompts is None else _lines(prompts)
+    _check_file(output)
+    from amnesia import localization, pipeline, report
+    from amnesia.sources import resolve
+
+    terminal = Terminal()
+    live = pipeline.load_source(resolve(model, notice=terminal.notice), dtype, device)
+    with terminal.task("localizing") as progress:
+        result = localization.localize(
+            live, entities, baseline=baseline, prompts=lines, aliases=aliases, layers=span, top=top, progress=progress
+        )
+    document = report.localization_json(result)
+    if output is not None:
+        _write(output, report.to_bytes(document))
+    if json_output:
+        _print_json(document)
+    elif output is None:
+        click.echo(report.localization_table(result))
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), required=True, help="TOML file.")
+@click.option("--entity", help="Which entity of a recipe that lists several.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file to write.")
+@on_device
+@as_json
+def extract(
+    model: str | None,
+    recipe_path: Path,
+    entity: str | None,
+    output: Path | None,
+    dtype: str,
+    device: str | None,
+    json_output: bool,
+) -> None:
+    """Localize, verify by intervention, and write the chosen edit. MODEL overrides the recipe's.
+
+    Exits with 1 when no handle on the entity is found.
+    """
+    recipe = load_recipe(recipe_path, entity)
+    _check_file(output)
+    from amnesia import extraction, pipeline, report
+    from amnesia.sources import resolve
+
+    terminal = Terminal()
+    source = (
+        resolve(model, notice=terminal.notice) if model else resolve(recipe.model, recipe.revision, terminal.notice)
+    )
+    result = extraction.extract(pipeline.load_source(source, dtype, device), recipe, terminal.task)
+    document = report.to_bytes(report.extraction_json(result))
+    if output is not None:
+        _write(output, document)
+    click.echo(document.decode() if json_output else report.extraction_text(result), nl=not json_output)
+    if result.verdict == "none":
+        sys.exit(EXIT_REJECTED)
+
+
+@main.command()
+@click.argument("model")
+@click.option(
+    "--edit", "edit_files", multiple=True, type=click.Path(path_type=Path), help="File of `extract -o`; repeatable."
+)
+@click.option("--cell", "cells", multiple=True, metavar="L:N", help="Layer and neuron; may be repeated.")
+@click.option("--multiplier", type=float, help="Multiplier of every --cell. Default: -1.")
+@click.option("--entity", help="Name of the entity of --cell, for the manifest.")
+@click.option("--format", "format_name", type=click.Choice(FORMATS), help="Default: gguf for .gguf, else safetensors.")
+@click.option("--link", is_flag=True, help="Hard-link untouched files: fast, but both folders then share them.")
+@click.option("--allow-overlap", is_flag=True, help="Edit a column again that an earlier edit already changed.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@force_option
+@as_json
+def edit(
+    model: str,
+    edit_files: tuple[Path, ...],
+    cells: tuple[str, ...],
+    multiplier: float | None,
+    entity: str | None,
+    format_name: Format | None,
+    link: bool,
+    allow_overlap: bool,
+    output: Path,
+    force: bool,
+    json_output: bool,
+) -> None:
+    """Write an edited copy of MODEL. Needs no GPU, and never builds the model."""
+    from amnesia import saving, sources
+    from amnesia.files import check_output
+
+    if bool(edit_files) == bool(cells):
+        raise InputError("give the edit either as --edit FILE or as --cell LAYER:NEURON")
+    if edit_files and (multiplier is not None or entity is not None):
+        raise InputError("--multiplier and --entity belong to --cell: the edit file says both itself")
+    if cells:
+        groups = [saving.edits_from_cells(cells, -1.0 if multiplier is None else multiplier, entity)]
+    else:
+        groups = [saving.edits_from_file(path) for path in edit_files]
+    name = format_name or ("gguf" if model.endswith(".gguf") else "safetensors")
+    # Checked again with the model; a large one must not be fetched for nothing.
+    check_output(output, force=force)
+    terminal = Terminal()
+    find = sources.resolve_file if name == "gguf" else sources.resolve
+    source = find(model, notice=terminal.notice)
+    with terminal.task(f"writing {name}"):
+        manifest = saving.save(name, source, groups, output, force=force, link=link, allow_overlap=allow_overlap)
+    if json_output:
+        _print_json(manifest.to_json())
+    else:
+        n = sum(len(row.indices) for row in manifest.tensors)
+        click.echo(f"{n} columns in {len(manifest.tensors)} tensors edited ({manifest.format}); written to {output}")
+
+
+@main.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--base", help="The model that was edited: every byte is then compared with it.")
+@as_json
+def verify(output: Path, base: str | None, json_output: bool) -> None:
+    """Prove from the bytes that exactly the declared columns of OUTPUT changed, and nothing else."""
+    from amnesia import proofs, sources
+
+    folders = proofs.outputs_in(output)
+    reports = []
+    for folder in folders:
+        find = sources.resolve_file if proofs.is_gguf(folder) else sources.resolve
+        source = None if base is None else find(base, notice=Terminal().notice)
+        reports.append((folder, proofs.prove(folder, source)))
+    if json_output:
+        _print_json({str(folder): dataclasses.asdict(row) for folder, row in reports})
+        return
+    for folder, row in reports:
+        proof = "compared with the base" if row.base_read else "by the hashes in the manifest"
+        click.echo(
+            f"{folder}: {row.n_cells} columns in {row.n_tensors} tensors changed as declared ({row.format}, "
+            f"{row.entity}); {row.n_files} files proven {proof}"
+        )
+        if row.unproven:
+            click.echo(f"  {len(row.unproven)} files can only be proven with --base")
+
+
+@main.command()
+@click.argument("edited", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--every-step", is_flag=True, help="Take back all edits that were made on top of each other.")
+@force_option
+def undo(edited: Path, output: Path, every_step: bool, force: bool) -> None:
+    """Restore the original bytes of the model in the folder EDITED, from its manifest."""
+    from amnesia import proofs
+
+    with Terminal().task("restoring"):
+        manifest = proofs.take_back(edited, output, force=force, every_step=every_step)
+    click.echo(f"{manifest.entity} is back: {manifest.base.id} as it was, in {output}")
+
+
+@main.command()
+@click.argument("model")
+@click.argument("edited", required=False)
+@click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Facts and controls of a recipe.")
+@click.option("--popqa", type=click.Path(path_type=Path), help="PopQA TSV with the upstream columns.")
+@click.option("--entity", help="Target: subject in PopQA, or entity of a recipe that lists several.")
+@click.option(
+    "--controls",
+    "n_controls",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="Control facts to take from PopQA.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for report.json.")
+@force_option
+@on_device
+@as_json
+def evaluate(
+    model: str,
+    edited: str | None,
+    recipe_path: Path | None,
+    popqa: Path | None,
+    entity: str | None,
+    n_controls: int,
+    output: Path | None,
+    force: bool,
+    dtype: str,
+    device: str | None,
+    json_output: bool,
+) -> None:
+    """Knowledge scores of target and control facts in MODEL, before and after; EDITED is any other model or adapter.
+
+    Without EDITED, what MODEL itself knows is measured.
+    """
+    if (recipe_path is None) == (popqa is None):
+        raise InputError("give the facts either as --recipe FILE or as --popqa FILE")
+    from amnesia import pipeline, report
+
+    terminal = Terminal()
+    if recipe_path is not None:
+        facts = pipeline.facts_of_recipe(load_recipe(recipe_path, entity))
+    else:
+        if entity is None:
+            raise InputError("--popqa needs --entity: name the subject whose facts are the targets")
+        facts = pipeline.facts_of_popqa(popqa, entity, n_controls)
+    if facts.note:
+        terminal.notice(facts.note)
+    if output is not None:
+        pipeline.check_report(output, (model, edited), force=force)
+    result = pipeline.evaluate_models(model, edited, facts, terminal, dtype=dtype, device=device)
+    document = report.evaluation_json(result)
+    if output is not None:
+        pipeline.write_report(document, output, force=force)
+    if json_output:
+        _print_json(document)
+    else:
+        click.echo(report.evaluation_table(result))
+
+
+def _print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _check_file(path: Path | None) -> None:
+    """Minutes of work must not end in front of a file that cannot be written."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another file") from error
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: give the name of a file")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a result file so that an older one is replaced whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another file") from error
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"prompts {path} cannot be read as UTF-8 text: give a file with a prompt on each line"
+        ) from error
+    return [line for line in lines if line.strip()]
+
+
+def _recipes_folder() -> Path:
+    """The shipped recipes: inside the installed package, or beside it in a source tree."""
+    package = Path(__file__).parent
+    return next(folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir())

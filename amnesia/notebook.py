@@ -1,0 +1,74 @@
+"""The Python interface: the four steps on a model and tokenizer that are already in memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+from amnesia import evaluation, extraction, localization
+from amnesia.domain import ColumnEdit, Extraction, Localization
+from amnesia.evaluation import Evaluation
+from amnesia.model import apply_edits, freeze, wrap
+from amnesia.model import edited as model_edited
+from amnesia.recipe import Recipe
+
+
+def localize(
+    model: nn.Module,
+    tokenizer: Any,
+    entities: str | Sequence[str],
+    *,
+    baseline: Literal["contrast", "generic"] = "contrast",
+    prompts: Sequence[str] | None = None,
+    aliases: Sequence[str] = (),
+    layers: tuple[int, int] | None = None,
+    top: int = 20,
+) -> Localization:
+    """Rank the cells of one or more entities, best first; see `amnesia.localization.localize`."""
+    return localization.localize(
+        wrap(model, tokenizer),
+        entities,
+        baseline=baseline,
+        prompts=prompts,
+        aliases=aliases,
+        layers=layers,
+        top=top,
+    )
+
+
+def extract(model: nn.Module, tokenizer: Any, recipe: Recipe) -> Extraction:
+    """Choose the edit for the recipe's entity; the recipe's own model id is not used.
+
+    Turns off gradients for the model's weights. See `amnesia.extraction.extract` for errors.
+    """
+    return extraction.extract(wrap(freeze(model), tokenizer), recipe)
+
+
+def edit(model: nn.Module, edits: Sequence[ColumnEdit]) -> None:
+    """Multiply the columns of the cells in memory, for good.
+
+    Raises InputError, before anything changes, when a cell is out of range.
+    """
+    apply_edits(wrap(model, None), edits)
+
+
+def edited(model: nn.Module, edits: Sequence[ColumnEdit]) -> contextlib.AbstractContextManager[None]:
+    """Act as if edited while a `with` block runs; the weights stay as they are. Raises InputError as `edit` does."""
+    return model_edited(wrap(model, None), edits)
+
+
+def evaluate(model: nn.Module, tokenizer: Any, recipe: Recipe, edits: Sequence[ColumnEdit]) -> Evaluation:
+    """Knowledge scores of the recipe's facts and controls with the edits against without them.
+
+    The model must not be edited yet, and is not changed. Raises InputError when it knows none of the target facts.
+    """
+    live = wrap(model, tokenizer)
+    questions = evaluation.questions_of(recipe)
+    unknown = evaluation.measure_unknown(live, questions)
+    before = evaluation.measure(live, questions)
+    with model_edited(live, edits):
+        after = evaluation.measure(live, questions)
+    return evaluation.compare(questions, unknown, before, after, recipe.scoring)

@@ -1,0 +1,69 @@
+"""`verify` and `undo` for any output folder, whatever its format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from amnesia.errors import InputError, VerificationError
+from amnesia.files import staged_output
+from amnesia.gguf_verify import undo_gguf, verify_gguf
+from amnesia.manifest import MANIFEST_NAME, Manifest, read_manifest
+from amnesia.sources import ModelSource
+from amnesia.undo import undo
+from amnesia.verification import VerificationReport, verify
+
+
+def outputs_in(folder: Path) -> list[Path]:
+    """The folders with a manifest: `folder` itself, or its subfolders where a run wrote several formats.
+
+    A file stands for the folder it is in. Raises VerificationError when there is none, because the output is incomplete
+    or was not made by this package.
+    """
+    folder = folder.parent if folder.is_file() else folder
+    if (folder / MANIFEST_NAME).exists():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
+    if not found:
+        raise VerificationError(f"{folder} has no {MANIFEST_NAME}: it is not a complete output; make it again")
+    return found
+
+
+def is_gguf(folder: Path) -> bool:
+    """Whether the output in `folder` is an edited GGUF."""
+    return read_manifest(folder).format == "gguf"
+
+
+def prove(folder: Path, base: ModelSource | None = None) -> VerificationReport:
+    """Prove that the output differs from its base as declared; raises VerificationError for the first difference."""
+    if not is_gguf(folder):
+        return verify(folder, None if base is None else base.folder)
+    manifest = verify_gguf(folder, None if base is None else base.require_gguf())
+    return VerificationReport(
+        format="gguf",
+        entity=manifest.entity,
+        n_cells=sum(len(row.indices) for row in manifest.tensors),
+        n_tensors=len(manifest.tensors),
+        n_files=len(manifest.base.files),
+        n_bytes=sum(row.size for row in manifest.base.files),
+        base_read=base is not None,
+        unproven=(),
+    )
+
+
+def take_back(folder: Path, output: Path, *, force: bool = False, every_step: bool = False) -> Manifest:
+    """Restore the original files of an edited model into `output`, bit for bit; returns the manifest of the edit.
+
+    `folder` may hold several formats, as a run writes them, if only one of them is a whole model. Raises
+    VerificationError when the folder is not what its manifest says, InputError for adapters.
+    """
+    found = outputs_in(folder)
+    whole = [path for path in found if read_manifest(path).format != "adapter"]
+    if len(whole) > 1:
+        raise InputError(f"{folder} holds {len(whole)} edited models: undo one of {', '.join(map(str, whole))}")
+    folder = (whole or found)[0]
+    if not is_gguf(folder):
+        return undo(folder, output, force=force, every_step=every_step)
+    manifest = read_manifest(folder)
+    size = sum(row.size for row in manifest.base.files)
+    with staged_output(output, force=force, needed_bytes=size, source=folder) as staging:
+        return undo_gguf(folder, staging)

