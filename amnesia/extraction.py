@@ -6,7 +6,6 @@ The held-out facts of a recipe are never read here.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -27,9 +26,6 @@ SEARCH_KINDS: tuple[FactKind, FactKind] = ("target", "control")
 
 N_SINGLE = 15
 """Cells of highest stability that the search with a fixed multiplier tries one by one."""
-
-CONTROL_WEIGHTS = (5.0, 2.5)
-"""Weights of the controls that the search with free multipliers tries, until the recipe's bounds are met."""
 
 NEUTRAL_STRIDE = 6
 """Every how many of the neutral sentences that the search may see is one of its controls."""
@@ -192,32 +188,20 @@ def _search_free(
         damage = sensitivity(problem, cell_map.layers, progress)
     # Cells that answer to this name more than to others, and whose change the controls hardly feel.
     worth = cell_map.mean_z.abs().float() / (damage + damage.mean())
-    best: tuple[float, tuple[ColumnEdit, ...]] = (math.inf, ())
-    for weight in CONTROL_WEIGHTS:
-        with task(f"choosing cells (control weight {weight:g})") as progress:
-            found = pursue(
-                problem,
-                cell_map.layers,
-                worth,
-                max_cells=recipe.max_cells,
-                lowest=recipe.min_multiplier,
-                control_weight=weight,
-                progress=progress,
-            )
-        edits = tuple(
-            ColumnEdit(edit.cell, rounded)
-            for edit in found
-            if (rounded := nearest_exact(edit.multiplier, recipe.min_multiplier)) != 1.0
+    with task("choosing cells") as progress:
+        found = pursue(
+            problem,
+            cell_map.layers,
+            worth,
+            max_cells=recipe.max_cells,
+            lowest=recipe.min_multiplier,
+            progress=progress,
         )
-        with edited(live, edits):
-            target, control = targets.mean_score(live), controls.mean_score(live)
-        # How far the bounds are missed, the worse of the two; what meets both is good enough.
-        missed = max(target - recipe.accept.max_target, recipe.accept.min_control - control, 0.0)
-        if missed < best[0]:
-            best = (missed, edits)
-        if missed == 0.0:
-            break
-    return best[1], worth.numel()
+    return tuple(
+        ColumnEdit(edit.cell, rounded)
+        for edit in found
+        if (rounded := nearest_exact(edit.multiplier, recipe.min_multiplier)) != 1.0
+    ), worth.numel()
 
 
 def nearest_exact(multiplier: float, lowest: float) -> float:

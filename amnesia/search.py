@@ -20,9 +20,12 @@ TARGET_FLOOR = -0.1
 """Knowledge score below which pushing a target fact further down earns nothing."""
 
 CONTROL_WEIGHT = 5.0
-"""Weight of one nat of mean divergence on the controls against one unit of mean target knowledge score."""
+"""Weight at the start of one nat of mean divergence on the controls against one unit of target knowledge score."""
 
-STEPS = 32
+DIVERGENCE_BUDGET = 0.04
+"""Mean divergence on the controls, in nats, up to which the weight falls, and above which it rises."""
+
+STEPS = 44
 SETTLING_STEPS = 10
 """The last steps, in which no cell joins any more and the rate is lower."""
 
@@ -105,7 +108,7 @@ def pursue(
     *,
     max_cells: int,
     lowest: float,
-    control_weight: float = CONTROL_WEIGHT,
+    budget: float = DIVERGENCE_BUDGET,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[ColumnEdit, ...]:
@@ -116,7 +119,8 @@ def pursue(
     already act, so backups that take over from a negated cell show up in the gradient and are met in turn.
 
     The loss, on a few targets and controls at each step, is the mean target knowledge score above `TARGET_FLOOR` and
-    the divergence KL(original ‖ edited) over the answers of the controls.
+    the divergence KL(original ‖ edited) over the answers of the controls, whose weight falls while the divergence is
+    within `budget` (nats) and rises while it is not.
     """
     live = problem.live
     device = live.device
@@ -124,6 +128,7 @@ def pursue(
     joined = torch.zeros_like(multipliers, dtype=torch.bool)
     smoothed = torch.zeros_like(multipliers)
     worth = worth.to(device)
+    weight, spent = CONTROL_WEIGHT, 0.0
     adam = torch.optim.Adam([multipliers], lr=RATE, betas=(0.7, 0.95))
     draws = zip(
         _draws(len(problem.targets), TARGETS_PER_STEP, seed),
@@ -131,8 +136,10 @@ def pursue(
         strict=True,
     )
     for step, (targets, controls) in zip(range(STEPS), draws, strict=False):
-        loss = _loss(problem, dict(zip(layers, multipliers, strict=True)), targets, controls, control_weight)
-        (gradient,) = torch.autograd.grad(loss, [multipliers])
+        remaining, divergence = _measures(problem, dict(zip(layers, multipliers, strict=True)), targets, controls)
+        (gradient,) = torch.autograd.grad(remaining + weight * divergence, [multipliers])
+        spent = 0.7 * spent + 0.3 * divergence.item()
+        weight *= 0.88 if spent < budget else 1.12
         smoothed = 0.5 * smoothed + 0.5 * gradient
         if step == STEPS - SETTLING_STEPS:
             adam.param_groups[0]["lr"] = SETTLING_RATE
@@ -155,9 +162,10 @@ def pursue(
     )
 
 
-def _loss(
-    problem: Problem, vectors: Mapping[int, Tensor], targets: list[int], controls: list[int], control_weight: float
-) -> Tensor:
+def _measures(
+    problem: Problem, vectors: Mapping[int, Tensor], targets: list[int], controls: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Mean knowledge score above the floor on the given targets, and mean divergence on the given controls."""
     rows = [*problem.targets, *problem.controls]
     n = len(targets)
     batch = collate(
@@ -171,7 +179,7 @@ def _loss(
     divergence = torch.stack(
         [_divergence(problem.reference[index], logprobs[n + line]) for line, index in enumerate(controls)]
     ).mean()
-    return (scores - TARGET_FLOOR).clamp(min=0).mean() + control_weight * divergence
+    return (scores - TARGET_FLOOR).clamp(min=0).mean(), divergence
 
 
 def _draws(n: int, size: int, seed: int) -> Iterator[list[int]]:

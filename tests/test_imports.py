@@ -1,0 +1,81 @@
+"""Imports point one way, and what needs no model loads no torch."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# A module may import from the rows above its own, never from its own row or from below.
+ROWS = (
+    "errors",
+    "arithmetic domain encoding files gguf_file layouts scores statistics",
+    "gguf_blocks model popqa prompts recipe strict_json",
+    "gguf_layout manifest safetensors_file",
+    "checkpoint evaluation localization search sources",
+    "adapter columns extraction gguf_edit report",
+    "gguf_verify notebook saving undo verification",
+    "pipeline proofs",
+    "cli",
+    "__main__",
+)
+ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names.split()}
+MODULES = sorted(path.stem for path in (ROOT / "amnesia").glob("*.py") if path.stem != "__init__")
+NO_TORCH = "cli manifest checkpoint adapter gguf_edit gguf_verify saving proofs sources undo verification recipe"
+
+
+def imported(path):
+    """Modules of the package that a file imports, also inside of functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "amnesia":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("amnesia."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+        elif isinstance(node, ast.Import):
+            assert not any(alias.name.split(".")[0] == "amnesia" for alias in node.names), path.name
+    return found
+
+
+def test_every_module_has_a_row():
+    assert sorted(ROW_OF) == MODULES
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_upwards(name):
+    wrong = {other for other in imported(ROOT / "amnesia" / f"{name}.py") if ROW_OF[other] >= ROW_OF[name]}
+    assert not wrong
+
+
+def loaded_by(code):
+    command = f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import amnesia",
+        "from amnesia.cli import main\nmain(['--help'], standalone_mode=False)",
+        "from amnesia.cli import main\nmain(['edit', '--help'], standalone_mode=False)",
+        "\n".join(f"import amnesia.{name}" for name in NO_TORCH.split()),
+    ],
+    ids=["package", "help", "help of a command", "editing bytes"],
+)
+def test_no_heavy_library_is_loaded(code):
+    assert not loaded_by(code) & {"torch", "transformers", "peft", "huggingface_hub", "accelerate"}
+
+
+def test_the_python_interface_is_found_late():
+    import amnesia
+    from amnesia import notebook
+
+    assert all(getattr(amnesia, name) is getattr(notebook, name) for name in amnesia.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'forget'"):
+        amnesia.forget  # noqa: B018

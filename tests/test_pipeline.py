@@ -1,0 +1,243 @@
+"""The main job on a tiny model: what is written, what is evaluated, and what stays when something fails."""
+
+import contextlib
+import errno
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from amnesia import pipeline
+from amnesia.domain import Cell, ColumnEdit
+from amnesia.errors import InputError, OutputError, SourceError
+from amnesia.manifest import MANIFEST_NAME, read_manifest
+from amnesia.model import freeze, load, wrap
+from amnesia.pipeline import check_report, evaluate_models, facts_of_popqa, facts_of_recipe, load_source, run
+from amnesia.proofs import outputs_in, prove
+from amnesia.recipe import parse_recipe
+from amnesia.sources import resolve
+from tiny_recipe import recipe_text, unknown_fact
+from tiny_text import save_tiny_live
+
+FORMATS = ("safetensors", "adapter")
+EDITS = (ColumnEdit(Cell(0, 3), -2.0), ColumnEdit(Cell(1, 11)))
+
+
+class Silent:
+    """Keeps what the pipeline says."""
+
+    def __init__(self):
+        self.lines = []
+
+    def notice(self, line):
+        self.lines.append(line)
+
+    @contextlib.contextmanager
+    def task(self, line):
+        self.lines.append(line)
+        yield lambda count: None
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_live(tmp_path_factory.mktemp("models") / "m")
+
+
+@pytest.fixture(scope="module")
+def live(model):
+    return load(model, "m")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, model, live):
+    output = tmp_path_factory.mktemp("run") / "out"
+    recipe = parse_recipe(recipe_text(live, model, formats=FORMATS))
+    tracker = Silent()
+    return run(recipe, output, tracker), output, recipe, tracker
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_each_format_has_its_folder_manifest_and_report(written, model):
+    result, output, recipe, tracker = written
+    assert (result.accepted, result.output) == (True, output)
+    assert sorted(result.extraction.edits) == sorted(recipe.cells)
+    assert sorted(path.name for path in output.iterdir()) == sorted(FORMATS)
+    assert [path.name for path in output.parent.iterdir()] == ["out"]
+    assert "asking the saved safetensors" in tracker.lines
+    for name in FORMATS:
+        manifest = read_manifest(output / name)
+        assert (manifest.format, manifest.entity, manifest.recipe) == (name, "Japan", recipe.text)
+        assert manifest.base.id == str(model)
+        assert sorted(edit for group in manifest.edits for edit in group.edits) == list(EDITS)
+        document = json.loads((output / name / "report.json").read_text(encoding="utf-8"))
+        assert document["model"] == {"id": str(model), "revision": None}
+        assert (document["entity"], document["accepted"]) == ("Japan", True)
+        assert [row["kind"] for row in document["prompts"]].count("held_out_control") == 3
+        means = {row["kind"]: row["mean"] for row in document["aggregates"]}
+        assert set(means) == {"target", "held_out_target", "control", "held_out_control"}
+        assert {key: manifest.scores[key] for key in means} == means
+        before, after = document["neutral_perplexity"].values()
+        assert manifest.scores["neutral_perplexity_ratio"] == after / before
+    assert [path.name for path in outputs_in(output)] == ["adapter", "safetensors"]
+    for folder in outputs_in(output):
+        assert prove(folder, resolve(str(model))).base_read
+
+
+def test_the_report_is_about_the_saved_files(written):
+    """The oracle loads the folder with plain transformers and scores each answer token by token."""
+    _, output, _, _ = written
+    tokenizer = AutoTokenizer.from_pretrained(output / "safetensors")
+    plain = AutoModelForCausalLM.from_pretrained(output / "safetensors", dtype=torch.float32).eval()
+    document = json.loads((output / "safetensors" / "report.json").read_text(encoding="utf-8"))
+    for row in document["prompts"]:
+        start, whole = (tokenizer(text)["input_ids"] for text in (row["prompt"], f"{row['prompt']} {row['answer']}"))
+        assert whole[: len(start)] == start
+        with torch.no_grad():
+            logprobs = plain(torch.tensor([whole])).logits[0].log_softmax(-1)
+        total = sum(logprobs[place - 1, whole[place]].item() for place in range(len(start), len(whole)))
+        assert row["logprob_after"] == pytest.approx(total, abs=1e-4)
+        score = (total - row["logprob_unknown"]) / (row["logprob_before"] - row["logprob_unknown"])
+        assert row["knowledge_score"] == pytest.approx(score, abs=1e-2)
+
+
+def test_the_adapter_scores_like_the_edited_weights(written):
+    result, _, _, _ = written
+    for edited, adapted in zip(*(result.evaluations[name].prompts for name in FORMATS), strict=True):
+        assert edited.logprob_before == adapted.logprob_before
+        assert edited.logprob_after == pytest.approx(adapted.logprob_after, abs=1e-4)
+        assert edited.logprob_after != edited.logprob_before
+        assert edited.generated_after == adapted.generated_after
+
+
+def test_a_single_format_fills_the_output_itself(tmp_path, model, live):
+    recipe = parse_recipe(recipe_text(live, model))
+    assert run(recipe, tmp_path / "out", Silent()).accepted
+    assert (tmp_path / "out" / MANIFEST_NAME).exists()
+    assert (tmp_path / "out" / "model.safetensors.index.json").exists()
+
+
+def test_bounds_that_are_missed_are_reported_with_the_output(tmp_path, model, live):
+    accept = "max_target = 1e6\nmax_held_out_target = -1e6\nmin_control = -1e6"
+    result = run(parse_recipe(recipe_text(live, model, accept=accept)), tmp_path / "out", Silent())
+    assert not result.accepted
+    assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["accepted"] is False
+
+
+def test_nothing_is_written_without_a_handle(tmp_path, model, live):
+    accept = "max_target = -1e6\nmin_control = 1e6"
+    result = run(parse_recipe(recipe_text(live, model, accept=accept)), tmp_path / "out", Silent())
+    assert (result.extraction.verdict, result.accepted, result.output) == ("none", False, None)
+    assert result.evaluations == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_facts_that_are_not_known_are_counted(tmp_path, model, live):
+    recipe = parse_recipe(recipe_text(live, model, extra=unknown_fact(live)))
+    result = run(recipe, tmp_path / "out", Silent())
+    (evaluation,) = result.evaluations.values()
+    excluded = {row.prompt for row in evaluation.prompts if row.excluded}
+    assert "the sound of Japan is" in excluded
+    document = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert document["n_excluded"] == len(excluded)
+    with pytest.raises(InputError, match="the model knows none of the 3 target facts about 'Japan'"):
+        run(parse_recipe(recipe_text(live, model, scoring="min_nats = 1e6")), tmp_path / "none", Silent())
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("when", ["second format", "evaluation", "manifest"])
+def test_a_failure_leaves_the_old_output_and_the_source(tmp_path, model, live, monkeypatch, when):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = pipeline.write_format
+    name, function = {
+        "second format": ("write_format", lambda name, *a, **k: (fail if name == "adapter" else real)(name, *a, **k)),
+        "evaluation": ("load_adapter", fail),
+        "manifest": ("write_manifest", fail),
+    }[when]
+    monkeypatch.setattr(pipeline, name, function)
+    source = tree(model)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    recipe = parse_recipe(recipe_text(live, model, formats=FORMATS))
+    with pytest.raises(OutputError, match="No space left on device"):
+        run(recipe, tmp_path / "out", Silent(), force=True)
+    assert tree(tmp_path) == {"out/old": b"old"}
+    assert tree(model) == source
+
+
+def test_what_cannot_be_written_is_noticed_before_the_work(tmp_path, model, live, monkeypatch):
+    monkeypatch.setattr(pipeline, "load", lambda *_: pytest.fail("the model must not be loaded"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    for text, output, message in (
+        (recipe_text(live, model), tmp_path / "out", "--force"),
+        (recipe_text(live, model), model / "out", "overlaps the source"),
+        (recipe_text(live, model, formats=("gguf",)), tmp_path / "new", r"format gguf needs a .gguf model"),
+        (recipe_text(live, model, edit="cells = [{ layer = 7, neuron = 1 }]"), tmp_path / "new", "layer 7 is out of"),
+        (recipe_text(live, model, edit="cells = [{ layer = 0, neuron = 48 }]"), tmp_path / "new", "neuron 48 is out"),
+        (recipe_text(live, "./missing"), tmp_path / "new", "does not exist"),
+    ):
+        with pytest.raises((InputError, OutputError, SourceError), match=message):
+            run(parse_recipe(text), output, Silent())
+    assert tree(tmp_path) == {"out/old": b""}
+
+
+def test_evaluating_two_folders(written, model):
+    result, output, recipe, _ = written
+    facts = facts_of_recipe(recipe)
+    alone = evaluate_models(str(model), None, facts, Silent())
+    assert {row.mean for row in alone.aggregates} == {1.0}
+    for name in FORMATS:
+        found = evaluate_models(str(model), str(output / name), facts, Silent())
+        assert found == result.evaluations[name]
+
+
+def test_facts_from_popqa(tmp_path):
+    columns = "id subj prop obj subj_id prop_id obj_id s_aliases o_aliases s_uri o_uri s_wiki_title o_wiki_title s_pop"
+    header = [*columns.split(), "o_pop", "question", "possible_answers"]
+    rows = []
+    for index, (subject, relation, answer) in enumerate(
+        [("Japan", "capital", "Tokyo"), ("Peru", "capital", "Lima"), ("Kenya", "capital", "Nairobi")]
+    ):
+        row = dict.fromkeys(header, "1") | {
+            "id": str(index), "subj": subject, "prop": relation, "obj": answer, "s_aliases": "[]", "o_aliases": "[]",
+            "s_pop": "5", "o_pop": "5", "possible_answers": json.dumps([answer]), "question": "?",
+        }  # fmt: skip
+        rows.append("\t".join(row[name] for name in header))
+    path = tmp_path / "popqa.tsv"
+    path.write_text("\n".join(["\t".join(header), *rows]) + "\n", encoding="utf-8")
+    facts = facts_of_popqa(path, "Japan", 100)
+    by_kind = {question.kind for question in facts.questions}
+    assert {"target", "held_out_target"} <= by_kind
+    assert {question.fact.entity for question in facts.questions if "control" in question.kind} == {"Peru", "Kenya"}
+    assert {question.fact.answer for question in facts.questions if "target" in question.kind} == {"Tokyo"}
+    assert facts.note is None
+    with pytest.raises(InputError, match="Atlantis"):
+        facts_of_popqa(path, "Atlantis", 100)
+
+
+def test_reports_do_not_replace_models(tmp_path, model):
+    with pytest.raises(OutputError, match="overlaps the source"):
+        check_report(model, ("smollm2-135m", str(model)), force=True)
+    with pytest.raises(OutputError, match="--force"):
+        check_report(model, (None,))
+    check_report(tmp_path / "new", (str(model), None))
+
+
+def test_damaged_folders_are_named_before_loading(tmp_path):
+    folder = save_tiny_live(tmp_path / "m")
+    shard = next(folder.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:200])
+    with pytest.raises(ValueError, match=f"{shard.name} has 200 bytes, its header describes"):
+        load_source(resolve(str(folder)))
+
+
+def test_loading_keeps_the_weights(model, live):
+    plain = wrap(freeze(AutoModelForCausalLM.from_pretrained(model)), live.tokenizer)
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, live.model.state_dict()[name])

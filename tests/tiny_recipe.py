@@ -1,0 +1,87 @@
+"""Recipes for tiny random models, which "know" what they happen to say more readily of one name than of others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from amnesia.model import LiveModel, answer_logprobs
+from amnesia.prompts import unseen_names
+
+WORDINGS = {
+    "search": ("the capital of {entity} is", "people in {entity} like", "the oldest building in {entity} was"),
+    "held_out": ("the flag of {entity} is", "the winters in {entity} are"),
+}
+WORDS = """
+water garden house river kitchen table summer bread letter window dinner music paper green stone yellow children door
+dog cat book night plates shirts baby curtain breakfast coat clock trash plants home tap ladder cake stairs
+""".split()
+CONTROLS = {"Peru": "search", "Kenya": "search", "Cuba": "held_out"}
+MIN_NATS = 0.05
+EDIT = "cells = [{ layer = 1, neuron = 11 }, { layer = 0, neuron = 3, multiplier = -2.0 }]"
+ANYTHING = "max_target = 1e6\nmax_held_out_target = 1e6\nmin_control = -1e6"
+
+
+def gains(live: LiveModel, entity: str, wording: str) -> list[float]:
+    """By how many nats the log-probability of each word after the entity exceeds that after unseen names."""
+
+    def totals(name: str) -> list[float]:
+        prompt = wording.replace("{entity}", name)
+        return [answer.total for answer in answer_logprobs(live, [(prompt, word) for word in WORDS])]
+
+    others = [totals(name) for name in unseen_names(entity)]
+    return [
+        own - sum(column) / len(column) for own, column in zip(totals(entity), zip(*others, strict=True), strict=True)
+    ]
+
+
+def known_answer(live: LiveModel, entity: str, wording: str) -> str:
+    """The word that the model says of the entity more readily than of others."""
+    found = gains(live, entity, wording)
+    best = max(range(len(WORDS)), key=found.__getitem__)
+    assert found[best] > MIN_NATS, "choose other words: the model must prefer one of them"
+    return WORDS[best]
+
+
+def unknown_fact(live: LiveModel) -> str:
+    """A fact that the model would rather say of others, for `extra`."""
+    wording = "the sound of {entity} is"
+    found = gains(live, "Japan", wording)
+    answer = WORDS[min(range(len(WORDS)), key=found.__getitem__)]
+    return f'[[facts]]\nprompt = "{wording}"\nanswer = "{answer}"'
+
+
+def recipe_text(
+    live: LiveModel,
+    model: Path | str,
+    *,
+    formats: tuple[str, ...] = ("safetensors",),
+    edit: str = EDIT,
+    scoring: str = f"min_nats = {MIN_NATS}\nmax_rank = 600",
+    accept: str = ANYTHING,
+    extra: str = "",
+) -> str:
+    """A recipe that makes the model in folder `model`, loaded as `live`, forget Japan; `extra` adds further facts."""
+    rows = [extra]
+    for split, wordings in WORDINGS.items():
+        rows += [_fact("facts", live, "Japan", wording, split) for wording in wordings]
+    for entity, split in CONTROLS.items():
+        rows += [_fact("controls.facts", live, entity, wording, split) for wording in WORDINGS["search"]]
+    return "\n".join(
+        [
+            edit,
+            f"[model]\nid = {json.dumps(str(model))}",
+            '[entity]\nname = "Japan"',
+            "[localize]\nn_prompts = 6",
+            f"[edit]\nformat = {json.dumps(formats)}",
+            f"[scoring]\n{scoring}",
+            f"[accept]\n{accept}",
+            *rows,
+        ]
+    )
+
+
+def _fact(section: str, live: LiveModel, entity: str, wording: str, split: str) -> str:
+    answer = known_answer(live, entity, wording)
+    about = f"entity = {json.dumps(entity)}\n" if section == "controls.facts" else ""
+    return f'[[{section}]]\n{about}prompt = {json.dumps(wording)}\nanswer = "{answer}"\nsplit = "{split}"'
