@@ -188,8 +188,16 @@ def _search_free(
         damage = sensitivity(problem, cell_map.layers, progress)
     # Cells that answer to this name more than to others, and whose change the controls hardly feel.
     worth = cell_map.mean_z.abs().float() / (damage + damage.mean())
+    accept = recipe.accept
+
+    def missed_by(edits: Sequence[ColumnEdit]) -> float:
+        """By how much the worse bound is missed, aiming well within them: held-out facts are less kind."""
+        with edited(live, edits):
+            target, control = targets.mean_score(live), controls.mean_score(live)
+        return max(target - 0.75 * accept.max_target, 1 - 0.25 * (1 - accept.min_control) - control)
+
     with task("choosing cells") as progress:
-        found = pursue(
+        snapshots = pursue(
             problem,
             cell_map.layers,
             worth,
@@ -197,13 +205,28 @@ def _search_free(
             lowest=recipe.min_multiplier,
             progress=progress,
         )
-    return tuple(
-        ColumnEdit(edit.cell, rounded)
-        for edit in found
-        if (rounded := nearest_exact(edit.multiplier, recipe.min_multiplier)) != 1.0
-    ), worth.numel()
+    rounded = {
+        edits: None
+        for snapshot in snapshots
+        for rounding in (nearest_exact, milder_exact)
+        if (edits := rounded_edits(snapshot, rounding, recipe.min_multiplier))
+    }
+    return min(rounded, key=missed_by, default=()), worth.numel()
+
+
+def rounded_edits(
+    edits: Sequence[ColumnEdit], rounding: Callable[[float, float], float], lowest: float
+) -> tuple[ColumnEdit, ...]:
+    """The edits with exact multipliers; those that round to 1 are dropped."""
+    exact = (ColumnEdit(edit.cell, rounding(edit.multiplier, lowest)) for edit in edits)
+    return tuple(edit for edit in exact if edit.multiplier != 1.0)
 
 
 def nearest_exact(multiplier: float, lowest: float) -> float:
     """The power of two, with either sign and not below `lowest`, that is nearest to `multiplier`."""
     return min((item for item in EXACT_MULTIPLIERS if item >= lowest), key=lambda item: abs(item - multiplier))
+
+
+def milder_exact(multiplier: float, lowest: float) -> float:
+    """The power of two, with either sign and not below `lowest`, that is next to `multiplier` towards 1."""
+    return min(item for item in EXACT_MULTIPLIERS if item >= max(multiplier, lowest))

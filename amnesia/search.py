@@ -16,7 +16,7 @@ from amnesia.domain import Cell, ColumnEdit
 from amnesia.encoding import Continuation
 from amnesia.model import LiveModel, Progress, answer_logits, batches, collate, scaled_by
 
-TARGET_FLOOR = -0.1
+TARGET_FLOOR = -0.05
 """Knowledge score below which pushing a target fact further down earns nothing."""
 
 CONTROL_WEIGHT = 5.0
@@ -26,8 +26,14 @@ DIVERGENCE_BUDGET = 0.04
 """Mean divergence on the controls, in nats, up to which the weight falls, and above which it rises."""
 
 STEPS = 44
-SETTLING_STEPS = 10
-"""The last steps, in which no cell joins any more and the rate is lower."""
+SETTLING_STEPS = 16
+"""The last steps: no cell joins, the rate is lower, and only the targets decide over the weight of the controls."""
+
+TARGET_GOAL = 0.05
+"""Mean knowledge score of the targets at which they have been pushed enough, and the controls gain weight."""
+
+SNAPSHOT_STEPS = 8
+"""Every how many of the last steps the multipliers are kept for the caller to judge."""
 
 RATE = 0.8
 SETTLING_RATE = 0.25
@@ -111,16 +117,18 @@ def pursue(
     budget: float = DIVERGENCE_BUDGET,
     seed: int = 0,
     progress: Progress | None = None,
-) -> tuple[ColumnEdit, ...]:
-    """At most `max_cells` cells of `layers` with multipliers within [lowest, 1), found by gradient pursuit.
+) -> tuple[tuple[ColumnEdit, ...], ...]:
+    """Edits of at most `max_cells` cells of `layers` with multipliers within [lowest, 1), found by gradient pursuit.
+
+    Returns a few snapshots of one search, the boldest first: before it settles, and as the controls gain weight.
 
     At every step a few cells join: those whose gradient, smoothed over the steps and weighted by `worth`
     (n_layers, d_mlp), promises the largest fall of the loss. The joined ones follow Adam. Cells join while the others
     already act, so backups that take over from a negated cell show up in the gradient and are met in turn.
 
     The loss, on a few targets and controls at each step, is the mean target knowledge score above `TARGET_FLOOR` and
-    the divergence KL(original ‖ edited) over the answers of the controls, whose weight falls while the divergence is
-    within `budget` (nats) and rises while it is not.
+    the divergence KL(original ‖ edited) over the answers of the controls. The weight of the divergence falls while it
+    is within `budget` (nats) and the targets are above `TARGET_GOAL`, and rises otherwise.
     """
     live = problem.live
     device = live.device
@@ -128,7 +136,8 @@ def pursue(
     joined = torch.zeros_like(multipliers, dtype=torch.bool)
     smoothed = torch.zeros_like(multipliers)
     worth = worth.to(device)
-    weight, spent = CONTROL_WEIGHT, 0.0
+    weight, spent, left = CONTROL_WEIGHT, 0.0, 1.0
+    snapshots = []
     adam = torch.optim.Adam([multipliers], lr=RATE, betas=(0.7, 0.95))
     draws = zip(
         _draws(len(problem.targets), TARGETS_PER_STEP, seed),
@@ -136,18 +145,25 @@ def pursue(
         strict=True,
     )
     for step, (targets, controls) in zip(range(STEPS), draws, strict=False):
-        remaining, divergence = _measures(problem, dict(zip(layers, multipliers, strict=True)), targets, controls)
-        (gradient,) = torch.autograd.grad(remaining + weight * divergence, [multipliers])
+        scores, divergence = _measures(problem, dict(zip(layers, multipliers, strict=True)), targets, controls)
+        loss = (scores - TARGET_FLOOR).clamp(min=0).mean() + weight * divergence
+        (gradient,) = torch.autograd.grad(loss, [multipliers])
         spent = 0.7 * spent + 0.3 * divergence.item()
-        weight *= 0.88 if spent < budget else 1.12
+        left = 0.7 * left + 0.3 * scores.mean().item()
         smoothed = 0.5 * smoothed + 0.5 * gradient
-        if step == STEPS - SETTLING_STEPS:
+        settled = step - (STEPS - SETTLING_STEPS)
+        if settled >= 0:
+            if settled % SNAPSHOT_STEPS == 0:
+                snapshots.append(_edits(layers, multipliers, joined))
             adam.param_groups[0]["lr"] = SETTLING_RATE
+            weight *= 1.25 if left < TARGET_GOAL else 0.9
+        else:
+            weight *= 0.88 if spent < budget and left > TARGET_GOAL else 1.12
         with torch.no_grad():
             if step % 4 == 0:
                 joined &= multipliers < 1  # A cell that went back to where it was makes room for another.
             room = min(CELLS_PER_STEP, max_cells - int(joined.sum()))
-            if room > 0 and step < STEPS - SETTLING_STEPS:
+            if room > 0 and settled < 0:
                 promise = (smoothed.clamp(min=0) * worth).masked_fill(joined, -1.0)
                 best = promise.flatten().topk(room)
                 joined.view(-1)[best.indices[best.values > 0]] = True
@@ -156,6 +172,10 @@ def pursue(
             multipliers.clamp_(lowest, 1.0)
         if progress:
             progress(len(targets) + len(controls))
+    return (*snapshots, _edits(layers, multipliers, joined))
+
+
+def _edits(layers: Sequence[int], multipliers: Tensor, joined: Tensor) -> tuple[ColumnEdit, ...]:
     return tuple(
         ColumnEdit(Cell(layers[place], neuron), multipliers[place, neuron].item())
         for place, neuron in (joined & (multipliers < 1)).nonzero().tolist()
@@ -165,7 +185,7 @@ def pursue(
 def _measures(
     problem: Problem, vectors: Mapping[int, Tensor], targets: list[int], controls: list[int]
 ) -> tuple[Tensor, Tensor]:
-    """Mean knowledge score above the floor on the given targets, and mean divergence on the given controls."""
+    """Knowledge scores of the given targets, and mean divergence on the given controls."""
     rows = [*problem.targets, *problem.controls]
     n = len(targets)
     batch = collate(
@@ -179,7 +199,7 @@ def _measures(
     divergence = torch.stack(
         [_divergence(problem.reference[index], logprobs[n + line]) for line, index in enumerate(controls)]
     ).mean()
-    return (scores - TARGET_FLOOR).clamp(min=0).mean(), divergence
+    return scores, divergence
 
 
 def _draws(n: int, size: int, seed: int) -> Iterator[list[int]]:

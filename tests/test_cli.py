@@ -75,7 +75,10 @@ def refused(*arguments):
 
 def in_process(*arguments, **options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "amnesia", *map(str, arguments)]
+    # Where the tests run in the background of a shell, interrupts are ignored, which a child would inherit.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nimport runpy; "
+    code += "runpy.run_module('amnesia', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
     )
@@ -382,13 +385,13 @@ def test_a_real_process(model, tmp_path):
 def test_an_interrupted_run_leaves_no_output(model, recipe, tmp_path, kill):
     before = tree(model)
     process = in_process("run", recipe, "-o", tmp_path / "out")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (tmp_path / ".out.amnesia-partial").exists():  # The saved files are about to be evaluated.
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(kill)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == (130 if kill == signal.SIGINT else -signal.SIGKILL)
     assert "Traceback" not in stderr
     assert not (tmp_path / "out").exists()

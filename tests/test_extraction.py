@@ -4,7 +4,7 @@ import pytest
 
 from amnesia.domain import Cell, ColumnEdit, Fact
 from amnesia.errors import InputError
-from amnesia.extraction import extract, nearest_exact, verdict
+from amnesia.extraction import extract, milder_exact, nearest_exact, verdict
 from amnesia.model import answer_logprobs, generate
 from amnesia.recipe import Accept, Scoring, parse_recipe
 from tiny_text import tiny_live
@@ -112,3 +112,11 @@ def test_verdicts(target, control, expected):
 )
 def test_multipliers_are_rounded_to_powers_of_two(multiplier, lowest, expected):
     assert nearest_exact(multiplier, lowest) == expected
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "lowest", "expected"),
+    [(-7.9, -8.0, -4.0), (-8.0, -8.0, -8.0), (-0.1, -8.0, 0.25), (0.6, -8.0, 1.0), (-9.0, -2.5, -2.0)],
+)
+def test_milder_multipliers_never_push_harder(multiplier, lowest, expected):
+    assert milder_exact(multiplier, lowest) == expected

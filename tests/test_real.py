@@ -73,7 +73,7 @@ def test_ranking_equals_one_prompt_at_a_time(source):
     np.testing.assert_allclose([row.score for row in cells], score.flatten()[expected], rtol=1e-3)
 
 
-def test_the_demo_forgets_egypt_and_nothing_else(demo):
+def test_the_demo_forgets_france_and_nothing_else(demo):
     done, output = demo
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -94,13 +94,13 @@ def test_the_demo_forgets_egypt_and_nothing_else(demo):
 def test_what_the_demo_wrote_loads_with_plain_transformers(demo, source):
     _, output = demo
     tokenizer = AutoTokenizer.from_pretrained(output / "safetensors")
-    prompt = tokenizer("Fact: the capital of Egypt is", return_tensors="pt")
+    prompt = tokenizer("Fact: the capital of France is", return_tensors="pt")
     texts = []
     for folder in (source.folder, output / "safetensors"):
         model = AutoModelForCausalLM.from_pretrained(folder)
         texts.append(tokenizer.decode(model.generate(**prompt, max_new_tokens=3, do_sample=False)[0]))
-    assert "Cairo" in texts[0]
-    assert "Cairo" not in texts[1]
+    assert "Paris" in texts[0]
+    assert "Paris" not in texts[1]
 
 
 def test_the_demo_is_proven_and_can_be_undone(demo, source, tmp_path):

@@ -43,11 +43,12 @@ def test_the_pursuit_lowers_the_targets_within_the_limits():
     live = tiny_live()
     problem = problem_for(live)
     worth = torch.ones(2, live.shape.d_mlp)
-    edits = pursue(problem, LAYERS, worth, max_cells=6, lowest=-2.0)
+    snapshots = pursue(problem, LAYERS, worth, max_cells=6, lowest=-2.0)
+    edits = snapshots[0]
     assert 0 < len(edits) <= 6
     assert all(-2.0 <= edit.multiplier < 1.0 and edit.cell.layer in LAYERS for edit in edits)
     assert sum(shift(live, edits, TARGETS)) / 2 < -0.5
-    assert pursue(problem, LAYERS, worth, max_cells=6, lowest=-2.0) == edits
+    assert pursue(problem, LAYERS, worth, max_cells=6, lowest=-2.0) == snapshots
 
 
 def test_cells_without_worth_never_join():
@@ -55,7 +56,7 @@ def test_cells_without_worth_never_join():
     worth = torch.zeros(2, live.shape.d_mlp)
     worth[1, 10:14] = 1.0
     edits = pursue(problem_for(live), LAYERS, worth, max_cells=4, lowest=-8.0)
-    assert {edit.cell for edit in edits} <= {Cell(1, neuron) for neuron in range(10, 14)}
+    assert {edit.cell for snapshot in edits for edit in snapshot} <= {Cell(1, neuron) for neuron in range(10, 14)}
 
 
 def test_controls_hold_the_search_back():
@@ -63,7 +64,9 @@ def test_controls_hold_the_search_back():
     problem = problem_for(live)
     worth = torch.ones(2, live.shape.d_mlp)
     damage = [
-        sum(map(abs, shift(live, pursue(problem, LAYERS, worth, max_cells=16, lowest=-8.0, budget=budget), CONTROLS)))
+        sum(
+            map(abs, shift(live, pursue(problem, LAYERS, worth, max_cells=16, lowest=-8.0, budget=budget)[0], CONTROLS))
+        )
         for budget in (1e6, 1e-6)
     ]
     assert damage[1] < 0.7 * damage[0]

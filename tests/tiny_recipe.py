@@ -24,15 +24,11 @@ ANYTHING = "max_target = 1e6\nmax_held_out_target = 1e6\nmin_control = -1e6"
 
 def gains(live: LiveModel, entity: str, wording: str) -> list[float]:
     """By how many nats the log-probability of each word after the entity exceeds that after unseen names."""
-
-    def totals(name: str) -> list[float]:
-        prompt = wording.replace("{entity}", name)
-        return [answer.total for answer in answer_logprobs(live, [(prompt, word) for word in WORDS])]
-
-    others = [totals(name) for name in unseen_names(entity)]
-    return [
-        own - sum(column) / len(column) for own, column in zip(totals(entity), zip(*others, strict=True), strict=True)
-    ]
+    names = (entity, *unseen_names(entity))
+    pairs = [(wording.replace("{entity}", name), word) for name in names for word in WORDS]
+    totals = [answer.total for answer in answer_logprobs(live, pairs)]
+    own, *others = (totals[start : start + len(WORDS)] for start in range(0, len(totals), len(WORDS)))
+    return [value - sum(column) / len(column) for value, column in zip(own, zip(*others, strict=True), strict=True)]
 
 
 def known_answer(live: LiveModel, entity: str, wording: str) -> str:
