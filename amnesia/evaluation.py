@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amnesia.domain import Aggregate, Fact, FactKind, PromptScore
-from amnesia.errors import InputError
+from amnesia.errors import InputError, NumericalError
 from amnesia.model import AnswerLogprob, LiveModel, Progress, answer_logprobs, generate
 from amnesia.prompts import neutral_texts, unseen_names
 from amnesia.recipe import Accept, Recipe, Scoring
 from amnesia.scores import knowledge_score, mean_interval
 
 KINDS: tuple[FactKind, ...] = ("target", "held_out_target", "control", "held_out_control")
+
+MAX_NATS_PER_WORD = 700.0
+"""The exponential of a little more is beyond the range of floating-point numbers."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,11 @@ def measure(
     answers = answer_logprobs(live, [*pairs, *((first, rest) for first, rest in neutral)], progress)
     total = sum(answer.total for answer in answers[len(pairs) :])
     n_words = sum(len(rest.split()) for _, rest in neutral)
+    if -total / n_words > MAX_NATS_PER_WORD:
+        raise NumericalError(
+            f"{live.name} gives neutral text {-total / n_words:.0f} nats per word, which has no finite perplexity: "
+            "the edit has destroyed it, use smaller multipliers"
+        )
     return Measurement(
         tuple(answers[: len(pairs)]),
         tuple(generate(live, [prompt for prompt, _ in pairs], progress=progress)) if generated else None,

@@ -27,6 +27,9 @@ SEARCH_KINDS: tuple[FactKind, FactKind] = ("target", "control")
 N_SINGLE = 15
 """Cells of highest stability that the search with a fixed multiplier tries one by one."""
 
+ROUNDING_THRESHOLDS = (0.5, 0.75, 1.0)
+"""Roundings that the search tries: to the nearest exact multiplier, and two that push less."""
+
 NEUTRAL_STRIDE = 6
 """Every how many of the neutral sentences that the search may see is one of its controls."""
 
@@ -208,25 +211,26 @@ def _search_free(
     rounded = {
         edits: None
         for snapshot in snapshots
-        for rounding in (nearest_exact, milder_exact)
-        if (edits := rounded_edits(snapshot, rounding, recipe.min_multiplier))
+        for threshold in ROUNDING_THRESHOLDS
+        if (edits := rounded_edits(snapshot, threshold, recipe.min_multiplier))
     }
     return min(rounded, key=missed_by, default=()), worth.numel()
 
 
-def rounded_edits(
-    edits: Sequence[ColumnEdit], rounding: Callable[[float, float], float], lowest: float
-) -> tuple[ColumnEdit, ...]:
+def rounded_edits(edits: Sequence[ColumnEdit], threshold: float, lowest: float) -> tuple[ColumnEdit, ...]:
     """The edits with exact multipliers; those that round to 1 are dropped."""
-    exact = (ColumnEdit(edit.cell, rounding(edit.multiplier, lowest)) for edit in edits)
+    exact = (ColumnEdit(edit.cell, exact_multiplier(edit.multiplier, threshold, lowest)) for edit in edits)
     return tuple(edit for edit in exact if edit.multiplier != 1.0)
 
 
-def nearest_exact(multiplier: float, lowest: float) -> float:
-    """The power of two, with either sign and not below `lowest`, that is nearest to `multiplier`."""
-    return min((item for item in EXACT_MULTIPLIERS if item >= lowest), key=lambda item: abs(item - multiplier))
+def exact_multiplier(multiplier: float, threshold: float, lowest: float) -> float:
+    """One of the two powers of two (either sign, not below `lowest`) around `multiplier`.
 
-
-def milder_exact(multiplier: float, lowest: float) -> float:
-    """The power of two, with either sign and not below `lowest`, that is next to `multiplier` towards 1."""
-    return min(item for item in EXACT_MULTIPLIERS if item >= max(multiplier, lowest))
+    The bolder one, further from 1, is taken when `multiplier` lies beyond the fraction `threshold` of the way to it.
+    """
+    allowed = [item for item in EXACT_MULTIPLIERS if item >= lowest]
+    milder = min(item for item in allowed if item >= max(multiplier, allowed[0]))
+    bolder = max((item for item in allowed if item <= multiplier), default=allowed[0])
+    if milder == bolder:
+        return milder
+    return bolder if (milder - multiplier) / (milder - bolder) > threshold else milder

@@ -1,7 +1,8 @@
 import pytest
+import torch
 
 from amnesia.domain import Cell, ColumnEdit, Fact
-from amnesia.errors import InputError
+from amnesia.errors import InputError, NumericalError
 from amnesia.evaluation import Measurement, Question, Unknown, compare, measure, measure_unknown, questions_of
 from amnesia.model import AnswerLogprob, answer_logprobs, edited
 from amnesia.prompts import UNSEEN_NAMES
@@ -104,3 +105,11 @@ def test_recipes_keep_their_splits():
         ("control", "Italy", ()),
         ("held_out_control", "Spain", ()),
     ]
+
+
+def test_a_destroyed_model_has_no_perplexity():
+    live = tiny_live()
+    with torch.no_grad():
+        live.model.lm_head.weight.mul_(1e4)
+    with pytest.raises(NumericalError, match=r"nats per word, which has no finite perplexity"):
+        measure(live, [TARGET], generated=False)

@@ -4,7 +4,7 @@ import pytest
 
 from amnesia.domain import Cell, ColumnEdit, Fact
 from amnesia.errors import InputError
-from amnesia.extraction import extract, milder_exact, nearest_exact, verdict
+from amnesia.extraction import EXACT_MULTIPLIERS, exact_multiplier, extract, verdict
 from amnesia.model import answer_logprobs, generate
 from amnesia.recipe import Accept, Scoring, parse_recipe
 from tiny_text import tiny_live
@@ -69,7 +69,7 @@ def test_the_free_search_is_deterministic_sparse_and_exact(live, recipe):
     free = dataclasses.replace(recipe, multiplier=None, max_cells=4)
     result = extract(live, free)
     assert 0 < len(result.edits) <= 4
-    assert all(edit.multiplier == nearest_exact(edit.multiplier, -8.0) for edit in result.edits)
+    assert all(edit.multiplier in EXACT_MULTIPLIERS for edit in result.edits)
     assert list(result.edits) == sorted(result.edits)
     assert result.target < 1.0
     assert extract(live, free) == result
@@ -107,16 +107,18 @@ def test_verdicts(target, control, expected):
 
 
 @pytest.mark.parametrize(
-    ("multiplier", "lowest", "expected"),
-    [(-7.0, -8.0, -8.0), (-5.9, -8.0, -4.0), (-1.2, -8.0, -1.0), (0.9, -8.0, 1.0), (-7.0, -3.0, -2.0)],
+    ("multiplier", "threshold", "lowest", "expected"),
+    [
+        (-7.0, 0.5, -8.0, -8.0),
+        (-5.9, 0.5, -8.0, -4.0),
+        (-7.5, 1.0, -8.0, -4.0),
+        (-7.5, 0.75, -8.0, -8.0),
+        (-8.0, 1.0, -8.0, -8.0),
+        (-1.2, 0.5, -8.0, -1.0),
+        (0.9, 0.5, -8.0, 1.0),
+        (-0.1, 1.0, -8.0, 0.25),
+        (-7.0, 0.5, -3.0, -2.0),
+    ],
 )
-def test_multipliers_are_rounded_to_powers_of_two(multiplier, lowest, expected):
-    assert nearest_exact(multiplier, lowest) == expected
-
-
-@pytest.mark.parametrize(
-    ("multiplier", "lowest", "expected"),
-    [(-7.9, -8.0, -4.0), (-8.0, -8.0, -8.0), (-0.1, -8.0, 0.25), (0.6, -8.0, 1.0), (-9.0, -2.5, -2.0)],
-)
-def test_milder_multipliers_never_push_harder(multiplier, lowest, expected):
-    assert milder_exact(multiplier, lowest) == expected
+def test_multipliers_are_rounded_to_powers_of_two(multiplier, threshold, lowest, expected):
+    assert exact_multiplier(multiplier, threshold, lowest) == expected

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from amnesia.errors import CheckpointError, OutputError
-from amnesia.files import BLOCK, copy_file, hash_file, is_inside_name, list_files, staged_output
+from amnesia.files import BLOCK, check_output, copy_file, hash_file, is_inside_name, list_files, staged_output
 
 ROOT = Path(__file__).parents[1]
 
@@ -182,6 +182,20 @@ def test_refuses_places_that_would_harm_others(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="working folder"), staged_output(tmp_path / "models", force=True):
         pass
     assert source.is_dir()
+
+
+def test_an_occupied_output_is_refused_before_any_work(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for vacant in ("missing", "empty"):
+        check_output(tmp_path / vacant)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").touch()
+    for occupied in (tmp_path / "full", tmp_path / "full" / "a"):
+        with pytest.raises(OutputError, match="exists and is not empty: choose another output, or .* --force"):
+            check_output(occupied)
+        check_output(occupied, force=True)
+    with pytest.raises(OutputError, match="overlaps the source"):
+        check_output(tmp_path / "full", tmp_path / "full" / "a", force=True)
 
 
 def test_full_disks_are_noticed_before_writing(tmp_path):
