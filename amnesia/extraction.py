@@ -130,7 +130,8 @@ def choose(live: LiveModel, recipe: Recipe, targets: Known, controls: Known, tas
         edits, tried = search(live, recipe, cell_map, targets, controls, task)
     with edited(live, edits):
         target, control = targets.mean_score(live), controls.mean_score(live)
-    return Extraction(recipe.entity, verdict(target, control, recipe.accept), edits, target, control, tried)
+    judged = verdict(target, control, recipe.accept) if edits else "none"
+    return Extraction(recipe.entity, judged, edits, target, control, tried)
 
 
 def verdict(target: float, control: float, accept: Accept) -> Verdict:

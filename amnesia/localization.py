@@ -98,8 +98,14 @@ def cell_maps(
 ) -> tuple[list[CellMap], int, int]:
     """Statistics of every cell for each name, the number of prompts used, and the number left out; see `localize`."""
     chosen = layer_range(live, layers)
+    if n_prompts > len(ENTITY_TEMPLATES):
+        raise InputError(
+            f"n_prompts is {n_prompts}: there are {len(ENTITY_TEMPLATES)} templates, ask for as many or fewer"
+        )
     own = list(prompts if prompts is not None else ENTITY_TEMPLATES[:n_prompts])
     pairs = {name: templates_from(own, (name, *aliases)) for name in names}
+    if min(map(len, pairs.values())) < 2:
+        raise InputError("a single prompt shows no stability: give at least two prompts about each entity")
     templates = list(dict.fromkeys(template for name in names for template, _ in pairs[name]))
     contrasts = contrast_pairs(templates)
     if baseline == "generic":

@@ -93,6 +93,12 @@ def test_the_search_never_sees_held_out_facts(live, recipe, monkeypatch):
     assert not [pair for pair in asked if "secret" in pair[0] or pair[1] == "unheard"]
 
 
+def test_an_empty_edit_is_no_handle(live, recipe):
+    nothing_helps = Accept(max_target=1.0, min_control=0.999999)
+    result = extract(live, dataclasses.replace(recipe, accept=nothing_helps, max_cells=1, multiplier=0.999999))
+    assert (result.edits, result.verdict) == ((), "none")
+
+
 def test_facts_that_nobody_knows_are_an_error(live, recipe):
     with pytest.raises(InputError, match="knows none of the 3 target facts about 'Japan'"):
         extract(live, dataclasses.replace(recipe, scoring=Scoring(min_nats=50.0)))

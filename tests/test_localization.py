@@ -90,6 +90,8 @@ def test_contrasts_are_spread_evenly():
         ({"entities": "Atlantis", "prompts": ["the age of Japan"]}, "'Atlantis' appears in no prompt"),
         ({"entities": "Japan", "layers": (0, 3)}, "layers 0-3 are out of range: tiny has layers 0–2"),
         ({"entities": []}, "no entity given"),
+        ({"entities": "Japan", "n_prompts": 101}, "n_prompts is 101: there are 100 templates"),
+        ({"entities": "Japan", "prompts": ["the age of Japan"]}, "a single prompt shows no stability"),
     ],
 )
 def test_bad_input(kwargs, message):
