@@ -213,7 +213,8 @@ def test_mutated_manifests_never_pass_for_another_edit(originals, data):
         place = place[key]
     value = data.draw(st.integers(-3, 60) | st.floats() | st.none() | st.text(max_size=3))
     place[keys[-1]] = value
-    same = json.loads(original) == document
+    # 0 and 0.0 are equal, but a layer must be a whole number: what looks the same is accepted, what is equal may be.
+    same, equal = json.dumps(json.loads(original)) == json.dumps(document), json.loads(original) == document
     path.write_text(json.dumps(document))
     try:
         verify(originals / "adapter", originals / "source")
@@ -221,6 +222,6 @@ def test_mutated_manifests_never_pass_for_another_edit(originals, data):
         assert "\n" not in str(error)
         assert not same
     else:
-        assert same
+        assert equal
     finally:
         path.write_bytes(original)
