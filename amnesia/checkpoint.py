@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from amnesia.arithmetic import check_dtype, inverts_exactly, scale_bytes
 from amnesia.domain import Cell, ColumnEdit, check_edits
 from amnesia.errors import CheckpointError, InputError, LayoutError, NumericalError, OutputError
-from amnesia.files import copy_file, hash_file, is_inside_name, list_files
+from amnesia.files import check_settled, copy_file, hash_file, is_inside_name, list_files
 from amnesia.layouts import MlpShape, shape_from_config
 from amnesia.manifest import (
     MANIFEST_NAME,
@@ -97,6 +97,7 @@ def open_source(folder: Path) -> CheckpointSource:
     Raises LayoutError for an unsupported architecture, CheckpointError for damaged, missing or pickled weights, and
     VerificationError when the folder holds a malformed manifest.
     """
+    check_settled(folder)
     files = list_files(folder)
     shape = shape_from_config(_read_config(folder))
     weights = read_weight_files(folder)
@@ -220,7 +221,7 @@ def write_edited(
         raise OutputError(f"{folder} is not empty: give an empty folder")
     touched = {plan.file: source.folder / plan.file for plan in plans}
     stamps = {name: _stamp(path) for name, path in touched.items()}
-    replaced = tuple(name for name in source.files if _is_reserved(name))
+    replaced = tuple(name for name in source.files if is_reserved(name))
     total = needed_bytes(source, plans, link=False)
     done = 0
 
@@ -278,7 +279,7 @@ def add_file(manifest: Manifest, folder: Path, name: str, content: bytes) -> Man
     names that are not plain or that belong to the weights or to the manifest.
     """
     weights = {row.file for row in manifest.base.files}
-    if not is_inside_name(name) or _is_reserved(name) or name in weights or name.endswith(".safetensors"):
+    if not is_inside_name(name) or is_reserved(name) or name in weights or name.endswith(".safetensors"):
         raise InputError(f"{name!r} cannot be added to {folder}: choose a plain name that is not taken by the weights")
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -344,7 +345,8 @@ def _edit_tensor(path: Path, plan: TensorPlan, saved: list[NewTensor]) -> Tensor
     )
 
 
-def _is_reserved(name: str) -> bool:
+def is_reserved(name: str) -> bool:
+    """Whether a file of an output is written by this package, for `verify` and `undo`."""
     return name in (MANIFEST_NAME, UNDO_NAME) or name.split("/")[0] == BASE_FOLDER
 
 

@@ -11,12 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from amnesia.errors import AmnesiaError, InputError, OutputError
 from amnesia.recipe import BASELINES, FORMATS, Format, load_recipe, parse_layers
+
+if TYPE_CHECKING:
+    from amnesia.manifest import Manifest
 
 EXIT_REJECTED = 1
 EXIT_BAD_INPUT = 2
@@ -236,7 +239,8 @@ def extract(
 @click.option("--format", "format_name", type=click.Choice(FORMATS), help="Default: gguf for .gguf, else safetensors.")
 @click.option("--link", is_flag=True, help="Hard-link untouched files: fast, but both folders then share them.")
 @click.option("--allow-overlap", is_flag=True, help="Edit a column again that an earlier edit already changed.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--in-place", is_flag=True, help="Write the columns into MODEL itself; `undo --in-place` restores it.")
 @force_option
 @as_json
 def edit(
@@ -248,7 +252,8 @@ def edit(
     format_name: Format | None,
     link: bool,
     allow_overlap: bool,
-    output: Path,
+    output: Path | None,
+    in_place: bool,
     force: bool,
     json_output: bool,
 ) -> None:
@@ -264,6 +269,20 @@ def edit(
         groups = [saving.edits_from_cells(cells, -1.0 if multiplier is None else multiplier, entity)]
     else:
         groups = [saving.edits_from_file(path) for path in edit_files]
+    _recover(Path(model))
+    if in_place:
+        if output or link or force or format_name:
+            raise InputError("--in-place writes MODEL itself: drop -o, --link, --force and --format")
+        if not Path(model).exists() or model in sources.BUILT_IN:
+            raise InputError(f"{model} is not a folder or .gguf file here: only those can be edited in place")
+        from amnesia.in_place import edit_in_place
+
+        with Terminal().task("editing in place"):
+            manifest = edit_in_place(Path(model), groups, base_id=model, allow_overlap=allow_overlap)
+        _print_edit(manifest, Path(model), json_output)
+        return
+    if output is None:
+        raise InputError("no output: give a new folder with -o, or edit MODEL itself with --in-place")
     name = format_name or ("gguf" if model.endswith(".gguf") else "safetensors")
     # Checked again with the model; a large one must not be fetched for nothing.
     check_output(output, force=force)
@@ -272,6 +291,19 @@ def edit(
     source = find(model, notice=terminal.notice)
     with terminal.task(f"writing {name}"):
         manifest = saving.save(name, source, groups, output, force=force, link=link, allow_overlap=allow_overlap)
+    _print_edit(manifest, output, json_output)
+
+
+def _recover(path: Path) -> None:
+    """An edit in place that was interrupted is taken back before anything reads the files."""
+    from amnesia.journal import recover
+
+    folder = path.parent if path.is_file() else path
+    if recover(folder):
+        Terminal().notice(f"an interrupted edit of {folder} was taken back: its files are as before")
+
+
+def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
     if json_output:
         _print_json(manifest.to_json())
     else:
@@ -287,6 +319,7 @@ def verify(output: Path, base: str | None, json_output: bool) -> None:
     """Prove from the bytes that exactly the declared columns of OUTPUT changed, and nothing else."""
     from amnesia import proofs, sources
 
+    _recover(output)
     folders = proofs.outputs_in(output)
     reports = []
     for folder in folders:
@@ -308,13 +341,25 @@ def verify(output: Path, base: str | None, json_output: bool) -> None:
 
 @main.command()
 @click.argument("edited", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--in-place", is_flag=True, help="Restore the files of EDITED themselves, its newest edit only.")
 @click.option("--every-step", is_flag=True, help="Take back all edits that were made on top of each other.")
 @force_option
-def undo(edited: Path, output: Path, every_step: bool, force: bool) -> None:
+def undo(edited: Path, output: Path | None, in_place: bool, every_step: bool, force: bool) -> None:
     """Restore the original bytes of the model in the folder EDITED, from its manifest."""
     from amnesia import proofs
 
+    if in_place == (output is not None) or (in_place and (every_step or force)):
+        raise InputError("give either -o FOLDER, or --in-place without --every-step and --force")
+    _recover(edited)
+    if output is None:
+        from amnesia.in_place import undo_in_place
+
+        output = edited.parent if edited.is_file() else edited
+        with Terminal().task("restoring"):
+            manifest = undo_in_place(output)
+        click.echo(f"{manifest.entity} is back: {output} is as it was before the edit")
+        return
     with Terminal().task("restoring"):
         manifest = proofs.take_back(edited, output, force=force, every_step=every_step)
     click.echo(f"{manifest.entity} is back: {manifest.base.id} as it was, in {output}")

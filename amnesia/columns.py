@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -195,6 +196,15 @@ def blocks_with(path: Path, replacements: Sequence[Replacement]) -> Iterator[byt
                 yield replace_vectors(row.tensor, row.axis, row.vectors, first, block).tobytes()
             position = row.tensor.offset + row.tensor.size
         yield from _plain_blocks(file.fileno(), position, size, path)
+
+
+def hash_with(path: Path, row: Replacement) -> str:
+    """sha256 of a tensor's data with columns replaced."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        for first, block in read_row_blocks(file.fileno(), row.tensor):
+            digest.update(replace_vectors(row.tensor, row.axis, row.vectors, first, block))
+    return digest.hexdigest()
 
 
 def _plain_blocks(descriptor: int, start: int, end: int, path: Path) -> Iterator[bytes]:

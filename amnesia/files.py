@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from amnesia.errors import AmnesiaError, CheckpointError, OutputError
@@ -22,6 +22,8 @@ BLOCK = 2**20
 # Long enough to cost nothing, short enough that an interrupt and a progress bar need not wait.
 _KERNEL_STEP = 64 * 2**20
 _FICLONE = 0x40049409
+# While a file of this name exists, the folder is in the middle of an edit in place.
+JOURNAL_NAME = ".amnesia-journal"
 _NOT_SUPPORTED = {errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EBADF}
 
 
@@ -190,6 +192,44 @@ def write_exactly(descriptor: int, content: bytes, offset: int) -> None:
         offset += count
 
 
+def write_new(path: Path, blocks: Iterable[bytes]) -> None:
+    """Write a new file and force it to the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        position = 0
+        for block in blocks:
+            write_exactly(descriptor, block, position)
+            position += len(block)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from changing `folder` meanwhile; raises OutputError when one is at it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be read ({error.strerror}): give the folder of a model") from error
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise OutputError(f"{folder} is being edited by another process: wait for it") from error
+    finally:
+        os.close(descriptor)
+
+
+def check_settled(folder: Path) -> None:
+    """Raises CheckpointError when an edit of `folder` in place was interrupted and not yet taken back."""
+    if (folder / JOURNAL_NAME).exists():
+        raise CheckpointError(
+            f"an edit of {folder} in place was interrupted: run `amnesia verify {folder}`, which restores its files"
+        )
+
+
 @contextlib.contextmanager
 def staged_output(
     output: Path, *, force: bool = False, needed_bytes: int = 0, source: Path | None = None
@@ -235,7 +275,7 @@ def staged_output(
         if output.exists():
             output.rename(aside)
         staging.rename(output)
-        _sync(output.parent)
+        sync(output.parent)
     except BaseException as error:
         if aside.exists() and not output.exists():
             aside.rename(output)
@@ -261,10 +301,7 @@ def check_output(output: Path, source: Path | None = None, *, force: bool = Fals
     if output.is_symlink():
         raise OutputError(f"{output} is a link: give the folder itself")
     real = output.resolve()
-    if _in_cache(real):
-        raise OutputError(
-            f"{output} lies in the Hugging Face cache, which other programs rely on: choose a folder outside of it"
-        )
+    check_outside_cache(output)
     if Path.cwd().is_relative_to(real):
         raise OutputError(f"{output} holds the working folder: choose a new folder")
     if source is not None:
@@ -273,6 +310,14 @@ def check_output(output: Path, source: Path | None = None, *, force: bool = Fals
             raise OutputError(f"{output} overlaps the source {source}: choose a folder beside it")
     if not force:
         _check_vacant(output)
+
+
+def check_outside_cache(path: Path) -> None:
+    """Raises OutputError for a path in the Hugging Face cache."""
+    if _in_cache(path.resolve()):
+        raise OutputError(
+            f"{path} lies in the Hugging Face cache, which other programs rely on: choose a folder outside of it"
+        )
 
 
 def _check_vacant(output: Path) -> None:
@@ -326,7 +371,8 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -338,5 +384,5 @@ def _sync_tree(folder: Path) -> None:
     """Force files, then the folders that name them, to the disk."""
     for parent, _, files in os.walk(folder, topdown=False):
         for name in files:
-            _sync(Path(parent) / name)
-        _sync(Path(parent))
+            sync(Path(parent) / name)
+        sync(Path(parent))

@@ -60,6 +60,42 @@ class RowEdit:
     after: bytes
 
 
+@dataclass(frozen=True)
+class GgufPlan:
+    """An edit that was checked: the rows in the order of files and bytes, the originals to save, the earlier edit."""
+
+    model: GgufModel
+    rows: tuple[RowEdit, ...]
+    saved: tuple[NewTensor, ...]
+    previous: Manifest | None
+    stamps: tuple[tuple[int, int], ...]
+
+    def own_files(self) -> tuple[str, ...]:
+        """What earlier edits left beside the model: manifest, saved rows, and the same of edits before."""
+        return () if self.previous is None else _own_files(self.model.files[0].path.parent)
+
+
+def plan_gguf(
+    source: Path,
+    groups: Sequence[EntityEdits],
+    *,
+    allow_overlap: bool = False,
+    expected: tuple[int, int, int] | None = None,
+) -> GgufPlan:
+    """Check everything about an edit and read the rows that it changes; see `write_edited_gguf`."""
+    model = read_model(source)
+    stamps = tuple(_stamp(file.path) for file in model.files)
+    shape = gguf_shape(model)
+    if expected is not None:
+        check_sizes(source.name, shape, expected)
+    previous = _previous(model)
+    if previous is not None and not allow_overlap:
+        _check_earlier(previous, groups)
+    rows = _plan(model, shape, groups, allow_overlap)
+    saved = tuple(_saved(edit) for edit in rows if not _is_reversible(edit))
+    return GgufPlan(model, tuple(rows), saved, previous, stamps)
+
+
 def write_edited_gguf(
     source: Path,
     edits: Sequence[ColumnEdit],
@@ -88,16 +124,8 @@ def write_edited_gguf(
     written.
     """
     groups = (EntityEdits(entity, tuple(edits)), *also)
-    model = read_model(source)
-    stamps = [_stamp(file.path) for file in model.files]
-    shape = gguf_shape(model)
-    if expected is not None:
-        check_sizes(source.name, shape, expected)
-    previous = _previous(model)
-    if previous is not None and not allow_overlap:
-        _check_earlier(previous, groups)
-    rows = _plan(model, shape, groups, allow_overlap)
-    saved = [_saved(edit) for edit in rows if not _is_reversible(edit)]
+    plan = plan_gguf(source, groups, allow_overlap=allow_overlap, expected=expected)
+    model, rows = plan.model, plan.rows
     if any(folder.iterdir()):
         raise OutputError(f"{folder} is not empty: give an empty folder")
 
@@ -127,23 +155,23 @@ def write_edited_gguf(
         else:
             copy_file(file.path, output, link=link, advance=advance)
         advance(file.size - (done - before))  # Links and shared disk blocks arrive all at once.
-    if stamps != [_stamp(file.path) for file in model.files]:
+    if plan.stamps != tuple(_stamp(file.path) for file in model.files):
         raise CheckpointError(f"{source} changed while it was copied: wait until nothing writes to it, then repeat")
-    replaced = () if previous is None else _own_files(source.parent)
+    replaced = plan.own_files()
     for name in replaced:
         copy_file(source.parent / name, folder / BASE_FOLDER / name)
-    if saved:
-        _write_new(folder / UNDO_NAME, saved)
+    if plan.saved:
+        _write_new(folder / UNDO_NAME, plan.saved)
     return Manifest(
         format="gguf",
         base=Base(base_id, revision, tuple(base_files)),
         edits=groups,
         tensors=tuple(tensors),
-        undo=UNDO_NAME if saved else None,
-        added=(UNDO_NAME,) if saved else (),
+        undo=UNDO_NAME if plan.saved else None,
+        added=(UNDO_NAME,) if plan.saved else (),
         replaced=replaced,
         recipe=recipe_text,
-        previous=previous,
+        previous=plan.previous,
     )
 
 

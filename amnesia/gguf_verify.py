@@ -28,9 +28,9 @@ def verify_gguf(folder: Path, base: Path | None = None) -> Manifest:
 
     Returns the manifest. Raises VerificationError that names the first difference.
     """
-    with _as_verification_error():
-        manifest, model = _read_output(folder)
-        edits = _declared_edits(folder, model, manifest)
+    with as_verification_error():
+        manifest, model = read_output(folder)
+        edits = declared_edits(folder, model, manifest)
         origin = None if base is None else _base_files(base, model)
         for edit in edits:
             if edit.row.scale(edit.before, edit.multiplier) != edit.after:
@@ -54,9 +54,9 @@ def undo_gguf(folder: Path, target: Path) -> Manifest:
     If they were the output of an earlier edit, its manifest comes back too, last. Returns the manifest of `folder`.
     Raises VerificationError when the output in `folder` is damaged, so that the result would not be the source.
     """
-    with _as_verification_error():
-        manifest, model = _read_output(folder)
-        edits = _declared_edits(folder, model, manifest)
+    with as_verification_error():
+        manifest, model = read_output(folder)
+        edits = declared_edits(folder, model, manifest)
     for part in model.files:
         copy_file(part.path, target / part.path.name)
     for file in manifest.base.files:
@@ -74,7 +74,7 @@ def undo_gguf(folder: Path, target: Path) -> Manifest:
     return manifest
 
 
-def _read_output(folder: Path) -> tuple[Manifest, GgufModel]:
+def read_output(folder: Path) -> tuple[Manifest, GgufModel]:
     """The manifest and the model that it describes, after checking that the model has the files that it lists."""
     manifest = read_manifest(folder)
     if manifest.format != "gguf":
@@ -90,7 +90,7 @@ def _read_output(folder: Path) -> tuple[Manifest, GgufModel]:
     return manifest, model
 
 
-def _declared_edits(folder: Path, model: GgufModel, manifest: Manifest) -> list[RowEdit]:
+def declared_edits(folder: Path, model: GgufModel, manifest: Manifest) -> list[RowEdit]:
     """The rows that the manifest declares, present and original, after checking that its parts agree."""
     shape = gguf_shape(model)
     declared: dict[tuple[str, str, int, int], float] = {}
@@ -159,7 +159,7 @@ def _check_tensor(model: GgufModel, entry: TensorEdit, edits: list[RowEdit]) -> 
     file, tensor = found
     for when, patches in (("after", {}), ("before", _originals(edits, entry.file))):
         digest = hashlib.sha256()
-        for block in _blocks(file.path, patches, tensor.offset, tensor.n_bytes):
+        for block in patched_blocks(file.path, patches, tensor.offset, tensor.n_bytes):
             digest.update(block)
         if digest.hexdigest() != getattr(entry, when):
             raise VerificationError(
@@ -176,9 +176,9 @@ def _check_file(path: Path, originals: Mapping[int, bytes], sha256: str | None, 
             f"{path} has {size} bytes, {base} {base.stat().st_size}: give the model that was edited"
         )
     digest = hashlib.sha256()
-    sources = None if base is None else _blocks(base, {}, 0, size)
+    sources = None if base is None else patched_blocks(base, {}, 0, size)
     position = 0
-    for restored in _blocks(path, originals, 0, size):
+    for restored in patched_blocks(path, originals, 0, size):
         digest.update(restored)
         source = restored if sources is None else next(sources)
         if restored != source:
@@ -194,7 +194,7 @@ def _check_file(path: Path, originals: Mapping[int, bytes], sha256: str | None, 
         )
 
 
-def _blocks(path: Path, patches: Mapping[int, bytes], offset: int, size: int) -> Iterator[bytes]:
+def patched_blocks(path: Path, patches: Mapping[int, bytes], offset: int, size: int) -> Iterator[bytes]:
     """`size` bytes of a file from `offset`, block by block, with `patches` (offset → content) applied."""
     end = offset + size
     with path.open("rb") as stream:
@@ -209,7 +209,7 @@ def _blocks(path: Path, patches: Mapping[int, bytes], offset: int, size: int) ->
 
 
 @contextmanager
-def _as_verification_error() -> Iterator[None]:
+def as_verification_error() -> Iterator[None]:
     """What makes a source unfit makes an output invalid."""
     try:
         yield

@@ -8,7 +8,8 @@ What the hashes cover, and why it differs by format:
 - `base.files[].sha256` has a `scope`. Where a whole file is copied (formats `safetensors` and `gguf`) it is `file`: the
   hash runs beside the copy, so it costs little time, and it lets `undo` prove that every byte came back. An adapter
   copies nothing, and hashing a shard of several gigabytes would take a hundred times as long as writing the adapter, so
-  there the scope is `header`: the file's safetensors header (names, types, shapes and offsets of all tensors).
+  there, and for the same reason where a folder is edited in place, the scope is `header`: the file's safetensors header
+  (names, types, shapes and offsets of all tensors).
 - `tensors[].before` and `.after` also have a scope. `tensor`: the tensor's complete data before and after the edit.
   `columns` (adapters): `before` covers the original columns, one after the other in the order of `indices`; `after`
   covers the data of the adapter's `lora_B`.
@@ -25,6 +26,7 @@ from typing import Any, Literal, get_args
 
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.errors import InputError, VerificationError
+from amnesia.files import check_settled
 from amnesia.recipe import FORMATS, Format
 from amnesia.strict_json import StrictJson, shown
 
@@ -216,6 +218,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 def read_manifest(folder: Path) -> Manifest:
     """Read `amnesia.json` of `folder`; raises VerificationError when it is missing or malformed."""
+    check_settled(folder)
     path = folder / MANIFEST_NAME
     try:
         with path.open("rb") as file:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amnesia.columns import blocks_with, columns_before, trace_back
 from amnesia.errors import InputError, OutputError, VerificationError
-from amnesia.files import copy_file, list_files, staged_output
+from amnesia.files import copy_file, hash_file, list_files, staged_output
 from amnesia.manifest import Manifest, read_manifest
 
 
@@ -39,6 +39,9 @@ def undo(
     steps, files = steps[:count], origins[count - 1]
     columns = columns_before(steps)
     # Going from the newest to the oldest edit, the last hash of a file is the one from before all of them.
+    # Edits in place have no hash of a file, but those of its tensors.
+    scopes = {row.file: row.scope for step in steps for row in step.manifest.base.files}
+    tensors = {(row.file, row.name): row.before for step in steps for row in step.manifest.tensors}
     hashes = {row.file: row.sha256 for step in steps for row in step.manifest.base.files if row.scope == "file"}
     sizes = {name: path.stat().st_size for name, path in files.items()}
     total, done = sum(sizes.values()), 0
@@ -46,7 +49,14 @@ def undo(
         for name, path in files.items():
             if name in columns:
                 restored = _write(blocks_with(path, columns[name]), staging / name)
-                if hashes.get(name) != restored:
+                if scopes[name] == "header":
+                    intact = all(
+                        hash_file(staging / name, row.tensor.offset, row.tensor.size) == tensors[name, row.tensor.name]
+                        for row in columns[name]
+                    )
+                else:
+                    intact = hashes[name] == restored
+                if not intact:
                     raise VerificationError(
                         f"{path} does not become the original when the edit is taken back: it was changed after the "
                         "edit; fetch the base model again"

@@ -25,10 +25,19 @@ from amnesia.adapter import (
     weights_blocks,
 )
 from amnesia.checkpoint import CheckpointSource, open_source, plan_edits
-from amnesia.columns import Step, blocks_with, columns_after, columns_before, compare, trace_back
+from amnesia.columns import (
+    Replacement,
+    Step,
+    blocks_with,
+    columns_after,
+    columns_before,
+    compare,
+    hash_with,
+    trace_back,
+)
 from amnesia.errors import InputError, VerificationError
 from amnesia.files import hash_file, list_files
-from amnesia.manifest import MANIFEST_NAME, Manifest, TensorEdit, join_edits, read_manifest
+from amnesia.manifest import MANIFEST_NAME, BaseFile, Manifest, TensorEdit, join_edits, read_manifest
 from amnesia.recipe import Format
 from amnesia.safetensors_file import read_header
 
@@ -131,6 +140,7 @@ def _verify_alone(
     steps: Sequence[Step], origins: Sequence[Mapping[str, Path]], progress: Progress
 ) -> VerificationReport:
     changed: set[str] = set()
+    in_place: set[str] = set()
     proven = 0
     total = len({row.file for step in steps for row in step.manifest.base.files})
     for count, step in enumerate(steps, start=1):
@@ -138,6 +148,11 @@ def _verify_alone(
         columns = columns_before(steps[:count])
         for row in step.manifest.base.files:
             path = step.files[row.file]
+            if row.scope == "header":
+                _check_tensors(path, row, step, columns[row.file])
+                in_place.add(row.file)
+                changed.add(row.file)
+                continue
             # A shard that a newer edit touched too is proven by going back through both.
             digest = hashlib.sha256()
             for block in blocks_with(path, columns[row.file]):
@@ -151,8 +166,22 @@ def _verify_alone(
                 proven += row.size
                 changed.add(row.file)
                 progress(len(changed), total)
-    unproven = tuple(sorted(origins[-1].keys() - changed))
-    return _report(steps[0].manifest, steps, len(changed), proven, base_read=False, unproven=unproven)
+    proven_files = changed - in_place
+    unproven = tuple(sorted(origins[-1].keys() - proven_files))
+    return _report(steps[0].manifest, steps, len(proven_files), proven, base_read=False, unproven=unproven)
+
+
+def _check_tensors(path: Path, entry: BaseFile, step: Step, rows: Sequence[Replacement]) -> None:
+    """What an edit in place says about a file: the header, and the edited tensors when the edit is taken back."""
+    before = {edit.name: edit.before for edit in step.manifest.tensors}
+    intact = hashlib.sha256(read_header(path).content).hexdigest() == entry.sha256 and all(
+        hash_with(path, row) == before[row.tensor.name] for row in rows if row.tensor.name in before
+    )
+    if not intact:
+        raise VerificationError(
+            f"{path} does not become the original when the edit is taken back: bytes outside of the declared columns "
+            "differ, fetch the base model again"
+        )
 
 
 def _check_hashes(step: Step, changed_later: set[str]) -> None:

@@ -1,0 +1,241 @@
+"""Editing a model where it lies: only the touched columns are written, under a journal.
+
+A whole shard is not hashed, which would take a hundred times as long as the edit. The manifest holds the hash of the
+shard's header and the hashes of the edited tensors; bytes of other tensors are proven by `verify` with the base only.
+A `.gguf` file is hashed whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from amnesia.arithmetic import inverts_exactly
+from amnesia.checkpoint import (
+    BASE_FOLDER,
+    UNDO_NAME,
+    hash_edited,
+    is_reserved,
+    open_source,
+    plan_edits,
+    scale_vectors,
+    undo_key,
+)
+from amnesia.columns import Replacement, columns_before, hash_with, trace_back
+from amnesia.errors import InputError, OutputError, VerificationError
+from amnesia.files import check_outside_cache, hash_file, list_files, locked
+from amnesia.gguf_edit import GgufPlan, plan_gguf
+from amnesia.gguf_verify import as_verification_error, declared_edits, patched_blocks, read_output
+from amnesia.journal import Change, Patch, apply, settle
+from amnesia.manifest import MANIFEST_NAME, Base, BaseFile, EntityEdits, Manifest, TensorEdit, read_manifest
+from amnesia.safetensors_file import NewTensor, TensorInfo, new_file, read_vectors
+
+
+def edit_in_place(path: Path, groups: Sequence[EntityEdits], *, base_id: str, allow_overlap: bool = False) -> Manifest:
+    """Edit the model folder or `.gguf` file `path` itself, and return the manifest, which is written beside it.
+
+    If the process is killed, the next call of anything in `journal` takes the edit back. Raises OutputError for files
+    in the Hugging Face cache and files that other folders share by links, InputError for folders that hold copies of
+    the weights that would stay as they are, and what `plan_edits` and `plan_gguf` raise.
+    """
+    folder = path.parent if path.suffix == ".gguf" else path
+    check_outside_cache(folder)
+    with locked(folder):
+        settle(folder)
+        change, manifest = (_change_gguf if path.suffix == ".gguf" else _change_folder)(
+            path, groups, base_id, allow_overlap
+        )
+        _check_unshared(folder, [*(patch.file for patch in change.patches), *change.removed])
+        apply(folder, change)
+    return manifest
+
+
+def undo_in_place(folder: Path) -> Manifest:
+    """Take the newest edit of a folder back where it lies, bit for bit, and return its manifest.
+
+    Raises VerificationError when the folder is not what its manifest says, InputError for adapters, and OutputError as
+    `edit_in_place` does.
+    """
+    check_outside_cache(folder)
+    with locked(folder):
+        settle(folder)
+        manifest = read_manifest(folder)
+        if manifest.format == "adapter":
+            raise InputError(f"{folder} is an adapter, the base model was never changed: to undo it, do not load it")
+        patches = _original_rows(folder) if manifest.format == "gguf" else _original_columns(folder, manifest)
+        kept = {name: f"{BASE_FOLDER}/{name}" for name in manifest.replaced}
+        removed = dict.fromkeys([MANIFEST_NAME, *manifest.added, *manifest.replaced, *kept.values()])
+        # The manifest of the edit before comes last.
+        added = {name: kept[name] for name in sorted(kept, key=lambda name: name == MANIFEST_NAME)}
+        missing = [name for name in removed if not (folder / name).is_file()]
+        if missing:
+            raise VerificationError(f"{missing[0]} is missing in {folder}: the output is damaged")
+        _check_unshared(folder, [*(patch.file for patch in patches), *removed])
+        apply(folder, Change(patches, tuple(removed), added))
+    return manifest
+
+
+def _check_unshared(folder: Path, names: Iterable[str]) -> None:
+    for name in dict.fromkeys(names):
+        path = folder / name
+        if path.is_symlink() or path.stat().st_nlink > 1:
+            raise OutputError(
+                f"{path} is shared with other folders by a link, they would change too: edit into a new folder with -o"
+            )
+
+
+def _bookkeeping(
+    manifest: Manifest, own: Sequence[str], saved: Sequence[NewTensor]
+) -> tuple[Manifest, dict[str, bytes | str]]:
+    """The manifest with what it says about other files, and the new files; those of earlier edits make room."""
+    added: dict[str, bytes | str] = {f"{BASE_FOLDER}/{name}": name for name in own}
+    if saved:
+        added[UNDO_NAME] = b"".join(new_file(saved))
+    names = (UNDO_NAME,) if saved else ()
+    manifest = replace(manifest, undo=UNDO_NAME if saved else None, added=names, replaced=tuple(own))
+    added[MANIFEST_NAME] = manifest.to_bytes()
+    return manifest, added
+
+
+def _patches(
+    file: str, tensor: TensorInfo, axis: int, before: dict[int, bytes], after: dict[int, bytes]
+) -> list[Patch]:
+    item = tensor.item_size
+    row = tensor.shape[1] * item
+    step, stride, size = (item, row, item) if axis == 1 else (row, row, row)
+    return [
+        Patch(file, tensor.offset + index * step, stride, size, before[index], after[index])
+        for index in before
+        if before[index] != after[index]
+    ]
+
+
+def _change_folder(
+    folder: Path, groups: Sequence[EntityEdits], base_id: str, allow_overlap: bool
+) -> tuple[Change, Manifest]:
+    source = open_source(folder)
+    if source.left_out:
+        raise InputError(
+            f"{folder} holds another copy of the weights, {source.left_out[0]}, which would still know the entity: "
+            "move it away, or edit into a new folder with -o"
+        )
+    patches: list[Patch] = []
+    tensors: list[TensorEdit] = []
+    saved: list[NewTensor] = []
+    plans = plan_edits(source, groups, allow_overlap=allow_overlap)
+    for plan in plans:
+        tensor = plan.tensor
+        with (folder / plan.file).open("rb", buffering=0) as file:
+            before = read_vectors(file.fileno(), tensor, plan.axis, tuple(plan.multipliers))
+            after = scale_vectors(before, tensor, plan.multipliers)
+            hashes = hash_edited(file.fileno(), plan, after)
+        patches.extend(_patches(plan.file, tensor, plan.axis, before, after))
+        for index, raw in before.items():
+            if not inverts_exactly(raw, after[index], tensor.dtype, plan.multipliers[index]):
+                shape = (tensor.shape[1 - plan.axis],)
+                saved.append(NewTensor(undo_key(tensor.name, index), tensor.dtype, shape, (raw,)))
+        multipliers = tuple(plan.multipliers.values())
+        tensors.append(TensorEdit(tensor.name, plan.file, plan.axis, tuple(plan.multipliers), multipliers, *hashes))
+    headers = source.weights.headers
+    files = tuple(
+        BaseFile(name, headers[name].file_size, hashlib.sha256(headers[name].content).hexdigest(), "header")
+        for name in sorted({plan.file for plan in plans})
+    )
+    own = tuple(name for name in source.files if is_reserved(name))
+    manifest = Manifest(
+        "safetensors", Base(base_id, None, files), tuple(groups), tuple(tensors), previous=source.manifest
+    )
+    manifest, added = _bookkeeping(manifest, own, saved)
+    return Change(tuple(patches), own, added), manifest
+
+
+def _change_gguf(
+    path: Path, groups: Sequence[EntityEdits], base_id: str, allow_overlap: bool
+) -> tuple[Change, Manifest]:
+    plan = plan_gguf(path, groups, allow_overlap=allow_overlap)
+    if plan.previous is None and (path.parent / MANIFEST_NAME).exists():
+        raise OutputError(
+            f"{path.parent / MANIFEST_NAME} belongs to another model: move {path.name} to a folder of its own"
+        )
+    patches = tuple(
+        Patch(edit.row.file.path.name, edit.row.offset, len(edit.before), len(edit.before), edit.before, edit.after)
+        for edit in plan.rows
+    )
+    files = [file for file in plan.model.files if any(edit.row.file is file for edit in plan.rows)]
+    manifest = Manifest(
+        "gguf",
+        Base(base_id, None, tuple(BaseFile(file.path.name, file.size, hash_file(file.path)) for file in files)),
+        tuple(groups),
+        _row_tensors(plan),
+        previous=plan.previous,
+    )
+    own = plan.own_files()
+    manifest, added = _bookkeeping(manifest, own, plan.saved)
+    return Change(patches, own, added), manifest
+
+
+def _row_tensors(plan: GgufPlan) -> tuple[TensorEdit, ...]:
+    entries = []
+    for name in dict.fromkeys(edit.row.tensor.name for edit in plan.rows):
+        edits = [edit for edit in plan.rows if edit.row.tensor.name == name]
+        tensor, path = edits[0].row.tensor, edits[0].row.file.path
+        after = hashlib.sha256()
+        changes = {edit.row.offset: edit.after for edit in edits}
+        for block in patched_blocks(path, changes, tensor.offset, tensor.n_bytes):
+            after.update(block)
+        entries.append(
+            TensorEdit(
+                name=name,
+                file=path.name,
+                axis=0,
+                indices=tuple(edit.row.index for edit in edits),
+                multipliers=tuple(edit.multiplier for edit in edits),
+                before=hash_file(path, tensor.offset, tensor.n_bytes),
+                after=after.hexdigest(),
+            )
+        )
+    return tuple(entries)
+
+
+def _original_columns(folder: Path, manifest: Manifest) -> tuple[Patch, ...]:
+    steps, _ = trace_back(folder, list_files(folder), manifest)
+    rows = columns_before(steps[:1])
+    expected = {edit.name: edit.before for edit in manifest.tensors}
+    patches: list[Patch] = []
+    for file, replacements in rows.items():
+        for row in replacements:
+            _check_original(folder / file, row, expected[row.tensor.name])
+            with (folder / file).open("rb", buffering=0) as stream:
+                now = read_vectors(stream.fileno(), row.tensor, row.axis, tuple(row.vectors))
+            patches.extend(_patches(file, row.tensor, row.axis, now, dict(row.vectors)))
+    return tuple(patches)
+
+
+def _check_original(path: Path, row: Replacement, sha256: str) -> None:
+    if hash_with(path, row) != sha256:
+        raise VerificationError(
+            f"tensor {row.tensor.name} of {path} does not become the original when the edit is taken back: it was "
+            "changed after the edit; fetch the base model again"
+        )
+
+
+def _original_rows(folder: Path) -> tuple[Patch, ...]:
+    with as_verification_error():
+        manifest, model = read_output(folder)
+        edits = declared_edits(folder, model, manifest)
+    for entry in manifest.base.files:
+        originals = {edit.row.offset: edit.before for edit in edits if edit.row.file.path.name == entry.file}
+        digest = hashlib.sha256()
+        for block in patched_blocks(folder / entry.file, originals, 0, entry.size):
+            digest.update(block)
+        if digest.hexdigest() != entry.sha256:
+            raise VerificationError(
+                f"{folder / entry.file} with its rows put back is not the file that was edited: it was changed since; "
+                "fetch the base model again"
+            )
+    return tuple(
+        Patch(edit.row.file.path.name, edit.row.offset, len(edit.before), len(edit.before), edit.after, edit.before)
+        for edit in edits
+    )

@@ -1,0 +1,186 @@
+"""Edits in place: exact, taken back exactly, refused where others would see them, and never left half-made."""
+
+import os
+
+import pytest
+import torch
+
+from amnesia import journal
+from amnesia.domain import Cell, ColumnEdit
+from amnesia.errors import AmnesiaError, CheckpointError, InputError, OutputError, VerificationError
+from amnesia.files import JOURNAL_NAME
+from amnesia.in_place import edit_in_place, undo_in_place
+from amnesia.journal import recover
+from amnesia.manifest import MANIFEST_NAME, EntityEdits, read_manifest
+from amnesia.proofs import prove, take_back
+from amnesia.saving import save
+from amnesia.sources import ModelSource
+from tiny import save_tiny
+from tiny_gguf import write_gguf
+
+PARIS = EntityEdits("Paris", (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(1, 4), 0.3)))
+ROME = EntityEdits("Rome", (ColumnEdit(Cell(1, 7), -1.7),))
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def make(folder, kind):
+    """A model in `folder`; returns what is edited, and its source."""
+    if kind == "gguf":
+        folder.mkdir()
+        path = write_gguf(folder / "tiny.gguf")
+        return path, ModelSource(folder, "a/b", gguf=path)
+    path = save_tiny(folder, kind, dtype=torch.bfloat16)
+    return path, ModelSource(path, "a/b")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gguf"])
+def test_equals_the_edited_copy_and_comes_back(tmp_path, kind):
+    path, source = make(tmp_path / "model", kind)
+    _, base = make(tmp_path / "base", kind)
+    before = tree(source.folder)
+    save("gguf" if kind == "gguf" else "safetensors", source, [PARIS], tmp_path / "copy")
+    manifest = edit_in_place(path, [PARIS], base_id="a/b")
+    assert read_manifest(source.folder) == manifest
+    after, copy = tree(source.folder), tree(tmp_path / "copy")
+    assert {**after, MANIFEST_NAME: b""} == {**copy, MANIFEST_NAME: b""}
+    assert prove(source.folder).n_cells == prove(source.folder, base).n_cells == 2
+    take_back(source.folder, tmp_path / "undone")
+    assert tree(tmp_path / "undone") == before
+    assert undo_in_place(source.folder) == manifest
+    assert tree(source.folder) == before
+    with pytest.raises(VerificationError, match="not a complete output"):
+        undo_in_place(source.folder)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gguf"])
+def test_edits_on_top_of_each_other(tmp_path, kind):
+    path, source = make(tmp_path / "model", kind)
+    _, base = make(tmp_path / "base", kind)
+    states = [tree(source.folder)]
+    for group in (PARIS, ROME, EntityEdits("Oslo", (ColumnEdit(Cell(1, 9), 0.7),))):
+        edit_in_place(path, [group], base_id="a/b")
+        states.append(tree(source.folder))
+        prove(source.folder)
+    with pytest.raises(InputError, match="already has it edited for 'Paris'"):
+        edit_in_place(path, [EntityEdits("Lima", (ColumnEdit(Cell(0, 3)),))], base_id="a/b")
+    if kind == "llama":
+        assert prove(source.folder, base).n_cells == 4
+        take_back(source.folder, tmp_path / "undone", every_step=True)
+        assert tree(tmp_path / "undone") == states[0]
+    for state in reversed(states[:-1]):
+        undo_in_place(source.folder)
+        assert tree(source.folder) == state
+
+
+def test_unproven_bytes_are_said_to_be_unproven(tmp_path):
+    path, source = make(tmp_path / "model", "llama")
+    manifest = edit_in_place(path, [PARIS], base_id="a/b")
+    assert {row.file for row in manifest.base.files} <= set(prove(source.folder).unproven)
+    file = path / manifest.tensors[0].file
+    content = bytearray(file.read_bytes())
+    offset = content.index(b"{")
+    content[offset + 1 : offset + 2] = b" "
+    file.write_bytes(content)
+    with pytest.raises(AmnesiaError):
+        prove(source.folder)
+
+
+def test_shared_files_are_refused(tmp_path, monkeypatch):
+    path, _ = make(tmp_path / "model", "llama")
+    before = tree(path)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in before:
+        (linked / name).parent.mkdir(exist_ok=True)
+        (linked / name).symlink_to(path / name)
+    with pytest.raises(OutputError, match="shared with other folders by a link"):
+        edit_in_place(linked, [PARIS], base_id="a/b")
+    (path / "pytorch_model.bin").write_bytes(b"weights")
+    with pytest.raises(InputError, match=r"another copy of the weights, pytorch_model\.bin"):
+        edit_in_place(path, [PARIS], base_id="a/b")
+    (path / "pytorch_model.bin").unlink()
+    for name in before:
+        os.link(path / name, tmp_path / name.replace("/", "-"))
+    with pytest.raises(OutputError, match="shared with other folders by a link"):
+        edit_in_place(path, [PARIS], base_id="a/b")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(OutputError, match="Hugging Face cache"):
+        edit_in_place(path, [PARIS], base_id="a/b")
+    assert tree(path) == before
+
+
+def kill_at(number, work):
+    """Do `work` in a child that dies at its `number`-th write; returns whether it died."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def counted(function):
+            def call(*arguments, **options):
+                nonlocal count
+                count += 1
+                if count == number:
+                    os._exit(9)
+                return function(*arguments, **options)
+
+            return call
+
+        for name in ("pwrite", "rename", "replace", "unlink", "mkdir", "rmdir", "fsync", "copy_file_range"):
+            setattr(os, name, counted(getattr(os, name)))
+        try:
+            work()
+        except BaseException:
+            os._exit(3)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    return code == 9
+
+
+@pytest.mark.parametrize("kind", ["llama", "gguf"])
+def test_killed_at_every_write(tmp_path, kind):
+    path, source = make(tmp_path / "model", kind)
+    folder = source.folder
+    edit_in_place(path, [PARIS], base_id="a/b")
+    first = tree(folder)
+    n_kills = 0
+    for work in (lambda: edit_in_place(path, [ROME], base_id="a/b"), lambda: undo_in_place(folder)):
+        before, number = tree(folder), 1
+        while kill_at(number, work):
+            n_kills += 1
+            if (folder / JOURNAL_NAME).exists():
+                with pytest.raises(CheckpointError, match="was interrupted"):
+                    prove(folder)
+                # A recovery may be killed too.
+                kill_at(1 + number % 7, lambda: recover(folder))
+            recover(folder)
+            now = tree(folder)
+            # The change is final once its journal is gone; until then it never happened.
+            if now != before:
+                work_done = now
+                (undo_in_place if work_done != first else lambda _: edit_in_place(path, [ROME], base_id="a/b"))(folder)
+                assert tree(folder) == before
+            number += 1
+        assert tree(folder) != before
+    assert tree(folder) == first
+    assert n_kills > 50
+
+
+def test_a_failing_disk_changes_nothing(tmp_path, monkeypatch):
+    path, source = make(tmp_path / "model", "llama")
+    before = tree(path)
+    real, calls = journal.write_exactly, []
+
+    def fail(descriptor, content, offset):
+        calls.append(offset)
+        if len(calls) == 20:
+            raise OSError(28, "No space left on device")
+        real(descriptor, content, offset)
+
+    monkeypatch.setattr(journal, "write_exactly", fail)
+    with pytest.raises(OutputError, match="nothing was changed"):
+        edit_in_place(path, [PARIS], base_id="a/b")
+    assert tree(source.folder) == before
