@@ -1,65 +1,22 @@
-"""The command line. Only this module prints; heavy modules are imported by the command that needs them."""
+"""The commands. Only this module and `console` print; heavy modules are imported by the command that needs them."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import functools
-import json
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.errors import AmnesiaError, InputError, OutputError
+from amnesia.console import Commands, Terminal, as_json, force_option, lines_of, on_device, print_json, write_file
+from amnesia.errors import InputError, OutputError
 from amnesia.recipe import BASELINES, FORMATS, Format, load_recipe, parse_layers
 
 if TYPE_CHECKING:
     from amnesia.manifest import Manifest
 
 EXIT_REJECTED = 1
-EXIT_BAD_INPUT = 2
-DTYPES = ("float32", "bfloat16", "float16", "auto")
-
-
-class Terminal:
-    """Progress on standard error: one line for each task, with a bar where somebody watches."""
-
-    def notice(self, line: str) -> None:
-        click.echo(line, err=True)
-
-    @contextlib.contextmanager
-    def task(self, line: str) -> Iterator[Callable[[int], None]]:
-        from tqdm import tqdm
-
-        began = time.monotonic()
-        with tqdm(desc=line, unit=" prompts", leave=False, disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
-            yield bar.update
-        click.echo(f"{line} ({time.monotonic() - began:.0f} s)", err=True)
-
-
-class Commands(click.Group):
-    """A group whose commands turn the package's errors into one line and exit code 2."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except AmnesiaError as error:
-            click.echo(f"error: {' '.join(str(error).split())}", err=True)
-            ctx.exit(EXIT_BAD_INPUT)
-        except OSError as error:
-            # What the system refuses (a permission, a name that is too long) it names well enough itself.
-            if error.errno is None or error.errno == errno.EPIPE:
-                raise
-            click.echo(f"error: {error.filename or 'system'}: {error.strerror}", err=True)
-            ctx.exit(EXIT_BAD_INPUT)
-        except KeyboardInterrupt:
-            click.echo("interrupted: nothing was written", err=True)
-            ctx.exit(130)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -69,20 +26,6 @@ def main() -> None:
 
     MODEL is a Hub id (repo_id[@revision]), a model folder, a .gguf file, or the built-in smollm2-135m.
     """
-
-
-def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda function: functools.reduce(lambda inner, decorate: decorate(inner), reversed(decorators), function)
-
-
-as_json = click.option("--json", "json_output", is_flag=True, help="Print the result as JSON on standard output.")
-force_option = click.option("--force", is_flag=True, help="Replace an output folder that exists and is not empty.")
-on_device = _options(
-    click.option(
-        "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Type to compute in."
-    ),
-    click.option("--device", default=None, help="Where to compute: cpu, cuda. Default: cuda where there is one."),
-)
 
 
 @main.command()
@@ -135,7 +78,7 @@ def _run(
             "extraction": report.extraction_json(result.extraction),
             "formats": {name: report.evaluation_json(row) for name, row in result.evaluations.items()},
         }
-        _print_json(document)
+        print_json(document)
     else:
         click.echo(report.run_text(recipe.entity, result.extraction, result.evaluations, result.accepted))
         if result.output is not None:
@@ -170,7 +113,7 @@ def localize(
 ) -> None:
     """Rank the cells of one or more ENTITIES in MODEL, best first."""
     span = None if layers is None else parse_layers(layers)
-    lines = None if prompts is None else _lines(prompts)
+    lines = None if prompts is None else lines_of(prompts)
     _check_file(output)
     from amnesia import localization, pipeline, report
     from amnesia.sources import resolve
@@ -183,9 +126,9 @@ def localize(
         )
     document = report.localization_json(result)
     if output is not None:
-        _write(output, report.to_bytes(document))
+        write_file(output, report.to_bytes(document))
     if json_output:
-        _print_json(document)
+        print_json(document)
     elif output is None:
         click.echo(report.localization_table(result))
 
@@ -222,7 +165,7 @@ def extract(
     result = extraction.extract(pipeline.load_source(source, dtype, device), recipe, terminal.task)
     document = report.to_bytes(report.extraction_json(result))
     if output is not None:
-        _write(output, document)
+        write_file(output, document)
     click.echo(document.decode() if json_output else report.extraction_text(result), nl=not json_output)
     if result.verdict == "none":
         sys.exit(EXIT_REJECTED)
@@ -305,7 +248,7 @@ def _recover(path: Path) -> None:
 
 def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
     if json_output:
-        _print_json(manifest.to_json())
+        print_json(manifest.to_json())
     else:
         n = sum(len(row.indices) for row in manifest.tensors)
         click.echo(f"{n} columns in {len(manifest.tensors)} tensors edited ({manifest.format}); written to {output}")
@@ -327,7 +270,7 @@ def verify(output: Path, base: str | None, json_output: bool) -> None:
         source = None if base is None else find(base, notice=Terminal().notice)
         reports.append((folder, proofs.prove(folder, source)))
     if json_output:
-        _print_json({str(folder): dataclasses.asdict(row) for folder, row in reports})
+        print_json({str(folder): dataclasses.asdict(row) for folder, row in reports})
         return
     for folder, row in reports:
         proof = "compared with the base" if row.base_read else "by the hashes in the manifest"
@@ -420,13 +363,9 @@ def evaluate(
     if output is not None:
         pipeline.write_report(document, output, force=force)
     if json_output:
-        _print_json(document)
+        print_json(document)
     else:
         click.echo(report.evaluation_table(result))
-
-
-def _print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def _check_file(path: Path | None) -> None:
@@ -439,28 +378,6 @@ def _check_file(path: Path | None) -> None:
         raise OutputError(f"{path} cannot be written ({error.strerror}): choose another file") from error
     if path.is_dir():
         raise OutputError(f"{path} is a folder: give the name of a file")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a result file so that an older one is replaced whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another file") from error
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"prompts {path} cannot be read as UTF-8 text: give a file with a prompt on each line"
-        ) from error
-    return [line for line in lines if line.strip()]
 
 
 def _recipes_folder() -> Path:

@@ -14,17 +14,17 @@ ROWS = (
     "errors",
     "arithmetic domain encoding files gguf_file layouts scores statistics",
     "gguf_blocks model popqa prompts recipe strict_json",
-    "gguf_layout manifest safetensors_file",
+    "gguf_layout journal manifest safetensors_file",
     "checkpoint evaluation localization search sources",
     "adapter columns extraction gguf_edit report",
     "gguf_verify notebook saving undo verification",
-    "pipeline proofs",
+    "console in_place pipeline proofs",
     "cli",
     "__main__",
 )
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names.split()}
 MODULES = sorted(path.stem for path in (ROOT / "amnesia").glob("*.py") if path.stem != "__init__")
-NO_TORCH = "cli manifest checkpoint adapter gguf_edit gguf_verify saving proofs sources undo verification recipe"
+NO_TORCH = "cli in_place manifest checkpoint adapter gguf_edit gguf_verify saving proofs sources undo verification recipe"
 
 
 def imported(path):

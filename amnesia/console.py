@@ -1,0 +1,96 @@
+"""What all commands share: progress on the terminal, common options, errors as one line, files for results."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amnesia.errors import AmnesiaError, InputError, OutputError
+
+EXIT_BAD_INPUT = 2
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+class Terminal:
+    """Progress on standard error: one line for each task, with a bar where somebody watches."""
+
+    def notice(self, line: str) -> None:
+        click.echo(line, err=True)
+
+    @contextlib.contextmanager
+    def task(self, line: str) -> Iterator[Callable[[int], None]]:
+        from tqdm import tqdm
+
+        began = time.monotonic()
+        with tqdm(desc=line, unit=" prompts", leave=False, disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
+            yield bar.update
+        click.echo(f"{line} ({time.monotonic() - began:.0f} s)", err=True)
+
+
+class Commands(click.Group):
+    """A group whose commands turn the package's errors into one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AmnesiaError as error:
+            click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            ctx.exit(EXIT_BAD_INPUT)
+        except OSError as error:
+            # What the system refuses (a permission, a name that is too long) it names well enough itself.
+            if error.errno is None or error.errno == errno.EPIPE:
+                raise
+            click.echo(f"error: {error.filename or 'system'}: {error.strerror}", err=True)
+            ctx.exit(EXIT_BAD_INPUT)
+        except KeyboardInterrupt:
+            click.echo("interrupted: nothing was written", err=True)
+            ctx.exit(130)
+
+
+def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda function: functools.reduce(lambda inner, decorate: decorate(inner), reversed(decorators), function)
+
+
+as_json = click.option("--json", "json_output", is_flag=True, help="Print the result as JSON on standard output.")
+force_option = click.option("--force", is_flag=True, help="Replace an output folder that exists and is not empty.")
+on_device = _options(
+    click.option(
+        "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Type to compute in."
+    ),
+    click.option("--device", default=None, help="Where to compute: cpu, cuda. Default: cuda where there is one."),
+)
+
+
+def print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a result file so that an older one is replaced whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another file") from error
+
+
+def lines_of(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"prompts {path} cannot be read as UTF-8 text: give a file with a prompt on each line"
+        ) from error
+    return [line for line in lines if line.strip()]
