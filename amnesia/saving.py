@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from amnesia.adapter import write_adapter
 from amnesia.checkpoint import needed_bytes, open_source, plan_edits, write_edited
@@ -11,6 +12,7 @@ from amnesia.domain import Cell, ColumnEdit
 from amnesia.errors import InputError
 from amnesia.files import staged_output
 from amnesia.gguf_edit import write_edited_gguf
+from amnesia.gguf_file import read_model
 from amnesia.manifest import EntityEdits, Manifest, write_manifest
 from amnesia.recipe import Format
 from amnesia.sources import ModelSource
@@ -65,35 +67,19 @@ def write_format(
     Raises InputError when the source has no `.gguf` file for format "gguf", and what the format's writer raises.
     """
     first, *also = groups
+    common: dict[str, Any] = {
+        "entity": first.entity,
+        "base_id": source.id,
+        "revision": source.revision,
+        "also": also,
+        "recipe_text": recipe_text,
+        "allow_overlap": allow_overlap,
+    }
     if name == "adapter":
-        return write_adapter(
-            open_source(source.folder),
-            first.edits,
-            folder,
-            entity=first.entity,
-            base_id=source.id,
-            revision=source.revision,
-            also=also,
-            recipe_text=recipe_text,
-            allow_overlap=allow_overlap,
-        )
-    writer, origin = (
-        (write_edited, open_source(source.folder))
-        if name == "safetensors"
-        else (write_edited_gguf, source.require_gguf())
-    )
-    return writer(
-        origin,
-        first.edits,
-        folder,
-        entity=first.entity,
-        base_id=source.id,
-        revision=source.revision,
-        also=also,
-        recipe_text=recipe_text,
-        link=link,
-        allow_overlap=allow_overlap,
-    )
+        return write_adapter(open_source(source.folder), first.edits, folder, **common)
+    if name == "safetensors":
+        return write_edited(open_source(source.folder), first.edits, folder, link=link, **common)
+    return write_edited_gguf(source.require_gguf(), first.edits, folder, link=link, **common)
 
 
 def output_bytes(
@@ -106,7 +92,7 @@ def output_bytes(
 ) -> int:
     """Bytes that one format of the output takes on the disk; adapters count as nothing."""
     if name == "gguf":
-        return source.require_gguf().stat().st_size
+        return sum(part.size for part in read_model(source.require_gguf()).files)
     if name == "adapter":
         return 0
     checkpoint = open_source(source.folder)

@@ -24,7 +24,9 @@ ROWS = (
 )
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names.split()}
 MODULES = sorted(path.stem for path in (ROOT / "amnesia").glob("*.py") if path.stem != "__init__")
-NO_TORCH = "cli in_place manifest checkpoint adapter gguf_edit gguf_verify saving proofs sources undo verification recipe"
+NO_TORCH = (
+    "cli in_place manifest checkpoint adapter gguf_edit gguf_verify saving proofs sources undo verification recipe"
+)
 
 
 def imported(path):
