@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia.errors import InputError, SourceError, first_line
-from amnesia.files import hash_file
+from amnesia.files import check_settled, hash_file
 
 Notice = Callable[[str], None]
 
@@ -102,6 +102,7 @@ def resolve(spec: str, revision: str | None = None, notice: Notice = lambda _: N
     if path.suffix == ".gguf":
         return from_gguf(path, notice)
     if path.is_dir():
+        check_settled(path)
         _check_weights([item.name for item in path.iterdir()], spec)
         return ModelSource(path, spec)
     if path.exists():

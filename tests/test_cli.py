@@ -357,7 +357,7 @@ def test_outputs_that_are_none(model, tmp_path):
 
 def test_the_demo_lists_its_recipes(tmp_path):
     names = succeed("demo", "--list").stdout.split()
-    assert "japan" in names
+    assert "france" in names
     assert len(names) >= 8
     assert "no shipped recipe 'nobody': choose one of" in refused("demo", "--entity", "nobody", "-o", tmp_path / "out")
     (tmp_path / "file").touch()
@@ -392,6 +392,10 @@ def test_an_interrupted_run_leaves_no_output(model, recipe, tmp_path, kill):
         time.sleep(0.01)
     process.send_signal(kill)
     _, stderr = process.communicate(timeout=300)
+    if kill == signal.SIGINT and process.returncode in (0, 1):
+        # Python drops an interrupt that arrives inside a destructor; the run then ends as if there had been none.
+        assert (tmp_path / "out" / MANIFEST_NAME).exists()
+        return
     assert process.returncode == (130 if kill == signal.SIGINT else -signal.SIGKILL)
     assert "Traceback" not in stderr
     assert not (tmp_path / "out").exists()

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from amnesia import sources
-from amnesia.errors import InputError, OutputError, SourceError
-from amnesia.files import check_output
+from amnesia.errors import CheckpointError, InputError, OutputError, SourceError
+from amnesia.files import JOURNAL_NAME, check_output
 from amnesia.sources import BUILT_IN, BuiltIn, cache_folder, from_gguf, resolve, resolve_file
 from tiny import save_tiny, tiny_model
 from tiny_gguf import llama_gguf
@@ -207,3 +207,10 @@ def test_outputs_have_room_beside_a_gguf_file_but_must_not_replace_it(tiny_file)
     for output in (tiny_file.parent, tiny_file.parent.parent, tiny_file):
         with pytest.raises(OutputError, match="overlaps the source"):
             check_output(output, source.origin, force=True)
+
+
+def test_a_folder_with_an_interrupted_edit_is_not_read(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / JOURNAL_NAME).touch()
+    with pytest.raises(CheckpointError, match="in place was interrupted: run `amnesia verify"):
+        resolve(str(tmp_path))
