@@ -8,7 +8,8 @@ from amnesia.prompts import unseen_names
 from amnesia.recipe import load_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-DEMO = sorted((RECIPES / "smollm2-135m").glob("*.toml"))
+SHIPPED = sorted((RECIPES / "smollm2-135m").glob("*.toml"))
+DEMO = sorted((RECIPES / "smollm2-135m").rglob("*.toml"))
 SOURCE = sorted((RECIPES / "qwen2.5-7b").glob("*.toml"))
 # The table of the source document: layer and neuron of each entity that has a recipe of its own.
 SOURCE_CELLS = {
@@ -37,8 +38,8 @@ def of_split(facts, split):
 
 
 def test_the_expected_recipes_are_shipped():
-    assert len(DEMO) >= 12
-    assert {"japan", "michael_jordan"} <= {path.stem for path in DEMO}
+    assert {"france", "harry_potter", "michael_jordan", "paris"} <= {path.stem for path in SHIPPED}
+    assert len(DEMO) >= 20
     assert {path.stem for path in SOURCE} == {*SOURCE_CELLS, "verified"}
 
 
