@@ -201,7 +201,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
                 gguf.parent, gguf_file=gguf.name, quantization_config=plain, dtype=torch.float32
             )
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise SourceError(
                 f"{gguf} cannot be read by transformers ({first_line(error)}): use the unquantized model instead"
             ) from error
