@@ -19,6 +19,7 @@ ROWS = (
     "adapter columns extraction gguf_edit report",
     "gguf_verify notebook saving undo verification",
     "console in_place pipeline proofs",
+    "cli_files",
     "cli",
     "__main__",
 )
