@@ -7,13 +7,29 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from amnesia import cli_files
-from amnesia.console import Commands, Terminal, as_json, force_option, lines_of, on_device, print_json, write_file
-from amnesia.errors import InputError, OutputError
-from amnesia.recipe import BASELINES, load_recipe, parse_layers
+from amnesia.console import (
+    Commands,
+    Terminal,
+    alias_option,
+    as_json,
+    check_file,
+    force_option,
+    lines_of,
+    on_device,
+    popqa_option,
+    print_json,
+    write_file,
+)
+from amnesia.errors import InputError
+from amnesia.recipe import BASELINES, Recipe, load_recipe, parse_layers
+
+if TYPE_CHECKING:
+    from amnesia.mining import Mined
 
 EXIT_REJECTED = 1
 
@@ -32,20 +48,82 @@ for command in cli_files.COMMANDS:
 
 
 @main.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--entity", help="Which entity of a recipe that lists several.")
+@click.option("--entity", help="Which entity of a recipe that lists several; without RECIPE, the entity to forget.")
+@click.option("--model", help="Without RECIPE: the model that forgets.")
+@popqa_option
+@alias_option
 @force_option
 @on_device
 @as_json
 def run(
-    recipe: Path, output: Path, entity: str | None, force: bool, dtype: str, device: str | None, json_output: bool
+    recipe: Path | None,
+    output: Path,
+    entity: str | None,
+    model: str | None,
+    popqa: Path | None,
+    aliases: tuple[str, ...],
+    force: bool,
+    dtype: str,
+    device: str | None,
+    json_output: bool,
 ) -> None:
     """Localize, choose the edit, save it, evaluate the saved files, report. RECIPE is a TOML file.
 
+    Without RECIPE, --model and --entity name the two, and a recipe is made as `mine` does.
+
     Exits with 1 when the recipe's [accept] bounds are missed or no handle on the entity is found.
     """
-    _run(recipe, entity, output, force, dtype, device, json_output)
+    if recipe is not None:
+        if model or popqa or aliases:
+            raise InputError("RECIPE names the model and the facts itself: drop --model, --popqa and --alias")
+        loaded = load_recipe(recipe, entity)
+    elif model is None or entity is None:
+        raise InputError("give a RECIPE, or --model and --entity")
+    else:
+        from amnesia.files import check_output
+
+        check_output(output, force=force)
+        loaded = _mine(model, entity, popqa, aliases, dtype, device).recipe
+    _run(loaded, output, force, dtype, device, json_output)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("entity")
+@popqa_option
+@alias_option
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="TOML file to write.")
+@on_device
+def mine(
+    model: str,
+    entity: str,
+    popqa: Path | None,
+    aliases: tuple[str, ...],
+    output: Path,
+    dtype: str,
+    device: str | None,
+) -> None:
+    """Write a recipe for ENTITY from the facts of a PopQA table that MODEL knows, controls included."""
+    check_file(output)
+    mined = _mine(model, entity, popqa, aliases, dtype, device)
+    write_file(output, mined.recipe.text.encode())
+    click.echo(
+        f"{len(mined.recipe.facts)} of {mined.n_targets} wordings about {mined.recipe.entity} and "
+        f"{len(mined.recipe.controls)} of {mined.n_controls} facts about others are known; written to {output}"
+    )
+
+
+def _mine(
+    model: str, entity: str, popqa: Path | None, aliases: tuple[str, ...], dtype: str, device: str | None
+) -> Mined:
+    from amnesia import pipeline
+    from amnesia.sources import fetch_popqa
+
+    terminal = Terminal()
+    table = fetch_popqa() if popqa is None else popqa
+    return pipeline.mine_recipe(model, entity, table, terminal, aliases=aliases, dtype=dtype, device=device)
 
 
 @main.command()
@@ -63,13 +141,10 @@ def demo(output: Path, entity: str, list_only: bool, force: bool, json_output: b
     name = entity.lower().replace(" ", "_")
     if name not in shipped:
         raise InputError(f"no shipped recipe {entity!r}: choose one of {', '.join(shipped)}")
-    _run(shipped[name], None, output, force, "float32", None, json_output)
+    _run(load_recipe(shipped[name]), output, force, "float32", None, json_output)
 
 
-def _run(
-    recipe_path: Path, entity: str | None, output: Path, force: bool, dtype: str, device: str | None, json_output: bool
-) -> None:
-    recipe = load_recipe(recipe_path, entity)
+def _run(recipe: Recipe, output: Path, force: bool, dtype: str, device: str | None, json_output: bool) -> None:
     from amnesia import pipeline, report
 
     terminal = Terminal()
@@ -117,7 +192,7 @@ def localize(
     """Rank the cells of one or more ENTITIES in MODEL, best first."""
     span = None if layers is None else parse_layers(layers)
     lines = None if prompts is None else lines_of(prompts)
-    _check_file(output)
+    check_file(output)
     from amnesia import localization, pipeline, report
     from amnesia.sources import resolve
 
@@ -157,7 +232,7 @@ def extract(
     Exits with 1 when no handle on the entity is found.
     """
     recipe = load_recipe(recipe_path, entity)
-    _check_file(output)
+    check_file(output)
     from amnesia import extraction, pipeline, report
     from amnesia.sources import resolve
 
@@ -178,7 +253,7 @@ def extract(
 @click.argument("model")
 @click.argument("edited", required=False)
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Facts and controls of a recipe.")
-@click.option("--popqa", type=click.Path(path_type=Path), help="PopQA TSV with the upstream columns.")
+@popqa_option
 @click.option("--entity", help="Target: subject in PopQA, or entity of a recipe that lists several.")
 @click.option(
     "--controls",
@@ -232,18 +307,6 @@ def evaluate(
         print_json(document)
     else:
         click.echo(report.evaluation_table(result))
-
-
-def _check_file(path: Path | None) -> None:
-    """Minutes of work must not end in front of a file that cannot be written."""
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another file") from error
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: give the name of a file")
 
 
 def _recipes_folder() -> Path:

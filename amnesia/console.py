@@ -62,6 +62,8 @@ def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 
 as_json = click.option("--json", "json_output", is_flag=True, help="Print the result as JSON on standard output.")
 force_option = click.option("--force", is_flag=True, help="Replace an output folder that exists and is not empty.")
+popqa_option = click.option("--popqa", type=click.Path(path_type=Path), help="PopQA TSV with the upstream columns.")
+alias_option = click.option("--alias", "aliases", multiple=True, help="Another name of the entity; may be repeated.")
 on_device = _options(
     click.option(
         "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Type to compute in."
@@ -84,6 +86,18 @@ def write_file(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise OutputError(f"{path} cannot be written ({error.strerror}): choose another file") from error
+
+
+def check_file(path: Path | None) -> None:
+    """Minutes of work must not end in front of a file that cannot be written."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another file") from error
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: give the name of a file")
 
 
 def lines_of(path: Path) -> list[str]:

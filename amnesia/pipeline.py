@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,8 +19,9 @@ from amnesia.evaluation import Evaluation, Question, compare, measure, measure_u
 from amnesia.extraction import choose, select_known
 from amnesia.files import check_output, staged_output
 from amnesia.manifest import EntityEdits, write_manifest
+from amnesia.mining import Mined, mine
 from amnesia.model import LiveModel, Progress, load, load_adapter
-from amnesia.popqa import control_facts, facts_for, read_popqa
+from amnesia.popqa import control_facts, facts_for, is_about, read_popqa
 from amnesia.recipe import Format, Recipe, Scoring
 from amnesia.saving import output_bytes, write_format
 from amnesia.sources import ModelSource, convert_gguf, resolve
@@ -107,6 +108,25 @@ def run(
     return RunResult(extraction, evaluations, accepted, output)
 
 
+def mine_recipe(
+    model: str,
+    entity: str,
+    popqa: Path,
+    tracker: Tracker,
+    *,
+    aliases: Sequence[str] = (),
+    dtype: str = "float32",
+    device: str | None = None,
+) -> Mined:
+    """A recipe for an entity, from the rows of a PopQA file that the model knows; see `mining.mine`."""
+    rows = read_popqa(popqa)
+    source = resolve(model, notice=tracker.notice)
+    live = load_source(source, dtype, device)
+    with tracker.task("asking what the model knows") as progress:
+        # The id alone, because the revision has a place of its own in a recipe.
+        return mine(live, rows, entity, model=source.id, revision=source.revision, aliases=aliases, progress=progress)
+
+
 def run_json(
     recipe: Recipe, source: ModelSource, extraction: Extraction, evaluation: Evaluation, accepted: bool
 ) -> dict[str, Any]:
@@ -165,8 +185,8 @@ def facts_of_popqa(path: Path, entity: str, n_controls: int) -> FactSet:
     """
     rows = read_popqa(path)
     own = facts_for(rows, entity)
-    relations = {row.relation for row in rows if row.subject.casefold() == entity.strip().casefold()}
-    available = {row.subject.casefold() for row in rows if row.relation in relations} - {entity.strip().casefold()}
+    relations = {row.relation for row in rows if is_about(row, entity)}
+    available = {row.subject.casefold() for row in rows if row.relation in relations and not is_about(row, entity)}
     others = control_facts(rows, entity, relations, min(n_controls, len(available)))
     unworded = Counter(dict(own.n_unknown_relation)) + Counter(dict(others.n_unknown_relation))
     note = ", ".join(f"{relation} ({n})" for relation, n in sorted(unworded.items()))

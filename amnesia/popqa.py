@@ -191,7 +191,7 @@ def facts_for(rows: Iterable[PopqaRow], entity: str) -> PopqaFacts:
 
     Raises InputError when no row is about `entity`.
     """
-    own = [row for row in rows if _same(row.subject, entity)]
+    own = [row for row in rows if is_about(row, entity)]
     if not own:
         raise InputError(f"PopQA has no row about {entity!r}: give a subject as the file spells it")
     facts: dict[Fact, None] = {}  # A subject may occur twice with the same answer; keep each wording once.
@@ -209,7 +209,7 @@ def control_facts(rows: Sequence[PopqaRow], entity: str, relations: Iterable[str
     InputError when fewer than `n` other subjects have one of `relations`.
     """
     wanted = set(relations)
-    others = [row for row in rows if row.relation in wanted and not _same(row.subject, entity)]
+    others = [row for row in rows if row.relation in wanted and not is_about(row, entity)]
     pool = [row for row in others if row.relation in RELATION_TEMPLATES]
     random.Random(seed).shuffle(pool)
     by_subject = {row.subject.casefold(): row for row in reversed(pool)}
@@ -252,8 +252,9 @@ def _row(header: Sequence[str], fields: Sequence[str], place: str) -> PopqaRow:
     )
 
 
-def _same(subject: str, entity: str) -> bool:
-    return subject.casefold() == entity.strip().casefold()
+def is_about(row: PopqaRow, entity: str) -> bool:
+    """Whether the row's subject is the entity, without regard to case."""
+    return row.subject.casefold() == entity.strip().casefold()
 
 
 def _unknown_relations(rows: Iterable[PopqaRow]) -> tuple[tuple[str, int], ...]:

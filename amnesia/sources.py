@@ -23,6 +23,7 @@ from amnesia.files import check_settled, hash_file
 
 Notice = Callable[[str], None]
 
+POPQA = ("akariasai/PopQA", "test.tsv")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_PATTERNS = [
     "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "generation_config.json",
@@ -244,6 +245,19 @@ def _from_hub(repo: str, revision: str | None, notice: Notice) -> ModelSource:
     _check_weights(files, shown)
     # The snapshot folder is named after the commit, which says more than a branch does.
     return ModelSource(Path(folder), repo, Path(folder).name)
+
+
+def fetch_popqa() -> Path:
+    """The upstream table of PopQA, fetched from the Hub once and kept in its cache."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(hf_hub_download(*POPQA, repo_type="dataset"))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise SourceError(
+            f"{'/'.join(POPQA)} cannot be fetched from the Hub ({first_line(error)}): give a PopQA file with --popqa"
+        ) from error
 
 
 def _check_weights(names: list[str], shown: str) -> None:

@@ -345,6 +345,17 @@ def test_evaluate_refuses_bad_options(model, recipe, tmp_path):
     assert "has no safetensors weights" in refused("evaluate", model, tmp_path, "--recipe", recipe)
 
 
+def test_run_needs_a_recipe_or_a_model_and_an_entity(model, recipe, tmp_path):
+    out = tmp_path / "out"
+    assert "give a RECIPE, or --model and --entity" in refused("run", "-o", out)
+    assert "give a RECIPE, or --model and --entity" in refused("run", "--model", model, "-o", out)
+    assert "RECIPE names the model and the facts itself" in refused("run", recipe, "--model", model, "-o", out)
+    table = ("--popqa", tmp_path / "x.tsv")
+    assert "x.tsv cannot be read" in refused("run", "--model", model, "--entity", "Japan", *table, "-o", out)
+    assert "x.tsv cannot be read" in refused("mine", model, "Japan", *table, "-o", tmp_path / "my.toml")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_outputs_that_are_none(model, tmp_path):
     for folder in (tmp_path, tmp_path / "missing", model):
         for command in (["verify", folder], ["undo", folder, "-o", tmp_path / "out"]):

@@ -16,7 +16,7 @@ ROWS = (
     "gguf_blocks model popqa prompts recipe strict_json",
     "gguf_layout journal manifest safetensors_file",
     "checkpoint evaluation localization search sources",
-    "adapter columns extraction gguf_edit report",
+    "adapter columns extraction gguf_edit mining report",
     "gguf_verify notebook saving undo verification",
     "console in_place pipeline proofs",
     "cli_files",

@@ -14,6 +14,7 @@ from amnesia.encoding import encode, place
 from amnesia.localization import localize
 from amnesia.model import load
 from amnesia.prompts import ENTITY_TEMPLATES, GENERIC_SENTENCES
+from amnesia.recipe import load_recipe
 from amnesia.sources import resolve
 
 pytestmark = pytest.mark.real
@@ -109,6 +110,25 @@ def test_the_demo_is_proven_and_can_be_undone(demo, source, tmp_path):
     assert amnesia("undo", output / "safetensors", "-o", tmp_path / "back").returncode == 0
     for path in source.folder.iterdir():
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+CAPITALS = """Canada Ottawa, Spain Madrid, Italy Rome, Germany Berlin, Russia Moscow, Greece Athens, Poland Warsaw,
+Kenya Nairobi, Thailand Bangkok, Atlantis Nowhere"""
+
+
+def test_a_recipe_is_made_of_what_the_model_knows(source, tmp_path):
+    header = ["id", "subj", "prop", "obj", "s_pop", "o_pop", "question", "possible_answers"]
+    rows = [["1", *pair.split()[:1], "capital", *pair.split()[1:], "5", "5", "?", "[]"] for pair in CAPITALS.split(",")]
+    table = tmp_path / "popqa.tsv"
+    table.write_text("\n".join("\t".join(row) for row in [header, *rows]), encoding="utf-8")
+    done = amnesia("mine", "smollm2-135m", "canada", "--popqa", table, "-o", tmp_path / "canada.toml")
+    assert done.returncode == 0, done.stderr
+    recipe = load_recipe(tmp_path / "canada.toml")
+    assert "Fact: the capital of {entity} is" in {fact.prompt for fact in recipe.facts if fact.split == "search"}
+    assert any(fact.split == "held_out" for fact in recipe.facts)
+    assert {fact.answer for fact in recipe.facts} == {"Ottawa"}
+    others = {fact.entity for fact in recipe.controls}
+    assert len(others) >= 6 and "Atlantis" not in others
 
 
 def test_popqa_prompts_about_another_country_are_kept(demo):

@@ -1,0 +1,193 @@
+"""Make a recipe for an entity from a table of facts: word them, ask the model what it knows, and split them.
+
+The result is an ordinary recipe, as text, which people can read, mend and run again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from amnesia.domain import Fact
+from amnesia.errors import InputError
+from amnesia.evaluation import Question, measure_unknown, why_excluded
+from amnesia.model import LiveModel, Progress, answer_logprobs
+from amnesia.popqa import RELATION_TEMPLATES, PopqaRow, facts_for, is_about
+from amnesia.prompts import share_words
+from amnesia.recipe import SPLITS, Recipe, Scoring, parse_recipe
+
+N_CONTROLS = 36
+"""Controls that each split gets, as far as the model knows so many."""
+
+SAME_RELATION = 2 / 3
+"""Share of the controls that are about the target's own relations; the others show damage elsewhere."""
+
+MAX_ASKED = 600
+"""Controls are asked from the most popular subject down, and no further than this many."""
+
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Mined:
+    """A recipe made from a table, and how many facts were tried for it.
+
+    `n_targets` and `n_controls` count wordings that the model was asked; what it does not know is in no recipe.
+    """
+
+    recipe: Recipe
+    n_targets: int
+    n_controls: int
+
+
+def mine(
+    live: LiveModel,
+    rows: Sequence[PopqaRow],
+    entity: str,
+    *,
+    model: str,
+    revision: str | None = None,
+    aliases: Sequence[str] = (),
+    scoring: Scoring | None = None,
+    progress: Progress | None = None,
+) -> Mined:
+    """A recipe that makes `model` (already in memory as `live`) forget `entity`, a subject of `rows`.
+
+    Cloze wordings of what the model knows about the entity are for the search, questions are held out; where only one
+    of the two is known, every third wording is held out. Controls are one fact each about other subjects, the most
+    popular first, and their subjects alternate between the splits. Subjects that share a word with the entity, the
+    hardest to keep apart, are all held out; facts whose answer is the entity are about it and left out.
+
+    Raises InputError when the table has no row about the entity, when the model knows no fact about it or only a
+    single wording, and when it knows no controls.
+    """
+    scoring = scoring or Scoring()
+    name = next((row.subject for row in rows if is_about(row, entity)), entity)
+    wordings = facts_for(rows, entity).facts
+    if not wordings:
+        raise InputError(
+            f"no row about {entity!r} has a relation with wordings: known are {', '.join(RELATION_TEMPLATES)}"
+        )
+    known = _known(live, wordings, aliases, scoring, progress)
+    if len(known) < 2:
+        raise InputError(
+            f"{live.name} knows {len(known)} of {len(wordings)} wordings of facts about {entity!r}: "
+            "write a recipe with facts that it answers correctly, at least two"
+        )
+    relations = {row.relation for row in rows if is_about(row, entity)}
+    controls, n_asked = _controls(live, rows, (name, *aliases), relations, scoring, progress)
+    if not {"search"} <= {fact.split for fact in controls}:
+        raise InputError(f"{live.name} answers none of {n_asked} facts about others: write a recipe with controls")
+    text = recipe_text(model, revision, name, aliases, _both_splits(known), controls, scoring)
+    return Mined(parse_recipe(text, name="the recipe made from the table"), len(wordings), n_asked)
+
+
+def recipe_text(
+    model: str,
+    revision: str | None,
+    entity: str,
+    aliases: Sequence[str],
+    facts: Sequence[Fact],
+    controls: Sequence[Fact],
+    scoring: Scoring,
+) -> str:
+    """A recipe as TOML, with multipliers chosen by the search."""
+    lines = [
+        f"description = {_quoted(f'{model} forgets {entity}')}",
+        "",
+        "[model]",
+        f"id = {_quoted(model)}",
+        *([f"revision = {_quoted(revision)}"] if revision else []),
+        "",
+        "[entity]",
+        f"name = {_quoted(entity)}",
+        f"aliases = [{', '.join(map(_quoted, aliases))}]",
+        "",
+        "[edit]",
+        'multiplier = "auto"',
+        'format = ["safetensors", "adapter"]',
+        "",
+        "[scoring]",
+        f"min_nats = {scoring.min_nats}",
+        f"max_rank = {scoring.max_rank}",
+    ]
+    for fact in facts:
+        lines += ["", "[[facts]]", f"prompt = {_quoted(fact.prompt)}", f"answer = {_quoted(fact.answer)}"]
+        lines += ['split = "held_out"'] if fact.split == "held_out" else []
+    lines += ["", "[controls]", "facts = ["]
+    lines += [
+        f"  {{ entity = {_quoted(fact.entity)}, prompt = {_quoted(fact.prompt)}, answer = {_quoted(fact.answer)}, "
+        f"split = {_quoted(fact.split)} }},"
+        for fact in controls
+    ]
+    return "\n".join([*lines, "]", ""])
+
+
+def _quoted(text: str) -> str:
+    # A JSON string is a TOML basic string, except that TOML wants the character DEL escaped too.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _known(
+    live: LiveModel, facts: Sequence[Fact], aliases: Sequence[str], scoring: Scoring, progress: Progress | None
+) -> tuple[Fact, ...]:
+    """The facts that the model knows, in their order."""
+    answers = answer_logprobs(live, [(fact.text(), fact.answer) for fact in facts], progress)
+    # The unknown-entity baseline is the larger part of the work, so what fails without it is dropped first.
+    rows = [row for row in zip(facts, answers, strict=True) if row[1].rank <= scoring.max_rank]
+    unknown = measure_unknown(live, [Question("target", fact, tuple(aliases)) for fact, _ in rows], progress)
+    return tuple(
+        fact for (fact, answer), base in zip(rows, unknown, strict=True) if why_excluded(answer, base, scoring) is None
+    )
+
+
+def _both_splits(known: Sequence[Fact]) -> tuple[Fact, ...]:
+    if {fact.split for fact in known} == set(SPLITS):
+        return tuple(known)
+    # Of two wordings the second is held out, of four or more every third.
+    return tuple(
+        replace(fact, split="held_out" if index % 3 == min(2, len(known) - 1) else "search")
+        for index, fact in enumerate(known)
+    )
+
+
+def _controls(
+    live: LiveModel,
+    rows: Sequence[PopqaRow],
+    names: Sequence[str],
+    relations: set[str],
+    scoring: Scoring,
+    progress: Progress | None,
+) -> tuple[tuple[Fact, ...], int]:
+    """Known facts about others for both splits, and how many were asked."""
+    n_same = round(2 * N_CONTROLS * SAME_RELATION)
+    chosen: list[Fact] = []
+    n_asked = 0
+    for same, wanted in ((True, n_same), (False, 2 * N_CONTROLS)):
+        taken = {fact.entity.casefold() for fact in chosen}
+        of_relation = [row for row in rows if (row.relation in relations) == same]
+        candidates = (fact for fact in _by_popularity(of_relation, names) if fact.entity.casefold() not in taken)
+        while len(chosen) < wanted and (chunk := list(islice(candidates, min(CHUNK, MAX_ASKED - n_asked)))):
+            n_asked += len(chunk)
+            chosen += _known(live, chunk, (), scoring, progress)[: wanted - len(chosen)]
+    free = iter(range(len(chosen)))
+    return tuple(
+        replace(fact, split="held_out" if share_words(fact.entity, names) else SPLITS[next(free) % 2])
+        for fact in chosen
+    ), n_asked
+
+
+def _by_popularity(rows: Sequence[PopqaRow], names: Sequence[str]) -> Iterator[Fact]:
+    """One fact per subject, the most popular subject first; the wordings of each relation take turns."""
+    turns = dict.fromkeys(RELATION_TEMPLATES, 0)
+    seen: set[str] = {name.casefold() for name in names}
+    for row in sorted(rows, key=lambda row: -row.popularity):
+        if row.relation not in RELATION_TEMPLATES or row.subject.casefold() in seen or share_words(row.answer, names):
+            continue
+        seen.add(row.subject.casefold())
+        templates = RELATION_TEMPLATES[row.relation]
+        wordings = (*templates.cloze, *templates.question)
+        yield Fact(row.subject, wordings[turns[row.relation] % len(wordings)], row.answer)
+        turns[row.relation] += 1

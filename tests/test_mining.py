@@ -1,0 +1,129 @@
+"""Recipes made from a table of facts: only what the model knows, in splits that share nothing."""
+
+import pytest
+
+from amnesia.domain import Fact
+from amnesia.errors import InputError
+from amnesia.mining import mine, recipe_text
+from amnesia.model import answer_logprobs
+from amnesia.popqa import RELATION_TEMPLATES, PopqaRow
+from amnesia.prompts import unseen_names
+from amnesia.recipe import Scoring, parse_recipe
+from tiny_recipe import WORDS
+from tiny_text import tiny_live
+
+SCORING = Scoring(min_nats=0.05, max_rank=400)
+COUNTRIES = "Peru Kenya Cuba Norway Poland Egypt Brazil Canada Mexico India Turkey Vietnam".split()
+
+
+@pytest.fixture(scope="module")
+def live():
+    return tiny_live()
+
+
+def row(subject, answer, relation="capital", popularity=5):
+    return PopqaRow(subject, relation, answer, (), popularity, "?")
+
+
+def knows(live, entity, wording, answer):
+    """Whether a fact counts as known, one prompt at a time."""
+    own, *others = (
+        answer_logprobs(live, [(wording.replace("{entity}", name), answer)])[0]
+        for name in (entity, *unseen_names(entity))
+    )
+    gain = own.total - sum(other.total for other in others) / len(others)
+    return gain >= SCORING.min_nats and own.rank <= SCORING.max_rank
+
+
+@pytest.fixture(scope="module")
+def answer(live):
+    """A word that the model knows in some wordings of both kinds, but not in all."""
+    templates = RELATION_TEMPLATES["capital"]
+    for word in WORDS:
+        cloze = [knows(live, "Japan", wording, word) for wording in templates.cloze]
+        asked = [knows(live, "Japan", wording, word) for wording in templates.question]
+        if any(cloze) and any(asked) and not all(cloze + asked):
+            return word
+    raise AssertionError("choose other words")
+
+
+@pytest.fixture(scope="module")
+def rows(answer):
+    return [
+        row("Japan", answer, popularity=100),
+        *(row(name, WORDS[index], popularity=90 - index) for index, name in enumerate(COUNTRIES)),
+        *(row(name, WORDS[-1 - index], "religion", 50 - index) for index, name in enumerate(COUNTRIES)),
+        row("Japan Airlines", WORDS[0], popularity=95),
+        row("Tokyo", "Japan", "capital of", popularity=99),
+        row("Titanic", WORDS[3], "weight", popularity=99),
+    ]
+
+
+def test_only_what_the_model_knows_is_kept(live, rows, answer):
+    mined = mine(live, rows, "japan", model="tiny", scoring=SCORING)
+    recipe = mined.recipe
+    templates = RELATION_TEMPLATES["capital"]
+    wanted = {
+        (wording, split)
+        for wordings, split in ((templates.cloze, "search"), (templates.question, "held_out"))
+        for wording in wordings
+        if knows(live, "Japan", wording, answer)
+    }
+    assert {(fact.prompt, fact.split) for fact in recipe.facts} == wanted
+    assert recipe.entity == "Japan" and {fact.answer for fact in recipe.facts} == {answer}
+    assert mined.n_targets == len(templates.cloze) + len(templates.question)
+    assert recipe.controls and all(knows(live, fact.entity, fact.prompt, fact.answer) for fact in recipe.controls)
+    assert (recipe.multiplier, recipe.scoring) == (None, SCORING)
+    assert mine(live, rows, "Japan", model="tiny", scoring=SCORING) == mined
+
+
+def test_controls_are_about_others_once_each(live, rows):
+    mined = mine(live, rows, "Japan", model="tiny", scoring=SCORING)
+    controls = mined.recipe.controls
+    names = [fact.entity for fact in controls]
+    assert len(set(names)) == len(names)
+    assert not {"Japan", "Tokyo", "Titanic"} & set(names)
+    assert {fact.split for fact in controls if fact.entity != "Japan Airlines"} == {"search", "held_out"}
+    # Thirteen subjects of the same relation, then what is left of the other.
+    assert mined.n_controls >= 13
+
+
+def test_a_name_that_shares_a_word_is_held_out(live, answer):
+    word = next(word for word in WORDS if knows(live, "Japan Airlines", RELATION_TEMPLATES["capital"].cloze[0], word))
+    rows = [row("Japan Airlines", word, popularity=99), row("Japan", answer, popularity=100)]
+    others = [row(name, word) for name in COUNTRIES for word in WORDS[:1]]
+    controls = mine(live, [*rows, *others], "Japan", model="tiny", scoring=SCORING).recipe.controls
+    assert [fact.split for fact in controls if fact.entity == "Japan Airlines"] == ["held_out"]
+
+
+def test_without_known_questions_every_third_wording_is_held_out(live):
+    templates = RELATION_TEMPLATES["capital"]
+    word = next(
+        word
+        for word in WORDS
+        if sum(knows(live, "Japan", wording, word) for wording in templates.cloze) >= 2
+        and not any(knows(live, "Japan", wording, word) for wording in templates.question)
+    )
+    rows = [row("Japan", word), *(row(name, WORDS[index]) for index, name in enumerate(COUNTRIES))]
+    facts = mine(live, rows, "Japan", model="tiny", scoring=SCORING).recipe.facts
+    assert [fact.split for fact in facts] == (["search", "held_out"], ["search", "search", "held_out"])[len(facts) - 2]
+
+
+def test_what_cannot_be_mined(live, rows, answer):
+    with pytest.raises(InputError, match="PopQA has no row about 'Atlantis'"):
+        mine(live, rows, "Atlantis", model="tiny")
+    with pytest.raises(InputError, match="no row about 'Titanic' has a relation with wordings"):
+        mine(live, rows, "Titanic", model="tiny")
+    with pytest.raises(InputError, match="knows 0 of 5 wordings of facts about 'Japan'"):
+        mine(live, rows, "Japan", model="tiny", scoring=Scoring(min_nats=1e3))
+    with pytest.raises(InputError, match="answers none of 0 facts about others"):
+        mine(live, [row("Japan", answer)], "Japan", model="tiny", scoring=SCORING)
+
+
+def test_the_text_of_a_recipe_says_what_it_was_made_from():
+    facts = [Fact("X", 'Q: "{entity}"?\n\tA: \\', 'an "answer"\x7f'), Fact("X", "{entity} é", "日本", "held_out")]
+    controls = [Fact("Y", "{entity} is", "a"), Fact('Z "z"', "{entity} was", "b", "held_out")]
+    recipe = parse_recipe(recipe_text("org/m", "main", "X", ['a"b'], facts, controls, Scoring(0.5, 3)))
+    assert (recipe.model, recipe.revision, recipe.entity, recipe.aliases) == ("org/m", "main", "X", ('a"b',))
+    assert recipe.facts == tuple(facts) and recipe.controls == tuple(controls)
+    assert recipe.scoring == Scoring(0.5, 3) and recipe.multiplier is None
