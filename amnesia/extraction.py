@@ -1,6 +1,6 @@
 """Choose the edit for one entity: candidates by localization, then proof by intervention.
 
-The held-out facts of a recipe are never read here.
+The held-out facts of a recipe are never read here, but for the names of their entities, which the search avoids.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from amnesia.errors import InputError
 from amnesia.evaluation import Question, Unknown, check_known, measure_unknown, questions_of, why_excluded
 from amnesia.localization import CellMap, cell_maps
 from amnesia.model import AnswerLogprob, LiveModel, Progress, answer_logprobs, edited
-from amnesia.prompts import neutral_texts
+from amnesia.prompts import neutral_texts, peer_prompts
 from amnesia.recipe import Accept, Recipe, Scoring
 from amnesia.scores import knowledge_score
-from amnesia.search import pose, pursue, sensitivity
+from amnesia.search import harm, pose, pursue, sensitivity
 
 Task = Callable[[str], contextlib.AbstractContextManager[Progress]]
 
@@ -27,17 +27,14 @@ SEARCH_KINDS: tuple[FactKind, FactKind] = ("target", "control")
 N_SINGLE = 15
 """Cells of highest stability that the search with a fixed multiplier tries one by one."""
 
-ROUNDING_THRESHOLDS = (0.5, 0.75, 1.0)
-"""Roundings that the search tries: to the nearest exact multiplier, and two that push less."""
-
 NEUTRAL_STRIDE = 6
 """Every how many of the neutral sentences that the search may see is one of its controls."""
 
 WEAK_TARGET = 0.6
 """Knowledge score of the targets up to which an edit that misses the recipe's bounds still counts as a weak one."""
 
-EXACT_MULTIPLIERS = (-8.0, -4.0, -2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
-"""Powers of two scale floating-point numbers without rounding, so that the edit is exact and inverts exactly."""
+TARGET_PRICE = 3.0
+"""Nats of divergence that a snapshot may cost for one unit of target knowledge score above what is aimed at."""
 
 
 @dataclass(frozen=True)
@@ -178,28 +175,22 @@ def _search_fixed(
 def _search_free(
     live: LiveModel, recipe: Recipe, cell_map: CellMap, targets: Known, controls: Known, task: Task
 ) -> tuple[tuple[ColumnEdit, ...], int]:
-    """Gradient pursuit over all cells of the layers, rounded to exact multipliers and judged as rounded."""
+    """Gradient pursuit over all cells of the layers."""
     # The end of a sentence depends on all of it, so a few words there are enough to see damage.
     neutral = [tuple(text.rsplit(" ", 2)) for text in neutral_texts("search")[::NEUTRAL_STRIDE]]
-    problem = pose(
-        live,
-        continuations(live.tokenizer, targets.pairs),
-        targets.before,
-        targets.unknown,
-        continuations(live.tokenizer, [*controls.pairs, *((start, f"{a} {b}") for start, a, b in neutral)]),
-    )
+    with task("asking about other entities"):
+        problem = pose(
+            live,
+            continuations(live.tokenizer, targets.pairs),
+            targets.before,
+            targets.unknown,
+            continuations(live.tokenizer, [*controls.pairs, *((start, f"{a} {b}") for start, a, b in neutral)]),
+            peer_prompts([recipe.entity, *recipe.aliases, *reserved_names(recipe)]),
+        )
     with task("attributing answers to cells") as progress:
         damage = sensitivity(problem, cell_map.layers, progress)
     # Cells that answer to this name more than to others, and whose change the controls hardly feel.
     worth = cell_map.mean_z.abs().float() / (damage + damage.mean())
-    accept = recipe.accept
-
-    def missed_by(edits: Sequence[ColumnEdit]) -> float:
-        """By how much the worse bound is missed, aiming well within them: held-out facts are less kind."""
-        with edited(live, edits):
-            target, control = targets.mean_score(live), controls.mean_score(live)
-        return max(target - 0.75 * accept.max_target, 1 - 0.25 * (1 - accept.min_control) - control)
-
     with task("choosing cells") as progress:
         snapshots = pursue(
             problem,
@@ -209,29 +200,16 @@ def _search_free(
             lowest=recipe.min_multiplier,
             progress=progress,
         )
-    rounded = {
-        edits: None
-        for snapshot in snapshots
-        for threshold in ROUNDING_THRESHOLDS
-        if (edits := rounded_edits(snapshot, threshold, recipe.min_multiplier))
-    }
-    return min(rounded, key=missed_by, default=()), worth.numel()
+
+    def price(edits: Sequence[ColumnEdit]) -> float:
+        # Aims well within the bound, because held-out facts are less kind.
+        target, divergence = harm(problem, edits)
+        return TARGET_PRICE * max(0.0, target - 0.75 * recipe.accept.max_target) + divergence
+
+    with task("comparing edits"):
+        return min(filter(None, dict.fromkeys(snapshots)), key=price, default=()), worth.numel()
 
 
-def rounded_edits(edits: Sequence[ColumnEdit], threshold: float, lowest: float) -> tuple[ColumnEdit, ...]:
-    """The edits with exact multipliers; those that round to 1 are dropped."""
-    exact = (ColumnEdit(edit.cell, exact_multiplier(edit.multiplier, threshold, lowest)) for edit in edits)
-    return tuple(edit for edit in exact if edit.multiplier != 1.0)
-
-
-def exact_multiplier(multiplier: float, threshold: float, lowest: float) -> float:
-    """One of the two powers of two (either sign, not below `lowest`) around `multiplier`.
-
-    The bolder one, further from 1, is taken when `multiplier` lies beyond the fraction `threshold` of the way to it.
-    """
-    allowed = [item for item in EXACT_MULTIPLIERS if item >= lowest]
-    milder = min(item for item in allowed if item >= max(multiplier, allowed[0]))
-    bolder = max((item for item in allowed if item <= multiplier), default=allowed[0])
-    if milder == bolder:
-        return milder
-    return bolder if (milder - multiplier) / (milder - bolder) > threshold else milder
+def reserved_names(recipe: Recipe) -> list[str]:
+    """The entities of the held-out controls: all that the search learns of them, in order to keep away from them."""
+    return sorted({fact.entity for fact in recipe.controls if fact.split == "held_out"})

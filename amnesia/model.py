@@ -335,20 +335,37 @@ def generate(
     live: LiveModel, prompts: Sequence[str], max_new_tokens: int = 12, progress: Progress | None = None
 ) -> list[str]:
     """Greedy continuation of each prompt, decoded without special tokens."""
-    encoded = encode(live.tokenizer, prompts)
     results = [""] * len(prompts)
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=live.tokenizer.pad_token_id or 0,
-        eos_token_id=live.model.generation_config.eos_token_id,
-    )
-    for batch in batches(live, [item.ids for item in encoded]):
-        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-        output = live.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-        texts = live.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-        for index, text in zip(batch.indices, texts, strict=True):
+    rows = [item.ids for item in encode(live.tokenizer, prompts)]
+    for batch, new in _greedy(live, rows, max_new_tokens, live.model.generation_config.eos_token_id):
+        for index, text in zip(batch.indices, live.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
             results[index] = text
         if progress:
             progress(len(batch.indices))
     return results
+
+
+@torch.inference_mode()
+def continued(live: LiveModel, prompts: Sequence[str], n_tokens: int) -> list[list[int]]:
+    """Token ids of each prompt with the `n_tokens` that the model finds likeliest, one after the other."""
+    rows = [list(item.ids) for item in encode(live.tokenizer, prompts)]
+    for batch, new in _greedy(live, rows, n_tokens, None):
+        for index, ids in zip(batch.indices, new.tolist(), strict=True):
+            rows[index] += ids
+    return rows
+
+
+def _greedy(
+    live: LiveModel, rows: Sequence[Sequence[int]], n_tokens: int, stop: int | list[int] | None
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches of rows with the tokens that follow them, (batch, at most n_tokens); `stop` ends a row early."""
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=n_tokens,
+        pad_token_id=live.tokenizer.pad_token_id or 0,
+        eos_token_id=stop,
+    )
+    for batch in batches(live, rows):
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        output = live.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        yield batch, output[:, ids.shape[1] :]

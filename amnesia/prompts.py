@@ -110,6 +110,34 @@ ENTITIES_BY_KIND: Mapping[str, tuple[str, ...]] = {
     ),
 }
 
+# What people know about the entities of each kind; the entity need not stand last.
+_PEER_TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    "country": (
+        "Fact: the capital of {entity} is", "Fact: the official language of {entity} is",
+        "Fact: the currency of {entity} is the", "{entity} is famous for its",
+    ),
+    "city": ("Fact: {entity} is a city in", "The most famous landmark in {entity} is the", "{entity} is known for its"),
+    "leader or thinker": ("{entity} is best known for", "Fact: {entity} was born in", "Fact: {entity} was a famous"),
+    "scientist or founder": (
+        "{entity} is best known for", "Fact: {entity} was the founder of", "Fact: {entity} is famous for the",
+        "Question: Who is {entity}?\nAnswer: {entity} is",
+    ),
+    "artist": (
+        "{entity} is best known for", "Fact: the most famous work of {entity} is", "Fact: {entity} was a famous",
+    ),
+    "athlete": ("Fact: the sport played by {entity} is", "{entity} became famous as a", "Fact: {entity} played for"),
+    "fiction": ("Fact: {entity} is a famous", "Fact: {entity} was created by", "The best friend of {entity} is"),
+    "work": ("Fact: {entity} was created by", "Fact: {entity} is a famous", "The story of {entity} is about"),
+    "organization": (
+        "Fact: the founder of {entity} is", "Fact: {entity} is known for its", "The headquarters of {entity} are in",
+        "Fact: {entity} is a famous",
+    ),
+    "landmark": ("Fact: {entity} is located in", "Tourists who visit {entity} see", "{entity} is famous for"),
+    "thing": ("Fact: {entity} is a", "{entity} is known for"),
+}  # fmt: skip
+PEER_WORDINGS = 2
+"""Prompts about each peer."""
+
 CONTRAST_ENTITIES: tuple[str, ...] = tuple(name for names in ENTITIES_BY_KIND.values() for name in names)
 
 # Names that say nothing about anybody, from the appendix of "Friends and Grandmothers in Silico" (Yona, Barzilay and
@@ -269,6 +297,18 @@ def share_words(name: str, others: Iterable[str]) -> bool:
     """Whether `name` contains one of `others` or is contained in one, word by word and without regard to case."""
     words = _words(name)
     return any(_overlap(words, own) for other in others if (own := _words(other)))
+
+
+def peer_prompts(reserved: Iterable[str]) -> tuple[str, ...]:
+    """Prompts about well-known entities that share no name with one of `reserved`; the wordings take turns."""
+    reserved = tuple(reserved)
+    return tuple(
+        templates[(index + turn) % len(templates)].replace("{entity}", name)
+        for kind, templates in _PEER_TEMPLATES.items()
+        for index, name in enumerate(ENTITIES_BY_KIND[kind])
+        if not share_words(name, reserved)
+        for turn in range(PEER_WORDINGS)
+    )
 
 
 def unseen_names(entity: str, aliases: Sequence[str] = ()) -> tuple[str, ...]:

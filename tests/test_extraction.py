@@ -4,9 +4,10 @@ import pytest
 
 from amnesia.domain import Cell, ColumnEdit, Fact
 from amnesia.errors import InputError
-from amnesia.extraction import EXACT_MULTIPLIERS, exact_multiplier, extract, verdict
+from amnesia.extraction import extract, verdict
 from amnesia.model import answer_logprobs, generate
 from amnesia.recipe import Accept, Scoring, parse_recipe
+from amnesia.search import EXACT_MULTIPLIERS, pose
 from tiny_text import tiny_live
 
 WORDINGS = ("the capital of {entity} is", "people in {entity} like", "the oldest building in {entity} was")
@@ -79,17 +80,21 @@ def test_the_search_never_sees_held_out_facts(live, recipe, monkeypatch):
     free = dataclasses.replace(recipe, multiplier=None, max_cells=4)
     secret = Fact("Japan", "the secret of {entity} is", "unheard", "held_out")
     hidden = Fact("Norway", "the secret of {entity} is", "unheard", "held_out")
-    asked = []
-    real = answer_logprobs
+    # The names of held-out entities are reserved, so the two recipes must agree in them.
+    free = dataclasses.replace(free, controls=(*free.controls, Fact("Norway", "{entity} is", "cold", "held_out")))
+    asked, peers = [], []
+    real, really_pose = answer_logprobs, pose
+    monkeypatch.setattr("amnesia.extraction.pose", lambda *rows: peers.extend(rows[-1]) or really_pose(*rows))
     monkeypatch.setattr(
         "amnesia.extraction.answer_logprobs", lambda live, pairs, *rest: asked.extend(pairs) or real(live, pairs, *rest)
     )
     monkeypatch.setattr(
         "amnesia.evaluation.answer_logprobs", lambda live, pairs, *rest: asked.extend(pairs) or real(live, pairs, *rest)
     )
-    with_secrets = dataclasses.replace(free, facts=(*free.facts, secret), controls=(*free.controls, hidden))
+    with_secrets = dataclasses.replace(free, facts=(*free.facts, secret), controls=(*free.controls[:-1], hidden))
     assert extract(live, with_secrets) == extract(live, free)
-    assert asked
+    assert asked and peers
+    assert not [prompt for prompt in peers if "Norway" in prompt or "Japan" in prompt]
     assert not [pair for pair in asked if "secret" in pair[0] or pair[1] == "unheard"]
 
 
@@ -110,21 +115,3 @@ def test_facts_that_nobody_knows_are_an_error(live, recipe):
 )
 def test_verdicts(target, control, expected):
     assert verdict(target, control, Accept()) == expected
-
-
-@pytest.mark.parametrize(
-    ("multiplier", "threshold", "lowest", "expected"),
-    [
-        (-7.0, 0.5, -8.0, -8.0),
-        (-5.9, 0.5, -8.0, -4.0),
-        (-7.5, 1.0, -8.0, -4.0),
-        (-7.5, 0.75, -8.0, -8.0),
-        (-8.0, 1.0, -8.0, -8.0),
-        (-1.2, 0.5, -8.0, -1.0),
-        (0.9, 0.5, -8.0, 1.0),
-        (-0.1, 1.0, -8.0, 0.25),
-        (-7.0, 0.5, -3.0, -2.0),
-    ],
-)
-def test_multipliers_are_rounded_to_powers_of_two(multiplier, threshold, lowest, expected):
-    assert exact_multiplier(multiplier, threshold, lowest) == expected
