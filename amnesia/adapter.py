@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from amnesia.checkpoint import CheckpointSource, TensorPlan, plan_edits, scale_vectors
+from amnesia.checkpoint import TensorPlan, Weights, plan_edits, scale_vectors
 from amnesia.domain import ColumnEdit
-from amnesia.errors import CheckpointError, InputError, OutputError
+from amnesia.errors import AmnesiaError, CheckpointError, InputError, OutputError
 from amnesia.manifest import Base, BaseFile, EntityEdits, Manifest, TensorEdit
-from amnesia.safetensors_file import NewTensor, new_file, read_vectors
+from amnesia.safetensors_file import NewTensor, new_file
 
 # Ranks that PEFT, vLLM and llama.cpp all load.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -50,7 +50,7 @@ def adapter_rank(most_cells: int) -> int:
 
 
 def write_adapter(
-    source: CheckpointSource,
+    source: Weights,
     edits: Sequence[ColumnEdit],
     folder: Path,
     *,
@@ -92,7 +92,7 @@ def write_adapter(
         readme = _readme(", ".join(group.entity for group in groups), base_id)
         (folder / README_NAME).write_text(readme, encoding="utf-8")
     except OSError as error:
-        if isinstance(error, OutputError):
+        if isinstance(error, AmnesiaError):
             raise
         raise OutputError(
             f"{folder} cannot be written ({error.strerror}): free space or choose another disk"
@@ -117,7 +117,7 @@ def _check_mergeable(plans: Sequence[TensorPlan]) -> None:
             )
 
 
-def base_files(source: CheckpointSource, plans: Sequence[TensorPlan]) -> tuple[BaseFile, ...]:
+def base_files(source: Weights, plans: Sequence[TensorPlan]) -> tuple[BaseFile, ...]:
     """The touched shards with the hashes of their headers; an adapter must not read whole shards."""
     rows = []
     for name in sorted({plan.file for plan in plans}):
@@ -136,13 +136,12 @@ def one_hot_rows(dtype: str, neurons: Sequence[int], rank: int, d_mlp: int) -> b
     return bytes(factor)
 
 
-def scaled_columns(source: CheckpointSource, plan: TensorPlan, rank: int) -> tuple[bytes, str]:
+def scaled_columns(source: Weights, plan: TensorPlan, rank: int) -> tuple[bytes, str]:
     """The factor B (d_model, rank): column i is (m − 1) times the column of cell i; the columns beyond are zero.
 
     Also returns the sha256 of the original columns. Raises NumericalError that names the tensor on overflow.
     """
-    with (source.folder / plan.file).open("rb", buffering=0) as file:
-        columns = read_vectors(file.fileno(), plan.tensor, plan.axis, tuple(plan.multipliers))
+    columns = source.read_columns(plan)
     before = hashlib.sha256(b"".join(columns.values())).hexdigest()
     deltas = scale_vectors(columns, plan.tensor, {index: m - 1.0 for index, m in plan.multipliers.items()})
     factor = np.zeros((plan.tensor.shape[1 - plan.axis], rank, plan.tensor.item_size), np.uint8)
@@ -152,7 +151,7 @@ def scaled_columns(source: CheckpointSource, plan: TensorPlan, rank: int) -> tup
 
 
 def weights_blocks(
-    source: CheckpointSource, plans: Sequence[TensorPlan], rank: int, record: Callable[[TensorEdit], None]
+    source: Weights, plans: Sequence[TensorPlan], rank: int, record: Callable[[TensorEdit], None]
 ) -> Iterator[bytes]:
     """The bytes of `adapter_model.safetensors`, one layer in memory at a time; `record` gets each layer's entry."""
 
@@ -187,7 +186,7 @@ def weights_blocks(
     return new_file(tensor for plan in plans for tensor in factors(plan))
 
 
-def target_modules(source: CheckpointSource, plans: Sequence[TensorPlan]) -> list[str]:
+def target_modules(source: Weights, plans: Sequence[TensorPlan]) -> list[str]:
     """Full paths of the edited modules, sorted."""
     return sorted(source.shape.layout.out_proj_path(plan.layer) for plan in plans)
 

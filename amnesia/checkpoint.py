@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from amnesia.arithmetic import check_dtype, inverts_exactly, scale_bytes
 from amnesia.domain import Cell, ColumnEdit, check_edits
@@ -46,7 +47,7 @@ from amnesia.strict_json import StrictJson
 UNDO_NAME = "amnesia-undo.safetensors"
 # Files of the base whose names the output needs for itself are kept in this folder.
 BASE_FOLDER = "amnesia-base"
-_MAX_CONFIG = 2**24
+MAX_CONFIG = 2**24
 # Further copies of the weights. They would still know the entity, so the output does not get them.
 _OTHER_WEIGHTS = (
     "model*.safetensors",
@@ -65,6 +66,26 @@ _OTHER_WEIGHTS = (
 )
 
 
+class Weights(Protocol):
+    """What an edit must know of a model, wherever its files are: sizes, headers, columns, and an earlier edit."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def shape(self) -> MlpShape: ...
+
+    @property
+    def weights(self) -> WeightFiles: ...
+
+    @property
+    def manifest(self) -> Manifest | None: ...
+
+    def read_columns(self, plan: TensorPlan) -> dict[int, bytes]:
+        """The columns that a plan edits, as they are."""
+
+
 @dataclass(frozen=True)
 class CheckpointSource:
     """A model folder that has been looked over: sizes, weights, files to copy, and the manifest of an earlier edit.
@@ -78,6 +99,14 @@ class CheckpointSource:
     files: tuple[str, ...]
     left_out: tuple[str, ...]
     manifest: Manifest | None
+
+    @property
+    def name(self) -> str:
+        return str(self.folder)
+
+    def read_columns(self, plan: TensorPlan) -> dict[int, bytes]:
+        with (self.folder / plan.file).open("rb", buffering=0) as file:
+            return read_vectors(file.fileno(), plan.tensor, plan.axis, tuple(plan.multipliers))
 
 
 @dataclass(frozen=True)
@@ -113,16 +142,21 @@ def open_source(folder: Path) -> CheckpointSource:
 
 
 def _read_config(folder: Path) -> Mapping[str, object]:
-    json_file = StrictJson(str(folder / "config.json"), CheckpointError, "fetch the model again")
     try:
         with (folder / "config.json").open("rb") as file:
-            content = file.read(_MAX_CONFIG + 1)
+            content = file.read(MAX_CONFIG + 1)
     except OSError as error:
         raise CheckpointError(
             f"{folder / 'config.json'} cannot be read ({error.strerror}): give the folder of a Hugging Face model"
         ) from error
-    if len(content) > _MAX_CONFIG:
-        raise json_file.fail(f"has more than {_MAX_CONFIG} bytes")
+    return parse_config(str(folder / "config.json"), content)
+
+
+def parse_config(where: str, content: bytes) -> Mapping[str, object]:
+    """A model's `config.json`; raises CheckpointError naming the file `where`."""
+    json_file = StrictJson(where, CheckpointError, "fetch the model again")
+    if len(content) > MAX_CONFIG:
+        raise json_file.fail(f"has more than {MAX_CONFIG} bytes")
     config = json_file.mapping(json_file.parse(content), "configuration")
     json_file.text(config.get("model_type"), "model_type")
     json_file.mapping(config.get("quantization_config") or {}, "quantization_config")
@@ -130,7 +164,7 @@ def _read_config(folder: Path) -> Mapping[str, object]:
 
 
 def plan_edits(
-    source: CheckpointSource, groups: Sequence[EntityEdits], *, allow_overlap: bool = False
+    source: Weights, groups: Sequence[EntityEdits], *, allow_overlap: bool = False
 ) -> tuple[TensorPlan, ...]:
     """Which indices of which stored tensors change, in the order of layers.
 
@@ -140,7 +174,7 @@ def plan_edits(
     """
     shape = source.shape
     for group in groups:
-        check_edits(group.edits, shape.n_layers, shape.d_mlp, str(source.folder))
+        check_edits(group.edits, shape.n_layers, shape.d_mlp, source.name)
     cells = join_edits(groups, allow_overlap=allow_overlap)
     if source.manifest is not None and not allow_overlap:
         _check_earlier(source.manifest, groups)
@@ -163,13 +197,13 @@ def _check_earlier(manifest: Manifest, groups: Sequence[EntityEdits]) -> None:
                 )
 
 
-def _plan_layer(source: CheckpointSource, layer: int, multipliers: Mapping[int, float]) -> TensorPlan:
+def _plan_layer(source: Weights, layer: int, multipliers: Mapping[int, float]) -> TensorPlan:
     shape = source.shape
     names = shape.layout.tensor_names(layer)
     found = [name for name in names if name in source.weights.location]
     if len(found) != 1:
         raise LayoutError(
-            f"{source.folder} has {len(found)} tensors for the output projection of layer {layer}: expected one of "
+            f"{source.name} has {len(found)} tensors for the output projection of layer {layer}: expected one of "
             f"{', '.join(names)}; the weights do not belong to this config.json"
         )
     file = source.weights.location[found[0]]

@@ -75,6 +75,14 @@ def edit(
     # Checked again with the model; a large one must not be fetched for nothing.
     check_output(output, force=force)
     terminal = Terminal()
+    if name == "adapter" and not sources.is_on_disk(model):
+        from amnesia.remote import open_remote
+
+        remote = open_remote(*sources.hub_id(model))
+        with terminal.task(f"writing {name} from the Hub, of which only the edited tensors are read"):
+            manifest = saving.save_remote_adapter(remote, groups, output, force=force, allow_overlap=allow_overlap)
+        _print_edit(manifest, output, json_output)
+        return
     find = sources.resolve_file if name == "gguf" else sources.resolve
     source = find(model, notice=terminal.notice)
     with terminal.task(f"writing {name}"):
@@ -105,15 +113,11 @@ def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
 @as_json
 def verify(output: Path, base: str | None, json_output: bool) -> None:
     """Prove from the bytes that exactly the declared columns of OUTPUT changed, and nothing else."""
-    from amnesia import proofs, sources
+    from amnesia import proofs
 
     _recover(output)
     folders = proofs.outputs_in(output)
-    reports = []
-    for folder in folders:
-        find = sources.resolve_file if proofs.is_gguf(folder) else sources.resolve
-        source = None if base is None else find(base, notice=Terminal().notice)
-        reports.append((folder, proofs.prove(folder, source)))
+    reports = [(folder, proofs.prove_against(folder, base, Terminal().notice)) for folder in folders]
     if json_output:
         print_json({str(folder): dataclasses.asdict(row) for folder, row in reports})
         return

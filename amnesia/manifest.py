@@ -36,7 +36,7 @@ FileScope = Literal["file", "header"]
 TensorScope = Literal["tensor", "columns"]
 
 # Bounds that no real manifest reaches; beyond them a file is damaged or hostile.
-_MAX_BYTES = 64 * 2**20
+MAX_MANIFEST = 64 * 2**20
 _MAX_CHAIN = 64
 
 _JSON = StrictJson(MANIFEST_NAME, VerificationError, "the output is damaged, make it again")
@@ -67,6 +67,9 @@ class Base:
     id: str
     revision: str | None
     files: tuple[BaseFile, ...]
+
+    def __str__(self) -> str:
+        return f"{self.id}@{self.revision}" if self.revision else self.id
 
 
 @dataclass(frozen=True)
@@ -222,13 +225,13 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_NAME
     try:
         with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
+            content = file.read(MAX_MANIFEST + 1)
     except OSError as error:
         raise VerificationError(
             f"{path} cannot be read ({error.strerror}): {folder} is not a complete output of amnesia"
         ) from error
-    if len(content) > _MAX_BYTES:
-        raise VerificationError(f"{path} has more than {_MAX_BYTES} bytes: this is not a manifest")
+    if len(content) > MAX_MANIFEST:
+        raise VerificationError(f"{path} has more than {MAX_MANIFEST} bytes: this is not a manifest")
     return Manifest.from_bytes(content)
 
 

@@ -8,9 +8,10 @@ from amnesia.errors import InputError, VerificationError
 from amnesia.files import staged_output
 from amnesia.gguf_verify import undo_gguf, verify_gguf
 from amnesia.manifest import MANIFEST_NAME, Manifest, read_manifest
-from amnesia.sources import ModelSource
+from amnesia.remote import open_remote
+from amnesia.sources import ModelSource, Notice, hub_id, is_on_disk, resolve, resolve_file
 from amnesia.undo import undo
-from amnesia.verification import VerificationReport, verify
+from amnesia.verification import VerificationReport, verify, verify_adapter
 
 
 def outputs_in(folder: Path) -> list[Path]:
@@ -31,6 +32,20 @@ def outputs_in(folder: Path) -> list[Path]:
 def is_gguf(folder: Path) -> bool:
     """Whether the output in `folder` is an edited GGUF."""
     return read_manifest(folder).format == "gguf"
+
+
+def prove_against(folder: Path, base: str | None, notice: Notice) -> VerificationReport:
+    """`prove` with a base as a user names it; of one on the Hub, an adapter needs no more than the edited tensors.
+
+    Raises SourceError when the base cannot be had.
+    """
+    if base is None:
+        return prove(folder)
+    manifest_format = read_manifest(folder).format
+    if manifest_format == "adapter" and not is_on_disk(base):
+        return verify_adapter(folder, open_remote(*hub_id(base)))
+    find = resolve_file if manifest_format == "gguf" else resolve
+    return prove(folder, find(base, notice=notice))
 
 
 def prove(folder: Path, base: ModelSource | None = None) -> VerificationReport:

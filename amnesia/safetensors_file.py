@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ DTYPE_BITS: Mapping[str, int] = {
 }
 # The format's own limit; real headers have at most a few megabytes.
 _MAX_HEADER = 100_000_000
-_MAX_INDEX = 100_000_000
+MAX_INDEX = 100_000_000
 _MAX_DIMENSIONS = 64
 # No model has longer rows or columns; a file that claims one is hostile.
 _MAX_VECTOR = 2**26
@@ -59,7 +59,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class SafetensorsHeader:
-    """What a file contains. `content` are the bytes before the data: the length and the JSON, as they are on disk."""
+    """What a file contains. `content` are the bytes before the data: the length and the JSON, as they are in the file.
+
+    `path` is only its name where the file is not on this disk.
+    """
 
     path: Path
     file_size: int
@@ -68,26 +71,31 @@ class SafetensorsHeader:
 
 
 def read_header(path: Path) -> SafetensorsHeader:
-    """Read and check the header; raises CheckpointError when the file is missing, truncated or contradicts itself.
-
-    Checked: length, JSON without duplicate keys, known types, shapes that fit their offsets, and data that fill the
-    file without gaps or overlaps.
-    """
-    json_file = StrictJson(str(path), CheckpointError, "the file is damaged, fetch it again")
+    """Read and check the header; raises CheckpointError when the file is missing, truncated or contradicts itself."""
     try:
         with path.open("rb") as file:
             file_size = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            if len(prefix) < 8:
-                raise json_file.fail(f"has {file_size} bytes, too few for a safetensors header")
-            (length,) = struct.unpack("<Q", prefix)
-            if length > min(_MAX_HEADER, file_size - 8):
-                raise json_file.fail(f"claims a header of {length} bytes in a file of {file_size}")
-            content = read_exactly(file.fileno(), length, 8, str(path))
+            return header_of(path, file_size, lambda start, size: read_exactly(file.fileno(), size, start, str(path)))
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}): fetch it again") from error
+
+
+def header_of(path: Path, file_size: int, read: Callable[[int, int], bytes]) -> SafetensorsHeader:
+    """The header of a file of `file_size` bytes, wherever it is: `read` gets an offset and a number of bytes.
+
+    Checked: length, JSON without duplicate keys, known types, shapes that fit their offsets, and data that fill the
+    file without gaps or overlaps. Raises CheckpointError.
+    """
+    json_file = StrictJson(str(path), CheckpointError, "the file is damaged, fetch it again")
+    if file_size < 8:
+        raise json_file.fail(f"has {file_size} bytes, too few for a safetensors header")
+    prefix = read(0, 8)
+    (length,) = struct.unpack("<Q", prefix)
+    if length > min(_MAX_HEADER, file_size - 8):
+        raise json_file.fail(f"claims a header of {length} bytes in a file of {file_size}")
+    content = read(8, length)
     if not content.startswith(b"{"):
         raise json_file.fail("has a header that does not start with {")
     rows = json_file.mapping(json_file.parse(content), "header")
@@ -139,42 +147,59 @@ def read_weight_files(folder: Path) -> WeightFiles:
     is missing, and when index and shards disagree.
     """
     index = folder / INDEX_FILE
+    content = None
     if index.is_file():
-        location = _read_index(index)
-        if (folder / SINGLE_FILE).is_file() and SINGLE_FILE not in location.values():
-            raise CheckpointError(
-                f"{folder} has {SINGLE_FILE} and an index of other files: remove the one that is not to be used"
-            )
-    elif (folder / SINGLE_FILE).is_file():
-        header = read_header(folder / SINGLE_FILE)
-        return WeightFiles(dict.fromkeys(header.tensors, SINGLE_FILE), {SINGLE_FILE: header})
-    else:
+        with index.open("rb") as file:
+            content = file.read(MAX_INDEX + 1)
+    elif not (folder / SINGLE_FILE).is_file():
         raise CheckpointError(_no_weights(folder))
+    return weight_files(
+        str(folder), content, lambda name: (folder / name).is_file(), lambda name: read_header(folder / name)
+    )
+
+
+def weight_files(
+    where: str, index: bytes | None, has: Callable[[str], bool], read: Callable[[str], SafetensorsHeader]
+) -> WeightFiles:
+    """The weights of the model `where`, from the content of its index, or from a single file when there is none.
+
+    `has` tells whether the model has a file, `read` gives its header. Raises CheckpointError as `read_weight_files`.
+    """
+    if index is None:
+        header = read(SINGLE_FILE)
+        return WeightFiles(dict.fromkeys(header.tensors, SINGLE_FILE), {SINGLE_FILE: header})
+    location = _location(f"{where}/{INDEX_FILE}", index)
+    if has(SINGLE_FILE) and SINGLE_FILE not in location.values():
+        raise CheckpointError(
+            f"{where} has {SINGLE_FILE} and an index of other files: remove the one that is not to be used"
+        )
     shards = sorted(set(location.values()))
-    missing = [name for name in shards if not (folder / name).is_file()]
+    missing = [name for name in shards if not has(name)]
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {missing[0]}, {len(missing)} of {len(shards)} shards are missing: fetch the whole model"
+            f"{where} lacks {missing[0]}, {len(missing)} of {len(shards)} shards are missing: fetch the whole model"
         )
-    headers = {name: read_header(folder / name) for name in shards}
+    headers = {name: read(name) for name in shards}
     for tensor, name in location.items():
         if tensor not in headers[name].tensors:
-            raise CheckpointError(f"{index} places {shown(tensor)} in {name}, which lacks it: fetch the model again")
+            raise CheckpointError(
+                f"{where}/{INDEX_FILE} places {shown(tensor)} in {name}, which lacks it: fetch the model again"
+            )
     holders: dict[str, str] = {}
     for name, header in headers.items():
         for tensor in header.tensors:
             if holders.setdefault(tensor, name) != name:
                 raise CheckpointError(
-                    f"{folder} holds {shown(tensor)} in {holders[tensor]} and again in {name}: fetch the model again"
+                    f"{where} holds {shown(tensor)} in {holders[tensor]} and again in {name}: fetch the model again"
                 )
     return WeightFiles(location, headers)
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    json_file = StrictJson(str(path), CheckpointError, "fetch the model again")
-    if path.stat().st_size > _MAX_INDEX:
-        raise json_file.fail(f"has more than {_MAX_INDEX} bytes")
-    index = json_file.mapping(json_file.parse(path.read_bytes()), "index")
+def _location(where: str, content: bytes) -> dict[str, str]:
+    json_file = StrictJson(where, CheckpointError, "fetch the model again")
+    if len(content) > MAX_INDEX:
+        raise json_file.fail(f"has more than {MAX_INDEX} bytes")
+    index = json_file.mapping(json_file.parse(content), "index")
     weight_map = json_file.mapping(index.get("weight_map"), "weight_map")
     if not weight_map:
         raise json_file.fail("has an empty weight_map")
@@ -218,19 +243,25 @@ def read_vectors(descriptor: int, tensor: TensorInfo, axis: int, indices: tuple[
             index: read_exactly(descriptor, row_size, tensor.offset + index * row_size, tensor.name)
             for index in indices
         }
+    if len(indices) > _FEW_COLUMNS:
+        return columns_of(tensor, indices, read_row_blocks(descriptor, tensor))
     vectors = {index: bytearray(rows * item) for index in indices}
-    if len(indices) <= _FEW_COLUMNS:
-        for row in range(rows):
-            start = tensor.offset + row * columns * item
-            for index, vector in vectors.items():
-                vector[row * item : (row + 1) * item] = read_exactly(
-                    descriptor, item, start + index * item, tensor.name
-                )
-    else:
-        for first, block in read_row_blocks(descriptor, tensor):
-            elements = np.frombuffer(block, np.uint8).reshape(-1, columns, item)
-            for index, vector in vectors.items():
-                vector[first * item : (first + len(elements)) * item] = elements[:, index].tobytes()
+    for row in range(rows):
+        start = tensor.offset + row * columns * item
+        for index, vector in vectors.items():
+            vector[row * item : (row + 1) * item] = read_exactly(descriptor, item, start + index * item, tensor.name)
+    return {index: bytes(vector) for index, vector in vectors.items()}
+
+
+def columns_of(tensor: TensorInfo, indices: tuple[int, ...], blocks: Iterable[tuple[int, bytes]]) -> dict[int, bytes]:
+    """Columns out of all rows of a tensor, which come in blocks of whole rows: (first row, bytes)."""
+    rows, columns = tensor.shape
+    item = tensor.item_size
+    vectors = {index: bytearray(rows * item) for index in indices}
+    for first, block in blocks:
+        elements = np.frombuffer(block, np.uint8).reshape(-1, columns, item)
+        for index, vector in vectors.items():
+            vector[first * item : (first + len(elements)) * item] = elements[:, index].tobytes()
     return {index: bytes(vector) for index, vector in vectors.items()}
 
 

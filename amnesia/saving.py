@@ -15,6 +15,7 @@ from amnesia.gguf_edit import write_edited_gguf
 from amnesia.gguf_file import read_model
 from amnesia.manifest import EntityEdits, Manifest, write_manifest
 from amnesia.recipe import Format
+from amnesia.remote import RemoteCheckpoint
 from amnesia.sources import ModelSource
 from amnesia.strict_json import StrictJson
 
@@ -113,11 +114,45 @@ def save(
 
     Raises InputError when two groups are for the same entity, and what `write_format` and `staged_output` raise.
     """
-    for index, group in enumerate(groups):
-        if any(group.entity == other.entity for other in groups[:index]):
-            raise InputError(f"two edits are for {group.entity!r}: give each entity once, with all of its cells")
+    _check_entities(groups)
     size = output_bytes(name, source, groups, link=link, allow_overlap=allow_overlap)
     with staged_output(output, force=force, needed_bytes=size, source=source.origin) as staging:
         manifest = write_format(name, source, groups, staging, link=link, allow_overlap=allow_overlap)
         write_manifest(manifest, staging)
     return manifest
+
+
+def save_remote_adapter(
+    source: RemoteCheckpoint,
+    groups: Sequence[EntityEdits],
+    output: Path,
+    *,
+    force: bool = False,
+    allow_overlap: bool = False,
+) -> Manifest:
+    """Write an adapter for a model on the Hub, of which only headers and edited tensors are read and nothing is kept.
+
+    Raises what `save` raises, and SourceError when the Hub does not give the bytes.
+    """
+    _check_entities(groups)
+    first, *also = groups
+    repo, revision = source.files.repo, source.files.revision
+    with staged_output(output, force=force) as staging:
+        manifest = write_adapter(
+            source,
+            first.edits,
+            staging,
+            entity=first.entity,
+            base_id=repo,
+            revision=revision,
+            also=also,
+            allow_overlap=allow_overlap,
+        )
+        write_manifest(manifest, staging)
+    return manifest
+
+
+def _check_entities(groups: Sequence[EntityEdits]) -> None:
+    for index, group in enumerate(groups):
+        if any(group.entity == other.entity for other in groups[:index]):
+            raise InputError(f"two edits are for {group.entity!r}: give each entity once, with all of its cells")

@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from amnesia.errors import InputError, SourceError, first_line
+from amnesia.errors import CheckpointError, InputError, SourceError, first_line
 from amnesia.files import check_settled, hash_file
+from amnesia.hub_errors import hub_errors
+from amnesia.safetensors_file import read_weight_files
 
 Notice = Callable[[str], None]
 
@@ -28,7 +30,7 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_PATTERNS = [
     "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "generation_config.json",
     "tokenizer*", "*.jinja", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
-    "README.md", "LICENSE*", "NOTICE*",
+    "README.md", "LICENSE*", "NOTICE*", "amnesia.json", "amnesia-base/*", "report.json", "report.html",
 ]  # fmt: skip
 
 
@@ -104,16 +106,39 @@ def resolve(spec: str, revision: str | None = None, notice: Notice = lambda _: N
         return from_gguf(path, notice)
     if path.is_dir():
         check_settled(path)
-        _check_weights([item.name for item in path.iterdir()], spec)
+        check_weights([item.name for item in path.iterdir()], spec)
         return ModelSource(path, spec)
     if path.exists():
         raise SourceError(f"{spec} is a single file: expected a model folder, a .gguf file, or a Hub id")
+    return _from_hub(*hub_id(spec, revision))
+
+
+def hub_id(spec: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Repository and revision of `repo_id[@revision]`; raises SourceError for anything else."""
     name, _, at = spec.partition("@")
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is None or spec.startswith((".", "/", "~")):
         raise SourceError(
             f"model {spec!r} does not exist: expected a folder, a .gguf file, a Hub id, or one of {', '.join(BUILT_IN)}"
         )
-    return _from_hub(name, at or revision, notice)
+    return name, at or revision
+
+
+def is_on_disk(spec: str, revision: str | None = None) -> bool:
+    """Whether nothing has to be fetched: a folder, a file, a built-in model, or all weights in the Hub's cache."""
+    path = Path(spec).expanduser()
+    if spec in BUILT_IN or path.suffix == ".gguf" or path.exists():
+        return True
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repo, at = hub_id(spec, revision)
+    with hub_errors(spec):
+        try:
+            folder = snapshot_download(repo, revision=at, allow_patterns=HUB_PATTERNS, local_files_only=True)
+            read_weight_files(Path(folder))
+        except (LocalEntryNotFoundError, CheckpointError):
+            return False
+    return True
 
 
 def resolve_file(spec: str, notice: Notice = lambda _: None) -> ModelSource:
@@ -212,37 +237,18 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _from_hub(repo: str, revision: str | None, notice: Notice) -> ModelSource:
+def _from_hub(repo: str, revision: str | None) -> ModelSource:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError
 
     shown = f"{repo}@{revision}" if revision else repo
-    try:
+    with hub_errors(shown):
         folder = snapshot_download(repo, revision=revision, allow_patterns=HUB_PATTERNS)
-    except GatedRepoError as error:
-        raise SourceError(f"{shown} is gated: accept its terms on the Hub and log in with `hf auth login`") from error
-    except RevisionNotFoundError as error:
-        raise SourceError(f"{shown} has no such revision: give a branch, tag or commit of {repo}") from error
-    except RepositoryNotFoundError as error:
-        raise SourceError(
-            f"{shown} is neither a folder here nor a repository that the Hub shows you: check the name, or log in"
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise SourceError(
-            f"{shown} cannot be fetched ({first_line(error)}): check the network, or give a folder"
-        ) from error
     files = [item.name for item in Path(folder).iterdir()]
     if not any(name.endswith(".safetensors") for name in files):
         with contextlib.suppress(HfHubHTTPError, OSError):
             files = HfApi().list_repo_files(repo, revision=revision)
-    _check_weights(files, shown)
+    check_weights(files, shown)
     # The snapshot folder is named after the commit, which says more than a branch does.
     return ModelSource(Path(folder), repo, Path(folder).name)
 
@@ -260,7 +266,7 @@ def fetch_popqa() -> Path:
         ) from error
 
 
-def _check_weights(names: list[str], shown: str) -> None:
+def check_weights(names: list[str], shown: str) -> None:
     if any(name.endswith(".safetensors") for name in names):
         return
     pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))

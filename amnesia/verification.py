@@ -24,7 +24,7 @@ from amnesia.adapter import (
     target_modules,
     weights_blocks,
 )
-from amnesia.checkpoint import CheckpointSource, open_source, plan_edits
+from amnesia.checkpoint import CheckpointSource, Weights, open_source, plan_edits
 from amnesia.columns import (
     Replacement,
     Step,
@@ -72,7 +72,7 @@ def verify(folder: Path, base: Path | None = None, *, progress: Progress | None 
     """
     manifest = read_manifest(folder)
     if manifest.format == "adapter":
-        return _verify_adapter(folder, manifest, base)
+        return verify_adapter(folder, None if base is None else open_source(base))
     if manifest.format != "safetensors":
         raise InputError(f"{folder} holds an edited {manifest.format} file: verify that file instead")
     steps, origins = trace_back(folder, list_files(folder), manifest)
@@ -211,7 +211,9 @@ def _report(
     )
 
 
-def _verify_adapter(folder: Path, manifest: Manifest, base: Path | None) -> VerificationReport:
+def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationReport:
+    """`verify` for an adapter; `source` is the model that it was made for, which need not be on this disk."""
+    manifest = read_manifest(folder)
     names = set(list_files(folder))
     expected = {MANIFEST_NAME, README_NAME, *manifest.added, CONFIG_NAME, WEIGHTS_NAME}
     if names - {README_NAME} != expected - {README_NAME}:
@@ -219,13 +221,14 @@ def _verify_adapter(folder: Path, manifest: Manifest, base: Path | None) -> Veri
             f"{folder} and {MANIFEST_NAME} disagree on the file {sorted(names ^ expected)[0]}: make the adapter again"
         )
     weights = folder / WEIGHTS_NAME
-    if base is None:
+    if source is None:
         modules, rank = _check_factors(weights, manifest)
     else:
-        source = open_source(base)
         plans = plan_edits(source, manifest.edits, allow_overlap=True)
         if source.manifest != manifest.previous or base_files(source, plans) != manifest.base.files:
-            raise VerificationError(f"{base} is not the model that the adapter was made for: give {manifest.base.id}")
+            raise VerificationError(
+                f"{source.name} is not the model that the adapter was made for: give {manifest.base}"
+            )
         modules, rank = target_modules(source, plans), adapter_rank(max(len(plan.multipliers) for plan in plans))
         tensors: list[TensorEdit] = []
         compare(weights_blocks(source, plans, rank, tensors.append), weights)
@@ -240,7 +243,7 @@ def _verify_adapter(folder: Path, manifest: Manifest, base: Path | None) -> Veri
         n_tensors=len(manifest.tensors),
         n_files=2,
         n_bytes=weights.stat().st_size + len(config),
-        base_read=base is not None,
+        base_read=source is not None,
         unproven=(),
     )
 

@@ -15,24 +15,13 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session
 
-from local_hub import LocalHub
-
 WEIGHTS = bytes(range(256)) * 400
 NAMES = {"config.json": b"{}", "model.safetensors": WEIGHTS}
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    # The client would otherwise send large files with a protocol of its own, which ends in compiled code.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
-    with LocalHub() as hub:
-        yield hub
-
-
-@pytest.fixture
 def api(hub):
-    return HfApi(endpoint=hub.url, token=hub.add_user("ada"))
+    return HfApi()
 
 
 def additions(files):
@@ -104,7 +93,7 @@ def test_a_large_file_of_another_repository_is_duplicated_without_traffic(api, h
 
 def test_ranges_are_served_from_the_storage_without_the_token(api, hub):
     hub.add_repo("org/base", NAMES)
-    url = hf_hub_url("org/base", "model.safetensors", endpoint=hub.url)
+    url = hf_hub_url("org/base", "model.safetensors")
     metadata = api.get_hf_file_metadata(url=url)
     assert (metadata.size, metadata.etag) == (len(WEIGHTS), hashlib.sha256(WEIGHTS).hexdigest())
     assert metadata.location.startswith(hub.storage_url)
@@ -120,8 +109,8 @@ def test_ranges_are_served_from_the_storage_without_the_token(api, hub):
 def test_who_may_see_what(api, hub):
     hub.add_repo("ada/secret", NAMES, private=True)
     hub.add_repo("org/gated", NAMES, gated=True)
-    stranger = HfApi(endpoint=hub.url, token=hub.add_user("bob"))
-    nobody = HfApi(endpoint=hub.url, token=False)
+    stranger = HfApi(token=hub.add_user("bob"))
+    nobody = HfApi(token=False)
     assert api.model_info("ada/secret").private
     for client in (stranger, nobody):
         with pytest.raises(RepositoryNotFoundError):
@@ -133,8 +122,8 @@ def test_who_may_see_what(api, hub):
     with pytest.raises(EntryNotFoundError):
         api.hf_hub_download("ada/secret", "missing.json")
     with pytest.raises(HfHubHTTPError, match="Invalid credentials"):
-        HfApi(endpoint=hub.url, token="hf_wrong").model_info("ada/secret")
-    reader = HfApi(endpoint=hub.url, token=hub.add_user("ada", can_write=False))
+        HfApi(token="hf_wrong").model_info("ada/secret")
+    reader = HfApi(token=hub.add_user("ada", can_write=False))
     with pytest.raises(HfHubHTTPError, match="403"):
         reader.create_repo("ada/n")
 
@@ -184,4 +173,4 @@ def test_wrong_bytes_are_noticed_or_kept_as_asked(api, hub):
     assert hub.files("ada/m")["model.safetensors"] != WEIGHTS
     hub.fail("GET /ada/m/resolve/*", cut_after=1, times=99)
     with pytest.raises(HTTPError):
-        get_session().get(hf_hub_url("ada/m", "config.json", endpoint=hub.url))
+        get_session().get(hf_hub_url("ada/m", "config.json"))

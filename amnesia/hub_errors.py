@@ -1,0 +1,56 @@
+"""What the client of the Hub raises, as errors of this package in one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from amnesia.errors import AmnesiaError, SourceError, first_line
+
+
+@contextlib.contextmanager
+def hub_errors(shown: str, remedy: str = "check the network, or give a folder") -> Iterator[None]:
+    """Turn failures of the Hub into SourceError, about the repository that messages call `shown`."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        # The base of all errors of the HTTP library, whose name depends on the version of the client.
+        HTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except AmnesiaError:
+        raise
+    except GatedRepoError as error:
+        raise SourceError(f"{shown} is gated: accept its terms on the Hub and log in with `hf auth login`") from error
+    except HFValidationError as error:
+        raise SourceError(f"{shown} is not the name of a repository: expected owner/name") from error
+    except RevisionNotFoundError as error:
+        repo = shown.partition("@")[0]
+        raise SourceError(f"{shown} has no such revision: give a branch, tag or commit of {repo}") from error
+    except RepositoryNotFoundError as error:
+        raise SourceError(
+            f"{shown} is neither a folder here nor a repository that the Hub shows you: check the name, or log in"
+        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise SourceError(f"{shown} refuses access ({reason(error)}): log in with `hf auth login`") from error
+        raise SourceError(f"{shown} cannot be reached ({reason(error)}): {remedy}") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError) as error:
+        raise SourceError(f"{shown} cannot be fetched ({reason(error)}): {remedy}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Why a request failed, in a few words: the status and what the server said, or the error's first line."""
+    response = getattr(error, "response", None)
+    if response is None:
+        return first_line(error)
+    said = getattr(error, "server_message", None)
+    return f"{response.status_code}: {first_line(Exception(said))}" if said else f"status {response.status_code}"
