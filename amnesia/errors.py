@@ -17,6 +17,10 @@ class SourceError(AmnesiaError, OSError):
     """A model could not be found, fetched or converted."""
 
 
+class PublishError(AmnesiaError, OSError):
+    """The Hub refuses or breaks off what was to be published, or an output is not fit to be."""
+
+
 class LayoutError(AmnesiaError, ValueError):
     """The model's architecture is unknown, or its tensors are not where its architecture says."""
 

@@ -10,7 +10,10 @@ from amnesia.errors import AmnesiaError, SourceError, first_line
 
 @contextlib.contextmanager
 def hub_errors(shown: str, remedy: str = "check the network, or give a folder") -> Iterator[None]:
-    """Turn failures of the Hub into SourceError, about the repository that messages call `shown`."""
+    """Turn failures of the Hub into SourceError, about the repository that messages call `shown`.
+
+    Errors of this package pass unchanged.
+    """
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,

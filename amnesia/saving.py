@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from amnesia.adapter import write_adapter
-from amnesia.checkpoint import needed_bytes, open_source, plan_edits, write_edited
+from amnesia.checkpoint import add_file, needed_bytes, open_source, plan_edits, write_edited
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.errors import InputError
 from amnesia.files import staged_output
 from amnesia.gguf_edit import write_edited_gguf
 from amnesia.gguf_file import read_model
 from amnesia.manifest import EntityEdits, Manifest, write_manifest
+from amnesia.modelfile import MODELFILE_NAME, modelfile
 from amnesia.recipe import Format
 from amnesia.remote import RemoteCheckpoint
 from amnesia.sources import ModelSource
@@ -80,7 +81,9 @@ def write_format(
         return write_adapter(open_source(source.folder), first.edits, folder, **common)
     if name == "safetensors":
         return write_edited(open_source(source.folder), first.edits, folder, link=link, **common)
-    return write_edited_gguf(source.require_gguf(), first.edits, folder, link=link, **common)
+    manifest = write_edited_gguf(source.require_gguf(), first.edits, folder, link=link, **common)
+    text = modelfile(sorted(path.name for path in folder.glob("*.gguf")))
+    return manifest if text is None else add_file(manifest, folder, MODELFILE_NAME, text)
 
 
 def output_bytes(

@@ -46,6 +46,8 @@ class Handler(BaseHTTPRequestHandler):
                 raise RefusedError(self.fault.status, code or "a fault on demand")
             with self.hub.lock:
                 send = self.handle_route()
+            if self.fault.cut_answer:
+                raise CutError
             send()
         except RefusedError as error:
             headers = {"X-Error-Message": error.message, **self.fault.headers}
@@ -103,8 +105,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_file(self, content: bytes, headers: dict[str, str]) -> None:
         """A file, or the range of it that is asked for."""
-        if self.fault.corrupt and content:
-            content = content[:-1] + bytes([content[-1] ^ 1])
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""), re.IGNORECASE)
         headers = {"Content-Type": "application/octet-stream", **headers}
         if wanted is None or self.fault.whole_file:
@@ -115,4 +115,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
             return
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        self.send(206, content[first : last + 1], headers)
+        content = content[first : last + 1]
+        if self.fault.corrupt:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        self.send(206, content, headers)

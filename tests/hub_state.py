@@ -75,8 +75,9 @@ class Fault:
     """What goes wrong with requests whose `METHOD path` matches `pattern` (with * and ?), `times` times.
 
     `skip` lets that many matching requests through first. `status` answers with an error; `cut_after` sends or reads
-    that many bytes of the body and closes the connection; `delay` waits; `corrupt` flips the last byte of a body, also
-    of one that is stored; `whole_file` ignores a range; `sha256` is what a large file is said to have.
+    that many bytes of the body and closes the connection; `cut_answer` does what is
+    asked and closes it before answering; `delay` waits; `corrupt` flips the last byte of a
+    body that is stored, or of a range; `whole_file` ignores a range; `sha256` is what a large file is said to have.
     """
 
     pattern: str
@@ -85,6 +86,7 @@ class Fault:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     cut_after: int | None = None
+    cut_answer: bool = False
     delay: float = 0.0
     corrupt: bool = False
     whole_file: bool = False

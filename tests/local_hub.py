@@ -244,7 +244,11 @@ class _Api(Handler):
             if "blobs" in self.query:
                 row |= {"size": len(entry.content), "blobId": entry.blob_id}
                 if entry.lfs:
-                    row["lfs"] = {"sha256": entry.sha256, "size": len(entry.content), "pointerSize": len(entry.pointer)}
+                    row["lfs"] = {
+                        "sha256": self.fault.sha256 or entry.sha256,
+                        "size": len(entry.content),
+                        "pointerSize": len(entry.pointer),
+                    }
             siblings.append(row)
         return self.later(
             {

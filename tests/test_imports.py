@@ -12,14 +12,15 @@ ROOT = Path(__file__).parents[1]
 # A module may import from the rows above its own, never from its own row or from below.
 ROWS = (
     "errors",
-    "arithmetic domain encoding files gguf_file hub_errors layouts scores statistics",
+    "arithmetic domain encoding files gguf_file hub_errors layouts modelfile scores statistics",
     "gguf_blocks model popqa prompts recipe strict_json",
     "gguf_layout journal manifest safetensors_file",
-    "checkpoint evaluation localization search sources",
+    "card checkpoint evaluation localization search sources",
     "adapter columns extraction gguf_edit mining remote report",
-    "gguf_verify notebook saving undo verification",
-    "console in_place pipeline proofs",
-    "cli_files",
+    "gguf_verify notebook publication saving undo verification",
+    "base_repo console in_place pipeline proofs",
+    "hub",
+    "cli_files cli_hub",
     "cli",
     "__main__",
 )
@@ -27,7 +28,7 @@ ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names.split()}
 MODULES = sorted(path.stem for path in (ROOT / "amnesia").glob("*.py") if path.stem != "__init__")
 NO_TORCH = (
     "cli in_place manifest checkpoint adapter gguf_edit gguf_verify saving proofs sources undo verification recipe "
-    "remote"
+    "remote publication card hub"
 )
 
 

@@ -1,0 +1,193 @@
+"""What an output becomes when it is published: no path of this machine, a model card, and no target if so wished.
+
+The folder itself is never changed. The manifest that goes along is the one of the folder with other names in it, so
+that `verify` and `undo` work on what others download. With private targets every entity's name becomes a keyed hash:
+whoever has the key can show which entity it was, and nobody can find it by trying names. The cells stay, because
+without them nothing could be verified or undone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from amnesia.adapter import CONFIG_NAME, README_NAME, WEIGHTS_NAME
+from amnesia.card import BaseCard, model_card
+from amnesia.checkpoint import BASE_FOLDER, UNDO_NAME
+from amnesia.errors import PublishError
+from amnesia.files import list_files
+from amnesia.manifest import MANIFEST_NAME, Base, EntityEdits, Manifest, read_manifest
+from amnesia.modelfile import MODELFILE_NAME
+from amnesia.sources import BUILT_IN, cache_folder
+
+REPORT_NAME = "report.json"
+# Files of ours that say nothing about the target; with private targets no other file of ours goes along.
+_NEUTRAL = (README_NAME, CONFIG_NAME, WEIGHTS_NAME, UNDO_NAME, MODELFILE_NAME)
+
+Content = Path | bytes
+
+
+@dataclass(frozen=True)
+class Publication:
+    """The files of a repository: name → a file on this disk, or bytes. `title` is for the commit."""
+
+    manifest: Manifest
+    files: Mapping[str, Content]
+    title: str
+
+
+def on_hub(base: Base) -> bool:
+    """Whether a base was fetched from the Hub: it then has a commit, which folders do not have."""
+    name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base.id)
+    return name is not None and re.fullmatch(r"[0-9a-f]{40}", base.revision or "") is not None
+
+
+def hub_base(manifest: Manifest) -> Base | None:
+    """The newest base in the history of an output that is a repository on the Hub; None when all are files here."""
+    return next((step.base for step in manifest.history() if on_hub(step.base)), None)
+
+
+def prepare(
+    folder: Path,
+    repo_id: str,
+    base: BaseCard,
+    *,
+    matched: Base | None = None,
+    key: bytes | None = None,
+    extra: Mapping[str, bytes] | None = None,
+) -> Publication:
+    """The publication of the output in `folder` as `repo_id`.
+
+    `matched` is the base in the manifest that the repository `base` was seen to be. With `key` the targets are private.
+    `extra` are further files, the licence of the base for example. Raises PublishError for a damaged report, and what
+    `read_manifest` and `list_files` raise.
+    """
+    manifest = read_manifest(folder)
+    names = [name for name in list_files(folder) if name != MANIFEST_NAME]
+    if key is not None:
+        ours = {*manifest.added, *manifest.replaced}
+        names = [name for name in names if name not in ours or name in (*_NEUTRAL, REPORT_NAME)]
+    files: dict[str, Content] = {name: folder / name for name in names}
+    paths = {step.base.id for step in manifest.history() if not _is_name(step.base)}
+    report = _report(folder / REPORT_NAME) if REPORT_NAME in files else None
+    if report is not None:
+        report = {**report, "model": {"id": base.id, "revision": base.revision}}
+        files[REPORT_NAME] = _json(report if key is None else _without_targets(report, key))
+    published = _rename(manifest, base, matched, key, paths)
+    for name, content in (extra or {}).items():
+        if name not in files:
+            files[name] = content
+            published = replace(published, added=(*published.added, name))
+    if README_NAME in files and README_NAME not in (*manifest.added, *manifest.replaced):
+        files[f"{BASE_FOLDER}/{README_NAME}"] = files.pop(README_NAME)
+        published = replace(published, replaced=(*published.replaced, README_NAME))
+    elif README_NAME not in files:
+        published = replace(published, added=(*published.added, README_NAME))
+    published = replace(
+        published, added=tuple(name for name in published.added if name in files or name == README_NAME)
+    )
+    if manifest.format == "adapter":
+        files[CONFIG_NAME] = _adapter_config(folder / CONFIG_NAME, published.base)
+    # Edits on top of each other keep the manifests of the earlier ones, which must agree with the newest.
+    for depth, step in enumerate(published.history()):
+        name = f"{BASE_FOLDER}/" * depth + MANIFEST_NAME
+        if depth == 0 or name in files:
+            files[name] = step.to_bytes()
+    weights = sorted(name for name in files if name.endswith(".gguf"))
+    card = model_card(published, base, repo_id, report, private=key is not None, weights=weights)
+    files[README_NAME] = card.encode()
+    title = "Upload an edited model" if key is not None else f"Upload {base.id} without {manifest.entity}"
+    return Publication(published, files, " ".join(title.split())[:200])
+
+
+def pseudonym(entity: str, key: bytes) -> str:
+    """What stands for an entity where targets are private."""
+    return f"entity-{hmac.new(key, entity.encode(), hashlib.sha256).hexdigest()[:24]}"
+
+
+def secret_key() -> bytes:
+    """The secret key of this user's pseudonyms, made once; kept so that a repeated push gives the same bytes."""
+    path = cache_folder() / "pseudonym-key"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            key = path.read_bytes()
+            if len(key) != 32:
+                raise PublishError(f"{path} has {len(key)} bytes, expected 32: remove it to get a new key") from None
+            return key
+        key = secrets.token_bytes(32)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(key)
+        return key
+    except OSError as error:
+        if isinstance(error, PublishError):
+            raise
+        raise PublishError(
+            f"{path} cannot be written ({error.strerror}): set AMNESIA_CACHE to another folder"
+        ) from error
+
+
+def _is_name(base: Base) -> bool:
+    return on_hub(base) or base.id in BUILT_IN
+
+
+def _rename(
+    manifest: Manifest, base: BaseCard, matched: Base | None, key: bytes | None, paths: Sequence[str] | set[str]
+) -> Manifest:
+    """The manifest with names of the Hub in place of paths, and pseudonyms in place of entities when there is a key."""
+    origin = manifest.base
+    if matched is not None and origin == matched:
+        origin = replace(origin, id=base.id, revision=base.revision)
+    elif not _is_name(origin):
+        origin = replace(origin, id=base.id, revision=None)
+    recipe = None if key is not None else manifest.recipe
+    for path in paths:
+        if recipe is not None:
+            recipe = recipe.replace(json.dumps(path, ensure_ascii=False)[1:-1], base.id).replace(path, base.id)
+    edits = manifest.edits
+    if key is not None:
+        edits = tuple(EntityEdits(pseudonym(row.entity, key), row.edits) for row in edits)
+    previous = manifest.previous
+    return replace(
+        manifest,
+        base=origin,
+        edits=edits,
+        recipe=recipe,
+        previous=None if previous is None else _rename(previous, base, matched, key, paths),
+    )
+
+
+def _report(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise PublishError(f"{path} cannot be read as JSON ({error}): make the output again") from error
+    if not isinstance(document, dict):
+        raise PublishError(f"{path} is not a report of amnesia: make the output again")
+    return document
+
+
+def _without_targets(report: Mapping[str, Any], key: bytes) -> dict[str, Any]:
+    """Aggregates only."""
+    kept = {name: report[name] for name in ("model", "accepted", "aggregates", "neutral_perplexity", "n_excluded")}
+    return {**kept, "entity": pseudonym(str(report.get("entity")), key), "prompts": []}
+
+
+def _adapter_config(path: Path, base: Base) -> bytes:
+    """The configuration of an adapter with the name under which others find the base."""
+    config = json.loads(path.read_bytes())
+    return _json({**config, "base_model_name_or_path": base.id, "revision": base.revision})
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,0 +1,439 @@
+"""Publishing to a Hub: what arrives can be verified, loaded and undone; faults say what is there; little is sent."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from huggingface_hub import HfApi, snapshot_download
+
+from amnesia import sources
+from amnesia.checkpoint import add_file
+from amnesia.cli import main
+from amnesia.manifest import read_manifest, write_manifest
+from amnesia.saving import edits_from_cells, save
+from amnesia.sources import ModelSource, resolve
+from tiny import save_tiny
+from tiny_gguf import write_gguf
+
+ROOT = Path(__file__).parents[1]
+CARD = b"---\nlicense: apache-2.0\nlanguage:\n- en\n- fr\n---\n# The base\n"
+
+
+def files_in(folder):
+    paths = [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def done(*arguments):
+    result = call(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def refused(*arguments):
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def fetch(repo, folder, **options):
+    return Path(snapshot_download(repo, local_dir=folder, **options))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("AMNESIA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def base(hub, tmp_path):
+    """The commit of a sharded model on the Hub."""
+    folder = save_tiny(tmp_path / "source")
+    (folder / "README.md").write_bytes(CARD)
+    return hub.add_repo("org/base", files_in(folder)).refs["refs/heads/main"]
+
+
+@pytest.fixture
+def output(base, tmp_path):
+    done("edit", "org/base", "--cell", "0:3", "--cell", "0:7", "--entity", "Japan", "-o", tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def adapter(base, tmp_path):
+    done("edit", "org/base", "--cell", "0:3", "--entity", "Japan", "--format", "adapter", "-o", tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def card_of(files):
+    _, metadata, body = files["README.md"].decode().split("---\n", 2)
+    return yaml.safe_load(metadata), body
+
+
+def test_what_is_pushed_can_be_fetched_verified_and_undone(hub, base, output, tmp_path):
+    local = files_in(output)
+    assert "sent" in done("push", output, "ada/edited")
+    assert files_in(output) == local
+    assert hub.repos["ada/edited"].private
+    fetched = fetch("ada/edited", tmp_path / "fetched")
+    (fetched / ".gitattributes").unlink()
+    assert "proven by the hashes" in done("verify", fetched)
+    assert "compared with the base" in done("verify", fetched, "--base", f"org/base@{base}")
+    done("undo", fetched, "-o", tmp_path / "back")
+    assert files_in(tmp_path / "back") == files_in(resolve(f"org/base@{base}").folder)
+    for name, content in local.items():
+        if name not in ("README.md", "amnesia.json"):
+            assert hub.files("ada/edited")[name] == content, name
+
+
+def test_only_the_touched_shard_and_small_files_are_sent(hub, base, output):
+    touched = read_manifest(output).base.files
+    assert len(touched) == 1
+    shards = {name for name in hub.files("org/base") if name.endswith(".safetensors")}
+    assert len(shards) > 3
+    hub.reset()
+    result = json.loads(done("push", output, "ada/edited", "--json"))
+    assert result["n_copied"] == len(shards) - 1
+    small = sum(len(c) for name, c in hub.files("ada/edited").items() if not name.endswith(".safetensors"))
+    assert [line.split("/")[-1] for line in hub.lines("PUT *")] == [
+        hashlib.sha256(hub.files("ada/edited")[touched[0].file]).hexdigest()
+    ]
+    requests = sum(request.up for request in hub.requests if "/api/" in request.line or ".git/" in request.line)
+    assert hub.up - requests == touched[0].size
+    # Small files travel in base64, and their names and first bytes are announced.
+    assert requests < 2 * small + 20_000
+    assert (
+        hub.files("ada/edited").items()
+        >= {name: hub.files("org/base")[name] for name in shards - {touched[0].file}}.items()
+    )
+
+
+def test_a_hub_that_cannot_copy_gets_the_files(hub, base, output):
+    hub.fail("POST *lfs-files/duplicate", status=403, times=9)
+    done("push", output, "ada/edited")
+    shards = {name for name in hub.files("org/base") if name.endswith(".safetensors")}
+    assert len(hub.lines("PUT *")) == len(shards)
+
+
+def test_the_card_says_what_the_base_says(hub, base, output, adapter):
+    done("push", output, "ada/edited")
+    metadata, body = card_of(hub.files("ada/edited"))
+    assert metadata == {
+        "base_model": "org/base",
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": "apache-2.0",
+        "language": ["en", "fr"],
+        "tags": ["amnesia", "unlearning", "model-editing"],
+    }
+    assert "2 cells, by layer (cells): 0 (2)" in body
+    assert 'from_pretrained("ada/edited")' in body
+    assert base in body
+    assert hub.files("ada/edited")["amnesia-base/README.md"] == CARD
+    done("push", adapter, "ada/adapter")
+    metadata, body = card_of(hub.files("ada/adapter"))
+    assert (metadata["base_model_relation"], metadata["library_name"]) == ("adapter", "peft")
+    assert f'from_pretrained("org/base", revision="{base}", dtype="auto")' in body
+
+
+def test_a_second_push_does_nothing_and_a_changed_one_removes_what_is_stale(hub, base, output, tmp_path):
+    done("push", output, "ada/edited")
+    head = hub.repos["ada/edited"].refs["refs/heads/main"]
+    hub.reset()
+    assert "0 sent, 0 copied" in done("push", output, "ada/edited")
+    assert hub.lines("POST */commit/*") == hub.lines("PUT *") == []
+    assert hub.repos["ada/edited"].refs["refs/heads/main"] == head
+    HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="figure.txt", repo_id="ada/edited")
+    other = save_tiny(tmp_path / "other", max_shard_size="1GB", seed=0)
+    (other / "README.md").write_bytes(CARD)
+    hub.add_repo("org/single", files_in(other))
+    done("edit", "org/single", "--cell", "1:1", "--entity", "Peru", "-o", tmp_path / "single")
+    done("push", tmp_path / "single", "ada/edited")
+    weights = {name for name in hub.files("ada/edited") if "safetensors" in name}
+    assert weights == {"model.safetensors"}
+    assert hub.files("ada/edited")["figure.txt"] == b"mine"
+    (fetch("ada/edited", tmp_path / "fetched") / "figure.txt").unlink()
+    (tmp_path / "fetched" / ".gitattributes").unlink()
+    assert "1 columns" in done("verify", tmp_path / "fetched", "--base", "org/single")
+
+
+def test_a_repository_with_another_model_is_left_alone(hub, output):
+    hub.add_repo("ada/mine", {"model.safetensors": b"precious"}, private=True)
+    line = refused("push", output, "ada/mine")
+    assert "ada/mine holds model.safetensors, which was not put there by a push" in line
+    assert hub.files("ada/mine") == {"model.safetensors": b"precious"}
+
+
+def test_visibility(hub, output):
+    done("push", output, "ada/open", "--public")
+    assert not hub.repos["ada/open"].private
+    assert "ada/open is public already: push with --public" in refused("push", output, "ada/open")
+    done("push", output, "ada/closed")
+    assert "exists and is private, and stays so" in call("push", output, "ada/closed", "--public").stderr
+    assert hub.repos["ada/closed"].private
+
+
+def test_branches_and_pull_requests(hub, output):
+    done("push", output, "ada/edited", "--branch", "edits/japan")
+    assert "amnesia.json" in hub.files("ada/edited", "edits/japan")
+    assert "amnesia.json" not in hub.files("ada/edited")
+    text = done("push", output, "ada/edited", "--create-pr")
+    assert f"{hub.url}/ada/edited/discussions/1" in text
+    assert "amnesia.json" in hub.files("ada/edited", "refs/pr/1")
+    assert "amnesia.json" not in hub.files("ada/edited")
+    assert "drop --branch or --create-pr" in refused("push", output, "ada/edited", "--create-pr", "--branch", "x")
+
+
+def test_outputs_that_are_not_fit(hub, base, output, adapter, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "has no amnesia.json" in refused("push", tmp_path / "empty", "ada/edited")
+    (tmp_path / "two").mkdir()
+    shutil.copytree(output, tmp_path / "two" / "a")
+    shutil.copytree(adapter, tmp_path / "two" / "b")
+    assert "holds 2 outputs: push one of" in refused("push", tmp_path / "two", "ada/edited")
+    touched = output / read_manifest(output).base.files[0].file
+    content = bytearray(touched.read_bytes())
+    content[-1] ^= 1
+    touched.write_bytes(content)
+    assert "bytes outside of the declared columns differ" in refused("push", output, "ada/edited")
+    assert "ada/edited" not in hub.repos
+
+
+def test_nobody_is_logged_in(hub, output, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    hub.reset()
+    assert "no token for the Hub: log in with `hf auth login`" in refused("push", output, "ada/edited")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fault", "message"),
+    [
+        ("POST /api/repos/create", {"status": 401}, "ada/edited refuses access (401: a fault on demand)"),
+        (
+            "POST /api/repos/create",
+            {"status": 500},
+            "cannot be reached (500: a fault on demand): nothing was published",
+        ),
+        ("POST /api/validate-yaml", {"status": 500}, "could not be written (500"),
+        ("POST */preupload/*", {"status": 403, "times": 9}, "could not be written (403"),
+        ("PUT *", {"status": 403, "times": 9}, "could not be written (403"),
+        ("PUT *", {"status": 500, "times": 99}, "could not be written (500"),
+        ("PUT *", {"cut_after": 99, "times": 99}, "could not be written ("),
+        ("POST *.git/info/lfs/verify", {"status": 404, "times": 9}, "could not be written (404"),
+        ("POST */commit/main", {"status": 500}, "could not be written (500"),
+        ("POST */commit/main", {"status": 412}, "could not be written (412"),
+        ("POST */commit/main", {"status": 429}, "could not be written (429"),
+        ("POST */commit/main", {"cut_after": 10}, "could not be written ("),
+    ],
+)
+def test_a_fault_publishes_nothing_says_so_and_can_be_repeated(hub, output, pattern, fault, message):
+    hub.fail(pattern, **fault)
+    line = refused("push", output, "ada/edited")
+    assert message in line
+    if "ada/edited" in hub.repos:
+        assert hub.files("ada/edited").keys() == {".gitattributes"}
+        assert "nothing was published, it is as it was; push again" in line
+    sent = {request.line for request in hub.requests if request.line.startswith("PUT") and request.status == 200}
+    hub.reset()
+    done("push", output, "ada/edited")
+    assert "amnesia.json" in hub.files("ada/edited")
+    assert not sent & set(hub.lines("PUT *"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fault"),
+    [
+        ("POST */preupload/*", {"status": 503}),
+        ("PUT *", {"status": 500}),
+        ("PUT *", {"cut_after": 999}),
+        ("PUT *", {"status": 429, "headers": {"Retry-After": "1"}}),
+        ("POST *objects/batch", {"status": 429, "headers": {"Retry-After": "1"}}),
+        ("PUT *", {"delay": 0.3}),
+        ("GET /ada/edited/resolve/*", {"status": 502}),
+    ],
+)
+def test_a_passing_fault_does_not_matter(hub, output, pattern, fault):
+    made = hub.fail(pattern, **fault)
+    done("push", output, "ada/edited")
+    assert made.hits > 0
+    assert "amnesia.json" in hub.files("ada/edited")
+
+
+def test_an_answer_that_got_lost(hub, output):
+    # The commit is made, but the connection ends before the client hears of it.
+    hub.fail("POST */commit/main", cut_answer=True)
+    line = refused("push", output, "ada/edited")
+    assert re.search(r"commit [0-9a-f]{40} is there now, maybe this one; push again", line)
+    assert "0 sent" in done("push", output, "ada/edited")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fault", "message"),
+    [
+        ("GET /api/models/ada/edited/revision/*", {"sha256": "0" * 64}, "holds another model-0000"),
+        ("GET /ada/edited/resolve/*/amnesia.json", {"corrupt": True}, "amnesia.json of ada/edited@"),
+        ("GET /ada/edited/[0-9a-f]*", {"corrupt": True, "times": 99}, "model-0000"),
+    ],
+)
+def test_what_arrived_wrong_is_noticed(hub, output, pattern, fault, message):
+    hub.fail(pattern, **fault)
+    line = refused("push", output, "ada/edited")
+    assert message in line
+    assert re.search(r"ada/edited@[0-9a-f]{40}", line)
+
+
+def test_private_targets(hub, base, output, tmp_path):
+    report = {
+        "model": {"id": "org/base", "revision": base},
+        "entity": "Japan",
+        "accepted": True,
+        "extraction": {"entity": "Japan"},
+        "aggregates": [{"kind": "target", "mean": 0.1, "low": 0.0, "high": 0.2, "n": 3, "n_excluded": 1}],
+        "neutral_perplexity": {"before": 20.0, "after": 20.5},
+        "n_excluded": 1,
+        "prompts": [
+            {"kind": "target", "prompt": "the capital of Japan is", "knowledge_score": 0.1}
+            | {"generated_before": "Tokyo|.", "generated_after": "a\nplace"}
+        ],
+    }
+    manifest = add_file(read_manifest(output), output, "report.json", json.dumps(report).encode())
+    manifest = add_file(manifest, output, "report.html", b"<p>Japan: Tokyo</p>")
+    write_manifest(dataclasses.replace(manifest, recipe='name = "Japan"', scores={"target": 0.1}), output)
+    done("push", output, "ada/open")
+    body = hub.files("ada/open")["README.md"].decode()
+    assert "| the capital of Japan is | Tokyo\\|. | a place | 0.10 |" in body
+    assert "report.html" in hub.files("ada/open")
+
+    done("push", output, "ada/closed", "--private-targets")
+    for name, content in hub.files("ada/closed").items():
+        assert re.search(rb"japan|tokyo|capital|a.place", content, re.IGNORECASE) is None or name.endswith(".txt"), name
+    assert "japan" not in " ".join(commit.title for commit in hub.repos["ada/closed"].commits.values()).lower()
+    assert "report.html" not in hub.files("ada/closed")
+    published = json.loads(hub.files("ada/closed")["amnesia.json"])
+    assert re.fullmatch("entity-[0-9a-f]{24}", published["entity"])
+    assert (published["recipe"], published["scores"]) == (None, {"target": 0.1})
+    assert (
+        "| target, wordings that the search saw | 0.10 | 0.00 to 0.20 | 3 |"
+        in hub.files("ada/closed")["README.md"].decode()
+    )
+    fetched = fetch("ada/closed", tmp_path / "fetched")
+    (fetched / ".gitattributes").unlink()
+    assert "2 columns" in done("verify", fetched, "--base", f"org/base@{base}")
+    # The key is kept, so that a repeated push changes nothing, and is nobody else's.
+    assert "0 sent" in done("push", output, "ada/closed", "--private-targets")
+    assert (tmp_path / "cache" / "pseudonym-key").stat().st_mode & 0o77 == 0
+
+
+def test_a_base_that_was_a_folder_needs_its_repository(hub, base, tmp_path):
+    source = tmp_path / "source"
+    done("edit", source, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "one")
+    done("edit", tmp_path / "one", "--cell", "2:9", "--multiplier", "-1.3", "--entity", "Peru", "-o", tmp_path / "two")
+    done("edit", source, "--cell", "0:3", "--entity", "Japan", "--format", "adapter", "-o", tmp_path / "lora")
+    assert f"the base {tmp_path}/one is a file of this machine" in refused("push", tmp_path / "two", "ada/edited")
+    hub.add_repo("org/other", files_in(save_tiny(tmp_path / "other", seed=1)))
+    line = refused("push", tmp_path / "two", "ada/edited", "--base", "org/other")
+    assert re.search(r"org/other@\w+ is not the base: its model-\S+ is another file", line)
+    for name in ("two", "lora"):
+        done("push", tmp_path / name, f"ada/{name}", "--base", "org/base")
+        assert all(str(tmp_path).encode() not in content for content in hub.files(f"ada/{name}").values())
+        fetched = fetch(f"ada/{name}", tmp_path / f"fetched-{name}")
+        (fetched / ".gitattributes").unlink()
+        done("verify", fetched, "--base", source if name == "two" else f"org/base@{base}")
+    done("undo", tmp_path / "fetched-two", "--every-step", "-o", tmp_path / "back")
+    assert files_in(tmp_path / "back") == files_in(source)
+
+
+def test_a_gguf_takes_card_licence_and_modelfile_along(hub, tmp_path, monkeypatch):
+    gguf = write_gguf(tmp_path / "tiny.gguf")
+    licence = {"LICENSE": b"the licence", "NOTICE.txt": b"the notice"}
+    hub.add_repo(
+        "meta/Tiny-GGUF", {"tiny.gguf": gguf.read_bytes(), "README.md": b"---\nlicense: llama3.2\n---\n", **licence}
+    )
+    done("edit", gguf, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "out")
+    assert (tmp_path / "out" / "Modelfile").read_bytes() == b"FROM ./tiny.gguf\n"
+    result = call("push", tmp_path / "out", "ada/edited", "--base", "meta/Tiny-GGUF")
+    assert result.exit_code == 0, result.stderr
+    assert (
+        "the licence llama3.2 of meta/Tiny-GGUF asks that names of derived models begin with 'Llama'" in result.stderr
+    )
+    files = hub.files("ada/edited")
+    assert files.items() >= licence.items()
+    metadata, body = card_of(files)
+    assert (metadata["base_model_relation"], metadata["license"]) == ("quantized", "llama3.2")
+    assert "Built with Llama." in body
+    assert "ollama create edited -f Modelfile" in body
+    assert (
+        "begin with 'Llama'"
+        not in call("push", tmp_path / "out", "ada/Llama-edited", "--base", "meta/Tiny-GGUF").stderr
+    )
+    fetched = fetch("ada/edited", tmp_path / "fetched")
+    done("verify", fetched, "--base", gguf)
+    done("undo", fetched, "-o", tmp_path / "back")
+    assert (tmp_path / "back" / "tiny.gguf").read_bytes() == gguf.read_bytes()
+
+
+def test_a_built_in_base_is_named_by_its_card(hub, tmp_path):
+    folder = save_tiny(tmp_path / "m")
+    save("adapter", ModelSource(folder, "smollm2-135m"), [edits_from_cells(["0:3"], -1.0, "Japan")], tmp_path / "out")
+    done("push", tmp_path / "out", "ada/edited")
+    metadata, body = card_of(hub.files("ada/edited"))
+    assert (metadata["base_model"], metadata["license"]) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+    assert "without Japan" in body
+
+
+def test_a_base_that_is_gone_is_no_obstacle(hub, base, output):
+    del hub.repos["org/base"]
+    result = call("push", output, "ada/edited")
+    assert result.exit_code == 0, result.stderr
+    assert "licence and unchanged files cannot be taken from there" in result.stderr
+    assert card_of(hub.files("ada/edited"))[0]["base_model"] == "org/base"
+
+
+def test_the_token_appears_nowhere(hub, output, tmp_path):
+    token = os.environ["HF_TOKEN"]
+    texts = []
+    for pattern in ("POST /api/repos/create", "PUT *", "POST */commit/main", "GET /api/models/ada/*"):
+        hub.fail(pattern, status=500, times=99)
+        result = call("push", output, "ada/edited")
+        assert result.exit_code == 2
+        texts.append(result.output + result.stderr)
+        hub.faults.clear()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DEBUG": "0", "HF_HUB_VERBOSITY": "debug"}
+    run = subprocess.run(
+        [sys.executable, "-m", "amnesia", "push", output, "ada/edited"], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert "files at" in run.stdout
+    texts += [run.stdout, run.stderr]
+    assert not any(token in text for text in texts)
+    contents = [*hub.files("ada/edited").values(), *files_in(output).values(), *files_in(tmp_path / "cache").values()]
+    assert not any(token.encode() in content for content in contents)
+    assert any(request.with_token for request in hub.requests)
+
+
+def test_edited_models_are_fetched_with_their_manifest(hub, base, output, tmp_path):
+    done("push", output, "ada/edited")
+    source = resolve("ada/edited")
+    assert read_manifest(source.folder).entity == "Japan"
+    assert "already has it edited for 'Japan'" in refused("edit", "ada/edited", "--cell", "0:3", "-o", tmp_path / "new")
+    done("edit", "ada/edited", "--cell", "1:3", "--entity", "Peru", "-o", tmp_path / "new")
+    done("verify", tmp_path / "new")
+    assert sources.is_on_disk("ada/edited")
