@@ -110,12 +110,32 @@ def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
 @click.command()
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--base", help="The model that was edited: every byte is then compared with it.")
+@click.option("--behaviour", is_flag=True, help="Load OUTPUT and its base and ask both about the target facts.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="Facts for --behaviour. Default: those of OUTPUT.")
 @as_json
-def verify(output: Path, base: str | None, json_output: bool) -> None:
-    """Prove from the bytes that exactly the declared columns of OUTPUT changed, and nothing else."""
+def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None, json_output: bool) -> None:
+    """Prove from the bytes that exactly the declared columns of OUTPUT changed, and nothing else.
+
+    With --behaviour the models are loaded instead, and OUTPUT may be any model or adapter folder that should have the
+    edit, for example one that was merged elsewhere: its answers about the targets must not be those of the base.
+    """
+    if recipe is not None and not behaviour:
+        raise InputError("--recipe is for --behaviour: bytes are proven without facts")
+    _recover(output)
+    if behaviour:
+        from amnesia.behaviour import check_behaviour
+
+        report = check_behaviour(output, Terminal(), base=base, recipe_path=recipe)
+        if json_output:
+            print_json(dataclasses.asdict(report))
+        else:
+            click.echo(
+                f"{output}: answers to {report.n_targets} target facts changed by {report.change:.2f} nats in the mean "
+                f"(log-probability {report.before:.2f} before, {report.after:.2f} after)"
+            )
+        return
     from amnesia import proofs
 
-    _recover(output)
     folders = proofs.outputs_in(output)
     reports = [(folder, proofs.prove_against(folder, base, Terminal().notice)) for folder in folders]
     if json_output:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from amnesia.console import Terminal, as_json, print_json
+from amnesia.console import Terminal, as_json, force_option, print_json
 
 
 @click.command()
@@ -66,4 +66,24 @@ def push(
     )
 
 
-COMMANDS = (push,)
+@click.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--base", help="The model that was edited. Default: the one that the manifest names.")
+@force_option
+@as_json
+def replay(manifest: Path, output: Path, base: str | None, force: bool, json_output: bool) -> None:
+    """Make an output again from its amnesia.json: identical weights, proven by the recorded hashes."""
+    from amnesia.replay import replay as make_again
+
+    terminal = Terminal()
+    with terminal.task("replaying the edit"):
+        made = make_again(manifest, output, base=base, force=force, notice=terminal.notice)
+    if json_output:
+        print_json(made.to_json())
+    else:
+        n = sum(len(row.indices) for row in made.tensors)
+        click.echo(f"{n} columns in {len(made.tensors)} tensors as recorded ({made.format}); written to {output}")
+
+
+COMMANDS = (push, replay)

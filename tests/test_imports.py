@@ -19,7 +19,7 @@ ROWS = (
     "adapter columns extraction gguf_edit mining remote report",
     "gguf_verify notebook publication saving undo verification",
     "base_repo console in_place pipeline proofs",
-    "hub",
+    "behaviour hub replay",
     "cli_files cli_hub",
     "cli",
     "__main__",
@@ -28,7 +28,7 @@ ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names.split()}
 MODULES = sorted(path.stem for path in (ROOT / "amnesia").glob("*.py") if path.stem != "__init__")
 NO_TORCH = (
     "cli in_place manifest checkpoint adapter gguf_edit gguf_verify saving proofs sources undo verification recipe "
-    "remote publication card hub"
+    "remote publication card hub replay"
 )
 
 

@@ -1,0 +1,88 @@
+"""Outputs made again from their manifests are the same, byte for byte."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from amnesia.cli import main
+from tiny import save_tiny
+from tiny_gguf import write_gguf
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def done(*arguments):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def refused(*arguments):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 2, result.output
+    return result.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def source(tmp_path):
+    return save_tiny(tmp_path / "source", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["safetensors", "adapter"])
+def test_every_byte_comes_again(tmp_path, source, name):
+    cells = ("--cell", "0:3", "--cell", "2:40", "--multiplier", "-1.7", "--entity", "Japan")
+    done("edit", source, *cells, "--format", name, "-o", tmp_path / "out")
+    manifest = shutil.copy(tmp_path / "out" / "amnesia.json", tmp_path / "moved.json")
+    assert "2 columns in 2 tensors as recorded" in done("replay", manifest, "-o", tmp_path / "again")
+    assert files_in(tmp_path / "again") == files_in(tmp_path / "out")
+    done("replay", tmp_path / "out", "--base", source, "-o", tmp_path / "third")
+    assert files_in(tmp_path / "third") == files_in(tmp_path / "out")
+
+
+def test_a_gguf_comes_again(tmp_path):
+    gguf = write_gguf(tmp_path / "tiny.gguf")
+    done("edit", gguf, "--cell", "0:3", "-o", tmp_path / "out")
+    done("replay", tmp_path / "out", "-o", tmp_path / "again")
+    assert files_in(tmp_path / "again") == files_in(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["safetensors", "adapter"])
+def test_edits_on_top_of_each_other_come_again_from_the_first_base(tmp_path, source, name):
+    done("edit", source, "--cell", "0:3", "--multiplier", "-1.7", "--entity", "Japan", "-o", tmp_path / "one")
+    done("edit", tmp_path / "one", "--cell", "1:4", "--entity", "Peru", "--format", name, "-o", tmp_path / "two")
+    done("replay", tmp_path / "two", "-o", tmp_path / "again")
+    assert files_in(tmp_path / "again") == files_in(tmp_path / "two")
+    shutil.rmtree(tmp_path / "one")
+    assert "one" in refused("replay", tmp_path / "two", "-o", tmp_path / "third")
+    done("replay", tmp_path / "two", "--base", source, "-o", tmp_path / "third")
+    assert files_in(tmp_path / "third") == files_in(tmp_path / "two")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_an_adapter_comes_again_from_the_hub(hub, tmp_path, source):
+    hub.add_repo("org/base", files_in(source))
+    done("edit", "org/base", "--cell", "0:3", "--format", "adapter", "-o", tmp_path / "out")
+    hub.reset()
+    done("replay", tmp_path / "out", "-o", tmp_path / "again")
+    assert files_in(tmp_path / "again") == files_in(tmp_path / "out")
+    assert 0 < hub.down < sum(len(content) for content in hub.files("org/base").values()) / 3
+
+
+def test_another_base_is_refused(tmp_path, source):
+    done("edit", source, "--cell", "0:3", "-o", tmp_path / "out")
+    other = save_tiny(tmp_path / "other", dtype=torch.bfloat16, seed=1)
+    line = refused("replay", tmp_path / "out", "--base", other, "-o", tmp_path / "again")
+    assert "the base is not the one that was edited" in line
+    assert not (tmp_path / "again").exists()
+
+
+def test_manifests_that_are_none(tmp_path):
+    (tmp_path / "bad.json").write_text(json.dumps({"format_version": 1}), encoding="utf-8")
+    assert "lacks" in refused("replay", tmp_path / "bad.json", "-o", tmp_path / "out")
+    assert "cannot be read (No such file" in refused("replay", tmp_path / "none.json", "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
