@@ -76,7 +76,7 @@ def model_card(
     `report` is the content of `report.json`, `weights` are the names of the `.gguf` files. With `private` no entity, no
     prompt and no generated text appears. Raises InputError when the report is not one.
     """
-    subject = "an undisclosed entity" if private else manifest.entity
+    subject = "an undisclosed entity" if private else " ".join(manifest.entity.split())
     parts = [
         _metadata(manifest.format, base),
         f"# {base.id.split('/')[-1]} without {'one entity' if private else subject}",

@@ -21,11 +21,12 @@ from typing import Any
 
 from amnesia.adapter import CONFIG_NAME, README_NAME, WEIGHTS_NAME
 from amnesia.card import BaseCard, model_card
-from amnesia.checkpoint import BASE_FOLDER, UNDO_NAME
+from amnesia.checkpoint import BASE_FOLDER, UNDO_NAME, open_source
 from amnesia.errors import PublishError
 from amnesia.files import list_files
+from amnesia.gguf_verify import read_output
 from amnesia.manifest import MANIFEST_NAME, Base, EntityEdits, Manifest, read_manifest
-from amnesia.modelfile import MODELFILE_NAME
+from amnesia.modelfile import MODELFILE_NAME, modelfile
 from amnesia.sources import BUILT_IN, cache_folder
 
 REPORT_NAME = "report.json"
@@ -71,7 +72,7 @@ def prepare(
     `read_manifest` and `list_files` raise.
     """
     manifest = read_manifest(folder)
-    names = [name for name in list_files(folder) if name != MANIFEST_NAME]
+    names = _names(folder, manifest)
     if key is not None:
         ours = {*manifest.added, *manifest.replaced}
         names = [name for name in names if name not in ours or name in (*_NEUTRAL, REPORT_NAME)]
@@ -96,16 +97,34 @@ def prepare(
     )
     if manifest.format == "adapter":
         files[CONFIG_NAME] = _adapter_config(folder / CONFIG_NAME, published.base)
+    weights = sorted(name for name in files if name.endswith(".gguf"))
+    if MODELFILE_NAME not in files and (text := modelfile(weights)) is not None:
+        files[MODELFILE_NAME] = text
+        published = replace(published, added=(*published.added, MODELFILE_NAME))
     # Edits on top of each other keep the manifests of the earlier ones, which must agree with the newest.
     for depth, step in enumerate(published.history()):
         name = f"{BASE_FOLDER}/" * depth + MANIFEST_NAME
         if depth == 0 or name in files:
             files[name] = step.to_bytes()
-    weights = sorted(name for name in files if name.endswith(".gguf"))
     card = model_card(published, base, repo_id, report, private=key is not None, weights=weights)
     files[README_NAME] = card.encode()
     title = "Upload an edited model" if key is not None else f"Upload {base.id} without {manifest.entity}"
     return Publication(published, files, " ".join(title.split())[:200])
+
+
+def _names(folder: Path, manifest: Manifest) -> list[str]:
+    """The files that belong to the output; a folder that was edited in place may hold others.
+
+    Copies of the weights in other formats, and other `.gguf` files, still know the entity.
+    """
+    names = [name for name in list_files(folder) if name != MANIFEST_NAME]
+    if manifest.format == "safetensors":
+        other = set(open_source(folder).left_out)
+        return [name for name in names if name not in other]
+    if manifest.format == "adapter":
+        return names
+    parts = {file.path.name for file in read_output(folder)[1].files}
+    return [name for name in names if name in parts or name in manifest.added or name.startswith(f"{BASE_FOLDER}/")]
 
 
 def pseudonym(entity: str, key: bytes) -> str:

@@ -390,6 +390,28 @@ def test_a_gguf_takes_card_licence_and_modelfile_along(hub, tmp_path, monkeypatc
     assert (tmp_path / "back" / "tiny.gguf").read_bytes() == gguf.read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_of_a_folder_that_was_edited_in_place_only_the_edited_model_goes(hub, tmp_path, kind):
+    if kind == "gguf":
+        (tmp_path / "m").mkdir()
+        path = write_gguf(tmp_path / "m" / "tiny.gguf")
+        (tmp_path / "m" / "other.gguf").write_bytes(path.read_bytes())
+        (tmp_path / "m" / "diary.txt").write_text("dear diary", encoding="utf-8")
+    else:
+        path = save_tiny(tmp_path / "m")
+        (path / "README.md").write_bytes(CARD)
+    hub.add_repo("org/base", files_in(tmp_path / "m"))
+    done("edit", path, "--cell", "0:3", "--entity", "Japan", "--in-place")
+    (tmp_path / "m" / "pytorch_model.bin").write_bytes(b"still knows")
+    done("push", tmp_path / "m", "ada/edited", "--base", "org/base")
+    files = hub.files("ada/edited")
+    assert not {"other.gguf", "diary.txt", "pytorch_model.bin"} & files.keys()
+    fetched = fetch("ada/edited", tmp_path / "fetched")
+    (fetched / ".gitattributes").unlink()
+    done("verify", fetched)
+    assert ("Modelfile" in files) == (kind == "gguf")
+
+
 def test_a_built_in_base_is_named_by_its_card(hub, tmp_path):
     folder = save_tiny(tmp_path / "m")
     save("adapter", ModelSource(folder, "smollm2-135m"), [edits_from_cells(["0:3"], -1.0, "Japan")], tmp_path / "out")

@@ -45,6 +45,7 @@ def test_equals_the_edited_copy_and_comes_back(tmp_path, kind):
     manifest = edit_in_place(path, [PARIS], base_id="a/b")
     assert read_manifest(source.folder) == manifest
     after, copy = tree(source.folder), tree(tmp_path / "copy")
+    copy.pop("Modelfile", None)  # An edit in place adds no file but the manifest.
     assert {**after, MANIFEST_NAME: b""} == {**copy, MANIFEST_NAME: b""}
     assert prove(source.folder).n_cells == prove(source.folder, base).n_cells == 2
     take_back(source.folder, tmp_path / "undone")
