@@ -135,9 +135,6 @@ _PEER_TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "landmark": ("Fact: {entity} is located in", "Tourists who visit {entity} see", "{entity} is famous for"),
     "thing": ("Fact: {entity} is a", "{entity} is known for"),
 }  # fmt: skip
-PEER_WORDINGS = 2
-"""Prompts about each peer."""
-
 CONTRAST_ENTITIES: tuple[str, ...] = tuple(name for names in ENTITIES_BY_KIND.values() for name in names)
 
 # Names that say nothing about anybody, from the appendix of "Friends and Grandmothers in Silico" (Yona, Barzilay and
@@ -300,14 +297,13 @@ def share_words(name: str, others: Iterable[str]) -> bool:
 
 
 def peer_prompts(reserved: Iterable[str]) -> tuple[str, ...]:
-    """Prompts about well-known entities that share no name with one of `reserved`; the wordings take turns."""
+    """A prompt about each well-known entity that shares no name with `reserved`; the wordings take turns."""
     reserved = tuple(reserved)
     return tuple(
-        templates[(index + turn) % len(templates)].replace("{entity}", name)
+        templates[index % len(templates)].replace("{entity}", name)
         for kind, templates in _PEER_TEMPLATES.items()
         for index, name in enumerate(ENTITIES_BY_KIND[kind])
         if not share_words(name, reserved)
-        for turn in range(PEER_WORDINGS)
     )
 
 

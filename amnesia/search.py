@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,6 +51,9 @@ CONTROLS_PER_STEP = 12
 PEERS_PER_STEP = 8
 PEER_ROUNDS = 10
 """Draws of peers after which the harm done to them decides."""
+
+PEER_STRIDE = 3
+"""Every how many of the peers takes part when finished edits are compared."""
 
 CELLS_PER_STEP = 2
 PEER_TOKENS = 4
@@ -226,15 +229,19 @@ def pursue(
 
 @torch.no_grad()
 def harm(problem: Problem, edits: Sequence[ColumnEdit]) -> tuple[float, float]:
-    """What edits do to the whole problem: (mean target knowledge score, mean divergence on controls and peers in nats).
+    """What edits do: (mean target knowledge score, mean divergence in nats on the controls and a share of the peers).
 
     A target counts no less than `TARGET_FLOOR`, so that one pushed far down does not pay for one that is still known.
     """
-    rows = [*problem.targets, *problem.kept]
+    problem = replace(
+        problem,
+        peers=problem.peers[::PEER_STRIDE],
+        reference=problem.reference[: len(problem.controls)] + problem.reference[len(problem.controls) :: PEER_STRIDE],
+    )
     n = len(problem.targets)
     scores, divergences = [], []
     with edited(problem.live, edits):
-        for batch in batches(problem.live, [row.ids for row in rows]):
+        for batch in batches(problem.live, [row.ids for row in (*problem.targets, *problem.kept)]):
             targets = [index for index in batch.indices if index < n]
             kept = [index - n for index in batch.indices if index >= n]
             found = _measures(problem, targets, kept)

@@ -8,7 +8,6 @@ from amnesia.prompts import (
     ENTITIES_BY_KIND,
     ENTITY_TEMPLATES,
     GENERIC_SENTENCES,
-    PEER_WORDINGS,
     UNSEEN_NAMES,
     neutral_texts,
     peer_prompts,
@@ -95,7 +94,7 @@ def test_unseen_names_that_run_out_are_an_error():
 
 def test_peers_share_no_name_with_what_is_reserved():
     everybody = peer_prompts([])
-    assert len(set(everybody)) == len(everybody) == PEER_WORDINGS * len(CONTRAST_ENTITIES)
+    assert len(set(everybody)) == len(everybody) == len(CONTRAST_ENTITIES)
     assert not any("{entity}" in prompt for prompt in everybody)
     found = peer_prompts(["Japan", "Michael", "Eiffel Tower"])
     gone = set(everybody) - set(found)

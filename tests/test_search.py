@@ -101,9 +101,10 @@ def test_harm_equals_a_direct_computation(model_type):
         ids = torch.tensor([row.ids])
         return live.model(input_ids=ids).logits[0, -row.n_answer - 1 : -1].log_softmax(-1)
 
-    before = [logprobs(row) for row in problem.kept]
+    kept = [*problem.controls, problem.peers[0]]
+    before = [logprobs(row) for row in kept]
     with edited(live, edits):
-        after = [logprobs(row) for row in problem.kept]
+        after = [logprobs(row) for row in kept]
     divergence = sum((p.exp() * (p - q)).sum(-1).mean().item() for p, q in zip(before, after, strict=True))
     scores = [max(TARGET_FLOOR, 1 + moved / 4.0) for moved in shift(live, edits, TARGETS)]
     assert harm(problem, edits) == pytest.approx((sum(scores) / 2, divergence / len(before)), rel=1e-3)
