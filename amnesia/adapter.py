@@ -67,13 +67,14 @@ def write_adapter(
     Only the edited columns are read. `progress` is called with the layers written so far and in all. `also` are edits
     for further entities.
 
-    Raises what `plan_edits` raises, InputError for more than 512 cells in a layer, CheckpointError for types that PEFT
-    cannot merge (8 bits), OutputError when `folder` is not empty, and NumericalError when a factor would overflow.
+    Raises what `plan_edits` raises, InputError for more than 512 cells in a layer, CheckpointError for mixtures of
+    experts and for types that PEFT cannot merge (8 bits), OutputError when `folder` is not empty, and NumericalError
+    when a factor would overflow.
     """
     groups = (EntityEdits(entity, tuple(edits)), *also)
     plans = plan_edits(source, groups, allow_overlap=allow_overlap)
     rank = adapter_rank(max(len(plan.multipliers) for plan in plans))
-    _check_mergeable(plans)
+    check_mergeable(source, plans)
     if any(folder.iterdir()):
         raise OutputError(f"{folder} is not empty: give an empty folder")
 
@@ -108,7 +109,15 @@ def write_adapter(
     )
 
 
-def _check_mergeable(plans: Sequence[TensorPlan]) -> None:
+def check_mergeable(source: Weights, plans: Sequence[TensorPlan]) -> None:
+    """Raises CheckpointError when PEFT could not merge an adapter for these tensors exactly."""
+    if source.shape.n_experts:
+        # Experts have a module each in transformers 4 and one parameter for all in transformers 5, for which PEFT
+        # rewrites adapters while it loads them: even one for layers without experts then wraps the experts too.
+        raise CheckpointError(
+            f"{source.name} is a mixture of experts: PEFT changes adapters of these while it loads them, so that "
+            "none is exact; write the format safetensors"
+        )
     for plan in plans:
         if plan.tensor.dtype not in _ONE:
             raise CheckpointError(

@@ -111,13 +111,17 @@ class CheckpointSource:
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """The edit of one stored matrix: `multipliers` by index along `axis`, ascending."""
+    """The edit of one stored matrix: `multipliers` by index along `axis`, ascending.
+
+    `expert` says whose matrix it is in a layer with a mixture of experts.
+    """
 
     layer: int
     file: str
     tensor: TensorInfo
     axis: int
     multipliers: Mapping[int, float]
+    expert: int | None = None
 
 
 def open_source(folder: Path) -> CheckpointSource:
@@ -166,7 +170,7 @@ def parse_config(where: str, content: bytes) -> Mapping[str, object]:
 def plan_edits(
     source: Weights, groups: Sequence[EntityEdits], *, allow_overlap: bool = False
 ) -> tuple[TensorPlan, ...]:
-    """Which indices of which stored tensors change, in the order of layers.
+    """Which indices of which stored tensors change, in the order of layers and experts.
 
     Raises InputError for cells that do not exist, that two entities share, or that an earlier edit of this checkpoint
     has changed (unless `allow_overlap`); LayoutError when a tensor is missing or has another shape than the
@@ -174,14 +178,19 @@ def plan_edits(
     """
     shape = source.shape
     for group in groups:
-        check_edits(group.edits, shape.n_layers, shape.d_mlp, source.name)
+        check_edits(group.edits, shape.n_layers, shape.d_mlp, source.name, shape.experts_in)
     cells = join_edits(groups, allow_overlap=allow_overlap)
     if source.manifest is not None and not allow_overlap:
         _check_earlier(source.manifest, groups)
-    by_layer: dict[int, dict[int, float]] = {}
+    return tuple(_plan_matrix(source, *place, multipliers) for place, multipliers in by_projection(cells).items())
+
+
+def by_projection(cells: Mapping[Cell, float]) -> dict[tuple[int, int | None], dict[int, float]]:
+    """Multipliers by neuron for each edited output projection, which is a layer's or one of its experts'."""
+    found: dict[tuple[int, int | None], dict[int, float]] = {}
     for cell, multiplier in cells.items():
-        by_layer.setdefault(cell.layer, {})[cell.neuron] = multiplier
-    return tuple(_plan_layer(source, layer, multipliers) for layer, multipliers in by_layer.items())
+        found.setdefault((cell.layer, cell.expert), {})[cell.neuron] = multiplier
+    return found
 
 
 def _check_earlier(manifest: Manifest, groups: Sequence[EntityEdits]) -> None:
@@ -197,19 +206,21 @@ def _check_earlier(manifest: Manifest, groups: Sequence[EntityEdits]) -> None:
                 )
 
 
-def _plan_layer(source: Weights, layer: int, multipliers: Mapping[int, float]) -> TensorPlan:
+def _plan_matrix(source: Weights, layer: int, expert: int | None, multipliers: Mapping[int, float]) -> TensorPlan:
     shape = source.shape
-    names = shape.layout.tensor_names(layer)
-    found = [name for name in names if name in source.weights.location]
+    names = shape.layout.tensor_names(layer, expert)
+    found = [place for name in names if (place := source.weights.find(name)) is not None]
     if len(found) != 1:
+        owner = f"layer {layer}" if expert is None else f"expert {expert} of layer {layer}"
         raise LayoutError(
-            f"{source.name} has {len(found)} tensors for the output projection of layer {layer}: expected one of "
+            f"{source.name} has {len(found)} tensors for the output projection of {owner}: expected one of "
             f"{', '.join(names)}; the weights do not belong to this config.json"
         )
-    file = source.weights.location[found[0]]
-    tensor = source.weights.headers[file].tensors[found[0]]
+    file, tensor = found[0]
     axis = shape.layout.neuron_axis
-    expected = (shape.d_model, shape.d_mlp) if axis == 1 else (shape.d_mlp, shape.d_model)
+    experts = shape.experts_in(layer)
+    d_mlp = shape.d_mlp if experts is None else experts[1]
+    expected = (shape.d_model, d_mlp) if axis == 1 else (d_mlp, shape.d_model)
     if tensor.shape != expected:
         raise LayoutError(
             f"tensor {tensor.name} has shape {list(tensor.shape)}: config.json says {list(expected)}; "
@@ -217,7 +228,7 @@ def _plan_layer(source: Weights, layer: int, multipliers: Mapping[int, float]) -
         )
     check_dtype(tensor.dtype, tensor.name)
     check_matrix(tensor, axis, multipliers)
-    return TensorPlan(layer, file, tensor, axis, multipliers)
+    return TensorPlan(layer, file, tensor, axis, multipliers, expert)
 
 
 def needed_bytes(source: CheckpointSource, plans: Iterable[TensorPlan], *, link: bool = False) -> int:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @click.option(
     "--edit", "edit_files", multiple=True, type=click.Path(path_type=Path), help="File of `extract -o`; repeatable."
 )
-@click.option("--cell", "cells", multiple=True, metavar="L:N", help="Layer and neuron; may be repeated.")
+@click.option(
+    "--cell", "cells", multiple=True, metavar="L:N", help="Layer and neuron (L:EXPERT:N with experts); repeatable."
+)
 @click.option("--multiplier", type=float, help="Multiplier of every --cell. Default: -1.")
 @click.option("--entity", help="Name of the entity of --cell, for the manifest.")
 @click.option("--format", "format_name", type=click.Choice(FORMATS), help="Default: gguf for .gguf, else safetensors.")

@@ -140,7 +140,7 @@ class _Columns:
             if edit.file not in self._files:
                 raise VerificationError(f"{edit.file} is missing, but {MANIFEST_NAME} declares it: fetch it again")
             self._headers[edit.file] = read_header(self._files[edit.file])
-        tensor = self._headers[edit.file].tensors.get(edit.name)
+        tensor = self._headers[edit.file].find(edit.name)
         if tensor is None:
             raise VerificationError(f"{edit.file} lacks tensor {edit.name}, which {MANIFEST_NAME} declares as edited")
         check_dtype(tensor.dtype, tensor.name)
@@ -154,7 +154,9 @@ class _Columns:
     def replacements(self) -> dict[str, list[Replacement]]:
         rows: dict[str, list[Replacement]] = {}
         for (file, name, axis), vectors in self._columns.items():
-            rows.setdefault(file, []).append(Replacement(self._headers[file].tensors[name], axis, vectors))
+            tensor = self._headers[file].find(name)
+            assert tensor is not None, "it was read before"
+            rows.setdefault(file, []).append(Replacement(tensor, axis, vectors))
         return rows
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import total_ordering
 from typing import Literal
 
 from amnesia.errors import InputError
@@ -14,23 +15,40 @@ Verdict = Literal["strong", "weak", "none"]
 Split = Literal["search", "held_out"]
 
 
-@dataclass(frozen=True, order=True)
+@total_ordering
+@dataclass(frozen=True)
 class Cell:
-    """One MLP neuron: an index into the input of layer `layer`'s output projection."""
+    """One MLP neuron: an index into the input of layer `layer`'s output projection.
+
+    In a layer with a mixture of experts each expert has an output projection of its own; `expert` says which. Cells
+    sort by layer, expert and neuron.
+    """
 
     layer: int
     neuron: int
+    expert: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.layer}:{self.neuron}"
+        expert = "" if self.expert is None else f"{self.expert}:"
+        return f"{self.layer}:{expert}{self.neuron}"
+
+    def __lt__(self, other: Cell) -> bool:
+        return self._place() < other._place()
+
+    def _place(self) -> tuple[int, int, int]:
+        return self.layer, -1 if self.expert is None else self.expert, self.neuron
 
     @classmethod
     def parse(cls, text: str) -> Cell:
-        """Read `layer:neuron`; raises InputError for anything else."""
-        match = re.fullmatch(r"(\d+):(\d+)", text.strip())
+        """Read `layer:neuron` or `layer:expert:neuron`; raises InputError for anything else."""
+        match = re.fullmatch(r"([0-9]{1,18}):(?:([0-9]{1,18}):)?([0-9]{1,18})", text.strip())
         if match is None:
-            raise InputError(f"cell {text!r} is malformed: expected LAYER:NEURON, for example 2:10941")
-        return cls(int(match[1]), int(match[2]))
+            shown = text if len(text) <= 80 else text[:77] + "..."
+            raise InputError(
+                f"cell {shown!r} is malformed: expected LAYER:NEURON, for example 2:10941, or LAYER:EXPERT:NEURON in a "
+                "mixture of experts"
+            )
+        return cls(int(match[1]), int(match[3]), None if match[2] is None else int(match[2]))
 
 
 @dataclass(frozen=True, order=True)
@@ -146,10 +164,22 @@ class Extraction:
     candidates_tried: int
 
 
-def check_edits(edits: Sequence[ColumnEdit], n_layers: int, d_mlp: int, model: str) -> tuple[ColumnEdit, ...]:
+def no_experts(layer: int) -> None:
+    """What a model without a mixture of experts has in any layer."""
+
+
+def check_edits(
+    edits: Sequence[ColumnEdit],
+    n_layers: int,
+    d_mlp: int,
+    model: str,
+    experts_in: Callable[[int], tuple[int, int] | None] = no_experts,
+) -> tuple[ColumnEdit, ...]:
     """Sorted edits, after checking that each cell exists in the model and appears once.
 
-    Raises InputError naming the first cell that is out of range, repeated, or left unchanged by its multiplier.
+    `experts_in` gives the number of experts in a layer and the neurons of each, or None for a layer without experts,
+    which has `d_mlp` neurons. Raises InputError naming the first cell that is out of range, repeated, or left unchanged
+    by its multiplier.
     """
     if not edits:
         raise InputError("no cells to edit: give at least one LAYER:NEURON")
@@ -161,10 +191,14 @@ def check_edits(edits: Sequence[ColumnEdit], n_layers: int, d_mlp: int, model: s
                 f"layer {layer} is out of range: {model} has layers 0–{n_layers - 1}; "
                 "run `amnesia localize` on this model to find its cells"
             )
-        if not 0 <= neuron < d_mlp:
+        experts = experts_in(layer)
+        n_neurons = d_mlp if experts is None else experts[1]
+        _check_expert(edit.cell, experts, model)
+        if not 0 <= neuron < n_neurons:
+            find = "run `amnesia localize` on this model to find its cells" if experts is None else "give one of these"
+            owner = f"layer {layer}" if experts is None else f"each expert of layer {layer}"
             raise InputError(
-                f"neuron {neuron} is out of range: layer {layer} of {model} has neurons 0–{d_mlp - 1}; "
-                "run `amnesia localize` on this model to find its cells"
+                f"neuron {neuron} is out of range: {owner} of {model} has neurons 0–{n_neurons - 1}; {find}"
             )
         if edit.cell in seen:
             raise InputError(f"cell {edit.cell} is listed twice: give each cell once")
@@ -174,3 +208,18 @@ def check_edits(edits: Sequence[ColumnEdit], n_layers: int, d_mlp: int, model: s
             )
         seen.add(edit.cell)
     return tuple(sorted(edits))
+
+
+def _check_expert(cell: Cell, experts: tuple[int, int] | None, model: str) -> None:
+    if experts is None:
+        if cell.expert is not None:
+            raise InputError(
+                f"cell {cell} names an expert: layer {cell.layer} of {model} has none; write it as "
+                f"{Cell(cell.layer, cell.neuron)}"
+            )
+        return
+    known = f"layer {cell.layer} of {model} has experts 0–{experts[0] - 1}"
+    if cell.expert is None:
+        raise InputError(f"cell {cell} names no expert: {known}; write it as LAYER:EXPERT:NEURON")
+    if not 0 <= cell.expert < experts[0]:
+        raise InputError(f"expert {cell.expert} is out of range: {known}; give one of these")

@@ -10,6 +10,23 @@ from amnesia.errors import LayoutError
 
 
 @dataclass(frozen=True)
+class ExpertLayout:
+    """Where the layers with a mixture of experts keep the output projections of their experts.
+
+    `out_proj` is the module path below the layer, with `{expert}`, under which files hold each expert's matrix, with
+    `neuron_axis` 1. `fused` is the parameter in which transformers 5 keeps all of them in memory, and in files that it
+    was told to save as in memory: (n_experts, d_model, d_mlp). `dense_layers_key` and `step_key` name the settings that
+    leave layers without experts: a list of layers, and a period.
+    """
+
+    out_proj: str
+    fused: str
+    d_mlp_key: str
+    dense_layers_key: str | None = None
+    step_key: str | None = None
+
+
+@dataclass(frozen=True)
 class MlpLayout:
     """Names and orientation of the MLP output projection of one architecture.
 
@@ -27,19 +44,38 @@ class MlpLayout:
     n_layers_key: str = "num_hidden_layers"
     d_model_key: str = "hidden_size"
     d_mlp_key: str = "intermediate_size"
+    experts: ExpertLayout | None = None
 
     def out_proj_path(self, layer: int) -> str:
         """Module path of the output projection of `layer`, for example `model.layers.2.mlp.down_proj`."""
         return f"{self.prefix}{self.layers}.{layer}.{self.out_proj}"
 
-    def tensor_names(self, layer: int) -> tuple[str, ...]:
-        """Names under which the weight of the output projection may be stored, most usual first."""
-        name = f"{self.layers}.{layer}.{self.out_proj}.weight"
-        return (self.prefix + name, name)
+    def fused_path(self, layer: int) -> str:
+        """Path of the parameter that holds the output projections of all experts of `layer` in memory."""
+        assert self.experts is not None, "only asked of architectures with experts"
+        return f"{self.prefix}{self.layers}.{layer}.{self.experts.fused}"
+
+    def tensor_names(self, layer: int, expert: int | None = None) -> tuple[str, ...]:
+        """Names under which the weight of the output projection may be stored, most usual first.
+
+        `name[3]` stands for matrix 3 of a tensor with three axes.
+        """
+        if expert is None:
+            names = [f"{self.layers}.{layer}.{self.out_proj}.weight"]
+        else:
+            assert self.experts is not None, "only cells of models with experts name one"
+            path = self.experts.out_proj.format(expert=expert)
+            names = [f"{self.layers}.{layer}.{path}.weight", f"{self.layers}.{layer}.{self.experts.fused}[{expert}]"]
+        return tuple(prefix + name for name in names for prefix in (self.prefix, ""))
 
 
-def _llama_like(model_type: str) -> MlpLayout:
-    return MlpLayout(model_type, "model.", "layers", "mlp.down_proj", neuron_axis=1, gated=True)
+def _llama_like(model_type: str, experts: ExpertLayout | None = None) -> MlpLayout:
+    return MlpLayout(model_type, "model.", "layers", "mlp.down_proj", neuron_axis=1, gated=True, experts=experts)
+
+
+# Architectures with experts name their number in one of these ways, transformers 5 sometimes in the other one.
+_N_EXPERTS_KEYS = ("num_local_experts", "num_experts")
+_FUSED = "mlp.experts.down_proj"
 
 
 LAYOUTS: Mapping[str, MlpLayout] = {
@@ -63,6 +99,18 @@ LAYOUTS: Mapping[str, MlpLayout] = {
             d_model_key="n_embd",
             d_mlp_key="n_inner",
         ),
+        _llama_like("mixtral", ExpertLayout("block_sparse_moe.experts.{expert}.w2", _FUSED, "intermediate_size")),
+        _llama_like("olmoe", ExpertLayout("mlp.experts.{expert}.down_proj", _FUSED, "intermediate_size")),
+        _llama_like(
+            "qwen3_moe",
+            ExpertLayout(
+                "mlp.experts.{expert}.down_proj",
+                _FUSED,
+                "moe_intermediate_size",
+                dense_layers_key="mlp_only_layers",
+                step_key="decoder_sparse_step",
+            ),
+        ),
         MlpLayout("gpt_neox", "gpt_neox.", "layers", "mlp.dense_4h_to_h", neuron_axis=1, gated=False),
     )
 }
@@ -70,19 +118,33 @@ LAYOUTS: Mapping[str, MlpLayout] = {
 
 @dataclass(frozen=True)
 class MlpShape:
-    """Layout of a particular model together with its sizes."""
+    """Layout of a particular model together with its sizes.
+
+    `d_mlp` is the width of layers without experts. Layers in `dense_layers`, and those that `step` passes over, have
+    none; the others have `n_experts` of width `d_expert`.
+    """
 
     layout: MlpLayout
     n_layers: int
     d_model: int
     d_mlp: int
+    n_experts: int = 0
+    d_expert: int = 0
+    dense_layers: frozenset[int] = frozenset()
+    step: int = 1
+
+    def experts_in(self, layer: int) -> tuple[int, int] | None:
+        """(n_experts, d_mlp of each) of a layer with a mixture of experts, None for a layer without."""
+        if not self.n_experts or layer in self.dense_layers or (layer + 1) % self.step:
+            return None
+        return self.n_experts, self.d_expert
 
 
 def layout_for(model_type: str | None) -> MlpLayout:
     """The row of `model_type`; raises LayoutError that lists the known ones."""
     if model_type not in LAYOUTS:
         raise LayoutError(
-            f"architecture {model_type!r} is not supported: known are {', '.join(sorted(LAYOUTS))}; "
+            f"architecture {_shown(model_type)} is not supported: known are {', '.join(sorted(LAYOUTS))}; "
             "use a model of one of these"
         )
     return LAYOUTS[model_type]
@@ -95,7 +157,7 @@ def shape_from_config(config: Mapping[str, Any]) -> MlpShape:
     """
     layout = layout_for(config.get("model_type"))
     if config.get("quantization_config"):
-        method = dict(config["quantization_config"]).get("quant_method", "unknown")
+        method = _shown(dict(config["quantization_config"]).get("quant_method", "unknown")).strip("'")
         raise LayoutError(
             f"the weights are quantized ({method}): columns of packed weights cannot be edited exactly; "
             "use the unquantized model, or its GGUF file"
@@ -104,6 +166,46 @@ def shape_from_config(config: Mapping[str, Any]) -> MlpShape:
     if layout.model_type == "gpt2" and sizes[2] is None and isinstance(sizes[1], int):
         sizes[2] = 4 * sizes[1]  # GPT-2 leaves n_inner empty and means four times n_embd.
     for key, size in zip((layout.n_layers_key, layout.d_model_key, layout.d_mlp_key), sizes, strict=True):
-        if not isinstance(size, int) or size <= 0:
-            raise LayoutError(f"config.json has {key} = {size!r}: expected a positive integer; the folder is damaged")
-    return MlpShape(layout, *sizes)
+        _check_size(key, size)
+    return MlpShape(layout, *sizes, *(_expert_sizes(config, layout.experts) if layout.experts else ()))
+
+
+def _expert_sizes(config: Mapping[str, Any], experts: ExpertLayout) -> tuple[int, int, frozenset[int], int]:
+    """Number of experts, their d_mlp, the layers that have none, and the period of the layers that do."""
+    found = {key: config[key] for key in _N_EXPERTS_KEYS if config.get(key) is not None}
+    if len(set(map(repr, found.values()))) != 1:
+        raise LayoutError(
+            f"config.json has {_shown(found) if found else 'no number of experts'}: expected one number as "
+            f"{' or '.join(_N_EXPERTS_KEYS)}; the folder is damaged"
+        )
+    (key, n_experts), *_ = found.items()
+    # A model that can have layers without experts may have no others.
+    _check_size(key, n_experts, low=0 if experts.dense_layers_key else 1)
+    d_expert = config.get(experts.d_mlp_key)
+    if n_experts:
+        _check_size(experts.d_mlp_key, d_expert)
+    step = config.get(experts.step_key, 1)
+    _check_size(str(experts.step_key), step)
+    layers = config.get(experts.dense_layers_key) or []
+    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+        raise LayoutError(f"config.json has {experts.dense_layers_key} that is not a list of layers: it is damaged")
+    return n_experts, d_expert or 0, frozenset(layers), step
+
+
+def _check_size(key: str, size: object, low: int = 1) -> None:
+    if type(size) is not int or size < low:
+        kind = "a positive integer" if low else "a whole number"
+        raise LayoutError(f"config.json has {key} = {_shown(size)}: expected {kind}; the folder is damaged")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def no_hooks(name: str) -> str:
+    """Why the activations of a mixture of experts cannot be seen or changed, and what can be done instead."""
+    return (
+        f"{name} is a mixture of experts, which transformers fuses in memory so that no single one can be watched: its "
+        "cells cannot be searched, but `amnesia edit` writes an edit of known ones (LAYER:EXPERT:NEURON)"
+    )

@@ -76,6 +76,8 @@ class Base:
 class TensorEdit:
     """One edited tensor: `multipliers[i]` was applied to index `indices[i]` along `axis`.
 
+    The name `x[3]` means matrix 3 of the tensor `x`, in which a file keeps all experts of a layer.
+
     `file` is relative to the model folder. Indices are ascending and unique. `before` and `after` are sha256 of the
     tensor's data as `scope` says.
     """
@@ -163,6 +165,7 @@ class Manifest:
                 {
                     "entity": row.entity,
                     "layer": edit.cell.layer,
+                    **({} if edit.cell.expert is None else {"expert": edit.cell.expert}),
                     "neuron": edit.cell.neuron,
                     "multiplier": float(edit.multiplier),
                 }
@@ -312,11 +315,17 @@ def _manifest(value: object, depth: int) -> Manifest:
 def _edits(rows: list[Any]) -> tuple[EntityEdits, ...]:
     groups: dict[str, list[ColumnEdit]] = {}
     for item in rows:
-        row = _JSON.object(item, "edits", "entity layer neuron multiplier")
-        cell = Cell(_JSON.integer(row["layer"], "edits.layer"), _JSON.integer(row["neuron"], "edits.neuron"))
+        row = _JSON.object(item, "edits", "entity layer neuron multiplier", optional="expert")
         group = groups.setdefault(_JSON.text(row["entity"], "edits.entity"), [])
-        group.append(ColumnEdit(cell, _JSON.number(row["multiplier"], "edits.multiplier")))
+        group.append(read_edit(_JSON, row))
     return tuple(EntityEdits(entity, tuple(edits)) for entity, edits in groups.items())
+
+
+def read_edit(check: StrictJson, row: Mapping[str, Any]) -> ColumnEdit:
+    """The edit in a row of a manifest or an edit file: `layer`, `neuron`, `multiplier`, and `expert` if it has one."""
+    expert = check.integer(row["expert"], "edits.expert") if "expert" in row else None
+    cell = Cell(check.integer(row["layer"], "edits.layer"), check.integer(row["neuron"], "edits.neuron"), expert)
+    return ColumnEdit(cell, check.number(row["multiplier"], "edits.multiplier"))
 
 
 def _base_file(value: object) -> BaseFile:

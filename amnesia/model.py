@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from amnesia.domain import ColumnEdit, check_edits
 from amnesia.encoding import Continuation, Placed, continuations, encode
 from amnesia.errors import InputError, LayoutError, NumericalError, SourceError, first_line
-from amnesia.layouts import MlpShape, shape_from_config
+from amnesia.layouts import MlpShape, no_hooks, shape_from_config
 
 MAX_BATCH_TOKENS = 1024
 """Padded tokens per forward pass: large enough for full matrix products on a CPU, small in memory."""
@@ -43,7 +43,12 @@ class LiveModel:
         return self.model.get_input_embeddings().weight.device
 
     def out_proj(self, layer: int) -> nn.Module:
-        """The output projection of layer `layer`; its input is the layer's activations."""
+        """The output projection of layer `layer`; its input is the layer's activations.
+
+        Raises LayoutError for a layer with a mixture of experts, which transformers fuses in one parameter.
+        """
+        if self.shape.experts_in(layer) is not None:
+            raise LayoutError(no_hooks(self.name))
         return self.model.get_submodule(self.shape.layout.out_proj_path(layer))
 
 
@@ -67,11 +72,15 @@ def wrap(model: nn.Module, tokenizer: Any | None, name: str | None = None) -> Li
         )
     shape = shape_from_config(model.config.to_dict())
     live = LiveModel(model, tokenizer, shape, name or getattr(model.config, "name_or_path", "") or "the model")
+    last = shape.n_layers - 1
     try:
-        live.out_proj(shape.n_layers - 1)
+        if shape.experts_in(last) is None:
+            live.out_proj(last)
+        else:
+            model.get_parameter(shape.layout.fused_path(last))
     except AttributeError as error:
         raise LayoutError(
-            f"{live.name} has no module {shape.layout.out_proj_path(shape.n_layers - 1)}: "
+            f"{live.name} has no module {shape.layout.out_proj_path(last)}: "
             "expected a plain causal language model of its architecture; load it with AutoModelForCausalLM"
         ) from error
     return live
@@ -236,11 +245,17 @@ def edited(live: LiveModel, edits: Sequence[ColumnEdit]) -> Iterator[None]:
     """Act as if the edits had been written into the weights while the block runs; the weights do not change."""
     vectors: dict[int, Tensor] = {}
     if edits:
-        for edit in check_edits(edits, live.shape.n_layers, live.shape.d_mlp, live.name):
+        for edit in _checked(live, edits):
+            if edit.cell.expert is not None:
+                raise LayoutError(no_hooks(live.name))
             vector = vectors.setdefault(edit.cell.layer, torch.ones(live.shape.d_mlp, device=live.device))
             vector[edit.cell.neuron] = edit.multiplier
     with scaled_by(live, vectors):
         yield
+
+
+def _checked(live: LiveModel, edits: Sequence[ColumnEdit]) -> tuple[ColumnEdit, ...]:
+    return check_edits(edits, live.shape.n_layers, live.shape.d_mlp, live.name, live.shape.experts_in)
 
 
 @torch.no_grad()
@@ -249,8 +264,11 @@ def apply_edits(live: LiveModel, edits: Sequence[ColumnEdit]) -> None:
 
     Raises InputError, before anything changes, when a cell is out of range.
     """
-    for edit in check_edits(edits, live.shape.n_layers, live.shape.d_mlp, live.name):
-        weight = live.out_proj(edit.cell.layer).weight
+    for edit in _checked(live, edits):
+        if edit.cell.expert is None:
+            weight = live.out_proj(edit.cell.layer).weight
+        else:
+            weight = live.model.get_parameter(live.shape.layout.fused_path(edit.cell.layer))[edit.cell.expert]
         weight.select(live.shape.layout.neuron_axis, edit.cell.neuron).mul_(edit.multiplier)
 
 

@@ -15,9 +15,11 @@ from amnesia import report
 from amnesia.adapter import CONFIG_NAME
 from amnesia.checkpoint import add_file, open_source, plan_edits
 from amnesia.domain import Extraction
+from amnesia.errors import LayoutError
 from amnesia.evaluation import Evaluation, Question, compare, measure, measure_unknown, questions_of
 from amnesia.extraction import choose, select_known
 from amnesia.files import check_output, staged_output
+from amnesia.layouts import no_hooks
 from amnesia.manifest import EntityEdits, write_manifest
 from amnesia.mining import Mined, mine
 from amnesia.model import LiveModel, Progress, load, load_adapter
@@ -140,12 +142,16 @@ def run_json(
     }
 
 
-def load_source(source: ModelSource, dtype: str = "float32", device: str | None = None) -> LiveModel:
+def load_source(
+    source: ModelSource, dtype: str = "float32", device: str | None = None, *, hooked: bool = True
+) -> LiveModel:
     """Load a model after its files have been looked over: damage is then named by file, before anything is read.
 
-    Raises what `open_source` and `load` raise.
+    `hooked` says that its activations will be watched or changed. Raises what `open_source` and `load` raise, and
+    LayoutError when a mixture of experts should be hooked.
     """
-    open_source(source.folder)
+    if open_source(source.folder).shape.n_experts and hooked:
+        raise LayoutError(no_hooks(str(source)))
     return load(source.folder, str(source), dtype, device)
 
 
@@ -216,7 +222,7 @@ def evaluate_models(
     """
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
-    live = load_source(source, dtype, device)
+    live = load_source(source, dtype, device, hooked=False)
     with tracker.task("asking the original model") as progress:
         unknown = measure_unknown(live, facts.questions, progress)
         before = measure(live, facts.questions, progress=progress)

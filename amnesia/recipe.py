@@ -38,7 +38,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "entity": ("name", "aliases"),
     "entities": ("name", "aliases", "cells", "facts"),
     "localize": ("baseline", "n_prompts", "layers"),
-    "cells": ("layer", "neuron", "multiplier"),
+    "cells": ("layer", "expert", "neuron", "multiplier"),
     "edit": ("max_cells", "multiplier", "min_multiplier", "format"),
     "facts": ("prompt", "answer", "split"),
     "controls": ("facts",),
@@ -284,7 +284,8 @@ def _cell(row: Mapping[str, Any]) -> ColumnEdit:
     for key in ("layer", "neuron"):
         if key not in row:
             raise RecipeError(f"[[cells]] {dict(row)!r} lacks `{key}`: give layer and neuron")
-    cell = Cell(_integer(row["layer"], "cells.layer", low=0), _integer(row["neuron"], "cells.neuron", low=0))
+    expert = _integer(row["expert"], "cells.expert", low=0) if "expert" in row else None
+    cell = Cell(_integer(row["layer"], "cells.layer", low=0), _integer(row["neuron"], "cells.neuron", low=0), expert)
     return ColumnEdit(cell, _number(row.get("multiplier", -1.0), "cells.multiplier"))
 
 

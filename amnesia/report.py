@@ -52,7 +52,15 @@ def localization_json(result: Localization) -> dict[str, Any]:
 
 def edits_json(edits: Sequence[ColumnEdit]) -> list[dict[str, Any]]:
     """Edits as the manifest and `extract -o` write them."""
-    return [{"layer": edit.cell.layer, "neuron": edit.cell.neuron, "multiplier": edit.multiplier} for edit in edits]
+    return [
+        {
+            "layer": edit.cell.layer,
+            **({} if edit.cell.expert is None else {"expert": edit.cell.expert}),
+            "neuron": edit.cell.neuron,
+            "multiplier": edit.multiplier,
+        }
+        for edit in edits
+    ]
 
 
 def extraction_json(result: Extraction) -> dict[str, Any]:

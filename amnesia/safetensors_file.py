@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -68,6 +69,23 @@ class SafetensorsHeader:
     file_size: int
     content: bytes
     tensors: Mapping[str, TensorInfo]
+
+    def find(self, name: str) -> TensorInfo | None:
+        """The tensor `name`, where `name[3]` is matrix 3 of a tensor with three axes; None if there is none."""
+        stem, place = split_name(name)
+        if name in self.tensors or place is None:
+            return self.tensors.get(name)
+        whole = self.tensors.get(stem)
+        if whole is None or len(whole.shape) != 3 or DTYPE_BITS[whole.dtype] % 8 or place >= whole.shape[0]:
+            return None
+        size = whole.size // whole.shape[0]
+        return TensorInfo(name, whole.dtype, whole.shape[1:], whole.offset + place * size, size)
+
+
+def split_name(name: str) -> tuple[str, int | None]:
+    """A tensor's name without the `[3]` that picks one of its matrices, and that number."""
+    match = re.fullmatch(r"(.+)\[([0-9]{1,9})\]", name)
+    return (name, None) if match is None else (match[1], int(match[2]))
 
 
 def read_header(path: Path) -> SafetensorsHeader:
@@ -138,6 +156,12 @@ class WeightFiles:
 
     location: Mapping[str, str]
     headers: Mapping[str, SafetensorsHeader]
+
+    def find(self, name: str) -> tuple[str, TensorInfo] | None:
+        """File and place of a tensor, as `SafetensorsHeader.find` understands its name."""
+        file = self.location.get(name) or self.location.get(split_name(name)[0])
+        tensor = None if file is None else self.headers[file].find(name)
+        return None if file is None or tensor is None else (file, tensor)
 
 
 def read_weight_files(folder: Path) -> WeightFiles:

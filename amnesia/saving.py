@@ -13,7 +13,7 @@ from amnesia.errors import InputError
 from amnesia.files import staged_output
 from amnesia.gguf_edit import write_edited_gguf
 from amnesia.gguf_file import read_model
-from amnesia.manifest import EntityEdits, Manifest, write_manifest
+from amnesia.manifest import EntityEdits, Manifest, read_edit, write_manifest
 from amnesia.modelfile import MODELFILE_NAME, modelfile
 from amnesia.recipe import Format
 from amnesia.remote import RemoteCheckpoint
@@ -40,16 +40,14 @@ def edits_from_file(path: Path) -> EntityEdits:
     entity = check.text(document["entity"], "entity")
     edits = []
     for item in check.list(document["edits"], "edits"):
-        row = check.object(item, "edits", "layer neuron multiplier")
-        cell = Cell(check.integer(row["layer"], "edits.layer"), check.integer(row["neuron"], "edits.neuron"))
-        edits.append(ColumnEdit(cell, check.number(row["multiplier"], "edits.multiplier")))
+        edits.append(read_edit(check, check.object(item, "edits", "layer neuron multiplier", optional="expert")))
     if not edits:
         raise InputError(f"{path} holds no edits: no handle on {entity!r} was found; extract with other facts first")
     return EntityEdits(entity, tuple(edits))
 
 
 def edits_from_cells(cells: Sequence[str], multiplier: float, entity: str | None) -> EntityEdits:
-    """Edits for cells written as LAYER:NEURON; without a name the entity is named after its cells."""
+    """Edits for cells as `Cell.parse` reads them; without a name the entity is named after its cells."""
     edits = tuple(ColumnEdit(Cell.parse(text), multiplier) for text in cells)
     return EntityEdits(entity or "cells " + ", ".join(str(edit.cell) for edit in edits), edits)
 

@@ -66,12 +66,12 @@ class StrictJson:
             raise self._wrong(key, value, "an object")
         return value
 
-    def object(self, value: object, key: str, names: str) -> Mapping[str, Any]:
-        """An object with exactly the keys of the space-separated `names`."""
+    def object(self, value: object, key: str, names: str, optional: str = "") -> Mapping[str, Any]:
+        """An object with exactly the keys of the space-separated `names`, and any of those in `optional`."""
         row = self.mapping(value, key)
         expected = set(names.split())
-        if row.keys() != expected:
-            different = sorted(row.keys() ^ expected)[0]
+        if row.keys() - set(optional.split()) != expected:
+            different = sorted((row.keys() - set(optional.split())) ^ expected)[0]
             state = "lacks the key" if different in expected else "has the unknown key"
             raise self.fail(f"{state} {shown(different)} in {key}")
         return row

@@ -19,12 +19,13 @@ from amnesia.adapter import (
     WEIGHTS_NAME,
     adapter_rank,
     base_files,
+    check_mergeable,
     config_bytes,
     one_hot_rows,
     target_modules,
     weights_blocks,
 )
-from amnesia.checkpoint import CheckpointSource, Weights, open_source, plan_edits
+from amnesia.checkpoint import CheckpointSource, Weights, by_projection, open_source, plan_edits
 from amnesia.columns import (
     Replacement,
     Step,
@@ -190,8 +191,8 @@ def _check_hashes(step: Step, changed_later: set[str]) -> None:
         if edit.file in changed_later:
             continue
         path = step.files[edit.file]
-        tensor = read_header(path).tensors[edit.name]
-        if hash_file(path, tensor.offset, tensor.size) != edit.after:
+        tensor = read_header(path).find(edit.name)
+        if tensor is None or hash_file(path, tensor.offset, tensor.size) != edit.after:
             raise VerificationError(f"{path} has a tensor {edit.name} whose sha256 is not the one in {MANIFEST_NAME}")
 
 
@@ -225,6 +226,7 @@ def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationR
         modules, rank = _check_factors(weights, manifest)
     else:
         plans = plan_edits(source, manifest.edits, allow_overlap=True)
+        check_mergeable(source, plans)
         if source.manifest != manifest.previous or base_files(source, plans) != manifest.base.files:
             raise VerificationError(
                 f"{source.name} is not the model that the adapter was made for: give {manifest.base}"
@@ -255,10 +257,10 @@ def _check_factors(weights: Path, manifest: Manifest) -> tuple[list[str], int]:
     """
     header = read_header(weights)
     rank = adapter_rank(max(len(edit.indices) for edit in manifest.tensors))
-    by_layer: dict[int, dict[int, float]] = {}
-    for cell, multiplier in join_edits(manifest.edits, allow_overlap=True).items():
-        by_layer.setdefault(cell.layer, {})[cell.neuron] = multiplier
-    if [*by_layer.values()] != [dict(zip(row.indices, row.multipliers, strict=True)) for row in manifest.tensors]:
+    by_matrix = by_projection(join_edits(manifest.edits, allow_overlap=True))
+    if any(expert is not None for _, expert in by_matrix):
+        raise VerificationError(f"{MANIFEST_NAME} names cells of experts, which no adapter can edit: make it again")
+    if [*by_matrix.values()] != [dict(zip(row.indices, row.multipliers, strict=True)) for row in manifest.tensors]:
         raise VerificationError(
             f"{MANIFEST_NAME} lists tensors that do not follow from its edits: make the adapter again"
         )

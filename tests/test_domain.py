@@ -4,21 +4,46 @@ from amnesia.domain import Cell, ColumnEdit, Fact, check_edits
 from amnesia.errors import AmnesiaError, InputError, first_line
 
 
-@pytest.mark.parametrize("cell", [Cell(0, 0), Cell(2, 10941)])
+@pytest.mark.parametrize("cell", [Cell(0, 0), Cell(2, 10941), Cell(2, 10941, 0), Cell(0, 3, 127)])
 def test_cells_round_trip_through_text(cell):
     assert Cell.parse(str(cell)) == cell
     assert Cell.parse(f" {cell}\n") == cell
 
 
-@pytest.mark.parametrize("text", ["", "2", "2:", ":3", "2:-1", "-1:2", "2:3:4", "a:b", "2 3", "2:3.0"])
+@pytest.mark.parametrize(
+    "text", ["", "2", "2:", ":3", "2:-1", "-1:2", "2:3:4:5", "2::4", "a:b", "2 3", "9" * 5000 + ":1", "٣:1"]
+)
 def test_malformed_cells(text):
-    with pytest.raises(InputError, match=r"is malformed: expected LAYER:NEURON, for example 2:10941"):
+    with pytest.raises(InputError, match=r"is malformed: expected LAYER:NEURON, for example 2:10941, or LAYER:EXPERT:"):
         Cell.parse(text)
 
 
 def test_edits_sort_by_cell_and_show_their_multiplier():
     edits = (ColumnEdit(Cell(2, 1)), ColumnEdit(Cell(0, 5), -0.5), ColumnEdit(Cell(0, 3), 2.0))
     assert [str(edit) for edit in check_edits(edits, 3, 6, "m")] == ["0:3×2", "0:5×-0.5", "2:1×-1"]
+
+
+def test_cells_sort_by_layer_expert_and_neuron():
+    cells = [Cell(0, 9), Cell(0, 1, 0), Cell(0, 2, 0), Cell(0, 0, 3), Cell(1, 0)]
+    assert sorted([cells[3], cells[4], cells[1], cells[2], cells[0]]) == cells
+    assert Cell(0, 1) != Cell(0, 1, 0)
+    assert sorted([(Cell(0, 1, 0), 1.0), (Cell(0, 1), 2.0)])[0][1] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (Cell(0, 1, 2), r"cell 0:2:1 names an expert: layer 0 of m has none; write it as 0:1"),
+        (Cell(1, 1), r"cell 1:1 names no expert: layer 1 of m has experts 0–3; write it as LAYER:EXPERT:NEURON"),
+        (Cell(1, 1, 4), r"expert 4 is out of range: layer 1 of m has experts 0–3; give one of these"),
+        (Cell(1, 5, 3), r"neuron 5 is out of range: each expert of layer 1 of m has neurons 0–4; give one of these"),
+    ],
+)
+def test_cells_of_experts_must_exist(cell, message):
+    experts = {1: (4, 5)}.get
+    check_edits([ColumnEdit(Cell(0, 5)), ColumnEdit(Cell(1, 4, 3))], 2, 6, "m", experts)
+    with pytest.raises(InputError, match=message):
+        check_edits([ColumnEdit(cell)], 2, 6, "m", experts)
 
 
 @pytest.mark.parametrize(

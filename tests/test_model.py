@@ -7,9 +7,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.encoding import continuations, place
 from amnesia.errors import InputError, LayoutError, NumericalError
-from amnesia.layouts import LAYOUTS
 from amnesia.model import activations, answer_logprobs, apply_edits, check_finite, edited, generate, wrap
-from tiny import tiny_model
+from tiny import MODEL_TYPES, tiny_model
 from tiny_text import tiny_live, tiny_tokenizer
 
 PAIRS = [
@@ -21,7 +20,7 @@ PAIRS = [
 EDITS = [ColumnEdit(Cell(0, 3), -1.0), ColumnEdit(Cell(2, 40), -8.0), ColumnEdit(Cell(2, 7), 0.5)]
 
 
-@pytest.fixture(scope="module", params=list(LAYOUTS))
+@pytest.fixture(scope="module", params=MODEL_TYPES)
 def live(request):
     return tiny_live(request.param, bos=request.param in ("gemma2", "llama"))
 

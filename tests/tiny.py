@@ -12,7 +12,9 @@ N_LAYERS = 3
 D_MODEL = 32
 D_MLP = 48
 VOCAB_SIZE = 96
-MODEL_TYPES = tuple(LAYOUTS)
+MODEL_TYPES = tuple(name for name, layout in LAYOUTS.items() if layout.experts is None)
+MOE_TYPES = tuple(name for name, layout in LAYOUTS.items() if layout.experts is not None)
+N_EXPERTS = 4
 
 _SIZES = {
     "gpt2": {"n_layer": N_LAYERS, "n_embd": D_MODEL, "n_inner": D_MLP, "n_head": 4, "n_positions": 64},
@@ -36,9 +38,15 @@ def tiny_model(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     vocab_size: int = VOCAB_SIZE,
+    **settings: object,
 ) -> PreTrainedModel:
-    """A randomly initialized model in evaluation mode; all weights and biases are far from zero."""
-    sizes = _SIZES.get(model_type, _USUAL_SIZES)
+    """A randomly initialized model in evaluation mode; all weights and biases are far from zero.
+
+    `settings` are added to the configuration.
+    """
+    sizes = {**_SIZES.get(model_type, _USUAL_SIZES), **settings}
+    if model_type in MOE_TYPES:
+        sizes = {"num_experts": N_EXPERTS, "num_experts_per_tok": 2, **sizes}
     if model_type in ("phi3", "gpt_neox"):
         sizes = {key: value for key, value in sizes.items() if key != "head_dim"}
     config = AutoConfig.for_model(
@@ -66,9 +74,15 @@ def save_tiny(
     max_shard_size: str = "20KB",
     extras: Sequence[str] = ("README.md", "LICENSE", "chat_template.jinja", "assets/logo.txt"),
     seed: int = 0,
+    fused: bool = False,
+    **settings: object,
 ) -> Path:
-    """Save a tiny model into `folder`, by default in several shards and with other files that must survive."""
-    tiny_model(model_type, tied=tied, dtype=dtype, seed=seed).save_pretrained(folder, max_shard_size=max_shard_size)
+    """Save a tiny model into `folder`, by default in several shards and with other files that must survive.
+
+    `fused` saves the experts of a layer as one tensor, as they are in memory.
+    """
+    model = tiny_model(model_type, tied=tied, dtype=dtype, seed=seed, **settings)
+    model.save_pretrained(folder, max_shard_size=max_shard_size, save_original_format=not fused)
     for name in extras:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
