@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia.arithmetic import inverse_multiplier
@@ -23,8 +25,9 @@ def verify_gguf(folder: Path, base: Path | None = None) -> Manifest:
     """Prove that the GGUF output in `folder` differs from its base in the declared rows, by the declared multipliers.
 
     Rows: multiplying the original rows gives the present ones. Everything else: each edited file with its original
-    rows put back has the sha256 of the source. With `base` (the source, any part of it, or its folder) every byte of
-    every part is compared as well; without it, parts that the edit did not touch are only checked for consistency.
+    rows put back has the sha256 of the source. With `base` (any part of the source, or its folder; after several edits
+    on top of each other, the model before any of them) every byte of every part is compared as well; without it, parts
+    that the edit did not touch are only checked for consistency.
 
     Returns the manifest. Raises VerificationError that names the first difference.
     """
@@ -32,46 +35,80 @@ def verify_gguf(folder: Path, base: Path | None = None) -> Manifest:
         manifest, model = read_output(folder)
         edits = declared_edits(folder, model, manifest)
         origin = None if base is None else _base_files(base, model)
-        for edit in edits:
+        before = trace_back_rows(folder, model, manifest, steps_since(base, manifest))
+        for entry in manifest.tensors:
+            _check_tensor(model, entry, edits)
+        for file in model.files:
+            name = file.path.name
+            if name in before.hashes or origin is not None:
+                _check_file(file.path, _originals(before.edits, name), before.hashes.get(name), origin and origin[name])
+    return manifest
+
+
+def undo_gguf(folder: Path, target: Path, *, every_step: bool = False) -> Manifest:
+    """Write the files from before the edit into the existing empty folder `target`, bit for bit.
+
+    If they were the output of an earlier edit, its manifest comes back too, last; with `every_step` the files from
+    before all edits are written. Returns the manifest of the oldest edit that was taken back. Raises VerificationError
+    when the output in `folder` is damaged, so that the result would not be the source.
+    """
+    with as_verification_error():
+        manifest, model = read_output(folder)
+        before = trace_back_rows(folder, model, manifest, steps_since(None, manifest) if every_step else 1)
+    for part in model.files:
+        copy_file(part.path, target / part.path.name)
+    for file, sha256 in before.hashes.items():
+        patch_file(target / file, _originals(before.edits, file))
+        if hash_file(target / file) != sha256:
+            raise VerificationError(
+                f"{folder / file} with its rows put back is not the file that was edited: "
+                "the output was changed since; use the base model"
+            )
+    for name in sorted(before.kept, key=lambda name: name == MANIFEST_NAME):
+        copy_file(before.kept[name], target / name)
+    return before.manifest
+
+
+@dataclass(frozen=True)
+class RowsBefore:
+    """A model before its newest edits.
+
+    `manifest` is that of the oldest of these edits, `edits` are the rows with their bytes before all of them, `hashes`
+    the sha256 of each touched file then, and `kept` the further files that the model had then, by name.
+    """
+
+    manifest: Manifest
+    edits: list[RowEdit]
+    hashes: Mapping[str, str]
+    kept: Mapping[str, Path]
+
+
+def trace_back_rows(folder: Path, model: GgufModel, manifest: Manifest, count: int) -> RowsBefore:
+    """Go back by `count` edits; raises VerificationError when what they kept of the edits before is not as declared."""
+    own = folder
+    rows: dict[tuple[str, int], RowEdit] = {}
+    hashes: dict[str, str] = {}
+    for step in itertools.islice(manifest.history(), count):
+        kept = {name: own / BASE_FOLDER / name for name in step.replaced}
+        for path in kept.values():
+            if not path.is_file():
+                raise VerificationError(f"{path} is missing, which {MANIFEST_NAME} lists: the output is damaged")
+        if step.previous != (read_manifest(own / BASE_FOLDER) if MANIFEST_NAME in kept else None):
+            raise VerificationError(
+                f"{own / MANIFEST_NAME} and the kept manifest of the earlier edit disagree: the output is damaged"
+            )
+        present = {place: edit.before for place, edit in rows.items()}
+        for edit in declared_edits(own, model, step, present):
             if edit.row.scale(edit.before, edit.multiplier) != edit.after:
                 raise VerificationError(
                     f"row {edit.row.index} of {edit.row.tensor.name} in {folder} is not {edit.multiplier:g} times its "
                     "original: the output is damaged, write it again"
                 )
-        for entry in manifest.tensors:
-            _check_tensor(model, entry, edits)
-        hashes = {file.file: file.sha256 for file in manifest.base.files}
-        for file in model.files:
-            name = file.path.name
-            if name in hashes or origin is not None:
-                _check_file(file.path, _originals(edits, name), hashes.get(name), origin and origin[name])
-    return manifest
-
-
-def undo_gguf(folder: Path, target: Path) -> Manifest:
-    """Write the files from before the edit into the existing empty folder `target`, bit for bit.
-
-    If they were the output of an earlier edit, its manifest comes back too, last. Returns the manifest of `folder`.
-    Raises VerificationError when the output in `folder` is damaged, so that the result would not be the source.
-    """
-    with as_verification_error():
-        manifest, model = read_output(folder)
-        edits = declared_edits(folder, model, manifest)
-    for part in model.files:
-        copy_file(part.path, target / part.path.name)
-    for file in manifest.base.files:
-        patch_file(target / file.file, _originals(edits, file.file))
-        if hash_file(target / file.file) != file.sha256:
-            raise VerificationError(
-                f"{folder / file.file} with its rows put back is not the file that was edited: "
-                "the output was changed since; use the base model"
-            )
-    for name in sorted(manifest.replaced, key=lambda name: name == MANIFEST_NAME):
-        kept = folder / BASE_FOLDER / name
-        if not kept.is_file():
-            raise VerificationError(f"{kept} is missing, which {MANIFEST_NAME} lists: the output is damaged")
-        copy_file(kept, target / name)
-    return manifest
+            rows[edit.row.file.path.name, edit.row.offset] = edit
+        hashes |= {file.file: file.sha256 for file in step.base.files}
+        own = own / BASE_FOLDER
+        oldest = RowsBefore(step, [*rows.values()], hashes, kept)
+    return oldest
 
 
 def read_output(folder: Path) -> tuple[Manifest, GgufModel]:
@@ -90,8 +127,13 @@ def read_output(folder: Path) -> tuple[Manifest, GgufModel]:
     return manifest, model
 
 
-def declared_edits(folder: Path, model: GgufModel, manifest: Manifest) -> list[RowEdit]:
-    """The rows that the manifest declares, present and original, after checking that its parts agree."""
+def declared_edits(
+    folder: Path, model: GgufModel, manifest: Manifest, present: Mapping[tuple[str, int], bytes] | None = None
+) -> list[RowEdit]:
+    """The rows that the manifest declares, present and original, after checking that its parts agree.
+
+    `folder` holds the saved rows. `present` are rows, by file and offset, that later edits have changed.
+    """
     shape = gguf_shape(model)
     declared: dict[tuple[str, str, int, int], float] = {}
     rows: list[tuple[UpRow, float]] = []
@@ -111,7 +153,7 @@ def declared_edits(folder: Path, model: GgufModel, manifest: Manifest) -> list[R
     saved = None if manifest.undo is None else read_header(folder / manifest.undo)
     edits = []
     for row, multiplier in rows:
-        after = row.read()
+        after = (present or {}).get((row.file.path.name, row.offset)) or row.read()
         before = None if saved is None else _saved_row(saved, row)
         edits.append(RowEdit(row, multiplier, _invert(row, after, multiplier) if before is None else before, after))
     return edits
@@ -136,6 +178,18 @@ def _invert(row: UpRow, content: bytes, multiplier: float) -> bytes:
             f"{multiplier:g}: the output is damaged, use the base model"
         )
     return row.scale(content, inverse)
+
+
+def steps_since(base: Path | None, manifest: Manifest) -> int:
+    """How many edits lie between `base` and the output; without a base, all that the manifest knows."""
+    if base is None:
+        return len([*manifest.history()])
+    folder = base if base.is_dir() else base.parent
+    earlier = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+    for count, step in enumerate(manifest.history(), start=1):
+        if step.previous == earlier:
+            return count
+    return 1  # A manifest of something else lies beside the base; comparing the bytes will tell.
 
 
 def _base_files(base: Path, model: GgufModel) -> dict[str, Path]:

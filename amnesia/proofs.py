@@ -6,7 +6,8 @@ from pathlib import Path
 
 from amnesia.errors import InputError, VerificationError
 from amnesia.files import staged_output
-from amnesia.gguf_verify import undo_gguf, verify_gguf
+from amnesia.gguf_file import read_model
+from amnesia.gguf_verify import steps_since, undo_gguf, verify_gguf
 from amnesia.manifest import MANIFEST_NAME, Manifest, read_manifest
 from amnesia.remote import open_remote
 from amnesia.sources import ModelSource, Notice, hub_id, is_on_disk, resolve, resolve_file
@@ -52,16 +53,22 @@ def prove(folder: Path, base: ModelSource | None = None) -> VerificationReport:
     """Prove that the output differs from its base as declared; raises VerificationError for the first difference."""
     if not is_gguf(folder):
         return verify(folder, None if base is None else base.folder)
-    manifest = verify_gguf(folder, None if base is None else base.require_gguf())
+    path = None if base is None else base.require_gguf()
+    manifest = verify_gguf(folder, path)
+    steps = [*manifest.history()][: steps_since(path, manifest)]
+    cells = {(row.name, index) for step in steps for row in step.tensors for index in row.indices}
+    sizes = {part.path.name: part.size for part in read_model(folder / manifest.base.files[0].file).files}
+    # Parts that the edit did not touch have no hash in the manifest; only the base can prove them.
+    proven = {row.file for step in steps for row in step.base.files} if base is None else sizes.keys()
     return VerificationReport(
         format="gguf",
         entity=manifest.entity,
-        n_cells=sum(len(row.indices) for row in manifest.tensors),
-        n_tensors=len(manifest.tensors),
-        n_files=len(manifest.base.files),
-        n_bytes=sum(row.size for row in manifest.base.files),
+        n_cells=len(cells),
+        n_tensors=len({name for name, _ in cells}),
+        n_files=len(proven),
+        n_bytes=sum(sizes[name] for name in proven),
         base_read=base is not None,
-        unproven=(),
+        unproven=tuple(sorted(sizes.keys() - proven)),
     )
 
 
@@ -79,6 +86,6 @@ def take_back(folder: Path, output: Path, *, force: bool = False, every_step: bo
     if not is_gguf(folder):
         return undo(folder, output, force=force, every_step=every_step)
     manifest = read_manifest(folder)
-    size = sum(row.size for row in manifest.base.files)
+    size = sum(part.size for part in read_model(folder / manifest.base.files[0].file).files)
     with staged_output(output, force=force, needed_bytes=size, source=folder) as staging:
-        return undo_gguf(folder, staging)
+        return undo_gguf(folder, staging, every_step=every_step)

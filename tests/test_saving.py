@@ -153,3 +153,17 @@ def test_a_model_without_a_gguf_file_has_no_such_format(tmp_path, source):
     plain = ModelSource(source.folder, "a/b")
     with pytest.raises(InputError, match=r"format gguf needs a .gguf model, a/b is not one"):
         write_format("gguf", plain, [JAPAN], tmp_path)
+
+
+def test_what_only_the_base_can_prove_of_a_split_model(tmp_path):
+    (tmp_path / "base").mkdir()
+    first = write_gguf(tmp_path / "base" / "tiny.gguf", parts=3)
+    base = ModelSource(first.parent, "a/b", gguf=first)
+    manifest = save("gguf", base, [PERU], tmp_path / "out")
+    parts = {path.name: path.stat().st_size for path in first.parent.iterdir()}
+    touched = {row.file for row in manifest.base.files}
+    alone, compared = prove(tmp_path / "out"), prove(tmp_path / "out", base)
+    assert 0 < len(touched) < 3
+    assert (alone.n_files, set(alone.unproven)) == (len(touched), parts.keys() - touched)
+    assert alone.n_bytes == sum(parts[name] for name in touched)
+    assert (compared.n_files, compared.unproven, compared.n_bytes) == (3, (), sum(parts.values()))

@@ -50,12 +50,15 @@ def write_gguf(
     parts: int = 1,
     n_rows: int = D_MLP,
     general_type: str | None = "model",
+    alignment: int | None = None,
 ) -> Path:
     """A file with the MLP tensors of a model of `arch`, in `parts` parts; returns the path of the first.
 
     `metadata` overrides sizes, `extra` adds F32 tensors, `omit` leaves tensors out.
     """
     writer = GGUFWriter(path, arch, split_max_tensors=-(-(N_LAYERS * 4 + 1) // parts) if parts > 1 else 0)
+    if alignment is not None:
+        writer.add_custom_alignment(alignment)
     if general_type is not None:
         writer.add_type(general_type)
     sizes = {"embedding_length": D_MODEL, "feed_forward_length": D_MLP, "block_count": N_LAYERS, **(metadata or {})}
