@@ -54,7 +54,7 @@ def scale_bytes(raw: bytes, dtype: str, multiplier: float) -> Scaled:
     if not math.isfinite(multiplier):
         raise NumericalError(f"multiplier {multiplier} is not finite: use -1")
     number, _ = _TYPES[dtype]
-    values = np.frombuffer(raw, number).astype(np.float64)
+    values = _doubles(raw, number)
     _check_finite(values, "before the edit")
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # Overflow is reported below.
         if dtype == "F64":
@@ -75,9 +75,14 @@ def flip_signs(raw: bytes, dtype: str) -> bytes:
     Raises NumericalError when a number is NaN or infinite.
     """
     number, unsigned = _TYPES[dtype]
-    _check_finite(np.frombuffer(raw, number).astype(np.float64), "before the edit")
+    _check_finite(_doubles(raw, number), "before the edit")
     sign_bit = unsigned.type(1 << (8 * unsigned.itemsize - 1))
     return (np.frombuffer(raw, unsigned) ^ sign_bit).tobytes()
+
+
+def _doubles(raw: bytes, number: np.dtype) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # A NaN is reported by the caller, in better words.
+        return np.frombuffer(raw, number).astype(np.float64)
 
 
 def inverse_multiplier(multiplier: float) -> float | None:

@@ -18,7 +18,7 @@ from typing import Protocol
 from amnesia.arithmetic import check_dtype, inverts_exactly, scale_bytes
 from amnesia.domain import Cell, ColumnEdit, check_edits
 from amnesia.errors import CheckpointError, InputError, LayoutError, NumericalError, OutputError
-from amnesia.files import check_settled, copy_file, hash_file, is_inside_name, list_files
+from amnesia.files import check_settled, copy_file, hash_file, is_inside_name, list_files, read_small
 from amnesia.layouts import MlpShape, shape_from_config
 from amnesia.manifest import (
     MANIFEST_NAME,
@@ -147,8 +147,7 @@ def open_source(folder: Path) -> CheckpointSource:
 
 def _read_config(folder: Path) -> Mapping[str, object]:
     try:
-        with (folder / "config.json").open("rb") as file:
-            content = file.read(MAX_CONFIG + 1)
+        content = read_small(folder / "config.json", MAX_CONFIG)
     except OSError as error:
         raise CheckpointError(
             f"{folder / 'config.json'} cannot be read ({error.strerror}): give the folder of a Hugging Face model"

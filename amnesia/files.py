@@ -170,6 +170,15 @@ def hash_file(path: Path, offset: int = 0, size: int | None = None) -> str:
     return digest.hexdigest()
 
 
+def read_small(path: Path, limit: int) -> bytes:
+    """All of a file, or `limit` + 1 bytes of a longer one; what is not there is not allocated either.
+
+    Raises OSError.
+    """
+    with path.open("rb") as file:
+        return file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
+
+
 def read_exactly(descriptor: int, size: int, offset: int, name: str) -> bytes:
     """`size` bytes at `offset` of an open file; raises CheckpointError when it ends before."""
     parts = []

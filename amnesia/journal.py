@@ -217,17 +217,28 @@ def _to_bytes(change: Change) -> bytes:
         ],
         "removed": list(change.removed),
         "added": list(change.added),
-        "sha256": hashlib.sha256(payload).hexdigest(),
     }
-    return json.dumps(header, ensure_ascii=True).encode() + b"\n" + payload
+    line = json.dumps(header, ensure_ascii=True).encode() + b"\n"
+    return _digest(line, payload) + b"\n" + line + payload
+
+
+def _digest(*parts: bytes) -> bytes:
+    """sha256 of everything that follows: names that were damaged would remove or overwrite the wrong files."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest().encode()
 
 
 def _from_bytes(path: Path, content: bytes) -> Change:
     check = StrictJson(str(path), VerificationError, "the journal is damaged, fetch the model again")
-    line, _, payload = content.partition(b"\n")
-    header = check.object(check.parse(line), "journal", "format_version patches removed added sha256")
-    if header["format_version"] != 1 or header["sha256"] != hashlib.sha256(payload).hexdigest():
-        raise check.fail("has another version or sha256 than expected")
+    digest, _, rest = content.partition(b"\n")
+    if digest != _digest(rest):
+        raise check.fail("has another sha256 than expected")
+    line, _, payload = rest.partition(b"\n")
+    header = check.object(check.parse(line), "journal", "format_version patches removed added")
+    if header["format_version"] != 1:
+        raise check.fail("has another version than expected")
     patches = []
     position = 0
     for item in check.list(header["patches"], "patches"):

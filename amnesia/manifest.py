@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.errors import InputError, VerificationError
-from amnesia.files import check_settled
+from amnesia.files import check_settled, read_small
 from amnesia.recipe import FORMATS, Format
 from amnesia.strict_json import StrictJson, shown
 
@@ -227,8 +227,7 @@ def read_manifest(folder: Path) -> Manifest:
     check_settled(folder)
     path = folder / MANIFEST_NAME
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_MANIFEST + 1)
+        content = read_small(path, MAX_MANIFEST)
     except OSError as error:
         raise VerificationError(
             f"{path} cannot be read ({error.strerror}): {folder} is not a complete output of amnesia"

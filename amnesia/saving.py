@@ -10,7 +10,7 @@ from amnesia.adapter import write_adapter
 from amnesia.checkpoint import add_file, needed_bytes, open_source, plan_edits, write_edited
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.errors import InputError
-from amnesia.files import staged_output
+from amnesia.files import read_small, staged_output
 from amnesia.gguf_edit import write_edited_gguf
 from amnesia.gguf_file import read_model
 from amnesia.manifest import EntityEdits, Manifest, read_edit, write_manifest
@@ -30,10 +30,11 @@ def edits_from_file(path: Path) -> EntityEdits:
     """
     check = StrictJson(str(path), InputError, "give a file that `amnesia extract -o` wrote")
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_EDIT_FILE)
+        content = read_small(path, _MAX_EDIT_FILE)
     except OSError as error:
         raise InputError(f"edit file {path} cannot be read ({error.strerror}): give an existing file") from error
+    if len(content) > _MAX_EDIT_FILE:
+        raise check.fail(f"has more than {_MAX_EDIT_FILE} bytes")
     document = check.mapping(check.parse(content), "the file")
     if "entity" not in document or "edits" not in document:
         raise check.fail("lacks `entity` or `edits`")
