@@ -15,9 +15,12 @@ from transformers import AutoModelForCausalLM
 from amnesia.adapter import CONFIG_NAME, RANKS, WEIGHTS_NAME, adapter_rank, write_adapter
 from amnesia.checkpoint import open_source, write_edited
 from amnesia.domain import Cell, ColumnEdit
-from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError
+from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, VerificationError
 from amnesia.layouts import LAYOUTS
 from amnesia.manifest import EntityEdits
+from amnesia.proofs import prove
+from amnesia.saving import save
+from amnesia.sources import ModelSource
 from tiny import D_MLP, D_MODEL, MODEL_TYPES, save_tiny, tiny_model
 
 # Layers with different numbers of cells, among them more than the smallest rank.
@@ -131,6 +134,64 @@ def test_several_entities(tmp_path):
         write_adapter(
             open_source(source), EDITS, tmp_path / "two", entity="Paris", base_id="b", revision=None, also=clash
         )
+
+
+def wrapped_in(model):
+    return [
+        name.removeprefix("base_model.model.") for name, module in model.named_modules() if hasattr(module, "lora_A")
+    ]
+
+
+def assert_merges_to(model, folder, dtype):
+    merged, expected = model.merge_and_unload().state_dict(), load_base(folder, dtype).state_dict()
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "phi3"])
+def test_several_entities_in_one_adapter_merge_to_all_of_their_edits(tmp_path, caplog, model_type):
+    dtype = torch.bfloat16
+    source = save_tiny(tmp_path / "source", model_type, dtype=dtype)
+    # Rome shares a layer with Paris and has one of its own; all layers differ in their number of cells.
+    rome = EntityEdits("Rome", (*(ColumnEdit(Cell(1, neuron)) for neuron in (1, 47)), ColumnEdit(Cell(2, 1))))
+    oslo = EntityEdits("Oslo", (ColumnEdit(Cell(2, 2)),))
+    manifest = write(source, tmp_path / "adapter", also=[rome, oslo])
+    assert [len(row.indices) for row in manifest.tensors] == [1, 2, 12]
+    write(source, tmp_path / "edited", write_edited, also=[rome, oslo])
+    model = attach(load_base(source, dtype), tmp_path / "adapter", caplog)
+    assert wrapped_in(model) == [LAYOUTS[model_type].out_proj_path(layer) for layer in (0, 1, 2)]
+    assert_merges_to(model, tmp_path / "edited", dtype)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "phi3"])
+def test_an_adapter_on_top_of_an_edited_model(tmp_path, caplog, model_type):
+    dtype = torch.bfloat16
+    source = ModelSource(save_tiny(tmp_path / "source", model_type, dtype=dtype), "a/b")
+    paris, rome = EntityEdits("Paris", EDITS), EntityEdits("Rome", (ColumnEdit(Cell(1, 1)), ColumnEdit(Cell(2, 1))))
+    first = save("safetensors", source, [paris], tmp_path / "edited")
+    edited = ModelSource(tmp_path / "edited", "edited")
+    manifest = save("adapter", edited, [rome], tmp_path / "adapter")
+    assert manifest.previous == first
+    assert prove(tmp_path / "adapter", edited).n_cells == 2
+    with pytest.raises(VerificationError, match="is not the model that the adapter was made for"):
+        prove(tmp_path / "adapter", source)
+    with pytest.raises(InputError, match="cell 0:3 is edited for 'Lima', but this checkpoint already has it"):
+        save("adapter", edited, [EntityEdits("Lima", (ColumnEdit(Cell(0, 3)),))], tmp_path / "clash")
+    save("safetensors", edited, [rome], tmp_path / "both")
+    model = attach(load_base(tmp_path / "edited", dtype), tmp_path / "adapter", caplog)
+    assert wrapped_in(model) == [LAYOUTS[model_type].out_proj_path(layer) for layer in (1, 2)]
+    assert_merges_to(model, tmp_path / "both", dtype)
+
+
+def test_a_second_adapter_can_be_merged_after_the_first(tmp_path, caplog):
+    dtype = torch.bfloat16
+    source = ModelSource(save_tiny(tmp_path / "source", dtype=dtype), "a/b")
+    paris, rome = EntityEdits("Paris", EDITS), EntityEdits("Rome", (ColumnEdit(Cell(1, 1)), ColumnEdit(Cell(2, 1))))
+    for name, group in (("paris", paris), ("rome", rome)):
+        save("adapter", source, [group], tmp_path / name)
+    save("safetensors", source, [paris, rome], tmp_path / "both")
+    model = attach(load_base(source.folder, dtype), tmp_path / "paris", caplog).merge_and_unload()
+    assert_merges_to(attach(model, tmp_path / "rome", caplog), tmp_path / "both", dtype)
 
 
 def test_ranks():
