@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from amnesia.errors import AmnesiaError, CheckpointError, OutputError
+from amnesia.own_outputs import is_own
 
 try:
     import fcntl
@@ -246,11 +247,12 @@ def staged_output(
     """A temporary folder beside `output` that takes its place when the block ends without an exception.
 
     `source` is the folder that is being read; `needed_bytes` must be free on the disk. On any exception the temporary
-    folder is removed and an older output stays as it was. With `force`, an older output is moved aside first and
-    removed after the new one is in place; if the process is killed in between, the next call puts it back.
+    folder is removed and an older output stays as it was. With `force`, an older output of this package is moved aside
+    first and removed after the new one is in place; if the process is killed in between, the next call puts it back.
 
-    Raises OutputError when `output` exists and is not empty (without `force`), overlaps `source`, lies in a Hugging
-    Face cache, when the disk is too full, or when another process is writing the same output.
+    Raises OutputError when `output` exists and is not empty (without `force`, or when this package did not write it),
+    overlaps `source`, lies in a Hugging Face cache, when the disk is too full, or when another process is writing the
+    same output.
     """
     check_output(output, source, force=force)
     output = output.resolve()
@@ -271,8 +273,7 @@ def staged_output(
                 shutil.rmtree(aside)
             else:
                 aside.rename(output)
-        if not force:
-            _check_vacant(output)
+        _check_vacant(output, force)
         free = shutil.disk_usage(output.parent).free
         if free < needed_bytes:
             raise OutputError(
@@ -305,7 +306,8 @@ def check_output(output: Path, source: Path | None = None, *, force: bool = Fals
     """Raises OutputError when `output` may not be written.
 
     That is the case inside a Hugging Face cache, inside, at or above the folder or file that is being read, at or above
-    the working folder, where `output` is a link, and, without `force`, where it exists and is not empty.
+    the working folder, where `output` is a link, and where it exists and is not empty, unless `force` is given and this
+    package wrote it.
     """
     if output.is_symlink():
         raise OutputError(f"{output} is a link: give the folder itself")
@@ -317,8 +319,7 @@ def check_output(output: Path, source: Path | None = None, *, force: bool = Fals
         origin = source.resolve()
         if real.is_relative_to(origin) or origin.is_relative_to(real):
             raise OutputError(f"{output} overlaps the source {source}: choose a folder beside it")
-    if not force:
-        _check_vacant(output)
+    _check_vacant(output, force)
 
 
 def check_outside_cache(path: Path) -> None:
@@ -329,12 +330,18 @@ def check_outside_cache(path: Path) -> None:
         )
 
 
-def _check_vacant(output: Path) -> None:
+def _check_vacant(output: Path, force: bool) -> None:
     try:
         occupied = output.exists() and (not output.is_dir() or any(output.iterdir()))
+        own = occupied and force and is_own(output)
     except OSError as error:
         raise OutputError(f"{output} cannot be read ({error.strerror}): choose another output") from error
-    if occupied:
+    if occupied and force and not own:
+        raise OutputError(
+            f"{output} was not written by amnesia: --force replaces only its outputs; choose another output, or remove "
+            "this one yourself"
+        )
+    if occupied and not force:
         raise OutputError(f"{output} exists and is not empty: choose another output, or replace it with --force")
 
 

@@ -27,10 +27,10 @@ from typing import Any, Literal, get_args
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.errors import InputError, VerificationError
 from amnesia.files import check_settled, read_small
+from amnesia.own_outputs import MANIFEST_NAME
 from amnesia.recipe import FORMATS, Format
 from amnesia.strict_json import StrictJson, shown
 
-MANIFEST_NAME = "amnesia.json"
 FORMAT_VERSION = 1
 FileScope = Literal["file", "header"]
 TensorScope = Literal["tensor", "columns"]

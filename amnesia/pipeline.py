@@ -23,12 +23,11 @@ from amnesia.layouts import no_hooks
 from amnesia.manifest import EntityEdits, write_manifest
 from amnesia.mining import Mined, mine
 from amnesia.model import LiveModel, Progress, load, load_adapter
+from amnesia.own_outputs import REPORT_NAME
 from amnesia.popqa import control_facts, facts_for, is_about, read_popqa
 from amnesia.recipe import Format, Recipe, Scoring
 from amnesia.saving import output_bytes, write_format
 from amnesia.sources import ModelSource, convert_gguf, resolve
-
-REPORT_NAME = "report.json"
 
 
 class Tracker(Protocol):
@@ -241,10 +240,10 @@ def evaluate_models(
 
 def check_report(output: Path, models: Iterable[str | None], *, force: bool = False) -> None:
     """Raise OutputError when a report cannot be written to `output`, or would replace one of the models."""
-    check_output(output, force=force)
     for path in (Path(model).expanduser() for model in models if model is not None):
         if path.exists():
             check_output(output, path, force=force)
+    check_output(output, force=force)
 
 
 def write_report(document: dict[str, Any], output: Path, *, force: bool = False) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from amnesia.errors import CheckpointError
-from amnesia.files import BLOCK, list_files, read_exactly, write_exactly
+from amnesia.files import BLOCK, list_files, read_exactly, read_small, write_exactly
 from amnesia.strict_json import StrictJson, shown
 
 SINGLE_FILE = "model.safetensors"
@@ -173,8 +173,7 @@ def read_weight_files(folder: Path) -> WeightFiles:
     index = folder / INDEX_FILE
     content = None
     if index.is_file():
-        with index.open("rb") as file:
-            content = file.read(MAX_INDEX + 1)
+        content = read_small(index, MAX_INDEX)
     elif not (folder / SINGLE_FILE).is_file():
         raise CheckpointError(_no_weights(folder))
     return weight_files(

@@ -65,7 +65,8 @@ def write_format(
 ) -> Manifest:
     """Write one format of an edit into the empty `folder`, everything but the manifest, which is returned.
 
-    Raises InputError when the source has no `.gguf` file for format "gguf", and what the format's writer raises.
+    A GGUF must have the sizes of the model in the source's folder, if that is another one. Raises InputError when the
+    source has no `.gguf` file for format "gguf", and what the format's writer raises.
     """
     first, *also = groups
     common: dict[str, Any] = {
@@ -80,9 +81,18 @@ def write_format(
         return write_adapter(open_source(source.folder), first.edits, folder, **common)
     if name == "safetensors":
         return write_edited(open_source(source.folder), first.edits, folder, link=link, **common)
-    manifest = write_edited_gguf(source.require_gguf(), first.edits, folder, link=link, **common)
+    path = source.require_gguf()
+    manifest = write_edited_gguf(path, first.edits, folder, link=link, expected=_sizes(source), **common)
     text = modelfile(sorted(path.name for path in folder.glob("*.gguf")))
     return manifest if text is None else add_file(manifest, folder, MODELFILE_NAME, text)
+
+
+def _sizes(source: ModelSource) -> tuple[int, int, int] | None:
+    """(n_layers, d_model, d_mlp) of the float model on which the edit was found, where there is one."""
+    if source.folder == source.require_gguf().parent:
+        return None
+    shape = open_source(source.folder).shape
+    return shape.n_layers, shape.d_model, shape.d_mlp
 
 
 def output_bytes(

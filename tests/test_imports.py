@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A module may import from the rows above its own, never from its own row or from below.
 ROWS = (
-    "errors",
-    "arithmetic domain encoding files gguf_file hub_errors layouts modelfile scores statistics",
+    "errors own_outputs",
+    "arithmetic domain encoding files gguf_file hub_errors layouts modelfile scores scratch statistics",
     "gguf_blocks model popqa prompts recipe strict_json",
     "gguf_layout journal manifest safetensors_file",
     "card checkpoint evaluation localization search sources",

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from amnesia.domain import Cell, ColumnEdit
-from amnesia.errors import InputError, OutputError
+from amnesia.errors import CheckpointError, InputError, OutputError
 from amnesia.manifest import EntityEdits, read_manifest
 from amnesia.proofs import outputs_in, prove, take_back
 from amnesia.saving import edits_from_cells, edits_from_file, output_bytes, save, write_format
 from amnesia.sources import ModelSource
-from tiny import save_tiny
-from tiny_gguf import write_gguf
+from tiny import save_tiny, tiny_model
+from tiny_gguf import llama_gguf, write_gguf
 
 JAPAN = EntityEdits("Japan", (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(1, 4), -2.0)))
 PERU = EntityEdits("Peru", (ColumnEdit(Cell(1, 5)),))
@@ -21,7 +21,8 @@ PERU = EntityEdits("Peru", (ColumnEdit(Cell(1, 5)),))
 
 @pytest.fixture
 def source(tmp_path):
-    return ModelSource(save_tiny(tmp_path / "source"), "a/b", "main", write_gguf(tmp_path / "tiny.gguf"))
+    gguf = llama_gguf(tmp_path / "tiny.gguf", tiny_model("llama"))
+    return ModelSource(save_tiny(tmp_path / "source"), "a/b", "main", gguf)
 
 
 def tree(folder):
@@ -167,3 +168,13 @@ def test_what_only_the_base_can_prove_of_a_split_model(tmp_path):
     assert (alone.n_files, set(alone.unproven)) == (len(touched), parts.keys() - touched)
     assert alone.n_bytes == sum(parts[name] for name in touched)
     assert (compared.n_files, compared.unproven, compared.n_bytes) == (3, (), sum(parts.values()))
+
+
+def test_a_gguf_of_another_model_is_refused(tmp_path, source):
+    other = ModelSource(source.folder, "a/b", gguf=write_gguf(tmp_path / "other.gguf"))
+    message = r"other.gguf has \(layers, d_model, d_mlp\) = \(2, 256, 12\), but the model .* has \(3, 32, 48\)"
+    with pytest.raises(CheckpointError, match=message):
+        save("gguf", other, [JAPAN], tmp_path / "out")
+    # A file alone has nothing that it could contradict.
+    alone = ModelSource(tmp_path, "a/b", gguf=other.gguf)
+    assert save("gguf", alone, [JAPAN], tmp_path / "elsewhere" / "out").entity == "Japan"
