@@ -54,6 +54,7 @@ _OTHER_WEIGHTS = (
     "consolidated*.safetensors",
     "pytorch_model*.bin",
     "pytorch_model*.bin.index.json",
+    "consolidated*.pt",
     "consolidated*.pth",
     "tf_model*.h5",
     "flax_model*.msgpack",

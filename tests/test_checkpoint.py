@@ -144,11 +144,22 @@ def test_sources_made_of_links_give_real_files(tmp_path):
 
 def test_unedited_copies_of_the_weights_are_left_out_and_listed(tmp_path):
     source = save_tiny(tmp_path / "source")
-    for name in ("pytorch_model.bin", "original/consolidated.00.pth", "onnx/model.onnx", "training_args.bin"):
+    for name in (
+        "pytorch_model.bin",
+        "consolidated.00.pt",
+        "original/consolidated.00.pth",
+        "onnx/model.onnx",
+        "training_args.bin",
+    ):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_bytes(b"weights")
     manifest = edit(source, tmp_path / "out")
-    assert manifest.left_out == ("onnx/model.onnx", "original/consolidated.00.pth", "pytorch_model.bin")
+    assert manifest.left_out == (
+        "consolidated.00.pt",
+        "onnx/model.onnx",
+        "original/consolidated.00.pth",
+        "pytorch_model.bin",
+    )
     assert (tmp_path / "out" / "training_args.bin").exists()
     assert not (tmp_path / "out" / "pytorch_model.bin").exists()
 
