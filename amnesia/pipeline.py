@@ -18,9 +18,10 @@ from amnesia.domain import Extraction
 from amnesia.evaluation import Evaluation, Question, compare, measure, measure_unknown, questions_of
 from amnesia.extraction import choose, select_known
 from amnesia.files import check_output, staged_output
+from amnesia.loading import load, load_adapter
 from amnesia.manifest import EntityEdits, write_manifest
 from amnesia.mining import Mined, mine
-from amnesia.model import LiveModel, Progress, load, load_adapter
+from amnesia.model import LiveModel, Progress
 from amnesia.popqa import control_facts, facts_for, is_about, read_popqa
 from amnesia.recipe import Format, Recipe, Scoring
 from amnesia.saving import output_bytes, write_format

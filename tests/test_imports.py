@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 # A module may import from the rows above its own, never from its own row or from below.
 ROWS = (
     "errors",
-    "arithmetic domain encoding files gguf_file hub_errors layouts modelfile scores statistics",
+    "arithmetic domain encoding files gguf_file hub_errors layouts modelfile packing scores statistics",
     "gguf_blocks model popqa prompts recipe strict_json",
-    "gguf_layout journal manifest safetensors_file",
+    "gguf_layout journal loading manifest safetensors_file",
     "card checkpoint evaluation localization search sources",
     "adapter columns extraction gguf_edit mining remote report",
     "gguf_verify notebook saving undo verification",
