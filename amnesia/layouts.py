@@ -16,6 +16,7 @@ class MlpLayout:
     Module paths start at the causal language model; tensors on disk have the same path plus `.weight`, with or
     without the leading `prefix` (GPT-2 on the Hub lacks it). `neuron_axis` is the axis of the stored weight that
     is indexed by neurons: 1 for `nn.Linear` (d_model, d_mlp), 0 for GPT-2's `Conv1D` (d_mlp, d_model).
+    `attention` is the output projection of the attention.
     """
 
     model_type: str
@@ -27,10 +28,15 @@ class MlpLayout:
     n_layers_key: str = "num_hidden_layers"
     d_model_key: str = "hidden_size"
     d_mlp_key: str = "intermediate_size"
+    attention: str = "self_attn.o_proj"
 
     def out_proj_path(self, layer: int) -> str:
         """Module path of the output projection of `layer`, for example `model.layers.2.mlp.down_proj`."""
         return f"{self.prefix}{self.layers}.{layer}.{self.out_proj}"
+
+    def attention_path(self, layer: int) -> str:
+        """Module path of the output projection of the attention of `layer`."""
+        return f"{self.prefix}{self.layers}.{layer}.{self.attention}"
 
     def tensor_names(self, layer: int) -> tuple[str, ...]:
         """Names under which the weight of the output projection may be stored, most usual first."""
@@ -62,8 +68,17 @@ LAYOUTS: Mapping[str, MlpLayout] = {
             n_layers_key="n_layer",
             d_model_key="n_embd",
             d_mlp_key="n_inner",
+            attention="attn.c_proj",
         ),
-        MlpLayout("gpt_neox", "gpt_neox.", "layers", "mlp.dense_4h_to_h", neuron_axis=1, gated=False),
+        MlpLayout(
+            "gpt_neox",
+            "gpt_neox.",
+            "layers",
+            "mlp.dense_4h_to_h",
+            neuron_axis=1,
+            gated=False,
+            attention="attention.dense",
+        ),
     )
 }
 

@@ -18,7 +18,7 @@ from amnesia.domain import ColumnEdit, check_edits
 from amnesia.encoding import Continuation, Placed, continuations, encode
 from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.layouts import MlpShape, shape_from_config
-from amnesia.packing import forests, visible
+from amnesia.packing import LABEL, forests, visible
 
 MAX_BATCH_TOKENS = 1024
 """Padded tokens per forward pass: large enough for full matrix products on a CPU, small in memory."""
@@ -48,6 +48,10 @@ class LiveModel:
     def out_proj(self, layer: int) -> nn.Module:
         """The output projection of layer `layer`; its input is the layer's activations."""
         return self.model.get_submodule(self.shape.layout.out_proj_path(layer))
+
+    def attention_out_proj(self, layer: int) -> nn.Module:
+        """The output projection of the attention of layer `layer`."""
+        return self.model.get_submodule(self.shape.layout.attention_path(layer))
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,9 @@ class Batch:
     indices: tuple[int, ...]
     inputs: dict[str, Tensor]
     padding: Tensor  # (batch,)
+
+
+Around = Callable[[Batch], contextlib.AbstractContextManager[None]]
 
 
 def batches(live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int = MAX_BATCH_TOKENS) -> Iterator[Batch]:
@@ -141,20 +148,22 @@ class Pass:
 
 
 def passes(
-    live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int = MAX_BATCH_TOKENS, max_rows: int = MAX_BATCH_ROWS
+    live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int = MAX_BATCH_TOKENS, *, single: bool = False
 ) -> Iterator[Pass]:
     """Forward passes over all rows of tokens, in which what rows share at their beginning is computed once.
 
-    Where the attention of a model takes no mask of ours, the passes are plain left-padded batches.
+    Tokens may carry a `packing.LABEL`. Where the attention of a model takes no mask of ours, the passes are plain
+    left-padded batches. With `single`, the inputs of each pass have one line.
     """
     if not takes_trees(live, max(map(len, rows), default=0)):
-        for batch in batches(live, rows, max_tokens):
+        plain = [[token % LABEL for token in row] for row in rows]
+        for batch in batches(live, plain, 1 if single else max_tokens):
             starts = batch.padding.tolist()
             slots = tuple(range(start, start + len(rows[i])) for start, i in zip(starts, batch.indices, strict=True))
             yield Pass(batch.indices, batch.inputs, tuple(range(len(slots))), slots)
         return
     dtype, device = live.model.dtype, live.device
-    for forest in forests(rows, max_tokens, max_rows):
+    for forest in forests(rows, max_tokens, MAX_BATCH_ROWS, 1 if single else max_tokens):
         width = max(len(tree.ids) for tree in forest)
         mask = torch.zeros(len(forest), 1, width, width, dtype=dtype)
         mask.masked_fill_(~visible(forest, width)[:, None], torch.finfo(dtype).min)
@@ -179,6 +188,25 @@ def takes_trees(live: LiveModel, longest: int) -> bool:
     """
     window = getattr(live.model.config, "sliding_window", None)
     return live.model.config._attn_implementation in ("sdpa", "eager") and (window is None or longest <= window)
+
+
+@contextlib.contextmanager
+def at_head(live: LiveModel, lines: Tensor | None, places: Tensor) -> Iterator[None]:
+    """Let the language-model head see only the given places (n,) of the given lines (n,), or of every line.
+
+    Logits are then (1, n, vocabulary), or (batch, n, vocabulary).
+    """
+
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        seen = args[0]
+        at = places.to(seen.device)
+        return (seen[:, at] if lines is None else seen[lines.to(seen.device), at][None], *args[1:])
+
+    handle = live.model.get_output_embeddings().register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class _StopForwardError(Exception):
@@ -274,6 +302,16 @@ def activations(
             progress(len(one.indices))
 
 
+def mlp_outputs(
+    live: LiveModel, rows: Sequence[Placed], layers: Sequence[int], progress: Progress | None = None
+) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """What each layer's MLP writes at one token of each row, as `activations`: float32 (batch, n_layers, d_model)."""
+    layers = sorted(layers)
+    for indices, batch in activations(live, rows, layers, progress):
+        outputs = [live.out_proj(layer)(batch[:, n].to(live.model.dtype)) for n, layer in enumerate(layers)]
+        yield indices, torch.stack([output.float().to(live.device) for output in outputs], dim=1)
+
+
 def answer_logits(live: LiveModel, rows: Sequence[Continuation], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Float32 logits over the answers of one batch.
 
@@ -291,16 +329,20 @@ def answer_logits(live: LiveModel, rows: Sequence[Continuation], batch: Batch) -
 
 @torch.inference_mode()
 def answer_logprobs(
-    live: LiveModel, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
+    live: LiveModel,
+    pairs: Sequence[tuple[str, str]],
+    progress: Progress | None = None,
+    around: Around | None = None,
 ) -> list[AnswerLogprob]:
-    """Log-probability of each answer after its prompt, in the order of `pairs`.
+    """Log-probability of each answer after its prompt, in the order of `pairs`; `around` is entered for each batch.
 
     Raises NumericalError when the model's output is NaN or infinite.
     """
     rows = continuations(live.tokenizer, pairs)
     results: list[AnswerLogprob | None] = [None] * len(rows)
     for batch in batches(live, [row.ids for row in rows]):
-        logits, tokens, mask = answer_logits(live, rows, batch)
+        with around(batch) if around else contextlib.nullcontext():
+            logits, tokens, mask = answer_logits(live, rows, batch)
         chosen = logits.gather(2, tokens[..., None])[..., 0]
         logprobs = chosen - logits.logsumexp(2)  # (batch, width)
         ranks = (logits > chosen[..., None]).sum(2)
@@ -319,12 +361,16 @@ def answer_logprobs(
 
 @torch.inference_mode()
 def generate(
-    live: LiveModel, prompts: Sequence[str], max_new_tokens: int = 12, progress: Progress | None = None
+    live: LiveModel,
+    prompts: Sequence[str],
+    max_new_tokens: int = 12,
+    progress: Progress | None = None,
+    around: Around | None = None,
 ) -> list[str]:
-    """Greedy continuation of each prompt, decoded without special tokens."""
+    """Greedy continuation of each prompt, decoded without special tokens; `around` is entered for each batch."""
     results = [""] * len(prompts)
     rows = [item.ids for item in encode(live.tokenizer, prompts)]
-    for batch, new in _greedy(live, rows, max_new_tokens, live.model.generation_config.eos_token_id):
+    for batch, new in _greedy(live, rows, max_new_tokens, live.model.generation_config.eos_token_id, around):
         for index, text in zip(batch.indices, live.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
             results[index] = text
         if progress:
@@ -343,7 +389,11 @@ def continued(live: LiveModel, prompts: Sequence[str], n_tokens: int) -> list[li
 
 
 def _greedy(
-    live: LiveModel, rows: Sequence[Sequence[int]], n_tokens: int, stop: int | list[int] | None
+    live: LiveModel,
+    rows: Sequence[Sequence[int]],
+    n_tokens: int,
+    stop: int | list[int] | None,
+    around: Around | None = None,
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Batches of rows with the tokens that follow them, (batch, at most n_tokens); `stop` ends a row early."""
     config = GenerationConfig(
@@ -354,5 +404,6 @@ def _greedy(
     )
     for batch in batches(live, rows):
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-        output = live.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        with around(batch) if around else contextlib.nullcontext():
+            output = live.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         yield batch, output[:, ids.shape[1] :]

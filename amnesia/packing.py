@@ -17,6 +17,10 @@ TREE_TOKENS = 192
 """Tokens in one tree. The attention of a tree is quadratic in it, what trees cannot share with each other is linear."""
 
 
+LABEL = 1 << 32
+"""A token id plus n × LABEL is the same token, kept apart from others: it, and what follows it, stands for itself."""
+
+
 @dataclass(frozen=True)
 class Tree:
     """Rows of tokens with shared beginnings.
@@ -54,7 +58,7 @@ def trees(rows: Sequence[Sequence[int]], max_tokens: int, max_rows: int) -> Iter
         for position in range(shared, len(row)):
             parents.append(path[-1] if path else -1)
             path.append(len(ids))
-            ids.append(row[position])
+            ids.append(row[position] % LABEL)
             positions.append(position)
         members.append(index)
         slots.append(tuple(path))
@@ -62,14 +66,20 @@ def trees(rows: Sequence[Sequence[int]], max_tokens: int, max_rows: int) -> Iter
         yield Tree(tuple(members), tuple(slots), tuple(ids), tuple(parents), tuple(positions))
 
 
-def forests(rows: Sequence[Sequence[int]], max_tokens: int, max_rows: int) -> Iterator[tuple[Tree, ...]]:
-    """Trees in batches of at most `max_tokens` places, padding to the widest tree included, and `max_rows` rows."""
+def forests(
+    rows: Sequence[Sequence[int]], max_tokens: int, max_rows: int, max_trees: int
+) -> Iterator[tuple[Tree, ...]]:
+    """Trees in batches of at most `max_tokens` places, padding to the widest tree included, `max_rows` and `max_trees`.
+
+    A row that is longer than `max_tokens` has a batch for itself.
+    """
     group: list[Tree] = []
     width = n_rows = 0
     for tree in trees(rows, min(TREE_TOKENS, max_tokens), max_rows):
-        full = max(width, len(tree.ids)) * (len(group) + 1) > max_tokens or n_rows + len(tree.rows) > max_rows
-        if group and full:
-            yield tuple(group)
+        n_places = max(width, len(tree.ids)) * (len(group) + 1)
+        if n_places > max_tokens or n_rows + len(tree.rows) > max_rows or len(group) == max_trees:
+            if group:
+                yield tuple(group)
             group, width, n_rows = [], 0, 0
         group.append(tree)
         width = max(width, len(tree.ids))

@@ -12,16 +12,16 @@ ROOT = Path(__file__).parents[1]
 # A module may import from the rows above its own, never from its own row or from below.
 ROWS = (
     "errors",
-    "arithmetic domain encoding files gguf_file hub_errors layouts modelfile packing scores statistics",
+    "arithmetic domain encoding figures files gguf_file hub_errors layouts modelfile packing scores statistics",
     "gguf_blocks model popqa prompts recipe strict_json",
-    "gguf_layout journal loading manifest safetensors_file",
+    "gguf_layout interventions journal loading manifest safetensors_file",
     "card checkpoint evaluation localization search sources",
-    "adapter columns extraction gguf_edit mining remote report",
+    "adapter columns extraction gguf_edit layer_significance mining remote report sweep",
     "gguf_verify notebook saving undo verification",
     "console in_place pipeline proofs publication",
     "base_repo behaviour replay",
     "hub",
-    "cli_files cli_hub",
+    "cli_files cli_hub cli_science",
     "cli",
     "__main__",
 )

@@ -31,9 +31,10 @@ def test_one_tree_holds_every_prefix_once(rows):
 
 @given(ROWS, st.integers(4, 40))
 def test_a_place_sees_itself_and_what_precedes_it(rows, max_tokens):
-    for forest in forests(rows, max_tokens, 5):
+    for forest in forests(rows, max_tokens, 5, 3):
         width = max(len(tree.ids) for tree in forest)
         assert width * len(forest) <= max_tokens or len(forest) == 1
+        assert len(forest) <= 3
         assert sum(len(tree.rows) for tree in forest) <= 5
         mask = visible(forest, width)
         for line, tree in enumerate(forest):

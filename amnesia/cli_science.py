@@ -1,0 +1,208 @@
+"""The commands that repeat the experiments on entity cells: each writes its numbers as JSON and a figure of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from amnesia import figures
+from amnesia.console import Terminal, as_json, force_option, on_device, print_json
+from amnesia.domain import Cell
+from amnesia.recipe import load_recipe, parse_layers
+
+if TYPE_CHECKING:
+    from amnesia.model import LiveModel
+    from amnesia.recipe import Recipe
+
+output_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder for the numbers (JSON) and the figure (SVG, PNG)."
+)
+plots_option = click.option("--plots/--no-plots", default=True, show_default=True, help="Draw figures (matplotlib).")
+recipe_option = click.option(
+    "--recipe", "recipe_path", type=click.Path(path_type=Path), required=True, help="TOML file with facts and controls."
+)
+entity_option = click.option("--entity", help="Which entity of a recipe that lists several.")
+cells_option = click.option("--cell", "cells", multiple=True, metavar="L:N", help="Layer and neuron; may be repeated.")
+top_option = click.option(
+    "--top",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Without --cell: how many of the entity's best cells to use.",
+)
+
+
+class Output:
+    """Where the results of a command go: a folder with JSON and figure, standard output, or both."""
+
+    def __init__(self, name: str, folder: Path | None, plots: bool, force: bool, json_output: bool) -> None:
+        from amnesia.files import check_output
+
+        self.name, self.folder, self.plots, self.force, self.json_output = name, folder, plots, force, json_output
+        # Minutes of work must not end in front of a folder that cannot be written or a figure that cannot be drawn.
+        if folder is not None:
+            check_output(folder, force=force)
+            if plots:
+                figures.check_available()
+
+    def write(self, result: Any, text: str) -> None:
+        """Write the document of a result dataclass, then print it as JSON or as `text`."""
+        from amnesia.files import staged_output
+        from amnesia.report import to_bytes
+
+        document = {"figure": self.name, **dataclasses.asdict(result)}
+        if self.folder is not None:
+            content = to_bytes(document)
+            drawn = figures.draw(document) if self.plots else {}
+            with staged_output(self.folder, force=self.force) as staging:
+                (staging / f"{self.name}.json").write_bytes(content)
+                for suffix, data in drawn.items():
+                    (staging / f"{self.name}{suffix}").write_bytes(data)
+        if self.json_output:
+            print_json(document)
+        else:
+            click.echo(text)
+            if self.folder is not None:
+                click.echo(f"\nwritten to {self.folder}")
+
+
+def _load(model: str, revision: str | None, terminal: Terminal, dtype: str, device: str | None) -> LiveModel:
+    from amnesia import pipeline
+    from amnesia.sources import resolve
+
+    return pipeline.load_source(resolve(model, revision, terminal.notice), dtype, device)
+
+
+def _load_for(model: str | None, recipe: Recipe, terminal: Terminal, dtype: str, device: str | None) -> LiveModel:
+    """MODEL if given, else the recipe's."""
+    if model:
+        return _load(model, None, terminal, dtype, device)
+    return _load(recipe.model, recipe.revision, terminal, dtype, device)
+
+
+def _cells_for(live: LiveModel, recipe: Recipe, given: tuple[str, ...], top: int, terminal: Terminal) -> list[Cell]:
+    """The given cells, the recipe's, or the best of a localization in the early half of the model.
+
+    Not in layer 0, where whatever detects the name's last token is stable, whoever bears it.
+    """
+    from amnesia.domain import ColumnEdit, check_edits
+    from amnesia.localization import cell_maps
+
+    cells = [Cell.parse(text) for text in given] or [edit.cell for edit in recipe.cells]
+    if cells:
+        check_edits([ColumnEdit(cell) for cell in cells], live.shape.n_layers, live.shape.d_mlp, live.name)
+        return cells
+    with terminal.task(f"localizing {recipe.entity}") as progress:
+        (cell_map,), _, _ = cell_maps(
+            live,
+            [recipe.entity],
+            baseline=recipe.baseline,
+            n_prompts=recipe.n_prompts,
+            aliases=recipe.aliases,
+            layers=recipe.layers or (1, max(1, live.shape.n_layers // 2 - 1)),
+            progress=progress,
+        )
+    return [row.cell for row in cell_map.top(top)]
+
+
+@click.command()
+@click.argument("model")
+@click.argument("entities", nargs=-1, required=True)
+@click.option("--prompts", "n_prompts", default=100, show_default=True, help="Prompts about each entity.")
+@click.option("--layers", help="Layers to look at, for example 0-9. Default: all.")
+@output_option
+@plots_option
+@force_option
+@on_device
+@as_json
+def layers(
+    model: str,
+    entities: tuple[str, ...],
+    n_prompts: int,
+    layers: str | None,
+    output: Path | None,
+    plots: bool,
+    force: bool,
+    dtype: str,
+    device: str | None,
+    json_output: bool,
+) -> None:
+    """Significance of each layer of MODEL for each of ENTITIES: how alike its MLP outputs are over many prompts."""
+    span = None if layers is None else parse_layers(layers)
+    target = Output("layers", output, plots, force, json_output)
+    from amnesia.layer_significance import layer_significance
+
+    terminal = Terminal()
+    live = _load(model, None, terminal, dtype, device)
+    with terminal.task("reading MLP outputs") as progress:
+        result = layer_significance(live, entities, n_prompts=n_prompts, layers=span, progress=progress)
+    lines = [f"{'entity':<28} {'layer':>5} {'S':>9}   runners-up"]
+    for row in result.entities:
+        order = sorted(range(len(result.layers)), key=lambda n: -row.significance[n])
+        others = ", ".join(f"{result.layers[n]} ({row.significance[n]:.1f})" for n in order[1:4])
+        lines.append(f"{row.entity:<28} {result.layers[order[0]]:>5} {row.significance[order[0]]:>9.1f}   {others}")
+    target.write(result, "\n".join(lines))
+
+
+@click.command()
+@click.argument("model", required=False)
+@recipe_option
+@entity_option
+@cells_option
+@top_option
+@click.option("--to", "low", default=-3.0, show_default=True, help="Last multiplier; the first is 1.")
+@click.option("--steps", default=20, show_default=True, help="Multipliers from first to last; zero is added.")
+@click.option(
+    "--tokens",
+    type=click.Choice(("all", "entity")),
+    default="all",
+    show_default=True,
+    help="Scale the cells at every token, as a permanent edit does, or at the entity's last token only.",
+)
+@output_option
+@plots_option
+@force_option
+@on_device
+@as_json
+def sweep(
+    model: str | None,
+    recipe_path: Path,
+    entity: str | None,
+    cells: tuple[str, ...],
+    top: int,
+    low: float,
+    steps: int,
+    tokens: str,
+    output: Path | None,
+    plots: bool,
+    force: bool,
+    dtype: str,
+    device: str | None,
+    json_output: bool,
+) -> None:
+    """Knowledge score of the recipe's facts and controls as cells are scaled from 1 through 0 to negative multipliers.
+
+    MODEL overrides the recipe's. Without --cell, the recipe's own cells or the entity's best are scaled.
+    """
+    recipe = load_recipe(recipe_path, entity)
+    target = Output("sweep", output, plots, force, json_output)
+    from amnesia import sweep as experiment
+
+    multipliers = experiment.grid(low, steps)
+    terminal = Terminal()
+    live = _load_for(model, recipe, terminal, dtype, device)
+    chosen = _cells_for(live, recipe, cells, top, terminal)
+    with terminal.task(f"asking at {len(multipliers)} multipliers") as progress:
+        result = experiment.sweep(live, recipe, chosen, multipliers, entity_only=tokens == "entity", progress=progress)
+    lines = [f"cells: {', '.join(map(str, chosen))}", f"{'multiplier':>10} {'target':>16} {'control':>16}"]
+    for n, multiplier in enumerate(result.multipliers):
+        values = "".join(f" {row.mean[n]:>8.2f} ± {row.standard_error[n]:<5.2f}" for row in result.curves)
+        lines.append(f"{multiplier:>10.3f}{values}{'   zero ablation' * (multiplier == 0)}")
+    lines += [f"{row.kind}: {row.n} facts, {row.n_excluded} not known and left out" for row in result.curves]
+    target.write(result, "\n".join(lines))
+
+
+COMMANDS = (layers, sweep)
