@@ -34,6 +34,9 @@ top_option = click.option(
     help="Without --cell: how many of the entity's best cells to use.",
 )
 
+factor_option = click.option("--factor", type=float, help="Amplification of the entity's own mean activation.")
+value_option = click.option("--value", type=float, help="Activation to set every cell to, in place of --factor.")
+
 
 class Output:
     """Where the results of a command go: a folder with JSON and figure, standard output, or both."""
@@ -205,4 +208,117 @@ def sweep(
     target.write(result, "\n".join(lines))
 
 
-COMMANDS = (layers, sweep)
+@click.command()
+@click.argument("model", required=False)
+@recipe_option
+@entity_option
+@cells_option
+@top_option
+@factor_option
+@value_option
+@click.option("--placeholder", default="XXX", show_default=True, help="Word that stands in the entity's place.")
+@click.option("--seed", default=0, show_default=True, help="Of the wrong and random cells.")
+@output_option
+@plots_option
+@force_option
+@on_device
+@as_json
+def inject(
+    model: str | None,
+    recipe_path: Path,
+    entity: str | None,
+    cells: tuple[str, ...],
+    top: int,
+    factor: float | None,
+    value: float | None,
+    placeholder: str,
+    seed: int,
+    output: Path | None,
+    plots: bool,
+    force: bool,
+    dtype: str,
+    device: str | None,
+    json_output: bool,
+) -> None:
+    """Set the entity's cells at a placeholder, and ask the recipe's facts about it.
+
+    Controls are the cells of another entity, random cells, the mean activations over many entities, and nothing. The
+    amplification is chosen on the search facts unless --factor or --value is given.
+    """
+    recipe = load_recipe(recipe_path, entity)
+    target = Output("inject", output, plots, force, json_output)
+    from amnesia import injection
+
+    terminal = Terminal()
+    live = _load_for(model, recipe, terminal, dtype, device)
+    chosen = _cells_for(live, recipe, cells, top, terminal)
+    with terminal.task("asking about the placeholder") as progress:
+        result = injection.inject(
+            live, recipe, chosen, factor=factor, value=value, placeholder=placeholder, seed=seed, progress=progress
+        )
+    values = ", ".join(f"{cell} = {v:.1f}" for cell, v in zip(result.cells, result.values, strict=True))
+    lines = [f"{result.entity} at {placeholder!r}: {values}"]
+    lines += [
+        f"{row.condition:<14} {row.success:>5.0%} right ({row.low:.0%} to {row.high:.0%}), "
+        f"log p of the answers {row.mean_logprob:.2f}"
+        for row in result.conditions
+    ]
+    lines += [f"  {row.prompt!r} → {row.generated!r}" for row in result.answers if row.condition == "entity cells"]
+    target.write(result, "\n".join(lines))
+
+
+@click.command()
+@click.argument("model", required=False)
+@recipe_option
+@entity_option
+@cells_option
+@top_option
+@factor_option
+@value_option
+@click.option("--max-unfrozen", default=12, show_default=True, type=click.IntRange(1), help="Components to try.")
+@output_option
+@plots_option
+@force_option
+@on_device
+@as_json
+def sufficiency(
+    model: str | None,
+    recipe_path: Path,
+    entity: str | None,
+    cells: tuple[str, ...],
+    top: int,
+    factor: float | None,
+    value: float | None,
+    max_unfrozen: int,
+    output: Path | None,
+    plots: bool,
+    force: bool,
+    dtype: str,
+    device: str | None,
+    json_output: bool,
+) -> None:
+    """Freeze all but the injected cells, and find what the last token must recompute for the answers to come back."""
+    recipe = load_recipe(recipe_path, entity)
+    target = Output("sufficiency", output, plots, force, json_output)
+    from amnesia import sufficiency as experiment
+
+    terminal = Terminal()
+    live = _load_for(model, recipe, terminal, dtype, device)
+    chosen = _cells_for(live, recipe, cells, top, terminal)
+    with terminal.task("freezing and thawing") as progress:
+        result = experiment.sufficiency(
+            live, recipe, chosen, factor=factor, value=value, max_unfrozen=max_unfrozen, progress=progress
+        )
+    rows = [(name, getattr(result.references, name)) for name in ("clean", "frozen", "injected")]
+    lines = [f"{'run':<12} {'log p':>8} {'rank 0':>8}"]
+    lines += [
+        f"{name:<12} {row.mean_logprob:>8.2f} {row.n_rank_0:>4}/{result.n_facts}"
+        for name, row in (*rows, ("unfrozen", result.outcome))
+    ]
+    lines.append("unfrozen: " + (", ".join(f"{row.component} {row.layer}" for row in result.unfrozen) or "nothing"))
+    if result.n_left_out:
+        lines.append(f"{result.n_left_out} facts left out: the text after the name has other tokens after other names")
+    target.write(result, "\n".join(lines))
+
+
+COMMANDS = (layers, sweep, inject, sufficiency)

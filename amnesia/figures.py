@@ -132,8 +132,106 @@ def _sweep(figure: Any, document: Document) -> None:
     axes.set_title(f"{document['entity']}: {n} cell{'s' * (n > 1)} ({cells})", loc="left", pad=14)
 
 
+def _inject(figure: Any, document: Document) -> None:
+    axes = figure.subplots()
+    rows = document["conditions"]
+    colors = [TARGET, *[CONTROL] * (len(rows) - 1)]
+    values = [row["success"] for row in rows]
+    errors = [[max(0.0, row["success"] - row["low"]) for row in rows], [row["high"] - row["success"] for row in rows]]
+    axes.bar([row["condition"] for row in rows], values, color=colors, width=0.6)
+    axes.errorbar(range(len(rows)), values, yerr=errors, fmt="none", ecolor=NEUTRAL, capsize=4, linewidth=1)
+    for place, row in enumerate(rows):
+        text = f"{row['success']:.0%}\n{row['mean_logprob']:.1f} nats"
+        axes.annotate(text, (place, row["high"]), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=7)
+    axes.set_ylim(0, max(1.0, *(row["high"] for row in rows)) * 1.12)
+    axes.set_ylabel("right answers (95 % interval)")
+    axes.grid(axis="x", visible=False)
+    n = len(document["cells"])
+    axes.set_title(
+        f"{document['entity']} injected at “{document['placeholder']}”: {n} cell{'s' * (n > 1)} × "
+        f"{document['factor']:g}, {rows[0]['n']} facts",
+        loc="left",
+    )
+
+
+def _sufficiency(figure: Any, document: Document) -> None:
+    figure.set_size_inches(6.4, 4.6)
+    top, bottom = figure.subplots(2, 1, height_ratios=(3, 1.3))
+    steps = document["steps"]
+    top.plot([row["n_unfrozen"] for row in steps], [row["mean_logprob"] for row in steps], color=TARGET, marker="o")
+    for level, label, style in (
+        ("injected", "nothing frozen", "--"),
+        ("frozen", "all frozen", ":"),
+        ("clean", "nothing frozen, no injection", "-."),
+    ):
+        value = document["references"][level]["mean_logprob"]
+        top.axhline(value, color=NEUTRAL, linewidth=0.8, linestyle=style)
+        top.annotate(label, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+    for row in steps:
+        top.annotate(
+            f"{row['n_rank_0']}/{document['n_facts']}",
+            (row["n_unfrozen"], row["mean_logprob"]),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+        )
+    top.set_xlabel("unfrozen components of the last token (label: right answers at rank 0)")
+    top.set_ylabel("log p of the answers (nats)")
+    chosen = {(row["component"], row["layer"]) for row in document["unfrozen"]}
+    for line, component in enumerate(("mlp", "attention")):
+        colors = [TARGET if (component, n) in chosen else "#e6e6e6" for n in range(document["n_layers"])]
+        bottom.bar(range(document["n_layers"]), 0.8, bottom=line, color=colors, width=0.85, align="center")
+    bottom.set_yticks([0.4, 1.4], ["MLP", "attention"])
+    bottom.set_xlabel("layer (coloured: recomputed at the last token; all else is frozen)")
+    bottom.grid(visible=False)
+    figure.suptitle(f"{document['entity']} in {document['model']}: what must be recomputed")
+
+
+def _robustness(figure: Any, document: Document) -> None:
+    rows, cells = document["names"], document["cells"]
+    figure.set_size_inches(1.9 + 0.62 * len(cells) + 2.2, 1.4 + 0.26 * len(rows))
+    axes = figure.subplots()
+    limit = max(1.0, *(abs(value) for row in rows for value in row["mean_z"]))
+    shown = axes.imshow([row["mean_z"] for row in rows], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    for y, row in enumerate(rows):
+        for x, (value, rank) in enumerate(zip(row["mean_z"], row["ranks"], strict=True)):
+            color = "white" if abs(value) > 0.6 * limit else NEUTRAL
+            axes.text(x, y, f"{value:.1f}\n#{rank}", ha="center", va="center", fontsize=5.5, color=color)
+    axes.set_xticks(range(len(cells)), [_cell(cell) for cell in cells], rotation=45, ha="right")
+    axes.set_yticks(range(len(rows)), [f"{row['name']}  ({row['kind']})" for row in rows], fontsize=7)
+    split = sum(row["kind"] != "unrelated" for row in rows)
+    axes.axhline(split - 0.5, color=NEUTRAL, linewidth=1.2)
+    axes.grid(visible=False)
+    figure.colorbar(shown, ax=axes, label="mean z-score", shrink=0.8)
+    axes.set_title(f"Cells of {document['entity']} under other names (z, rank among all)", loc="left")
+
+
+def _atlas(figure: Any, document: Document) -> None:
+    figure.set_size_inches(6.4, 5.6 if document["popularity"] else 3.2)
+    panels = figure.subplots(2 if document["popularity"] else 1, 1, squeeze=False)[:, 0]
+    panels[0].bar(document["histogram"]["layers"], document["histogram"]["counts"], color=CONTROL, width=0.85)
+    panels[0].set_xlabel("layer of the top cell")
+    panels[0].set_ylabel("entities")
+    panels[0].grid(axis="x", visible=False)
+    panels[0].set_title(f"{document['n_entities']} entities in {document['model']}", loc="left")
+    if document["popularity"]:
+        found = document["popularity"]
+        panels[1].scatter(found["popularity"], found["score"], s=9, color=TARGET, alpha=0.7, linewidth=0)
+        panels[1].set_xscale("log")
+        panels[1].set_yscale("log")
+        panels[1].set_xlabel("popularity (page views a month)")
+        panels[1].set_ylabel("stability of the top cell")
+        rho = "undefined" if found["rank_correlation"] is None else f"{found['rank_correlation']:.2f}"
+        panels[1].set_title(f"rank correlation {rho}", loc="left")
+
+
 FIGURES: Mapping[str, Callable[[Any, Document], None]] = {
+    "atlas": _atlas,
+    "inject": _inject,
     "layers": _layers,
     "localize": _localize,
+    "robustness": _robustness,
+    "sufficiency": _sufficiency,
     "sweep": _sweep,
 }

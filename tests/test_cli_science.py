@@ -89,3 +89,17 @@ def test_mistakes_are_one_line(recipe, options, message):
     assert done.exit_code == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_inject(recipe, tmp_path):
+    done = amnesia("inject", "--recipe", recipe, "--factor", 4, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    document = check_figure(tmp_path / "out", "inject", "random cells", "mean entity")
+    assert {row["condition"] for row in document["answers"]} == {row["condition"] for row in document["conditions"]}
+
+
+def test_sufficiency(recipe, tmp_path):
+    done = amnesia("sufficiency", "--recipe", recipe, "--value", 30, "--max-unfrozen", 2, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    document = check_figure(tmp_path / "out", "sufficiency", "all frozen", "attention")
+    assert len(document["steps"]) <= 2
