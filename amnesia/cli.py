@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia import cli_files, cli_hub, cli_science, figures
+from amnesia import cli_entities, cli_files, cli_hub, cli_science, figures
 from amnesia.console import (
     Commands,
     Terminal,
@@ -43,7 +43,7 @@ def main() -> None:
     """
 
 
-for command in (*cli_files.COMMANDS, *cli_hub.COMMANDS, *cli_science.COMMANDS):
+for command in (*cli_files.COMMANDS, *cli_hub.COMMANDS, *cli_science.COMMANDS, *cli_entities.COMMANDS):
     main.add_command(command)
 
 

@@ -103,3 +103,33 @@ def test_sufficiency(recipe, tmp_path):
     assert done.exit_code == 0, done.output
     document = check_figure(tmp_path / "out", "sufficiency", "all frozen", "attention")
     assert len(document["steps"]) <= 2
+
+
+def test_robustness(model, tmp_path):
+    done = amnesia(
+        "robustness", model, "Michael Jordan", "--variant", "조던", "--n-unrelated", 2, "--typos", 1, "--top", 2,
+        "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    document = check_figure(tmp_path / "out", "robustness", "Michael Jordan", "unrelated")
+    assert len(document["cells"]) == 2
+    assert [row["kind"] for row in document["names"]] == [
+        "name", "given", "last name", "lower case", "upper case", "typo", "unrelated", "unrelated",
+    ]  # fmt: skip
+    assert "either as ENTITY or by --recipe" in amnesia("robustness", model).stderr
+
+
+def test_atlas(model, tmp_path):
+    names = ["--file", tmp_path / "names.txt", "-o", tmp_path / "out"]
+    names[1].write_text("Japan\nParis\n\nthe Nile\n", encoding="utf-8")
+    done = amnesia("atlas", model, *names, "--compare", model)
+    assert done.exit_code == 0, done.output
+    assert "same top cell for 100% of 3 entities" in done.stdout
+    svg = (tmp_path / "out" / "atlas.svg").read_text(encoding="utf-8")
+    assert "layer of the top cell" in svg
+    document = json.loads((tmp_path / "out" / "atlas.json").read_text(encoding="utf-8"))
+    assert sum(document["histogram"]["counts"]) == document["n_entities"] == 3
+    assert figures.draw(document)[".svg"].decode() == svg
+    again = amnesia("atlas", model, *names)
+    assert "localizing 0 of 3" in again.stderr
+    assert "give the entities in one way" in amnesia("atlas", model, "-o", tmp_path / "out").stderr
