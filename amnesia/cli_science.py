@@ -209,7 +209,7 @@ def inject(
     lines = [f"{result.entity} at {placeholder!r}: {values}"]
     lines += [
         f"{row.condition:<14} {row.success:>5.0%} right ({row.low:.0%} to {row.high:.0%}), "
-        f"log p of the answers {row.mean_logprob:.2f}"
+        f"answers {row.gain:+.2f} nats above nothing ({row.gain_low:+.2f} to {row.gain_high:+.2f})"
         for row in result.conditions
     ]
     lines += [f"  {row.prompt!r} → {row.generated!r}" for row in result.answers if row.condition == "entity cells"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,6 @@ _STYLE = {
     "figure.figsize": (6.4, 3.8),
     "figure.dpi": 150,
     "font.size": 9,
-    "font.family": "DejaVu Sans",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -24,6 +24,8 @@ _STYLE = {
     "svg.hashsalt": "amnesia",
     "savefig.bbox": "tight",
 }
+# For names in other scripts, where one of these is installed. An SVG holds the text itself, whatever the font.
+_FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Devanagari", "Arial Unicode MS", "SimHei")
 Document = Mapping[str, Any]
 
 
@@ -41,10 +43,13 @@ def draw(document: Document) -> dict[str, bytes]:
     """The figure of a document as files by suffix: `.svg` and `.png`. `document["figure"]` says which figure it is."""
     check_available()
     import matplotlib
+    from matplotlib import font_manager
+    from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
-        from matplotlib.figure import Figure
-
+    installed = set(font_manager.get_font_names())
+    family = {"font.family": [name for name in _FONTS if name in installed]}
+    with matplotlib.rc_context(_STYLE | family), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(layout="constrained")
         FIGURES[document["figure"]](figure, document)
         files = {}
@@ -133,31 +138,38 @@ def _sweep(figure: Any, document: Document) -> None:
 
 
 def _inject(figure: Any, document: Document) -> None:
-    axes = figure.subplots()
     rows = document["conditions"]
-    colors = [TARGET, *[CONTROL] * (len(rows) - 1)]
-    values = [row["success"] for row in rows]
-    errors = [[max(0.0, row["success"] - row["low"]) for row in rows], [row["high"] - row["success"] for row in rows]]
-    axes.bar([row["condition"] for row in rows], values, color=colors, width=0.6)
-    axes.errorbar(range(len(rows)), values, yerr=errors, fmt="none", ecolor=NEUTRAL, capsize=4, linewidth=1)
-    for place, row in enumerate(rows):
-        text = f"{row['success']:.0%}\n{row['mean_logprob']:.1f} nats"
-        axes.annotate(text, (place, row["high"]), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=7)
-    axes.set_ylim(0, max(1.0, *(row["high"] for row in rows)) * 1.12)
-    axes.set_ylabel("right answers (95 % interval)")
-    axes.grid(axis="x", visible=False)
-    n = len(document["cells"])
-    axes.set_title(
-        f"{document['entity']} injected at “{document['placeholder']}”: {n} cell{'s' * (n > 1)} × "
-        f"{document['factor']:g}, {rows[0]['n']} facts",
-        loc="left",
+    names = [row["condition"] for row in rows][::-1]
+    colors = [*[CONTROL] * (len(rows) - 1), TARGET]
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, value, low, high in ((left, "success", "low", "high"), (right, "gain", "gain_low", "gain_high")):
+        values = [row[value] for row in rows][::-1]
+        errors = [
+            [max(0.0, row[value] - row[low]) for row in rows][::-1],
+            [max(0.0, row[high] - row[value]) for row in rows][::-1],
+        ]
+        axes.barh(names, values, color=colors, height=0.6)
+        axes.errorbar(values, range(len(rows)), xerr=errors, fmt="none", ecolor=NEUTRAL, capsize=3, linewidth=1)
+        axes.grid(axis="y", visible=False)
+    left.set_xlim(0, 1)
+    left.set_xlabel("right answers (95 % interval)")
+    right.axvline(0, color=NEUTRAL, linewidth=0.8)
+    right.set_xlabel("log p of right answers\nabove nothing injected (nats)")
+    n, factor = len(document["cells"]), document["factor"]
+    strength = "" if factor is None else f" × {factor:g}"
+    figure.suptitle(
+        f"{document['entity']} injected at “{document['placeholder']}”: {n} cell{'s' * (n > 1)}{strength}, "
+        f"{rows[0]['n']} facts"
     )
 
 
 def _sufficiency(figure: Any, document: Document) -> None:
     figure.set_size_inches(6.4, 4.6)
     top, bottom = figure.subplots(2, 1, height_ratios=(3, 1.3))
-    steps = document["steps"]
+    # The curve starts where all is frozen.
+    first = {"n_unfrozen": 0, **document["references"]["frozen"]}
+    steps = [first, *document["steps"]]
+    top.set_xticks(range(len(steps)))
     top.plot([row["n_unfrozen"] for row in steps], [row["mean_logprob"] for row in steps], color=TARGET, marker="o")
     for level, label, style in (
         ("injected", "nothing frozen", "--"),
@@ -166,14 +178,13 @@ def _sufficiency(figure: Any, document: Document) -> None:
     ):
         value = document["references"][level]["mean_logprob"]
         top.axhline(value, color=NEUTRAL, linewidth=0.8, linestyle=style)
-        top.annotate(label, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+        top.annotate(label, (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=7)
     for row in steps:
         top.annotate(
             f"{row['n_rank_0']}/{document['n_facts']}",
             (row["n_unfrozen"], row["mean_logprob"]),
-            xytext=(0, 5),
+            xytext=(3, -9),
             textcoords="offset points",
-            ha="center",
             fontsize=7,
         )
     top.set_xlabel("unfrozen components of the last token (label: right answers at rank 0)")

@@ -44,7 +44,10 @@ class InjectedAnswer:
 
 @dataclass(frozen=True)
 class Condition:
-    """Share of facts answered rightly with a 95 % bootstrap interval, and the mean log-probability of the answers."""
+    """Share of facts answered rightly, and by how many nats the right answers are likelier than with nothing injected.
+
+    Both are means over `n` facts with 95 % bootstrap intervals. `mean_logprob` is that of the right answers.
+    """
 
     condition: str
     n: int
@@ -52,6 +55,9 @@ class Condition:
     low: float
     high: float
     mean_logprob: float
+    gain: float
+    gain_low: float
+    gain_high: float
 
 
 @dataclass(frozen=True)
@@ -156,11 +162,19 @@ def inject(
     puts["mean entity"] = [Injection(layer, None, mean[n].float()) for n, layer in enumerate(layers)]
     puts["nothing"] = []
     answers = [row for name in CONDITIONS for row in _ask(live, recipe.facts, placeholder, name, puts[name], progress)]
-    conditions = []
-    for name in CONDITIONS:
-        rows = [row for row in answers if row.condition == name]
-        interval = mean_interval([float(row.success) for row in rows])
-        conditions.append(Condition(name, len(rows), *interval, sum(row.logprob for row in rows) / len(rows)))
+    by_condition = {name: [row for row in answers if row.condition == name] for name in CONDITIONS}
+    conditions = [
+        Condition(
+            name,
+            len(rows),
+            *mean_interval([float(row.success) for row in rows]),
+            sum(row.logprob for row in rows) / len(rows),
+            *mean_interval(
+                [row.logprob - base.logprob for row, base in zip(rows, by_condition["nothing"], strict=True)]
+            ),
+        )
+        for name, rows in by_condition.items()
+    ]
     return InjectionResult(
         live.name,
         recipe.entity,

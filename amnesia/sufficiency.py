@@ -25,6 +25,10 @@ N_CLEAN = 95
 """Entities in the clean run, as many as in the source."""
 
 
+NEGLIGIBLE = 0.02
+"""Nats of the answers' mean log-probability that a component must be worth to stay unfrozen."""
+
+
 @dataclass(frozen=True, order=True)
 class Component:
     """The attention or the MLP ("attention", "mlp") of one layer."""
@@ -193,10 +197,12 @@ def sufficiency(
 ) -> Sufficiency:
     """Search the smallest set of last-token components that let the injected cells bring the answers back.
 
-    Components join one at a time, each the one that raises the answers' mean log-probability most, until every answer
-    that the free injected run ranks first is ranked first again, or `max_unfrozen` have joined; then those without
-    which no rank is lost leave again. Only layers after the first cell's can carry it, and are tried.
-    The values are chosen as `injection.inject` does. Raises InputError when no fact can be run.
+    Components join one at a time, each the one that raises the answers' mean log-probability most, until as many
+    answers are ranked first as in the injected run with nothing frozen (where that ranks none first: until they are as
+    likely as there), or `max_unfrozen` have joined. Then those that nothing is lost without leave again. Only layers
+    after the first cell's can carry it, and are tried. The values are chosen as `injection.inject` does.
+
+    Raises InputError when no fact can be run.
     """
     layers = sorted({cell.layer for cell in cells})
     values, _, _ = amplification(live, recipe, cells, factor, value, placeholder, progress)
@@ -223,10 +229,10 @@ def sufficiency(
     references = References(
         *outcomes([none], freeze=False), *outcomes([none], freeze=False, free=True), *outcomes([none])
     )
-    goal = references.injected.n_rank_0
+    goal = references.injected
     pool = [Component(n, kind) for n in range(layers[0] + 1, live.shape.n_layers) for kind in ("attention", "mlp")]
     chosen, best, steps = none, references.frozen, []
-    while best.n_rank_0 < max(goal, 1) and len(chosen) < min(max_unfrozen, len(pool)):
+    while not _reaches(best, goal) and len(chosen) < min(max_unfrozen, len(pool)):
         rest = [component for component in pool if component not in chosen]
         results = outcomes([chosen | {component} for component in rest])
         top = max(range(len(rest)), key=lambda n: results[n].mean_logprob)
@@ -236,7 +242,7 @@ def sufficiency(
         order = sorted(chosen)
         results = outcomes([chosen - {component} for component in order])
         top = max(range(len(order)), key=lambda n: (results[n].n_rank_0, results[n].mean_logprob))
-        if results[top].n_rank_0 < best.n_rank_0:
+        if results[top].n_rank_0 < best.n_rank_0 or results[top].mean_logprob < best.mean_logprob - NEGLIGIBLE:
             break
         chosen, best = chosen - {order[top]}, results[top]
     return Sufficiency(
@@ -254,3 +260,9 @@ def sufficiency(
         best,
         tuple(steps),
     )
+
+
+def _reaches(outcome: Outcome, goal: Outcome) -> bool:
+    if goal.n_rank_0:
+        return outcome.n_rank_0 >= goal.n_rank_0
+    return outcome.mean_logprob >= goal.mean_logprob

@@ -79,6 +79,15 @@ def test_conditions_and_their_answers(live, recipe):
             assert row.logprob == pytest.approx(direct_logprob(live, fact, "Nobody", settings), abs=1e-3)
             assert row.success == row.generated.strip().lower().startswith(fact.answer.lower())
     for row in result.conditions:
+        gains = [
+            one.logprob - base.logprob
+            for one, base in zip(
+                (answer for answer in result.answers if answer.condition == row.condition),
+                (answer for answer in result.answers if answer.condition == "nothing"),
+                strict=True,
+            )
+        ]
+        assert (row.gain, row.gain_low, row.gain_high) == mean_interval(gains)
         successes = [float(answer.success) for answer in result.answers if answer.condition == row.condition]
         assert (row.success, row.low, row.high) == mean_interval(successes)
 
