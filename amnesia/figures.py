@@ -106,7 +106,7 @@ def _localize(figure: Any, document: Document) -> None:
             if layer is not None:
                 axes.bar([0], [0], color=color, label=f"layer {layer}")
         axes.bar([0], [0], color="#dcdcdc", label="other layers")
-        axes.legend(loc="upper right")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3)
     axes.set_xlabel("cell (layer:neuron)")
     figure.suptitle(f"Cells by stability in {document['model']}, {document['baseline']} baseline")
 
@@ -122,7 +122,16 @@ def _sweep(figure: Any, document: Document) -> None:
         low, high = ([m + sign * e for m, e in zip(mean, error, strict=True)] for sign in (-1, 1))
         axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
         if zero is not None:
-            axes.annotate(f"{mean[zero]:.2f}", (0, mean[zero]), xytext=(4, 6), textcoords="offset points", color=color)
+            below = curve["kind"] == "target"  # The curves nearly meet here.
+            offset = (-5, -13) if below else (5, 5)
+            axes.annotate(
+                f"{mean[zero]:.2f}",
+                (0, mean[zero]),
+                xytext=offset,
+                textcoords="offset points",
+                color=color,
+                ha="right" if below else "left",
+            )
     for level, style in ((1, "--"), (0, ":")):
         axes.axhline(level, color=NEUTRAL, linewidth=0.8, linestyle=style)
     if zero is not None:
@@ -131,7 +140,7 @@ def _sweep(figure: Any, document: Document) -> None:
     axes.invert_xaxis()
     axes.set_xlabel("multiplier of the cells" + (" at the entity's token" if document["tokens"] == "entity" else ""))
     axes.set_ylabel("knowledge score ± s.e.")
-    axes.legend()
+    axes.legend(loc="lower left")
     cells = ", ".join(map(_cell, document["cells"][:4])) + (" …" if len(document["cells"]) > 4 else "")
     n = len(document["cells"])
     axes.set_title(f"{document['entity']}: {n} cell{'s' * (n > 1)} ({cells})", loc="left", pad=14)
