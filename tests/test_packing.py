@@ -1,14 +1,17 @@
 """Trees of token rows: every row can be read back, nothing shared stands twice, and only ancestors are visible."""
 
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amnesia.packing import forests, trees, visible
 
-ROWS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=30)
+# Drawing lists of lists takes its time on a busy machine, which says nothing about the code.
+patient = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+ROWS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=15)
 
 
+@patient
 @given(ROWS, st.integers(4, 20), st.integers(1, 10))
 def test_rows_are_read_back_from_their_trees(rows, max_tokens, max_rows):
     seen = []
@@ -23,12 +26,14 @@ def test_rows_are_read_back_from_their_trees(rows, max_tokens, max_rows):
     assert sorted(seen) == list(range(len(rows)))
 
 
+@patient
 @given(ROWS)
 def test_one_tree_holds_every_prefix_once(rows):
     (tree,) = trees(rows, 10_000, 10_000)
     assert len(tree.ids) == len({tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)})
 
 
+@patient
 @given(ROWS, st.integers(4, 40))
 def test_a_place_sees_itself_and_what_precedes_it(rows, max_tokens):
     for forest in forests(rows, max_tokens, 5, 3):

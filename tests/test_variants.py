@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amnesia.errors import InputError
@@ -18,6 +18,7 @@ def distance(first, second):
     return table[-1][-1]
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much], deadline=None)
 @given(st.text("abcdeä ", min_size=6).filter(lambda text: any(len(word) > 3 for word in text.split())))
 def test_typos_are_one_edit_away(name):
     found = typos(name, 2)
