@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia import cli_files, cli_hub
+from amnesia import cli_entities, cli_files, cli_hub, cli_science, figures
 from amnesia.console import (
     Commands,
     Terminal,
@@ -43,7 +43,7 @@ def main() -> None:
     """
 
 
-for command in (*cli_files.COMMANDS, *cli_hub.COMMANDS):
+for command in (*cli_files.COMMANDS, *cli_hub.COMMANDS, *cli_science.COMMANDS, *cli_entities.COMMANDS):
     main.add_command(command)
 
 
@@ -174,6 +174,7 @@ def _run(recipe: Recipe, output: Path, force: bool, dtype: str, device: str | No
 @click.option("--prompts", type=click.Path(path_type=Path), help="File with a prompt on each line, in place of ours.")
 @click.option("--alias", "aliases", multiple=True, help="Another name of the entity in --prompts; may be repeated.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file to write.")
+@click.option("--plot", is_flag=True, help="Draw the top 20 beside the JSON file, as SVG and PNG (needs matplotlib).")
 @on_device
 @as_json
 def localize(
@@ -185,6 +186,7 @@ def localize(
     prompts: Path | None,
     aliases: tuple[str, ...],
     output: Path | None,
+    plot: bool,
     dtype: str,
     device: str | None,
     json_output: bool,
@@ -193,6 +195,10 @@ def localize(
     span = None if layers is None else parse_layers(layers)
     lines = None if prompts is None else lines_of(prompts)
     check_file(output)
+    if plot:
+        if output is None:
+            raise InputError("--plot needs a file to stand beside: give one with -o")
+        figures.check_available()
     from amnesia import localization, pipeline, report
     from amnesia.sources import resolve
 
@@ -205,6 +211,8 @@ def localize(
     document = report.localization_json(result)
     if output is not None:
         write_file(output, report.to_bytes(document))
+        for suffix, drawn in figures.draw({"figure": "localize", **document}).items() if plot else ():
+            write_file(output.with_suffix(suffix), drawn)
     if json_output:
         print_json(document)
     elif output is None:

@@ -68,7 +68,11 @@ on_device = _options(
     click.option(
         "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Type to compute in."
     ),
-    click.option("--device", default=None, help="Where to compute: cpu, cuda. Default: cuda where there is one."),
+    click.option(
+        "--device",
+        default=None,
+        help="Where to compute: cpu, cuda, or auto for all devices together. Default: cuda where there is one.",
+    ),
 )
 
 

@@ -33,6 +33,7 @@ class MlpLayout:
     Module paths start at the causal language model; tensors on disk have the same path plus `.weight`, with or
     without the leading `prefix` (GPT-2 on the Hub lacks it). `neuron_axis` is the axis of the stored weight that
     is indexed by neurons: 1 for `nn.Linear` (d_model, d_mlp), 0 for GPT-2's `Conv1D` (d_mlp, d_model).
+    `attention` is the output projection of the attention.
     """
 
     model_type: str
@@ -44,11 +45,16 @@ class MlpLayout:
     n_layers_key: str = "num_hidden_layers"
     d_model_key: str = "hidden_size"
     d_mlp_key: str = "intermediate_size"
+    attention: str = "self_attn.o_proj"
     experts: ExpertLayout | None = None
 
     def out_proj_path(self, layer: int) -> str:
         """Module path of the output projection of `layer`, for example `model.layers.2.mlp.down_proj`."""
         return f"{self.prefix}{self.layers}.{layer}.{self.out_proj}"
+
+    def attention_path(self, layer: int) -> str:
+        """Module path of the output projection of the attention of `layer`."""
+        return f"{self.prefix}{self.layers}.{layer}.{self.attention}"
 
     def fused_path(self, layer: int) -> str:
         """Path of the parameter that holds the output projections of all experts of `layer` in memory."""
@@ -98,6 +104,16 @@ LAYOUTS: Mapping[str, MlpLayout] = {
             n_layers_key="n_layer",
             d_model_key="n_embd",
             d_mlp_key="n_inner",
+            attention="attn.c_proj",
+        ),
+        MlpLayout(
+            "gpt_neox",
+            "gpt_neox.",
+            "layers",
+            "mlp.dense_4h_to_h",
+            neuron_axis=1,
+            gated=False,
+            attention="attention.dense",
         ),
         _llama_like("mixtral", ExpertLayout("block_sparse_moe.experts.{expert}.w2", _FUSED, "intermediate_size")),
         _llama_like("olmoe", ExpertLayout("mlp.experts.{expert}.down_proj", _FUSED, "intermediate_size")),
@@ -111,7 +127,6 @@ LAYOUTS: Mapping[str, MlpLayout] = {
                 step_key="decoder_sparse_step",
             ),
         ),
-        MlpLayout("gpt_neox", "gpt_neox.", "layers", "mlp.dense_4h_to_h", neuron_axis=1, gated=False),
     )
 }
 

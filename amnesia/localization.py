@@ -94,9 +94,13 @@ def cell_maps(
     prompts: Sequence[str] | None = None,
     aliases: Sequence[str] = (),
     layers: tuple[int, int] | None = None,
+    known: Moments | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[CellMap], int, int]:
-    """Statistics of every cell for each name, the number of prompts used, and the number left out; see `localize`."""
+    """Statistics of every cell for each name, the number of prompts used, and the number left out; see `localize`.
+
+    `known` are the moments of the baseline where `baseline_moments` has already found them for the same prompts.
+    """
     chosen = layer_range(live, layers)
     if n_prompts > len(ENTITY_TEMPLATES):
         raise InputError(
@@ -107,27 +111,42 @@ def cell_maps(
     if min(map(len, pairs.values())) < 2:
         raise InputError("a single prompt shows no stability: give at least two prompts about each entity")
     templates = list(dict.fromkeys(template for name in names for template, _ in pairs[name]))
-    contrasts = contrast_pairs(templates)
-    if baseline == "generic":
-        rows = [Placed(item.ids, len(item.ids) - 1) for item in encode(live.tokenizer, GENERIC_SENTENCES)]
-    else:
-        rows = place(live.tokenizer, contrasts)
-    total = moments(live, rows, chosen, progress)
+    contrasts = contrast_pairs(templates) if baseline == "contrast" else []
+    # The baseline is shared by all entities; what is about one of them is taken out of it again.
+    related = {name: [pair for pair in contrasts if share_words(pair[1], (name, *aliases))] for name in names}
+    rows = [] if known is not None else baseline_rows(live, baseline, contrasts)
+    # All of them in one go, because prompts about one entity share their beginnings with those about the others.
+    groups = [rows, *(place(live.tokenizer, side[name]) for name in names for side in (pairs, related))]
+    computed, *found = moments(live, groups, chosen, progress)
+    total = known if known is not None else computed
+    assert total is not None, "every baseline has texts"
     maps = []
-    for name in names:
-        rest = total
-        related = [pair for pair in contrasts if share_words(pair[1], (name, *aliases))]
-        if baseline == "contrast" and related:
-            # The baseline is shared by all entities; what is about this one is taken out of it again.
-            rest = total - moments(live, place(live.tokenizer, related), chosen, progress)
-        entity = moments(live, place(live.tokenizer, pairs[name]), chosen, progress)
-        mean_z, std_z = z_moments(entity, rest)
+    for entity, rest in zip(found[::2], found[1::2], strict=True):
+        assert entity is not None, "there are at least two prompts"
+        mean_z, std_z = z_moments(entity, total if rest is None else total - rest)
         score = stability(mean_z, std_z)
         if not torch.isfinite(score).all():
             raise NumericalError(f"{live.name} gives NaN or infinite activations: its weights are damaged")
-        maps.append(CellMap(chosen, score, mean_z, std_z))
+        maps.append(CellMap(chosen, score.cpu(), mean_z.cpu(), std_z.cpu()))
     n_used = sum(len(rows) for rows in pairs.values())
     return maps, n_used, len(own) * len(names) - n_used
+
+
+def baseline_rows(live: LiveModel, baseline: str, contrasts: Sequence[tuple[str, str]]) -> list[Placed]:
+    """The texts of a baseline: general sentences at their last token, or the given prompts about other entities."""
+    if baseline == "generic":
+        return [Placed(item.ids, len(item.ids) - 1) for item in encode(live.tokenizer, GENERIC_SENTENCES)]
+    return place(live.tokenizer, contrasts)
+
+
+def baseline_moments(
+    live: LiveModel, baseline: str, n_prompts: int, layers: Sequence[int], progress: Progress | None = None
+) -> Moments:
+    """Moments (n_layers, d_mlp) of a baseline for the package's templates, for `cell_maps` to use again and again."""
+    rows = baseline_rows(live, baseline, contrast_pairs(ENTITY_TEMPLATES[:n_prompts]))
+    (total,) = moments(live, [rows], layers, progress)
+    assert total is not None, "every baseline has texts"
+    return total
 
 
 def contrast_pairs(templates: Sequence[str]) -> list[tuple[str, str]]:
@@ -143,13 +162,29 @@ def contrast_pairs(templates: Sequence[str]) -> list[tuple[str, str]]:
     ]
 
 
-def moments(live: LiveModel, rows: Sequence[Placed], layers: Sequence[int], progress: Progress | None) -> Moments:
-    """Moments (n_layers, d_mlp) of the activations over the rows, in memory that does not grow with the rows."""
-    total: Moments | None = None
-    for _, batch in activations(live, rows, layers, progress):
-        total = Moments.of(batch) if total is None else total + Moments.of(batch)
-    assert total is not None
-    return total
+def moments(
+    live: LiveModel, groups: Sequence[Sequence[Placed]], layers: Sequence[int], progress: Progress | None
+) -> list[Moments | None]:
+    """Moments (n_layers, d_mlp) of the activations over each group of rows, None for an empty one.
+
+    A row that several groups hold runs once. Memory does not grow with the rows.
+    """
+    owners: dict[Placed, list[int]] = {}
+    for number, group in enumerate(groups):
+        for row in group:
+            owners.setdefault(row, []).append(number)
+    rows = list(owners)
+    totals: list[Moments | None] = [None] * len(groups)
+    for indices, batch in activations(live, rows, layers, progress):
+        lines: dict[int, list[int]] = {}
+        for line, index in enumerate(indices):
+            for number in owners[rows[index]]:
+                lines.setdefault(number, []).append(line)
+        for number, chosen in lines.items():
+            part = Moments.of(batch[chosen])
+            before = totals[number]
+            totals[number] = part if before is None else before + part
+    return totals
 
 
 def layer_range(live: LiveModel, layers: tuple[int, int] | None) -> tuple[int, ...]:

@@ -6,25 +6,25 @@ It knows nothing of recipes, files or scores.
 from __future__ import annotations
 
 import contextlib
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from amnesia.domain import ColumnEdit, check_edits
 from amnesia.encoding import Continuation, Placed, continuations, encode
-from amnesia.errors import InputError, LayoutError, NumericalError, SourceError, first_line
+from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.layouts import MlpShape, no_hooks, shape_from_config
+from amnesia.packing import LABEL, forests, visible
 
 MAX_BATCH_TOKENS = 1024
 """Padded tokens per forward pass: large enough for full matrix products on a CPU, small in memory."""
+
+MAX_BATCH_ROWS = 512
+"""Rows per forward pass, for memory: rows that share most of their tokens are many in few tokens."""
 
 Progress = Callable[[int], None]
 
@@ -40,7 +40,10 @@ class LiveModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        embeddings = self.model.get_input_embeddings()
+        if embeddings.weight.is_meta:  # Left on disk by accelerate, whose hook fetches it to where it runs.
+            return torch.device(embeddings._hf_hook.execution_device)
+        return embeddings.weight.device
 
     def out_proj(self, layer: int) -> nn.Module:
         """The output projection of layer `layer`; its input is the layer's activations.
@@ -50,6 +53,10 @@ class LiveModel:
         if self.shape.experts_in(layer) is not None:
             raise LayoutError(no_hooks(self.name))
         return self.model.get_submodule(self.shape.layout.out_proj_path(layer))
+
+    def attention_out_proj(self, layer: int) -> nn.Module:
+        """The output projection of the attention of layer `layer`."""
+        return self.model.get_submodule(self.shape.layout.attention_path(layer))
 
 
 @dataclass(frozen=True)
@@ -86,85 +93,9 @@ def wrap(model: nn.Module, tokenizer: Any | None, name: str | None = None) -> Li
     return live
 
 
-def load(folder: Path, name: str, dtype: str = "float32", device: str | None = None) -> LiveModel:
-    """Load a local folder with plain transformers, evaluation mode, without gradients for the weights.
-
-    `dtype` is a torch dtype's name or "auto" (as stored). Raises SourceError when transformers cannot load the
-    folder, InputError when its tokenizer is missing, NumericalError when a weight is NaN or infinite.
-    """
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{name} has no usable tokenizer ({first_line(error)}): expected tokenizer.json beside the weights"
-            ) from error
-        try:
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise SourceError(f"{name} cannot be loaded by transformers: {first_line(error)}") from error
-    if loading["missing_keys"]:
-        # Transformers would fill them with random numbers.
-        missing = sorted(loading["missing_keys"])
-        raise SourceError(f"{name} lacks {len(missing)} of its weights, first {missing[0]}: fetch the model again")
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        model = model.to(chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device {chosen!r} cannot be used ({first_line(error)}): choose another, for example cpu"
-        ) from (error)
-    check_finite(model, name)
-    return wrap(freeze(model), tokenizer, name)
-
-
-def load_adapter(base: Path, adapter: Path, name: str, dtype: str = "float32", device: str | None = None) -> LiveModel:
-    """Load a base model and put a PEFT adapter on it, unmerged. Raises what `load` raises, and SourceError."""
-    from peft import PeftModel
-
-    live = load(base, name, dtype, device)
-    with quiet():
-        try:
-            wrapped = PeftModel.from_pretrained(live.model, adapter)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            raise SourceError(f"adapter {adapter} cannot be loaded by PEFT: {first_line(error)}") from error
-    # PEFT puts its layers into the base model itself, whose module paths stay as they were.
-    return wrap(freeze(wrapped.get_base_model()), live.tokenizer, name)
-
-
 def freeze(model: nn.Module) -> nn.Module:
     """The model in evaluation mode with `requires_grad` off: gradients are only ever taken of multipliers."""
     return model.eval().requires_grad_(False)
-
-
-def check_finite(model: nn.Module, name: str) -> None:
-    """Raise NumericalError naming the first weight that holds NaN or infinity."""
-    for key, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise NumericalError(
-                f"weight {key} of {name} holds NaN or infinity: the checkpoint is damaged, fetch it anew"
-            )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the progress bars and notices of transformers and PEFT off the terminal while the block runs."""
-    from transformers.utils import logging as hf_logging
-
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity(logging.ERROR)
-    hf_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # What they deprecate in each other is no concern of the user's.
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -174,6 +105,9 @@ class Batch:
     indices: tuple[int, ...]
     inputs: dict[str, Tensor]
     padding: Tensor  # (batch,)
+
+
+Around = Callable[[Batch], contextlib.AbstractContextManager[None]]
 
 
 def batches(live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int = MAX_BATCH_TOKENS) -> Iterator[Batch]:
@@ -201,6 +135,87 @@ def collate(live: LiveModel, rows: Sequence[Sequence[int]], indices: Sequence[in
     mask = (torch.arange(width, device=live.device)[None] >= padding[:, None]).long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     return Batch(tuple(indices), {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, padding)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass over several rows of tokens.
+
+    `indices` are the rows in the caller's list; token t of row `indices[i]` is at `slots[i][t]` of line `lines[i]` of
+    the inputs. Rows that begin alike may have their first tokens in the same places.
+    """
+
+    indices: tuple[int, ...]
+    inputs: dict[str, Tensor]
+    lines: tuple[int, ...]
+    slots: tuple[Sequence[int], ...]
+
+    def places(self, wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Index tensors (line, place) of one token of each row, given by its number in the row (or from the end)."""
+        places = [slots[token] for slots, token in zip(self.slots, wanted, strict=True)]
+        return torch.tensor(self.lines), torch.tensor(places)
+
+
+def passes(
+    live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int = MAX_BATCH_TOKENS, *, single: bool = False
+) -> Iterator[Pass]:
+    """Forward passes over all rows of tokens, in which what rows share at their beginning is computed once.
+
+    Tokens may carry a `packing.LABEL`. Where the attention of a model takes no mask of ours, the passes are plain
+    left-padded batches. With `single`, the inputs of each pass have one line.
+    """
+    if not takes_trees(live, max(map(len, rows), default=0)):
+        plain = [[token % LABEL for token in row] for row in rows]
+        for batch in batches(live, plain, 1 if single else max_tokens):
+            starts = batch.padding.tolist()
+            slots = tuple(range(start, start + len(rows[i])) for start, i in zip(starts, batch.indices, strict=True))
+            yield Pass(batch.indices, batch.inputs, tuple(range(len(slots))), slots)
+        return
+    dtype, device = live.model.dtype, live.device
+    for forest in forests(rows, max_tokens, MAX_BATCH_ROWS, 1 if single else max_tokens):
+        width = max(len(tree.ids) for tree in forest)
+        mask = torch.zeros(len(forest), 1, width, width, dtype=dtype)
+        mask.masked_fill_(~visible(forest, width)[:, None], torch.finfo(dtype).min)
+        inputs = {
+            "input_ids": torch.tensor([[*tree.ids, *[0] * (width - len(tree.ids))] for tree in forest]),
+            "position_ids": torch.tensor([[*tree.positions, *[0] * (width - len(tree.ids))] for tree in forest]),
+            "attention_mask": mask,
+        }
+        yield Pass(
+            tuple(index for tree in forest for index in tree.rows),
+            {name: tensor.to(device) for name, tensor in inputs.items()},
+            tuple(line for line, tree in enumerate(forest) for _ in tree.rows),
+            tuple(slots for tree in forest for slots in tree.slots),
+        )
+
+
+def takes_trees(live: LiveModel, longest: int) -> bool:
+    """Whether the model can run rows of up to `longest` tokens as trees.
+
+    It must use the attention mask as given, which fused kernels do not, and see whole rows: in a tree, the distance
+    of two places is not that of their tokens, so a sliding window would cut off the wrong ones.
+    """
+    window = getattr(live.model.config, "sliding_window", None)
+    return live.model.config._attn_implementation in ("sdpa", "eager") and (window is None or longest <= window)
+
+
+@contextlib.contextmanager
+def at_head(live: LiveModel, lines: Tensor | None, places: Tensor) -> Iterator[None]:
+    """Let the language-model head see only the given places (n,) of the given lines (n,), or of every line.
+
+    Logits are then (1, n, vocabulary), or (batch, n, vocabulary).
+    """
+
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        seen = args[0]
+        at = places.to(seen.device)
+        return (seen[:, at] if lines is None else seen[lines.to(seen.device), at][None], *args[1:])
+
+    handle = live.model.get_output_embeddings().register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class _StopForwardError(Exception):
@@ -235,7 +250,7 @@ def scaled_by(live: LiveModel, multipliers: Mapping[int, Tensor]) -> contextlib.
     """
 
     def multiply(vector: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda activations: activations * vector.to(activations.dtype)
+        return lambda activations: activations * vector.to(activations)
 
     return hooks(live, {layer: multiply(vector) for layer, vector in multipliers.items()})
 
@@ -284,25 +299,35 @@ def activations(
     The forward pass ends at the last requested layer, and the language-model head never runs.
     """
     layers = sorted(layers)
-    body = live.model.base_model
-    for batch in batches(live, [row.ids for row in rows]):
-        places = batch.padding + torch.tensor([rows[index].token for index in batch.indices], device=live.device)
-        lines = torch.arange(len(batch.indices), device=live.device)
+    # What follows the token cannot change it.
+    cut = [row.ids[: row.token + 1] for row in rows]
+    for one in passes(live, cut):
+        lines, places = one.places([-1] * len(one.indices))
         seen: dict[int, Tensor] = {}
 
-        def record(layer: int, places: Tensor = places, lines: Tensor = lines, seen: dict[int, Tensor] = seen):
+        def record(layer: int, lines: Tensor = lines, places: Tensor = places, seen: dict[int, Tensor] = seen):
             def function(values: Tensor) -> None:
-                seen[layer] = values[lines.to(values.device), places.to(values.device)].float().cpu()
+                seen[layer] = values[lines.to(values.device), places.to(values.device)].float().to(live.device)
                 if layer == layers[-1]:
                     raise _StopForwardError
 
             return function
 
         with hooks(live, {layer: record(layer) for layer in layers}), contextlib.suppress(_StopForwardError):
-            body(**batch.inputs, use_cache=False)
-        yield batch.indices, torch.stack([seen[layer] for layer in layers], dim=1)
+            live.model.base_model(**one.inputs, use_cache=False)
+        yield one.indices, torch.stack([seen[layer] for layer in layers], dim=1)
         if progress:
-            progress(len(batch.indices))
+            progress(len(one.indices))
+
+
+def mlp_outputs(
+    live: LiveModel, rows: Sequence[Placed], layers: Sequence[int], progress: Progress | None = None
+) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """What each layer's MLP writes at one token of each row, as `activations`: float32 (batch, n_layers, d_model)."""
+    layers = sorted(layers)
+    for indices, batch in activations(live, rows, layers, progress):
+        outputs = [live.out_proj(layer)(batch[:, n].to(live.model.dtype)) for n, layer in enumerate(layers)]
+        yield indices, torch.stack([output.float().to(live.device) for output in outputs], dim=1)
 
 
 def answer_logits(live: LiveModel, rows: Sequence[Continuation], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -322,16 +347,20 @@ def answer_logits(live: LiveModel, rows: Sequence[Continuation], batch: Batch) -
 
 @torch.inference_mode()
 def answer_logprobs(
-    live: LiveModel, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
+    live: LiveModel,
+    pairs: Sequence[tuple[str, str]],
+    progress: Progress | None = None,
+    around: Around | None = None,
 ) -> list[AnswerLogprob]:
-    """Log-probability of each answer after its prompt, in the order of `pairs`.
+    """Log-probability of each answer after its prompt, in the order of `pairs`; `around` is entered for each batch.
 
     Raises NumericalError when the model's output is NaN or infinite.
     """
     rows = continuations(live.tokenizer, pairs)
     results: list[AnswerLogprob | None] = [None] * len(rows)
     for batch in batches(live, [row.ids for row in rows]):
-        logits, tokens, mask = answer_logits(live, rows, batch)
+        with around(batch) if around else contextlib.nullcontext():
+            logits, tokens, mask = answer_logits(live, rows, batch)
         chosen = logits.gather(2, tokens[..., None])[..., 0]
         logprobs = chosen - logits.logsumexp(2)  # (batch, width)
         ranks = (logits > chosen[..., None]).sum(2)
@@ -350,12 +379,16 @@ def answer_logprobs(
 
 @torch.inference_mode()
 def generate(
-    live: LiveModel, prompts: Sequence[str], max_new_tokens: int = 12, progress: Progress | None = None
+    live: LiveModel,
+    prompts: Sequence[str],
+    max_new_tokens: int = 12,
+    progress: Progress | None = None,
+    around: Around | None = None,
 ) -> list[str]:
-    """Greedy continuation of each prompt, decoded without special tokens."""
+    """Greedy continuation of each prompt, decoded without special tokens; `around` is entered for each batch."""
     results = [""] * len(prompts)
     rows = [item.ids for item in encode(live.tokenizer, prompts)]
-    for batch, new in _greedy(live, rows, max_new_tokens, live.model.generation_config.eos_token_id):
+    for batch, new in _greedy(live, rows, max_new_tokens, live.model.generation_config.eos_token_id, around):
         for index, text in zip(batch.indices, live.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
             results[index] = text
         if progress:
@@ -374,7 +407,11 @@ def continued(live: LiveModel, prompts: Sequence[str], n_tokens: int) -> list[li
 
 
 def _greedy(
-    live: LiveModel, rows: Sequence[Sequence[int]], n_tokens: int, stop: int | list[int] | None
+    live: LiveModel,
+    rows: Sequence[Sequence[int]],
+    n_tokens: int,
+    stop: int | list[int] | None,
+    around: Around | None = None,
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Batches of rows with the tokens that follow them, (batch, at most n_tokens); `stop` ends a row early."""
     config = GenerationConfig(
@@ -385,5 +422,6 @@ def _greedy(
     )
     for batch in batches(live, rows):
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-        output = live.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        with around(batch) if around else contextlib.nullcontext():
+            output = live.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         yield batch, output[:, ids.shape[1] :]

@@ -20,9 +20,10 @@ from amnesia.evaluation import Evaluation, Question, compare, measure, measure_u
 from amnesia.extraction import choose, select_known
 from amnesia.files import check_output, staged_output
 from amnesia.layouts import no_hooks
+from amnesia.loading import load, load_adapter
 from amnesia.manifest import EntityEdits, write_manifest
 from amnesia.mining import Mined, mine
-from amnesia.model import LiveModel, Progress, load, load_adapter
+from amnesia.model import LiveModel, Progress
 from amnesia.own_outputs import REPORT_NAME
 from amnesia.popqa import control_facts, facts_for, is_about, read_popqa
 from amnesia.recipe import Format, Recipe, Scoring

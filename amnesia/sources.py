@@ -218,7 +218,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    from amnesia.model import quiet
+    from amnesia.loading import quiet
 
     with quiet():
         try:

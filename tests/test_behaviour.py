@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from amnesia.behaviour import MIN_CHANGE
 from amnesia.cli import main
-from amnesia.model import load
+from amnesia.loading import load
 from tiny_recipe import recipe_text
 from tiny_text import save_tiny_live
 

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from amnesia.cli import main
+from amnesia.loading import load
 from amnesia.manifest import MANIFEST_NAME
-from amnesia.model import load
 from tiny_recipe import recipe_text, unknown_fact
 from tiny_text import save_tiny_live
 

@@ -12,16 +12,17 @@ ROOT = Path(__file__).parents[1]
 # A module may import from the rows above its own, never from its own row or from below.
 ROWS = (
     "errors own_outputs",
-    "arithmetic domain encoding files gguf_file hub_errors layouts modelfile scores scratch statistics",
+    "arithmetic domain encoding figures files gguf_file hub_errors layouts modelfile packing scores scratch shards statistics variants",
     "gguf_blocks model popqa prompts recipe strict_json",
-    "gguf_layout journal manifest safetensors_file",
+    "gguf_layout interventions journal loading manifest safetensors_file",
     "card checkpoint evaluation localization search sources",
-    "adapter columns extraction gguf_edit mining remote report",
-    "gguf_verify notebook saving undo verification",
+    "adapter atlas columns extraction gguf_edit injection layer_significance mining remote report robustness sweep",
+    "gguf_verify notebook saving sufficiency undo verification",
     "console in_place pipeline proofs publication",
+    "results",
     "base_repo behaviour replay",
     "hub",
-    "cli_files cli_hub",
+    "cli_entities cli_files cli_hub cli_science",
     "cli",
     "__main__",
 )

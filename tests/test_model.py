@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from accelerate import disk_offload
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.encoding import continuations, place
 from amnesia.errors import InputError, LayoutError, NumericalError
-from amnesia.model import activations, answer_logprobs, apply_edits, check_finite, edited, generate, wrap
+from amnesia.loading import check_finite, load
+from amnesia.model import activations, answer_logprobs, apply_edits, edited, generate, passes, takes_trees, wrap
+from amnesia.prompts import ENTITY_TEMPLATES
 from tiny import MODEL_TYPES, tiny_model
-from tiny_text import tiny_live, tiny_tokenizer
+from tiny_text import save_tiny_live, tiny_live, tiny_tokenizer
 
 PAIRS = [
     ("Fact: the capital of Japan is", "Tokyo"),
@@ -60,6 +63,60 @@ def test_activations_equal_single_prompts(live):
         torch.testing.assert_close(found[index], expected, atol=1e-5, rtol=1e-5)
     for handle in handles:
         handle.remove()
+
+
+def test_shared_prefixes_equal_single_prompts(live):
+    pairs = [(t, name) for t in ENTITY_TEMPLATES[:8] for name in ("Japan", "Michael Jordan", "Paris", "the Nile")]
+    rows = place(live.tokenizer, [*pairs, ("the age of {entity} and more", "Michael Jordan")])
+    assert takes_trees(live, 64)
+    assert len(list(passes(live, [row.ids for row in rows]))) == 1
+    check_against_single_prompts(live, rows)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "mistral"])
+def test_rows_beyond_a_sliding_window_are_run_as_they_are(model_type):
+    live = tiny_live(model_type, bos=True)
+    live.model.config.sliding_window = 6
+    for layer in live.model.model.layers:
+        layer.self_attn.sliding_window = 6
+    rows = place(live.tokenizer, [(t, "Michael Jordan") for t in ENTITY_TEMPLATES[:8]])
+    assert max(len(row.ids) for row in rows) > 6
+    assert not takes_trees(live, max(len(row.ids) for row in rows))
+    check_against_single_prompts(live, rows)
+
+
+def check_against_single_prompts(live, rows):
+    """Activations of all layers, within 1e-4 of the largest of each prompt run alone by plain transformers."""
+    seen, done = {}, set()
+    layers = range(live.shape.n_layers)
+    for indices, batch in activations(live, rows, layers):
+        handles = [
+            live.out_proj(n).register_forward_pre_hook(lambda _, args, n=n: seen.__setitem__(n, args[0][0]))
+            for n in layers
+        ]
+        for line, index in enumerate(indices):
+            plain_logits(live, rows[index].ids)
+            expected = torch.stack([seen[n][rows[index].token] for n in layers])
+            assert (batch[line] - expected).abs().max() <= 1e-4 * expected.abs().max()
+            done.add(index)
+        for handle in handles:
+            handle.remove()
+    assert done == set(range(len(rows)))
+
+
+def test_layers_spread_by_accelerate_give_the_same_activations(tmp_path):
+    save_tiny_live(tmp_path)
+    live, spread = load(tmp_path, "tiny"), load(tmp_path, "tiny", device="auto")
+    # Without a second device, disk stands in for one: weights are fetched for each layer as it runs.
+    disk_offload(spread.model, tmp_path / "offload", execution_device="cpu")
+    assert all(parameter.is_meta for parameter in spread.model.parameters())
+    rows = place(live.tokenizer, [(t, "Japan") for t in ENTITY_TEMPLATES[:8]])
+    for (_, one), (_, other) in zip(activations(live, rows, [0, 2]), activations(spread, rows, [0, 2]), strict=True):
+        assert torch.equal(one, other)
+    with edited(live, EDITS):
+        expected = answer_logprobs(live, PAIRS)
+    with edited(spread, EDITS):
+        assert answer_logprobs(spread, PAIRS) == expected
 
 
 def test_hooks_act_like_edited_weights(live):

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from amnesia import pipeline
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.errors import InputError, OutputError, SourceError
+from amnesia.loading import load
 from amnesia.manifest import MANIFEST_NAME, read_manifest
-from amnesia.model import freeze, load, wrap
+from amnesia.model import freeze, wrap
 from amnesia.pipeline import check_report, evaluate_models, facts_of_popqa, facts_of_recipe, load_source, run
 from amnesia.proofs import outputs_in, prove
 from amnesia.recipe import parse_recipe

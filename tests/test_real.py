@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amnesia.encoding import encode, place
+from amnesia.loading import load
 from amnesia.localization import localize
-from amnesia.model import load
 from amnesia.prompts import ENTITY_TEMPLATES, GENERIC_SENTENCES
 from amnesia.recipe import load_recipe
 from amnesia.sources import resolve

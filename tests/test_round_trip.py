@@ -14,7 +14,8 @@ from huggingface_hub import snapshot_download
 
 from amnesia.cli import main
 from amnesia.domain import Cell, ColumnEdit
-from amnesia.model import apply_edits, load
+from amnesia.loading import load
+from amnesia.model import apply_edits
 from amnesia.pipeline import evaluate_models, facts_of_recipe
 from amnesia.recipe import parse_recipe
 from test_pipeline import Silent

@@ -1,0 +1,223 @@
+"""The commands that look at many names: one entity under other names, and many entities in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from amnesia import figures
+from amnesia.console import Terminal, as_json, force_option, lines_of, on_device, print_json, write_file
+from amnesia.domain import Cell
+from amnesia.errors import InputError, OutputError
+from amnesia.recipe import BASELINES, load_recipe, parse_layers
+from amnesia.results import Output, cells_option, load_model, output_option, plots_option
+from amnesia.variants import Variant, variants_of
+
+if TYPE_CHECKING:
+    from amnesia.atlas import AtlasSummary
+
+
+@click.command()
+@click.argument("model")
+@click.argument("entity", required=False)
+@click.option("--variant", "given", multiple=True, help="Another way to write the name, in any script; repeatable.")
+@click.option(
+    "--recipe", "recipe_path", type=click.Path(path_type=Path), help="Take the entity and its aliases from a recipe."
+)
+@click.option("--typos", default=3, show_default=True, type=click.IntRange(0), help="Misspellings to generate.")
+@click.option("--generate/--given-only", default=True, show_default=True, help="Generate forms of the name, too.")
+@click.option(
+    "--unrelated", "others", multiple=True, help="Name to compare with; default: a spread of well-known ones."
+)
+@click.option("--n-unrelated", default=10, show_default=True, type=click.IntRange(1), help="How many of these.")
+@cells_option
+@click.option(
+    "--top", default=5, show_default=True, type=click.IntRange(1), help="Without --cell: best cells to follow."
+)
+@click.option("--layers", help="Layers to search, for example 1-9. Default: all but layer 0.")
+@output_option
+@plots_option
+@force_option
+@on_device
+@as_json
+def robustness(
+    model: str,
+    entity: str | None,
+    given: tuple[str, ...],
+    recipe_path: Path | None,
+    typos: int,
+    generate: bool,
+    others: tuple[str, ...],
+    n_unrelated: int,
+    cells: tuple[str, ...],
+    top: int,
+    layers: str | None,
+    output: Path | None,
+    plots: bool,
+    force: bool,
+    dtype: str,
+    device: str | None,
+    json_output: bool,
+) -> None:
+    """Follow the cells of ENTITY under other forms of its name: aliases, typos, initials, other case and scripts."""
+    if (entity is None) == (recipe_path is None):
+        raise InputError("name the entity either as ENTITY or by --recipe FILE")
+    if recipe_path is not None:
+        recipe = load_recipe(recipe_path)
+        entity, given = recipe.entity, (*recipe.aliases, *given)
+    assert entity is not None, "checked above"
+    if generate:
+        forms = variants_of(entity, given, typos)
+    else:
+        forms = tuple(Variant(name, "name" if name == entity else "given") for name in dict.fromkeys((entity, *given)))
+    span = None if layers is None else parse_layers(layers)
+    chosen = [Cell.parse(text) for text in cells]
+    target = Output("robustness", output, plots, force, json_output)
+    from amnesia import robustness as experiment
+
+    terminal = Terminal()
+    live = load_model(model, None, terminal, dtype, device)
+    last = live.shape.n_layers - 1
+    with terminal.task(f"localizing {len(forms)} forms of {entity}") as progress:
+        result = experiment.robustness(
+            live,
+            entity,
+            forms,
+            cells=chosen,
+            n_cells=top,
+            n_unrelated=n_unrelated,
+            unrelated=others,
+            # In layer 0 a cell answers to the name's last token, whatever name that is.
+            layers=span or (min(1, last), last),
+            progress=progress,
+        )
+    lines = [f"{'name':<28} {'kind':<11}" + "".join(f"{cell!s:>18}" for cell in result.cells)]
+    for row in result.names:
+        values = "".join(f"{f'z {z:.1f}, #{rank}':>18}" for z, rank in zip(row.mean_z, row.ranks, strict=True))
+        lines.append(f"{row.name:<28} {row.kind:<11}{values}")
+    lines += ["", f"{'kind':<11} {'names':>5} {'median rank':>12} {'mean z':>7} {'in top 100':>11}"]
+    lines += [
+        f"{row.kind:<11} {row.n:>5} {row.median_rank:>12.1f} {row.mean_z:>7.2f} {row.recognized:>11.0%}"
+        for row in result.kinds
+    ]
+    target.write(result, "\n".join(lines))
+
+
+@click.command()
+@click.argument("model")
+@click.argument("entities", nargs=-1)
+@click.option("--file", "path", type=click.Path(path_type=Path), help="Text file with an entity on each line.")
+@click.option("--popqa", type=click.Path(path_type=Path), help="PopQA TSV: its most popular subjects.")
+@click.option("--n", default=200, show_default=True, type=click.IntRange(1), help="How many subjects of PopQA.")
+@click.option("--baseline", type=click.Choice(BASELINES), default="contrast", show_default=True)
+@click.option("--layers", help="Layers to search, for example 1-9. Default: all.")
+@click.option("--top", default=20, show_default=True, type=click.IntRange(1), help="Cells to keep for each entity.")
+@click.option("--compare", "other", help="Another model, for example the instruction-tuned sibling of MODEL.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder; an atlas in it goes on.")
+@plots_option
+@on_device
+@as_json
+def atlas(
+    model: str,
+    entities: tuple[str, ...],
+    path: Path | None,
+    popqa: Path | None,
+    n: int,
+    baseline: str,
+    layers: str | None,
+    top: int,
+    other: str | None,
+    output: Path,
+    plots: bool,
+    dtype: str,
+    device: str | None,
+    json_output: bool,
+) -> None:
+    """Localize many ENTITIES of MODEL into one SQLite table, and draw in which layers and for whom cells are found.
+
+    A run that was killed goes on when the same command is given again. Under `accelerate launch` the processes share
+    the work; on CPUs they talk over Gloo.
+    """
+    names = _entities(entities, path, popqa, n)
+    span = None if layers is None else parse_layers(layers)
+    if plots:
+        figures.check_available()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{output} cannot be made ({error.strerror}): choose another folder") from error
+    from amnesia import atlas as experiment
+    from amnesia import report
+    from amnesia.shards import Shards
+
+    terminal = Terminal()
+    shards = Shards()
+    found = []
+    for source, file in ((model, "atlas.sqlite"), (other, "compared.sqlite")):
+        if source is None:
+            continue
+        live = load_model(source, None, terminal, dtype, device or shards.device)
+        settings = experiment.AtlasSettings(live.name, baseline, layers=span, top=top)
+        if shards.first:
+            experiment.begin(output / file, settings, names)
+        shards.wait()
+        pending = experiment.begin(output / file, settings, names)
+        shards.wait()  # Nobody writes before all have seen the same work to be done.
+        with terminal.task(f"localizing {len(pending)} of {len(names)} entities in {live.name}") as progress:
+            experiment.fill(live, output / file, settings, pending, shards.index, shards.count, progress)
+        shards.wait()
+        found.append((*experiment.read(output / file), live.shape.n_layers))
+        del live
+    if not shards.first:
+        return
+    (name, rows, n_layers), *rest = found
+    result = experiment.summarize(name, rows, n_layers, rest[0][:2] if rest else None)
+    document = {"figure": "atlas", **dataclasses.asdict(result)}
+    write_file(output / "atlas.json", report.to_bytes(document))
+    for suffix, data in figures.draw(document).items() if plots else ():
+        write_file(output / f"atlas{suffix}", data)
+    if json_output:
+        print_json(document)
+    else:
+        click.echo(_atlas_text(result, output))
+
+
+def _entities(given: tuple[str, ...], path: Path | None, popqa: Path | None, n: int) -> dict[str, int | None]:
+    """Names with their popularity (page views a month) where it is known."""
+    from amnesia.popqa import read_popqa
+
+    if sum((bool(given), path is not None, popqa is not None)) != 1:
+        raise InputError("give the entities in one way: as arguments, by --file, or by --popqa")
+    if popqa is not None:
+        popularity: dict[str, int | None] = {}
+        for row in sorted(read_popqa(popqa), key=lambda row: -row.popularity):
+            popularity.setdefault(row.subject, row.popularity)
+        return dict(list(popularity.items())[:n])
+    return dict.fromkeys(line.strip() for line in (lines_of(path) if path is not None else given) if line.strip())
+
+
+def _atlas_text(result: AtlasSummary, output: Path) -> str:
+    lines = [f"{result.n_entities} entities in {result.model}", f"{'layer':>5} {'entities':>8}"]
+    lines += [
+        f"{layer:>5} {count:>8} {'█' * count}"
+        for layer, count in zip(result.histogram.layers, result.histogram.counts, strict=True)
+        if count
+    ]
+    if result.popularity is not None and result.popularity.rank_correlation is not None:
+        lines.append(f"popularity and score: rank correlation {result.popularity.rank_correlation:.2f}")
+    lines.append(f"{len(result.collisions)} cells are the top cell of several entities")
+    lines += [f"  {row.layer}:{row.neuron}  {', '.join(row.entities)}" for row in result.collisions[:10]]
+    if result.comparison is not None:
+        rho = result.comparison.rank_correlation
+        lines.append(
+            f"{result.comparison.model}: same top cell for {result.comparison.same_top_cell:.0%} of "
+            f"{result.comparison.n} entities, {result.comparison.shared_cells:.0%} of the listed cells in common, "
+            f"rank correlation of the scores {'undefined' if rho is None else f'{rho:.2f}'}"
+        )
+    return "\n".join([*lines, "", f"written to {output}"])
+
+
+COMMANDS = (robustness, atlas)

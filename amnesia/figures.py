@@ -1,0 +1,257 @@
+"""Figures of the experiments, drawn from the JSON documents that the commands write. Needs matplotlib, and only it."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from amnesia.errors import InputError
+
+TARGET, CONTROL, NEUTRAL, FAINT = "#c1440e", "#1f6f78", "#3a3a3a", "#b8b8b8"
+_STYLE = {
+    "figure.figsize": (6.4, 3.8),
+    "figure.dpi": 150,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # Text stays text, so that it can be searched and set in the reader's font.
+    "svg.hashsalt": "amnesia",
+    "savefig.bbox": "tight",
+}
+# For names in other scripts, where one of these is installed. An SVG holds the text itself, whatever the font.
+_FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Devanagari", "Arial Unicode MS", "SimHei")
+Document = Mapping[str, Any]
+
+
+def check_available() -> None:
+    """Raise InputError, before any work is done, when matplotlib is not there."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "figures need matplotlib, which is not installed: pip install 'amnesia[plots]', or give --no-plots"
+        ) from error
+
+
+def draw(document: Document) -> dict[str, bytes]:
+    """The figure of a document as files by suffix: `.svg` and `.png`. `document["figure"]` says which figure it is."""
+    check_available()
+    import matplotlib
+    from matplotlib import font_manager
+    from matplotlib.figure import Figure
+
+    installed = set(font_manager.get_font_names())
+    family = {"font.family": [name for name in _FONTS if name in installed]}
+    with matplotlib.rc_context(_STYLE | family), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure = Figure(layout="constrained")
+        FIGURES[document["figure"]](figure, document)
+        files = {}
+        for suffix in (".svg", ".png"):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
+            files[suffix] = buffer.getvalue()
+    return files
+
+
+def _cell(row: Document) -> str:
+    return f"{row['layer']}:{row['neuron']}"
+
+
+def _panels(figure: Any, n: int, width: float = 6.4, height: float = 3.2, **options: Any) -> list[Any]:
+    """A column of `n` panels."""
+    figure.set_size_inches(width, height * n)
+    return list(figure.subplots(n, 1, squeeze=False, **options)[:, 0])
+
+
+def _layers(figure: Any, document: Document) -> None:
+    rows = document["entities"]
+    layers = document["layers"]
+    for axes, row in zip(_panels(figure, len(rows), height=2.3, sharex=True), rows, strict=True):
+        values = row["significance"]
+        best = max(range(len(layers)), key=values.__getitem__)
+        colors = [TARGET if n == best else FAINT for n in range(len(layers))]
+        axes.bar(layers, values, color=colors, width=0.8)
+        axes.set_title(f"{row['entity']}: layer {layers[best]}", loc="left")
+        axes.set_ylabel("significance S")
+        axes.grid(axis="x", visible=False)
+    axes.set_xlabel("layer")
+    figure.suptitle(f"Layer significance in {document['model']}, {document['n_prompts']} prompts")
+
+
+def _localize(figure: Any, document: Document) -> None:
+    rows = document["entities"]
+    for axes, row in zip(_panels(figure, len(rows), height=2.7), rows, strict=True):
+        cells = row["cells"][:20]
+        top = cells[0]["layer"]
+        runner_up = next((cell["layer"] for cell in cells if cell["layer"] != top), None)
+        # The layer of the best cell stands out; the runner-up is grey, and what belongs to neither is paler still.
+        colors = {top: TARGET, runner_up: "#8a8a8a"}
+        axes.bar(
+            range(len(cells)),
+            [cell["score"] for cell in cells],
+            color=[colors.get(cell["layer"], "#dcdcdc") for cell in cells],
+        )
+        axes.set_xticks(range(len(cells)), [_cell(cell) for cell in cells], rotation=60, ha="right", fontsize=7)
+        axes.set_title(row["entity"], loc="left")
+        axes.set_ylabel("stability")
+        axes.grid(axis="x", visible=False)
+        for layer, color in ((top, TARGET), (runner_up, "#8a8a8a")):
+            if layer is not None:
+                axes.bar([0], [0], color=color, label=f"layer {layer}")
+        axes.bar([0], [0], color="#dcdcdc", label="other layers")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3)
+    axes.set_xlabel("cell (layer:neuron)")
+    figure.suptitle(f"Cells by stability in {document['model']}, {document['baseline']} baseline")
+
+
+def _sweep(figure: Any, document: Document) -> None:
+    axes = figure.subplots()
+    x = document["multipliers"]
+    zero = x.index(0.0) if 0.0 in x else None
+    for curve, color in zip(document["curves"], (TARGET, CONTROL), strict=True):
+        mean, error = curve["mean"], curve["standard_error"]
+        label = f"{document['entity']} ({curve['n']} facts)" if curve["kind"] == "target" else f"others ({curve['n']})"
+        axes.plot(x, mean, color=color, marker="o", markersize=3, label=label)
+        low, high = ([m + sign * e for m, e in zip(mean, error, strict=True)] for sign in (-1, 1))
+        axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+        if zero is not None:
+            below = curve["kind"] == "target"  # The curves nearly meet here.
+            offset = (-5, -13) if below else (5, 5)
+            axes.annotate(
+                f"{mean[zero]:.2f}",
+                (0, mean[zero]),
+                xytext=offset,
+                textcoords="offset points",
+                color=color,
+                ha="right" if below else "left",
+            )
+    for level, style in ((1, "--"), (0, ":")):
+        axes.axhline(level, color=NEUTRAL, linewidth=0.8, linestyle=style)
+    if zero is not None:
+        axes.axvline(0, color=FAINT, linewidth=6, alpha=0.5, zorder=0)
+        axes.text(0, 1.01, "zero ablation", transform=axes.get_xaxis_transform(), ha="center", fontsize=7)
+    axes.invert_xaxis()
+    axes.set_xlabel("multiplier of the cells" + (" at the entity's token" if document["tokens"] == "entity" else ""))
+    axes.set_ylabel("knowledge score ± s.e.")
+    axes.legend(loc="lower left")
+    cells = ", ".join(map(_cell, document["cells"][:4])) + (" …" if len(document["cells"]) > 4 else "")
+    n = len(document["cells"])
+    axes.set_title(f"{document['entity']}: {n} cell{'s' * (n > 1)} ({cells})", loc="left", pad=14)
+
+
+def _inject(figure: Any, document: Document) -> None:
+    rows = document["conditions"]
+    names = [row["condition"] for row in rows][::-1]
+    colors = [*[CONTROL] * (len(rows) - 1), TARGET]
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, value, low, high in ((left, "success", "low", "high"), (right, "gain", "gain_low", "gain_high")):
+        values = [row[value] for row in rows][::-1]
+        errors = [
+            [max(0.0, row[value] - row[low]) for row in rows][::-1],
+            [max(0.0, row[high] - row[value]) for row in rows][::-1],
+        ]
+        axes.barh(names, values, color=colors, height=0.6)
+        axes.errorbar(values, range(len(rows)), xerr=errors, fmt="none", ecolor=NEUTRAL, capsize=3, linewidth=1)
+        axes.grid(axis="y", visible=False)
+    left.set_xlim(0, 1)
+    left.set_xlabel("right answers (95 % interval)")
+    right.axvline(0, color=NEUTRAL, linewidth=0.8)
+    right.set_xlabel("log p of right answers\nabove nothing injected (nats)")
+    n, factor = len(document["cells"]), document["factor"]
+    strength = "" if factor is None else f" × {factor:g}"
+    figure.suptitle(
+        f"{document['entity']} injected at “{document['placeholder']}”: {n} cell{'s' * (n > 1)}{strength}, "
+        f"{rows[0]['n']} facts"
+    )
+
+
+def _sufficiency(figure: Any, document: Document) -> None:
+    figure.set_size_inches(6.4, 4.6)
+    top, bottom = figure.subplots(2, 1, height_ratios=(3, 1.3))
+    # The curve starts where all is frozen.
+    first = {"n_unfrozen": 0, **document["references"]["frozen"]}
+    steps = [first, *document["steps"]]
+    top.set_xticks(range(len(steps)))
+    top.plot([row["n_unfrozen"] for row in steps], [row["mean_logprob"] for row in steps], color=TARGET, marker="o")
+    for level, label, style in (
+        ("injected", "nothing frozen", "--"),
+        ("frozen", "all frozen", ":"),
+        ("clean", "nothing frozen, no injection", "-."),
+    ):
+        value = document["references"][level]["mean_logprob"]
+        top.axhline(value, color=NEUTRAL, linewidth=0.8, linestyle=style)
+        top.annotate(label, (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=7)
+    for row in steps:
+        top.annotate(
+            f"{row['n_rank_0']}/{document['n_facts']}",
+            (row["n_unfrozen"], row["mean_logprob"]),
+            xytext=(3, -9),
+            textcoords="offset points",
+            fontsize=7,
+        )
+    top.set_xlabel("unfrozen components of the last token (label: right answers at rank 0)")
+    top.set_ylabel("log p of the answers (nats)")
+    chosen = {(row["component"], row["layer"]) for row in document["unfrozen"]}
+    for line, component in enumerate(("mlp", "attention")):
+        colors = [TARGET if (component, n) in chosen else "#e6e6e6" for n in range(document["n_layers"])]
+        bottom.bar(range(document["n_layers"]), 0.8, bottom=line, color=colors, width=0.85, align="center")
+    bottom.set_yticks([0.4, 1.4], ["MLP", "attention"])
+    bottom.set_xlabel("layer (coloured: recomputed at the last token; all else is frozen)")
+    bottom.grid(visible=False)
+    figure.suptitle(f"{document['entity']} in {document['model']}: what must be recomputed")
+
+
+def _robustness(figure: Any, document: Document) -> None:
+    rows, cells = document["names"], document["cells"]
+    figure.set_size_inches(1.9 + 0.62 * len(cells) + 2.2, 1.4 + 0.26 * len(rows))
+    axes = figure.subplots()
+    limit = max(1.0, *(abs(value) for row in rows for value in row["mean_z"]))
+    shown = axes.imshow([row["mean_z"] for row in rows], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    for y, row in enumerate(rows):
+        for x, (value, rank) in enumerate(zip(row["mean_z"], row["ranks"], strict=True)):
+            color = "white" if abs(value) > 0.6 * limit else NEUTRAL
+            axes.text(x, y, f"{value:.1f}\n#{rank}", ha="center", va="center", fontsize=5.5, color=color)
+    axes.set_xticks(range(len(cells)), [_cell(cell) for cell in cells], rotation=45, ha="right")
+    axes.set_yticks(range(len(rows)), [f"{row['name']}  ({row['kind']})" for row in rows], fontsize=7)
+    split = sum(row["kind"] != "unrelated" for row in rows)
+    axes.axhline(split - 0.5, color=NEUTRAL, linewidth=1.2)
+    axes.grid(visible=False)
+    figure.colorbar(shown, ax=axes, label="mean z-score", shrink=0.8)
+    axes.set_title(f"Cells of {document['entity']} under other names (z, rank among all)", loc="left")
+
+
+def _atlas(figure: Any, document: Document) -> None:
+    figure.set_size_inches(6.4, 5.6 if document["popularity"] else 3.2)
+    panels = figure.subplots(2 if document["popularity"] else 1, 1, squeeze=False)[:, 0]
+    panels[0].bar(document["histogram"]["layers"], document["histogram"]["counts"], color=CONTROL, width=0.85)
+    panels[0].set_xlabel("layer of the top cell")
+    panels[0].set_ylabel("entities")
+    panels[0].grid(axis="x", visible=False)
+    panels[0].set_title(f"{document['n_entities']} entities in {document['model']}", loc="left")
+    if document["popularity"]:
+        found = document["popularity"]
+        panels[1].scatter(found["popularity"], found["score"], s=9, color=TARGET, alpha=0.7, linewidth=0)
+        panels[1].set_xscale("log")
+        panels[1].set_yscale("log")
+        panels[1].set_xlabel("popularity (page views a month)")
+        panels[1].set_ylabel("stability of the top cell")
+        rho = "undefined" if found["rank_correlation"] is None else f"{found['rank_correlation']:.2f}"
+        panels[1].set_title(f"rank correlation {rho}", loc="left")
+
+
+FIGURES: Mapping[str, Callable[[Any, Document], None]] = {
+    "atlas": _atlas,
+    "inject": _inject,
+    "layers": _layers,
+    "localize": _localize,
+    "robustness": _robustness,
+    "sufficiency": _sufficiency,
+    "sweep": _sweep,
+}

@@ -1,0 +1,103 @@
+"""Bring models into memory with plain transformers, and say by name what is wrong with the ones that cannot be used."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from amnesia.errors import InputError, NumericalError, SourceError, first_line
+from amnesia.model import LiveModel, freeze, wrap
+
+
+def load(folder: Path, name: str, dtype: str = "float32", device: str | None = None) -> LiveModel:
+    """Load a local folder with plain transformers, evaluation mode, without gradients for the weights.
+
+    `dtype` is a torch dtype's name or "auto" (as stored). `device` is a torch device, or "auto": accelerate spreads the
+    layers over all devices, and over memory and disk when these are too small. Raises SourceError when transformers
+    cannot load the folder, InputError when its tokenizer is missing, NumericalError when a weight is NaN or infinite.
+    """
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{name} has no usable tokenizer ({first_line(error)}): expected tokenizer.json beside the weights"
+            ) from error
+        try:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                device_map="auto" if device == "auto" else None,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise SourceError(f"{name} cannot be loaded by transformers: {first_line(error)}") from error
+    if loading["missing_keys"]:
+        # Transformers would fill them with random numbers.
+        missing = sorted(loading["missing_keys"])
+        raise SourceError(f"{name} lacks {len(missing)} of its weights, first {missing[0]}: fetch the model again")
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen != "auto":
+        try:
+            model = model.to(chosen)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(
+                f"device {chosen!r} cannot be used ({first_line(error)}): choose another, for example cpu"
+            ) from error
+    check_finite(model, name)
+    return wrap(freeze(model), tokenizer, name)
+
+
+def load_adapter(base: Path, adapter: Path, name: str, dtype: str = "float32", device: str | None = None) -> LiveModel:
+    """Load a base model and put a PEFT adapter on it, unmerged. Raises what `load` raises, and SourceError."""
+    from peft import PeftModel
+
+    live = load(base, name, dtype, device)
+    with quiet():
+        try:
+            wrapped = PeftModel.from_pretrained(live.model, adapter)
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+            raise SourceError(f"adapter {adapter} cannot be loaded by PEFT: {first_line(error)}") from error
+    # PEFT puts its layers into the base model itself, whose module paths stay as they were.
+    return wrap(freeze(wrapped.get_base_model()), live.tokenizer, name)
+
+
+def check_finite(model: nn.Module, name: str) -> None:
+    """Raise NumericalError naming the first weight that holds NaN or infinity.
+
+    Weights that accelerate left on disk are not here to be looked at; what they do to the activations is.
+    """
+    for key, parameter in model.named_parameters():
+        if not parameter.is_meta and not torch.isfinite(parameter).all():
+            raise NumericalError(
+                f"weight {key} of {name} holds NaN or infinity: the checkpoint is damaged, fetch it anew"
+            )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the progress bars and notices of transformers and PEFT off the terminal while the block runs."""
+    from transformers.utils import logging as hf_logging
+
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.ERROR)
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # What they deprecate in each other is no concern of the user's.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()

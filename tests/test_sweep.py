@@ -1,0 +1,46 @@
+"""The sweep against the search's own scoring of edited models."""
+
+import pytest
+
+from amnesia.domain import Cell, ColumnEdit
+from amnesia.errors import InputError
+from amnesia.model import answer_logprobs, edited
+from amnesia.recipe import parse_recipe
+from amnesia.scores import knowledge_score
+from amnesia.sweep import grid, sweep
+from tiny_recipe import recipe_text
+from tiny_text import tiny_live
+
+
+def test_scores_equal_those_of_edited_models():
+    live = tiny_live()
+    recipe = parse_recipe(recipe_text(live, "tiny"))
+    cells = [Cell(0, 3), Cell(1, 11)]
+    result = sweep(live, recipe, cells, (1.0, 0.0, -4.0))
+    known = [fact for fact in result.facts if fact.excluded is None]
+    before = [row.total for row in answer_logprobs(live, [(fact.prompt, fact.answer) for fact in known])]
+    for place, multiplier in enumerate(result.multipliers):
+        edits = [ColumnEdit(cell, multiplier) for cell in cells] if multiplier != 1 else []
+        with edited(live, edits):
+            after = [row.total for row in answer_logprobs(live, [(fact.prompt, fact.answer) for fact in known])]
+        scores = [
+            knowledge_score(new, old, fact.logprob_unknown) for new, old, fact in zip(after, before, known, strict=True)
+        ]
+        assert [fact.knowledge_scores[place] for fact in known] == pytest.approx(scores, abs=1e-3)
+        for curve in result.curves:
+            own = [score for score, fact in zip(scores, known, strict=True) if fact.kind == curve.kind]
+            mean = sum(own) / len(own)
+            error = (sum((score - mean) ** 2 for score in own) / (len(own) - 1) / len(own)) ** 0.5
+            assert curve.n == len(own)
+            assert curve.mean[place] == pytest.approx(mean, abs=1e-3)
+            assert curve.standard_error[place] == pytest.approx(error, abs=1e-3)
+    assert sum(curve.n + curve.n_excluded for curve in result.curves) == len(recipe.facts) + len(recipe.controls)
+
+
+def test_the_grid_ends_where_asked_and_holds_zero():
+    assert grid(-3.0, 5) == (1.0, 0.0, -1.0, -2.0, -3.0)
+    assert len(grid(-3.0, 20)) == 21
+    assert 0.0 in grid(-8.0, 20)
+    assert grid(0.5, 2) == (1.0, 0.5)
+    with pytest.raises(InputError, match="1 multipliers from 1 to -3"):
+        grid(-3.0, 1)
