@@ -31,6 +31,7 @@ def test_every_format_has_its_folder():
         {"safetensors/amnesia.json": "{}", "adapter/amnesia.json": "{}"},
         {"report.json": REPORT},
         {"report.json": REPORT, "plot.png": ""},
+        {"sweep.json": '{"figure": "sweep"}', "sweep.svg": "", "sweep.png": ""},
     ],
 )
 def test_outputs_are_replaced_with_force(tmp_path, files):
@@ -55,6 +56,9 @@ def test_outputs_are_replaced_with_force(tmp_path, files):
         {"report.json": "\udcff".encode("utf-8", "surrogateescape").decode("latin-1")},
         {"report.json": REPORT, "src/main.py": ""},
         {"amnesia.json/x": ""},
+        {"sweep.json": '{"figure": "sweep"}', "notes.txt": ""},
+        {"sweep.json": '{"figure": "atlas"}'},
+        {"sweep.json": "[]"},
     ],
 )
 def test_other_folders_are_not(tmp_path, files):
