@@ -224,7 +224,7 @@ def _robustness(figure: Any, document: Document) -> None:
     axes.axhline(split - 0.5, color=NEUTRAL, linewidth=1.2)
     axes.grid(visible=False)
     figure.colorbar(shown, ax=axes, label="mean z-score", shrink=0.8)
-    axes.set_title(f"Cells of {document['entity']} under other names (z, rank among all)", loc="left")
+    axes.set_title(f"{document['entity']}: z and rank of its cells", loc="left")
 
 
 def _atlas(figure: Any, document: Document) -> None:
