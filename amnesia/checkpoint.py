@@ -1,15 +1,14 @@
 """Editing a safetensors checkpoint on disk, without ever building the model.
 
 Only the edited columns change. Every other byte of every tensor and of every other file stays as it is, because files
-are copied and then overwritten in place, never parsed and saved again. Memory does not depend on the size of the model:
-one block of a megabyte, and the edited columns.
+are copied with these bytes replaced, never parsed and saved again. Memory does not depend on the size of the model: a
+few pieces of a file, and the edited columns.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -18,7 +17,7 @@ from typing import Protocol
 from amnesia.arithmetic import check_dtype, inverts_exactly, scale_bytes
 from amnesia.domain import Cell, ColumnEdit, check_edits
 from amnesia.errors import CheckpointError, InputError, LayoutError, NumericalError, OutputError
-from amnesia.files import check_settled, copy_file, hash_file, is_inside_name, list_files, read_small
+from amnesia.files import check_settled, copy_file, is_inside_name, list_files, read_small
 from amnesia.layouts import MlpShape, shape_from_config
 from amnesia.manifest import (
     MANIFEST_NAME,
@@ -36,12 +35,11 @@ from amnesia.safetensors_file import (
     WeightFiles,
     check_matrix,
     new_file,
-    read_row_blocks,
+    patches_of,
     read_vectors,
     read_weight_files,
-    replace_vectors,
-    write_vectors,
 )
+from amnesia.streams import PAGE, RangeHash, Strided, stream
 from amnesia.strict_json import StrictJson
 
 UNDO_NAME = "amnesia-undo.safetensors"
@@ -254,8 +252,8 @@ def write_edited(
     """Write the edited model into the empty `folder`, everything but the manifest, and return the manifest.
 
     `also` are edits for further entities. `link` hard-links untouched files instead of copying them. `progress` is
-    called with the bytes written so far and in all. Touched shards are hashed whole, beside the
-    copy of the others; where the filesystem shares blocks, this hash (1 to 2 GB/s) is most of the time that is spent.
+    called with the bytes written so far and in all. Touched shards are hashed and edited while they are copied; where
+    the filesystem shares blocks, the hash (1 to 2 GB/s) is most of the time that is spent.
 
     The caller writes the manifest last, inside `files.staged_output`. Raises what `plan_edits` raises, OutputError when
     `folder` is not empty or the disk is full, and NumericalError when a column holds or would get NaN or infinity.
@@ -276,36 +274,38 @@ def write_edited(
         if progress is not None:
             progress(done, total)
 
-    # Touched shards come first: a second thread hashes each copy, still in memory, while the others are copied.
-    order = sorted(source.files, key=lambda name: name not in touched)
-    hashes: dict[str, Future[str]] = {}
-    with ThreadPoolExecutor(1) as worker:
-        try:
-            for name in order:
-                target = folder / BASE_FOLDER / name if name in replaced else folder / name
-                before = done
-                copy_file(source.folder / name, target, link=link and name not in touched, advance=advance)
-                advance((source.folder / name).stat().st_size - (done - before))
-                if name in touched:
-                    hashes[name] = worker.submit(hash_file, target)
-        except BaseException:
-            worker.shutdown(cancel_futures=True)
-            raise
-        base_files = tuple(
-            BaseFile(name, source.weights.headers[name].file_size, hashes[name].result()) for name in sorted(touched)
-        )
+    columns = tuple(read_columns(source.folder, plans))
+    tensor_hashes = {plan.tensor.name: tensor_range(plan.tensor) for plan in plans}
+    base_files = []
+    for name in sorted(source.files, key=lambda name: name not in touched):
+        target = folder / BASE_FOLDER / name if name in replaced else folder / name
+        before = done
+        if name in touched:
+            edited = [row for row in columns if row.plan.file == name]
+            whole = RangeHash(0, source.weights.headers[name].file_size)
+            copy_file(
+                touched[name],
+                target,
+                patches=[patch for row in edited for patch in row.patches()],
+                hashes=[whole, *(part for row in edited for part in tensor_hashes[row.plan.tensor.name])],
+                advance=advance,
+            )
+            base_files.append(BaseFile(name, whole.size, whole.hexdigest()))
+        else:
+            copy_file(source.folder / name, target, link=link, advance=advance)
+        advance((source.folder / name).stat().st_size - (done - before))
     for name, path in touched.items():
         if stamps[name] != _stamp(path):
             raise CheckpointError(f"{path} changed while it was copied: wait until nothing writes to it, then repeat")
 
-    saved: list[NewTensor] = []
-    tensors = tuple(_edit_tensor(folder / plan.file, plan, saved) for plan in plans)
+    saved = [tensor for row in columns for tensor in row.saved()]
     if saved:
         with (folder / UNDO_NAME).open("xb") as file:
             file.writelines(new_file(saved))
+    tensors = tuple(row.entry(*(part.hexdigest() for part in tensor_hashes[row.plan.tensor.name])) for row in columns)
     return Manifest(
         format="safetensors",
-        base=Base(base_id, revision, base_files),
+        base=Base(base_id, revision, tuple(base_files)),
         edits=groups,
         tensors=tensors,
         undo=UNDO_NAME if saved else None,
@@ -354,40 +354,76 @@ def scale_vectors(
     return scaled
 
 
-def hash_edited(descriptor: int, plan: TensorPlan, vectors: Mapping[int, bytes]) -> tuple[str, str]:
-    """sha256 of a tensor's data as they are on disk, and as they are with `vectors` in place."""
-    before, after = hashlib.sha256(), hashlib.sha256()
-    for first, block in read_row_blocks(descriptor, plan.tensor):
-        before.update(block)
-        after.update(replace_vectors(plan.tensor, plan.axis, vectors, first, block))
-    return before.hexdigest(), after.hexdigest()
+@dataclass(frozen=True)
+class EditedColumns:
+    """The columns of one tensor that an edit changes, by index, before and after."""
+
+    plan: TensorPlan
+    before: Mapping[int, bytes]
+    after: Mapping[int, bytes]
+
+    def patches(self) -> list[Strided]:
+        """What the edit writes."""
+        return patches_of(self.plan.tensor, self.plan.axis, self.after)
+
+    def saved(self) -> list[NewTensor]:
+        """The originals that cannot be computed back."""
+        plan = self.plan
+        shape = (plan.tensor.shape[1 - plan.axis],)
+        return [
+            NewTensor(undo_key(plan.tensor.name, index), plan.tensor.dtype, shape, (raw,))
+            for index, raw in self.before.items()
+            if not inverts_exactly(raw, self.after[index], plan.tensor.dtype, plan.multipliers[index])
+        ]
+
+    def entry(self, before: str, after: str) -> TensorEdit:
+        """What the manifest says, with the sha256 of the tensor's data before and after."""
+        plan = self.plan
+        return TensorEdit(
+            name=plan.tensor.name,
+            file=plan.file,
+            axis=plan.axis,
+            indices=tuple(plan.multipliers),
+            multipliers=tuple(plan.multipliers.values()),
+            before=before,
+            after=after,
+        )
+
+
+def read_columns(folder: Path, plans: Sequence[TensorPlan]) -> Iterator[EditedColumns]:
+    """Read and scale the columns of each plan, while the caller works on the one before.
+
+    Raises NumericalError when a column holds or would get NaN or infinity.
+    """
+
+    def read(plan: TensorPlan) -> EditedColumns:
+        with (folder / plan.file).open("rb", buffering=0) as file:
+            before = read_vectors(file.fileno(), plan.tensor, plan.axis, tuple(plan.multipliers))
+        return EditedColumns(plan, before, scale_vectors(before, plan.tensor, plan.multipliers))
+
+    with ThreadPoolExecutor(1) as worker:
+        try:
+            yield from worker.map(read, plans)
+        finally:
+            worker.shutdown(cancel_futures=True)
+
+
+def tensor_range(tensor: TensorInfo) -> tuple[RangeHash, RangeHash]:
+    """Hashes of a tensor's data before and after the patches of a stream."""
+    return RangeHash(tensor.offset, tensor.size), RangeHash(tensor.offset, tensor.size, patched=True)
+
+
+def hash_tensor(path: Path, tensor: TensorInfo, patches: Sequence[Strided]) -> tuple[str, str]:
+    """sha256 of a tensor's data as they are on disk, and as they are with `patches`."""
+    hashes = tensor_range(tensor)
+    start, end = tensor.offset // PAGE * PAGE, tensor.offset + tensor.size
+    stream(path, start=start, end=end, patches=patches, hashes=hashes)
+    return hashes[0].hexdigest(), hashes[1].hexdigest()
 
 
 def undo_key(tensor: str, index: int) -> str:
     """Name under which the original of a column is kept in the undo file."""
     return f"{tensor}:{index}"
-
-
-def _edit_tensor(path: Path, plan: TensorPlan, saved: list[NewTensor]) -> TensorEdit:
-    """Overwrite the columns of one tensor; originals that cannot be computed back are appended to `saved`."""
-    with path.open("r+b", buffering=0) as file:
-        vectors = read_vectors(file.fileno(), plan.tensor, plan.axis, tuple(plan.multipliers))
-        scaled = scale_vectors(vectors, plan.tensor, plan.multipliers)
-        before, after = hash_edited(file.fileno(), plan, scaled)
-        write_vectors(file.fileno(), plan.tensor, plan.axis, scaled)
-    for index, raw in vectors.items():
-        if not inverts_exactly(raw, scaled[index], plan.tensor.dtype, plan.multipliers[index]):
-            length = plan.tensor.shape[1 - plan.axis]
-            saved.append(NewTensor(undo_key(plan.tensor.name, index), plan.tensor.dtype, (length,), (raw,)))
-    return TensorEdit(
-        name=plan.tensor.name,
-        file=plan.file,
-        axis=plan.axis,
-        indices=tuple(plan.multipliers),
-        multipliers=tuple(plan.multipliers.values()),
-        before=before,
-        after=after,
-    )
 
 
 def is_reserved(name: str) -> bool:

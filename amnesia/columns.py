@@ -5,26 +5,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia.arithmetic import check_dtype, inverse_multiplier, scale_bytes
-from amnesia.checkpoint import BASE_FOLDER, undo_key
+from amnesia.checkpoint import BASE_FOLDER, hash_tensor, undo_key
 from amnesia.errors import AmnesiaError, VerificationError
-from amnesia.files import BLOCK, read_exactly
+from amnesia.files import patched_blocks, read_exactly
 from amnesia.manifest import MANIFEST_NAME, Manifest, TensorEdit
 from amnesia.safetensors_file import (
     SafetensorsHeader,
     TensorInfo,
     check_matrix,
+    patches_of,
     read_header,
-    read_row_blocks,
     read_vectors,
-    replace_vectors,
 )
+from amnesia.streams import Strided
 
 
 @dataclass(frozen=True)
@@ -178,40 +177,29 @@ def _inverted(vector: bytes, tensor: TensorInfo, multiplier: float) -> bytes:
     return scale_bytes(vector, tensor.dtype, inverse).raw
 
 
+def replacement_patches(replacements: Sequence[Replacement]) -> list[Strided]:
+    """Columns as bytes of their file; raises VerificationError when one has another length than in the tensor."""
+    for row in replacements:
+        length = row.tensor.shape[1 - row.axis] * row.tensor.item_size
+        for index, vector in row.vectors.items():
+            if len(vector) != length:
+                raise VerificationError(
+                    f"the saved column {index} of {row.tensor.name} has {len(vector)} bytes, expected {length}"
+                )
+    return [patch for row in replacements for patch in patches_of(row.tensor, row.axis, row.vectors)]
+
+
 def blocks_with(path: Path, replacements: Sequence[Replacement]) -> Iterator[bytes]:
     """The bytes of a file with columns replaced, in blocks of bounded size.
 
     Raises VerificationError when a replacement has another length than its column.
     """
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        position = 0
-        for row in sorted(replacements, key=lambda row: row.tensor.offset):
-            length = row.tensor.shape[1 - row.axis] * row.tensor.item_size
-            for index, vector in row.vectors.items():
-                if len(vector) != length:
-                    raise VerificationError(
-                        f"the saved column {index} of {row.tensor.name} has {len(vector)} bytes, expected {length}"
-                    )
-            yield from _plain_blocks(file.fileno(), position, row.tensor.offset, path)
-            for first, block in read_row_blocks(file.fileno(), row.tensor):
-                yield replace_vectors(row.tensor, row.axis, row.vectors, first, block).tobytes()
-            position = row.tensor.offset + row.tensor.size
-        yield from _plain_blocks(file.fileno(), position, size, path)
+    return patched_blocks(path, replacement_patches(replacements))
 
 
 def hash_with(path: Path, row: Replacement) -> str:
     """sha256 of a tensor's data with columns replaced."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        for first, block in read_row_blocks(file.fileno(), row.tensor):
-            digest.update(replace_vectors(row.tensor, row.axis, row.vectors, first, block))
-    return digest.hexdigest()
-
-
-def _plain_blocks(descriptor: int, start: int, end: int, path: Path) -> Iterator[bytes]:
-    for offset in range(start, end, BLOCK):
-        yield read_exactly(descriptor, min(BLOCK, end - offset), offset, str(path))
+    return hash_tensor(path, row.tensor, replacement_patches([row]))[1]
 
 
 def compare(expected: Iterator[bytes], path: Path) -> int:

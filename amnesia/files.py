@@ -7,11 +7,14 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from amnesia.errors import AmnesiaError, CheckpointError, OutputError
 from amnesia.own_outputs import is_own
+from amnesia.streams import RangeHash, Strided, overwrite, stream
 
 try:
     import fcntl
@@ -20,8 +23,6 @@ except ImportError:  # Windows has neither reflinks nor locks of this kind.
 
 # Larger buffers fall out of the processor's cache between reading and hashing, and are slower.
 BLOCK = 2**20
-# Long enough to cost nothing, short enough that an interrupt and a progress bar need not wait.
-_KERNEL_STEP = 64 * 2**20
 _FICLONE = 0x40049409
 # While a file of this name exists, the folder is in the middle of an edit in place.
 JOURNAL_NAME = ".amnesia-journal"
@@ -72,12 +73,20 @@ def _unreadable(error: OSError) -> None:
     raise CheckpointError(f"{error.filename} cannot be read ({error.strerror}): check its permissions") from error
 
 
-def copy_file(source: Path, target: Path, *, link: bool = False, advance: Callable[[int], None] | None = None) -> None:
+def copy_file(
+    source: Path,
+    target: Path,
+    *,
+    link: bool = False,
+    patches: Sequence[Strided] = (),
+    hashes: Sequence[RangeHash] = (),
+    advance: Callable[[int], None] | None = None,
+) -> None:
     """Copy the bytes of `source` to the new file `target`, sharing disk blocks where the filesystem can.
 
-    `advance` is called with the number of bytes that each step has copied. With `link`, `target` becomes a hard link:
-    no space and no time, but a later write to one changes the other. Raises OutputError when the disk is full, or when
-    linking is impossible.
+    `patches` are put into the copy, and `hashes` are filled in on the way. `advance` is called with the number of bytes
+    that each step has copied. With `link`, `target` becomes a hard link: no space and no time, but a later write to one
+    changes the other. Raises OutputError when the disk is full, or when linking is impossible.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if link:
@@ -90,11 +99,13 @@ def copy_file(source: Path, target: Path, *, link: bool = False, advance: Callab
             ) from error
         return
     with source.open("rb") as reader:
-        _read_ahead(reader.fileno())
         try:
             with target.open("xb") as writer:
                 if not _reflink(reader.fileno(), writer.fileno()):
-                    _copy_blocks(reader.fileno(), writer.fileno(), advance or (lambda count: None))
+                    stream(source, target, patches=patches, hashes=hashes, advance=advance)
+                elif patches or hashes:
+                    stream(source, patches=patches, hashes=hashes, advance=advance)
+                    overwrite(target, patches)
                 # Keep an executable bit, but not a write protection that would stop the edit.
                 os.fchmod(writer.fileno(), (os.fstat(reader.fileno()).st_mode & 0o777) | 0o600)
         except OSError as error:
@@ -119,35 +130,6 @@ def _reflink(reader: int, writer: int) -> bool:
             return False
         raise
     return True
-
-
-def _copy_blocks(reader: int, writer: int, advance: Callable[[int], None]) -> None:
-    """Copy in the kernel where it can, else through a buffer of one block."""
-    in_kernel = hasattr(os, "copy_file_range")
-    copied_any = False
-    while True:
-        if in_kernel:
-            try:
-                copied = os.copy_file_range(reader, writer, _KERNEL_STEP)
-            except OSError as error:
-                if copied_any or error.errno not in _NOT_SUPPORTED:
-                    raise
-                in_kernel = False
-                continue
-            # Some special filesystems report success and copy nothing, so an immediate end is checked below.
-            if copied == 0 and not copied_any:
-                in_kernel = False
-                continue
-        else:
-            block = os.read(reader, BLOCK)
-            copied = len(block)
-            view = memoryview(block)
-            while view:
-                view = view[os.write(writer, view) :]
-        if copied == 0:
-            return
-        copied_any = True
-        advance(copied)
 
 
 def hash_file(path: Path, offset: int = 0, size: int | None = None) -> str:
@@ -200,6 +182,20 @@ def write_exactly(descriptor: int, content: bytes, offset: int) -> None:
         count = os.pwrite(descriptor, view, offset)
         view = view[count:]
         offset += count
+
+
+def patched_blocks(path: Path, patches: Sequence[Strided], offset: int = 0, size: int | None = None) -> Iterator[bytes]:
+    """`size` bytes of a file from `offset`, block by block, with `patches` put in.
+
+    Raises CheckpointError when the file is shorter than asked.
+    """
+    with path.open("rb", buffering=0) as file:
+        end = os.fstat(file.fileno()).st_size if size is None else offset + size
+        for position in range(offset, end, BLOCK):
+            block = bytearray(read_exactly(file.fileno(), min(BLOCK, end - position), position, str(path)))
+            for patch in patches:
+                patch.put(np.frombuffer(block, np.uint8), position)
+            yield bytes(block)
 
 
 def write_new(path: Path, blocks: Iterable[bytes]) -> None:

@@ -8,9 +8,7 @@ metadata and padding stay what they are. Memory grows with the number of edited 
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +16,13 @@ from amnesia.arithmetic import inverse_multiplier
 from amnesia.checkpoint import BASE_FOLDER, UNDO_NAME, undo_key
 from amnesia.domain import ColumnEdit, check_edits
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError
-from amnesia.files import copy_file, hash_file, list_files, read_exactly, write_exactly
+from amnesia.files import copy_file, hash_file, list_files, read_exactly
 from amnesia.gguf_blocks import scale_row, scales_of
 from amnesia.gguf_file import GgufFile, GgufModel, GgufTensor, read_model
 from amnesia.gguf_layout import GgufShape, check_sizes, find_up, gguf_shape
 from amnesia.manifest import MANIFEST_NAME, Base, BaseFile, EntityEdits, Manifest, TensorEdit, join_edits, read_manifest
 from amnesia.safetensors_file import NewTensor, new_file
+from amnesia.streams import RangeHash, Strided
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,45 @@ class RowEdit:
     before: bytes
     after: bytes
 
+    def patch(self, content: bytes) -> Strided:
+        """`content` in the place of the row."""
+        return Strided(self.row.offset, len(content), len(content), content)
+
+
+class RowHashes:
+    """What a manifest says about a file and the tensors of its edited rows, hashed while a stream reads it."""
+
+    def __init__(self, file: GgufFile, edits: Sequence[RowEdit]) -> None:
+        self._file = file
+        self._edits = [list(group) for _, group in itertools.groupby(edits, key=lambda edit: edit.row.tensor)]
+        self._whole = RangeHash(0, file.size)
+        places = [(group[0].row.tensor.offset, group[0].row.tensor.n_bytes) for group in self._edits]
+        self._before = [RangeHash(*place) for place in places]
+        self._after = [RangeHash(*place, patched=True) for place in places]
+
+    def ranges(self) -> list[RangeHash]:
+        """What the stream has to fill in."""
+        return [self._whole, *self._before, *self._after]
+
+    def base_file(self) -> BaseFile:
+        """The file before the edit."""
+        return BaseFile(self._file.path.name, self._file.size, self._whole.hexdigest())
+
+    def entries(self) -> list[TensorEdit]:
+        """The tensors before and after it."""
+        return [
+            TensorEdit(
+                name=group[0].row.tensor.name,
+                file=self._file.path.name,
+                axis=0,
+                indices=tuple(edit.row.index for edit in group),
+                multipliers=tuple(edit.multiplier for edit in group),
+                before=before.hexdigest(),
+                after=after.hexdigest(),
+            )
+            for group, before, after in zip(self._edits, self._before, self._after, strict=True)
+        ]
+
 
 @dataclass(frozen=True)
 class GgufPlan:
@@ -69,6 +107,10 @@ class GgufPlan:
     saved: tuple[NewTensor, ...]
     previous: Manifest | None
     stamps: tuple[tuple[int, int], ...]
+
+    def edits_of(self, file: GgufFile) -> list[RowEdit]:
+        """The rows to change in one file."""
+        return [edit for edit in self.rows if edit.row.file is file]
 
     def own_files(self) -> tuple[str, ...]:
         """What earlier edits left beside the model: manifest, saved rows, and the same of edits before."""
@@ -125,7 +167,7 @@ def write_edited_gguf(
     """
     groups = (EntityEdits(entity, tuple(edits)), *also)
     plan = plan_gguf(source, groups, allow_overlap=allow_overlap, expected=expected)
-    model, rows = plan.model, plan.rows
+    model = plan.model
     if any(folder.iterdir()):
         raise OutputError(f"{folder} is not empty: give an empty folder")
 
@@ -141,17 +183,14 @@ def write_edited_gguf(
             progress(done, total)
 
     for file in model.files:
-        patches = [edit for edit in rows if edit.row.file is file]
         output = folder / file.path.name
         before = done
-        if patches:
-            # Hashing reads what copying has just read, so that both at once cost little more than one.
-            with ThreadPoolExecutor(1) as worker:
-                digest = worker.submit(hash_file, file.path)
-                copy_file(file.path, output, advance=advance)
-                base_files.append(BaseFile(file.path.name, file.size, digest.result()))
-            patch_file(output, {edit.row.offset: edit.after for edit in patches})
-            tensors.extend(_tensor_edits(patches, output))
+        if edits_here := plan.edits_of(file):
+            hashes = RowHashes(file, edits_here)
+            patches = [edit.patch(edit.after) for edit in edits_here]
+            copy_file(file.path, output, patches=patches, hashes=hashes.ranges(), advance=advance)
+            base_files.append(hashes.base_file())
+            tensors.extend(hashes.entries())
         else:
             copy_file(file.path, output, link=link, advance=advance)
         advance(file.size - (done - before))  # Links and shared disk blocks arrive all at once.
@@ -173,19 +212,6 @@ def write_edited_gguf(
         recipe=recipe_text,
         previous=plan.previous,
     )
-
-
-def patch_file(path: Path, patches: Mapping[int, bytes]) -> None:
-    """Overwrite bytes of an existing file: offset → content. Raises OutputError."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY)
-        try:
-            for offset, content in patches.items():
-                write_exactly(descriptor, content, offset)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}): free space or choose another disk") from error
 
 
 def _plan(model: GgufModel, shape: GgufShape, groups: Sequence[EntityEdits], allow_overlap: bool) -> list[RowEdit]:
@@ -254,20 +280,6 @@ def _saved(edit: RowEdit) -> NewTensor:
     """The original row as a tensor of bytes."""
     name = undo_key(edit.row.tensor.name, edit.row.index)
     return NewTensor(name, "U8", (edit.row.tensor.row_bytes,), (edit.before,))
-
-
-def _tensor_edits(edits: Sequence[RowEdit], output: Path) -> Iterator[TensorEdit]:
-    for tensor, group in itertools.groupby(edits, key=lambda edit: edit.row.tensor):
-        members = list(group)
-        yield TensorEdit(
-            name=tensor.name,
-            file=output.name,
-            axis=0,
-            indices=tuple(edit.row.index for edit in members),
-            multipliers=tuple(edit.multiplier for edit in members),
-            before=hash_file(members[0].row.file.path, tensor.offset, tensor.n_bytes),
-            after=hash_file(output, tensor.offset, tensor.n_bytes),
-        )
 
 
 def _write_new(path: Path, tensors: Sequence[NewTensor]) -> None:

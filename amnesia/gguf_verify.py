@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,13 @@ from amnesia.arithmetic import inverse_multiplier
 from amnesia.checkpoint import BASE_FOLDER, undo_key
 from amnesia.domain import ColumnEdit, check_edits
 from amnesia.errors import CheckpointError, InputError, NumericalError, VerificationError
-from amnesia.files import BLOCK, copy_file, hash_file, read_exactly
-from amnesia.gguf_edit import RowEdit, UpRow, patch_file
+from amnesia.files import copy_file, patched_blocks, read_exactly
+from amnesia.gguf_edit import RowEdit, UpRow
 from amnesia.gguf_file import GgufModel, read_model
 from amnesia.gguf_layout import find_up, gguf_shape
 from amnesia.manifest import MANIFEST_NAME, Manifest, TensorEdit, join_edits, read_manifest
 from amnesia.safetensors_file import SafetensorsHeader, read_header
+from amnesia.streams import RangeHash, Strided
 
 
 def verify_gguf(folder: Path, base: Path | None = None) -> Manifest:
@@ -41,7 +42,7 @@ def verify_gguf(folder: Path, base: Path | None = None) -> Manifest:
         for file in model.files:
             name = file.path.name
             if name in before.hashes or origin is not None:
-                _check_file(file.path, _originals(before.edits, name), before.hashes.get(name), origin and origin[name])
+                _check_file(file.path, originals(before.edits, name), before.hashes.get(name), origin and origin[name])
     return manifest
 
 
@@ -55,11 +56,13 @@ def undo_gguf(folder: Path, target: Path, *, every_step: bool = False) -> Manife
     with as_verification_error():
         manifest, model = read_output(folder)
         before = trace_back_rows(folder, model, manifest, steps_since(None, manifest) if every_step else 1)
+    restored: dict[str, RangeHash] = {}
     for part in model.files:
-        copy_file(part.path, target / part.path.name)
+        name = part.path.name
+        restored[name] = RangeHash(0, part.size, patched=True)
+        copy_file(part.path, target / name, patches=originals(before.edits, name), hashes=[restored[name]])
     for file, sha256 in before.hashes.items():
-        patch_file(target / file, _originals(before.edits, file))
-        if hash_file(target / file) != sha256:
+        if restored[file].hexdigest() != sha256:
             raise VerificationError(
                 f"{folder / file} with its rows put back is not the file that was edited: "
                 "the output was changed since; use the base model"
@@ -202,16 +205,16 @@ def _base_files(base: Path, model: GgufModel) -> dict[str, Path]:
     return found
 
 
-def _originals(edits: list[RowEdit], file_name: str) -> dict[int, bytes]:
-    """Offset → original bytes of the edited rows of one file."""
-    return {edit.row.offset: edit.before for edit in edits if edit.row.file.path.name == file_name}
+def originals(edits: Sequence[RowEdit], file_name: str) -> list[Strided]:
+    """The original bytes of the edited rows of one file."""
+    return [edit.patch(edit.before) for edit in edits if edit.row.file.path.name == file_name]
 
 
 def _check_tensor(model: GgufModel, entry: TensorEdit, edits: list[RowEdit]) -> None:
     found = model.find(entry.name)
     assert found is not None, "the names were compared with those of the model"
     file, tensor = found
-    for when, patches in (("after", {}), ("before", _originals(edits, entry.file))):
+    for when, patches in (("after", []), ("before", originals(edits, entry.file))):
         digest = hashlib.sha256()
         for block in patched_blocks(file.path, patches, tensor.offset, tensor.n_bytes):
             digest.update(block)
@@ -222,7 +225,7 @@ def _check_tensor(model: GgufModel, entry: TensorEdit, edits: list[RowEdit]) -> 
             )
 
 
-def _check_file(path: Path, originals: Mapping[int, bytes], sha256: str | None, base: Path | None) -> None:
+def _check_file(path: Path, patches: Sequence[Strided], sha256: str | None, base: Path | None) -> None:
     """Check a file with its original rows put back against the hash of the source and against the source itself."""
     size = path.stat().st_size
     if base is not None and base.stat().st_size != size:
@@ -230,9 +233,9 @@ def _check_file(path: Path, originals: Mapping[int, bytes], sha256: str | None, 
             f"{path} has {size} bytes, {base} {base.stat().st_size}: give the model that was edited"
         )
     digest = hashlib.sha256()
-    sources = None if base is None else patched_blocks(base, {}, 0, size)
+    sources = None if base is None else patched_blocks(base, [], 0, size)
     position = 0
-    for restored in patched_blocks(path, originals, 0, size):
+    for restored in patched_blocks(path, patches, 0, size):
         digest.update(restored)
         source = restored if sources is None else next(sources)
         if restored != source:
@@ -246,20 +249,6 @@ def _check_file(path: Path, originals: Mapping[int, bytes], sha256: str | None, 
         raise VerificationError(
             f"{path} differs from its source outside of the declared rows: the output is damaged, write it again"
         )
-
-
-def patched_blocks(path: Path, patches: Mapping[int, bytes], offset: int, size: int) -> Iterator[bytes]:
-    """`size` bytes of a file from `offset`, block by block, with `patches` (offset → content) applied."""
-    end = offset + size
-    with path.open("rb") as stream:
-        while offset < end:
-            block = bytearray(read_exactly(stream.fileno(), min(BLOCK, end - offset), offset, str(path)))
-            for start, content in patches.items():
-                low, high = max(start, offset), min(start + len(content), offset + len(block))
-                if low < high:
-                    block[low - offset : high - offset] = content[low - start : high - start]
-            yield bytes(block)
-            offset += len(block)
 
 
 @contextmanager

@@ -8,29 +8,28 @@ A `.gguf` file is hashed whole.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from amnesia.arithmetic import inverts_exactly
 from amnesia.checkpoint import (
     BASE_FOLDER,
     UNDO_NAME,
-    hash_edited,
+    hash_tensor,
     is_reserved,
     open_source,
     plan_edits,
-    scale_vectors,
-    undo_key,
+    read_columns,
 )
 from amnesia.columns import Replacement, columns_before, hash_with, trace_back
 from amnesia.errors import InputError, OutputError, VerificationError
-from amnesia.files import check_outside_cache, hash_file, list_files, locked
-from amnesia.gguf_edit import GgufPlan, plan_gguf
-from amnesia.gguf_verify import as_verification_error, declared_edits, patched_blocks, read_output
+from amnesia.files import check_outside_cache, list_files, locked
+from amnesia.gguf_edit import RowHashes, plan_gguf
+from amnesia.gguf_verify import as_verification_error, declared_edits, originals, read_output
 from amnesia.journal import Change, Patch, apply, settle
 from amnesia.manifest import MANIFEST_NAME, Base, BaseFile, EntityEdits, Manifest, TensorEdit, read_manifest
-from amnesia.safetensors_file import NewTensor, TensorInfo, new_file, read_vectors
+from amnesia.safetensors_file import NewTensor, TensorInfo, new_file, patches_of, read_vectors
+from amnesia.streams import RangeHash, stream
 
 
 def edit_in_place(path: Path, groups: Sequence[EntityEdits], *, base_id: str, allow_overlap: bool = False) -> Manifest:
@@ -100,15 +99,12 @@ def _bookkeeping(
 
 
 def _patches(
-    file: str, tensor: TensorInfo, axis: int, before: dict[int, bytes], after: dict[int, bytes]
+    file: str, tensor: TensorInfo, axis: int, before: Mapping[int, bytes], after: Mapping[int, bytes]
 ) -> list[Patch]:
-    item = tensor.item_size
-    row = tensor.shape[1] * item
-    step, stride, size = (item, row, item) if axis == 1 else (row, row, row)
+    changed = {index: vector for index, vector in after.items() if vector != before[index]}
     return [
-        Patch(file, tensor.offset + index * step, stride, size, before[index], after[index])
-        for index in before
-        if before[index] != after[index]
+        Patch(file, before[index], strided)
+        for index, strided in zip(changed, patches_of(tensor, axis, changed), strict=True)
     ]
 
 
@@ -125,19 +121,11 @@ def _change_folder(
     tensors: list[TensorEdit] = []
     saved: list[NewTensor] = []
     plans = plan_edits(source, groups, allow_overlap=allow_overlap)
-    for plan in plans:
-        tensor = plan.tensor
-        with (folder / plan.file).open("rb", buffering=0) as file:
-            before = read_vectors(file.fileno(), tensor, plan.axis, tuple(plan.multipliers))
-            after = scale_vectors(before, tensor, plan.multipliers)
-            hashes = hash_edited(file.fileno(), plan, after)
-        patches.extend(_patches(plan.file, tensor, plan.axis, before, after))
-        for index, raw in before.items():
-            if not inverts_exactly(raw, after[index], tensor.dtype, plan.multipliers[index]):
-                shape = (tensor.shape[1 - plan.axis],)
-                saved.append(NewTensor(undo_key(tensor.name, index), tensor.dtype, shape, (raw,)))
-        multipliers = tuple(plan.multipliers.values())
-        tensors.append(TensorEdit(tensor.name, plan.file, plan.axis, tuple(plan.multipliers), multipliers, *hashes))
+    for columns in read_columns(folder, plans):
+        plan = columns.plan
+        tensors.append(columns.entry(*hash_tensor(folder / plan.file, plan.tensor, columns.patches())))
+        patches.extend(_patches(plan.file, plan.tensor, plan.axis, columns.before, columns.after))
+        saved.extend(columns.saved())
     headers = source.weights.headers
     files = tuple(
         BaseFile(name, headers[name].file_size, hashlib.sha256(headers[name].content).hexdigest(), "header")
@@ -159,44 +147,21 @@ def _change_gguf(
         raise OutputError(
             f"{path.parent / MANIFEST_NAME} belongs to another model: move {path.name} to a folder of its own"
         )
-    patches = tuple(
-        Patch(edit.row.file.path.name, edit.row.offset, len(edit.before), len(edit.before), edit.before, edit.after)
-        for edit in plan.rows
-    )
-    files = [file for file in plan.model.files if any(edit.row.file is file for edit in plan.rows)]
+    patches = tuple(Patch(edit.row.file.path.name, edit.before, edit.patch(edit.after)) for edit in plan.rows)
+    files: list[BaseFile] = []
+    tensors: list[TensorEdit] = []
+    for file in plan.model.files:
+        if edits := plan.edits_of(file):
+            hashes = RowHashes(file, edits)
+            stream(file.path, patches=[edit.patch(edit.after) for edit in edits], hashes=hashes.ranges())
+            files.append(hashes.base_file())
+            tensors.extend(hashes.entries())
     manifest = Manifest(
-        "gguf",
-        Base(base_id, None, tuple(BaseFile(file.path.name, file.size, hash_file(file.path)) for file in files)),
-        tuple(groups),
-        _row_tensors(plan),
-        previous=plan.previous,
+        "gguf", Base(base_id, None, tuple(files)), tuple(groups), tuple(tensors), previous=plan.previous
     )
     own = plan.own_files()
     manifest, added = _bookkeeping(manifest, own, plan.saved)
     return Change(patches, own, added), manifest
-
-
-def _row_tensors(plan: GgufPlan) -> tuple[TensorEdit, ...]:
-    entries = []
-    for name in dict.fromkeys(edit.row.tensor.name for edit in plan.rows):
-        edits = [edit for edit in plan.rows if edit.row.tensor.name == name]
-        tensor, path = edits[0].row.tensor, edits[0].row.file.path
-        after = hashlib.sha256()
-        changes = {edit.row.offset: edit.after for edit in edits}
-        for block in patched_blocks(path, changes, tensor.offset, tensor.n_bytes):
-            after.update(block)
-        entries.append(
-            TensorEdit(
-                name=name,
-                file=path.name,
-                axis=0,
-                indices=tuple(edit.row.index for edit in edits),
-                multipliers=tuple(edit.multiplier for edit in edits),
-                before=hash_file(path, tensor.offset, tensor.n_bytes),
-                after=after.hexdigest(),
-            )
-        )
-    return tuple(entries)
 
 
 def _original_columns(folder: Path, manifest: Manifest) -> tuple[Patch, ...]:
@@ -226,16 +191,11 @@ def _original_rows(folder: Path) -> tuple[Patch, ...]:
         manifest, model = read_output(folder)
         edits = declared_edits(folder, model, manifest)
     for entry in manifest.base.files:
-        originals = {edit.row.offset: edit.before for edit in edits if edit.row.file.path.name == entry.file}
-        digest = hashlib.sha256()
-        for block in patched_blocks(folder / entry.file, originals, 0, entry.size):
-            digest.update(block)
-        if digest.hexdigest() != entry.sha256:
+        restored = RangeHash(0, entry.size, patched=True)
+        stream(folder / entry.file, patches=originals(edits, entry.file), hashes=[restored])
+        if restored.hexdigest() != entry.sha256:
             raise VerificationError(
                 f"{folder / entry.file} with its rows put back is not the file that was edited: it was changed since; "
                 "fetch the base model again"
             )
-    return tuple(
-        Patch(edit.row.file.path.name, edit.row.offset, len(edit.before), len(edit.before), edit.after, edit.before)
-        for edit in edits
-    )
+    return tuple(Patch(edit.row.file.path.name, edit.after, edit.patch(edit.before)) for edit in edits)

@@ -14,14 +14,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from amnesia.errors import AmnesiaError, OutputError, VerificationError
-from amnesia.files import JOURNAL_NAME, copy_file, locked, read_exactly, sync, write_exactly, write_new
+from amnesia.files import JOURNAL_NAME, copy_file, locked, read_exactly, sync, write_new
+from amnesia.streams import Strided, overwrite
 from amnesia.strict_json import StrictJson
 
 _PARTIAL_NAME = f"{JOURNAL_NAME}-partial"
@@ -31,22 +32,15 @@ OWN_NAMES = (JOURNAL_NAME, _PARTIAL_NAME, _OLD_NAME)
 
 @dataclass(frozen=True)
 class Patch:
-    """Bytes of a file to overwrite: items of `item` bytes, `stride` bytes apart, the first one at `offset`.
-
-    `before` and `after` are the items one after the other, as they are and as they shall be.
-    """
+    """Bytes of a file to overwrite: the items `before`, one after the other, become those of `after`."""
 
     file: str
-    offset: int
-    stride: int
-    item: int
     before: bytes
-    after: bytes
+    after: Strided
 
-    def places(self) -> Iterator[tuple[int, slice]]:
-        """Where each item is in the file, and where in `before` and `after`."""
-        for number in range(len(self.before) // self.item):
-            yield self.offset + number * self.stride, slice(number * self.item, (number + 1) * self.item)
+    def original(self) -> Strided:
+        """What takes the patch back."""
+        return replace(self.after, content=self.before)
 
 
 @dataclass(frozen=True)
@@ -81,12 +75,7 @@ def apply(folder: Path, change: Change) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             (folder / name).rename(target)
         for name in {patch.file: None for patch in change.patches}:
-            with (folder / name).open("r+b", buffering=0) as file:
-                for patch in change.patches:
-                    if patch.file == name:
-                        for offset, place in patch.places():
-                            write_exactly(file.fileno(), patch.after[place], offset)
-                os.fsync(file.fileno())
+            overwrite(folder / name, [patch.after for patch in change.patches if patch.file == name])
         _remove_empty(folder, change.removed)
         for name, content in change.added.items():
             target = folder / name
@@ -148,20 +137,22 @@ def _settle(folder: Path) -> bool:
 
 
 def _take_back(folder: Path, change: Change) -> None:
-    for patch in change.patches:
-        path = _own_file(folder, patch.file)
-        with path.open("r+b", buffering=0) as file:
-            last = max((offset for offset, _ in patch.places()), default=0) + patch.item
-            if last > os.fstat(file.fileno()).st_size:
-                raise _foreign(folder, patch.file)
-            now = b"".join(read_exactly(file.fileno(), patch.item, offset, str(path)) for offset, _ in patch.places())
-            found, before, after = (np.frombuffer(part, np.uint8) for part in (now, patch.before, patch.after))
-            if not np.all((found == before) | (found == after)):
-                raise _foreign(folder, patch.file)
-            for offset, place in patch.places():
-                if now[place] != patch.before[place]:
-                    write_exactly(file.fileno(), patch.before[place], offset)
-            os.fsync(file.fileno())
+    for name in {patch.file: None for patch in change.patches}:
+        path = _own_file(folder, name)
+        patches = [patch for patch in change.patches if patch.file == name]
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            for patch in patches:
+                if patch.after.end > size:
+                    raise _foreign(folder, name)
+                places = patch.after.places()
+                now = b"".join(read_exactly(file.fileno(), patch.after.item, offset, str(path)) for offset, _ in places)
+                found, before, after = (
+                    np.frombuffer(part, np.uint8) for part in (now, patch.before, patch.after.content)
+                )
+                if not np.all((found == before) | (found == after)):
+                    raise _foreign(folder, name)
+        overwrite(path, [patch.original() for patch in patches])
     for name in change.added:
         # A name that was there before is overwritten below by the file that made room, if it already did.
         if name not in change.removed:
@@ -208,11 +199,17 @@ def _sweep(folder: Path) -> None:
 
 
 def _to_bytes(change: Change) -> bytes:
-    payload = b"".join(patch.before + patch.after for patch in change.patches)
+    payload = b"".join(patch.before + patch.after.content for patch in change.patches)
     header = {
         "format_version": 1,
         "patches": [
-            {"file": row.file, "offset": row.offset, "stride": row.stride, "item": row.item, "size": len(row.before)}
+            {
+                "file": row.file,
+                "offset": row.after.offset,
+                "stride": row.after.stride,
+                "item": row.after.item,
+                "size": len(row.before),
+            }
             for row in change.patches
         ],
         "removed": list(change.removed),
@@ -245,10 +242,11 @@ def _from_bytes(path: Path, content: bytes) -> Change:
         row = check.object(item, "patches", "file offset stride item size")
         numbers = {key: check.integer(row[key], key) for key in ("offset", "stride", "item", "size")}
         size = numbers.pop("size")
-        if not numbers["item"] or size % numbers["item"] or position + 2 * size > len(payload):
+        item_size = numbers["item"]
+        if not 0 < item_size <= min(size, numbers["stride"]) or size % item_size or position + 2 * size > len(payload):
             raise check.fail("has a patch that does not fit")
         before, after = payload[position : position + size], payload[position + size : position + 2 * size]
-        patches.append(Patch(check.file_name(row["file"], "file"), **numbers, before=before, after=after))
+        patches.append(Patch(check.file_name(row["file"], "file"), before, Strided(**numbers, content=after)))
         position += 2 * size
     return Change(
         tuple(patches),

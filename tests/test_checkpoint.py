@@ -362,7 +362,7 @@ def test_failing_at_every_write(tmp_path, monkeypatch, call):
 
         return wrapped
 
-    for name in ("copy_file_range", "pwrite", "fsync", "fchmod"):
+    for name in ("pwritev", "pwrite", "fsync", "fchmod"):
         monkeypatch.setattr(os, name, failing(name))
     try:
         edit(source, tmp_path / "out")

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import from the rows above its own, never from its own row or from below.
 ROWS = (
     "errors own_outputs",
+    "streams",
     "arithmetic domain encoding figures files gguf_file hub_errors layouts modelfile packing scores scratch shards statistics variants",
     "gguf_blocks model popqa prompts recipe strict_json",
     "gguf_layout interventions journal loading manifest safetensors_file",

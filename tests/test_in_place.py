@@ -5,7 +5,6 @@ import os
 import pytest
 import torch
 
-from amnesia import journal
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.errors import AmnesiaError, CheckpointError, InputError, OutputError, VerificationError
 from amnesia.files import JOURNAL_NAME
@@ -130,7 +129,7 @@ def kill_at(number, work):
 
             return call
 
-        for name in ("pwrite", "rename", "replace", "unlink", "mkdir", "rmdir", "fsync", "copy_file_range"):
+        for name in ("pwrite", "rename", "replace", "unlink", "mkdir", "rmdir", "fsync", "pwritev"):
             setattr(os, name, counted(getattr(os, name)))
         try:
             work()
@@ -174,15 +173,15 @@ def test_killed_at_every_write(tmp_path, kind):
 def test_a_failing_disk_changes_nothing(tmp_path, monkeypatch):
     path, source = make(tmp_path / "model", "llama")
     before = tree(path)
-    real, calls = journal.write_exactly, []
+    real, calls = os.pwritev, []
 
-    def fail(descriptor, content, offset):
+    def fail(descriptor, buffers, offset):
         calls.append(offset)
-        if len(calls) == 20:
+        if len(calls) in (2, 3):  # A write past the page cache is tried again by way of it.
             raise OSError(28, "No space left on device")
-        real(descriptor, content, offset)
+        return real(descriptor, buffers, offset)
 
-    monkeypatch.setattr(journal, "write_exactly", fail)
+    monkeypatch.setattr(os, "pwritev", fail)
     with pytest.raises(OutputError, match="nothing was changed"):
         edit_in_place(path, [PARIS], base_id="a/b")
     assert tree(source.folder) == before
