@@ -29,6 +29,7 @@ from amnesia.gguf_verify import as_verification_error, declared_edits, originals
 from amnesia.journal import Change, Patch, apply, settle
 from amnesia.manifest import MANIFEST_NAME, Base, BaseFile, EntityEdits, Manifest, TensorEdit, read_manifest
 from amnesia.safetensors_file import NewTensor, TensorInfo, new_file, patches_of, read_vectors
+from amnesia.sources import cache_folder
 from amnesia.streams import RangeHash, stream
 
 
@@ -36,11 +37,11 @@ def edit_in_place(path: Path, groups: Sequence[EntityEdits], *, base_id: str, al
     """Edit the model folder or `.gguf` file `path` itself, and return the manifest, which is written beside it.
 
     If the process is killed, the next call of anything in `journal` takes the edit back. Raises OutputError for files
-    in the Hugging Face cache and files that other folders share by links, InputError for folders that hold copies of
-    the weights that would stay as they are, and what `plan_edits` and `plan_gguf` raise.
+    in a cache, of Hugging Face or of this package, and files that other folders share by links, InputError for folders
+    that hold copies of the weights that would stay as they are, and what `plan_edits` and `plan_gguf` raise.
     """
     folder = path.parent if path.suffix == ".gguf" else path
-    check_outside_cache(folder)
+    _check_outside_caches(folder)
     with locked(folder):
         settle(folder)
         change, manifest = (_change_gguf if path.suffix == ".gguf" else _change_folder)(
@@ -57,7 +58,7 @@ def undo_in_place(folder: Path) -> Manifest:
     Raises VerificationError when the folder is not what its manifest says, InputError for adapters, and OutputError as
     `edit_in_place` does.
     """
-    check_outside_cache(folder)
+    _check_outside_caches(folder)
     with locked(folder):
         settle(folder)
         manifest = read_manifest(folder)
@@ -74,6 +75,16 @@ def undo_in_place(folder: Path) -> Manifest:
         _check_unshared(folder, [*(patch.file for patch in patches), *removed])
         apply(folder, Change(patches, tuple(removed), added))
     return manifest
+
+
+def _check_outside_caches(folder: Path) -> None:
+    check_outside_cache(folder)
+    own = cache_folder().resolve()
+    if folder.resolve().is_relative_to(own):
+        raise OutputError(
+            f"{folder} lies in the cache of amnesia, where later runs expect the original model: copy the model to a "
+            "folder outside of it, or edit into a new folder with -o"
+        )
 
 
 def _check_unshared(folder: Path, names: Iterable[str]) -> None:
