@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from amnesia.errors import AmnesiaError, CheckpointError, OutputError
-from amnesia.own_outputs import is_own
+from amnesia.own_outputs import MANIFEST_NAME, is_own
 from amnesia.streams import RangeHash, Strided, overwrite, stream
 
 try:
@@ -266,7 +266,7 @@ def staged_output(
         _empty(staging)
         if aside.exists():
             if output.exists():
-                shutil.rmtree(aside)
+                _remove(aside)
             else:
                 aside.rename(output)
         _check_vacant(output, force)
@@ -285,7 +285,8 @@ def staged_output(
     except BaseException as error:
         if aside.exists() and not output.exists():
             aside.rename(output)
-        shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove(staging)
         if isinstance(error, OSError) and not isinstance(error, AmnesiaError):
             reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
             raise OutputError(f"{output} cannot be completed ({reason}): free space or choose another disk") from error
@@ -293,7 +294,8 @@ def staged_output(
     finally:
         os.close(lock)
     if aside.is_dir():
-        shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove(aside)
     else:
         aside.unlink(missing_ok=True)
 
@@ -375,7 +377,16 @@ def _open_staging(staging: Path) -> int:
         os.close(descriptor)
 
 
+def _remove(folder: Path) -> None:
+    """Remove a folder, manifests first: what a kill leaves of it must not look complete."""
+    for path in folder.rglob(MANIFEST_NAME):
+        path.unlink()
+    shutil.rmtree(folder)
+
+
 def _empty(folder: Path) -> None:
+    for path in folder.rglob(MANIFEST_NAME):
+        path.unlink()
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

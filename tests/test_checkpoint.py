@@ -2,11 +2,8 @@
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -300,47 +297,23 @@ from amnesia.manifest import write_manifest
 from amnesia.undo import undo
 from amnesia.verification import verify
 source, output = Path(sys.argv[1]), Path(sys.argv[2])
-print("ready", flush=True)
 edits = [ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(2, 47), -3.0)]
 with staged_output(output, source=source) as staging:
     write_manifest(
         write_edited(open_source(source), edits, staging, entity="A", base_id="b", revision=None), staging
     )
-if len(sys.argv) > 3:
-    verify(output, source)
-    undo(output, output.with_name("undone"))
-    with staged_output(output.with_name("adapter"), source=source) as staging:
-        write_adapter(open_source(source), edits, staging, entity="A", base_id="b", revision=None)
-    assert "torch" not in sys.modules and "transformers" not in sys.modules, "imported"
+verify(output, source)
+undo(output, output.with_name("undone"))
+with staged_output(output.with_name("adapter"), source=source) as staging:
+    write_adapter(open_source(source), edits, staging, entity="A", base_id="b", revision=None)
+assert "torch" not in sys.modules and "transformers" not in sys.modules, "imported"
 """
 
 
 def test_editing_imports_neither_torch_nor_transformers(tmp_path):
     source = save_tiny(tmp_path / "source")
-    subprocess.run(
-        [sys.executable, "-c", EDIT_IN_A_PROCESS, str(source), str(tmp_path / "out"), "all"], cwd=ROOT, check=True
-    )
+    subprocess.run([sys.executable, "-c", EDIT_IN_A_PROCESS, str(source), str(tmp_path / "out")], cwd=ROOT, check=True)
     assert tree(tmp_path / "undone") == tree(source)
-
-
-def test_killed_at_random_moments(tmp_path):
-    """Whatever is left is either a complete output, or nothing that `verify` accepts; the source never changes."""
-    source = save_tiny(tmp_path / "source")
-    before = tree(source)
-    generator = random.Random(0)
-    for attempt in range(12):
-        output = tmp_path / f"out{attempt}"
-        process = subprocess.Popen(
-            [sys.executable, "-c", EDIT_IN_A_PROCESS, str(source), str(output)], cwd=ROOT, stdout=subprocess.PIPE
-        )
-        process.stdout.readline()
-        time.sleep(generator.random() * 0.06)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        if output.exists():
-            verify(output, source)
-        assert tree(source) == before
 
 
 @pytest.mark.parametrize("call", range(0, 60, 4))
