@@ -64,7 +64,7 @@ def write_adapter(
 ) -> Manifest:
     """Write a LoRA adapter into the empty `folder`, everything but the manifest, and return the manifest.
 
-    Only the edited columns are read. `progress` is called with the layers written so far and in all. `also` are edits
+    Only the edited tensors are read. `progress` is called with the layers written so far and in all. `also` are edits
     for further entities.
 
     Raises what `plan_edits` raises, InputError for more than 512 cells in a layer, CheckpointError for mixtures of

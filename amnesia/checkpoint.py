@@ -39,7 +39,7 @@ from amnesia.safetensors_file import (
     read_vectors,
     read_weight_files,
 )
-from amnesia.streams import PAGE, RangeHash, Strided, stream
+from amnesia.streams import RangeHash, Strided
 from amnesia.strict_json import StrictJson
 
 UNDO_NAME = "amnesia-undo.safetensors"
@@ -411,14 +411,6 @@ def read_columns(folder: Path, plans: Sequence[TensorPlan]) -> Iterator[EditedCo
 def tensor_range(tensor: TensorInfo) -> tuple[RangeHash, RangeHash]:
     """Hashes of a tensor's data before and after the patches of a stream."""
     return RangeHash(tensor.offset, tensor.size), RangeHash(tensor.offset, tensor.size, patched=True)
-
-
-def hash_tensor(path: Path, tensor: TensorInfo, patches: Sequence[Strided]) -> tuple[str, str]:
-    """sha256 of a tensor's data as they are on disk, and as they are with `patches`."""
-    hashes = tensor_range(tensor)
-    start, end = tensor.offset // PAGE * PAGE, tensor.offset + tensor.size
-    stream(path, start=start, end=end, patches=patches, hashes=hashes)
-    return hashes[0].hexdigest(), hashes[1].hexdigest()
 
 
 def undo_key(tensor: str, index: int) -> str:

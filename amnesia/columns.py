@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia.arithmetic import check_dtype, inverse_multiplier, scale_bytes
-from amnesia.checkpoint import BASE_FOLDER, hash_tensor, undo_key
+from amnesia.checkpoint import BASE_FOLDER, undo_key
 from amnesia.errors import AmnesiaError, VerificationError
 from amnesia.files import patched_blocks, read_exactly
 from amnesia.manifest import MANIFEST_NAME, Manifest, TensorEdit
@@ -23,7 +23,7 @@ from amnesia.safetensors_file import (
     read_header,
     read_vectors,
 )
-from amnesia.streams import Strided
+from amnesia.streams import RangeHash, Strided, hash_ranges
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,8 @@ def blocks_with(path: Path, replacements: Sequence[Replacement]) -> Iterator[byt
 
 def hash_with(path: Path, row: Replacement) -> str:
     """sha256 of a tensor's data with columns replaced."""
-    return hash_tensor(path, row.tensor, replacement_patches([row]))[1]
+    restored = RangeHash(row.tensor.offset, row.tensor.size, patched=True)
+    return hash_ranges(path, [restored], replacement_patches([row]))[0]
 
 
 def compare(expected: Iterator[bytes], path: Path) -> int:

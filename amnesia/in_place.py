@@ -15,11 +15,11 @@ from pathlib import Path
 from amnesia.checkpoint import (
     BASE_FOLDER,
     UNDO_NAME,
-    hash_tensor,
     is_reserved,
     open_source,
     plan_edits,
     read_columns,
+    tensor_range,
 )
 from amnesia.columns import Replacement, columns_before, hash_with, trace_back
 from amnesia.errors import InputError, OutputError, VerificationError
@@ -30,7 +30,7 @@ from amnesia.journal import Change, Patch, apply, settle
 from amnesia.manifest import MANIFEST_NAME, Base, BaseFile, EntityEdits, Manifest, TensorEdit, read_manifest
 from amnesia.safetensors_file import NewTensor, TensorInfo, new_file, patches_of, read_vectors
 from amnesia.sources import cache_folder
-from amnesia.streams import RangeHash, stream
+from amnesia.streams import RangeHash, hash_ranges, stream
 
 
 def edit_in_place(path: Path, groups: Sequence[EntityEdits], *, base_id: str, allow_overlap: bool = False) -> Manifest:
@@ -134,7 +134,8 @@ def _change_folder(
     plans = plan_edits(source, groups, allow_overlap=allow_overlap)
     for columns in read_columns(folder, plans):
         plan = columns.plan
-        tensors.append(columns.entry(*hash_tensor(folder / plan.file, plan.tensor, columns.patches())))
+        hashes = hash_ranges(folder / plan.file, tensor_range(plan.tensor), columns.patches())
+        tensors.append(columns.entry(*hashes))
         patches.extend(_patches(plan.file, plan.tensor, plan.axis, columns.before, columns.after))
         saved.extend(columns.saved())
     headers = source.weights.headers

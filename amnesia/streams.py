@@ -137,17 +137,25 @@ def stream(
                 future.result()
 
 
+def hash_ranges(path: Path, hashes: Sequence[RangeHash], patches: Sequence[Strided] = ()) -> tuple[str, ...]:
+    """Fill in the hashes from the part of a file that they need, and return them; raises as `stream` does."""
+    start = min(row.offset for row in hashes) // PAGE * PAGE
+    end = max(row.offset + row.size for row in hashes)
+    stream(path, start=start, end=end, patches=patches, hashes=hashes)
+    return tuple(row.hexdigest() for row in hashes)
+
+
 def overwrite(path: Path, patches: Sequence[Strided]) -> None:
     """Overwrite bytes of an existing file and force them to the disk; other bytes keep their values.
 
-    Where single items lie close together, the pages between them are written too, because a disk takes a run of pages
-    faster than as many single ones.
+    Where items are few, the pages that hold them are written; else all pages between the first and the last of them,
+    because a disk takes a run of pages faster than a quarter of them one by one.
     """
     descriptor = os.open(path, os.O_RDWR)
     try:
         size = os.fstat(descriptor).st_size
         for group in _overlapping(patches):
-            if group[0].stride == group[0].item or is_sparse(len(group), group[0].stride):
+            if group[0].stride == group[0].item or len(group) * PAGE * 4 <= group[0].stride:
                 for patch in group:
                     for offset, place in patch.places():
                         _write((descriptor, None), np.frombuffer(patch.content[place], np.uint8), offset)
@@ -163,11 +171,6 @@ def overwrite(path: Path, patches: Sequence[Strided]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def is_sparse(n_items: int, stride: int) -> bool:
-    """Whether touching a page for each of `n_items` per stride is less work than reading or writing all of it."""
-    return n_items * PAGE * 4 <= stride
 
 
 def _overlapping(patches: Sequence[Strided]) -> list[list[Strided]]:
