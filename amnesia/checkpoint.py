@@ -274,7 +274,7 @@ def write_edited(
         if progress is not None:
             progress(done, total)
 
-    columns = tuple(read_columns(source.folder, plans))
+    columns = tuple(edited_columns(source, plans))
     tensor_hashes = {plan.tensor.name: tensor_range(plan.tensor) for plan in plans}
     base_files = []
     for name in sorted(source.files, key=lambda name: name not in touched):
@@ -390,15 +390,14 @@ class EditedColumns:
         )
 
 
-def read_columns(folder: Path, plans: Sequence[TensorPlan]) -> Iterator[EditedColumns]:
+def edited_columns(source: Weights, plans: Sequence[TensorPlan]) -> Iterator[EditedColumns]:
     """Read and scale the columns of each plan, while the caller works on the one before.
 
     Raises NumericalError when a column holds or would get NaN or infinity.
     """
 
     def read(plan: TensorPlan) -> EditedColumns:
-        with (folder / plan.file).open("rb", buffering=0) as file:
-            before = read_vectors(file.fileno(), plan.tensor, plan.axis, tuple(plan.multipliers))
+        before = source.read_columns(plan)
         return EditedColumns(plan, before, scale_vectors(before, plan.tensor, plan.multipliers))
 
     with ThreadPoolExecutor(1) as worker:

@@ -15,10 +15,10 @@ from pathlib import Path
 from amnesia.checkpoint import (
     BASE_FOLDER,
     UNDO_NAME,
+    edited_columns,
     is_reserved,
     open_source,
     plan_edits,
-    read_columns,
     tensor_range,
 )
 from amnesia.columns import Replacement, columns_before, hash_with, trace_back
@@ -132,7 +132,7 @@ def _change_folder(
     tensors: list[TensorEdit] = []
     saved: list[NewTensor] = []
     plans = plan_edits(source, groups, allow_overlap=allow_overlap)
-    for columns in read_columns(folder, plans):
+    for columns in edited_columns(source, plans):
         plan = columns.plan
         hashes = hash_ranges(folder / plan.file, tensor_range(plan.tensor), columns.patches())
         tensors.append(columns.entry(*hashes))
