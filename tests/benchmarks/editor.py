@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import struct
@@ -50,19 +51,10 @@ class Row:
     measured: Measured
 
 
-def make_checkpoint(folder: Path, n_layers: int, sizes: tuple[int, ...]) -> None:
-    """Write config and shards of a Qwen2 model with normally distributed weights; keeps 64 MB in memory."""
-    import ml_dtypes
-    import numpy as np
-
+def tensor_shapes(n_layers: int, sizes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """All tensors of a Qwen2 model with an untied head, in the order of its files."""
     d_model, d_mlp, vocabulary, n_heads, n_kv_heads = sizes
     d_kv = d_model // n_heads * n_kv_heads
-    config = {
-        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": d_model,
-        "intermediate_size": d_mlp, "num_hidden_layers": n_layers, "num_attention_heads": n_heads,
-        "num_key_value_heads": n_kv_heads, "vocab_size": vocabulary, "tie_word_embeddings": False,
-        "max_position_embeddings": 32768, "torch_dtype": "bfloat16",
-    }  # fmt: skip
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, d_model)}
     for layer in range(n_layers):
         stem = f"model.layers.{layer}"
@@ -76,13 +68,26 @@ def make_checkpoint(folder: Path, n_layers: int, sizes: tuple[int, ...]) -> None
             shapes[f"{stem}.{name}.weight"] = (d_model,)
     shapes["model.norm.weight"] = (d_model,)
     shapes["lm_head.weight"] = (vocabulary, d_model)
+    return shapes
 
+
+def make_checkpoint(folder: Path, n_layers: int, sizes: tuple[int, ...]) -> None:
+    """Write config and shards with normally distributed weights; keeps 64 MB in memory."""
+    import ml_dtypes
+    import numpy as np
+
+    d_model, d_mlp, vocabulary, n_heads, n_kv_heads = sizes
+    config = {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": d_model,
+        "intermediate_size": d_mlp, "num_hidden_layers": n_layers, "num_attention_heads": n_heads,
+        "num_key_value_heads": n_kv_heads, "vocab_size": vocabulary, "tie_word_embeddings": False,
+        "max_position_embeddings": 32768, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    shapes = tensor_shapes(n_layers, sizes)
     shards: list[dict[str, tuple[int, int]]] = [{}]
     end = 0
     for name, shape in shapes.items():
-        size = 2
-        for length in shape:
-            size *= length
+        size = 2 * math.prod(shape)
         if end and end + size > SHARD_BYTES:
             shards.append({})
             end = 0
@@ -231,8 +236,12 @@ def main() -> None:
     parser.add_argument("--cells", type=int, nargs="+", default=[1, 100])
     chosen = parser.parse_args()
     sizes, n_layers = (SMALL, chosen.layers or 24) if chosen.small else (BIG, chosen.layers or 28)
+    size = 2 * sum(map(math.prod, tensor_shapes(n_layers, sizes).values()))
     with tempfile.TemporaryDirectory(dir=chosen.folder, prefix="amnesia-benchmark-") as name:
         folder = Path(name)
+        free = shutil.disk_usage(folder).free
+        if free < 2.1 * size:
+            raise SystemExit(f"{folder} has {free / GB:.1f} GB free, {2.1 * size / GB:.1f} are needed: use --folder")
         (folder / "source").mkdir()
         # In a process of its own, because a child's peak starts at that of its parent.
         measure(
@@ -245,11 +254,6 @@ def main() -> None:
                 "small" if chosen.small else "big",
             ]
         )
-        size = sum(path.stat().st_size for path in (folder / "source").iterdir())
-        if shutil.disk_usage(folder).free < 1.1 * size:
-            raise SystemExit(
-                f"{folder} has too little free space for a copy of {size / GB:.1f} GB: choose another --folder"
-            )
         rows = benchmark(folder, n_layers, sizes, chosen.repeat, chosen.cells)
     print_table(f"{size / GB:.2f} GB, {n_layers} layers, cold page cache, fastest of {chosen.repeat}", rows)
 
