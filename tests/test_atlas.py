@@ -84,6 +84,10 @@ def test_rank_correlation_with_ties():
     assert rank_correlation([1, 1], [1, 2]) is None
 
 
+# The order of the sums in a matrix product depends on the number of threads; `accelerate launch` gives each process one.
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return save_tiny_live(tmp_path_factory.mktemp("model") / "tiny")
@@ -100,7 +104,11 @@ def alone(model, tmp_path_factory):
     names = folder / "names.txt"
     names.write_text("\n".join(CONTRAST_ENTITIES[:40]), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, *command(model, names, folder / "out")], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, *command(model, names, folder / "out")],
+        cwd=ROOT,
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return folder / "out" / "atlas.sqlite", names, done.stdout
@@ -111,7 +119,12 @@ def test_two_processes_give_what_one_gives(model, alone, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
     done = subprocess.run(
-        [*launch, *command(model, names, tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [*launch, *command(model, names, tmp_path / "out")],
+        cwd=ROOT,
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert read(tmp_path / "out" / "atlas.sqlite") == read(path)
@@ -122,7 +135,11 @@ def test_a_killed_run_goes_on(model, alone, tmp_path):
     path, names, _ = alone
     output = tmp_path / "out"
     process = subprocess.Popen(
-        [sys.executable, *command(model, names, output)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, *command(model, names, output)],
+        cwd=ROOT,
+        env=ONE_THREAD,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None and not finished(output / "atlas.sqlite"):
@@ -132,7 +149,9 @@ def test_a_killed_run_goes_on(model, alone, tmp_path):
     process.wait()
     before = finished(output / "atlas.sqlite")
     assert before > 0 and before % atlas.BATCH_ENTITIES == 0
-    done = subprocess.run([sys.executable, *command(model, names, output)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *command(model, names, output)], cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert f"localizing {40 - before} of 40" in done.stderr
     assert read(output / "atlas.sqlite") == read(path)
