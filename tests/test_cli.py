@@ -266,7 +266,7 @@ def test_full_disks(model, recipe, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("amnesia.files._copy_blocks", full)
+    monkeypatch.setattr(os, "pwritev", full)
     monkeypatch.setattr("amnesia.files._reflink", lambda *_: False)
     assert "No space left on device" in refused("edit", model, "--cell", "0:1", "-o", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
