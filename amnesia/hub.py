@@ -20,8 +20,9 @@ from amnesia.files import check_settled, hash_file
 from amnesia.hub_errors import hub_errors, reason
 from amnesia.manifest import MANIFEST_NAME, read_manifest
 from amnesia.modelfile import MODELFILE_NAME
+from amnesia.own_outputs import REPORT_NAME
 from amnesia.proofs import outputs_in, prove
-from amnesia.publication import REPORT_NAME, Content, Publication, prepare, secret_key
+from amnesia.publication import Content, Publication, prepare, secret_key
 from amnesia.remote import HubFile, HubFiles, list_hub_files
 
 if TYPE_CHECKING:

@@ -27,9 +27,9 @@ from amnesia.files import list_files
 from amnesia.gguf_verify import read_output
 from amnesia.manifest import MANIFEST_NAME, Base, EntityEdits, Manifest, read_manifest
 from amnesia.modelfile import MODELFILE_NAME, modelfile
+from amnesia.own_outputs import REPORT_NAME
 from amnesia.sources import BUILT_IN, cache_folder
 
-REPORT_NAME = "report.json"
 # Files of ours that say nothing about the target; with private targets no other file of ours goes along.
 _NEUTRAL = (README_NAME, CONFIG_NAME, WEIGHTS_NAME, UNDO_NAME, MODELFILE_NAME)
 

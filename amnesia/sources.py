@@ -255,16 +255,11 @@ def _from_hub(repo: str, revision: str | None) -> ModelSource:
 
 
 def fetch_popqa() -> Path:
-    """The upstream table of PopQA, fetched from the Hub once and kept in its cache."""
+    """The upstream table of PopQA, fetched from the Hub once and kept in its cache. Raises SourceError."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    try:
+    with hub_errors("/".join(POPQA), "give a PopQA file with --popqa"):
         return Path(hf_hub_download(*POPQA, repo_type="dataset"))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise SourceError(
-            f"{'/'.join(POPQA)} cannot be fetched from the Hub ({first_line(error)}): give a PopQA file with --popqa"
-        ) from error
 
 
 def check_weights(names: list[str], shown: str) -> None:
