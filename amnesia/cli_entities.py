@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from amnesia import figures
-from amnesia.console import Terminal, as_json, force_option, lines_of, on_device, print_json, write_file
+from amnesia.console import Terminal, as_json, lines_of, on_device, print_json, write_file
 from amnesia.domain import Cell
 from amnesia.errors import InputError, OutputError
 from amnesia.recipe import BASELINES, load_recipe, parse_layers
-from amnesia.results import Output, cells_option, load_model, output_option, plots_option
+from amnesia.results import Output, cells_option, load_model, plots_option, with_results
 from amnesia.variants import Variant, variants_of
 
 if TYPE_CHECKING:
@@ -38,11 +38,7 @@ if TYPE_CHECKING:
     "--top", default=5, show_default=True, type=click.IntRange(1), help="Without --cell: best cells to follow."
 )
 @click.option("--layers", help="Layers to search, for example 1-9. Default: all but layer 0.")
-@output_option
-@plots_option
-@force_option
-@on_device
-@as_json
+@with_results
 def robustness(
     model: str,
     entity: str | None,

@@ -7,21 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.console import Terminal, as_json, force_option, on_device
+from amnesia.console import Terminal
 from amnesia.domain import Cell
 from amnesia.recipe import load_recipe, parse_layers
-from amnesia.results import (
-    Output,
-    cells_option,
-    entity_option,
-    factor_option,
-    load_model,
-    output_option,
-    plots_option,
-    recipe_option,
-    top_option,
-    value_option,
-)
+from amnesia.results import Output, factor_option, load_model, on_a_recipe, value_option, with_results
 
 if TYPE_CHECKING:
     from amnesia.model import LiveModel
@@ -65,11 +54,7 @@ def _cells_for(live: LiveModel, recipe: Recipe, given: tuple[str, ...], top: int
 @click.argument("entities", nargs=-1, required=True)
 @click.option("--prompts", "n_prompts", default=100, show_default=True, help="Prompts about each entity.")
 @click.option("--layers", help="Layers to look at, for example 0-9. Default: all.")
-@output_option
-@plots_option
-@force_option
-@on_device
-@as_json
+@with_results
 def layers(
     model: str,
     entities: tuple[str, ...],
@@ -100,11 +85,7 @@ def layers(
 
 
 @click.command()
-@click.argument("model", required=False)
-@recipe_option
-@entity_option
-@cells_option
-@top_option
+@on_a_recipe
 @click.option("--to", "low", default=-3.0, show_default=True, help="Last multiplier; the first is 1.")
 @click.option("--steps", default=20, show_default=True, help="Multipliers from first to last; zero is added.")
 @click.option(
@@ -114,11 +95,7 @@ def layers(
     show_default=True,
     help="Scale the cells at every token, as a permanent edit does, or at the entity's last token only.",
 )
-@output_option
-@plots_option
-@force_option
-@on_device
-@as_json
+@with_results
 def sweep(
     model: str | None,
     recipe_path: Path,
@@ -158,20 +135,12 @@ def sweep(
 
 
 @click.command()
-@click.argument("model", required=False)
-@recipe_option
-@entity_option
-@cells_option
-@top_option
+@on_a_recipe
 @factor_option
 @value_option
 @click.option("--placeholder", default="XXX", show_default=True, help="Word that stands in the entity's place.")
 @click.option("--seed", default=0, show_default=True, help="Of the wrong and random cells.")
-@output_option
-@plots_option
-@force_option
-@on_device
-@as_json
+@with_results
 def inject(
     model: str | None,
     recipe_path: Path,
@@ -217,19 +186,11 @@ def inject(
 
 
 @click.command()
-@click.argument("model", required=False)
-@recipe_option
-@entity_option
-@cells_option
-@top_option
+@on_a_recipe
 @factor_option
 @value_option
 @click.option("--max-unfrozen", default=12, show_default=True, type=click.IntRange(1), help="Components to try.")
-@output_option
-@plots_option
-@force_option
-@on_device
-@as_json
+@with_results
 def sufficiency(
     model: str | None,
     recipe_path: Path,

@@ -56,7 +56,8 @@ class Commands(click.Group):
             ctx.exit(130)
 
 
-def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    """One decorator for several, in the order in which help lists their options."""
     return lambda function: functools.reduce(lambda inner, decorate: decorate(inner), reversed(decorators), function)
 
 
@@ -64,7 +65,7 @@ as_json = click.option("--json", "json_output", is_flag=True, help="Print the re
 force_option = click.option("--force", is_flag=True, help="Replace an older output of amnesia.")
 popqa_option = click.option("--popqa", type=click.Path(path_type=Path), help="PopQA TSV with the upstream columns.")
 alias_option = click.option("--alias", "aliases", multiple=True, help="Another name of the entity; may be repeated.")
-on_device = _options(
+on_device = options(
     click.option(
         "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Type to compute in."
     ),

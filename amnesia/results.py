@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amnesia import figures
-from amnesia.console import Terminal, print_json
+from amnesia.console import Terminal, as_json, force_option, on_device, options, print_json
 
 if TYPE_CHECKING:
     from amnesia.model import LiveModel
@@ -33,6 +33,8 @@ top_option = click.option(
 
 factor_option = click.option("--factor", type=float, help="Amplification of the entity's own mean activation.")
 value_option = click.option("--value", type=float, help="Activation to set every cell to, in place of --factor.")
+on_a_recipe = options(click.argument("model", required=False), recipe_option, entity_option, cells_option, top_option)
+with_results = options(output_option, plots_option, force_option, on_device, as_json)
 
 
 class Output:
