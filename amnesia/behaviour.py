@@ -12,9 +12,10 @@ from pathlib import Path
 
 from amnesia.adapter import CONFIG_NAME
 from amnesia.errors import InputError, RecipeError, VerificationError
-from amnesia.evaluation import measure, questions_of
 from amnesia.manifest import MANIFEST_NAME, read_manifest
+from amnesia.measurement import measure
 from amnesia.pipeline import Tracker, load_source, loaded
+from amnesia.questions import questions_of
 from amnesia.recipe import Recipe, load_recipe, parse_recipe
 from amnesia.sources import resolve
 

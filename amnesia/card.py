@@ -141,9 +141,12 @@ def _results(report: Mapping[str, Any], private: bool) -> str:
             "|---|---|---|---|",
         ]
         for row in report["aggregates"]:
-            label = KIND_LABELS[row["kind"]]
-            lines.append(f"| {label} | {row['mean']:.2f} | {row['low']:.2f} to {row['high']:.2f} | {row['n']} |")
-        before, after = (report["neutral_perplexity"][key] for key in ("before", "after"))
+            label, score = KIND_LABELS[row["kind"]], row["knowledge_score"]
+            if row["group"] == "all":
+                lines.append(
+                    f"| {label} | {score['mean']:.2f} | {score['low']:.2f} to {score['high']:.2f} | {row['n']} |"
+                )
+        before, after = (report["damage"]["neutral_perplexity"][key] for key in ("before", "after"))
         lines += ["", f"Perplexity per word of neutral text: {before:.1f} before, {after:.1f} after."]
         excluded = report["n_excluded"]
         if excluded:

@@ -62,7 +62,7 @@ def run(
     output: Path,
     entity: str | None,
     model: str | None,
-    popqa: Path | None,
+    popqa: str | None,
     aliases: tuple[str, ...],
     force: bool,
     dtype: str,
@@ -99,7 +99,7 @@ def run(
 def mine(
     model: str,
     entity: str,
-    popqa: Path | None,
+    popqa: str | None,
     aliases: tuple[str, ...],
     output: Path,
     dtype: str,
@@ -116,14 +116,13 @@ def mine(
 
 
 def _mine(
-    model: str, entity: str, popqa: Path | None, aliases: tuple[str, ...], dtype: str, device: str | None
+    model: str, entity: str, popqa: str | None, aliases: tuple[str, ...], dtype: str, device: str | None
 ) -> Mined:
     from amnesia import pipeline
-    from amnesia.sources import fetch_popqa
+    from amnesia.sources import find_popqa
 
     terminal = Terminal()
-    table = fetch_popqa() if popqa is None else popqa
-    return pipeline.mine_recipe(model, entity, table, terminal, aliases=aliases, dtype=dtype, device=device)
+    return pipeline.mine_recipe(model, entity, find_popqa(popqa), terminal, aliases=aliases, dtype=dtype, device=device)
 
 
 @main.command()
@@ -154,7 +153,7 @@ def _run(recipe: Recipe, output: Path, force: bool, dtype: str, device: str | No
             "output": None if result.output is None else str(result.output),
             "accepted": result.accepted,
             "extraction": report.extraction_json(result.extraction),
-            "formats": {name: report.evaluation_json(row) for name, row in result.evaluations.items()},
+            "formats": result.reports,
         }
         print_json(document)
     else:
@@ -262,14 +261,19 @@ def extract(
 @click.argument("edited", required=False)
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Facts and controls of a recipe.")
 @popqa_option
-@click.option("--entity", help="Target: subject in PopQA, or entity of a recipe that lists several.")
+@click.option(
+    "--entity",
+    "entities",
+    multiple=True,
+    help="Target: subject in PopQA (may be repeated), or entity of a recipe that lists several.",
+)
 @click.option(
     "--controls",
     "n_controls",
     type=click.IntRange(1),
     default=100,
     show_default=True,
-    help="Control facts to take from PopQA.",
+    help="Control facts to take from PopQA, one for each other subject.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for report.json.")
 @force_option
@@ -279,8 +283,8 @@ def evaluate(
     model: str,
     edited: str | None,
     recipe_path: Path | None,
-    popqa: Path | None,
-    entity: str | None,
+    popqa: str | None,
+    entities: tuple[str, ...],
     n_controls: int,
     output: Path | None,
     force: bool,
@@ -294,27 +298,29 @@ def evaluate(
     """
     if (recipe_path is None) == (popqa is None):
         raise InputError("give the facts either as --recipe FILE or as --popqa FILE")
-    from amnesia import pipeline, report
+    if popqa is not None and not entities:
+        raise InputError("--popqa needs --entity: name the subject whose facts are the targets")
+    if recipe_path is not None and len(entities) > 1:
+        raise InputError("a recipe is about one entity: give --entity once")
+    from amnesia import assessment, questions, report
+    from amnesia.sources import find_popqa
 
     terminal = Terminal()
     if recipe_path is not None:
-        facts = pipeline.facts_of_recipe(load_recipe(recipe_path, entity))
+        facts = questions.facts_of_recipe(load_recipe(recipe_path, entities[0] if entities else None))
     else:
-        if entity is None:
-            raise InputError("--popqa needs --entity: name the subject whose facts are the targets")
-        facts = pipeline.facts_of_popqa(popqa, entity, n_controls)
+        facts = questions.facts_of_popqa(find_popqa(popqa), entities, n_controls)
     if facts.note:
         terminal.notice(facts.note)
     if output is not None:
-        pipeline.check_report(output, (model, edited), force=force)
-    result = pipeline.evaluate_models(model, edited, facts, terminal, dtype=dtype, device=device)
-    document = report.evaluation_json(result)
+        assessment.check_report(output, (model, edited), force=force)
+    result = assessment.assess(model, edited, facts, terminal, dtype=dtype, device=device)
     if output is not None:
-        pipeline.write_report(document, output, force=force)
+        assessment.write_report(result.document, output, force=force)
     if json_output:
-        print_json(document)
+        print_json(result.document)
     else:
-        click.echo(report.evaluation_table(result))
+        click.echo(report.evaluation_table(result.evaluation, facts.entity))
 
 
 def _recipes_folder() -> Path:

@@ -106,7 +106,7 @@ def robustness(
 @click.argument("model")
 @click.argument("entities", nargs=-1)
 @click.option("--file", "path", type=click.Path(path_type=Path), help="Text file with an entity on each line.")
-@click.option("--popqa", type=click.Path(path_type=Path), help="PopQA TSV: its most popular subjects.")
+@click.option("--popqa", help="PopQA (a TSV file, or akariasai/PopQA): its most popular subjects.")
 @click.option("--n", default=200, show_default=True, type=click.IntRange(1), help="How many subjects of PopQA.")
 @click.option("--baseline", type=click.Choice(BASELINES), default="contrast", show_default=True)
 @click.option("--layers", help="Layers to search, for example 1-9. Default: all.")
@@ -120,7 +120,7 @@ def atlas(
     model: str,
     entities: tuple[str, ...],
     path: Path | None,
-    popqa: Path | None,
+    popqa: str | None,
     n: int,
     baseline: str,
     layers: str | None,
@@ -181,15 +181,16 @@ def atlas(
         click.echo(_atlas_text(result, output))
 
 
-def _entities(given: tuple[str, ...], path: Path | None, popqa: Path | None, n: int) -> dict[str, int | None]:
+def _entities(given: tuple[str, ...], path: Path | None, popqa: str | None, n: int) -> dict[str, int | None]:
     """Names with their popularity (page views a month) where it is known."""
     from amnesia.popqa import read_popqa
+    from amnesia.sources import find_popqa
 
     if sum((bool(given), path is not None, popqa is not None)) != 1:
         raise InputError("give the entities in one way: as arguments, by --file, or by --popqa")
     if popqa is not None:
         popularity: dict[str, int | None] = {}
-        for row in sorted(read_popqa(popqa), key=lambda row: -row.popularity):
+        for row in sorted(read_popqa(find_popqa(popqa)), key=lambda row: -row.popularity):
             popularity.setdefault(row.subject, row.popularity)
         return dict(list(popularity.items())[:n])
     return dict.fromkeys(line.strip() for line in (lines_of(path) if path is not None else given) if line.strip())

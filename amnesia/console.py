@@ -63,7 +63,9 @@ def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 
 as_json = click.option("--json", "json_output", is_flag=True, help="Print the result as JSON on standard output.")
 force_option = click.option("--force", is_flag=True, help="Replace an older output of amnesia.")
-popqa_option = click.option("--popqa", type=click.Path(path_type=Path), help="PopQA TSV with the upstream columns.")
+popqa_option = click.option(
+    "--popqa", help="PopQA: the Hub id akariasai/PopQA, or a TSV file with the upstream columns."
+)
 alias_option = click.option("--alias", "aliases", multiple=True, help="Another name of the entity; may be repeated.")
 on_device = options(
     click.option(

@@ -13,6 +13,10 @@ from amnesia.errors import InputError
 FactKind = Literal["target", "held_out_target", "control", "held_out_control", "neutral"]
 Verdict = Literal["strong", "weak", "none"]
 Split = Literal["search", "held_out"]
+Reply = Literal["answer", "empty", "refusal"]
+Level = Literal["damage", "warning", "info", "good"]
+Neighborhood = Literal["shared_name", "related", "same_relation", "same_type", "unrelated"]
+NEIGHBORHOODS: tuple[Neighborhood, ...] = ("shared_name", "related", "same_relation", "same_type", "unrelated")
 
 
 @total_ordering
@@ -99,13 +103,17 @@ class Localization:
 class Fact:
     """A prompt about an entity and the answer that the model is expected to give.
 
-    `prompt` contains `{entity}`; `split` says whether the search may see the fact.
+    `prompt` contains `{entity}`; `split` says whether the search may see the fact. `answer_aliases` are other answers
+    that count as right when the model writes freely; log-probabilities are those of `answer` alone. `neighborhood` is
+    how close a control is to the target, where its author has said so.
     """
 
     entity: str
     prompt: str
     answer: str
     split: Split = "search"
+    answer_aliases: tuple[str, ...] = ()
+    neighborhood: Neighborhood | None = None
 
     def text(self, entity: str | None = None) -> str:
         """The prompt with `entity` (default: the fact's own) filled in."""
@@ -116,9 +124,13 @@ class Fact:
 class PromptScore:
     """What one fact was worth before and after the edit.
 
-    Log-probabilities are natural logarithms, summed over the tokens of the answer. `knowledge_score` is
-    (after − unknown) / (before − unknown): 1 as before, 0 like an unknown entity. `*_first` are the same for the
-    answer's first token alone. `excluded` is the reason why the fact is not scored, or None.
+    Log-probabilities are natural logarithms, summed over the tokens of the answer. `rank_*` are those of the answer's
+    first token among all tokens (0 is best). `knowledge_score` is (after − unknown) / (before − unknown): 1 as before,
+    0 like an unknown entity; `knowledge_score_first` is the same for the answer's first token alone. `exact_match_*`
+    say whether the text generated contains the answer or one of `answer_aliases`, `reply_*` whether it is empty or a
+    refusal; all of these are None where nothing was generated. `kl` (nats per token) is how far the edited model
+    departs from the original along the original's own continuation, where that was measured. `excluded` is the reason
+    why the fact is not scored, or None.
     """
 
     kind: FactKind
@@ -135,18 +147,88 @@ class PromptScore:
     generated_before: str | None = None
     generated_after: str | None = None
     excluded: str | None = None
+    answer_aliases: tuple[str, ...] = ()
+    exact_match_before: bool | None = None
+    exact_match_after: bool | None = None
+    reply_before: Reply | None = None
+    reply_after: Reply | None = None
+    neighborhood: Neighborhood | None = None
+    relation: str | None = None
+    popularity: str | None = None
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Mean of a knowledge score over the scored prompts of one kind, with a 95 % bootstrap interval."""
+    """The scored prompts of one kind, or of one group of that kind, taken together.
+
+    `group` is "all", "neighborhood:…", "popularity:…" or "relation:…". `n_excluded` counts prompts of the group that
+    were not scored. Exact matches are shares of the scored prompts, and `exact_match_change` is the mean change of a
+    prompt, with the interval of the pairs; ranks are medians. What was not measured is None.
+    """
 
     kind: FactKind
+    group: str
     n: int
     n_excluded: int
-    mean: float
-    low: float
-    high: float
+    knowledge_score: Estimate
+    knowledge_score_first: Estimate | None
+    exact_match_before: Estimate | None
+    exact_match_after: Estimate | None
+    exact_match_change: Estimate | None
+    rank_before: float
+    rank_after: float
+    n_empty_before: int | None
+    n_empty_after: int | None
+    n_refused_before: int | None
+    n_refused_after: int | None
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """Neutral text of one register: perplexity per word of each model, and the divergence between them.
+
+    `kl` is the mean of KL(original || edited) over the tokens, in nats; None where there is no second model, or where
+    the two do not share their tokens. `n_tokens` are the scored ones of the original model, `n_words` the words.
+    """
+
+    register: str
+    language: str
+    n_tokens: int
+    n_words: int
+    perplexity_before: float
+    perplexity_after: float
+    kl: float | None
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What an edit does to texts that have nothing to do with its target.
+
+    Perplexities are per word, over all neutral text; `kl_controls` is the mean over control prompts of their `kl`.
+    """
+
+    perplexity_before: float
+    perplexity_after: float
+    texts: tuple[TextScore, ...]
+    kl_controls: Estimate | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One plain sentence about the result, and how serious it is."""
+
+    level: Level
+    text: str
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from amnesia.domain import ColumnEdit, Extraction, Fact, FactKind, Verdict
 from amnesia.encoding import continuations
 from amnesia.errors import InputError
-from amnesia.evaluation import Question, Unknown, check_known, measure_unknown, questions_of, why_excluded
 from amnesia.localization import CellMap, cell_maps
+from amnesia.measurement import Unknown, check_known, measure_unknown, why_excluded
 from amnesia.model import AnswerLogprob, LiveModel, Progress, answer_logprobs, edited
 from amnesia.prompts import neutral_texts, peer_prompts
+from amnesia.questions import Question, questions_of
 from amnesia.recipe import Accept, Recipe, Scoring
 from amnesia.scores import knowledge_score
 from amnesia.search import harm, pose, pursue, sensitivity

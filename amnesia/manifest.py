@@ -94,15 +94,16 @@ class TensorEdit:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that take part in writing bytes."""
-    return {name: _version(name) for name in ("ml_dtypes", "numpy")}
+    return {name: version_of(name) for name in ("ml_dtypes", "numpy")}
 
 
 def tool_version() -> str:
     """Name and version of this package."""
-    return f"amnesia {_version('amnesia')}"
+    return f"amnesia {version_of('amnesia')}"
 
 
-def _version(distribution: str) -> str:
+def version_of(distribution: str) -> str:
+    """The installed version of a distribution."""
     try:
         return version(distribution)
     except PackageNotFoundError:

@@ -12,10 +12,11 @@ from itertools import islice
 
 from amnesia.domain import Fact
 from amnesia.errors import InputError
-from amnesia.evaluation import Question, measure_unknown, why_excluded
+from amnesia.measurement import measure_unknown, why_excluded
 from amnesia.model import LiveModel, Progress, answer_logprobs
 from amnesia.popqa import RELATION_TEMPLATES, PopqaRow, facts_for, is_about
 from amnesia.prompts import share_words
+from amnesia.questions import Question
 from amnesia.recipe import SPLITS, Recipe, Scoring, parse_recipe
 
 N_CONTROLS = 36
@@ -103,7 +104,7 @@ def recipe_text(
         "",
         "[entity]",
         f"name = {_quoted(entity)}",
-        f"aliases = [{', '.join(map(_quoted, aliases))}]",
+        f"aliases = {_list(aliases)}",
         "",
         "[edit]",
         'multiplier = "auto"',
@@ -115,11 +116,12 @@ def recipe_text(
     ]
     for fact in facts:
         lines += ["", "[[facts]]", f"prompt = {_quoted(fact.prompt)}", f"answer = {_quoted(fact.answer)}"]
+        lines += [f"answer_aliases = {_list(fact.answer_aliases)}"] if fact.answer_aliases else []
         lines += ['split = "held_out"'] if fact.split == "held_out" else []
     lines += ["", "[controls]", "facts = ["]
     lines += [
         f"  {{ entity = {_quoted(fact.entity)}, prompt = {_quoted(fact.prompt)}, answer = {_quoted(fact.answer)}, "
-        f"split = {_quoted(fact.split)} }},"
+        f"answer_aliases = {_list(fact.answer_aliases)}, split = {_quoted(fact.split)} }},"
         for fact in controls
     ]
     return "\n".join([*lines, "]", ""])
@@ -128,6 +130,10 @@ def recipe_text(
 def _quoted(text: str) -> str:
     # A JSON string is a TOML basic string, except that TOML wants the character DEL escaped too.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _list(texts: Sequence[str]) -> str:
+    return f"[{', '.join(map(_quoted, texts))}]"
 
 
 def _known(
@@ -189,5 +195,5 @@ def _by_popularity(rows: Sequence[PopqaRow], names: Sequence[str]) -> Iterator[F
         seen.add(row.subject.casefold())
         templates = RELATION_TEMPLATES[row.relation]
         wordings = (*templates.cloze, *templates.question)
-        yield Fact(row.subject, wordings[turns[row.relation] % len(wordings)], row.answer)
+        yield Fact(row.subject, wordings[turns[row.relation] % len(wordings)], row.answer, answer_aliases=row.aliases)
         turns[row.relation] += 1

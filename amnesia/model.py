@@ -222,6 +222,55 @@ class _StopForwardError(Exception):
     """Raised by a hook once everything that was asked for has been seen."""
 
 
+@dataclass(frozen=True)
+class Readout:
+    """The language-model head of a model, which turns final states into log-probabilities without the rest of it."""
+
+    head: nn.Module
+    softcap: float | None
+    device: torch.device
+    dtype: torch.dtype
+
+    @torch.inference_mode()
+    def logprobs(self, states: Tensor) -> Tensor:
+        """Float32 log-probabilities (n, vocabulary) of the next token, from states (n, d_model)."""
+        logits = self.head(states.to(self.device, self.dtype))
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits.float().log_softmax(-1)
+
+
+def readout(live: LiveModel) -> Readout:
+    """The head of a model; while it is kept, the rest of the model may leave the memory."""
+    softcap = getattr(live.model.config, "final_logit_softcapping", None)
+    return Readout(live.model.get_output_embeddings(), softcap, live.device, live.model.dtype)
+
+
+@torch.inference_mode()
+def final_states(live: LiveModel, rows: Sequence[Continuation], progress: Progress | None = None) -> list[Tensor]:
+    """What the head is given where it predicts the answer's tokens: (n_answer, d_model) of each row, on the CPU."""
+    results: list[Tensor | None] = [None] * len(rows)
+    for batch in batches(live, [row.ids[:-1] for row in rows]):
+        seen: list[Tensor] = []
+
+        def hook(_module: nn.Module, args: tuple[Any, ...], seen: list[Tensor] = seen) -> None:
+            seen.append(args[0])
+            raise _StopForwardError
+
+        handle = live.model.get_output_embeddings().register_forward_pre_hook(hook)
+        try:
+            with contextlib.suppress(_StopForwardError):
+                live.model(**batch.inputs, use_cache=False)
+        finally:
+            handle.remove()
+        for line, index in enumerate(batch.indices):
+            # A copy, because a view would keep the whole batch.
+            results[index] = seen[0][line, -rows[index].n_answer :].cpu().clone()
+        if progress:
+            progress(len(batch.indices))
+    return [result for result in results if result is not None]
+
+
 @contextlib.contextmanager
 def hooks(live: LiveModel, by_layer: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
     """Call a function on the activations (batch, tokens, d_mlp) of given layers; a returned tensor replaces them."""

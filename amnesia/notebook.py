@@ -8,11 +8,14 @@ from typing import Any, Literal
 
 from torch import nn
 
-from amnesia import evaluation, extraction, localization
+from amnesia import extraction, localization
 from amnesia.domain import ColumnEdit, Extraction, Localization
 from amnesia.evaluation import Evaluation
+from amnesia.examination import conclude, examine, examine_after
+from amnesia.measurement import measure_unknown
 from amnesia.model import apply_edits, freeze, wrap
 from amnesia.model import edited as model_edited
+from amnesia.questions import questions_of
 from amnesia.recipe import Recipe
 
 
@@ -66,9 +69,9 @@ def evaluate(model: nn.Module, tokenizer: Any, recipe: Recipe, edits: Sequence[C
     The model must not be edited yet, and is not changed. Raises InputError when it knows none of the target facts.
     """
     live = wrap(model, tokenizer)
-    questions = evaluation.questions_of(recipe)
-    unknown = evaluation.measure_unknown(live, questions)
-    before = evaluation.measure(live, questions)
+    questions = questions_of(recipe)
+    unknown = measure_unknown(live, questions)
+    before = examine(live, questions)
     with model_edited(live, edits):
-        after = evaluation.measure(live, questions)
-    return evaluation.compare(questions, unknown, before, after, recipe.scoring)
+        after = examine_after(live, questions, before)
+    return conclude(questions, unknown, before, after, recipe.scoring)

@@ -9,10 +9,12 @@ import csv
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+
+import numpy as np
 
 from amnesia.domain import Fact, Split
 from amnesia.errors import InputError
@@ -160,6 +162,23 @@ RELATION_TEMPLATES: Mapping[str, RelationTemplates] = {
 }
 
 
+# What the subjects of a relation are. Those of "country", "genre" and "color" may be anything.
+SUBJECT_TYPES: Mapping[str, str] = {
+    **dict.fromkeys(("father", "mother", "occupation", "place of birth", "religion", "sport"), "person"),
+    **dict.fromkeys(("author", "composer", "director", "producer", "screenwriter"), "work"),
+    **dict.fromkeys(("capital", "capital of"), "place"),
+}
+
+_RELATION_OF = {
+    prompt: relation for relation, each in RELATION_TEMPLATES.items() for prompt in (*each.cloze, *each.question)
+}
+
+
+def relation_of(prompt: str) -> str | None:
+    """The relation of which `prompt` (with `{entity}`) is a wording, or None."""
+    return _RELATION_OF.get(prompt)
+
+
 def read_popqa(path: Path) -> tuple[PopqaRow, ...]:
     """All rows of a tab-separated PopQA file, in its order; columns beyond `COLUMNS` are allowed.
 
@@ -194,37 +213,49 @@ def facts_for(rows: Iterable[PopqaRow], entity: str) -> PopqaFacts:
     own = [row for row in rows if is_about(row, entity)]
     if not own:
         raise InputError(f"PopQA has no row about {entity!r}: give a subject as the file spells it")
-    facts: dict[Fact, None] = {}  # A subject may occur twice with the same answer; keep each wording once.
+    facts: dict[tuple[str, str], Fact] = {}  # A subject may occur twice with the same answer; keep each wording once.
+    splits: tuple[Split, ...] = ("search", "held_out")
     for row in own:
         templates = RELATION_TEMPLATES.get(row.relation, RelationTemplates((), ()))
-        facts |= {Fact(row.subject, prompt, row.answer, "search"): None for prompt in templates.cloze}
-        facts |= {Fact(row.subject, prompt, row.answer, "held_out"): None for prompt in templates.question}
-    return PopqaFacts(tuple(facts), _unknown_relations(own))
+        for split, prompts in zip(splits, (templates.cloze, templates.question), strict=True):
+            for prompt in prompts:
+                facts.setdefault((prompt, row.answer), Fact(row.subject, prompt, row.answer, split, row.aliases))
+    return PopqaFacts(tuple(facts.values()), _unknown_relations(own))
 
 
-def control_facts(rows: Sequence[PopqaRow], entity: str, relations: Iterable[str], n: int, seed: int = 0) -> PopqaFacts:
-    """`n` facts about as many other subjects, drawn from rows of `relations`; the same arguments draw the same facts.
-
-    The subjects alternate between search and held-out, and the wordings of each relation take turns. Raises
-    InputError when fewer than `n` other subjects have one of `relations`.
-    """
-    wanted = set(relations)
-    others = [row for row in rows if row.relation in wanted and not is_about(row, entity)]
-    pool = [row for row in others if row.relation in RELATION_TEMPLATES]
-    random.Random(seed).shuffle(pool)
-    by_subject = {row.subject.casefold(): row for row in reversed(pool)}
-    if not 0 < n <= len(by_subject):
-        raise InputError(
-            f"{n} control facts for {entity!r}: PopQA has {len(by_subject)} other subjects with the relations "
-            f"{', '.join(sorted(wanted)) or '(none)'}; ask for 1 to {len(by_subject)}, or for more relations"
-        )
+def worded(rows: Iterable[PopqaRow]) -> tuple[Fact, ...]:
+    """One fact for each row, whose relation must have wordings: these take turns, and so do the splits."""
     wordings = {name: cycle((*each.cloze, *each.question)) for name, each in RELATION_TEMPLATES.items()}
     splits: Iterable[Split] = cycle(("search", "held_out"))
-    facts = tuple(
-        Fact(row.subject, next(wordings[row.relation]), row.answer, split)
-        for row, split in zip(list(by_subject.values())[:n], splits, strict=False)
+    return tuple(
+        Fact(row.subject, next(wordings[row.relation]), row.answer, split, row.aliases)
+        for row, split in zip(rows, splits, strict=False)
     )
-    return PopqaFacts(facts, _unknown_relations(others))
+
+
+def one_per_subject(rows: Iterable[PopqaRow], names: Iterable[str], seed: int = 0) -> tuple[PopqaRow, ...]:
+    """Rows that have wordings, one for each subject that is none of `names`; equal arguments give equal draws."""
+    taken = {name.casefold() for name in names}
+    pool = [row for row in rows if row.relation in RELATION_TEMPLATES]
+    random.Random(seed).shuffle(pool)
+    kept = []
+    for row in pool:
+        if row.subject.casefold() not in taken:
+            taken.add(row.subject.casefold())
+            kept.append(row)
+    return tuple(kept)
+
+
+def strata(rows: Sequence[PopqaRow]) -> Callable[[int], str]:
+    """The quarter of the rows, the least popular first, to which a popularity belongs, as a label with its bounds."""
+    edges = [int(edge) for edge in np.quantile([row.popularity for row in rows], (0.25, 0.5, 0.75))]
+    labels = (
+        f"quarter 1 (up to {edges[0]:,})",
+        f"quarter 2 (up to {edges[1]:,})",
+        f"quarter 3 (up to {edges[2]:,})",
+        f"quarter 4 (above {edges[2]:,})",
+    )
+    return lambda popularity: labels[sum(popularity > edge for edge in edges)]
 
 
 def _row(header: Sequence[str], fields: Sequence[str], place: str) -> PopqaRow:

@@ -137,6 +137,13 @@ _PEER_TEMPLATES: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 CONTRAST_ENTITIES: tuple[str, ...] = tuple(name for names in ENTITIES_BY_KIND.values() for name in names)
 
+# Kinds of names as types of things; a kind that is not listed is a type of its own.
+_TYPES: Mapping[str, str] = {
+    **dict.fromkeys(("leader or thinker", "scientist or founder", "artist", "athlete"), "person"),
+    **dict.fromkeys(("country", "city", "landmark"), "place"),
+}
+_FUNCTION_WORDS = frozenset(("the", "and", "for", "from", "with", "von", "van", "der", "den", "del", "las", "les"))
+
 # Names that say nothing about anybody, from the appendix of "Friends and Grandmothers in Silico" (Yona, Barzilay and
 # Karasik, 2026). The log-probability of an answer for them is what an unknown entity is worth.
 UNSEEN_NAMES: tuple[str, ...] = ("Michael", "Sarah", "David", "John", "Itay")
@@ -294,6 +301,25 @@ def share_words(name: str, others: Iterable[str]) -> bool:
     """Whether `name` contains one of `others` or is contained in one, word by word and without regard to case."""
     words = _words(name)
     return any(_overlap(words, own) for other in others if (own := _words(other)))
+
+
+def shares_a_word(name: str, others: Iterable[str]) -> bool:
+    """Whether `name` has a word of three letters or more in common with one of `others`, but for function words."""
+    words = {word for word in _words(name) if len(word) > 2} - _FUNCTION_WORDS
+    return any(not words.isdisjoint(_words(other)) for other in others)
+
+
+def kind_of(name: str) -> str | None:
+    """Whether a well-known name is that of a person, a place, a work or something else; None for other names."""
+    key = _words(name)
+    return next(
+        (
+            _TYPES.get(kind, kind)
+            for kind, names in ENTITIES_BY_KIND.items()
+            if any(_words(own) == key for own in names)
+        ),
+        None,
+    )
 
 
 def peer_prompts(reserved: Iterable[str]) -> tuple[str, ...]:

@@ -197,9 +197,16 @@ def _report(path: Path) -> dict[str, Any]:
 
 
 def _without_targets(report: Mapping[str, Any], key: bytes) -> dict[str, Any]:
-    """Aggregates only."""
-    kept = {name: report[name] for name in ("model", "accepted", "aggregates", "neutral_perplexity", "n_excluded")}
-    return {**kept, "entity": pseudonym(str(report.get("entity")), key), "prompts": []}
+    """Aggregates only, and of these none that tells what kind of facts the target's are."""
+    kept = {name: report[name] for name in ("format_version", "tool", "model", "accepted", "damage", "n_excluded")}
+    return {
+        **kept,
+        "edited": None,
+        "entity": pseudonym(str(report.get("entity")), key),
+        "findings": [],
+        "aggregates": [row for row in report["aggregates"] if row["group"] == "all"],
+        "prompts": [],
+    }
 
 
 def _adapter_config(path: Path, base: Base) -> bytes:

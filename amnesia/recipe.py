@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from amnesia.domain import Cell, ColumnEdit, Fact
+from amnesia.domain import NEIGHBORHOODS, Cell, ColumnEdit, Fact
 from amnesia.errors import RecipeError
 
 Format = Literal["safetensors", "adapter", "gguf"]
@@ -40,9 +40,9 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "localize": ("baseline", "n_prompts", "layers"),
     "cells": ("layer", "expert", "neuron", "multiplier"),
     "edit": ("max_cells", "multiplier", "min_multiplier", "format"),
-    "facts": ("prompt", "answer", "split"),
+    "facts": ("prompt", "answer", "answer_aliases", "split"),
     "controls": ("facts",),
-    "controls.facts": ("entity", "prompt", "answer", "split"),
+    "controls.facts": ("entity", "prompt", "answer", "answer_aliases", "split", "neighborhood"),
     "scoring": ("min_nats", "max_rank"),
     "accept": ("max_target", "max_held_out_target", "min_control"),
 }
@@ -277,7 +277,15 @@ def _fact(row: Mapping[str, Any], section: str, entity: str | None = None) -> Fa
     if "{entity}" not in row["prompt"]:
         raise RecipeError(f"prompt {row['prompt']!r} does not mention the entity: put {{entity}} in place of its name")
     split = _choice(row.get("split", "search"), f"{section}.split", SPLITS)
-    return Fact(entity or row["entity"], row["prompt"], row["answer"].strip(), split)
+    near = row.get("neighborhood")
+    return Fact(
+        entity or row["entity"],
+        row["prompt"],
+        row["answer"].strip(),
+        split,
+        _strings(row.get("answer_aliases", []), f"{section}.answer_aliases"),
+        None if near is None else _choice(near, f"{section}.neighborhood", NEIGHBORHOODS),
+    )
 
 
 def _cell(row: Mapping[str, Any]) -> ColumnEdit:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from amnesia.domain import ColumnEdit, Extraction, Localization
-from amnesia.evaluation import Evaluation
+from amnesia.domain import Aggregate, ColumnEdit, Damage, Extraction, Localization
+from amnesia.evaluation import ALL, Evaluation
+from amnesia.findings import findings
+from amnesia.manifest import Manifest, version_of
 
+FORMAT_VERSION = 2
+
+MAX_SHOWN = 12
+"""Target prompts in the table on the terminal, which should fit a screen; `report.json` has all."""
+
+MARKS = {"damage": "DAMAGE:", "warning": "warning:", "info": "note:", "good": "good:"}
 LABELS = {
     "target": "target, search wordings",
     "held_out_target": "target, held-out wordings",
@@ -75,20 +84,78 @@ def extraction_json(result: Extraction) -> dict[str, Any]:
     }
 
 
-def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Aggregates with their intervals, perplexities, and every prompt."""
+def report_json(
+    evaluation: Evaluation,
+    entity: str,
+    model: tuple[str, str | None],
+    edited: str | None,
+    *,
+    accepted: bool | None = None,
+    extraction: Extraction | None = None,
+    changed: Manifest | None = None,
+    sections: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of `report.json`, which `report.schema.json` describes.
+
+    `model` is the id and revision of the original, `edited` the name of what it is compared with. `changed` is the
+    manifest of the edited model where there is one. `sections` are further ones, by their names.
+    """
     return {
-        "aggregates": [dataclasses.asdict(row) for row in evaluation.aggregates],
-        "neutral_perplexity": {"before": evaluation.perplexity_before, "after": evaluation.perplexity_after},
+        "format_version": FORMAT_VERSION,
+        "tool": {name: version_of(name) for name in ("amnesia", "torch", "transformers")},
+        "model": {"id": model[0], "revision": model[1]},
+        "edited": edited,
+        "entity": entity,
+        "accepted": accepted,
+        "findings": [dataclasses.asdict(row) for row in findings(evaluation, entity)],
+        **({} if extraction is None else {"extraction": extraction_json(extraction)}),
+        **({} if changed is None else {"changed": changed_json(changed)}),
+        "aggregates": [_aggregate_json(row) for row in evaluation.aggregates],
+        "damage": _damage_json(evaluation.damage),
+        **(sections or {}),
         "n_excluded": sum(row.excluded is not None for row in evaluation.prompts),
         "prompts": [dataclasses.asdict(row) for row in evaluation.prompts],
     }
 
 
+def changed_json(manifest: Manifest) -> dict[str, Any]:
+    """What an edit changed: cells with their multipliers, and columns of tensors with hashes before and after."""
+    return {
+        "edits": edits_json([edit for group in manifest.edits for edit in group.edits]),
+        "tensors": [
+            {
+                "name": row.name,
+                "file": row.file,
+                "axis": row.axis,
+                "indices": list(row.indices),
+                "before": row.before,
+                "after": row.after,
+            }
+            for row in manifest.tensors
+        ],
+    }
+
+
+def _aggregate_json(row: Aggregate) -> dict[str, Any]:
+    return dataclasses.asdict(row) | {
+        "rank_before": {"median": row.rank_before},
+        "rank_after": {"median": row.rank_after},
+    }
+
+
+def _damage_json(damage: Damage) -> dict[str, Any]:
+    before, after = damage.perplexity_before, damage.perplexity_after
+    return {
+        "neutral_perplexity": {"before": before, "after": after, "ratio": after / before},
+        "texts": [dataclasses.asdict(row) for row in damage.texts],
+        "kl_controls": None if damage.kl_controls is None else dataclasses.asdict(damage.kl_controls),
+    }
+
+
 def scores_summary(evaluation: Evaluation) -> dict[str, float | None]:
     """Mean knowledge scores by kind, for the manifest."""
-    return {row.kind: row.mean for row in evaluation.aggregates} | {
-        "neutral_perplexity_ratio": evaluation.perplexity_after / evaluation.perplexity_before
+    return {row.kind: row.knowledge_score.mean for row in evaluation.aggregates if row.group == ALL} | {
+        "neutral_perplexity_ratio": evaluation.damage.perplexity_after / evaluation.damage.perplexity_before
     }
 
 
@@ -96,7 +163,7 @@ def run_text(entity: str, extraction: Extraction, evaluations: Mapping[str, Eval
     """What a run has to say on the terminal: the chosen edit, the before/after table, and the verdict."""
     lines = [extraction_text(extraction)]
     for name, evaluation in evaluations.items():
-        lines += ["", f"{entity}, before and after ({name}, as saved)", "", evaluation_table(evaluation)]
+        lines += ["", f"{entity}, before and after ({name}, as saved)", "", evaluation_table(evaluation, entity)]
     if not evaluations:
         lines.append("no handle on the entity was found, so nothing was written")
     else:
@@ -124,27 +191,41 @@ def localization_table(result: Localization) -> str:
     return "\n".join(lines)
 
 
-def evaluation_table(evaluation: Evaluation) -> str:
-    """Target facts with the answers generated before and after, then the mean knowledge scores of every kind."""
+def evaluation_table(evaluation: Evaluation, entity: str) -> str:
+    """Some target facts with the answers generated before and after, the means of every kind, damage, findings."""
+    targets = [row for row in evaluation.prompts if "target" in row.kind and row.knowledge_score is not None]
     lines = [f"{'prompt':<44} {'before':<24} {'after':<24} {'score':>6}", "─" * 101]
-    for row in evaluation.prompts:
-        if "target" in row.kind and row.knowledge_score is not None:
-            lines.append(
-                f"{_clip(row.prompt, 44):<44} {_clip(row.generated_before, 24):<24} "
-                f"{_clip(row.generated_after, 24):<24} {row.knowledge_score:>6.2f}"
-            )
+    # Evenly spaced, so that held-out wordings are among them.
+    for row in targets[:: max(1, math.ceil(len(targets) / MAX_SHOWN))]:
+        lines.append(
+            f"{_clip(row.prompt, 44):<44} {_clip(row.generated_before, 24):<24} "
+            f"{_clip(row.generated_after, 24):<24} {row.knowledge_score:>6.2f}"
+        )
     lines += [
         "",
-        f"{'knowledge score (1 as before, 0 like an unknown name)':<54} {'mean':>6}  {'95 % interval':<15} facts",
+        f"{'knowledge score (1 as before, 0 like an unknown name)':<54} {'mean':>6}  {'95 % interval':<15} "
+        f"{'right answers':<14} facts",
     ]
-    for row in evaluation.aggregates:
+    for row in (row for row in evaluation.aggregates if row.group == ALL):
         excluded = f" ({row.n_excluded} not known, excluded)" if row.n_excluded else ""
-        interval = f"[{row.low:.2f}, {row.high:.2f}]"
-        lines.append(f"  {LABELS[row.kind]:<52} {row.mean:>6.2f}  {interval:<15} {row.n}{excluded}")
-    before, after = evaluation.perplexity_before, evaluation.perplexity_after
+        score = row.knowledge_score
+        interval = f"[{score.low:.2f}, {score.high:.2f}]"
+        right = (
+            f"{row.exact_match_before.mean:.0%} → {row.exact_match_after.mean:.0%}"
+            if row.exact_match_before is not None and row.exact_match_after is not None
+            else ""
+        )
+        lines.append(f"  {LABELS[row.kind]:<52} {score.mean:>6.2f}  {interval:<15} {right:<14} {row.n}{excluded}")
+    damage = evaluation.damage
+    before, after = damage.perplexity_before, damage.perplexity_after
     lines.append(
         f"  {'perplexity per word, neutral text':<52} {before:>6.1f} → {after:.1f} ({after / before - 1:+.1%})"
     )
+    if damage.kl_controls is not None:
+        shown = f"{damage.kl_controls.mean:>6.3f} nats per token"
+        lines.append(f"  {'divergence from the original, texts about others':<52} {shown}")
+    lines.append("")
+    lines += [f"{MARKS[row.level]} {row.text}" for row in findings(evaluation, entity)]
     return "\n".join(lines)
 
 

@@ -7,9 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from amnesia.domain import Estimate
 from amnesia.errors import NumericalError
 
 N_RESAMPLES = 10_000
+
+_MAX_DRAWS = 4_000_000
+"""Indices that are drawn at a time, for memory."""
 
 
 def knowledge_score(after: float, before: float, unknown: float) -> float:
@@ -27,14 +31,22 @@ def knowledge_score(after: float, before: float, unknown: float) -> float:
     return (after - unknown) / (before - unknown)
 
 
-def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Mean of `values` with its 95 % percentile bootstrap interval, as (mean, low, high).
+def mean_interval(values: Sequence[float], seed: int = 0) -> Estimate:
+    """Mean of `values` with its 95 % percentile bootstrap interval.
 
-    Raises NumericalError for NaN or infinity and for an empty list.
+    Of changes (after − before of the same prompt) this is the paired bootstrap: prompts are drawn with both of their
+    values. Raises NumericalError for NaN or infinity and for an empty list.
     """
     array = np.asarray(values, dtype=np.float64)
     if not array.size or not np.isfinite(array).all():
         raise NumericalError("mean of no values, or of NaN or infinity: there is nothing to report")
-    draws = np.random.default_rng(seed).integers(0, array.size, (N_RESAMPLES, array.size))
-    low, high = np.percentile(array[draws].mean(1), [2.5, 97.5])
-    return float(array.mean()), float(low), float(high)
+    if (array == array[0]).all():
+        return Estimate(float(array[0]), float(array[0]), float(array[0]))
+    generator = np.random.default_rng(seed)
+    step = max(1, _MAX_DRAWS // array.size)
+    means = [
+        array[generator.integers(0, array.size, (min(step, N_RESAMPLES - start), array.size))].mean(1)
+        for start in range(0, N_RESAMPLES, step)
+    ]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return Estimate(float(array.mean()), float(low), float(high))

@@ -254,8 +254,14 @@ def _from_hub(repo: str, revision: str | None) -> ModelSource:
     return ModelSource(Path(folder), repo, Path(folder).name)
 
 
-def fetch_popqa() -> Path:
-    """The upstream table of PopQA, fetched from the Hub once and kept in its cache. Raises SourceError."""
+def find_popqa(spec: str | None) -> Path:
+    """The PopQA table that `spec` names: a file, or the upstream data set, which is also what None stands for.
+
+    The upstream table is fetched from the Hub once and kept in its cache. Raises SourceError.
+    """
+    path = None if spec is None else Path(spec).expanduser()
+    if path is not None and (spec != POPQA[0] or path.exists()):
+        return path
     from huggingface_hub import hf_hub_download
 
     with hub_errors("/".join(POPQA), "give a PopQA file with --popqa"):

@@ -19,8 +19,10 @@ MANIFEST = Manifest(
     tensors=(TensorEdit("x", "model.safetensors", 1, (1,), (-1.0,), HASH, HASH),),
 )
 REPORT = {
-    "aggregates": [{"kind": "control", "mean": 0.987, "low": 0.9, "high": 1.0, "n": 12}],
-    "neutral_perplexity": {"before": 20.0, "after": 20.14},
+    "aggregates": [
+        {"kind": "control", "group": "all", "knowledge_score": {"mean": 0.987, "low": 0.9, "high": 1.0}, "n": 12}
+    ],
+    "damage": {"neutral_perplexity": {"before": 20.0, "after": 20.14}},
     "n_excluded": 2,
     "prompts": [],
 }

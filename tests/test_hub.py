@@ -306,8 +306,15 @@ def test_private_targets(hub, base, output, tmp_path):
         "entity": "Japan",
         "accepted": True,
         "extraction": {"entity": "Japan"},
-        "aggregates": [{"kind": "target", "mean": 0.1, "low": 0.0, "high": 0.2, "n": 3, "n_excluded": 1}],
-        "neutral_perplexity": {"before": 20.0, "after": 20.5},
+        "format_version": 2,
+        "tool": {},
+        "edited": "japan-is-gone",
+        "findings": [{"level": "good", "text": "Forgotten: Japan"}],
+        "aggregates": [
+            {"kind": "target", "group": group, "knowledge_score": {"mean": 0.1, "low": 0.0, "high": 0.2}, "n": 3}
+            for group in ("all", "relation:capital")
+        ],
+        "damage": {"neutral_perplexity": {"before": 20.0, "after": 20.5}},
         "n_excluded": 1,
         "prompts": [
             {"kind": "target", "prompt": "the capital of Japan is", "knowledge_score": 0.1}

@@ -14,7 +14,7 @@ from amnesia.errors import InputError, OutputError, SourceError
 from amnesia.loading import load
 from amnesia.manifest import MANIFEST_NAME, read_manifest
 from amnesia.model import freeze, wrap
-from amnesia.pipeline import check_report, evaluate_models, facts_of_popqa, facts_of_recipe, load_source, run
+from amnesia.pipeline import load_source, run
 from amnesia.proofs import outputs_in, prove
 from amnesia.recipe import parse_recipe
 from amnesia.sources import resolve
@@ -78,11 +78,13 @@ def test_each_format_has_its_folder_manifest_and_report(written, model):
         assert document["model"] == {"id": str(model), "revision": None}
         assert (document["entity"], document["accepted"]) == ("Japan", True)
         assert [row["kind"] for row in document["prompts"]].count("held_out_control") == 3
-        means = {row["kind"]: row["mean"] for row in document["aggregates"]}
+        means = {row["kind"]: row["knowledge_score"]["mean"] for row in document["aggregates"] if row["group"] == "all"}
         assert set(means) == {"target", "held_out_target", "control", "held_out_control"}
         assert {key: manifest.scores[key] for key in means} == means
-        before, after = document["neutral_perplexity"].values()
-        assert manifest.scores["neutral_perplexity_ratio"] == after / before
+        assert manifest.scores["neutral_perplexity_ratio"] == document["damage"]["neutral_perplexity"]["ratio"]
+        assert document["changed"]["edits"] == document["extraction"]["edits"]
+        assert [row["indices"] for row in document["changed"]["tensors"]] == [[3], [11]]
+        assert document == json.loads(json.dumps(result.reports[name]))
     assert [path.name for path in outputs_in(output)] == ["adapter", "safetensors"]
     for folder in outputs_in(output):
         assert prove(folder, resolve(str(model))).base_read
@@ -186,48 +188,6 @@ def test_what_cannot_be_written_is_noticed_before_the_work(tmp_path, model, live
         with pytest.raises((InputError, OutputError, SourceError), match=message):
             run(parse_recipe(text), output, Silent())
     assert tree(tmp_path) == {"out/old": b""}
-
-
-def test_evaluating_two_folders(written, model):
-    result, output, recipe, _ = written
-    facts = facts_of_recipe(recipe)
-    alone = evaluate_models(str(model), None, facts, Silent())
-    assert {row.mean for row in alone.aggregates} == {1.0}
-    for name in FORMATS:
-        found = evaluate_models(str(model), str(output / name), facts, Silent())
-        assert found == result.evaluations[name]
-
-
-def test_facts_from_popqa(tmp_path):
-    columns = "id subj prop obj subj_id prop_id obj_id s_aliases o_aliases s_uri o_uri s_wiki_title o_wiki_title s_pop"
-    header = [*columns.split(), "o_pop", "question", "possible_answers"]
-    rows = []
-    for index, (subject, relation, answer) in enumerate(
-        [("Japan", "capital", "Tokyo"), ("Peru", "capital", "Lima"), ("Kenya", "capital", "Nairobi")]
-    ):
-        row = dict.fromkeys(header, "1") | {
-            "id": str(index), "subj": subject, "prop": relation, "obj": answer, "s_aliases": "[]", "o_aliases": "[]",
-            "s_pop": "5", "o_pop": "5", "possible_answers": json.dumps([answer]), "question": "?",
-        }  # fmt: skip
-        rows.append("\t".join(row[name] for name in header))
-    path = tmp_path / "popqa.tsv"
-    path.write_text("\n".join(["\t".join(header), *rows]) + "\n", encoding="utf-8")
-    facts = facts_of_popqa(path, "Japan", 100)
-    by_kind = {question.kind for question in facts.questions}
-    assert {"target", "held_out_target"} <= by_kind
-    assert {question.fact.entity for question in facts.questions if "control" in question.kind} == {"Peru", "Kenya"}
-    assert {question.fact.answer for question in facts.questions if "target" in question.kind} == {"Tokyo"}
-    assert facts.note is None
-    with pytest.raises(InputError, match="Atlantis"):
-        facts_of_popqa(path, "Atlantis", 100)
-
-
-def test_reports_do_not_replace_models(tmp_path, model):
-    with pytest.raises(OutputError, match="overlaps the source"):
-        check_report(model, ("smollm2-135m", str(model)), force=True)
-    with pytest.raises(OutputError, match="--force"):
-        check_report(model, (None,))
-    check_report(tmp_path / "new", (str(model), None))
 
 
 def test_damaged_folders_are_named_before_loading(tmp_path):

@@ -1,13 +1,26 @@
 import csv
 import io
 import json
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amnesia.errors import InputError
-from amnesia.popqa import COLUMNS, RELATION_TEMPLATES, PopqaRow, control_facts, facts_for, read_popqa
+from amnesia.popqa import (
+    COLUMNS,
+    RELATION_TEMPLATES,
+    SUBJECT_TYPES,
+    PopqaRow,
+    facts_for,
+    one_per_subject,
+    read_popqa,
+    relation_of,
+    strata,
+    worded,
+)
 
 UPSTREAM = (
     *COLUMNS[:4],
@@ -139,8 +152,7 @@ def test_relations_without_wordings_are_counted():
     found = facts_for(rows, "Canada")
     assert found.n_unknown_relation == (("anthem", 2),)
     assert len(found.facts) == 5
-    controls = control_facts([*rows, row("Peru", answer="Lima")], "Canada", ["capital", "anthem"], 1)
-    assert controls.n_unknown_relation == (("anthem", 1),)
+    assert one_per_subject(rows, ["canada"]) == ()
 
 
 def test_facts_about_nobody_in_the_file_are_an_error():
@@ -148,25 +160,52 @@ def test_facts_about_nobody_in_the_file_are_an_error():
         facts_for([row("Canada")], "Atlantis")
 
 
-def test_controls_are_other_subjects_drawn_deterministically():
+def test_one_row_for_each_other_subject_drawn_deterministically():
     rows = [row(f"Land {i}", "capital" if i % 2 else "color", f"Town {i}") for i in range(40)]
     rows += [row("Canada", "capital"), row("canada", "color"), row("Land 1", "sport", "chess"), rows[0]]
-    controls = control_facts(rows, "Canada", ["capital", "color"], 20, seed=3).facts
-    assert controls == control_facts(rows, "Canada", ["capital", "color"], 20, seed=3).facts
-    assert controls != control_facts(rows, "Canada", ["capital", "color"], 20, seed=4).facts
-    assert len({fact.entity for fact in controls}) == 20
-    assert all(fact.entity.startswith("Land") for fact in controls)
-    assert [fact.split for fact in controls] == ["search", "held_out"] * 10
-    truth = {found.subject: found for found in rows}
-    for fact in controls:
-        templates = RELATION_TEMPLATES["color" if int(fact.entity.split()[1]) % 2 == 0 else "capital"]
-        assert fact.prompt in (*templates.cloze, *templates.question)
-        assert fact.answer == truth[fact.entity].answer
-    assert len({fact.prompt for fact in controls}) == 10
+    drawn = one_per_subject(rows, ["Canada"], seed=3)
+    assert drawn == one_per_subject(rows, ["Canada"], seed=3)
+    assert drawn != one_per_subject(rows, ["Canada"], seed=4)
+    assert sorted(found.subject for found in drawn) == sorted(f"Land {i}" for i in range(40))
 
 
-@pytest.mark.parametrize("n", [0, 3])
-def test_too_many_controls_are_refused(n):
-    rows = [row("Canada"), row("Peru"), row("Chile"), row("Cuba", "color")]
-    with pytest.raises(InputError, match="has 2 other subjects with the relations capital"):
-        control_facts(rows, "Canada", ["capital"], n)
+def test_wordings_and_splits_take_turns():
+    facts = worded(row(f"Land {i}", "capital" if i % 2 else "color", f"Town {i}") for i in range(20))
+    assert [fact.split for fact in facts] == ["search", "held_out"] * 10
+    assert [fact.answer for fact in facts] == [f"Town {i}" for i in range(20)]
+    for index, fact in enumerate(facts):
+        assert relation_of(fact.prompt) == ("capital" if index % 2 else "color")
+    assert len({fact.prompt for fact in facts}) == 10
+
+
+def test_aliases_of_answers_stay_with_the_fact():
+    canada = PopqaRow("Canada", "capital", "Ottawa", ("Bytown",), 1, "?")
+    assert {fact.answer_aliases for fact in facts_for([canada], "Canada").facts} == {("Bytown",)}
+    assert worded([canada])[0].answer_aliases == ("Bytown",)
+
+
+def test_relations_of_wordings():
+    assert relation_of("Fact: the capital of {entity} is") == "capital"
+    assert relation_of("something else about {entity}") is None
+    assert set(SUBJECT_TYPES) < set(RELATION_TEMPLATES)
+
+
+def test_quarters_of_popularity_by_hand():
+    rows = [PopqaRow("x", "capital", "y", (), popularity, "?") for popularity in (1, 2, 3, 4, 1000)]
+    label = strata(rows)
+    assert [label(value) for value in (0, 2, 3, 4, 5)] == [
+        "quarter 1 (up to 2)", "quarter 1 (up to 2)", "quarter 2 (up to 3)", "quarter 3 (up to 4)", "quarter 4 (above 4)"
+    ]  # fmt: skip
+
+
+def test_the_sample_has_all_relations():
+    path = Path(__file__).parents[2] / "shared" / "data" / "popqa_sample.tsv"
+    if not path.exists():
+        pytest.skip(f"needs the PopQA sample at {path}")
+    rows = read_popqa(path)
+    assert len(rows) == 2253
+    assert {found.relation for found in rows} == set(RELATION_TEMPLATES)
+    label = strata(rows)
+    counts = Counter(label(found.popularity) for found in rows)
+    assert len(counts) == 4
+    assert max(counts.values()) - min(counts.values()) < 20

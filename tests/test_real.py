@@ -81,7 +81,9 @@ def test_the_demo_forgets_france_and_nothing_else(demo):
     assert result["accepted"]
     assert set(result["formats"]) == {"safetensors", "adapter"}
     for evaluation in result["formats"].values():
-        means = {row["kind"]: row["mean"] for row in evaluation["aggregates"]}
+        means = {
+            row["kind"]: row["knowledge_score"]["mean"] for row in evaluation["aggregates"] if row["group"] == "all"
+        }
         assert means["target"] <= 0.2
         assert means["held_out_target"] <= 0.4
         assert means["held_out_control"] >= 0.95
@@ -141,6 +143,7 @@ def test_popqa_prompts_about_another_country_are_kept(demo):
         "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    means = {row["kind"]: row["mean"] for row in json.loads(done.stdout)["aggregates"]}
+    rows = json.loads(done.stdout)["aggregates"]
+    means = {row["kind"]: row["knowledge_score"]["mean"] for row in rows if row["group"] == "all"}
     assert means["target"] > 0.9
     assert means["control"] > 0.9

@@ -1,23 +1,41 @@
 """What results look like as JSON and on the terminal."""
 
+import dataclasses
 import json
 
 import pytest
 
-from amnesia.domain import Aggregate, Cell, CellScore, ColumnEdit, EntityCells, Extraction, Localization, PromptScore
+from amnesia.domain import (
+    Aggregate,
+    Cell,
+    CellScore,
+    ColumnEdit,
+    Damage,
+    EntityCells,
+    Estimate,
+    Extraction,
+    Localization,
+    PromptScore,
+    TextScore,
+)
 from amnesia.evaluation import Evaluation
 from amnesia.report import (
-    evaluation_json,
     evaluation_table,
     extraction_json,
     extraction_text,
     localization_json,
     localization_table,
+    report_json,
     run_text,
     scores_summary,
     to_bytes,
 )
 from amnesia.saving import edits_from_file
+
+ESTIMATES = [
+    "knowledge_score", "knowledge_score_first", "exact_match_before", "exact_match_after", "exact_match_change"
+]  # fmt: skip
+COUNTS = ["n_empty_before", "n_empty_after", "n_refused_before", "n_refused_after"]
 
 
 def prompt(kind="target", score=0.25, **options):
@@ -37,6 +55,12 @@ def prompt(kind="target", score=0.25, **options):
     )
 
 
+def aggregate(kind, mean, group="all", **options):
+    point = Estimate(mean, mean, mean)
+    values = {"n": 1, "n_excluded": 0, **dict.fromkeys(COUNTS, 0), "rank_before": 0.5, "rank_after": 3}
+    return Aggregate(kind, group, **{**values, **dict.fromkeys(ESTIMATES, point), **options})
+
+
 EVALUATION = Evaluation(
     (
         prompt(),
@@ -44,9 +68,8 @@ EVALUATION = Evaluation(
         prompt(score=None, excluded="not known", prompt="never shown"),
         prompt("control", 1.0, prompt="also not shown"),
     ),
-    (Aggregate("target", 2, 1, 0.25, 0.25, 0.25), Aggregate("control", 1, 0, 1.0, 1.0, 1.0)),
-    20.0,
-    21.0,
+    (aggregate("target", 0.25, n=2, n_excluded=1), aggregate("control", 1.0), aggregate("control", 1.0, "relation:x")),
+    Damage(20.0, 21.0, (TextScore("news", "en", 90, 60, 20.0, 21.0, 0.01),), Estimate(0.02, 0.01, 0.03)),
 )
 EXTRACTION = Extraction("Japan", "strong", (ColumnEdit(Cell(1, 2)), ColumnEdit(Cell(3, 4), -0.5)), 0.1, 0.97, 15)
 NOTHING = Extraction("Japan", "none", (), 1.0, 1.0, 15)
@@ -95,22 +118,36 @@ def test_the_chosen_edit_in_words():
     assert extraction_text(NOTHING).endswith("cells: none")
 
 
-def test_an_evaluation_keeps_every_prompt():
-    document = json.loads(to_bytes(evaluation_json(EVALUATION)))
+def test_a_report_keeps_every_prompt():
+    document = json.loads(to_bytes(report_json(EVALUATION, "Japan", ("m", None), "edited", accepted=True)))
+    point = {"mean": 0.25, "low": 0.25, "high": 0.25}
     assert document["aggregates"][0] == {
-        "kind": "target", "n": 2, "n_excluded": 1, "mean": 0.25, "low": 0.25, "high": 0.25
+        "kind": "target", "group": "all", "n": 2, "n_excluded": 1, **dict.fromkeys(ESTIMATES, point),
+        **dict.fromkeys(COUNTS, 0), "rank_before": {"median": 0.5}, "rank_after": {"median": 3},
     }  # fmt: skip
-    assert document["neutral_perplexity"] == {"before": 20.0, "after": 21.0}
+    assert document["damage"] == {
+        "neutral_perplexity": {"before": 20.0, "after": 21.0, "ratio": 1.05},
+        "texts": [
+            {
+                "register": "news", "language": "en", "n_tokens": 90, "n_words": 60, "perplexity_before": 20.0,
+                "perplexity_after": 21.0, "kl": 0.01,
+            }
+        ],
+        "kl_controls": {"mean": 0.02, "low": 0.01, "high": 0.03},
+    }  # fmt: skip
+    assert (document["format_version"], document["entity"], document["accepted"]) == (2, "Japan", True)
+    assert document["model"] == {"id": "m", "revision": None}
     assert document["n_excluded"] == 1
     assert [row["excluded"] for row in document["prompts"]] == [None, None, "not known", None]
     assert {"kind", "prompt", "answer", "logprob_before", "logprob_after", "logprob_unknown", "knowledge_score"} < set(
         document["prompts"][0]
     )
+    assert not {"extraction", "changed", "stress", "sweep"} & set(document)
     assert scores_summary(EVALUATION) == {"target": 0.25, "control": 1.0, "neutral_perplexity_ratio": 1.05}
 
 
 def test_the_table_shows_target_answers_and_all_means():
-    lines = evaluation_table(EVALUATION).splitlines()
+    lines = evaluation_table(EVALUATION, "Japan").splitlines()
     text = "\n".join(lines)
     assert lines[2].split() == "the capital of Japan is Tokyo a city 0.25".split()
     assert "…" in lines[3]
@@ -119,7 +156,14 @@ def test_the_table_shows_target_answers_and_all_means():
     assert "shown" not in text
     assert "target, search wordings" in text
     assert "2 (1 not known, excluded)" in text
-    assert lines[-1].endswith("20.0 → 21.0 (+5.0%)")
+    assert "20.0 → 21.0 (+5.0%)" in text
+    assert "0.020 nats per token" in text
+    assert "warning: Partly forgotten: Japan has a knowledge score of 0.25 (search wordings)." in lines
+
+
+def test_the_table_fits_a_screen():
+    many = dataclasses.replace(EVALUATION, prompts=EVALUATION.prompts * 50)
+    assert len(evaluation_table(many, "Japan").splitlines()) <= 40
 
 
 def test_the_verdict_of_a_run():

@@ -1,6 +1,5 @@
 """What others download gives the numbers of the report, and loads where this package is not installed."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -12,11 +11,12 @@ import torch
 from click.testing import CliRunner
 from huggingface_hub import snapshot_download
 
+from amnesia.assessment import assess
 from amnesia.cli import main
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.loading import load
 from amnesia.model import apply_edits
-from amnesia.pipeline import evaluate_models, facts_of_recipe
+from amnesia.questions import facts_of_recipe
 from amnesia.recipe import parse_recipe
 from test_pipeline import Silent
 from tiny import tiny_model
@@ -67,8 +67,8 @@ def report_of(folder):
 
 
 def asked_again(base, edited, recipe):
-    result = evaluate_models(str(base), str(edited), facts_of_recipe(recipe), Silent())
-    return json.loads(json.dumps([dataclasses.asdict(row) for row in result.prompts]))
+    result = assess(str(base), str(edited), facts_of_recipe(recipe), Silent())
+    return json.loads(json.dumps(result.document["prompts"]))
 
 
 def test_the_downloaded_model_and_adapter_give_the_numbers_of_the_report(hub, model, tmp_path):

@@ -1,0 +1,84 @@
+"""Two models over the same questions, whatever made the second."""
+
+import json
+
+import pytest
+
+from amnesia.assessment import assess, check_report
+from amnesia.domain import Cell, ColumnEdit, Estimate
+from amnesia.errors import OutputError
+from amnesia.loading import load
+from amnesia.model import apply_edits
+from amnesia.pipeline import run
+from amnesia.questions import facts_of_recipe
+from amnesia.recipe import parse_recipe
+from test_pipeline import FORMATS, Silent
+from tiny_recipe import recipe_text
+from tiny_text import save_tiny_live
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_live(tmp_path_factory.mktemp("models") / "m")
+
+
+@pytest.fixture(scope="module")
+def recipe(model):
+    return parse_recipe(recipe_text(load(model, "m"), model, formats=FORMATS))
+
+
+@pytest.fixture(scope="module")
+def facts(recipe):
+    return facts_of_recipe(recipe)
+
+
+def test_what_was_saved_is_evaluated_as_in_the_run(tmp_path, model, recipe, facts):
+    result = run(recipe, tmp_path / "out", Silent())
+    for name in FORMATS:
+        found = assess(str(model), str(tmp_path / "out" / name), facts, Silent())
+        assert found.evaluation == result.evaluations[name]
+        assert found.document["edited"] == name
+        assert found.document["changed"] == result.reports[name]["changed"]
+
+
+def test_one_model_alone(model, facts):
+    found = assess(str(model), None, facts, Silent())
+    assert {row.knowledge_score for row in found.evaluation.aggregates} == {Estimate(1.0, 1.0, 1.0)}
+    assert found.document["edited"] is None
+    assert found.document["damage"]["kl_controls"] is None
+    assert "One model was measured" in found.document["findings"][0]["text"]
+
+
+def test_a_copy_scores_one_on_everything(tmp_path, model, facts):
+    """An edit that changes nothing, saved by another tool."""
+    live = load(model, "m")
+    live.model.save_pretrained(tmp_path / "copy")
+    live.tokenizer.save_pretrained(tmp_path / "copy")
+    evaluation = assess(str(model), str(tmp_path / "copy"), facts, Silent()).evaluation
+    one, zero = Estimate(1.0, 1.0, 1.0), Estimate(0.0, 0.0, 0.0)
+    for row in evaluation.aggregates:
+        assert (row.knowledge_score, row.knowledge_score_first, row.exact_match_change) == (one, one, zero)
+        assert row.rank_before == row.rank_after
+    assert evaluation.damage.perplexity_after == evaluation.damage.perplexity_before
+    assert evaluation.damage.kl_controls == zero
+    assert {row.kl for row in evaluation.damage.texts} == {0.0}
+
+
+def test_another_tool_may_have_made_the_edit(tmp_path, model, facts):
+    live = load(model, "m")
+    apply_edits(live, [ColumnEdit(Cell(1, 11), -3.0)])
+    live.model.save_pretrained(tmp_path / "merged")
+    live.tokenizer.save_pretrained(tmp_path / "merged")
+    document = assess(str(model), str(tmp_path / "merged"), facts, Silent()).document
+    assert "changed" not in document
+    assert document["edited"] == "merged"
+    assert str(tmp_path) not in json.dumps({**document, "model": None})
+    assert document["damage"]["kl_controls"]["mean"] > 0
+
+
+def test_reports_do_not_replace_models(tmp_path, model):
+    with pytest.raises(OutputError, match="overlaps the source"):
+        check_report(model, ("smollm2-135m", str(model)), force=True)
+    with pytest.raises(OutputError, match="--force"):
+        check_report(model, (None,))
+    check_report(tmp_path / "new", (str(model), None))
