@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from amnesia.adapter import CONFIG_NAME
 from amnesia.evaluation import Evaluation
 from amnesia.examination import conclude, examine, examine_after
 from amnesia.files import check_output, staged_output
+from amnesia.kept import Kept
 from amnesia.loading import load, load_adapter
-from amnesia.manifest import MANIFEST_NAME, read_manifest
+from amnesia.manifest import MANIFEST_NAME, read_manifest, version_of
 from amnesia.measurement import measure_unknown
 from amnesia.own_outputs import REPORT_NAME
 from amnesia.pipeline import Tracker, load_source
@@ -38,17 +41,24 @@ def assess(
     *,
     dtype: str = "float32",
     device: str | None = None,
+    measurements: Path | None = None,
 ) -> Assessment:
     """Ask both models about the facts; without `edited`, say what `model` knows.
 
-    `edited` may also be the folder of a PEFT adapter for `model`.
+    `edited` may also be the folder of a PEFT adapter for `model`. Answers are kept in the file `measurements`, from
+    which a second call takes what is there.
     """
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
+
+    def kept(*folders: Path) -> Kept | None:
+        return None if measurements is None else Kept(measurements, fingerprint(folders, dtype, device))
+
     live = load_source(source, dtype, device, hooked=False)
     with tracker.task("asking the original model") as progress:
-        unknown = measure_unknown(live, facts.questions, progress)
-        before = examine(live, facts.questions, progress)
+        own = kept(source.folder)
+        unknown = measure_unknown(live, facts.questions, progress, own)
+        before = examine(live, facts.questions, progress, own)
     after = None
     if other is not None:
         del live
@@ -58,7 +68,7 @@ def assess(
         else:
             live = load(other.folder, str(other), dtype, device)
         with tracker.task("asking the edited model") as progress:
-            after = examine_after(live, facts.questions, before, progress)
+            after = examine_after(live, facts.questions, before, progress, kept(source.folder, other.folder))
     evaluation = conclude(facts.questions, unknown, before, after, facts.scoring)
     document = report.report_json(
         evaluation,
@@ -68,6 +78,22 @@ def assess(
         changed=None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder),
     )
     return Assessment(evaluation, document)
+
+
+def fingerprint(folders: Sequence[Path], dtype: str, device: str | None) -> str:
+    """Tells the measurements of one model from those of all others, also of the same folder before it was changed.
+
+    Of the model's files it looks at names, sizes and times of change, because hashing the weights takes as long as
+    asking a small model.
+    """
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for folder in folders for path in _files(folder)]
+    versions = [version_of(name) for name in ("amnesia", "torch", "transformers")]
+    whole = json.dumps([[str(folder.resolve()) for folder in folders], stats, dtype, device, versions])
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())
 
 
 def name_of(source: ModelSource) -> str:

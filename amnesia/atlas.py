@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from amnesia.database import database
 from amnesia.domain import Cell, CellScore
-from amnesia.errors import InputError, OutputError
+from amnesia.errors import InputError
 from amnesia.localization import baseline_moments, cell_maps, layer_range
 from amnesia.model import LiveModel, Progress
 from amnesia.prompts import ENTITY_TEMPLATES
@@ -53,24 +54,9 @@ class AtlasRow:
     cells: tuple[CellScore, ...]
 
 
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """The database, with its tables; several processes may write it, each waiting for the others.
-
-    Raises OutputError for a file that is not a database or cannot be written.
-    """
-    connection = None
-    try:
-        connection = sqlite3.connect(path, timeout=120)
-        connection.executescript(_TABLES)
-    except sqlite3.Error as error:
-        if connection is not None:
-            connection.close()
-        raise OutputError(f"{path} cannot be used as an atlas ({error}): choose another file") from error
-    try:
-        yield connection
-    finally:
-        connection.close()
+def opened(path: Path) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+    """The atlas in a file, which several processes may write. Raises OutputError; see `database.database`."""
+    return database(path, _TABLES, "an atlas")
 
 
 def begin(path: Path, settings: AtlasSettings, entities: Mapping[str, int | None]) -> tuple[str, ...]:
@@ -79,21 +65,21 @@ def begin(path: Path, settings: AtlasSettings, entities: Mapping[str, int | None
     Raises InputError when the file holds an atlas that was made with other settings.
     """
     wanted = {key: json.dumps(value) for key, value in vars(settings).items()}
-    with opened(path) as database, database:
-        found = dict(database.execute("SELECT key, value FROM settings"))
+    with opened(path) as atlas, atlas:
+        found = dict(atlas.execute("SELECT key, value FROM settings"))
         for key, value in found.items():
             if wanted.get(key) != value:
                 raise InputError(
                     f"{path} is an atlas with {key} = {value}, asked for is {wanted.get(key)}: "
                     "go on with the same settings, or choose another file"
                 )
-        database.executemany("INSERT OR IGNORE INTO settings VALUES (?, ?)", wanted.items())
-        (start,) = database.execute("SELECT COALESCE(MAX(place) + 1, 0) FROM entities").fetchone()
-        database.executemany(
+        atlas.executemany("INSERT OR IGNORE INTO settings VALUES (?, ?)", wanted.items())
+        (start,) = atlas.execute("SELECT COALESCE(MAX(place) + 1, 0) FROM entities").fetchone()
+        atlas.executemany(
             "INSERT OR IGNORE INTO entities VALUES (?, ?, ?)",
             [(name, start + place, popularity) for place, (name, popularity) in enumerate(entities.items())],
         )
-        done = {name for (name,) in database.execute("SELECT DISTINCT entity FROM cells")}
+        done = {name for (name,) in atlas.execute("SELECT DISTINCT entity FROM cells")}
     return tuple(name for name in entities if name not in done)
 
 
@@ -132,22 +118,22 @@ def fill(
             for name, cell_map in zip(names, maps, strict=True)
             for rank, row in enumerate(cell_map.top(settings.top))
         ]
-        with opened(path) as database, database:
-            database.executemany("INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        with opened(path) as atlas, atlas:
+            atlas.executemany("INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def read(path: Path) -> tuple[str, tuple[AtlasRow, ...]]:
     """The model's name and the entities that have cells, in the order in which they were given."""
     if not path.is_file():
         raise InputError(f"{path} is not a file: give the atlas that `amnesia atlas` wrote")
-    with opened(path) as database:
-        settings = dict(database.execute("SELECT key, value FROM settings"))
+    with opened(path) as atlas:
+        settings = dict(atlas.execute("SELECT key, value FROM settings"))
         cells: dict[str, list[CellScore]] = {}
-        for entity, layer, neuron, *values in database.execute(
+        for entity, layer, neuron, *values in atlas.execute(
             "SELECT entity, layer, neuron, score, mean_z, std_z FROM cells ORDER BY entity, rank"
         ):
             cells.setdefault(entity, []).append(CellScore(Cell(layer, neuron), *values))
-        entities = database.execute("SELECT entity, popularity FROM entities ORDER BY place").fetchall()
+        entities = atlas.execute("SELECT entity, popularity FROM entities ORDER BY place").fetchall()
     rows = tuple(AtlasRow(name, popularity, tuple(cells[name])) for name, popularity in entities if name in cells)
     return json.loads(settings.get("model", '""')), rows
 

@@ -5,6 +5,7 @@ Only this module, its siblings `cli_*` and `console` print.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -302,7 +303,7 @@ def evaluate(
         raise InputError("--popqa needs --entity: name the subject whose facts are the targets")
     if recipe_path is not None and len(entities) > 1:
         raise InputError("a recipe is about one entity: give --entity once")
-    from amnesia import assessment, questions, report
+    from amnesia import assessment, kept, questions, report
     from amnesia.sources import find_popqa
 
     terminal = Terminal()
@@ -314,9 +315,12 @@ def evaluate(
         terminal.notice(facts.note)
     if output is not None:
         assessment.check_report(output, (model, edited), force=force)
-    result = assessment.assess(model, edited, facts, terminal, dtype=dtype, device=device)
-    if output is not None:
-        assessment.write_report(result.document, output, force=force)
+    with contextlib.nullcontext() if output is None else kept.beside(output) as measurements:
+        result = assessment.assess(
+            model, edited, facts, terminal, dtype=dtype, device=device, measurements=measurements
+        )
+        if output is not None:
+            assessment.write_report(result.document, output, force=force)
     if json_output:
         print_json(result.document)
     else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from amnesia.damage import Impression, damage, impression, impression_after
 from amnesia.evaluation import Evaluation, compare
+from amnesia.kept import Kept
 from amnesia.measurement import Measurement, Unknown, measure
 from amnesia.model import LiveModel, Progress
 from amnesia.questions import Question
@@ -21,18 +22,24 @@ class Examination:
     impression: Impression
 
 
-def examine(live: LiveModel, questions: Sequence[Question], progress: Progress | None = None) -> Examination:
-    """Ask the original model."""
+def examine(
+    live: LiveModel, questions: Sequence[Question], progress: Progress | None = None, kept: Kept | None = None
+) -> Examination:
+    """Ask the original model. Answers are kept in `kept`; texts, which take seconds, are read anew."""
     prompts = [question.fact.text() for question in questions if "control" in question.kind]
-    return Examination(measure(live, questions, progress=progress), impression(live, prompts, progress))
+    return Examination(measure(live, questions, progress=progress, kept=kept), impression(live, prompts, progress))
 
 
 def examine_after(
-    live: LiveModel, questions: Sequence[Question], original: Examination, progress: Progress | None = None
+    live: LiveModel,
+    questions: Sequence[Question],
+    original: Examination,
+    progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> Examination:
     """Ask the edited model the same."""
     return Examination(
-        measure(live, questions, progress=progress), impression_after(live, original.impression, progress)
+        measure(live, questions, progress=progress, kept=kept), impression_after(live, original.impression, progress)
     )
 
 

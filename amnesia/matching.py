@@ -42,7 +42,7 @@ def normalized(text: str) -> tuple[str, ...]:
 
 def first_line(generated: str) -> str:
     """The part of a generated text in which an answer is looked for: up to the first line break that follows a word."""
-    return next(iter(generated.strip().splitlines()), "")
+    return next(iter(generated.strip().splitlines()), "").rstrip()
 
 
 def matches(generated: str, answers: Sequence[str]) -> bool:

@@ -5,14 +5,22 @@ A model is measured alone, so that two models need never be in memory together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from amnesia.errors import InputError
+from amnesia.kept import Kept
 from amnesia.model import AnswerLogprob, LiveModel, Progress, answer_logprobs, generate
 from amnesia.prompts import unseen_names
 from amnesia.questions import Question
 from amnesia.recipe import Scoring
+
+T = TypeVar("T")
+
+BATCH = 256
+"""Items that are asked, and kept, together: what is lost at most when a process is killed."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +40,29 @@ class Measurement:
 
 
 def measure(
-    live: LiveModel, questions: Sequence[Question], *, generated: bool = True, progress: Progress | None = None
+    live: LiveModel,
+    questions: Sequence[Question],
+    *,
+    generated: bool = True,
+    progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> Measurement:
-    """Log-probability of each answer, and the greedy continuation of each prompt."""
+    """Log-probability of each answer, and the greedy continuation of each prompt.
+
+    What is in `kept` is not asked again, and what is asked is put there.
+    """
     pairs = [(question.fact.text(), question.fact.answer) for question in questions]
+    prompts = [prompt for prompt, _ in pairs]
     return Measurement(
-        tuple(answer_logprobs(live, pairs, progress)),
-        tuple(generate(live, [prompt for prompt, _ in pairs], progress=progress)) if generated else None,
+        tuple(_logprobs(live, pairs, progress, kept)),
+        tuple(_resumed("text", prompts, len, lambda part: generate(live, part, progress=progress), kept))
+        if generated
+        else None,
     )
 
 
 def measure_unknown(
-    live: LiveModel, questions: Sequence[Question], progress: Progress | None = None
+    live: LiveModel, questions: Sequence[Question], progress: Progress | None = None, kept: Kept | None = None
 ) -> tuple[Unknown, ...]:
     """What an unknown entity is worth in each question: the mean over unseen names, on the original model."""
     wanted = [
@@ -53,15 +72,44 @@ def measure_unknown(
         ]
         for question in questions
     ]
-    # Many facts share a wording and an answer; each is asked once.
-    unique = list(dict.fromkeys(pair for pairs in wanted for pair in pairs))
-    found = dict(zip(unique, answer_logprobs(live, unique, progress), strict=True))
+    flat = [pair for pairs in wanted for pair in pairs]
+    found = dict(zip(flat, _logprobs(live, flat, progress, kept), strict=True))
     return tuple(
         Unknown(
             sum(found[pair].total for pair in pairs) / len(pairs), sum(found[pair].first for pair in pairs) / len(pairs)
         )
         for pairs in wanted
     )
+
+
+def _logprobs(
+    live: LiveModel, pairs: Sequence[tuple[str, str]], progress: Progress | None, kept: Kept | None
+) -> list[AnswerLogprob]:
+    def ask(part: Sequence[tuple[str, str]]) -> list[tuple[float, float, int]]:
+        return [(row.total, row.first, row.rank) for row in answer_logprobs(live, part, progress)]
+
+    # In the order of their prompts, because what prompts share at their beginning is computed once.
+    return [AnswerLogprob(*value) for value in _resumed("logprob", pairs, lambda pair: pair, ask, kept)]
+
+
+def _resumed(
+    kind: str,
+    items: Sequence[T],
+    order: Callable[[T], Any],
+    ask: Callable[[Sequence[T]], Sequence[Any]],
+    kept: Kept | None,
+) -> list[Any]:
+    """What `ask` says to each item; equal items are asked once, in the given order, and batches are kept at once."""
+    keys = {item: json.dumps(item, ensure_ascii=False) for item in items}
+    known = {} if kept is None else kept.known(kind)
+    missing = sorted((item for item, key in keys.items() if key not in known), key=order)
+    for start in range(0, len(missing), BATCH):
+        part = missing[start : start + BATCH]
+        values = {keys[item]: value for item, value in zip(part, ask(part), strict=True)}
+        if kept is not None:
+            kept.keep(kind, values)
+        known |= values
+    return [known[keys[item]] for item in items]
 
 
 def why_excluded(before: AnswerLogprob, unknown: Unknown, scoring: Scoring) -> str | None:

@@ -6,6 +6,7 @@ It knows nothing of recipes, files or scores.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -167,9 +168,7 @@ def passes(
     if not takes_trees(live, max(map(len, rows), default=0)):
         plain = [[token % LABEL for token in row] for row in rows]
         for batch in batches(live, plain, 1 if single else max_tokens):
-            starts = batch.padding.tolist()
-            slots = tuple(range(start, start + len(rows[i])) for start, i in zip(starts, batch.indices, strict=True))
-            yield Pass(batch.indices, batch.inputs, tuple(range(len(slots))), slots)
+            yield _plain_pass(batch, rows)
         return
     dtype, device = live.model.dtype, live.device
     for forest in forests(rows, max_tokens, MAX_BATCH_ROWS, 1 if single else max_tokens):
@@ -187,6 +186,13 @@ def passes(
             tuple(line for line, tree in enumerate(forest) for _ in tree.rows),
             tuple(slots for tree in forest for slots in tree.slots),
         )
+
+
+def _plain_pass(batch: Batch, rows: Sequence[Sequence[int]]) -> Pass:
+    """A left-padded batch of some of the rows, as a pass."""
+    starts = batch.padding.tolist()
+    slots = tuple(range(start, start + len(rows[i])) for start, i in zip(starts, batch.indices, strict=True))
+    return Pass(batch.indices, batch.inputs, tuple(range(len(slots))), slots)
 
 
 def takes_trees(live: LiveModel, longest: int) -> bool:
@@ -407,23 +413,43 @@ def answer_logprobs(
     """
     rows = continuations(live.tokenizer, pairs)
     results: list[AnswerLogprob | None] = [None] * len(rows)
-    for batch in batches(live, [row.ids for row in rows]):
-        with around(batch) if around else contextlib.nullcontext():
-            logits, tokens, mask = answer_logits(live, rows, batch)
-        chosen = logits.gather(2, tokens[..., None])[..., 0]
-        logprobs = chosen - logits.logsumexp(2)  # (batch, width)
-        ranks = (logits > chosen[..., None]).sum(2)
-        totals = logprobs.where(mask, 0.0).sum(1)
-        if not torch.isfinite(totals).all():
-            raise NumericalError(f"{live.name} gives NaN or infinite log-probabilities: its weights are damaged")
-        for line, index in enumerate(batch.indices):
-            first = logits.shape[1] - rows[index].n_answer
-            results[index] = AnswerLogprob(
-                totals[line].item(), logprobs[line, first].item(), int(ranks[line, first].item())
-            )
+    # An answer's last token predicts nothing that is asked for.
+    for one, context in _passes_within(live, [row.ids[:-1] for row in rows], around):
+        spots: dict[tuple[int, int], int] = {}  # Where the head is needed, once even if several rows share the place.
+        heads = [
+            [spots.setdefault((line, slot), len(spots)) for slot in slots[-rows[index].n_answer :]]
+            for index, line, slots in zip(one.indices, one.lines, one.slots, strict=True)
+        ]
+        lines, places = (torch.tensor(column) for column in zip(*spots, strict=True))
+        with context, at_head(live, lines, places):
+            logits = live.model(**one.inputs, use_cache=False).logits[0].float()  # (n_spots, vocabulary)
+        wanted = [token for index in one.indices for token in rows[index].ids[-rows[index].n_answer :]]
+        at = torch.tensor([spot for spots_of_row in heads for spot in spots_of_row], device=logits.device)
+        chosen = logits[at, torch.tensor(wanted, device=logits.device)]
+        logprobs = (chosen - logits.logsumexp(1)[at]).tolist()
+        start = 0
+        for index, spots_of_row in zip(one.indices, heads, strict=True):
+            own = logprobs[start : start + len(spots_of_row)]
+            if not math.isfinite(sum(own)):
+                raise NumericalError(f"{live.name} gives NaN or infinite log-probabilities: its weights are damaged")
+            rank = int((logits[spots_of_row[0]] > chosen[start]).sum())
+            results[index] = AnswerLogprob(sum(own), own[0], rank)
+            start += len(own)
         if progress:
-            progress(len(batch.indices))
+            progress(len(one.indices))
     return [result for result in results if result is not None]
+
+
+def _passes_within(
+    live: LiveModel, rows: Sequence[Sequence[int]], around: Around | None
+) -> Iterator[tuple[Pass, contextlib.AbstractContextManager[None]]]:
+    """Forward passes over all rows with the context to run each in; one that needs a batch gets plain ones."""
+    if around is None:
+        for one in passes(live, rows):
+            yield one, contextlib.nullcontext()
+    else:
+        for batch in batches(live, rows):
+            yield _plain_pass(batch, rows), around(batch)
 
 
 @torch.inference_mode()

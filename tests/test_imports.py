@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     "errors own_outputs",
     "streams",
-    "arithmetic domain encoding figures files gguf_file hub_errors layouts modelfile neutral packing scratch shards statistics variants",
-    "gguf_blocks matching model popqa prompts recipe scores strict_json",
+    "arithmetic database domain encoding figures files gguf_file hub_errors layouts modelfile neutral packing scratch shards statistics variants",
+    "gguf_blocks kept matching model popqa prompts recipe scores strict_json",
     "damage gguf_layout interventions journal loading manifest questions safetensors_file",
     "card checkpoint localization measurement search sources",
     "adapter atlas columns evaluation extraction gguf_edit injection layer_significance mining remote robustness sweep",
