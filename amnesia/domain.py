@@ -13,6 +13,8 @@ from amnesia.errors import InputError
 FactKind = Literal["target", "held_out_target", "control", "held_out_control", "neutral"]
 Verdict = Literal["strong", "weak", "none"]
 Split = Literal["search", "held_out"]
+Format = Literal["safetensors", "adapter", "gguf"]
+FORMATS: tuple[Format, ...] = ("safetensors", "adapter", "gguf")
 
 
 @total_ordering

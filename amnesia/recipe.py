@@ -9,13 +9,11 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from amnesia.domain import Cell, ColumnEdit, Fact
+from amnesia.domain import FORMATS, Cell, ColumnEdit, Fact, Format
 from amnesia.errors import RecipeError
 
-Format = Literal["safetensors", "adapter", "gguf"]
-FORMATS: tuple[Format, ...] = ("safetensors", "adapter", "gguf")
 BASELINES = ("contrast", "generic")
 SPLITS = ("search", "held_out")
 

@@ -14,7 +14,7 @@ ROWS = (
     "errors own_outputs",
     "streams",
     "arithmetic domain encoding figures files gguf_file hub_errors layouts modelfile packing scores scratch shards statistics variants",
-    "gguf_blocks model popqa prompts recipe strict_json",
+    "edits gguf_blocks model popqa prompts recipe strict_json",
     "gguf_layout interventions journal loading manifest safetensors_file",
     "card checkpoint evaluation localization search sources",
     "adapter atlas columns extraction gguf_edit injection layer_significance mining remote report robustness sweep",
