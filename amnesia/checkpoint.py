@@ -271,7 +271,7 @@ def write_edited(
         )
         if edited:
             base_files.append(BaseFile(name, whole.size, whole.hexdigest()))
-        else:
+        elif name not in replaced:
             untouched.append(UntouchedFile(name, whole.size, whole.hexdigest() if hashed else None))
         advance(whole.size - (done - before))  # Links and shared disk blocks arrive all at once.
     for name, stamp in stamps.items():

@@ -142,8 +142,8 @@ def _change_folder(folder: Path, spec: EditSpec) -> tuple[Change, Manifest]:
         for name in sorted({plan.file for plan in plans})
     )
     own = tuple(name for name in source.files if is_reserved(name))
-    touched = {row.file for row in files}
-    untouched = [UntouchedFile(name, (folder / name).stat().st_size) for name in source.files if name not in touched]
+    others = {*source.files} - {row.file for row in files} - {*own}
+    untouched = [UntouchedFile(name, (folder / name).stat().st_size) for name in sorted(others)]
     manifest = _manifest("safetensors", spec, files, tensors, untouched, source.manifest)
     manifest, added = _bookkeeping(manifest, own, saved)
     return Change(tuple(patches), own, added), manifest

@@ -119,11 +119,11 @@ def _version(distribution: str) -> str:
 class Manifest:
     """Everything that `verify` and `undo` need.
 
-    `untouched` lists the files of the model without an edited tensor (an adapter has none). `undo` names the file with
+    `untouched` lists the files of the model without an edited tensor; an adapter has none. `undo` names the file with
     original values of columns whose multiplier does not invert exactly. `added` lists files of the output that the base
     does not have; `replaced` those whose original lies under `amnesia-base/`; `left_out` files of the base that were
-    not copied. `scores` maps names of aggregates to means. `previous` is the manifest of
-    the already edited model on which this edit was made.
+    not copied. `scores` maps names of aggregates to means. `previous` is the manifest of the already edited model on
+    which this edit was made.
     """
 
     format: Format
