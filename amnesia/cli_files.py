@@ -177,6 +177,3 @@ def undo(edited: Path, output: Path | None, in_place: bool, every_step: bool, fo
     with Terminal().task("restoring"):
         manifest = proofs.take_back(edited, output, force=force, every_step=every_step)
     click.echo(f"{manifest.entity} is back: {manifest.base.id} as it was, in {output}")
-
-
-COMMANDS = (edit, verify, undo)
