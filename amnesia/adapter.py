@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from amnesia.checkpoint import TensorPlan, Weights, plan_edits, scale_vectors
-from amnesia.domain import ColumnEdit
+from amnesia.edits import EditSpec, names_of
 from amnesia.errors import AmnesiaError, CheckpointError, InputError, OutputError
-from amnesia.manifest import Base, BaseFile, EntityEdits, Manifest, TensorEdit
+from amnesia.files import check_empty
+from amnesia.manifest import Base, BaseFile, Manifest, TensorEdit
 from amnesia.safetensors_file import NewTensor, new_file
 
 # Ranks that PEFT, vLLM and llama.cpp all load.
@@ -50,33 +51,20 @@ def adapter_rank(most_cells: int) -> int:
 
 
 def write_adapter(
-    source: Weights,
-    edits: Sequence[ColumnEdit],
-    folder: Path,
-    *,
-    entity: str,
-    base_id: str,
-    revision: str | None,
-    also: Sequence[EntityEdits] = (),
-    recipe_text: str | None = None,
-    allow_overlap: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    source: Weights, spec: EditSpec, folder: Path, *, progress: Callable[[int, int], None] | None = None
 ) -> Manifest:
     """Write a LoRA adapter into the empty `folder`, everything but the manifest, and return the manifest.
 
-    Only the edited tensors are read. `progress` is called with the layers written so far and in all. `also` are edits
-    for further entities.
+    Only the edited tensors are read. `progress` is called with the layers written so far and in all.
 
     Raises what `plan_edits` raises, InputError for more than 512 cells in a layer, CheckpointError for mixtures of
     experts and for types that PEFT cannot merge (8 bits), OutputError when `folder` is not empty, and NumericalError
     when a factor would overflow.
     """
-    groups = (EntityEdits(entity, tuple(edits)), *also)
-    plans = plan_edits(source, groups, allow_overlap=allow_overlap)
+    plans = plan_edits(source, spec.groups, allow_overlap=spec.allow_overlap)
     rank = adapter_rank(max(len(plan.multipliers) for plan in plans))
     check_mergeable(source, plans)
-    if any(folder.iterdir()):
-        raise OutputError(f"{folder} is not empty: give an empty folder")
+    check_empty(folder)
 
     tensors: list[TensorEdit] = []
 
@@ -89,8 +77,8 @@ def write_adapter(
         with (folder / WEIGHTS_NAME).open("xb") as file:
             file.writelines(weights_blocks(source, plans, rank, record))
         modules = target_modules(source, plans)
-        (folder / CONFIG_NAME).write_bytes(config_bytes(modules, plans[0].axis, rank, base_id, revision))
-        readme = _readme(", ".join(group.entity for group in groups), base_id)
+        (folder / CONFIG_NAME).write_bytes(config_bytes(modules, plans[0].axis, rank, spec.base_id, spec.revision))
+        readme = _readme(names_of(spec.groups), spec.base_id)
         (folder / README_NAME).write_text(readme, encoding="utf-8")
     except OSError as error:
         if isinstance(error, AmnesiaError):
@@ -100,11 +88,11 @@ def write_adapter(
         ) from error
     return Manifest(
         format="adapter",
-        base=Base(base_id, revision, base_files(source, plans)),
-        edits=groups,
+        base=Base(spec.base_id, spec.revision, base_files(source, plans)),
+        edits=spec.groups,
         tensors=tuple(tensors),
         added=(README_NAME, CONFIG_NAME, WEIGHTS_NAME),
-        recipe=recipe_text,
+        recipe=spec.recipe_text,
         previous=source.manifest,
     )
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from amnesia.domain import Format
 from amnesia.errors import InputError
 from amnesia.manifest import MANIFEST_NAME, Manifest
-from amnesia.recipe import Format
 
 RELATION: Mapping[Format, str] = {"safetensors": "finetune", "adapter": "adapter", "gguf": "quantized"}
 LIBRARY: Mapping[Format, str] = {"safetensors": "transformers", "adapter": "peft", "gguf": "gguf"}

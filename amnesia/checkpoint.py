@@ -15,18 +15,19 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from amnesia.arithmetic import check_dtype, inverts_exactly, scale_bytes
-from amnesia.domain import Cell, ColumnEdit, check_edits
-from amnesia.errors import CheckpointError, InputError, LayoutError, NumericalError, OutputError
-from amnesia.files import check_settled, copy_file, is_inside_name, list_files, read_small
+from amnesia.domain import Cell, check_edits
+from amnesia.edits import EditSpec, EntityEdits, join_edits
+from amnesia.errors import CheckpointError, InputError, LayoutError, NumericalError
+from amnesia.files import check_empty, check_settled, copy_file, file_stamp, is_inside_name, list_files, read_small
 from amnesia.layouts import MlpShape, shape_from_config
 from amnesia.manifest import (
     MANIFEST_NAME,
     Base,
     BaseFile,
-    EntityEdits,
     Manifest,
     TensorEdit,
-    join_edits,
+    UntouchedFile,
+    check_earlier,
     read_manifest,
 )
 from amnesia.safetensors_file import (
@@ -179,7 +180,7 @@ def plan_edits(
         check_edits(group.edits, shape.n_layers, shape.d_mlp, source.name, shape.experts_in)
     cells = join_edits(groups, allow_overlap=allow_overlap)
     if source.manifest is not None and not allow_overlap:
-        _check_earlier(source.manifest, groups)
+        check_earlier(source.manifest, groups)
     return tuple(_plan_matrix(source, *place, multipliers) for place, multipliers in by_projection(cells).items())
 
 
@@ -189,19 +190,6 @@ def by_projection(cells: Mapping[Cell, float]) -> dict[tuple[int, int | None], d
     for cell, multiplier in cells.items():
         found.setdefault((cell.layer, cell.expert), {})[cell.neuron] = multiplier
     return found
-
-
-def _check_earlier(manifest: Manifest, groups: Sequence[EntityEdits]) -> None:
-    owners: dict[Cell, str] = {
-        edit.cell: group.entity for step in manifest.history() for group in step.edits for edit in group.edits
-    }
-    for group in groups:
-        for edit in group.edits:
-            if edit.cell in owners:
-                raise InputError(
-                    f"cell {edit.cell} is edited for {group.entity!r}, but this checkpoint already has it edited for "
-                    f"{owners[edit.cell]!r}: undo that first, choose another cell, or allow the overlap"
-                )
 
 
 def _plan_matrix(source: Weights, layer: int, expert: int | None, multipliers: Mapping[int, float]) -> TensorPlan:
@@ -237,33 +225,25 @@ def needed_bytes(source: CheckpointSource, plans: Iterable[TensorPlan], *, link:
 
 def write_edited(
     source: CheckpointSource,
-    edits: Sequence[ColumnEdit],
+    spec: EditSpec,
     folder: Path,
     *,
-    entity: str,
-    base_id: str,
-    revision: str | None,
-    also: Sequence[EntityEdits] = (),
-    recipe_text: str | None = None,
     link: bool = False,
-    allow_overlap: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Write the edited model into the empty `folder`, everything but the manifest, and return the manifest.
 
-    `also` are edits for further entities. `link` hard-links untouched files instead of copying them. `progress` is
-    called with the bytes written so far and in all. Touched shards are hashed and edited while they are copied; where
-    the filesystem shares blocks, the hash (1 to 2 GB/s) is most of the time that is spent.
+    `link` hard-links untouched files instead of copying them. `progress` is called with the bytes written so far and in
+    all. Files are hashed, and touched shards edited, while they are copied; where the filesystem shares blocks, the
+    hash of the touched shards (1 to 2 GB/s) is most of the time that is spent.
 
     The caller writes the manifest last, inside `files.staged_output`. Raises what `plan_edits` raises, OutputError when
     `folder` is not empty or the disk is full, and NumericalError when a column holds or would get NaN or infinity.
     """
-    groups = (EntityEdits(entity, tuple(edits)), *also)
-    plans = plan_edits(source, groups, allow_overlap=allow_overlap)
-    if any(folder.iterdir()):
-        raise OutputError(f"{folder} is not empty: give an empty folder")
-    touched = {plan.file: source.folder / plan.file for plan in plans}
-    stamps = {name: _stamp(path) for name, path in touched.items()}
+    plans = plan_edits(source, spec.groups, allow_overlap=spec.allow_overlap)
+    check_empty(folder)
+    touched = {plan.file for plan in plans}
+    stamps = {name: file_stamp(source.folder / name) for name in source.files}
     replaced = tuple(name for name in source.files if is_reserved(name))
     total = needed_bytes(source, plans, link=False)
     done = 0
@@ -276,27 +256,29 @@ def write_edited(
 
     columns = tuple(edited_columns(source, plans))
     tensor_hashes = {plan.tensor.name: tensor_range(plan.tensor) for plan in plans}
-    base_files = []
+    base_files, untouched = [], []
     for name in sorted(source.files, key=lambda name: name not in touched):
-        target = folder / BASE_FOLDER / name if name in replaced else folder / name
         before = done
-        if name in touched:
-            edited = [row for row in columns if row.plan.file == name]
-            whole = RangeHash(0, source.weights.headers[name].file_size)
-            copy_file(
-                touched[name],
-                target,
-                patches=[patch for row in edited for patch in row.patches()],
-                hashes=[whole, *(part for row in edited for part in tensor_hashes[row.plan.tensor.name])],
-                advance=advance,
-            )
+        edited = [row for row in columns if row.plan.file == name]
+        whole = RangeHash(0, stamps[name][0])
+        hashed = copy_file(
+            source.folder / name,
+            folder / BASE_FOLDER / name if name in replaced else folder / name,
+            link=link and not edited,
+            patches=[patch for row in edited for patch in row.patches()],
+            hashes=[whole, *(part for row in edited for part in tensor_hashes[row.plan.tensor.name])],
+            advance=advance,
+        )
+        if edited:
             base_files.append(BaseFile(name, whole.size, whole.hexdigest()))
-        else:
-            copy_file(source.folder / name, target, link=link, advance=advance)
-        advance((source.folder / name).stat().st_size - (done - before))
-    for name, path in touched.items():
-        if stamps[name] != _stamp(path):
-            raise CheckpointError(f"{path} changed while it was copied: wait until nothing writes to it, then repeat")
+        elif name not in replaced:
+            untouched.append(UntouchedFile(name, whole.size, whole.hexdigest() if hashed else None))
+        advance(whole.size - (done - before))  # Links and shared disk blocks arrive all at once.
+    for name, stamp in stamps.items():
+        if stamp != file_stamp(source.folder / name):
+            raise CheckpointError(
+                f"{source.folder / name} changed while it was copied: wait until nothing writes to it, then repeat"
+            )
 
     saved = [tensor for row in columns for tensor in row.saved()]
     if saved:
@@ -305,14 +287,15 @@ def write_edited(
     tensors = tuple(row.entry(*(part.hexdigest() for part in tensor_hashes[row.plan.tensor.name])) for row in columns)
     return Manifest(
         format="safetensors",
-        base=Base(base_id, revision, tuple(base_files)),
-        edits=groups,
+        base=Base(spec.base_id, spec.revision, tuple(base_files)),
+        edits=spec.groups,
         tensors=tensors,
+        untouched=tuple(untouched),
         undo=UNDO_NAME if saved else None,
         added=(UNDO_NAME,) if saved else (),
         replaced=replaced,
         left_out=source.left_out,
-        recipe=recipe_text,
+        recipe=spec.recipe_text,
         previous=source.manifest,
     )
 
@@ -420,8 +403,3 @@ def undo_key(tensor: str, index: int) -> str:
 def is_reserved(name: str) -> bool:
     """Whether a file of an output is written by this package, for `verify` and `undo`."""
     return name in (MANIFEST_NAME, UNDO_NAME) or name.split("/")[0] == BASE_FOLDER
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia import cli_entities, cli_files, cli_hub, cli_science, figures
 from amnesia.console import (
     Commands,
     Terminal,
@@ -33,19 +32,21 @@ if TYPE_CHECKING:
     from amnesia.mining import Mined
 
 EXIT_REJECTED = 1
+LATE = {
+    **dict.fromkeys(("edit", "verify", "undo"), "amnesia.cli_files"),
+    **dict.fromkeys(("push", "replay"), "amnesia.cli_hub"),
+    **dict.fromkeys(("layers", "sweep", "inject", "sufficiency"), "amnesia.cli_science"),
+    **dict.fromkeys(("robustness", "atlas"), "amnesia.cli_entities"),
+}
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, late=LATE, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="amnesia")
 def main() -> None:
     """Make a language model forget one named thing: find its entity cells, negate them, save the weights.
 
     MODEL is a Hub id (repo_id[@revision]), a model folder, a .gguf file, or the built-in smollm2-135m.
     """
-
-
-for command in (*cli_files.COMMANDS, *cli_hub.COMMANDS, *cli_science.COMMANDS, *cli_entities.COMMANDS):
-    main.add_command(command)
 
 
 @main.command()
@@ -195,6 +196,8 @@ def localize(
     span = None if layers is None else parse_layers(layers)
     lines = None if prompts is None else lines_of(prompts)
     check_file(output)
+    from amnesia import figures
+
     if plot:
         if output is None:
             raise InputError("--plot needs a file to stand beside: give one with -o")

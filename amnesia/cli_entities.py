@@ -215,6 +215,3 @@ def _atlas_text(result: AtlasSummary, output: Path) -> str:
             f"rank correlation of the scores {'undefined' if rho is None else f'{rho:.2f}'}"
         )
     return "\n".join([*lines, "", f"written to {output}"])
-
-
-COMMANDS = (robustness, atlas)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from amnesia.console import Terminal, as_json, force_option, print_json
+from amnesia.domain import FORMATS, Format
 from amnesia.errors import InputError
-from amnesia.recipe import FORMATS, Format
 
 if TYPE_CHECKING:
     from amnesia.manifest import Manifest
@@ -65,10 +65,11 @@ def edit(
             raise InputError("--in-place writes MODEL itself: drop -o, --link, --force and --format")
         if not Path(model).exists() or model in sources.BUILT_IN:
             raise InputError(f"{model} is not a folder or .gguf file here: only those can be edited in place")
+        from amnesia.edits import EditSpec
         from amnesia.in_place import edit_in_place
 
         with Terminal().task("editing in place"):
-            manifest = edit_in_place(Path(model), groups, base_id=model, allow_overlap=allow_overlap)
+            manifest = edit_in_place(Path(model), EditSpec(tuple(groups), model, allow_overlap=allow_overlap))
         _print_edit(manifest, Path(model), json_output)
         return
     if output is None:
@@ -80,14 +81,13 @@ def edit(
     if name == "adapter" and not sources.is_on_disk(model):
         from amnesia.remote import open_remote
 
-        remote = open_remote(*sources.hub_id(model))
-        with terminal.task(f"writing {name} from the Hub, of which only the edited tensors are read"):
-            manifest = saving.save_remote_adapter(remote, groups, output, force=force, allow_overlap=allow_overlap)
-        _print_edit(manifest, output, json_output)
-        return
-    find = sources.resolve_file if name == "gguf" else sources.resolve
-    source = find(model, notice=terminal.notice)
-    with terminal.task(f"writing {name}"):
+        source = open_remote(*sources.hub_id(model))
+        line = f"writing {name} from the Hub, of which only the edited tensors are read"
+    else:
+        find = sources.resolve_file if name == "gguf" else sources.resolve
+        source = find(model, notice=terminal.notice)
+        line = f"writing {name}"
+    with terminal.task(line):
         manifest = saving.save(name, source, groups, output, force=force, link=link, allow_overlap=allow_overlap)
     _print_edit(manifest, output, json_output)
 
@@ -177,6 +177,3 @@ def undo(edited: Path, output: Path | None, in_place: bool, every_step: bool, fo
     with Terminal().task("restoring"):
         manifest = proofs.take_back(edited, output, force=force, every_step=every_step)
     click.echo(f"{manifest.entity} is back: {manifest.base.id} as it was, in {output}")
-
-
-COMMANDS = (edit, verify, undo)

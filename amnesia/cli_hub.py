@@ -84,6 +84,3 @@ def replay(manifest: Path, output: Path, base: str | None, force: bool, json_out
     else:
         n = sum(len(row.indices) for row in made.tensors)
         click.echo(f"{n} columns in {len(made.tensors)} tensors as recorded ({made.format}); written to {output}")
-
-
-COMMANDS = (push, replay)

@@ -229,6 +229,3 @@ def sufficiency(
     if result.n_left_out:
         lines.append(f"{result.n_left_out} facts left out: the text after the name has other tokens after other names")
     target.write(result, "\n".join(lines))
-
-
-COMMANDS = (layers, sweep, inject, sufficiency)

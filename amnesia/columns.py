@@ -87,6 +87,22 @@ def _files_before(manifest: Manifest, files: Mapping[str, Path]) -> dict[str, Pa
     return before | {name: files[path] for name, path in kept.items()}
 
 
+def check_untouched(steps: Sequence[Step], origins: Sequence[Mapping[str, Path]]) -> None:
+    """Raises VerificationError when a file that the edits left as it was is missing now, or has another size."""
+    for step, origin in zip(steps, origins, strict=True):
+        for row in step.manifest.untouched:
+            if row.file not in origin:
+                raise VerificationError(
+                    f"{row.file} is missing, but {MANIFEST_NAME} declares it: the output is damaged, make it again"
+                )
+            size = origin[row.file].stat().st_size
+            if size != row.size:
+                raise VerificationError(
+                    f"{origin[row.file]} has {size} bytes, {MANIFEST_NAME} declares {row.size}: the output is damaged, "
+                    "make it again"
+                )
+
+
 def columns_before(steps: Sequence[Step]) -> dict[str, list[Replacement]]:
     """For each touched file the columns as they were before the oldest of `steps` (newest first).
 

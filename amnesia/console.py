@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,35 @@ class Terminal:
 
     @contextlib.contextmanager
     def task(self, line: str) -> Iterator[Callable[[int], None]]:
-        from tqdm import tqdm
-
         began = time.monotonic()
-        with tqdm(desc=line, unit=" prompts", leave=False, disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
-            yield bar.update
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            with tqdm(desc=line, unit=" prompts", leave=False, file=sys.stderr) as bar:
+                yield bar.update
+        else:
+            yield lambda count: None
         click.echo(f"{line} ({time.monotonic() - began:.0f} s)", err=True)
 
 
 class Commands(click.Group):
-    """A group whose commands turn the package's errors into one line and exit code 2."""
+    """A group whose commands turn the package's errors into one line and exit code 2.
+
+    `late` maps names of commands to modules that are imported when the command is asked for: the editor works for less
+    than a second, of which imports that it does not need would be a good part.
+    """
+
+    def __init__(self, *args: Any, late: Mapping[str, str], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._late = late
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *self._late})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self._late:
+            return getattr(importlib.import_module(self._late[cmd_name]), cmd_name)
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

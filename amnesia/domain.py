@@ -17,6 +17,8 @@ Reply = Literal["answer", "empty", "refusal"]
 Level = Literal["damage", "warning", "info", "good"]
 Neighborhood = Literal["shared_name", "related", "same_relation", "same_type", "unrelated"]
 NEIGHBORHOODS: tuple[Neighborhood, ...] = ("shared_name", "related", "same_relation", "same_type", "unrelated")
+Format = Literal["safetensors", "adapter", "gguf"]
+FORMATS: tuple[Format, ...] = ("safetensors", "adapter", "gguf")
 
 
 @total_ordering

@@ -81,12 +81,13 @@ def copy_file(
     patches: Sequence[Strided] = (),
     hashes: Sequence[RangeHash] = (),
     advance: Callable[[int], None] | None = None,
-) -> None:
+) -> bool:
     """Copy the bytes of `source` to the new file `target`, sharing disk blocks where the filesystem can.
 
-    `patches` are put into the copy, and `hashes` are filled in on the way. `advance` is called with the number of bytes
-    that each step has copied. With `link`, `target` becomes a hard link: no space and no time, but a later write to one
-    changes the other. Raises OutputError when the disk is full, or when linking is impossible.
+    `patches` are put into the copy. `hashes` are filled in on the way, and the result says whether they were: not
+    where nothing needs to be read, because there are no patches and the disk shares the bytes. `advance` is called with
+    the number of bytes that each step has copied. With `link`, `target` becomes a hard link: no space and no time, but
+    a later write to one changes the other. Raises OutputError when the disk is full, or when linking is impossible.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if link:
@@ -97,13 +98,14 @@ def copy_file(
                 f"{source} cannot be hard-linked to {target.parent} ({error.strerror}): "
                 "choose an output on the same filesystem, or copy instead of linking"
             ) from error
-        return
+        return False
     with source.open("rb") as reader:
         try:
             with target.open("xb") as writer:
-                if not _reflink(reader.fileno(), writer.fileno()):
+                shared = _reflink(reader.fileno(), writer.fileno())
+                if not shared:
                     stream(source, target, patches=patches, hashes=hashes, advance=advance)
-                elif patches or hashes:
+                elif patches:
                     stream(source, patches=patches, hashes=hashes, advance=advance)
                     overwrite(target, patches)
                 # Keep an executable bit, but not a write protection that would stop the edit.
@@ -112,6 +114,7 @@ def copy_file(
             raise OutputError(
                 f"{target} cannot be written ({error.strerror}): free space or choose another disk"
             ) from (error)
+    return bool(patches) or not shared
 
 
 def _read_ahead(descriptor: int) -> None:
@@ -209,6 +212,18 @@ def write_new(path: Path, blocks: Iterable[bytes]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Size and time of the last change: whether a file was written to meanwhile."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def check_empty(folder: Path) -> None:
+    """Raises OutputError when a folder that is to be filled holds something."""
+    if any(folder.iterdir()):
+        raise OutputError(f"{folder} is not empty: give an empty folder")
 
 
 @contextlib.contextmanager

@@ -15,12 +15,22 @@ from pathlib import Path
 from amnesia.arithmetic import inverse_multiplier
 from amnesia.checkpoint import BASE_FOLDER, UNDO_NAME, undo_key
 from amnesia.domain import ColumnEdit, check_edits
-from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError
-from amnesia.files import copy_file, hash_file, list_files, read_exactly
+from amnesia.edits import EditSpec, EntityEdits, join_edits
+from amnesia.errors import CheckpointError, NumericalError, OutputError
+from amnesia.files import check_empty, copy_file, file_stamp, hash_file, list_files, read_exactly
 from amnesia.gguf_blocks import scale_row, scales_of
 from amnesia.gguf_file import GgufFile, GgufModel, GgufTensor, read_model
 from amnesia.gguf_layout import GgufShape, check_sizes, find_up, gguf_shape
-from amnesia.manifest import MANIFEST_NAME, Base, BaseFile, EntityEdits, Manifest, TensorEdit, join_edits, read_manifest
+from amnesia.manifest import (
+    MANIFEST_NAME,
+    Base,
+    BaseFile,
+    Manifest,
+    TensorEdit,
+    UntouchedFile,
+    check_earlier,
+    read_manifest,
+)
 from amnesia.safetensors_file import NewTensor, new_file
 from amnesia.streams import RangeHash, Strided
 
@@ -126,13 +136,13 @@ def plan_gguf(
 ) -> GgufPlan:
     """Check everything about an edit and read the rows that it changes; see `write_edited_gguf`."""
     model = read_model(source)
-    stamps = tuple(_stamp(file.path) for file in model.files)
+    stamps = tuple(file_stamp(file.path) for file in model.files)
     shape = gguf_shape(model)
     if expected is not None:
         check_sizes(source.name, shape, expected)
     previous = _previous(model)
     if previous is not None and not allow_overlap:
-        _check_earlier(previous, groups)
+        check_earlier(previous, groups)
     rows = _plan(model, shape, groups, allow_overlap)
     saved = tuple(_saved(edit) for edit in rows if not _is_reversible(edit))
     return GgufPlan(model, tuple(rows), saved, previous, stamps)
@@ -140,38 +150,31 @@ def plan_gguf(
 
 def write_edited_gguf(
     source: Path,
-    edits: Sequence[ColumnEdit],
+    spec: EditSpec,
     folder: Path,
     *,
-    entity: str,
-    base_id: str,
-    revision: str | None,
-    also: Sequence[EntityEdits] = (),
-    recipe_text: str | None = None,
     link: bool = False,
-    allow_overlap: bool = False,
     expected: tuple[int, int, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Write the edited model under its own file names into the empty `folder`, all but the manifest, which it returns.
 
-    `source` is the file, or any part of a split model. `also` are edits for further entities. `link` hard-links the
-    parts that the edit does not touch. `expected` is (n_layers, d_model, d_mlp) of the model that the edit was made
-    for. `progress` is called with the bytes written so far and in all. If `source` is itself such an output, its
-    manifest and the rows that it saved are kept in `amnesia-base/`.
+    `source` is the file, or any part of a split model. `link` hard-links the parts that the edit does not touch.
+    `expected` is (n_layers, d_model, d_mlp) of the model that the edit was made for. `progress` is called with the
+    bytes written so far and in all. If `source` is itself such an output, its manifest and the rows that it saved are
+    kept in `amnesia-base/`.
 
     The caller writes the manifest last, inside `files.staged_output`. Raises CheckpointError for files that cannot be
     edited exactly, NumericalError for rows that hold NaN or infinity, InputError for cells that do not exist, that two
     entities share or that are edited already, OutputError when writing fails. Everything is checked before anything is
     written.
     """
-    groups = (EntityEdits(entity, tuple(edits)), *also)
-    plan = plan_gguf(source, groups, allow_overlap=allow_overlap, expected=expected)
+    plan = plan_gguf(source, spec.groups, allow_overlap=spec.allow_overlap, expected=expected)
     model = plan.model
-    if any(folder.iterdir()):
-        raise OutputError(f"{folder} is not empty: give an empty folder")
+    check_empty(folder)
 
     base_files: list[BaseFile] = []
+    untouched: list[UntouchedFile] = []
     tensors: list[TensorEdit] = []
     total = sum(file.size for file in model.files)
     done = 0
@@ -192,9 +195,11 @@ def write_edited_gguf(
             base_files.append(hashes.base_file())
             tensors.extend(hashes.entries())
         else:
-            copy_file(file.path, output, link=link, advance=advance)
+            whole = RangeHash(0, file.size)
+            hashed = copy_file(file.path, output, link=link, hashes=[whole], advance=advance)
+            untouched.append(UntouchedFile(file.path.name, file.size, whole.hexdigest() if hashed else None))
         advance(file.size - (done - before))  # Links and shared disk blocks arrive all at once.
-    if plan.stamps != tuple(_stamp(file.path) for file in model.files):
+    if plan.stamps != tuple(file_stamp(file.path) for file in model.files):
         raise CheckpointError(f"{source} changed while it was copied: wait until nothing writes to it, then repeat")
     replaced = plan.own_files()
     for name in replaced:
@@ -203,13 +208,14 @@ def write_edited_gguf(
         _write_new(folder / UNDO_NAME, plan.saved)
     return Manifest(
         format="gguf",
-        base=Base(base_id, revision, tuple(base_files)),
-        edits=groups,
+        base=Base(spec.base_id, spec.revision, tuple(base_files)),
+        edits=spec.groups,
         tensors=tuple(tensors),
+        untouched=tuple(untouched),
         undo=UNDO_NAME if plan.saved else None,
         added=(UNDO_NAME,) if plan.saved else (),
         replaced=replaced,
-        recipe=recipe_text,
+        recipe=spec.recipe_text,
         previous=plan.previous,
     )
 
@@ -246,18 +252,6 @@ def _previous(model: GgufModel) -> Manifest | None:
     return manifest
 
 
-def _check_earlier(previous: Manifest, groups: Sequence[EntityEdits]) -> None:
-    """Raises InputError for a cell that an earlier edit of this file has changed."""
-    owners = {edit.cell: group.entity for step in previous.history() for group in step.edits for edit in group.edits}
-    for group in groups:
-        for edit in group.edits:
-            if edit.cell in owners:
-                raise InputError(
-                    f"cell {edit.cell} is edited for {group.entity!r}, but this file already has it edited for "
-                    f"{owners[edit.cell]!r}: undo that first, choose another cell, or allow the overlap"
-                )
-
-
 def _own_files(folder: Path) -> tuple[str, ...]:
     """What earlier edits left in `folder` beside the model: manifest, saved rows, and the same of edits before."""
     return tuple(
@@ -288,9 +282,3 @@ def _write_new(path: Path, tensors: Sequence[NewTensor]) -> None:
             file.writelines(new_file(tensors))
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}): free space or choose another disk") from error
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Size and time of the last change."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns

@@ -12,12 +12,13 @@ from pathlib import Path
 from amnesia.arithmetic import inverse_multiplier
 from amnesia.checkpoint import BASE_FOLDER, undo_key
 from amnesia.domain import ColumnEdit, check_edits
+from amnesia.edits import join_edits
 from amnesia.errors import CheckpointError, InputError, NumericalError, VerificationError
 from amnesia.files import copy_file, patched_blocks, read_exactly
 from amnesia.gguf_edit import RowEdit, UpRow
 from amnesia.gguf_file import GgufModel, read_model
 from amnesia.gguf_layout import find_up, gguf_shape
-from amnesia.manifest import MANIFEST_NAME, Manifest, TensorEdit, join_edits, read_manifest
+from amnesia.manifest import MANIFEST_NAME, Manifest, TensorEdit, read_manifest
 from amnesia.safetensors_file import SafetensorsHeader, read_header
 from amnesia.streams import RangeHash, Strided
 
@@ -28,7 +29,8 @@ def verify_gguf(folder: Path, base: Path | None = None) -> Manifest:
     Rows: multiplying the original rows gives the present ones. Everything else: each edited file with its original
     rows put back has the sha256 of the source. With `base` (any part of the source, or its folder; after several edits
     on top of each other, the model before any of them) every byte of every part is compared as well; without it, parts
-    that the edit did not touch are only checked for consistency.
+    that the edit did not touch are compared with the sha256 with which they were copied, or where that is not known
+    with their size.
 
     Returns the manifest. Raises VerificationError that names the first difference.
     """
@@ -56,15 +58,13 @@ def undo_gguf(folder: Path, target: Path, *, every_step: bool = False) -> Manife
     with as_verification_error():
         manifest, model = read_output(folder)
         before = trace_back_rows(folder, model, manifest, steps_since(None, manifest) if every_step else 1)
-    restored: dict[str, RangeHash] = {}
     for part in model.files:
         name = part.path.name
-        restored[name] = RangeHash(0, part.size, patched=True)
-        copy_file(part.path, target / name, patches=originals(before.edits, name), hashes=[restored[name]])
-    for file, sha256 in before.hashes.items():
-        if restored[file].hexdigest() != sha256:
+        restored = RangeHash(0, part.size, patched=True)
+        hashed = copy_file(part.path, target / name, patches=originals(before.edits, name), hashes=[restored])
+        if hashed and before.hashes.get(name) not in (None, restored.hexdigest()):
             raise VerificationError(
-                f"{folder / file} with its rows put back is not the file that was edited: "
+                f"{part.path} with its rows put back is not the file that was edited: "
                 "the output was changed since; use the base model"
             )
     for name in sorted(before.kept, key=lambda name: name == MANIFEST_NAME):
@@ -108,6 +108,7 @@ def trace_back_rows(folder: Path, model: GgufModel, manifest: Manifest, count: i
                     "original: the output is damaged, write it again"
                 )
             rows[edit.row.file.path.name, edit.row.offset] = edit
+        hashes |= {file.file: file.sha256 for file in step.untouched if file.sha256 is not None}
         hashes |= {file.file: file.sha256 for file in step.base.files}
         own = own / BASE_FOLDER
         oldest = RowsBefore(step, [*rows.values()], hashes, kept)
@@ -121,12 +122,16 @@ def read_output(folder: Path) -> tuple[Manifest, GgufModel]:
         raise VerificationError(f"{folder} holds an output of format {manifest.format}: expected gguf")
     model = read_model(folder / manifest.base.files[0].file)
     sizes = {file.path.name: file.size for file in model.files}
-    for file in manifest.base.files:
-        if sizes.get(file.file) != file.size or file.scope != "file":
-            raise VerificationError(
-                f"{MANIFEST_NAME} lists {file.file} with {file.size} bytes, {folder} has {sizes.get(file.file)}: "
-                "the output is damaged, write it again"
-            )
+    declared = {file.file: file.size for file in (*manifest.base.files, *manifest.untouched)}
+    different = sorted(dict(declared.items() ^ sizes.items()))
+    if different:
+        name = different[0]
+        raise VerificationError(
+            f"{MANIFEST_NAME} lists {name} with {declared.get(name, 0)} bytes, {folder} has {sizes.get(name, 0)}: "
+            "the output is damaged, write it again"
+        )
+    if any(file.scope != "file" for file in manifest.base.files):
+        raise VerificationError(f"{MANIFEST_NAME} has no hash of a whole file: the output is damaged, write it again")
     return manifest, model
 
 

@@ -22,18 +22,20 @@ from amnesia.checkpoint import (
     tensor_range,
 )
 from amnesia.columns import Replacement, columns_before, hash_with, trace_back
+from amnesia.domain import Format
+from amnesia.edits import EditSpec
 from amnesia.errors import InputError, OutputError, VerificationError
 from amnesia.files import check_outside_cache, list_files, locked
 from amnesia.gguf_edit import RowHashes, plan_gguf
 from amnesia.gguf_verify import as_verification_error, declared_edits, originals, read_output
 from amnesia.journal import Change, Patch, apply, settle
-from amnesia.manifest import MANIFEST_NAME, Base, BaseFile, EntityEdits, Manifest, TensorEdit, read_manifest
+from amnesia.manifest import MANIFEST_NAME, Base, BaseFile, Manifest, TensorEdit, UntouchedFile, read_manifest
 from amnesia.safetensors_file import NewTensor, TensorInfo, new_file, patches_of, read_vectors
 from amnesia.sources import cache_folder
 from amnesia.streams import RangeHash, hash_ranges, stream
 
 
-def edit_in_place(path: Path, groups: Sequence[EntityEdits], *, base_id: str, allow_overlap: bool = False) -> Manifest:
+def edit_in_place(path: Path, spec: EditSpec) -> Manifest:
     """Edit the model folder or `.gguf` file `path` itself, and return the manifest, which is written beside it.
 
     If the process is killed, the next call of anything in `journal` takes the edit back. Raises OutputError for files
@@ -44,9 +46,7 @@ def edit_in_place(path: Path, groups: Sequence[EntityEdits], *, base_id: str, al
     _check_outside_caches(folder)
     with locked(folder):
         settle(folder)
-        change, manifest = (_change_gguf if path.suffix == ".gguf" else _change_folder)(
-            path, groups, base_id, allow_overlap
-        )
+        change, manifest = (_change_gguf if path.suffix == ".gguf" else _change_folder)(path, spec)
         _check_unshared(folder, [*(patch.file for patch in change.patches), *change.removed])
         apply(folder, change)
     return manifest
@@ -119,9 +119,7 @@ def _patches(
     ]
 
 
-def _change_folder(
-    folder: Path, groups: Sequence[EntityEdits], base_id: str, allow_overlap: bool
-) -> tuple[Change, Manifest]:
+def _change_folder(folder: Path, spec: EditSpec) -> tuple[Change, Manifest]:
     source = open_source(folder)
     if source.left_out:
         raise InputError(
@@ -131,7 +129,7 @@ def _change_folder(
     patches: list[Patch] = []
     tensors: list[TensorEdit] = []
     saved: list[NewTensor] = []
-    plans = plan_edits(source, groups, allow_overlap=allow_overlap)
+    plans = plan_edits(source, spec.groups, allow_overlap=spec.allow_overlap)
     for columns in edited_columns(source, plans):
         plan = columns.plan
         hashes = hash_ranges(folder / plan.file, tensor_range(plan.tensor), columns.patches())
@@ -144,23 +142,36 @@ def _change_folder(
         for name in sorted({plan.file for plan in plans})
     )
     own = tuple(name for name in source.files if is_reserved(name))
-    manifest = Manifest(
-        "safetensors", Base(base_id, None, files), tuple(groups), tuple(tensors), previous=source.manifest
-    )
+    others = {*source.files} - {row.file for row in files} - {*own}
+    untouched = [UntouchedFile(name, (folder / name).stat().st_size) for name in sorted(others)]
+    manifest = _manifest("safetensors", spec, files, tensors, untouched, source.manifest)
     manifest, added = _bookkeeping(manifest, own, saved)
     return Change(tuple(patches), own, added), manifest
 
 
-def _change_gguf(
-    path: Path, groups: Sequence[EntityEdits], base_id: str, allow_overlap: bool
-) -> tuple[Change, Manifest]:
-    plan = plan_gguf(path, groups, allow_overlap=allow_overlap)
+def _manifest(
+    format_name: Format,
+    spec: EditSpec,
+    files: Sequence[BaseFile],
+    tensors: Sequence[TensorEdit],
+    untouched: Sequence[UntouchedFile],
+    previous: Manifest | None,
+) -> Manifest:
+    base = Base(spec.base_id, spec.revision, tuple(files))
+    return Manifest(
+        format_name, base, spec.groups, tuple(tensors), tuple(untouched), recipe=spec.recipe_text, previous=previous
+    )
+
+
+def _change_gguf(path: Path, spec: EditSpec) -> tuple[Change, Manifest]:
+    plan = plan_gguf(path, spec.groups, allow_overlap=spec.allow_overlap)
     if plan.previous is None and (path.parent / MANIFEST_NAME).exists():
         raise OutputError(
             f"{path.parent / MANIFEST_NAME} belongs to another model: move {path.name} to a folder of its own"
         )
     patches = tuple(Patch(edit.row.file.path.name, edit.before, edit.patch(edit.after)) for edit in plan.rows)
     files: list[BaseFile] = []
+    untouched: list[UntouchedFile] = []
     tensors: list[TensorEdit] = []
     for file in plan.model.files:
         if edits := plan.edits_of(file):
@@ -168,9 +179,9 @@ def _change_gguf(
             stream(file.path, patches=[edit.patch(edit.after) for edit in edits], hashes=hashes.ranges())
             files.append(hashes.base_file())
             tensors.extend(hashes.entries())
-    manifest = Manifest(
-        "gguf", Base(base_id, None, tuple(files)), tuple(groups), tuple(tensors), previous=plan.previous
-    )
+        else:
+            untouched.append(UntouchedFile(file.path.name, file.size))
+    manifest = _manifest("gguf", spec, files, tensors, untouched, plan.previous)
     own = plan.own_files()
     manifest, added = _bookkeeping(manifest, own, plan.saved)
     return Change(patches, own, added), manifest

@@ -10,6 +10,8 @@ What the hashes cover, and why it differs by format:
   copies nothing, and hashing a shard of several gigabytes would take a hundred times as long as writing the adapter, so
   there, and for the same reason where a folder is edited in place, the scope is `header`: the file's safetensors header
   (names, types, shapes and offsets of all tensors).
+- `untouched[].sha256` is taken while a file is copied. Files that are hard-linked, that share disk blocks with their
+  source, or that lie in a folder that is edited in place are not read; of these only the size is known.
 - `tensors[].before` and `.after` also have a scope. `tensor`: the tensor's complete data before and after the edit.
   `columns` (adapters): `before` covers the original columns, one after the other in the order of `indices`; `after`
   covers the data of the adapter's `lora_B`.
@@ -24,14 +26,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from amnesia.domain import Cell, ColumnEdit
+from amnesia.domain import FORMATS, Cell, ColumnEdit, Format
+from amnesia.edits import EntityEdits, names_of
 from amnesia.errors import InputError, VerificationError
 from amnesia.files import check_settled, read_small
 from amnesia.own_outputs import MANIFEST_NAME
-from amnesia.recipe import FORMATS, Format
 from amnesia.strict_json import StrictJson, shown
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FileScope = Literal["file", "header"]
 TensorScope = Literal["tensor", "columns"]
 
@@ -43,14 +45,6 @@ _JSON = StrictJson(MANIFEST_NAME, VerificationError, "the output is damaged, mak
 
 
 @dataclass(frozen=True)
-class EntityEdits:
-    """The edits that make the model forget one entity."""
-
-    entity: str
-    edits: tuple[ColumnEdit, ...]
-
-
-@dataclass(frozen=True)
 class BaseFile:
     """A source file that holds an edited tensor: name relative to the model folder, size in bytes, and hash."""
 
@@ -58,6 +52,18 @@ class BaseFile:
     size: int
     sha256: str
     scope: FileScope = "file"
+
+
+@dataclass(frozen=True)
+class UntouchedFile:
+    """A file of the model that the edit leaves as it is, with its size in bytes.
+
+    `sha256` is known where all of its bytes were copied, and None where the disk shares them with the source.
+    """
+
+    file: str
+    size: int
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,16 +120,18 @@ def version_of(distribution: str) -> str:
 class Manifest:
     """Everything that `verify` and `undo` need.
 
-    `undo` names the file with original values of columns whose multiplier does not invert exactly. `added` lists files
-    of the output that the base does not have; `replaced` those whose original lies under `amnesia-base/`; `left_out`
-    files of the base that were not copied. `scores` maps names of aggregates to means. `previous` is the manifest of
-    the already edited model on which this edit was made.
+    `untouched` lists the files of the model without an edited tensor; an adapter has none. `undo` names the file with
+    original values of columns whose multiplier does not invert exactly. `added` lists files of the output that the base
+    does not have; `replaced` those whose original lies under `amnesia-base/`; `left_out` files of the base that were
+    not copied. `scores` maps names of aggregates to means. `previous` is the manifest of the already edited model on
+    which this edit was made.
     """
 
     format: Format
     base: Base
     edits: tuple[EntityEdits, ...]
     tensors: tuple[TensorEdit, ...]
+    untouched: tuple[UntouchedFile, ...] = ()
     undo: str | None = None
     added: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
@@ -137,7 +145,7 @@ class Manifest:
     @property
     def entity(self) -> str:
         """Names of the entities that this edit makes the model forget."""
-        return ", ".join(row.entity for row in self.edits)
+        return names_of(self.edits)
 
     def history(self) -> Iterator[Manifest]:
         """This manifest and the earlier ones, newest first."""
@@ -184,6 +192,7 @@ class Manifest:
                 }
                 for row in self.tensors
             ],
+            "untouched": [{"file": row.file, "size": row.size, "sha256": row.sha256} for row in self.untouched],
             "undo": self.undo,
             "added": list(self.added),
             "replaced": list(self.replaced),
@@ -238,43 +247,33 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest.from_bytes(content)
 
 
-def join_edits(groups: Sequence[EntityEdits], *, allow_overlap: bool = False) -> dict[Cell, float]:
-    """Cells of all groups in ascending order, each with its total multiplier.
-
-    Raises InputError naming both entities when they share a cell, unless `allow_overlap`; a shared cell is then
-    multiplied by the product of its multipliers, which must not be 1.
-    """
-    owners: dict[Cell, str] = {}
-    total: dict[Cell, float] = {}
+def check_earlier(earlier: Manifest, groups: Sequence[EntityEdits]) -> None:
+    """Raises InputError for a cell that an earlier edit of the same model has changed."""
+    owners = {edit.cell: group.entity for step in earlier.history() for group in step.edits for edit in group.edits}
     for group in groups:
         for edit in group.edits:
-            if edit.cell in owners and not allow_overlap:
+            if edit.cell in owners:
                 raise InputError(
-                    f"cell {edit.cell} is edited for both {owners[edit.cell]!r} and {group.entity!r}: the second edit "
-                    "would undo or distort the first; drop one, or allow the overlap"
+                    f"cell {edit.cell} is edited for {group.entity!r}, but this model already has it edited for "
+                    f"{owners[edit.cell]!r}: undo that first, choose another cell, or allow the overlap"
                 )
-            owners[edit.cell] = group.entity
-            total[edit.cell] = total.get(edit.cell, 1.0) * edit.multiplier
-    for cell, multiplier in total.items():
-        if multiplier == 1.0:
-            raise InputError(f"the edits of cell {cell} cancel out (their product is 1): drop them")
-    return dict(sorted(total.items()))
 
 
 def _manifest(value: object, depth: int) -> Manifest:
     if depth == 0:
         raise _JSON.fail(f"has more than {_MAX_CHAIN} edits on top of each other")
+    written = _JSON.mapping(value, "manifest").get("format_version")
+    if written != FORMAT_VERSION or isinstance(written, bool):
+        raise VerificationError(
+            f"{MANIFEST_NAME} has format_version {shown(written)}, but this version of amnesia reads {FORMAT_VERSION}: "
+            "use the version that wrote it"
+        )
     row = _JSON.object(
         value,
         "manifest",
-        "format_version tool libraries format base entity edits tensors undo added replaced left_out recipe scores "
-        "previous",
+        "format_version tool libraries format base entity edits tensors untouched undo added replaced left_out recipe "
+        "scores previous",
     )
-    if row["format_version"] != FORMAT_VERSION or isinstance(row["format_version"], bool):
-        raise VerificationError(
-            f"{MANIFEST_NAME} has format_version {shown(row['format_version'])}, but this version of amnesia reads "
-            f"{FORMAT_VERSION}: use the version that wrote it"
-        )
     base = _JSON.object(row["base"], "base", "id revision files")
     files = tuple(_base_file(item) for item in _JSON.list(base["files"], "base.files"))
     edits = _edits(_JSON.list(row["edits"], "edits"))
@@ -283,6 +282,7 @@ def _manifest(value: object, depth: int) -> Manifest:
         base=Base(_JSON.text(base["id"], "base.id"), _JSON.optional_text(base["revision"], "base.revision"), files),
         edits=edits,
         tensors=tuple(_tensor(item) for item in _JSON.list(row["tensors"], "tensors")),
+        untouched=tuple(_untouched(item) for item in _JSON.list(row["untouched"], "untouched")),
         undo=None if row["undo"] is None else _JSON.file_name(row["undo"], "undo"),
         added=_JSON.file_names(row["added"], "added"),
         replaced=_JSON.file_names(row["replaced"], "replaced"),
@@ -307,7 +307,8 @@ def _manifest(value: object, depth: int) -> Manifest:
     for tensor in manifest.tensors:
         if tensor.file not in known:
             raise _JSON.fail(f"places tensor {shown(tensor.name)} in {shown(tensor.file)}, which base.files lacks")
-    if len(known) != len(files) or len({tensor.name for tensor in manifest.tensors}) != len(manifest.tensors):
+    names = [item.file for item in (*files, *manifest.untouched)]
+    if len({*names}) != len(names) or len({tensor.name for tensor in manifest.tensors}) != len(manifest.tensors):
         raise _JSON.fail("lists a file or a tensor twice")
     return manifest
 
@@ -335,6 +336,15 @@ def _base_file(value: object) -> BaseFile:
         _JSON.integer(row["size"], "base.files.size"),
         _JSON.sha256(row["sha256"], "base.files.sha256"),
         _JSON.choice(row["scope"], "base.files.scope", get_args(FileScope)),
+    )
+
+
+def _untouched(value: object) -> UntouchedFile:
+    row = _JSON.object(value, "untouched", "file size sha256")
+    return UntouchedFile(
+        _JSON.file_name(row["file"], "untouched.file"),
+        _JSON.integer(row["size"], "untouched.size"),
+        None if row["sha256"] is None else _JSON.sha256(row["sha256"], "untouched.sha256"),
     )
 
 

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from amnesia import report
 from amnesia.checkpoint import add_file, open_source, plan_edits
-from amnesia.domain import Extraction
+from amnesia.domain import Extraction, Format
+from amnesia.edits import EntityEdits
 from amnesia.errors import LayoutError
 from amnesia.evaluation import Evaluation
 from amnesia.examination import conclude, examine, examine_after
@@ -20,15 +21,15 @@ from amnesia.extraction import choose, select_known
 from amnesia.files import check_output, staged_output
 from amnesia.layouts import no_hooks
 from amnesia.loading import load, load_adapter
-from amnesia.manifest import EntityEdits, write_manifest
+from amnesia.manifest import write_manifest
 from amnesia.measurement import measure_unknown
 from amnesia.mining import Mined, mine
 from amnesia.model import LiveModel, Progress
 from amnesia.own_outputs import REPORT_NAME
 from amnesia.popqa import read_popqa
 from amnesia.questions import questions_of
-from amnesia.recipe import Format, Recipe
-from amnesia.saving import output_bytes, write_format
+from amnesia.recipe import Recipe
+from amnesia.saving import output_bytes, spec_of, write_format
 from amnesia.sources import ModelSource, convert_gguf, resolve
 
 
@@ -89,8 +90,8 @@ def run(
     del live
     gc.collect()
 
-    groups = [EntityEdits(recipe.entity, extraction.edits)]
-    size = sum(output_bytes(name, source, groups) for name in recipe.formats)
+    spec = spec_of(source, [EntityEdits(recipe.entity, extraction.edits)], recipe_text=recipe.text)
+    size = sum(output_bytes(name, source, spec) for name in recipe.formats)
     evaluations: dict[Format, Evaluation] = {}
     documents: dict[Format, dict[str, Any]] = {}
     with staged_output(output, force=force, needed_bytes=size, source=source.origin) as staging:
@@ -98,7 +99,7 @@ def run(
         for name in recipe.formats:
             folder = staging if len(recipe.formats) == 1 else staging / name
             folder.mkdir(exist_ok=True)
-            manifest = write_format(name, source, groups, folder, recipe_text=recipe.text)
+            manifest = write_format(name, source, spec, folder)
             with (
                 loaded(name, source, folder, dtype, device) as edited,
                 tracker.task(f"asking the saved {name}") as progress,

@@ -58,8 +58,9 @@ def prove(folder: Path, base: ModelSource | None = None) -> VerificationReport:
     steps = [*manifest.history()][: steps_since(path, manifest)]
     cells = {(row.name, index) for step in steps for row in step.tensors for index in row.indices}
     sizes = {part.path.name: part.size for part in read_model(folder / manifest.base.files[0].file).files}
-    # Parts that the edit did not touch have no hash in the manifest; only the base can prove them.
-    proven = {row.file for step in steps for row in step.base.files} if base is None else sizes.keys()
+    # Parts that were linked have no hash in the manifest; only the base can prove them.
+    hashed = {row.file for step in steps for row in (*step.base.files, *step.untouched) if row.sha256 is not None}
+    proven = hashed if base is None else sizes.keys()
     return VerificationReport(
         format="gguf",
         entity=manifest.entity,

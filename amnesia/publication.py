@@ -22,10 +22,11 @@ from typing import Any
 from amnesia.adapter import CONFIG_NAME, README_NAME, WEIGHTS_NAME
 from amnesia.card import BaseCard, model_card
 from amnesia.checkpoint import BASE_FOLDER, UNDO_NAME, open_source
+from amnesia.edits import EntityEdits
 from amnesia.errors import PublishError
 from amnesia.files import list_files
 from amnesia.gguf_verify import read_output
-from amnesia.manifest import MANIFEST_NAME, Base, EntityEdits, Manifest, read_manifest
+from amnesia.manifest import MANIFEST_NAME, Base, Manifest, UntouchedFile, read_manifest
 from amnesia.modelfile import MODELFILE_NAME, modelfile
 from amnesia.own_outputs import REPORT_NAME
 from amnesia.sources import BUILT_IN, cache_folder
@@ -83,6 +84,8 @@ def prepare(
         report = {**report, "model": {"id": base.id, "revision": base.revision}}
         files[REPORT_NAME] = _json(report if key is None else _without_targets(report, key))
     published = _rename(manifest, base, matched, key, paths)
+    if report is not None:
+        published = _with_content(published, REPORT_NAME, files[REPORT_NAME])
     for name, content in (extra or {}).items():
         if name not in files:
             files[name] = content
@@ -183,6 +186,19 @@ def _rename(
         edits=edits,
         recipe=recipe,
         previous=None if previous is None else _rename(previous, base, matched, key, paths),
+    )
+
+
+def _with_content(manifest: Manifest, name: str, content: bytes) -> Manifest:
+    """The manifest of an output in which a file of an earlier edit gets other bytes."""
+    if name in manifest.added or name in manifest.replaced:
+        return manifest  # The file is of this edit; what was there before it stays in its own place.
+    row = UntouchedFile(name, len(content), hashlib.sha256(content).hexdigest())
+    previous = manifest.previous
+    return replace(
+        manifest,
+        untouched=tuple(row if entry.file == name else entry for entry in manifest.untouched),
+        previous=None if previous is None else _with_content(previous, name, content),
     )
 
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from amnesia.domain import NEIGHBORHOODS, Cell, ColumnEdit, Fact
+from amnesia.domain import FORMATS, NEIGHBORHOODS, Cell, ColumnEdit, Fact, Format
 from amnesia.errors import RecipeError
 
-Format = Literal["safetensors", "adapter", "gguf"]
-FORMATS: tuple[Format, ...] = ("safetensors", "adapter", "gguf")
 BASELINES = ("contrast", "generic")
 SPLITS = ("search", "held_out")
 
@@ -117,6 +114,8 @@ def load_recipe(path: Path | str, entity: str | None = None) -> Recipe:
 
 def parse_recipe(text: str, entity: str | None = None, name: str = "recipe") -> Recipe:
     """Like `load_recipe`, from the text of a recipe; `name` appears in error messages."""
+    import tomllib  # The editor reads no recipe, and should not wait for this.
+
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # A ValueError also for a whole number of thousands of digits.

@@ -151,6 +151,16 @@ class RemoteCheckpoint:
     def name(self) -> str:
         return str(self.files)
 
+    @property
+    def id(self) -> str:
+        """The repository."""
+        return self.files.repo
+
+    @property
+    def revision(self) -> str:
+        """The commit that is read."""
+        return self.files.revision
+
     def read_columns(self, plan: TensorPlan) -> dict[int, bytes]:
         """The columns that a plan edits: the whole tensor is fetched for columns, single rows for rows (GPT-2)."""
         tensor, indices = plan.tensor, tuple(plan.multipliers)

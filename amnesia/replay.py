@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from amnesia.adapter import write_adapter
+from amnesia.edits import EditSpec
 from amnesia.errors import InputError, VerificationError
-from amnesia.files import check_output, staged_output
+from amnesia.files import check_output
 from amnesia.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from amnesia.remote import RemoteCheckpoint, open_remote
-from amnesia.saving import output_bytes, write_format
+from amnesia.saving import staged, write_format
 from amnesia.sources import ModelSource, hub_id, is_on_disk, resolve, resolve_file
 
 
@@ -70,29 +70,10 @@ def _make(manifest: Manifest, source: ModelSource | RemoteCheckpoint, output: Pa
             _make(manifest.previous, source, folder, force=False)
             gguf = None if source.gguf is None else folder / source.gguf.name
             source = ModelSource(folder, source.id, gguf=gguf)
-        groups = manifest.edits
-        first, *also = groups
-        size, origin = 0, None
-        if isinstance(source, ModelSource):
-            source = replace(source, id=manifest.base.id, revision=manifest.base.revision)
-            size, origin = output_bytes(manifest.format, source, groups, allow_overlap=True), source.origin
-        staging = stack.enter_context(staged_output(output, force=force, needed_bytes=size, source=origin))
-        if isinstance(source, ModelSource):
-            made = write_format(
-                manifest.format, source, groups, staging, recipe_text=manifest.recipe, allow_overlap=True
-            )
-        else:
-            made = write_adapter(
-                source,
-                first.edits,
-                staging,
-                entity=first.entity,
-                base_id=manifest.base.id,
-                revision=manifest.base.revision,
-                also=also,
-                recipe_text=manifest.recipe,
-                allow_overlap=True,
-            )
+        base = manifest.base
+        spec = EditSpec(manifest.edits, base.id, base.revision, manifest.recipe, allow_overlap=True)
+        staging = stack.enter_context(staged(manifest.format, source, spec, output, force=force))
+        made = write_format(manifest.format, source, spec, staging)
         _compare(made, manifest)
         made = replace(made, scores=manifest.scores)
         write_manifest(made, staging)

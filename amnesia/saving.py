@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from amnesia.adapter import write_adapter
 from amnesia.checkpoint import add_file, needed_bytes, open_source, plan_edits, write_edited
-from amnesia.domain import Cell, ColumnEdit
+from amnesia.domain import Cell, ColumnEdit, Format
+from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import InputError
 from amnesia.files import read_small, staged_output
-from amnesia.gguf_edit import write_edited_gguf
-from amnesia.gguf_file import read_model
-from amnesia.manifest import EntityEdits, Manifest, read_edit, write_manifest
+from amnesia.manifest import Manifest, read_edit, write_manifest
 from amnesia.modelfile import MODELFILE_NAME, modelfile
-from amnesia.recipe import Format
-from amnesia.remote import RemoteCheckpoint
 from amnesia.sources import ModelSource
 from amnesia.strict_json import StrictJson
+
+if TYPE_CHECKING:
+    from amnesia.remote import RemoteCheckpoint
 
 _MAX_EDIT_FILE = 2**24
 
@@ -53,36 +54,34 @@ def edits_from_cells(cells: Sequence[str], multiplier: float, entity: str | None
     return EntityEdits(entity or "cells " + ", ".join(str(edit.cell) for edit in edits), edits)
 
 
-def write_format(
-    name: Format,
-    source: ModelSource,
+def spec_of(
+    source: ModelSource | RemoteCheckpoint,
     groups: Sequence[EntityEdits],
-    folder: Path,
     *,
     recipe_text: str | None = None,
-    link: bool = False,
     allow_overlap: bool = False,
+) -> EditSpec:
+    """Edits of a model that the manifest names as the user did; raises InputError when an entity comes twice."""
+    return EditSpec(tuple(groups), source.id, source.revision, recipe_text, allow_overlap)
+
+
+def write_format(
+    name: Format, source: ModelSource | RemoteCheckpoint, spec: EditSpec, folder: Path, *, link: bool = False
 ) -> Manifest:
     """Write one format of an edit into the empty `folder`, everything but the manifest, which is returned.
 
-    A GGUF must have the sizes of the model in the source's folder, if that is another one. Raises InputError when the
-    source has no `.gguf` file for format "gguf", and what the format's writer raises.
+    Of a model on the Hub only an adapter can be written. A GGUF must have the sizes of the model in the source's
+    folder, if that is another one. Raises InputError when the source has no `.gguf` file for format "gguf", and what
+    the format's writer raises.
     """
-    first, *also = groups
-    common: dict[str, Any] = {
-        "entity": first.entity,
-        "base_id": source.id,
-        "revision": source.revision,
-        "also": also,
-        "recipe_text": recipe_text,
-        "allow_overlap": allow_overlap,
-    }
     if name == "adapter":
-        return write_adapter(open_source(source.folder), first.edits, folder, **common)
+        return write_adapter(open_source(source.folder) if isinstance(source, ModelSource) else source, spec, folder)
+    assert isinstance(source, ModelSource), "models are fetched for the other formats"
     if name == "safetensors":
-        return write_edited(open_source(source.folder), first.edits, folder, link=link, **common)
-    path = source.require_gguf()
-    manifest = write_edited_gguf(path, first.edits, folder, link=link, expected=_sizes(source), **common)
+        return write_edited(open_source(source.folder), spec, folder, link=link)
+    from amnesia.gguf_edit import write_edited_gguf
+
+    manifest = write_edited_gguf(source.require_gguf(), spec, folder, link=link, expected=_sizes(source))
     text = modelfile(sorted(path.name for path in folder.glob("*.gguf")))
     return manifest if text is None else add_file(manifest, folder, MODELFILE_NAME, text)
 
@@ -95,26 +94,21 @@ def _sizes(source: ModelSource) -> tuple[int, int, int] | None:
     return shape.n_layers, shape.d_model, shape.d_mlp
 
 
-def output_bytes(
-    name: Format,
-    source: ModelSource,
-    groups: Sequence[EntityEdits],
-    *,
-    link: bool = False,
-    allow_overlap: bool = False,
-) -> int:
+def output_bytes(name: Format, source: ModelSource | RemoteCheckpoint, spec: EditSpec, *, link: bool = False) -> int:
     """Bytes that one format of the output takes on the disk; adapters count as nothing."""
-    if name == "gguf":
-        return sum(part.size for part in read_model(source.require_gguf()).files)
-    if name == "adapter":
+    if name == "adapter" or not isinstance(source, ModelSource):
         return 0
+    if name == "gguf":
+        from amnesia.gguf_file import read_model
+
+        return sum(part.size for part in read_model(source.require_gguf()).files)
     checkpoint = open_source(source.folder)
-    return needed_bytes(checkpoint, plan_edits(checkpoint, groups, allow_overlap=allow_overlap), link=link)
+    return needed_bytes(checkpoint, plan_edits(checkpoint, spec.groups, allow_overlap=spec.allow_overlap), link=link)
 
 
 def save(
     name: Format,
-    source: ModelSource,
+    source: ModelSource | RemoteCheckpoint,
     groups: Sequence[EntityEdits],
     output: Path,
     *,
@@ -124,47 +118,25 @@ def save(
 ) -> Manifest:
     """Write a complete output: it appears at once, or not at all.
 
-    Raises InputError when two groups are for the same entity, and what `write_format` and `staged_output` raise.
+    Raises what `spec_of`, `write_format` and `staged_output` raise.
     """
-    _check_entities(groups)
-    size = output_bytes(name, source, groups, link=link, allow_overlap=allow_overlap)
-    with staged_output(output, force=force, needed_bytes=size, source=source.origin) as staging:
-        manifest = write_format(name, source, groups, staging, link=link, allow_overlap=allow_overlap)
+    spec = spec_of(source, groups, allow_overlap=allow_overlap)
+    with staged(name, source, spec, output, force=force, link=link) as staging:
+        manifest = write_format(name, source, spec, staging, link=link)
         write_manifest(manifest, staging)
     return manifest
 
 
-def save_remote_adapter(
-    source: RemoteCheckpoint,
-    groups: Sequence[EntityEdits],
+def staged(
+    name: Format,
+    source: ModelSource | RemoteCheckpoint,
+    spec: EditSpec,
     output: Path,
     *,
     force: bool = False,
-    allow_overlap: bool = False,
-) -> Manifest:
-    """Write an adapter for a model on the Hub, of which only headers and edited tensors are read and nothing is kept.
-
-    Raises what `save` raises, and SourceError when the Hub does not give the bytes.
-    """
-    _check_entities(groups)
-    first, *also = groups
-    repo, revision = source.files.repo, source.files.revision
-    with staged_output(output, force=force) as staging:
-        manifest = write_adapter(
-            source,
-            first.edits,
-            staging,
-            entity=first.entity,
-            base_id=repo,
-            revision=revision,
-            also=also,
-            allow_overlap=allow_overlap,
-        )
-        write_manifest(manifest, staging)
-    return manifest
-
-
-def _check_entities(groups: Sequence[EntityEdits]) -> None:
-    for index, group in enumerate(groups):
-        if any(group.entity == other.entity for other in groups[:index]):
-            raise InputError(f"two edits are for {group.entity!r}: give each entity once, with all of its cells")
+    link: bool = False,
+) -> AbstractContextManager[Path]:
+    """`files.staged_output` for one format, with room for it, and away from its source."""
+    size = output_bytes(name, source, spec, link=link)
+    origin = source.origin if isinstance(source, ModelSource) else None
+    return staged_output(output, force=force, needed_bytes=size, source=origin)

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from amnesia.columns import blocks_with, columns_before, trace_back
+from amnesia.columns import blocks_with, check_untouched, columns_before, trace_back
 from amnesia.errors import InputError, OutputError, VerificationError
 from amnesia.files import copy_file, hash_file, list_files, staged_output
 from amnesia.manifest import Manifest, read_manifest
+from amnesia.streams import RangeHash
 
 
 def undo(
@@ -23,8 +24,8 @@ def undo(
     """Restore into `output` the model that was edited, and return the manifest of the edit that was taken back.
 
     Edits made on top of each other are taken back one at a time, newest first; `every_step` goes back to the base.
-    Each touched shard is checked against the sha256 that it had before the edit. `progress` is called with the bytes
-    written so far and in all.
+    Files are checked against the sha256 that they had before the edit, where the manifest knows it. `progress` is
+    called with the bytes written so far and in all.
 
     Raises VerificationError when the folder is not what its manifest says, InputError for adapters and GGUF files, and
     OutputError as `staged_output` does.
@@ -36,6 +37,7 @@ def undo(
         raise InputError(f"{folder} holds an edited {manifest.format} file: undo that file instead")
     steps, origins = trace_back(folder, list_files(folder), manifest)
     count = len(steps) if every_step else 1
+    check_untouched(steps[:count], origins[:count])
     steps, files = steps[:count], origins[count - 1]
     columns = columns_before(steps)
     # Going from the newest to the oldest edit, the last hash of a file is the one from before all of them.
@@ -43,6 +45,7 @@ def undo(
     scopes = {row.file: row.scope for step in steps for row in step.manifest.base.files}
     tensors = {(row.file, row.name): row.before for step in steps for row in step.manifest.tensors}
     hashes = {row.file: row.sha256 for step in steps for row in step.manifest.base.files if row.scope == "file"}
+    copied = {row.file: row.sha256 for row in steps[-1].manifest.untouched}
     sizes = {name: path.stat().st_size for name, path in files.items()}
     total, done = sum(sizes.values()), 0
     with staged_output(output, force=force, needed_bytes=total, source=folder) as staging:
@@ -56,13 +59,15 @@ def undo(
                     )
                 else:
                     intact = hashes[name] == restored
-                if not intact:
-                    raise VerificationError(
-                        f"{path} does not become the original when the edit is taken back: it was changed after the "
-                        "edit; fetch the base model again"
-                    )
             else:
-                copy_file(path, staging / name)
+                whole = RangeHash(0, sizes[name])
+                hashed = copy_file(path, staging / name, hashes=[whole])
+                intact = not hashed or copied.get(name) in (None, whole.hexdigest())
+            if not intact:
+                raise VerificationError(
+                    f"{path} does not become the original when the edit is taken back: it was changed after the "
+                    "edit; fetch the base model again"
+                )
             done += sizes[name]
             if progress is not None:
                 progress(done, total)

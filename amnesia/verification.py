@@ -1,14 +1,14 @@
 """Proof, from the bytes on disk, that an output is exactly what its manifest says.
 
-With the base model at hand every byte is compared. Without it, hashes prove the edited tensors, and taking the edit
-back in memory must give the sha256 that each touched shard had before; files that were only copied stay unproven and
-are listed as such.
+With the base model at hand every byte is compared. Without it, hashes prove the edited tensors, taking the edit back in
+memory must give the sha256 that each touched shard had before, and the other files must have the sha256 with which they
+were copied. Of files whose bytes are shared with the base only the size is known: they stay unproven and are listed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,16 +30,18 @@ from amnesia.columns import (
     Replacement,
     Step,
     blocks_with,
+    check_untouched,
     columns_after,
     columns_before,
     compare,
     hash_with,
     trace_back,
 )
+from amnesia.domain import Format
+from amnesia.edits import join_edits
 from amnesia.errors import InputError, VerificationError
 from amnesia.files import hash_file, list_files
-from amnesia.manifest import MANIFEST_NAME, BaseFile, Manifest, TensorEdit, join_edits, read_manifest
-from amnesia.recipe import Format
+from amnesia.manifest import MANIFEST_NAME, BaseFile, Manifest, TensorEdit, read_manifest
 from amnesia.safetensors_file import read_header
 
 Progress = Callable[[int, int], None]
@@ -68,6 +70,7 @@ def verify(folder: Path, base: Path | None = None, *, progress: Progress | None 
     """Re-read an output and prove that exactly the declared columns changed, by exactly the declared multipliers.
 
     `base` is the folder that was edited; after several edits on top of each other, the folder before any of them.
+    Without it, files that were put into the output later by somebody else are left unproven, not refused.
     `progress` is called with the files compared so far and in all. Raises VerificationError naming the first
     difference, CheckpointError for damaged weights, and InputError for a GGUF output.
     """
@@ -77,6 +80,7 @@ def verify(folder: Path, base: Path | None = None, *, progress: Progress | None 
     if manifest.format != "safetensors":
         raise InputError(f"{folder} holds an edited {manifest.format} file: verify that file instead")
     steps, origins = trace_back(folder, list_files(folder), manifest)
+    check_untouched(steps, origins)
     _check_declared(open_source(folder), steps)
     if base is None:
         return _verify_alone(steps, origins, progress or _silent)
@@ -142,34 +146,44 @@ def _verify_alone(
 ) -> VerificationReport:
     changed: set[str] = set()
     in_place: set[str] = set()
-    proven = 0
-    total = len({row.file for step in steps for row in step.manifest.base.files})
-    for count, step in enumerate(steps, start=1):
+    hashes: dict[Path, str] = {}
+    for count, (step, origin) in enumerate(zip(steps, origins, strict=True), start=1):
         _check_hashes(step, changed)
         columns = columns_before(steps[:count])
+        expected = {row.file: row.sha256 for row in step.manifest.untouched if row.sha256 is not None}
         for row in step.manifest.base.files:
-            path = step.files[row.file]
-            if row.scope == "header":
-                _check_tensors(path, row, step, columns[row.file])
+            changed.add(row.file)
+            if row.scope == "file":
+                expected[row.file] = row.sha256
+            else:
+                _check_tensors(origin[row.file], row, step, columns[row.file])
                 in_place.add(row.file)
-                changed.add(row.file)
-                continue
+        for name, sha256 in expected.items():
+            path = origin[name]
             # A shard that a newer edit touched too is proven by going back through both.
-            digest = hashlib.sha256()
-            for block in blocks_with(path, columns[row.file]):
-                digest.update(block)
-            if row.scope != "file" or digest.hexdigest() != row.sha256:
+            if name in columns:
+                hashes[path] = _hash(blocks_with(path, columns[name]))
+            elif path not in hashes:
+                hashes[path] = hash_file(path)
+            if hashes[path] != sha256:
+                what = "outside of the declared columns " if name in changed else ""
                 raise VerificationError(
-                    f"{path} does not become the original when the edit is taken back: bytes outside of the declared "
-                    "columns differ, make the output again"
+                    f"{path} does not become the original when the edit is taken back: bytes {what}differ, make the "
+                    "output again"
                 )
-            if row.file not in changed:
-                proven += row.size
-                changed.add(row.file)
-                progress(len(changed), total)
-    proven_files = changed - in_place
-    unproven = tuple(sorted(origins[-1].keys() - proven_files))
-    return _report(steps[0].manifest, steps, len(proven_files), proven, base_read=False, unproven=unproven)
+            progress(len(hashes), len(origins[-1]))
+    proven = {
+        name: path.stat().st_size for name, path in origins[-1].items() if path in hashes and name not in in_place
+    }
+    unproven = tuple(sorted(origins[-1].keys() - proven.keys()))
+    return _report(steps[0].manifest, steps, len(proven), sum(proven.values()), base_read=False, unproven=unproven)
+
+
+def _hash(blocks: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _check_tensors(path: Path, entry: BaseFile, step: Step, rows: Sequence[Replacement]) -> None:

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError
 from amnesia.in_place import edit_in_place, undo_in_place
 from amnesia.journal import recover
-from amnesia.manifest import EntityEdits
 from amnesia.proofs import take_back
 from amnesia.saving import save
 from amnesia.sources import ModelSource
@@ -53,7 +53,7 @@ WORK = {
     "adapter": _write("adapter"),
     "gguf": _write("gguf", link=True),
     "undo": lambda model, output: take_back(model, output),
-    "edit in place": lambda model, output: edit_in_place(model, [PARIS], base_id="a/b"),
+    "edit in place": lambda model, output: edit_in_place(model, EditSpec((PARIS,), "a/b")),
     "undo in place": lambda model, output: undo_in_place(model.parent if model.suffix == ".gguf" else model),
     "recover": lambda model, output: recover(model.parent if model.suffix == ".gguf" else model),
 }

@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM
 from amnesia.adapter import CONFIG_NAME, RANKS, WEIGHTS_NAME, adapter_rank, write_adapter
 from amnesia.checkpoint import open_source, write_edited
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edits import EntityEdits
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, VerificationError
 from amnesia.layouts import LAYOUTS
-from amnesia.manifest import EntityEdits
 from amnesia.proofs import prove
 from amnesia.saving import save
 from amnesia.sources import ModelSource
-from tiny import D_MLP, D_MODEL, MODEL_TYPES, save_tiny, tiny_model
+from tiny import D_MLP, D_MODEL, MODEL_TYPES, save_tiny, tiny_model, write_with
 
 # Layers with different numbers of cells, among them more than the smallest rank.
 EDITS = (ColumnEdit(Cell(0, 3)), *(ColumnEdit(Cell(2, neuron)) for neuron in range(0, 40, 4)))
@@ -29,7 +29,7 @@ EDITS = (ColumnEdit(Cell(0, 3)), *(ColumnEdit(Cell(2, neuron)) for neuron in ran
 
 def write(source, folder, writer=write_adapter, edits=EDITS, **options):
     folder.mkdir()
-    return writer(open_source(source), edits, folder, entity="Paris", base_id="a/b", revision=None, **options)
+    return write_with(writer, open_source(source), edits, folder, **options)
 
 
 def load_base(folder, dtype):
@@ -131,9 +131,7 @@ def test_several_entities(tmp_path):
     (tmp_path / "two").mkdir()
     with pytest.raises(InputError, match="'Paris' and 'Rome'"):
         clash = [EntityEdits("Rome", (ColumnEdit(Cell(0, 3)),))]
-        write_adapter(
-            open_source(source), EDITS, tmp_path / "two", entity="Paris", base_id="b", revision=None, also=clash
-        )
+        write_with(write_adapter, open_source(source), EDITS, tmp_path / "two", also=clash)
 
 
 def wrapped_in(model):
@@ -175,7 +173,7 @@ def test_an_adapter_on_top_of_an_edited_model(tmp_path, caplog, model_type):
     assert prove(tmp_path / "adapter", edited).n_cells == 2
     with pytest.raises(VerificationError, match="is not the model that the adapter was made for"):
         prove(tmp_path / "adapter", source)
-    with pytest.raises(InputError, match="cell 0:3 is edited for 'Lima', but this checkpoint already has it"):
+    with pytest.raises(InputError, match="cell 0:3 is edited for 'Lima', but this model already has it"):
         save("adapter", edited, [EntityEdits("Lima", (ColumnEdit(Cell(0, 3)),))], tmp_path / "clash")
     save("safetensors", edited, [rome], tmp_path / "both")
     model = attach(load_base(tmp_path / "edited", dtype), tmp_path / "adapter", caplog)
@@ -211,7 +209,7 @@ def test_refusals(tmp_path):
     with pytest.raises(OutputError, match="not empty"):
         (tmp_path / "b").mkdir()
         (tmp_path / "b" / "x").touch()
-        write_adapter(open_source(source), EDITS, tmp_path / "b", entity="A", base_id="b", revision=None)
+        write_with(write_adapter, open_source(source), EDITS, tmp_path / "b")
     save_file(
         {name: (tensor / 1e4).to(torch.float8_e5m2) for name, tensor in tensors.items()}, source / "model.safetensors"
     )
@@ -232,7 +230,7 @@ def test_only_the_edited_tensors_are_read(tmp_path, monkeypatch):
         return pread(descriptor, size, offset)
 
     monkeypatch.setattr(os, "pread", counted)
-    write_adapter(opened, [ColumnEdit(Cell(1, 7))], tmp_path / "adapter", entity="A", base_id="b", revision=None)
+    write_with(write_adapter, opened, [ColumnEdit(Cell(1, 7))], tmp_path / "adapter")
     assert sum(read) == D_MODEL * D_MLP * 2
 
 

@@ -7,8 +7,9 @@ import yaml
 
 from amnesia.card import BaseCard, licence_notice, model_card, naming_duty
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edits import EntityEdits
 from amnesia.errors import InputError
-from amnesia.manifest import Base, BaseFile, EntityEdits, Manifest, TensorEdit
+from amnesia.manifest import Base, BaseFile, Manifest, TensorEdit
 
 HASH = "0" * 64
 EDITS = (ColumnEdit(Cell(2, 7)), ColumnEdit(Cell(2, 9)), ColumnEdit(Cell(0, 1)))

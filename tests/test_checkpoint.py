@@ -20,12 +20,13 @@ from amnesia.checkpoint import (
     write_edited,
 )
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edits import EntityEdits
 from amnesia.errors import AmnesiaError, CheckpointError, InputError, LayoutError, NumericalError, OutputError
 from amnesia.files import staged_output
 from amnesia.layouts import LAYOUTS
-from amnesia.manifest import MANIFEST_NAME, EntityEdits, read_manifest, write_manifest
+from amnesia.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from amnesia.verification import verify
-from tiny import D_MLP, D_MODEL, MODEL_TYPES, N_LAYERS, save_tiny
+from tiny import D_MLP, D_MODEL, MODEL_TYPES, N_LAYERS, save_tiny, write_with
 
 ROOT = Path(__file__).parents[1]
 EDITS = (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(2, 47), 0.5), ColumnEdit(Cell(2, 0), -3.0))
@@ -42,9 +43,8 @@ def weights(folder):
 def edit(source, output, edits=EDITS, entity="Paris", **options):
     """A complete output, as the command line writes it."""
     with staged_output(output, source=source) as staging:
-        manifest = write_edited(
-            open_source(source), edits, staging, entity=entity, base_id="a/b", revision="main", **options
-        )
+        options = {"entity": entity, "revision": "main", **options}
+        manifest = write_with(write_edited, open_source(source), edits, staging, **options)
         write_manifest(manifest, staging)
     return manifest
 
@@ -228,7 +228,7 @@ def test_several_entities_in_one_output(tmp_path):
 def test_an_edit_on_top_of_another(tmp_path):
     source = save_tiny(tmp_path / "source")
     first = edit(source, tmp_path / "one")
-    with pytest.raises(InputError, match=r"0:3 is edited for 'Rome', but this checkpoint already has it .* 'Paris'"):
+    with pytest.raises(InputError, match=r"0:3 is edited for 'Rome', but this model already has it .* 'Paris'"):
         edit(tmp_path / "one", tmp_path / "two", [ColumnEdit(Cell(0, 3))], "Rome")
     second = edit(tmp_path / "one", tmp_path / "two", [ColumnEdit(Cell(1, 3))], "Rome")
     assert read_manifest(tmp_path / "two").previous == first
@@ -243,7 +243,7 @@ def test_added_files_keep_what_they_replace(tmp_path):
     source = save_tiny(tmp_path / "source")
     folder = tmp_path / "out"
     folder.mkdir()
-    manifest = write_edited(open_source(source), EDITS, folder, entity="A", base_id="b", revision=None, link=True)
+    manifest = write_with(write_edited, open_source(source), EDITS, folder, link=True)
     original = (source / "README.md").read_bytes()
     for content in (b"card", b"better card"):
         manifest = add_file(manifest, folder, "README.md", content)
@@ -262,7 +262,7 @@ def test_needs_an_empty_folder(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x").touch()
     with pytest.raises(OutputError, match="not empty"):
-        write_edited(open_source(source), EDITS, tmp_path / "out", entity="A", base_id="b", revision=None)
+        write_with(write_edited, open_source(source), EDITS, tmp_path / "out")
 
 
 def test_progress_ends_at_the_total(tmp_path):
@@ -283,7 +283,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch):
         os.utime(shard, ns=(1, 1))
 
     with pytest.raises(CheckpointError, match="changed while it was copied"):
-        write_edited(opened, EDITS, tmp_path / "out", entity="A", base_id="b", revision=None, progress=touch)
+        write_with(write_edited, opened, EDITS, tmp_path / "out", progress=touch)
 
 
 EDIT_IN_A_PROCESS = """
@@ -292,20 +292,19 @@ from pathlib import Path
 from amnesia.adapter import write_adapter
 from amnesia.checkpoint import open_source, write_edited
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edits import EditSpec, EntityEdits
 from amnesia.files import staged_output
 from amnesia.manifest import write_manifest
 from amnesia.undo import undo
 from amnesia.verification import verify
 source, output = Path(sys.argv[1]), Path(sys.argv[2])
-edits = [ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(2, 47), -3.0)]
+spec = EditSpec((EntityEdits("A", (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(2, 47), -3.0))),), "b")
 with staged_output(output, source=source) as staging:
-    write_manifest(
-        write_edited(open_source(source), edits, staging, entity="A", base_id="b", revision=None), staging
-    )
+    write_manifest(write_edited(open_source(source), spec, staging), staging)
 verify(output, source)
 undo(output, output.with_name("undone"))
 with staged_output(output.with_name("adapter"), source=source) as staging:
-    write_adapter(open_source(source), edits, staging, entity="A", base_id="b", revision=None)
+    write_adapter(open_source(source), spec, staging)
 assert "torch" not in sys.modules and "transformers" not in sys.modules, "imported"
 """
 

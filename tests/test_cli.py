@@ -147,7 +147,9 @@ def test_extract_edit_verify_and_undo_fit_together(model, recipe, tmp_path):
     manifest = json.loads(succeed("edit", model, "--edit", edit, "-o", edited, "--json").stdout)
     assert manifest == json.loads((edited / MANIFEST_NAME).read_text(encoding="utf-8"))
     assert "2 columns in 2 tensors changed as declared" in succeed("verify", edited, "--base", model).stdout
-    assert "can only be proven with --base" in succeed("verify", edited).stdout
+    assert "can only be proven with --base" not in succeed("verify", edited).stdout
+    succeed("edit", model, "--edit", edit, "--link", "-o", tmp_path / "linked")
+    assert "can only be proven with --base" in succeed("verify", tmp_path / "linked").stdout
     (report,) = json.loads(succeed("verify", edited, "--json").stdout).values()
     assert (report["n_cells"], report["base_read"]) == (2, False)
     assert "Japan is back" in succeed("undo", edited, "-o", back).stdout

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from amnesia.cli import main
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError, CheckpointError, InputError, LayoutError, VerificationError
 from amnesia.in_place import edit_in_place, undo_in_place
-from amnesia.manifest import MANIFEST_NAME, EntityEdits, Manifest, read_manifest, write_manifest
+from amnesia.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from amnesia.model import apply_edits, edited, freeze, wrap
 from amnesia.proofs import prove, take_back
 from amnesia.recipe import parse_recipe
@@ -124,7 +125,7 @@ def test_in_place_equals_the_copy_and_comes_back(tmp_path, model_type, fused):
     base = make(tmp_path / "base", model_type, fused=fused)
     before = tree(source.folder)
     save("safetensors", source, [PARIS], tmp_path / "copy")
-    manifest = edit_in_place(source.folder, [PARIS], base_id="a/b")
+    manifest = edit_in_place(source.folder, EditSpec((PARIS,), "a/b"))
     assert {**tree(source.folder), MANIFEST_NAME: b""} == {**tree(tmp_path / "copy"), MANIFEST_NAME: b""}
     assert prove(source.folder).n_cells == prove(source.folder, base).n_cells == 3
     take_back(source.folder, tmp_path / "undone")
@@ -174,7 +175,7 @@ def test_overlap_is_told_by_expert(tmp_path):
     save("safetensors", source, [first, other], tmp_path / "both")
     with pytest.raises(InputError, match="cell 1:2:5 is edited for both 'Paris' and 'Rome'"):
         save("safetensors", source, [first, same], tmp_path / "out")
-    with pytest.raises(InputError, match="cell 1:2:5 is edited for 'Tokyo', but this checkpoint already has it edited"):
+    with pytest.raises(InputError, match="cell 1:2:5 is edited for 'Tokyo', but this model already has it edited"):
         group = edits_from_cells(["1:2:5"], -1.0, "Tokyo")
         save("safetensors", ModelSource(tmp_path / "both", "both"), [group], tmp_path / "out")
 

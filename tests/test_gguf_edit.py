@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from gguf.quants import dequantize
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edits import EntityEdits
 from amnesia.errors import (
     CheckpointError,
     InputError,
@@ -27,9 +29,9 @@ from amnesia.gguf_blocks import BLOCKS
 from amnesia.gguf_edit import write_edited_gguf
 from amnesia.gguf_layout import NOT_GATED
 from amnesia.gguf_verify import undo_gguf, verify_gguf
-from amnesia.manifest import MANIFEST_NAME, EntityEdits, Manifest, read_manifest, write_manifest
+from amnesia.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from demo_file import demo_gguf
-from tiny import tiny_model
+from tiny import tiny_model, write_with
 from tiny_gguf import D_MLP, D_MODEL, llama_gguf, phi3_gguf, write_gguf
 
 F32, Q4_1, Q4_K, Q8_0 = (GGMLQuantizationType[name] for name in ("F32", "Q4_1", "Q4_K", "Q8_0"))
@@ -42,8 +44,7 @@ def edits(*cells: str, multiplier: float = -1.0) -> list[ColumnEdit]:
 def write(source: Path, folder: Path, changes: list[ColumnEdit], **options) -> Manifest:
     """What the command does: edit into an empty folder, then the manifest."""
     folder.mkdir()
-    options = {"entity": "Ada", "base_id": "tiny", "revision": None, **options}
-    manifest = write_edited_gguf(source, changes, folder, **options)
+    manifest = write_with(write_edited_gguf, source, changes, folder, **{"entity": "Ada", "base_id": "tiny", **options})
     write_manifest(manifest, folder)
     return manifest
 
@@ -200,7 +201,7 @@ def test_a_folder_with_files_is_refused(tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "tiny.gguf").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):
-        write_edited_gguf(source, edits("0:1"), tmp_path / "out", entity="Ada", base_id="tiny", revision=None)
+        write_with(write_edited_gguf, source, edits("0:1"), tmp_path / "out")
     assert (tmp_path / "out" / "tiny.gguf").read_text() == "mine"
 
 
@@ -225,6 +226,20 @@ def test_split_models_are_edited_part_by_part(tmp_path: Path):
     restored = undo(tmp_path / "out", tmp_path / "back")
     assert {path.name: path.read_bytes() for path in restored.iterdir()} == before
     assert {part.name: part.read_bytes() for part in parts} == before
+    # A part that was copied, not linked, is proven by its hash.
+    write(parts[0], tmp_path / "copy", edits("0:7"))
+    other = tmp_path / "copy" / min(before.keys() - touched)
+    content = other.read_bytes()
+    other.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(VerificationError, match=f"{other.name} differs from its source"):
+        verify_gguf(tmp_path / "copy")
+    (tmp_path / "no").mkdir()
+    with pytest.raises(VerificationError, match=f"{other.name} with its rows put back is not the file"):
+        undo_gguf(tmp_path / "copy", tmp_path / "no")
+    other.write_bytes(content)
+    assert {row.file: row.sha256 for row in verify_gguf(tmp_path / "copy").untouched} == {
+        name: hashlib.sha256(before[name]).hexdigest() for name in before.keys() - touched
+    }
 
 
 def test_a_split_model_with_a_missing_part_is_refused_before_writing(tmp_path: Path):
@@ -241,7 +256,9 @@ def test_several_entities_and_an_edit_on_top_of_an_edit(tmp_path: Path):
     also = (EntityEdits("Bob", tuple(edits("1:2"))),)
     write(source, tmp_path / "one", edits("0:1", multiplier=-1.3), also=also)
     one = tmp_path / "one" / "tiny.gguf"
-    with pytest.raises(InputError, match="cell 1:2 is edited for 'Eve', but this file already has it edited for 'Bob'"):
+    with pytest.raises(
+        InputError, match="cell 1:2 is edited for 'Eve', but this model already has it edited for 'Bob'"
+    ):
         write(one, tmp_path / "no", edits("1:2"), entity="Eve")
     second = write(one, tmp_path / "two", edits("0:5", multiplier=-1.7), entity="Eve")
     third = write(tmp_path / "two" / "tiny.gguf", tmp_path / "three", edits("1:7", multiplier=0.3), entity="Fay")

@@ -1,11 +1,13 @@
 """Imports point one way, and what needs no model loads no torch."""
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -14,7 +16,7 @@ ROWS = (
     "errors own_outputs",
     "streams",
     "arithmetic database domain encoding figures files gguf_file hub_errors layouts modelfile neutral packing scratch shards statistics variants",
-    "gguf_blocks kept matching model popqa prompts recipe scores strict_json",
+    "edits gguf_blocks kept matching model popqa prompts recipe scores strict_json",
     "damage gguf_layout interventions journal loading manifest questions safetensors_file",
     "card checkpoint localization measurement search sources",
     "adapter atlas columns evaluation extraction gguf_edit injection layer_significance mining remote robustness sweep",
@@ -79,6 +81,23 @@ def loaded_by(code):
 )
 def test_no_heavy_library_is_loaded(code):
     assert not loaded_by(code) & {"torch", "transformers", "peft", "huggingface_hub", "accelerate"}
+
+
+def test_a_command_loads_the_modules_of_others_only_when_they_are_asked_for():
+    loaded = loaded_by("from amnesia.cli import main\nmain(['edit', '--help'], standalone_mode=False)")
+    assert "amnesia.cli_files" in loaded
+    assert not loaded & {"amnesia.cli_science", "amnesia.cli_hub", "amnesia.figures", "tomllib", "gguf"}
+
+
+def test_every_command_is_found():
+    defined = set()
+    for path in sorted((ROOT / "amnesia").glob("cli*.py")):
+        module = importlib.import_module(f"amnesia.{path.stem}")
+        defined |= {name for name, value in vars(module).items() if type(value) is click.Command}
+    main = importlib.import_module("amnesia.cli").main
+    with click.Context(main) as context:
+        assert set(main.list_commands(context)) == defined
+        assert all(main.get_command(context, name).name == name for name in defined)
 
 
 def test_the_python_interface_is_found_late():

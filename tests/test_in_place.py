@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError, InputError, OutputError, VerificationError
 from amnesia.in_place import edit_in_place, undo_in_place
-from amnesia.manifest import MANIFEST_NAME, EntityEdits, read_manifest
+from amnesia.manifest import MANIFEST_NAME, read_manifest
 from amnesia.proofs import prove, take_back
 from amnesia.saving import save
 from amnesia.sources import ModelSource
@@ -39,7 +40,7 @@ def test_equals_the_edited_copy_and_comes_back(tmp_path, kind):
     _, base = make(tmp_path / "base", kind)
     before = tree(source.folder)
     save("gguf" if kind == "gguf" else "safetensors", source, [PARIS], tmp_path / "copy")
-    manifest = edit_in_place(path, [PARIS], base_id="a/b")
+    manifest = edit_in_place(path, EditSpec((PARIS,), "a/b"))
     assert read_manifest(source.folder) == manifest
     after, copy = tree(source.folder), tree(tmp_path / "copy")
     copy.pop("Modelfile", None)  # An edit in place adds no file but the manifest.
@@ -59,11 +60,11 @@ def test_edits_on_top_of_each_other(tmp_path, kind):
     _, base = make(tmp_path / "base", kind)
     states = [tree(source.folder)]
     for group in (PARIS, ROME, EntityEdits("Oslo", (ColumnEdit(Cell(1, 9), 0.7),))):
-        edit_in_place(path, [group], base_id="a/b")
+        edit_in_place(path, EditSpec((group,), "a/b"))
         states.append(tree(source.folder))
         prove(source.folder)
     with pytest.raises(InputError, match="already has it edited for 'Paris'"):
-        edit_in_place(path, [EntityEdits("Lima", (ColumnEdit(Cell(0, 3)),))], base_id="a/b")
+        edit_in_place(path, EditSpec((EntityEdits("Lima", (ColumnEdit(Cell(0, 3)),)),), "a/b"))
     assert prove(source.folder).n_cells == prove(source.folder, base).n_cells == 4
     assert take_back(source.folder, tmp_path / "undone", every_step=True).entity == "Paris"
     assert tree(tmp_path / "undone") == states[0]
@@ -76,8 +77,17 @@ def test_edits_on_top_of_each_other(tmp_path, kind):
 
 def test_unproven_bytes_are_said_to_be_unproven(tmp_path):
     path, source = make(tmp_path / "model", "llama")
-    manifest = edit_in_place(path, [PARIS], base_id="a/b")
+    manifest = edit_in_place(path, EditSpec((PARIS,), "a/b"))
     assert {row.file for row in manifest.base.files} <= set(prove(source.folder).unproven)
+    names = {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
+    declared = {row.file: row.size for row in (*manifest.base.files, *manifest.untouched)}
+    assert declared == {name: size for name, size in names.items() if name not in (MANIFEST_NAME, manifest.undo)}
+    file = path / "LICENSE"
+    content = file.read_bytes()
+    file.unlink()
+    with pytest.raises(VerificationError, match="LICENSE is missing"):
+        prove(source.folder)
+    file.write_bytes(content)
     file = path / manifest.tensors[0].file
     content = bytearray(file.read_bytes())
     offset = content.index(b"{")
@@ -96,23 +106,23 @@ def test_shared_files_are_refused(tmp_path, monkeypatch):
         (linked / name).parent.mkdir(exist_ok=True)
         (linked / name).symlink_to(path / name)
     with pytest.raises(OutputError, match="shared with other folders by a link"):
-        edit_in_place(linked, [PARIS], base_id="a/b")
+        edit_in_place(linked, EditSpec((PARIS,), "a/b"))
     (path / "pytorch_model.bin").write_bytes(b"weights")
     with pytest.raises(InputError, match=r"another copy of the weights, pytorch_model\.bin"):
-        edit_in_place(path, [PARIS], base_id="a/b")
+        edit_in_place(path, EditSpec((PARIS,), "a/b"))
     (path / "pytorch_model.bin").unlink()
     for name in before:
         os.link(path / name, tmp_path / name.replace("/", "-"))
     with pytest.raises(OutputError, match="shared with other folders by a link"):
-        edit_in_place(path, [PARIS], base_id="a/b")
+        edit_in_place(path, EditSpec((PARIS,), "a/b"))
     monkeypatch.setenv("AMNESIA_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").symlink_to(tmp_path)
-    for change in (lambda: edit_in_place(path, [PARIS], base_id="a/b"), lambda: undo_in_place(path)):
+    for change in (lambda: edit_in_place(path, EditSpec((PARIS,), "a/b")), lambda: undo_in_place(path)):
         with pytest.raises(OutputError, match="cache of amnesia"):
             change()
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(OutputError, match="Hugging Face cache"):
-        edit_in_place(path, [PARIS], base_id="a/b")
+        edit_in_place(path, EditSpec((PARIS,), "a/b"))
     assert tree(path) == before
 
 
@@ -129,5 +139,5 @@ def test_a_failing_disk_changes_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "pwritev", fail)
     with pytest.raises(OutputError, match="nothing was changed"):
-        edit_in_place(path, [PARIS], base_id="a/b")
+        edit_in_place(path, EditSpec((PARIS,), "a/b"))
     assert tree(source.folder) == before

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from amnesia.edits import EditSpec
 from amnesia.errors import AmnesiaError, CheckpointError
 from amnesia.files import JOURNAL_NAME
 from amnesia.in_place import edit_in_place, undo_in_place
@@ -107,7 +108,7 @@ def test_outputs_are_complete_or_not_there(tmp_path, killer, work):
     output = place / "out"
     older = None
     if work == "undo":
-        edit_in_place(model, [PARIS], base_id="a/b")
+        edit_in_place(model, EditSpec((PARIS,), "a/b"))
     if work == "replace":
         killer.run("adapter", model, output)
         older = tree(output)
@@ -142,12 +143,12 @@ def test_changes_in_place_happen_or_do_not(tmp_path, killer, kind, work):
     model = make(tmp_path / "model", kind)
     folder = tmp_path / "model"
     original = tree(folder)
-    edit_in_place(model, [PARIS], base_id="a/b")
+    edit_in_place(model, EditSpec((PARIS,), "a/b"))
     edited = tree(folder)
     _, seconds = killer.run("undo in place", model)
     assert tree(folder) == original
     if work == "undo in place":
-        edit_in_place(model, [PARIS], base_id="a/b")
+        edit_in_place(model, EditSpec((PARIS,), "a/b"))
     before, after = (original, edited) if work == "edit in place" else (edited, original)
     n_kills = 0
     for number, call in enumerate(kills(killer, work, model, None, seconds), start=1):
@@ -166,7 +167,7 @@ def test_changes_in_place_happen_or_do_not(tmp_path, killer, kind, work):
             undo_in_place(folder)
             assert tree(folder) == original
         if work == "undo in place" and tree(folder) == original:
-            edit_in_place(model, [PARIS], base_id="a/b")
+            edit_in_place(model, EditSpec((PARIS,), "a/b"))
         assert tree(folder) == before
     KILLS[f"{work}, {kind}"] = n_kills
     assert n_kills >= 20

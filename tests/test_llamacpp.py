@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edits import EditSpec, EntityEdits
 from amnesia.gguf_edit import write_edited_gguf
 from demo_file import demo_gguf
 
@@ -59,7 +60,8 @@ def answers(path: Path) -> dict[str, tuple[str, float]]:
 def test_llama_cpp_forgets_the_target_and_keeps_the_controls(tmp_path: Path):
     source = demo_gguf()
     edits = [ColumnEdit(Cell.parse(cell), multiplier) for cell, multiplier in EDIT.items()]
-    write_edited_gguf(source, edits, tmp_path, entity="Michael Jordan", base_id="smollm2-135m", revision=None)
+    spec = EditSpec((EntityEdits("Michael Jordan", tuple(edits)),), "smollm2-135m")
+    write_edited_gguf(source, spec, tmp_path)
     before, after = answers(source), answers(tmp_path / source.name)
     prompt, answer = TARGET
     assert before[prompt][0] == answer

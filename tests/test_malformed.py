@@ -18,9 +18,10 @@ import pytest
 
 from amnesia import in_place, journal
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError
 from amnesia.files import JOURNAL_NAME
-from amnesia.manifest import MANIFEST_NAME, EntityEdits
+from amnesia.manifest import MANIFEST_NAME
 from amnesia.proofs import prove, take_back
 from amnesia.recipe import load_recipe
 from amnesia.report import edits_json
@@ -238,7 +239,7 @@ def write_journal(folder: Path) -> None:
         # What a process does when it dies: nothing more.
         patch.setattr(journal, "_settle", lambda path: settle(path) if not (path / JOURNAL_NAME).exists() else False)
         with pytest.raises(KilledError):
-            in_place.edit_in_place(folder, [PARIS], base_id="a/b")
+            in_place.edit_in_place(folder, EditSpec((PARIS,), "a/b"))
 
 
 # --- What is done with them -------------------------------------------------------------------------------------------
@@ -439,7 +440,7 @@ KINDS = (
     Kind(
         "manifest in place",
         40,
-        in_place_file(MANIFEST_NAME, lambda folder: in_place.edit_in_place(folder, [PARIS], base_id="a/b")),
+        in_place_file(MANIFEST_NAME, lambda folder: in_place.edit_in_place(folder, EditSpec((PARIS,), "a/b"))),
         json_file,
         use_undo_in_place,
         in_place=True,

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edits import EntityEdits, join_edits
 from amnesia.errors import InputError, VerificationError
 from amnesia.manifest import (
     MANIFEST_NAME,
     Base,
     BaseFile,
-    EntityEdits,
     Manifest,
     TensorEdit,
-    join_edits,
+    UntouchedFile,
     read_manifest,
     write_manifest,
 )
@@ -42,6 +42,10 @@ def example(**changes):
                 HASH,
                 HASH[::-1],
             ),
+        ),
+        untouched=(
+            UntouchedFile("config.json", 7, HASH),
+            UntouchedFile("model-00002-of-00002.safetensors", 900),
         ),
         undo="amnesia-undo.safetensors",
         added=("amnesia-undo.safetensors", "report.json"),
@@ -71,18 +75,23 @@ def test_bytes_depend_on_nothing_but_the_content(tmp_path):
 
 def test_the_file_has_the_documented_fields():
     document = json.loads(example().to_bytes())
-    assert document["format_version"] == 1
+    assert document["format_version"] == 2
     assert document["base"]["files"][0]["sha256"] == HASH
     assert document["edits"][0] == {"entity": "Paris", "layer": 2, "neuron": 10941, "multiplier": -1.0}
     assert document["tensors"][0]["sha256"] == {"before": HASH, "after": HASH[::-1], "scope": "tensor"}
     assert document["tensors"][0]["indices"] == [7, 10941]
+    assert document["untouched"] == [
+        {"file": "config.json", "size": 7, "sha256": HASH},
+        {"file": "model-00002-of-00002.safetensors", "size": 900, "sha256": None},
+    ]
     assert {"tool", "libraries", "entity", "undo", "recipe", "scores"} <= document.keys()
 
 
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("format_version",), 2),
+        (("format_version",), 1),
+        (("format_version",), None),
         (("format_version",), True),
         (("format",), "pickle"),
         (("format",), ["gguf"]),
@@ -115,6 +124,13 @@ def test_the_file_has_the_documented_fields():
         (("tensors", 0, "multipliers"), [1.0, "2"]),
         (("tensors", 0, "file"), "other.safetensors"),
         (("tensors", 0, "name"), "\ud800"),
+        (("untouched",), None),
+        (("untouched", 0), {"file": "config.json", "size": 7}),
+        (("untouched", 0, "file"), "../config.json"),
+        (("untouched", 0, "file"), "model-00001-of-00002.safetensors"),
+        (("untouched", 1, "file"), "config.json"),
+        (("untouched", 0, "size"), -1),
+        (("untouched", 0, "sha256"), "0"),
         (("undo",), ".."),
         (("added",), ["../x"]),
         (("replaced",), "README.md"),

@@ -13,7 +13,7 @@ from amnesia.adapter import WEIGHTS_NAME
 from amnesia.checkpoint import open_source, plan_edits
 from amnesia.cli import main
 from amnesia.domain import Cell, ColumnEdit
-from amnesia.manifest import EntityEdits
+from amnesia.edits import EntityEdits
 from amnesia.sources import resolve
 from tiny import save_tiny
 

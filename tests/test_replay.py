@@ -82,7 +82,11 @@ def test_another_base_is_refused(tmp_path, source):
 
 
 def test_manifests_that_are_none(tmp_path):
-    (tmp_path / "bad.json").write_text(json.dumps({"format_version": 1}), encoding="utf-8")
-    assert "lacks" in refused("replay", tmp_path / "bad.json", "-o", tmp_path / "out")
+    for document, message in (
+        ({"format_version": 1}, "use the version that wrote it"),
+        ({"format_version": 2}, "lacks"),
+    ):
+        (tmp_path / "bad.json").write_text(json.dumps(document), encoding="utf-8")
+        assert message in refused("replay", tmp_path / "bad.json", "-o", tmp_path / "out")
     assert "cannot be read (No such file" in refused("replay", tmp_path / "none.json", "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()

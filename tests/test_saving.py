@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edits import EntityEdits
 from amnesia.errors import CheckpointError, InputError, OutputError
-from amnesia.manifest import EntityEdits, read_manifest
+from amnesia.manifest import read_manifest
 from amnesia.proofs import outputs_in, prove, take_back
-from amnesia.saving import edits_from_cells, edits_from_file, output_bytes, save, write_format
+from amnesia.saving import edits_from_cells, edits_from_file, output_bytes, save, spec_of, write_format
 from amnesia.sources import ModelSource
 from tiny import save_tiny, tiny_model
 from tiny_gguf import llama_gguf, write_gguf
@@ -117,10 +118,11 @@ def test_a_run_of_several_formats_is_undone_from_its_folder(tmp_path, source):
 
 
 def test_sizes_are_known_before_writing(source):
-    assert output_bytes("gguf", source, [JAPAN]) == source.gguf.stat().st_size
-    assert output_bytes("adapter", source, [JAPAN]) == 0
-    assert output_bytes("safetensors", source, [JAPAN]) == sum(map(len, tree(source.folder).values()))
-    assert output_bytes("safetensors", source, [JAPAN], link=True) < output_bytes("safetensors", source, [JAPAN])
+    spec = spec_of(source, [JAPAN])
+    assert output_bytes("gguf", source, spec) == source.gguf.stat().st_size
+    assert output_bytes("adapter", source, spec) == 0
+    assert output_bytes("safetensors", source, spec) == sum(map(len, tree(source.folder).values()))
+    assert output_bytes("safetensors", source, spec, link=True) < output_bytes("safetensors", source, spec)
 
 
 @pytest.mark.parametrize(
@@ -153,14 +155,14 @@ def test_outputs_are_not_replaced_by_accident(tmp_path, source):
 def test_a_model_without_a_gguf_file_has_no_such_format(tmp_path, source):
     plain = ModelSource(source.folder, "a/b")
     with pytest.raises(InputError, match=r"format gguf needs a .gguf model, a/b is not one"):
-        write_format("gguf", plain, [JAPAN], tmp_path)
+        write_format("gguf", plain, spec_of(plain, [JAPAN]), tmp_path)
 
 
 def test_what_only_the_base_can_prove_of_a_split_model(tmp_path):
     (tmp_path / "base").mkdir()
     first = write_gguf(tmp_path / "base" / "tiny.gguf", parts=3)
     base = ModelSource(first.parent, "a/b", gguf=first)
-    manifest = save("gguf", base, [PERU], tmp_path / "out")
+    manifest = save("gguf", base, [PERU], tmp_path / "out", link=True)
     parts = {path.name: path.stat().st_size for path in first.parent.iterdir()}
     touched = {row.file for row in manifest.base.files}
     alone, compared = prove(tmp_path / "out"), prove(tmp_path / "out", base)
@@ -168,6 +170,10 @@ def test_what_only_the_base_can_prove_of_a_split_model(tmp_path):
     assert (alone.n_files, set(alone.unproven)) == (len(touched), parts.keys() - touched)
     assert alone.n_bytes == sum(parts[name] for name in touched)
     assert (compared.n_files, compared.unproven, compared.n_bytes) == (3, (), sum(parts.values()))
+    # What was copied, and not linked, has a hash.
+    save("gguf", base, [PERU], tmp_path / "copy")
+    alone = prove(tmp_path / "copy")
+    assert (alone.n_files, alone.unproven, alone.n_bytes) == (3, (), sum(parts.values()))
 
 
 def test_a_gguf_of_another_model_is_refused(tmp_path, source):

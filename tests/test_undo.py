@@ -11,7 +11,7 @@ from amnesia.errors import InputError, OutputError, VerificationError
 from amnesia.files import staged_output
 from amnesia.manifest import write_manifest
 from amnesia.undo import undo
-from tiny import save_tiny
+from tiny import save_tiny, write_with
 
 
 def tree(folder):
@@ -20,7 +20,7 @@ def tree(folder):
 
 def edit(source, output, edits, entity="Paris", writer=write_edited, **options):
     with staged_output(output, source=source) as staging:
-        manifest = writer(open_source(source), edits, staging, entity=entity, base_id="a/b", revision=None, **options)
+        manifest = write_with(writer, open_source(source), edits, staging, entity=entity, **options)
         if writer is write_edited:
             manifest = add_file(manifest, staging, "README.md", entity.encode())
             manifest = add_file(manifest, staging, "report.json", b"{}")
@@ -76,6 +76,12 @@ def test_damaged_outputs_are_not_restored_to_something_else(tmp_path):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(VerificationError, match="does not become the original"):
+        undo(tmp_path / "out", tmp_path / "undone")
+    assert not (tmp_path / "undone").exists()
+    content[-1] ^= 1
+    path.write_bytes(content)
+    (tmp_path / "out" / "LICENSE").write_bytes((source / "LICENSE").read_bytes().upper())
+    with pytest.raises(VerificationError, match="LICENSE does not become the original"):
         undo(tmp_path / "out", tmp_path / "undone")
     assert not (tmp_path / "undone").exists()
     (tmp_path / "out" / UNDO_NAME).unlink()

@@ -11,18 +11,20 @@ from hypothesis import strategies as st
 from amnesia.adapter import CONFIG_NAME, WEIGHTS_NAME, write_adapter
 from amnesia.checkpoint import UNDO_NAME, add_file, open_source, write_edited
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edits import EntityEdits
 from amnesia.errors import AmnesiaError, InputError, VerificationError
 from amnesia.files import staged_output
-from amnesia.manifest import MANIFEST_NAME, EntityEdits, read_manifest, write_manifest
+from amnesia.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from amnesia.undo import undo
 from amnesia.verification import verify
-from tiny import save_tiny
+from tiny import save_tiny, write_with
 
 EDITS = (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(2, 47), 0.1), ColumnEdit(Cell(2, 0), -3.0))
 
 
 def edit(source, output, edits=EDITS, entity="Paris", writer=write_edited, **options):
     with staged_output(output, source=source) as staging:
-        manifest = writer(open_source(source), edits, staging, entity=entity, base_id="a/b", revision=None, **options)
+        manifest = write_with(writer, open_source(source), edits, staging, entity=entity, **options)
         if writer is write_edited:
             manifest = add_file(manifest, staging, "README.md", b"card")
             manifest = add_file(manifest, staging, "report.json", b"{}")
@@ -74,8 +76,7 @@ def test_accepts_what_was_written(originals):
     assert report.n_bytes == sum(path.stat().st_size for path in names)
     alone = verify(originals / "out")
     assert not alone.base_read
-    assert alone.n_files == len(read_manifest(originals / "out").base.files)
-    assert "config.json" in alone.unproven
+    assert (alone.n_files, alone.n_bytes, alone.unproven) == (report.n_files, report.n_bytes, ())
     for base in (None, originals / "source"):
         adapter = verify(originals / "adapter", base)
         assert (adapter.format, adapter.n_cells, adapter.n_files) == ("adapter", 3, 2)
@@ -90,6 +91,10 @@ def test_accepts_a_chain_against_each_of_its_bases(originals):
 def test_accepts_linked_outputs_and_overlaps(work):
     edit(work / "source", work / "linked", link=True)
     assert verify(work / "linked", work / "source").n_cells == 3
+    alone = verify(work / "linked")
+    touched = {row.file for row in read_manifest(work / "linked").base.files}
+    names = {path.relative_to(work / "source").as_posix() for path in (work / "source").rglob("*") if path.is_file()}
+    assert (alone.n_files, set(alone.unproven)) == (len(touched), names - touched)
     edit(work / "linked", work / "overlap", [ColumnEdit(Cell(2, 47), -1.7)], "Rome", allow_overlap=True)
     for base in (None, work / "source", work / "linked"):
         verify(work / "overlap", base)
@@ -113,17 +118,45 @@ def test_notices_other_bytes_of_the_touched_shard(work, with_base):
         verify(work / "out", work / "source" if with_base else None)
 
 
-def test_notices_other_files(work):
-    flip(work / "out" / "config.json", 3)
-    with pytest.raises(AmnesiaError):
-        verify(work / "out", work / "source")
+@pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.parametrize("name", ["LICENSE", "assets/logo.txt", "amnesia-base/README.md"])
+def test_notices_other_files(work, name, with_base):
+    flip(work / "out" / name, 3)
+    refused(work / "out", work / "source" if with_base else None, f"{name} d(iffers|oes not become)")
+
+
+def untouched_shard(folder):
+    return next(folder / row.file for row in read_manifest(folder).untouched if row.file.startswith("model-"))
 
 
 def test_notices_an_untouched_shard(work):
-    touched = {row.file for row in read_manifest(work / "out").base.files}
-    shard = next(path for path in sorted((work / "out").glob("model-*")) if path.name not in touched)
+    shard = untouched_shard(work / "out")
     flip(shard, shard.stat().st_size - 1)
     refused(work / "out", work / "source", f"{shard.name} differs .* at tensor ")
+    refused(work / "out", None, f"{shard.name} does not become the original .* bytes differ")
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated", "longer"])
+@pytest.mark.parametrize("link", [False, True])
+def test_notices_files_of_another_size_without_the_base(work, fault, link):
+    edit(work / "source", work / "new", link=link)
+    edit(work / "new", work / "newer", [ColumnEdit(Cell(1, 1), -1.5)], "Rome", link=link)
+    path = work / "newer" / "assets" / "logo.txt"
+    content = path.read_bytes()
+    path.unlink()
+    if fault != "missing":
+        path.write_bytes(content[:-1] if fault == "truncated" else content + b"x")
+    message = "logo.txt is missing" if fault == "missing" else rf"logo.txt has \d+ bytes, .* declares {len(content)}"
+    refused(work / "newer", None, message)
+    for every_step in (True, False):
+        with pytest.raises(VerificationError, match=message):
+            undo(work / "newer", work / "back", every_step=every_step)
+        assert not (work / "back").exists()
+
+
+def test_files_that_others_added_are_unproven(work):
+    (work / "out" / "notes.txt").write_text("x")
+    assert verify(work / "out").unproven == ("notes.txt",)
 
 
 def test_notices_missing_and_added_files(work):
@@ -131,7 +164,7 @@ def test_notices_missing_and_added_files(work):
     refused(work / "out", work / "source", "extra.txt")
     (work / "out" / "extra.txt").unlink()
     (work / "out" / "LICENSE").unlink()
-    refused(work / "out", work / "source", "lacks the file LICENSE")
+    refused(work / "out", work / "source", "LICENSE is missing")
     (work / "second" / "report.json").unlink(missing_ok=True)
     (work / "second" / "amnesia-base" / "report.json").unlink()
     refused(work / "second", None, "report.json is missing")

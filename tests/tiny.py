@@ -1,12 +1,15 @@
 """Tiny models of every supported architecture, built from configurations and saved in several shards."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from amnesia.domain import ColumnEdit
+from amnesia.edits import EditSpec, EntityEdits
 from amnesia.layouts import LAYOUTS
+from amnesia.manifest import Manifest
 
 N_LAYERS = 3
 D_MODEL = 32
@@ -88,3 +91,22 @@ def save_tiny(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{name} of the base model\r\nwith {{odd}} bytes\n", encoding="utf-8")
     return folder
+
+
+def write_with(
+    writer: Callable[..., Manifest],
+    source: object,
+    edits: Sequence[ColumnEdit],
+    folder: Path,
+    *,
+    entity: str = "Paris",
+    also: Sequence[EntityEdits] = (),
+    base_id: str = "a/b",
+    revision: str | None = None,
+    recipe_text: str | None = None,
+    allow_overlap: bool = False,
+    **options: object,
+) -> Manifest:
+    """What one of the three writers makes of `edits` for one entity and of those `also` for others."""
+    groups = (EntityEdits(entity, tuple(edits)), *also)
+    return writer(source, EditSpec(groups, base_id, revision, recipe_text, allow_overlap), folder, **options)
