@@ -13,7 +13,7 @@ from amnesia.console import Terminal, as_json, lines_of, on_device, print_json, 
 from amnesia.domain import Cell
 from amnesia.errors import InputError, OutputError
 from amnesia.recipe import BASELINES, load_recipe, parse_layers, translation
-from amnesia.results import Output, cells_option, load_model, plots_option, with_results
+from amnesia.results import Experiment, an_experiment, cells_option, load_model, plots_option
 from amnesia.variants import Variant, distinct, variants_of
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ if TYPE_CHECKING:
     "--top", default=5, show_default=True, type=click.IntRange(1), help="Without --cell: best cells to follow."
 )
 @click.option("--layers", help="Layers to search, for example 1-9. Default: all but layer 0.")
-@with_results
+@an_experiment("robustness")
 def robustness(
+    run: Experiment,
     model: str,
     entity: str | None,
     given: tuple[str, ...],
@@ -59,12 +60,6 @@ def robustness(
     cells: tuple[str, ...],
     top: int,
     layers: str | None,
-    output: Path | None,
-    plots: bool,
-    force: bool,
-    dtype: str,
-    device: str | None,
-    json_output: bool,
 ) -> None:
     """Follow the cells of ENTITY under other forms of its name: aliases, typos, initials, other case and scripts."""
     if recipe_path is not None:
@@ -82,13 +77,11 @@ def robustness(
     forms = variants_of(entity, known, typos) if generate else distinct([Variant(entity, "name"), *known])
     span = None if layers is None else parse_layers(layers)
     chosen = [Cell.parse(text) for text in cells]
-    target = Output("robustness", output, plots, force, json_output)
     from amnesia import robustness as experiment
 
-    terminal = Terminal()
-    live = load_model(model, None, terminal, dtype, device)
+    live = run.load(model)
     last = live.shape.n_layers - 1
-    with terminal.task(f"localizing {len(forms)} forms of {entity}") as progress:
+    with run.task(f"localizing {len(forms)} forms of {entity}") as progress:
         result = experiment.robustness(
             live,
             entity,
@@ -110,7 +103,7 @@ def robustness(
         f"{row.kind:<16} {row.n:>5} {row.median_rank:>12.1f} {row.mean_z:>7.2f} {row.recognized:>11.0%}"
         for row in result.kinds
     ]
-    target.write(result, "\n".join(lines))
+    run.write(result, lines)
 
 
 def _translation(text: str) -> Translation:

@@ -51,13 +51,14 @@ def answer_logprob(live, row, logits, ids):
 
 
 @pytest.mark.parametrize("entity_only", [False, True])
-def test_varied_logprobs_equal_single_prompts(live, entity_only):
-    found = varied_logprobs(live, ASKED, CELLS, MULTIPLIERS, entity_only=entity_only)
+@pytest.mark.parametrize("cells", [CELLS, [*CELLS, Cell(2, 9)]], ids=["early layers", "the last layer too"])
+def test_varied_logprobs_equal_single_prompts(live, entity_only, cells):
+    found = varied_logprobs(live, ASKED, cells, MULTIPLIERS, entity_only=entity_only)
     for n, (row, placed) in enumerate(zip(ASKED, place_asked(live, ASKED), strict=True)):
         for m, multiplier in enumerate(MULTIPLIERS):
 
             def scale(layer, values, multiplier=multiplier, token=placed.token):
-                for cell in CELLS:
+                for cell in cells:
                     if cell.layer == layer:
                         values[token if entity_only else slice(None), cell.neuron] *= multiplier
 
