@@ -15,7 +15,7 @@ from torch import Tensor
 from amnesia.domain import Cell
 from amnesia.encoding import Continuation, Placed, continuations, join, place
 from amnesia.errors import NumericalError
-from amnesia.model import MAX_BATCH_TOKENS, Batch, LiveModel, Pass, Progress, at_places, hooks, passes
+from amnesia.model import MAX_BATCH_TOKENS, Batch, LiveModel, Pass, Progress, at_head, at_last_mlp, hooks, passes
 from amnesia.packing import LABEL
 
 
@@ -104,9 +104,10 @@ def _answers(
     single = one.inputs["input_ids"].shape[0] == 1
     lines = torch.tensor([line for line, slots in zip(one.lines, heads, strict=True) for _ in slots])
     places = torch.tensor([slot for slots in heads for slot in slots])
-    # A hook in the last layer's MLP counts on all places.
-    whole_mlp = any(cell.layer == live.shape.n_layers - 1 for cell in cells)
-    with at_places(live, None if single else lines, places, whole_mlp=whole_mlp):
+    spots = (None if single else lines, places)
+    # Cells of the last layer are scaled at places by their number in the pass, so that all must be there.
+    sparing = all(cell.layer < live.shape.n_layers - 1 for cell in cells)
+    with at_head(live, *spots), at_last_mlp(live, *spots) if sparing else contextlib.nullcontext():
         logits = live.model(**one.inputs, use_cache=False).logits.float()  # (n_copies, n_heads, vocabulary)
     wanted = torch.tensor([token for row in rows for token in row.ids[-row.n_answer :]], device=logits.device)
     found = logits.gather(2, wanted.expand(len(logits), -1)[..., None])[..., 0]

@@ -200,39 +200,55 @@ def takes_trees(live: LiveModel, longest: int) -> bool:
 
 
 @contextlib.contextmanager
-def at_places(live: LiveModel, lines: Tensor | None, places: Tensor, *, whole_mlp: bool = False) -> Iterator[None]:
-    """Compute, of what no later token sees, only the given places (n,) of the given lines (n,), or of every line.
+def at_head(live: LiveModel, lines: Tensor | None, places: Tensor) -> Iterator[None]:
+    """Let the language-model head see only the given places (n,) of the given lines (n,), or of every line.
 
-    The language-model head gives logits (1, n, vocabulary), or (batch, n, vocabulary), and the MLP of the last layer
-    is left out elsewhere, unless `whole_mlp` asks for it.
+    Logits are then (1, n, vocabulary), or (batch, n, vocabulary).
     """
-    last_mlp = live.model.get_submodule(live.shape.layout.mlp_path(live.shape.n_layers - 1))
+
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (_picked(args[0], lines, places), *args[1:])
+
+    handle = live.model.get_output_embeddings().register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def at_last_mlp(live: LiveModel, lines: Tensor | None, places: Tensor) -> Iterator[None]:
+    """Let the MLP of the last layer see only given places, as `at_head`, and write nothing at the others.
+
+    Nothing else reads what it writes. Hooks on its activations would see these places alone.
+    """
+    module = live.model.get_submodule(live.shape.layout.mlp_path(live.shape.n_layers - 1))
     shapes: list[torch.Size] = []
 
-    def at(values: Tensor) -> tuple[Tensor | slice, Tensor]:
-        return slice(None) if lines is None else lines.to(values.device), places.to(values.device)
-
-    def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        seen = args[0][at(args[0])]
-        return (seen if lines is None else seen[None], *args[1:])
-
-    def before_mlp(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         shapes.append(args[0].shape)
-        return pick(module, args)
+        return (_picked(args[0], lines, places), *args[1:])
 
-    def after_mlp(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+    def after(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
         whole = output.new_zeros(shapes.pop())
-        whole[at(whole)] = output if lines is None else output[0]
+        at = places.to(output.device)
+        if lines is None:
+            whole[:, at] = output
+        else:
+            whole[lines.to(output.device), at] = output[0]
         return whole
 
-    handles = [live.model.get_output_embeddings().register_forward_pre_hook(pick)]
-    if not whole_mlp:
-        handles += [last_mlp.register_forward_pre_hook(before_mlp), last_mlp.register_forward_hook(after_mlp)]
+    handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _picked(values: Tensor, lines: Tensor | None, places: Tensor) -> Tensor:
+    at = places.to(values.device)
+    return values[:, at] if lines is None else values[lines.to(values.device), at][None]
 
 
 class _StopForwardError(Exception):

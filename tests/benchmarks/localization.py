@@ -89,9 +89,11 @@ def traced(live, rows):
     model = LanguageModel(live.model, tokenizer=live.tokenizer)
     found = []
     for row in rows:
+        seen = []
         with torch.no_grad(), model.trace(torch.tensor([row.ids])):
-            seen = [layer.mlp.down_proj.input[0, row.token].save() for layer in model.model.layers]
-        found.append(torch.stack(list(seen)))
+            for layer in model.model.layers:
+                seen.append(layer.mlp.down_proj.input[0, row.token].save())
+        found.append(torch.stack(seen))
     return found
 
 
