@@ -7,6 +7,7 @@ from amnesia.errors import InputError
 from amnesia.localization import cell_maps
 from amnesia.robustness import robustness
 from amnesia.variants import Variant
+from plain import FIVE
 from tiny_text import tiny_live
 
 FORMS = [
@@ -20,7 +21,7 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("model_type", FIVE)
 def test_rows_equal_a_localization_of_each_name(model_type):
     live = tiny_live(model_type)
     result = robustness(live, "Michael Jordan", FORMS, n_cells=3, unrelated=("Paris", "Nowhere"), n_prompts=6)
