@@ -12,22 +12,29 @@ from amnesia import figures
 from amnesia.console import Terminal, as_json, lines_of, on_device, print_json, write_file
 from amnesia.domain import Cell
 from amnesia.errors import InputError, OutputError
-from amnesia.recipe import BASELINES, load_recipe, parse_layers
-from amnesia.results import Output, cells_option, load_model, plots_option, with_results
-from amnesia.variants import Variant, variants_of
+from amnesia.recipe import BASELINES, load_recipe, parse_layers, translation
+from amnesia.results import Experiment, an_experiment, cells_option, load_model, plots_option
+from amnesia.variants import Variant, distinct, variants_of
 
 if TYPE_CHECKING:
     from amnesia.atlas import AtlasSummary
+    from amnesia.recipe import Translation
 
 
 @click.command()
 @click.argument("model")
 @click.argument("entity", required=False)
-@click.option("--variant", "given", multiple=True, help="Another way to write the name, in any script; repeatable.")
+@click.option("--variant", "given", multiple=True, help="Another way to write the name; may be repeated.")
 @click.option(
-    "--recipe", "recipe_path", type=click.Path(path_type=Path), help="Take the entity and its aliases from a recipe."
+    "--translation", "translated", multiple=True, metavar="CODE=NAME", help="The name in another language; repeatable."
 )
-@click.option("--typos", default=3, show_default=True, type=click.IntRange(0), help="Misspellings to generate.")
+@click.option(
+    "--recipe",
+    "recipe_path",
+    type=click.Path(path_type=Path),
+    help="Take the entity, its aliases and its translations from a recipe; ENTITY is needed where it lists several.",
+)
+@click.option("--typos", default=3, show_default=True, type=click.IntRange(0), help="Typos of one edit, and of two.")
 @click.option("--generate/--given-only", default=True, show_default=True, help="Generate forms of the name, too.")
 @click.option(
     "--unrelated", "others", multiple=True, help="Name to compare with; default: a spread of well-known ones."
@@ -38,11 +45,13 @@ if TYPE_CHECKING:
     "--top", default=5, show_default=True, type=click.IntRange(1), help="Without --cell: best cells to follow."
 )
 @click.option("--layers", help="Layers to search, for example 1-9. Default: all but layer 0.")
-@with_results
+@an_experiment("robustness")
 def robustness(
+    run: Experiment,
     model: str,
     entity: str | None,
     given: tuple[str, ...],
+    translated: tuple[str, ...],
     recipe_path: Path | None,
     typos: int,
     generate: bool,
@@ -51,33 +60,28 @@ def robustness(
     cells: tuple[str, ...],
     top: int,
     layers: str | None,
-    output: Path | None,
-    plots: bool,
-    force: bool,
-    dtype: str,
-    device: str | None,
-    json_output: bool,
 ) -> None:
     """Follow the cells of ENTITY under other forms of its name: aliases, typos, initials, other case and scripts."""
-    if (entity is None) == (recipe_path is None):
-        raise InputError("name the entity either as ENTITY or by --recipe FILE")
     if recipe_path is not None:
-        recipe = load_recipe(recipe_path)
-        entity, given = recipe.entity, (*recipe.aliases, *given)
-    assert entity is not None, "checked above"
-    if generate:
-        forms = variants_of(entity, given, typos)
+        recipe = load_recipe(recipe_path, entity)
+        entity, own, translations = recipe.entity, recipe.aliases, recipe.translations
+    elif entity is not None:
+        own, translations = (), ()
     else:
-        forms = tuple(Variant(name, "name" if name == entity else "given") for name in dict.fromkeys((entity, *given)))
+        raise InputError("no entity given: name it as ENTITY or by --recipe FILE")
+    translations = (*translations, *map(_translation, translated))
+    known = [
+        *(Variant(name, "given") for name in (*own, *given)),
+        *(Variant(row.name, "translation", row.language) for row in translations),
+    ]
+    forms = variants_of(entity, known, typos) if generate else distinct([Variant(entity, "name"), *known])
     span = None if layers is None else parse_layers(layers)
     chosen = [Cell.parse(text) for text in cells]
-    target = Output("robustness", output, plots, force, json_output)
     from amnesia import robustness as experiment
 
-    terminal = Terminal()
-    live = load_model(model, None, terminal, dtype, device)
+    live = run.load(model)
     last = live.shape.n_layers - 1
-    with terminal.task(f"localizing {len(forms)} forms of {entity}") as progress:
+    with run.task(f"localizing {len(forms)} forms of {entity}") as progress:
         result = experiment.robustness(
             live,
             entity,
@@ -90,16 +94,21 @@ def robustness(
             layers=span or (min(1, last), last),
             progress=progress,
         )
-    lines = [f"{'name':<28} {'kind':<11}" + "".join(f"{cell!s:>18}" for cell in result.cells)]
+    lines = [f"{'name':<28} {'kind':<16}" + "".join(f"{cell!s:>18}" for cell in result.cells)]
     for row in result.names:
         values = "".join(f"{f'z {z:.1f}, #{rank}':>18}" for z, rank in zip(row.mean_z, row.ranks, strict=True))
-        lines.append(f"{row.name:<28} {row.kind:<11}{values}")
-    lines += ["", f"{'kind':<11} {'names':>5} {'median rank':>12} {'mean z':>7} {'in top 100':>11}"]
+        lines.append(f"{row.name:<28} {row.language or row.kind:<16}{values}")
+    lines += ["", f"{'kind':<16} {'names':>5} {'median rank':>12} {'mean z':>7} {'in top 100':>11}"]
     lines += [
-        f"{row.kind:<11} {row.n:>5} {row.median_rank:>12.1f} {row.mean_z:>7.2f} {row.recognized:>11.0%}"
+        f"{row.kind:<16} {row.n:>5} {row.median_rank:>12.1f} {row.mean_z:>7.2f} {row.recognized:>11.0%}"
         for row in result.kinds
     ]
-    target.write(result, "\n".join(lines))
+    run.write(result, lines)
+
+
+def _translation(text: str) -> Translation:
+    code, _, name = text.partition("=")
+    return translation(code.strip(), name, "--translation")
 
 
 @click.command()

@@ -2,51 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import click
 
-from amnesia.console import Terminal
-from amnesia.domain import Cell
-from amnesia.recipe import load_recipe, parse_layers
-from amnesia.results import Output, factor_option, load_model, on_a_recipe, value_option, with_results
-
-if TYPE_CHECKING:
-    from amnesia.model import LiveModel
-    from amnesia.recipe import Recipe
-
-
-def _load_for(model: str | None, recipe: Recipe, terminal: Terminal, dtype: str, device: str | None) -> LiveModel:
-    """MODEL if given, else the recipe's."""
-    if model:
-        return load_model(model, None, terminal, dtype, device)
-    return load_model(recipe.model, recipe.revision, terminal, dtype, device)
-
-
-def _cells_for(live: LiveModel, recipe: Recipe, given: tuple[str, ...], top: int, terminal: Terminal) -> list[Cell]:
-    """The given cells, the recipe's, or the best of a localization in the early half of the model.
-
-    Not in layer 0, where whatever detects the name's last token is stable, whoever bears it.
-    """
-    from amnesia.domain import ColumnEdit, check_edits
-    from amnesia.localization import cell_maps
-
-    cells = [Cell.parse(text) for text in given] or [edit.cell for edit in recipe.cells]
-    if cells:
-        check_edits([ColumnEdit(cell) for cell in cells], live.shape.n_layers, live.shape.d_mlp, live.name)
-        return cells
-    with terminal.task(f"localizing {recipe.entity}") as progress:
-        (cell_map,), _, _ = cell_maps(
-            live,
-            [recipe.entity],
-            baseline=recipe.baseline,
-            n_prompts=recipe.n_prompts,
-            aliases=recipe.aliases,
-            layers=recipe.layers or (1, max(1, live.shape.n_layers // 2 - 1)),
-            progress=progress,
-        )
-    return [row.cell for row in cell_map.top(top)]
+from amnesia.recipe import parse_layers
+from amnesia.results import Experiment, Subject, an_experiment, factor_option, on_a_recipe, value_option
 
 
 @click.command()
@@ -54,34 +13,21 @@ def _cells_for(live: LiveModel, recipe: Recipe, given: tuple[str, ...], top: int
 @click.argument("entities", nargs=-1, required=True)
 @click.option("--prompts", "n_prompts", default=100, show_default=True, help="Prompts about each entity.")
 @click.option("--layers", help="Layers to look at, for example 0-9. Default: all.")
-@with_results
-def layers(
-    model: str,
-    entities: tuple[str, ...],
-    n_prompts: int,
-    layers: str | None,
-    output: Path | None,
-    plots: bool,
-    force: bool,
-    dtype: str,
-    device: str | None,
-    json_output: bool,
-) -> None:
+@an_experiment("layers")
+def layers(run: Experiment, model: str, entities: tuple[str, ...], n_prompts: int, layers: str | None) -> None:
     """Significance of each layer of MODEL for each of ENTITIES: how alike its MLP outputs are over many prompts."""
     span = None if layers is None else parse_layers(layers)
-    target = Output("layers", output, plots, force, json_output)
     from amnesia.layer_significance import layer_significance
 
-    terminal = Terminal()
-    live = load_model(model, None, terminal, dtype, device)
-    with terminal.task("reading MLP outputs") as progress:
+    live = run.load(model)
+    with run.task("reading MLP outputs") as progress:
         result = layer_significance(live, entities, n_prompts=n_prompts, layers=span, progress=progress)
     lines = [f"{'entity':<28} {'layer':>5} {'S':>9}   runners-up"]
     for row in result.entities:
         order = sorted(range(len(result.layers)), key=lambda n: -row.significance[n])
         others = ", ".join(f"{result.layers[n]} ({row.significance[n]:.1f})" for n in order[1:4])
         lines.append(f"{row.entity:<28} {result.layers[order[0]]:>5} {row.significance[order[0]]:>9.1f}   {others}")
-    target.write(result, "\n".join(lines))
+    run.write(result, lines)
 
 
 @click.command()
@@ -95,43 +41,26 @@ def layers(
     show_default=True,
     help="Scale the cells at every token, as a permanent edit does, or at the entity's last token only.",
 )
-@with_results
-def sweep(
-    model: str | None,
-    recipe_path: Path,
-    entity: str | None,
-    cells: tuple[str, ...],
-    top: int,
-    low: float,
-    steps: int,
-    tokens: str,
-    output: Path | None,
-    plots: bool,
-    force: bool,
-    dtype: str,
-    device: str | None,
-    json_output: bool,
-) -> None:
+@an_experiment("sweep")
+def sweep(run: Experiment, subject: Subject, low: float, steps: int, tokens: str) -> None:
     """Knowledge score of the recipe's facts and controls as cells are scaled from 1 through 0 to negative multipliers.
 
     MODEL overrides the recipe's. Without --cell, the recipe's own cells or the entity's best are scaled.
     """
-    recipe = load_recipe(recipe_path, entity)
-    target = Output("sweep", output, plots, force, json_output)
     from amnesia import sweep as experiment
 
     multipliers = experiment.grid(low, steps)
-    terminal = Terminal()
-    live = _load_for(model, recipe, terminal, dtype, device)
-    chosen = _cells_for(live, recipe, cells, top, terminal)
-    with terminal.task(f"asking at {len(multipliers)} multipliers") as progress:
-        result = experiment.sweep(live, recipe, chosen, multipliers, entity_only=tokens == "entity", progress=progress)
-    lines = [f"cells: {', '.join(map(str, chosen))}", f"{'multiplier':>10} {'target':>16} {'control':>16}"]
+    live, cells = subject.load(run)
+    with run.task(f"asking at {len(multipliers)} multipliers") as progress:
+        result = experiment.sweep(
+            live, subject.recipe, cells, multipliers, entity_only=tokens == "entity", progress=progress
+        )
+    lines = [f"cells: {', '.join(map(str, cells))}", f"{'multiplier':>10} {'target':>16} {'control':>16}"]
     for n, multiplier in enumerate(result.multipliers):
         values = "".join(f" {row.mean[n]:>8.2f} ± {row.standard_error[n]:<5.2f}" for row in result.curves)
         lines.append(f"{multiplier:>10.3f}{values}{'   zero ablation' * (multiplier == 0)}")
     lines += [f"{row.kind}: {row.n} facts, {row.n_excluded} not known and left out" for row in result.curves]
-    target.write(result, "\n".join(lines))
+    run.write(result, lines)
 
 
 @click.command()
@@ -140,39 +69,33 @@ def sweep(
 @value_option
 @click.option("--placeholder", default="XXX", show_default=True, help="Word that stands in the entity's place.")
 @click.option("--seed", default=0, show_default=True, help="Of the wrong and random cells.")
-@with_results
+@an_experiment("inject")
 def inject(
-    model: str | None,
-    recipe_path: Path,
-    entity: str | None,
-    cells: tuple[str, ...],
-    top: int,
+    run: Experiment,
+    subject: Subject,
     factor: float | None,
     value: float | None,
     placeholder: str,
     seed: int,
-    output: Path | None,
-    plots: bool,
-    force: bool,
-    dtype: str,
-    device: str | None,
-    json_output: bool,
 ) -> None:
     """Set the entity's cells at a placeholder, and ask the recipe's facts about it.
 
     Controls are the cells of another entity, random cells, the mean activations over many entities, and nothing. The
     amplification is chosen on the search facts unless --factor or --value is given.
     """
-    recipe = load_recipe(recipe_path, entity)
-    target = Output("inject", output, plots, force, json_output)
     from amnesia import injection
 
-    terminal = Terminal()
-    live = _load_for(model, recipe, terminal, dtype, device)
-    chosen = _cells_for(live, recipe, cells, top, terminal)
-    with terminal.task("asking about the placeholder") as progress:
+    live, cells = subject.load(run)
+    with run.task("asking about the placeholder") as progress:
         result = injection.inject(
-            live, recipe, chosen, factor=factor, value=value, placeholder=placeholder, seed=seed, progress=progress
+            live,
+            subject.recipe,
+            cells,
+            factor=factor,
+            value=value,
+            placeholder=placeholder,
+            seed=seed,
+            progress=progress,
         )
     values = ", ".join(f"{cell} = {v:.1f}" for cell, v in zip(result.cells, result.values, strict=True))
     lines = [f"{result.entity} at {placeholder!r}: {values}"]
@@ -182,7 +105,7 @@ def inject(
         for row in result.conditions
     ]
     lines += [f"  {row.prompt!r} → {row.generated!r}" for row in result.answers if row.condition == "entity cells"]
-    target.write(result, "\n".join(lines))
+    run.write(result, lines)
 
 
 @click.command()
@@ -190,34 +113,17 @@ def inject(
 @factor_option
 @value_option
 @click.option("--max-unfrozen", default=12, show_default=True, type=click.IntRange(1), help="Components to try.")
-@with_results
+@an_experiment("sufficiency")
 def sufficiency(
-    model: str | None,
-    recipe_path: Path,
-    entity: str | None,
-    cells: tuple[str, ...],
-    top: int,
-    factor: float | None,
-    value: float | None,
-    max_unfrozen: int,
-    output: Path | None,
-    plots: bool,
-    force: bool,
-    dtype: str,
-    device: str | None,
-    json_output: bool,
+    run: Experiment, subject: Subject, factor: float | None, value: float | None, max_unfrozen: int
 ) -> None:
     """Freeze all but the injected cells, and find what the last token must recompute for the answers to come back."""
-    recipe = load_recipe(recipe_path, entity)
-    target = Output("sufficiency", output, plots, force, json_output)
     from amnesia import sufficiency as experiment
 
-    terminal = Terminal()
-    live = _load_for(model, recipe, terminal, dtype, device)
-    chosen = _cells_for(live, recipe, cells, top, terminal)
-    with terminal.task("freezing and thawing") as progress:
+    live, cells = subject.load(run)
+    with run.task("freezing and thawing") as progress:
         result = experiment.sufficiency(
-            live, recipe, chosen, factor=factor, value=value, max_unfrozen=max_unfrozen, progress=progress
+            live, subject.recipe, cells, factor=factor, value=value, max_unfrozen=max_unfrozen, progress=progress
         )
     rows = [(name, getattr(result.references, name)) for name in ("clean", "frozen", "injected")]
     lines = [f"{'run':<12} {'log p':>8} {'rank 0':>8}"]
@@ -228,4 +134,4 @@ def sufficiency(
     lines.append("unfrozen: " + (", ".join(f"{row.component} {row.layer}" for row in result.unfrozen) or "nothing"))
     if result.n_left_out:
         lines.append(f"{result.n_left_out} facts left out: the text after the name has other tokens after other names")
-    target.write(result, "\n".join(lines))
+    run.write(result, lines)

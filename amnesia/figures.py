@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -50,14 +51,40 @@ def draw(document: Document) -> dict[str, bytes]:
     family = {"font.family": [name for name in _FONTS if name in installed]}
     with matplotlib.rc_context(_STYLE | family), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure = Figure(layout="constrained")
-        FIGURES[document["figure"]](figure, document)
         files = {}
-        for suffix in (".svg", ".png"):
+        for suffix, shown in ((".svg", document), (".png", _drawable(document, _glyphs()))):
+            figure = Figure(layout="constrained")
+            FIGURES[document["figure"]](figure, shown)
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
             files[suffix] = buffer.getvalue()
     return files
+
+
+def _glyphs() -> set[int]:
+    """The characters of the fonts in use."""
+    import matplotlib
+    from matplotlib import font_manager
+
+    families = matplotlib.rcParams["font.family"]
+    fonts = [font_manager.get_font(font_manager.findfont(family)) for family in families]
+    return {code for font in fonts for code in font.get_charmap()}
+
+
+def _drawable(value: Any, glyphs: set[int]) -> Any:
+    """A document in which texts that the fonts cannot show name their script instead.
+
+    Scripts written from right to left are among them, because matplotlib does not set them. An SVG holds the text
+    itself, and the reader's fonts show it.
+    """
+    if isinstance(value, Mapping):
+        return {key: _drawable(item, glyphs) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_drawable(item, glyphs) for item in value]
+    if not isinstance(value, str):
+        return value
+    hidden = [c for c in value if ord(c) not in glyphs or unicodedata.bidirectional(c) in ("R", "AL")]
+    return f"[{unicodedata.name(hidden[0], 'other script').split()[0].lower()}]" if hidden else value
 
 
 def _cell(row: Document) -> str:
@@ -219,7 +246,9 @@ def _robustness(figure: Any, document: Document) -> None:
             color = "white" if abs(value) > 0.6 * limit else NEUTRAL
             axes.text(x, y, f"{value:.1f}\n#{rank}", ha="center", va="center", fontsize=5.5, color=color)
     axes.set_xticks(range(len(cells)), [_cell(cell) for cell in cells], rotation=45, ha="right")
-    axes.set_yticks(range(len(rows)), [f"{row['name']}  ({row['kind']})" for row in rows], fontsize=7)
+    axes.set_yticks(
+        range(len(rows)), [f"{row['name']}  ({row['language'] or row['kind']})" for row in rows], fontsize=7
+    )
     split = sum(row["kind"] != "unrelated" for row in rows)
     axes.axhline(split - 0.5, color=NEUTRAL, linewidth=1.2)
     axes.grid(visible=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 from amnesia.domain import Cell
 from amnesia.encoding import Continuation, Placed, continuations, join, place
 from amnesia.errors import NumericalError
-from amnesia.model import MAX_BATCH_TOKENS, Batch, LiveModel, Pass, Progress, at_head, hooks, passes
+from amnesia.model import MAX_BATCH_TOKENS, Batch, LiveModel, Pass, Progress, at_head, at_last_mlp, hooks, passes
 from amnesia.packing import LABEL
 
 
@@ -73,7 +73,7 @@ def varied_logprobs(
                 factors[line, slots[names[text]]] = multipliers[number]
             heads = [slots[-rows[text].n_answer :] for (_, text), slots in zip(wanted, one.slots, strict=True)]
             with _scaled(live, cells, factors):
-                logprobs = _answers(live, one, heads, [rows[text] for _, text in wanted])
+                logprobs = _answers(live, one, heads, [rows[text] for _, text in wanted], cells)
             for (number, text), value in zip(wanted, logprobs[0].tolist(), strict=True):
                 result[number, text] = value
             if progress:
@@ -85,7 +85,7 @@ def varied_logprobs(
             for start in range(0, len(multipliers), step):
                 factors = torch.tensor(multipliers[start : start + step])[:, None]
                 with _scaled(live, cells, factors):
-                    logprobs = _answers(live, one, heads, [rows[i] for i in one.indices])
+                    logprobs = _answers(live, one, heads, [rows[i] for i in one.indices], cells)
                 result[start : start + step, list(one.indices)] = logprobs
             if progress:
                 progress(len(one.indices) * len(multipliers))
@@ -94,15 +94,20 @@ def varied_logprobs(
     return result
 
 
-def _answers(live: LiveModel, one: Pass, heads: Sequence[Sequence[int]], rows: Sequence[Continuation]) -> Tensor:
+def _answers(
+    live: LiveModel, one: Pass, heads: Sequence[Sequence[int]], rows: Sequence[Continuation], cells: Sequence[Cell]
+) -> Tensor:
     """Log-probabilities (n_copies, n_rows) of the answers of one pass; `heads` are the places that predict them.
 
-    There may be several copies of a pass of one line, if a hook has made them.
+    There may be several copies of a pass of one line, if a hook on one of the `cells` has made them.
     """
     single = one.inputs["input_ids"].shape[0] == 1
     lines = torch.tensor([line for line, slots in zip(one.lines, heads, strict=True) for _ in slots])
     places = torch.tensor([slot for slots in heads for slot in slots])
-    with at_head(live, None if single else lines, places):
+    spots = (None if single else lines, places)
+    # Cells of the last layer are scaled at places by their number in the pass, so that all must be there.
+    sparing = all(cell.layer < live.shape.n_layers - 1 for cell in cells)
+    with at_head(live, *spots), at_last_mlp(live, *spots) if sparing else contextlib.nullcontext():
         logits = live.model(**one.inputs, use_cache=False).logits.float()  # (n_copies, n_heads, vocabulary)
     wanted = torch.tensor([token for row in rows for token in row.ids[-row.n_answer :]], device=logits.device)
     found = logits.gather(2, wanted.expand(len(logits), -1)[..., None])[..., 0]

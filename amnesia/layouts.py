@@ -52,6 +52,10 @@ class MlpLayout:
         """Module path of the output projection of `layer`, for example `model.layers.2.mlp.down_proj`."""
         return f"{self.prefix}{self.layers}.{layer}.{self.out_proj}"
 
+    def mlp_path(self, layer: int) -> str:
+        """Module path of the MLP of `layer`, which maps (..., d_model) to the same."""
+        return self.out_proj_path(layer).rpartition(".")[0]
+
     def attention_path(self, layer: int) -> str:
         """Module path of the output projection of the attention of `layer`."""
         return f"{self.prefix}{self.layers}.{layer}.{self.attention}"

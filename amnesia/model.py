@@ -213,15 +213,48 @@ def at_head(live: LiveModel, lines: Tensor | None, places: Tensor) -> Iterator[N
     """
 
     def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        seen = args[0]
-        at = places.to(seen.device)
-        return (seen[:, at] if lines is None else seen[lines.to(seen.device), at][None], *args[1:])
+        return (_picked(args[0], lines, places), *args[1:])
 
     handle = live.model.get_output_embeddings().register_forward_pre_hook(hook)
     try:
         yield
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def at_last_mlp(live: LiveModel, lines: Tensor | None, places: Tensor) -> Iterator[None]:
+    """Let the MLP of the last layer see only given places, as `at_head`, and write nothing at the others.
+
+    Nothing else reads what it writes. Hooks on its activations would see these places alone.
+    """
+    module = live.model.get_submodule(live.shape.layout.mlp_path(live.shape.n_layers - 1))
+    shapes: list[torch.Size] = []
+
+    def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        shapes.append(args[0].shape)
+        return (_picked(args[0], lines, places), *args[1:])
+
+    def after(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        whole = output.new_zeros(shapes.pop())
+        at = places.to(output.device)
+        if lines is None:
+            whole[:, at] = output
+        else:
+            whole[lines.to(output.device), at] = output[0]
+        return whole
+
+    handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _picked(values: Tensor, lines: Tensor | None, places: Tensor) -> Tensor:
+    at = places.to(values.device)
+    return values[:, at] if lines is None else values[lines.to(values.device), at][None]
 
 
 class _StopForwardError(Exception):

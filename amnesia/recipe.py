@@ -32,8 +32,8 @@ KEYS: Mapping[str, tuple[str, ...]] = {
         "accept",
     ),
     "model": ("id", "revision"),
-    "entity": ("name", "aliases"),
-    "entities": ("name", "aliases", "cells", "facts"),
+    "entity": ("name", "aliases", "translations"),
+    "entities": ("name", "aliases", "translations", "cells", "facts"),
     "localize": ("baseline", "n_prompts", "layers"),
     "cells": ("layer", "expert", "neuron", "multiplier"),
     "edit": ("max_cells", "multiplier", "min_multiplier", "format"),
@@ -63,6 +63,14 @@ class Scoring:
 
 
 @dataclass(frozen=True)
+class Translation:
+    """The entity's name in another language, given by its code (BCP 47, as `ko` or `zh-Hant`)."""
+
+    language: str
+    name: str
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A recipe for one entity, checked and with every default filled in.
 
@@ -74,6 +82,7 @@ class Recipe:
     revision: str | None
     entity: str
     aliases: tuple[str, ...]
+    translations: tuple[Translation, ...]
     baseline: str
     n_prompts: int
     layers: tuple[int, int] | None
@@ -131,13 +140,14 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
     model = _table(document, "model", required=True)
     if "id" not in model:
         raise RecipeError('[model] lacks `id`: give a Hub id, a path, or "smollm2-135m"')
-    name, aliases, cell_rows, fact_rows, others = _entity(document, wanted)
+    entity, section, others = _entity(document, wanted)
+    name = entity["name"]
     localize = _table(document, "localize")
     edit = _table(document, "edit")
     scoring = _table(document, "scoring")
     accept = _table(document, "accept")
 
-    facts = tuple(_fact(row, "facts", name) for row in fact_rows)
+    facts = tuple(_fact(row, "facts", name) for row in _rows(entity, "facts", "facts"))
     controls = others + tuple(
         _fact(row, "controls.facts") for row in _rows(_table(document, "controls"), "facts", "controls.facts")
     )
@@ -163,7 +173,8 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
         model=_string(model["id"], "model.id"),
         revision=_string(model["revision"], "model.revision") if "revision" in model else None,
         entity=name,
-        aliases=aliases,
+        aliases=_strings(entity.get("aliases", []), f"{section}.aliases"),
+        translations=_translations(entity.get("translations", {}), f"{section}.translations"),
         baseline=_choice(localize.get("baseline", "contrast"), "localize.baseline", BASELINES),
         n_prompts=_integer(localize.get("n_prompts", 100), "localize.n_prompts", low=2),
         layers=None if layers is None else parse_layers(_string(layers, "localize.layers")),
@@ -171,7 +182,7 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
         multiplier=None if multiplier == "auto" else multiplier,
         min_multiplier=_number(edit.get("min_multiplier", -8.0), "edit.min_multiplier", high=0.0),
         formats=tuple(dict.fromkeys(_choice(item, "edit.format", FORMATS) for item in formats)),
-        cells=tuple(_cell(row) for row in cell_rows),
+        cells=tuple(_cell(row) for row in _rows(entity, "cells", "cells")),
         facts=facts,
         controls=controls,
         scoring=Scoring(
@@ -183,10 +194,8 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
     )
 
 
-def _entity(
-    document: Mapping[str, Any], wanted: str | None
-) -> tuple[str, tuple[str, ...], list[Any], list[Any], tuple[Fact, ...]]:
-    """Name, aliases, cells and facts of the entity, and the facts of the recipe's other entities as controls."""
+def _entity(document: Mapping[str, Any], wanted: str | None) -> tuple[Mapping[str, Any], str, tuple[Fact, ...]]:
+    """What is said of the entity, its section, and the facts of the recipe's other entities as controls."""
     rows = _rows(document, "entities", "entities")
     if rows and "entity" in document:
         raise RecipeError("[entity] and [[entities]] exclude each other: keep one")
@@ -197,33 +206,21 @@ def _entity(
         name = _string(entity["name"], "entity.name")
         if wanted is not None and wanted != name:
             raise RecipeError(f"entity {wanted!r} is not in this recipe: it is about {name!r}")
-        return (
-            name,
-            _strings(entity.get("aliases", []), "entity.aliases"),
-            _rows(document, "cells", "cells"),
-            _rows(document, "facts", "facts"),
-            (),
-        )
+        lists = {key: document[key] for key in ("cells", "facts") if key in document}
+        return {**entity, **lists, "name": name}, "entity", ()
     names = [_string(row.get("name"), "entities.name") for row in rows]
     if len(set(names)) != len(names):
         raise RecipeError("[[entities]] lists a name twice: list each entity once")
     if wanted not in names:
         near = difflib.get_close_matches(wanted or "", names, 1) or names[:1]
         raise RecipeError(f"this recipe lists {len(names)} entities: choose one with --entity, for example {near[0]!r}")
-    chosen = rows[names.index(wanted)]
     others = [index for index, name in enumerate(names) if name != wanted]
     controls = tuple(
         _fact({**row, "split": SPLITS[place % 2]}, "facts", names[index])
         for place, index in enumerate(others)
         for row in _rows(rows[index], "facts", "facts")
     )
-    return (
-        names[names.index(wanted)],
-        _strings(chosen.get("aliases", []), "entities.aliases"),
-        _rows(chosen, "cells", "cells"),
-        _rows(chosen, "facts", "facts"),
-        controls,
-    )
+    return {**rows[names.index(wanted)], "name": wanted}, "entities", controls
 
 
 def _check_splits(facts: Iterable[Fact], controls: Iterable[Fact], name: str) -> None:
@@ -306,6 +303,19 @@ def _strings(value: Any, key: str) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise RecipeError(f"{key} = {value!r}: expected a list of strings")
     return tuple(_string(item, key) for item in value)
+
+
+def _translations(value: Any, key: str) -> tuple[Translation, ...]:
+    if not isinstance(value, dict):
+        raise RecipeError(f'{key} = {value!r}: expected a table of names by language code, as {{ ko = "..." }}')
+    return tuple(translation(code, name, key) for code, name in value.items())
+
+
+def translation(code: str, name: Any, key: str) -> Translation:
+    """A checked translation; raises RecipeError for a malformed code or an empty name, which stood at `key`."""
+    if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
+        raise RecipeError(f"unknown language code `{code}` in {key}: expected one as `ko` or `zh-Hant`")
+    return Translation(code, _string(name, f"{key}.{code}"))
 
 
 def _choice(value: Any, key: str, choices: tuple[Any, ...]) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,8 @@ import click
 
 from amnesia import figures
 from amnesia.console import Terminal, as_json, force_option, on_device, options, print_json
+from amnesia.domain import Cell
+from amnesia.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from amnesia.model import LiveModel
@@ -30,28 +34,41 @@ top_option = click.option(
     show_default=True,
     help="Without --cell: how many of the entity's best cells to use.",
 )
-
 factor_option = click.option("--factor", type=float, help="Amplification of the entity's own mean activation.")
 value_option = click.option("--value", type=float, help="Activation to set every cell to, in place of --factor.")
-on_a_recipe = options(click.argument("model", required=False), recipe_option, entity_option, cells_option, top_option)
-with_results = options(output_option, plots_option, force_option, on_device, as_json)
 
 
-class Output:
-    """Where the results of a command go: a folder with JSON and figure, standard output, or both."""
+class Experiment:
+    """One run of a command: its progress on the terminal, its model, and where its results go."""
 
-    def __init__(self, name: str, folder: Path | None, plots: bool, force: bool, json_output: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        output: Path | None,
+        plots: bool,
+        force: bool,
+        dtype: str,
+        device: str | None,
+        json_output: bool,
+    ) -> None:
         from amnesia.files import check_output
 
-        self.name, self.folder, self.plots, self.force, self.json_output = name, folder, plots, force, json_output
+        self.name, self.folder, self.plots, self.force, self.json_output = name, output, plots, force, json_output
+        self.dtype, self.device = dtype, device
+        self.terminal = Terminal()
+        self.task = self.terminal.task
         # Minutes of work must not end in front of a folder that cannot be written or a figure that cannot be drawn.
-        if folder is not None:
-            check_output(folder, force=force)
+        if output is not None:
+            check_output(output, force=force)
             if plots:
                 figures.check_available()
 
-    def write(self, result: Any, text: str) -> None:
-        """Write the document of a result dataclass, then print it as JSON or as `text`."""
+    def load(self, model: str, revision: str | None = None) -> LiveModel:
+        """The model of a Hub id, folder or file."""
+        return load_model(model, revision, self.terminal, self.dtype, self.device)
+
+    def write(self, result: Any, lines: list[str]) -> None:
+        """Write the document of a result dataclass, then print it as JSON or as `lines`."""
         from amnesia.files import staged_output
         from amnesia.report import to_bytes
 
@@ -66,9 +83,86 @@ class Output:
         if self.json_output:
             print_json(document)
         else:
-            click.echo(text)
+            click.echo("\n".join(lines))
             if self.folder is not None:
                 click.echo(f"\nwritten to {self.folder}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What an experiment on a recipe is about: the recipe, a model that overrides the recipe's, and cells to use."""
+
+    recipe: Recipe
+    model: str | None
+    cells: tuple[Cell, ...]
+    top: int
+
+    def load(self, run: Experiment) -> tuple[LiveModel, list[Cell]]:
+        """The model, and the given cells, the recipe's, or the best of a localization in the model's early half.
+
+        Not in layer 0, where whatever detects the name's last token is stable, whoever bears it.
+        """
+        from amnesia.domain import ColumnEdit, check_edits
+        from amnesia.localization import cell_maps
+
+        recipe = self.recipe
+        live = run.load(self.model) if self.model else run.load(recipe.model, recipe.revision)
+        cells = list(self.cells) or [edit.cell for edit in recipe.cells]
+        if cells:
+            check_edits([ColumnEdit(cell) for cell in cells], live.shape.n_layers, live.shape.d_mlp, live.name)
+            return live, cells
+        with run.task(f"localizing {recipe.entity}") as progress:
+            (cell_map,), _, _ = cell_maps(
+                live,
+                [recipe.entity],
+                baseline=recipe.baseline,
+                n_prompts=recipe.n_prompts,
+                aliases=recipe.aliases,
+                layers=recipe.layers or (1, max(1, live.shape.n_layers // 2 - 1)),
+                progress=progress,
+            )
+        return live, [row.cell for row in cell_map.top(self.top)]
+
+
+def an_experiment(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator: the options of every experiment. The command gets an `Experiment` in their place, as `run`."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @options(output_option, plots_option, force_option, on_device, as_json)
+        @functools.wraps(function)
+        def command(
+            output: Path | None,
+            plots: bool,
+            force: bool,
+            dtype: str,
+            device: str | None,
+            json_output: bool,
+            **rest: Any,
+        ) -> None:
+            function(Experiment(name, output, plots, force, dtype, device, json_output), **rest)
+
+        return command
+
+    return decorate
+
+
+def on_a_recipe(function: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: the options of an experiment on a recipe's entity. The command gets a `Subject` as `subject`."""
+
+    @options(click.argument("model", required=False), recipe_option, entity_option, cells_option, top_option)
+    @functools.wraps(function)
+    def command(
+        model: str | None,
+        recipe_path: Path,
+        entity: str | None,
+        cells: tuple[str, ...],
+        top: int,
+        **rest: Any,
+    ) -> None:
+        subject = Subject(load_recipe(recipe_path, entity), model, tuple(map(Cell.parse, cells)), top)
+        function(subject=subject, **rest)
+
+    return command
 
 
 def load_model(model: str, revision: str | None, terminal: Terminal, dtype: str, device: str | None) -> LiveModel:

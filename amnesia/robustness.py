@@ -20,10 +20,14 @@ TOP_RANK = 100
 
 @dataclass(frozen=True)
 class NameRow:
-    """The entity's cells under one name, in their order: rank by stability (1 is best), mean and std of z."""
+    """The entity's cells under one name, in their order: rank by stability (1 is best), mean and std of z.
+
+    `language` is the code of a translation's language.
+    """
 
     name: str
     kind: str
+    language: str | None
     ranks: tuple[int, ...]
     mean_z: tuple[float, ...]
     std_z: tuple[float, ...]
@@ -105,6 +109,7 @@ def _row(variant: Variant, cell_map: CellMap, cells: Sequence[Cell]) -> NameRow:
     return NameRow(
         variant.name,
         variant.kind,
+        variant.language,
         tuple(int((cell_map.score > cell_map.score[place]).sum()) + 1 for place in places),
         tuple(cell_map.mean_z[place].item() for place in places),
         tuple(cell_map.std_z[place].item() for place in places),

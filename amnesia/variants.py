@@ -3,34 +3,57 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from amnesia.errors import InputError
 
-KINDS = ("name", "given", "last name", "acronym", "lower case", "upper case", "typo", "unrelated")
+Kind = Literal[
+    "name",
+    "given",
+    "translation",
+    "last name",
+    "acronym",
+    "lower case",
+    "upper case",
+    "typo",
+    "typo of 2 edits",
+    "unrelated",
+]
 _SMALL_WORDS = {"of", "the", "and", "de", "da", "von", "van"}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to write a name; `kind` is one of `KINDS`."""
+    """A way to write a name; `language` is the code of a translation's language."""
 
     name: str
-    kind: str
+    kind: Kind
+    language: str | None = None
 
 
-def variants_of(name: str, given: tuple[str, ...] = (), n_typos: int = 3, seed: int = 0) -> tuple[Variant, ...]:
-    """The name itself, given forms (aliases, other languages and scripts), and generated ones, each form once."""
+def variants_of(name: str, given: Sequence[Variant] = (), n_typos: int = 3, seed: int = 0) -> tuple[Variant, ...]:
+    """The name itself, given forms (aliases, translations), and generated ones; each form once.
+
+    There are `n_typos` typos of one edit and as many of two. Raises InputError for a name too short for as many.
+    """
     words = name.split()
-    found = [Variant(name, "name"), *(Variant(alias, "given") for alias in given)]
+    found = [Variant(name, "name"), *given]
     if len(words) > 1:
         found.append(Variant(words[-1], "last name"))
     if acronym := acronym_of(name):
         found.append(Variant(acronym, "acronym"))
     found += [Variant(name.lower(), "lower case"), Variant(name.upper(), "upper case")]
     found += [Variant(typo, "typo") for typo in typos(name, n_typos, seed)]
+    found += [Variant(typo, "typo of 2 edits") for typo in typos(name, n_typos, seed, 2)]
+    return distinct(found)
+
+
+def distinct(variants: Iterable[Variant]) -> tuple[Variant, ...]:
+    """The variants without those whose name has come before."""
     unique: dict[str, Variant] = {}
-    for variant in found:
+    for variant in variants:
         unique.setdefault(variant.name, variant)
     return tuple(unique.values())
 
@@ -41,18 +64,47 @@ def acronym_of(name: str) -> str | None:
     return "".join(initials) if len(initials) >= 3 else None
 
 
-def typos(name: str, n: int, seed: int = 0) -> tuple[str, ...]:
-    """`n` different misspellings, each one edit away: two letters swapped, one left out, or one doubled.
+def typos(name: str, n: int, seed: int = 0, n_edits: int = 1) -> tuple[str, ...]:
+    """`n` different misspellings at an edit distance of `n_edits`: letters swapped, left out, or doubled.
 
     First letters of words stay. Raises InputError for a name that is too short for as many.
     """
-    places = [i for i in range(1, len(name)) if name[i].isalpha() and name[i - 1].isalpha()]
-    options: list[str] = []
-    for i in places:
-        if i + 1 < len(name) and name[i + 1].isalpha():
-            options.append(name[:i] + name[i + 1] + name[i] + name[i + 2 :])
-        options += [name[:i] + name[i + 1 :], name[:i] + name[i] + name[i:]]
-    options = [option for option in dict.fromkeys(options) if option != name]
-    if n > len(options):
-        raise InputError(f"{name!r} has {len(options)} typos of one edit, asked for were {n}: ask for fewer")
-    return tuple(random.Random(seed).sample(options, n))
+    draw = random.Random(seed)
+    reached = {name}
+    for _ in range(n_edits):
+        reached = {typo for text in reached for typo in _one_edit(text)}
+    # In a fixed order, so that the same seed draws the same ones; two edits may also come to one, or to none.
+    options = sorted(reached)
+    draw.shuffle(options)
+    found: list[str] = []
+    for option in options:
+        if len(found) < n and edit_distance(name, option) == n_edits:
+            found.append(option)
+    if len(found) < n:
+        edits = "one edit" if n_edits == 1 else f"{n_edits} edits"
+        raise InputError(f"{name!r} has {len(found)} typos of {edits}, asked for were {n}: ask for fewer")
+    return tuple(found)
+
+
+def _one_edit(name: str) -> set[str]:
+    options = set()
+    for i in range(1, len(name)):
+        if name[i].isalpha() and name[i - 1].isalpha():
+            options |= {name[:i] + name[i + 1 :], name[:i] + name[i] + name[i:]}
+            if i + 1 < len(name) and name[i + 1].isalpha():
+                options.add(name[:i] + name[i + 1] + name[i] + name[i + 2 :])
+    return options
+
+
+def edit_distance(first: str, second: str) -> int:
+    """Insertions, deletions, substitutions and swaps of neighbors between two texts (optimal string alignment)."""
+    before: list[int] = []
+    row = list(range(len(second) + 1))
+    for i, letter in enumerate(first, 1):
+        earlier, before, row = before, row, [i]
+        for j, other in enumerate(second, 1):
+            best = min(before[j] + 1, row[-1] + 1, before[j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == second[j - 2] and first[i - 2] == other:
+                best = min(best, earlier[j - 2] + 1)
+            row.append(best)
+    return row[-1]

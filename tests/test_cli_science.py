@@ -107,16 +107,30 @@ def test_sufficiency(recipe, tmp_path):
 
 def test_robustness(model, tmp_path):
     done = amnesia(
-        "robustness", model, "Michael Jordan", "--variant", "조던", "--n-unrelated", 2, "--typos", 1, "--top", 2,
+        "robustness", model, "Michael Jordan", "--variant", "Jordan", "--translation", "ko=조던", "--n-unrelated", 2, "--typos", 1, "--top", 2,
         "-o", tmp_path / "out",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     document = check_figure(tmp_path / "out", "robustness", "Michael Jordan", "unrelated")
     assert len(document["cells"]) == 2
     assert [row["kind"] for row in document["names"]] == [
-        "name", "given", "last name", "lower case", "upper case", "typo", "unrelated", "unrelated",
+        "name", "given", "translation", "lower case", "upper case", "typo", "typo of 2 edits", "unrelated", "unrelated",
     ]  # fmt: skip
-    assert "either as ENTITY or by --recipe" in amnesia("robustness", model).stderr
+    assert "name it as ENTITY or by --recipe" in amnesia("robustness", model).stderr
+    mistake = amnesia("robustness", model, "Japan", "--translation", "Nippon").stderr
+    assert mistake.startswith("error: unknown language code `Nippon` in --translation")
+
+
+def test_robustness_of_a_recipe(model, recipe, tmp_path):
+    path = tmp_path / "translated.toml"
+    named = '[entity]\nname = "Japan"\naliases = ["Nippon"]\ntranslations = { ja = "日本", el = "Ιαπωνία" }'
+    path.write_text(recipe.read_text(encoding="utf-8").replace('[entity]\nname = "Japan"', named), encoding="utf-8")
+    done = amnesia("robustness", model, "--recipe", path, "--given-only", "--n-unrelated", 1, "--json")
+    assert done.exit_code == 0, done.output
+    assert [(row["name"], row["kind"], row["language"]) for row in json.loads(done.stdout)["names"][:-1]] == [
+        ("Japan", "name", None), ("Nippon", "given", None), ("日本", "translation", "ja"), ("Ιαπωνία", "translation", "el"),
+    ]  # fmt: skip
+    assert "entity 'Peru' is not in this recipe" in amnesia("robustness", model, "Peru", "--recipe", path).stderr
 
 
 def test_atlas(model, tmp_path):

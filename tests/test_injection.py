@@ -1,8 +1,8 @@
 """Injection against log-probabilities of the test's own, one prompt at a time."""
 
 import pytest
-import torch
 
+import plain
 from amnesia.domain import Cell
 from amnesia.encoding import place
 from amnesia.errors import InputError
@@ -28,31 +28,20 @@ def recipe(live):
 
 def direct_activation(live, template, name, cell):
     (row,) = place(live.tokenizer, [(template, name)])
-    seen = []
-    handle = live.out_proj(cell.layer).register_forward_pre_hook(lambda _, args: seen.append(args[0][0, row.token]))
-    with torch.no_grad():
-        live.model(torch.tensor([row.ids]))
-    handle.remove()
-    return seen[0][cell.neuron].item()
+    return plain.run(live.model, row.ids)[1][cell.layer, row.token, cell.neuron].item()
 
 
 def direct_logprob(live, fact, placeholder, settings):
     (row,) = place(live.tokenizer, [(fact.prompt, placeholder)])
     ids = live.tokenizer(f"{fact.text(placeholder)} {fact.answer}")["input_ids"]
 
-    def hook(cell, value):
-        def function(_, args):
-            args[0][0, row.token, cell.neuron] = value
+    def put(layer, values):
+        for cell, value in settings:
+            if cell.layer == layer:
+                values[row.token, cell.neuron] = value
 
-        return function
-
-    handles = [live.out_proj(cell.layer).register_forward_pre_hook(hook(cell, value)) for cell, value in settings]
-    with torch.no_grad():
-        logprobs = live.model(torch.tensor([ids])).logits[0].log_softmax(-1)
-    for handle in handles:
-        handle.remove()
     n_prompt = len(live.tokenizer(fact.text(placeholder))["input_ids"])
-    return sum(logprobs[at - 1, ids[at]].item() for at in range(n_prompt, len(ids)))
+    return plain.answer_logprob(plain.run(live.model, ids, put)[0], ids, len(ids) - n_prompt)
 
 
 def test_values_are_the_entitys_own_times_the_best_factor(live, recipe):

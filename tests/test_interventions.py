@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+import plain
 from amnesia.domain import Cell
 from amnesia.interventions import Asked, Injection, injected, place_asked, replaced_outputs, varied_logprobs
 from amnesia.model import answer_logprobs, collate, generate
 from tiny_text import tiny_live
 
-FIVE = ("llama", "qwen2", "gemma2", "gpt2", "gpt_neox")
 ASKED = [
     Asked("the capital of {entity} is", "Japan", "the garden"),
     Asked("{entity} was born in", "Michael Jordan", "Tokyo"),
@@ -20,48 +20,28 @@ CELLS = [Cell(1, 5), Cell(0, 7), Cell(1, 30)]
 MULTIPLIERS = [1.0, 0.0, -2.0, -8.0]
 
 
-@pytest.fixture(scope="module", params=FIVE)
+@pytest.fixture(scope="module", params=plain.FIVE)
 def live(request):
     return tiny_live(request.param, bos=request.param == "gemma2")
 
 
-def direct(live, ids, change):
-    """Logits (tokens, vocab) with `change(layer, values)` applied to the activations (tokens, d_mlp) in place."""
-
-    def hook(layer):
-        def function(_, args):
-            values = args[0].clone()
-            change(layer, values[0])
-            return (values,)
-
-        return live.out_proj(layer).register_forward_pre_hook(function)
-
-    handles = [hook(layer) for layer in range(live.shape.n_layers)]
-    with torch.no_grad():
-        logits = live.model(torch.tensor([ids])).logits[0].float()
-    for handle in handles:
-        handle.remove()
-    return logits
-
-
 def answer_logprob(live, row, logits, ids):
-    n = len(ids) - len(live.tokenizer(row.pair[0])["input_ids"])
-    logprobs = logits.log_softmax(-1)
-    return sum(logprobs[place - 1, ids[place]].item() for place in range(len(ids) - n, len(ids)))
+    return plain.answer_logprob(logits, ids, len(ids) - len(live.tokenizer(row.pair[0])["input_ids"]))
 
 
 @pytest.mark.parametrize("entity_only", [False, True])
-def test_varied_logprobs_equal_single_prompts(live, entity_only):
-    found = varied_logprobs(live, ASKED, CELLS, MULTIPLIERS, entity_only=entity_only)
+@pytest.mark.parametrize("cells", [CELLS, [*CELLS, Cell(2, 9)]], ids=["early layers", "the last layer too"])
+def test_varied_logprobs_equal_single_prompts(live, entity_only, cells):
+    found = varied_logprobs(live, ASKED, cells, MULTIPLIERS, entity_only=entity_only)
     for n, (row, placed) in enumerate(zip(ASKED, place_asked(live, ASKED), strict=True)):
         for m, multiplier in enumerate(MULTIPLIERS):
 
             def scale(layer, values, multiplier=multiplier, token=placed.token):
-                for cell in CELLS:
+                for cell in cells:
                     if cell.layer == layer:
                         values[token if entity_only else slice(None), cell.neuron] *= multiplier
 
-            logits = direct(live, placed.ids, scale)
+            logits = plain.run(live.model, placed.ids, scale)[0]
             assert found[m, n].item() == pytest.approx(answer_logprob(live, row, logits, placed.ids), abs=1e-4)
     assert (found[0] - found[3]).abs().max() > 1e-3
 
@@ -87,7 +67,7 @@ def test_injected_logits_equal_single_prompts(live):
                 if one.layer == layer:
                     values[placed[index].token, slice(None) if one.neuron is None else one.neuron] = one.value
 
-        expected = direct(live, placed[index].ids, put)
+        expected = plain.run(live.model, placed[index].ids, put)[0]
         torch.testing.assert_close(logits[line, batch.padding[line] :], expected, atol=1e-4, rtol=0)
 
 
@@ -105,7 +85,7 @@ def test_an_injection_acts_once_while_generating():
             if layer == 0:
                 values[tokens[0], 5] = 500.0
 
-        ids.append(direct(live, ids, put)[-1].argmax().item())
+        ids.append(plain.run(live.model, ids, put)[0][-1].argmax().item())
     assert texts == [live.tokenizer.decode(ids[n:], skip_special_tokens=True), generate(live, prompts[1:], 3)[0]]
     assert texts[0] != generate(live, prompts[:1], 3)[0]
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import plain
 from amnesia.encoding import place
 from amnesia.errors import InputError
 from amnesia.layer_significance import layer_significance, significance
@@ -15,22 +16,12 @@ TEMPLATES = ENTITY_TEMPLATES[:6]
 
 
 def direct_outputs(live, pairs):
-    """Outputs of the MLP's last module at the entity's last token, (n_pairs, n_layers, d_model)."""
-    seen, rows = {}, []
-    handles = [
-        live.out_proj(n).register_forward_hook(lambda _, args, output, n=n: seen.update({n: output[0]}))
-        for n in range(live.shape.n_layers)
-    ]
-    for row in place(live.tokenizer, pairs):
-        with torch.no_grad():
-            live.model(torch.tensor([row.ids]))
-        rows.append(torch.stack([seen[n][row.token] for n in range(live.shape.n_layers)]))
-    for handle in handles:
-        handle.remove()
+    """What the MLPs write at the entity's last token, (n_pairs, n_layers, d_model)."""
+    rows = [plain.run(live.model, row.ids)[2][:, row.token] for row in place(live.tokenizer, pairs)]
     return torch.stack(rows).double().numpy()
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("model_type", plain.FIVE)
 def test_significance_equals_a_direct_computation(model_type):
     live = tiny_live(model_type, bos=True)
     own = direct_outputs(live, [(template, "Michael Jordan") for template in TEMPLATES])

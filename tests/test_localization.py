@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+import plain
 from amnesia.encoding import encode, place
 from amnesia.errors import InputError, NumericalError
 from amnesia.localization import contrast_pairs, localize
@@ -12,29 +13,18 @@ TEMPLATES = ENTITY_TEMPLATES[:8]
 
 
 def direct_activations(live, ids_and_places):
-    """Activations of all layers (n, n_layers, d_mlp) by plain transformers, one prompt at a time."""
-    rows, seen = [], {}
-    handles = [
-        live.out_proj(layer).register_forward_pre_hook(lambda _, args, layer=layer: seen.update({layer: args[0][0]}))
-        for layer in range(live.shape.n_layers)
-    ]
-    for ids, place_ in ids_and_places:
-        with torch.no_grad():
-            live.model(torch.tensor([ids]))
-        rows.append(torch.stack([seen[layer][place_] for layer in range(live.shape.n_layers)]))
-    for handle in handles:
-        handle.remove()
+    """Activations of all layers (n, n_layers, d_mlp), one prompt at a time."""
+    rows = [plain.run(live.model, ids)[1][:, place_] for ids, place_ in ids_and_places]
     return torch.stack(rows).double().numpy()
 
 
-def direct_scores(entity, baseline):
-    mean, std = baseline.mean(0), baseline.std(0)
-    z = (entity - mean) / (std + 1e-6)
-    return np.sign(z.mean(0)) * z.mean(0) ** 2 / (z.std(0) + 1e-6)
+def direct_z(entity, baseline):
+    """z-scores (n, n_layers, d_mlp) of the entity's activations."""
+    return (entity - baseline.mean(0)) / (baseline.std(0) + 1e-6)
 
 
 @pytest.mark.parametrize("baseline", ["generic", "contrast"])
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("model_type", plain.FIVE)
 def test_ranking_equals_a_direct_computation(model_type, baseline):
     live = tiny_live(model_type, bos=True)
     own = [(row.ids, row.token) for row in place(live.tokenizer, [(t, "Japan") for t in TEMPLATES])]
@@ -43,12 +33,15 @@ def test_ranking_equals_a_direct_computation(model_type, baseline):
     else:
         pairs = [pair for pair in contrast_pairs(TEMPLATES) if pair[1] != "Japan"]
         others = [(row.ids, row.token) for row in place(live.tokenizer, pairs)]
-    expected = direct_scores(direct_activations(live, own), direct_activations(live, others))
+    z = direct_z(direct_activations(live, own), direct_activations(live, others))
+    expected = np.sign(z.mean(0)) * z.mean(0) ** 2 / (z.std(0) + 1e-6)
     result = localize(live, "Japan", baseline=baseline, n_prompts=8, top=10)
     order = np.argsort(-expected.flatten())[:10]
     cells = result.entities[0].cells
     assert [(row.cell.layer, row.cell.neuron) for row in cells] == [divmod(int(i), live.shape.d_mlp) for i in order]
     np.testing.assert_allclose([row.score for row in cells], expected.flatten()[order], rtol=1e-3)
+    np.testing.assert_allclose([row.mean_z for row in cells], z.mean(0).flatten()[order], rtol=1e-4)
+    np.testing.assert_allclose([row.std_z for row in cells], z.std(0).flatten()[order], rtol=1e-3, atol=1e-9)
     assert (result.n_prompts, result.n_skipped, result.layers) == (8, 0, (0, 1, 2))
 
 

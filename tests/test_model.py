@@ -5,11 +5,22 @@ import torch
 from accelerate import disk_offload
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import plain
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.encoding import continuations, place
 from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.loading import check_finite, load
-from amnesia.model import activations, answer_logprobs, apply_edits, edited, generate, passes, takes_trees, wrap
+from amnesia.model import (
+    activations,
+    answer_logprobs,
+    apply_edits,
+    batches,
+    edited,
+    generate,
+    passes,
+    takes_trees,
+    wrap,
+)
 from amnesia.prompts import ENTITY_TEMPLATES
 from tiny import MODEL_TYPES, tiny_model
 from tiny_text import save_tiny_live, tiny_live, tiny_tokenizer
@@ -29,8 +40,7 @@ def live(request):
 
 
 def plain_logits(live, ids):
-    with torch.no_grad():
-        return live.model(torch.tensor([ids])).logits[0].float()
+    return plain.run(live.model, ids)[0]
 
 
 def test_batched_answers_equal_single_prompts(live):
@@ -48,21 +58,44 @@ def test_batched_answers_equal_single_prompts(live):
 def test_activations_equal_single_prompts(live):
     templates = ["the age of {entity}", "Fact: the oldest building in {entity} and more", "{entity}"]
     rows = place(live.tokenizer, [(template, "Michael Jordan") for template in templates])
-    seen = {}
-
-    def keep(layer):
-        return live.out_proj(layer).register_forward_pre_hook(lambda _, args: seen.__setitem__(layer, args[0][0]))
-
     found = {
         index: batch[line] for indices, batch in activations(live, rows, [2, 0]) for line, index in enumerate(indices)
     }
-    handles = [keep(0), keep(2)]
     for index, row in enumerate(rows):
-        plain_logits(live, row.ids)
-        expected = torch.stack([seen[layer][row.token] for layer in (0, 2)])
+        expected = plain.run(live.model, row.ids)[1][[0, 2], row.token]
         torch.testing.assert_close(found[index], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_pass_ends_at_the_last_layer_asked_for_and_runs_no_head(live):
+    called = []
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: called.append(name))
+        for name, module in [
+            *((n, plain.projection(live.model, n)) for n in range(live.shape.n_layers)),
+            ("head", live.model.get_output_embeddings()),
+        ]
+    ]
+    rows = place(live.tokenizer, [("the age of {entity}", "Japan"), ("{entity}", "Paris")])
+    for layers, expected in (([0], []), ([1], [0]), ([0, 2], [0, 1])):  # The last projection itself is not needed.
+        called.clear()
+        list(activations(live, rows, layers))
+        assert called == expected
     for handle in handles:
         handle.remove()
+
+
+def test_batches_are_sized_by_tokens():
+    live = tiny_live()
+    rows = [[5] * length for length in (3, 50, 7, 1, 20, 20, 9, 2, 64, 31)]
+    seen = []
+    for batch in batches(live, rows, 64):
+        ids = batch.inputs["input_ids"]
+        assert ids.numel() <= 64
+        assert batch.padding.tolist() == [ids.shape[1] - len(rows[index]) for index in batch.indices]
+        seen += batch.indices
+    assert sorted(seen) == list(range(len(rows)))
+    for one in passes(live, rows, 64):
+        assert one.inputs["input_ids"].numel() <= 64
 
 
 def test_shared_prefixes_equal_single_prompts(live):
@@ -87,20 +120,12 @@ def test_rows_beyond_a_sliding_window_are_run_as_they_are(model_type):
 
 def check_against_single_prompts(live, rows):
     """Activations of all layers, within 1e-4 of the largest of each prompt run alone by plain transformers."""
-    seen, done = {}, set()
-    layers = range(live.shape.n_layers)
-    for indices, batch in activations(live, rows, layers):
-        handles = [
-            live.out_proj(n).register_forward_pre_hook(lambda _, args, n=n: seen.__setitem__(n, args[0][0]))
-            for n in layers
-        ]
+    done = set()
+    for indices, batch in activations(live, rows, range(live.shape.n_layers)):
         for line, index in enumerate(indices):
-            plain_logits(live, rows[index].ids)
-            expected = torch.stack([seen[n][rows[index].token] for n in layers])
+            expected = plain.run(live.model, rows[index].ids)[1][:, rows[index].token]
             assert (batch[line] - expected).abs().max() <= 1e-4 * expected.abs().max()
             done.add(index)
-        for handle in handles:
-            handle.remove()
     assert done == set(range(len(rows)))
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from amnesia.domain import Cell, ColumnEdit, Fact
 from amnesia.errors import RecipeError
-from amnesia.recipe import KEYS, Accept, Scoring, load_recipe, parse_layers, parse_recipe
+from amnesia.recipe import KEYS, Accept, Scoring, Translation, load_recipe, parse_layers, parse_recipe
 
 MODEL = '[model]\nid = "m"\n'
 ENTITY = '[entity]\nname = "Japan"\n'
@@ -15,6 +15,7 @@ BOTH = """
 [[entities]]
 name = "Japan"
 aliases = ["Nippon"]
+translations = { ja = "日本" }
 cells = [{ layer = 1, neuron = 2 }]
 facts = [{ prompt = "{entity} is in", answer = "Asia" }]
 [[entities]]
@@ -31,7 +32,7 @@ def test_the_smallest_recipe_gets_every_default():
     assert (recipe.model, recipe.revision, recipe.entity, recipe.aliases) == ("m", None, "Japan", ())
     assert (recipe.baseline, recipe.n_prompts, recipe.layers, recipe.max_cells) == ("contrast", 100, None, 16)
     assert (recipe.multiplier, recipe.min_multiplier, recipe.formats) == (-1.0, -8.0, ("safetensors",))
-    assert recipe.cells == ()
+    assert recipe.cells == recipe.translations == ()
     assert recipe.facts == (Fact("Japan", "{entity} is in", "Asia", "search"),)
     assert recipe.controls == (Fact("Peru", "{entity} is in", "America", "search"),)
     assert (recipe.scoring, recipe.accept) == (Scoring(1.0, 10), Accept(0.2, 0.4, 0.95))
@@ -49,6 +50,10 @@ def test_every_key_is_read():
         [entity]
         name = "Japan"
         aliases = ["Nippon", "日本"]
+        [entity.translations]
+        ko = "일본"
+        zh-Hant = " 日本國 "
+        ar = "اليابان"
         [localize]
         baseline = "generic"
         n_prompts = 7
@@ -81,6 +86,11 @@ def test_every_key_is_read():
         """
     )
     assert (recipe.model, recipe.revision, recipe.aliases) == ("a/b", "main", ("Nippon", "日本"))
+    assert recipe.translations == (
+        Translation("ko", "일본"),
+        Translation("zh-Hant", "日本國"),
+        Translation("ar", "اليابان"),
+    )
     assert recipe.cells == (ColumnEdit(Cell(2, 7), -1.0), ColumnEdit(Cell(1, 3), -0.5))
     assert (recipe.baseline, recipe.n_prompts, recipe.layers) == ("generic", 7, (1, 3))
     assert (recipe.max_cells, recipe.multiplier, recipe.min_multiplier) == (3, None, -4.0)
@@ -92,6 +102,7 @@ def test_every_key_is_read():
 def test_a_table_of_entities_makes_the_others_controls():
     recipe = parse_recipe(MODEL + BOTH, "Japan")
     assert (recipe.aliases, recipe.cells) == (("Nippon",), (ColumnEdit(Cell(1, 2)),))
+    assert recipe.translations == (Translation("ja", "日本"),)
     assert recipe.facts == (Fact("Japan", "{entity} is in", "Asia"),)
     assert [(fact.entity, fact.split) for fact in recipe.controls] == [
         ("Peru", "search"),
@@ -199,6 +210,21 @@ def test_values_out_of_range(section, line, message):
             "entity.aliases = 'Nippon': expected a list of strings",
         ),
         ('id = "m"', 'id = ""', "model.id = '': expected a non-empty string"),
+        (
+            'name = "Japan"',
+            'name = "Japan"\ntranslations = ["日本"]',
+            r"entity.translations = \['日本'\]: expected a table of names by language code",
+        ),
+        (
+            'name = "Japan"',
+            'name = "Japan"\ntranslations = { Japanese = "日本" }',
+            "unknown language code `Japanese` in entity.translations: expected one as `ko` or `zh-Hant`",
+        ),
+        (
+            'name = "Japan"',
+            'name = "Japan"\ntranslations = { ja = "" }',
+            "entity.translations.ja = '': expected a non-empty string",
+        ),
         (
             'answer = "Asia"',
             'answer = "Asia"\nsplit = "test"',

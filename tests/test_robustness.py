@@ -7,16 +7,29 @@ from amnesia.errors import InputError
 from amnesia.localization import cell_maps
 from amnesia.robustness import robustness
 from amnesia.variants import Variant
+from plain import FIVE
 from tiny_text import tiny_live
 
-FORMS = [Variant("Michael Jordan", "name"), Variant("Jordan", "last name"), Variant("조던", "given")]
+FORMS = [
+    Variant("Michael Jordan", "name"),
+    Variant("Jordan", "last name"),
+    Variant("마이클 조던", "translation", "ko"),
+    Variant("マイケル・ジョーダン", "translation", "ja"),
+    Variant("مايكل جوردان", "translation", "ar"),
+    Variant("迈克尔·乔丹", "translation", "zh"),
+    Variant("Майкл Джордан", "translation", "ru"),
+]
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("model_type", FIVE)
 def test_rows_equal_a_localization_of_each_name(model_type):
     live = tiny_live(model_type)
     result = robustness(live, "Michael Jordan", FORMS, n_cells=3, unrelated=("Paris", "Nowhere"), n_prompts=6)
-    assert [(row.name, row.kind) for row in result.names[3:]] == [("Paris", "unrelated"), ("Nowhere", "unrelated")]
+    assert [(row.name, row.kind, row.language) for row in result.names] == [
+        *((form.name, form.kind, form.language) for form in FORMS),
+        ("Paris", "unrelated", None),
+        ("Nowhere", "unrelated", None),
+    ]
     aliases = [form.name for form in FORMS]
     for row in result.names:
         (cell_map,), _, _ = cell_maps(live, [row.name], baseline="contrast", n_prompts=6, aliases=aliases)
@@ -27,7 +40,7 @@ def test_rows_equal_a_localization_of_each_name(model_type):
     assert result.names[0].ranks == (1, 2, 3)
     summary = {row.kind: row for row in result.kinds}
     assert summary["name"].median_rank == 2
-    assert summary["unrelated"].n == 2
+    assert (summary["translation"].n, summary["unrelated"].n) == (5, 2)
 
 
 def test_cells_outside_of_the_search_are_refused():

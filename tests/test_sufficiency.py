@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import plain
 from amnesia.domain import Cell, Fact
 from amnesia.encoding import place
 from amnesia.interventions import Injection
@@ -61,14 +62,16 @@ def test_frozen_logits_equal_a_direct_computation(model_type, unfrozen):
             outputs.setdefault((kind, layer), []).append(output[-n_tail:])
             return output
 
-        handle = live.out_proj(0).register_forward_pre_hook(lambda _, args: inner.append(args[0][0, -n_tail]))
+        handle = plain.projection(live.model, 0).register_forward_pre_hook(
+            lambda _, args: inner.append(args[0][0, -n_tail])
+        )
         run(live, row.ids, keep)
         handle.remove()
     means = {key: torch.stack(rows).mean(0) for key, rows in outputs.items()}
     activation = torch.stack(inner).mean(0)
     activation[CELL.neuron] = VALUE
     with torch.no_grad():
-        written = live.out_proj(0)(activation)
+        written = plain.projection(live.model, 0)(activation)
 
     def freeze(kind, layer, output):
         output = output.clone()

@@ -1,36 +1,56 @@
-"""Prompts per second of localization on the demo model: 10 entities × 100 prompts and the contrast baseline.
+"""Prompts per second and memory of localization on the demo model: 10 entities × 100 prompts and the contrast baseline.
 
-Three ways with the same top-10 lists: one prompt at a time through plain transformers with a hook in every layer,
-left-padded batches, and shared prefixes as `amnesia localize` does it. Run it with
-`python tests/benchmarks/localization.py [--threads N] [--entities N]` on an idle machine.
+From the root of the project, on an idle machine:
+
+    OMP_NUM_THREADS=2 python tests/benchmarks/localization.py
+    python tests/benchmarks/localization.py --dtype bfloat16 --entities 2
+    python tests/benchmarks/localization.py --memory
+
+The first two compare ways to the top-10 cells of each entity, all layers ranked: the loop, one prompt at a time
+through plain transformers with a hook in every layer; left-padded batches; and shared prefixes, as `amnesia localize`
+computes them. In float32 the lists must be equal, in bfloat16 what they have in common is printed. With nnsight
+installed (`pip install nnsight`), it traces the first prompts of the loop for comparison, as the authors of the
+experiments do. Printed are prompts per second, and the matrix products that the shared way comes to, as a share of
+what `torch.nn.functional.linear` reaches alone at the model's shapes.
+
+`--memory` prints the peak memory of localizing one entity with 100, 400 and 1600 prompts, and four times as many of
+the baseline, each in a process of its own.
 """
 
 import argparse
+import importlib.util
+import resource
+import subprocess
+import sys
 import time
 from collections import defaultdict
 
 import torch
 from torch.nn.functional import linear
 
-from amnesia.domain import Cell
 from amnesia.encoding import place
 from amnesia.loading import load
 from amnesia.localization import CellMap, cell_maps, contrast_pairs
 from amnesia.model import batches
-from amnesia.packing import trees
+from amnesia.packing import TREE_TOKENS, trees
 from amnesia.prompts import ENTITY_TEMPLATES, share_words
 from amnesia.sources import resolve
 from amnesia.statistics import Moments, stability, z_moments
 
+OPENINGS = (
+    "", "Well, ", "Now, ", "Yes, ", "So, ", "Then, ", "Once more, ", "First of all, ", "In short, ", "As we know, ",
+    "By the way, ", "At last, ", "To begin with, ", "In a word, ", "As it happens, ", "For the record, ",
+)  # fmt: skip
+N_TRACED = 50
 ENTITIES = (
     "France", "Paris", "Michael Jordan", "Isaac Newton", "Harry Potter", "Star Wars", "Google", "Julius Caesar",
     "Barack Obama", "Japan",
 )  # fmt: skip
 
 
-def matrix_rate(d_model: int, d_mlp: int) -> float:
+def matrix_rate(d_model: int, d_mlp: int, dtype: torch.dtype) -> float:
     """Best measured rate (FLOP/s) of a matrix product of the model's own shape."""
-    inputs, weight = torch.randn(1024, d_model), torch.randn(d_mlp, d_model)
+    inputs, weight = torch.randn(1024, d_model, dtype=dtype), torch.randn(d_mlp, d_model, dtype=dtype)
     best = 0.0
     for _ in range(20):
         began = time.perf_counter()
@@ -59,6 +79,21 @@ def one_by_one(live, rows):
         found.append(torch.stack([seen[layer][0, row.token] for layer in range(live.shape.n_layers)]))
     for handle in handles:
         handle.remove()
+    return found
+
+
+def traced(live, rows):
+    """The loop by nnsight: one trace for each prompt, the input of every output projection saved."""
+    from nnsight import LanguageModel
+
+    model = LanguageModel(live.model, tokenizer=live.tokenizer)
+    found = []
+    for row in rows:
+        seen = []
+        with torch.no_grad(), model.trace(torch.tensor([row.ids])):
+            for layer in model.model.layers:
+                seen.append(layer.mlp.down_proj.input[0, row.token].save())
+        found.append(torch.stack(seen))
     return found
 
 
@@ -93,20 +128,48 @@ def ranked(live, names, owners, found):
     return tops
 
 
+def memory(n_prompts: int) -> None:
+    """Print the peak memory of this process before and after localizing one entity."""
+    live = load(resolve("smollm2-135m").folder, "smollm2-135m")
+    prompts = [opening + template for opening in OPENINGS for template in ENTITY_TEMPLATES][:n_prompts]
+    # A first small run, so that what libraries allocate once is not taken for what prompts cost.
+    cell_maps(live, ["Paris"], baseline="contrast", n_prompts=100, prompts=prompts[:20])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    began = time.perf_counter()
+    cell_maps(live, ["Paris"], baseline="contrast", n_prompts=100, prompts=prompts)
+    seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{n_prompts:>5} prompts and {4 * n_prompts} of the baseline: peak {peak:.0f} MB, "
+        f"{peak - before:.0f} MB above that of 20 prompts ({seconds:.1f} s)",
+        flush=True,
+    )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--entities", type=int, default=len(ENTITIES))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--memory", nargs="?", const=0, type=int, metavar="PROMPTS")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    live = load(resolve("smollm2-135m").folder, "smollm2-135m")
+    if options.memory:
+        memory(options.memory)
+        return
+    if options.memory == 0:
+        for n_prompts in (100, 400, 1600):
+            subprocess.run(
+                [sys.executable, __file__, "--threads", str(options.threads), "--memory", str(n_prompts)], check=True
+            )
+        return
+    live = load(resolve("smollm2-135m").folder, "smollm2-135m", options.dtype)
     names = ENTITIES[: options.entities]
     pairs = [(template, name) for name in names for template in ENTITY_TEMPLATES]
     contrasts = contrast_pairs(ENTITY_TEMPLATES)
     rows = place(live.tokenizer, [*pairs, *contrasts])
     owners = [("own", name) for _, name in pairs] + [("contrast", name) for _, name in contrasts]
     cells_in_blocks = [p.numel() for name, p in live.model.named_parameters() if ".layers." in name and p.dim() == 2]
-    tokens = sum(len(tree.ids) for tree in trees([row.ids for row in rows], 192, 512))
+    tokens = sum(len(tree.ids) for tree in trees([row.ids for row in rows], TREE_TOKENS, len(rows)))
 
     rates, tops = {}, {}
     for label, run in (
@@ -121,15 +184,29 @@ def main() -> None:
         tops[label] = run()
         seconds, cpu = time.perf_counter() - wall, time.process_time() - cpu
         rates[label] = len(rows) / seconds
-        print(f"{label:>16}: {rates[label]:7.1f} prompts/s ({seconds:.1f} s, of processors {cpu:.1f} s)")
-    assert tops["loop"] == tops["batches"] == tops["shared prefixes"], "the ways disagree"
-    assert all(isinstance(cell, Cell) for top in tops["loop"] for cell in top)
-    peak = matrix_rate(live.shape.d_model, live.shape.d_mlp)
+        print(f"{label:>16}: {rates[label]:7.1f} prompts/s ({seconds:.1f} s, of processors {cpu:.1f} s)", flush=True)
+    if importlib.util.find_spec("nnsight"):
+        traced(live, rows[:1])  # What it compiles once is not counted.
+        began = time.perf_counter()
+        found = traced(live, rows[:N_TRACED])
+        rates["nnsight"] = N_TRACED / (time.perf_counter() - began)
+        print(f"{'nnsight':>16}: {rates['nnsight']:7.1f} prompts/s (the first {N_TRACED})")
+        for one, other in zip(found, one_by_one(live, rows[:N_TRACED]), strict=True):
+            assert torch.equal(one, other), "nnsight sees other activations"
+    print(f"{len(rows)} prompts, {sum(len(row.ids) for row in rows)} tokens, {tokens} after sharing")
+    if options.dtype == "float32":
+        assert tops["loop"] == tops["batches"] == tops["shared prefixes"], "the ways disagree"
+        print("top-10 lists equal")
+    else:
+        pairs = list(zip(tops["loop"], tops["shared prefixes"], strict=True))
+        common = sum(len(set(one) & set(other)) for one, other in pairs) / (10 * len(pairs))
+        same = sum(one[0] == other[0] for one, other in pairs)
+        print(f"of the top-10 lists {common:.0%} in common, the same first cell for {same} of {len(pairs)} entities")
+    for other in ("loop", "batches", "nnsight"):
+        if other in rates:
+            print(f"shared prefixes: {rates['shared prefixes'] / rates[other]:.1f} × {other}")
+    peak = matrix_rate(live.shape.d_model, live.shape.d_mlp, live.model.dtype)
     reached = 2 * sum(cells_in_blocks) * tokens / (len(rows) / rates["shared prefixes"])
-    print(
-        f"{len(rows)} prompts, {sum(len(row.ids) for row in rows)} tokens, {tokens} after sharing, top-10 lists equal"
-    )
-    print(f"shared prefixes: {rates['shared prefixes'] / rates['loop']:.1f} × the loop")
     print(f"matrix products at {reached / 1e9:.0f} GFLOP/s, {reached / peak:.0%} of {peak / 1e9:.0f} GFLOP/s measured")
 
 
