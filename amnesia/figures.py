@@ -102,11 +102,15 @@ def _layers(figure: Any, document: Document) -> None:
     layers = document["layers"]
     for axes, row in zip(_panels(figure, len(rows), height=2.3, sharex=True), rows, strict=True):
         values = row["significance"]
-        best = max(range(len(layers)), key=values.__getitem__)
+        best, *rest = sorted(range(len(layers)), key=lambda n: -values[n])
         colors = [TARGET if n == best else FAINT for n in range(len(layers))]
         axes.bar(layers, values, color=colors, width=0.8)
-        axes.set_title(f"{row['entity']}: layer {layers[best]}", loc="left")
-        axes.set_ylabel("significance S")
+        # One layer may exceed the others many times; the cosines, and so S, may also be negative.
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(bottom=min(0, *values))
+        runner_up = f", then layer {layers[rest[0]]}" if rest else ""
+        axes.set_title(f"{row['entity']}: layer {layers[best]}{runner_up}", loc="left")
+        axes.set_ylabel("significance S (log)")
         axes.grid(axis="x", visible=False)
     axes.set_xlabel("layer")
     figure.suptitle(f"Layer significance in {document['model']}, {document['n_prompts']} prompts")

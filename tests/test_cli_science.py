@@ -1,7 +1,9 @@
 """The experiments as commands on a tiny model: numbers and figures side by side, and mistakes in one line."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -10,6 +12,8 @@ from amnesia import figures
 from amnesia.cli import main
 from tiny_recipe import recipe_text
 from tiny_text import save_tiny_live, tiny_live
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,42 @@ def test_matplotlib_is_needed_for_figures_only(model, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["layers.json"]
     assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "layers.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("layers", "MODEL", "Japan", "--prompts", 3),
+        ("robustness", "MODEL", "Japan", "--given-only", "--n-unrelated", 1),
+        ("atlas", "MODEL", "Japan"),
+        ("sweep", "--recipe", "RECIPE", "--steps", 2),
+        ("inject", "--recipe", "RECIPE", "--value", 5),
+        ("sufficiency", "--recipe", "RECIPE", "--value", 5, "--max-unfrozen", 1),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_no_plots_needs_no_matplotlib(model, recipe, tmp_path, arguments):
+    # A process of its own, in which an import of matplotlib, from wherever it comes, is an error.
+    blocked = (
+        "import sys\n"
+        "class Blocker:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        assert name.split('.')[0] != 'matplotlib', 'matplotlib is imported'\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+        "from amnesia.cli import main\n"
+        "main()"
+    )
+    named = {"MODEL": model, "RECIPE": recipe}
+    command = [str(named.get(argument, argument)) for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, *command, "--no-plots", "-o", tmp_path / "out"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} <= {".json", ".sqlite"}
+    assert json.loads((tmp_path / "out" / f"{arguments[0]}.json").read_text(encoding="utf-8"))["figure"] == arguments[0]
 
 
 @pytest.mark.parametrize(
