@@ -100,8 +100,8 @@ def inject(
     values = ", ".join(f"{cell} = {v:.1f}" for cell, v in zip(result.cells, result.values, strict=True))
     lines = [f"{result.entity} at {placeholder!r}: {values}"]
     lines += [
-        f"{row.condition:<14} {row.success:>5.0%} right ({row.low:.0%} to {row.high:.0%}), "
-        f"answers {row.gain:+.2f} nats above nothing ({row.gain_low:+.2f} to {row.gain_high:+.2f})"
+        f"{row.condition:<14} {row.success.mean:>5.0%} right ({row.success.low:.0%} to {row.success.high:.0%}), "
+        f"answers {row.gain.mean:+.2f} nats above nothing ({row.gain.low:+.2f} to {row.gain.high:+.2f})"
         for row in result.conditions
     ]
     lines += [f"  {row.prompt!r} → {row.generated!r}" for row in result.answers if row.condition == "entity cells"]

@@ -182,11 +182,12 @@ def _inject(figure: Any, document: Document) -> None:
     names = [row["condition"] for row in rows][::-1]
     colors = [*[CONTROL] * (len(rows) - 1), TARGET]
     left, right = figure.subplots(1, 2, sharey=True)
-    for axes, value, low, high in ((left, "success", "low", "high"), (right, "gain", "gain_low", "gain_high")):
-        values = [row[value] for row in rows][::-1]
+    for axes, key in ((left, "success"), (right, "gain")):
+        estimates = [row[key] for row in rows][::-1]
+        values = [row["mean"] for row in estimates]
         errors = [
-            [max(0.0, row[value] - row[low]) for row in rows][::-1],
-            [max(0.0, row[high] - row[value]) for row in rows][::-1],
+            [max(0.0, row["mean"] - row["low"]) for row in estimates],
+            [max(0.0, row["high"] - row["mean"]) for row in estimates],
         ]
         axes.barh(names, values, color=colors, height=0.6)
         axes.errorbar(values, range(len(rows)), xerr=errors, fmt="none", ecolor=NEUTRAL, capsize=3, linewidth=1)

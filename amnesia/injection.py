@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amnesia.domain import Cell, Fact
+from amnesia.domain import Cell, Estimate, Fact
 from amnesia.encoding import place
 from amnesia.errors import InputError
 from amnesia.interventions import Asked, Injection, injected, place_asked
@@ -46,18 +46,14 @@ class InjectedAnswer:
 class Condition:
     """Share of facts answered rightly, and by how many nats the right answers are likelier than with nothing injected.
 
-    Both are means over `n` facts with 95 % bootstrap intervals. `mean_logprob` is that of the right answers.
+    Both are means over `n` facts. `mean_logprob` is that of the right answers.
     """
 
     condition: str
     n: int
-    success: float
-    low: float
-    high: float
+    success: Estimate
     mean_logprob: float
-    gain: float
-    gain_low: float
-    gain_high: float
+    gain: Estimate
 
 
 @dataclass(frozen=True)
@@ -167,9 +163,9 @@ def inject(
         Condition(
             name,
             len(rows),
-            *mean_interval([float(row.success) for row in rows]),
+            mean_interval([float(row.success) for row in rows]),
             sum(row.logprob for row in rows) / len(rows),
-            *mean_interval(
+            mean_interval(
                 [row.logprob - base.logprob for row, base in zip(rows, by_condition["nothing"], strict=True)]
             ),
         )
