@@ -18,7 +18,8 @@ from torch import Tensor
 from amnesia.domain import Damage, TextScore
 from amnesia.encoding import Continuation, encode
 from amnesia.errors import NumericalError
-from amnesia.model import LiveModel, Progress, Readout, continued, final_states, readout
+from amnesia.forward import Readout, continued, final_states, readout
+from amnesia.model import LiveModel, Progress
 from amnesia.neutral import NeutralText, neutral_text
 from amnesia.scores import mean_interval
 

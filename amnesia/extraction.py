@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from amnesia.domain import ColumnEdit, Extraction, Fact, FactKind, Verdict
 from amnesia.encoding import continuations
 from amnesia.errors import InputError
+from amnesia.forward import AnswerLogprob, answer_logprobs
 from amnesia.localization import CellMap, cell_maps
 from amnesia.measurement import Unknown, check_known, measure_unknown, why_excluded
-from amnesia.model import AnswerLogprob, LiveModel, Progress, answer_logprobs, edited
+from amnesia.model import LiveModel, Progress, edited
 from amnesia.prompts import neutral_texts, peer_prompts
 from amnesia.questions import Question, questions_of
 from amnesia.recipe import Accept, Recipe, Scoring

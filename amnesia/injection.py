@@ -12,9 +12,10 @@ from torch import Tensor
 from amnesia.domain import Cell, Estimate, Fact
 from amnesia.encoding import place
 from amnesia.errors import InputError
+from amnesia.forward import activations, answer_logprobs, generate
 from amnesia.interventions import Asked, Injection, injected, place_asked
 from amnesia.localization import contrast_pairs
-from amnesia.model import LiveModel, Progress, activations, answer_logprobs, generate
+from amnesia.model import LiveModel, Progress
 from amnesia.prompts import ENTITY_TEMPLATES, share_words
 from amnesia.recipe import Recipe
 from amnesia.scores import mean_interval

@@ -15,8 +15,9 @@ from torch import Tensor
 from amnesia.domain import Cell
 from amnesia.encoding import Continuation, Placed, continuations, join, place
 from amnesia.errors import NumericalError
-from amnesia.model import MAX_BATCH_TOKENS, Batch, LiveModel, Pass, Progress, at_head, at_last_mlp, hooks, passes
+from amnesia.model import LiveModel, Progress, at_head, at_last_mlp, hooks
 from amnesia.packing import LABEL
+from amnesia.passes import MAX_BATCH_TOKENS, Batch, Pass, passes
 
 
 @dataclass(frozen=True)

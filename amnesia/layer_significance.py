@@ -10,8 +10,9 @@ from torch import Tensor
 
 from amnesia.encoding import place
 from amnesia.errors import InputError, NumericalError
+from amnesia.forward import mlp_outputs
 from amnesia.localization import contrast_pairs, layer_range
-from amnesia.model import LiveModel, Progress, mlp_outputs
+from amnesia.model import LiveModel, Progress
 from amnesia.prompts import ENTITY_TEMPLATES, share_words
 from amnesia.statistics import EPSILON
 

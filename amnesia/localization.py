@@ -11,7 +11,8 @@ import torch
 from amnesia.domain import Cell, CellScore, EntityCells, Localization
 from amnesia.encoding import Placed, encode, place, templates_from
 from amnesia.errors import InputError, NumericalError
-from amnesia.model import LiveModel, Progress, activations
+from amnesia.forward import activations
+from amnesia.model import LiveModel, Progress
 from amnesia.prompts import CONTRAST_ENTITIES, ENTITY_TEMPLATES, GENERIC_SENTENCES, share_words
 from amnesia.statistics import Moments, stability, z_moments
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from amnesia.errors import InputError
+from amnesia.forward import AnswerLogprob, answer_logprobs, generate
 from amnesia.kept import Kept
-from amnesia.model import AnswerLogprob, LiveModel, Progress, answer_logprobs, generate
+from amnesia.model import LiveModel, Progress
 from amnesia.prompts import unseen_names
 from amnesia.questions import Question
 from amnesia.recipe import Scoring

@@ -12,8 +12,9 @@ from itertools import islice
 
 from amnesia.domain import Fact
 from amnesia.errors import InputError
+from amnesia.forward import answer_logprobs
 from amnesia.measurement import measure_unknown, why_excluded
-from amnesia.model import LiveModel, Progress, answer_logprobs
+from amnesia.model import LiveModel, Progress
 from amnesia.popqa import RELATION_TEMPLATES, PopqaRow, facts_for, is_about
 from amnesia.prompts import share_words
 from amnesia.questions import Question

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.encoding import Continuation
-from amnesia.model import LiveModel, Progress, answer_logits, batches, collate, continued, edited, scaled_by
+from amnesia.forward import answer_logits, continued
+from amnesia.model import LiveModel, Progress, edited, scaled_by
+from amnesia.passes import batches, collate
 
 EXACT_MULTIPLIERS = (-8.0, -4.0, -2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
 """Powers of two scale floating-point numbers without rounding, so that the edit is exact and inverts exactly."""

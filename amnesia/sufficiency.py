@@ -17,7 +17,8 @@ from amnesia.encoding import Placed, continuations, place
 from amnesia.errors import InputError
 from amnesia.injection import PLACEHOLDER, amplification
 from amnesia.interventions import Injection, injected, replaced_outputs
-from amnesia.model import LiveModel, Progress, collate, hooks
+from amnesia.model import LiveModel, Progress, hooks
+from amnesia.passes import collate
 from amnesia.prompts import CONTRAST_ENTITIES, share_words
 from amnesia.recipe import Recipe
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from amnesia.domain import Cell, Fact
 from amnesia.errors import InputError
+from amnesia.forward import answer_logprobs
 from amnesia.interventions import Asked, varied_logprobs
 from amnesia.measurement import measure_unknown, why_excluded
-from amnesia.model import LiveModel, Progress, answer_logprobs
+from amnesia.model import LiveModel, Progress
 from amnesia.questions import Question, questions_of
 from amnesia.recipe import Recipe
 from amnesia.scores import knowledge_score

@@ -3,8 +3,8 @@ import pytest
 from amnesia.domain import Damage, Estimate, Fact
 from amnesia.errors import InputError
 from amnesia.evaluation import compare
+from amnesia.forward import AnswerLogprob
 from amnesia.measurement import Measurement, Unknown
-from amnesia.model import AnswerLogprob
 from amnesia.questions import Question
 from amnesia.recipe import Accept, Scoring
 

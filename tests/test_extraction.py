@@ -5,7 +5,7 @@ import pytest
 from amnesia.domain import Cell, ColumnEdit, Fact
 from amnesia.errors import InputError
 from amnesia.extraction import extract, verdict
-from amnesia.model import answer_logprobs, generate
+from amnesia.forward import answer_logprobs, generate
 from amnesia.recipe import Accept, Scoring, parse_recipe
 from amnesia.search import EXACT_MULTIPLIERS, pose
 from tiny_text import tiny_live

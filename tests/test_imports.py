@@ -17,6 +17,8 @@ ROWS = (
     "streams",
     "arithmetic database domain encoding figures files gguf_file hub_errors layouts modelfile neutral packing scratch shards statistics variants",
     "edits gguf_blocks kept matching model popqa prompts recipe scores strict_json",
+    "passes",
+    "forward",
     "damage gguf_layout interventions journal loading manifest questions safetensors_file",
     "card checkpoint localization measurement search sources",
     "adapter atlas columns evaluation extraction gguf_edit injection layer_significance mining remote robustness sweep",

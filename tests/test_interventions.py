@@ -5,8 +5,9 @@ import torch
 
 import plain
 from amnesia.domain import Cell
+from amnesia.forward import answer_logprobs, generate
 from amnesia.interventions import Asked, Injection, injected, place_asked, replaced_outputs, varied_logprobs
-from amnesia.model import answer_logprobs, collate, generate
+from amnesia.passes import collate
 from tiny_text import tiny_live
 
 ASKED = [
@@ -49,7 +50,7 @@ def test_varied_logprobs_equal_single_prompts(live, entity_only, cells):
 def test_models_without_trees_give_the_same(monkeypatch):
     live = tiny_live()
     expected = varied_logprobs(live, ASKED, CELLS, MULTIPLIERS)
-    monkeypatch.setattr("amnesia.model.takes_trees", lambda live, longest: False)
+    monkeypatch.setattr("amnesia.passes.takes_trees", lambda live, longest: False)
     torch.testing.assert_close(varied_logprobs(live, ASKED, CELLS, MULTIPLIERS), expected, atol=1e-4, rtol=0)
 
 

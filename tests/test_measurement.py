@@ -1,8 +1,8 @@
 import pytest
 
 from amnesia.domain import Fact
+from amnesia.forward import answer_logprobs
 from amnesia.measurement import measure_unknown
-from amnesia.model import answer_logprobs
 from amnesia.prompts import UNSEEN_NAMES
 from amnesia.questions import Question
 from tiny_text import tiny_live

@@ -4,8 +4,8 @@ import pytest
 
 from amnesia.domain import Fact
 from amnesia.errors import InputError
+from amnesia.forward import answer_logprobs
 from amnesia.mining import mine, recipe_text
-from amnesia.model import answer_logprobs
 from amnesia.popqa import RELATION_TEMPLATES, PopqaRow
 from amnesia.prompts import unseen_names
 from amnesia.recipe import Scoring, parse_recipe

@@ -9,18 +9,10 @@ import plain
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.encoding import continuations, place
 from amnesia.errors import InputError, LayoutError, NumericalError
+from amnesia.forward import activations, answer_logprobs, generate
 from amnesia.loading import check_finite, load
-from amnesia.model import (
-    activations,
-    answer_logprobs,
-    apply_edits,
-    batches,
-    edited,
-    generate,
-    passes,
-    takes_trees,
-    wrap,
-)
+from amnesia.model import apply_edits, edited, wrap
+from amnesia.passes import batches, passes, takes_trees
 from amnesia.prompts import ENTITY_TEMPLATES
 from tiny import MODEL_TYPES, tiny_model
 from tiny_text import save_tiny_live, tiny_live, tiny_tokenizer

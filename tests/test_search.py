@@ -3,7 +3,8 @@ import torch
 
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.encoding import continuations
-from amnesia.model import answer_logprobs, edited
+from amnesia.forward import answer_logprobs
+from amnesia.model import edited
 from amnesia.search import EXACT_MULTIPLIERS, PEER_TOKENS, TARGET_FLOOR, harm, pose, pursue, sensitivity
 from tiny_text import tiny_live
 

@@ -4,7 +4,8 @@ import pytest
 
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.errors import InputError
-from amnesia.model import answer_logprobs, edited
+from amnesia.forward import answer_logprobs
+from amnesia.model import edited
 from amnesia.recipe import parse_recipe
 from amnesia.scores import knowledge_score
 from amnesia.sweep import grid, sweep

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from amnesia.model import LiveModel, answer_logprobs
+from amnesia.forward import answer_logprobs
+from amnesia.model import LiveModel
 from amnesia.prompts import unseen_names
 
 WORDINGS = {

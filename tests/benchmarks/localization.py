@@ -31,8 +31,8 @@ from torch.nn.functional import linear
 from amnesia.encoding import place
 from amnesia.loading import load
 from amnesia.localization import CellMap, cell_maps, contrast_pairs
-from amnesia.model import batches
 from amnesia.packing import TREE_TOKENS, trees
+from amnesia.passes import batches
 from amnesia.prompts import ENTITY_TEMPLATES, share_words
 from amnesia.sources import resolve
 from amnesia.statistics import Moments, stability, z_moments
