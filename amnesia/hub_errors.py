@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 from amnesia.errors import AmnesiaError, SourceError, first_line
 
+DEFAULT_REMEDY = "check the network, or give a folder"
+
 
 @contextlib.contextmanager
-def hub_errors(shown: str, remedy: str = "check the network, or give a folder") -> Iterator[None]:
+def hub_errors(shown: str, remedy: str = DEFAULT_REMEDY) -> Iterator[None]:
     """Turn failures of the Hub into SourceError, about the repository that messages call `shown`.
 
     Errors of this package pass unchanged.

@@ -7,6 +7,8 @@ cache folder, under a temporary name, and renamed when it is complete.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import glob
 import os
 import re
 import shutil
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,10 +95,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amnesia"
 
 
-def resolve(spec: str, revision: str | None = None, notice: Notice = lambda _: None) -> ModelSource:
+def resolve(
+    spec: str, revision: str | None = None, notice: Notice = lambda _: None, *, also: Collection[str] = ()
+) -> ModelSource:
     """The local folder of `spec`: a built-in name, a folder, a `.gguf` path, or `repo_id[@revision]`.
 
-    `notice` is told, in one line, what takes long. Raises SourceError when the model cannot be had.
+    `notice` is told, in one line, what takes long. Of a repository only the files that a model needs are fetched, and
+    those named in `also`, as far as it has them. Raises SourceError when the model cannot be had.
     """
     path = Path(spec).expanduser()
     if revision and (spec in BUILT_IN or path.suffix == ".gguf" or path.exists()):
@@ -111,7 +116,12 @@ def resolve(spec: str, revision: str | None = None, notice: Notice = lambda _: N
         return ModelSource(path, spec)
     if path.exists():
         raise SourceError(f"{spec} is a single file: expected a model folder, a .gguf file, or a Hub id")
-    return _from_hub(*hub_id(spec, revision))
+    return _from_hub(*hub_id(spec, revision), also)
+
+
+def is_fetched(name: str) -> bool:
+    """Whether `resolve` takes the file `name` of a repository without being asked for it."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in HUB_PATTERNS)
 
 
 def hub_id(spec: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -124,10 +134,15 @@ def hub_id(spec: str, revision: str | None = None) -> tuple[str, str | None]:
     return name, at or revision
 
 
+def is_local(spec: str) -> bool:
+    """Whether `spec` means a folder, a file, or a built-in model, and not a repository."""
+    path = Path(spec).expanduser()
+    return spec in BUILT_IN or path.suffix == ".gguf" or path.exists()
+
+
 def is_on_disk(spec: str, revision: str | None = None) -> bool:
     """Whether nothing has to be fetched: a folder, a file, a built-in model, or all weights in the Hub's cache."""
-    path = Path(spec).expanduser()
-    if spec in BUILT_IN or path.suffix == ".gguf" or path.exists():
+    if is_local(spec):
         return True
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -238,13 +253,15 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _from_hub(repo: str, revision: str | None) -> ModelSource:
+def _from_hub(repo: str, revision: str | None, also: Collection[str]) -> ModelSource:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     shown = f"{repo}@{revision}" if revision else repo
+    # A name may hold characters that mean something in a pattern.
+    patterns = [*HUB_PATTERNS, *(glob.escape(name) for name in also)]
     with hub_errors(shown):
-        folder = snapshot_download(repo, revision=revision, allow_patterns=HUB_PATTERNS)
+        folder = snapshot_download(repo, revision=revision, allow_patterns=patterns)
     files = [item.name for item in Path(folder).iterdir()]
     if not any(name.endswith(".safetensors") for name in files):
         with contextlib.suppress(HfHubHTTPError, OSError):

@@ -18,13 +18,13 @@ ROWS = (
     "arithmetic database domain encoding figures files gguf_file hub_errors layouts modelfile neutral packing scratch shards statistics variants",
     "edits gguf_blocks kept matching model popqa prompts recipe scores strict_json",
     "damage gguf_layout interventions journal loading manifest questions safetensors_file",
-    "card checkpoint localization measurement search sources",
+    "checkpoint localization measurement search sources",
     "adapter atlas columns evaluation extraction gguf_edit injection layer_significance mining remote robustness sweep",
-    "examination findings gguf_verify saving sufficiency undo verification",
+    "card examination findings gguf_verify saving sufficiency undo verification",
     "console in_place notebook proofs publication report",
     "pipeline",
     "results",
-    "assessment base_repo behaviour replay",
+    "assessment base_repo behaviour replay upload_plan",
     "hub",
     "cli_entities cli_files cli_hub cli_science",
     "cli",
@@ -34,7 +34,7 @@ ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names.split()}
 MODULES = sorted(path.stem for path in (ROOT / "amnesia").glob("*.py") if path.stem != "__init__")
 NO_TORCH = (
     "cli in_place manifest checkpoint adapter gguf_edit gguf_verify saving proofs sources undo verification recipe "
-    "remote publication card hub replay"
+    "remote publication card hub upload_plan replay"
 )
 
 
