@@ -66,9 +66,9 @@ def push(
     manifest = read_manifest(folder)
     with _stating("nothing was published"):
         base = find_base(manifest, base_name, notice)
-    # A model folder has the licence files of its base already, a `.gguf` file stands alone.
+    # A `.gguf` file stands alone, and a folder may come from a place that had left the licence out.
     with _stating("nothing was published"):
-        extra = licence_files(base.files) if base.files is not None and manifest.format == "gguf" else {}
+        extra = licence_files(base.files) if base.files is not None and manifest.format != "adapter" else {}
     key = secret_key() if private_targets else None
     publication = prepare(folder, repo_id, base.card, matched=base.matched, key=key, extra=extra)
     for remark in (naming_duty(base.card, repo_id), licence_notice(base.card)):

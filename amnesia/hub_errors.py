@@ -50,6 +50,8 @@ def hub_errors(shown: str, remedy: str = DEFAULT_REMEDY) -> Iterator[None]:
         raise SourceError(f"{shown} cannot be reached ({reason(error)}): {remedy}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError) as error:
         raise SourceError(f"{shown} cannot be fetched ({reason(error)}): {remedy}") from error
+    except (KeyError, ValueError) as error:
+        raise SourceError(f"{shown} gave an answer that is not understood ({error!r}): {remedy}") from error
 
 
 def reason(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from amnesia.checkpoint import MAX_CONFIG, TensorPlan, parse_config
 from amnesia.errors import CheckpointError, SourceError
-from amnesia.files import BLOCK
+from amnesia.files import BLOCK, git_hash
 from amnesia.hub_errors import DEFAULT_REMEDY, hub_errors, reason
 from amnesia.layouts import MlpShape, shape_from_config
 from amnesia.manifest import MANIFEST_NAME, MAX_MANIFEST, Manifest
@@ -71,8 +71,7 @@ class HubFiles:
             return self.read(name, 0, limit + 1)
         content = self.read(name, 0, file.size)
         if file.sha256 is None:
-            # Git names a blob after its content in this way; it is no secret, and sha1 is git's choice.
-            found, expected = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), file.blob_id
+            found, expected = git_hash(content), file.blob_id
         else:
             found, expected = hashlib.sha256(content).hexdigest(), file.sha256
         if found != expected:

@@ -15,13 +15,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia.errors import CheckpointError, InputError, SourceError, first_line
-from amnesia.files import check_settled, hash_file
+from amnesia.files import check_settled, git_hash, hash_file
 from amnesia.hub_errors import hub_errors
 from amnesia.safetensors_file import read_weight_files
 from amnesia.scratch import scratch_folder
@@ -33,7 +34,8 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_PATTERNS = [
     "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "generation_config.json",
     "tokenizer*", "*.jinja", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
-    "README.md", "LICENSE*", "NOTICE*", "amnesia.json", "amnesia-base/*", "report.json", "report.html",
+    "README.md", "LICENSE*", "license*", "NOTICE*", "USE_POLICY*", "COPYING*",
+    "amnesia.json", "amnesia-base/*", "report.json", "report.html",
 ]  # fmt: skip
 
 
@@ -260,8 +262,10 @@ def _from_hub(repo: str, revision: str | None, also: Collection[str]) -> ModelSo
     shown = f"{repo}@{revision}" if revision else repo
     # A name may hold characters that mean something in a pattern.
     patterns = [*HUB_PATTERNS, *(glob.escape(name) for name in also)]
+    started = time.time()
     with hub_errors(shown):
         folder = snapshot_download(repo, revision=revision, allow_patterns=patterns)
+        _check_fetched(Path(folder), shown, started)
     files = [item.name for item in Path(folder).iterdir()]
     if not any(name.endswith(".safetensors") for name in files):
         with contextlib.suppress(HfHubHTTPError, OSError):
@@ -269,6 +273,31 @@ def _from_hub(repo: str, revision: str | None, also: Collection[str]) -> ModelSo
     check_weights(files, shown)
     # The snapshot folder is named after the commit, which says more than a branch does.
     return ModelSource(Path(folder), repo, Path(folder).name)
+
+
+def _check_fetched(folder: Path, shown: str, since: float) -> None:
+    """Raises SourceError when a file that has been fetched `since` then is not the one that the Hub announced.
+
+    The client looks at sizes only. In its cache a file lies under the hash that was announced for it (where there are
+    links to files), sha256 for large ones and git's for others.
+    """
+    damaged = []
+    for path in sorted(folder.rglob("*")):
+        blob = path.resolve()
+        # File systems keep times less exactly than the clock does.
+        if not path.is_file() or blob.stat().st_mtime < since - 2:
+            continue
+        if re.fullmatch("[0-9a-f]{64}", blob.name):
+            intact = hash_file(blob) == blob.name
+        else:
+            intact = re.fullmatch("[0-9a-f]{40}", blob.name) is None or git_hash(blob.read_bytes()) == blob.name
+        if not intact:
+            # It would be taken for good the next time.
+            path.unlink()
+            blob.unlink()
+            damaged.append(path.name)
+    if damaged:
+        raise SourceError(f"{damaged[0]} of {shown} arrived with another hash than the Hub announced: try again")
 
 
 def find_popqa(spec: str | None) -> Path:

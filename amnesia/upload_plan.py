@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from amnesia.checkpoint import BASE_FOLDER, UNDO_NAME
 from amnesia.errors import PublishError
-from amnesia.files import hash_file
+from amnesia.files import git_hash, hash_file
 from amnesia.manifest import MANIFEST_NAME
 from amnesia.modelfile import MODELFILE_NAME
 from amnesia.own_outputs import REPORT_NAME
@@ -53,8 +53,7 @@ class Hashes:
             return False
         if other.sha256 is not None:
             return self.sha256(name) == other.sha256
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == other.blob_id
+        return git_hash(content if isinstance(content, bytes) else content.read_bytes()) == other.blob_id
 
     def sha256(self, name: str) -> str:
         if name not in self._known:

@@ -36,7 +36,7 @@ class Storage(Handler):
             self.hub.parts[oid][int(self.query["part"])] = self.body
             return lambda: self.send(200, b"", {"ETag": f'"{hashlib.md5(self.body).hexdigest()}"'})
         if self.command == "PUT":
-            if not self.fault.corrupt and hashlib.sha256(self.body).hexdigest() != oid:
+            if hashlib.sha256(self.body).hexdigest() != oid:
                 raise RefusedError(400, "the content does not have the announced sha256")
             repo.objects[oid] = self.body
             return lambda: self.send(200, b"", {"ETag": f'"{oid}"'})

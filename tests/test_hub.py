@@ -90,6 +90,25 @@ def test_the_card_says_what_the_base_says(hub, base, output, adapter):
     assert f'from_pretrained("org/base", revision="{base}", dtype="auto")' in body
 
 
+def test_licence_files_travel_with_full_models_and_not_with_adapters(hub, tmp_path):
+    names = ("LICENSE", "NOTICE", "USE_POLICY.md", "license.txt")
+    folder = save_tiny(tmp_path / "source", extras=names)
+    hub.add_repo("org/base", files_in(folder))
+    licences = {name: hub.files("org/base")[name] for name in names}
+    done("edit", "org/base", "--cell", "0:3", "-o", tmp_path / "full")
+    done("edit", "org/base", "--cell", "0:3", "--format", "adapter", "-o", tmp_path / "adapter")
+    for name in names:
+        (folder / name).unlink()
+    done("edit", folder, "--cell", "0:3", "-o", tmp_path / "bare")
+    done("push", tmp_path / "full", "ada/full")
+    done("push", tmp_path / "bare", "ada/bare", "--base", "org/base")
+    done("push", tmp_path / "adapter", "ada/adapter")
+    for name in ("full", "bare"):
+        assert hub.files(f"ada/{name}").items() >= licences.items()
+        done("verify", fetch(f"ada/{name}", tmp_path / f"fetched-{name}"), "--base", "org/base")
+    assert not {*names} & hub.files("ada/adapter").keys()
+
+
 def test_a_second_push_does_nothing_and_a_changed_one_removes_what_is_stale(hub, base, output, tmp_path):
     done("push", output, "ada/edited")
     head = hub.repos["ada/edited"].refs["refs/heads/main"]

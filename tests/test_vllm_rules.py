@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from amnesia.adapter import CONFIG_NAME, RANKS, WEIGHTS_NAME
 from amnesia.card import BaseCard, model_card
 from amnesia.domain import Cell, ColumnEdit
-from amnesia.manifest import EntityEdits
+from amnesia.edits import EntityEdits
 from amnesia.saving import save
 from amnesia.sources import ModelSource
 from tiny import MODEL_TYPES, save_tiny, tiny_model
