@@ -38,6 +38,7 @@ STAGES = {
     "GET /ada/edited/[0-9a-f]*": True,
 }
 FAULTS = {
+    "slow": {"delay": 0.02},
     "401": {"status": 401},
     "403": {"status": 403},
     "409": {"status": 409},
@@ -46,7 +47,6 @@ FAULTS = {
     "cut in the middle": {"cut_after": 20},
     "cut before the answer": {"cut_answer": True},
     "wrong bytes": {"corrupt": True},
-    "slow": {"delay": 0.02},
 }
 # A push can do without what these give: it then sends the files itself, says less in the card, or asks elsewhere.
 HARMLESS = {
