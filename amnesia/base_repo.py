@@ -122,7 +122,7 @@ def _fields(data: Mapping[str, Any], repo: str, revision: str | None) -> BaseCar
 
 
 def licence_files(origin: HubFiles) -> dict[str, bytes]:
-    """The base's licence files; a model folder has them already, a `.gguf` file does not."""
+    """The base's licence files, which must travel with a full model."""
     return {
         name: origin.content(name, MAX_SMALL)
         for name, file in origin.files.items()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from amnesia.adapter import adapter_rank
 from amnesia.domain import Format
 from amnesia.errors import InputError
 from amnesia.manifest import MANIFEST_NAME, Manifest
@@ -189,11 +190,7 @@ from transformers import AutoModelForCausalLM
 base = AutoModelForCausalLM.from_pretrained("{manifest.base.id}"{at}, dtype="auto")
 model = PeftModel.from_pretrained(base, "{repo_id}").merge_and_unload()
 ```
-
-```sh
-vllm serve {manifest.base.id} --enable-lora --max-lora-rank 512 --lora-modules forgets={repo_id}
-```
-
+{_vllm_adapter(manifest, repo_id)}
 Unmerged, the adapter gives the edited model up to rounding."""
     else:
         first = weights[0] if weights else "model.gguf"
@@ -206,6 +203,19 @@ With the `Modelfile` beside it: `ollama create edited -f Modelfile`."""
         if len(weights) != 1:
             body = f"```sh\nllama-cli --hf-repo {repo_id} --hf-file {first}\n```"
     return f"## Load it\n\n{body}"
+
+
+def _vllm_adapter(manifest: Manifest, repo_id: str) -> str:
+    """How vLLM serves the base with the adapter; empty where vLLM's class for the model takes no adapters."""
+    if any(row.axis == 0 for row in manifest.tensors):
+        return ""  # GPT-2, whose matrices alone are stored with neurons first.
+    at = f" --revision {manifest.base.revision}" if manifest.base.revision else ""
+    rank = adapter_rank(max(len(row.indices) for row in manifest.tensors))
+    return f"""
+```sh
+vllm serve {manifest.base.id}{at} --enable-lora --max-lora-rank {rank} --lora-modules forgets={repo_id}
+```
+"""
 
 
 _LIMITS = """## Limits

@@ -135,6 +135,11 @@ def _reflink(reader: int, writer: int) -> bool:
     return True
 
 
+def git_hash(content: bytes) -> str:
+    """The name of `content` as a blob of git, by which the Hub knows small files; sha1 is the choice of git."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
 def hash_file(path: Path, offset: int = 0, size: int | None = None) -> str:
     """sha256 of a file, or of `size` bytes from `offset`, in a buffer of one block.
 

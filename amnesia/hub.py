@@ -6,29 +6,24 @@ commit adds, replaces and deletes all files at once, so that a repository never 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from amnesia.base_repo import MAX_SMALL, find_base, licence_files, start_of
 from amnesia.card import licence_notice, naming_duty
-from amnesia.checkpoint import BASE_FOLDER, UNDO_NAME
 from amnesia.errors import CheckpointError, InputError, PublishError, SourceError
-from amnesia.files import check_settled, hash_file
+from amnesia.files import check_settled
 from amnesia.hub_errors import hub_errors, reason
 from amnesia.manifest import MANIFEST_NAME, read_manifest
-from amnesia.modelfile import MODELFILE_NAME
-from amnesia.own_outputs import REPORT_NAME
 from amnesia.proofs import outputs_in, prove
-from amnesia.publication import Content, Publication, prepare, secret_key
-from amnesia.remote import HubFile, HubFiles, list_hub_files
+from amnesia.publication import Publication, prepare, secret_key
+from amnesia.remote import HubFiles, list_hub_files
+from amnesia.upload_plan import UploadPlan, commit_operations, is_ours, plan_upload
 
-if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
-
-    Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
+_REMEDY = "check the network and push again"
 
 
 @dataclass(frozen=True)
@@ -69,26 +64,40 @@ def push(
     prove(folder)
     _require_token()
     manifest = read_manifest(folder)
-    base = find_base(manifest, base_name, notice)
-    # A model folder has the licence files of its base already, a `.gguf` file stands alone.
-    extra = licence_files(base.files) if base.files is not None and manifest.format == "gguf" else {}
+    with _stating("nothing was published"):
+        base = find_base(manifest, base_name, notice)
+    # A `.gguf` file stands alone, and a folder may come from a place that had left the licence out.
+    with _stating("nothing was published"):
+        extra = licence_files(base.files) if base.files is not None and manifest.format != "adapter" else {}
     key = secret_key() if private_targets else None
     publication = prepare(folder, repo_id, base.card, matched=base.matched, key=key, extra=extra)
     for remark in (naming_duty(base.card, repo_id), licence_notice(base.card)):
         if remark:
             notice(remark)
-    repo_id = _create(repo_id, public, branch, notice)
-    before = list_hub_files(repo_id, branch)
-    plan = _plan(publication, before, base.files, repo_id)
+    with _stating("nothing was published"):
+        repo_id = _create(repo_id, public, branch, notice)
+        before = list_hub_files(repo_id, branch, remedy=_REMEDY)
+    plan = plan_upload(publication, before, base.files, repo_id)
     if not plan.operations:
-        _check_arrived(publication, before, plan)
+        with _stating(f"all files are at {before} already, but could not be read back"):
+            _check_arrived(publication, before, plan)
         return _published(publication, plan, before.repo, before.revision, None)
     commit, pull_request, revision = _commit(plan, publication, before, branch, create_pr, repo_id)
-    after = list_hub_files(repo_id, revision)
-    if after.revision != commit:
-        raise PublishError(f"{repo_id} moved on to {after.revision} while {commit} was checked: push again")
-    _check_arrived(publication, after, plan)
+    with _stating(f"commit {commit} is in {repo_id} with all files, but could not be read back"):
+        after = list_hub_files(repo_id, revision, remedy=_REMEDY)
+        if after.revision != commit:
+            raise PublishError(f"{repo_id} moved on to {after.revision} while {commit} was checked: push again")
+        _check_arrived(publication, after, plan)
     return _published(publication, plan, repo_id, commit, pull_request)
+
+
+@contextlib.contextmanager
+def _stating(state: str) -> Iterator[None]:
+    """Let errors of the Hub say what the repository holds now."""
+    try:
+        yield
+    except SourceError as error:
+        raise PublishError(f"{error}; {state}") from error
 
 
 def _the_output(output: Path) -> Path:
@@ -111,7 +120,7 @@ def _create(repo_id: str, public: bool, branch: str | None, notice: Callable[[st
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with hub_errors(repo_id, "nothing was published; try again"):
+    with hub_errors(repo_id, _REMEDY):
         repo_id = api.create_repo(repo_id, private=not public, exist_ok=True).repo_id
         private = api.model_info(repo_id).private
         if not private and not public:
@@ -123,90 +132,8 @@ def _create(repo_id: str, public: bool, branch: str | None, notice: Callable[[st
     return repo_id
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What one commit does, and the digests of all files: sha256 of large ones on the Hub, else git's blob hash."""
-
-    add: Mapping[str, Content]
-    copy: Mapping[str, tuple[str, str]]
-    delete: tuple[str, ...]
-    n_unchanged: int
-    hashes: _Hashes
-
-    @property
-    def operations(self) -> int:
-        return len(self.add) + len(self.copy) + len(self.delete)
-
-
-class _Hashes:
-    """Hashes of what is published, each computed once."""
-
-    def __init__(self, files: Mapping[str, Content]) -> None:
-        self._files = files
-        self._known: dict[str, str] = {}
-
-    def is_same(self, name: str, other: HubFile) -> bool:
-        """Whether a file on the Hub has the bytes of the file `name` that is published."""
-        content = self._files[name]
-        size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        if size != other.size:
-            return False
-        if other.sha256 is not None:
-            return self.sha256(name) == other.sha256
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == other.blob_id
-
-    def sha256(self, name: str) -> str:
-        if name not in self._known:
-            content = self._files[name]
-            self._known[name] = (
-                hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else hash_file(content)
-            )
-        return self._known[name]
-
-
-def _plan(publication: Publication, there: HubFiles, origin: HubFiles | None, repo_id: str) -> _Plan:
-    """Which files must be sent, which the Hub can copy from the base, and which of an earlier push are stale.
-
-    Raises PublishError when the repository holds something else than an earlier push.
-    """
-    if MANIFEST_NAME not in there.files:
-        weights = sorted(name for name in there.files if _is_ours(name) and name != MODELFILE_NAME)
-        if weights:
-            raise PublishError(
-                f"{repo_id} holds {weights[0]}, which was not put there by a push: choose another repository, or a "
-                "branch of its own"
-            )
-    hashes = _Hashes(publication.files)
-    add: dict[str, Content] = {}
-    copy: dict[str, tuple[str, str]] = {}
-    n_unchanged = 0
-    for name, content in publication.files.items():
-        if name in there.files and hashes.is_same(name, there.files[name]):
-            n_unchanged += 1
-            continue
-        source = None if origin is None else origin.files.get(name)
-        if origin is not None and source is not None and source.sha256 is not None and hashes.is_same(name, source):
-            copy[name] = (origin.repo, origin.revision)
-        else:
-            add[name] = content
-    delete = tuple(sorted(name for name in there.files if _is_ours(name) and name not in publication.files))
-    return _Plan(add, copy, delete, n_unchanged, hashes)
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a file belongs to a model and its edit, so that it is stale when a push does not bring it."""
-    path = PurePosixPath(name)
-    return (
-        path.suffix in (".safetensors", ".gguf")
-        or name.endswith(".safetensors.index.json")
-        or name.startswith(f"{BASE_FOLDER}/")
-        or name in (MANIFEST_NAME, UNDO_NAME, REPORT_NAME, "report.html", MODELFILE_NAME, "adapter_config.json")
-    )
-
-
 def _commit(
-    plan: _Plan, publication: Publication, there: HubFiles, branch: str | None, create_pr: bool, repo_id: str
+    plan: UploadPlan, publication: Publication, there: HubFiles, branch: str | None, create_pr: bool, repo_id: str
 ) -> tuple[str, str | None, str]:
     """Send everything in one commit; returns it, the address of the pull request, and the revision to look at."""
     from huggingface_hub import HfApi
@@ -215,7 +142,7 @@ def _commit(
     def send(copying: bool) -> Any:
         return HfApi().create_commit(
             repo_id,
-            _operations(plan, publication, copying),
+            commit_operations(plan, publication, copying),
             commit_message=publication.title,
             revision=branch,
             create_pr=create_pr,
@@ -260,20 +187,7 @@ def _state(there: HubFiles, branch: str | None) -> str:
     return f"commit {now} is there now, maybe this one"
 
 
-def _operations(plan: _Plan, publication: Publication, copying: bool) -> list[Operation]:
-    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
-
-    rows: list[Operation] = [CommitOperationDelete(name, is_folder=False) for name in plan.delete]
-    add = dict(plan.add)
-    for name, (repo, revision) in plan.copy.items():
-        if copying:
-            rows.append(CommitOperationCopy(name, name, src_revision=revision, src_repo_id=repo, src_repo_type="model"))
-        else:
-            add[name] = publication.files[name]
-    return rows + [CommitOperationAdd(name, content) for name, content in add.items()]
-
-
-def _check_arrived(publication: Publication, there: HubFiles, plan: _Plan) -> None:
+def _check_arrived(publication: Publication, there: HubFiles, plan: UploadPlan) -> None:
     """Compare what the Hub holds with what was published: names, sizes, hashes, and the headers as they are served."""
     remedy = "push again, or remove the repository"
     for name, content in publication.files.items():
@@ -289,7 +203,7 @@ def _check_arrived(publication: Publication, there: HubFiles, plan: _Plan) -> No
             local = content[: len(found)] if isinstance(content, bytes) else _first_bytes(content, len(found))
             if not found or found != local:
                 raise PublishError(f"{there} serves another beginning of {name} than was published: {remedy}")
-    stale = sorted(name for name in there.files if _is_ours(name) and name not in publication.files)
+    stale = sorted(name for name in there.files if is_ours(name) and name not in publication.files)
     if stale:
         raise PublishError(f"{there} still holds {stale[0]}, which does not belong to this model: {remedy}")
     manifest = publication.files[MANIFEST_NAME]
@@ -302,7 +216,9 @@ def _first_bytes(path: Path, size: int) -> bytes:
         return file.read(size)
 
 
-def _published(publication: Publication, plan: _Plan, repo_id: str, commit: str, pull_request: str | None) -> Published:
+def _published(
+    publication: Publication, plan: UploadPlan, repo_id: str, commit: str, pull_request: str | None
+) -> Published:
     from huggingface_hub import constants
 
     return Published(

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 from amnesia.errors import AmnesiaError, SourceError, first_line
 
+DEFAULT_REMEDY = "check the network, or give a folder"
+
 
 @contextlib.contextmanager
-def hub_errors(shown: str, remedy: str = "check the network, or give a folder") -> Iterator[None]:
+def hub_errors(shown: str, remedy: str = DEFAULT_REMEDY) -> Iterator[None]:
     """Turn failures of the Hub into SourceError, about the repository that messages call `shown`.
 
     Errors of this package pass unchanged.
@@ -48,6 +50,8 @@ def hub_errors(shown: str, remedy: str = "check the network, or give a folder") 
         raise SourceError(f"{shown} cannot be reached ({reason(error)}): {remedy}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError) as error:
         raise SourceError(f"{shown} cannot be fetched ({reason(error)}): {remedy}") from error
+    except (KeyError, ValueError) as error:
+        raise SourceError(f"{shown} gave an answer that is not understood ({error!r}): {remedy}") from error
 
 
 def reason(error: BaseException) -> str:

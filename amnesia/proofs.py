@@ -10,9 +10,9 @@ from amnesia.gguf_file import read_model
 from amnesia.gguf_verify import steps_since, undo_gguf, verify_gguf
 from amnesia.manifest import MANIFEST_NAME, Manifest, read_manifest
 from amnesia.remote import open_remote
-from amnesia.sources import ModelSource, Notice, hub_id, is_on_disk, resolve, resolve_file
+from amnesia.sources import ModelSource, Notice, hub_id, is_fetched, is_local, is_on_disk, resolve, resolve_file
 from amnesia.undo import undo
-from amnesia.verification import VerificationReport, verify, verify_adapter
+from amnesia.verification import VerificationReport, files_of_base, verify, verify_adapter
 
 
 def outputs_in(folder: Path) -> list[Path]:
@@ -45,8 +45,14 @@ def prove_against(folder: Path, base: str | None, notice: Notice) -> Verificatio
     manifest_format = read_manifest(folder).format
     if manifest_format == "adapter" and not is_on_disk(base):
         return verify_adapter(folder, open_remote(*hub_id(base)))
-    find = resolve_file if manifest_format == "gguf" else resolve
-    return prove(folder, find(base, notice=notice))
+    if manifest_format == "gguf":
+        return prove(folder, resolve_file(base, notice))
+    if is_local(base):
+        return prove(folder, resolve(base, notice=notice))
+    # The Hub's cache may hold further files of the repository, which other programs have fetched.
+    names = files_of_base(folder)
+    source = resolve(base, notice=notice, also=names)
+    return verify(folder, source.folder, is_of_base=lambda name: name in names or is_fetched(name))
 
 
 def prove(folder: Path, base: ModelSource | None = None) -> VerificationReport:

@@ -89,7 +89,8 @@ def prepare(
     for name, content in (extra or {}).items():
         if name not in files:
             files[name] = content
-            published = replace(published, added=(*published.added, name))
+            if manifest.format == "gguf":  # Of a model folder they are files of the base like others.
+                published = replace(published, added=(*published.added, name))
     if README_NAME in files and README_NAME not in (*manifest.added, *manifest.replaced):
         files[f"{BASE_FOLDER}/{README_NAME}"] = files.pop(README_NAME)
         published = replace(published, replaced=(*published.replaced, README_NAME))

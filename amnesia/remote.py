@@ -18,8 +18,8 @@ from pathlib import Path
 
 from amnesia.checkpoint import MAX_CONFIG, TensorPlan, parse_config
 from amnesia.errors import CheckpointError, SourceError
-from amnesia.files import BLOCK
-from amnesia.hub_errors import hub_errors, reason
+from amnesia.files import BLOCK, git_hash
+from amnesia.hub_errors import DEFAULT_REMEDY, hub_errors, reason
 from amnesia.layouts import MlpShape, shape_from_config
 from amnesia.manifest import MANIFEST_NAME, MAX_MANIFEST, Manifest
 from amnesia.safetensors_file import (
@@ -51,11 +51,12 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubFiles:
-    """The files of a repository at one commit."""
+    """The files of a repository at one commit; `remedy` is what errors advise when the Hub does not give them."""
 
     repo: str
     revision: str
     files: Mapping[str, HubFile]
+    remedy: str = DEFAULT_REMEDY
 
     def __str__(self) -> str:
         return f"{self.repo}@{self.revision}"
@@ -70,8 +71,7 @@ class HubFiles:
             return self.read(name, 0, limit + 1)
         content = self.read(name, 0, file.size)
         if file.sha256 is None:
-            # Git names a blob after its content in this way; it is no secret, and sha1 is git's choice.
-            found, expected = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), file.blob_id
+            found, expected = git_hash(content), file.blob_id
         else:
             found, expected = hashlib.sha256(content).hexdigest(), file.sha256
         if found != expected:
@@ -87,7 +87,7 @@ class HubFiles:
         from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
         end, failures = offset + size, 0
-        with hub_errors(str(self)):
+        with hub_errors(str(self), self.remedy):
             while offset < end:
                 why = "it ended early"
                 try:
@@ -182,15 +182,15 @@ class RemoteCheckpoint:
                 first, rest = first + count, rest[count * row_size :]
 
 
-def list_hub_files(repo: str, revision: str | None = None) -> HubFiles:
-    """The files of a repository, at the commit that `revision` means now.
+def list_hub_files(repo: str, revision: str | None = None, *, remedy: str = DEFAULT_REMEDY) -> HubFiles:
+    """The files of a repository, at the commit that `revision` means now; for `remedy` see HubFiles.
 
     Raises SourceError when the repository cannot be seen or has no such revision.
     """
     from huggingface_hub import HfApi, constants
 
     shown = f"{repo}@{revision}" if revision else repo
-    with hub_errors(shown):
+    with hub_errors(shown, remedy):
         info = HfApi().model_info(
             repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
         )
@@ -201,7 +201,7 @@ def list_hub_files(repo: str, revision: str | None = None) -> HubFiles:
     }
     if info.sha is None:
         raise SourceError(f"{shown} has no commits: give a repository with a model")
-    return HubFiles(repo, info.sha, files)
+    return HubFiles(repo, info.sha, files, remedy)
 
 
 def open_remote(repo: str, revision: str | None = None) -> RemoteCheckpoint:

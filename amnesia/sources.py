@@ -7,19 +7,22 @@ cache folder, under a temporary name, and renamed when it is complete.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import glob
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia.errors import CheckpointError, InputError, SourceError, first_line
-from amnesia.files import check_settled, hash_file
+from amnesia.files import check_settled, git_hash, hash_file
 from amnesia.hub_errors import hub_errors
 from amnesia.safetensors_file import read_weight_files
 from amnesia.scratch import scratch_folder
@@ -31,7 +34,8 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_PATTERNS = [
     "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "generation_config.json",
     "tokenizer*", "*.jinja", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
-    "README.md", "LICENSE*", "NOTICE*", "amnesia.json", "amnesia-base/*", "report.json", "report.html",
+    "README.md", "LICENSE*", "license*", "NOTICE*", "USE_POLICY*", "COPYING*",
+    "amnesia.json", "amnesia-base/*", "report.json", "report.html",
 ]  # fmt: skip
 
 
@@ -93,10 +97,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amnesia"
 
 
-def resolve(spec: str, revision: str | None = None, notice: Notice = lambda _: None) -> ModelSource:
+def resolve(
+    spec: str, revision: str | None = None, notice: Notice = lambda _: None, *, also: Collection[str] = ()
+) -> ModelSource:
     """The local folder of `spec`: a built-in name, a folder, a `.gguf` path, or `repo_id[@revision]`.
 
-    `notice` is told, in one line, what takes long. Raises SourceError when the model cannot be had.
+    `notice` is told, in one line, what takes long. Of a repository only the files that a model needs are fetched, and
+    those named in `also`, as far as it has them. Raises SourceError when the model cannot be had.
     """
     path = Path(spec).expanduser()
     if revision and (spec in BUILT_IN or path.suffix == ".gguf" or path.exists()):
@@ -111,7 +118,12 @@ def resolve(spec: str, revision: str | None = None, notice: Notice = lambda _: N
         return ModelSource(path, spec)
     if path.exists():
         raise SourceError(f"{spec} is a single file: expected a model folder, a .gguf file, or a Hub id")
-    return _from_hub(*hub_id(spec, revision))
+    return _from_hub(*hub_id(spec, revision), also)
+
+
+def is_fetched(name: str) -> bool:
+    """Whether `resolve` takes the file `name` of a repository without being asked for it."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in HUB_PATTERNS)
 
 
 def hub_id(spec: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -124,10 +136,15 @@ def hub_id(spec: str, revision: str | None = None) -> tuple[str, str | None]:
     return name, at or revision
 
 
+def is_local(spec: str) -> bool:
+    """Whether `spec` means a folder, a file, or a built-in model, and not a repository."""
+    path = Path(spec).expanduser()
+    return spec in BUILT_IN or path.suffix == ".gguf" or path.exists()
+
+
 def is_on_disk(spec: str, revision: str | None = None) -> bool:
     """Whether nothing has to be fetched: a folder, a file, a built-in model, or all weights in the Hub's cache."""
-    path = Path(spec).expanduser()
-    if spec in BUILT_IN or path.suffix == ".gguf" or path.exists():
+    if is_local(spec):
         return True
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -238,13 +255,17 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _from_hub(repo: str, revision: str | None) -> ModelSource:
+def _from_hub(repo: str, revision: str | None, also: Collection[str]) -> ModelSource:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     shown = f"{repo}@{revision}" if revision else repo
+    # A name may hold characters that mean something in a pattern.
+    patterns = [*HUB_PATTERNS, *(glob.escape(name) for name in also)]
+    started = time.time()
     with hub_errors(shown):
-        folder = snapshot_download(repo, revision=revision, allow_patterns=HUB_PATTERNS)
+        folder = snapshot_download(repo, revision=revision, allow_patterns=patterns)
+        _check_fetched(Path(folder), shown, started)
     files = [item.name for item in Path(folder).iterdir()]
     if not any(name.endswith(".safetensors") for name in files):
         with contextlib.suppress(HfHubHTTPError, OSError):
@@ -252,6 +273,31 @@ def _from_hub(repo: str, revision: str | None) -> ModelSource:
     check_weights(files, shown)
     # The snapshot folder is named after the commit, which says more than a branch does.
     return ModelSource(Path(folder), repo, Path(folder).name)
+
+
+def _check_fetched(folder: Path, shown: str, since: float) -> None:
+    """Raises SourceError when a file that has been fetched `since` then is not the one that the Hub announced.
+
+    The client looks at sizes only. In its cache a file lies under the hash that was announced for it (where there are
+    links to files), sha256 for large ones and git's for others.
+    """
+    damaged = []
+    for path in sorted(folder.rglob("*")):
+        blob = path.resolve()
+        # File systems keep times less exactly than the clock does.
+        if not path.is_file() or blob.stat().st_mtime < since - 2:
+            continue
+        if re.fullmatch("[0-9a-f]{64}", blob.name):
+            intact = hash_file(blob) == blob.name
+        else:
+            intact = re.fullmatch("[0-9a-f]{40}", blob.name) is None or git_hash(blob.read_bytes()) == blob.name
+        if not intact:
+            # It would be taken for good the next time.
+            path.unlink()
+            blob.unlink()
+            damaged.append(path.name)
+    if damaged:
+        raise SourceError(f"{damaged[0]} of {shown} arrived with another hash than the Hub announced: try again")
 
 
 def find_popqa(spec: str | None) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,9 @@ from amnesia.safetensors_file import read_header
 
 Progress = Callable[[int, int], None]
 
+# The Hub writes this file into every repository; it tells git how to store files and is no part of the model.
+_REPOSITORY_FILE = ".gitattributes"
+
 
 @dataclass(frozen=True)
 class VerificationReport:
@@ -66,11 +70,18 @@ class VerificationReport:
     unproven: tuple[str, ...]
 
 
-def verify(folder: Path, base: Path | None = None, *, progress: Progress | None = None) -> VerificationReport:
+def verify(
+    folder: Path,
+    base: Path | None = None,
+    *,
+    is_of_base: Callable[[str], bool] = lambda _: True,
+    progress: Progress | None = None,
+) -> VerificationReport:
     """Re-read an output and prove that exactly the declared columns changed, by exactly the declared multipliers.
 
     `base` is the folder that was edited; after several edits on top of each other, the folder before any of them.
     Without it, files that were put into the output later by somebody else are left unproven, not refused.
+    `is_of_base` tells which files of `base` the output must have, where others have put more into that folder.
     `progress` is called with the files compared so far and in all. Raises VerificationError naming the first
     difference, CheckpointError for damaged weights, and InputError for a GGUF output.
     """
@@ -85,7 +96,18 @@ def verify(folder: Path, base: Path | None = None, *, progress: Progress | None 
     if base is None:
         return _verify_alone(steps, origins, progress or _silent)
     count = _steps_since(base, manifest)
-    return _verify_against(base, steps[:count], origins[count - 1], progress or _silent)
+    origin = {name: path for name, path in origins[count - 1].items() if name != _REPOSITORY_FILE}
+    names = {name for name in list_files(base) if name in origin or (name != _REPOSITORY_FILE and is_of_base(name))}
+    return _verify_against(base, names, steps[:count], origin, progress or _silent)
+
+
+def files_of_base(folder: Path) -> frozenset[str]:
+    """Names of all files that an output has from its base, or from one of several on top of each other.
+
+    Raises what `read_manifest` raises, and VerificationError when declared files are missing.
+    """
+    _, origins = trace_back(folder, list_files(folder), read_manifest(folder))
+    return frozenset().union(*origins)
 
 
 def _silent(done: int, total: int) -> None:
@@ -120,10 +142,9 @@ def _check_declared(source: CheckpointSource, steps: Sequence[Step]) -> None:
 
 
 def _verify_against(
-    base: Path, steps: Sequence[Step], origin: Mapping[str, Path], progress: Progress
+    base: Path, names: AbstractSet[str], steps: Sequence[Step], origin: Mapping[str, Path], progress: Progress
 ) -> VerificationReport:
-    left_out = {name for step in steps for name in step.manifest.left_out}
-    base_names = {*list_files(base)} - left_out
+    base_names = names - {name for step in steps for name in step.manifest.left_out}
     different = sorted(base_names ^ origin.keys())
     if different:
         state = "lacks" if different[0] in base_names else "has, beyond the base and the manifest,"
@@ -175,7 +196,7 @@ def _verify_alone(
     proven = {
         name: path.stat().st_size for name, path in origins[-1].items() if path in hashes and name not in in_place
     }
-    unproven = tuple(sorted(origins[-1].keys() - proven.keys()))
+    unproven = tuple(sorted(origins[-1].keys() - proven.keys() - {_REPOSITORY_FILE}))
     return _report(steps[0].manifest, steps, len(proven), sum(proven.values()), base_read=False, unproven=unproven)
 
 
@@ -229,7 +250,7 @@ def _report(
 def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationReport:
     """`verify` for an adapter; `source` is the model that it was made for, which need not be on this disk."""
     manifest = read_manifest(folder)
-    names = set(list_files(folder))
+    names = {*list_files(folder)} - {_REPOSITORY_FILE}
     expected = {MANIFEST_NAME, README_NAME, *manifest.added, CONFIG_NAME, WEIGHTS_NAME}
     if names - {README_NAME} != expected - {README_NAME}:
         raise VerificationError(

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import settings
 
+from commands import done, files_in
 from local_hub import LocalHub
 
 settings.register_profile("fixed", derandomize=True)
@@ -25,8 +26,40 @@ def hub(tmp_path, monkeypatch):
         # Large files would otherwise be sent with a protocol of their own, which ends in compiled code.
         monkeypatch.setattr(f"{constants}HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr("time.sleep", lambda _: None)
-        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        environment = {
+            "AMNESIA_CACHE": str(tmp_path / "cache"),
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+        }
         for name, value in {**environment, "HF_TOKEN": hub.add_user("ada")}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("HF_HUB_CACHE", raising=False)
         yield hub
+
+
+BASE_CARD = b"---\nlicense: apache-2.0\nlanguage:\n- en\n- fr\n---\n# The base\n"
+
+
+@pytest.fixture
+def base(hub, tmp_path):
+    """The commit of org/base, a model in several shards on the Hub, which is also in the folder `source`."""
+    from tiny import save_tiny  # Takes seconds to import, which tests without a model need not wait for.
+
+    folder = save_tiny(tmp_path / "source")
+    (folder / "README.md").write_bytes(BASE_CARD)
+    return hub.add_repo("org/base", files_in(folder)).refs["refs/heads/main"]
+
+
+@pytest.fixture
+def output(base, tmp_path):
+    """org/base with two cells of one layer edited, as a model folder."""
+    done("edit", "org/base", "--cell", "0:3", "--cell", "0:7", "--entity", "Japan", "-o", tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def adapter(base, tmp_path):
+    """org/base with one cell edited, as an adapter."""
+    done("edit", "org/base", "--cell", "0:3", "--entity", "Japan", "--format", "adapter", "-o", tmp_path / "adapter")
+    return tmp_path / "adapter"

@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise CutError
             body = self.rfile.read(size)
         self.request_row.up = len(body)
-        return body[:-1] + bytes([body[-1] ^ 1]) if self.fault.corrupt and body else body
+        return self._spoilt(body)
 
     def reply(self, document: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
         content = json.dumps(document).encode()
@@ -108,6 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""), re.IGNORECASE)
         headers = {"Content-Type": "application/octet-stream", **headers}
         if wanted is None or self.fault.whole_file:
+            content = self._spoilt(content)
             self.send(200, content, {"Accept-Ranges": "none" if self.fault.whole_file else "bytes", **headers})
             return
         first, last = int(wanted[1]), min(int(wanted[2] or len(content) - 1), len(content) - 1)
@@ -115,7 +116,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
             return
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        content = content[first : last + 1]
-        if self.fault.corrupt:
-            content = content[:-1] + bytes([content[-1] ^ 1])
-        self.send(206, content, headers)
+        self.send(206, self._spoilt(content[first : last + 1]), headers)
+
+    def _spoilt(self, content: bytes) -> bytes:
+        """The content, its last byte flipped if that is the fault."""
+        return content[:-1] + bytes([content[-1] ^ 1]) if self.fault.corrupt and content else content

@@ -77,7 +77,7 @@ class Fault:
     `skip` lets that many matching requests through first. `status` answers with an error; `cut_after` sends or reads
     that many bytes of the body and closes the connection; `cut_answer` does what is
     asked and closes it before answering; `delay` waits; `corrupt` flips the last byte of a
-    body that is stored, or of a range; `whole_file` ignores a range; `sha256` is what a large file is said to have.
+    body that comes in, or of a file that goes out; `whole_file` ignores a range; `sha256` is what a large file is said to have.
     """
 
     pattern: str

@@ -1,8 +1,9 @@
 """A Hub on the loopback interface for the real client: repositories, LFS, commits, ranges, and faults on demand.
 
-It keeps everything in memory and speaks what huggingface_hub sends: the API on one port, large files on another one, as
-the Hub's content network is another host, which must never see a token. Large files are stored once for each
-repository that holds them, so that what one repository has is not present in another one until it is duplicated.
+It keeps everything in memory and speaks what huggingface_hub sends: the API on one port, large files on others, as the
+Hub's storage is other hosts, which must never see the user's token. Large files arrive by LFS in one request, by LFS in
+parts where `part_size` is set, or by the Xet protocol. They are stored once for each repository that holds them, so
+that what one repository has is not present in another one until it is duplicated.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import yaml
 
 from hub_handler import Handler
 from hub_state import LFS_PATTERNS, Commit, Entry, Fault, RefusedError, Repo, Request, is_lfs
+from hub_storage import Storage, XetStorage
 
 RELATIONS = ("finetune", "adapter", "quantized", "merge", "new_version")
 
@@ -32,9 +34,14 @@ class LocalHub:
         self.users: dict[str, tuple[str, bool]] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
+        self.part_size: int | None = None
+        self.parts: dict[str, dict[int, bytes]] = {}
+        self.xorbs: dict[str, list[bytes]] = {}
         self.lock = threading.RLock()
-        self._servers = [_server(self, _Api), _server(self, _Storage)]
-        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
+        self._servers = [_server(self, handler) for handler in (_Api, Storage, XetStorage)]
+        self.url, self.storage_url, self.xet_url = (
+            f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers
+        )
 
     def __enter__(self) -> LocalHub:
         for server in self._servers:
@@ -105,25 +112,6 @@ def _server(hub: LocalHub, handler: type[Handler]) -> ThreadingHTTPServer:
     return server
 
 
-class _Storage(Handler):
-    """The content network: large files under signed addresses, without tokens."""
-
-    def handle_route(self):
-        if "Authorization" in self.headers:
-            raise RefusedError(400, "only one way of authentication is allowed: a token was sent to the storage")
-        repo_id, _, oid = self.route[1:].rpartition("/")
-        repo = self.hub.repos[repo_id]
-        if self.query.get("signature") != "valid":
-            raise RefusedError(403, "the address is not signed")
-        if self.command == "PUT":
-            if not self.fault.corrupt and hashlib.sha256(self.body).hexdigest() != oid:
-                raise RefusedError(400, "the content does not have the announced sha256")
-            repo.objects[oid] = self.body
-            return lambda: self.send(200, b"", {"ETag": f'"{oid}"'})
-        content = repo.objects[oid]
-        return lambda: self.send_file(content, {"ETag": f'"{oid}"'})
-
-
 class _Api(Handler):
     """The Hub itself."""
 
@@ -142,6 +130,8 @@ class _Api(Handler):
         (r"POST /api/models/(?P<id>[^/]+/[^/]+)/lfs-files/duplicate", "duplicate"),
         (r"POST /(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
         (r"POST /(?P<id>[^/]+/[^/]+)\.git/info/lfs/verify", "lfs_verify"),
+        (r"POST /api/complete_multipart/(?P<id>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})", "complete_multipart"),
+        (r"GET /api/models/(?P<id>[^/]+/[^/]+)/xet-write-token/(?P<rev>[^/]+)", "xet_write_token"),
         (r"(?:GET|HEAD) /(?P<id>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
     )
 
@@ -316,11 +306,46 @@ class _Api(Handler):
         for row in json.loads(self.body)["objects"]:
             answer: dict[str, object] = {"oid": row["oid"], "size": row["size"]}
             if row["oid"] not in repo.objects:
-                upload = f"{self.hub.storage_url}/{id}/{row['oid']}?signature=valid"
                 verify = f"{self.hub.url}/{id}.git/info/lfs/verify"
-                answer["actions"] = {"upload": {"href": upload}, "verify": {"href": verify}}
+                answer["actions"] = {"upload": self._upload(id, row["oid"], row["size"]), "verify": {"href": verify}}
             rows.append(answer)
-        return self.later({"transfer": "basic", "objects": rows})
+        return self.later({"transfer": "basic" if self.hub.part_size is None else "multipart", "objects": rows})
+
+    def _upload(self, id: str, oid: str, size: int) -> dict[str, object]:
+        """Where an object goes: one address, or one for each part and one that puts them together."""
+        address = f"{self.hub.storage_url}/{id}/{oid}"
+        part_size = self.hub.part_size
+        if part_size is None or size <= part_size:
+            return {"href": f"{address}?signature=valid"}
+        # What an interrupted upload sent in parts is lost, as it is on the Hub.
+        self.hub.parts[oid] = {}
+        parts = {str(n + 1): f"{address}?signature=valid&part={n + 1}" for n in range(-(-size // part_size))}
+        whole = f"{self.hub.url}/api/complete_multipart/{id}/{oid}?signature=valid"
+        return {"href": whole, "header": {"chunk_size": str(part_size), **parts}}
+
+    def complete_multipart(self, id: str, oid: str):
+        if self.query.get("signature") != "valid":
+            raise RefusedError(403, "the address is not signed")
+        parts, asked = self.hub.parts.get(oid, {}), json.loads(self.body)
+        named = {row["partNumber"]: row["etag"].strip('"') for row in asked["parts"]}
+        if asked["oid"] != oid or named != {n: hashlib.md5(part).hexdigest() for n, part in parts.items()}:
+            raise RefusedError(400, "the parts are not those that were sent")
+        content = b"".join(parts[n] for n in sorted(parts))
+        if hashlib.sha256(content).hexdigest() != oid:
+            raise RefusedError(400, "the parts do not have the announced sha256")
+        self.hub.repos[id].objects[oid] = content
+        return self.later({"success": True})
+
+    def xet_write_token(self, id: str, rev: str):
+        self.repo(id, write=True)
+        token, expires = f"xet-{id}", 2**33
+        headers = {
+            "X-Xet-Cas-Url": self.hub.xet_url,
+            "X-Xet-Access-Token": token,
+            "X-Xet-Token-Expiration": str(expires),
+        }
+        answer = {"accessToken": token, "exp": expires, "casUrl": self.hub.xet_url}
+        return lambda: self.reply(answer, headers=headers)
 
     def lfs_verify(self, id: str):
         repo, asked = self.repo(id, write=True), json.loads(self.body)

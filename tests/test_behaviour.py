@@ -3,33 +3,16 @@
 import shutil
 
 import pytest
-from click.testing import CliRunner
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from amnesia.behaviour import MIN_CHANGE
-from amnesia.cli import main
 from amnesia.loading import load
+from commands import done, refused
 from tiny_recipe import recipe_text
 from tiny_text import save_tiny_live
 
 STRONG = "cells = [{ layer = 1, neuron = 11, multiplier = -9.0 }, { layer = 0, neuron = 3, multiplier = -9.0 }]"
-
-
-def call(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def done(*arguments):
-    result = call(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
-
-
-def refused(*arguments):
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    return result.stderr.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

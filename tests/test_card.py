@@ -46,6 +46,25 @@ def test_metadata_is_read_back(name):
     assert {"amnesia", "unlearning", "model-editing"} <= set(found["tags"])
 
 
+LOADING = {
+    "safetensors": ['AutoModelForCausalLM.from_pretrained("ada/m")', "vllm serve ada/m"],
+    "adapter": ['PeftModel.from_pretrained(base, "ada/m")', "vllm serve org/base --revision " + "a" * 40],
+    "gguf": ["llama-cli --hf-repo ada/m --hf-file m.gguf", "ollama run hf.co/ada/m", "ollama create edited"],
+}
+
+
+@pytest.mark.parametrize("name", LOADING)
+def test_the_body_has_all_that_a_reader_needs(name):
+    manifest = dataclasses.replace(MANIFEST, format=name)
+    card = model_card(manifest, BaseCard("org/base", "a" * 40), "ada/m", REPORT, weights=["m.gguf"])
+    titles = [line[3:] for line in card.splitlines() if line.startswith("## ")]
+    assert titles == ["What was changed", "Before and after", "Load it", "Limits", "Provenance", "Citation"]
+    assert all(text in card for text in LOADING[name])
+    assert "suppression, not erasure" in card
+    assert "amnesia verify edited --base org/base" in card
+    assert "Friends and Grandmothers in Silico" in card and "Yona, Itay" in card
+
+
 def test_numbers_are_those_of_the_report():
     card = model_card(MANIFEST, BaseCard("org/base"), "ada/m", REPORT)
     assert "3 cells, by layer (cells): 0 (1), 2 (2)" in card

@@ -5,22 +5,11 @@ import struct
 
 import pytest
 import torch
-from click.testing import CliRunner
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from amnesia.cli import main
+from commands import done, files_in
 from tiny import MODEL_TYPES, save_tiny
-
-
-def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def amnesia(*arguments):
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
 
 
 def changed_tensors(before, after):
@@ -38,10 +27,10 @@ def changed_tensors(before, after):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_edit_verify_undo(tmp_path, model_type, dtype):
     source = save_tiny(tmp_path / "source", model_type, dtype=dtype)
-    original = tree(source)
+    original = files_in(source)
     cells = ("--cell", "0:3", "--cell", "2:40", "--cell", "2:7", "--entity", "Japan")
-    amnesia("edit", source, *cells, "-o", tmp_path / "edited")
-    edited = tree(tmp_path / "edited")
+    done("edit", source, *cells, "-o", tmp_path / "edited")
+    edited = files_in(tmp_path / "edited")
     assert edited.keys() - original.keys() == {"amnesia.json"}
     changed = set()
     for name, content in original.items():
@@ -50,17 +39,17 @@ def test_edit_verify_undo(tmp_path, model_type, dtype):
     assert len(changed) == 2
     assert all(".0." in name or ".2." in name for name in changed)
 
-    assert "3 columns in 2 tensors" in amnesia("verify", tmp_path / "edited", "--base", source)
-    amnesia("undo", tmp_path / "edited", "-o", tmp_path / "back")
-    assert tree(tmp_path / "back") == original == tree(source)
+    assert "3 columns in 2 tensors" in done("verify", tmp_path / "edited", "--base", source)
+    done("undo", tmp_path / "edited", "-o", tmp_path / "back")
+    assert files_in(tmp_path / "back") == original == files_in(source)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_the_merged_adapter_is_the_edited_model(tmp_path, model_type):
     source = save_tiny(tmp_path / "source", model_type, dtype=torch.bfloat16)
     for name in ("safetensors", "adapter"):
-        amnesia("edit", source, "--cell", "0:3", "--cell", "2:40", "--format", name, "-o", tmp_path / name)
-    amnesia("verify", tmp_path / "adapter", "--base", source)
+        done("edit", source, "--cell", "0:3", "--cell", "2:40", "--format", name, "-o", tmp_path / name)
+    done("verify", tmp_path / "adapter", "--base", source)
     base = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     merged = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload().state_dict()
     edited = AutoModelForCausalLM.from_pretrained(tmp_path / "safetensors", dtype="auto").state_dict()
@@ -71,11 +60,11 @@ def test_the_merged_adapter_is_the_edited_model(tmp_path, model_type):
 
 def test_two_edits_on_top_of_each_other(tmp_path):
     source = save_tiny(tmp_path / "source")
-    amnesia("edit", source, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "one")
+    done("edit", source, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "one")
     options = ("--multiplier", "-1.7", "--entity", "Peru")
-    amnesia("edit", tmp_path / "one", "--cell", "1:4", *options, "-o", tmp_path / "two")
-    assert "2 columns" in amnesia("verify", tmp_path / "two", "--base", source)
-    amnesia("undo", tmp_path / "two", "-o", tmp_path / "back")
-    assert tree(tmp_path / "back") == tree(tmp_path / "one")
-    amnesia("undo", tmp_path / "two", "--every-step", "-o", tmp_path / "base")
-    assert tree(tmp_path / "base") == tree(source)
+    done("edit", tmp_path / "one", "--cell", "1:4", *options, "-o", tmp_path / "two")
+    assert "2 columns" in done("verify", tmp_path / "two", "--base", source)
+    done("undo", tmp_path / "two", "-o", tmp_path / "back")
+    assert files_in(tmp_path / "back") == files_in(tmp_path / "one")
+    done("undo", tmp_path / "two", "--every-step", "-o", tmp_path / "base")
+    assert files_in(tmp_path / "base") == files_in(source)

@@ -1,83 +1,33 @@
-"""Publishing to a Hub: what arrives can be verified, loaded and undone; faults say what is there; little is sent."""
+"""Publishing to a Hub: what arrives can be verified, loaded and undone, and the card says what it is."""
 
 import dataclasses
-import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
 from huggingface_hub import HfApi, snapshot_download
 
 from amnesia import sources
 from amnesia.checkpoint import add_file
-from amnesia.cli import main
 from amnesia.manifest import read_manifest, write_manifest
 from amnesia.saving import edits_from_cells, save
 from amnesia.sources import ModelSource, resolve
+from commands import call, done, files_in, refused
+from conftest import BASE_CARD
 from tiny import save_tiny
 from tiny_gguf import write_gguf
-
-ROOT = Path(__file__).parents[1]
-CARD = b"---\nlicense: apache-2.0\nlanguage:\n- en\n- fr\n---\n# The base\n"
-
-
-def files_in(folder):
-    paths = [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-def call(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def done(*arguments):
-    result = call(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
-
-
-def refused(*arguments):
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    return line
 
 
 def fetch(repo, folder, **options):
     return Path(snapshot_download(repo, local_dir=folder, **options))
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("AMNESIA_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def base(hub, tmp_path):
-    """The commit of a sharded model on the Hub."""
-    folder = save_tiny(tmp_path / "source")
-    (folder / "README.md").write_bytes(CARD)
-    return hub.add_repo("org/base", files_in(folder)).refs["refs/heads/main"]
-
-
-@pytest.fixture
-def output(base, tmp_path):
-    done("edit", "org/base", "--cell", "0:3", "--cell", "0:7", "--entity", "Japan", "-o", tmp_path / "out")
-    return tmp_path / "out"
-
-
-@pytest.fixture
-def adapter(base, tmp_path):
-    done("edit", "org/base", "--cell", "0:3", "--entity", "Japan", "--format", "adapter", "-o", tmp_path / "adapter")
-    return tmp_path / "adapter"
+def model_files(folder):
+    """All files but the one that the Hub puts into every repository."""
+    return {name: content for name, content in files_in(folder).items() if name != ".gitattributes"}
 
 
 def card_of(files):
@@ -91,43 +41,31 @@ def test_what_is_pushed_can_be_fetched_verified_and_undone(hub, base, output, tm
     assert files_in(output) == local
     assert hub.repos["ada/edited"].private
     fetched = fetch("ada/edited", tmp_path / "fetched")
-    (fetched / ".gitattributes").unlink()
     assert "proven by the hashes" in done("verify", fetched)
     assert "compared with the base" in done("verify", fetched, "--base", f"org/base@{base}")
     done("undo", fetched, "-o", tmp_path / "back")
-    assert files_in(tmp_path / "back") == files_in(resolve(f"org/base@{base}").folder)
+    assert model_files(tmp_path / "back") == files_in(resolve(f"org/base@{base}").folder)
     for name, content in local.items():
         if name not in ("README.md", "amnesia.json"):
             assert hub.files("ada/edited")[name] == content, name
 
 
-def test_only_the_touched_shard_and_small_files_are_sent(hub, base, output):
-    touched = read_manifest(output).base.files
-    assert len(touched) == 1
-    shards = {name for name in hub.files("org/base") if name.endswith(".safetensors")}
-    assert len(shards) > 3
-    hub.reset()
-    result = json.loads(done("push", output, "ada/edited", "--json"))
-    assert result["n_copied"] == len(shards) - 1
-    small = sum(len(c) for name, c in hub.files("ada/edited").items() if not name.endswith(".safetensors"))
-    assert [line.split("/")[-1] for line in hub.lines("PUT *")] == [
-        hashlib.sha256(hub.files("ada/edited")[touched[0].file]).hexdigest()
-    ]
-    requests = sum(request.up for request in hub.requests if "/api/" in request.line or ".git/" in request.line)
-    assert hub.up - requests == touched[0].size
-    # Small files travel in base64, and their names and first bytes are announced.
-    assert requests < 2 * small + 20_000
-    assert (
-        hub.files("ada/edited").items()
-        >= {name: hub.files("org/base")[name] for name in shards - {touched[0].file}}.items()
-    )
-
-
-def test_a_hub_that_cannot_copy_gets_the_files(hub, base, output):
-    hub.fail("POST *lfs-files/duplicate", status=403, times=9)
-    done("push", output, "ada/edited")
-    shards = {name for name in hub.files("org/base") if name.endswith(".safetensors")}
-    assert len(hub.lines("PUT *")) == len(shards)
+def test_a_base_on_the_hub_proves_a_folder_with_more_files(hub, base, tmp_path):
+    # The folder has a file that no model needs, which is fetched for the proof and for nothing else.
+    source = fetch("org/base", tmp_path / "whole")
+    done("edit", source, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "out")
+    assert (tmp_path / "out" / "assets" / "logo.txt").exists()
+    assert not (resolve("org/base").folder / "assets").exists()
+    assert "compared with the base" in done("verify", tmp_path / "out", "--base", "org/base")
+    assert (resolve("org/base").folder / "assets" / "logo.txt").exists()
+    # What is in the cache for other reasons is not missed in an output that never had it.
+    done("edit", source, "--cell", "0:3", "--entity", "Japan", "--force", "-o", tmp_path / "out")
+    (tmp_path / "out" / "assets" / "logo.txt").unlink()
+    assert "compared with the base" in done("verify", tmp_path / "out", "--base", "org/base")
+    (tmp_path / "out" / "LICENSE").unlink()
+    assert "the output lacks the file LICENSE" in refused("verify", tmp_path / "out", "--base", "org/base")
+    (tmp_path / "out" / "LICENSE").write_bytes(b"another licence")
+    assert "LICENSE" in refused("verify", tmp_path / "out", "--base", "org/base")
 
 
 def test_the_card_says_what_the_base_says(hub, base, output, adapter):
@@ -145,11 +83,30 @@ def test_the_card_says_what_the_base_says(hub, base, output, adapter):
     assert "2 cells, by layer (cells): 0 (2)" in body
     assert 'from_pretrained("ada/edited")' in body
     assert base in body
-    assert hub.files("ada/edited")["amnesia-base/README.md"] == CARD
+    assert hub.files("ada/edited")["amnesia-base/README.md"] == BASE_CARD
     done("push", adapter, "ada/adapter")
     metadata, body = card_of(hub.files("ada/adapter"))
     assert (metadata["base_model_relation"], metadata["library_name"]) == ("adapter", "peft")
     assert f'from_pretrained("org/base", revision="{base}", dtype="auto")' in body
+
+
+def test_licence_files_travel_with_full_models_and_not_with_adapters(hub, tmp_path):
+    names = ("LICENSE", "NOTICE", "USE_POLICY.md", "license.txt")
+    folder = save_tiny(tmp_path / "source", extras=names)
+    hub.add_repo("org/base", files_in(folder))
+    licences = {name: hub.files("org/base")[name] for name in names}
+    done("edit", "org/base", "--cell", "0:3", "-o", tmp_path / "full")
+    done("edit", "org/base", "--cell", "0:3", "--format", "adapter", "-o", tmp_path / "adapter")
+    for name in names:
+        (folder / name).unlink()
+    done("edit", folder, "--cell", "0:3", "-o", tmp_path / "bare")
+    done("push", tmp_path / "full", "ada/full")
+    done("push", tmp_path / "bare", "ada/bare", "--base", "org/base")
+    done("push", tmp_path / "adapter", "ada/adapter")
+    for name in ("full", "bare"):
+        assert hub.files(f"ada/{name}").items() >= licences.items()
+        done("verify", fetch(f"ada/{name}", tmp_path / f"fetched-{name}"), "--base", "org/base")
+    assert not {*names} & hub.files("ada/adapter").keys()
 
 
 def test_a_second_push_does_nothing_and_a_changed_one_removes_what_is_stale(hub, base, output, tmp_path):
@@ -161,7 +118,7 @@ def test_a_second_push_does_nothing_and_a_changed_one_removes_what_is_stale(hub,
     assert hub.repos["ada/edited"].refs["refs/heads/main"] == head
     HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="figure.txt", repo_id="ada/edited")
     other = save_tiny(tmp_path / "other", max_shard_size="1GB", seed=0)
-    (other / "README.md").write_bytes(CARD)
+    (other / "README.md").write_bytes(BASE_CARD)
     hub.add_repo("org/single", files_in(other))
     done("edit", "org/single", "--cell", "1:1", "--entity", "Peru", "-o", tmp_path / "single")
     done("push", tmp_path / "single", "ada/edited")
@@ -169,7 +126,6 @@ def test_a_second_push_does_nothing_and_a_changed_one_removes_what_is_stale(hub,
     assert weights == {"model.safetensors"}
     assert hub.files("ada/edited")["figure.txt"] == b"mine"
     (fetch("ada/edited", tmp_path / "fetched") / "figure.txt").unlink()
-    (tmp_path / "fetched" / ".gitattributes").unlink()
     assert "1 columns" in done("verify", tmp_path / "fetched", "--base", "org/single")
 
 
@@ -215,91 +171,6 @@ def test_outputs_that_are_not_fit(hub, base, output, adapter, tmp_path):
     assert "ada/edited" not in hub.repos
 
 
-def test_nobody_is_logged_in(hub, output, monkeypatch, tmp_path):
-    monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
-    hub.reset()
-    assert "no token for the Hub: log in with `hf auth login`" in refused("push", output, "ada/edited")
-    assert hub.requests == []
-
-
-@pytest.mark.parametrize(
-    ("pattern", "fault", "message"),
-    [
-        ("POST /api/repos/create", {"status": 401}, "ada/edited refuses access (401: a fault on demand)"),
-        (
-            "POST /api/repos/create",
-            {"status": 500},
-            "cannot be reached (500: a fault on demand): nothing was published",
-        ),
-        ("POST /api/validate-yaml", {"status": 500}, "could not be written (500"),
-        ("POST */preupload/*", {"status": 403, "times": 9}, "could not be written (403"),
-        ("PUT *", {"status": 403, "times": 9}, "could not be written (403"),
-        ("PUT *", {"status": 500, "times": 99}, "could not be written (500"),
-        ("PUT *", {"cut_after": 99, "times": 99}, "could not be written ("),
-        ("POST *.git/info/lfs/verify", {"status": 404, "times": 9}, "could not be written (404"),
-        ("POST */commit/main", {"status": 500}, "could not be written (500"),
-        ("POST */commit/main", {"status": 412}, "could not be written (412"),
-        ("POST */commit/main", {"status": 429}, "could not be written (429"),
-        ("POST */commit/main", {"cut_after": 10}, "could not be written ("),
-    ],
-)
-def test_a_fault_publishes_nothing_says_so_and_can_be_repeated(hub, output, pattern, fault, message):
-    hub.fail(pattern, **fault)
-    line = refused("push", output, "ada/edited")
-    assert message in line
-    if "ada/edited" in hub.repos:
-        assert hub.files("ada/edited").keys() == {".gitattributes"}
-        assert "nothing was published, it is as it was; push again" in line
-    sent = {request.line for request in hub.requests if request.line.startswith("PUT") and request.status == 200}
-    hub.reset()
-    done("push", output, "ada/edited")
-    assert "amnesia.json" in hub.files("ada/edited")
-    assert not sent & set(hub.lines("PUT *"))
-
-
-@pytest.mark.parametrize(
-    ("pattern", "fault"),
-    [
-        ("POST */preupload/*", {"status": 503}),
-        ("PUT *", {"status": 500}),
-        ("PUT *", {"cut_after": 999}),
-        ("PUT *", {"status": 429, "headers": {"Retry-After": "1"}}),
-        ("POST *objects/batch", {"status": 429, "headers": {"Retry-After": "1"}}),
-        ("PUT *", {"delay": 0.3}),
-        ("GET /ada/edited/resolve/*", {"status": 502}),
-    ],
-)
-def test_a_passing_fault_does_not_matter(hub, output, pattern, fault):
-    made = hub.fail(pattern, **fault)
-    done("push", output, "ada/edited")
-    assert made.hits > 0
-    assert "amnesia.json" in hub.files("ada/edited")
-
-
-def test_an_answer_that_got_lost(hub, output):
-    # The commit is made, but the connection ends before the client hears of it.
-    hub.fail("POST */commit/main", cut_answer=True)
-    line = refused("push", output, "ada/edited")
-    assert re.search(r"commit [0-9a-f]{40} is there now, maybe this one; push again", line)
-    assert "0 sent" in done("push", output, "ada/edited")
-
-
-@pytest.mark.parametrize(
-    ("pattern", "fault", "message"),
-    [
-        ("GET /api/models/ada/edited/revision/*", {"sha256": "0" * 64}, "holds another model-0000"),
-        ("GET /ada/edited/resolve/*/amnesia.json", {"corrupt": True}, "amnesia.json of ada/edited@"),
-        ("GET /ada/edited/[0-9a-f]*", {"corrupt": True, "times": 99}, "model-0000"),
-    ],
-)
-def test_what_arrived_wrong_is_noticed(hub, output, pattern, fault, message):
-    hub.fail(pattern, **fault)
-    line = refused("push", output, "ada/edited")
-    assert message in line
-    assert re.search(r"ada/edited@[0-9a-f]{40}", line)
-
-
 def test_private_targets(hub, base, output, tmp_path):
     report = {
         "model": {"id": "org/base", "revision": base},
@@ -342,7 +213,6 @@ def test_private_targets(hub, base, output, tmp_path):
         in hub.files("ada/closed")["README.md"].decode()
     )
     fetched = fetch("ada/closed", tmp_path / "fetched")
-    (fetched / ".gitattributes").unlink()
     assert "2 columns" in done("verify", fetched, "--base", f"org/base@{base}")
     # The key is kept, so that a repeated push changes nothing, and is nobody else's.
     assert "0 sent" in done("push", output, "ada/closed", "--private-targets")
@@ -362,10 +232,9 @@ def test_a_base_that_was_a_folder_needs_its_repository(hub, base, tmp_path):
         done("push", tmp_path / name, f"ada/{name}", "--base", "org/base")
         assert all(str(tmp_path).encode() not in content for content in hub.files(f"ada/{name}").values())
         fetched = fetch(f"ada/{name}", tmp_path / f"fetched-{name}")
-        (fetched / ".gitattributes").unlink()
         done("verify", fetched, "--base", source if name == "two" else f"org/base@{base}")
     done("undo", tmp_path / "fetched-two", "--every-step", "-o", tmp_path / "back")
-    assert files_in(tmp_path / "back") == files_in(source)
+    assert model_files(tmp_path / "back") == files_in(source)
 
 
 def test_a_gguf_takes_card_licence_and_modelfile_along(hub, tmp_path, monkeypatch):
@@ -406,7 +275,7 @@ def test_of_a_folder_that_was_edited_in_place_only_the_edited_model_goes(hub, tm
         (tmp_path / "m" / "diary.txt").write_text("dear diary", encoding="utf-8")
     else:
         path = save_tiny(tmp_path / "m")
-        (path / "README.md").write_bytes(CARD)
+        (path / "README.md").write_bytes(BASE_CARD)
     hub.add_repo("org/base", files_in(tmp_path / "m"))
     done("edit", path, "--cell", "0:3", "--entity", "Japan", "--in-place")
     (tmp_path / "m" / "pytorch_model.bin").write_bytes(b"still knows")
@@ -414,7 +283,6 @@ def test_of_a_folder_that_was_edited_in_place_only_the_edited_model_goes(hub, tm
     files = hub.files("ada/edited")
     assert not {"other.gguf", "diary.txt", "pytorch_model.bin"} & files.keys()
     fetched = fetch("ada/edited", tmp_path / "fetched")
-    (fetched / ".gitattributes").unlink()
     done("verify", fetched)
     assert ("Modelfile" in files) == (kind == "gguf")
 
@@ -434,28 +302,6 @@ def test_a_base_that_is_gone_is_no_obstacle(hub, base, output):
     assert result.exit_code == 0, result.stderr
     assert "licence and unchanged files cannot be taken from there" in result.stderr
     assert card_of(hub.files("ada/edited"))[0]["base_model"] == "org/base"
-
-
-def test_the_token_appears_nowhere(hub, output, tmp_path):
-    token = os.environ["HF_TOKEN"]
-    texts = []
-    for pattern in ("POST /api/repos/create", "PUT *", "POST */commit/main", "GET /api/models/ada/*"):
-        hub.fail(pattern, status=500, times=99)
-        result = call("push", output, "ada/edited")
-        assert result.exit_code == 2
-        texts.append(result.output + result.stderr)
-        hub.faults.clear()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DEBUG": "0", "HF_HUB_VERBOSITY": "debug"}
-    run = subprocess.run(
-        [sys.executable, "-m", "amnesia", "push", output, "ada/edited"], env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    assert "files at" in run.stdout
-    texts += [run.stdout, run.stderr]
-    assert not any(token in text for text in texts)
-    contents = [*hub.files("ada/edited").values(), *files_in(output).values(), *files_in(tmp_path / "cache").values()]
-    assert not any(token.encode() in content for content in contents)
-    assert any(request.with_token for request in hub.requests)
 
 
 def test_edited_models_are_fetched_with_their_manifest(hub, base, output, tmp_path):

@@ -20,13 +20,13 @@ ROWS = (
     "passes",
     "forward",
     "damage gguf_layout interventions journal loading manifest questions safetensors_file",
-    "card checkpoint localization measurement search sources",
+    "checkpoint localization measurement search sources",
     "adapter atlas columns evaluation extraction gguf_edit injection layer_significance mining remote robustness sweep",
-    "examination findings gguf_verify saving sufficiency undo verification",
+    "card examination findings gguf_verify saving sufficiency undo verification",
     "console in_place notebook proofs publication report",
     "pipeline",
     "results",
-    "assessment base_repo behaviour replay",
+    "assessment base_repo behaviour replay upload_plan",
     "hub",
     "cli_entities cli_files cli_hub cli_science",
     "cli",
@@ -36,7 +36,7 @@ ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names.split()}
 MODULES = sorted(path.stem for path in (ROOT / "amnesia").glob("*.py") if path.stem != "__init__")
 NO_TORCH = (
     "cli in_place manifest checkpoint adapter gguf_edit gguf_verify saving proofs sources undo verification recipe "
-    "remote publication card hub replay"
+    "remote publication card hub upload_plan replay"
 )
 
 

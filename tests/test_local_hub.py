@@ -166,11 +166,35 @@ def test_an_interrupted_upload_keeps_what_arrived(api, hub):
     assert hub.files("ada/m").items() >= NAMES.items()
 
 
-def test_wrong_bytes_are_noticed_or_kept_as_asked(api, hub):
+def test_wrong_bytes_are_noticed_coming_in_and_sent_as_asked(api, hub):
     api.create_repo("ada/m")
-    hub.fail("PUT /ada/m/*", corrupt=True)
+    hub.fail("PUT /ada/m/*", corrupt=True, times=9)
+    with pytest.raises(RuntimeError, match="model.safetensors") as caught:
+        commit(api, NAMES)
+    assert "does not have the announced sha256" in str(caught.value.__cause__)
+    hub.faults.clear()
     commit(api, NAMES)
-    assert hub.files("ada/m")["model.safetensors"] != WEIGHTS
+    hub.fail("GET /ada/m/resolve/*", corrupt=True)
+    assert get_session().get(hf_hub_url("ada/m", "config.json")).content == b"{|"
     hub.fail("GET /ada/m/resolve/*", cut_after=1, times=99)
     with pytest.raises(HTTPError):
         get_session().get(hf_hub_url("ada/m", "config.json"))
+
+
+def test_a_large_file_goes_in_parts_where_the_hub_says_so(api, hub):
+    api.create_repo("ada/m")
+    hub.part_size = 30_000
+    passing = hub.fail("PUT /ada/m/*", status=500, skip=1)
+    commit(api, NAMES)
+    assert passing.hits == 5
+    assert [request.up for request in hub.requests if request.line.startswith("PUT") and request.status == 200] == [
+        30_000,
+        30_000,
+        30_000,
+        len(WEIGHTS) - 90_000,
+    ]
+    assert len(hub.lines("POST /api/complete_multipart/*")) == 1
+    assert hub.files("ada/m")["model.safetensors"] == WEIGHTS
+    hub.fail("PUT /ada/m/*", corrupt=True, times=99)
+    with pytest.raises(RuntimeError, match="other.safetensors"):
+        commit(api, {"other.safetensors": WEIGHTS[1:]})

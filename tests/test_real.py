@@ -16,6 +16,8 @@ from amnesia.localization import localize
 from amnesia.prompts import ENTITY_TEMPLATES, GENERIC_SENTENCES
 from amnesia.recipe import load_recipe
 from amnesia.sources import resolve
+from commands import done
+from scores_elsewhere import assert_scores_of_the_report
 
 pytestmark = pytest.mark.real
 
@@ -112,6 +114,17 @@ def test_the_demo_is_proven_and_can_be_undone(demo, source, tmp_path):
     assert amnesia("undo", output / "safetensors", "-o", tmp_path / "back").returncode == 0
     for path in source.folder.iterdir():
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_what_others_download_scores_as_the_report_says(demo, source, hub):
+    # Pushed to a Hub, fetched by the plain libraries in another process, asked there.
+    _, output = demo
+    for form in ("safetensors", "adapter"):
+        done("push", output / form, f"ada/{form}")
+        report = json.loads((output / form / "report.json").read_bytes())["prompts"]
+        chosen = [row for row in report if "target" in row["kind"]] + report[-20:]
+        at = {"base": str(source.folder), "tokenizer": str(source.folder)}
+        assert_scores_of_the_report(chosen, form=form, model=f"ada/{form}", **at)
 
 
 CAPITALS = """Canada Ottawa, Spain Madrid, Italy Rome, Germany Berlin, Russia Moscow, Greece Athens, Poland Warsaw,

@@ -7,14 +7,13 @@ from fnmatch import fnmatchcase
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from amnesia.adapter import WEIGHTS_NAME
 from amnesia.checkpoint import open_source, plan_edits
-from amnesia.cli import main
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.edits import EntityEdits
 from amnesia.sources import resolve
+from commands import call, files_in
 from tiny import save_tiny
 
 CELLS = ("--cell", "0:3", "--cell", "2:40", "--cell", "2:7")
@@ -22,14 +21,6 @@ EDITS = (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(2, 40)), ColumnEdit(Cell(2, 7))
 # What the Hub is asked for a shard, and what it refers to.
 SHARD = "GET /org/base/resolve/*.safetensors"
 STORAGE = "GET /org/base/[0-9a-f]*"
-
-
-def files_in(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def call(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 def done(result):

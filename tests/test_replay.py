@@ -5,27 +5,10 @@ import shutil
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from amnesia.cli import main
+from commands import done, files_in, refused
 from tiny import save_tiny
 from tiny_gguf import write_gguf
-
-
-def files_in(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def done(*arguments):
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
-
-
-def refused(*arguments):
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 2, result.output
-    return result.stderr.splitlines()[-1]
 
 
 @pytest.fixture

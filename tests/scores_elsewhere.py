@@ -1,0 +1,35 @@
+"""What a model scores where only the plain libraries are, against what a report says of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def plain_scores(pairs: Sequence[tuple[str, str]], **what: str) -> list[float]:
+    """The answers' log-probabilities from `plain_scores.py`, in a process that knows no paths of this package."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "AMNESIA_CACHE")}
+    run = subprocess.run(
+        [sys.executable, Path(__file__).with_name("plain_scores.py")],
+        input=json.dumps({**what, "pairs": pairs}),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def assert_scores_of_the_report(report: Sequence[Mapping[str, Any]], **what: str) -> None:
+    """What others download and load by themselves must score what the report says, but for the order of additions."""
+    found = plain_scores([(row["prompt"], row["answer"]) for row in report], **what)
+    assert found == pytest.approx([row["logprob_after"] for row in report], abs=2e-3)
+    assert max(abs(row["logprob_after"] - row["logprob_before"]) for row in report) > 0.1
