@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from amnesia import files
 from amnesia.checkpoint import (
     BASE_FOLDER,
     UNDO_NAME,
@@ -25,6 +26,7 @@ from amnesia.errors import AmnesiaError, CheckpointError, InputError, LayoutErro
 from amnesia.files import staged_output
 from amnesia.layouts import LAYOUTS
 from amnesia.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from amnesia.undo import undo
 from amnesia.verification import verify
 from tiny import D_MLP, D_MODEL, MODEL_TYPES, N_LAYERS, save_tiny, write_with
 
@@ -125,6 +127,28 @@ def test_links_share_untouched_files_and_copy_touched_ones(tmp_path):
     sizes = {name: len(content) for name, content in tree(source).items()}
     assert needed_bytes(open_source(source), plans) == sum(sizes.values())
     assert needed_bytes(open_source(source), plans, link=True) == sum(sizes[name] for name in touched)
+
+
+def test_a_disk_that_shares_blocks(tmp_path, monkeypatch):
+    """Where files can be cloned, nothing but the touched shards is read, and the output is the same."""
+    source = save_tiny(tmp_path / "source")
+    copied = edit(source, tmp_path / "copied")
+
+    def clone(reader, writer):
+        os.sendfile(writer, reader, 0, os.fstat(reader).st_size)
+        return True
+
+    monkeypatch.setattr(files, "_reflink", clone)
+    shared = edit(source, tmp_path / "shared")
+    assert {**tree(tmp_path / "shared"), MANIFEST_NAME: b""} == {**tree(tmp_path / "copied"), MANIFEST_NAME: b""}
+    assert (shared.base, shared.tensors) == (copied.base, copied.tensors)
+    sizes = [(row.file, row.size) for row in copied.untouched]
+    assert [(row.file, row.size, row.sha256) for row in shared.untouched] == [(*row, None) for row in sizes]
+    assert all(row.sha256 is not None for row in copied.untouched)
+    for output in ("shared", "copied"):
+        verify(tmp_path / output, source)
+        undo(tmp_path / output, tmp_path / f"{output} back")
+        assert tree(tmp_path / f"{output} back") == tree(source)
 
 
 def test_sources_made_of_links_give_real_files(tmp_path):
