@@ -18,7 +18,7 @@ from amnesia.measurement import Measurement, Unknown, check_known, why_excluded
 from amnesia.model import AnswerLogprob, LiveModel, Progress, answer_logprobs, generate
 from amnesia.prompts import neutral_texts
 from amnesia.quantization import DEFAULT_METHODS, obstacle, quantized
-from amnesia.questions import Question
+from amnesia.questions import FactSet
 from amnesia.recipe import Scoring
 from amnesia.relearning import DEFAULT_STEPS, Observed, relearn
 from amnesia.scores import knowledge_score
@@ -114,11 +114,9 @@ class Endured:
 
 def prepare(
     live: LiveModel,
-    questions: Sequence[Question],
+    asked: FactSet,
     unknown: Sequence[Unknown],
     before: Measurement,
-    scoring: Scoring,
-    translations: Mapping[str, str],
     settings: Settings,
     task: Task,
 ) -> Plan:
@@ -126,13 +124,14 @@ def prepare(
 
     Raises InputError when the targets are about several entities, or when the model knows none of them.
     """
+    questions = asked.questions
     names = {question.fact.entity: question.aliases for question in questions if "target" in question.kind}
     if len(names) > 1:
         raise InputError(f"stress tests are about one entity, and the targets are about {', '.join(names)}: choose one")
-    reasons = [why_excluded(answer, base, scoring) for answer, base in zip(before.answers, unknown, strict=True)]
+    reasons = [why_excluded(answer, base, asked.scoring) for answer, base in zip(before.answers, unknown, strict=True)]
     check_known(questions, reasons)
     ((name, aliases),) = names.items()
-    subject = Subject(name, tuple(alias for alias in aliases if alias != name), translations)
+    subject = Subject(name, tuple(alias for alias in aliases if alias != name), asked.translations)
     known = [index for index, reason in enumerate(reasons) if reason is None]
     scales = {
         pair_of(questions[index].fact): Scale(before.answers[index].total, unknown[index].total) for index in known
@@ -144,7 +143,7 @@ def prepare(
     chosen = _taking_turns(facts["target"], lambda fact: fact.answer, settings.n_facts)
     tried = attacks(subject, chosen, facts["control"], chat_format(live.tokenizer))
     with task("asking the original model about the attacks") as progress:
-        scales |= _own_scales(live, tried, scoring, progress)
+        scales |= _own_scales(live, tried, asked.scoring, progress)
     controls = _taking_turns(facts["control"], lambda fact: fact.entity, settings.n_controls)
     return Plan(subject, chosen, controls, tried, scales, settings)
 

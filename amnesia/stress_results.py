@@ -219,4 +219,4 @@ def _step(plan: Plan, observed: Observed[Mapping[Pair, float]], facts: Sequence[
 
 def _estimate(scores: Iterable[Sequence[float]]) -> Estimate:
     """Mean over facts, each of which is the mean of its own scores: facts are what could have come out otherwise."""
-    return Estimate(*mean_interval([mean(each) for each in scores]))
+    return mean_interval([mean(each) for each in scores])

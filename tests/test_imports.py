@@ -21,7 +21,7 @@ ROWS = (
     "card checkpoint localization measurement search sources",
     "adapter atlas columns evaluation extraction gguf_edit injection layer_significance mining remote resistance robustness sweep",
     "examination findings gguf_verify saving stress_results sufficiency undo verification",
-    "console in_place notebook proofs publication report",
+    "console in_place notebook proofs publication report stress_report",
     "pipeline",
     "results",
     "assessment base_repo behaviour replay",
