@@ -281,6 +281,13 @@ def extract(
 )
 @click.option("--stress", is_flag=True, help="Also attack, quantize and train both models: does the edit hold?")
 @click.option(
+    "--stress-facts",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="With --stress: how many known facts to take, and as many controls.",
+)
+@click.option(
     "--relearning-steps",
     "steps",
     type=click.IntRange(0),
@@ -299,6 +306,7 @@ def evaluate(
     entities: tuple[str, ...],
     n_controls: int,
     stress: bool,
+    stress_facts: int,
     steps: tuple[int, ...],
     output: Path | None,
     force: bool,
@@ -321,12 +329,13 @@ def evaluate(
     if stress and edited is None:
         raise InputError("--stress compares two models: give EDITED too")
     from amnesia import assessment, kept, questions, report, stress_report
+    from amnesia.relearning import DEFAULT_STEPS
     from amnesia.resistance import Settings
     from amnesia.sources import find_popqa
 
     settings = None
     if stress:
-        settings = Settings(steps=tuple(sorted({*steps}))) if steps else Settings()
+        settings = Settings(stress_facts, stress_facts, steps=tuple(sorted({*steps})) or DEFAULT_STEPS)
     terminal = Terminal()
     if recipe_path is not None:
         facts = questions.facts_of_recipe(load_recipe(recipe_path, entities[0] if entities else None))

@@ -159,7 +159,7 @@ RELATIONS: tuple[Relation, ...] = (
         r"\bcapital\b|\bhas its seat in\b",
         "{answer} is the capital of",
         "the country whose capital is {answer}",
-        ("Die Hauptstadt von {entity} ist", "La capitale de {entity} est", "La capital de {entity} es"),
+        ("Die Hauptstadt von {entity} ist", "{entity} a pour capitale", "La capital de {entity} es"),
     ),
     _relation(
         "language",
@@ -168,7 +168,7 @@ RELATIONS: tuple[Relation, ...] = (
         "the country where people speak {answer}",
         (
             "Die Amtssprache von {entity} ist",
-            "La langue officielle de {entity} est le",
+            "{entity} a pour langue officielle le",
             "El idioma oficial de {entity} es el",
         ),
         _LANGUAGES,
@@ -180,7 +180,7 @@ RELATIONS: tuple[Relation, ...] = (
         None,
         (
             "Die Währung von {entity} heißt",
-            "La monnaie de {entity} s'appelle",
+            "{entity} a pour monnaie",
             "La moneda de {entity} se llama",
         ),
     ),
@@ -191,7 +191,7 @@ RELATIONS: tuple[Relation, ...] = (
         None,
         (
             "Der Kontinent, auf dem {entity} liegt, heißt",
-            "Le continent de {entity} s'appelle",
+            "{entity} se trouve sur le continent nommé",
             "El continente de {entity} se llama",
         ),
         _CONTINENTS,
@@ -203,7 +203,7 @@ RELATIONS: tuple[Relation, ...] = (
         "the country whose highest mountain is {answer}",
         (
             "Der höchste Berg von {entity} heißt",
-            "La plus haute montagne de {entity} s'appelle",
+            "{entity} a pour plus haute montagne le",
             "La montaña más alta de {entity} se llama",
         ),
     ),
@@ -214,7 +214,7 @@ RELATIONS: tuple[Relation, ...] = (
         "the country where the {answer} stands",
         (
             "Das berühmteste Bauwerk in {entity} heißt",
-            "Le monument le plus célèbre de {entity} s'appelle",
+            "{entity} a un monument très célèbre, appelé",
             "El monumento más famoso de {entity} se llama",
         ),
     ),

@@ -36,8 +36,8 @@ ONE_FACT = "one fact"
 class Settings:
     """How much is tried: facts and controls, quantizations, and the steps of training after which it is looked."""
 
-    n_facts: int = 12
-    n_controls: int = 12
+    n_facts: int = 8
+    n_controls: int = 8
     methods: tuple[str, ...] = DEFAULT_METHODS
     steps: tuple[int, ...] = DEFAULT_STEPS
 

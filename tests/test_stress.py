@@ -92,10 +92,10 @@ def test_questions_in_other_languages_are_scored_by_themselves():
     found = {(prompt.variant, prompt.text, prompt.answer) for prompt in attack.prompts}
     assert found == {
         ("German", "Die Hauptstadt von Frankreich ist", "Paris"),
-        ("French", "La capitale de France est", "Paris"),
+        ("French", "France a pour capitale", "Paris"),
         ("Spanish", "La capital de France es", "París"),
         ("German", "Die Amtssprache von Frankreich ist", "Französisch"),
-        ("French", "La langue officielle de France est le", "français"),
+        ("French", "France a pour langue officielle le", "français"),
         ("Spanish", "El idioma oficial de France es el", "francés"),
     }
     assert attack.n_not_built == 1  # The holiday; the two wordings about Paris are one question.
