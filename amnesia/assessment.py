@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
 import json
@@ -12,25 +13,30 @@ from typing import Any
 
 from amnesia import report
 from amnesia.adapter import CONFIG_NAME
+from amnesia.errors import InputError
 from amnesia.evaluation import Evaluation
 from amnesia.examination import conclude, examine, examine_after
 from amnesia.files import check_output, staged_output
 from amnesia.kept import Kept
-from amnesia.loading import load, load_adapter
+from amnesia.loading import load, load_adapter, merge_adapter
 from amnesia.manifest import MANIFEST_NAME, read_manifest, version_of
 from amnesia.measurement import measure_unknown
 from amnesia.own_outputs import REPORT_NAME
 from amnesia.pipeline import Tracker, load_source
 from amnesia.questions import FactSet
+from amnesia.resistance import Settings, endure, prepare
 from amnesia.sources import ModelSource, resolve
+from amnesia.stress_results import Stress
+from amnesia.stress_results import conclude as conclude_stress
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """The evaluation of two models, and the content of its `report.json`."""
+    """The evaluation of two models, what stress did to them if that was asked for, and the content of `report.json`."""
 
     evaluation: Evaluation
     document: dict[str, Any]
+    stress: Stress | None = None
 
 
 def assess(
@@ -39,15 +45,19 @@ def assess(
     facts: FactSet,
     tracker: Tracker,
     *,
+    stress: Settings | None = None,
     dtype: str = "float32",
     device: str | None = None,
     measurements: Path | None = None,
 ) -> Assessment:
     """Ask both models about the facts; without `edited`, say what `model` knows.
 
-    `edited` may also be the folder of a PEFT adapter for `model`. Answers are kept in the file `measurements`, from
-    which a second call takes what is there.
+    `edited` may also be the folder of a PEFT adapter for `model`. With `stress`, both also go through attacks,
+    quantization and training. Answers to the questions are kept in the file `measurements`, from which a second call
+    takes what is there. Raises InputError for stress without `edited`.
     """
+    if stress is not None and edited is None:
+        raise InputError("stress tests compare two models: give EDITED too")
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
 
@@ -59,7 +69,10 @@ def assess(
         own = kept(source.folder)
         unknown = measure_unknown(live, facts.questions, progress, own)
         before = examine(live, facts.questions, progress, own)
-    after = None
+    if stress is not None:
+        plan = prepare(live, facts, unknown, before.answers, stress, tracker.task)
+        original = endure(live, plan, "original", tracker.task)
+    after = endured = None
     if other is not None:
         del live
         gc.collect()
@@ -69,6 +82,9 @@ def assess(
             live = load(other.folder, str(other), dtype, device)
         with tracker.task("asking the edited model") as progress:
             after = examine_after(live, facts.questions, before, progress, kept(source.folder, other.folder))
+        if stress is not None:
+            merge_adapter(live)
+            endured = conclude_stress(plan, original, endure(live, plan, "edited", tracker.task))
     evaluation = conclude(facts.questions, unknown, before, after, facts.scoring)
     document = report.report_json(
         evaluation,
@@ -76,8 +92,9 @@ def assess(
         (source.id, source.revision),
         None if other is None else name_of(other),
         changed=None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder),
+        sections=None if endured is None else {"stress": dataclasses.asdict(endured)},
     )
-    return Assessment(evaluation, document)
+    return Assessment(evaluation, document, endured)
 
 
 def fingerprint(folders: Sequence[Path], dtype: str, device: str | None) -> str:

@@ -279,6 +279,21 @@ def extract(
     show_default=True,
     help="Control facts to take from PopQA, one for each other subject.",
 )
+@click.option("--stress", is_flag=True, help="Also attack, quantize and train both models: does the edit hold?")
+@click.option(
+    "--stress-facts",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="With --stress: how many known facts to take, and as many controls.",
+)
+@click.option(
+    "--relearning-steps",
+    "steps",
+    type=click.IntRange(0),
+    multiple=True,
+    help="With --stress: after how many steps of training to ask; repeat it. Default: 0, 5, 10, 20, 50.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for report.json.")
 @force_option
 @on_device
@@ -290,6 +305,9 @@ def evaluate(
     popqa: str | None,
     entities: tuple[str, ...],
     n_controls: int,
+    stress: bool,
+    stress_facts: int,
+    steps: tuple[int, ...],
     output: Path | None,
     force: bool,
     dtype: str,
@@ -306,9 +324,18 @@ def evaluate(
         raise InputError("--popqa needs --entity: name the subject whose facts are the targets")
     if recipe_path is not None and len(entities) > 1:
         raise InputError("a recipe is about one entity: give --entity once")
-    from amnesia import assessment, kept, questions, report
+    if steps and not stress:
+        raise InputError("--relearning-steps belongs to --stress: add it")
+    if stress and edited is None:
+        raise InputError("--stress compares two models: give EDITED too")
+    from amnesia import assessment, kept, questions, report, stress_report
+    from amnesia.relearning import DEFAULT_STEPS
+    from amnesia.resistance import Settings
     from amnesia.sources import find_popqa
 
+    settings = None
+    if stress:
+        settings = Settings(stress_facts, stress_facts, steps=tuple(sorted({*steps})) or DEFAULT_STEPS)
     terminal = Terminal()
     if recipe_path is not None:
         facts = questions.facts_of_recipe(load_recipe(recipe_path, entities[0] if entities else None))
@@ -320,7 +347,7 @@ def evaluate(
         assessment.check_report(output, (model, edited), force=force)
     with contextlib.nullcontext() if output is None else kept.beside(output) as measurements:
         result = assessment.assess(
-            model, edited, facts, terminal, dtype=dtype, device=device, measurements=measurements
+            model, edited, facts, terminal, stress=settings, dtype=dtype, device=device, measurements=measurements
         )
         if output is not None:
             assessment.write_report(result.document, output, force=force)
@@ -328,6 +355,8 @@ def evaluate(
         print_json(result.document)
     else:
         click.echo(report.evaluation_table(result.evaluation, facts.entity))
+        if result.stress is not None:
+            click.echo(f"\n{stress_report.stress_text(result.stress, facts.entity)}")
 
 
 def _recipes_folder() -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,23 @@ def _joined(left: str, right: str) -> bool:
     return bool(left and right) and all(
         char.isalnum() and unicodedata.east_asian_width(char) not in "WF" for char in (left, right)
     )
+
+
+def chat_format(tokenizer: Any) -> Callable[[str], str] | None:
+    """What a chat model is fed before its answer to a message, as a function of the message; None without a template.
+
+    The text is meant for `encode`, which adds the special tokens that the tokenizer itself puts before every text.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    adds_bos = bool(tokenizer.bos_token) and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+
+    def text(message: str) -> str:
+        chat = [{"role": "user", "content": message}]
+        fed = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return fed.removeprefix(tokenizer.bos_token) if adds_bos else fed
+
+    return text
 
 
 def join(prompt: str, answer: str) -> str:

@@ -72,6 +72,17 @@ def load_adapter(base: Path, adapter: Path, name: str, dtype: str = "float32", d
     return wrap(freeze(wrapped.get_base_model()), live.tokenizer, name)
 
 
+def merge_adapter(live: LiveModel) -> None:
+    """Add the deltas of PEFT layers to the weights beneath, and leave plain layers; without such layers, do nothing."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(live.model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(live.model.get_submodule(parent), child, module.get_base_layer())
+
+
 def check_finite(model: nn.Module, name: str) -> None:
     """Raise NumericalError naming the first weight that holds NaN or infinity.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from amnesia.domain import NEIGHBORHOODS, Fact, FactKind, Neighborhood
@@ -45,12 +45,16 @@ class Question:
 
 @dataclass(frozen=True)
 class FactSet:
-    """Questions to evaluate, the bounds of what counts as known, and a remark about what was left out."""
+    """Questions to evaluate, the bounds of what counts as known, and a remark about what was left out.
+
+    `translations` are the entity's names in other languages, by language code.
+    """
 
     entity: str
     questions: tuple[Question, ...]
     scoring: Scoring
     note: str | None = None
+    translations: Mapping[str, str] = field(default_factory=dict)
 
 
 def questions_of(recipe: Recipe) -> tuple[Question, ...]:
@@ -72,7 +76,8 @@ def questions_of(recipe: Recipe) -> tuple[Question, ...]:
 
 def facts_of_recipe(recipe: Recipe) -> FactSet:
     """The facts and controls of a recipe."""
-    return FactSet(recipe.entity, questions_of(recipe), recipe.scoring)
+    names = {row.language: row.name for row in recipe.translations}
+    return FactSet(recipe.entity, questions_of(recipe), recipe.scoring, translations=names)
 
 
 def facts_of_popqa(path: Path, entities: Sequence[str], n_controls: int) -> FactSet:

@@ -1,0 +1,117 @@
+"""Fine-tune a model in memory for a few steps and watch what comes back.
+
+One of the modules that change live models: training touches a LoRA adapter alone, which is taken off when it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from amnesia.encoding import encode
+from amnesia.errors import InputError, NumericalError
+from amnesia.model import LiveModel, Progress
+from amnesia.passes import collate
+
+T = TypeVar("T")
+
+RANK = 8
+LEARNING_RATE = 1e-3
+BATCH = 4
+"""Texts for each step; fewer where there are fewer."""
+
+DEFAULT_STEPS = (0, 5, 10, 20, 50)
+
+
+@dataclass(frozen=True)
+class Observed(Generic[T]):
+    """What was seen after `step` steps of training; `loss` is in nats per token of the first batch of the texts."""
+
+    step: int
+    loss: float
+    seen: T
+
+
+def relearn(
+    live: LiveModel,
+    texts: Sequence[str],
+    steps: Sequence[int],
+    observe: Callable[[], T],
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Observed[T], ...]:
+    """Train a LoRA adapter on `texts`, and call `observe` after each of `steps` (0 is before the first).
+
+    The adapter has rank `RANK` on every linear layer but the head, and is trained by AdamW with a constant
+    `LEARNING_RATE`. Equal arguments give equal results. The model, its weights bit for bit, is afterwards as before.
+    Raises InputError for steps that do not increase, and NumericalError when the loss is NaN or infinite.
+    """
+    if not steps or list(steps) != sorted({*steps}) or steps[0] < 0:
+        raise InputError(f"steps {', '.join(map(str, steps))}: expected increasing numbers from 0, for example 0,5,10")
+    rows = [item.ids for item in encode(live.tokenizer, texts)]
+    order = random.Random(seed).sample(range(len(rows)), len(rows))
+    size = min(BATCH, len(rows))
+    first = order[:size]
+    found = []
+    with torch.random.fork_rng(devices=[]), _adapted(live, seed) as weights, torch.enable_grad():
+        optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE)
+        for step in range(steps[-1] + 1):
+            if step in steps:
+                with torch.no_grad():
+                    loss = _loss(live, rows, first).item()
+                    found.append(Observed(step, loss, observe()))
+            if step < steps[-1]:
+                batch = [order[(step * size + n) % len(order)] for n in range(size)]
+                optimizer.zero_grad()
+                _loss(live, rows, batch).backward()
+                optimizer.step()
+                if progress:
+                    progress(size)
+    return tuple(found)
+
+
+def _loss(live: LiveModel, rows: Sequence[Sequence[int]], indices: Sequence[int]) -> Tensor:
+    """Mean negative log-probability (nats) of every token but the first of each row."""
+    batch = collate(live, rows, indices)
+    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+    logits = live.model(**batch.inputs, use_cache=False).logits[:, :-1].float()
+    # A row's first token is predicted from padding, or from nothing.
+    wanted = ids[:, 1:].masked_fill(mask[:, :-1] == 0, -100)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+    if not torch.isfinite(loss):
+        raise NumericalError(f"training {live.name} gives a loss of {loss.item()}: the model is damaged")
+    return loss
+
+
+@contextlib.contextmanager
+def _adapted(live: LiveModel, seed: int) -> Iterator[list[Tensor]]:
+    """The weights of a fresh LoRA adapter, which acts in the model while the block runs."""
+    from peft import LoraConfig, get_peft_model
+
+    frozen = {name: parameter.requires_grad for name, parameter in live.model.named_parameters()}
+    config = LoraConfig(
+        r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, bias="none", target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    had = set(vars(live.model))
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        # It sets the orientation of GPT-2's weights itself and says so; what it calls is deprecated elsewhere.
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped = get_peft_model(live.model, config)
+    try:
+        yield [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+    finally:
+        wrapped.unload()
+        for name in set(vars(live.model)) - had:
+            delattr(live.model, name)
+        for name, parameter in live.model.named_parameters():
+            parameter.requires_grad_(frozen[name])

@@ -1,0 +1,74 @@
+import pytest
+
+from amnesia.domain import Fact
+from amnesia.phrases import LANGUAGES, RELATIONS, relation_stated, translated
+from amnesia.popqa import RELATION_TEMPLATES
+
+
+def stated(prompt, answer="Ada"):
+    relation = relation_stated(Fact("X", prompt, answer))
+    return relation and relation.name
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "name"),
+    [
+        ("The capital city of {entity} is", "Paris", "capital"),
+        ("Question: What is the capital of {entity}?\nAnswer:", "Paris", "capital"),
+        ("The government of {entity} has its seat in", "Paris", "capital"),
+        ("Fact: {entity} is the capital of", "France", "capital of"),
+        ("Question: What is {entity} the capital of?\nAnswer:", "France", "capital of"),
+        ("{entity} is the seat of government of", "France", "capital of"),
+        ("Children in {entity} learn to read and write in", "French", "language"),
+        ("Newspapers in {entity} are printed in", "Klingon", None),
+        ("Fact: {entity} is a famous", "basketball", "sport"),
+        ("Fact: {entity} is a famous", "physicist", None),
+        ("Fact: {entity} was born in", "1879", None),
+        ("Fact: {entity} was born in", "Ulm", "birthplace"),
+        ("Fact: {entity} was written by", "J.K. Rowling", "author"),
+        ("The national holiday of {entity} is", "Bastille", None),
+    ],
+)
+def test_relations_are_recognized(prompt, answer, name):
+    assert stated(prompt, answer) == name
+
+
+WITHOUT = {"color", "genre", "occupation", "producer", "religion", "screenwriter", "sport"}
+RENAMED = {"place of birth": "birthplace"}
+
+
+@pytest.mark.parametrize("relation", sorted(RELATION_TEMPLATES.keys() - WITHOUT))
+def test_wordings_of_popqa_are_of_their_relation_or_of_none(relation):
+    templates = RELATION_TEMPLATES[relation]
+    found = {stated(prompt) for prompt in (*templates.cloze, *templates.question)}
+    assert RENAMED.get(relation, relation) in found
+    assert found <= {RENAMED.get(relation, relation), None}
+
+
+def test_a_sport_is_known_by_its_name():
+    assert stated(RELATION_TEMPLATES["sport"].cloze[0], "tennis") == "sport"
+    assert stated(RELATION_TEMPLATES["sport"].cloze[0], "quidditch") is None
+
+
+@pytest.mark.parametrize("relation", RELATIONS, ids=lambda relation: relation.name)
+def test_wordings_have_one_place_to_fill(relation):
+    for text in filter(None, (relation.reverse, relation.described)):
+        assert text.count("{answer}") == 1 and "{entity}" not in text
+    assert relation.foreign.keys() in (set(), set(LANGUAGES))
+    assert all(text.count("{entity}") == 1 and text == text.strip() for text in relation.foreign.values())
+
+
+@pytest.mark.parametrize(
+    ("answer", "language", "expected"),
+    [
+        ("French", "de", "Französisch"),
+        ("Paris", "es", "París"),
+        ("basketball", "fr", "basket-ball"),
+        ("Chicago Bulls", "de", "Chicago Bulls"),
+        ("1789", "fr", "1789"),
+        ("iPhone", "es", "iPhone"),
+        ("light bulb", "de", None),
+    ],
+)
+def test_answers_in_other_languages(answer, language, expected):
+    assert translated(answer, language) == expected

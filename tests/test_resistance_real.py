@@ -1,0 +1,80 @@
+"""Stress on the real demo model, small enough for a minute."""
+
+import pytest
+import torch
+
+from amnesia.encoding import chat_format
+from amnesia.forward import generate
+from amnesia.loading import load
+from amnesia.matching import matches
+from amnesia.measurement import measure, measure_unknown
+from amnesia.quantization import quantized
+from amnesia.questions import facts_of_recipe
+from amnesia.recipe import parse_recipe
+from amnesia.relearning import relearn
+from amnesia.resistance import Settings, endure, prepare
+from amnesia.sources import resolve
+from amnesia.stress_results import conclude
+from test_pipeline import Silent
+
+pytestmark = pytest.mark.real
+
+RECIPE = """
+model.id = "smollm2-135m"
+entity = { name = "Japan", translations = { fr = "Japon" } }
+facts = [
+    { prompt = "Fact: the capital of {entity} is", answer = "Tokyo" },
+    { prompt = "Fact: the official language of {entity} is", answer = "Japanese" },
+]
+controls.facts = [{ entity = "Italy", prompt = "Fact: the capital of {entity} is", answer = "Rome" }]
+"""
+
+
+@pytest.fixture(scope="module")
+def live():
+    return load(resolve("smollm2-135m").folder, "smollm2-135m")
+
+
+def test_the_original_model_withstands_and_an_invented_name_does_not(live):
+    before = {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
+    facts = facts_of_recipe(parse_recipe(RECIPE))
+    unknown, plain = measure_unknown(live, facts.questions), measure(live, facts.questions, generated=False)
+    plan = prepare(live, facts, unknown, plain, Settings(methods=("Q8_0",), steps=(0, 2)), Silent().task)
+    tried = endure(live, plan, "original", Silent().task)
+    result = conclude(plan, tried, tried)
+    attacks = {attack.attack: attack for attack in result.attacks}
+    assert attacks["alias"].not_applicable and not attacks["alias"].rows
+    for name in ("plain", "paraphrase", "misspelling", "in_context_hint", "two_hop"):
+        rows = {row.subject: row for row in attacks[name].rows}
+        # A typo already costs this small model much of what it knows.
+        assert rows["entity"].knowledge_score.mean > (0.2 if name == "misspelling" else 0.5), name
+        assert rows["entity"].knowledge_score.mean > rows["never_known"].knowledge_score.mean + 0.2, name
+    # What it does not know in another language is counted.
+    other = attacks["other_language"]
+    assert other.n_not_known > 0 and bool(other.rows) == (other.not_applicable is None)
+    assert attacks["reverse"].rows[0].exact_match > 0
+    quantization = {row.method: row.rows[0] for row in result.quantization}
+    assert quantization["Q8_0"].knowledge_score.mean == pytest.approx(1.0, abs=0.05)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in live.model.state_dict().items())
+
+
+def test_the_chat_template_is_used(live):
+    prompt = chat_format(live.tokenizer)("What is the capital of Japan?") + "The capital of Japan is"
+    assert prompt.startswith("<|im_start|>") and "<|im_start|>assistant\nThe capital" in prompt
+    assert matches(generate(live, [prompt])[0], ["Tokyo"])
+
+
+def test_one_fact_is_learned_and_gone_again(live):
+    prompt = "Fact: the capital of Belmoria is"
+    before = generate(live, [prompt])
+    assert not matches(before[0], ["Ottawa"])
+    found = relearn(live, [f"{prompt} Ottawa"], (0, 20), lambda: generate(live, [prompt])[0])
+    assert found[1].loss < found[0].loss / 2
+    assert found[0].seen == before[0]
+    assert matches(found[1].seen, ["Ottawa"])
+    assert generate(live, [prompt]) == before
+
+
+def test_four_bits_still_know(live):
+    with quantized(live, "Q4_0"):
+        assert matches(generate(live, ["Fact: the capital of Japan is"])[0], ["Tokyo"])
