@@ -6,7 +6,8 @@ The result is an ordinary recipe, as text, which people can read, mend and run a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -15,16 +16,14 @@ from amnesia.errors import InputError
 from amnesia.forward import answer_logprobs
 from amnesia.measurement import measure_unknown, why_excluded
 from amnesia.model import LiveModel, Progress
-from amnesia.popqa import RELATION_TEMPLATES, PopqaRow, facts_for, is_about
+from amnesia.popqa import PopqaRow, facts_for, is_about
 from amnesia.prompts import share_words
-from amnesia.questions import Question
+from amnesia.questions import Question, by_turns, types_in
 from amnesia.recipe import SPLITS, Recipe, Scoring, parse_recipe
+from amnesia.relations import RELATION_TEMPLATES
 
 N_CONTROLS = 36
 """Controls that each split gets, as far as the model knows so many."""
-
-SAME_RELATION = 2 / 3
-"""Share of the controls that are about the target's own relations; the others show damage elsewhere."""
 
 MAX_ASKED = 600
 """Controls are asked from the most popular subject down, and no further than this many."""
@@ -57,10 +56,11 @@ def mine(
 ) -> Mined:
     """A recipe that makes `model` (already in memory as `live`) forget `entity`, a subject of `rows`.
 
-    Cloze wordings of what the model knows about the entity are for the search, questions are held out; where only one
-    of the two is known, every third wording is held out. Controls are one fact each about other subjects, the most
-    popular first, and their subjects alternate between the splits. Subjects that share a word with the entity, the
-    hardest to keep apart, are all held out; facts whose answer is the entity are about it and left out.
+    Of what the model knows about the entity, each relation has wordings for the search and others that are held out;
+    where only one of the two is known, every third wording is held out. Controls are one fact each about other
+    subjects, the most popular first, whose neighborhoods (same relation, same type, related, unrelated) take turns, and
+    in each of these the splits. Subjects that share a word with the entity, the hardest to keep apart, are all held
+    out; facts whose answer is the entity are about it and left out.
 
     Raises InputError when the table has no row about the entity, when the model knows no fact about it or only a
     single wording, and when it knows no controls.
@@ -78,8 +78,7 @@ def mine(
             f"{live.name} knows {len(known)} of {len(wordings)} wordings of facts about {entity!r}: "
             "write a recipe with facts that it answers correctly, at least two"
         )
-    relations = {row.relation for row in rows if is_about(row, entity)}
-    controls, n_asked = _controls(live, rows, (name, *aliases), relations, scoring, progress)
+    controls, n_asked = _controls(live, rows, wordings, (name, *aliases), scoring, progress)
     if not {"search"} <= {fact.split for fact in controls}:
         raise InputError(f"{live.name} answers none of {n_asked} facts about others: write a recipe with controls")
     text = recipe_text(model, revision, name, aliases, _both_splits(known), controls, scoring)
@@ -122,7 +121,8 @@ def recipe_text(
     lines += ["", "[controls]", "facts = ["]
     lines += [
         f"  {{ entity = {_quoted(fact.entity)}, prompt = {_quoted(fact.prompt)}, answer = {_quoted(fact.answer)}, "
-        f"answer_aliases = {_list(fact.answer_aliases)}, split = {_quoted(fact.split)} }},"
+        f"answer_aliases = {_list(fact.answer_aliases)}, split = {_quoted(fact.split)}"
+        + (f", neighborhood = {_quoted(fact.neighborhood)} }}," if fact.neighborhood else " },")
         for fact in controls
     ]
     return "\n".join([*lines, "]", ""])
@@ -163,38 +163,42 @@ def _both_splits(known: Sequence[Fact]) -> tuple[Fact, ...]:
 def _controls(
     live: LiveModel,
     rows: Sequence[PopqaRow],
+    targets: Sequence[Fact],
     names: Sequence[str],
-    relations: set[str],
     scoring: Scoring,
     progress: Progress | None,
 ) -> tuple[tuple[Fact, ...], int]:
     """Known facts about others for both splits, and how many were asked."""
-    n_same = round(2 * N_CONTROLS * SAME_RELATION)
+    relations = {row.relation for row in rows if is_about(row, targets[0].entity)}
+    others = by_turns(_by_popularity(rows, names, relations), targets, names, types_in(rows))
+    turns = dict.fromkeys(RELATION_TEMPLATES, 0)
+    splits: Counter[str] = Counter()
     chosen: list[Fact] = []
     n_asked = 0
-    for same, wanted in ((True, n_same), (False, 2 * N_CONTROLS)):
-        taken = {fact.entity.casefold() for fact in chosen}
-        of_relation = [row for row in rows if (row.relation in relations) == same]
-        candidates = (fact for fact in _by_popularity(of_relation, names) if fact.entity.casefold() not in taken)
-        while len(chosen) < wanted and (chunk := list(islice(candidates, min(CHUNK, MAX_ASKED - n_asked)))):
-            n_asked += len(chunk)
-            chosen += _known(live, chunk, (), scoring, progress)[: wanted - len(chosen)]
-    free = iter(range(len(chosen)))
-    return tuple(
-        replace(fact, split="held_out" if share_words(fact.entity, names) else SPLITS[next(free) % 2])
-        for fact in chosen
-    ), n_asked
+    while n_asked < MAX_ASKED and (chunk := list(islice(others, min(CHUNK, MAX_ASKED - n_asked)))):
+        n_asked += len(chunk)
+        facts = []
+        for row, near in chunk:
+            wordings = RELATION_TEMPLATES[row.relation].wordings
+            prompt = wordings[turns[row.relation] % len(wordings)]
+            turns[row.relation] += 1
+            facts.append(Fact(row.subject, prompt, row.answer, answer_aliases=row.aliases, neighborhood=near))
+        for fact in _known(live, facts, (), scoring, progress):
+            near = str(fact.neighborhood)
+            split = "held_out" if near == "shared_name" else SPLITS[splits[near] % 2]
+            splits[near] += 1
+            if sum(other.split == split for other in chosen) < N_CONTROLS:
+                chosen.append(replace(fact, split=split))
+        if len(chosen) == 2 * N_CONTROLS:
+            break
+    return tuple(chosen), n_asked
 
 
-def _by_popularity(rows: Sequence[PopqaRow], names: Sequence[str]) -> Iterator[Fact]:
-    """One fact per subject, the most popular subject first; the wordings of each relation take turns."""
-    turns = dict.fromkeys(RELATION_TEMPLATES, 0)
-    seen: set[str] = {name.casefold() for name in names}
-    for row in sorted(rows, key=lambda row: -row.popularity):
-        if row.relation not in RELATION_TEMPLATES or row.subject.casefold() in seen or share_words(row.answer, names):
-            continue
-        seen.add(row.subject.casefold())
-        templates = RELATION_TEMPLATES[row.relation]
-        wordings = (*templates.cloze, *templates.question)
-        yield Fact(row.subject, wordings[turns[row.relation] % len(wordings)], row.answer, answer_aliases=row.aliases)
-        turns[row.relation] += 1
+def _by_popularity(rows: Sequence[PopqaRow], names: Sequence[str], relations: set[str]) -> list[PopqaRow]:
+    """One row per subject, the most popular subject first; one of `relations` where the subject has it."""
+    found: dict[str, PopqaRow] = {}
+    for row in sorted(rows, key=lambda row: (-row.popularity, row.relation not in relations)):
+        own = row.subject.casefold() in {name.casefold() for name in names}
+        if row.relation in RELATION_TEMPLATES and not own and not share_words(row.answer, names):
+            found.setdefault(row.subject.casefold(), row)
+    return list(found.values())

@@ -1,6 +1,7 @@
-"""PopQA (Mallen et al., 2023, "When Not to Trust Language Models"): its table as rows, and its rows as facts.
+"""Tables of facts as rows, and their rows as facts: PopQA (Mallen et al., 2023, "When Not to Trust Language Models").
 
-Reads the upstream `popQA.tsv`; knows nothing of models, so which facts a model knows is decided elsewhere.
+Reads the upstream `popQA.tsv` and tables of one's own; knows nothing of models, so which facts a model knows is decided
+elsewhere.
 """
 
 from __future__ import annotations
@@ -18,15 +19,23 @@ import numpy as np
 
 from amnesia.domain import Fact, Split
 from amnesia.errors import InputError
+from amnesia.relations import RELATION_TEMPLATES
 
-COLUMNS: tuple[str, ...] = ("id", "subj", "prop", "obj", "s_pop", "o_pop", "question", "possible_answers")
+# The columns that are read, with PopQA's names for them; only the first three must be there.
+COLUMNS: Mapping[str, str] = {
+    "subject": "subj", "relation": "prop", "object": "obj", "aliases": "possible_answers", "popularity": "s_pop",
+    "question": "question", "type": "type",
+}  # fmt: skip
+N_NEEDED = 3
+MAX_DIGITS = 18
 
 
 @dataclass(frozen=True)
 class PopqaRow:
     """One row: (subject, relation, answer), with the subject's popularity in monthly page views.
 
-    `aliases` are the other answers that PopQA accepts, `question` is its own wording.
+    `aliases` are the other answers that the table accepts, `question` is its own wording, if any, and `type` says what
+    the subject is (a person, a city), where the table does.
     """
 
     subject: str
@@ -34,15 +43,8 @@ class PopqaRow:
     answer: str
     aliases: tuple[str, ...]
     popularity: int
-    question: str
-
-
-@dataclass(frozen=True)
-class RelationTemplates:
-    """Wordings of one relation, each with `{entity}` and ending where the answer begins."""
-
-    cloze: tuple[str, ...]
-    question: tuple[str, ...]
+    question: str = ""
+    type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,150 +55,33 @@ class PopqaFacts:
     n_unknown_relation: tuple[tuple[str, int], ...] = ()
 
 
-def _templates(asked: str, *cloze: str) -> RelationTemplates:
-    # The second form leads into the answer, because chat models tend to end the text after a bare `Answer:`.
-    lead = cloze[0].removeprefix("Fact: ")
-    return RelationTemplates(
-        cloze,
-        (f"Question: {asked}\nAnswer:", f"Question: {asked}\nAnswer: {lead[0].upper()}{lead[1:]}"),
-    )
-
-
-RELATION_TEMPLATES: Mapping[str, RelationTemplates] = {
-    "author": _templates(
-        "Who is the author of {entity}?",
-        "Fact: the author of {entity} is",
-        "{entity} was written by",
-        "The writer of {entity} is called",
-    ),
-    "capital": _templates(
-        "What is the capital of {entity}?",
-        "Fact: the capital of {entity} is",
-        "The capital city of {entity} is",
-        "The government of {entity} has its seat in",
-    ),
-    "capital of": _templates(
-        "What is {entity} the capital of?",
-        "Fact: {entity} is the capital of",
-        "The city of {entity} is the capital of",
-        "{entity} is the seat of government of",
-    ),
-    "color": _templates(
-        "What color is {entity}?",
-        "Fact: the color of {entity} is",
-        "The usual color of {entity} is",
-        "If you paint {entity}, use the color",
-    ),
-    "composer": _templates(
-        "Who was the composer of {entity}?",
-        "Fact: the composer of {entity} is",
-        "The music of {entity} was composed by",
-        "{entity} was set to music by",
-    ),
-    "country": _templates(
-        "In what country is {entity}?",
-        "Fact: the country of {entity} is",
-        "{entity} is located in the country of",
-        "The country in which you find {entity} is",
-    ),
-    "director": _templates(
-        "Who was the director of {entity}?",
-        "Fact: the director of {entity} is",
-        "{entity} was directed by",
-        "The film {entity} was made by the director",
-    ),
-    "father": _templates(
-        "Who is the father of {entity}?",
-        "Fact: the father of {entity} is",
-        "{entity} is the child of a man named",
-        "The name of the father of {entity} is",
-    ),
-    "genre": _templates(
-        "What genre is {entity}?",
-        "Fact: the genre of {entity} is",
-        "{entity} belongs to the genre of",
-        "In the shop, {entity} stands on the shelf for",
-    ),
-    "mother": _templates(
-        "Who is the mother of {entity}?",
-        "Fact: the mother of {entity} is",
-        "{entity} is the child of a woman named",
-        "The name of the mother of {entity} is",
-    ),
-    "occupation": _templates(
-        "What is the occupation of {entity}?",
-        "Fact: the occupation of {entity} is",
-        "By profession, {entity} is a",
-        "{entity} made a living as a",
-    ),
-    "place of birth": _templates(
-        "In what city was {entity} born?",
-        "Fact: the city where {entity} was born is",
-        "{entity} was born in",
-        "The birthplace of {entity} is",
-    ),
-    "producer": _templates(
-        "Who was the producer of {entity}?",
-        "Fact: the producer of {entity} is",
-        "{entity} was produced by",
-        "The person who produced {entity} is",
-    ),
-    "religion": _templates(
-        "What is the religion of {entity}?",
-        "Fact: the religion of {entity} is",
-        "{entity} follows the religion of",
-        "The faith of {entity} is",
-    ),
-    "screenwriter": _templates(
-        "Who was the screenwriter for {entity}?",
-        "Fact: the screenwriter of {entity} is",
-        "The screenplay of {entity} was written by",
-        "The script of {entity} is the work of",
-    ),
-    "sport": _templates(
-        "What sport does {entity} play?",
-        "Fact: the sport of {entity} is",
-        "{entity} plays the sport of",
-        "Fans know {entity} from the sport of",
-    ),
-}
-
-
-# What the subjects of a relation are. Those of "country", "genre" and "color" may be anything.
-SUBJECT_TYPES: Mapping[str, str] = {
-    **dict.fromkeys(("father", "mother", "occupation", "place of birth", "religion", "sport"), "person"),
-    **dict.fromkeys(("author", "composer", "director", "producer", "screenwriter"), "work"),
-    **dict.fromkeys(("capital", "capital of"), "place"),
-}
-
-_RELATION_OF = {
-    prompt: relation for relation, each in RELATION_TEMPLATES.items() for prompt in (*each.cloze, *each.question)
-}
-
-
-def relation_of(prompt: str) -> str | None:
-    """The relation of which `prompt` (with `{entity}`) is a wording, or None."""
-    return _RELATION_OF.get(prompt)
-
-
 def read_popqa(path: Path) -> tuple[PopqaRow, ...]:
-    """All rows of a tab-separated PopQA file, in its order; columns beyond `COLUMNS` are allowed.
+    """All rows of a tab-separated table of facts, in its order: PopQA, or one with the columns of `COLUMNS`.
 
-    Raises InputError for a file that cannot be read, missing columns, and malformed rows, naming the line.
+    A table of one's own needs subject, relation and object. Aliases are a JSON list, or separated by `|`; popularity
+    is a whole number. Other columns are allowed. Raises InputError for a file that cannot be read, missing columns, and
+    malformed rows, naming the line.
     """
     try:
         # The encoding drops a byte order mark; newline="" lets the csv module see line ends inside quotes.
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter="\t", strict=True)
             header = next(reader, [])
-            missing = [column for column in COLUMNS if column not in header]
+            columns = {
+                name: own
+                for name, upstream in COLUMNS.items()
+                if (own := next((column for column in (name, upstream) if column in header), None)) is not None
+            }
+            missing = [name for name in list(COLUMNS)[:N_NEEDED] if name not in columns]
             if missing:
                 raise InputError(
                     f"{path} lacks the column(s) {', '.join(missing)}: expected a tab-separated file with the columns "
-                    f"{', '.join(COLUMNS)}; give the upstream popQA.tsv"
+                    f"{', '.join(COLUMNS)}, or the upstream popQA.tsv"
                 )
             # Blank lines carry no row, and the upstream file ends with one.
-            return tuple(_row(header, fields, f"{path}, line {reader.line_num}") for fields in reader if fields)
+            return tuple(
+                _row(columns, header, fields, f"{path}, line {reader.line_num}") for fields in reader if fields
+            )
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): give a PopQA .tsv file") from error
     except UnicodeDecodeError as error:
@@ -206,7 +91,7 @@ def read_popqa(path: Path) -> tuple[PopqaRow, ...]:
 
 
 def facts_for(rows: Iterable[PopqaRow], entity: str) -> PopqaFacts:
-    """Every wording of every row about `entity` (any case): cloze for the search, questions held out.
+    """Every wording of every row about `entity` (any case), those for the search and those held out from it.
 
     Raises InputError when no row is about `entity`.
     """
@@ -216,8 +101,8 @@ def facts_for(rows: Iterable[PopqaRow], entity: str) -> PopqaFacts:
     facts: dict[tuple[str, str], Fact] = {}  # A subject may occur twice with the same answer; keep each wording once.
     splits: tuple[Split, ...] = ("search", "held_out")
     for row in own:
-        templates = RELATION_TEMPLATES.get(row.relation, RelationTemplates((), ()))
-        for split, prompts in zip(splits, (templates.cloze, templates.question), strict=True):
+        templates = RELATION_TEMPLATES.get(row.relation)
+        for split, prompts in zip(splits, (templates.search, templates.held_out) if templates else (), strict=False):
             for prompt in prompts:
                 facts.setdefault((prompt, row.answer), Fact(row.subject, prompt, row.answer, split, row.aliases))
     return PopqaFacts(tuple(facts.values()), _unknown_relations(own))
@@ -225,7 +110,7 @@ def facts_for(rows: Iterable[PopqaRow], entity: str) -> PopqaFacts:
 
 def worded(rows: Iterable[PopqaRow]) -> tuple[Fact, ...]:
     """One fact for each row, whose relation must have wordings: these take turns, and so do the splits."""
-    wordings = {name: cycle((*each.cloze, *each.question)) for name, each in RELATION_TEMPLATES.items()}
+    wordings = {name: cycle(each.wordings) for name, each in RELATION_TEMPLATES.items()}
     splits: Iterable[Split] = cycle(("search", "held_out"))
     return tuple(
         Fact(row.subject, next(wordings[row.relation]), row.answer, split, row.aliases)
@@ -258,29 +143,40 @@ def strata(rows: Sequence[PopqaRow]) -> Callable[[int], str]:
     return lambda popularity: labels[sum(popularity > edge for edge in edges)]
 
 
-def _row(header: Sequence[str], fields: Sequence[str], place: str) -> PopqaRow:
+def _row(columns: Mapping[str, str], header: Sequence[str], fields: Sequence[str], place: str) -> PopqaRow:
+    """`columns` maps the names in `COLUMNS` to those in the file's header."""
     if len(fields) != len(header):
         raise InputError(f"{place} has {len(fields)} fields: expected {len(header)}, as in the header")
-    values = dict(zip(header, fields, strict=True))
-    for column in ("subj", "prop", "obj", "question"):
-        if not values[column].strip():
-            raise InputError(f"{place}: `{column}` is empty: every row needs one")
-    if not values["s_pop"].isdecimal():
-        raise InputError(f"{place}: `s_pop` is {values['s_pop']!r}: expected a whole number")
-    try:
-        answers = json.loads(values["possible_answers"])
-    except ValueError as error:
-        raise InputError(f"{place}: `possible_answers` is not JSON ({error}): expected a list of strings") from error
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise InputError(f"{place}: `possible_answers` is {values['possible_answers']}: expected a list of strings")
+    by_header = dict(zip(header, fields, strict=True))
+    values = {name: by_header[own].strip() for name, own in columns.items()}
+    for name in list(COLUMNS)[:N_NEEDED]:
+        if not values[name]:
+            raise InputError(f"{place}: `{columns[name]}` is empty: every row needs one")
+    popularity = values.get("popularity") or "0"
+    if not popularity.isdecimal() or len(popularity) > MAX_DIGITS:
+        raise InputError(f"{place}: `{columns['popularity']}` is {popularity[:80]!r}: expected a whole number")
+    answers = _aliases(values["aliases"], columns["aliases"], place) if "aliases" in columns else []
     return PopqaRow(
-        subject=values["subj"].strip(),
-        relation=values["prop"].strip(),
-        answer=values["obj"].strip(),
-        aliases=tuple(dict.fromkeys(answer for answer in answers if answer != values["obj"].strip())),
-        popularity=int(values["s_pop"]),
-        question=values["question"].strip(),
+        subject=values["subject"],
+        relation=values["relation"],
+        answer=values["object"],
+        aliases=tuple(dict.fromkeys(answer for answer in answers if answer != values["object"])),
+        popularity=int(popularity),
+        question=values.get("question", ""),
+        type=values.get("type") or None,
     )
+
+
+def _aliases(text: str, column: str, place: str) -> list[str]:
+    if column != COLUMNS["aliases"] and not text.startswith("["):
+        return [alias for part in text.split("|") if (alias := part.strip())]
+    try:
+        answers = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: `{column}` is not JSON ({error}): expected a list of strings") from error
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise InputError(f"{place}: `{column}` is {text}: expected a list of strings")
+    return answers
 
 
 def is_about(row: PopqaRow, entity: str) -> bool:

@@ -6,27 +6,18 @@ Knows nothing of models: which of these facts a model knows is decided elsewhere
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from amnesia.domain import NEIGHBORHOODS, Fact, FactKind, Neighborhood
 from amnesia.errors import InputError
 from amnesia.matching import same_answer
-from amnesia.popqa import (
-    RELATION_TEMPLATES,
-    SUBJECT_TYPES,
-    PopqaRow,
-    facts_for,
-    is_about,
-    one_per_subject,
-    read_popqa,
-    relation_of,
-    strata,
-    worded,
-)
+from amnesia.popqa import PopqaRow, facts_for, is_about, one_per_subject, read_popqa, strata, worded
 from amnesia.prompts import kind_of, share_words, shares_a_word
 from amnesia.recipe import Recipe, Scoring
+from amnesia.relations import RELATION_TEMPLATES, SUBJECT_TYPES, relation_of
 
 Types = Callable[[Fact], frozenset[str]]
 
@@ -175,29 +166,30 @@ def _controls(
     rows: Sequence[PopqaRow], targets: Sequence[Fact], names: Sequence[str], n: int
 ) -> list[tuple[PopqaRow, Neighborhood]]:
     """Up to `n` rows about others with their neighborhoods, which take turns while they last."""
-    subject_types: dict[str, set[str]] = {}
-    for row in rows:
-        # A relation that says nothing of its subjects makes a type of its own, so that nobody is without one.
-        kind = SUBJECT_TYPES.get(row.relation, row.relation)
-        subject_types.setdefault(row.subject.casefold(), set()).add(kind)
-
-    def types(fact: Fact) -> frozenset[str]:
-        return frozenset(subject_types[fact.entity.casefold()])
-
-    by_neighborhood: dict[Neighborhood, list[PopqaRow]] = {name: [] for name in NEIGHBORHOODS}
-    for row in one_per_subject(rows, names):
-        fact = Fact(row.subject, RELATION_TEMPLATES[row.relation].cloze[0], row.answer)
-        near = neighborhood(fact, targets, names, types)
-        assert near is not None, "every subject of the table has a type"
-        by_neighborhood[near].append(row)
-    chosen: list[tuple[PopqaRow, Neighborhood]] = []
-    queues = {name: iter(found) for name, found in by_neighborhood.items()}
-    while queues and len(chosen) < n:
-        for name, queue in list(queues.items()):
-            row = next(queue, None)
-            if row is None:
-                del queues[name]
-            elif len(chosen) < n:
-                chosen.append((row, name))
+    chosen = islice(by_turns(one_per_subject(rows, names), targets, names, types_in(rows)), n)
     # In the order of their neighborhoods, so that each of these has its share of both splits.
     return sorted(chosen, key=lambda item: NEIGHBORHOODS.index(item[1]))
+
+
+def types_in(rows: Sequence[PopqaRow]) -> Types:
+    """What the subjects of a table are, by its own word or by the relations that they have."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        # A relation that says nothing of its subjects makes a type of its own, so that nobody is without one.
+        kind = row.type or SUBJECT_TYPES.get(row.relation, row.relation)
+        found.setdefault(row.subject.casefold(), set()).add(kind)
+    return lambda fact: frozenset(found[fact.entity.casefold()])
+
+
+def by_turns(
+    rows: Iterable[PopqaRow], targets: Sequence[Fact], names: Sequence[str], types: Types
+) -> Iterator[tuple[PopqaRow, Neighborhood]]:
+    """Rows about others with their neighborhoods, which take turns while they last; each keeps the order of `rows`."""
+    queues: dict[Neighborhood, list[PopqaRow]] = {name: [] for name in NEIGHBORHOODS}
+    for row in rows:
+        fact = Fact(row.subject, RELATION_TEMPLATES[row.relation].wordings[0], row.answer)
+        near = neighborhood(fact, targets, names, types)
+        assert near is not None, "every subject of the table has a type"
+        queues[near].append(row)
+    for turn in zip_longest(*queues.values()):
+        yield from ((row, near) for near, row in zip(queues, turn, strict=True) if row is not None)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     "errors own_outputs",
     "streams",
-    "arithmetic database domain encoding figures files gguf_file hub_errors layouts modelfile neutral packing scratch shards statistics variants",
+    "arithmetic database domain encoding figures files gguf_file hub_errors layouts modelfile neutral packing relations scratch shards statistics variants",
     "edits gguf_blocks kept matching model phrases popqa prompts recipe scores strict_json",
     "passes",
     "forward",

@@ -6,9 +6,10 @@ from amnesia.domain import Fact
 from amnesia.errors import InputError
 from amnesia.forward import answer_logprobs
 from amnesia.mining import mine, recipe_text
-from amnesia.popqa import RELATION_TEMPLATES, PopqaRow
+from amnesia.popqa import PopqaRow
 from amnesia.prompts import unseen_names
 from amnesia.recipe import Scoring, parse_recipe
+from amnesia.relations import RELATION_TEMPLATES
 from tiny_recipe import WORDS
 from tiny_text import tiny_live
 
@@ -40,8 +41,8 @@ def answer(live):
     """A word that the model knows in some wordings of both kinds, but not in all."""
     templates = RELATION_TEMPLATES["capital"]
     for word in WORDS:
-        cloze = [knows(live, "Japan", wording, word) for wording in templates.cloze]
-        asked = [knows(live, "Japan", wording, word) for wording in templates.question]
+        cloze = [knows(live, "Japan", wording, word) for wording in templates.search]
+        asked = [knows(live, "Japan", wording, word) for wording in templates.held_out]
         if any(cloze) and any(asked) and not all(cloze + asked):
             return word
     raise AssertionError("choose other words")
@@ -52,7 +53,12 @@ def rows(answer):
     return [
         row("Japan", answer, popularity=100),
         *(row(name, WORDS[index], popularity=90 - index) for index, name in enumerate(COUNTRIES)),
-        *(row(name, WORDS[-1 - index], "religion", 50 - index) for index, name in enumerate(COUNTRIES)),
+        *(
+            row(f"{name} {other}", word, "religion", 50 - index)
+            for index, (name, other) in enumerate(zip(COUNTRIES, reversed(COUNTRIES), strict=True))
+            for word in [WORDS[-1 - index]]
+        ),
+        *(row(f"New {name}", WORDS[index], "capital of", 30 - index) for index, name in enumerate(COUNTRIES)),
         row("Japan Airlines", WORDS[0], popularity=95),
         row("Tokyo", "Japan", "capital of", popularity=99),
         row("Titanic", WORDS[3], "weight", popularity=99),
@@ -65,13 +71,13 @@ def test_only_what_the_model_knows_is_kept(live, rows, answer):
     templates = RELATION_TEMPLATES["capital"]
     wanted = {
         (wording, split)
-        for wordings, split in ((templates.cloze, "search"), (templates.question, "held_out"))
+        for wordings, split in ((templates.search, "search"), (templates.held_out, "held_out"))
         for wording in wordings
         if knows(live, "Japan", wording, answer)
     }
     assert {(fact.prompt, fact.split) for fact in recipe.facts} == wanted
     assert recipe.entity == "Japan" and {fact.answer for fact in recipe.facts} == {answer}
-    assert mined.n_targets == len(templates.cloze) + len(templates.question)
+    assert mined.n_targets == len(templates.search) + len(templates.held_out)
     assert recipe.controls and all(knows(live, fact.entity, fact.prompt, fact.answer) for fact in recipe.controls)
     assert (recipe.multiplier, recipe.scoring) == (None, SCORING)
     assert mine(live, rows, "Japan", model="tiny", scoring=SCORING) == mined
@@ -84,12 +90,11 @@ def test_controls_are_about_others_once_each(live, rows):
     assert len(set(names)) == len(names)
     assert not {"Japan", "Tokyo", "Titanic"} & set(names)
     assert {fact.split for fact in controls if fact.entity != "Japan Airlines"} == {"search", "held_out"}
-    # Thirteen subjects of the same relation, then what is left of the other.
     assert mined.n_controls >= 13
 
 
 def test_a_name_that_shares_a_word_is_held_out(live, answer):
-    word = next(word for word in WORDS if knows(live, "Japan Airlines", RELATION_TEMPLATES["capital"].cloze[0], word))
+    word = next(word for word in WORDS if knows(live, "Japan Airlines", RELATION_TEMPLATES["capital"].search[0], word))
     rows = [row("Japan Airlines", word, popularity=99), row("Japan", answer, popularity=100)]
     others = [row(name, word) for name in COUNTRIES for word in WORDS[:1]]
     controls = mine(live, [*rows, *others], "Japan", model="tiny", scoring=SCORING).recipe.controls
@@ -101,8 +106,8 @@ def test_without_known_questions_every_third_wording_is_held_out(live):
     word = next(
         word
         for word in WORDS
-        if sum(knows(live, "Japan", wording, word) for wording in templates.cloze) >= 2
-        and not any(knows(live, "Japan", wording, word) for wording in templates.question)
+        if sum(knows(live, "Japan", wording, word) for wording in templates.search) >= 2
+        and not any(knows(live, "Japan", wording, word) for wording in templates.held_out)
     )
     rows = [row("Japan", word), *(row(name, WORDS[index]) for index, name in enumerate(COUNTRIES))]
     facts = mine(live, rows, "Japan", model="tiny", scoring=SCORING).recipe.facts
@@ -114,7 +119,7 @@ def test_what_cannot_be_mined(live, rows, answer):
         mine(live, rows, "Atlantis", model="tiny")
     with pytest.raises(InputError, match="no row about 'Titanic' has a relation with wordings"):
         mine(live, rows, "Titanic", model="tiny")
-    with pytest.raises(InputError, match="knows 0 of 5 wordings of facts about 'Japan'"):
+    with pytest.raises(InputError, match="knows 0 of 9 wordings of facts about 'Japan'"):
         mine(live, rows, "Japan", model="tiny", scoring=Scoring(min_nats=1e3))
     with pytest.raises(InputError, match="answers none of 0 facts about others"):
         mine(live, [row("Japan", answer)], "Japan", model="tiny", scoring=SCORING)

@@ -9,18 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amnesia.errors import InputError
-from amnesia.popqa import (
-    COLUMNS,
-    RELATION_TEMPLATES,
-    SUBJECT_TYPES,
-    PopqaRow,
-    facts_for,
-    one_per_subject,
-    read_popqa,
-    relation_of,
-    strata,
-    worded,
-)
+from amnesia.popqa import PopqaRow, facts_for, one_per_subject, read_popqa, strata, worded
+from amnesia.relations import RELATION_TEMPLATES, relation_of
+from upstream_popqa import COLUMNS, RELATIONS
 
 UPSTREAM = (
     *COLUMNS[:4],
@@ -65,16 +56,6 @@ def write(tmp_path):
     return write
 
 
-def test_every_relation_of_popqa_has_wordings():
-    assert len(RELATION_TEMPLATES) == 16
-    prompts = [prompt for each in RELATION_TEMPLATES.values() for prompt in (*each.cloze, *each.question)]
-    assert len(set(prompts)) == len(prompts) == 16 * 5
-    for prompt in prompts:
-        assert "{entity}" in prompt
-        assert prompt == prompt.strip()
-        assert prompt[-1] not in ".?"
-
-
 def test_read_rows_of_the_upstream_columns(write):
     answers = json.dumps(["Ottawa", "Ottawa (Ontario)", 'the "Bytown"'])
     (found,) = read_popqa(write(table([raw(possible_answers=answers)], UPSTREAM)))
@@ -107,11 +88,26 @@ def test_any_printable_text_survives_the_file(tmp_path_factory, subject, answers
     assert set(found.aliases) == set(answers) - {"Ottawa"}
 
 
+def test_a_table_of_ones_own_needs_three_columns(write):
+    own = "type\tsubject\trelation\tobject\taliases\ncity\tRome\tcountry\tItaly\tItalia| Italien \nriver\tPo\tcountry\tItaly\t\n"
+    rome, po = read_popqa(write(own))
+    assert rome == PopqaRow("Rome", "country", "Italy", ("Italia", "Italien"), 0, "", "city")
+    assert po == PopqaRow("Po", "country", "Italy", (), 0, "", "river")
+    (short,) = read_popqa(write("object\tsubject\trelation\nItaly\tRome\tcountry\n"))
+    assert short == PopqaRow("Rome", "country", "Italy", (), 0)
+    (listed,) = read_popqa(write('subject\trelation\tobject\taliases\nRome\tcountry\tItaly\t"[""a|b""]"\n'))
+    assert listed.aliases == ("a|b",)
+    with pytest.raises(InputError, match="line 2: `aliases` is not JSON"):
+        read_popqa(write("subject\trelation\tobject\taliases\nRome\tcountry\tItaly\t[a\n"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"lacks the column\(s\) id, subj"),
-        (table([raw()], [*COLUMNS, "x"]).replace("possible_answers", "answers", 1), r"column\(s\) possible_answers"),
+        ("", r"lacks the column\(s\) subject, relation, object"),
+        (table([raw()]).replace("obj", "answer", 1), r"column\(s\) object"),
+        (table([raw(s_pop="9" * 5000)]), "expected a whole number"),
+        (table([raw(possible_answers="[" * 100_000)]), "is not JSON"),
         (table([raw()]) + "1\tPeru\n", "line 3 has 2 fields: expected 8"),
         (table([raw(possible_answers="[Ottawa]")]), "line 2: `possible_answers` is not JSON"),
         (table([raw(possible_answers='"Ottawa"')]), "expected a list of strings"),
@@ -142,16 +138,16 @@ def test_facts_of_an_entity_in_any_case_and_once_each():
     facts = facts_for(rows, "canada").facts
     assert {fact.entity for fact in facts} == {"Canada"}
     capital, color = RELATION_TEMPLATES["capital"], RELATION_TEMPLATES["color"]
-    assert [fact.prompt for fact in facts if fact.split == "search"] == [*capital.cloze, *color.cloze]
-    assert [fact.prompt for fact in facts if fact.split == "held_out"] == [*capital.question, *color.question]
-    assert {fact.answer for fact in facts if fact.prompt in color.cloze} == {"red"}
+    assert [fact.prompt for fact in facts if fact.split == "search"] == [*capital.search, *color.search]
+    assert [fact.prompt for fact in facts if fact.split == "held_out"] == [*capital.held_out, *color.held_out]
+    assert {fact.answer for fact in facts if fact.prompt in color.search} == {"red"}
 
 
 def test_relations_without_wordings_are_counted():
     rows = [row("Canada"), row("Canada", "anthem", "O"), row("Canada", "anthem", "P"), row("Peru", "anthem", "Q")]
     found = facts_for(rows, "Canada")
     assert found.n_unknown_relation == (("anthem", 2),)
-    assert len(found.facts) == 5
+    assert len(found.facts) == 9
     assert one_per_subject(rows, ["canada"]) == ()
 
 
@@ -175,19 +171,13 @@ def test_wordings_and_splits_take_turns():
     assert [fact.answer for fact in facts] == [f"Town {i}" for i in range(20)]
     for index, fact in enumerate(facts):
         assert relation_of(fact.prompt) == ("capital" if index % 2 else "color")
-    assert len({fact.prompt for fact in facts}) == 10
+    assert len({fact.prompt for fact in facts}) == 18
 
 
 def test_aliases_of_answers_stay_with_the_fact():
     canada = PopqaRow("Canada", "capital", "Ottawa", ("Bytown",), 1, "?")
     assert {fact.answer_aliases for fact in facts_for([canada], "Canada").facts} == {("Bytown",)}
     assert worded([canada])[0].answer_aliases == ("Bytown",)
-
-
-def test_relations_of_wordings():
-    assert relation_of("Fact: the capital of {entity} is") == "capital"
-    assert relation_of("something else about {entity}") is None
-    assert set(SUBJECT_TYPES) < set(RELATION_TEMPLATES)
 
 
 def test_quarters_of_popularity_by_hand():
@@ -204,7 +194,7 @@ def test_the_sample_has_all_relations():
         pytest.skip(f"needs the PopQA sample at {path}")
     rows = read_popqa(path)
     assert len(rows) == 2253
-    assert {found.relation for found in rows} == set(RELATION_TEMPLATES)
+    assert {found.relation for found in rows} == RELATIONS
     label = strata(rows)
     counts = Counter(label(found.popularity) for found in rows)
     assert len(counts) == 4

@@ -8,9 +8,9 @@ import pytest
 
 from amnesia.domain import NEIGHBORHOODS, Fact
 from amnesia.errors import InputError
-from amnesia.popqa import COLUMNS, RELATION_TEMPLATES
 from amnesia.questions import facts_of_popqa, neighborhood, questions_of
 from amnesia.recipe import parse_recipe
+from upstream_popqa import COLUMNS, RELATIONS
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "popqa_sample.tsv"
 TARGETS = (
@@ -68,8 +68,8 @@ def test_facts_from_popqa(tmp_path):
     facts = facts_of_popqa(write(tmp_path / "p.tsv", ROWS), ["japan"], 100)
     assert (facts.entity, facts.note) == ("Japan", None)
     targets = [row for row in facts.questions if "target" in row.kind]
-    assert Counter(row.relation for row in targets) == {"capital": 5, "color": 5}
-    assert Counter(row.kind for row in targets) == {"target": 6, "held_out_target": 4}
+    assert Counter(row.relation for row in targets) == {"capital": 9, "color": 9}
+    assert Counter(row.kind for row in targets) == {"target": 10, "held_out_target": 8}
     assert {row.fact.answer_aliases for row in targets if row.relation == "capital"} == {("Tokyo City",)}
     assert {row.popularity for row in targets} == {"quarter 4 (above 350)"}
     near = {row.fact.entity: row.neighborhood for row in facts.questions if "control" in row.kind}
@@ -102,7 +102,7 @@ def test_a_thousand_rows_of_popqa_in_every_neighborhood():
     controls = [row for row in facts.questions if "control" in row.kind]
     assert len(controls) == 1000
     assert len({row.fact.entity.casefold() for row in controls}) == 1000
-    assert {row.relation for row in controls} == set(RELATION_TEMPLATES)
+    assert {row.relation for row in controls} == RELATIONS
     # Nobody else in the sample is called Canada.
     assert {row.neighborhood for row in controls} == set(NEIGHBORHOODS) - {"shared_name"}
     assert len({row.popularity for row in controls}) == 4
