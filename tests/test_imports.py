@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     "errors own_outputs",
     "streams",
-    "arithmetic database domain encoding figures files gguf_file hub_errors layouts modelfile neutral packing relations scratch shards statistics variants",
-    "edits gguf_blocks kept matching model phrases popqa prompts recipe scores strict_json",
+    "arithmetic database domain encoding figures files gguf_file hub_errors layouts modelfile neutral numerals packing relations scratch shards statistics svg variants",
+    "edits gguf_blocks kept matching model phrases popqa prompts recipe report_figures report_terms report_view scores strict_json",
     "passes",
     "forward",
-    "damage gguf_layout interventions journal loading manifest quantization questions relearning safetensors_file stress",
+    "damage gguf_layout html interventions journal loading manifest quantization questions relearning safetensors_file stress",
     "checkpoint localization measurement search sources",
     "adapter atlas columns evaluation extraction gguf_edit injection layer_significance mining remote resistance robustness sweep",
     "card examination findings gguf_verify saving stress_results sufficiency undo verification",
@@ -36,7 +36,7 @@ ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names.split()}
 MODULES = sorted(path.stem for path in (ROOT / "amnesia").glob("*.py") if path.stem != "__init__")
 NO_TORCH = (
     "cli in_place manifest checkpoint adapter gguf_edit gguf_verify saving proofs sources undo verification recipe "
-    "remote publication card hub upload_plan replay"
+    "remote publication card hub upload_plan replay html"
 )
 
 

@@ -1,0 +1,45 @@
+"""Numbers as text for readers."""
+
+from __future__ import annotations
+
+import math
+
+_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A number with a true minus sign, and none for zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def short(value: float) -> str:
+    """A number with as few digits as it needs, and a true minus sign."""
+    return f"{value:g}".replace("-", "−")
+
+
+def positive(value: float) -> str:
+    """A positive number of any size: 12.3, 4,560, 7.8 × 10¹²."""
+    if value < 1000:
+        return f"{value:.1f}"
+    if value < 1e6:
+        return f"{value:,.0f}"
+    exponent = math.floor(math.log10(value))
+    return f"{value / 10**exponent:.1f} × 10{str(exponent).translate(_RAISED)}"
+
+
+def share(value: float) -> str:
+    """A share of 1 in percent, without digits after the point."""
+    return f"{value:.0%}"
+
+
+def change(ratio: float) -> str:
+    """A ratio as the change that it is: +1.1 %, or 3.4 times from a doubling on."""
+    if ratio >= 2:
+        return f"{positive(ratio)} times"
+    return f"{signed(100 * (ratio - 1), 1) if ratio < 1 else f'+{100 * (ratio - 1):.1f}'} %"
+
+
+def flat(text: str, most: int = 300) -> str:
+    """A text on one line; what is cut off is shown by an ellipsis."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"

@@ -1,0 +1,307 @@
+"""The figures of `report.html`. Targets are filled diamonds and controls open circles, so that no color is needed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amnesia.numerals import flat, share, short, signed
+from amnesia.svg import Drawing, Scale, around
+
+Row = Mapping[str, Any]
+# Each figure is drawn for two widths, in CSS pixels, so that text has its size on a phone too; the page shows one.
+WIDTHS = {"wide": 720.0, "narrow": 330.0}
+TARGET, CONTROL = ("diamond", "target full"), ("circle", "control open")
+_CHAR = 7.4
+"""Width of an average character in pixels, by which legends and boxes are laid out."""
+_MANY = 600
+"""Marks from which on they carry no text of their own, for the size of the page."""
+_EDGES = (-2.0, 2.0)
+"""Knowledge scores beyond these are drawn at the edge, so that one odd fact does not flatten all others."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its interval and, behind it, the single values. `mark` is a shape and its classes."""
+
+    label: str
+    mark: tuple[str, str]
+    mean: float
+    low: float
+    high: float
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line through points; `errors` are half the heights of a band around it."""
+
+    label: str
+    mark: tuple[str, str]
+    line: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    errors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Track:
+    """Two shares (0 to 1) of one subject, joined by a line; None where one was not measured."""
+
+    label: str
+    shape: str
+    color: str
+    before: float | None
+    after: float | None
+
+
+def both(draw: Callable[[str, float], Drawing], key: str) -> str:
+    """A figure for wide windows and for narrow ones; `draw` gets the prefix of ids and the width in pixels."""
+    return "".join(draw(f"{key}-{name}", width).to_svg(f"figure {name}") for name, width in WIDTHS.items())
+
+
+def intervals(rows: Sequence[Interval], title: str, key: str) -> str:
+    """Means of knowledge scores with their 95 % intervals, one below the other, over the facts themselves."""
+    described = "; ".join(f"{row.label}: {_with_interval(row)}" for row in rows)
+    ends = around([value for row in rows for value in (row.low, row.high, *row.values)], -0.25, 1.25, *_EDGES)
+
+    def draw(name: str, width: float) -> Drawing:
+        drawing = Drawing(name, title, f"Mean knowledge score with 95 % interval. {described}.", width)
+        x = Scale(*ends, 10, width - 10)
+        # Where both do not fit on a line, the numbers go below the label.
+        below = 18 * any(_CHAR * len(row.label + _with_interval(row)) > width for row in rows)
+        height = 54 + below
+        bottom = 22 + height * len(rows)
+        _landmarks(drawing, x, 22, bottom)
+        for index, row in enumerate(rows):
+            top = 22 + height * index
+            drawing.text(0, top + 19, row.label)
+            place, anchor = (0, "start") if below else (width, "end")
+            drawing.text(place, top + 19 + below, _with_interval(row), "label strong", anchor)
+            y = top + 38 + below
+            shape, classes = row.mark
+            for n, value in enumerate(row.values):
+                # The golden ratio spreads the facts evenly over the height without a draw.
+                drawing.mark(shape, x(value), y - 8 + 16 * (n * 0.618034 % 1), 2.4, f"{classes} faint")
+            drawing.line(x(row.low), y, x(row.high), y, f"interval {classes.split()[0]}")
+            for end in (row.low, row.high):
+                drawing.line(x(end), y - 6, x(end), y + 6, f"interval {classes.split()[0]}")
+            drawing.mark(shape, x(row.mean), y, 5.5, f"{classes} mean")
+        _ticks_below(drawing, x, bottom)
+        drawing.height = bottom + 24
+        return drawing
+
+    return both(draw, key)
+
+
+def scatter(prompts: Sequence[Row], entity: str) -> str:
+    """What each scored fact was worth before the edit and is worth after it, in nats above an unknown name."""
+    facts = [
+        (row, row["logprob_before"] - row["logprob_unknown"], row["logprob_after"] - row["logprob_unknown"])
+        for row in sorted(prompts, key=lambda row: "target" in row["kind"])
+    ]
+    most = max(before for _, before, _ in facts)
+    across = around([before for _, before, _ in facts], 0, most)
+    # A fact can fall without limit; what falls below twice the largest gain is drawn at the edge.
+    up = around([after for _, _, after in facts], -most / 8, most, -2 * most, 2 * most)
+    n_targets = sum("target" in row["kind"] for row, _, _ in facts)
+    n_edge = sum(not up[0] <= after <= up[1] for _, _, after in facts)
+    described = (
+        f"{n_targets} facts about {entity} as filled diamonds, {len(facts) - n_targets} about others as open circles. "
+        "On the rising line a fact is worth as much as before, on the level line no more than for an unknown name."
+        + f" {n_edge} lie beyond the figure and are drawn at its edge."
+        * (n_edge > 0)
+    )
+
+    def draw(key: str, width: float) -> Drawing:
+        drawing = Drawing(key, f"Each fact before and after the edit: {entity} against others", described, width)
+        entries = [(*TARGET, f"{n_targets} facts about {entity}"), (*CONTROL, f"{len(facts) - n_targets} about others")]
+        top = _legend(drawing, entries) + 22
+        bottom = top + (330 if width > 500 else 280)
+        x, y = Scale(*across, 34, width - 10), Scale(*up, bottom, top)
+        drawing.text(0, top - 10, "↑ after the edit: nats above an unknown name", "label small")
+        _grid(drawing, x, y)
+        drawing.line(x(0), y(0), x(across[1]), y(0), "guide")
+        drawing.text(x(0), y(0) + 16, "like an unknown name: score 0", "label small")
+        end = min(across[1], up[1])
+        drawing.line(x(0), y(0), x(end), y(end), "guide dashed")
+        drawing.text(x(end) - 12, y(end) + 6, "as before: score 1", "label small", "end")
+        for row, before, after in facts:
+            shape, classes = TARGET if "target" in row["kind"] else CONTROL
+            tip = None
+            if len(facts) <= _MANY and width == WIDTHS["wide"]:
+                tip = f"{flat(row['prompt'], 90)} {flat(row['answer'], 90)}: score {signed(row['knowledge_score'])}"
+            drawing.mark(shape, x(before), y(after), 3.8, classes, tip)
+        drawing.text(width - 10, bottom + 34, "before the edit: nats above an unknown name →", "label small", "end")
+        drawing.height = bottom + 42
+        return drawing
+
+    return both(draw, "scatter")
+
+
+def sweep(document: Row) -> str:
+    """Mean knowledge scores over multipliers, from 1 downwards, with bands of one standard error."""
+    multipliers = tuple(document["multipliers"])
+    styles = {"target": (TARGET, "target"), "control": (CONTROL, "control dashed")}
+    series = [
+        Series(
+            f"{document['entity'] if curve['kind'] == 'target' else 'others'}, {curve['n']} facts",
+            *styles[curve["kind"]],
+            multipliers,
+            tuple(curve["mean"]),
+            tuple(curve["standard_error"]),
+        )
+        for curve in document["curves"]
+    ]
+    return lines(
+        series, "sweep", "Knowledge score by multiplier of the cells", "multiplier of the cells →", falling=True
+    )
+
+
+def lines(series: Sequence[Series], key: str, title: str, axis: str, *, falling: bool = False) -> str:
+    """Curves of knowledge scores; `falling` lets the horizontal axis run from the highest value to the lowest."""
+    described = " ".join(
+        f"{one.label}: {signed(one.y[0])} at {one.x[0]:g}, {signed(one.y[-1])} at {one.x[-1]:g}." for one in series
+    )
+    places = [x for one in series for x in one.x]
+    ends = around([y for one in series for y in one.y], 0, 1, *_EDGES)
+
+    def draw(name: str, width: float) -> Drawing:
+        drawing = Drawing(name, title, f"Knowledge score. {described}", width)
+        top = _legend(drawing, [(*one.mark, one.label) for one in series]) + 22
+        bottom = top + (260 if width > 500 else 220)
+        sides = (34, width - 12)
+        x = Scale(min(places), max(places), *(reversed(sides) if falling else sides))
+        y = Scale(*ends, bottom, top)
+        drawing.text(0, top - 10, "↑ knowledge score", "label small")
+        _grid(drawing, x, y)
+        for level in (0, 1):
+            drawing.line(sides[0], y(level), sides[1], y(level), "guide dashed")
+        for one in series:
+            points = [(x(a), y(b)) for a, b in zip(one.x, one.y, strict=True)]
+            if one.errors:
+                band = [(x(a), y(b + e)) for a, b, e in zip(one.x, one.y, one.errors, strict=True)]
+                band += [(x(a), y(b - e)) for a, b, e in zip(one.x, one.y, one.errors, strict=True)][::-1]
+                drawing.path(band, f"band {one.line.split()[0]}", closed=True)
+            drawing.path(points, f"curve {one.line}")
+            for (a, b), value, place in zip(points, one.y, one.x, strict=True):
+                drawing.mark(one.mark[0], a, b, 3.4, one.mark[1], f"{one.label}: {signed(value)} at {place:g}")
+        drawing.text(sides[1], bottom + 34, axis, "label small", "end")
+        drawing.height = bottom + 42
+        return drawing
+
+    return both(draw, key)
+
+
+def cells(edits: Sequence[Row]) -> str:
+    """The scaled cells, a row for each layer: neuron and multiplier in a box."""
+    layers: dict[int, list[str]] = defaultdict(list)
+    for edit in sorted(edits, key=lambda row: (row["layer"], row.get("expert", -1), row["neuron"])):
+        expert = f"{edit['expert']}:" if "expert" in edit else ""
+        layers[edit["layer"]].append(f"{expert}{edit['neuron']} × {short(edit['multiplier'])}")
+    described = "; ".join(f"layer {layer}: {', '.join(texts)}" for layer, texts in layers.items())
+
+    def draw(key: str, width: float) -> Drawing:
+        n = len(edits)
+        title = f"{n} scaled cell{'s' * (n != 1)} in {len(layers)} layer{'s' * (len(layers) != 1)}"
+        drawing = Drawing(key, title, f"Neuron × multiplier by layer. {described}.", width)
+        box = _CHAR * max(len(text) for texts in layers.values() for text in texts) + 16
+        y = 0.0
+        for layer, texts in layers.items():
+            drawing.text(0, y + 19, f"layer {layer}", "label strong")
+            x = 78.0
+            for text in texts:
+                if x + box > width and x > 78:
+                    x, y = 78.0, y + 34
+                drawing.add("rect", "cell", x=x + 1, y=y + 1, width=min(box, width - 80), height=26, rx=5)
+                drawing.text(x + min(box, width - 80) / 2 + 1, y + 19, text, "label mono", "middle")
+                x += box + 8
+            y += 40
+        drawing.height = y
+        return drawing
+
+    return both(draw, "cells")
+
+
+def attacks(rows: Sequence[tuple[str, Sequence[Track]]], title: str, key: str) -> str:
+    """Shares of right answers under each attack: an open mark for the original model, a filled one for the edited."""
+    described = "; ".join(
+        f"{label}: " + ", ".join(f"{one.label} {_share(one.before)} to {_share(one.after)}" for one in tracks)
+        for label, tracks in rows
+    )
+    subjects = {one.label: one for _, tracks in rows for one in tracks}
+
+    def draw(name: str, width: float) -> Drawing:
+        drawing = Drawing(name, title, f"Right answers, original to edited model. {described}.", width)
+        entries = [
+            (one.shape, f"{one.color} {fill}", f"{one.label}, {model}")
+            for one in subjects.values()
+            for fill, model in (("open", "original"), ("full", "edited"))
+        ]
+        y = top = _legend(drawing, entries) + 8
+        x = Scale(0, 1, 10, width - 10)
+        heights = [26 + 16 * len(tracks) for _, tracks in rows]
+        bottom = top + sum(heights)
+        for tick in x.ticks():
+            drawing.line(x(tick), top, x(tick), bottom, "grid")
+            drawing.text(x(tick), bottom + 16, share(tick), "label small", "middle")
+        for (label, tracks), height in zip(rows, heights, strict=True):
+            drawing.text(0, y + 17, label)
+            for n, one in enumerate(tracks):
+                place = y + 28 + 16 * n
+                if one.before is not None and one.after is not None:
+                    drawing.line(x(one.before), place, x(one.after), place, f"interval {one.color}")
+                for value, fill in ((one.before, "open"), (one.after, "full")):
+                    if value is not None:
+                        # The open mark is larger, so that it shows where both are in one place.
+                        drawing.mark(one.shape, x(value), place, 5.2 if fill == "open" else 3.4, f"{one.color} {fill}")
+            y += height
+        drawing.height = bottom + 24
+        return drawing
+
+    return both(draw, key)
+
+
+def _with_interval(row: Interval) -> str:
+    return f"{signed(row.mean)} ({signed(row.low)} to {signed(row.high)})"
+
+
+def _share(value: float | None) -> str:
+    return "not measured" if value is None else share(value)
+
+
+def _landmarks(drawing: Drawing, x: Scale, top: float, bottom: float) -> None:
+    for value, label in ((0, "0: unknown name"), (1, "1: as before")):
+        drawing.line(x(value), top, x(value), bottom, "guide dashed")
+        drawing.text(x(value), top - 8, label, "label small", "middle")
+
+
+def _ticks_below(drawing: Drawing, x: Scale, y: float) -> None:
+    drawing.line(x.start, y, x.end, y, "guide")
+    for value in x.ticks():
+        drawing.line(x(value), y, x(value), y + 4, "guide")
+        drawing.text(x(value), y + 18, short(value), "label small", "middle")
+
+
+def _grid(drawing: Drawing, x: Scale, y: Scale) -> None:
+    """Ticks of both axes, with lines through those of the vertical one."""
+    left, right = min(x.start, x.end), max(x.start, x.end)
+    for value in y.ticks():
+        drawing.line(left, y(value), right, y(value), "grid")
+        drawing.text(left - 6, y(value) + 4, short(value), "label small", "end")
+    _ticks_below(drawing, x, y.start)
+
+
+def _legend(drawing: Drawing, entries: Sequence[tuple[str, str, str]]) -> float:
+    """Marks with their meaning, in as many lines as they need; returns where the legend ends."""
+    x, y = 0.0, 14.0
+    for shape, classes, label in entries:
+        width = 18 + _CHAR * len(label) + 18
+        if x and x + width > drawing.width:
+            x, y = 0.0, y + 20
+        drawing.mark(shape, x + 7, y - 4, 4.6, classes)
+        drawing.text(x + 18, y, label)
+        x += width
+    return y + 6

@@ -1,0 +1,229 @@
+"""A small report as `report.json` holds it, with every section; tests take parts away."""
+
+import math
+
+NAMES = ("Spain", "Italy", "Portugal", "Japan", "Brazil", "Michael Faraday")
+
+
+def mean(values):
+    middle = sum(values) / len(values)
+    return {"mean": middle, "low": middle - 0.1, "high": middle + 0.1}
+
+
+def prompt(kind, text, answer, before, after, unknown, said, *, neighborhood=None, excluded=None, relation="capital"):
+    score = None if excluded else (after - unknown) / (before - unknown)
+    return {
+        "kind": kind,
+        "entity": "France" if "target" in kind else text.split()[-2],
+        "prompt": text,
+        "answer": answer,
+        "rank_before": 0,
+        "rank_after": 0 if score is None or score > 0.5 else 41,
+        "logprob_before": before,
+        "logprob_after": after,
+        "logprob_unknown": unknown,
+        "knowledge_score": score,
+        "knowledge_score_first": None if excluded else score + 0.05,
+        "generated_before": f" {answer}.",
+        "generated_after": said,
+        "excluded": excluded,
+        "answer_aliases": [f"City of {answer}"],
+        "exact_match_before": True,
+        "exact_match_after": answer in said,
+        "reply_before": "answer",
+        "reply_after": "answer" if said.strip() else "empty",
+        "neighborhood": neighborhood,
+        "relation": relation,
+        "popularity": "9,000 or more",
+        "kl": 0.01 if "control" in kind else None,
+    }
+
+
+def aggregate(prompts, kind, group="all"):
+    rows = [row for row in prompts if row["kind"] == kind and row["knowledge_score"] is not None]
+    return {
+        "kind": kind,
+        "group": group,
+        "n": len(rows),
+        "n_excluded": sum(row["kind"] == kind for row in prompts) - len(rows),
+        "knowledge_score": mean([row["knowledge_score"] for row in rows]),
+        "knowledge_score_first": mean([row["knowledge_score_first"] for row in rows]),
+        "exact_match_before": mean([float(row["exact_match_before"]) for row in rows]),
+        "exact_match_after": mean([float(row["exact_match_after"]) for row in rows]),
+        "exact_match_change": mean([float(row["exact_match_after"]) - row["exact_match_before"] for row in rows]),
+        "rank_before": {"median": 0},
+        "rank_after": {"median": 41.0},
+        "n_empty_before": 0,
+        "n_empty_after": 1,
+        "n_refused_before": 0,
+        "n_refused_after": 0,
+    }
+
+
+def attack(name, description, **more):
+    rows = [
+        {"subject": subject, "model": model, "n": 12, "knowledge_score": mean([score]), "exact_match": right}
+        for subject, model, score, right in (
+            ("entity", "original", 0.93, 0.83),
+            ("entity", "edited", 0.11, 0.17),
+            ("never_known", "original", 0.04, 0.08),
+            ("never_known", "edited", 0.02, 0.08),
+        )
+    ]
+    return {"attack": name, "description": description, "rows": rows, "examples": [], "not_applicable": None} | more
+
+
+def prompts_of(n_controls):
+    targets = [
+        ("target", "Fact: the capital of France is", "Paris", -0.31, -7.9, -7.6, " Rome."),
+        ("target", "The currency of France is the", "euro", -0.9, -3.1, -6.2, " euro."),
+        ("held_out_target", "The national holiday of France is", "Bastille Day", -1.4, -9.8, -10.2, ""),
+        ("held_out_target", "The highest mountain in France is", "Mont Blanc", -2.2, -8.0, -9.0, " Kusenkai."),
+    ]
+    rows = [prompt(*row) for row in targets]
+    near = ("same_relation", "same_type", "related", "shared_name", "unrelated")
+    for n in range(n_controls):
+        name = NAMES[n % len(NAMES)]
+        kind = "held_out_control" if n % 2 else "control"
+        text = f"Fact {n}: the capital of {name} is"
+        rows.append(prompt(kind, text, "Lima", -0.8, -0.9 - n % 5 / 50, -9.1, " Lima.", neighborhood=near[n % 5]))
+    reason = "not known: the answer is 0.40 nats above an unknown entity, needed are 1"
+    rows.append(
+        prompt("target", "The anthem of France is", "La Marseillaise", -9.6, -9.9, -10.0, " A", excluded=reason)
+    )
+    return rows
+
+
+def sample(n_controls=10):
+    """The report of a run with stress, sweep and tasks."""
+    prompts = prompts_of(n_controls)
+    kinds = ("target", "held_out_target", "control", "held_out_control")
+    near = [f"neighborhood:{name}" for name in ("same_relation", "same_type", "related", "shared_name", "unrelated")]
+    edits = [{"layer": 2, "neuron": 731, "multiplier": -4.0}, {"layer": 5, "neuron": 1490, "multiplier": -1.0}]
+    steps = [
+        {"step": n, "loss": 3.1 - n / 20, "knowledge_score": -0.1 + n / 40, "control": 0.97} for n in range(0, 25, 6)
+    ]
+    return {
+        "format_version": 2,
+        "tool": {"amnesia": "0.1.0", "torch": "2.13.0", "transformers": "5.3.0"},
+        "model": {"id": "acme/tiny-model", "revision": "0123456789abcdef0123456789abcdef01234567"},
+        "edited": "safetensors",
+        "entity": "France",
+        "accepted": True,
+        "findings": [
+            {"level": "damage", "text": "Registers in which perplexity rises most: code (Python) 1.60 times."},
+            {"level": "warning", "text": "The model still writes the right answer to 1 of 2 prompts about France."},
+            {"level": "info", "text": "1 of 3 facts about the target are not scored: the original does not know them."},
+            {"level": "good", "text": "Forgotten: France is like an unknown name; knowledge score 0.27."},
+        ],
+        "extraction": {
+            "entity": "France",
+            "verdict": "strong",
+            "edits": edits,
+            "target": {"knowledge_score": 0.1},
+            "control": {"knowledge_score": 0.98},
+            "candidates_tried": 200,
+        },
+        "changed": {
+            "edits": edits,
+            "tensors": [
+                {
+                    "name": f"model.layers.{edit['layer']}.mlp.down_proj.weight",
+                    "file": "model.safetensors",
+                    "axis": 1,
+                    "indices": [edit["neuron"]],
+                    "before": f"{edit['layer']}" * 64,
+                    "after": f"{edit['layer'] + 1}" * 64,
+                }
+                for edit in edits
+            ],
+        },
+        "aggregates": [aggregate(prompts, kind) for kind in kinds]
+        + [aggregate(prompts, "control", group) for group in near]
+        + [aggregate(prompts, kind, "relation:capital") for kind in kinds],
+        "damage": {
+            "neutral_perplexity": {"before": 32.5, "after": 33.0, "ratio": 33.0 / 32.5},
+            "texts": [
+                {"register": register, "language": language, "n_tokens": 1204, "n_words": 800}
+                | {"perplexity_before": before, "perplexity_after": after, "kl": kl}
+                for register, language, before, after, kl in (
+                    ("news", "English", 30.1, 30.4, 0.0021),
+                    ("story", "German", 84.0, 84.9, 0.0034),
+                    ("code", "Python", 12.0, 19.2, None),
+                )
+            ],
+            "kl_controls": {"mean": 0.012, "low": 0.008, "high": 0.017},
+        },
+        "lm_eval": {"tasks": {"hellaswag": {"acc,none": {"before": 0.35, "after": 0.345}}}},
+        "stress": {
+            "attacks": [
+                attack("paraphrase", "The same fact in other words."),
+                attack(
+                    "in_context_hint",
+                    "A hint stands before the prompt.",
+                    examples=[
+                        {"prompt": "Paris lies there. The capital of France is", "answer": "Paris"}
+                        | {"generated_original": " Paris", "generated_edited": " Paris"}
+                    ],
+                ),
+                attack("misspelling", "Letters are changed.", rows=[], not_applicable="the name has one letter"),
+            ],
+            "quantization": [
+                {
+                    "method": "int8 (torch)",
+                    "rows": [
+                        {"subject": subject, "model": model, "n": 4, "knowledge_score": None, "exact_match": right}
+                        for subject, model, right in (
+                            ("entity", "original", 1.0),
+                            ("entity", "edited", 0.25),
+                            ("control", "original", 1.0),
+                            ("control", "edited", 0.9),
+                        )
+                    ],
+                }
+            ],
+            "relearning": [
+                {"text": text, "model": model, "subject": subject, "steps": steps}
+                for text in ("unrelated text", "one fact")
+                for model, subject in (("edited", "entity"), ("edited", "never_known"), ("original", "entity"))
+            ],
+        },
+        "sweep": {
+            "figure": "sweep",
+            "model": "acme/tiny-model",
+            "entity": "France",
+            "cells": [{"layer": 2, "neuron": 731, "expert": None}],
+            "tokens": "all",
+            "multipliers": [1.0, 0.0, -1.0, -2.0],
+            "curves": [
+                {"kind": "target", "n": 4, "n_excluded": 1, "mean": [1.0, 0.8, 0.2, -0.3], "standard_error": [0.0, 0.1, 0.1, 0.1]},
+                {"kind": "control", "n": 10, "n_excluded": 0, "mean": [1.0, 1.0, 0.99, 0.9], "standard_error": [0.0, 0.0, 0.01, 0.02]},
+            ],
+            "facts": [],
+        },
+        "n_excluded": 1,
+        "prompts": prompts,
+    }  # fmt: skip
+
+
+def hostile(text):
+    """A report in which every text from outside is `text`."""
+    document = sample()
+    document["entity"] = document["model"]["id"] = document["edited"] = text
+    for row in document["prompts"]:
+        for key in ("entity", "prompt", "answer", "generated_before", "generated_after", "relation", "popularity"):
+            row[key] = text
+        row["answer_aliases"] = [text]
+        row["excluded"] = text if row["excluded"] else None
+    for row in document["findings"]:
+        row["text"] = text
+    for row in document["changed"]["tensors"]:
+        row["name"] = row["file"] = text
+    for row in document["stress"]["attacks"]:
+        row["description"] = text
+        row["examples"] = [dict.fromkeys(("prompt", "answer", "generated_original", "generated_edited"), text)]
+    for row in document["stress"]["relearning"]:
+        row["text"] = text
+    document["sweep"]["entity"] = text
+    document["lm_eval"] = {"tasks": {text: {text: {"before": 0.5, "after": math.pi}}}}
+    return document
