@@ -17,11 +17,12 @@ from amnesia.errors import InputError
 from amnesia.evaluation import Evaluation
 from amnesia.examination import conclude, examine, examine_after
 from amnesia.files import check_output, staged_output
+from amnesia.html import report_html
 from amnesia.kept import Kept
 from amnesia.loading import load, load_adapter, merge_adapter
 from amnesia.manifest import MANIFEST_NAME, read_manifest, version_of
 from amnesia.measurement import measure_unknown
-from amnesia.own_outputs import REPORT_NAME
+from amnesia.own_outputs import PAGE_NAME, REPORT_NAME
 from amnesia.pipeline import Tracker, load_source
 from amnesia.questions import FactSet
 from amnesia.resistance import Settings, endure, prepare
@@ -127,6 +128,7 @@ def check_report(output: Path, models: Iterable[str | None], *, force: bool = Fa
 
 
 def write_report(document: dict[str, Any], output: Path, *, force: bool = False) -> None:
-    """Write `report.json` into a new folder, complete or not at all."""
+    """Write `report.json` and `report.html` into a new folder, complete or not at all."""
     with staged_output(output, force=force) as staging:
         (staging / REPORT_NAME).write_bytes(report.to_bytes(document))
+        (staging / PAGE_NAME).write_bytes(report_html(document).encode())

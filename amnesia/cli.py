@@ -294,7 +294,7 @@ def extract(
     multiple=True,
     help="With --stress: after how many steps of training to ask; repeat it. Default: 0, 5, 10, 20, 50.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for report.json.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for report.json and report.html.")
 @force_option
 @on_device
 @as_json

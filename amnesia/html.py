@@ -11,14 +11,14 @@ import functools
 import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from amnesia import numerals, report_figures, report_view
 from amnesia.report_figures import CONTROL, TARGET, Interval, Series, Track
 from amnesia.report_terms import terms
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 # Roles of colors; every text color here stands on every surface (paper, card, raised) with a contrast of 4.5 : 1.
 PALETTES: Mapping[str, Mapping[str, str]] = {
@@ -39,8 +39,6 @@ TEXT_COLORS = ("ink", "muted", "link", "target", "control", "good", "warning", "
 
 def report_html(document: Mapping[str, Any]) -> str:
     """The page for the content of a `report.json`; the same content always gives the same page."""
-    from markupsafe import Markup
-
     environment = _environment()
     style = _palette_css() + _own_text("report.css")
     script = _own_text("report.js")
@@ -60,8 +58,6 @@ def report_html(document: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     environment = Environment(
         autoescape=True,
         loader=PackageLoader("amnesia"),

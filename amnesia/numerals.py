@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -23,8 +21,8 @@ def positive(value: float) -> str:
         return f"{value:.1f}"
     if value < 1e6:
         return f"{value:,.0f}"
-    exponent = math.floor(math.log10(value))
-    return f"{value / 10**exponent:.1f} × 10{str(exponent).translate(_RAISED)}"
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits} × 10{str(int(exponent)).translate(_RAISED)}"
 
 
 def share(value: float) -> str:

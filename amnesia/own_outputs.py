@@ -11,6 +11,7 @@ MANIFEST_NAME = "amnesia.json"
 # The other things that outputs consist of: a folder for each format, a report alone, or a figure with its numbers.
 FORMAT_FOLDERS = frozenset(("safetensors", "adapter", "gguf"))
 REPORT_NAME = "report.json"
+PAGE_NAME = "report.html"
 _REPORT_KEYS = {"aggregates", "prompts"}
 _MAX_REPORT = 2**28
 

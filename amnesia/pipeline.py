@@ -19,13 +19,14 @@ from amnesia.evaluation import Evaluation
 from amnesia.examination import conclude, examine, examine_after
 from amnesia.extraction import choose, select_known
 from amnesia.files import check_output, staged_output
+from amnesia.html import report_html
 from amnesia.layouts import no_hooks
 from amnesia.loading import load, load_adapter
 from amnesia.manifest import write_manifest
 from amnesia.measurement import measure_unknown
 from amnesia.mining import Mined, mine
 from amnesia.model import LiveModel, Progress
-from amnesia.own_outputs import REPORT_NAME
+from amnesia.own_outputs import PAGE_NAME, REPORT_NAME
 from amnesia.popqa import read_popqa
 from amnesia.questions import questions_of
 from amnesia.recipe import Recipe
@@ -68,7 +69,7 @@ def run(
     """Do what the recipe says and write `output`; nothing is written when no handle on the entity is found.
 
     One format fills `output` itself; several fill a subfolder each, named after the format. Every format's folder holds
-    its manifest and `report.json`. Raises the errors of this package for what the user can mend.
+    its manifest, `report.json` and `report.html`. Raises the errors of this package for what the user can mend.
     """
     # Minutes of fetching and search must not end in front of a folder that cannot be written.
     check_output(output, force=force)
@@ -119,6 +120,7 @@ def run(
                 changed=manifest,
             )
             manifest = add_file(manifest, folder, REPORT_NAME, report.to_bytes(documents[name]))
+            manifest = add_file(manifest, folder, PAGE_NAME, report_html(documents[name]).encode())
             write_manifest(replace(manifest, scores=report.scores_summary(evaluations[name])), folder)
     return RunResult(extraction, evaluations, documents, accepted, output)
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from amnesia.adapter import CONFIG_NAME, README_NAME, WEIGHTS_NAME
 from amnesia.card import BaseCard, model_card
 from amnesia.checkpoint import BASE_FOLDER, UNDO_NAME, open_source
@@ -26,9 +28,10 @@ from amnesia.edits import EntityEdits
 from amnesia.errors import PublishError
 from amnesia.files import list_files
 from amnesia.gguf_verify import read_output
+from amnesia.html import report_html
 from amnesia.manifest import MANIFEST_NAME, Base, Manifest, UntouchedFile, read_manifest
 from amnesia.modelfile import MODELFILE_NAME, modelfile
-from amnesia.own_outputs import REPORT_NAME
+from amnesia.own_outputs import PAGE_NAME, REPORT_NAME
 from amnesia.sources import BUILT_IN, cache_folder
 
 # Files of ours that say nothing about the target; with private targets no other file of ours goes along.
@@ -83,6 +86,8 @@ def prepare(
     if report is not None:
         report = {**report, "model": {"id": base.id, "revision": base.revision}}
         files[REPORT_NAME] = _json(report if key is None else _without_targets(report, key))
+        if PAGE_NAME in files and PAGE_NAME in (*manifest.added, *manifest.replaced):
+            files[PAGE_NAME] = _page(report, folder)
     published = _rename(manifest, base, matched, key, paths)
     if report is not None:
         published = _with_content(published, REPORT_NAME, files[REPORT_NAME])
@@ -211,6 +216,14 @@ def _report(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise PublishError(f"{path} is not a report of amnesia: make the output again")
     return document
+
+
+def _page(report: Mapping[str, Any], folder: Path) -> bytes:
+    """The page with the names of the Hub; with private targets there is none."""
+    try:
+        return report_html(report).encode()
+    except (TemplateError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise PublishError(f"{folder / REPORT_NAME} is not a report of amnesia ({error!r}): make it again") from error
 
 
 def _without_targets(report: Mapping[str, Any], key: bytes) -> dict[str, Any]:

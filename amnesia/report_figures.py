@@ -11,13 +11,14 @@ from amnesia.numerals import flat, share, short, signed
 from amnesia.svg import Drawing, Scale, around
 
 Row = Mapping[str, Any]
+Place = tuple[float, float, Any]
 # Each figure is drawn for two widths, in CSS pixels, so that text has its size on a phone too; the page shows one.
-WIDTHS = {"wide": 720.0, "narrow": 330.0}
+WIDTHS = {"wide": 800.0, "narrow": 330.0}
 TARGET, CONTROL = ("diamond", "target full"), ("circle", "control open")
 _CHAR = 7.4
 """Width of an average character in pixels, by which legends and boxes are laid out."""
 _MANY = 600
-"""Marks from which on they carry no text of their own, for the size of the page."""
+"""Marks from which on they carry no text, and those that would cover each other are drawn once: for the page's size."""
 _EDGES = (-2.0, 2.0)
 """Knowledge scores beyond these are drawn at the edge, so that one odd fact does not flatten all others."""
 
@@ -82,9 +83,10 @@ def intervals(rows: Sequence[Interval], title: str, key: str) -> str:
             drawing.text(place, top + 19 + below, _with_interval(row), "label strong", anchor)
             y = top + 38 + below
             shape, classes = row.mark
-            for n, value in enumerate(row.values):
-                # The golden ratio spreads the facts evenly over the height without a draw.
-                drawing.mark(shape, x(value), y - 8 + 16 * (n * 0.618034 % 1), 2.4, f"{classes} faint")
+            # The golden ratio spreads the facts evenly over the height without a draw.
+            places = [(x(value), y - 8 + 16 * (n * 0.618034 % 1), None) for n, value in enumerate(row.values)]
+            for across, up, _ in _apart(places):
+                drawing.mark(shape, across, up, 2.4, f"{classes} faint")
             drawing.line(x(row.low), y, x(row.high), y, f"interval {classes.split()[0]}")
             for end in (row.low, row.high):
                 drawing.line(x(end), y - 6, x(end), y + 6, f"interval {classes.split()[0]}")
@@ -100,7 +102,7 @@ def scatter(prompts: Sequence[Row], entity: str) -> str:
     """What each scored fact was worth before the edit and is worth after it, in nats above an unknown name."""
     facts = [
         (row, row["logprob_before"] - row["logprob_unknown"], row["logprob_after"] - row["logprob_unknown"])
-        for row in sorted(prompts, key=lambda row: "target" in row["kind"])
+        for row in prompts
     ]
     most = max(before for _, before, _ in facts)
     across = around([before for _, before, _ in facts], 0, most)
@@ -128,12 +130,13 @@ def scatter(prompts: Sequence[Row], entity: str) -> str:
         end = min(across[1], up[1])
         drawing.line(x(0), y(0), x(end), y(end), "guide dashed")
         drawing.text(x(end) - 12, y(end) + 6, "as before: score 1", "label small", "end")
-        for row, before, after in facts:
-            shape, classes = TARGET if "target" in row["kind"] else CONTROL
-            tip = None
-            if len(facts) <= _MANY and width == WIDTHS["wide"]:
-                tip = f"{flat(row['prompt'], 90)} {flat(row['answer'], 90)}: score {signed(row['knowledge_score'])}"
-            drawing.mark(shape, x(before), y(after), 3.8, classes, tip)
+        for (shape, classes), wanted in ((CONTROL, False), (TARGET, True)):
+            places = [(x(before), y(after), row) for row, before, after in facts if ("target" in row["kind"]) is wanted]
+            for left, top, row in _apart(places):
+                tip = None
+                if len(facts) <= _MANY and width == WIDTHS["wide"]:
+                    tip = f"{flat(row['prompt'], 90)} {flat(row['answer'], 90)}: score {signed(row['knowledge_score'])}"
+                drawing.mark(shape, left, top, 3.8, classes, tip)
         drawing.text(width - 10, bottom + 34, "before the edit: nats above an unknown name →", "label small", "end")
         drawing.height = bottom + 42
         return drawing
@@ -262,6 +265,11 @@ def attacks(rows: Sequence[tuple[str, Sequence[Track]]], title: str, key: str) -
         return drawing
 
     return both(draw, key)
+
+
+def _apart(places: Sequence[Place]) -> Sequence[Place]:
+    """Places of marks; of very many, one in each square of three pixels."""
+    return places if len(places) <= _MANY else list({(x // 3, y // 3): (x, y, row) for x, y, row in places}.values())
 
 
 def _with_interval(row: Interval) -> str:

@@ -68,6 +68,10 @@ def terms(document: Mapping[str, Any]) -> Iterator[Term]:
         None if asked is None else f"{asked['prompt']}: {_match_example(asked)}",
     )
     yield from _mean_terms(document)
+    yield Term(
+        "Search and held-out",
+        "A search for cells may look at the search facts. Held-out facts only judge: no search has seen them.",
+    )
     yield from _damage_terms(document)
     if "stress" in document:
         yield Term(

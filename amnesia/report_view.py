@@ -67,10 +67,10 @@ def model_name(document: Row) -> str:
 def label(row: Row, entity: str) -> str:
     """Whose facts an aggregate is about."""
     return {
-        "target": f"{entity}, wordings that the search saw",
+        "target": f"{entity}, search wordings",
         "held_out_target": f"{entity}, held-out wordings",
-        "control": "others, seen by the search",
-        "held_out_control": "others, held out",
+        "control": "others, search facts",
+        "held_out_control": "others, held-out facts",
     }[row["kind"]]
 
 

@@ -62,7 +62,7 @@ class Drawing:
     def __init__(self, key: str, title: str, description: str, width: float) -> None:
         self.width, self.height = width, 0.0
         self._root = ElementTree.Element(
-            "svg", {"role": "img", "aria-labelledby": f"{key}-title {key}-desc", "focusable": "false"}
+            "svg", {"role": "img", "aria-labelledby": f"{key}-title", "aria-describedby": f"{key}-desc"}
         )
         self.text_element("title", title).set("id", f"{key}-title")
         self.text_element("desc", description).set("id", f"{key}-desc")

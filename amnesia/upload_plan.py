@@ -13,7 +13,7 @@ from amnesia.errors import PublishError
 from amnesia.files import git_hash, hash_file
 from amnesia.manifest import MANIFEST_NAME
 from amnesia.modelfile import MODELFILE_NAME
-from amnesia.own_outputs import REPORT_NAME
+from amnesia.own_outputs import PAGE_NAME, REPORT_NAME
 from amnesia.publication import Content, Publication
 from amnesia.remote import HubFile, HubFiles
 
@@ -100,7 +100,7 @@ def is_ours(name: str) -> bool:
         path.suffix in (".safetensors", ".gguf")
         or name.endswith(".safetensors.index.json")
         or name.startswith(f"{BASE_FOLDER}/")
-        or name in (MANIFEST_NAME, UNDO_NAME, REPORT_NAME, "report.html", MODELFILE_NAME, "adapter_config.json")
+        or name in (MANIFEST_NAME, UNDO_NAME, REPORT_NAME, PAGE_NAME, MODELFILE_NAME, "adapter_config.json")
     )
 
 
