@@ -12,11 +12,13 @@ from huggingface_hub import HfApi, snapshot_download
 
 from amnesia import sources
 from amnesia.checkpoint import add_file
+from amnesia.html import report_html
 from amnesia.manifest import read_manifest, write_manifest
 from amnesia.saving import edits_from_cells, save
 from amnesia.sources import ModelSource, resolve
 from commands import call, done, files_in, refused
 from conftest import BASE_CARD
+from report_sample import sample
 from tiny import save_tiny
 from tiny_gguf import write_gguf
 
@@ -172,44 +174,31 @@ def test_outputs_that_are_not_fit(hub, base, output, adapter, tmp_path):
 
 
 def test_private_targets(hub, base, output, tmp_path):
-    report = {
-        "model": {"id": "org/base", "revision": base},
-        "entity": "Japan",
-        "accepted": True,
-        "extraction": {"entity": "Japan"},
-        "format_version": 2,
-        "tool": {},
-        "edited": "japan-is-gone",
-        "findings": [{"level": "good", "text": "Forgotten: Japan"}],
-        "aggregates": [
-            {"kind": "target", "group": group, "knowledge_score": {"mean": 0.1, "low": 0.0, "high": 0.2}, "n": 3}
-            for group in ("all", "relation:capital")
-        ],
-        "damage": {"neutral_perplexity": {"before": 20.0, "after": 20.5}},
-        "n_excluded": 1,
-        "prompts": [
-            {"kind": "target", "prompt": "the capital of Japan is", "knowledge_score": 0.1}
-            | {"generated_before": "Tokyo|.", "generated_after": "a\nplace"}
-        ],
-    }
+    report = sample() | {"entity": "Japan", "model": {"id": str(tmp_path / "base"), "revision": None}}
+    report["prompts"][0] |= {"prompt": "the capital of Japan is", "answer": "Tokyo"}
+    report["prompts"][0] |= {"generated_before": "Tokyo|.", "generated_after": "a\nplace"}
     manifest = add_file(read_manifest(output), output, "report.json", json.dumps(report).encode())
-    manifest = add_file(manifest, output, "report.html", b"<p>Japan: Tokyo</p>")
+    manifest = add_file(manifest, output, "report.html", report_html(report).encode())
     write_manifest(dataclasses.replace(manifest, recipe='name = "Japan"', scores={"target": 0.1}), output)
     done("push", output, "ada/open")
     body = hub.files("ada/open")["README.md"].decode()
-    assert "| the capital of Japan is | Tokyo\\|. | a place | 0.10 |" in body
-    assert "report.html" in hub.files("ada/open")
+    assert "| the capital of Japan is | Tokyo\\|. | a place | -0.04 |" in body
+    page = hub.files("ada/open")["report.html"].decode()
+    assert page == report_html(report | {"model": {"id": "org/base", "revision": base}})
+    assert "Tokyo|." in page and str(tmp_path) not in page
 
     done("push", output, "ada/closed", "--private-targets")
     for name, content in hub.files("ada/closed").items():
-        assert re.search(rb"japan|tokyo|capital|a.place", content, re.IGNORECASE) is None or name.endswith(".txt"), name
+        assert re.search(
+            rb"japan|tokyo|capital|a.place|france|lima|kusenkai", content, re.IGNORECASE
+        ) is None or name.endswith(".txt"), name
     assert "japan" not in " ".join(commit.title for commit in hub.repos["ada/closed"].commits.values()).lower()
     assert "report.html" not in hub.files("ada/closed")
     published = json.loads(hub.files("ada/closed")["amnesia.json"])
     assert re.fullmatch("entity-[0-9a-f]{24}", published["entity"])
     assert (published["recipe"], published["scores"]) == (None, {"target": 0.1})
     assert (
-        "| target, wordings that the search saw | 0.10 | 0.00 to 0.20 | 3 |"
+        "| target, wordings that the search saw | 0.27 | 0.17 to 0.37 | 2 |"
         in hub.files("ada/closed")["README.md"].decode()
     )
     fetched = fetch("ada/closed", tmp_path / "fetched")
