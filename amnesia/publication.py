@@ -14,7 +14,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from amnesia.sources import BUILT_IN, cache_folder
 
 # Files of ours that say nothing about the target; with private targets no other file of ours goes along.
 _NEUTRAL = (README_NAME, CONFIG_NAME, WEIGHTS_NAME, UNDO_NAME, MODELFILE_NAME)
+# Files of ours that are published without the target.
+_REDACTED = (REPORT_NAME, PAGE_NAME)
 
 Content = Path | bytes
 
@@ -79,18 +81,16 @@ def prepare(
     names = _names(folder, manifest)
     if key is not None:
         ours = {*manifest.added, *manifest.replaced}
-        names = [name for name in names if name not in ours or name in (*_NEUTRAL, REPORT_NAME)]
+        names = [name for name in names if name not in ours or name in (*_NEUTRAL, *_REDACTED)]
     files: dict[str, Content] = {name: folder / name for name in names}
     paths = {step.base.id for step in manifest.history() if not _is_name(step.base)}
-    report = _report(folder / REPORT_NAME) if REPORT_NAME in files else None
-    if report is not None:
-        report = {**report, "model": {"id": base.id, "revision": base.revision}}
-        files[REPORT_NAME] = _json(report if key is None else _without_targets(report, key))
-        if PAGE_NAME in files and PAGE_NAME in (*manifest.added, *manifest.replaced):
-            files[PAGE_NAME] = _page(report, folder)
+    report = None
+    if REPORT_NAME in files and any(REPORT_NAME in (*step.added, *step.replaced) for step in manifest.history()):
+        report = {**_report(folder / REPORT_NAME), "model": {"id": base.id, "revision": base.revision}}
     published = _rename(manifest, base, matched, key, paths)
-    if report is not None:
-        published = _with_content(published, REPORT_NAME, files[REPORT_NAME])
+    for depth, name, content in _reports(folder, files, manifest, base, key):
+        files[f"{BASE_FOLDER}/" * depth + name] = content
+        published = _with_content(published, name, content, depth)
     for name, content in (extra or {}).items():
         if name not in files:
             files[name] = content
@@ -195,8 +195,39 @@ def _rename(
     )
 
 
-def _with_content(manifest: Manifest, name: str, content: bytes) -> Manifest:
-    """The manifest of an output in which a file of an earlier edit gets other bytes."""
+def _reports(
+    folder: Path, files: Mapping[str, Content], manifest: Manifest, base: BaseCard, key: bytes | None
+) -> Iterator[tuple[int, str, bytes]]:
+    """The reports of all steps and their pages as they are published, each with how many steps back it is.
+
+    Each step keeps the files that it replaced, so that the report of an earlier edit lies in `amnesia-base/`.
+    """
+    steps = list(manifest.history())
+    for depth in range(len(steps)):
+        place = f"{BASE_FOLDER}/" * depth
+        present = [
+            name
+            for name in _REDACTED
+            # A model may come with a file of that name, which is not ours to change.
+            if place + name in files and any(name in (*step.added, *step.replaced) for step in steps[depth:])
+        ]
+        if not present:
+            continue
+        path = folder / place / REPORT_NAME
+        report = {**_report(path), "model": {"id": base.id, "revision": base.revision}}
+        try:
+            shown = report if key is None else _without_targets(report, key)
+            for name in present:
+                yield depth, name, _json(shown) if name == REPORT_NAME else report_html(shown).encode()
+        except (TemplateError, LookupError, TypeError, AttributeError, ValueError) as error:
+            raise PublishError(f"{path} is not a report of amnesia ({error!r}): make it again") from error
+
+
+def _with_content(manifest: Manifest, name: str, content: bytes, depth: int = 0) -> Manifest:
+    """The manifest of an output in which a file of an earlier edit gets other bytes, `depth` steps back."""
+    if depth:
+        assert manifest.previous is not None, "a step has a manifest"
+        return replace(manifest, previous=_with_content(manifest.previous, name, content, depth - 1))
     if name in manifest.added or name in manifest.replaced:
         return manifest  # The file is of this edit; what was there before it stays in its own place.
     row = UntouchedFile(name, len(content), hashlib.sha256(content).hexdigest())
@@ -216,14 +247,6 @@ def _report(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise PublishError(f"{path} is not a report of amnesia: make the output again")
     return document
-
-
-def _page(report: Mapping[str, Any], folder: Path) -> bytes:
-    """The page with the names of the Hub; with private targets there is none."""
-    try:
-        return report_html(report).encode()
-    except (TemplateError, LookupError, TypeError, AttributeError, ValueError) as error:
-        raise PublishError(f"{folder / REPORT_NAME} is not a report of amnesia ({error!r}): make it again") from error
 
 
 def _without_targets(report: Mapping[str, Any], key: bytes) -> dict[str, Any]:

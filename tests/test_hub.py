@@ -18,7 +18,7 @@ from amnesia.saving import edits_from_cells, save
 from amnesia.sources import ModelSource, resolve
 from commands import call, done, files_in, refused
 from conftest import BASE_CARD
-from report_sample import sample
+from report_sample import hostile, sample
 from tiny import save_tiny
 from tiny_gguf import write_gguf
 
@@ -193,7 +193,7 @@ def test_private_targets(hub, base, output, tmp_path):
             rb"japan|tokyo|capital|a.place|france|lima|kusenkai", content, re.IGNORECASE
         ) is None or name.endswith(".txt"), name
     assert "japan" not in " ".join(commit.title for commit in hub.repos["ada/closed"].commits.values()).lower()
-    assert "report.html" not in hub.files("ada/closed")
+    assert "entity-" in hub.files("ada/closed")["report.html"].decode()
     published = json.loads(hub.files("ada/closed")["amnesia.json"])
     assert re.fullmatch("entity-[0-9a-f]{24}", published["entity"])
     assert (published["recipe"], published["scores"]) == (None, {"target": 0.1})
@@ -206,6 +206,49 @@ def test_private_targets(hub, base, output, tmp_path):
     # The key is kept, so that a repeated push changes nothing, and is nobody else's.
     assert "0 sent" in done("push", output, "ada/closed", "--private-targets")
     assert (tmp_path / "cache" / "pseudonym-key").stat().st_mode & 0o77 == 0
+
+
+def with_report(folder, entity):
+    """The output in `folder` with a report about an entity."""
+    report = hostile(f"a fact about {entity}") | {"entity": entity}
+    manifest = add_file(read_manifest(folder), folder, "report.json", json.dumps(report).encode())
+    write_manifest(add_file(manifest, folder, "report.html", report_html(report).encode()), folder)
+    return report
+
+
+def test_reports_of_earlier_edits_are_private_too(hub, base, output, tmp_path):
+    with_report(output, "Japan")
+    done("edit", output, "--cell", "2:9", "--entity", "Peru", "-o", tmp_path / "second")
+    done("edit", tmp_path / "second", "--cell", "2:4", "--entity", "Chad", "-o", tmp_path / "third")
+    with_report(tmp_path / "third", "Chad")
+    for name in ("second", "third"):
+        done("push", tmp_path / name, f"ada/{name}", "--private-targets", "--base", "org/base")
+        files = hub.files(f"ada/{name}")
+        for path, content in files.items():
+            assert re.search(rb"japan|peru|chad|a fact about", content, re.IGNORECASE) is None, path
+        pages = [path for path in files if path.endswith("report.html")]
+        assert pages == (["report.html"] if name == "second" else ["amnesia-base/report.html", "report.html"])
+        fetched = fetch(f"ada/{name}", tmp_path / f"fetched-{name}")
+        done("verify", fetched, "--base", f"org/base@{base}")
+        done("undo", fetched, "--every-step", "-o", tmp_path / f"back-{name}")
+
+
+def test_a_report_of_the_base_is_left_alone(hub, tmp_path):
+    folder = save_tiny(tmp_path / "source")
+    theirs = {"report.json": b"[1]", "report.html": b"<p>theirs</p>", "README.md": BASE_CARD}
+    for name, content in theirs.items():
+        (folder / name).write_bytes(content)
+    hub.add_repo("org/other", files_in(folder))
+    done("edit", "org/other", "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "plain")
+    done("push", tmp_path / "plain", "ada/plain", "--private-targets")
+    assert hub.files("ada/plain").items() >= {name: theirs[name] for name in ("report.json", "report.html")}.items()
+    with_report(tmp_path / "plain", "Japan")
+    done("push", tmp_path / "plain", "ada/ours")
+    assert hub.files("ada/ours")["amnesia-base/report.html"] == b"<p>theirs</p>"
+    assert b"Japan" in hub.files("ada/ours")["report.html"]
+    fetched = fetch("ada/ours", tmp_path / "fetched")
+    done("undo", fetched, "-o", tmp_path / "back")
+    assert files_in(tmp_path / "back").items() >= theirs.items()
 
 
 def test_a_base_that_was_a_folder_needs_its_repository(hub, base, tmp_path):
