@@ -143,7 +143,7 @@ def _stress_figures(stress: Mapping[str, Any], entity: str) -> dict[str, str]:
         ("attacks", [(row["attack"], row["rows"]) for row in stress.get("attacks", ())]),
         ("quantization", [(row["method"], row["rows"]) for row in stress.get("quantization", ())]),
     ):
-        rows = [(label.replace("_", " "), tracks) for label, one in groups if (tracks := _tracks(one, styles))]
+        rows = [(report_view.attack_name(label), tracks) for label, one in groups if (tracks := _tracks(one, styles))]
         if rows:
             title = "Right answers under each attack" if name == "attacks" else "Right answers when quantized"
             found[name] = report_figures.attacks(rows, title, name)
@@ -177,5 +177,5 @@ def _series(run: Mapping[str, Any], styles: Mapping[str, tuple[str, str, str]]) 
         (shape, f"{color} {'open' if original else 'full'}"),
         f"{color} dashed" if original else color,
         tuple(step["step"] for step in steps),
-        tuple(step["knowledge_score"] for step in steps),
+        tuple(report_view.middle(step["knowledge_score"]) for step in steps),
     )

@@ -187,6 +187,16 @@ def maybe(value: float | None) -> str:
     return "–" if value is None else signed(value)
 
 
+def middle(value: Any) -> float | None:
+    """A mean that comes with or without its interval."""
+    return value["mean"] if isinstance(value, Mapping) else value
+
+
+def attack_name(name: str) -> str:
+    """The name of an attack or of a method, for readers."""
+    return {"plain": "no attack: the plain question"}.get(name, name.replace("_", " "))
+
+
 def pair(before: int | None, after: int | None, alone: bool) -> str:
     """Counts before and after."""
     if before is None:
@@ -231,11 +241,13 @@ def relearned(document: Row) -> Iterator[str]:
     for text, runs in relearning_by_text(document.get("stress", {}).get("relearning", ())).items():
         ends = []
         for run in runs:
-            first, last = (run["steps"][place]["knowledge_score"] for place in (0, -1))
-            if run["model"] == "edited" and first is not None and last is not None:
+            if run["model"] != "edited" or not run["steps"]:
+                continue
+            first, last = (middle(run["steps"][place]["knowledge_score"]) for place in (0, -1))
+            if first is not None and last is not None:
                 ends.append(f"{signed(first)} to {signed(last)} for {_whom(run['subject'], entity)}")
         if ends:
-            steps = count(runs[0]["steps"][-1]["step"], "step")
+            steps = count(max(run["steps"][-1]["step"] for run in runs if run["steps"]), "step")
             yield f"{steps} of training on {text} took the edited model's knowledge score from {', from '.join(ends)}."
 
 

@@ -62,7 +62,14 @@ def aggregate(prompts, kind, group="all"):
 
 def attack(name, description, **more):
     rows = [
-        {"subject": subject, "model": model, "n": 12, "knowledge_score": mean([score]), "exact_match": right}
+        {
+            "subject": subject,
+            "model": model,
+            "n": 12,
+            "n_prompts": 24,
+            "knowledge_score": mean([score]),
+            "exact_match": right,
+        }
         for subject, model, score, right in (
             ("entity", "original", 0.93, 0.83),
             ("entity", "edited", 0.11, 0.17),
@@ -70,7 +77,17 @@ def attack(name, description, **more):
             ("never_known", "edited", 0.02, 0.08),
         )
     ]
-    return {"attack": name, "description": description, "rows": rows, "examples": [], "not_applicable": None} | more
+    return {
+        "attack": name,
+        "description": description,
+        "rows": rows,
+        "scale": "the plain question",
+        "n_not_built": 0,
+        "n_not_known": 2,
+        "variants": [],
+        "examples": [],
+        "not_applicable": None,
+    } | more
 
 
 def prompts_of(n_controls):
@@ -101,7 +118,8 @@ def sample(n_controls=10):
     near = [f"neighborhood:{name}" for name in ("same_relation", "same_type", "related", "shared_name", "unrelated")]
     edits = [{"layer": 2, "neuron": 731, "multiplier": -4.0}, {"layer": 5, "neuron": 1490, "multiplier": -1.0}]
     steps = [
-        {"step": n, "loss": 3.1 - n / 20, "knowledge_score": -0.1 + n / 40, "control": 0.97} for n in range(0, 25, 6)
+        {"step": n, "loss": 3.1 - n / 20, "knowledge_score": mean([-0.1 + n / 40]), "control": mean([0.97])}
+        for n in range(0, 25, 6)
     ]
     return {
         "format_version": 2,
@@ -156,13 +174,17 @@ def sample(n_controls=10):
         },
         "lm_eval": {"tasks": {"hellaswag": {"acc,none": {"before": 0.35, "after": 0.345}}}},
         "stress": {
+            "n_facts": 12,
+            "n_controls": 12,
+            "never_known": ["Odrun Velk"],
             "attacks": [
-                attack("paraphrase", "The same fact in other words."),
+                attack("plain", "The question as it is.", variants=[{"variant": "first form", "rows": attack("", "")["rows"]}]),
+                attack("paraphrase", "The same fact in other words.", scale="this question"),
                 attack(
                     "in_context_hint",
                     "A hint stands before the prompt.",
                     examples=[
-                        {"prompt": "Paris lies there. The capital of France is", "answer": "Paris"}
+                        {"variant": "list", "prompt": "Paris lies there. The capital of France is", "answer": "Paris"}
                         | {"generated_original": " Paris", "generated_edited": " Paris"}
                     ],
                 ),
@@ -171,8 +193,10 @@ def sample(n_controls=10):
             "quantization": [
                 {
                     "method": "int8 (torch)",
+                    "description": "Every linear layer in eight bits.",
+                    "not_applicable": None,
                     "rows": [
-                        {"subject": subject, "model": model, "n": 4, "knowledge_score": None, "exact_match": right}
+                        {"subject": subject, "model": model, "n": 4, "n_prompts": 4, "knowledge_score": None, "exact_match": right}
                         for subject, model, right in (
                             ("entity", "original", 1.0),
                             ("entity", "edited", 0.25),
@@ -183,7 +207,7 @@ def sample(n_controls=10):
                 }
             ],
             "relearning": [
-                {"text": text, "model": model, "subject": subject, "steps": steps}
+                {"text": text, "model": model, "subject": subject, "n": 4, "example": text, "steps": steps, "not_applicable": None}
                 for text in ("unrelated text", "one fact")
                 for model, subject in (("edited", "entity"), ("edited", "never_known"), ("original", "entity"))
             ],

@@ -1,6 +1,7 @@
 """The page that shows a report: its structure, its text and its safety, without a browser."""
 
 import base64
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -9,10 +10,11 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 import amnesia
-from amnesia import report_view
+from amnesia import report_view, stress_results
 from amnesia.html import PALETTES, SURFACES, TEXT_COLORS, report_html
 from amnesia.numerals import change, flat, positive, short, signed
 from amnesia.report_terms import terms
@@ -137,6 +139,27 @@ def test_what_is_quoted_stays_text(text):
     assert len(page.all("script")) == 1
     assert "1337" not in page.text
     assert page.text.count(" ".join(text.split()).split()[0]) > 20
+
+
+def test_the_sample_is_a_report():
+    """The pages of these tests are of the documents that the package writes."""
+    schema = json.loads((Path(amnesia.__file__).parent / "report.schema.json").read_text(encoding="utf-8"))
+    for document in (sample(), alone(), without(*OPTIONAL)):
+        jsonschema.validate(document, schema)
+    stress = sample()["stress"]
+    rows = stress["attacks"][0]["rows"] + stress["quantization"][0]["rows"]
+    for kind, found in (
+        (stress_results.Stress, [stress]),
+        (stress_results.AttackResult, stress["attacks"]),
+        (stress_results.QuantizationResult, stress["quantization"]),
+        (stress_results.RelearningResult, stress["relearning"]),
+        (stress_results.RelearningStep, stress["relearning"][0]["steps"]),
+        (stress_results.Variant, stress["attacks"][0]["variants"]),
+        (stress_results.Example, stress["attacks"][2]["examples"]),
+        (stress_results.Row, rows),
+    ):
+        for one in found:
+            assert one.keys() == {field.name for field in dataclasses.fields(kind)}, kind
 
 
 def test_the_same_report_gives_the_same_page():
