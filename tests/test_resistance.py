@@ -19,6 +19,7 @@ from amnesia.recipe import parse_recipe
 from amnesia.report import to_bytes
 from amnesia.resistance import Settings, endure, prepare
 from amnesia.scores import knowledge_score
+from amnesia.stress_findings import stress_findings
 from test_pipeline import Silent
 from tiny_recipe import recipe_text
 from tiny_text import save_tiny_live
@@ -95,6 +96,8 @@ def test_an_attack_is_scored_by_plain_log_probabilities(assessed, model, output,
 
 
 def test_everything_that_was_asked_for_is_in_the_report(assessed):
+    found = [row.text for row in stress_findings(assessed[0].stress, "Japan")]
+    assert found and set(found) <= {row["text"] for row in assessed[0].document["findings"]}
     document = json.loads(json.dumps(assessed[0].document["stress"], allow_nan=False))
     assert [row["attack"] for row in document["attacks"]] == [
         "plain", "paraphrase", "alias", "misspelling", "other_language", "in_context_hint", "reverse", "two_hop"
