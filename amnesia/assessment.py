@@ -27,6 +27,7 @@ from amnesia.pipeline import Tracker, load_source
 from amnesia.questions import FactSet
 from amnesia.resistance import Settings, endure, prepare
 from amnesia.sources import ModelSource, resolve
+from amnesia.stress_findings import stress_findings
 from amnesia.stress_results import Stress
 from amnesia.stress_results import conclude as conclude_stress
 
@@ -94,6 +95,7 @@ def assess(
         None if other is None else name_of(other),
         changed=None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder),
         sections=None if endured is None else {"stress": dataclasses.asdict(endured)},
+        further=() if endured is None else stress_findings(endured, facts.entity),
     )
     return Assessment(evaluation, document, endured)
 

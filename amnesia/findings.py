@@ -5,7 +5,7 @@ Every threshold stands here, with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from amnesia.domain import Aggregate, FactKind, Finding, Level
 from amnesia.evaluation import ALL, Evaluation
@@ -49,6 +49,11 @@ def findings(evaluation: Evaluation, entity: str) -> tuple[Finding, ...]:
         (_alone(),) if evaluation.alone else (_target(evaluation, entity), _damage(evaluation), _replies(evaluation))
     )
     found = [item for part in (*parts, _excluded(evaluation)) for item in part]
+    return by_severity(found)
+
+
+def by_severity(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Findings in the order in which they should be read."""
     return tuple(sorted(found, key=lambda item: LEVELS.index(item.level)))
 
 

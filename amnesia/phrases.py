@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from amnesia.domain import Fact
+from amnesia.relations import relation_of
 
 LANGUAGES: Mapping[str, str] = {"de": "German", "fr": "French", "es": "Spanish"}
 
@@ -112,7 +113,7 @@ _ANSWERS: Mapping[str, Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class Relation:
-    """One relation between an entity and an answer, by the wordings that it has.
+    """One relation between an entity and an answer, by the wordings that it has; `name` is that of `relations`.
 
     `reverse` contains `{answer}` and ends where the entity's name begins; `described` names the entity by the answer
     alone. Either is None where the answer does not lead back to one entity. `foreign` has a wording with `{entity}` by
@@ -129,8 +130,11 @@ class Relation:
 
     def states(self, prompt: str, answer: str) -> bool:
         """Whether a prompt with its answer states this relation."""
-        listed = not self.answers or answer.casefold() in self.answers
-        return listed and re.search(self.pattern, prompt, re.IGNORECASE) is not None
+        return self.allows(answer) and re.search(self.pattern, prompt, re.IGNORECASE) is not None
+
+    def allows(self, answer: str) -> bool:
+        """Whether the relation can have this answer."""
+        return not self.answers or answer.casefold() in self.answers
 
 
 def _relation(
@@ -162,7 +166,7 @@ RELATIONS: tuple[Relation, ...] = (
         ("Die Hauptstadt von {entity} ist", "{entity} a pour capitale", "La capital de {entity} es"),
     ),
     _relation(
-        "language",
+        "official language",
         r"\blanguage\b|\bspeak\b|\bread and write in$|\bare (printed|written) in$",
         None,
         "the country where people speak {answer}",
@@ -254,7 +258,7 @@ RELATIONS: tuple[Relation, ...] = (
         ),
     ),
     _relation(
-        "founder",
+        "founded",
         r"\bfounder of$|\bfounded$|\bchief executive of$|\bcompany\b",
         "{answer} was founded by",
         "the founder of {answer}",
@@ -265,7 +269,7 @@ RELATIONS: tuple[Relation, ...] = (
         ),
     ),
     _relation(
-        "inventor",
+        "invention",
         r"\binvent(ed|or|ion)\b",
         "The {answer} was invented by",
         "the inventor of the {answer}",
@@ -371,7 +375,7 @@ RELATIONS: tuple[Relation, ...] = (
         ("Die Mutter von {entity} heißt", "La mère de {entity} s'appelle", "La madre de {entity} se llama"),
     ),
     _relation(
-        "birthplace",
+        "place of birth",
         r"\bborn\b|\bbirthplace\b",
         "{answer} is the birthplace of",
         None,
@@ -384,7 +388,14 @@ def relation_stated(fact: Fact) -> Relation | None:
     """The relation that a fact states, or None for one that is not in the table; no relation here leads to numbers."""
     if any(map(str.isdigit, fact.answer)):
         return None
-    return next((relation for relation in RELATIONS if relation.states(fact.prompt, fact.answer)), None)
+    stated = (relation for relation in RELATIONS if relation.states(fact.prompt, fact.answer))
+    name = relation_of(fact.prompt)
+    if name is not None:
+        # A known wording is of its own relation, whatever words it has; what its answer tells may be another one.
+        named = [relation for relation in RELATIONS if relation.name == name]
+        listed = (relation for relation in stated if relation.answers)
+        return next((relation for relation in named if relation.allows(fact.answer)), next(listed, None))
+    return next(stated, None)
 
 
 def translated(answer: str, language: str) -> str | None:

@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from amnesia.domain import Aggregate, ColumnEdit, Damage, Extraction, Localization
+from amnesia.domain import Aggregate, ColumnEdit, Damage, Extraction, Finding, Localization
 from amnesia.evaluation import ALL, Evaluation
-from amnesia.findings import findings
+from amnesia.findings import by_severity, findings
 from amnesia.manifest import Manifest, version_of
 
 FORMAT_VERSION = 2
@@ -94,11 +94,13 @@ def report_json(
     extraction: Extraction | None = None,
     changed: Manifest | None = None,
     sections: Mapping[str, Any] | None = None,
+    further: Sequence[Finding] = (),
 ) -> dict[str, Any]:
     """The content of `report.json`, which `report.schema.json` describes.
 
     `model` is the id and revision of the original, `edited` the name of what it is compared with. `changed` is the
-    manifest of the edited model where there is one. `sections` are further ones, by their names.
+    manifest of the edited model where there is one. `sections` are further ones, by their names, and `further` what
+    they found.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -107,7 +109,7 @@ def report_json(
         "edited": edited,
         "entity": entity,
         "accepted": accepted,
-        "findings": [dataclasses.asdict(row) for row in findings(evaluation, entity)],
+        "findings": [dataclasses.asdict(row) for row in by_severity((*findings(evaluation, entity), *further))],
         **({} if extraction is None else {"extraction": extraction_json(extraction)}),
         **({} if changed is None else {"changed": changed_json(changed)}),
         "aggregates": [_aggregate_json(row) for row in evaluation.aggregates],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from amnesia.domain import Estimate
+from amnesia.stress_findings import stress_findings
 from amnesia.stress_results import MODELS, AttackResult, QuantizationResult, RelearningResult, Row, Stress
 
 _NAMES = {
@@ -31,6 +32,8 @@ def stress_text(stress: Stress, entity: str) -> str:
             *_quantization_table(stress.quantization),
             "",
             *_relearning_table(stress.relearning),
+            "",
+            *(f"{row.level}: {row.text}" for row in stress_findings(stress, entity)),
         ]
     )
 

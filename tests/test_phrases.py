@@ -2,7 +2,7 @@ import pytest
 
 from amnesia.domain import Fact
 from amnesia.phrases import LANGUAGES, RELATIONS, relation_stated, translated
-from amnesia.popqa import RELATION_TEMPLATES
+from amnesia.relations import RELATION_TEMPLATES, relation_of
 
 
 def stated(prompt, answer="Ada"):
@@ -19,12 +19,14 @@ def stated(prompt, answer="Ada"):
         ("Fact: {entity} is the capital of", "France", "capital of"),
         ("Question: What is {entity} the capital of?\nAnswer:", "France", "capital of"),
         ("{entity} is the seat of government of", "France", "capital of"),
-        ("Children in {entity} learn to read and write in", "French", "language"),
+        ("Children in {entity} learn to read and write in", "French", "official language"),
+        ("Fact: {entity} was a famous", "basketball", "sport"),
+        ("Fact: the company {entity} was founded in", "Japan", None),
         ("Newspapers in {entity} are printed in", "Klingon", None),
         ("Fact: {entity} is a famous", "basketball", "sport"),
         ("Fact: {entity} is a famous", "physicist", None),
         ("Fact: {entity} was born in", "1879", None),
-        ("Fact: {entity} was born in", "Ulm", "birthplace"),
+        ("Fact: {entity} was born in", "Ulm", "place of birth"),
         ("Fact: {entity} was written by", "J.K. Rowling", "author"),
         ("The national holiday of {entity} is", "Bastille", None),
     ],
@@ -33,16 +35,16 @@ def test_relations_are_recognized(prompt, answer, name):
     assert stated(prompt, answer) == name
 
 
-WITHOUT = {"color", "genre", "occupation", "producer", "religion", "screenwriter", "sport"}
-RENAMED = {"place of birth": "birthplace"}
+ANSWERS = {"official language": "French", "continent": "Asia", "sport": "tennis"}
+NAMES = {relation.name for relation in RELATIONS}
 
 
-@pytest.mark.parametrize("relation", sorted(RELATION_TEMPLATES.keys() - WITHOUT))
-def test_wordings_of_popqa_are_of_their_relation_or_of_none(relation):
-    templates = RELATION_TEMPLATES[relation]
-    found = {stated(prompt) for prompt in (*templates.cloze, *templates.question)}
-    assert RENAMED.get(relation, relation) in found
-    assert found <= {RENAMED.get(relation, relation), None}
+@pytest.mark.parametrize("name", RELATION_TEMPLATES)
+def test_known_wordings_are_of_their_relation_or_of_none(name):
+    for prompt in RELATION_TEMPLATES[name].wordings:
+        # A wording that two relations share is of one of them.
+        own = relation_of(prompt)
+        assert stated(prompt, ANSWERS.get(own, "Ada")) == (own if own in NAMES else None)
 
 
 def test_a_sport_is_known_by_its_name():

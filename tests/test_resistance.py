@@ -1,7 +1,9 @@
 """A tiny model goes through everything, on the way that a user takes."""
 
 import json
+from importlib import resources
 
+import jsonschema
 import pytest
 
 from amnesia.assessment import assess
@@ -14,8 +16,10 @@ from amnesia.measurement import measure, measure_unknown
 from amnesia.pipeline import run
 from amnesia.questions import FactSet, Question, facts_of_recipe
 from amnesia.recipe import parse_recipe
+from amnesia.report import to_bytes
 from amnesia.resistance import Settings, endure, prepare
 from amnesia.scores import knowledge_score
+from amnesia.stress_findings import stress_findings
 from test_pipeline import Silent
 from tiny_recipe import recipe_text
 from tiny_text import save_tiny_live
@@ -92,6 +96,8 @@ def test_an_attack_is_scored_by_plain_log_probabilities(assessed, model, output,
 
 
 def test_everything_that_was_asked_for_is_in_the_report(assessed):
+    found = [row.text for row in stress_findings(assessed[0].stress, "Japan")]
+    assert found and set(found) <= {row["text"] for row in assessed[0].document["findings"]}
     document = json.loads(json.dumps(assessed[0].document["stress"], allow_nan=False))
     assert [row["attack"] for row in document["attacks"]] == [
         "plain", "paraphrase", "alias", "misspelling", "other_language", "in_context_hint", "reverse", "two_hop"
@@ -113,6 +119,15 @@ def test_everything_that_was_asked_for_is_in_the_report(assessed):
     before = document["relearning"][0]["steps"][0]
     assert before["knowledge_score"]["mean"] == pytest.approx(1.0, abs=1e-4)
     assert before["control"]["mean"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_report_is_as_its_schema_says(assessed):
+    schema = json.loads(resources.files("amnesia").joinpath("report.schema.json").read_text(encoding="utf-8"))
+    document = json.loads(to_bytes(assessed[0].document))
+    jsonschema.validate(document, schema)
+    document["stress"]["relearning"][0]["model"] = "another"
+    with pytest.raises(jsonschema.ValidationError, match="'another' is not one of"):
+        jsonschema.validate(document, schema)
 
 
 def test_an_adapter_is_merged_and_comes_to_the_same(assessed, model, facts, output):

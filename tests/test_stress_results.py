@@ -179,7 +179,9 @@ def test_one_answer_alone_cannot_be_taught_and_asked():
 
 def test_without_controls_there_are_none():
     curves = [curve(UNRELATED, "Japan", -5.0, -3.0, -1.0)]
-    result = conclude(plan(controls=()), endured(trained=curves), endured(trained=curves))
+    replied = about("one", "Tokyo", (-4.9, "x"), [(-5.0, "x"), (-5.0, "x")])
+    tried = plan(attack(asked(CAPITAL, "plain", "one"), name="plain"), controls=())
+    result = conclude(tried, endured(replied, trained=curves), endured(replied, trained=curves))
     assert result.relearning[0].steps[0].control is None
     assert "others" not in stress_text(result, "Japan").split("trained on")[1]
 
@@ -190,7 +192,7 @@ def test_json_and_tables():
     edited = about("one", "Tokyo", (-5.0, "Kyoto"), [(-5.0, "x"), (-5.0, "x")])
     quantized = {AS_LOADED: measured((-1.0, "Tokyo"), (-2.0, "x"), (-1.0, "Rome")), "int8": "no"}
     curves = [curve(UNRELATED, "Japan", -5.0, -3.0, -1.0), curve(ONE_FACT, "Japan", -5.0, -3.0, -1.0)]
-    tried = plan(attack(one), attack(name="alias", reason="no aliases"))
+    tried = plan(attack(one, name="plain"), attack(one), attack(name="alias", reason="no aliases"))
     result = conclude(tried, endured(original, quantized, curves), endured(edited, quantized, curves))
     assert b"NaN" not in to_bytes(dataclasses.asdict(result))
     lines = [" ".join(line.split()) for line in stress_text(result, "Japan").splitlines()]
@@ -201,3 +203,4 @@ def test_json_and_tables():
     assert "int8 not applicable: original model: no" in lines
     assert "one fact, edited; the entity 0.50" in lines
     assert "others 1.00" in lines
+    assert lines[-1] == "good: Nothing that was tried brought Japan back above a knowledge score of 0.4."
