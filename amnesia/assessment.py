@@ -6,12 +6,12 @@ import dataclasses
 import gc
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amnesia import report
+from amnesia import harness, report
 from amnesia.adapter import CONFIG_NAME
 from amnesia.errors import InputError
 from amnesia.evaluation import Evaluation
@@ -22,6 +22,7 @@ from amnesia.kept import Kept
 from amnesia.loading import load, load_adapter, merge_adapter
 from amnesia.manifest import MANIFEST_NAME, read_manifest, version_of
 from amnesia.measurement import measure_unknown
+from amnesia.model import LiveModel
 from amnesia.own_outputs import PAGE_NAME, REPORT_NAME
 from amnesia.pipeline import Tracker, load_source
 from amnesia.questions import FactSet
@@ -51,15 +52,20 @@ def assess(
     dtype: str = "float32",
     device: str | None = None,
     measurements: Path | None = None,
+    tasks: Sequence[str] = (),
+    task_limit: int | None = None,
 ) -> Assessment:
     """Ask both models about the facts; without `edited`, say what `model` knows.
 
     `edited` may also be the folder of a PEFT adapter for `model`. With `stress`, both also go through attacks,
     quantization and training. Answers to the questions are kept in the file `measurements`, from which a second call
-    takes what is there. Raises InputError for stress without `edited`.
+    takes what is there. `tasks` are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for
+    stress without `edited`, and for tasks without the harness.
     """
     if stress is not None and edited is None:
         raise InputError("stress tests compare two models: give EDITED too")
+    if tasks:
+        harness.check_available()
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
 
@@ -71,6 +77,7 @@ def assess(
         own = kept(source.folder)
         unknown = measure_unknown(live, facts.questions, progress, own)
         before = examine(live, facts.questions, progress, own)
+    scores = [_task_scores(live, tasks, task_limit, tracker)]
     if stress is not None:
         plan = prepare(live, facts, unknown, before.answers, stress, tracker.task)
         original = endure(live, plan, "original", tracker.task)
@@ -84,6 +91,7 @@ def assess(
             live = load(other.folder, str(other), dtype, device)
         with tracker.task("asking the edited model") as progress:
             after = examine_after(live, facts.questions, before, progress, kept(source.folder, other.folder))
+        scores.append(_task_scores(live, tasks, task_limit, tracker))
         if stress is not None:
             merge_adapter(live)
             endured = conclude_stress(plan, original, endure(live, plan, "edited", tracker.task))
@@ -94,10 +102,24 @@ def assess(
         (source.id, source.revision),
         None if other is None else name_of(other),
         changed=None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder),
-        sections=None if endured is None else {"stress": dataclasses.asdict(endured)},
+        sections={
+            **({"lm_eval": report.tasks_json(*scores)} if tasks else {}),
+            **({} if endured is None else {"stress": dataclasses.asdict(endured)}),
+        },
         further=() if endured is None else stress_findings(endured, facts.entity),
     )
     return Assessment(evaluation, document, endured)
+
+
+def _task_scores(
+    live: LiveModel, tasks: Sequence[str], limit: int | None, tracker: Tracker
+) -> Mapping[str, Mapping[str, float]]:
+    if not tasks:
+        return {}
+    with tracker.task(f"lm-eval: {', '.join(tasks)}") as progress:
+        found = harness.task_scores(live, tasks, limit)
+        progress(len(found))
+    return found
 
 
 def fingerprint(folders: Sequence[Path], dtype: str, device: str | None) -> str:

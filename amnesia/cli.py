@@ -294,7 +294,18 @@ def extract(
     multiple=True,
     help="With --stress: after how many steps of training to ask; repeat it. Default: 0, 5, 10, 20, 50.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for report.json and report.html.")
+@click.option(
+    "--lm-eval", "tasks", help="Tasks of the lm-eval harness for both models: names or task files, with commas."
+)
+@click.option(
+    "--lm-eval-limit", "task_limit", type=click.IntRange(1), help="Documents of each task. Default: all of them."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for report.json and report.html. An evaluation that was broken off goes on where it stopped.",
+)
 @force_option
 @on_device
 @as_json
@@ -308,6 +319,8 @@ def evaluate(
     stress: bool,
     stress_facts: int,
     steps: tuple[int, ...],
+    tasks: str | None,
+    task_limit: int | None,
     output: Path | None,
     force: bool,
     dtype: str,
@@ -347,7 +360,16 @@ def evaluate(
         assessment.check_report(output, (model, edited), force=force)
     with contextlib.nullcontext() if output is None else kept.beside(output) as measurements:
         result = assessment.assess(
-            model, edited, facts, terminal, stress=settings, dtype=dtype, device=device, measurements=measurements
+            model,
+            edited,
+            facts,
+            terminal,
+            stress=settings,
+            dtype=dtype,
+            device=device,
+            measurements=measurements,
+            tasks=[] if tasks is None else [name.strip() for name in tasks.split(",")],
+            task_limit=task_limit,
         )
         if output is not None:
             assessment.write_report(result.document, output, force=force)
@@ -355,6 +377,8 @@ def evaluate(
         print_json(result.document)
     else:
         click.echo(report.evaluation_table(result.evaluation, facts.entity))
+        if "lm_eval" in result.document:
+            click.echo(f"\n{report.tasks_table(result.document['lm_eval'])}")
         if result.stress is not None:
             click.echo(f"\n{stress_report.stress_text(result.stress, facts.entity)}")
 

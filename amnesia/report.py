@@ -120,6 +120,34 @@ def report_json(
     }
 
 
+def tasks_json(
+    before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]] | None = None
+) -> dict[str, Any]:
+    """The metrics of lm-eval tasks, before and after; `after` is missing where one model was measured alone."""
+    return {
+        "tasks": {
+            task: {
+                metric: {"before": value, "after": None if after is None else after[task].get(metric)}
+                for metric, value in metrics.items()
+            }
+            for task, metrics in before.items()
+        }
+    }
+
+
+def tasks_table(section: Mapping[str, Any]) -> str:
+    """The metrics of lm-eval tasks on the terminal, without their standard errors."""
+    lines = [f"{'lm-eval task':<32} {'metric':<24} {'before':>8} {'after':>8}"]
+    for task, metrics in section["tasks"].items():
+        for metric, values in metrics.items():
+            if "stderr" not in metric:
+                after = "" if values["after"] is None else f"{values['after']:.4f}"
+                lines.append(
+                    f"{_clip(task, 32):<32} {metric.partition(',')[0]:<24} {values['before']:>8.4f} {after:>8}"
+                )
+    return "\n".join(lines)
+
+
 def changed_json(manifest: Manifest) -> dict[str, Any]:
     """What an edit changed: cells with their multipliers, and columns of tensors with hashes before and after."""
     return {

@@ -19,7 +19,7 @@ ROWS = (
     "edits gguf_blocks kept matching model phrases popqa prompts recipe report_figures report_terms report_view scores strict_json",
     "passes",
     "forward",
-    "damage gguf_layout html interventions journal loading manifest quantization questions relearning safetensors_file stress",
+    "damage gguf_layout harness html interventions journal loading manifest quantization questions relearning safetensors_file stress",
     "checkpoint localization measurement search sources",
     "adapter atlas columns evaluation extraction gguf_edit injection layer_significance mining remote resistance robustness sweep",
     "card examination findings gguf_verify saving stress_results sufficiency undo verification",
