@@ -240,6 +240,7 @@ def test_a_base_that_was_a_folder_needs_its_repository(hub, base, tmp_path):
 def test_a_gguf_takes_card_licence_and_modelfile_along(hub, tmp_path, monkeypatch):
     gguf = write_gguf(tmp_path / "tiny.gguf")
     licence = {"LICENSE": b"the licence", "NOTICE.txt": b"the notice"}
+    hub.add_repo("ada/Llama-other", {"other.gguf": b""})
     hub.add_repo(
         "meta/Tiny-GGUF", {"tiny.gguf": gguf.read_bytes(), "README.md": b"---\nlicense: llama3.2\n---\n", **licence}
     )
@@ -261,9 +262,30 @@ def test_a_gguf_takes_card_licence_and_modelfile_along(hub, tmp_path, monkeypatc
         not in call("push", tmp_path / "out", "ada/Llama-edited", "--base", "meta/Tiny-GGUF").stderr
     )
     fetched = fetch("ada/edited", tmp_path / "fetched")
-    done("verify", fetched, "--base", gguf)
+    for base in (gguf, "meta/Tiny-GGUF"):
+        assert "compared with the base" in done("verify", fetched, "--base", base)
+    assert "has no file tiny.gguf" in refused("verify", fetched, "--base", "ada/Llama-other")
+    done("replay", fetched / "amnesia.json", "-o", tmp_path / "again")
+    assert (tmp_path / "again" / "tiny.gguf").read_bytes() == files["tiny.gguf"]
     done("undo", fetched, "-o", tmp_path / "back")
     assert (tmp_path / "back" / "tiny.gguf").read_bytes() == gguf.read_bytes()
+
+
+def test_a_gguf_in_parts_is_proven_and_made_again_from_its_repository(hub, tmp_path):
+    (tmp_path / "m").mkdir()
+    first = write_gguf(tmp_path / "m" / "tiny.gguf", parts=3)
+    hub.add_repo("org/parts", {path.name: path.read_bytes() for path in first.parent.iterdir()} | {"q4.gguf": b"other"})
+    done("edit", first, "--cell", "1:3", "-o", tmp_path / "out")
+    done("push", tmp_path / "out", "ada/edited", "--base", "org/parts")
+    assert "Modelfile" not in hub.files("ada/edited")
+    hub.reset()
+    assert "compared with the base" in done("verify", tmp_path / "out", "--base", "org/parts")
+    assert hub.lines("GET /org/parts/resolve/*/q4.gguf") == []
+    fetched = fetch("ada/edited", tmp_path / "fetched")
+    done("replay", fetched / "amnesia.json", "-o", tmp_path / "again")
+    parts = {name: content for name, content in files_in(tmp_path / "out").items() if name.endswith(".gguf")}
+    assert len(parts) == 3
+    assert files_in(tmp_path / "again").items() >= parts.items()
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "gguf"])
