@@ -50,22 +50,20 @@ def test_what_is_pushed_can_be_fetched_verified_and_undone(hub, base, output, tm
             assert hub.files("ada/edited")[name] == content, name
 
 
-def test_a_base_on_the_hub_proves_a_folder_with_more_files(hub, base, tmp_path):
+def test_a_base_on_the_hub_proves_a_folder_with_more_files(hub, base, output, tmp_path):
     # The folder has a file that no model needs, which is fetched for the proof and for nothing else.
     source = fetch("org/base", tmp_path / "whole")
-    done("edit", source, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "out")
-    assert (tmp_path / "out" / "assets" / "logo.txt").exists()
+    done("edit", source, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "all")
+    assert (tmp_path / "all" / "assets" / "logo.txt").exists()
     assert not (resolve("org/base").folder / "assets").exists()
-    assert "compared with the base" in done("verify", tmp_path / "out", "--base", "org/base")
+    assert "compared with the base" in done("verify", tmp_path / "all", "--base", "org/base")
     assert (resolve("org/base").folder / "assets" / "logo.txt").exists()
     # What is in the cache for other reasons is not missed in an output that never had it.
-    done("edit", source, "--cell", "0:3", "--entity", "Japan", "--force", "-o", tmp_path / "out")
-    (tmp_path / "out" / "assets" / "logo.txt").unlink()
-    assert "compared with the base" in done("verify", tmp_path / "out", "--base", "org/base")
-    (tmp_path / "out" / "LICENSE").unlink()
-    assert "the output lacks the file LICENSE" in refused("verify", tmp_path / "out", "--base", "org/base")
-    (tmp_path / "out" / "LICENSE").write_bytes(b"another licence")
-    assert "LICENSE" in refused("verify", tmp_path / "out", "--base", "org/base")
+    assert "compared with the base" in done("verify", output, "--base", "org/base")
+    (output / "LICENSE").write_bytes(b"another licence")
+    assert "LICENSE" in refused("verify", output, "--base", "org/base")
+    (output / "LICENSE").unlink()
+    assert "LICENSE is missing" in refused("verify", output, "--base", "org/base")
 
 
 def test_the_card_says_what_the_base_says(hub, base, output, adapter):
