@@ -235,7 +235,7 @@ def _provenance(manifest: Manifest, base: BaseCard, repo_id: str) -> str:
         "",
         "```sh",
         "amnesia verify edited              # the bytes are what the manifest says",
-        f"amnesia verify edited --base {base.id}",
+        f"amnesia verify edited --base {manifest.base}",
     ]
     if manifest.format != "adapter":
         lines.append("amnesia undo edited -o original    # every byte back as it was")

@@ -66,8 +66,7 @@ def push(
     manifest = read_manifest(folder)
     with _stating("nothing was published"):
         base = find_base(manifest, base_name, notice)
-    # A `.gguf` file stands alone, and a folder may come from a place that had left the licence out.
-    with _stating("nothing was published"):
+        # A `.gguf` file stands alone, and a folder may come from a place that had left the licence out.
         extra = licence_files(base.files) if base.files is not None and manifest.format != "adapter" else {}
     key = secret_key() if private_targets else None
     publication = prepare(folder, repo_id, base.card, matched=base.matched, key=key, extra=extra)

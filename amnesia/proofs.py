@@ -42,11 +42,11 @@ def prove_against(folder: Path, base: str | None, notice: Notice) -> Verificatio
     """
     if base is None:
         return prove(folder)
-    manifest_format = read_manifest(folder).format
-    if manifest_format == "adapter" and not is_on_disk(base):
+    manifest = read_manifest(folder)
+    if manifest.format == "adapter" and not is_on_disk(base):
         return verify_adapter(folder, open_remote(*hub_id(base)))
-    if manifest_format == "gguf":
-        return prove(folder, resolve_file(base, notice))
+    if manifest.format == "gguf":
+        return prove(folder, resolve_file(base, notice, name=manifest.base.files[0].file))
     if is_local(base):
         return prove(folder, resolve(base, notice=notice))
     # The Hub's cache may hold further files of the repository, which other programs have fetched.

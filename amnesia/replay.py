@@ -55,7 +55,7 @@ def _read(path: Path) -> Manifest:
 def _find(manifest: Manifest, base: str | None, notice: Callable[[str], None]) -> ModelSource | RemoteCheckpoint:
     name = str(manifest.base) if base is None else base
     if manifest.format == "gguf":
-        return resolve_file(name, notice)
+        return resolve_file(name, notice, name=manifest.base.files[0].file)
     if manifest.format == "adapter" and manifest.previous is None and not is_on_disk(name):
         return open_remote(*hub_id(name))
     return resolve(name, notice=notice)

@@ -159,8 +159,13 @@ def is_on_disk(spec: str, revision: str | None = None) -> bool:
     return True
 
 
-def resolve_file(spec: str, notice: Notice = lambda _: None) -> ModelSource:
-    """A `.gguf` model as it is, for an edit of its own bytes: nothing is converted."""
+def resolve_file(spec: str, notice: Notice = lambda _: None, *, name: str | None = None) -> ModelSource:
+    """A `.gguf` model as it is, for an edit of its own bytes: nothing is converted.
+
+    Where `spec` is a repository, `name` is the file in it, or one part of several, which are then fetched.
+    """
+    if name is not None and not is_local(spec):
+        return _file_from_hub(*hub_id(spec), name)
     path = Path(spec).expanduser()
     if spec in BUILT_IN and not path.exists():
         return _built_in(spec, notice)
@@ -256,23 +261,42 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
 
 def _from_hub(repo: str, revision: str | None, also: Collection[str]) -> ModelSource:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     shown = f"{repo}@{revision}" if revision else repo
     # A name may hold characters that mean something in a pattern.
-    patterns = [*HUB_PATTERNS, *(glob.escape(name) for name in also)]
-    started = time.time()
-    with hub_errors(shown):
-        folder = snapshot_download(repo, revision=revision, allow_patterns=patterns)
-        _check_fetched(Path(folder), shown, started)
-    files = [item.name for item in Path(folder).iterdir()]
+    folder = _fetch_files(repo, revision, [*HUB_PATTERNS, *(glob.escape(name) for name in also)])
+    files = [item.name for item in folder.iterdir()]
     if not any(name.endswith(".safetensors") for name in files):
         with contextlib.suppress(HfHubHTTPError, OSError):
             files = HfApi().list_repo_files(repo, revision=revision)
     check_weights(files, shown)
     # The snapshot folder is named after the commit, which says more than a branch does.
-    return ModelSource(Path(folder), repo, Path(folder).name)
+    return ModelSource(folder, repo, folder.name)
+
+
+def _file_from_hub(repo: str, revision: str | None, name: str) -> ModelSource:
+    split = re.fullmatch(r"(.+)-\d{5}-of-(\d{5}\.gguf)", name)
+    pattern = glob.escape(name)
+    if split is not None:
+        pattern, name = f"{glob.escape(split[1])}-?????-of-{split[2]}", f"{split[1]}-00001-of-{split[2]}"
+    folder = _fetch_files(repo, revision, [pattern])
+    if not (folder / name).is_file():
+        raise SourceError(f"{repo} has no file {name}: give the path of the .gguf file that was edited")
+    return ModelSource(folder, repo, folder.name, gguf=folder / name)
+
+
+def _fetch_files(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    """The files of a repository that match, in the client's cache; raises SourceError."""
+    from huggingface_hub import snapshot_download
+
+    shown = f"{repo}@{revision}" if revision else repo
+    started = time.time()
+    with hub_errors(shown):
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        _check_fetched(folder, shown, started)
+    return folder
 
 
 def _check_fetched(folder: Path, shown: str, since: float) -> None:

@@ -38,7 +38,8 @@ def load(form, model, base=None, file=None):
 
 def score(model, tokenizer, prompt, answer):
     """The whole answer, which starts at the first token that reaches past the prompt."""
-    row = tokenizer(f"{prompt} {answer}", return_tensors="pt", return_offsets_mapping=True)
+    text = prompt + answer if prompt[-1:].isspace() else f"{prompt} {answer}"
+    row = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
     ids = row["input_ids"]
     first = next(index for index, (_, end) in enumerate(row["offset_mapping"][0].tolist()) if end > len(prompt))
     with torch.inference_mode():

@@ -61,7 +61,7 @@ def test_the_body_has_all_that_a_reader_needs(name):
     assert titles == ["What was changed", "Before and after", "Load it", "Limits", "Provenance", "Citation"]
     assert all(text in card for text in LOADING[name])
     assert "suppression, not erasure" in card
-    assert "amnesia verify edited --base org/base" in card
+    assert f"amnesia verify edited --base org/base@{MANIFEST.base.revision}" in card
     assert "Friends and Grandmothers in Silico" in card and "Yona, Itay" in card
 
 

@@ -52,22 +52,20 @@ def test_what_is_pushed_can_be_fetched_verified_and_undone(hub, base, output, tm
             assert hub.files("ada/edited")[name] == content, name
 
 
-def test_a_base_on_the_hub_proves_a_folder_with_more_files(hub, base, tmp_path):
+def test_a_base_on_the_hub_proves_a_folder_with_more_files(hub, base, output, tmp_path):
     # The folder has a file that no model needs, which is fetched for the proof and for nothing else.
     source = fetch("org/base", tmp_path / "whole")
-    done("edit", source, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "out")
-    assert (tmp_path / "out" / "assets" / "logo.txt").exists()
+    done("edit", source, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "all")
+    assert (tmp_path / "all" / "assets" / "logo.txt").exists()
     assert not (resolve("org/base").folder / "assets").exists()
-    assert "compared with the base" in done("verify", tmp_path / "out", "--base", "org/base")
+    assert "compared with the base" in done("verify", tmp_path / "all", "--base", "org/base")
     assert (resolve("org/base").folder / "assets" / "logo.txt").exists()
     # What is in the cache for other reasons is not missed in an output that never had it.
-    done("edit", source, "--cell", "0:3", "--entity", "Japan", "--force", "-o", tmp_path / "out")
-    (tmp_path / "out" / "assets" / "logo.txt").unlink()
-    assert "compared with the base" in done("verify", tmp_path / "out", "--base", "org/base")
-    (tmp_path / "out" / "LICENSE").unlink()
-    assert "the output lacks the file LICENSE" in refused("verify", tmp_path / "out", "--base", "org/base")
-    (tmp_path / "out" / "LICENSE").write_bytes(b"another licence")
-    assert "LICENSE" in refused("verify", tmp_path / "out", "--base", "org/base")
+    assert "compared with the base" in done("verify", output, "--base", "org/base")
+    (output / "LICENSE").write_bytes(b"another licence")
+    assert "LICENSE" in refused("verify", output, "--base", "org/base")
+    (output / "LICENSE").unlink()
+    assert "LICENSE is missing" in refused("verify", output, "--base", "org/base")
 
 
 def test_the_card_says_what_the_base_says(hub, base, output, adapter):
@@ -272,6 +270,7 @@ def test_a_base_that_was_a_folder_needs_its_repository(hub, base, tmp_path):
 def test_a_gguf_takes_card_licence_and_modelfile_along(hub, tmp_path, monkeypatch):
     gguf = write_gguf(tmp_path / "tiny.gguf")
     licence = {"LICENSE": b"the licence", "NOTICE.txt": b"the notice"}
+    hub.add_repo("ada/Llama-other", {"other.gguf": b""})
     hub.add_repo(
         "meta/Tiny-GGUF", {"tiny.gguf": gguf.read_bytes(), "README.md": b"---\nlicense: llama3.2\n---\n", **licence}
     )
@@ -293,9 +292,30 @@ def test_a_gguf_takes_card_licence_and_modelfile_along(hub, tmp_path, monkeypatc
         not in call("push", tmp_path / "out", "ada/Llama-edited", "--base", "meta/Tiny-GGUF").stderr
     )
     fetched = fetch("ada/edited", tmp_path / "fetched")
-    done("verify", fetched, "--base", gguf)
+    for base in (gguf, "meta/Tiny-GGUF"):
+        assert "compared with the base" in done("verify", fetched, "--base", base)
+    assert "has no file tiny.gguf" in refused("verify", fetched, "--base", "ada/Llama-other")
+    done("replay", fetched / "amnesia.json", "-o", tmp_path / "again")
+    assert (tmp_path / "again" / "tiny.gguf").read_bytes() == files["tiny.gguf"]
     done("undo", fetched, "-o", tmp_path / "back")
     assert (tmp_path / "back" / "tiny.gguf").read_bytes() == gguf.read_bytes()
+
+
+def test_a_gguf_in_parts_is_proven_and_made_again_from_its_repository(hub, tmp_path):
+    (tmp_path / "m").mkdir()
+    first = write_gguf(tmp_path / "m" / "tiny.gguf", parts=3)
+    hub.add_repo("org/parts", {path.name: path.read_bytes() for path in first.parent.iterdir()} | {"q4.gguf": b"other"})
+    done("edit", first, "--cell", "1:3", "-o", tmp_path / "out")
+    done("push", tmp_path / "out", "ada/edited", "--base", "org/parts")
+    assert "Modelfile" not in hub.files("ada/edited")
+    hub.reset()
+    assert "compared with the base" in done("verify", tmp_path / "out", "--base", "org/parts")
+    assert hub.lines("GET /org/parts/resolve/*/q4.gguf") == []
+    fetched = fetch("ada/edited", tmp_path / "fetched")
+    done("replay", fetched / "amnesia.json", "-o", tmp_path / "again")
+    parts = {name: content for name, content in files_in(tmp_path / "out").items() if name.endswith(".gguf")}
+    assert len(parts) == 3
+    assert files_in(tmp_path / "again").items() >= parts.items()
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "gguf"])

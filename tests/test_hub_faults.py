@@ -161,7 +161,7 @@ def test_the_token_appears_nowhere(hub, output, tmp_path):
         assert result.exit_code == 2
         texts.append(result.output + result.stderr)
         hub.faults.clear()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DEBUG": "0", "HF_HUB_VERBOSITY": "debug"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug"}
     run = subprocess.run(
         [sys.executable, "-m", "amnesia", "push", output, "ada/edited"], env=environment, capture_output=True, text=True
     )
