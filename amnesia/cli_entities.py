@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,13 +98,19 @@ def robustness(
     lines = [f"{'name':<28} {'kind':<16}" + "".join(f"{cell!s:>18}" for cell in result.cells)]
     for row in result.names:
         values = "".join(f"{f'z {z:.1f}, #{rank}':>18}" for z, rank in zip(row.mean_z, row.ranks, strict=True))
-        lines.append(f"{row.name:<28} {row.language or row.kind:<16}{values}")
+        lines.append(f"{_padded(row.name, 28)} {row.language or row.kind:<16}{values}")
     lines += ["", f"{'kind':<16} {'names':>5} {'median rank':>12} {'mean z':>7} {'in top 100':>11}"]
     lines += [
         f"{row.kind:<16} {row.n:>5} {row.median_rank:>12.1f} {row.mean_z:>7.2f} {row.recognized:>11.0%}"
         for row in result.kinds
     ]
     run.write(result, lines)
+
+
+def _padded(text: str, width: int) -> str:
+    """Text filled up to a width in columns of a terminal, in which East Asian characters take two."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return f"{text:<{width - wide}}"
 
 
 def _translation(text: str) -> Translation:

@@ -242,14 +242,14 @@ def _sufficiency(figure: Any, document: Document) -> None:
 
 def _robustness(figure: Any, document: Document) -> None:
     rows, cells = document["names"], document["cells"]
-    figure.set_size_inches(1.9 + 0.62 * len(cells) + 2.2, 1.4 + 0.26 * len(rows))
+    figure.set_size_inches(2.2 + 0.72 * len(cells) + 2.2, 1.4 + 0.26 * len(rows))
     axes = figure.subplots()
     limit = max(1.0, *(abs(value) for row in rows for value in row["mean_z"]))
     shown = axes.imshow([row["mean_z"] for row in rows], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     for y, row in enumerate(rows):
         for x, (value, rank) in enumerate(zip(row["mean_z"], row["ranks"], strict=True)):
             color = "white" if abs(value) > 0.6 * limit else NEUTRAL
-            axes.text(x, y, f"{value:.1f}\n#{rank}", ha="center", va="center", fontsize=5.5, color=color)
+            axes.text(x, y, f"{value:.1f}\n#{rank}", ha="center", va="center", fontsize=6, color=color)
     axes.set_xticks(range(len(cells)), [_cell(cell) for cell in cells], rotation=45, ha="right")
     axes.set_yticks(
         range(len(rows)), [f"{row['name']}  ({row['language'] or row['kind']})" for row in rows], fontsize=7
