@@ -19,6 +19,7 @@ from amnesia.console import (
     as_json,
     check_file,
     force_option,
+    force_weak_option,
     lines_of,
     on_device,
     popqa_option,
@@ -56,7 +57,7 @@ def main() -> None:
 @click.option("--model", help="Without RECIPE: the model that forgets.")
 @popqa_option
 @alias_option
-@force_option
+@force_weak_option
 @on_device
 @as_json
 def run(
@@ -75,7 +76,8 @@ def run(
 
     Without RECIPE, --model and --entity name the two, and a recipe is made as `mine` does.
 
-    Exits with 1 when the recipe's [accept] bounds are missed or no handle on the entity is found.
+    Exits with 1 when the recipe's [accept] bounds are missed, or when no handle on the entity or only a weak one is
+    found; then nothing is written.
     """
     if recipe is not None:
         if model or popqa or aliases:
@@ -131,7 +133,7 @@ def _mine(
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("amnesia-demo"), show_default=True)
 @click.option("--entity", default="france", show_default=True, help="Name of a shipped recipe; see --list.")
 @click.option("--list", "list_only", is_flag=True, help="List the shipped recipes of the demo model and stop.")
-@force_option
+@force_weak_option
 @as_json
 def demo(output: Path, entity: str, list_only: bool, force: bool, json_output: bool) -> None:
     """Make SmolLM2-135M forget something: `run` on a shipped recipe, with nothing to prepare."""

@@ -83,8 +83,12 @@ def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 
 as_json = click.option("--json", "json_output", is_flag=True, help="Print the result as JSON on standard output.")
 force_option = click.option("--force", is_flag=True, help="Replace an older output of amnesia.")
+force_weak_option = click.option(
+    "--force", is_flag=True, help="Replace an older output of amnesia, and write an edit that is only weak."
+)
 popqa_option = click.option(
-    "--popqa", help="PopQA: the Hub id akariasai/PopQA, or a TSV file with the upstream columns."
+    "--popqa",
+    help="Table of facts: the Hub id akariasai/PopQA, or a TSV file with its columns or subject, relation, object.",
 )
 alias_option = click.option("--alias", "aliases", multiple=True, help="Another name of the entity; may be repeated.")
 on_device = options(

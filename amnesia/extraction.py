@@ -20,7 +20,7 @@ from amnesia.prompts import neutral_texts, peer_prompts
 from amnesia.questions import Question, questions_of
 from amnesia.recipe import Accept, Recipe, Scoring
 from amnesia.scores import knowledge_score
-from amnesia.search import harm, pose, pursue, sensitivity
+from amnesia.search import EXACT_MULTIPLIERS, harm, pose, pursue, sensitivity
 
 Task = Callable[[str], contextlib.AbstractContextManager[Progress]]
 
@@ -108,9 +108,8 @@ def select_known(
 def choose(live: LiveModel, recipe: Recipe, targets: Known, controls: Known, task: Task = silent) -> Extraction:
     """The edit for known search facts.
 
-    Fixed `[[cells]]` are only verified. With a fixed multiplier this is the source's two-step extraction: candidates by
-    stability, each verified by intervention, more cells added while the targets are above the bound. With "auto" a
-    gradient search chooses cells and multipliers.
+    Fixed `[[cells]]` are only verified. The methods "single" and "greedy" are the source's two-step extraction:
+    candidates by stability, each verified by intervention. "pursuit" chooses cells and multipliers by gradient.
     """
     if recipe.cells:
         edits, tried = recipe.cells, len(recipe.cells)
@@ -125,7 +124,7 @@ def choose(live: LiveModel, recipe: Recipe, targets: Known, controls: Known, tas
                 layers=recipe.layers or (0, live.shape.n_layers // 2 - 1),
                 progress=progress,
             )
-        search = _search_free if recipe.multiplier is None else _search_fixed
+        search = _search_free if recipe.method == "pursuit" else _search_stepwise
         edits, tried = search(live, recipe, cell_map, targets, controls, task)
     with edited(live, edits):
         target, control = targets.mean_score(live), controls.mean_score(live)
@@ -142,12 +141,19 @@ def verdict(target: float, control: float, accept: Accept) -> Verdict:
     return "none"
 
 
-def _search_fixed(
+def _search_stepwise(
     live: LiveModel, recipe: Recipe, cell_map: CellMap, targets: Known, controls: Known, task: Task
 ) -> tuple[tuple[ColumnEdit, ...], int]:
-    """The source's two steps, and further cells, in the order of their own effect, while the target bound is missed."""
-    assert recipe.multiplier is not None
-    candidates = [ColumnEdit(row.cell, recipe.multiplier) for row in cell_map.top(N_SINGLE)]
+    """The source's two steps: candidates by stability, each verified by intervention with each allowed multiplier.
+
+    Method "single" keeps the best one. Method "greedy" adds further cells, in the order of their own effect, while the
+    target bound is missed.
+    """
+    multipliers = tuple(
+        item for item in EXACT_MULTIPLIERS if recipe.min_multiplier <= item < 0 and recipe.multiplier is None
+    ) or (-1.0 if recipe.multiplier is None else recipe.multiplier,)
+    candidates = [ColumnEdit(row.cell, item) for row in cell_map.top(N_SINGLE) for item in multipliers]
+    n_asked = len(targets.facts) + len(controls.facts)
 
     def effect(edits: Sequence[ColumnEdit]) -> tuple[float, float]:
         with edited(live, edits):
@@ -157,7 +163,7 @@ def _search_fixed(
         effects = {}
         for edit in candidates:
             effects[edit] = effect([edit])
-            progress(len(targets.facts) + len(controls.facts))
+            progress(n_asked)
         order = sorted(
             (edit for edit in candidates if effects[edit][1] >= recipe.accept.min_control),
             key=lambda edit: effects[edit][0],
@@ -165,13 +171,15 @@ def _search_fixed(
         chosen: list[ColumnEdit] = []
         reached = 1.0
         for edit in order:
-            if len(chosen) == recipe.max_cells or reached <= recipe.accept.max_target:
+            if len(chosen) == (1 if recipe.method == "single" else recipe.max_cells):
                 break
+            if reached <= recipe.accept.max_target or any(edit.cell == other.cell for other in chosen):
+                continue
             target, control = effect([*chosen, edit]) if chosen else effects[edit]
-            progress(len(targets.facts) + len(controls.facts))
+            progress(n_asked)
             if target < reached and control >= recipe.accept.min_control:
                 chosen, reached = [*chosen, edit], target
-    return tuple(sorted(chosen)), len(candidates)
+    return tuple(sorted(chosen)), N_SINGLE
 
 
 def _search_free(

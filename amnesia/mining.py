@@ -13,8 +13,8 @@ from itertools import islice
 
 from amnesia.domain import Fact
 from amnesia.errors import InputError
-from amnesia.forward import answer_logprobs
-from amnesia.measurement import measure_unknown, why_excluded
+from amnesia.kept import Kept
+from amnesia.measurement import measure, measure_unknown, why_excluded
 from amnesia.model import LiveModel, Progress
 from amnesia.popqa import PopqaRow, facts_for, is_about
 from amnesia.prompts import share_words
@@ -53,6 +53,7 @@ def mine(
     aliases: Sequence[str] = (),
     scoring: Scoring | None = None,
     progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> Mined:
     """A recipe that makes `model` (already in memory as `live`) forget `entity`, a subject of `rows`.
 
@@ -61,6 +62,8 @@ def mine(
     subjects, the most popular first, whose neighborhoods (same relation, same type, related, unrelated) take turns, and
     in each of these the splits. Subjects that share a word with the entity, the hardest to keep apart, are all held
     out; facts whose answer is the entity are about it and left out.
+
+    What is in `kept` is not asked again, and what is asked is put there.
 
     Raises InputError when the table has no row about the entity, when the model knows no fact about it or only a
     single wording, and when it knows no controls.
@@ -72,13 +75,13 @@ def mine(
         raise InputError(
             f"no row about {entity!r} has a relation with wordings: known are {', '.join(RELATION_TEMPLATES)}"
         )
-    known = _known(live, wordings, aliases, scoring, progress)
+    known = _known(live, wordings, aliases, scoring, progress, kept)
     if len(known) < 2:
         raise InputError(
             f"{live.name} knows {len(known)} of {len(wordings)} wordings of facts about {entity!r}: "
             "write a recipe with facts that it answers correctly, at least two"
         )
-    controls, n_asked = _controls(live, rows, wordings, (name, *aliases), scoring, progress)
+    controls, n_asked = _controls(live, rows, wordings, (name, *aliases), scoring, progress, kept)
     if not {"search"} <= {fact.split for fact in controls}:
         raise InputError(f"{live.name} answers none of {n_asked} facts about others: write a recipe with controls")
     text = recipe_text(model, revision, name, aliases, _both_splits(known), controls, scoring)
@@ -138,15 +141,23 @@ def _list(texts: Sequence[str]) -> str:
 
 
 def _known(
-    live: LiveModel, facts: Sequence[Fact], aliases: Sequence[str], scoring: Scoring, progress: Progress | None
+    live: LiveModel,
+    facts: Sequence[Fact],
+    aliases: Sequence[str],
+    scoring: Scoring,
+    progress: Progress | None,
+    kept: Kept | None,
 ) -> tuple[Fact, ...]:
     """The facts that the model knows, in their order."""
-    answers = answer_logprobs(live, [(fact.text(), fact.answer) for fact in facts], progress)
+    questions = [Question("target", fact, tuple(aliases)) for fact in facts]
+    answers = measure(live, questions, generated=False, progress=progress, kept=kept).answers
     # The unknown-entity baseline is the larger part of the work, so what fails without it is dropped first.
-    rows = [row for row in zip(facts, answers, strict=True) if row[1].rank <= scoring.max_rank]
-    unknown = measure_unknown(live, [Question("target", fact, tuple(aliases)) for fact, _ in rows], progress)
+    rows = [row for row in zip(questions, answers, strict=True) if row[1].rank <= scoring.max_rank]
+    unknown = measure_unknown(live, [question for question, _ in rows], progress, kept)
     return tuple(
-        fact for (fact, answer), base in zip(rows, unknown, strict=True) if why_excluded(answer, base, scoring) is None
+        question.fact
+        for (question, answer), base in zip(rows, unknown, strict=True)
+        if why_excluded(answer, base, scoring) is None
     )
 
 
@@ -167,6 +178,7 @@ def _controls(
     names: Sequence[str],
     scoring: Scoring,
     progress: Progress | None,
+    kept: Kept | None,
 ) -> tuple[tuple[Fact, ...], int]:
     """Known facts about others for both splits, and how many were asked."""
     relations = {row.relation for row in rows if is_about(row, targets[0].entity)}
@@ -183,7 +195,7 @@ def _controls(
             prompt = wordings[turns[row.relation] % len(wordings)]
             turns[row.relation] += 1
             facts.append(Fact(row.subject, prompt, row.answer, answer_aliases=row.aliases, neighborhood=near))
-        for fact in _known(live, facts, (), scoring, progress):
+        for fact in _known(live, facts, (), scoring, progress, kept):
             near = str(fact.neighborhood)
             split = "held_out" if near == "shared_name" else SPLITS[splits[near] % 2]
             splits[near] += 1

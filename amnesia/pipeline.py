@@ -66,7 +66,7 @@ def run(
     dtype: str = "float32",
     device: str | None = None,
 ) -> RunResult:
-    """Do what the recipe says and write `output`; nothing is written when no handle on the entity is found.
+    """Do what the recipe says and write `output`; only `force` writes a weak edit, and nothing writes none at all.
 
     One format fills `output` itself; several fill a subfolder each, named after the format. Every format's folder holds
     its manifest, `report.json` and `report.html`. Raises the errors of this package for what the user can mend.
@@ -86,7 +86,7 @@ def run(
         before = examine(live, questions, progress)
     targets, controls = select_known(questions, before.answers.answers, unknown, recipe.scoring)
     extraction = choose(live, recipe, targets, controls, tracker.task)
-    if extraction.verdict == "none":
+    if extraction.verdict == "none" or (extraction.verdict == "weak" and not force):
         return RunResult(extraction, {}, {}, False, None)
     del live
     gc.collect()

@@ -14,6 +14,7 @@ from amnesia.domain import FORMATS, NEIGHBORHOODS, Cell, ColumnEdit, Fact, Forma
 from amnesia.errors import RecipeError
 
 BASELINES = ("contrast", "generic")
+METHODS = ("single", "greedy", "pursuit")
 SPLITS = ("search", "held_out")
 
 # Every table and its keys, in the order in which the documentation lists them.
@@ -36,7 +37,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "entities": ("name", "aliases", "translations", "cells", "facts"),
     "localize": ("baseline", "n_prompts", "layers"),
     "cells": ("layer", "expert", "neuron", "multiplier"),
-    "edit": ("max_cells", "multiplier", "min_multiplier", "format"),
+    "edit": ("method", "max_cells", "multiplier", "min_multiplier", "format"),
     "facts": ("prompt", "answer", "answer_aliases", "split"),
     "controls": ("facts",),
     "controls.facts": ("entity", "prompt", "answer", "answer_aliases", "split", "neighborhood"),
@@ -74,8 +75,9 @@ class Translation:
 class Recipe:
     """A recipe for one entity, checked and with every default filled in.
 
-    `multiplier` is None for "auto": the search chooses one per cell between `min_multiplier` and 1. `cells` is
-    empty unless the recipe fixes the edit. `text` is the file as it was read.
+    `method` says how cells are chosen: a single one, greedily one after the other, or by gradient pursuit. `multiplier`
+    is None for "auto": the search chooses one per cell between `min_multiplier` and 1. `cells` is empty unless the
+    recipe fixes the edit. `text` is the file as it was read.
     """
 
     model: str
@@ -87,6 +89,7 @@ class Recipe:
     n_prompts: int
     layers: tuple[int, int] | None
     max_cells: int
+    method: str
     multiplier: float | None
     min_multiplier: float
     formats: tuple[Format, ...]
@@ -164,6 +167,9 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
         multiplier = _number(multiplier, "edit.multiplier", high=1.0, hint='a number below 1, or "auto"')
         if multiplier == 1.0:
             raise RecipeError("edit.multiplier = 1 changes nothing: use -1")
+    method = _choice(edit.get("method", "pursuit" if multiplier == "auto" else "greedy"), "edit.method", METHODS)
+    if method == "pursuit" and multiplier != "auto":
+        raise RecipeError(f'edit.multiplier = {multiplier:g}: method "pursuit" chooses multipliers itself, use "auto"')
     formats = edit.get("format", ["safetensors"])
     formats = [formats] if isinstance(formats, str) else formats
     if not isinstance(formats, list) or not formats:
@@ -179,6 +185,7 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
         n_prompts=_integer(localize.get("n_prompts", 100), "localize.n_prompts", low=2),
         layers=None if layers is None else parse_layers(_string(layers, "localize.layers")),
         max_cells=_integer(edit.get("max_cells", 16), "edit.max_cells", low=1),
+        method=method,
         multiplier=None if multiplier == "auto" else multiplier,
         min_multiplier=_number(edit.get("min_multiplier", -8.0), "edit.min_multiplier", high=0.0),
         formats=tuple(dict.fromkeys(_choice(item, "edit.format", FORMATS) for item in formats)),

@@ -195,7 +195,9 @@ def run_text(entity: str, extraction: Extraction, evaluations: Mapping[str, Eval
     for name, evaluation in evaluations.items():
         lines += ["", f"{entity}, before and after ({name}, as saved)", "", evaluation_table(evaluation, entity)]
     if not evaluations:
-        lines.append("no handle on the entity was found, so nothing was written")
+        found = "no handle on the entity was found" if extraction.verdict == "none" else "only a weak handle was found"
+        remedy = "" if extraction.verdict == "none" else "; --force writes it all the same"
+        lines.append(f"{found}, so nothing was written{remedy}")
     else:
         lines += ["", "accepted" if accepted else "not accepted: the bounds of the recipe's [accept] are missed"]
     return "\n".join(lines)

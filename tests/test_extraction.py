@@ -66,8 +66,29 @@ def test_a_fixed_multiplier_tries_the_top_cells(live, recipe):
         assert result.target < 1.0
 
 
+def test_a_single_cell_takes_the_multiplier_that_forgets_most(live, recipe):
+    anything = dataclasses.replace(recipe, method="single", multiplier=None, accept=Accept(-1e6, -1e6, -1e6))
+    result = extract(live, anything)
+    (edit,) = result.edits
+    assert edit.multiplier in EXACT_MULTIPLIERS and edit.multiplier < 0
+    for other in (-8.0, -4.0, -2.0, -1.0):
+        fixed = dataclasses.replace(anything, cells=(ColumnEdit(edit.cell, other),))
+        assert extract(live, fixed).target >= result.target
+    best_at_one = extract(live, dataclasses.replace(anything, multiplier=-1.0))
+    assert {edit.multiplier for edit in best_at_one.edits} == {-1.0}
+    assert best_at_one.target >= result.target
+
+
+def test_greedy_cells_are_added_once_each_while_they_help(live, recipe):
+    greedy = dataclasses.replace(recipe, multiplier=None, max_cells=3, accept=Accept(-1e6, -1e6, -1e6))
+    result = extract(live, greedy)
+    cells = [edit.cell for edit in result.edits]
+    assert 1 < len(set(cells)) == len(cells) <= 3
+    assert result.target < extract(live, dataclasses.replace(greedy, method="single")).target
+
+
 def test_the_free_search_is_deterministic_sparse_and_exact(live, recipe):
-    free = dataclasses.replace(recipe, multiplier=None, max_cells=4)
+    free = dataclasses.replace(recipe, method="pursuit", multiplier=None, max_cells=4)
     result = extract(live, free)
     assert 0 < len(result.edits) <= 4
     assert all(edit.multiplier in EXACT_MULTIPLIERS for edit in result.edits)
@@ -77,7 +98,7 @@ def test_the_free_search_is_deterministic_sparse_and_exact(live, recipe):
 
 
 def test_the_search_never_sees_held_out_facts(live, recipe, monkeypatch):
-    free = dataclasses.replace(recipe, multiplier=None, max_cells=4)
+    free = dataclasses.replace(recipe, method="pursuit", multiplier=None, max_cells=4)
     secret = Fact("Japan", "the secret of {entity} is", "unheard", "held_out")
     hidden = Fact("Norway", "the secret of {entity} is", "unheard", "held_out")
     # The names of held-out entities are reserved, so the two recipes must agree in them.
@@ -89,7 +110,8 @@ def test_the_search_never_sees_held_out_facts(live, recipe, monkeypatch):
         "amnesia.extraction.answer_logprobs", lambda live, pairs, *rest: asked.extend(pairs) or real(live, pairs, *rest)
     )
     monkeypatch.setattr(
-        "amnesia.evaluation.answer_logprobs", lambda live, pairs, *rest: asked.extend(pairs) or real(live, pairs, *rest)
+        "amnesia.measurement.answer_logprobs",
+        lambda live, pairs, *rest: asked.extend(pairs) or real(live, pairs, *rest),
     )
     with_secrets = dataclasses.replace(free, facts=(*free.facts, secret), controls=(*free.controls[:-1], hidden))
     assert extract(live, with_secrets) == extract(live, free)

@@ -130,6 +130,18 @@ def test_bounds_that_are_missed_are_reported_with_the_output(tmp_path, model, li
     assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["accepted"] is False
 
 
+def test_a_weak_edit_is_written_by_force_alone(tmp_path, model, live):
+    strong = "cells = [{ layer = 0, neuron = 3, multiplier = -40.0 }]"  # Leaves less than half of what it knows.
+    accept = "max_target = -1e6\nmin_control = -1e6"
+    recipe = parse_recipe(recipe_text(live, model, edit=strong, accept=accept))
+    result = run(recipe, tmp_path / "out", Silent())
+    assert (result.extraction.verdict, result.accepted, result.output) == ("weak", False, None)
+    assert list(tmp_path.iterdir()) == []
+    forced = run(recipe, tmp_path / "out", Silent(), force=True)
+    assert (forced.extraction, forced.accepted, forced.output) == (result.extraction, False, tmp_path / "out")
+    assert [edit.multiplier for edit in read_manifest(tmp_path / "out").edits[0].edits] == [-40.0]
+
+
 def test_nothing_is_written_without_a_handle(tmp_path, model, live):
     accept = "max_target = -1e6\nmin_control = 1e6"
     result = run(parse_recipe(recipe_text(live, model, accept=accept)), tmp_path / "out", Silent())

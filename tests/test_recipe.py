@@ -32,6 +32,9 @@ def test_the_smallest_recipe_gets_every_default():
     assert (recipe.model, recipe.revision, recipe.entity, recipe.aliases) == ("m", None, "Japan", ())
     assert (recipe.baseline, recipe.n_prompts, recipe.layers, recipe.max_cells) == ("contrast", 100, None, 16)
     assert (recipe.multiplier, recipe.min_multiplier, recipe.formats) == (-1.0, -8.0, ("safetensors",))
+    assert recipe.method == "greedy"
+    assert parse_recipe(SMALLEST + '[edit]\nmultiplier = "auto"').method == "pursuit"
+    assert parse_recipe(SMALLEST + '[edit]\nmultiplier = "auto"\nmethod = "single"').method == "single"
     assert recipe.cells == recipe.translations == ()
     assert recipe.facts == (Fact("Japan", "{entity} is in", "Asia", "search"),)
     assert recipe.controls == (Fact("Peru", "{entity} is in", "America", "search"),)
@@ -177,6 +180,8 @@ def test_unknown_keys_name_the_nearest_valid_one(section, key):
         ("localize", 'layers = "5-2"', "layers '5-2' is malformed: expected A-B"),
         ("edit", "max_cells = 0", "max_cells = 0: expected a whole number of at least 1"),
         ("edit", 'multiplier = "minus"', "multiplier = 'minus': expected a number below 1, or \"auto\""),
+        ("edit", 'method = "magic"', "edit.method = 'magic': expected one of single, greedy, pursuit"),
+        ("edit", 'method = "pursuit"', 'method "pursuit" chooses multipliers itself, use "auto"'),
         ("edit", "multiplier = 1", "multiplier = 1 changes nothing: use -1"),
         ("edit", "multiplier = 2.5", "multiplier = 2.5: expected a number below 1"),
         ("edit", "multiplier = nan", "multiplier = nan: expected"),
