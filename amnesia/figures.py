@@ -171,7 +171,7 @@ def _sweep(figure: Any, document: Document) -> None:
     axes.invert_xaxis()
     axes.set_xlabel("multiplier of the cells" + (" at the entity's token" if document["tokens"] == "entity" else ""))
     axes.set_ylabel("knowledge score ± s.e.")
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower left", frameon=True, facecolor="white", edgecolor="none", framealpha=1)
     cells = ", ".join(map(_cell, document["cells"][:4])) + (" …" if len(document["cells"]) > 4 else "")
     n = len(document["cells"])
     axes.set_title(f"{document['entity']}: {n} cell{'s' * (n > 1)} ({cells})", loc="left", pad=14)
