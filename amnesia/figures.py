@@ -193,6 +193,15 @@ def _inject(figure: Any, document: Document) -> None:
         axes.errorbar(values, range(len(rows)), xerr=errors, fmt="none", ecolor=NEUTRAL, capsize=3, linewidth=1)
         axes.grid(axis="y", visible=False)
     left.set_xlim(0, 1)
+    # Numbers, so that a panel of zeros does not look empty.
+    for line, row in enumerate(rows[::-1]):
+        left.annotate(
+            f"{row['success']['mean']:.0%}",
+            (row["success"]["high"], line),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+        )
     left.set_xlabel("right answers (95 % interval)")
     right.axvline(0, color=NEUTRAL, linewidth=0.8)
     right.set_xlabel("log p of right answers\nabove nothing injected (nats)")
