@@ -227,11 +227,16 @@ def attack_rows(rows: Sequence[Row], subjects: Sequence[tuple[str, str]]) -> lis
     return [found.get(subject) for subject in subjects]
 
 
+def training_text(text: str) -> str:
+    """What a model was trained on, as part of a sentence."""
+    return "unrelated text" if text == "unrelated" else text
+
+
 def relearning_by_text(runs: Sequence[Row]) -> dict[str, list[Row]]:
     """The runs of relearning by the text that was trained on, in the order of the report."""
     texts: dict[str, list[Row]] = {}
     for run in runs:
-        texts.setdefault(run["text"], []).append(run)
+        texts.setdefault(training_text(run["text"]), []).append(run)
     return texts
 
 

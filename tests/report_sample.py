@@ -208,7 +208,7 @@ def sample(n_controls=10):
             ],
             "relearning": [
                 {"text": text, "model": model, "subject": subject, "n": 4, "example": text, "steps": steps, "not_applicable": None}
-                for text in ("unrelated text", "one fact")
+                for text in ("unrelated", "one fact")
                 for model, subject in (("edited", "entity"), ("edited", "never_known"), ("original", "entity"))
             ],
         },
