@@ -81,7 +81,9 @@ def prepare(
     names = _names(folder, manifest)
     if key is not None:
         ours = {*manifest.added, *manifest.replaced}
-        names = [name for name in names if name not in ours or name in (*_NEUTRAL, *_REDACTED)]
+        # Manifests and reports of earlier edits lie deeper, and are redacted where they lie.
+        redacted = {*_REDACTED, MANIFEST_NAME}
+        names = [name for name in names if name not in ours or name in _NEUTRAL or Path(name).name in redacted]
     files: dict[str, Content] = {name: folder / name for name in names}
     paths = {step.base.id for step in manifest.history() if not _is_name(step.base)}
     report = None
