@@ -21,7 +21,6 @@ from amnesia.html import report_html
 from amnesia.kept import Kept
 from amnesia.loading import load, load_adapter, merge_adapter
 from amnesia.manifest import MANIFEST_NAME, read_manifest, version_of
-from amnesia.measurement import measure_unknown
 from amnesia.model import LiveModel
 from amnesia.own_outputs import PAGE_NAME, REPORT_NAME
 from amnesia.pipeline import Tracker, load_source
@@ -75,11 +74,10 @@ def assess(
     live = load_source(source, dtype, device, hooked=False)
     with tracker.task("asking the original model") as progress:
         own = kept(source.folder)
-        unknown = measure_unknown(live, facts.questions, progress, own)
-        before = examine(live, facts.questions, progress, own)
+        before = examine(live, facts.questions, facts.scoring, progress, own)
     scores = [_task_scores(live, tasks, task_limit, tracker)]
     if stress is not None:
-        plan = prepare(live, facts, unknown, before.answers, stress, tracker.task)
+        plan = prepare(live, facts, before.unknown, before.answers, stress, tracker.task)
         original = endure(live, plan, "original", tracker.task)
     after = endured = None
     if other is not None:
@@ -95,7 +93,7 @@ def assess(
         if stress is not None:
             merge_adapter(live)
             endured = conclude_stress(plan, original, endure(live, plan, "edited", tracker.task))
-    evaluation = conclude(facts.questions, unknown, before, after, facts.scoring)
+    evaluation = conclude(facts.questions, before, after, facts.scoring)
     document = report.report_json(
         evaluation,
         facts.entity,

@@ -70,9 +70,9 @@ def read(live: LiveModel, rows: Sequence[Continuation], progress: Progress | Non
     logprobs = [0.0] * len(rows)
     for part, index, start in _chunks(states):
         tokens = rows[index].ids[len(rows[index].ids) - rows[index].n_answer :][start : start + len(part)]
-        found = head.logprobs(part)
-        chosen = found.gather(1, torch.tensor(tokens, device=found.device)[:, None])
-        logprobs[index] += chosen.double().sum().item()
+        logits = head.logits(part)
+        chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
+        logprobs[index] += (chosen - logits.logsumexp(1)).double().sum().item()
     if not all(map(math.isfinite, logprobs)):
         raise NumericalError(f"{live.name} gives NaN or infinite log-probabilities: its weights are damaged")
     return Reading(tuple(rows), tuple(logprobs), states, head)
@@ -84,12 +84,15 @@ def divergence(before: Reading, after: Reading) -> tuple[float, ...] | None:
         return None
     totals = [0.0] * len(before.rows)
     for part, index, start in _chunks(before.states):
-        log_p = before.readout.logprobs(part)
-        log_q = after.readout.logprobs(after.states[index][start : start + len(part)]).to(log_p.device)
-        if log_p.shape != log_q.shape:
+        old = before.readout.logits(part)
+        new = after.readout.logits(after.states[index][start : start + len(part)]).to(old.device)
+        if old.shape != new.shape:
             return None
+        # Σ p (log p − log q), with what the two normalizations differ by taken out of the sum.
+        shift = new.logsumexp(1) - old.logsumexp(1)
+        kl = torch.linalg.vecdot(old.softmax(1), old - new) + shift
         # Never negative but for rounding.
-        totals[index] += (log_p.exp() * (log_p - log_q)).double().sum(1).clamp(min=0).sum().item()
+        totals[index] += kl.double().clamp(min=0).sum().item()
     return tuple(total / row.n_answer for total, row in zip(totals, before.rows, strict=True))
 
 

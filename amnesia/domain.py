@@ -130,9 +130,9 @@ class PromptScore:
     first token among all tokens (0 is best). `knowledge_score` is (after − unknown) / (before − unknown): 1 as before,
     0 like an unknown entity; `knowledge_score_first` is the same for the answer's first token alone. `exact_match_*`
     say whether the text generated contains the answer or one of `answer_aliases`, `reply_*` whether it is empty or a
-    refusal; all of these are None where nothing was generated. `kl` (nats per token) is how far the edited model
-    departs from the original along the original's own continuation, where that was measured. `excluded` is the reason
-    why the fact is not scored, or None.
+    refusal; all of these are None where nothing was generated, as for facts that are not scored. `kl` (nats per token)
+    is how far the edited model departs from the original along the original's own continuation, where that was
+    measured. `excluded` is the reason why the fact is not scored, or None.
     """
 
     kind: FactKind
@@ -143,7 +143,7 @@ class PromptScore:
     rank_after: int
     logprob_before: float
     logprob_after: float
-    logprob_unknown: float
+    logprob_unknown: float | None
     knowledge_score: float | None
     knowledge_score_first: float | None
     generated_before: str | None = None

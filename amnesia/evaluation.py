@@ -51,7 +51,7 @@ class Evaluation:
 
 def compare(
     questions: Sequence[Question],
-    unknown: Sequence[Unknown],
+    unknown: Sequence[Unknown | None],
     before: Measurement,
     after: Measurement | None,
     scoring: Scoring,
@@ -82,10 +82,10 @@ def compare(
                 rank_after=new.rank,
                 logprob_before=old.total,
                 logprob_after=new.total,
-                logprob_unknown=base.total,
-                knowledge_score=None if reason else knowledge_score(new.total, old.total, base.total),
+                logprob_unknown=None if base is None else base.total,
+                knowledge_score=None if reason or base is None else knowledge_score(new.total, old.total, base.total),
                 knowledge_score_first=None
-                if reason or old.first <= base.first
+                if reason or base is None or old.first <= base.first
                 else knowledge_score(new.first, old.first, base.first),
                 generated_before=texts[0],
                 generated_after=texts[1],

@@ -79,7 +79,7 @@ def extract(live: LiveModel, recipe: Recipe, task: Task = silent) -> Extraction:
 def select_known(
     questions: Sequence[Question],
     before: Sequence[AnswerLogprob],
-    unknown: Sequence[Unknown],
+    unknown: Sequence[Unknown | None],
     scoring: Scoring,
 ) -> tuple[Known, Known]:
     """Search facts and search controls that the original model knows; held-out questions are dropped here.
@@ -93,7 +93,7 @@ def select_known(
         Known(
             tuple(question.fact for question, _, _ in chosen),
             tuple(answer.total for _, answer, _ in chosen),
-            tuple(base.total for _, _, base in chosen),
+            tuple(base.total for _, _, base in chosen if base is not None),
         )
         for kind in SEARCH_KINDS
         for chosen in [[row for row, reason in zip(rows, reasons, strict=True) if row[0].kind == kind and not reason]]

@@ -67,7 +67,7 @@ def mlp_outputs(
 
 @dataclass(frozen=True)
 class Readout:
-    """The language-model head of a model, which turns final states into log-probabilities without the rest of it."""
+    """The language-model head of a model, which turns final states into predictions without the rest of it."""
 
     head: nn.Module
     softcap: float | None
@@ -75,12 +75,12 @@ class Readout:
     dtype: torch.dtype
 
     @torch.inference_mode()
-    def logprobs(self, states: Tensor) -> Tensor:
-        """Float32 log-probabilities (n, vocabulary) of the next token, from states (n, d_model)."""
+    def logits(self, states: Tensor) -> Tensor:
+        """Float32 logits (n, vocabulary) of the next token, from states (n, d_model)."""
         logits = self.head(states.to(self.device, self.dtype))
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits.float().log_softmax(-1)
+        return logits.float()
 
 
 def readout(live: LiveModel) -> Readout:

@@ -34,10 +34,10 @@ class Unknown:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one model makes of the questions, in their order; `generated` is None where it was not asked to write."""
+    """What one model makes of the questions, in their order; texts are None where it was not asked to write."""
 
     answers: tuple[AnswerLogprob, ...]
-    generated: tuple[str, ...] | None = None
+    generated: tuple[str | None, ...] | None = None
 
 
 def measure(
@@ -48,18 +48,27 @@ def measure(
     progress: Progress | None = None,
     kept: Kept | None = None,
 ) -> Measurement:
-    """Log-probability of each answer, and the greedy continuation of each prompt.
+    """Log-probability of each answer, and, unless `generated` is false, the greedy continuation of each prompt.
 
     What is in `kept` is not asked again, and what is asked is put there.
     """
     pairs = [(question.fact.text(), question.fact.answer) for question in questions]
-    prompts = [prompt for prompt, _ in pairs]
-    return Measurement(
-        tuple(_logprobs(live, pairs, progress, kept)),
-        tuple(_resumed("text", prompts, len, lambda part: generate(live, part, progress=progress), kept))
-        if generated
-        else None,
-    )
+    answers = tuple(_logprobs(live, pairs, progress, kept))
+    everything = [True] * len(questions)
+    return Measurement(answers, write(live, questions, everything, progress, kept) if generated else None)
+
+
+def write(
+    live: LiveModel,
+    questions: Sequence[Question],
+    wanted: Sequence[bool],
+    progress: Progress | None = None,
+    kept: Kept | None = None,
+) -> tuple[str | None, ...]:
+    """The greedy continuation of each prompt that is wanted, and None for the others."""
+    prompts = [row.fact.text() for row, asked in zip(questions, wanted, strict=True) if asked]
+    texts = iter(_resumed("text", prompts, len, lambda part: generate(live, part, progress=progress), kept))
+    return tuple(next(texts) if asked else None for asked in wanted)
 
 
 def measure_unknown(
@@ -113,13 +122,31 @@ def _resumed(
     return [known[keys[item]] for item in items]
 
 
-def why_excluded(before: AnswerLogprob, unknown: Unknown, scoring: Scoring) -> str | None:
-    """Why the original model does not know a fact, or None when it does."""
-    gain = before.total - unknown.total
-    if gain < scoring.min_nats:
+def measure_unknown_of_likely(
+    live: LiveModel,
+    questions: Sequence[Question],
+    answers: Sequence[AnswerLogprob],
+    scoring: Scoring,
+    progress: Progress | None = None,
+    kept: Kept | None = None,
+) -> tuple[Unknown | None, ...]:
+    """Like `measure_unknown`, but None where the rank of the answer alone already says that it is not known."""
+    likely = [answer.rank <= scoring.max_rank for answer in answers]
+    asked = [question for question, wanted in zip(questions, likely, strict=True) if wanted]
+    found = iter(measure_unknown(live, asked, progress, kept))
+    return tuple(next(found) if wanted else None for wanted in likely)
+
+
+def why_excluded(before: AnswerLogprob, unknown: Unknown | None, scoring: Scoring) -> str | None:
+    """Why the original model does not know a fact, or None when it does.
+
+    `unknown` may be missing where the rank is beyond the limit.
+    """
+    if unknown is not None and (gain := before.total - unknown.total) < scoring.min_nats:
         return f"not known: the answer is {gain:.2f} nats above an unknown entity, needed are {scoring.min_nats:g}"
     if before.rank > scoring.max_rank:
         return f"not known: the answer has rank {before.rank}, allowed is {scoring.max_rank}"
+    assert unknown is not None, "it is measured where the rank is within the limit"
     return None
 
 

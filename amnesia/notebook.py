@@ -12,7 +12,6 @@ from amnesia import extraction, localization
 from amnesia.domain import ColumnEdit, Extraction, Localization
 from amnesia.evaluation import Evaluation
 from amnesia.examination import conclude, examine, examine_after
-from amnesia.measurement import measure_unknown
 from amnesia.model import apply_edits, freeze, wrap
 from amnesia.model import edited as model_edited
 from amnesia.questions import questions_of
@@ -70,8 +69,7 @@ def evaluate(model: nn.Module, tokenizer: Any, recipe: Recipe, edits: Sequence[C
     """
     live = wrap(model, tokenizer)
     questions = questions_of(recipe)
-    unknown = measure_unknown(live, questions)
-    before = examine(live, questions)
+    before = examine(live, questions, recipe.scoring)
     with model_edited(live, edits):
         after = examine_after(live, questions, before)
-    return conclude(questions, unknown, before, after, recipe.scoring)
+    return conclude(questions, before, after, recipe.scoring)

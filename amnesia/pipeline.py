@@ -23,7 +23,6 @@ from amnesia.html import report_html
 from amnesia.layouts import no_hooks
 from amnesia.loading import load, load_adapter
 from amnesia.manifest import write_manifest
-from amnesia.measurement import measure_unknown
 from amnesia.mining import Mined, mine
 from amnesia.model import LiveModel, Progress
 from amnesia.own_outputs import PAGE_NAME, REPORT_NAME
@@ -82,9 +81,8 @@ def run(
     questions = questions_of(recipe)
     live = load_source(source, dtype, device)
     with tracker.task("asking the original model") as progress:
-        unknown = measure_unknown(live, questions, progress)
-        before = examine(live, questions, progress)
-    targets, controls = select_known(questions, before.answers.answers, unknown, recipe.scoring)
+        before = examine(live, questions, recipe.scoring, progress)
+    targets, controls = select_known(questions, before.answers.answers, before.unknown, recipe.scoring)
     extraction = choose(live, recipe, targets, controls, tracker.task)
     if extraction.verdict == "none" or (extraction.verdict == "weak" and not force):
         return RunResult(extraction, {}, {}, False, None)
@@ -106,7 +104,7 @@ def run(
                 tracker.task(f"asking the saved {name}") as progress,
             ):
                 after = examine_after(edited, questions, before, progress)
-            evaluations[name] = conclude(questions, unknown, before, after, recipe.scoring)
+            evaluations[name] = conclude(questions, before, after, recipe.scoring)
             written.append((name, folder, manifest))
         accepted = all(evaluation.accepted(recipe.accept) for evaluation in evaluations.values())
         for name, folder, manifest in written:

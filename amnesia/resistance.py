@@ -116,7 +116,7 @@ class Endured:
 def prepare(
     live: LiveModel,
     asked: FactSet,
-    unknown: Sequence[Unknown],
+    unknown: Sequence[Unknown | None],
     before: Measurement,
     settings: Settings,
     task: Task,

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from click.testing import CliRunner
 
 from amnesia.assessment import assess, check_report
+from amnesia.cli import main
 from amnesia.domain import Cell, ColumnEdit, Estimate
 from amnesia.errors import OutputError
 from amnesia.loading import load
@@ -13,6 +15,7 @@ from amnesia.pipeline import run
 from amnesia.questions import facts_of_recipe
 from amnesia.recipe import parse_recipe
 from test_pipeline import FORMATS, Silent
+from test_report import check_report_json
 from tiny_recipe import recipe_text
 from tiny_text import save_tiny_live
 
@@ -37,6 +40,7 @@ def test_what_was_saved_is_evaluated_as_in_the_run(tmp_path, model, recipe, fact
     for name in FORMATS:
         found = assess(str(model), str(tmp_path / "out" / name), facts, Silent())
         assert found.evaluation == result.evaluations[name]
+        check_report_json(found.document)
         assert found.document["edited"] == name
         assert found.document["changed"] == result.reports[name]["changed"]
 
@@ -44,6 +48,7 @@ def test_what_was_saved_is_evaluated_as_in_the_run(tmp_path, model, recipe, fact
 def test_one_model_alone(model, facts):
     found = assess(str(model), None, facts, Silent())
     assert {row.knowledge_score for row in found.evaluation.aggregates} == {Estimate(1.0, 1.0, 1.0)}
+    check_report_json(found.document)
     assert found.document["edited"] is None
     assert found.document["damage"]["kl_controls"] is None
     assert "One model was measured" in found.document["findings"][0]["text"]
@@ -74,6 +79,22 @@ def test_another_tool_may_have_made_the_edit(tmp_path, model, facts):
     assert document["edited"] == "merged"
     assert str(tmp_path) not in json.dumps({**document, "model": None})
     assert document["damage"]["kl_controls"]["mean"] > 0
+
+
+def test_an_evaluation_that_was_broken_off_goes_on(tmp_path, model, recipe, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    (tmp_path / "r.toml").write_text(recipe.text, encoding="utf-8")
+    command = ["evaluate", model, "--recipe", tmp_path / "r.toml", "-o", tmp_path / "out"]
+    with monkeypatch.context() as patched:
+        patched.setattr("amnesia.measurement.generate", interrupt)
+        assert CliRunner().invoke(main, list(map(str, command))).exit_code == 130
+    assert {path.name for path in tmp_path.iterdir()} == {"r.toml", ".out.amnesia-measured"}
+    monkeypatch.setattr("amnesia.measurement.answer_logprobs", lambda *_: pytest.fail("asked again"))
+    assert CliRunner().invoke(main, list(map(str, command))).exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"r.toml", "out"}
+    check_report_json(json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8")))
 
 
 def test_reports_do_not_replace_models(tmp_path, model):

@@ -18,6 +18,7 @@ from amnesia.pipeline import load_source, run
 from amnesia.proofs import outputs_in, prove
 from amnesia.recipe import parse_recipe
 from amnesia.sources import resolve
+from test_report import check_report_json
 from tiny_recipe import recipe_text, unknown_fact
 from tiny_text import save_tiny_live
 
@@ -82,6 +83,7 @@ def test_each_format_has_its_folder_manifest_and_report(written, model):
         assert set(means) == {"target", "held_out_target", "control", "held_out_control"}
         assert {key: manifest.scores[key] for key in means} == means
         assert manifest.scores["neutral_perplexity_ratio"] == document["damage"]["neutral_perplexity"]["ratio"]
+        check_report_json(document)
         assert document["changed"]["edits"] == document["extraction"]["edits"]
         assert [row["indices"] for row in document["changed"]["tensors"]] == [[3], [11]]
         assert document == json.loads(json.dumps(result.reports[name]))

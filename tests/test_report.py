@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
+import jsonschema
 import pytest
 
+from amnesia import report
 from amnesia.domain import (
     Aggregate,
     Cell,
@@ -28,6 +31,8 @@ from amnesia.report import (
     report_json,
     run_text,
     scores_summary,
+    tasks_json,
+    tasks_table,
     to_bytes,
 )
 from amnesia.saving import edits_from_file
@@ -144,6 +149,54 @@ def test_a_report_keeps_every_prompt():
     )
     assert not {"extraction", "changed", "stress", "sweep"} & set(document)
     assert scores_summary(EVALUATION) == {"target": 0.25, "control": 1.0, "neutral_perplexity_ratio": 1.05}
+
+
+SCHEMA = json.loads((Path(report.__file__).parent / "report.schema.json").read_text(encoding="utf-8"))
+
+
+def check_report_json(document):
+    """Raise ValidationError where a document is not what the schema says."""
+    jsonschema.validate(json.loads(json.dumps(document, allow_nan=False)), SCHEMA)
+
+
+def test_the_schema_is_one():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_reports_are_as_the_schema_says():
+    sections = {"lm_eval": tasks_json({"arc": {"acc,none": 0.5}}, {"arc": {"acc,none": 0.25}})}
+    document = report_json(
+        EVALUATION, "Japan", ("m", "abc"), "edited", accepted=True, extraction=EXTRACTION, sections=sections
+    )
+    check_report_json(document)
+    assert document["lm_eval"] == {"tasks": {"arc": {"acc,none": {"before": 0.5, "after": 0.25}}}}
+    assert "0.5000   0.2500" in tasks_table(document["lm_eval"])
+    alone = dataclasses.replace(EVALUATION, alone=True)
+    check_report_json(report_json(alone, "Japan", ("m", None), None, sections={"lm_eval": tasks_json({})}))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("format_version",), 1),
+        (("findings", 0, "level"), "fine"),
+        (("aggregates", 0, "group"), "neighbourhood:near"),
+        (("aggregates", 0, "knowledge_score"), None),
+        (("aggregates", 0, "n"), 0),
+        (("damage", "texts", 0, "kl"), -0.1),
+        (("prompts", 0, "knowledge_score"), "NaN"),
+        (("prompts", 0, "kind"), "neutral"),
+        (("something",), {}),
+    ],
+)
+def test_other_documents_are_not(path, value):
+    document = json.loads(to_bytes(report_json(EVALUATION, "Japan", ("m", None), "edited")))
+    place = document
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        check_report_json(document)
 
 
 def test_the_table_shows_target_answers_and_all_means():

@@ -117,10 +117,11 @@ class Judge:
         """Mean knowledge scores, the tenth percentile of the held-out controls, and the ratio of perplexities."""
         live, questions = self._live, questions_of(recipe)
         unknown = measure_unknown(live, questions, kept=self._kept)
-        before = Examination(measure(live, questions, generated=False, kept=self._kept), self._neutral)
+        answers = measure(live, questions, generated=False, kept=self._kept)
+        before = Examination(answers, self._neutral, unknown)
         with edited(live, edits):
             after = Examination(measure(live, questions, generated=False), impression_after(live, self._neutral))
-        result = conclude(questions, unknown, before, after, recipe.scoring)
+        result = conclude(questions, before, after, recipe.scoring)
         held_out = sorted(
             row.knowledge_score
             for row in result.prompts
