@@ -171,7 +171,7 @@ def _sweep(figure: Any, document: Document) -> None:
     axes.invert_xaxis()
     axes.set_xlabel("multiplier of the cells" + (" at the entity's token" if document["tokens"] == "entity" else ""))
     axes.set_ylabel("knowledge score ± s.e.")
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower left", frameon=True, facecolor="white", edgecolor="none", framealpha=1)
     cells = ", ".join(map(_cell, document["cells"][:4])) + (" …" if len(document["cells"]) > 4 else "")
     n = len(document["cells"])
     axes.set_title(f"{document['entity']}: {n} cell{'s' * (n > 1)} ({cells})", loc="left", pad=14)
@@ -193,6 +193,15 @@ def _inject(figure: Any, document: Document) -> None:
         axes.errorbar(values, range(len(rows)), xerr=errors, fmt="none", ecolor=NEUTRAL, capsize=3, linewidth=1)
         axes.grid(axis="y", visible=False)
     left.set_xlim(0, 1)
+    # Numbers, so that a panel of zeros does not look empty.
+    for line, row in enumerate(rows[::-1]):
+        left.annotate(
+            f"{row['success']['mean']:.0%}",
+            (row["success"]["high"], line),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+        )
     left.set_xlabel("right answers (95 % interval)")
     right.axvline(0, color=NEUTRAL, linewidth=0.8)
     right.set_xlabel("log p of right answers\nabove nothing injected (nats)")

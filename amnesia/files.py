@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -106,7 +104,6 @@ def copy_file(
             with target.open("xb") as writer:
                 shared = _reflink(reader.fileno(), writer.fileno())
                 if not shared:
-                    _reserve(writer.fileno(), os.fstat(reader.fileno()).st_size)
                     stream(source, target, patches=patches, hashes=hashes, advance=advance)
                 elif patches:
                     stream(source, patches=patches, hashes=hashes, advance=advance)
@@ -141,18 +138,6 @@ def _reflink(reader: int, writer: int) -> bool:
 def git_hash(content: bytes) -> str:
     """The name of `content` as a blob of git, by which the Hub knows small files; sha1 is the choice of git."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _reserve(writer: int, size: int) -> None:
-    """Give a new file all of its disk blocks at once, which makes writing it faster and notices a full disk early.
-
-    `os.posix_fallocate` would write the whole file where the filesystem cannot do this; here nothing happens then.
-    """
-    if size and sys.platform == "linux" and ctypes.sizeof(ctypes.c_long) == 8:
-        fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-        fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
-        if fallocate(writer, 0, 0, size) and ctypes.get_errno() == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def hash_file(path: Path, offset: int = 0, size: int | None = None) -> str:

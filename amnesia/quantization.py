@@ -48,7 +48,7 @@ def obstacle(live: LiveModel, method: str) -> str | None:
     if any(parameter.is_meta for parameter in live.model.parameters()):
         return "part of the weights is not in memory"
     if live.shape.n_experts:
-        return "the experts of a layer are one tensor in memory, which is quantized only in files"
+        return "the experts of a layer are one tensor in memory, which no method here takes apart"
     if method == DYNAMIC:
         if not hasattr(getattr(torch.ao, "quantization", None), "quantize_dynamic"):
             return f"torch {torch.__version__} has no dynamic quantization any more"

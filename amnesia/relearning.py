@@ -39,6 +39,12 @@ class Observed(Generic[T]):
     seen: T
 
 
+def untrainable(live: LiveModel) -> str | None:
+    """Why a model cannot be trained, or None when it can."""
+    absent = any(parameter.is_meta for parameter in live.model.parameters())
+    return "part of the weights is not in memory" if absent else None
+
+
 def relearn(
     live: LiveModel,
     texts: Sequence[str],
@@ -103,9 +109,9 @@ def _adapted(live: LiveModel, seed: int) -> Iterator[list[Tensor]]:
     had = set(vars(live.model))
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        # It sets the orientation of GPT-2's weights itself and says so; what it calls is deprecated elsewhere.
-        warnings.simplefilter("ignore", UserWarning)
-        warnings.simplefilter("ignore", FutureWarning)
+        # It tells of what it does for GPT-2 and for experts, and calls what is deprecated elsewhere.
+        for category in (UserWarning, FutureWarning, RuntimeWarning):
+            warnings.simplefilter("ignore", category)
         wrapped = get_peft_model(live.model, config)
     try:
         yield [parameter for parameter in wrapped.parameters() if parameter.requires_grad]

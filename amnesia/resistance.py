@@ -21,7 +21,7 @@ from amnesia.prompts import neutral_texts
 from amnesia.quantization import DEFAULT_METHODS, obstacle, quantized
 from amnesia.questions import FactSet
 from amnesia.recipe import Scoring
-from amnesia.relearning import DEFAULT_STEPS, Observed, relearn
+from amnesia.relearning import DEFAULT_STEPS, Observed, relearn, untrainable
 from amnesia.scores import knowledge_score
 from amnesia.stress import INVENTED_NAMES, Attack, AttackPrompt, Subject, attacks
 
@@ -106,11 +106,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Endured:
-    """What one model made of everything. `quantized` has a reason where a method does not apply."""
+    """What one model made of everything. Where a method of quantization or training does not apply, there is why."""
 
     attacked: Replies
     quantized: Mapping[str, Replies | str]
-    trained: tuple[Curve, ...]
+    trained: tuple[Curve, ...] | str
 
 
 def prepare(
@@ -167,7 +167,7 @@ def endure(live: LiveModel, plan: Plan, name: str, task: Task) -> Endured:
             else:
                 replies[method] = reason
     with task(f"training the {name} model") as progress:
-        trained = tuple(_train(live, plan, progress))
+        trained = untrainable(live) or tuple(_train(live, plan, progress))
     return Endured(attacked, replies, trained)
 
 

@@ -197,6 +197,10 @@ def _quantization_result(plan: Plan, method: str, models: Mapping[str, Endured])
 
 def _relearning_results(plan: Plan, models: Mapping[str, Endured]) -> Iterator[RelearningResult]:
     for model, endured in models.items():
+        if isinstance(endured.trained, str):
+            for text in (UNRELATED, ONE_FACT):
+                yield RelearningResult(text, "", model, "entity", 0, (), endured.trained)
+            continue
         for curve in endured.trained:
             facts = plan.facts if curve.text == UNRELATED else plan.remaining
             for name in curve.asked:
@@ -207,7 +211,7 @@ def _relearning_results(plan: Plan, models: Mapping[str, Endured]) -> Iterator[R
         reason = (
             f"all facts have the answer {plan.taught.answer!r}, which would be taught: add facts with other answers"
         )
-        for model in models:
+        for model in (name for name, endured in models.items() if not isinstance(endured.trained, str)):
             yield RelearningResult(ONE_FACT, join(*pair_of(plan.taught)), model, "entity", 0, (), reason)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from amnesia import files
 from amnesia.errors import CheckpointError, OutputError
 from amnesia.files import BLOCK, check_output, copy_file, hash_file, is_inside_name, list_files, staged_output
 from amnesia.own_outputs import MANIFEST_NAME
@@ -74,23 +73,6 @@ def test_copy_gives_the_same_bytes_and_a_writable_file(tmp_path):
     (tmp_path / "empty").touch()
     copy_file(tmp_path / "empty", tmp_path / "empty2")
     assert (tmp_path / "empty2").read_bytes() == b""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a file its blocks beforehand")
-def test_a_copy_gets_its_blocks_before_its_bytes(tmp_path, monkeypatch):
-    source = tmp_path / "source"
-    source.write_bytes(os.urandom(300_001))
-    found = []
-    real = files.stream
-
-    def look(origin, target, **options):
-        found.append((target.stat().st_size, target.stat().st_blocks * 512 >= 300_001, target.read_bytes()))
-        real(origin, target, **options)
-
-    monkeypatch.setattr(files, "stream", look)
-    copy_file(source, tmp_path / "copy")
-    assert found in ([(300_001, True, bytes(300_001))], [(0, False, b"")])  # The second where the disk cannot do it.
-    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
 
 
 def test_copy_does_not_overwrite(tmp_path):

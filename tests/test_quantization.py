@@ -129,6 +129,11 @@ def test_what_an_error_leaves_behind_is_the_model_itself():
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(live).items())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_fused_experts_are_not_taken_apart(method):
+    assert obstacle(tiny_live("mixtral"), method).startswith("the experts of a layer are one tensor in memory")
+
+
 def test_what_cannot_be_quantized_is_said():
     live = tiny_live()
     with pytest.raises(InputError, match="unknown quantization 'Q3_K': expected one of int8, Q8_0"):

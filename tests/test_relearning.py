@@ -15,7 +15,7 @@ def state(live):
     return {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral"])
 @pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1]], ids=["several", "one"])
 def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(model_type, texts):
     live = tiny_live(model_type, bos=True)

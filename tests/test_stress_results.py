@@ -177,6 +177,16 @@ def test_one_answer_alone_cannot_be_taught_and_asked():
     assert "all facts have the answer 'Tokyo', which would be taught" in found[0].not_applicable
 
 
+def test_a_model_that_cannot_be_trained_says_why():
+    curves = [curve(UNRELATED, "Japan", -5.0, -3.0, -1.0)]
+    found = conclude(plan(), endured(trained=curves), Endured(replies({}), {}, "not here")).relearning
+    assert [(row.text, row.model, row.not_applicable) for row in found] == [
+        (UNRELATED, "original", None),
+        (UNRELATED, "edited", "not here"),
+        (ONE_FACT, "edited", "not here"),
+    ]
+
+
 def test_without_controls_there_are_none():
     curves = [curve(UNRELATED, "Japan", -5.0, -3.0, -1.0)]
     replied = about("one", "Tokyo", (-4.9, "x"), [(-5.0, "x"), (-5.0, "x")])
