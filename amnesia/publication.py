@@ -227,16 +227,19 @@ def _reports(
 
 def _with_content(manifest: Manifest, name: str, content: bytes, depth: int = 0) -> Manifest:
     """The manifest of an output in which a file of an earlier edit gets other bytes, `depth` steps back."""
+    row = UntouchedFile(name, len(content), hashlib.sha256(content).hexdigest())
+    untouched = tuple(row if entry.file == name else entry for entry in manifest.untouched)
+    previous = manifest.previous
     if depth:
-        assert manifest.previous is not None, "a step has a manifest"
-        return replace(manifest, previous=_with_content(manifest.previous, name, content, depth - 1))
+        assert previous is not None, "a step has a manifest"
+        # The edit that replaced the file found it like this.
+        found = untouched if depth == 1 else manifest.untouched
+        return replace(manifest, untouched=found, previous=_with_content(previous, name, content, depth - 1))
     if name in manifest.added or name in manifest.replaced:
         return manifest  # The file is of this edit; what was there before it stays in its own place.
-    row = UntouchedFile(name, len(content), hashlib.sha256(content).hexdigest())
-    previous = manifest.previous
     return replace(
         manifest,
-        untouched=tuple(row if entry.file == name else entry for entry in manifest.untouched),
+        untouched=untouched,
         previous=None if previous is None else _with_content(previous, name, content),
     )
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from amnesia.cli import main
+from amnesia.html import report_html
 from amnesia.loading import load
 from amnesia.manifest import MANIFEST_NAME
 from tiny_recipe import recipe_text, unknown_fact
@@ -166,6 +167,7 @@ def test_run_and_evaluate_agree(model, recipe, tmp_path):
         key: value for key, value in result["formats"]["safetensors"].items() if key not in own
     }
     assert document == json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    assert (tmp_path / "report" / "report.html").read_text(encoding="utf-8") == report_html(document)
     assert "controls, held-out" in succeed("evaluate", model, "--recipe", recipe).stdout
     assert "exists and is not empty" in refused("run", recipe, "-o", tmp_path / "out")
     assert "exists and is not empty" in refused("evaluate", model, "--recipe", recipe, "-o", tmp_path / "report")

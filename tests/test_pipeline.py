@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from amnesia import pipeline
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.errors import InputError, OutputError, SourceError
+from amnesia.html import report_html
 from amnesia.loading import load
 from amnesia.manifest import MANIFEST_NAME, read_manifest
 from amnesia.model import freeze, wrap
@@ -87,6 +88,8 @@ def test_each_format_has_its_folder_manifest_and_report(written, model):
         assert document["changed"]["edits"] == document["extraction"]["edits"]
         assert [row["indices"] for row in document["changed"]["tensors"]] == [[3], [11]]
         assert document == json.loads(json.dumps(result.reports[name]))
+        assert (output / name / "report.html").read_text(encoding="utf-8") == report_html(document)
+        assert {"report.json", "report.html"} <= set(manifest.added)
     assert [path.name for path in outputs_in(output)] == ["adapter", "safetensors"]
     for folder in outputs_in(output):
         assert prove(folder, resolve(str(model))).base_read
