@@ -136,7 +136,7 @@ def _damage(evaluation: Evaluation) -> Iterator[Finding]:
             "damage" if harm.kl_controls.mean >= KL_DAMAGED else "warning",
             f"What is written about others changes: {harm.kl_controls.mean:.2f} nats per token away from the original.",
         )
-    if all(row.kl is None for row in harm.texts):
+    if harm.texts and all(row.kl is None for row in harm.texts):
         yield Finding("info", "The two models have different tokens, so the divergence between them is not defined.")
     if not bad:
         yield Finding(
