@@ -65,23 +65,30 @@ def test_random_cells_of_the_same_norm_have_no_effect(evaluated):
     draw = random.Random(0)
     edits = []
     for edit in FRANCE:
-        weight = evaluated.live.out_proj(edit.cell.layer).weight
-        neuron = draw.randrange(evaluated.live.shape.d_mlp)
-        norm = abs(edit.multiplier - 1) * (weight[:, edit.cell.neuron].norm() / weight[:, neuron].norm()).item()
-        edits.append(ColumnEdit(Cell(edit.cell.layer, neuron), 1 - norm))
+        # Columns of about the same norm. Larger multipliers for smaller columns would make extreme edits.
+        norms = evaluated.live.out_proj(edit.cell.layer).weight.norm(dim=0)
+        nearest = (norms - norms[edit.cell.neuron]).abs().argsort().tolist()[1:51]
+        edits.append(ColumnEdit(Cell(edit.cell.layer, draw.choice(nearest)), edit.multiplier))
     evaluation = evaluated(tuple(edits))
     assert any(text.startswith("No effect: the facts about France") for text in said(evaluation, "warning"))
     assert said(evaluation, "damage") == []
     assert not any("forgotten" in text.lower() for text in said(evaluation, "good"))
 
 
-def test_the_edit_of_the_demo_is_good_and_does_no_damage(evaluated):
+def test_the_edit_of_the_demo_forgets_and_damages_french_text_alone(evaluated):
     evaluation = evaluated(FRANCE)
     assert any(text.startswith("Forgotten: France is like an unknown name") for text in said(evaluation, "good"))
-    assert said(evaluation, "damage") == []
     whole = next(row for row in evaluation.aggregates if (row.kind, row.group) == ("target", "all"))
     assert whole.exact_match_before.mean > 0.5 > whole.exact_match_after.mean
     assert whole.exact_match_change.high < 0
+    # The search has seen English alone, and the report must not hide what that costs.
+    worst = next(text for text in said(evaluation, "damage") if text.startswith("Registers in which perplexity rises"))
+    assert worst.count("(") == worst.count("(fr)") == 2
+    ratios = {
+        (row.register, row.language): row.perplexity_after / row.perplexity_before for row in evaluation.damage.texts
+    }
+    assert max(ratio for (_, language), ratio in ratios.items() if language in ("en", "code")) < 1.05
+    assert min(ratio for (_, language), ratio in ratios.items() if language == "fr") > 10
 
 
 @torch.no_grad()
