@@ -149,9 +149,11 @@ def _search_stepwise(
     Method "single" keeps the best one. Method "greedy" adds further cells, in the order of their own effect, while the
     target bound is missed.
     """
-    multipliers = tuple(
-        item for item in EXACT_MULTIPLIERS if recipe.min_multiplier <= item < 0 and recipe.multiplier is None
-    ) or (-1.0 if recipe.multiplier is None else recipe.multiplier,)
+    if recipe.multiplier is not None:
+        multipliers = [recipe.multiplier]
+    else:
+        allowed = [item for item in EXACT_MULTIPLIERS if recipe.min_multiplier <= item < 0]
+        multipliers = allowed or [recipe.min_multiplier]
     candidates = [ColumnEdit(row.cell, item) for row in cell_map.top(N_SINGLE) for item in multipliers]
     n_asked = len(targets.facts) + len(controls.facts)
 
@@ -171,9 +173,10 @@ def _search_stepwise(
         chosen: list[ColumnEdit] = []
         reached = 1.0
         for edit in order:
-            if len(chosen) == (1 if recipe.method == "single" else recipe.max_cells):
+            full = len(chosen) == (1 if recipe.method == "single" else recipe.max_cells)
+            if full or reached <= recipe.accept.max_target:
                 break
-            if reached <= recipe.accept.max_target or any(edit.cell == other.cell for other in chosen):
+            if any(edit.cell == other.cell for other in chosen):
                 continue
             target, control = effect([*chosen, edit]) if chosen else effects[edit]
             progress(n_asked)

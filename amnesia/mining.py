@@ -14,7 +14,7 @@ from itertools import islice
 from amnesia.domain import Fact
 from amnesia.errors import InputError
 from amnesia.kept import Kept
-from amnesia.measurement import measure, measure_unknown, why_excluded
+from amnesia.measurement import measure, measure_unknown_of_likely, why_excluded
 from amnesia.model import LiveModel, Progress
 from amnesia.popqa import PopqaRow, facts_for, is_about
 from amnesia.prompts import share_words
@@ -151,12 +151,10 @@ def _known(
     """The facts that the model knows, in their order."""
     questions = [Question("target", fact, tuple(aliases)) for fact in facts]
     answers = measure(live, questions, generated=False, progress=progress, kept=kept).answers
-    # The unknown-entity baseline is the larger part of the work, so what fails without it is dropped first.
-    rows = [row for row in zip(questions, answers, strict=True) if row[1].rank <= scoring.max_rank]
-    unknown = measure_unknown(live, [question for question, _ in rows], progress, kept)
+    unknown = measure_unknown_of_likely(live, questions, answers, scoring, progress, kept)
     return tuple(
-        question.fact
-        for (question, answer), base in zip(rows, unknown, strict=True)
+        fact
+        for fact, answer, base in zip(facts, answers, unknown, strict=True)
         if why_excluded(answer, base, scoring) is None
     )
 

@@ -45,8 +45,8 @@ class Tracker(Protocol):
 class RunResult:
     """What a run chose, what the evaluation of each written format says, and whether the bounds hold.
 
-    `reports` are the contents of the `report.json` of each format. `output` is None when no handle on the entity was
-    found, so that nothing was written.
+    `reports` are the contents of the `report.json` of each format. `output` is None when nothing was written,
+    because no handle on the entity was found, or only a weak one.
     """
 
     extraction: Extraction

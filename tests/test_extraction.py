@@ -74,6 +74,8 @@ def test_a_single_cell_takes_the_multiplier_that_forgets_most(live, recipe):
     for other in (-8.0, -4.0, -2.0, -1.0):
         fixed = dataclasses.replace(anything, cells=(ColumnEdit(edit.cell, other),))
         assert extract(live, fixed).target >= result.target
+    (mild,) = extract(live, dataclasses.replace(anything, min_multiplier=-0.1)).edits
+    assert mild.multiplier == -0.1
     best_at_one = extract(live, dataclasses.replace(anything, multiplier=-1.0))
     assert {edit.multiplier for edit in best_at_one.edits} == {-1.0}
     assert best_at_one.target >= result.target
