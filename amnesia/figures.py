@@ -227,8 +227,9 @@ def _sufficiency(figure: Any, document: Document) -> None:
         ("clean", "nothing frozen, no injection", "-."),
     ):
         value = document["references"][level]["mean_logprob"]
-        top.axhline(value, color=NEUTRAL, linewidth=0.8, linestyle=style)
-        top.annotate(label, (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=7)
+        top.axhline(value, color=NEUTRAL, linewidth=0.8, linestyle=style, label=label)
+    # Above the axes: the lines may lie anywhere, also on top of each other.
+    top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=7)
     for row in steps:
         top.annotate(
             f"{row['n_rank_0']}/{document['n_facts']}",
