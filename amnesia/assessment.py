@@ -30,6 +30,7 @@ from amnesia.sources import ModelSource, resolve
 from amnesia.stress_findings import stress_findings
 from amnesia.stress_results import Stress
 from amnesia.stress_results import conclude as conclude_stress
+from amnesia.sweep import sweep_strength
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def assess(
     tracker: Tracker,
     *,
     stress: Settings | None = None,
+    sweep: bool = False,
     dtype: str = "float32",
     device: str | None = None,
     measurements: Path | None = None,
@@ -57,9 +59,10 @@ def assess(
     """Ask both models about the facts; without `edited`, say what `model` knows.
 
     `edited` may also be the folder of a PEFT adapter for `model`. With `stress`, both also go through attacks,
-    quantization and training. Answers to the questions are kept in the file `measurements`, from which a second call
-    takes what is there. `tasks` are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for
-    stress without `edited`, and for tasks without the harness.
+    quantization and training. With `sweep`, the edit is made weaker and stronger, for which its manifest must be there.
+    Answers to the questions are kept in the file `measurements`, from which a second call takes what is there. `tasks`
+    are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for stress without `edited`, for
+    a sweep without a manifest, and for tasks without the harness.
     """
     if stress is not None and edited is None:
         raise InputError("stress tests compare two models: give EDITED too")
@@ -67,6 +70,12 @@ def assess(
         harness.check_available()
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
+    manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
+    if sweep and manifest is None:
+        raise InputError(
+            f"a sweep scales the edited cells, and {'no EDITED' if edited is None else edited} has no {MANIFEST_NAME} "
+            "that says which they are: give an output of this program, or leave the sweep out"
+        )
 
     def kept(*folders: Path) -> Kept | None:
         return None if measurements is None else Kept(measurements, fingerprint(folders, dtype, device))
@@ -79,6 +88,13 @@ def assess(
     if stress is not None:
         plan = prepare(live, facts, before.unknown, before.answers, stress, tracker.task)
         original = endure(live, plan, "original", tracker.task)
+    swept = None
+    if sweep and manifest is not None:
+        edits = [edit for group in manifest.edits for edit in group.edits]
+        with tracker.task("weaker and stronger edits") as progress:
+            swept = sweep_strength(
+                live, facts.questions, before.answers.answers, before.unknown, edits, facts.scoring, progress=progress
+            )
     after = endured = None
     if other is not None:
         del live
@@ -99,10 +115,11 @@ def assess(
         facts.entity,
         (source.id, source.revision),
         None if other is None else name_of(other),
-        changed=None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder),
+        changed=manifest,
         sections={
             **({"lm_eval": report.tasks_json(*scores)} if tasks else {}),
             **({} if endured is None else {"stress": dataclasses.asdict(endured)}),
+            **({} if swept is None else {"sweep": dataclasses.asdict(swept)}),
         },
         further=() if endured is None else stress_findings(endured, facts.entity),
     )

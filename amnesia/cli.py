@@ -297,6 +297,9 @@ def extract(
     help="With --stress: after how many steps of training to ask; repeat it. Default: 0, 5, 10, 20, 50.",
 )
 @click.option(
+    "--sweep", is_flag=True, help="Also score weaker and stronger versions of an edit that this program made."
+)
+@click.option(
     "--lm-eval", "tasks", help="Tasks of the lm-eval harness for both models: names or task files, with commas."
 )
 @click.option(
@@ -321,6 +324,7 @@ def evaluate(
     stress: bool,
     stress_facts: int,
     steps: tuple[int, ...],
+    sweep: bool,
     tasks: str | None,
     task_limit: int | None,
     output: Path | None,
@@ -367,6 +371,7 @@ def evaluate(
             facts,
             terminal,
             stress=settings,
+            sweep=sweep,
             dtype=dtype,
             device=device,
             measurements=measurements,

@@ -117,7 +117,7 @@ def _figures(document: Mapping[str, Any]) -> dict[str, str]:
     if "scatter" in present:
         found["scatter"] = report_figures.scatter(report_view.scored(document), entity)
     if "sweep" in present:
-        found["sweep"] = report_figures.sweep(document["sweep"])
+        found["sweep"] = report_figures.sweep(document["sweep"], entity)
     if "changes" in present:
         found["cells"] = report_figures.cells(document["changed"]["edits"])
     return found | _stress_figures(document.get("stress", {}), entity)

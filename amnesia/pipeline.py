@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -31,6 +31,7 @@ from amnesia.questions import questions_of
 from amnesia.recipe import Recipe
 from amnesia.saving import output_bytes, spec_of, write_format
 from amnesia.sources import ModelSource, convert_gguf, resolve
+from amnesia.sweep import sweep_strength
 
 
 class Tracker(Protocol):
@@ -86,6 +87,16 @@ def run(
     extraction = choose(live, recipe, targets, controls, tracker.task)
     if extraction.verdict == "none" or (extraction.verdict == "weak" and not force):
         return RunResult(extraction, {}, {}, False, None)
+    with tracker.task("weaker and stronger edits") as progress:
+        swept = sweep_strength(
+            live,
+            questions,
+            before.answers.answers,
+            before.unknown,
+            extraction.edits,
+            recipe.scoring,
+            progress=progress,
+        )
     del live
     gc.collect()
 
@@ -116,6 +127,7 @@ def run(
                 accepted=accepted,
                 extraction=extraction,
                 changed=manifest,
+                sections={"sweep": asdict(swept)},
             )
             manifest = add_file(manifest, folder, REPORT_NAME, report.to_bytes(documents[name]))
             manifest = add_file(manifest, folder, PAGE_NAME, report_html(documents[name]).encode())

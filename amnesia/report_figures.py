@@ -144,27 +144,24 @@ def scatter(prompts: Sequence[Row], entity: str) -> str:
     return both(draw, "scatter")
 
 
-def sweep(document: Row) -> str:
-    """Mean knowledge scores over multipliers, from 1 downwards, with bands of one standard error."""
-    multipliers = tuple(document["multipliers"])
+def sweep(document: Row, entity: str) -> str:
+    """Mean knowledge scores over the strength of the edit, with bands of one standard error."""
     styles = {"target": (TARGET, "target"), "control": (CONTROL, "control dashed")}
     series = [
         Series(
-            f"{document['entity'] if curve['kind'] == 'target' else 'others'}, {curve['n']} facts",
+            f"{entity if curve['kind'] == 'target' else 'others'}, {curve['n']} facts",
             *styles[curve["kind"]],
-            multipliers,
+            tuple(document["strengths"]),
             tuple(curve["mean"]),
             tuple(curve["standard_error"]),
         )
         for curve in document["curves"]
     ]
-    return lines(
-        series, "sweep", "Knowledge score by multiplier of the cells", "multiplier of the cells →", falling=True
-    )
+    return lines(series, "sweep", "Knowledge score by strength of the edit", "strength of the edit →")
 
 
-def lines(series: Sequence[Series], key: str, title: str, axis: str, *, falling: bool = False) -> str:
-    """Curves of knowledge scores; `falling` lets the horizontal axis run from the highest value to the lowest."""
+def lines(series: Sequence[Series], key: str, title: str, axis: str) -> str:
+    """Curves of knowledge scores."""
     described = " ".join(
         f"{one.label}: {signed(one.y[0])} at {one.x[0]:g}, {signed(one.y[-1])} at {one.x[-1]:g}." for one in series
     )
@@ -176,7 +173,7 @@ def lines(series: Sequence[Series], key: str, title: str, axis: str, *, falling:
         top = _legend(drawing, [(*one.mark, one.label) for one in series]) + 22
         bottom = top + (260 if width > 500 else 220)
         sides = (34, width - 12)
-        x = Scale(min(places), max(places), *(reversed(sides) if falling else sides))
+        x = Scale(min(places), max(places), *sides)
         y = Scale(*ends, bottom, top)
         drawing.text(0, top - 10, "↑ knowledge score", "label small")
         _grid(drawing, x, y)

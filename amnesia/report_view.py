@@ -271,7 +271,7 @@ def sections(document: Row) -> dict[str, str]:
         "scatter": ("Target against others", has_facts and not alone),
         "damage": ("Other texts" if alone else "Damage to other texts", True),
         "attacks": ("Can it be brought back?", "stress" in document),
-        "sweep": ("Other multipliers", "sweep" in document),
+        "sweep": ("Weaker and stronger edits", bool(document.get("sweep", {}).get("curves"))),
         "changes": ("What was changed", "changed" in document),
         "facts": ("Every fact in numbers", has_facts),
         "excluded": ("Facts left out", bool(excluded_facts(document).n)),

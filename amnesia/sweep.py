@@ -1,4 +1,7 @@
-"""Knowledge scores over a range of multipliers: as before at 1, zero ablation at 0, negative ablation below."""
+"""Knowledge scores over a range of multipliers: as before at 1, zero ablation at 0, negative ablation below.
+
+The same for a whole edit, whose cells have multipliers of their own: over its strength.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amnesia.domain import Cell, Fact
-from amnesia.errors import InputError
-from amnesia.forward import answer_logprobs
+from amnesia.domain import Cell, ColumnEdit, Fact
+from amnesia.errors import InputError, NumericalError
+from amnesia.forward import AnswerLogprob, answer_logprobs
 from amnesia.interventions import Asked, varied_logprobs
-from amnesia.measurement import measure_unknown, why_excluded
-from amnesia.model import LiveModel, Progress
+from amnesia.measurement import Unknown, measure_unknown, why_excluded
+from amnesia.model import LiveModel, Progress, edited
 from amnesia.questions import Question, questions_of
-from amnesia.recipe import Recipe
+from amnesia.recipe import Recipe, Scoring
 from amnesia.scores import knowledge_score
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,14 @@ class Sweep:
     multipliers: tuple[float, ...]
     curves: tuple[Curve, ...]
     facts: tuple[SweptFact, ...]
+
+
+@dataclass(frozen=True)
+class StrengthSweep:
+    """Curves of targets and controls over the `strengths` of an edit; a kind without known facts has no curve."""
+
+    strengths: tuple[float, ...]
+    curves: tuple[Curve, ...]
 
 
 def grid(low: float, steps: int) -> tuple[float, ...]:
@@ -113,9 +126,52 @@ def sweep(
         tuple(cells),
         "entity" if entity_only else "all",
         tuple(multipliers),
-        tuple(_curve(kind, facts) for kind in ("target", "control")),
+        _curves([(fact.kind, fact.knowledge_scores) for fact in facts]),
         facts,
     )
+
+
+def sweep_strength(
+    live: LiveModel,
+    questions: Sequence[Question],
+    before: Sequence[AnswerLogprob],
+    unknown: Sequence[Unknown | None],
+    edits: Sequence[ColumnEdit],
+    scoring: Scoring,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    progress: Progress | None = None,
+) -> StrengthSweep:
+    """Score the facts that the original model `live` knows while `edits` act with each of the strengths.
+
+    At strength s a cell's multiplier m becomes 1 + s (m − 1): 0 is the original model, 1 the edit, and more goes beyond
+    it. `before` and `unknown` are measurements of the same questions. The curves end early where a strength above 1
+    gives NaN or infinity; below, NumericalError is raised.
+    """
+    known = [
+        index
+        for index, (one, base) in enumerate(zip(before, unknown, strict=True))
+        if why_excluded(one, base, scoring) is None
+    ]
+    pairs = [(questions[index].fact.text(), questions[index].fact.answer) for index in known]
+    scores: list[list[float]] = [[] for _ in questions]
+    reached = []
+    for strength in strengths:
+        scaled = [ColumnEdit(edit.cell, 1 + strength * (edit.multiplier - 1)) for edit in edits]
+        try:
+            with edited(live, scaled if strength else ()):
+                after = answer_logprobs(live, pairs, progress)
+        except NumericalError:
+            if strength <= 1:
+                raise
+            break
+        reached.append(strength)
+        for index, answer in zip(known, after, strict=True):
+            base = unknown[index]
+            assert base is not None, "facts without it are not known"
+            scores[index].append(knowledge_score(answer.total, before[index].total, base.total))
+    rows = [(_kind(question), tuple(row)) for question, row in zip(questions, scores, strict=True)]
+    return StrengthSweep(tuple(reached), _curves(rows))
 
 
 def _kind(question: Question) -> str:
@@ -126,14 +182,20 @@ def _asked(fact: Fact) -> Asked:
     return Asked(fact.prompt, fact.entity, fact.answer)
 
 
-def _curve(kind: str, facts: Sequence[SweptFact]) -> Curve:
-    rows = [fact for fact in facts if fact.kind == kind]
-    scored = [fact.knowledge_scores for fact in rows if fact.excluded is None]
-    n = len(scored)
-    means, errors = [], []
-    for values in zip(*scored, strict=True):
-        mean = sum(values) / n
-        variance = sum((value - mean) ** 2 for value in values) / (n - 1) if n > 1 else 0.0
-        means.append(mean)
-        errors.append(math.sqrt(variance / n))
-    return Curve(kind, n, len(rows) - n, tuple(means), tuple(errors))
+def _curves(rows: Sequence[tuple[str, tuple[float, ...]]]) -> tuple[Curve, ...]:
+    """Curves from kinds and knowledge scores; facts without scores were excluded."""
+    curves = []
+    for kind in ("target", "control"):
+        found = [scores for name, scores in rows if name == kind]
+        scored = [scores for scores in found if scores]
+        if scored:
+            means, errors = zip(*(_mean_and_error(values) for values in zip(*scored, strict=True)), strict=True)
+            curves.append(Curve(kind, len(scored), len(found) - len(scored), means, errors))
+    return tuple(curves)
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    n = len(values)
+    mean = sum(values) / n
+    variance = sum((value - mean) ** 2 for value in values) / (n - 1) if n > 1 else 0.0
+    return mean, math.sqrt(variance / n)

@@ -213,17 +213,11 @@ def sample(n_controls=10):
             ],
         },
         "sweep": {
-            "figure": "sweep",
-            "model": "acme/tiny-model",
-            "entity": "France",
-            "cells": [{"layer": 2, "neuron": 731, "expert": None}],
-            "tokens": "all",
-            "multipliers": [1.0, 0.0, -1.0, -2.0],
+            "strengths": [0.0, 0.5, 1.0, 1.5],
             "curves": [
                 {"kind": "target", "n": 4, "n_excluded": 1, "mean": [1.0, 0.8, 0.2, -0.3], "standard_error": [0.0, 0.1, 0.1, 0.1]},
                 {"kind": "control", "n": 10, "n_excluded": 0, "mean": [1.0, 1.0, 0.99, 0.9], "standard_error": [0.0, 0.0, 0.01, 0.02]},
             ],
-            "facts": [],
         },
         "n_excluded": 1,
         "prompts": prompts,
@@ -248,6 +242,5 @@ def hostile(text):
         row["examples"] = [dict.fromkeys(("prompt", "answer", "generated_original", "generated_edited"), text)]
     for row in document["stress"]["relearning"]:
         row["text"] = text
-    document["sweep"]["entity"] = text
     document["lm_eval"] = {"tasks": {text: {text: {"before": 0.5, "after": math.pi}}}}
     return document

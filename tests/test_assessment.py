@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from amnesia.assessment import assess, check_report
 from amnesia.cli import main
 from amnesia.domain import Cell, ColumnEdit, Estimate
-from amnesia.errors import OutputError
+from amnesia.errors import InputError, OutputError
 from amnesia.loading import load
 from amnesia.model import apply_edits
 from amnesia.pipeline import run
@@ -43,6 +43,27 @@ def test_what_was_saved_is_evaluated_as_in_the_run(tmp_path, model, recipe, fact
         check_report_json(found.document)
         assert found.document["edited"] == name
         assert found.document["changed"] == result.reports[name]["changed"]
+
+
+def test_a_sweep_passes_through_both_models(tmp_path, model, recipe, facts):
+    result = run(recipe, tmp_path / "out", Silent())
+    found = assess(str(model), str(tmp_path / "out" / "safetensors"), facts, Silent(), sweep=True)
+    check_report_json(found.document)
+    assert found.document["sweep"] == result.reports["safetensors"]["sweep"]
+    strengths = found.document["sweep"]["strengths"]
+    for curve in found.document["sweep"]["curves"]:
+        scores = [row.knowledge_score for row in found.evaluation.prompts if curve["kind"] in row.kind]
+        known = [score for score in scores if score is not None]
+        assert curve["mean"][strengths.index(0.0)] == 1.0
+        assert curve["mean"][strengths.index(1.0)] == pytest.approx(sum(known) / len(known), abs=1e-3)
+        assert (curve["n"], curve["n_excluded"]) == (len(known), len(scores) - len(known))
+
+
+def test_a_sweep_needs_to_know_the_cells(model, facts):
+    with pytest.raises(InputError, match=r"has no amnesia\.json that says which they are"):
+        assess(str(model), str(model), facts, Silent(), sweep=True)
+    with pytest.raises(InputError, match="no EDITED"):
+        assess(str(model), None, facts, Silent(), sweep=True)
 
 
 def test_one_model_alone(model, facts):

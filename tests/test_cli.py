@@ -160,7 +160,9 @@ def test_extract_edit_verify_and_undo_fit_together(model, recipe, tmp_path):
 def test_run_and_evaluate_agree(model, recipe, tmp_path):
     result = json.loads(succeed("run", recipe, "-o", tmp_path / "out", "--json").stdout)
     assert (result["output"], result["accepted"]) == (str(tmp_path / "out"), True)
-    report = succeed("evaluate", model, tmp_path / "out", "--recipe", recipe, "-o", tmp_path / "report", "--json")
+    report = succeed(
+        "evaluate", model, tmp_path / "out", "--recipe", recipe, "--sweep", "-o", tmp_path / "report", "--json"
+    )
     document = json.loads(report.stdout)
     own = {"edited", "accepted", "extraction"}
     assert {key: value for key, value in document.items() if key not in own} == {
@@ -169,6 +171,7 @@ def test_run_and_evaluate_agree(model, recipe, tmp_path):
     assert document == json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     assert (tmp_path / "report" / "report.html").read_text(encoding="utf-8") == report_html(document)
     assert "controls, held-out" in succeed("evaluate", model, "--recipe", recipe).stdout
+    assert "which they are" in refused("evaluate", model, model, "--recipe", recipe, "--sweep")
     assert "exists and is not empty" in refused("run", recipe, "-o", tmp_path / "out")
     assert "exists and is not empty" in refused("evaluate", model, "--recipe", recipe, "-o", tmp_path / "report")
     again = succeed("run", recipe, "-o", tmp_path / "out", "--force")

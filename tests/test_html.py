@@ -174,7 +174,7 @@ def test_a_part_that_is_absent_leaves_no_trace(key):
     page = Page(report_html(without(key)))
     for words in {
         "stress": ("Never-known", "brought back?"),
-        "sweep": ("Mean knowledge score by multiplier",),
+        "sweep": ("Mean knowledge score by strength of the edit",),
         "changed": ("SHA-256", "amnesia verify", "bit for bit"),
         "lm_eval": ("hellaswag",),
         "extraction": ("considered",),
