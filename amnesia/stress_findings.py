@@ -41,6 +41,11 @@ def stress_findings(stress: Stress, entity: str) -> tuple[Finding, ...]:
     back = [*_by_attack(stress, entity, plain), *_by_quantization(stress, entity), *_by_training(stress, entity)]
     if not back:
         text = f"Nothing that was tried brought {entity} back above a knowledge score of {FORGOTTEN_HELD_OUT:g}."
+        if (highest := _highest(stress)) > FORGOTTEN_HELD_OUT:
+            text = (
+                f"Nothing that was tried brought {entity} back: its knowledge score rose to {highest:.2f} at most, and "
+                "an invented name's rose about as far."
+            )
         back = [Finding("good", text)]
     return (*lost, *back)
 
@@ -50,6 +55,18 @@ def _of(rows: Sequence[Row], subject: str, model: str = "edited") -> Iterator[fl
     for row in rows:
         if (row.subject, row.model) == (subject, model) and row.knowledge_score is not None:
             yield row.knowledge_score.mean
+
+
+def _highest(stress: Stress) -> float:
+    """The highest knowledge score of the entity that any attack or training reached in the edited model."""
+    by_attack = (score for attack in stress.attacks for score in _of(attack.rows, "entity"))
+    by_training = (
+        step.knowledge_score.mean
+        for run in stress.relearning
+        if (run.model, run.subject) == ("edited", "entity")
+        for step in run.steps
+    )
+    return max((*by_attack, *by_training))
 
 
 def _by_attack(stress: Stress, entity: str, plain: float) -> Iterator[Finding]:

@@ -53,7 +53,13 @@ def test_what_an_attack_brings_back():
         )
     ]
     # What the question gives away to anybody did not come from the model.
-    assert found([attack("in_context_hint", 0.62, 0.5)]) == NOTHING
+    assert found([attack("in_context_hint", 0.62, 0.5)]) == [
+        (
+            "good",
+            "Nothing that was tried brought Japan back: its knowledge score rose to 0.62 at most, and an invented "
+            "name's rose about as far.",
+        )
+    ]
 
 
 def test_what_quantization_brings_back_and_costs():
@@ -81,6 +87,13 @@ def test_what_training_brings_back_first():
             "knowledge score 0.45 (invented name 0.10).",
         )
     ]
+
+
+def test_what_training_teaches_any_name_is_said_not_to_come_back():
+    runs = [trained("one fact", "entity", 0.1, 0.5, 0.3), trained("one fact", "never_known", 0.0, 0.45, 0.2)]
+    ((level, text),) = found(relearning=runs)
+    assert level == "good"
+    assert "rose to 0.50 at most" in text
 
 
 def test_what_was_never_suppressed_cannot_come_back():
