@@ -9,18 +9,22 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from amnesia.bystanders import observe
 from amnesia.domain import ColumnEdit, Extraction, Fact, FactKind, Verdict
-from amnesia.encoding import continuations
+from amnesia.encoding import Continuation, Placed, common_tokens, continuations, encode
 from amnesia.errors import InputError
 from amnesia.forward import AnswerLogprob, answer_logprobs
 from amnesia.localization import CellMap, cell_maps
 from amnesia.measurement import Unknown, check_known, measure_unknown, why_excluded
 from amnesia.model import LiveModel, Progress, edited
-from amnesia.prompts import neutral_texts, peer_prompts
+from amnesia.objective import Problem
+from amnesia.prompts import CODE_SNIPPETS, FOREIGN_SENTENCES, neutral_texts, peer_prompts
 from amnesia.questions import Question, questions_of
 from amnesia.recipe import Accept, Recipe, Scoring
 from amnesia.scores import knowledge_score
-from amnesia.search import EXACT_MULTIPLIERS, harm, pose, pursue, sensitivity
+from amnesia.search import EXACT_MULTIPLIERS, pursue
 
 Task = Callable[[str], contextlib.AbstractContextManager[Progress]]
 
@@ -29,14 +33,19 @@ SEARCH_KINDS: tuple[FactKind, FactKind] = ("target", "control")
 N_SINGLE = 15
 """Cells of highest stability that the search with a fixed multiplier tries one by one."""
 
-NEUTRAL_STRIDE = 6
-"""Every how many of the neutral sentences that the search may see is one of its controls."""
+TEXT_TOKENS = 14
+"""Tokens of each neutral text that the search reads."""
+
+TEXT_ANSWER = 4
+"""Tokens at their end whose predictions are compared."""
+
+N_COMMON_TOKENS = 2400
+"""Single tokens that are recorded, because a cell for a name in an early layer is one for a few tokens."""
+
+BEFORE_TOKENS = "The story of"
 
 WEAK_TARGET = 0.6
 """Knowledge score of the targets up to which an edit that misses the recipe's bounds still counts as a weak one."""
-
-TARGET_PRICE = 3.0
-"""Nats of divergence that a snapshot may cost for one unit of target knowledge score above what is aimed at."""
 
 
 @dataclass(frozen=True)
@@ -188,39 +197,49 @@ def _search_stepwise(
 def _search_free(
     live: LiveModel, recipe: Recipe, cell_map: CellMap, targets: Known, controls: Known, task: Task
 ) -> tuple[tuple[ColumnEdit, ...], int]:
-    """Gradient pursuit over all cells of the layers."""
-    # The end of a sentence depends on all of it, so a few words there are enough to see damage.
-    neutral = [tuple(text.rsplit(" ", 2)) for text in neutral_texts("search")[::NEUTRAL_STRIDE]]
-    with task("asking about other entities"):
-        problem = pose(
-            live,
-            continuations(live.tokenizer, targets.pairs),
-            targets.before,
-            targets.unknown,
-            continuations(live.tokenizer, [*controls.pairs, *((start, f"{a} {b}") for start, a, b in neutral)]),
-            peer_prompts([recipe.entity, *recipe.aliases, *reserved_names(recipe)]),
-        )
-    with task("attributing answers to cells") as progress:
-        damage = sensitivity(problem, cell_map.layers, progress)
-    # Cells that answer to this name more than to others, and whose change the controls hardly feel.
-    worth = cell_map.mean_z.abs().float() / (damage + damage.mean())
+    """Gradient search over all cells of the layers."""
+    with task("recording what should stay") as progress:
+        problem = pose(live, recipe, cell_map.layers, targets, controls, progress)
+    # Cells that answer to this name more than to others are worth more.
+    worth = cell_map.mean_z.abs().flatten()
     with task("choosing cells") as progress:
-        snapshots = pursue(
-            problem,
-            cell_map.layers,
-            worth,
-            max_cells=recipe.max_cells,
-            lowest=recipe.min_multiplier,
-            progress=progress,
-        )
+        edits = pursue(problem, worth, max_cells=recipe.max_cells, lowest=recipe.min_multiplier, progress=progress)
+    return edits, worth.numel()
 
-    def price(edits: Sequence[ColumnEdit]) -> float:
-        # Aims well within the bound, because held-out facts are less kind.
-        target, divergence = harm(problem, edits)
-        return TARGET_PRICE * max(0.0, target - 0.75 * recipe.accept.max_target) + divergence
 
-    with task("comparing edits"):
-        return min(filter(None, dict.fromkeys(snapshots)), key=price, default=()), worth.numel()
+def pose(
+    live: LiveModel,
+    recipe: Recipe,
+    layers: Sequence[int],
+    targets: Known,
+    controls: Known,
+    progress: Progress | None = None,
+) -> Problem:
+    """The search's problem: what is to be forgotten, and everything that the search may see of the rest.
+
+    That is the search controls, prompts about other well-known entities, neutral texts in several languages, and
+    common tokens; nothing in it shares a name with the entity or with a held-out control.
+    """
+    tokenizer, names = live.tokenizer, [recipe.entity, *recipe.aliases, *reserved_names(recipe)]
+    # Any token may stand for the unknown answer: at the end of a prompt the whole distribution is compared.
+    filler = tokenizer.eos_token_id or 0
+    peers = [Continuation((*row.ids, filler), 1) for row in encode(tokenizer, peer_prompts(names))]
+    others = [*continuations(tokenizer, controls.pairs), *peers]
+    sentences = [*neutral_texts("search"), *FOREIGN_SENTENCES, *CODE_SNIPPETS]
+    starts = [row.ids[:TEXT_TOKENS] for row in encode(tokenizer, sentences)]
+    texts = [Continuation(ids, min(TEXT_ANSWER, len(ids) - 1)) for ids in starts if len(ids) > 1]
+    beginning = encode(tokenizer, [BEFORE_TOKENS])[0].ids
+    words = {word for name in names for word in name.split()}
+    tokens = [Placed((*beginning, token), len(beginning)) for token in common_tokens(tokenizer, N_COMMON_TOKENS, words)]
+    device = live.device
+    return Problem(
+        live,
+        tuple(continuations(tokenizer, targets.pairs)),
+        torch.tensor(targets.before, device=device),
+        torch.tensor(targets.unknown, device=device),
+        (*others, *texts),
+        observe(live, layers, others, texts, tokens, progress=progress),
+    )
 
 
 def reserved_names(recipe: Recipe) -> list[str]:

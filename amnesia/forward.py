@@ -123,19 +123,17 @@ class AnswerLogprob:
     rank: int
 
 
-def answer_logits(live: LiveModel, rows: Sequence[Continuation], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Float32 logits over the answers of one batch.
+def answer_rows(live: LiveModel, rows: Sequence[Continuation], batch: Batch) -> tuple[Tensor, list[int]]:
+    """Float32 logits (n_places, vocabulary) that predict the answers of one batch, one answer after the other.
 
-    Returns logits (batch, width, vocabulary) that predict the last `width` tokens, those tokens (batch, width), and
-    a mask (batch, width) of the ones that belong to the answer; `width` is the longest answer's length. Of each
-    row's inputs the last token is fed too, for the caller's padding to stay simple; its own prediction is dropped.
+    The second value is the number of places of each row of the batch, in its order. Only these places are projected.
     """
-    width = max(rows[index].n_answer for index in batch.indices)
-    logits = live.model(**batch.inputs, logits_to_keep=width + 1, use_cache=False).logits[:, :-1].float()
-    tokens = batch.inputs["input_ids"][:, -width:]
-    lengths = torch.tensor([rows[index].n_answer for index in batch.indices], device=tokens.device)
-    mask = torch.arange(width, 0, -1, device=tokens.device)[None] <= lengths[:, None]
-    return logits, tokens, mask
+    width = batch.inputs["input_ids"].shape[1]
+    lengths = [rows[index].n_answer for index in batch.indices]
+    lines = torch.tensor([line for line, length in enumerate(lengths) for _ in range(length)])
+    places = torch.tensor([width - 1 - length + n for length in lengths for n in range(length)])
+    with at_head(live, lines, places):
+        return live.model(**batch.inputs, use_cache=False).logits[0].float(), lengths
 
 
 @torch.inference_mode()

@@ -292,6 +292,59 @@ arrive
 GENERIC_SENTENCES: tuple[str, ...] = tuple(" ".join(item.split()) for item in re.split(r"\.\s+", _SENTENCES.strip()))
 
 
+# French, German, Spanish, and a little Italian, Portuguese and Dutch: an edit that is harmless in English may not be so
+# in the language of the entity.
+_FOREIGN_SENTENCES = """
+La vieille dame arrosait ses fleurs tous les matins. Il faut fermer la porte avant de partir. Les enfants jouent dans
+le jardin derrière la maison. Nous avons attendu le train pendant une heure. Le médecin lui a conseillé de dormir
+davantage. Cette recette demande trois œufs et un peu de farine. Je ne sais pas où j'ai laissé mes clés. Le prix du
+pain a encore augmenté cette année. Elle a lu le livre en une seule journée. Les ouvriers réparent le pont depuis
+lundi. Qu'est-ce que tu veux manger ce soir. On dit souvent que le temps passe trop vite. La réunion est reportée à la
+semaine prochaine. Si vous avez des questions, appelez-nous au bureau.
+
+Der alte Mann ging jeden Morgen mit seinem Hund spazieren. Wir haben den ganzen Abend am Fenster gesessen. Bitte
+schalten Sie das Gerät nach dem Gebrauch aus. Die Kinder warten vor der Schule auf den Bus. Im Winter wird es hier
+schon früh dunkel. Sie hat vergessen, die Rechnung zu bezahlen. Der Zug nach Süden fährt von Gleis drei. Man nehme
+zwei Eier und ein wenig Zucker. Ich weiß nicht, ob er heute noch kommt. Das Fenster war zerbrochen und die Tür stand
+offen. Nach der Arbeit trafen sich die Freunde im Garten. Die Preise für Milch sind wieder gestiegen. Wer zuletzt
+lacht, lacht am besten. Der Antrag muss bis Ende des Monats gestellt werden.
+
+La niña dejó la bicicleta junto a la puerta. Mañana iremos al mercado a comprar fruta fresca. El perro ladraba toda la
+noche y nadie podía dormir. Mezcle la harina con el agua y añada sal. No recuerdo dónde puse las llaves del coche. El
+tren llegó con media hora de retraso. Los vecinos se reunieron para hablar del ruido. Mi abuela cuenta historias de
+cuando era joven. La tienda cierra a las ocho de la tarde. Tenemos que terminar el trabajo antes del viernes. Hacía
+frío y el viento movía las hojas secas. Si tiene alguna duda, escriba a nuestra oficina. Cada día aprendemos algo
+nuevo. El médico le recomendó caminar más.
+
+Il gatto dormiva sulla sedia vicino alla finestra. Domani andremo al mare con tutta la famiglia. Il pane fresco ha un
+profumo meraviglioso. Non so se arriveremo in tempo per la cena. O menino deixou o livro em cima da mesa. Amanhã vamos
+visitar os nossos avós. De winkel is op zondag gesloten. Hij las de krant en dronk een kop koffie
+"""
+
+FOREIGN_SENTENCES: tuple[str, ...] = tuple(
+    " ".join(item.split()) for item in re.split(r"\.\s+", _FOREIGN_SENTENCES.strip())
+)
+
+CODE_SNIPPETS: tuple[str, ...] = (
+    "for index, item in enumerate(items):\n    print(index, item)",
+    "def mean(values):\n    return sum(values) / len(values)",
+    "import json\nwith open(path) as file:\n    data = json.load(file)",
+    "if x is None:\n    raise ValueError('missing value')",
+    "class Stack:\n    def __init__(self):\n        self.items = []",
+    "function add(a, b) {\n  return a + b;\n}",
+    "const names = users.map((user) => user.name);",
+    'int main(void) {\n    printf("hello\\n");\n    return 0;\n}',
+    "SELECT name, price FROM products WHERE price > 10 ORDER BY price;",
+    "while (i < n) {\n    total += values[i++];\n}",
+    '<div class="box"><p>Some text</p></div>',
+    'git commit -m "fix the parser"',
+    "try:\n    value = int(text)\nexcept ValueError:\n    value = 0",
+    'for f in *.txt; do\n  wc -l "$f"\ndone',
+    "result = [word.lower() for word in text.split() if word]",
+    "let mut count = 0;\nfor line in reader.lines() {\n    count += 1;\n}",
+)
+
+
 def neutral_texts(split: Split) -> tuple[str, ...]:
     """The generic sentences that the search may see (even positions), or those held out from it (odd positions)."""
     return GENERIC_SENTENCES[("search", "held_out").index(split) :: 2]

@@ -1,4 +1,4 @@
-"""Choose cells and multipliers by gradient: targets fall to the unknown-entity level, controls keep their answers.
+"""Choose cells and multipliers: targets fall to the unknown-entity level, everything else keeps its answers.
 
 The only variables are multipliers of cells. Gradients are never taken of weights.
 """
@@ -6,319 +6,269 @@ The only variables are multipliers of cells. Gradients are never taken of weight
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from amnesia.domain import Cell, ColumnEdit
-from amnesia.encoding import Continuation
-from amnesia.forward import answer_logits, continued
-from amnesia.model import LiveModel, Progress, edited, scaled_by
-from amnesia.passes import batches, collate
+from amnesia.model import Progress
+from amnesia.objective import TARGET_FLOOR, Problem, Tangent
+from amnesia.observations import Observations
+from amnesia.surrogate import Surrogate
 
 EXACT_MULTIPLIERS = (-8.0, -4.0, -2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
 """Powers of two scale floating-point numbers without rounding, so that the edit is exact and inverts exactly."""
 
-TARGET_FLOOR = -0.05
-"""Knowledge score below which pushing a target fact further down earns nothing, and pays for no other fact."""
+TARGET_GOAL = 0.1
+"""Mean knowledge score of the targets at which they have been pushed enough."""
 
-CONTROL_WEIGHT = 5.0
-"""Weight at the start of one nat of mean divergence on the controls against one unit of target knowledge score."""
+NEAR_GOAL = 0.15
+"""Mean knowledge score from which on the bystanders' weights fall no further."""
 
-DIVERGENCE_BUDGET = 0.04
-"""Mean divergence on the controls, in nats, up to which the weight falls, and above which it rises."""
+BUDGETS = (0.03, 0.006)
+"""Mean divergence in nats, on prompts about others and on neutral texts, that an edit may cost."""
 
-STEPS = 44
-SETTLING_STEPS = 16
-"""The last steps: no cell joins, multipliers act rounded, and only the targets decide how much the controls weigh."""
+WEIGHTS = (0.5, 1.5)
+"""Weights at the start of one nat of mean divergence, on prompts about others and on neutral texts, against one unit of
+knowledge score."""
 
-TARGET_GOAL = 0.08
-"""Mean knowledge score of the targets at which they have been pushed enough, and the controls gain weight."""
+MIN_WEIGHTS = (0.02, 0.05)
+MAX_WEIGHTS = (1.0, 8.0)
+JOINING_WEIGHTS = (0.8, 2.0)
+"""Weights at the least in the choice of cells, so that none joins that does much harm."""
 
-SNAPSHOT_STEPS = 4
-"""Every how many of the later settling steps the multipliers are kept for the caller to judge."""
+SETTLED_WEIGHTS = (0.5, 2.0)
+"""Weights at the least when goal and budgets are met and the multipliers are rounded."""
 
-TRIAL_STEPS = 8
-"""Steps after which a cell whose multiplier is still above `WEAK_MULTIPLIER` gives its place to another."""
+GROWING_STEPS = 16
+"""Steps at most in which cells join and leave."""
 
-WEAK_MULTIPLIER = 0.3
+ROUNDING_STEPS = 6
+"""Steps at each of which some more multipliers take their final, exact values."""
 
-RATE = 0.8
-SETTLING_RATE = 0.25
-TARGETS_PER_STEP = 8
-CONTROLS_PER_STEP = 12
-PEERS_PER_STEP = 8
-PEER_ROUNDS = 10
-"""Draws of peers after which the harm done to them decides."""
-
-PEER_STRIDE = 3
-"""Every how many of the peers takes part when finished edits are compared."""
+POLISHING_STEPS = 7
+"""Changes of one exact multiplier to the next that are measured at the end, and kept where the loss is less."""
 
 CELLS_PER_STEP = 2
-PEER_TOKENS = 4
-"""Tokens with which the original model continues a prompt about a peer."""
+TRIAL_STEPS = 4
+"""Steps after which a cell may lose its place to another."""
 
+RADIUS = 1.5
+"""How far a multiplier moves at most in one step: the measurements are straight lines, the model is not."""
 
-@dataclass(frozen=True)
-class Problem:
-    """What the search may see: search facts, search controls with neutral texts, peers, and the model's own answers.
-
-    `before` and `unknown` are log-probabilities (n_targets,) in nats. Peers are other well-known entities in prompts
-    that the original model itself has continued. `reference` holds the original model's log-probabilities
-    (n_answer, vocabulary) over the answer of each control, then of each peer.
-    """
-
-    live: LiveModel
-    targets: tuple[Continuation, ...]
-    before: Tensor
-    unknown: Tensor
-    controls: tuple[Continuation, ...]
-    peers: tuple[Continuation, ...]
-    reference: tuple[Tensor, ...]
-
-    @property
-    def kept(self) -> tuple[Continuation, ...]:
-        """Whatever should stay as it was: controls, then peers."""
-        return self.controls + self.peers
-
-
-def pose(
-    live: LiveModel,
-    targets: Sequence[Continuation],
-    before: Sequence[float],
-    unknown: Sequence[float],
-    controls: Sequence[Continuation],
-    peers: Sequence[str] = (),
-) -> Problem:
-    """A Problem: lets the original model continue the prompts `peers`, and notes its distributions over all answers."""
-    rows = [Continuation(tuple(ids), PEER_TOKENS) for ids in continued(live, peers, PEER_TOKENS)]
-    kept = [*controls, *rows]
-    return Problem(
-        live,
-        tuple(targets),
-        torch.tensor(before, device=live.device),
-        torch.tensor(unknown, device=live.device),
-        tuple(controls),
-        tuple(rows),
-        tuple(_distributions(live, kept)),
-    )
-
-
-@torch.no_grad()
-def _distributions(live: LiveModel, rows: Sequence[Continuation]) -> list[Tensor]:
-    """Log-probabilities (n_answer, vocabulary) over the answer of each row."""
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
-    for batch in batches(live, [row.ids for row in rows]):
-        logits, _, _ = answer_logits(live, rows, batch)
-        for line, index in enumerate(batch.indices):
-            found[index] = logits[line, -rows[index].n_answer :].log_softmax(-1)
-    return found
-
-
-def sensitivity(problem: Problem, layers: Sequence[int], progress: Progress | None = None) -> Tensor:
-    """How much the controls feel each cell: the mean of |d(log-probability)/d(multiplier)|, (n_layers, d_mlp).
-
-    This is |gradient × activation|, summed over the tokens; one backward pass per batch serves all cells.
-    """
-    live = problem.live
-    total = torch.zeros(len(layers), live.shape.d_mlp)
-    for batch in batches(live, [row.ids for row in problem.controls]):
-        size = len(batch.indices)
-        # One multiplier per cell and row, so that a single backward pass yields every row's own gradient.
-        ones = {
-            layer: torch.ones(size, 1, live.shape.d_mlp, device=live.device, requires_grad=True) for layer in layers
-        }
-        with scaled_by(live, ones):
-            logits, tokens, mask = answer_logits(live, problem.controls, batch)
-        logprobs = (logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0] * mask).sum(1)
-        gradients = torch.autograd.grad(logprobs.sum(), [ones[layer] for layer in layers])
-        stacked = torch.stack([gradient[:, 0].float().cpu() for gradient in gradients], 1)  # (rows, n_layers, d_mlp)
-        total += stacked.abs().sum(0) / len(problem.controls)
-        if progress:
-            progress(size)
-    return total
+LATE_RADIUS = 0.9
+N_ITERATIONS = 80
+MAX_CHANGE = 4.0
+"""Change of a cell's multiplier that is counted on at most when the cell joins."""
 
 
 def pursue(
     problem: Problem,
-    layers: Sequence[int],
     worth: Tensor,
     *,
     max_cells: int,
     lowest: float,
-    budget: float = DIVERGENCE_BUDGET,
     seed: int = 0,
     progress: Progress | None = None,
-) -> tuple[tuple[ColumnEdit, ...], ...]:
-    """Edits of at most `max_cells` cells of `layers` with exact multipliers in [lowest, 1), found by gradient pursuit.
+) -> tuple[ColumnEdit, ...]:
+    """The edit of at most `max_cells` cells with exact multipliers in [lowest, 1), by successive convex approximation.
 
-    Returns a few snapshots from the end of one search, in their order; a snapshot may be empty.
+    At every step, some targets and some bystanders are measured, with the gradients of each by all cells in one
+    backward pass. What was measured last of each row, as a straight line, and the leakage onto all bystanders, as a
+    quadratic form, make a convex model of the loss in which the multipliers of the joined cells are optimized within a
+    radius. Cells join a few at a time while the others already act, so that backups which take over from a negated cell
+    are met in turn: those of largest predicted gain, weighted by `worth` (n_cells,). When all places are taken, the
+    cell that would be missed least makes room (orthogonal matching pursuit with replacement: Jain, Tewari, Dhillon,
+    2011). Then multipliers are rounded to `EXACT_MULTIPLIERS`, some at each step, while the rest makes up for it.
+    Finally single ones are moved to a neighbor where a measurement says that it helps.
 
-    At every step a few cells join: those whose gradient, smoothed over the steps and weighted by `worth`
-    (n_layers, d_mlp), promises the largest fall of the loss. The joined ones follow Adam. Cells join while the others
-    already act, so backups that take over from a negated cell show up in the gradient and are met in turn; cells that
-    achieve little leave. In the end the multipliers act rounded to `EXACT_MULTIPLIERS`, while their unrounded values
-    follow the gradient (a straight-through estimator: Bengio, Léonard, Courville, 2013).
-
-    The loss, on a few targets, controls and peers at each step, is the mean target knowledge score above
-    `TARGET_FLOOR` and the divergence KL(original ‖ edited) over the answers of the others. The weight of the
-    divergence falls while it is within `budget` (nats) and the targets are above `TARGET_GOAL`, and rises otherwise.
-    Peers that an edit harms most are drawn most often.
+    The loss is the mean of the targets above `TARGET_FLOOR` and the weighted divergence of the bystanders. The weights
+    fall while the targets are above `NEAR_GOAL` and `BUDGETS` are not spent, and rise when the targets are below
+    `TARGET_GOAL` and more than that is spent; when both is well, no further cell is looked for.
     """
-    device = problem.live.device
-    multipliers = torch.ones(len(layers), problem.live.shape.d_mlp, device=device, requires_grad=True)
-    joined = torch.zeros_like(multipliers, dtype=torch.bool)
-    age = torch.zeros_like(multipliers)
-    failed = torch.zeros_like(joined)
-    smoothed = torch.zeros_like(multipliers)
-    worth = worth.to(device)
-    grid = torch.tensor([item for item in EXACT_MULTIPLIERS if item >= lowest], device=device)
-    weight, spent, left = CONTROL_WEIGHT, 0.0, 1.0
-    snapshots = []
-    adam = torch.optim.Adam([multipliers], lr=RATE, betas=(0.7, 0.95))
-    draws = zip(
-        _draws(len(problem.targets), TARGETS_PER_STEP, seed),
-        _draws(len(problem.controls), CONTROLS_PER_STEP, seed + 1),
-        strict=True,
-    )
-    peers = _Peers(len(problem.peers), len(problem.controls), seed)
-    for step, (targets, controls) in zip(range(STEPS), draws, strict=False):
-        settled = step - (STEPS - SETTLING_STEPS)
-        acting = multipliers
-        if settled >= 0:
-            acting = multipliers + (_rounded(multipliers, grid) - multipliers).detach()
-        kept = [*controls, *peers.draw()]
-        with scaled_by(problem.live, dict(zip(layers, acting, strict=True))):
-            scores, divergences = _measures(problem, targets, kept)
-        above = (scores - TARGET_FLOOR).clamp(min=0).mean()
-        divergence = divergences.mean()
-        (gradient,) = torch.autograd.grad(above + weight * divergence, [multipliers])
-        peers.note(kept, divergences.tolist())
-        spent = 0.7 * spent + 0.3 * divergence.item()
-        left = 0.7 * left + 0.3 * (above.item() + TARGET_FLOOR)
-        smoothed = 0.5 * smoothed + 0.5 * gradient
-        if settled >= 0:
-            if settled >= SETTLING_STEPS // 2 and settled % SNAPSHOT_STEPS == 0:
-                snapshots.append(_edits(layers, _rounded(multipliers, grid), joined))
-            adam.param_groups[0]["lr"] = SETTLING_RATE
-            weight *= 1.25 if left < TARGET_GOAL else 0.9
-        else:
-            weight *= 0.88 if spent < budget and left > TARGET_GOAL else 1.12
-        with torch.no_grad():
-            if step % 4 == 0:
-                joined &= multipliers < 1  # A cell that went back to where it was makes room for another.
-            if step % 4 == 3 and settled < -4:
-                weak = joined & (age >= TRIAL_STEPS) & (multipliers > WEAK_MULTIPLIER)
-                joined &= ~weak
-                failed |= weak
-                multipliers.masked_fill_(weak, 1.0)
-            age += joined
-            room = min(CELLS_PER_STEP, max_cells - int(joined.sum()))
-            if room > 0 and settled < 0:
-                promise = (smoothed.clamp(min=0) * worth).masked_fill(joined | failed, -1.0)
-                best = promise.flatten().topk(room)
-                joined.view(-1)[best.indices[best.values > 0]] = True
-            multipliers.grad = gradient * joined
-            adam.step()
-            multipliers.clamp_(lowest, 1.0)
-        if progress:
-            progress(len(targets) + len(kept))
-    return (*snapshots, _edits(layers, _rounded(multipliers, grid), joined))
+    return _Search(problem, worth, max_cells, lowest, seed).run(progress)
 
 
-@torch.no_grad()
-def harm(problem: Problem, edits: Sequence[ColumnEdit]) -> tuple[float, float]:
-    """What edits do: (mean target knowledge score, mean divergence in nats on the controls and a share of the peers).
+class _Search:
+    def __init__(self, problem: Problem, worth: Tensor, max_cells: int, lowest: float, seed: int) -> None:
+        self._max_cells, self._lowest = max_cells, lowest
+        self._d_mlp = problem.live.shape.d_mlp
+        self._crowd = problem.bystanders
+        self._worth = worth.to(problem.live.device).float()
+        self._prices = self._crowd.prices()
+        self._multipliers = torch.ones(len(worth), device=problem.live.device)
+        self._joined: list[int] = []
+        self._born: dict[int, int] = {}
+        self._exact: set[int] = set()
+        self._observed = Observations(problem, seed)
+        self._weights = WEIGHTS
+        values = [item for item in EXACT_MULTIPLIERS if item >= lowest]
+        self._grid = torch.tensor(values, device=problem.live.device)
 
-    A target counts no less than `TARGET_FLOOR`, so that one pushed far down does not pay for one that is still known.
+    def run(self, progress: Progress | None) -> tuple[ColumnEdit, ...]:
+        for step in range(GROWING_STEPS):
+            if self._grow(step, progress):
+                break
+        for n_left in range(ROUNDING_STEPS, 0, -1):
+            self._round(n_left, progress)
+        self._polish(progress)
+        return tuple(
+            ColumnEdit(Cell(self._crowd.layers[index // self._d_mlp], index % self._d_mlp), multiplier)
+            for index in sorted(self._joined)
+            if (multiplier := self._multipliers[index].item()) < 1
+        )
+
+    def _grow(self, step: int, progress: Progress | None) -> bool:
+        """Let cells join, move all multipliers, and let one cell leave; or say that nothing more is needed."""
+        leakage = self._leakage()
+        by_row = self._crowd.by_row(leakage)
+        self._observed.measure(self._multipliers, by_row, progress)
+        left = self._observed.left(self._multipliers)
+        spent = self._observed.spent(self._multipliers, by_row)
+        if left <= TARGET_GOAL and all(nats <= budget for nats, budget in zip(spent, BUDGETS, strict=True)):
+            self._weights = tuple(map(max, self._weights, SETTLED_WEIGHTS))
+            return True
+        late = step > GROWING_STEPS // 2
+        self._weights = reweighted(self._weights, left, spent, gently=late)
+        self._join(step)
+        if self._joined:
+            model = self._model(leakage)
+            everywhere = torch.ones_like(model.start, dtype=torch.bool)
+            radius = LATE_RADIUS if late else RADIUS
+            found = model.minimize(model.start, everywhere, self._lowest, radius, N_ITERATIONS)
+            self._multipliers[self._joined] = found
+            if step < GROWING_STEPS - 1:
+                self._leave(step, model, found)
+        return False
+
+    def _round(self, n_left: int, progress: Progress | None) -> None:
+        """Give some multipliers their exact values, and move the rest; `n_left` such steps are left."""
+        leakage = self._leakage()
+        self._observed.measure(self._multipliers, self._crowd.by_row(leakage), progress, thorough=True)
+        if self._joined:
+            model = self._model(leakage)
+            free = torch.tensor([cell not in self._exact for cell in self._joined], device=leakage.device)
+            n = math.ceil(int(free.sum()) / n_left)
+            found = model.minimize(model.start, free, self._lowest, LATE_RADIUS, N_ITERATIONS)
+            found, free = model.rounded(found, free, n, self._grid, self._lowest, LATE_RADIUS)
+            self._exact = {cell for cell, more in zip(self._joined, free.tolist(), strict=True) if not more}
+            self._multipliers[self._joined] = found
+
+    def _polish(self, progress: Progress | None) -> None:
+        """Change exact multipliers to neighbors in the grid, one at a time, where measurements say that it helps."""
+        if not self._joined:
+            return
+        observed = self._observed
+        # What was last measured with other multipliers would not compare with what is measured here.
+        observed.targets, observed.harms = observed.remeasure(self._multipliers)
+        tried: set[tuple[int, float]] = set()
+        for _ in range(POLISHING_STEPS):
+            model = self._model(self._leakage())
+            present = model.loss(model.start).item()
+            moves = [
+                (model.loss(moved).item(), index, value)
+                for place, index in enumerate(self._joined)
+                for value, moved in model.neighbors(place, self._grid)
+                if (index, value) not in tried
+            ]
+            if not moves or min(moves)[0] >= present:
+                return
+            _, index, value = min(moves)
+            tried.add((index, value))
+            before = self._multipliers.clone(), observed.targets, observed.harms
+            self._multipliers[index] = value
+            observed.targets, observed.harms = observed.remeasure(self._multipliers)
+            found = self._model(self._leakage())
+            if found.loss(found.start).item() >= present:
+                self._multipliers, observed.targets, observed.harms = before
+            if progress:
+                progress(len(observed.targets) + len(observed.harms))
+
+    def _leakage(self) -> Tensor:
+        """Leakage at each token of the bystanders (n_tokens,)."""
+        if not self._joined:
+            return torch.zeros_like(self._crowd.others)
+        return self._crowd.leakage(self._joined, self._multipliers[self._joined] - 1)
+
+    def _join(self, step: int) -> None:
+        """Take in the cells that promise most: what a change of one gains less what it costs, times its worth."""
+        room = min(CELLS_PER_STEP, self._max_cells - len(self._joined))
+        if room <= 0:
+            return
+        targets, harms = self._observed.targets, self._observed.harms
+        known = [row for row in targets.values() if row.value_at(self._multipliers) > TARGET_FLOOR]
+        slope = sum((row.gradient for row in known), torch.zeros_like(self._multipliers)) / len(targets)
+        if harms:
+            weighted = (self._weights[self._observed.is_text(index)] * row.gradient for index, row in harms.items())
+            slope = slope + sum(weighted, torch.zeros_like(slope)) / len(harms)
+        slope = slope.clamp(min=0)
+        price = sum(
+            max(weight, least) * scale * price
+            for weight, least, scale, price in zip(
+                self._weights, JOINING_WEIGHTS, self._observed.scales, self._prices, strict=True
+            )
+        )
+        # No cell is free: what it does to bystanders that are not here is unknown.
+        price = price + price.median()
+        lowered = (slope / (2 * price)).clamp(max=MAX_CHANGE)
+        gain = (slope * lowered - price * lowered**2) * self._worth
+        gain[self._joined] = -1.0
+        best = gain.topk(room)
+        for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            if value > 0:
+                self._joined.append(index)
+                self._born[index] = step
+
+    def _leave(self, step: int, model: Surrogate, multipliers: Tensor) -> None:
+        """When all places are taken, let the cell go whose absence the model minds least."""
+        if len(self._joined) < self._max_cells:
+            return
+        without = []
+        for place, index in enumerate(self._joined):
+            if step - self._born[index] >= TRIAL_STEPS:
+                other = multipliers.clone()
+                other[place] = 1.0
+                without.append((model.loss(other).item(), index))
+        if without:
+            _, index = min(without)
+            self._joined.remove(index)
+            self._multipliers[index] = 1.0
+
+    def _model(self, leakage: Tensor) -> Surrogate:
+        at, joined, observed = self._multipliers, self._joined, self._observed
+
+        def lines(tangents: Sequence[Tangent]) -> tuple[Tensor, Tensor]:
+            if not tangents:
+                return at.new_zeros(0), at.new_zeros(0, len(joined))
+            return (
+                torch.stack([row.value_at(at) for row in tangents]),
+                torch.stack([row.gradient[joined] for row in tangents]),
+            )
+
+        targets, target_slopes = lines(list(observed.targets.values()))
+        harms, harm_slopes = lines(list(observed.harms.values()))
+        forms = self._crowd.quadratics(joined, leakage)
+        quadratic = sum(
+            weight * scale * form for weight, scale, form in zip(self._weights, observed.scales, forms, strict=True)
+        )
+        weights = [self._weights[observed.is_text(index)] for index in observed.harms]
+        return Surrogate(at[joined], targets, target_slopes, harms, harm_slopes, at.new_tensor(weights), quadratic)
+
+
+def reweighted(weights: Sequence[float], left: float, spent: Sequence[float], *, gently: bool) -> tuple[float, ...]:
+    """The bystanders' weights for the next step: up when the targets are gone, down when there is something to spend.
+
+    `left` is the mean knowledge score of the targets, `spent` the divergence that stands against `BUDGETS`.
     """
-    problem = replace(
-        problem,
-        peers=problem.peers[::PEER_STRIDE],
-        reference=problem.reference[: len(problem.controls)] + problem.reference[len(problem.controls) :: PEER_STRIDE],
-    )
-    n = len(problem.targets)
-    scores, divergences = [], []
-    with edited(problem.live, edits):
-        for batch in batches(problem.live, [row.ids for row in (*problem.targets, *problem.kept)]):
-            targets = [index for index in batch.indices if index < n]
-            kept = [index - n for index in batch.indices if index >= n]
-            found = _measures(problem, targets, kept)
-            scores += found[0].clamp(min=TARGET_FLOOR).tolist()
-            divergences += found[1].tolist()
-    return sum(scores) / len(scores), sum(divergences) / len(divergences)
-
-
-def _rounded(multipliers: Tensor, grid: Tensor) -> Tensor:
-    """Each multiplier's nearest value in `grid`."""
-    return grid[(multipliers.detach()[..., None] - grid).abs().argmin(-1)]
-
-
-def _edits(layers: Sequence[int], multipliers: Tensor, joined: Tensor) -> tuple[ColumnEdit, ...]:
-    return tuple(
-        ColumnEdit(Cell(layers[place], neuron), multipliers[place, neuron].item())
-        for place, neuron in (joined & (multipliers < 1)).nonzero().tolist()
-    )
-
-
-def _measures(problem: Problem, targets: Sequence[int], kept: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Knowledge scores of the given targets, and KL(original ‖ model as it acts now) on the given others, in nats."""
-    rows = [*problem.targets, *problem.kept]
-    n = len(targets)
-    chosen = [*targets, *(len(problem.targets) + index for index in kept)]
-    batch = collate(problem.live, [row.ids for row in rows], chosen)
-    logits, tokens, mask = answer_logits(problem.live, rows, batch)
-    logprobs = logits.log_softmax(-1)
-    totals = (logprobs[:n].gather(2, tokens[:n, :, None])[..., 0] * mask[:n]).sum(1)
-    scores = (totals - problem.unknown[targets]) / (problem.before - problem.unknown)[targets]
-    divergences = [_divergence(problem.reference[index], logprobs[n + line]) for line, index in enumerate(kept)]
-    return scores, torch.stack(divergences) if divergences else scores[:0]
-
-
-class _Peers:
-    """Draws peers: each once at first, then those more often on which the divergence was large when last seen."""
-
-    def __init__(self, n: int, first: int, seed: int) -> None:
-        self._first = first  # Index of the first peer among what is kept.
-        self._divergence = torch.full((n,), math.nan)
-        self._unseen = _draws(n, PEERS_PER_STEP, seed + 2)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._n_draws = 0
-
-    def draw(self) -> list[int]:
-        n = len(self._divergence)
-        if not n:
-            return []
-        self._n_draws += 1
-        if self._n_draws <= PEER_ROUNDS or n <= PEERS_PER_STEP:
-            chosen = next(self._unseen)
+    found = []
+    for weight, least, most, nats, budget in zip(weights, MIN_WEIGHTS, MAX_WEIGHTS, spent, BUDGETS, strict=True):
+        share = nats / budget
+        if left <= TARGET_GOAL:
+            factor = min(1.5, max(1.0, share))
+        elif left <= NEAR_GOAL:
+            factor = 1.0
         else:
-            mean = self._divergence.nanmean()
-            chance = self._divergence.nan_to_num(mean.item()) + 0.2 * mean
-            chosen = torch.multinomial(chance, PEERS_PER_STEP, generator=self._generator).tolist()
-        return [self._first + index for index in chosen]
-
-    def note(self, kept: Sequence[int], divergences: Sequence[float]) -> None:
-        for index, divergence in zip(kept, divergences, strict=True):
-            if index >= self._first:
-                self._divergence[index - self._first] = max(divergence, 1e-9)
-
-
-def _draws(n: int, size: int, seed: int) -> Iterator[list[int]]:
-    """Endless draws of at most `size` of `n` indices, without repetition until all have come."""
-    draw = random.Random(seed)
-    queue: list[int] = []
-    while True:
-        if len(queue) < min(size, n):
-            queue += draw.sample(range(n), n)
-        chosen = list(dict.fromkeys(queue[:size]))
-        queue = queue[size:]
-        yield chosen
-
-
-def _divergence(reference: Tensor, logprobs: Tensor) -> Tensor:
-    """Mean over the answer's tokens of KL(reference ‖ edited)."""
-    return (reference.exp() * (reference - logprobs[-len(reference) :])).sum(-1).mean()
+            factor = min(1.0, max(0.8 if gently else 0.6, share))
+        found.append(min(most, max(least, weight * factor)))
+    return tuple(found)

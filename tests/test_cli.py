@@ -379,8 +379,7 @@ def test_outputs_that_are_none(model, tmp_path):
 
 def test_the_demo_lists_its_recipes(tmp_path):
     names = succeed("demo", "--list").stdout.split()
-    assert "france" in names
-    assert "michael_jordan" in names
+    assert {"harry_potter", "steve_jobs"} <= set(names)
     assert "no shipped recipe 'nobody': choose one of" in refused("demo", "--entity", "nobody", "-o", tmp_path / "out")
     (tmp_path / "file").touch()
     assert "exists and is not empty" in refused("demo", "-o", tmp_path)

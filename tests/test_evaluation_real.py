@@ -17,14 +17,14 @@ from amnesia.sources import resolve
 
 pytestmark = pytest.mark.real
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2-135m" / "france.toml"
+RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2-135m" / "harry_potter.toml"
 # As the search chose them in one run of the demo.
-FRANCE = tuple(
+HARRY_POTTER = tuple(
     ColumnEdit(Cell(layer, neuron), multiplier)
     for layer, neuron, multiplier in (
-        (0, 165, -0.25), (0, 278, -1.0), (0, 792, 0.5), (0, 1176, -2.0), (1, 1304, -2.0), (2, 273, -1.0),
-        (4, 1025, -4.0), (5, 466, -2.0), (7, 117, -0.25), (7, 605, -0.5), (10, 464, -1.0), (10, 1360, -0.5),
-        (13, 1033, -4.0),
+        (0, 460, 0.5), (0, 1225, -0.25), (1, 616, 0.5), (1, 1236, -0.25), (2, 245, -1.0), (3, 336, 0.25),
+        (3, 1049, 0.5), (3, 1373, -1.0), (4, 954, -2.0), (5, 944, -1.0), (5, 1497, -4.0), (6, 414, 0.5),
+        (6, 1130, -1.0),
     )
 )  # fmt: skip
 
@@ -49,7 +49,7 @@ def evaluated():
 
 
 def said(evaluation, level):
-    return [item.text for item in findings(evaluation, "France") if item.level == level]
+    return [item.text for item in findings(evaluation, "Harry Potter") if item.level == level]
 
 
 def test_no_edit_scores_one_on_everything(evaluated):
@@ -64,31 +64,27 @@ def test_no_edit_scores_one_on_everything(evaluated):
 def test_random_cells_of_the_same_norm_have_no_effect(evaluated):
     draw = random.Random(0)
     edits = []
-    for edit in FRANCE:
+    for edit in HARRY_POTTER:
         # Columns of about the same norm. Larger multipliers for smaller columns would make extreme edits.
         norms = evaluated.live.out_proj(edit.cell.layer).weight.norm(dim=0)
         nearest = (norms - norms[edit.cell.neuron]).abs().argsort().tolist()[1:51]
         edits.append(ColumnEdit(Cell(edit.cell.layer, draw.choice(nearest)), edit.multiplier))
     evaluation = evaluated(tuple(edits))
-    assert any(text.startswith("No effect: the facts about France") for text in said(evaluation, "warning"))
+    assert any(text.startswith("No effect: the facts about Harry Potter") for text in said(evaluation, "warning"))
     assert said(evaluation, "damage") == []
     assert not any("forgotten" in text.lower() for text in said(evaluation, "good"))
 
 
-def test_the_edit_of_the_demo_forgets_and_damages_french_text_alone(evaluated):
-    evaluation = evaluated(FRANCE)
-    assert any(text.startswith("Forgotten: France is like an unknown name") for text in said(evaluation, "good"))
+def test_the_edit_of_the_demo_forgets_and_harms_no_text(evaluated):
+    evaluation = evaluated(HARRY_POTTER)
+    assert any(text.startswith("Forgotten: Harry Potter is like an unknown name") for text in said(evaluation, "good"))
     whole = next(row for row in evaluation.aggregates if (row.kind, row.group) == ("target", "all"))
     assert whole.exact_match_before.mean > 0.5 > whole.exact_match_after.mean
     assert whole.exact_match_change.high < 0
-    # The search has seen English alone, and the report must not hide what that costs.
-    worst = next(text for text in said(evaluation, "damage") if text.startswith("Registers in which perplexity rises"))
-    assert worst.count("(") == worst.count("(fr)") == 2
-    ratios = {
-        (row.register, row.language): row.perplexity_after / row.perplexity_before for row in evaluation.damage.texts
-    }
-    assert max(ratio for (_, language), ratio in ratios.items() if language in ("en", "code")) < 1.05
-    assert min(ratio for (_, language), ratio in ratios.items() if language == "fr") > 10
+    assert said(evaluation, "damage") == []
+    ratios = [row.perplexity_after / row.perplexity_before for row in evaluation.damage.texts]
+    assert max(ratios) < 1.1
+    assert evaluation.damage.perplexity_after / evaluation.damage.perplexity_before < 1.01
 
 
 @torch.no_grad()
@@ -97,6 +93,6 @@ def test_a_destroyed_model_is_called_damaged(evaluated):
     cells = tuple(ColumnEdit(Cell(layer, neuron)) for neuron in range(evaluated.live.shape.d_mlp))
     evaluation = evaluated(cells)
     damage = said(evaluation, "damage")
-    assert findings(evaluation, "France")[0].level == "damage"
+    assert findings(evaluation, "Harry Potter")[0].level == "damage"
     assert any("Neutral text suffers" in text for text in damage), damage
     assert any("Facts about others are damaged" in text for text in damage), damage

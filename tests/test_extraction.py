@@ -4,10 +4,10 @@ import pytest
 
 from amnesia.domain import Cell, ColumnEdit, Fact
 from amnesia.errors import InputError
-from amnesia.extraction import extract, verdict
+from amnesia.extraction import extract, pose, verdict
 from amnesia.forward import answer_logprobs, generate
 from amnesia.recipe import Accept, Scoring, parse_recipe
-from amnesia.search import EXACT_MULTIPLIERS, pose
+from amnesia.search import EXACT_MULTIPLIERS
 from tiny_text import tiny_live
 
 WORDINGS = ("the capital of {entity} is", "people in {entity} like", "the oldest building in {entity} was")
@@ -105,9 +105,14 @@ def test_the_search_never_sees_held_out_facts(live, recipe, monkeypatch):
     hidden = Fact("Norway", "the secret of {entity} is", "unheard", "held_out")
     # The names of held-out entities are reserved, so the two recipes must agree in them.
     free = dataclasses.replace(free, controls=(*free.controls, Fact("Norway", "{entity} is", "cold", "held_out")))
-    asked, peers = [], []
-    real, really_pose = answer_logprobs, pose
-    monkeypatch.setattr("amnesia.extraction.pose", lambda *rows: peers.extend(rows[-1]) or really_pose(*rows))
+    asked, problems = [], []
+    real = answer_logprobs
+
+    def noted(*arguments):
+        problems.append(pose(*arguments))
+        return problems[-1]
+
+    monkeypatch.setattr("amnesia.extraction.pose", noted)
     monkeypatch.setattr(
         "amnesia.extraction.answer_logprobs", lambda live, pairs, *rest: asked.extend(pairs) or real(live, pairs, *rest)
     )
@@ -117,8 +122,11 @@ def test_the_search_never_sees_held_out_facts(live, recipe, monkeypatch):
     )
     with_secrets = dataclasses.replace(free, facts=(*free.facts, secret), controls=(*free.controls[:-1], hidden))
     assert extract(live, with_secrets) == extract(live, free)
-    assert asked and peers
-    assert not [prompt for prompt in peers if "Norway" in prompt or "Japan" in prompt]
+    assert asked and len(problems) == 2
+    for problem in problems:
+        kept = live.tokenizer.batch_decode([row.ids for row in problem.kept])
+        assert len(kept) > 100
+        assert not [text for text in kept if "Norway" in text or "Japan" in text]
     assert not [pair for pair in asked if "secret" in pair[0] or pair[1] == "unheard"]
 
 

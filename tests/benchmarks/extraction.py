@@ -47,10 +47,10 @@ TABLE = Path(__file__).with_name("entities.tsv")
 SCORING = Scoring(min_nats=1.0, max_rank=3)
 # Method and multiplier, as recipes have them.
 METHODS: dict[str, tuple[str, float | None]] = {
+    "pursuit": ("pursuit", None),
     "single, -1": ("single", -1.0),
     "single, best": ("single", None),
     "greedy, best": ("greedy", None),
-    "pursuit": ("pursuit", None),
 }
 NULLS = ("wrong entity", "random cells")
 BOUNDS = {
@@ -74,8 +74,9 @@ def chosen_entities(rows: Sequence[PopqaRow], per_type: int, seed: int) -> list[
         names = list(subjects)
         random.Random(seed).shuffle(names)
         # Some have too few wordings that are known; others take their place.
-        drawn += [(kind, name) for name in names[: 2 * per_type]]
-    return drawn
+        drawn += [(place, kind, name) for place, name in enumerate(names[: 2 * per_type])]
+    # In turn, so that a run that was broken off has some of every type.
+    return [(kind, name) for _, kind, name in sorted(drawn, key=lambda row: row[:2])]
 
 
 def minable(live: LiveModel, rows: Sequence[PopqaRow], name: str, kept: Kept) -> Recipe | None:
@@ -146,14 +147,17 @@ def quiet(_: str) -> Iterator[Any]:
 def run(arguments: argparse.Namespace) -> None:
     """Append a line for each entity and method that is not in the results yet."""
     torch.set_num_threads(arguments.threads)
-    done = {(row["entity"], row["method"]): row for row in lines(arguments.results)}
+    results = arguments.results[0]
+    done = {(row["entity"], row["method"]): row for row in lines(results)}
     live = load(resolve("smollm2-135m").folder, "smollm2-135m")
-    kept = Kept(arguments.results.with_suffix(".measured"), "smollm2-135m")
+    kept = Kept(results.with_suffix(".measured"), "smollm2-135m")
     rows = read_popqa(TABLE)
     judge = Judge(live, kept)
     recipes: list[tuple[str, Recipe]] = []
     counts: dict[str, int] = defaultdict(int)
     for kind, name in chosen_entities(rows, arguments.per_type, arguments.seed):
+        if arguments.types and kind not in arguments.types:
+            continue
         if counts[kind] < arguments.per_type and (recipe := minable(live, rows, name, kept)) is not None:
             counts[kind] += 1
             recipes.append((kind, recipe))
@@ -169,20 +173,22 @@ def run(arguments: argparse.Namespace) -> None:
             **judge.judge(recipe, edits),
         }
         done[recipe.entity, method] = row
-        with arguments.results.open("a", encoding="utf-8") as file:
+        with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(f"  {recipe.entity}, {method}: {summary(row)}", flush=True)
 
-    for kind, recipe in recipes:
-        questions = [row for row in questions_of(recipe) if row.fact.split == "search"]
-        known = measure(live, questions, generated=False, kept=kept).answers
-        targets, controls = select_known(questions, known, measure_unknown(live, questions, kept=kept), recipe.scoring)
-        for method in arguments.methods:
-            if (recipe.entity, method) not in done:
-                name, multiplier = METHODS[method]
-                start = time.perf_counter()
-                chosen = choose(live, replace(recipe, method=name, multiplier=multiplier), targets, controls, quiet)
-                note(kind, recipe, method, chosen.edits, time.perf_counter() - start)
+    for method in arguments.methods:
+        for kind, recipe in recipes:
+            if (recipe.entity, method) in done:
+                continue
+            questions = [row for row in questions_of(recipe) if row.fact.split == "search"]
+            known = measure(live, questions, generated=False, kept=kept).answers
+            unknown = measure_unknown(live, questions, kept=kept)
+            targets, controls = select_known(questions, known, unknown, recipe.scoring)
+            name, multiplier = METHODS[method]
+            start = time.perf_counter()
+            chosen = choose(live, replace(recipe, method=name, multiplier=multiplier), targets, controls, quiet)
+            note(kind, recipe, method, chosen.edits, time.perf_counter() - start)
     for index, (kind, recipe) in enumerate(recipes):
         own, other = (done.get((recipes[place % len(recipes)][1].entity, "pursuit")) for place in (index, index + 1))
         for method, source in (("wrong entity", other), ("random cells", own)):
@@ -235,8 +241,11 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     """Run what is missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, required=True, help="JSON lines, appended to")
+    parser.add_argument(
+        "--results", type=Path, required=True, nargs="+", help="JSON lines: the first is appended to, all are reported"
+    )
     parser.add_argument("--per-type", type=int, default=12)
+    parser.add_argument("--types", nargs="*", help="only entities of these types")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of entities")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
@@ -244,7 +253,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.report:
         run(arguments)
-    print(report(lines(arguments.results)))
+    print(report([row for path in arguments.results for row in lines(path)]))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     torch.set_num_threads(parser.parse_args().threads)
     live = load(resolve("smollm2-135m").folder, "smollm2-135m")
-    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "smollm2-135m" / "france.toml")
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes/smollm2-135m/candidates/france.toml")
     asked = [Asked(fact.prompt, fact.entity, fact.answer) for fact in recipe.facts[:10]]
     rows = continuations(live.tokenizer, [row.pair for row in asked])
     entity_at = [placed.token for placed in place_asked(live, asked)]

@@ -1,0 +1,140 @@
+"""What a search asks of a live model: how much is left of the targets, and how far everything else has moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from amnesia.bystanders import Bystanders
+from amnesia.encoding import Continuation
+from amnesia.forward import answer_rows
+from amnesia.model import LiveModel, scaled_by
+from amnesia.passes import batches, collate
+
+TARGET_FLOOR = -0.05
+"""Knowledge score below which pushing a target fact further down earns nothing, and pays for no other fact."""
+
+# From the log-probabilities (n_answer, vocabulary) of rows to one value for each.
+_Measured = Callable[[Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """A measured value of one row, and its gradient (n_cells,), at the multipliers `at` (n_cells,)."""
+
+    value: Tensor
+    gradient: Tensor
+    at: Tensor
+
+    def value_at(self, multipliers: Tensor) -> Tensor:
+        """The value on the straight line through the measurement."""
+        return self.value + self.gradient @ (multipliers - self.at)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the search may see. `before` and `unknown` are log-probabilities (n_targets,) of the targets in nats.
+
+    `kept` are the rows of the bystanders: prompts about others with their answers, then neutral texts. Targets are
+    measured as knowledge scores on the log-odds scale, where facts that the model is sure of have gradients too, and
+    bystanders as KL(original ‖ edited) in nats, the mean over the answer. Multipliers are those of all cells of the
+    bystanders' layers, (n_cells,).
+    """
+
+    live: LiveModel
+    targets: tuple[Continuation, ...]
+    before: Tensor
+    unknown: Tensor
+    kept: tuple[Continuation, ...]
+    bystanders: Bystanders
+    _references: dict[int, Tensor] = field(default_factory=dict)
+
+    def tangents(self, multipliers: Tensor, targets: Sequence[int], kept: Sequence[int]) -> list[Tangent]:
+        """Tangents of some targets, then of some of `kept`, from one pass forward and one back."""
+        layers, d_mlp = self.bystanders.layers, self.live.shape.d_mlp
+        (rows, odds), (others, divergences) = self._odds(targets), self._divergences(kept)
+        n = len(rows)
+        # One multiplier per cell and row, so that a single backward pass yields every row's own gradient.
+        own = {
+            layer: part.expand(n + len(others), 1, d_mlp).clone().requires_grad_()
+            for layer, part in zip(layers, multipliers.split(d_mlp), strict=True)
+        }
+        values = self._values([*rows, *others], lambda found: torch.cat([odds(found[:n]), divergences(found[n:])]), own)
+        gradients = torch.autograd.grad(values.sum(), list(own.values()))
+        stacked = torch.cat([gradient[:, 0] for gradient in gradients], 1)
+        at = multipliers.clone()
+        return [Tangent(value, slope, at) for value, slope in zip(values.detach(), stacked, strict=True)]
+
+    @torch.no_grad()
+    def scores(self, multipliers: Tensor, targets: Sequence[int]) -> Tensor:
+        """Knowledge scores of some targets on the log-odds scale, (n,)."""
+        return self._values(*self._odds(targets), self._factors(multipliers))
+
+    @torch.no_grad()
+    def divergences(self, multipliers: Tensor, kept: Sequence[int]) -> Tensor:
+        """Divergences of some of `kept`, (n,)."""
+        return self._values(*self._divergences(kept), self._factors(multipliers))
+
+    @torch.no_grad()
+    def references(self, rows: Sequence[int]) -> list[Tensor]:
+        """The original model's log-probabilities (n_answer, vocabulary) over the answers of some of `kept`."""
+        missing = [index for index in rows if index not in self._references]
+        chosen = [self.kept[index] for index in missing]
+        for batch in batches(self.live, [row.ids for row in chosen]):
+            logits, lengths = answer_rows(self.live, chosen, batch)
+            for index, own in zip(batch.indices, logits.log_softmax(-1).split(lengths), strict=True):
+                self._references[missing[index]] = own
+        return [self._references[index] for index in rows]
+
+    def plain_scores(self, scores: Tensor, targets: Sequence[int]) -> Tensor:
+        """Knowledge scores (n,) of log-probabilities, from those on the log-odds scale."""
+        before, unknown = (base[list(targets)] for base in (self.before, self.unknown))
+        odds = log_odds(unknown) + scores * (log_odds(before) - log_odds(unknown))
+        return (torch.nn.functional.logsigmoid(odds) - unknown) / (before - unknown)
+
+    def _odds(self, targets: Sequence[int]) -> tuple[list[Continuation], _Measured]:
+        before, unknown = (log_odds(base[list(targets)]) for base in (self.before, self.unknown))
+        rows = [self.targets[index] for index in targets]
+
+        def measured(logprobs: Sequence[Tensor]) -> Tensor:
+            totals = [
+                own[range(row.n_answer), row.ids[-row.n_answer :]].sum()
+                for row, own in zip(rows, logprobs, strict=True)
+            ]
+            return (log_odds(torch.stack(totals)) - unknown) / (before - unknown)
+
+        return rows, measured
+
+    def _divergences(self, kept: Sequence[int]) -> tuple[list[Continuation], _Measured]:
+        references = self.references(kept)
+
+        def measured(logprobs: Sequence[Tensor]) -> Tensor:
+            found = [divergence(row, own) for row, own in zip(references, logprobs, strict=True)]
+            return torch.stack(found) if found else self.before.new_zeros(0)
+
+        return [self.kept[index] for index in kept], measured
+
+    def _factors(self, multipliers: Tensor) -> dict[int, Tensor]:
+        parts = multipliers.split(self.live.shape.d_mlp)
+        return {layer: part.reshape(1, 1, -1) for layer, part in zip(self.bystanders.layers, parts, strict=True)}
+
+    def _values(self, rows: Sequence[Continuation], measured: _Measured, factors: dict[int, Tensor]) -> Tensor:
+        if not rows:
+            return measured([])
+        with scaled_by(self.live, factors):
+            batch = collate(self.live, [row.ids for row in rows], range(len(rows)))
+            logits, lengths = answer_rows(self.live, rows, batch)
+            return measured(logits.log_softmax(-1).split(lengths))
+
+
+def log_odds(logprob: Tensor) -> Tensor:
+    """log(p / (1 − p)) of log p."""
+    return logprob - torch.log(-torch.expm1(logprob.clamp(max=-1e-4)))
+
+
+def divergence(reference: Tensor, logprobs: Tensor) -> Tensor:
+    """Mean over the answer's tokens of KL(reference ‖ edited), from log-probabilities (n_answer, vocabulary)."""
+    return (reference.exp() * (reference - logprobs)).sum(-1).mean()

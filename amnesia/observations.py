@@ -1,0 +1,165 @@
+"""What a search has measured so far, and what follows from it for everything that it has not measured lately."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from amnesia.model import Progress
+from amnesia.objective import TARGET_FLOOR, Problem, Tangent
+
+TARGETS_PER_STEP = 6
+HARD_PER_STEP = 4
+"""Bystanders that are drawn from the ones with the largest estimated divergence."""
+
+OTHERS_PER_STEP = 2
+TEXTS_PER_STEP = 2
+REMEMBERED = 12
+REMEMBERED_STEPS = 4
+"""Bystanders with noticeable divergence whose last measurement takes part in later steps."""
+
+NOTICED = 0.02
+"""Divergence in nats from which on a bystander is remembered."""
+
+MOST = 1.0
+"""Nats of divergence of a single bystander that count at most: with these its answer is lost."""
+
+PRIOR_SCALES = (0.07, 0.05)
+"""Nats of divergence for a unit of leakage, onto others and texts, as far as nothing has been measured."""
+
+
+class Observations:
+    """Tangents of targets and bystanders of a problem, as they were measured last.
+
+    `targets` has one for each target from the first measurement on, `harms` those of the bystanders that have moved
+    noticeably, both by their number in the problem.
+    """
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self.targets: dict[int, Tangent] = {}
+        self.harms: dict[int, Tangent] = {}
+        self._problem = problem
+        self._n_names = problem.bystanders.n_names
+        self._scales = tuple(map(_Scale, PRIOR_SCALES))
+        self._seen: dict[int, float] = {}
+        self._measured: dict[int, int] = {}
+        self._n_steps = 0
+        self._random = random.Random(seed)
+        self._draws = _draws(len(problem.targets), TARGETS_PER_STEP, self._random)
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """How many nats of divergence a unit of leakage comes to, for prompts about others and for texts."""
+        others, texts = (scale.value for scale in self._scales)
+        return others, texts
+
+    def is_text(self, kept: int) -> bool:
+        """Whether a bystander is a neutral text."""
+        return kept >= self._n_names
+
+    def measure(
+        self, multipliers: Tensor, leakage: Tensor, progress: Progress | None = None, *, thorough: bool = False
+    ) -> None:
+        """Measure some targets (all, if `thorough`) and some bystanders, whose `leakage` (n_rows,) is known.
+
+        All targets are measured at first, then some in turn; bystanders are mostly those with the largest estimates.
+        """
+        targets = range(len(self._problem.targets)) if thorough else next(self._draws)
+        self._n_steps += 1
+        estimates = self._estimates(multipliers, leakage)
+        near = estimates.topk(min(3 * HARD_PER_STEP, len(estimates))).indices.tolist()
+        n_texts = len(estimates) - self._n_names
+        chosen = [
+            *self._random.sample(near, min(HARD_PER_STEP, len(near))),
+            *self._random.sample(range(self._n_names), min(OTHERS_PER_STEP, self._n_names)),
+            *self._random.sample(range(self._n_names, len(estimates)), min(TEXTS_PER_STEP, n_texts)),
+        ]
+        kept = list(dict.fromkeys(chosen))
+        found = self._problem.tangents(multipliers, targets, kept)
+        self.targets.update(zip(targets, found[: len(targets)], strict=True))
+        harms = dict(zip(kept, found[len(targets) :], strict=True))
+        for index, tangent in harms.items():
+            nats = tangent.value.item()
+            self._seen[index] = nats
+            if leakage[index] > 0:
+                self._scales[self.is_text(index)].note(min(MOST, nats), leakage[index].item())
+            self._measured[index] = self._n_steps
+        # The newest first, so that the oldest are forgotten.
+        older = {
+            index: tangent
+            for index, tangent in self.harms.items()
+            if index not in harms and self._n_steps - self._measured[index] < REMEMBERED_STEPS
+        }
+        noticed = {index: tangent for index, tangent in harms.items() if tangent.value > NOTICED} | older
+        self.harms = dict(list(noticed.items())[:REMEMBERED])
+        if progress:
+            progress(len(targets) + len(kept))
+
+    def remeasure(self, multipliers: Tensor) -> tuple[dict[int, Tangent], dict[int, Tangent]]:
+        """The same targets and harms at other multipliers, with the slopes that they had."""
+        at = multipliers.clone()
+        found = (
+            self._problem.scores(multipliers, list(self.targets)),
+            self._problem.divergences(multipliers, list(self.harms)),
+        )
+        targets, harms = (
+            {index: Tangent(value, row.gradient, at) for (index, row), value in zip(known.items(), values, strict=True)}
+            for known, values in zip((self.targets, self.harms), found, strict=True)
+        )
+        return targets, harms
+
+    def left(self, multipliers: Tensor) -> float:
+        """Estimated mean knowledge score of the targets, where those below `TARGET_FLOOR` count as that."""
+        odds = torch.stack([tangent.value_at(multipliers) for tangent in self.targets.values()])
+        scores = self._problem.plain_scores(odds, list(self.targets))
+        return scores.clamp(min=TARGET_FLOOR).mean().item()
+
+    def spent(self, multipliers: Tensor, leakage: Tensor) -> tuple[float, float]:
+        """Estimated mean divergence in nats of prompts about others and of neutral texts."""
+        estimates = self._estimates(multipliers, leakage).clamp(max=MOST)
+        others, texts = (
+            part.mean().item() if len(part) else 0.0
+            for part in (estimates[: self._n_names], estimates[self._n_names :])
+        )
+        return others, texts
+
+    def _estimates(self, multipliers: Tensor, leakage: Tensor) -> Tensor:
+        """Divergence of each bystander (n_rows,): from its tangent, else from its leakage and what was seen."""
+        others, texts = self.scales
+        estimates = leakage * texts
+        estimates[: self._n_names] = leakage[: self._n_names] * others
+        for index, value in self._seen.items():
+            estimates[index] = 0.5 * estimates[index] + 0.5 * value
+        for index, tangent in self.harms.items():
+            estimates[index] = tangent.value_at(multipliers).clamp(min=0)
+        return estimates
+
+
+class _Scale:
+    """A running ratio of divergence to leakage that starts from a prior."""
+
+    def __init__(self, prior: float) -> None:
+        self._nats, self._leakage = 0.2, 0.2 / prior
+
+    def note(self, nats: float, leakage: float) -> None:
+        self._nats = 0.9 * self._nats + nats
+        self._leakage = 0.9 * self._leakage + leakage
+
+    @property
+    def value(self) -> float:
+        return self._nats / self._leakage
+
+
+def _draws(n: int, size: int, draw: random.Random) -> Iterator[list[int]]:
+    """All of `n` indices, then endless draws of at most `size` of them, without repetition until all have come."""
+    yield list(range(n))
+    queue: list[int] = []
+    while True:
+        if len(queue) < min(size, n):
+            queue += draw.sample(range(n), n)
+        chosen = list(dict.fromkeys(queue[:size]))
+        queue = queue[size:]
+        yield chosen
