@@ -1,13 +1,25 @@
 """The same examples in every run, so that a test fails because of a change and not because of a draw; and a Hub."""
 
+import os
+
 import pytest
 from hypothesis import settings
 
 from commands import done, files_in
 from local_hub import LocalHub
 
+# Workers side by side share the cores. This must be known before torch is imported, by children of the tests too.
+n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if n_workers > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_workers)))
+
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first, so that workers side by side end together."""
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
 
 
 @pytest.fixture

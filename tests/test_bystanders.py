@@ -76,6 +76,7 @@ def test_the_fisher_information_is_that_of_sampled_predictions(model_type):
     """Its mean eigenvalue, over many draws, is what squared gradients of all possible predictions come to."""
     live = tiny_live(model_type)
     crowd, names, texts, _ = observed(live)
+    names, texts = names[:1], texts[:1]
     rows = [*names, *texts]
     d_model = crowd.roots.shape[1]
     expected = 0.0
@@ -92,7 +93,7 @@ def test_the_fisher_information_is_that_of_sampled_predictions(model_type):
                 (gradient,) = torch.autograd.grad(logprobs[token], added, retain_graph=True)
                 expected += (chances[token] * gradient.pow(2).sum()).item() / len(rows) / d_model
     found = [
-        observe(live, LAYERS, names, texts, [], seed=seed).roots[0].pow(2).sum().item() / d_model for seed in range(25)
+        observe(live, LAYERS, names, texts, [], seed=seed).roots[0].pow(2).sum().item() / d_model for seed in range(10)
     ]
     assert sum(found) / len(found) == pytest.approx(expected, rel=0.15)
 

@@ -213,4 +213,4 @@ def test_json_and_tables():
     assert "int8 not applicable: original model: no" in lines
     assert "one fact, edited; the entity 0.50" in lines
     assert "others 1.00" in lines
-    assert lines[-1] == "good: Nothing that was tried brought Japan back above a knowledge score of 0.4."
+    assert lines[-1].startswith("good: Nothing that was tried brought Japan back: its knowledge score rose to 0.50 at")
