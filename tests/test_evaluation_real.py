@@ -18,7 +18,7 @@ from amnesia.sources import resolve
 pytestmark = pytest.mark.real
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2-135m" / "harry_potter.toml"
-# As the search chose them in one run of the demo.
+# As the search chose them in one run.
 HARRY_POTTER = tuple(
     ColumnEdit(Cell(layer, neuron), multiplier)
     for layer, neuron, multiplier in (
@@ -75,7 +75,7 @@ def test_random_cells_of_the_same_norm_have_no_effect(evaluated):
     assert not any("forgotten" in text.lower() for text in said(evaluation, "good"))
 
 
-def test_the_edit_of_the_demo_forgets_and_harms_no_text(evaluated):
+def test_an_edit_that_forgets_and_harms_no_text(evaluated):
     evaluation = evaluated(HARRY_POTTER)
     assert any(text.startswith("Forgotten: Harry Potter is like an unknown name") for text in said(evaluation, "good"))
     whole = next(row for row in evaluation.aggregates if (row.kind, row.group) == ("target", "all"))
