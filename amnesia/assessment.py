@@ -13,6 +13,8 @@ from typing import Any
 
 from amnesia import harness, report
 from amnesia.adapter import CONFIG_NAME
+from amnesia.domain import ColumnEdit
+from amnesia.edits import join_edits
 from amnesia.errors import InputError
 from amnesia.evaluation import Evaluation
 from amnesia.examination import conclude, examine, examine_after
@@ -61,26 +63,24 @@ def assess(
     `edited` may also be the folder of a PEFT adapter for `model`. With `stress`, both also go through attacks,
     quantization and training. With `sweep`, the edit is made weaker and stronger, for which its manifest must be there.
     Answers to the questions are kept in the file `measurements`, from which a second call takes what is there. `tasks`
-    are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for stress without `edited`, for
-    a sweep without a manifest, and for tasks without the harness.
+    are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for stress or a sweep without
+    `edited`, for a sweep without a manifest, and for tasks without the harness; LayoutError for a sweep of experts.
     """
     if stress is not None and edited is None:
         raise InputError("stress tests compare two models: give EDITED too")
+    if sweep and edited is None:
+        raise InputError("a sweep leads from one model to the other: give EDITED too")
     if tasks:
         harness.check_available()
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
-    if sweep and manifest is None:
-        raise InputError(
-            f"a sweep scales the edited cells, and {'no EDITED' if edited is None else edited} has no {MANIFEST_NAME} "
-            "that says which they are: give an output of this program, or leave the sweep out"
-        )
+    swept_edits = _edits_between(source, other) if sweep and other is not None else ()
 
     def kept(*folders: Path) -> Kept | None:
         return None if measurements is None else Kept(measurements, fingerprint(folders, dtype, device))
 
-    live = load_source(source, dtype, device, hooked=False)
+    live = load_source(source, dtype, device, hooked=sweep)
     with tracker.task("asking the original model") as progress:
         own = kept(source.folder)
         before = examine(live, facts.questions, facts.scoring, progress, own)
@@ -89,11 +89,16 @@ def assess(
         plan = prepare(live, facts, before.unknown, before.answers, stress, tracker.task)
         original = endure(live, plan, "original", tracker.task)
     swept = None
-    if sweep and manifest is not None:
-        edits = [edit for group in manifest.edits for edit in group.edits]
+    if sweep:
         with tracker.task("weaker and stronger edits") as progress:
             swept = sweep_strength(
-                live, facts.questions, before.answers.answers, before.unknown, edits, facts.scoring, progress=progress
+                live,
+                facts.questions,
+                before.answers.answers,
+                before.unknown,
+                swept_edits,
+                facts.scoring,
+                progress=progress,
             )
     after = endured = None
     if other is not None:
@@ -124,6 +129,27 @@ def assess(
         further=() if endured is None else stress_findings(endured, facts.entity),
     )
     return Assessment(evaluation, document, endured)
+
+
+def _edits_between(model: ModelSource, edited: ModelSource) -> tuple[ColumnEdit, ...]:
+    """All edits that lead from one model to the other, by the manifests of both.
+
+    Raises InputError when `edited` has no manifest, or was not made of `model` as far as the manifests tell.
+    """
+    steps, earlier = (
+        [step.edits for step in read_manifest(folder).history()] if (folder / MANIFEST_NAME).exists() else []
+        for folder in (edited.folder, model.folder)
+    )
+    if not steps:
+        raise InputError(
+            f"a sweep scales the edited cells, and {edited} has no {MANIFEST_NAME} that says which they are: give an "
+            "output of this program, or leave the sweep out"
+        )
+    n_own = len(steps) - len(earlier)
+    if n_own < 1 or steps[n_own:] != earlier:
+        raise InputError(f"{edited} was not made of {model}, which has edits of its own: give the model it was made of")
+    total = join_edits([group for step in steps[:n_own] for group in step], allow_overlap=True)
+    return tuple(ColumnEdit(cell, multiplier) for cell, multiplier in total.items())
 
 
 def _task_scores(

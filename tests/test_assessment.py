@@ -14,6 +14,7 @@ from amnesia.model import apply_edits
 from amnesia.pipeline import run
 from amnesia.questions import facts_of_recipe
 from amnesia.recipe import parse_recipe
+from commands import done
 from test_pipeline import FORMATS, Silent
 from test_report import check_report_json
 from tiny_recipe import recipe_text
@@ -62,8 +63,23 @@ def test_a_sweep_passes_through_both_models(tmp_path, model, recipe, facts):
 def test_a_sweep_needs_to_know_the_cells(model, facts):
     with pytest.raises(InputError, match=r"has no amnesia\.json that says which they are"):
         assess(str(model), str(model), facts, Silent(), sweep=True)
-    with pytest.raises(InputError, match="no EDITED"):
+    with pytest.raises(InputError, match="give EDITED too"):
         assess(str(model), None, facts, Silent(), sweep=True)
+
+
+def test_a_sweep_of_a_model_that_was_edited_twice_starts_where_it_should(tmp_path, model, facts):
+    for source, output, entity in ((model, "once", "Japan"), (tmp_path / "once", "twice", "Peru")):
+        cells = ("--cell", "0:3", "--multiplier", "-2", "--entity", entity, "--allow-overlap")
+        done("edit", source, *cells, "-o", tmp_path / output)
+    for start in (model, tmp_path / "once"):
+        found = assess(str(start), str(tmp_path / "twice"), facts, Silent(), sweep=True)
+        place = found.document["sweep"]["strengths"].index(1.0)
+        for curve in found.document["sweep"]["curves"]:
+            rows = [row for row in found.evaluation.prompts if curve["kind"] in row.kind]
+            scores = [row.knowledge_score for row in rows if row.knowledge_score is not None]
+            assert curve["mean"][place] == pytest.approx(sum(scores) / len(scores), abs=1e-3)
+    with pytest.raises(InputError, match="was not made of"):
+        assess(str(tmp_path / "twice"), str(tmp_path / "once"), facts, Silent(), sweep=True)
 
 
 def test_one_model_alone(model, facts):

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from amnesia.neutral import neutral_text
-from amnesia.prompts import CONTRAST_ENTITIES, GENERIC_SENTENCES, UNSEEN_NAMES
+from amnesia.prompts import CODE_SNIPPETS, CONTRAST_ENTITIES, FOREIGN_SENTENCES, GENERIC_SENTENCES, UNSEEN_NAMES
 from amnesia.sources import resolve
 
 
@@ -19,7 +19,8 @@ def test_registers_and_languages():
 
 def test_the_search_has_seen_none_of_it():
     whole = " ".join(" ".join(passage.split()) for text in neutral_text() for passage in text.passages)
-    assert not [sentence for sentence in GENERIC_SENTENCES if sentence in whole]
+    seen = [" ".join(text.split()) for text in (*GENERIC_SENTENCES, *FOREIGN_SENTENCES, *CODE_SNIPPETS)]
+    assert not [text for text in seen if text in whole]
 
 
 def test_it_names_nobody():
