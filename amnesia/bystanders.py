@@ -10,7 +10,7 @@ approximate (layers are taken to add up, a large δ is not small), so whoever us
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -49,25 +49,29 @@ class Bystanders:
     texts: Tensor
     roots: Tensor  # (n_layers, d_model, d_model), F^½
     reach: Tensor
+    _last: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def n_rows(self) -> int:
         """Rows that are prompts or texts; single tokens do not count."""
         return self.n_names + self.n_texts
 
-    def columns(self, cells: Sequence[int]) -> Tensor:
-        """F^½ w of each cell, (n, d_model)."""
-        d_mlp = self.live.shape.d_mlp
-        return torch.stack(
-            [self.roots[index // d_mlp] @ self._weight(index // d_mlp)[index % d_mlp] for index in cells]
-        )
-
-    def _weight(self, place: int) -> Tensor:
-        return out_weight(self.live, self.layers[place])
+    def chosen(self, cells: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Activations (n_tokens, n) of some cells, and F^½ w (n, d_model) of each; the last ones are remembered."""
+        key, d_mlp = tuple(cells), self.live.shape.d_mlp
+        if key not in self._last:
+            columns = [
+                self.roots[index // d_mlp] @ out_weight(self.live, self.layers[index // d_mlp])[index % d_mlp]
+                for index in cells
+            ]
+            self._last.clear()
+            self._last[key] = self.activations[:, list(cells)].float(), torch.stack(columns)
+        return self._last[key]
 
     def leakage(self, cells: Sequence[int], changes: Tensor) -> Tensor:
         """δᵀ F δ at each token (n_tokens,) when the cells' multipliers change by `changes` (n,)."""
-        return (self.activations[:, list(cells)].float() * changes @ self.columns(cells)).pow(2).sum(1)
+        own, columns = self.chosen(cells)
+        return (own * changes @ columns).pow(2).sum(1)
 
     def by_row(self, leakage: Tensor) -> Tensor:
         """The sum of the leakage over the tokens of each prompt and text, (n_rows,)."""
@@ -79,8 +83,7 @@ class Bystanders:
 
         A part of the weight of each token follows its present `leakage`.
         """
-        own = self.activations[:, list(cells)].float()
-        columns = self.columns(cells)
+        own, columns = self.chosen(cells)
         overlap = columns @ columns.T
         return tuple(
             (own * _toward_tail(weights, leakage)[:, None]).T @ own * overlap for weights in (self.others, self.texts)

@@ -226,15 +226,17 @@ def localize(
 
 @main.command()
 @click.argument("model", required=False)
-@click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), required=True, help="TOML file.")
-@click.option("--entity", help="Which entity of a recipe that lists several.")
+@click.option(
+    "--recipe", "paths", type=click.Path(path_type=Path), required=True, multiple=True, help="TOML file; repeatable."
+)
+@click.option("--entity", "entities", multiple=True, help="Which entity of a recipe that lists several; repeatable.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file to write.")
 @on_device
 @as_json
 def extract(
     model: str | None,
-    recipe_path: Path,
-    entity: str | None,
+    paths: tuple[Path, ...],
+    entities: tuple[str, ...],
     output: Path | None,
     dtype: str,
     device: str | None,
@@ -242,23 +244,35 @@ def extract(
 ) -> None:
     """Localize, verify by intervention, and write the chosen edit. MODEL overrides the recipe's.
 
-    Exits with 1 when no handle on the entity is found.
+    Several recipes, or several entities of one, are searched together, so that the edits neither undo each other nor
+    add up in damage.
+
+    Exits with 1 when no handle on an entity is found.
     """
-    recipe = load_recipe(recipe_path, entity)
+    if len(paths) > 1 and entities:
+        raise InputError("--entity chooses from a single recipe: give one --recipe, or recipes of one entity each")
+    recipes = [load_recipe(path, entity) for path in paths for entity in entities or (None,)]
     check_file(output)
-    from amnesia import extraction, pipeline, report
+    from amnesia import extraction, joint, pipeline, report
     from amnesia.sources import resolve
 
+    if len(recipes) > 1:
+        joint.check_joinable(recipes)
+    first = recipes[0]
     terminal = Terminal()
-    source = (
-        resolve(model, notice=terminal.notice) if model else resolve(recipe.model, recipe.revision, terminal.notice)
-    )
-    result = extraction.extract(pipeline.load_source(source, dtype, device), recipe, terminal.task)
-    document = report.to_bytes(report.extraction_json(result))
+    source = resolve(model, notice=terminal.notice) if model else resolve(first.model, first.revision, terminal.notice)
+    live = pipeline.load_source(source, dtype, device)
+    if len(recipes) > 1:
+        found = joint.extract_jointly(live, recipes, terminal.task)
+        results, document, text = found.together, report.joint_json(found), report.joint_text(found)
+    else:
+        results = (extraction.extract(live, first, terminal.task),)
+        document, text = report.extraction_json(results[0]), report.extraction_text(results[0])
+    content = report.to_bytes(document)
     if output is not None:
-        write_file(output, document)
-    click.echo(document.decode() if json_output else report.extraction_text(result), nl=not json_output)
-    if result.verdict == "none":
+        write_file(output, content)
+    click.echo(content.decode() if json_output else text, nl=not json_output)
+    if any(result.verdict == "none" for result in results):
         sys.exit(EXIT_REJECTED)
 
 

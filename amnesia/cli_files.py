@@ -58,7 +58,7 @@ def edit(
     if cells:
         groups = [saving.edits_from_cells(cells, -1.0 if multiplier is None else multiplier, entity)]
     else:
-        groups = [saving.edits_from_file(path) for path in edit_files]
+        groups = [group for path in edit_files for group in saving.edits_from_file(path)]
     _recover(Path(model))
     if in_place:
         if output or link or force or format_name:

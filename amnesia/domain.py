@@ -248,6 +248,14 @@ class Extraction:
     candidates_tried: int
 
 
+@dataclass(frozen=True)
+class JointExtraction:
+    """What was found for several entities: for each `alone`, and `together`, with the scores of the whole edit."""
+
+    alone: tuple[Extraction, ...]
+    together: tuple[Extraction, ...]
+
+
 def no_experts(layer: int) -> None:
     """What a model without a mixture of experts has in any layer."""
 

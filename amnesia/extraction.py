@@ -124,21 +124,27 @@ def choose(live: LiveModel, recipe: Recipe, targets: Known, controls: Known, tas
         edits, tried = recipe.cells, len(recipe.cells)
     else:
         with task(f"localizing {recipe.entity}") as progress:
-            (cell_map,), _, _ = cell_maps(
-                live,
-                [recipe.entity],
-                baseline=recipe.baseline,
-                n_prompts=recipe.n_prompts,
-                aliases=recipe.aliases,
-                layers=recipe.layers or (0, live.shape.n_layers // 2 - 1),
-                progress=progress,
-            )
+            cell_map = localized(live, recipe, progress)
         search = _search_free if recipe.method == "pursuit" else _search_stepwise
         edits, tried = search(live, recipe, cell_map, targets, controls, task)
     with edited(live, edits):
         target, control = targets.mean_score(live), controls.mean_score(live)
     judged = verdict(target, control, recipe.accept) if edits else "none"
     return Extraction(recipe.entity, judged, edits, target, control, tried)
+
+
+def localized(live: LiveModel, recipe: Recipe, progress: Progress | None = None) -> CellMap:
+    """What the cells of the recipe's layers, by default those of the first half of the model, say of its entity."""
+    (cell_map,), _, _ = cell_maps(
+        live,
+        [recipe.entity],
+        baseline=recipe.baseline,
+        n_prompts=recipe.n_prompts,
+        aliases=recipe.aliases,
+        layers=recipe.layers or (0, live.shape.n_layers // 2 - 1),
+        progress=progress,
+    )
+    return cell_map
 
 
 def verdict(target: float, control: float, accept: Accept) -> Verdict:
@@ -155,41 +161,41 @@ def _search_stepwise(
 ) -> tuple[tuple[ColumnEdit, ...], int]:
     """The source's two steps: candidates by stability, each verified by intervention with each allowed multiplier.
 
-    Method "single" keeps the best one. Method "greedy" adds further cells, in the order of their own effect, while the
-    target bound is missed.
+    Method "single" keeps the one that lowers the targets most of those that spare the controls. Method "greedy" adds
+    further cells, in the order of their own effect, while the target bound is missed.
     """
     if recipe.multiplier is not None:
         multipliers = [recipe.multiplier]
     else:
-        allowed = [item for item in EXACT_MULTIPLIERS if recipe.min_multiplier <= item < 0]
-        multipliers = allowed or [recipe.min_multiplier]
+        multipliers = [item for item in EXACT_MULTIPLIERS if recipe.min_multiplier <= item <= -1]
+        multipliers = multipliers or [recipe.min_multiplier]
     candidates = [ColumnEdit(row.cell, item) for row in cell_map.top(N_SINGLE) for item in multipliers]
-    n_asked = len(targets.facts) + len(controls.facts)
 
-    def effect(edits: Sequence[ColumnEdit]) -> tuple[float, float]:
+    def left(edits: Sequence[ColumnEdit]) -> float:
         with edited(live, edits):
-            return targets.mean_score(live), controls.mean_score(live)
+            return targets.mean_score(live)
+
+    def spares(edits: Sequence[ColumnEdit]) -> bool:
+        with edited(live, edits):
+            return controls.mean_score(live) >= recipe.accept.min_control
 
     with task("verifying candidates") as progress:
-        effects = {}
+        alone = {}
         for edit in candidates:
-            effects[edit] = effect([edit])
-            progress(n_asked)
-        order = sorted(
-            (edit for edit in candidates if effects[edit][1] >= recipe.accept.min_control),
-            key=lambda edit: effects[edit][0],
-        )
+            alone[edit] = left([edit])
+            progress(len(targets.facts))
         chosen: list[ColumnEdit] = []
         reached = 1.0
-        for edit in order:
+        # Controls are asked only where the targets have fallen.
+        for edit in sorted(candidates, key=alone.__getitem__):
             full = len(chosen) == (1 if recipe.method == "single" else recipe.max_cells)
-            if full or reached <= recipe.accept.max_target:
+            if full or (chosen and reached <= recipe.accept.max_target):
                 break
             if any(edit.cell == other.cell for other in chosen):
                 continue
-            target, control = effect([*chosen, edit]) if chosen else effects[edit]
-            progress(n_asked)
-            if target < reached and control >= recipe.accept.min_control:
+            target = left([*chosen, edit]) if chosen else alone[edit]
+            progress(len(targets.facts))
+            if target < reached and spares([*chosen, edit]):
                 chosen, reached = [*chosen, edit], target
     return tuple(sorted(chosen)), N_SINGLE
 
@@ -199,7 +205,7 @@ def _search_free(
 ) -> tuple[tuple[ColumnEdit, ...], int]:
     """Gradient search over all cells of the layers."""
     with task("recording what should stay") as progress:
-        problem = pose(live, recipe, cell_map.layers, targets, controls, progress)
+        problem = pose(live, [recipe], cell_map.layers, [targets], controls, progress)
     # Cells that answer to this name more than to others are worth more.
     worth = cell_map.mean_z.abs().flatten()
     with task("choosing cells") as progress:
@@ -209,18 +215,19 @@ def _search_free(
 
 def pose(
     live: LiveModel,
-    recipe: Recipe,
+    recipes: Sequence[Recipe],
     layers: Sequence[int],
-    targets: Known,
+    targets: Sequence[Known],
     controls: Known,
     progress: Progress | None = None,
 ) -> Problem:
-    """The search's problem: what is to be forgotten, and everything that the search may see of the rest.
+    """The search's problem: what is to be forgotten, by entity, and everything that the search may see of the rest.
 
     That is the search controls, prompts about other well-known entities, neutral texts in several languages, and
-    common tokens; nothing in it shares a name with the entity or with a held-out control.
+    common tokens; nothing in it shares a name with an entity or with a held-out control.
     """
-    tokenizer, names = live.tokenizer, [recipe.entity, *recipe.aliases, *reserved_names(recipe)]
+    tokenizer = live.tokenizer
+    names = [name for one in recipes for name in (one.entity, *one.aliases, *reserved_names(one))]
     # Any token may stand for the unknown answer: at the end of a prompt the whole distribution is compared.
     filler = tokenizer.eos_token_id or 0
     peers = [Continuation((*row.ids, filler), 1) for row in encode(tokenizer, peer_prompts(names))]
@@ -231,12 +238,18 @@ def pose(
     beginning = encode(tokenizer, [BEFORE_TOKENS])[0].ids
     words = {word for name in names for word in name.split()}
     tokens = [Placed((*beginning, token), len(beginning)) for token in common_tokens(tokenizer, N_COMMON_TOKENS, words)]
-    device = live.device
+    pairs = [pair for known in targets for pair in known.pairs]
+    before, unknown = (
+        torch.tensor([value for known in targets for value in column(known)], device=live.device)
+        for column in (lambda known: known.before, lambda known: known.unknown)
+    )
+    numbers = [number for number, known in enumerate(targets) for _ in known.facts]
     return Problem(
         live,
-        tuple(continuations(tokenizer, targets.pairs)),
-        torch.tensor(targets.before, device=device),
-        torch.tensor(targets.unknown, device=device),
+        tuple(continuations(tokenizer, pairs)),
+        before,
+        unknown,
+        torch.tensor(numbers, device=live.device),
         (*others, *texts),
         observe(live, layers, others, texts, tokens, progress=progress),
     )

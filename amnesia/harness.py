@@ -52,7 +52,8 @@ def task_scores(live: LiveModel, tasks: Sequence[str], limit: int | None = None)
     scores: Scores = {}
     for task, values in found["results"].items():
         for metric, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            # A metric is named with its filter, as "acc,none"; what has none counts documents.
+            if "," not in metric or isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             if math.isfinite(value):
                 scores.setdefault(task, {})[metric] = float(value)

@@ -17,6 +17,8 @@ from amnesia.passes import batches, collate
 TARGET_FLOOR = -0.05
 """Knowledge score below which pushing a target fact further down earns nothing, and pays for no other fact."""
 
+ROWS_PER_PASS = 32
+
 # From the log-probabilities (n_answer, vocabulary) of rows to one value for each.
 _Measured = Callable[[Sequence[Tensor]], Tensor]
 
@@ -38,22 +40,38 @@ class Tangent:
 class Problem:
     """What the search may see. `before` and `unknown` are log-probabilities (n_targets,) of the targets in nats.
 
-    `kept` are the rows of the bystanders: prompts about others with their answers, then neutral texts. Targets are
-    measured as knowledge scores on the log-odds scale, where facts that the model is sure of have gradients too, and
-    bystanders as KL(original ‖ edited) in nats, the mean over the answer. Multipliers are those of all cells of the
-    bystanders' layers, (n_cells,).
+    `entities` (n_targets,) numbers the entities that the targets are about, each of which counts the same. `kept` are
+    the rows of the bystanders: prompts about others with their answers, then neutral texts. Targets are measured as
+    knowledge scores on the log-odds scale, where facts that the model is sure of have gradients too, and bystanders as
+    KL(original ‖ edited) in nats, the mean over the answer. Multipliers are those of all cells of the bystanders'
+    layers, (n_cells,).
     """
 
     live: LiveModel
     targets: tuple[Continuation, ...]
     before: Tensor
     unknown: Tensor
+    entities: Tensor
     kept: tuple[Continuation, ...]
     bystanders: Bystanders
     _references: dict[int, Tensor] = field(default_factory=dict)
 
     def tangents(self, multipliers: Tensor, targets: Sequence[int], kept: Sequence[int]) -> list[Tangent]:
-        """Tangents of some targets, then of some of `kept`, from one pass forward and one back."""
+        """Tangents of some targets, then of some of `kept`: their values, and in one pass back all gradients of each.
+
+        Rows beyond `ROWS_PER_PASS` take further passes, for memory.
+        """
+        found: list[list[Tangent]] = [[], []]
+        asked = [(0, index) for index in targets] + [(1, index) for index in kept]
+        for start in range(0, len(asked), ROWS_PER_PASS):
+            part = asked[start : start + ROWS_PER_PASS]
+            own = tuple([index for kind, index in part if kind == wanted] for wanted in (0, 1))
+            tangents = self._tangents(multipliers, *own)
+            found[0] += tangents[: len(own[0])]
+            found[1] += tangents[len(own[0]) :]
+        return [*found[0], *found[1]]
+
+    def _tangents(self, multipliers: Tensor, targets: Sequence[int], kept: Sequence[int]) -> list[Tangent]:
         layers, d_mlp = self.bystanders.layers, self.live.shape.d_mlp
         (rows, odds), (others, divergences) = self._odds(targets), self._divergences(kept)
         n = len(rows)
@@ -71,12 +89,12 @@ class Problem:
     @torch.no_grad()
     def scores(self, multipliers: Tensor, targets: Sequence[int]) -> Tensor:
         """Knowledge scores of some targets on the log-odds scale, (n,)."""
-        return self._values(*self._odds(targets), self._factors(multipliers))
+        return self._measured(targets, self._odds, multipliers)
 
     @torch.no_grad()
     def divergences(self, multipliers: Tensor, kept: Sequence[int]) -> Tensor:
         """Divergences of some of `kept`, (n,)."""
-        return self._values(*self._divergences(kept), self._factors(multipliers))
+        return self._measured(kept, self._divergences, multipliers)
 
     @torch.no_grad()
     def references(self, rows: Sequence[int]) -> list[Tensor]:
@@ -116,6 +134,13 @@ class Problem:
             return torch.stack(found) if found else self.before.new_zeros(0)
 
         return [self.kept[index] for index in kept], measured
+
+    def _measured(
+        self, chosen: Sequence[int], kind: Callable[[Sequence[int]], tuple[list[Continuation], _Measured]], at: Tensor
+    ) -> Tensor:
+        parts = [chosen[start : start + ROWS_PER_PASS] for start in range(0, len(chosen), ROWS_PER_PASS)]
+        factors = self._factors(at)
+        return torch.cat([self.before.new_zeros(0), *(self._values(*kind(part), factors) for part in parts)])
 
     def _factors(self, multipliers: Tensor) -> dict[int, Tensor]:
         parts = multipliers.split(self.live.shape.d_mlp)

@@ -12,6 +12,12 @@ from amnesia.model import Progress
 from amnesia.objective import TARGET_FLOOR, Problem, Tangent
 
 TARGETS_PER_STEP = 6
+MAX_TURNS = 5
+"""Steps at most in which every target is measured once."""
+
+EMPHASIS = 4.0
+"""By how much an entity of which all is left counts more than one of which nothing is."""
+
 HARD_PER_STEP = 4
 """Bystanders that are drawn from the ones with the largest estimated divergence."""
 
@@ -48,7 +54,10 @@ class Observations:
         self._measured: dict[int, int] = {}
         self._n_steps = 0
         self._random = random.Random(seed)
-        self._draws = _draws(len(problem.targets), TARGETS_PER_STEP, self._random)
+        n = len(problem.targets)
+        self._emphasis = torch.full((int(problem.entities.max()) + 1,), 1.0, device=problem.entities.device)
+        self._emphasis /= len(self._emphasis)
+        self._draws = _draws(n, max(TARGETS_PER_STEP, n // MAX_TURNS), self._random)
 
     @property
     def scales(self) -> tuple[float, float]:
@@ -115,7 +124,23 @@ class Observations:
         """Estimated mean knowledge score of the targets, where those below `TARGET_FLOOR` count as that."""
         odds = torch.stack([tangent.value_at(multipliers) for tangent in self.targets.values()])
         scores = self._problem.plain_scores(odds, list(self.targets))
-        return scores.clamp(min=TARGET_FLOOR).mean().item()
+        return (scores.clamp(min=TARGET_FLOOR) @ self.shares).item()
+
+    @property
+    def shares(self) -> Tensor:
+        """The shares of the targets in a mean, in the order of `targets`: the same for each entity, at first."""
+        entities = self._problem.entities[list(self.targets)]
+        counts = entities.bincount(minlength=len(self._emphasis))
+        return (self._emphasis / counts)[entities]
+
+    def emphasize(self, multipliers: Tensor) -> None:
+        """Give entities of which more is left a larger share, so that none is given up because others are cheaper."""
+        entities = self._problem.entities[list(self.targets)]
+        odds = torch.stack([tangent.value_at(multipliers) for tangent in self.targets.values()])
+        scores = self._problem.plain_scores(odds, list(self.targets)).clamp(min=TARGET_FLOOR)
+        left = torch.zeros_like(self._emphasis).index_add_(0, entities, scores) / entities.bincount()
+        weights = 1 + EMPHASIS * left.clamp(0, 1)
+        self._emphasis = weights / weights.sum()
 
     def spent(self, multipliers: Tensor, leakage: Tensor) -> tuple[float, float]:
         """Estimated mean divergence in nats of prompts about others and of neutral texts."""

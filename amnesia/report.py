@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from amnesia.domain import Aggregate, ColumnEdit, Damage, Extraction, Finding, Localization
+from amnesia.domain import Aggregate, ColumnEdit, Damage, Extraction, Finding, JointExtraction, Localization
 from amnesia.evaluation import ALL, Evaluation
 from amnesia.findings import by_severity, findings
 from amnesia.manifest import Manifest, version_of
@@ -82,6 +82,12 @@ def extraction_json(result: Extraction) -> dict[str, Any]:
         "control": {"knowledge_score": result.control},
         "candidates_tried": result.candidates_tried,
     }
+
+
+def joint_json(found: JointExtraction) -> dict[str, Any]:
+    """The edit chosen for several entities, as `extract -o` writes it, each with what was found for it alone."""
+    rows = zip(found.together, found.alone, strict=True)
+    return {"entities": [{**extraction_json(row), "alone": extraction_json(alone)} for row, alone in rows]}
 
 
 def report_json(
@@ -211,6 +217,15 @@ def extraction_text(extraction: Extraction) -> str:
         f"{extraction.entity}: {handle} {len(extraction.edits)} cells out of "
         f"{extraction.candidates_tried} (target {extraction.target:.2f}, controls {extraction.control:.2f})\n"
         f"cells: {cells}"
+    )
+
+
+def joint_text(found: JointExtraction) -> str:
+    """The edit chosen for several entities, each beside what was found for it alone."""
+    return "\n".join(
+        f"{extraction_text(row)}\nalone: {len(alone.edits)} cells (target {alone.target:.2f}, "
+        f"controls {alone.control:.2f})"
+        for row, alone in zip(found.together, found.alone, strict=True)
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from amnesia.adapter import write_adapter
 from amnesia.checkpoint import add_file, needed_bytes, open_source, plan_edits, write_edited
 from amnesia.domain import Cell, ColumnEdit, Format
-from amnesia.edits import EditSpec, EntityEdits
+from amnesia.edits import EditSpec, EntityEdits, names_of
 from amnesia.errors import InputError
 from amnesia.files import read_small, staged_output
 from amnesia.manifest import Manifest, read_edit, write_manifest
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 _MAX_EDIT_FILE = 2**24
 
 
-def edits_from_file(path: Path) -> EntityEdits:
-    """Read an edit file as `extract -o` writes it.
+def edits_from_file(path: Path) -> tuple[EntityEdits, ...]:
+    """Read an edit file as `extract -o` writes it, for one entity or for several that were searched together.
 
-    Raises InputError when the file cannot be read, is malformed, or holds no edits because no handle was found.
+    Of these, one for which no cell of its own was needed is left out. Raises InputError when the file cannot be read,
+    is malformed, or holds no edits because no handle was found.
     """
     check = StrictJson(str(path), InputError, "give a file that `amnesia extract -o` wrote")
     try:
@@ -37,15 +38,24 @@ def edits_from_file(path: Path) -> EntityEdits:
     if len(content) > _MAX_EDIT_FILE:
         raise check.fail(f"has more than {_MAX_EDIT_FILE} bytes")
     document = check.mapping(check.parse(content), "the file")
-    if "entity" not in document or "edits" not in document:
-        raise check.fail("lacks `entity` or `edits`")
-    entity = check.text(document["entity"], "entity")
-    edits = []
-    for item in check.list(document["edits"], "edits"):
-        edits.append(read_edit(check, check.object(item, "edits", "layer neuron multiplier", optional="expert")))
-    if not edits:
-        raise InputError(f"{path} holds no edits: no handle on {entity!r} was found; extract with other facts first")
-    return EntityEdits(entity, tuple(edits))
+    rows = [document]
+    if "entities" in document:
+        rows = [check.mapping(row, "entities") for row in check.list(document["entities"], "entities")]
+    groups = []
+    for row in rows:
+        if "entity" not in row or "edits" not in row:
+            raise check.fail("lacks `entity` or `edits`")
+        items = check.list(row["edits"], "edits")
+        objects = [check.object(item, "edits", "layer neuron multiplier", optional="expert") for item in items]
+        groups.append(
+            EntityEdits(check.text(row["entity"], "entity"), tuple(read_edit(check, item) for item in objects))
+        )
+    found = tuple(group for group in groups if group.edits)
+    if not found:
+        raise InputError(
+            f"{path} holds no edits: no handle on {names_of(groups)!r} was found; extract with other facts first"
+        )
+    return found
 
 
 def edits_from_cells(cells: Sequence[str], multiplier: float, entity: str | None) -> EntityEdits:

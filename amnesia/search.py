@@ -50,7 +50,9 @@ ROUNDING_STEPS = 6
 POLISHING_STEPS = 7
 """Changes of one exact multiplier to the next that are measured at the end, and kept where the loss is less."""
 
-CELLS_PER_STEP = 2
+STEPS_TO_FULL = 8
+"""Steps at least in which cells join until all places are taken."""
+
 TRIAL_STEPS = 4
 """Steps after which a cell may lose its place to another."""
 
@@ -69,6 +71,7 @@ def pursue(
     *,
     max_cells: int,
     lowest: float,
+    start: Sequence[ColumnEdit] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[ColumnEdit, ...]:
@@ -85,14 +88,18 @@ def pursue(
 
     The loss is the mean of the targets above `TARGET_FLOOR` and the weighted divergence of the bystanders. The weights
     fall while the targets are above `NEAR_GOAL` and `BUDGETS` are not spent, and rise when the targets are below
-    `TARGET_GOAL` and more than that is spent; when both is well, no further cell is looked for.
+    `TARGET_GOAL` and more than that is spent; when both is well, no further cell is looked for. The search may `start`
+    from an edit. Where targets are about several entities, those of which more is left count more.
     """
-    return _Search(problem, worth, max_cells, lowest, seed).run(progress)
+    search = _Search(problem, worth, max_cells, lowest, seed)
+    search.begin(start)
+    return search.run(progress)
 
 
 class _Search:
     def __init__(self, problem: Problem, worth: Tensor, max_cells: int, lowest: float, seed: int) -> None:
         self._max_cells, self._lowest = max_cells, lowest
+        self._per_step = max(2, math.ceil(max_cells / STEPS_TO_FULL))
         self._d_mlp = problem.live.shape.d_mlp
         self._crowd = problem.bystanders
         self._worth = worth.to(problem.live.device).float()
@@ -105,6 +112,14 @@ class _Search:
         self._weights = WEIGHTS
         values = [item for item in EXACT_MULTIPLIERS if item >= lowest]
         self._grid = torch.tensor(values, device=problem.live.device)
+
+    def begin(self, edits: Sequence[ColumnEdit]) -> None:
+        """Let the cells of an edit join, with the multipliers that they have there."""
+        for edit in edits:
+            index = self._crowd.layers.index(edit.cell.layer) * self._d_mlp + edit.cell.neuron
+            self._joined.append(index)
+            self._born[index] = -TRIAL_STEPS
+            self._multipliers[index] = edit.multiplier
 
     def run(self, progress: Progress | None) -> tuple[ColumnEdit, ...]:
         for step in range(GROWING_STEPS):
@@ -124,6 +139,7 @@ class _Search:
         leakage = self._leakage()
         by_row = self._crowd.by_row(leakage)
         self._observed.measure(self._multipliers, by_row, progress)
+        self._observed.emphasize(self._multipliers)
         left = self._observed.left(self._multipliers)
         spent = self._observed.spent(self._multipliers, by_row)
         if left <= TARGET_GOAL and all(nats <= budget for nats, budget in zip(spent, BUDGETS, strict=True)):
@@ -193,12 +209,14 @@ class _Search:
 
     def _join(self, step: int) -> None:
         """Take in the cells that promise most: what a change of one gains less what it costs, times its worth."""
-        room = min(CELLS_PER_STEP, self._max_cells - len(self._joined))
+        room = min(self._per_step, self._max_cells - len(self._joined))
         if room <= 0:
             return
         targets, harms = self._observed.targets, self._observed.harms
-        known = [row for row in targets.values() if row.value_at(self._multipliers) > TARGET_FLOOR]
-        slope = sum((row.gradient for row in known), torch.zeros_like(self._multipliers)) / len(targets)
+        slope = torch.zeros_like(self._multipliers)
+        for row, share in zip(targets.values(), self._observed.shares, strict=True):
+            if row.value_at(self._multipliers) > TARGET_FLOOR:
+                slope += share * row.gradient
         if harms:
             weighted = (self._weights[self._observed.is_text(index)] * row.gradient for index, row in harms.items())
             slope = slope + sum(weighted, torch.zeros_like(slope)) / len(harms)
@@ -221,7 +239,7 @@ class _Search:
                 self._born[index] = step
 
     def _leave(self, step: int, model: Surrogate, multipliers: Tensor) -> None:
-        """When all places are taken, let the cell go whose absence the model minds least."""
+        """When all places are taken, let those cells go whose absence the model minds least, half as many as join."""
         if len(self._joined) < self._max_cells:
             return
         without = []
@@ -230,8 +248,7 @@ class _Search:
                 other = multipliers.clone()
                 other[place] = 1.0
                 without.append((model.loss(other).item(), index))
-        if without:
-            _, index = min(without)
+        for _, index in sorted(without)[: self._per_step // 2]:
             self._joined.remove(index)
             self._multipliers[index] = 1.0
 
@@ -253,7 +270,16 @@ class _Search:
             weight * scale * form for weight, scale, form in zip(self._weights, observed.scales, forms, strict=True)
         )
         weights = [self._weights[observed.is_text(index)] for index in observed.harms]
-        return Surrogate(at[joined], targets, target_slopes, harms, harm_slopes, at.new_tensor(weights), quadratic)
+        return Surrogate(
+            start=at[joined],
+            targets=targets,
+            target_slopes=target_slopes,
+            shares=observed.shares,
+            harms=harms,
+            harm_slopes=harm_slopes,
+            harm_weights=at.new_tensor(weights),
+            quadratic=quadratic,
+        )
 
 
 def reweighted(weights: Sequence[float], left: float, spent: Sequence[float], *, gently: bool) -> tuple[float, ...]:

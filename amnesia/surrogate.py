@@ -25,6 +25,7 @@ class Surrogate:
     start: Tensor
     targets: Tensor  # (n_targets,)
     target_slopes: Tensor  # (n_targets, n)
+    shares: Tensor  # (n_targets,), which add up to 1
     harms: Tensor  # (n_remembered,)
     harm_slopes: Tensor
     harm_weights: Tensor  # (n_remembered,)
@@ -32,7 +33,7 @@ class Surrogate:
 
     def loss(self, multipliers: Tensor) -> Tensor:
         moved = multipliers - self.start
-        above = (self.targets + self.target_slopes @ moved - TARGET_FLOOR).clamp(min=0).mean()
+        above = (self.targets + self.target_slopes @ moved - TARGET_FLOOR).clamp(min=0) @ self.shares
         changes = multipliers - 1
         loss = above + changes @ self.quadratic @ changes + SPARSITY * changes.abs().sum()
         if len(self.harms):

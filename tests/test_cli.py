@@ -139,6 +139,28 @@ def test_a_result_file_that_cannot_be_written(model, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_several_recipes_are_searched_together_and_edited_in_one_go(live, model, tmp_path):
+    recipes = []
+    for name in ("Japan", "Chile"):
+        path = tmp_path / f"{name}.toml"
+        text = recipe_text(live, model, edit="", entity=name)
+        path.write_text(text.replace("[edit]", '[edit]\nmultiplier = "auto"\nmax_cells = 3'), encoding="utf-8")
+        recipes += ["--recipe", path]
+    edit = tmp_path / "edit.json"
+    result = call("extract", *recipes, "-o", edit, "--json")
+    document = json.loads(edit.read_text(encoding="utf-8"))
+    assert json.loads(result.stdout) == document
+    rows = document["entities"]
+    assert [row["entity"] for row in rows] == ["Japan", "Chile"]
+    assert result.exit_code == int("none" in [row["verdict"] for row in rows])
+    cells = [(item["layer"], item["neuron"]) for row in rows for item in row["edits"]]
+    assert 0 < len(cells) == len(set(cells)) <= 6
+    manifest = json.loads(succeed("edit", model, "--edit", edit, "-o", tmp_path / "edited", "--json").stdout)
+    assert sum(len(row["indices"]) for row in manifest["tensors"]) == len(cells)
+    assert "--entity chooses from a single recipe" in refused("extract", *recipes, "--entity", "Japan")
+    assert "two recipes are for 'Japan': give each entity once" in refused("extract", *recipes[:2], *recipes[:2])
+
+
 def test_extract_edit_verify_and_undo_fit_together(model, recipe, tmp_path):
     edit, edited, back = tmp_path / "edit.json", tmp_path / "edited", tmp_path / "back"
     document = json.loads(succeed("extract", "--recipe", recipe, "-o", edit, "--json").stdout)

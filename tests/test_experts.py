@@ -184,7 +184,7 @@ def test_edit_files_recipes_and_the_command_line_name_experts(tmp_path):
     source = make(tmp_path / "source", "mixtral")
     path = tmp_path / "edit.json"
     path.write_text(json.dumps({"entity": "Paris", "edits": edits_json(PARIS.edits)}))
-    assert edits_from_file(path) == PARIS
+    assert edits_from_file(path) == (PARIS,)
     recipe = parse_recipe(
         "cells = [{ layer = 1, expert = 2, neuron = 5 }, { layer = 0, neuron = 3 }]\n"
         'model.id = "m"\nentity.name = "Paris"\n[[facts]]\nprompt = "{entity} is"\nanswer = "big"\n'

@@ -25,7 +25,7 @@ ROWS = (
     "observations surrogate",
     "search",
     "adapter atlas columns evaluation extraction gguf_edit injection layer_significance mining remote resistance robustness sweep",
-    "card examination findings gguf_verify saving stress_results sufficiency undo verification",
+    "card examination findings gguf_verify joint saving stress_results sufficiency undo verification",
     "console in_place notebook proofs publication report stress_findings",
     "pipeline stress_report",
     "results",

@@ -35,7 +35,7 @@ def test_an_edit_file(tmp_path):
     path.write_text(
         json.dumps({"entity": "日本", "verdict": "weak", "edits": [{"layer": 2, "neuron": 7, "multiplier": -1}]})
     )
-    assert edits_from_file(path) == EntityEdits("日本", (ColumnEdit(Cell(2, 7), -1.0),))
+    assert edits_from_file(path) == (EntityEdits("日本", (ColumnEdit(Cell(2, 7), -1.0),)),)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def problem_for(live):
         tuple(continuations(live.tokenizer, TARGETS)),
         torch.tensor(before),
         torch.tensor([total - 4.0 for total in before]),
+        torch.zeros(len(before), dtype=torch.long),
         (*names, *texts),
         observe(live, LAYERS, names, texts, tokens),
     )

@@ -12,6 +12,7 @@ def surrogate(start, slopes, quadratic, value=1.0):
         start=start,
         targets=torch.tensor([value]),
         target_slopes=torch.tensor([slopes]),
+        shares=torch.tensor([1.0]),
         harms=torch.zeros(0),
         harm_slopes=torch.zeros(0, len(start)),
         harm_weights=torch.zeros(0),
@@ -24,13 +25,14 @@ def test_the_loss_is_the_sum_of_its_parts():
         start=torch.tensor([1.0, 0.0]),
         targets=torch.tensor([0.5, -3.0]),
         target_slopes=torch.tensor([[0.1, 0.2], [9.0, 0.0]]),
+        shares=torch.tensor([0.7, 0.3]),
         harms=torch.tensor([0.3, 0.1]),
         harm_slopes=torch.tensor([[0.0, -0.1], [0.0, 1.0]]),
         harm_weights=torch.tensor([2.0, 5.0]),
         quadratic=torch.tensor([[0.2, 0.1], [0.1, 0.3]]),
     )
     # At (0, −1): targets 0.2 and far below the floor, harms 0.4 and below zero, changes (−1, −2).
-    target = (0.5 - 0.1 - 0.2 + 0.05) / 2
+    target = 0.7 * (0.5 - 0.1 - 0.2 + 0.05)
     leakage = 0.2 + 2 * 0.1 * 2 + 0.3 * 4
     expected = target + leakage + 2.0 * 0.4 / 2 + SPARSITY * 3
     assert model.loss(torch.tensor([0.0, -1.0])).item() == pytest.approx(expected)

@@ -57,18 +57,19 @@ def recipe_text(
     scoring: str = f"min_nats = {MIN_NATS}\nmax_rank = 600",
     accept: str = ANYTHING,
     extra: str = "",
+    entity: str = "Japan",
 ) -> str:
     """A recipe that makes the model in folder `model`, loaded as `live`, forget Japan; `extra` adds further facts."""
     rows = [extra]
     for split, wordings in WORDINGS.items():
-        rows += [_fact("facts", live, "Japan", wording, split) for wording in wordings]
-    for entity, split in CONTROLS.items():
-        rows += [_fact("controls.facts", live, entity, wording, split) for wording in WORDINGS["search"]]
+        rows += [_fact("facts", live, entity, wording, split) for wording in wordings]
+    for other, split in CONTROLS.items():
+        rows += [_fact("controls.facts", live, other, wording, split) for wording in WORDINGS["search"]]
     return "\n".join(
         [
             edit,
             f"[model]\nid = {json.dumps(str(model))}",
-            '[entity]\nname = "Japan"',
+            f"[entity]\nname = {json.dumps(entity)}",
             "[localize]\nn_prompts = 6",
             f"[edit]\nformat = {json.dumps(formats)}",
             f"[scoring]\n{scoring}",
