@@ -337,9 +337,9 @@ def use_undo_in_place(place: Place) -> None:
 
 
 def use_edit_file(place: Place) -> None:
-    group = edits_from_file(place.damaged)
-    assert group.entity and group.edits
-    save("safetensors", source_of(place.base), [group], place.out)
+    groups = edits_from_file(place.damaged)
+    assert groups and all(group.entity and group.edits for group in groups)
+    save("safetensors", source_of(place.base), list(groups), place.out)
     prove(place.out, source_of(place.base))
 
 
@@ -413,6 +413,8 @@ def text_file(name: str, content: str) -> Callable[[Path], tuple[Path, Path]]:
 
 
 EDIT_FILE = json.dumps({"entity": "Paris", "verdict": "strong", "edits": edits_json(PARIS.edits), "target": {}})
+OTHER = {"entity": "Rome", "verdict": "strong", "edits": [{"layer": 2, "neuron": 5, "multiplier": -2.0}]}
+JOINT_FILE = json.dumps({"entities": [json.loads(EDIT_FILE), OTHER]})
 KINDS = (
     Kind("safetensors header", 200, model_file("model.safetensors"), safetensors, use_model),
     Kind(
@@ -457,6 +459,7 @@ KINDS = (
     Kind("adapter weights", 60, output_file("adapter_model.safetensors", "adapter"), safetensors, use_adapter),
     Kind("adapter settings", 40, output_file("adapter_config.json", "adapter"), json_file, use_adapter),
     Kind("edit file", 100, text_file("edit.json", EDIT_FILE), json_file, use_edit_file),
+    Kind("edit file of several entities", 60, text_file("edit.json", JOINT_FILE), json_file, use_edit_file),
     Kind("recipe", 200, text_file("recipe.toml", RECIPE), toml, use_recipe),
 )
 
