@@ -17,6 +17,7 @@ from amnesia.domain import (
     EntityCells,
     Estimate,
     Extraction,
+    JointExtraction,
     Localization,
     PromptScore,
     TextScore,
@@ -26,6 +27,8 @@ from amnesia.report import (
     evaluation_table,
     extraction_json,
     extraction_text,
+    joint_json,
+    joint_text,
     localization_json,
     localization_table,
     report_json,
@@ -109,10 +112,22 @@ def test_localization():
 
 def test_an_extraction_can_be_read_back_as_an_edit(tmp_path):
     (tmp_path / "edit.json").write_bytes(to_bytes(extraction_json(EXTRACTION)))
-    group = edits_from_file(tmp_path / "edit.json")
+    (group,) = edits_from_file(tmp_path / "edit.json")
     assert (group.entity, group.edits) == (EXTRACTION.entity, EXTRACTION.edits)
     document = extraction_json(NOTHING)
     assert (document["verdict"], document["edits"], document["candidates_tried"]) == ("none", [], 15)
+
+
+def test_a_joint_extraction_holds_what_was_found_alone_and_is_read_back_without_empty_parts(tmp_path):
+    joint = JointExtraction((NOTHING, EXTRACTION), (EXTRACTION, NOTHING))
+    document = joint_json(joint)
+    assert [row["alone"] for row in document["entities"]] == [extraction_json(row) for row in joint.alone]
+    (tmp_path / "edit.json").write_bytes(to_bytes(document))
+    (group,) = edits_from_file(tmp_path / "edit.json")
+    assert (group.entity, group.edits) == (EXTRACTION.entity, EXTRACTION.edits)
+    lines = joint_text(joint).splitlines()
+    assert lines[:2] == extraction_text(EXTRACTION).splitlines()
+    assert lines[2].startswith("alone: 0 cells (target ")
 
 
 def test_the_chosen_edit_in_words():
