@@ -133,15 +133,15 @@ def choose(live: LiveModel, recipe: Recipe, targets: Known, controls: Known, tas
     return Extraction(recipe.entity, judged, edits, target, control, tried)
 
 
-def localized(live: LiveModel, recipe: Recipe, progress: Progress | None = None) -> CellMap:
-    """What the cells of the recipe's layers, by default those of the first half of the model, say of its entity."""
+def localized(live: LiveModel, recipe: Recipe, progress: Progress | None = None, first: int = 0) -> CellMap:
+    """What the cells say of a recipe's entity: those of its layers, by default from `first` to the middle."""
     (cell_map,), _, _ = cell_maps(
         live,
         [recipe.entity],
         baseline=recipe.baseline,
         n_prompts=recipe.n_prompts,
         aliases=recipe.aliases,
-        layers=recipe.layers or (0, live.shape.n_layers // 2 - 1),
+        layers=recipe.layers or (first, max(first, live.shape.n_layers // 2 - 1)),
         progress=progress,
     )
     return cell_map
@@ -194,7 +194,6 @@ def _search_stepwise(
             if any(edit.cell == other.cell for other in chosen):
                 continue
             target = left([*chosen, edit]) if chosen else alone[edit]
-            progress(len(targets.facts))
             if target < reached and spares([*chosen, edit]):
                 chosen, reached = [*chosen, edit], target
     return tuple(sorted(chosen)), N_SINGLE
@@ -239,17 +238,13 @@ def pose(
     words = {word for name in names for word in name.split()}
     tokens = [Placed((*beginning, token), len(beginning)) for token in common_tokens(tokenizer, N_COMMON_TOKENS, words)]
     pairs = [pair for known in targets for pair in known.pairs]
-    before, unknown = (
-        torch.tensor([value for known in targets for value in column(known)], device=live.device)
-        for column in (lambda known: known.before, lambda known: known.unknown)
-    )
-    numbers = [number for number, known in enumerate(targets) for _ in known.facts]
+    device = live.device
     return Problem(
         live,
         tuple(continuations(tokenizer, pairs)),
-        before,
-        unknown,
-        torch.tensor(numbers, device=live.device),
+        torch.tensor([value for known in targets for value in known.before], device=device),
+        torch.tensor([value for known in targets for value in known.unknown], device=device),
+        torch.tensor([number for number, known in enumerate(targets) for _ in known.facts], device=device),
         (*others, *texts),
         observe(live, layers, others, texts, tokens, progress=progress),
     )

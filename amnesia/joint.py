@@ -105,6 +105,7 @@ def check_joinable(recipes: Sequence[Recipe]) -> None:
             )
         for key, own, other in (
             ("model.id", recipe.model, first.model),
+            ("model.revision", recipe.revision, first.revision),
             ("localize.layers", recipe.layers, first.layers),
             ("edit.min_multiplier", recipe.min_multiplier, first.min_multiplier),
         ):

@@ -122,7 +122,8 @@ class Problem:
                 own[range(row.n_answer), row.ids[-row.n_answer :]].sum()
                 for row, own in zip(rows, logprobs, strict=True)
             ]
-            return (log_odds(torch.stack(totals)) - unknown) / (before - unknown)
+            found = torch.stack(totals) if totals else before.new_zeros(0)
+            return (log_odds(found) - unknown) / (before - unknown)
 
         return rows, measured
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 
@@ -57,7 +58,7 @@ class Observations:
         n = len(problem.targets)
         self._emphasis = torch.full((int(problem.entities.max()) + 1,), 1.0, device=problem.entities.device)
         self._emphasis /= len(self._emphasis)
-        self._draws = _draws(n, max(TARGETS_PER_STEP, n // MAX_TURNS), self._random)
+        self._draws = _draws(n, max(TARGETS_PER_STEP, math.ceil(n / MAX_TURNS)), self._random)
 
     @property
     def scales(self) -> tuple[float, float]:
@@ -122,9 +123,11 @@ class Observations:
 
     def left(self, multipliers: Tensor) -> float:
         """Estimated mean knowledge score of the targets, where those below `TARGET_FLOOR` count as that."""
+        return (self._scores(multipliers) @ self.shares).item()
+
+    def _scores(self, multipliers: Tensor) -> Tensor:
         odds = torch.stack([tangent.value_at(multipliers) for tangent in self.targets.values()])
-        scores = self._problem.plain_scores(odds, list(self.targets))
-        return (scores.clamp(min=TARGET_FLOOR) @ self.shares).item()
+        return self._problem.plain_scores(odds, list(self.targets)).clamp(min=TARGET_FLOOR)
 
     @property
     def shares(self) -> Tensor:
@@ -136,8 +139,7 @@ class Observations:
     def emphasize(self, multipliers: Tensor) -> None:
         """Give entities of which more is left a larger share, so that none is given up because others are cheaper."""
         entities = self._problem.entities[list(self.targets)]
-        odds = torch.stack([tangent.value_at(multipliers) for tangent in self.targets.values()])
-        scores = self._problem.plain_scores(odds, list(self.targets)).clamp(min=TARGET_FLOOR)
+        scores = self._scores(multipliers)
         left = torch.zeros_like(self._emphasis).index_add_(0, entities, scores) / entities.bincount()
         weights = 1 + EMPHASIS * left.clamp(0, 1)
         self._emphasis = weights / weights.sum()

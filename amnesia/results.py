@@ -103,7 +103,7 @@ class Subject:
         Not in layer 0, where whatever detects the name's last token is stable, whoever bears it.
         """
         from amnesia.domain import ColumnEdit, check_edits
-        from amnesia.localization import cell_maps
+        from amnesia.extraction import localized
 
         recipe = self.recipe
         live = run.load(self.model) if self.model else run.load(recipe.model, recipe.revision)
@@ -112,15 +112,7 @@ class Subject:
             check_edits([ColumnEdit(cell) for cell in cells], live.shape.n_layers, live.shape.d_mlp, live.name)
             return live, cells
         with run.task(f"localizing {recipe.entity}") as progress:
-            (cell_map,), _, _ = cell_maps(
-                live,
-                [recipe.entity],
-                baseline=recipe.baseline,
-                n_prompts=recipe.n_prompts,
-                aliases=recipe.aliases,
-                layers=recipe.layers or (1, max(1, live.shape.n_layers // 2 - 1)),
-                progress=progress,
-            )
+            cell_map = localized(live, recipe, progress, first=1)
         return live, [row.cell for row in cell_map.top(self.top)]
 
 

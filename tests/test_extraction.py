@@ -31,6 +31,11 @@ def facts_known_to(live, entities, split="search"):
 
 @pytest.fixture(scope="module")
 def recipe(live):
+    return recipe_of(live)
+
+
+def recipe_of(live):
+    """A recipe for Japan of facts that the tiny model knows."""
     empty = parse_recipe(
         """
         model.id = "tiny"

@@ -8,8 +8,8 @@ from amnesia.errors import InputError
 from amnesia.extraction import extract, pose
 from amnesia.joint import check_joinable, extract_jointly
 from amnesia.observations import Observations
-from amnesia.recipe import Accept, Scoring, parse_recipe
-from test_extraction import facts_known_to
+from amnesia.recipe import Accept
+from test_extraction import facts_known_to, recipe_of
 from tiny_text import tiny_live
 
 NAMES = ("Japan", "Norway", "Chile")
@@ -22,25 +22,16 @@ def live():
 
 @pytest.fixture(scope="module")
 def recipes(live):
-    empty = parse_recipe(
-        """
-        model.id = "tiny"
-        entity.name = "Japan"
-        localize.n_prompts = 6
-        edit = { multiplier = "auto", max_cells = 4 }
-        facts = [{ prompt = "{entity} is", answer = "x" }]
-        controls.facts = [{ entity = "Peru", prompt = "{entity} is", answer = "x" }]
-        """
-    )
     return [
         dataclasses.replace(
-            empty,
+            recipe_of(live),
             entity=name,
             facts=facts_known_to(live, [name]),
             controls=facts_known_to(live, ["Peru", "Kenya", *(other for other in NAMES[:2] if other != name)]),
-            scoring=Scoring(min_nats=0.05, max_rank=600),
             accept=Accept(max_target=0.9, min_control=0.5),
-            layers=(0, 2),
+            method="pursuit",
+            multiplier=None,
+            max_cells=4,
         )
         for name in NAMES
     ]
@@ -95,6 +86,7 @@ def test_recipes_that_cannot_be_joined_are_refused(recipes):
         (dataclasses.replace(norway, cells=(ColumnEdit(Cell(0, 1)),)), "'Norway' fixes its cells"),
         (dataclasses.replace(norway, method="greedy"), "asks for the method 'greedy'"),
         (dataclasses.replace(norway, model="other"), "model.id is other for 'Norway' and tiny for 'Japan'"),
+        (dataclasses.replace(norway, revision="v2"), "model.revision is v2 for 'Norway' and None"),
         (dataclasses.replace(norway, layers=None), "localize.layers is None"),
         (dataclasses.replace(norway, min_multiplier=-2.0), "edit.min_multiplier is -2.0"),
     ):

@@ -70,3 +70,18 @@ def test_plain_scores_undo_the_log_odds():
     problem = problem_for(tiny_live())
     scores = problem.plain_scores(torch.tensor([1.0, 0.0]), [0, 1])
     assert scores.tolist() == pytest.approx([1.0, 0.0], abs=1e-4)
+
+
+def test_rows_in_several_passes_have_the_tangents_that_they_have_in_one(monkeypatch):
+    problem = problem_for(tiny_live())
+    multipliers = torch.ones(2 * problem.live.shape.d_mlp)
+    multipliers[5] = -8.0
+    asked = multipliers, [1, 0], [0, 3, 6]
+    whole = problem.tangents(*asked)
+    scores, nats = problem.scores(multipliers, [1, 0]), problem.divergences(multipliers, [0, 3, 6])
+    monkeypatch.setattr("amnesia.objective.ROWS_PER_PASS", 2)
+    for one, other in zip(problem.tangents(*asked), whole, strict=True):
+        assert one.value.item() == pytest.approx(other.value.item(), abs=1e-5)
+        assert one.gradient.tolist() == pytest.approx(other.gradient.tolist(), abs=1e-4)
+    assert problem.scores(multipliers, [1, 0]).tolist() == pytest.approx(scores.tolist(), abs=1e-5)
+    assert problem.divergences(multipliers, [0, 3, 6]).tolist() == pytest.approx(nats.tolist(), abs=1e-5)

@@ -1,8 +1,10 @@
+import dataclasses
+
 import pytest
 import torch
 
 from amnesia.domain import Cell, ColumnEdit
-from amnesia.observations import MOST, Observations
+from amnesia.observations import EMPHASIS, MOST, Observations
 from test_search import problem_for, shift
 from tiny_text import tiny_live
 
@@ -73,3 +75,16 @@ def test_what_is_measured_again_keeps_its_slopes():
             assert row.at.equal(elsewhere)
     expected = problem.scores(elsewhere, list(targets))
     assert [row.value.item() for row in targets.values()] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_an_entity_of_which_more_is_left_counts_more():
+    problem = dataclasses.replace(problem_for(tiny_live()), entities=torch.tensor([0, 1]))
+    observed = Observations(problem, seed=0)
+    multipliers = multipliers_of(problem, EDITS)
+    observed.measure(multipliers, torch.ones(len(problem.kept)))
+    assert observed.shares.tolist() == pytest.approx([0.5, 0.5])
+    left = [max(0.0, min(1.0, 1 + moved / 4.0)) for moved in shift(problem.live, EDITS)]
+    assert left[0] != pytest.approx(left[1], abs=0.01)
+    observed.emphasize(multipliers)
+    weights = [1 + EMPHASIS * value for value in left]
+    assert observed.shares.tolist() == pytest.approx([value / sum(weights) for value in weights], rel=1e-3)

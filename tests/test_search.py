@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from amnesia.bystanders import observe
-from amnesia.domain import Cell
+from amnesia.domain import Cell, ColumnEdit
 from amnesia.encoding import Continuation, Placed, continuations, encode
 from amnesia.forward import answer_logprobs
 from amnesia.model import edited
@@ -72,6 +72,15 @@ def test_cells_without_worth_never_join():
     worth[1, 10:14] = 1.0
     edits = pursue(problem_for(live), worth.flatten(), max_cells=4, lowest=-8.0)
     assert {edit.cell for edit in edits} <= {Cell(1, neuron) for neuron in range(10, 14)}
+
+
+def test_the_search_goes_on_from_an_edit():
+    live = tiny_live()
+    start = [ColumnEdit(Cell(0, 5), -2.0), ColumnEdit(Cell(1, 9), -1.0), ColumnEdit(Cell(1, 11), -1.0)]
+    # Without worth no cell joins, so that all there is was there.
+    edits = pursue(problem_for(live), torch.zeros(2 * live.shape.d_mlp), max_cells=6, lowest=-8.0, start=start)
+    assert edits
+    assert {edit.cell for edit in edits} <= {edit.cell for edit in start}
 
 
 def test_bystanders_hold_the_search_back(monkeypatch):

@@ -40,7 +40,7 @@ from amnesia.mining import mine
 from amnesia.model import LiveModel, edited
 from amnesia.neutral import neutral_text
 from amnesia.popqa import PopqaRow, read_popqa
-from amnesia.questions import questions_of
+from amnesia.questions import Question, questions_of
 from amnesia.recipe import Recipe, Scoring
 from amnesia.scores import knowledge_score
 from amnesia.sources import resolve
@@ -109,6 +109,38 @@ def random_cells(live: LiveModel, edits: Sequence[ColumnEdit], seed: int) -> tup
     return tuple(found)
 
 
+def scored(
+    live: LiveModel, questions: Sequence[Question], scoring: Scoring, kept: Kept, edits: Sequence[ColumnEdit]
+) -> list[tuple[str, str, str, str, float]]:
+    """Kind, entity, prompt, answer and knowledge score of each known fact, with an edit in memory."""
+    unknown = measure_unknown(live, questions, kept=kept)
+    before = measure(live, questions, generated=False, kept=kept).answers
+    with edited(live, edits):
+        after = measure(live, questions, generated=False).answers
+    return [
+        (row.kind, row.fact.entity, row.fact.text(), row.fact.answer, knowledge_score(new.total, old.total, base.total))
+        for row, old, new, base in zip(questions, before, after, unknown, strict=True)
+        if why_excluded(old, base, scoring) is None
+    ]
+
+
+def perplexity_ratios(live: LiveModel, original: Impression, edits: Sequence[ColumnEdit]) -> dict[str, float]:
+    """Perplexity per word with an edit in memory beside that of the original, by register and over all of them."""
+    with edited(live, edits):
+        after = impression(live, [])
+    rows = []
+    for text, old, new in zip(neutral_text(), original.neutral, after.neutral, strict=True):
+        lost = sum(old.logprobs) - sum(new.logprobs)
+        rows.append((f"{text.language}, {text.register}", lost, sum(len(part.split()) for part in text.passages)))
+    found = {name: math.exp(lost / n_words) for name, lost, n_words in rows}
+    return found | {"all": math.exp(sum(lost for _, lost, _ in rows) / sum(n for *_, n in rows))}
+
+
+def tenth_percentile(values: Sequence[float]) -> float:
+    """The value below which a tenth of them are."""
+    return sorted(values)[round(0.1 * (len(values) - 1))]
+
+
 class Judge:
     """Asks the original model once, then judges edits by everything that the search did not see, too."""
 
@@ -121,42 +153,20 @@ class Judge:
 
         Unless `all_bounds`, neutral text, which takes longest, is only read where the target bound is met.
         """
-        live, questions = self._live, questions_of(recipe)
-        unknown = measure_unknown(live, questions, kept=self._kept)
-        before = measure(live, questions, generated=False, kept=self._kept).answers
-        with edited(live, edits):
-            after = measure(live, questions, generated=False).answers
-            scores = [
-                [row.kind, row.fact.entity, row.fact.text(), row.fact.answer, knowledge_score(*totals)]
-                for row, old, new, base in zip(questions, before, after, unknown, strict=True)
-                if why_excluded(old, base, recipe.scoring) is None
-                and base is not None
-                and (totals := (new.total, old.total, base.total))
-            ]
-            kinds = ("target", "held_out_target", "control", "held_out_control")
-            by_kind = {kind: sorted(score for found, *_, score in scores if found == kind) for kind in kinds}
-            means = {kind: statistics.fmean(found) for kind, found in by_kind.items()}
-            ratios = self._perplexity_ratios() if all_bounds or means["target"] <= 0.2 else {}
-        held_out = by_kind["held_out_control"]
+        scores = scored(self._live, questions_of(recipe), recipe.scoring, self._kept, edits)
+        kinds = ("target", "held_out_target", "control", "held_out_control")
+        by_kind = {kind: [score for found, *_, score in scores if found == kind] for kind in kinds}
+        means = {kind: statistics.fmean(found) for kind, found in by_kind.items()}
+        read = all_bounds or means["target"] <= 0.2
+        ratios = perplexity_ratios(self._live, self._neutral, edits) if read else {}
         return {
             **means,
-            "control_p10": held_out[round(0.1 * (len(held_out) - 1))],
+            "control_p10": tenth_percentile(by_kind["held_out_control"]),
             "perplexity_ratio": ratios.pop("all", None),
             "perplexity_by_register": ratios,
             "n": {kind: len(found) for kind, found in by_kind.items()},
             "scores": scores,
         }
-
-    def _perplexity_ratios(self) -> dict[str, float]:
-        """Perplexity per word as the model is now beside that of the original, by register and over all of them."""
-        rows = []
-        for text, old, new in zip(
-            neutral_text(), self._neutral.neutral, impression(self._live, []).neutral, strict=True
-        ):
-            lost = sum(old.logprobs) - sum(new.logprobs)
-            rows.append((f"{text.language}, {text.register}", lost, sum(len(part.split()) for part in text.passages)))
-        found = {name: math.exp(lost / n_words) for name, lost, n_words in rows}
-        return found | {"all": math.exp(sum(lost for _, lost, _ in rows) / sum(n for *_, n in rows))}
 
 
 @contextlib.contextmanager
@@ -199,7 +209,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"  {recipe.entity}, {method}: {summary(row)}", flush=True)
 
     for method in arguments.methods:
-        for kind, recipe in recipes[: arguments.first]:
+        for kind, recipe in recipes:
             if (recipe.entity, method) in done:
                 continue
             questions = [row for row in questions_of(recipe) if row.fact.split == "search"]
@@ -210,7 +220,7 @@ def run(arguments: argparse.Namespace) -> None:
             start = time.perf_counter()
             chosen = choose(live, replace(recipe, method=name, multiplier=multiplier), targets, controls, quiet)
             note(kind, recipe, method, chosen.edits, time.perf_counter() - start)
-    for index, (kind, recipe) in enumerate(recipes[: arguments.first]):
+    for index, (kind, recipe) in enumerate(recipes):
         own, other = (done.get((recipes[place % len(recipes)][1].entity, "pursuit")) for place in (index, index + 1))
         for method, source in (("wrong entity", other), ("random cells", own)):
             if source is not None and (recipe.entity, method) not in done:
@@ -272,7 +282,6 @@ def main() -> None:
     parser.add_argument("--types", nargs="*", help="only entities of these types")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of entities")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--first", type=int, help="only as many entities of the draw, for the slower methods")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--report", action="store_true", help="only print the tables")
     arguments = parser.parse_args()

@@ -12,26 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 import torch
-from extraction import SCORING, TABLE, lines, minable, quiet
+from extraction import SCORING, TABLE, lines, minable, perplexity_ratios, quiet, scored, tenth_percentile
 
 from amnesia.damage import impression
 from amnesia.domain import Cell, ColumnEdit, Extraction
 from amnesia.joint import extract_jointly, is_about, united
 from amnesia.kept import Kept
 from amnesia.loading import load
-from amnesia.measurement import measure, measure_unknown, why_excluded
-from amnesia.model import edited
-from amnesia.neutral import neutral_text
 from amnesia.popqa import read_popqa
 from amnesia.questions import questions_of
-from amnesia.scores import knowledge_score
 from amnesia.sources import resolve
 
 
@@ -73,23 +68,14 @@ def main() -> None:
             if "target" in row.kind or (row.kind == "held_out_control" and not is_about(row.fact, names))
         )
     )
-    unknown = measure_unknown(live, asked, kept=kept)
-    before = measure(live, asked, generated=False, kept=kept).answers
-    read = impression(live, []).neutral
-    n_words = sum(len(passage.split()) for text in neutral_text() for passage in text.passages)
+    neutral = impression(live, [])
 
     def effect(edits: Sequence[ColumnEdit]) -> tuple[dict[str, list[float]], float]:
-        """Sorted scores by entity and kind, those of all controls together, and what neutral text suffers."""
-        with edited(live, edits):
-            after = measure(live, asked, generated=False).answers
-            again = impression(live, []).neutral
+        """Scores by entity and kind, those of all controls together, and what neutral text suffers."""
         found: dict[str, list[float]] = {}
-        for row, old, new, base in zip(asked, before, after, unknown, strict=True):
-            if why_excluded(old, base, SCORING) is None:
-                key = "controls" if "control" in row.kind else f"{row.fact.entity}, {row.kind}"
-                found.setdefault(key, []).append(knowledge_score(new.total, old.total, base.total))
-        lost = sum(sum(old.logprobs) - sum(new.logprobs) for old, new in zip(read, again, strict=True))
-        return {key: sorted(values) for key, values in found.items()}, math.exp(lost / n_words) - 1
+        for kind, entity, *_, score in scored(live, asked, SCORING, kept, edits):
+            found.setdefault("controls" if "control" in kind else f"{entity}, {kind}", []).append(score)
+        return found, perplexity_ratios(live, neutral, edits)["all"] - 1
 
     together = effect(united([single[name].edits for name in names]))
     jointly = effect([edit for row in joint for edit in row.edits])
@@ -105,7 +91,7 @@ def main() -> None:
         controls = found["controls"]
         print(
             f"{name}: held-out controls {fmean(controls):.3f} "
-            f"(tenth percentile {controls[round(0.1 * (len(controls) - 1))]:.2f}, {len(controls)} facts), "
+            f"(tenth percentile {tenth_percentile(controls):.2f}, {len(controls)} facts), "
             f"perplexity {perplexity:+.2%}"
         )
     print(f"joint search: {seconds:.0f} s on {arguments.threads} threads")
