@@ -246,6 +246,7 @@ def pose(
         torch.tensor([value for known in targets for value in known.unknown], device=device),
         torch.tensor([number for number, known in enumerate(targets) for _ in known.facts], device=device),
         (*others, *texts),
+        len(controls.facts),
         observe(live, layers, others, texts, tokens, progress=progress),
     )
 

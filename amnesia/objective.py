@@ -14,10 +14,8 @@ from amnesia.forward import answer_rows
 from amnesia.model import LiveModel, scaled_by
 from amnesia.passes import batches, collate
 
-TARGET_FLOOR = -0.05
-"""Knowledge score below which pushing a target fact further down earns nothing, and pays for no other fact."""
-
 ROWS_PER_PASS = 32
+"""Rows that are measured in one pass at most, for memory."""
 
 # From the log-probabilities (n_answer, vocabulary) of rows to one value for each.
 _Measured = Callable[[Sequence[Tensor]], Tensor]
@@ -41,7 +39,8 @@ class Problem:
     """What the search may see. `before` and `unknown` are log-probabilities (n_targets,) of the targets in nats.
 
     `entities` (n_targets,) numbers the entities that the targets are about, each of which counts the same. `kept` are
-    the rows of the bystanders: prompts about others with their answers, then neutral texts. Targets are measured as
+    the rows of the bystanders: prompts about others with their answers, of which the first `n_controls` are the search
+    controls, then neutral texts. Targets are measured as
     knowledge scores on the log-odds scale, where facts that the model is sure of have gradients too, and bystanders as
     KL(original ‖ edited) in nats, the mean over the answer. Multipliers are those of all cells of the bystanders'
     layers, (n_cells,).
@@ -53,23 +52,19 @@ class Problem:
     unknown: Tensor
     entities: Tensor
     kept: tuple[Continuation, ...]
+    n_controls: int
     bystanders: Bystanders
     _references: dict[int, Tensor] = field(default_factory=dict)
 
     def tangents(self, multipliers: Tensor, targets: Sequence[int], kept: Sequence[int]) -> list[Tangent]:
-        """Tangents of some targets, then of some of `kept`: their values, and in one pass back all gradients of each.
-
-        Rows beyond `ROWS_PER_PASS` take further passes, for memory.
-        """
-        found: list[list[Tangent]] = [[], []]
-        asked = [(0, index) for index in targets] + [(1, index) for index in kept]
-        for start in range(0, len(asked), ROWS_PER_PASS):
-            part = asked[start : start + ROWS_PER_PASS]
-            own = tuple([index for kind, index in part if kind == wanted] for wanted in (0, 1))
-            tangents = self._tangents(multipliers, *own)
-            found[0] += tangents[: len(own[0])]
-            found[1] += tangents[len(own[0]) :]
-        return [*found[0], *found[1]]
+        """Tangents of some targets, then of some of `kept`: the values, and in one pass back all gradients of each."""
+        rows = [*(self.targets[index] for index in targets), *(self.kept[index] for index in kept)]
+        found: dict[int, Tangent] = {}
+        for part in parts([len(row.ids) for row in rows]):
+            own = [targets[place] for place in part if place < len(targets)]
+            others = [kept[place - len(targets)] for place in part if place >= len(targets)]
+            found.update(zip(part, self._tangents(multipliers, own, others), strict=True))
+        return [found[place] for place in range(len(rows))]
 
     def _tangents(self, multipliers: Tensor, targets: Sequence[int], kept: Sequence[int]) -> list[Tangent]:
         layers, d_mlp = self.bystanders.layers, self.live.shape.d_mlp
@@ -139,9 +134,12 @@ class Problem:
     def _measured(
         self, chosen: Sequence[int], kind: Callable[[Sequence[int]], tuple[list[Continuation], _Measured]], at: Tensor
     ) -> Tensor:
-        parts = [chosen[start : start + ROWS_PER_PASS] for start in range(0, len(chosen), ROWS_PER_PASS)]
         factors = self._factors(at)
-        return torch.cat([self.before.new_zeros(0), *(self._values(*kind(part), factors) for part in parts)])
+        found = at.new_zeros(len(chosen))
+        rows, _ = kind(chosen)
+        for part in parts([len(row.ids) for row in rows]):
+            found[part] = self._values(*kind([chosen[place] for place in part]), factors)
+        return found
 
     def _factors(self, multipliers: Tensor) -> dict[int, Tensor]:
         parts = multipliers.split(self.live.shape.d_mlp)
@@ -154,6 +152,21 @@ class Problem:
             batch = collate(self.live, [row.ids for row in rows], range(len(rows)))
             logits, lengths = answer_rows(self.live, rows, batch)
             return measured(logits.log_softmax(-1).split(lengths))
+
+
+def parts(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows of these lengths in parts of at most `ROWS_PER_PASS` of similar length, each where two need least padding.
+
+    Every part is in ascending order.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    found = []
+    for start in range(0, len(order), ROWS_PER_PASS):
+        part = order[start : start + ROWS_PER_PASS]
+        longest = [lengths[index] for index in part]
+        cut = min(range(len(part)), key=lambda n: n * longest[n - 1] + (len(part) - n) * longest[-1])
+        found += [sorted(half) for half in (part[:cut], part[cut:]) if half]
+    return found
 
 
 def log_odds(logprob: Tensor) -> Tensor:

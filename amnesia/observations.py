@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from amnesia.model import Progress
-from amnesia.objective import TARGET_FLOOR, Problem, Tangent
+from amnesia.objective import Problem, Tangent
 
 TARGETS_PER_STEP = 6
 MAX_TURNS = 5
@@ -22,11 +22,17 @@ EMPHASIS = 4.0
 HARD_PER_STEP = 4
 """Bystanders that are drawn from the ones with the largest estimated divergence."""
 
+CONTROLS_PER_STEP = 6
+WORST_PER_STEP = 8
+"""Search controls of largest divergence that are measured again when all targets are."""
+
 OTHERS_PER_STEP = 2
 TEXTS_PER_STEP = 2
 REMEMBERED = 12
 REMEMBERED_STEPS = 4
 """Bystanders with noticeable divergence whose last measurement takes part in later steps."""
+
+CONTROLS_REMEMBERED_STEPS = 8
 
 NOTICED = 0.02
 """Divergence in nats from which on a bystander is remembered."""
@@ -71,22 +77,30 @@ class Observations:
         return kept >= self._n_names
 
     def measure(
-        self, multipliers: Tensor, leakage: Tensor, progress: Progress | None = None, *, thorough: bool = False
+        self,
+        multipliers: Tensor,
+        leakage: Tensor,
+        progress: Progress | None = None,
+        *,
+        thorough: bool = False,
+        evenly: bool = False,
     ) -> None:
         """Measure some targets (all, if `thorough`) and some bystanders, whose `leakage` (n_rows,) is known.
 
-        All targets are measured at first, then some in turn; bystanders are mostly those with the largest estimates.
+        All targets are measured at first, then some in turn. Bystanders are mostly those with the largest estimates;
+        `evenly`, they are mostly search controls, each as likely as the next, and `harms` are those alone.
         """
         targets = range(len(self._problem.targets)) if thorough else next(self._draws)
         self._n_steps += 1
-        estimates = self._estimates(multipliers, leakage)
-        near = estimates.topk(min(3 * HARD_PER_STEP, len(estimates))).indices.tolist()
-        n_texts = len(estimates) - self._n_names
-        chosen = [
-            *self._random.sample(near, min(HARD_PER_STEP, len(near))),
-            *self._random.sample(range(self._n_names), min(OTHERS_PER_STEP, self._n_names)),
-            *self._random.sample(range(self._n_names, len(estimates)), min(TEXTS_PER_STEP, n_texts)),
-        ]
+        if evenly:
+            chosen = self._controls(thorough)
+        else:
+            estimates = self._estimates(multipliers, leakage)
+            near = estimates.topk(min(3 * HARD_PER_STEP, len(estimates))).indices.tolist()
+            chosen = self._random.sample(near, min(HARD_PER_STEP, len(near)))
+        names, texts = range(self._n_names), range(self._n_names, len(leakage))
+        chosen += self._random.sample(names, min(OTHERS_PER_STEP, len(names)))
+        chosen += self._random.sample(texts, min(TEXTS_PER_STEP, len(texts)))
         kept = list(dict.fromkeys(chosen))
         found = self._problem.tangents(multipliers, targets, kept)
         self.targets.update(zip(targets, found[: len(targets)], strict=True))
@@ -97,16 +111,28 @@ class Observations:
             if leakage[index] > 0:
                 self._scales[self.is_text(index)].note(min(MOST, nats), leakage[index].item())
             self._measured[index] = self._n_steps
-        # The newest first, so that the oldest are forgotten.
+        self._remember(harms, evenly)
+        if progress:
+            progress(len(targets) + len(kept))
+
+    def _controls(self, thorough: bool) -> list[int]:
+        controls = range(self._problem.n_controls)
+        worst = sorted(self.harms, key=lambda index: -self.harms[index].value.item())[: WORST_PER_STEP * thorough]
+        return [*self._random.sample(controls, min(CONTROLS_PER_STEP, len(controls))), *worst]
+
+    def _remember(self, harms: dict[int, Tangent], evenly: bool) -> None:
+        """Put these first, and drop the oldest of those that there were."""
+        n_steps = CONTROLS_REMEMBERED_STEPS if evenly else REMEMBERED_STEPS
         older = {
             index: tangent
             for index, tangent in self.harms.items()
-            if index not in harms and self._n_steps - self._measured[index] < REMEMBERED_STEPS
+            if index not in harms and self._n_steps - self._measured[index] < n_steps
         }
-        noticed = {index: tangent for index, tangent in harms.items() if tangent.value > NOTICED} | older
-        self.harms = dict(list(noticed.items())[:REMEMBERED])
-        if progress:
-            progress(len(targets) + len(kept))
+        if evenly:
+            self.harms = {index: row for index, row in (harms | older).items() if index < self._problem.n_controls}
+        else:
+            noticed = {index: row for index, row in harms.items() if row.value > NOTICED} | older
+            self.harms = dict(list(noticed.items())[:REMEMBERED])
 
     def remeasure(self, multipliers: Tensor) -> tuple[dict[int, Tangent], dict[int, Tangent]]:
         """The same targets and harms at other multipliers, with the slopes that they had."""
@@ -122,12 +148,12 @@ class Observations:
         return targets, harms
 
     def left(self, multipliers: Tensor) -> float:
-        """Estimated mean knowledge score of the targets, where those below `TARGET_FLOOR` count as that."""
+        """Estimated mean knowledge score of the targets, where those below the unknown-entity level count as that."""
         return (self._scores(multipliers) @ self.shares).item()
 
     def _scores(self, multipliers: Tensor) -> Tensor:
         odds = torch.stack([tangent.value_at(multipliers) for tangent in self.targets.values()])
-        return self._problem.plain_scores(odds, list(self.targets)).clamp(min=TARGET_FLOOR)
+        return self._problem.plain_scores(odds, list(self.targets)).clamp(min=0)
 
     @property
     def shares(self) -> Tensor:

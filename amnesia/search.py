@@ -13,7 +13,7 @@ from torch import Tensor
 
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.model import Progress
-from amnesia.objective import TARGET_FLOOR, Problem, Tangent
+from amnesia.objective import Problem, Tangent
 from amnesia.observations import Observations
 from amnesia.surrogate import Surrogate
 
@@ -38,16 +38,33 @@ MAX_WEIGHTS = (1.0, 8.0)
 JOINING_WEIGHTS = (0.8, 2.0)
 """Weights at the least in the choice of cells, so that none joins that does much harm."""
 
-SETTLED_WEIGHTS = (0.5, 2.0)
-"""Weights at the least when goal and budgets are met and the multipliers are rounded."""
-
 GROWING_STEPS = 16
 """Steps at most in which cells join and leave."""
+
+REFINING_STEPS = 32
+"""Small steps of all multipliers that make the edit cheaper when the targets have been reached."""
+
+RATES = (0.12, 0.05, 0.02)
+"""Lengths of these steps in their first half, the next third, and at the end."""
+
+SPARE = 0.5
+"""Share of `max_cells` by which there may be more cells in the first half of refining."""
+
+UNITS = (0.03, 0.004)
+"""Mean divergence in nats, on search controls and prompts about others and on neutral texts, that costs one price."""
+
+REFINED_GOAL = 0.08
+"""Mean knowledge score of the targets around which the price of damage is kept, from refining on."""
+
+PRICE = 0.05
+"""Price of damage at the start of refining, in knowledge score."""
+
+PRICES = (0.005, 2.5)
 
 ROUNDING_STEPS = 6
 """Steps at each of which some more multipliers take their final, exact values."""
 
-POLISHING_STEPS = 7
+POLISHING_STEPS = 8
 """Changes of one exact multiplier to the next that are measured at the end, and kept where the loss is less."""
 
 STEPS_TO_FULL = 8
@@ -60,6 +77,7 @@ RADIUS = 1.5
 """How far a multiplier moves at most in one step: the measurements are straight lines, the model is not."""
 
 LATE_RADIUS = 0.9
+ROUNDING_RADIUS = 0.6
 N_ITERATIONS = 80
 MAX_CHANGE = 4.0
 """Change of a cell's multiplier that is counted on at most when the cell joins."""
@@ -83,13 +101,17 @@ def pursue(
     radius. Cells join a few at a time while the others already act, so that backups which take over from a negated cell
     are met in turn: those of largest predicted gain, weighted by `worth` (n_cells,). When all places are taken, the
     cell that would be missed least makes room (orthogonal matching pursuit with replacement: Jain, Tewari, Dhillon,
-    2011). Then multipliers are rounded to `EXACT_MULTIPLIERS`, some at each step, while the rest makes up for it.
-    Finally single ones are moved to a neighbor where a measurement says that it helps.
+    2011). That finds an edit that reaches the targets, not the cheapest one: their scores hardly move at first and
+    then fall at once, so the steps must be long. Small steps (Adam: Kingma, Ba, 2015), in which controls are drawn
+    evenly, make it cheaper; in the first half of them there are `SPARE` more cells. Then multipliers are rounded to
+    `EXACT_MULTIPLIERS`, some at each step, while the rest makes up for it. Finally single ones are moved to a neighbor
+    where a measurement says that it helps.
 
-    The loss is the mean of the targets above `TARGET_FLOOR` and the weighted divergence of the bystanders. The weights
-    fall while the targets are above `NEAR_GOAL` and `BUDGETS` are not spent, and rise when the targets are below
-    `TARGET_GOAL` and more than that is spent; when both is well, no further cell is looked for. The search may `start`
-    from an edit. Where targets are about several entities, those of which more is left count more.
+    The loss is the mean of the targets' scores and the weighted divergence of the bystanders. While cells join, the
+    weights fall as long as the targets are above `NEAR_GOAL` and `BUDGETS` are not spent, and rise when the targets are
+    below `TARGET_GOAL` and more than that is spent; when both is well, no further cell is looked for. From then on both
+    weights follow one price, which holds the targets at `REFINED_GOAL`. The search may `start` from an edit. Where
+    targets are about several entities, those of which more is left count more.
     """
     search = _Search(problem, worth, max_cells, lowest, seed)
     search.begin(start)
@@ -110,6 +132,7 @@ class _Search:
         self._exact: set[int] = set()
         self._observed = Observations(problem, seed)
         self._weights = WEIGHTS
+        self._price = PRICE
         values = [item for item in EXACT_MULTIPLIERS if item >= lowest]
         self._grid = torch.tensor(values, device=problem.live.device)
 
@@ -125,6 +148,7 @@ class _Search:
         for step in range(GROWING_STEPS):
             if self._grow(step, progress):
                 break
+        self._refine(progress)
         for n_left in range(ROUNDING_STEPS, 0, -1):
             self._round(n_left, progress)
         self._polish(progress)
@@ -143,11 +167,10 @@ class _Search:
         left = self._observed.left(self._multipliers)
         spent = self._observed.spent(self._multipliers, by_row)
         if left <= TARGET_GOAL and all(nats <= budget for nats, budget in zip(spent, BUDGETS, strict=True)):
-            self._weights = tuple(map(max, self._weights, SETTLED_WEIGHTS))
             return True
         late = step > GROWING_STEPS // 2
         self._weights = reweighted(self._weights, left, spent, gently=late)
-        self._join(step)
+        self._join(min(self._per_step, self._max_cells - len(self._joined)), step)
         if self._joined:
             model = self._model(leakage)
             everywhere = torch.ones_like(model.start, dtype=torch.bool)
@@ -158,16 +181,50 @@ class _Search:
                 self._leave(step, model, found)
         return False
 
+    def _refine(self, progress: Progress | None) -> None:
+        """Move all multipliers by small steps toward the least damage with which the targets stay at the goal."""
+        if not self._joined:
+            return
+        self._observed.harms = {}
+        self._join(math.ceil((1 + SPARE) * self._max_cells) - len(self._joined), GROWING_STEPS)
+        found = self._multipliers.clone()
+        adam = torch.optim.Adam([found], betas=(0.8, 0.95))
+        for step in range(REFINING_STEPS):
+            leakage = self._observe(progress)
+            if step == REFINING_STEPS // 2:
+                self._drop(leakage)
+            adam.param_groups[0]["lr"] = RATES[(step >= REFINING_STEPS // 2) + (step >= REFINING_STEPS * 5 // 6)]
+            found.grad = torch.zeros_like(found)
+            found.grad[self._joined] = self._model(leakage).slope()
+            adam.step()
+            self._multipliers[self._joined] = found[self._joined].clamp(self._lowest, 1.0)
+            # Cells that have left, whose momentum lasts, stay where they were, and the others within their limits.
+            found.copy_(self._multipliers)
+
+    def _drop(self, leakage: Tensor) -> None:
+        """Let the cells go whose absence the model minds least, until there are no more than may be."""
+        while len(self._joined) > self._max_cells:
+            model = self._model(leakage)
+            self._dismiss(self._by_absence(model, model.start)[0])
+
+    def _observe(self, progress: Progress | None, *, thorough: bool = False) -> Tensor:
+        """Measure at the present multipliers, follow with the price, and return the leakage."""
+        leakage = self._leakage()
+        self._observed.measure(self._multipliers, self._crowd.by_row(leakage), progress, thorough=thorough, evenly=True)
+        self._observed.emphasize(self._multipliers)
+        self._price = repriced(self._price, self._observed.left(self._multipliers))
+        self._weights = tuple(self._price / budget for budget in UNITS)
+        return leakage
+
     def _round(self, n_left: int, progress: Progress | None) -> None:
         """Give some multipliers their exact values, and move the rest; `n_left` such steps are left."""
-        leakage = self._leakage()
-        self._observed.measure(self._multipliers, self._crowd.by_row(leakage), progress, thorough=True)
+        leakage = self._observe(progress, thorough=True)
         if self._joined:
             model = self._model(leakage)
             free = torch.tensor([cell not in self._exact for cell in self._joined], device=leakage.device)
             n = math.ceil(int(free.sum()) / n_left)
-            found = model.minimize(model.start, free, self._lowest, LATE_RADIUS, N_ITERATIONS)
-            found, free = model.rounded(found, free, n, self._grid, self._lowest, LATE_RADIUS)
+            found = model.minimize(model.start, free, self._lowest, ROUNDING_RADIUS, N_ITERATIONS)
+            found, free = model.rounded(found, free, n, self._grid, self._lowest, ROUNDING_RADIUS)
             self._exact = {cell for cell, more in zip(self._joined, free.tolist(), strict=True) if not more}
             self._multipliers[self._joined] = found
 
@@ -207,15 +264,14 @@ class _Search:
             return torch.zeros_like(self._crowd.others)
         return self._crowd.leakage(self._joined, self._multipliers[self._joined] - 1)
 
-    def _join(self, step: int) -> None:
+    def _join(self, room: int, step: int) -> None:
         """Take in the cells that promise most: what a change of one gains less what it costs, times its worth."""
-        room = min(self._per_step, self._max_cells - len(self._joined))
         if room <= 0:
             return
         targets, harms = self._observed.targets, self._observed.harms
         slope = torch.zeros_like(self._multipliers)
         for row, share in zip(targets.values(), self._observed.shares, strict=True):
-            if row.value_at(self._multipliers) > TARGET_FLOOR:
+            if row.value_at(self._multipliers) > 0:
                 slope += share * row.gradient
         if harms:
             weighted = (self._weights[self._observed.is_text(index)] * row.gradient for index, row in harms.items())
@@ -242,15 +298,22 @@ class _Search:
         """When all places are taken, let those cells go whose absence the model minds least, half as many as join."""
         if len(self._joined) < self._max_cells:
             return
+        old = [i for i in self._by_absence(model, multipliers) if step - self._born[i] >= TRIAL_STEPS]
+        for index in old[: self._per_step // 2]:
+            self._dismiss(index)
+
+    def _by_absence(self, model: Surrogate, multipliers: Tensor) -> list[int]:
+        """The joined cells, those first whose absence the model minds least."""
         without = []
         for place, index in enumerate(self._joined):
-            if step - self._born[index] >= TRIAL_STEPS:
-                other = multipliers.clone()
-                other[place] = 1.0
-                without.append((model.loss(other).item(), index))
-        for _, index in sorted(without)[: self._per_step // 2]:
-            self._joined.remove(index)
-            self._multipliers[index] = 1.0
+            other = multipliers.clone()
+            other[place] = 1.0
+            without.append((model.loss(other).item(), index))
+        return [index for _, index in sorted(without)]
+
+    def _dismiss(self, index: int) -> None:
+        self._joined.remove(index)
+        self._multipliers[index] = 1.0
 
     def _model(self, leakage: Tensor) -> Surrogate:
         at, joined, observed = self._multipliers, self._joined, self._observed
@@ -298,3 +361,11 @@ def reweighted(weights: Sequence[float], left: float, spent: Sequence[float], *,
             factor = min(1.0, max(0.8 if gently else 0.6, share))
         found.append(min(most, max(least, weight * factor)))
     return tuple(found)
+
+
+def repriced(price: float, left: float) -> float:
+    """The price of damage for the next step: down when more than the goal is `left` of the targets, up when less."""
+    above = left - REFINED_GOAL
+    steps = ((0.1, 0.85), (0.02, 0.93), (0.0, 1.0), (-0.03, 1.05))
+    factor = next((factor for bound, factor in steps if above > bound), 1.15)
+    return min(PRICES[1], max(PRICES[0], price * factor))

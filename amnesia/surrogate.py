@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amnesia.objective import TARGET_FLOOR
+SOFT = 0.3
+"""Score up to which a target is pushed the less, the nearer it is to the unknown-entity level; below that, not at all:
+going further down earns nothing, and pays for no other fact."""
 
 SPARSITY = 0.0005
 """Price of a unit of change of any multiplier."""
@@ -33,12 +35,18 @@ class Surrogate:
 
     def loss(self, multipliers: Tensor) -> Tensor:
         moved = multipliers - self.start
-        above = (self.targets + self.target_slopes @ moved - TARGET_FLOOR).clamp(min=0) @ self.shares
+        scores = (self.targets + self.target_slopes @ moved).clamp(min=0)
+        above = torch.where(scores < SOFT, scores**2 / (2 * SOFT), scores - SOFT / 2) @ self.shares
         changes = multipliers - 1
         loss = above + changes @ self.quadratic @ changes + SPARSITY * changes.abs().sum()
         if len(self.harms):
             loss = loss + (self.harm_weights * (self.harms + self.harm_slopes @ moved).clamp(min=0)).mean()
         return loss
+
+    def slope(self) -> Tensor:
+        """Gradient (n,) of the loss at the present multipliers."""
+        at = self.start.clone().requires_grad_()
+        return torch.autograd.grad(self.loss(at), [at])[0]
 
     def minimize(self, start: Tensor, free: Tensor, lowest: float, radius: float, n_iterations: int) -> Tensor:
         """The multipliers of least loss within `radius` of the present ones; those that are not `free` stay."""

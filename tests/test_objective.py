@@ -5,7 +5,7 @@ import torch
 
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.model import edited
-from amnesia.objective import Tangent, divergence, log_odds
+from amnesia.objective import Tangent, divergence, log_odds, parts
 from test_search import problem_for
 from tiny_text import tiny_live
 
@@ -70,6 +70,14 @@ def test_plain_scores_undo_the_log_odds():
     problem = problem_for(tiny_live())
     scores = problem.plain_scores(torch.tensor([1.0, 0.0]), [0, 1])
     assert scores.tolist() == pytest.approx([1.0, 0.0], abs=1e-4)
+
+
+def test_parts_are_of_similar_length_and_have_every_row(monkeypatch):
+    assert parts([]) == []
+    assert parts([9, 9, 9]) == [[0, 1, 2]]
+    assert parts([30, 5, 6, 29, 5]) == [[1, 2, 4], [0, 3]]
+    monkeypatch.setattr("amnesia.objective.ROWS_PER_PASS", 2)
+    assert parts([7, 5, 6, 7, 5]) == [[1, 4], [2], [0], [3]]
 
 
 def test_rows_in_several_passes_have_the_tangents_that_they_have_in_one(monkeypatch):

@@ -27,7 +27,7 @@ def test_what_is_left_of_the_targets_equals_the_scores_of_edited_models(model_ty
     multipliers = multipliers_of(problem, EDITS)
     observed.measure(multipliers, torch.ones(len(problem.kept)))
     # An unknown name is worth four nats less.
-    scores = [max(-0.05, 1 + moved / 4.0) for moved in shift(live, EDITS)]
+    scores = [max(0.0, 1 + moved / 4.0) for moved in shift(live, EDITS)]
     assert observed.left(multipliers) == pytest.approx(sum(scores) / len(scores), rel=1e-3)
 
 
@@ -59,6 +59,25 @@ def test_measured_bystanders_count_as_measured_and_the_others_by_their_leakage()
     capped = [min(MOST, value) for value in estimates]
     assert others == pytest.approx(sum(capped[:n_names]) / n_names, rel=1e-2)
     assert texts == pytest.approx(sum(capped[n_names:]) / (n - n_names), rel=1e-2)
+
+
+def test_evenly_measured_bystanders_are_search_controls_and_are_forgotten_in_time(monkeypatch):
+    live = tiny_live()
+    problem = problem_for(live)
+    multipliers = multipliers_of(problem, EDITS)
+    observed = Observations(problem, seed=0)
+    observed.measure(multipliers, torch.ones(len(problem.kept)), evenly=True)
+    assert set(observed.harms) == set(range(problem.n_controls))
+    monkeypatch.setattr("amnesia.observations.CONTROLS_PER_STEP", 1)
+    monkeypatch.setattr("amnesia.observations.CONTROLS_REMEMBERED_STEPS", 1)
+    observed.measure(multipliers, torch.ones(len(problem.kept)), evenly=True)
+    assert len(observed.harms) == 1
+    # With all targets, those that were remembered are measured again.
+    elsewhere = multipliers_of(problem, EDITS[:1])
+    observed.measure(elsewhere, torch.ones(len(problem.kept)), evenly=True)
+    monkeypatch.setattr("amnesia.observations.CONTROLS_REMEMBERED_STEPS", 9)
+    observed.measure(multipliers, torch.ones(len(problem.kept)), evenly=True, thorough=True)
+    assert all(row.at.equal(multipliers) for row in observed.harms.values())
 
 
 def test_what_is_measured_again_keeps_its_slopes():

@@ -13,8 +13,12 @@ from amnesia.search import (
     MAX_WEIGHTS,
     MIN_WEIGHTS,
     NEAR_GOAL,
+    PRICES,
+    REFINED_GOAL,
     TARGET_GOAL,
+    _Search,
     pursue,
+    repriced,
     reweighted,
 )
 from tiny_text import tiny_live
@@ -41,6 +45,7 @@ def problem_for(live):
         torch.tensor([total - 4.0 for total in before]),
         torch.zeros(len(before), dtype=torch.long),
         (*names, *texts),
+        len(CONTROLS),
         observe(live, LAYERS, names, texts, tokens),
     )
 
@@ -90,9 +95,36 @@ def test_bystanders_hold_the_search_back(monkeypatch):
     for weight in (1e-4, 30.0):
         for name in ("WEIGHTS", "MIN_WEIGHTS", "MAX_WEIGHTS"):
             monkeypatch.setattr(f"amnesia.search.{name}", (weight, weight))
+        monkeypatch.setattr("amnesia.search.PRICE", weight * BUDGETS[0])
+        monkeypatch.setattr("amnesia.search.PRICES", (weight * BUDGETS[0],) * 2)
         edits = pursue(problem_for(live), worth, max_cells=16, lowest=-8.0)
         damage.append(sum(map(abs, shift(live, edits, CONTROLS))))
     assert damage[1] < 0.7 * damage[0]
+
+
+def test_refining_makes_an_edit_cheaper_that_has_reached_the_targets(monkeypatch):
+    live = tiny_live()
+    problem = problem_for(live)
+    # Everything may go for less, so that nothing is left but to make it cheaper.
+    monkeypatch.setattr("amnesia.search.REFINED_GOAL", 2.0)
+    start = [ColumnEdit(Cell(layer, neuron), -4.0) for layer in LAYERS for neuron in range(20, 28)]
+    damage = []
+    for n_steps in (0, 8, 32):
+        monkeypatch.setattr("amnesia.search.REFINING_STEPS", n_steps)
+        search = _Search(problem, torch.ones(2 * live.shape.d_mlp), 16, -8.0, 0)
+        search.begin(start)
+        search._refine(None)
+        assert len(search._joined) == 16
+        damage.append(problem.divergences(search._multipliers, range(len(problem.kept))).mean())
+    assert damage[2] < damage[1] < damage[0]
+
+
+def test_the_price_holds_the_targets_at_the_goal():
+    assert [repriced(1.0, REFINED_GOAL + above) for above in (0.5, 0.05, 0.01, -0.01, -0.05)] == [
+        0.85, 0.93, 1.0, 1.05, 1.15,
+    ]  # fmt: skip
+    assert repriced(PRICES[0], 1.0) == PRICES[0]
+    assert repriced(PRICES[1], 0.0) == PRICES[1]
 
 
 def test_weights_follow_what_is_left_and_spent():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from amnesia.surrogate import SPARSITY, Surrogate
+from amnesia.surrogate import SOFT, SPARSITY, Surrogate
 
 GRID = torch.tensor([-8.0, -4.0, -2.0, -1.0, -0.5, 0.5, 1.0])
 
@@ -31,15 +31,24 @@ def test_the_loss_is_the_sum_of_its_parts():
         harm_weights=torch.tensor([2.0, 5.0]),
         quadratic=torch.tensor([[0.2, 0.1], [0.1, 0.3]]),
     )
-    # At (0, −1): targets 0.2 and far below the floor, harms 0.4 and below zero, changes (−1, −2).
-    target = 0.7 * (0.5 - 0.1 - 0.2 + 0.05)
+    # At (0, −1): targets 0.2, which is soft, and far below zero, harms 0.4 and below zero, changes (−1, −2).
+    target = 0.7 * 0.2**2 / (2 * SOFT)
     leakage = 0.2 + 2 * 0.1 * 2 + 0.3 * 4
     expected = target + leakage + 2.0 * 0.4 / 2 + SPARSITY * 3
     assert model.loss(torch.tensor([0.0, -1.0])).item() == pytest.approx(expected)
 
 
+def test_the_slope_is_that_of_the_loss():
+    model = surrogate([-2.0, 0.5], [0.4, -0.1], [0.1, 0.05])
+    step = torch.tensor([1e-3, 0.0])
+    secant = (model.loss(model.start + step) - model.loss(model.start - step)) / 2e-3
+    assert model.slope()[0].item() == pytest.approx(secant.item(), abs=1e-3)
+    # A target above the soft part: its slope, twice the leakage, and the price of the change.
+    assert model.slope()[1].item() == pytest.approx(-0.1 + 2 * 0.05 * -0.5 - SPARSITY, rel=1e-4)
+
+
 def test_the_minimum_is_where_slope_and_leakage_balance():
-    model = surrogate([1.0, 1.0], [0.4, 0.1], [0.1, 0.05])
+    model = surrogate([1.0, 1.0], [0.4, 0.1], [0.1, 0.05], value=3.0)
     found = model.minimize(model.start, torch.tensor([True, True]), -8.0, 9.0, 400)
     # slope = 2 · quadratic · change
     expected = [1 - (0.4 - SPARSITY) / 0.2, 1 - (0.1 - SPARSITY) / 0.1]
