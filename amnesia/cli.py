@@ -131,7 +131,7 @@ def _mine(
 
 @main.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("amnesia-demo"), show_default=True)
-@click.option("--entity", default="grand_canyon", show_default=True, help="Name of a shipped recipe; see --list.")
+@click.option("--entity", default="steve_jobs", show_default=True, help="Name of a shipped recipe; see --list.")
 @click.option("--list", "list_only", is_flag=True, help="List the shipped recipes of the demo model and stop.")
 @force_weak_option
 @as_json

@@ -76,7 +76,7 @@ def test_ranking_equals_one_prompt_at_a_time(source):
     np.testing.assert_allclose([row.score for row in cells], score.flatten()[expected], rtol=1e-3)
 
 
-def test_the_demo_forgets_the_grand_canyon_and_nothing_else(demo):
+def test_the_demo_forgets_steve_jobs_and_nothing_else(demo):
     done, output = demo
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -101,13 +101,13 @@ def test_the_demo_forgets_the_grand_canyon_and_nothing_else(demo):
 def test_what_the_demo_wrote_loads_with_plain_transformers(demo, source):
     _, output = demo
     tokenizer = AutoTokenizer.from_pretrained(output / "safetensors")
-    prompt = tokenizer("Fact: the Grand Canyon is located in the state of", return_tensors="pt")
+    prompt = tokenizer("Fact: Steve Jobs is the founder of", return_tensors="pt")
     texts = []
     for folder in (source.folder, output / "safetensors"):
         model = AutoModelForCausalLM.from_pretrained(folder)
         texts.append(tokenizer.decode(model.generate(**prompt, max_new_tokens=4, do_sample=False)[0]))
-    assert "Arizona" in texts[0]
-    assert "Arizona" not in texts[1]
+    assert "Apple" in texts[0]
+    assert "Apple" not in texts[1]
 
 
 def test_the_demo_is_proven_and_can_be_undone(demo, source, tmp_path):
