@@ -33,6 +33,7 @@ REMEMBERED_STEPS = 4
 """Bystanders with noticeable divergence whose last measurement takes part in later steps."""
 
 CONTROLS_REMEMBERED_STEPS = 8
+"""Steps for which a search control that was drawn evenly is remembered."""
 
 NOTICED = 0.02
 """Divergence in nats from which on a bystander is remembered."""

@@ -51,7 +51,7 @@ SPARE = 0.5
 """Share of `max_cells` by which there may be more cells in the first half of refining."""
 
 UNITS = (0.03, 0.004)
-"""Mean divergence in nats, on search controls and prompts about others and on neutral texts, that costs one price."""
+"""Mean divergence in nats that costs the price once: on search controls and prompts about others, on neutral texts."""
 
 REFINED_GOAL = 0.08
 """Mean knowledge score of the targets around which the price of damage is kept, from refining on."""
@@ -60,6 +60,7 @@ PRICE = 0.05
 """Price of damage at the start of refining, in knowledge score."""
 
 PRICES = (0.005, 2.5)
+"""The least and the highest price."""
 
 ROUNDING_STEPS = 6
 """Steps at each of which some more multipliers take their final, exact values."""
