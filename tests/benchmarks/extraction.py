@@ -47,12 +47,13 @@ from amnesia.sources import resolve
 
 TABLE = Path(__file__).with_name("entities.tsv")
 SCORING = Scoring(min_nats=1.0, max_rank=3)
-# Method and multiplier, as recipes have them.
-METHODS: dict[str, tuple[str, float | None]] = {
-    "pursuit": ("pursuit", None),
-    "single, -1": ("single", -1.0),
-    "single, best": ("single", None),
-    "greedy, best": ("greedy", None),
+# What each method changes in a recipe.
+METHODS: dict[str, dict[str, Any]] = {
+    "pursuit": {"method": "pursuit", "multiplier": None},
+    "pursuit, 48 cells": {"method": "pursuit", "multiplier": None, "max_cells": 48},
+    "single, -1": {"method": "single", "multiplier": -1.0},
+    "single, best": {"method": "single", "multiplier": None},
+    "greedy, best": {"method": "greedy", "multiplier": None},
 }
 NULLS = ("wrong entity", "random cells")
 BOUNDS = {
@@ -201,7 +202,7 @@ def run(arguments: argparse.Namespace) -> None:
             "method": method,
             "edits": [[edit.cell.layer, edit.cell.neuron, edit.multiplier] for edit in edits],
             "seconds": seconds,
-            **judge.judge(recipe, edits, all_bounds=method == "pursuit"),
+            **judge.judge(recipe, edits, all_bounds=method.startswith("pursuit")),
         }
         done[recipe.entity, method] = row
         with results.open("a", encoding="utf-8") as file:
@@ -216,9 +217,8 @@ def run(arguments: argparse.Namespace) -> None:
             known = measure(live, questions, generated=False, kept=kept).answers
             unknown = measure_unknown(live, questions, kept=kept)
             targets, controls = select_known(questions, known, unknown, recipe.scoring)
-            name, multiplier = METHODS[method]
             start = time.perf_counter()
-            chosen = choose(live, replace(recipe, method=name, multiplier=multiplier), targets, controls, quiet)
+            chosen = choose(live, replace(recipe, **METHODS[method]), targets, controls, quiet)
             note(kind, recipe, method, chosen.edits, time.perf_counter() - start)
     for index, (kind, recipe) in enumerate(recipes):
         own, other = (done.get((recipes[place % len(recipes)][1].entity, "pursuit")) for place in (index, index + 1))
