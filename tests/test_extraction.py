@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 
@@ -136,8 +137,8 @@ def test_the_search_never_sees_held_out_facts(live, recipe, monkeypatch):
 
 
 def test_an_empty_edit_is_no_handle(live, recipe):
-    nothing_helps = Accept(max_target=1.0, min_control=0.999999)
-    result = extract(live, dataclasses.replace(recipe, accept=nothing_helps, max_cells=1, multiplier=0.999999))
+    nothing_will_do = Accept(max_target=1.0, min_control=math.inf)
+    result = extract(live, dataclasses.replace(recipe, accept=nothing_will_do, max_cells=1))
     assert (result.edits, result.verdict) == ((), "none")
 
 
