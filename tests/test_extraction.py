@@ -136,9 +136,15 @@ def test_the_search_never_sees_held_out_facts(live, recipe, monkeypatch):
     assert not [pair for pair in asked if "secret" in pair[0] or pair[1] == "unheard"]
 
 
-def test_an_empty_edit_is_no_handle(live, recipe):
+def test_an_edit_that_harms_controls_is_not_chosen(live, recipe):
     nothing_will_do = Accept(max_target=1.0, min_control=math.inf)
-    result = extract(live, dataclasses.replace(recipe, accept=nothing_will_do, max_cells=1))
+    assert extract(live, dataclasses.replace(recipe, accept=nothing_will_do)).edits == ()
+
+
+def test_an_empty_edit_is_no_handle(live, recipe, monkeypatch):
+    monkeypatch.setattr("amnesia.extraction.N_SINGLE", 0)
+    met_by_nothing = Accept(max_target=1.1, min_control=0.5)
+    result = extract(live, dataclasses.replace(recipe, accept=met_by_nothing))
     assert (result.edits, result.verdict) == ((), "none")
 
 
