@@ -32,7 +32,7 @@ import torch
 from amnesia.damage import Impression, impression
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.errors import InputError
-from amnesia.extraction import choose, select_known
+from amnesia.extraction import Known, choose, select_known
 from amnesia.kept import Kept
 from amnesia.loading import load
 from amnesia.measurement import measure, measure_unknown, why_excluded
@@ -92,6 +92,13 @@ def minable(live: LiveModel, rows: Sequence[PopqaRow], name: str, kept: Kept) ->
     targets = [row for row in questions_of(recipe) if "target" in row.kind]
     ranks = [answer.rank for answer in measure(live, targets, generated=False, kept=kept).answers]
     return recipe if counts[0] >= MIN_SEARCH and counts[1] >= MIN_HELD_OUT and 0 in ranks else None
+
+
+def search_part(live: LiveModel, recipe: Recipe, kept: Kept) -> tuple[Known, Known]:
+    """Targets and controls that a search may see."""
+    questions = [row for row in questions_of(recipe) if row.fact.split == "search"]
+    known = measure(live, questions, generated=False, kept=kept).answers
+    return select_known(questions, known, measure_unknown(live, questions, kept=kept), recipe.scoring)
 
 
 def random_cells(live: LiveModel, edits: Sequence[ColumnEdit], seed: int) -> tuple[ColumnEdit, ...]:
@@ -213,10 +220,7 @@ def run(arguments: argparse.Namespace) -> None:
         for kind, recipe in recipes:
             if (recipe.entity, method) in done:
                 continue
-            questions = [row for row in questions_of(recipe) if row.fact.split == "search"]
-            known = measure(live, questions, generated=False, kept=kept).answers
-            unknown = measure_unknown(live, questions, kept=kept)
-            targets, controls = select_known(questions, known, unknown, recipe.scoring)
+            targets, controls = search_part(live, recipe, kept)
             start = time.perf_counter()
             chosen = choose(live, replace(recipe, **METHODS[method]), targets, controls, quiet)
             note(kind, recipe, method, chosen.edits, time.perf_counter() - start)

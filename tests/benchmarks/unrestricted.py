@@ -19,17 +19,15 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from extraction import TABLE, Judge, minable, summary
+from extraction import TABLE, Judge, minable, search_part, summary
 from torch import Tensor
 
 from amnesia.domain import Cell, ColumnEdit
-from amnesia.extraction import localized, pose, select_known
+from amnesia.extraction import localized, pose
 from amnesia.kept import Kept
 from amnesia.loading import load
-from amnesia.measurement import measure, measure_unknown
 from amnesia.objective import Problem
 from amnesia.popqa import read_popqa
-from amnesia.questions import questions_of
 from amnesia.search import PRICE, UNITS, repriced
 from amnesia.sources import resolve
 from amnesia.surrogate import SOFT
@@ -105,11 +103,7 @@ def main() -> None:
         recipe = minable(live, rows, name, kept)
         if recipe is None:
             parser.error(f"{name!r} is no subject of {TABLE.name} about which the model knows enough")
-        questions = [row for row in questions_of(recipe) if row.fact.split == "search"]
-        answers = measure(live, questions, generated=False, kept=kept).answers
-        targets, controls = select_known(
-            questions, answers, measure_unknown(live, questions, kept=kept), recipe.scoring
-        )
+        targets, controls = search_part(live, recipe, kept)
         start = time.perf_counter()
         layers = localized(live, recipe).layers
         problem = pose(live, [recipe], layers, [targets], controls)
