@@ -1,11 +1,12 @@
-"""Whether the number of cells is what limits the search: all cells of the early layers, each free to take any multiplier.
+"""Whether the number of cells is what limits the search: small steps on all cells of the early layers at once.
 
-    python tests/benchmarks/unrestricted.py Madrid Kyoto
+    python tests/benchmarks/unrestricted.py Madrid Kyoto --kept answers.measured
 
-The same facts, controls and texts as in a search of `amnesia extract`, the same measures and limits, but no limit on the
-number of cells and no rounding: small steps (Adam) on all multipliers at once, with a price of damage that follows what
-is left of the targets. Then the held-out part is asked, as in `extraction.py`, with all cells acting, and with those
-alone that changed most.
+The same facts, controls and texts as in a search of `amnesia extract`, but no limit on the number of cells and no
+rounding: steps of all multipliers (Adam), with a price of damage that follows what is left of the targets. A step moves
+a multiplier by about its length, `--rate` at first and ever less, so that none moves much farther than half the rate
+times the steps. Then the held-out part is asked, as in `extraction.py`, with all cells acting, and with those alone that
+changed most.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -32,8 +33,8 @@ from amnesia.search import PRICE, UNITS, repriced
 from amnesia.sources import resolve
 from amnesia.surrogate import SOFT
 
-RATE = 0.01
-"""Length of the first steps; it falls to a fiftieth of that."""
+LEAST_RATE = 0.02
+"""Length of the last steps, in that of the first."""
 
 ROWS_PER_STEP = (6, 6, 4, 4)
 """Targets, search controls, other prompts and neutral texts that are drawn for each step."""
@@ -43,8 +44,8 @@ LARGEST = (None, 1000, 100, 16)
 """How many cells act, those that changed most; None for all."""
 
 
-def optimized(problem: Problem, lowest: float, n_steps: int) -> Iterator[Tensor]:
-    """Multipliers (n_cells,) after each step."""
+def optimized(problem: Problem, lowest: float, n_steps: int, rate: float) -> Tensor:
+    """Multipliers (n_cells,) after the last step."""
     draw = random.Random(0)
     n_names = problem.bystanders.n_names
     groups = (
@@ -71,11 +72,11 @@ def optimized(problem: Problem, lowest: float, n_steps: int) -> Iterator[Tensor]
         found.grad = sum(
             (weight * row.gradient for weight, row in zip(weights, rows, strict=True)), torch.zeros_like(found)
         )
-        adam.param_groups[0]["lr"] = RATE * max(0.02, (1 + math.cos(math.pi * step / n_steps)) / 2)
+        adam.param_groups[0]["lr"] = rate * max(LEAST_RATE, (1 + math.cos(math.pi * step / n_steps)) / 2)
         adam.step()
         found.clamp_(lowest, 1.0)
         price = repriced(price, fmean(left[-REMEMBERED_STEPS:]))
-        yield found.clone()
+    return found
 
 
 def changed_most(multipliers: Tensor, n: int | None, layers: Sequence[int], d_mlp: int) -> tuple[ColumnEdit, ...]:
@@ -87,12 +88,13 @@ def changed_most(multipliers: Tensor, n: int | None, layers: Sequence[int], d_ml
 
 
 def main() -> None:
-    """Optimize for each entity, ask, and print the table."""
+    """Optimize for each entity, ask, and print a line for each number of cells."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("entities", nargs="+", help="subjects of entities.tsv")
     parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--rate", type=float, default=0.01, help="length of the first steps")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--kept", type=Path, default=Path("unrestricted.measured"), help="file for measured answers")
+    parser.add_argument("--kept", type=Path, required=True, help="file for what the original model answers")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     live = load(resolve("smollm2-135m").folder, "smollm2-135m")
@@ -107,12 +109,13 @@ def main() -> None:
         start = time.perf_counter()
         layers = localized(live, recipe).layers
         problem = pose(live, [recipe], layers, [targets], controls)
-        *_, multipliers = optimized(problem, recipe.min_multiplier, arguments.steps)
+        multipliers = optimized(problem, recipe.min_multiplier, arguments.steps, arguments.rate)
         seconds = time.perf_counter() - start
         for n in LARGEST:
             edits = changed_most(multipliers, n, layers, live.shape.d_mlp)
             found = judge.judge(recipe, edits, all_bounds=True)
             print(f"{name}: {summary({**found, 'edits': edits, 'seconds': seconds})}", flush=True)
+        print(f"{name}: the least multiplier is {multipliers.min().item():.2f}", flush=True)
 
 
 if __name__ == "__main__":
