@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -10,10 +11,10 @@ import torch
 from amnesia.domain import Cell, ColumnEdit, Extraction, Fact, JointExtraction
 from amnesia.encoding import mention_span
 from amnesia.errors import InputError
-from amnesia.extraction import Known, Task, choose, localized, pose, select_known, silent, verdict
+from amnesia.extraction import SEARCH_KINDS, Known, Task, choose, localized, pose, select_known, silent, verdict
 from amnesia.measurement import measure, measure_unknown
 from amnesia.model import LiveModel, edited
-from amnesia.questions import Question, questions_of
+from amnesia.questions import questions_of
 from amnesia.recipe import Recipe
 from amnesia.search import pursue
 
@@ -28,16 +29,15 @@ def extract_jointly(
 
     It starts from the edits that are found for each entity `alone`, all together, and goes on from there in one pursuit
     whose targets are the facts of all entities, with as many cells as the recipes allow together. A cell belongs to the
-    entity that it stands for most. Controls about one of the entities are left out.
+    entity that it stands for most. Controls about one of the entities are left out, and so are search controls about
+    someone whom another recipe holds out.
 
     Raises InputError when the recipes cannot be joined: an entity comes twice, cells are fixed, a method other than
     pursuit is asked for, or layers and limits differ; and as `extract` does.
     """
     check_joinable(recipes)
-    names = [name for recipe in recipes for name in (recipe.entity, *recipe.aliases)]
-    asked = [
-        [row for row in questions_of(recipe) if row.kind == "target" or _may_stay(row, names)] for recipe in recipes
-    ]
+    recipes = _apart(recipes)
+    asked = [[row for row in questions_of(recipe) if row.kind in SEARCH_KINDS] for recipe in recipes]
     everything = [row for rows in asked for row in rows]
     with task("asking about the facts") as progress:
         # What several recipes ask is asked once.
@@ -116,8 +116,22 @@ def check_joinable(recipes: Sequence[Recipe]) -> None:
                 )
 
 
-def _may_stay(question: Question, names: Sequence[str]) -> bool:
-    return question.kind == "control" and not is_about(question.fact, names)
+def _apart(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """The recipes with search controls that are about no one whom any of them forgets or holds out.
+
+    All of them hold out what one does, so that the search keeps away from the names.
+    """
+    names = [name for recipe in recipes for name in (recipe.entity, *recipe.aliases)]
+    held_out = dict.fromkeys(fact for recipe in recipes for fact in recipe.controls if fact.split == "held_out")
+    reserved = {fact.entity for fact in held_out}
+
+    def may_stay(fact: Fact) -> bool:
+        return fact.split == "search" and fact.entity not in reserved and not is_about(fact, names)
+
+    return [
+        replace(recipe, controls=(*(fact for fact in recipe.controls if may_stay(fact)), *held_out))
+        for recipe in recipes
+    ]
 
 
 def is_about(fact: Fact, names: Sequence[str]) -> bool:

@@ -79,6 +79,25 @@ def test_facts_about_another_entity_to_forget_are_no_controls(live, recipes, mon
     assert observed.shares[first:].sum().item() == pytest.approx(0.5)
 
 
+def test_nobody_held_out_by_one_recipe_is_seen_in_the_search_for_another(live, recipes, monkeypatch):
+    seen = []
+
+    def noted(*arguments):
+        seen.append(pose(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr("amnesia.joint.pose", noted)
+    monkeypatch.setattr("amnesia.extraction.pose", noted)
+    held_out = tuple(
+        dataclasses.replace(fact, split="held_out") if fact.entity == "Kenya" else fact for fact in recipes[0].controls
+    )
+    extract_jointly(live, [dataclasses.replace(recipes[0], controls=held_out), recipes[1]])
+    kept = [live.tokenizer.batch_decode([row.ids for row in problem.kept]) for problem in seen]
+    assert len(kept) == 3
+    assert all(any("Peru" in text for text in texts) for texts in kept)
+    assert not any("Kenya" in text for texts in kept for text in texts)
+
+
 def test_recipes_that_cannot_be_joined_are_refused(recipes):
     japan, norway, _ = recipes
     for other, words in (

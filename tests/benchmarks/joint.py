@@ -60,12 +60,15 @@ def main() -> None:
     print(*(f"{row.entity}: {row.verdict}, {row.target:.2f}, {len(row.edits)} cells" for row in joint), sep="\n")
     print(f"search controls: {joint[0].control:.3f}", flush=True)
 
+    # Each single search saw its own controls, the joint one none whom any recipe holds out.
+    seen = {fact.entity for recipe in recipes for fact in recipe.controls if fact.split == "search"}
     asked = list(
         dict.fromkeys(
             row
             for recipe in recipes
             for row in questions_of(recipe)
-            if "target" in row.kind or (row.kind == "held_out_control" and not is_about(row.fact, names))
+            if "target" in row.kind
+            or (row.kind == "held_out_control" and row.fact.entity not in seen and not is_about(row.fact, names))
         )
     )
     neutral = impression(live, [])
