@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--single", type=Path, nargs="+", required=True, help="results of extraction.py")
     parser.add_argument("--n", type=int, default=10, help="entities, an equal number of each type as far as possible")
+    parser.add_argument("--entities", nargs="*", help="these of them instead")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -48,7 +49,7 @@ def main() -> None:
         alone[row["entity"]] = row
         edits = tuple(ColumnEdit(Cell(layer, neuron), value) for layer, neuron, value in row["edits"])
         single[row["entity"]] = Extraction(row["entity"], "strong", edits, row["target"], row["control"], 0)
-    names = sorted(single, key=turns.__getitem__)[: arguments.n]
+    names = arguments.entities or sorted(single, key=turns.__getitem__)[: arguments.n]
 
     live = load(resolve("smollm2-135m").folder, "smollm2-135m")
     kept = Kept(arguments.single[0].with_suffix(".measured"), "smollm2-135m")
