@@ -33,7 +33,7 @@ def extract_jointly(
     someone whom another recipe holds out.
 
     Raises InputError when the recipes cannot be joined: an entity comes twice, cells are fixed, a method other than
-    pursuit is asked for, or layers and limits differ; and as `extract` does.
+    pursuit is asked for, layers and limits differ, or no search controls are left; and as `extract` does.
     """
     check_joinable(recipes)
     recipes = _apart(recipes)
@@ -114,6 +114,7 @@ def check_joinable(recipes: Sequence[Recipe]) -> None:
                     f"{key} is {own} for {recipe.entity!r} and {other} for {first.entity!r}: make them the same to "
                     "search for both together"
                 )
+    _apart(recipes)
 
 
 def _apart(recipes: Sequence[Recipe]) -> list[Recipe]:
@@ -128,10 +129,16 @@ def _apart(recipes: Sequence[Recipe]) -> list[Recipe]:
     def may_stay(fact: Fact) -> bool:
         return fact.split == "search" and fact.entity not in reserved and not is_about(fact, names)
 
-    return [
-        replace(recipe, controls=(*(fact for fact in recipe.controls if may_stay(fact)), *held_out))
-        for recipe in recipes
-    ]
+    found = []
+    for recipe in recipes:
+        staying = [fact for fact in recipe.controls if may_stay(fact)]
+        if not staying:
+            raise InputError(
+                f"every search control of {recipe.entity!r} is about someone whom another recipe forgets or holds out: "
+                "give it controls about others, or search for it alone"
+            )
+        found.append(replace(recipe, controls=(*staying, *held_out)))
+    return found
 
 
 def is_about(fact: Fact, names: Sequence[str]) -> bool:

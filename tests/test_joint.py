@@ -98,6 +98,13 @@ def test_nobody_held_out_by_one_recipe_is_seen_in_the_search_for_another(live, r
     assert not any("Kenya" in text for texts in kept for text in texts)
 
 
+def test_a_recipe_whose_search_controls_are_all_held_out_elsewhere_is_refused(live, recipes):
+    held_out = tuple(dataclasses.replace(fact, split="held_out") for fact in recipes[1].controls)
+    others = dataclasses.replace(recipes[0], controls=(*facts_known_to(live, ["Iceland"]), *held_out))
+    with pytest.raises(InputError, match="every search control of 'Norway' is about someone whom another"):
+        check_joinable([others, recipes[1]])
+
+
 def test_recipes_that_cannot_be_joined_are_refused(recipes):
     japan, norway, _ = recipes
     for other, words in (
