@@ -257,7 +257,7 @@ def extract(
     from amnesia.sources import resolve
 
     if len(recipes) > 1:
-        joint.check_joinable(recipes)
+        recipes = joint.joinable(recipes)
     first = recipes[0]
     terminal = Terminal()
     source = resolve(model, notice=terminal.notice) if model else resolve(first.model, first.revision, terminal.notice)

@@ -35,8 +35,7 @@ def extract_jointly(
     Raises InputError when the recipes cannot be joined: an entity comes twice, cells are fixed, a method other than
     pursuit is asked for, layers and limits differ, or no search controls are left; and as `extract` does.
     """
-    check_joinable(recipes)
-    recipes = _apart(recipes)
+    recipes = joinable(recipes)
     asked = [[row for row in questions_of(recipe) if row.kind in SEARCH_KINDS] for recipe in recipes]
     everything = [row for rows in asked for row in rows]
     with task("asking about the facts") as progress:
@@ -91,8 +90,12 @@ def united(edits: Sequence[Sequence[ColumnEdit]]) -> list[ColumnEdit]:
     return [ColumnEdit(cell, multiplier) for cell, multiplier in sorted(found.items())]
 
 
-def check_joinable(recipes: Sequence[Recipe]) -> None:
-    """Raise InputError when the entities of these recipes cannot be forgotten in one search."""
+def joinable(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """The recipes as one search takes them: with search controls about no one whom any of them forgets or holds out.
+
+    All of them hold out what one does, so that the search keeps away from the names. Raises InputError when their
+    entities cannot be forgotten in one search.
+    """
     first = recipes[0]
     for index, recipe in enumerate(recipes):
         if any(recipe.entity == other.entity for other in recipes[:index]):
@@ -114,14 +117,6 @@ def check_joinable(recipes: Sequence[Recipe]) -> None:
                     f"{key} is {own} for {recipe.entity!r} and {other} for {first.entity!r}: make them the same to "
                     "search for both together"
                 )
-    _apart(recipes)
-
-
-def _apart(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """The recipes with search controls that are about no one whom any of them forgets or holds out.
-
-    All of them hold out what one does, so that the search keeps away from the names.
-    """
     names = [name for recipe in recipes for name in (recipe.entity, *recipe.aliases)]
     held_out = dict.fromkeys(fact for recipe in recipes for fact in recipe.controls if fact.split == "held_out")
     reserved = {fact.entity for fact in held_out}
@@ -134,8 +129,8 @@ def _apart(recipes: Sequence[Recipe]) -> list[Recipe]:
         staying = [fact for fact in recipe.controls if may_stay(fact)]
         if not staying:
             raise InputError(
-                f"every search control of {recipe.entity!r} is about someone whom another recipe forgets or holds out: "
-                "give it controls about others, or search for it alone"
+                f"{recipe.entity!r} has no search control about someone whom no recipe here forgets or holds out: add "
+                "one, or search for it alone"
             )
         found.append(replace(recipe, controls=(*staying, *held_out)))
     return found

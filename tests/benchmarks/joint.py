@@ -49,6 +49,8 @@ def main() -> None:
         alone[row["entity"]] = row
         edits = tuple(ColumnEdit(Cell(layer, neuron), value) for layer, neuron, value in row["edits"])
         single[row["entity"]] = Extraction(row["entity"], "strong", edits, row["target"], row["control"], 0)
+    if missing := set(arguments.entities or ()) - set(single):
+        parser.error(f"no single edit of {', '.join(sorted(missing))} in the results: search for it first")
     names = arguments.entities or sorted(single, key=turns.__getitem__)[: arguments.n]
 
     live = load(resolve("smollm2-135m").folder, "smollm2-135m")
