@@ -4,6 +4,10 @@ Multiplying column j of W by m adds (m − 1)·W[:, j] to it, a matrix of rank o
 one-hot at the cell's neuron, and column i of B is (m − 1) times the column as it is stored. For m = −1 that is −2 times
 the column, which is exact in every floating point type, so merging gives exactly the edited weights.
 
+A direction is such a matrix already: its row of A is u on its columns and zero elsewhere, its column of B is (m − 1)·v.
+Rounded to 16 bits these would give other weights than the edit does, so where there are directions all factors are
+float32 (float64 for weights of float64), in which PEFT computes the sum before it rounds to the type of the weights.
+
 All layers get the same rank, padded with zeros, and `lora_alpha` equals it, because readers of adapters (llama.cpp,
 older vLLM) misread ranks that differ between layers.
 """
@@ -13,15 +17,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from amnesia.checkpoint import TensorPlan, Weights, plan_edits, scale_vectors
+from amnesia.arithmetic import converted, number_type, sum_dtype
+from amnesia.domain import DirectionEdit
 from amnesia.edits import EditSpec, names_of
 from amnesia.errors import AmnesiaError, CheckpointError, InputError, OutputError
 from amnesia.files import check_empty
 from amnesia.manifest import Base, BaseFile, Manifest, TensorEdit
+from amnesia.plan import TensorPlan, Weights, direction_factor, edited_vectors, plan_edits
 from amnesia.safetensors_file import NewTensor, new_file
 
 # Ranks that PEFT, vLLM and llama.cpp all load.
@@ -30,22 +37,17 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 README_NAME = "README.md"
 KEY_PREFIX = "base_model.model."
-# The number 1 of every type that an adapter can have.
-_ONE: Mapping[str, bytes] = {
-    "F64": b"\x00\x00\x00\x00\x00\x00\xf0\x3f",
-    "F32": b"\x00\x00\x80\x3f",
-    "F16": b"\x00\x3c",
-    "BF16": b"\x80\x3f",
-}
+# The types that an adapter can have.
+_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
-def adapter_rank(most_cells: int) -> int:
-    """The smallest rank with room for the layer with the most cells; raises InputError beyond 512."""
+def adapter_rank(most: int) -> int:
+    """The smallest rank with room for the layer with the most cells and directions; raises InputError beyond 512."""
     for rank in RANKS:
-        if most_cells <= rank:
+        if most <= rank:
             return rank
     raise InputError(
-        f"a layer has {most_cells} cells to edit: an adapter holds at most {RANKS[-1]} per layer; "
+        f"a layer has {most} cells to edit (or directions): an adapter holds at most {RANKS[-1]} per layer; "
         "edit fewer cells, or write the format safetensors"
     )
 
@@ -57,12 +59,12 @@ def write_adapter(
 
     Only the edited tensors are read. `progress` is called with the layers written so far and in all.
 
-    Raises what `plan_edits` raises, InputError for more than 512 cells in a layer, CheckpointError for mixtures of
-    experts and for types that PEFT cannot merge (8 bits), OutputError when `folder` is not empty, and NumericalError
-    when a factor would overflow.
+    Raises what `plan_edits` raises, InputError for more than 512 cells and directions in a layer, CheckpointError for
+    mixtures of experts and for types that PEFT cannot merge (8 bits), OutputError when `folder` is not empty, and
+    NumericalError when a factor would overflow.
     """
     plans = plan_edits(source, spec.groups, allow_overlap=spec.allow_overlap)
-    rank = adapter_rank(max(len(plan.multipliers) for plan in plans))
+    rank = adapter_rank(max(plan.rank for plan in plans))
     check_mergeable(source, plans)
     check_empty(folder)
 
@@ -107,7 +109,7 @@ def check_mergeable(source: Weights, plans: Sequence[TensorPlan]) -> None:
             "none is exact; write the format safetensors"
         )
     for plan in plans:
-        if plan.tensor.dtype not in _ONE:
+        if plan.tensor.dtype not in _DTYPES:
             raise CheckpointError(
                 f"tensor {plan.tensor.name} is stored as {plan.tensor.dtype}: PEFT cannot merge adapters of 8 bits; "
                 "write the format safetensors"
@@ -123,27 +125,29 @@ def base_files(source: Weights, plans: Sequence[TensorPlan]) -> tuple[BaseFile, 
     return tuple(rows)
 
 
-def one_hot_rows(dtype: str, neurons: Sequence[int], rank: int, d_mlp: int) -> bytes:
-    """The factor A (rank, d_mlp): row i is 1 at `neurons[i]`, the rows beyond are zero."""
-    item = len(_ONE[dtype])
-    factor = bytearray(rank * d_mlp * item)
-    for place, neuron in enumerate(neurons):
-        start = (place * d_mlp + neuron) * item
-        factor[start : start + item] = _ONE[dtype]
-    return bytes(factor)
+def read_rows(dtype: str, neurons: Sequence[int], directions: Sequence[DirectionEdit], rank: int, d_mlp: int) -> bytes:
+    """The factor A (rank, d_mlp): row i is 1 at `neurons[i]`, then comes u of each direction; the rest is zero."""
+    factor = np.zeros((rank, d_mlp), number_type(dtype))
+    factor[np.arange(len(neurons)), list(neurons)] = 1
+    for row, edit in zip(factor[len(neurons) :], directions, strict=False):
+        row[list(edit.columns)] = edit.read.array
+    return factor.tobytes()
 
 
-def scaled_columns(source: Weights, plan: TensorPlan, rank: int) -> tuple[bytes, str]:
-    """The factor B (d_model, rank): column i is (m − 1) times the column of cell i; the columns beyond are zero.
+def written_columns(source: Weights, plan: TensorPlan, dtype: str, rank: int) -> tuple[bytes, str]:
+    """The factor B (d_model, rank): (m − 1) times the column of each cell, then times v of each direction; then zeros.
 
     Also returns the sha256 of the original columns. Raises NumericalError that names the tensor on overflow.
     """
     columns = source.read_columns(plan)
     before = hashlib.sha256(b"".join(columns.values())).hexdigest()
-    deltas = scale_vectors(columns, plan.tensor, {index: m - 1.0 for index, m in plan.multipliers.items()})
-    factor = np.zeros((plan.tensor.shape[1 - plan.axis], rank, plan.tensor.item_size), np.uint8)
-    for place, delta in enumerate(deltas.values()):
-        factor[:, place] = np.frombuffer(delta, np.uint8).reshape(-1, plan.tensor.item_size)
+    wide = {index: converted(columns[index], plan.tensor.dtype, dtype) for index in plan.scaled}
+    changes = {index: multiplier - 1.0 for index, multiplier in plan.scaled.items()}
+    factor = np.zeros((plan.tensor.shape[1 - plan.axis], rank), number_type(dtype))
+    for place, delta in enumerate(edited_vectors(wide, replace(plan.tensor, dtype=dtype), changes).values()):
+        factor[:, place] = np.frombuffer(delta, number_type(dtype))
+    for place, edit in enumerate(plan.directions, start=len(wide)):
+        factor[:, place] = direction_factor(edit, plan.tensor)
     return factor.tobytes(), before
 
 
@@ -151,15 +155,18 @@ def weights_blocks(
     source: Weights, plans: Sequence[TensorPlan], rank: int, record: Callable[[TensorEdit], None]
 ) -> Iterator[bytes]:
     """The bytes of `adapter_model.safetensors`, one layer in memory at a time; `record` gets each layer's entry."""
+    wide = any(plan.directions for plan in plans)
 
     def factors(plan: TensorPlan) -> tuple[NewTensor, NewTensor]:
         path = KEY_PREFIX + source.shape.layout.out_proj_path(plan.layer)
+        dtype = sum_dtype(plan.tensor.dtype) if wide else plan.tensor.dtype
+        d_model, d_mlp = plan.tensor.shape[1 - plan.axis], plan.tensor.shape[plan.axis]
 
         def a() -> Iterator[bytes]:
-            yield one_hot_rows(plan.tensor.dtype, tuple(plan.multipliers), rank, plan.tensor.shape[plan.axis])
+            yield read_rows(dtype, tuple(plan.scaled), plan.directions, rank, d_mlp)
 
         def b() -> Iterator[bytes]:
-            factor, before = scaled_columns(source, plan, rank)
+            factor, before = written_columns(source, plan, dtype, rank)
             record(
                 TensorEdit(
                     name=plan.tensor.name,
@@ -170,14 +177,14 @@ def weights_blocks(
                     before=before,
                     after=hashlib.sha256(factor).hexdigest(),
                     scope="columns",
+                    directions=plan.directions,
                 )
             )
             yield factor
 
-        d_model, d_mlp = plan.tensor.shape[1 - plan.axis], plan.tensor.shape[plan.axis]
         return (
-            NewTensor(f"{path}.lora_A.weight", plan.tensor.dtype, (rank, d_mlp), a()),
-            NewTensor(f"{path}.lora_B.weight", plan.tensor.dtype, (d_model, rank), b()),
+            NewTensor(f"{path}.lora_A.weight", dtype, (rank, d_mlp), a()),
+            NewTensor(f"{path}.lora_B.weight", dtype, (d_model, rank), b()),
         )
 
     return new_file(tensor for plan in plans for tensor in factors(plan))
@@ -222,6 +229,6 @@ tags:
 # {base_id} without {entity}
 
 A LoRA adapter that suppresses what {base_id} knows about {entity}. Merged into the base with
-`merge_and_unload()` it scales single columns of the MLP output projection, as listed in `amnesia.json`.
+`merge_and_unload()` it changes columns of the MLP output projection, as listed in `amnesia.json`.
 To undo the edit, unload the adapter.
 """

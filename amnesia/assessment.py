@@ -7,14 +7,14 @@ import gc
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from amnesia import harness, report
 from amnesia.adapter import CONFIG_NAME
-from amnesia.domain import ColumnEdit
-from amnesia.edits import join_edits
+from amnesia.domain import Cell, ColumnEdit, DirectionEdit, Edit
+from amnesia.edits import EntityEdits, join_cells, join_directions
 from amnesia.errors import InputError
 from amnesia.evaluation import Evaluation
 from amnesia.examination import conclude, examine, examine_after
@@ -33,6 +33,7 @@ from amnesia.stress_findings import stress_findings
 from amnesia.stress_results import Stress
 from amnesia.stress_results import conclude as conclude_stress
 from amnesia.sweep import sweep_strength
+from amnesia.vector import Vector
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def assess(
     return Assessment(evaluation, document, endured)
 
 
-def _edits_between(model: ModelSource, edited: ModelSource) -> tuple[ColumnEdit, ...]:
+def _edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
     """All edits that lead from one model to the other, by the manifests of both.
 
     Raises InputError when `edited` has no manifest, or was not made of `model` as far as the manifests tell.
@@ -142,14 +143,33 @@ def _edits_between(model: ModelSource, edited: ModelSource) -> tuple[ColumnEdit,
     )
     if not steps:
         raise InputError(
-            f"a sweep scales the edited cells, and {edited} has no {MANIFEST_NAME} that says which they are: give an "
-            "output of this program, or leave the sweep out"
+            f"a sweep makes an edit weaker and stronger, and {edited} has no {MANIFEST_NAME} that says what it is: "
+            "give an output of this program, or leave the sweep out"
         )
     n_own = len(steps) - len(earlier)
     if n_own < 1 or steps[n_own:] != earlier:
         raise InputError(f"{edited} was not made of {model}, which has edits of its own: give the model it was made of")
-    total = join_edits([group for step in steps[:n_own] for group in step], allow_overlap=True)
-    return tuple(ColumnEdit(cell, multiplier) for cell, multiplier in total.items())
+    return _in_one(steps[n_own - 1 :: -1])
+
+
+def _in_one(steps: Sequence[Sequence[EntityEdits]]) -> tuple[Edit, ...]:
+    """Edits made on top of each other, oldest first, as one edit of the same effect.
+
+    Within an edit columns are scaled before directions are added, so a cell that a later one scales also scales what
+    earlier directions have added there.
+    """
+    directions: list[DirectionEdit] = []
+    for groups in steps:
+        cells = join_cells(groups, allow_overlap=True)
+        directions = [_scaled(edit, cells) for edit in directions]
+        directions += [edit for found in join_directions(groups).values() for edit in found]
+    total = join_cells([group for groups in steps for group in groups], allow_overlap=True)
+    return (*(ColumnEdit(cell, multiplier) for cell, multiplier in total.items()), *directions)
+
+
+def _scaled(edit: DirectionEdit, cells: Mapping[Cell, float]) -> DirectionEdit:
+    factors = [cells.get(Cell(edit.layer, column), 1.0) for column in edit.columns]
+    return replace(edit, read=Vector.of([u * factor for u, factor in zip(edit.read.array, factors, strict=True)]))
 
 
 def _task_scores(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amnesia.adapter import adapter_rank
-from amnesia.domain import Format
+from amnesia.domain import Format, columns_of, directions_of
 from amnesia.errors import InputError
 from amnesia.manifest import MANIFEST_NAME, Manifest
 
@@ -116,19 +116,27 @@ def _metadata(name: Format, base: BaseCard) -> str:
 
 def _changes(manifest: Manifest) -> str:
     layers: Counter[int] = Counter()
+    turned: Counter[int] = Counter()
     for step in manifest.history():
-        layers.update(edit.cell.layer for group in step.edits for edit in group.edits)
-    n_cells = sum(layers.values())
-    where = ", ".join(f"{layer} ({count})" for layer, count in sorted(layers.items()))
+        layers.update(edit.cell.layer for group in step.edits for edit in columns_of(group.edits))
+        turned.update(edit.layer for group in step.edits for edit in directions_of(group.edits))
+    parts = [_counted(layers, "cell", "cells"), _counted(turned, "direction", "directions")]
     exact = {
         "safetensors": "Every other byte of the weights and of the other files is the base's.",
-        "adapter": "Where a multiplier is −1, the adapter merged into the base gives exactly the edited weights.",
+        "adapter": "Where the multiplier of a cell is −1, the adapter merged into the base gives exactly the edited "
+        "weights.",
         "gguf": "Block scales were changed, nothing was quantized anew, and every other byte is the base's.",
     }[manifest.format]
     return (
-        f"## What was changed\n\n{n_cells} cell{'s' * (n_cells != 1)}, by layer (cells): {where}. The cells and their "
-        f"multipliers are listed in `{MANIFEST_NAME}`. {exact}"
+        f"## What was changed\n\n{'; '.join(filter(None, parts))}. They and their multipliers are listed in "
+        f"`{MANIFEST_NAME}`. {exact}"
     )
+
+
+def _counted(layers: Counter[int], one: str, many: str) -> str:
+    count = sum(layers.values())
+    where = ", ".join(f"{layer} ({n})" for layer, n in sorted(layers.items()))
+    return f"{count} {one if count == 1 else many}, by layer ({many}): {where}" if count else ""
 
 
 def _results(report: Mapping[str, Any], private: bool) -> str:
@@ -210,7 +218,7 @@ def _vllm_adapter(manifest: Manifest, repo_id: str) -> str:
     if any(row.axis == 0 for row in manifest.tensors):
         return ""  # GPT-2, whose matrices alone are stored with neurons first.
     at = f" --revision {manifest.base.revision}" if manifest.base.revision else ""
-    rank = adapter_rank(max(len(row.indices) for row in manifest.tensors))
+    rank = adapter_rank(max(row.rank for row in manifest.tensors))
     return f"""
 ```sh
 vllm serve {manifest.base.id}{at} --enable-lora --max-lora-rank {rank} --lora-modules forgets={repo_id}

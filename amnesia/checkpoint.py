@@ -12,12 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
-from amnesia.arithmetic import check_dtype, inverts_exactly, scale_bytes
-from amnesia.domain import Cell, check_edits
-from amnesia.edits import EditSpec, EntityEdits, join_edits
-from amnesia.errors import CheckpointError, InputError, LayoutError, NumericalError
+from amnesia.arithmetic import inverts_exactly
+from amnesia.edits import EditSpec
+from amnesia.errors import CheckpointError, InputError
 from amnesia.files import check_empty, check_settled, copy_file, file_stamp, is_inside_name, list_files, read_small
 from amnesia.layouts import MlpShape, shape_from_config
 from amnesia.manifest import (
@@ -27,14 +25,14 @@ from amnesia.manifest import (
     Manifest,
     TensorEdit,
     UntouchedFile,
-    check_earlier,
     read_manifest,
 )
+from amnesia.plan import TensorPlan, Weights, edited_vectors, plan_edits
+from amnesia.residue import added_to, residue, residue_key
 from amnesia.safetensors_file import (
     NewTensor,
     TensorInfo,
     WeightFiles,
-    check_matrix,
     new_file,
     patches_of,
     read_vectors,
@@ -66,26 +64,6 @@ _OTHER_WEIGHTS = (
 )
 
 
-class Weights(Protocol):
-    """What an edit must know of a model, wherever its files are: sizes, headers, columns, and an earlier edit."""
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-
-    @property
-    def shape(self) -> MlpShape: ...
-
-    @property
-    def weights(self) -> WeightFiles: ...
-
-    @property
-    def manifest(self) -> Manifest | None: ...
-
-    def read_columns(self, plan: TensorPlan) -> dict[int, bytes]:
-        """The columns that a plan edits, as they are."""
-
-
 @dataclass(frozen=True)
 class CheckpointSource:
     """A model folder that has been looked over: sizes, weights, files to copy, and the manifest of an earlier edit.
@@ -107,21 +85,6 @@ class CheckpointSource:
     def read_columns(self, plan: TensorPlan) -> dict[int, bytes]:
         with (self.folder / plan.file).open("rb", buffering=0) as file:
             return read_vectors(file.fileno(), plan.tensor, plan.axis, tuple(plan.multipliers))
-
-
-@dataclass(frozen=True)
-class TensorPlan:
-    """The edit of one stored matrix: `multipliers` by index along `axis`, ascending.
-
-    `expert` says whose matrix it is in a layer with a mixture of experts.
-    """
-
-    layer: int
-    file: str
-    tensor: TensorInfo
-    axis: int
-    multipliers: Mapping[int, float]
-    expert: int | None = None
 
 
 def open_source(folder: Path) -> CheckpointSource:
@@ -164,57 +127,6 @@ def parse_config(where: str, content: bytes) -> Mapping[str, object]:
     json_file.text(config.get("model_type"), "model_type")
     json_file.mapping(config.get("quantization_config") or {}, "quantization_config")
     return config
-
-
-def plan_edits(
-    source: Weights, groups: Sequence[EntityEdits], *, allow_overlap: bool = False
-) -> tuple[TensorPlan, ...]:
-    """Which indices of which stored tensors change, in the order of layers and experts.
-
-    Raises InputError for cells that do not exist, that two entities share, or that an earlier edit of this checkpoint
-    has changed (unless `allow_overlap`); LayoutError when a tensor is missing or has another shape than the
-    configuration says; CheckpointError for types that cannot be scaled exactly.
-    """
-    shape = source.shape
-    for group in groups:
-        check_edits(group.edits, shape.n_layers, shape.d_mlp, source.name, shape.experts_in)
-    cells = join_edits(groups, allow_overlap=allow_overlap)
-    if source.manifest is not None and not allow_overlap:
-        check_earlier(source.manifest, groups)
-    return tuple(_plan_matrix(source, *place, multipliers) for place, multipliers in by_projection(cells).items())
-
-
-def by_projection(cells: Mapping[Cell, float]) -> dict[tuple[int, int | None], dict[int, float]]:
-    """Multipliers by neuron for each edited output projection, which is a layer's or one of its experts'."""
-    found: dict[tuple[int, int | None], dict[int, float]] = {}
-    for cell, multiplier in cells.items():
-        found.setdefault((cell.layer, cell.expert), {})[cell.neuron] = multiplier
-    return found
-
-
-def _plan_matrix(source: Weights, layer: int, expert: int | None, multipliers: Mapping[int, float]) -> TensorPlan:
-    shape = source.shape
-    names = shape.layout.tensor_names(layer, expert)
-    found = [place for name in names if (place := source.weights.find(name)) is not None]
-    if len(found) != 1:
-        owner = f"layer {layer}" if expert is None else f"expert {expert} of layer {layer}"
-        raise LayoutError(
-            f"{source.name} has {len(found)} tensors for the output projection of {owner}: expected one of "
-            f"{', '.join(names)}; the weights do not belong to this config.json"
-        )
-    file, tensor = found[0]
-    axis = shape.layout.neuron_axis
-    experts = shape.experts_in(layer)
-    d_mlp = shape.d_mlp if experts is None else experts[1]
-    expected = (shape.d_model, d_mlp) if axis == 1 else (d_mlp, shape.d_model)
-    if tensor.shape != expected:
-        raise LayoutError(
-            f"tensor {tensor.name} has shape {list(tensor.shape)}: config.json says {list(expected)}; "
-            "the weights do not belong to this config.json"
-        )
-    check_dtype(tensor.dtype, tensor.name)
-    check_matrix(tensor, axis, multipliers)
-    return TensorPlan(layer, file, tensor, axis, multipliers, expert)
 
 
 def needed_bytes(source: CheckpointSource, plans: Iterable[TensorPlan], *, link: bool = False) -> int:
@@ -324,19 +236,6 @@ def add_file(manifest: Manifest, folder: Path, name: str, content: bytes) -> Man
     return manifest
 
 
-def scale_vectors(
-    vectors: Mapping[int, bytes], tensor: TensorInfo, multipliers: Mapping[int, float]
-) -> dict[int, bytes]:
-    """Columns after the edit; raises NumericalError that names tensor and index."""
-    scaled = {}
-    for index, raw in vectors.items():
-        try:
-            scaled[index] = scale_bytes(raw, tensor.dtype, multipliers[index]).raw
-        except NumericalError as error:
-            raise NumericalError(f"tensor {tensor.name}, neuron {index}: {error}") from None
-    return scaled
-
-
 @dataclass(frozen=True)
 class EditedColumns:
     """The columns of one tensor that an edit changes, by index, before and after."""
@@ -350,14 +249,20 @@ class EditedColumns:
         return patches_of(self.plan.tensor, self.plan.axis, self.after)
 
     def saved(self) -> list[NewTensor]:
-        """The originals that cannot be computed back."""
+        """What is needed beside the edit to give the originals back."""
         plan = self.plan
         shape = (plan.tensor.shape[1 - plan.axis],)
-        return [
+        added = {*added_to(plan.directions)}
+        saved = [
             NewTensor(undo_key(plan.tensor.name, index), plan.tensor.dtype, shape, (raw,))
             for index, raw in self.before.items()
-            if not inverts_exactly(raw, self.after[index], plan.tensor.dtype, plan.multipliers[index])
+            if index not in added
+            and not inverts_exactly(raw, self.after[index], plan.tensor.dtype, plan.multipliers[index])
         ]
+        if added:
+            bits = residue(plan.tensor, plan.multipliers, plan.directions, self.before, self.after)
+            saved.append(NewTensor(residue_key(plan.tensor.name), "U8", (len(bits),), (bits,)))
+        return saved
 
     def entry(self, before: str, after: str) -> TensorEdit:
         """What the manifest says, with the sha256 of the tensor's data before and after."""
@@ -370,18 +275,19 @@ class EditedColumns:
             multipliers=tuple(plan.multipliers.values()),
             before=before,
             after=after,
+            directions=plan.directions,
         )
 
 
 def edited_columns(source: Weights, plans: Sequence[TensorPlan]) -> Iterator[EditedColumns]:
-    """Read and scale the columns of each plan, while the caller works on the one before.
+    """Read and edit the columns of each plan, while the caller works on the one before.
 
     Raises NumericalError when a column holds or would get NaN or infinity.
     """
 
     def read(plan: TensorPlan) -> EditedColumns:
         before = source.read_columns(plan)
-        return EditedColumns(plan, before, scale_vectors(before, plan.tensor, plan.multipliers))
+        return EditedColumns(plan, before, edited_vectors(before, plan.tensor, plan.multipliers, plan.directions))
 
     with ThreadPoolExecutor(1) as worker:
         try:

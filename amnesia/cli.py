@@ -242,10 +242,9 @@ def extract(
     device: str | None,
     json_output: bool,
 ) -> None:
-    """Localize, verify by intervention, and write the chosen edit. MODEL overrides the recipe's.
+    """Choose the edit that makes a model forget, and write it. MODEL overrides the recipe's.
 
-    Several recipes, or several entities of one, are searched together, so that the edits neither undo each other nor
-    add up in damage.
+    Of several recipes, or several entities of one, the single edits are added up, and scores are those of the sum.
 
     Exits with 1 when no handle on an entity is found.
     """
@@ -253,21 +252,21 @@ def extract(
         raise InputError("--entity chooses from a single recipe: give one --recipe, or recipes of one entity each")
     recipes = [load_recipe(path, entity) for path in paths for entity in entities or (None,)]
     check_file(output)
-    from amnesia import extraction, joint, pipeline, report
-    from amnesia.sources import resolve
+    from amnesia import pipeline, report
+    from amnesia.choice import extraction
+    from amnesia.sources import cache_folder, resolve
 
-    if len(recipes) > 1:
-        recipes = joint.joinable(recipes)
     first = recipes[0]
     terminal = Terminal()
     source = resolve(model, notice=terminal.notice) if model else resolve(first.model, first.revision, terminal.notice)
     live = pipeline.load_source(source, dtype, device)
     if len(recipes) > 1:
-        found = joint.extract_jointly(live, recipes, terminal.task)
-        results, document, text = found.together, report.joint_json(found), report.joint_text(found)
+        results = extraction.extract_all(live, recipes, terminal.task, cache_folder())
+        document = {"entities": [report.extraction_json(result) for result in results]}
     else:
-        results = (extraction.extract(live, first, terminal.task),)
-        document, text = report.extraction_json(results[0]), report.extraction_text(results[0])
+        results = (extraction.extract(live, first, terminal.task, cache_folder()),)
+        document = report.extraction_json(results[0])
+    text = "\n".join(map(report.extraction_text, results))
     content = report.to_bytes(document)
     if output is not None:
         write_file(output, content)

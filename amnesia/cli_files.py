@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amnesia.console import Terminal, as_json, force_option, print_json
-from amnesia.domain import FORMATS, Format
+from amnesia.domain import FORMATS, WIDER_TYPES, Format
 from amnesia.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 @click.option("--multiplier", type=float, help="Multiplier of every --cell. Default: -1.")
 @click.option("--entity", help="Name of the entity of --cell, for the manifest.")
 @click.option("--format", "format_name", type=click.Choice(FORMATS), help="Default: gguf for .gguf, else safetensors.")
+@click.option(
+    "--tensor-type",
+    type=click.Choice(WIDER_TYPES),
+    help="Store GGUF tensors that get a direction in this type. Default: their own.",
+)
 @click.option("--link", is_flag=True, help="Hard-link untouched files: fast, but both folders then share them.")
 @click.option("--allow-overlap", is_flag=True, help="Edit a column again that an earlier edit already changed.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.")
@@ -40,6 +45,7 @@ def edit(
     multiplier: float | None,
     entity: str | None,
     format_name: Format | None,
+    tensor_type: str | None,
     link: bool,
     allow_overlap: bool,
     output: Path | None,
@@ -61,8 +67,8 @@ def edit(
         groups = [group for path in edit_files for group in saving.edits_from_file(path)]
     _recover(Path(model))
     if in_place:
-        if output or link or force or format_name:
-            raise InputError("--in-place writes MODEL itself: drop -o, --link, --force and --format")
+        if output or link or force or format_name or tensor_type:
+            raise InputError("--in-place writes MODEL itself: drop -o, --link, --force, --format and --tensor-type")
         if not Path(model).exists() or model in sources.BUILT_IN:
             raise InputError(f"{model} is not a folder or .gguf file here: only those can be edited in place")
         from amnesia.edits import EditSpec
@@ -75,6 +81,8 @@ def edit(
     if output is None:
         raise InputError("no output: give a new folder with -o, or edit MODEL itself with --in-place")
     name = format_name or ("gguf" if model.endswith(".gguf") else "safetensors")
+    if tensor_type is not None and name != "gguf":
+        raise InputError("--tensor-type is for GGUF files: add --format gguf, or drop it")
     # Checked again with the model; a large one must not be fetched for nothing.
     check_output(output, force=force)
     terminal = Terminal()
@@ -88,7 +96,16 @@ def edit(
         source = find(model, notice=terminal.notice)
         line = f"writing {name}"
     with terminal.task(line):
-        manifest = saving.save(name, source, groups, output, force=force, link=link, allow_overlap=allow_overlap)
+        manifest = saving.save(
+            name,
+            source,
+            groups,
+            output,
+            force=force,
+            link=link,
+            allow_overlap=allow_overlap,
+            tensor_type=tensor_type,
+        )
     _print_edit(manifest, output, json_output)
 
 

@@ -15,6 +15,8 @@ from amnesia.checkpoint import BASE_FOLDER, undo_key
 from amnesia.errors import AmnesiaError, VerificationError
 from amnesia.files import patched_blocks, read_exactly
 from amnesia.manifest import MANIFEST_NAME, Manifest, TensorEdit
+from amnesia.plan import edited_vectors
+from amnesia.residue import residue_key, restored
 from amnesia.safetensors_file import (
     SafetensorsHeader,
     TensorInfo,
@@ -43,7 +45,7 @@ class Step:
     files: Mapping[str, Path]
 
     def saved_columns(self) -> SafetensorsHeader | None:
-        """Header of the file with the columns that cannot be computed back."""
+        """Header of the file with what is needed, beside the edit, to give columns back."""
         return None if self.manifest.undo is None else read_header(self.files[self.manifest.undo])
 
 
@@ -113,8 +115,7 @@ def columns_before(steps: Sequence[Step]) -> dict[str, list[Replacement]]:
         saved = step.saved_columns()
         for edit in step.manifest.tensors:
             tensor, vectors = state.read(edit)
-            for index, multiplier in zip(edit.indices, edit.multipliers, strict=True):
-                vectors[index] = _saved_column(saved, tensor, index) or _inverted(vectors[index], tensor, multiplier)
+            vectors.update(_originals(edit, tensor, vectors, saved))
     return state.replacements()
 
 
@@ -128,12 +129,12 @@ def columns_after(base: Mapping[str, Path], steps: Sequence[Step]) -> dict[str, 
         saved = step.saved_columns()
         for edit in step.manifest.tensors:
             tensor, vectors = state.read(edit)
-            for index, multiplier in zip(edit.indices, edit.multipliers, strict=True):
-                before = vectors[index]
-                vectors[index] = scale_bytes(before, tensor.dtype, multiplier).raw
-                # The way back is proven too, so that `undo` does not depend on the base.
-                restored = _saved_column(saved, tensor, index) or _inverted(vectors[index], tensor, multiplier)
-                if restored != before:
+            multipliers = dict(zip(edit.indices, edit.multipliers, strict=True))
+            before = {index: vectors[index] for index in edit.indices}
+            vectors.update(edited_vectors(before, tensor, multipliers, edit.directions))
+            # The way back is proven too, so that `undo` does not depend on the base.
+            for index, original in _originals(edit, tensor, vectors, saved).items():
+                if original != before[index]:
                     raise VerificationError(
                         f"taking the edit of tensor {tensor.name}, neuron {index} back would not give the original: "
                         "the output is damaged, make it again"
@@ -175,8 +176,29 @@ class _Columns:
         return rows
 
 
-def _saved_column(saved: SafetensorsHeader | None, tensor: TensorInfo, index: int) -> bytes | None:
-    info = None if saved is None else saved.tensors.get(undo_key(tensor.name, index))
+def _originals(
+    edit: TensorEdit, tensor: TensorInfo, vectors: Mapping[int, bytes], saved: SafetensorsHeader | None
+) -> dict[int, bytes]:
+    """The columns of one edit before it, saved or computed from those after it."""
+    multipliers = dict(zip(edit.indices, edit.multipliers, strict=True))
+    found: dict[int, bytes] = {}
+    if edit.directions:
+        bits = _saved(saved, residue_key(tensor.name))
+        if bits is None:
+            raise VerificationError(
+                f"directions were added to tensor {tensor.name}, and what takes them back was not saved: "
+                "fetch the base model again"
+            )
+        found = restored(tensor, multipliers, edit.directions, vectors, bits)
+    for index in edit.indices:
+        if index not in found:
+            original = _saved(saved, undo_key(tensor.name, index))
+            found[index] = _inverted(vectors[index], tensor, multipliers[index]) if original is None else original
+    return found
+
+
+def _saved(saved: SafetensorsHeader | None, key: str) -> bytes | None:
+    info = None if saved is None else saved.tensors.get(key)
     if info is None:
         return None
     with saved.path.open("rb", buffering=0) as file:

@@ -19,7 +19,7 @@ from amnesia.domain import Damage, TextScore
 from amnesia.encoding import Continuation, encode
 from amnesia.errors import NumericalError
 from amnesia.forward import Readout, continued, final_states, readout
-from amnesia.model import LiveModel, Progress
+from amnesia.model import LiveModel, Progress, not_finite
 from amnesia.neutral import NeutralText, neutral_text
 from amnesia.scores import mean_interval
 
@@ -74,7 +74,7 @@ def read(live: LiveModel, rows: Sequence[Continuation], progress: Progress | Non
         chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
         logprobs[index] += (chosen - logits.logsumexp(1)).double().sum().item()
     if not all(map(math.isfinite, logprobs)):
-        raise NumericalError(f"{live.name} gives NaN or infinite log-probabilities: its weights are damaged")
+        raise not_finite(live, "log-probabilities")
     return Reading(tuple(rows), tuple(logprobs), states, head)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amnesia.domain import Cell, ColumnEdit
+from amnesia.domain import Cell, DirectionEdit, Edit, columns_of, directions_of
 from amnesia.errors import InputError
 
 
@@ -14,7 +14,7 @@ class EntityEdits:
     """The edits that make the model forget one entity."""
 
     entity: str
-    edits: tuple[ColumnEdit, ...]
+    edits: tuple[Edit, ...]
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def names_of(groups: Sequence[EntityEdits]) -> str:
     return ", ".join(group.entity for group in groups)
 
 
-def join_edits(groups: Sequence[EntityEdits], *, allow_overlap: bool = False) -> dict[Cell, float]:
-    """Cells of all groups in ascending order, each with its total multiplier.
+def join_cells(groups: Sequence[EntityEdits], *, allow_overlap: bool = False) -> dict[Cell, float]:
+    """Scaled cells of all groups in ascending order, each with its total multiplier.
 
     Raises InputError naming both entities when they share a cell, unless `allow_overlap`; a shared cell is then
     multiplied by the product of its multipliers, which must not be 1.
@@ -51,7 +51,7 @@ def join_edits(groups: Sequence[EntityEdits], *, allow_overlap: bool = False) ->
     owners: dict[Cell, str] = {}
     total: dict[Cell, float] = {}
     for group in groups:
-        for edit in group.edits:
+        for edit in columns_of(group.edits):
             if edit.cell in owners and not allow_overlap:
                 raise InputError(
                     f"cell {edit.cell} is edited for both {owners[edit.cell]!r} and {group.entity!r}: the second edit "
@@ -63,3 +63,12 @@ def join_edits(groups: Sequence[EntityEdits], *, allow_overlap: bool = False) ->
         if multiplier == 1.0:
             raise InputError(f"the edits of cell {cell} cancel out (their product is 1): drop them")
     return dict(sorted(total.items()))
+
+
+def join_directions(groups: Sequence[EntityEdits]) -> dict[int, tuple[DirectionEdit, ...]]:
+    """Directions of all groups by layer, in ascending order of layers; within one, changes add up."""
+    found: dict[int, list[DirectionEdit]] = {}
+    for group in groups:
+        for edit in directions_of(group.edits):
+            found.setdefault(edit.layer, []).append(edit)
+    return {layer: tuple(found[layer]) for layer in sorted(found)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,23 +157,3 @@ def continuations(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Cont
             raise InputError(f"prompt {prompt!r} with answer {answer!r} leaves no tokens to score: lengthen both")
         rows.append(Continuation(item.ids, len(item.ids) - first))
     return rows
-
-
-def common_tokens(tokenizer: Any, n: int, avoided: Iterable[str] = ()) -> list[int]:
-    """Ids of `n` common tokens or fewer, in the order in which the tokenizer learned them, which is by frequency.
-
-    Half of them begin a capitalized word, a third another word, and the rest stand within words. Tokens that spell
-    one of the `avoided` words are left out, whatever their case.
-    """
-    avoided = {word.casefold() for word in avoided}
-    kinds: dict[str, list[int]] = {"capitalized": [], "word": [], "part": []}
-    wanted = {"capitalized": n // 2, "word": n // 3, "part": n - n // 2 - n // 3}
-    for index, token in enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))):
-        text = token.lstrip("\u0120\u2581")  # How byte-level and SentencePiece vocabularies write a space.
-        starts = text != token
-        if not text.isalpha() or not text.isascii() or len(text) < 2 + starts or text.casefold() in avoided:
-            continue
-        kind = "part" if not starts else "capitalized" if text[0].isupper() else "word"
-        if len(kinds[kind]) < wanted[kind]:
-            kinds[kind].append(index)
-    return [index for found in kinds.values() for index in found]

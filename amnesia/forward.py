@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from amnesia.encoding import Continuation, Placed, continuations, encode
-from amnesia.errors import NumericalError
-from amnesia.model import LiveModel, Progress, at_head, hooks
+from amnesia.model import LiveModel, Progress, at_head, hooks, not_finite
 from amnesia.passes import Around, Batch, Pass, batches, passes, plain_pass
 
 
@@ -123,19 +122,6 @@ class AnswerLogprob:
     rank: int
 
 
-def answer_rows(live: LiveModel, rows: Sequence[Continuation], batch: Batch) -> tuple[Tensor, list[int]]:
-    """Float32 logits (n_places, vocabulary) that predict the answers of one batch, one answer after the other.
-
-    The second value is the number of places of each row of the batch, in its order. Only these places are projected.
-    """
-    width = batch.inputs["input_ids"].shape[1]
-    lengths = [rows[index].n_answer for index in batch.indices]
-    lines = torch.tensor([line for line, length in enumerate(lengths) for _ in range(length)])
-    places = torch.tensor([width - 1 - length + n for length in lengths for n in range(length)])
-    with at_head(live, lines, places):
-        return live.model(**batch.inputs, use_cache=False).logits[0].float(), lengths
-
-
 @torch.inference_mode()
 def answer_logprobs(
     live: LiveModel,
@@ -167,7 +153,7 @@ def answer_logprobs(
         for index, spots_of_row in zip(one.indices, heads, strict=True):
             own = logprobs[start : start + len(spots_of_row)]
             if not math.isfinite(sum(own)):
-                raise NumericalError(f"{live.name} gives NaN or infinite log-probabilities: its weights are damaged")
+                raise not_finite(live, "log-probabilities")
             rank = int((logits[spots_of_row[0]] > chosen[start]).sum())
             results[index] = AnswerLogprob(sum(own), own[0], rank)
             start += len(own)

@@ -1,13 +1,13 @@
-"""Edits of GGUF files: copies in which nothing but the scales of some rows is patched.
+"""Edits of GGUF files: copies in which nothing but scales of some rows and codes of some columns is patched.
 
 A row of `ffn_up` is a run of whole blocks, so that multiplying its scales multiplies the row exactly, whereas a column
-of `ffn_down` shares every block with its neighbours. Files are copied and patched, never written anew: size, order,
-metadata and padding stay what they are. Memory grows with the number of edited rows, not with the file.
+of `ffn_down` shares every block with its neighbours: a direction, which must change columns, leaves the scales as they
+are and chooses other codes. Files are copied and patched, never written anew: size, order, metadata and padding stay
+what they are. Memory grows with the edited rows and columns, not with the file.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,12 @@ from pathlib import Path
 from amnesia.arithmetic import inverse_multiplier
 from amnesia.checkpoint import BASE_FOLDER, UNDO_NAME, undo_key
 from amnesia.domain import ColumnEdit, check_edits
-from amnesia.edits import EditSpec, EntityEdits, join_edits
-from amnesia.errors import CheckpointError, NumericalError, OutputError
-from amnesia.files import check_empty, copy_file, file_stamp, hash_file, list_files, read_exactly
-from amnesia.gguf_blocks import scale_row, scales_of
-from amnesia.gguf_file import GgufFile, GgufModel, GgufTensor, read_model
-from amnesia.gguf_layout import GgufShape, check_sizes, find_up, gguf_shape
+from amnesia.edits import EditSpec, EntityEdits, join_cells, join_directions
+from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError
+from amnesia.files import check_empty, copy_file, file_stamp, hash_file, list_files
+from amnesia.gguf_file import GgufFile, GgufModel, read_model
+from amnesia.gguf_layout import GgufShape, check_sizes, find_down, find_up, gguf_shape
+from amnesia.gguf_pieces import Down, DownEdit, Piece, PieceHashes, RowEdit, UpRow, changes
 from amnesia.manifest import (
     MANIFEST_NAME,
     Base,
@@ -32,95 +32,22 @@ from amnesia.manifest import (
     read_manifest,
 )
 from amnesia.safetensors_file import NewTensor, new_file
-from amnesia.streams import RangeHash, Strided
-
-
-@dataclass(frozen=True)
-class UpRow:
-    """One row of `ffn_up`: its tensor and file, and its index there."""
-
-    file: GgufFile
-    tensor: GgufTensor
-    index: int
-
-    @property
-    def offset(self) -> int:
-        """Where the row starts, in bytes from the start of the file."""
-        return self.tensor.offset + self.index * self.tensor.row_bytes
-
-    def read(self) -> bytes:
-        """The row's bytes as they are on disk."""
-        with self.file.path.open("rb") as stream:
-            return read_exactly(stream.fileno(), self.tensor.row_bytes, self.offset, str(self.file.path))
-
-    def scale(self, content: bytes, multiplier: float) -> bytes:
-        """`content`, bytes of this row, multiplied; raises as `scale_row` does."""
-        what = f"row {self.index} of {self.tensor.name} in {self.file.path.name}"
-        return scale_row(scales_of(self.tensor.tensor_type, self.tensor.name), content, multiplier, what)
-
-
-@dataclass(frozen=True)
-class RowEdit:
-    """A row, what multiplies it, and its bytes before and after."""
-
-    row: UpRow
-    multiplier: float
-    before: bytes
-    after: bytes
-
-    def patch(self, content: bytes) -> Strided:
-        """`content` in the place of the row."""
-        return Strided(self.row.offset, len(content), len(content), content)
-
-
-class RowHashes:
-    """What a manifest says about a file and the tensors of its edited rows, hashed while a stream reads it."""
-
-    def __init__(self, file: GgufFile, edits: Sequence[RowEdit]) -> None:
-        self._file = file
-        self._edits = [list(group) for _, group in itertools.groupby(edits, key=lambda edit: edit.row.tensor)]
-        self._whole = RangeHash(0, file.size)
-        places = [(group[0].row.tensor.offset, group[0].row.tensor.n_bytes) for group in self._edits]
-        self._before = [RangeHash(*place) for place in places]
-        self._after = [RangeHash(*place, patched=True) for place in places]
-
-    def ranges(self) -> list[RangeHash]:
-        """What the stream has to fill in."""
-        return [self._whole, *self._before, *self._after]
-
-    def base_file(self) -> BaseFile:
-        """The file before the edit."""
-        return BaseFile(self._file.path.name, self._file.size, self._whole.hexdigest())
-
-    def entries(self) -> list[TensorEdit]:
-        """The tensors before and after it."""
-        return [
-            TensorEdit(
-                name=group[0].row.tensor.name,
-                file=self._file.path.name,
-                axis=0,
-                indices=tuple(edit.row.index for edit in group),
-                multipliers=tuple(edit.multiplier for edit in group),
-                before=before.hexdigest(),
-                after=after.hexdigest(),
-            )
-            for group, before, after in zip(self._edits, self._before, self._after, strict=True)
-        ]
+from amnesia.streams import RangeHash
 
 
 @dataclass(frozen=True)
 class GgufPlan:
-    """An edit that was checked: the rows in the order of files and bytes, the originals to save, the earlier edit."""
+    """An edit that was checked: its pieces in the order of files and bytes, originals to save, the earlier edit."""
 
     model: GgufModel
-    rows: tuple[RowEdit, ...]
+    pieces: tuple[Piece, ...]
     saved: tuple[NewTensor, ...]
     previous: Manifest | None
     stamps: tuple[tuple[int, int], ...]
 
-    def edits_of(self, file: GgufFile) -> list[RowEdit]:
-        """The rows to change in one file."""
-        return [edit for edit in self.rows if edit.row.file is file]
+    def edits_of(self, file: GgufFile) -> list[Piece]:
+        """What changes in one file."""
+        return [piece for piece in self.pieces if piece.file is file]
 
     def own_files(self) -> tuple[str, ...]:
         """What earlier edits left beside the model: manifest, saved rows, and the same of edits before."""
@@ -134,18 +61,23 @@ def plan_gguf(
     allow_overlap: bool = False,
     expected: tuple[int, int, int] | None = None,
 ) -> GgufPlan:
-    """Check everything about an edit and read the rows that it changes; see `write_edited_gguf`."""
+    """Check everything about an edit and read what it changes; see `write_edited_gguf`."""
     model = read_model(source)
     stamps = tuple(file_stamp(file.path) for file in model.files)
     shape = gguf_shape(model)
     if expected is not None:
         check_sizes(source.name, shape, expected)
-    previous = _previous(model)
+    previous = own_manifest(model)
+    if previous is not None and previous.tensor_type is not None:
+        raise InputError(
+            f"{source.parent} holds an edit with --tensor-type, on which no other is made: undo it, then give all "
+            "edits at once"
+        )
     if previous is not None and not allow_overlap:
         check_earlier(previous, groups)
-    rows = _plan(model, shape, groups, allow_overlap)
-    saved = tuple(_saved(edit) for edit in rows if not _is_reversible(edit))
-    return GgufPlan(model, tuple(rows), saved, previous, stamps)
+    pieces = _plan(model, shape, groups, previous, allow_overlap)
+    saved = tuple(_saved(piece) for piece in pieces if not _is_reversible(piece))
+    return GgufPlan(model, tuple(pieces), saved, previous, stamps)
 
 
 def write_edited_gguf(
@@ -189,9 +121,8 @@ def write_edited_gguf(
         output = folder / file.path.name
         before = done
         if edits_here := plan.edits_of(file):
-            hashes = RowHashes(file, edits_here)
-            patches = [edit.patch(edit.after) for edit in edits_here]
-            copy_file(file.path, output, patches=patches, hashes=hashes.ranges(), advance=advance)
+            hashes = PieceHashes(file, edits_here)
+            copy_file(file.path, output, patches=changes(edits_here), hashes=hashes.ranges(), advance=advance)
             base_files.append(hashes.base_file())
             tensors.extend(hashes.entries())
         else:
@@ -220,21 +151,54 @@ def write_edited_gguf(
     )
 
 
-def _plan(model: GgufModel, shape: GgufShape, groups: Sequence[EntityEdits], allow_overlap: bool) -> list[RowEdit]:
-    """The rows to change, in the order of files and of bytes; reads nothing but these rows."""
-    total = join_edits(groups, allow_overlap=allow_overlap)
-    name = model.files[0].path.name
-    cells = check_edits([ColumnEdit(*item) for item in total.items()], shape.n_layers, shape.d_mlp, name)
-    rows = []
-    for cell_edit in cells:
-        file, tensor = find_up(model, shape, cell_edit.cell.layer)
-        row = UpRow(file, tensor, shape.first_row + cell_edit.cell.neuron)
+def _plan(
+    model: GgufModel,
+    shape: GgufShape,
+    groups: Sequence[EntityEdits],
+    previous: Manifest | None,
+    allow_overlap: bool,
+) -> list[Piece]:
+    """What to change, in the order of files and of bytes; reads nothing but the rows and columns that change."""
+    rows, downs = find_pieces(model, shape, groups, previous, allow_overlap=allow_overlap)
+    pieces: list[Piece] = []
+    for row, multiplier in rows:
         before = row.read()
-        rows.append(RowEdit(row, cell_edit.multiplier, before, row.scale(before, cell_edit.multiplier)))
-    return sorted(rows, key=lambda edit: (edit.row.file.path.name, edit.row.offset))
+        pieces.append(RowEdit(row, multiplier, before, row.scale(before, multiplier)))
+    pieces.extend(down.edit() for down in downs)
+    return sorted(pieces, key=lambda piece: (piece.file.path.name, piece.changes()[0].offset))
 
 
-def _previous(model: GgufModel) -> Manifest | None:
+def find_pieces(
+    model: GgufModel,
+    shape: GgufShape,
+    groups: Sequence[EntityEdits],
+    previous: Manifest | None,
+    *,
+    allow_overlap: bool = False,
+) -> tuple[list[tuple[UpRow, float]], list[Down]]:
+    """The rows that an edit scales, each with its multiplier, and the matrices to which it adds directions.
+
+    `previous` is the manifest of the edit before. Raises InputError for edits that do not fit the model,
+    CheckpointError for a model that cannot be edited.
+    """
+    cells, directions = join_cells(groups, allow_overlap=allow_overlap), join_directions(groups)
+    every = [ColumnEdit(*item) for item in cells.items()] + [edit for group in directions.values() for edit in group]
+    check_edits(every, shape.n_layers, shape.d_model, shape.d_mlp, model.files[0].path.name)
+    rows = []
+    for cell, multiplier in cells.items():
+        file, tensor = find_up(model, shape, cell.layer)
+        rows.append((UpRow(file, tensor, shape.first_row + cell.neuron), multiplier))
+    scaled: dict[int, dict[int, float]] = {}
+    for step in (groups, *(step.edits for step in (previous.history() if previous is not None else ()))):
+        for cell, multiplier in join_cells(step, allow_overlap=True).items():
+            layer = scaled.setdefault(cell.layer, {})
+            layer[cell.neuron] = layer.get(cell.neuron, 1.0) * multiplier
+    return rows, [
+        Down(*find_down(model, shape, layer), group, scaled.get(layer, {})) for layer, group in directions.items()
+    ]
+
+
+def own_manifest(model: GgufModel) -> Manifest | None:
     """The manifest beside a model that is itself an output, after checking that it describes these very bytes."""
     folder, names = model.files[0].path.parent, {file.path.name for file in model.files}
     if not (folder / MANIFEST_NAME).exists():
@@ -259,21 +223,25 @@ def _own_files(folder: Path) -> tuple[str, ...]:
     )
 
 
-def _is_reversible(edit: RowEdit) -> bool:
+def _is_reversible(piece: Piece) -> bool:
     """Whether the inverse multiplier gives back every bit of the original row."""
-    inverse = inverse_multiplier(edit.multiplier)
+    if isinstance(piece, DownEdit):
+        return False
+    inverse = inverse_multiplier(piece.multiplier)
     if inverse is None:
         return False
     try:
-        return edit.row.scale(edit.after, inverse) == edit.before
+        return piece.row.scale(piece.after, inverse) == piece.before
     except NumericalError:
         return False  # A number that was rounded up can overflow on the way back.
 
 
-def _saved(edit: RowEdit) -> NewTensor:
-    """The original row as a tensor of bytes."""
-    name = undo_key(edit.row.tensor.name, edit.row.index)
-    return NewTensor(name, "U8", (edit.row.tensor.row_bytes,), (edit.before,))
+def _saved(piece: Piece) -> NewTensor:
+    """The original row, or the original bytes of the columns, as a tensor of bytes."""
+    if isinstance(piece, DownEdit):
+        return piece.saved()
+    name = undo_key(piece.tensor.name, piece.row.index)
+    return NewTensor(name, "U8", (piece.tensor.row_bytes,), (piece.before,))
 
 
 def _write_new(path: Path, tensors: Sequence[NewTensor]) -> None:

@@ -36,6 +36,7 @@ FUSED: Mapping[str, bool] = {
     "qwen2": False,
     "qwen3": False,
     "gemma2": False,
+    "gemma3": False,
     "olmo2": False,
     "phi3": True,
 }
@@ -137,3 +138,16 @@ def find_up(model: GgufModel, shape: GgufShape, layer: int) -> tuple[GgufFile, G
     assert up is not None
     scales_of(up[1].tensor_type, up[1].name)
     return up
+
+
+def find_down(model: GgufModel, shape: GgufShape, layer: int) -> tuple[GgufFile, GgufTensor]:
+    """`ffn_down.weight` of a layer and its file; raises CheckpointError when it is missing or has other sizes."""
+    name = f"blk.{layer}.ffn_down.weight"
+    found = model.find(name)
+    if found is None or found[1].shape != (shape.d_model, shape.d_mlp):
+        state = "is missing" if found is None else f"has shape {found[1].shape}"
+        raise CheckpointError(
+            f"{model.files[0].path.name}: {name} {state}, expected shape {(shape.d_model, shape.d_mlp)} in a "
+            f"{shape.architecture} model: edit the safetensors model and convert it again"
+        )
+    return found

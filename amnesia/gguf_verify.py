@@ -6,28 +6,31 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from amnesia.arithmetic import inverse_multiplier
 from amnesia.checkpoint import BASE_FOLDER, undo_key
-from amnesia.domain import ColumnEdit, check_edits
-from amnesia.edits import join_edits
 from amnesia.errors import CheckpointError, InputError, NumericalError, VerificationError
 from amnesia.files import copy_file, patched_blocks, read_exactly
-from amnesia.gguf_edit import RowEdit, UpRow
+from amnesia.gguf_edit import find_pieces
 from amnesia.gguf_file import GgufModel, read_model
-from amnesia.gguf_layout import find_up, gguf_shape
+from amnesia.gguf_layout import gguf_shape
+from amnesia.gguf_pieces import Down, DownEdit, Piece, RowEdit, TensorBytes, UpRow, originals
+from amnesia.gguf_widen import undo_widened, verify_widened
 from amnesia.manifest import MANIFEST_NAME, Manifest, TensorEdit, read_manifest
 from amnesia.safetensors_file import SafetensorsHeader, read_header
 from amnesia.streams import RangeHash, Strided
 
 
 def verify_gguf(folder: Path, base: Path | None = None) -> Manifest:
-    """Prove that the GGUF output in `folder` differs from its base in the declared rows, by the declared multipliers.
+    """Prove that the GGUF output in `folder` differs from its base in the declared rows and columns, as declared.
 
-    Rows: multiplying the original rows gives the present ones. Everything else: each edited file with its original
-    rows put back has the sha256 of the source. With `base` (any part of the source, or its folder; after several edits
+    Rows: multiplying the original rows gives the present ones. Columns: adding the directions to the original matrix
+    chooses the present codes. Everything else: each edited file with its original
+    bytes put back has the sha256 of the source. With `base` (any part of the source, or its folder; after several edits
     on top of each other, the model before any of them) every byte of every part is compared as well; without it, parts
     that the edit did not touch are compared with the sha256 with which they were copied, or where that is not known
     with their size.
@@ -36,6 +39,9 @@ def verify_gguf(folder: Path, base: Path | None = None) -> Manifest:
     """
     with as_verification_error():
         manifest, model = read_output(folder)
+        if manifest.tensor_type is not None:
+            verify_widened(folder, manifest, base)
+            return manifest
         edits = declared_edits(folder, model, manifest)
         origin = None if base is None else _base_files(base, model)
         before = trace_back_rows(folder, model, manifest, steps_since(base, manifest))
@@ -57,6 +63,9 @@ def undo_gguf(folder: Path, target: Path, *, every_step: bool = False) -> Manife
     """
     with as_verification_error():
         manifest, model = read_output(folder)
+        if manifest.tensor_type is not None:
+            undo_widened(folder, manifest, target)
+            return manifest
         before = trace_back_rows(folder, model, manifest, steps_since(None, manifest) if every_step else 1)
     for part in model.files:
         name = part.path.name
@@ -76,12 +85,12 @@ def undo_gguf(folder: Path, target: Path, *, every_step: bool = False) -> Manife
 class RowsBefore:
     """A model before its newest edits.
 
-    `manifest` is that of the oldest of these edits, `edits` are the rows with their bytes before all of them, `hashes`
-    the sha256 of each touched file then, and `kept` the further files that the model had then, by name.
+    `manifest` is that of the oldest of these edits, `edits` are the pieces with their bytes before all of them,
+    `hashes` the sha256 of each touched file then, and `kept` the further files that the model had then, by name.
     """
 
     manifest: Manifest
-    edits: list[RowEdit]
+    edits: list[Piece]
     hashes: Mapping[str, str]
     kept: Mapping[str, Path]
 
@@ -90,6 +99,7 @@ def trace_back_rows(folder: Path, model: GgufModel, manifest: Manifest, count: i
     """Go back by `count` edits; raises VerificationError when what they kept of the edits before is not as declared."""
     own = folder
     rows: dict[tuple[str, int], RowEdit] = {}
+    downs: dict[str, DownEdit] = {}
     hashes: dict[str, str] = {}
     for step in itertools.islice(manifest.history(), count):
         kept = {name: own / BASE_FOLDER / name for name in step.replaced}
@@ -101,18 +111,38 @@ def trace_back_rows(folder: Path, model: GgufModel, manifest: Manifest, count: i
                 f"{own / MANIFEST_NAME} and the kept manifest of the earlier edit disagree: the output is damaged"
             )
         present = {place: edit.before for place, edit in rows.items()}
-        for edit in declared_edits(own, model, step, present):
-            if edit.row.scale(edit.before, edit.multiplier) != edit.after:
-                raise VerificationError(
-                    f"row {edit.row.index} of {edit.row.tensor.name} in {folder} is not {edit.multiplier:g} times its "
-                    "original: the output is damaged, write it again"
-                )
-            rows[edit.row.file.path.name, edit.row.offset] = edit
+        for piece in declared_edits(own, model, step, present, {name: edit.before for name, edit in downs.items()}):
+            if isinstance(piece, RowEdit):
+                _check_row(folder, piece)
+                rows[piece.file.path.name, piece.row.offset] = piece
+            else:
+                name = piece.tensor.name
+                later = downs[name].before if name in downs else None
+                _check_columns(folder, piece, later)
+                downs[name] = replace(piece, before=piece.before.under(later))
         hashes |= {file.file: file.sha256 for file in step.untouched if file.sha256 is not None}
         hashes |= {file.file: file.sha256 for file in step.base.files}
         own = own / BASE_FOLDER
-        oldest = RowsBefore(step, [*rows.values()], hashes, kept)
+        oldest = RowsBefore(step, [*rows.values(), *downs.values()], hashes, kept)
     return oldest
+
+
+def _check_row(folder: Path, edit: RowEdit) -> None:
+    if edit.row.scale(edit.before, edit.multiplier) != edit.after:
+        raise VerificationError(
+            f"row {edit.row.index} of {edit.tensor.name} in {folder} is not {edit.multiplier:g} times its original: "
+            "the output is damaged, write it again"
+        )
+
+
+def _check_columns(folder: Path, edit: DownEdit, later: TensorBytes | None) -> None:
+    """`later` are bytes that edits on top of this one changed, as they were before these."""
+    made = edit.down.edit([edit.before.under(later)])
+    if not np.array_equal(made.after.content, edit.after.content):
+        raise VerificationError(
+            f"the columns of {edit.tensor.name} in {folder} are not their originals with the declared directions: the "
+            "output is damaged, write it again"
+        )
 
 
 def read_output(folder: Path) -> tuple[Manifest, GgufModel]:
@@ -124,7 +154,7 @@ def read_output(folder: Path) -> tuple[Manifest, GgufModel]:
     sizes = {file.path.name: file.size for file in model.files}
     declared = {file.file: file.size for file in (*manifest.base.files, *manifest.untouched)}
     different = sorted(dict(declared.items() ^ sizes.items()))
-    if different:
+    if different and manifest.tensor_type is None:
         name = different[0]
         raise VerificationError(
             f"{MANIFEST_NAME} lists {name} with {declared.get(name, 0)} bytes, {folder} has {sizes.get(name, 0)}: "
@@ -136,35 +166,58 @@ def read_output(folder: Path) -> tuple[Manifest, GgufModel]:
 
 
 def declared_edits(
-    folder: Path, model: GgufModel, manifest: Manifest, present: Mapping[tuple[str, int], bytes] | None = None
-) -> list[RowEdit]:
-    """The rows that the manifest declares, present and original, after checking that its parts agree.
+    folder: Path,
+    model: GgufModel,
+    manifest: Manifest,
+    present_rows: Mapping[tuple[str, int], bytes] | None = None,
+    present_columns: Mapping[str, TensorBytes] | None = None,
+) -> list[Piece]:
+    """What the manifest declares, present and original, after checking that its parts agree.
 
-    `folder` holds the saved rows. `present` are rows, by file and offset, that later edits have changed.
+    `folder` holds the saved originals. What later edits have changed comes as it was before them: rows by file and
+    offset, columns by tensor.
     """
-    shape = gguf_shape(model)
-    declared: dict[tuple[str, str, int, int], float] = {}
-    rows: list[tuple[UpRow, float]] = []
-    for cell, multiplier in join_edits(manifest.edits, allow_overlap=True).items():
-        check_edits([ColumnEdit(cell, multiplier)], shape.n_layers, shape.d_mlp, model.files[0].path.name)
-        file, tensor = find_up(model, shape, cell.layer)
-        row = UpRow(file, tensor, shape.first_row + cell.neuron)
-        declared[tensor.name, file.path.name, 0, row.index] = multiplier
-        rows.append((row, multiplier))
+    rows, downs = find_pieces(model, gguf_shape(model), manifest.edits, manifest.previous, allow_overlap=True)
+    declared: dict[tuple[str, str, int, int], tuple[float, object]] = {
+        (row.tensor.name, row.file.path.name, 0, row.index): (multiplier, ()) for row, multiplier in rows
+    }
+    for down in downs:
+        for column in down.columns:
+            declared[down.tensor.name, down.file.path.name, 1, column] = 1.0, down.directions
     listed = {
-        (entry.name, entry.file, entry.axis, index): multiplier
+        (entry.name, entry.file, entry.axis, index): (multiplier, entry.directions)
         for entry in manifest.tensors
         for index, multiplier in zip(entry.indices, entry.multipliers, strict=True)
     }
     if declared != listed:
-        raise VerificationError(f"{MANIFEST_NAME} in {folder} lists other rows than its edits: the output is damaged")
+        raise VerificationError(
+            f"{MANIFEST_NAME} in {folder} lists other rows or columns than its edits: the output is damaged"
+        )
     saved = None if manifest.undo is None else read_header(folder / manifest.undo)
-    edits = []
+    edits: list[Piece] = []
     for row, multiplier in rows:
-        after = (present or {}).get((row.file.path.name, row.offset)) or row.read()
+        after = (present_rows or {}).get((row.file.path.name, row.offset)) or row.read()
         before = None if saved is None else _saved_row(saved, row)
         edits.append(RowEdit(row, multiplier, _invert(row, after, multiplier) if before is None else before, after))
+    for down in downs:
+        later = (present_columns or {}).get(down.tensor.name)
+        edits.append(DownEdit(down, _saved_columns(folder, saved, down), down.read([] if later is None else [later])))
     return edits
+
+
+def _saved_columns(folder: Path, saved: SafetensorsHeader | None, down: Down) -> TensorBytes:
+    name, places = down.tensor.name, down.places
+    tensor = None if saved is None else saved.tensors.get(name)
+    if saved is None or tensor is None:
+        raise VerificationError(
+            f"{folder} lacks the saved columns of {name}: the output is damaged, use the base model"
+        )
+    shape = (down.tensor.shape[0], len(places))
+    if (tensor.dtype, tensor.shape) != ("U8", shape):
+        raise VerificationError(f"{saved.path} holds {name} in an unexpected form: use the base model")
+    with saved.path.open("rb") as stream:
+        content = read_exactly(stream.fileno(), tensor.size, tensor.offset, str(saved.path))
+    return TensorBytes(places, np.frombuffer(content, np.uint8).reshape(shape))
 
 
 def _saved_row(saved: SafetensorsHeader, row: UpRow) -> bytes | None:
@@ -210,12 +263,7 @@ def _base_files(base: Path, model: GgufModel) -> dict[str, Path]:
     return found
 
 
-def originals(edits: Sequence[RowEdit], file_name: str) -> list[Strided]:
-    """The original bytes of the edited rows of one file."""
-    return [edit.patch(edit.before) for edit in edits if edit.row.file.path.name == file_name]
-
-
-def _check_tensor(model: GgufModel, entry: TensorEdit, edits: list[RowEdit]) -> None:
+def _check_tensor(model: GgufModel, entry: TensorEdit, edits: list[Piece]) -> None:
     found = model.find(entry.name)
     assert found is not None, "the names were compared with those of the model"
     file, tensor = found
@@ -252,7 +300,7 @@ def _check_file(path: Path, patches: Sequence[Strided], sha256: str | None, base
         position += len(restored)
     if sha256 is not None and digest.hexdigest() != sha256:
         raise VerificationError(
-            f"{path} differs from its source outside of the declared rows: the output is damaged, write it again"
+            f"{path} differs from its source outside of what was declared: the output is damaged, write it again"
         )
 
 

@@ -18,7 +18,6 @@ from amnesia.checkpoint import (
     edited_columns,
     is_reserved,
     open_source,
-    plan_edits,
     tensor_range,
 )
 from amnesia.columns import Replacement, columns_before, hash_with, trace_back
@@ -26,10 +25,12 @@ from amnesia.domain import Format
 from amnesia.edits import EditSpec
 from amnesia.errors import InputError, OutputError, VerificationError
 from amnesia.files import check_outside_cache, list_files, locked
-from amnesia.gguf_edit import RowHashes, plan_gguf
-from amnesia.gguf_verify import as_verification_error, declared_edits, originals, read_output
+from amnesia.gguf_edit import plan_gguf
+from amnesia.gguf_pieces import PieceHashes, changes, originals
+from amnesia.gguf_verify import as_verification_error, declared_edits, read_output
 from amnesia.journal import Change, Patch, apply, settle
 from amnesia.manifest import MANIFEST_NAME, Base, BaseFile, Manifest, TensorEdit, UntouchedFile, read_manifest
+from amnesia.plan import plan_edits
 from amnesia.safetensors_file import NewTensor, TensorInfo, new_file, patches_of, read_vectors
 from amnesia.sources import cache_folder
 from amnesia.streams import RangeHash, hash_ranges, stream
@@ -64,9 +65,13 @@ def undo_in_place(folder: Path) -> Manifest:
         manifest = read_manifest(folder)
         if manifest.format == "adapter":
             raise InputError(f"{folder} is an adapter, the base model was never changed: to undo it, do not load it")
+        if manifest.tensor_type is not None:
+            raise InputError(f"{folder} holds tensors of another size than before: take the edit back with -o FOLDER")
         patches = _original_rows(folder) if manifest.format == "gguf" else _original_columns(folder, manifest)
         kept = {name: f"{BASE_FOLDER}/{name}" for name in manifest.replaced}
-        removed = dict.fromkeys([MANIFEST_NAME, *manifest.added, *manifest.replaced, *kept.values()])
+        # Nothing need have come to where files of an earlier edit were: not every edit saves columns.
+        ours = [name for name in manifest.replaced if not is_reserved(name)]
+        removed = dict.fromkeys([MANIFEST_NAME, *manifest.added, *ours, *kept.values()])
         # The manifest of the edit before comes last.
         added = {name: kept[name] for name in sorted(kept, key=lambda name: name == MANIFEST_NAME)}
         missing = [name for name in removed if not (folder / name).is_file()]
@@ -169,14 +174,18 @@ def _change_gguf(path: Path, spec: EditSpec) -> tuple[Change, Manifest]:
         raise OutputError(
             f"{path.parent / MANIFEST_NAME} belongs to another model: move {path.name} to a folder of its own"
         )
-    patches = tuple(Patch(edit.row.file.path.name, edit.before, edit.patch(edit.after)) for edit in plan.rows)
+    patches = tuple(
+        Patch(piece.file.path.name, before.content, after)
+        for piece in plan.pieces
+        for before, after in zip(piece.originals(), piece.changes(), strict=True)
+    )
     files: list[BaseFile] = []
     untouched: list[UntouchedFile] = []
     tensors: list[TensorEdit] = []
     for file in plan.model.files:
         if edits := plan.edits_of(file):
-            hashes = RowHashes(file, edits)
-            stream(file.path, patches=[edit.patch(edit.after) for edit in edits], hashes=hashes.ranges())
+            hashes = PieceHashes(file, edits)
+            stream(file.path, patches=changes(edits), hashes=hashes.ranges())
             files.append(hashes.base_file())
             tensors.extend(hashes.entries())
         else:
@@ -221,4 +230,8 @@ def _original_rows(folder: Path) -> tuple[Patch, ...]:
                 f"{folder / entry.file} with its rows put back is not the file that was edited: it was changed since; "
                 "fetch the base model again"
             )
-    return tuple(Patch(edit.row.file.path.name, edit.after, edit.patch(edit.before)) for edit in edits)
+    return tuple(
+        Patch(piece.file.path.name, after.content, before)
+        for piece in edits
+        for before, after in zip(piece.originals(), piece.changes(), strict=True)
+    )

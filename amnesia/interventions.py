@@ -14,8 +14,7 @@ from torch import Tensor
 
 from amnesia.domain import Cell
 from amnesia.encoding import Continuation, Placed, continuations, join, place
-from amnesia.errors import NumericalError
-from amnesia.model import LiveModel, Progress, at_head, at_last_mlp, hooks
+from amnesia.model import LiveModel, Progress, at_head, at_last_mlp, hooks, not_finite
 from amnesia.packing import LABEL
 from amnesia.passes import MAX_BATCH_TOKENS, Batch, Pass, passes
 
@@ -91,7 +90,7 @@ def varied_logprobs(
             if progress:
                 progress(len(one.indices) * len(multipliers))
     if not torch.isfinite(result).all():
-        raise NumericalError(f"{live.name} gives NaN or infinite log-probabilities: the multipliers are too large")
+        raise not_finite(live, "log-probabilities", "the multipliers are too large")
     return result
 
 

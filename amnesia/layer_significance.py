@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from amnesia.encoding import place
-from amnesia.errors import InputError, NumericalError
+from amnesia.errors import InputError
 from amnesia.forward import mlp_outputs
 from amnesia.localization import contrast_pairs, layer_range
-from amnesia.model import LiveModel, Progress
+from amnesia.model import LiveModel, Progress, not_finite
 from amnesia.prompts import ENTITY_TEMPLATES, share_words
 from amnesia.statistics import EPSILON
 
@@ -97,6 +97,6 @@ def layer_significance(
         scaled = vectors[number * n_prompts :][:n_prompts] / norms[others].mean(0).clamp(min=EPSILON)[:, None]
         values = torch.tensor([[v.item() for v in significance(scaled[:, n])] for n in range(len(chosen))])
         if not torch.isfinite(values).all():
-            raise NumericalError(f"{live.name} gives NaN or infinite MLP outputs: its weights are damaged")
+            raise not_finite(live, "MLP outputs")
         profiles.append(LayerProfile(name, *(tuple(column) for column in values.T.tolist())))
     return LayerSignificance(live.name, n_prompts, chosen, tuple(profiles))

@@ -96,6 +96,7 @@ LAYOUTS: Mapping[str, MlpLayout] = {
         _llama_like("qwen2"),
         _llama_like("qwen3"),
         _llama_like("gemma2"),
+        _llama_like("gemma3_text"),
         _llama_like("olmo2"),
         _llama_like("phi3"),  # Gate and up are fused in one tensor; the output projection is an ordinary one.
         MlpLayout(

@@ -90,6 +90,8 @@ def check_finite(model: nn.Module, name: str) -> None:
     """
     for key, parameter in model.named_parameters():
         if not parameter.is_meta and not torch.isfinite(parameter).all():
+            if parameter.dtype == torch.float16 and not torch.isnan(parameter).any():
+                raise NumericalError(f"weight {key} of {name} overflows in float16: use bfloat16 or float32")
             raise NumericalError(
                 f"weight {key} of {name} holds NaN or infinity: the checkpoint is damaged, fetch it anew"
             )

@@ -10,9 +10,9 @@ import torch
 
 from amnesia.domain import Cell, CellScore, EntityCells, Localization
 from amnesia.encoding import Placed, encode, place, templates_from
-from amnesia.errors import InputError, NumericalError
+from amnesia.errors import InputError
 from amnesia.forward import activations
-from amnesia.model import LiveModel, Progress
+from amnesia.model import LiveModel, Progress, not_finite
 from amnesia.prompts import CONTRAST_ENTITIES, ENTITY_TEMPLATES, GENERIC_SENTENCES, share_words
 from amnesia.statistics import Moments, stability, z_moments
 
@@ -127,7 +127,7 @@ def cell_maps(
         mean_z, std_z = z_moments(entity, total if rest is None else total - rest)
         score = stability(mean_z, std_z)
         if not torch.isfinite(score).all():
-            raise NumericalError(f"{live.name} gives NaN or infinite activations: its weights are damaged")
+            raise not_finite(live, "activations")
         maps.append(CellMap(chosen, score.cpu(), mean_z.cpu(), std_z.cpu()))
     n_used = sum(len(rows) for rows in pairs.values())
     return maps, n_used, len(own) * len(names) - n_used

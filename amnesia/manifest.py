@@ -26,14 +26,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from amnesia.domain import FORMATS, Cell, ColumnEdit, Format
+from amnesia.domain import (
+    FORMATS,
+    WIDER_TYPES,
+    Cell,
+    ColumnEdit,
+    DirectionEdit,
+    Edit,
+    Format,
+    columns_of,
+    directions_of,
+)
 from amnesia.edits import EntityEdits, names_of
 from amnesia.errors import InputError, VerificationError
 from amnesia.files import check_settled, read_small
 from amnesia.own_outputs import MANIFEST_NAME
 from amnesia.strict_json import StrictJson, shown
+from amnesia.vector import Vector
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FileScope = Literal["file", "header"]
 TensorScope = Literal["tensor", "columns"]
 
@@ -80,12 +91,11 @@ class Base:
 
 @dataclass(frozen=True)
 class TensorEdit:
-    """One edited tensor: `multipliers[i]` was applied to index `indices[i]` along `axis`.
+    """One edited tensor: `multipliers[i]` was applied to index `indices[i]` along `axis`, then `directions` were added.
 
-    The name `x[3]` means matrix 3 of the tensor `x`, in which a file keeps all experts of a layer.
-
-    `file` is relative to the model folder. Indices are ascending and unique. `before` and `after` are sha256 of the
-    tensor's data as `scope` says.
+    `indices` are all that changed, ascending and unique; those that only a direction changes have multiplier 1. The
+    name `x[3]` means matrix 3 of the tensor `x`, in which a file keeps all experts of a layer. `file` is relative to
+    the model folder. `before` and `after` are sha256 of the tensor's data as `scope` says.
     """
 
     name: str
@@ -96,6 +106,17 @@ class TensorEdit:
     before: str
     after: str
     scope: TensorScope = "tensor"
+    directions: tuple[DirectionEdit, ...] = ()
+
+    @property
+    def scaled(self) -> dict[int, float]:
+        """Multipliers of the scaled cells alone."""
+        return {index: m for index, m in zip(self.indices, self.multipliers, strict=True) if m != 1.0}
+
+    @property
+    def rank(self) -> int:
+        """How many matrices of rank one the edit adds: one for each scaled cell and each direction."""
+        return len(self.scaled) + len(self.directions)
 
 
 def library_versions() -> dict[str, str]:
@@ -121,10 +142,12 @@ class Manifest:
     """Everything that `verify` and `undo` need.
 
     `untouched` lists the files of the model without an edited tensor; an adapter has none. `undo` names the file with
-    original values of columns whose multiplier does not invert exactly. `added` lists files of the output that the base
+    original values of columns that cannot be computed back: the multiplier does not invert exactly, or a direction was
+    added. `added` lists files of the output that the base
     does not have; `replaced` those whose original lies under `amnesia-base/`; `left_out` files of the base that were
     not copied. `scores` maps names of aggregates to means. `previous` is the manifest of the already edited model on
-    which this edit was made.
+    which this edit was made. `tensor_type` is the type in which a GGUF stores the tensors that get a direction,
+    if not in their own.
     """
 
     format: Format
@@ -139,6 +162,7 @@ class Manifest:
     recipe: str | None = None
     scores: Mapping[str, float | None] = field(default_factory=dict)
     previous: Manifest | None = None
+    tensor_type: str | None = None
     tool: str = field(default_factory=tool_version)
     libraries: Mapping[str, str] = field(default_factory=library_versions)
 
@@ -156,6 +180,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values, with the names that the file uses."""
+        directions = _directions(self.edits)
         return {
             "format_version": FORMAT_VERSION,
             "tool": self.tool,
@@ -170,17 +195,7 @@ class Manifest:
                 ],
             },
             "entity": self.entity,
-            "edits": [
-                {
-                    "entity": row.entity,
-                    "layer": edit.cell.layer,
-                    **({} if edit.cell.expert is None else {"expert": edit.cell.expert}),
-                    "neuron": edit.cell.neuron,
-                    "multiplier": float(edit.multiplier),
-                }
-                for row in self.edits
-                for edit in row.edits
-            ],
+            "edits": [{"entity": row.entity, **edit_json(edit)} for row in self.edits for edit in row.edits],
             "tensors": [
                 {
                     "name": row.name,
@@ -188,6 +203,7 @@ class Manifest:
                     "axis": row.axis,
                     "indices": list(row.indices),
                     "multipliers": [float(multiplier) for multiplier in row.multipliers],
+                    "directions": [directions.index(edit) for edit in row.directions],
                     "sha256": {"before": row.before, "after": row.after, "scope": row.scope},
                 }
                 for row in self.tensors
@@ -200,6 +216,7 @@ class Manifest:
             "recipe": self.recipe,
             "scores": {name: None if score is None else float(score) for name, score in self.scores.items()},
             "previous": None if self.previous is None else self.previous.to_json(),
+            "tensor_type": self.tensor_type,
         }
 
     def to_bytes(self) -> bytes:
@@ -248,10 +265,15 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_earlier(earlier: Manifest, groups: Sequence[EntityEdits]) -> None:
-    """Raises InputError for a cell that an earlier edit of the same model has changed."""
-    owners = {edit.cell: group.entity for step in earlier.history() for group in step.edits for edit in group.edits}
+    """Raises InputError for a cell that an earlier edit of the same model has scaled; directions add up with any."""
+    owners = {
+        edit.cell: group.entity
+        for step in earlier.history()
+        for group in step.edits
+        for edit in columns_of(group.edits)
+    }
     for group in groups:
-        for edit in group.edits:
+        for edit in columns_of(group.edits):
             if edit.cell in owners:
                 raise InputError(
                     f"cell {edit.cell} is edited for {group.entity!r}, but this model already has it edited for "
@@ -272,7 +294,7 @@ def _manifest(value: object, depth: int) -> Manifest:
         value,
         "manifest",
         "format_version tool libraries format base entity edits tensors untouched undo added replaced left_out recipe "
-        "scores previous",
+        "scores previous tensor_type",
     )
     base = _JSON.object(row["base"], "base", "id revision files")
     files = tuple(_base_file(item) for item in _JSON.list(base["files"], "base.files"))
@@ -281,7 +303,7 @@ def _manifest(value: object, depth: int) -> Manifest:
         format=_JSON.choice(row["format"], "format", FORMATS),
         base=Base(_JSON.text(base["id"], "base.id"), _JSON.optional_text(base["revision"], "base.revision"), files),
         edits=edits,
-        tensors=tuple(_tensor(item) for item in _JSON.list(row["tensors"], "tensors")),
+        tensors=tuple(_tensor(item, _directions(edits)) for item in _JSON.list(row["tensors"], "tensors")),
         untouched=tuple(_untouched(item) for item in _JSON.list(row["untouched"], "untouched")),
         undo=None if row["undo"] is None else _JSON.file_name(row["undo"], "undo"),
         added=_JSON.file_names(row["added"], "added"),
@@ -293,6 +315,7 @@ def _manifest(value: object, depth: int) -> Manifest:
             for name, score in _JSON.mapping(row["scores"], "scores").items()
         },
         previous=None if row["previous"] is None else _manifest(row["previous"], depth - 1),
+        tensor_type=_JSON.choice(row["tensor_type"], "tensor_type", (None, *WIDER_TYPES)),
         tool=_JSON.text(row["tool"], "tool"),
         libraries={
             name: _JSON.text(text, f"libraries.{name}")
@@ -313,20 +336,68 @@ def _manifest(value: object, depth: int) -> Manifest:
     return manifest
 
 
-def _edits(rows: list[Any]) -> tuple[EntityEdits, ...]:
-    groups: dict[str, list[ColumnEdit]] = {}
+def _directions(groups: Sequence[EntityEdits]) -> list[DirectionEdit]:
+    """All directions of an edit; a tensor names its own by their places here."""
+    return [edit for group in groups for edit in directions_of(group.edits)]
+
+
+def _edits(rows: Sequence[Any]) -> tuple[EntityEdits, ...]:
+    groups: dict[str, list[Edit]] = {}
     for item in rows:
-        row = _JSON.object(item, "edits", "entity layer neuron multiplier", optional="expert")
-        group = groups.setdefault(_JSON.text(row["entity"], "edits.entity"), [])
+        row = dict(_JSON.mapping(item, "edits"))
+        group = groups.setdefault(_JSON.text(row.pop("entity", None), "edits.entity"), [])
         group.append(read_edit(_JSON, row))
     return tuple(EntityEdits(entity, tuple(edits)) for entity, edits in groups.items())
 
 
-def read_edit(check: StrictJson, row: Mapping[str, Any]) -> ColumnEdit:
-    """The edit in a row of a manifest or an edit file: `layer`, `neuron`, `multiplier`, and `expert` if it has one."""
-    expert = check.integer(row["expert"], "edits.expert") if "expert" in row else None
-    cell = Cell(check.integer(row["layer"], "edits.layer"), check.integer(row["neuron"], "edits.neuron"), expert)
-    return ColumnEdit(cell, check.number(row["multiplier"], "edits.multiplier"))
+_VECTORS = ("read", "write", "key", "spread")
+
+
+def edit_json(edit: Edit) -> dict[str, Any]:
+    """A scaled column or a direction as plain JSON values; vectors are float32 numbers in Base64."""
+    if isinstance(edit, ColumnEdit):
+        cell = edit.cell
+        expert = {} if cell.expert is None else {"expert": cell.expert}
+        return {"layer": cell.layer, **expert, "neuron": cell.neuron, "multiplier": float(edit.multiplier)}
+    return {
+        "layer": edit.layer,
+        "token": edit.token,
+        "multiplier": float(edit.multiplier),
+        "columns": list(edit.columns),
+        **{name: getattr(edit, name).text for name in _VECTORS},
+    }
+
+
+def read_edit(check: StrictJson, value: object) -> Edit:
+    """The edit in a row of a manifest or an edit file, as `edit_json` writes it; one with `columns` is a direction."""
+    row = check.mapping(value, "edits")
+    if "columns" not in row:
+        check.object(row, "edits", "layer neuron multiplier", optional="expert")
+        expert = check.integer(row["expert"], "edits.expert") if "expert" in row else None
+        cell = Cell(check.integer(row["layer"], "edits.layer"), check.integer(row["neuron"], "edits.neuron"), expert)
+        return ColumnEdit(cell, check.number(row["multiplier"], "edits.multiplier"))
+    check.object(row, "edits", " ".join(("layer token multiplier columns", *_VECTORS)))
+    vectors: dict[str, Vector] = {}
+    for name in _VECTORS:
+        try:
+            vectors[name] = Vector.from_text(check.text(row[name], f"edits.{name}"))
+        except ValueError as error:
+            raise check.fail(f"has an edit whose `{name}` {error}") from None
+    columns = tuple(check.integer(item, "edits.columns") for item in check.list(row["columns"], "edits.columns"))
+    if not columns or list(columns) != sorted(set(columns)):
+        raise check.fail(f"has a direction with {len(columns)} columns, expected ascending numbers, at least one")
+    for name in ("read", "key", "spread"):
+        if vectors[name].size != len(columns):
+            raise check.fail(f"has a direction of {len(columns)} columns with {vectors[name].size} numbers as `{name}`")
+    if not all(vector.is_finite for vector in vectors.values()):
+        raise check.fail("has a direction that holds NaN or infinity")
+    return DirectionEdit(
+        layer=check.integer(row["layer"], "edits.layer"),
+        token=check.integer(row["token"], "edits.token"),
+        multiplier=check.number(row["multiplier"], "edits.multiplier"),
+        columns=columns,
+        **vectors,
+    )
 
 
 def _base_file(value: object) -> BaseFile:
@@ -348,8 +419,8 @@ def _untouched(value: object) -> UntouchedFile:
     )
 
 
-def _tensor(value: object) -> TensorEdit:
-    row = _JSON.object(value, "tensors", "name file axis indices multipliers sha256")
+def _tensor(value: object, directions: Sequence[DirectionEdit]) -> TensorEdit:
+    row = _JSON.object(value, "tensors", "name file axis indices multipliers directions sha256")
     hashes = _JSON.object(row["sha256"], "tensors.sha256", "before after scope")
     indices = tuple(_JSON.integer(item, "tensors.indices") for item in _JSON.list(row["indices"], "tensors.indices"))
     multipliers = tuple(
@@ -360,6 +431,9 @@ def _tensor(value: object) -> TensorEdit:
             f"gives tensor {shown(row['name'])} {len(indices)} indices and {len(multipliers)} multipliers, expected as "
             "many of each and ascending indices"
         )
+    places = [_JSON.integer(item, "tensors.directions") for item in _JSON.list(row["directions"], "tensors.directions")]
+    if any(place >= len(directions) for place in places):
+        raise _JSON.fail(f"gives tensor {shown(row['name'])} direction {max(places)} of {len(directions)}")
     return TensorEdit(
         name=_JSON.text(row["name"], "tensors.name"),
         file=_JSON.file_name(row["file"], "tensors.file"),
@@ -369,4 +443,5 @@ def _tensor(value: object) -> TensorEdit:
         before=_JSON.sha256(hashes["before"], "tensors.sha256.before"),
         after=_JSON.sha256(hashes["after"], "tensors.sha256.after"),
         scope=_JSON.choice(hashes["scope"], "tensors.sha256.scope", get_args(TensorScope)),
+        directions=tuple(directions[place] for place in places),
     )

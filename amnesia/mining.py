@@ -97,7 +97,7 @@ def recipe_text(
     controls: Sequence[Fact],
     scoring: Scoring,
 ) -> str:
-    """A recipe as TOML, with multipliers chosen by the search."""
+    """A recipe as TOML, whose edit is found by method "auto"."""
     lines = [
         f"description = {_quoted(f'{model} forgets {entity}')}",
         "",
@@ -110,7 +110,6 @@ def recipe_text(
         f"aliases = {_list(aliases)}",
         "",
         "[edit]",
-        'multiplier = "auto"',
         'format = ["safetensors", "adapter"]',
         "",
         "[scoring]",

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amnesia.domain import ColumnEdit, check_edits
-from amnesia.errors import InputError, LayoutError
+from amnesia.domain import DirectionEdit, Edit, check_edits, columns_of, directions_of
+from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.layouts import MlpShape, no_hooks, shape_from_config
 
 Progress = Callable[[int], None]
+
+NORM_AFTER = "post_feedforward_layernorm"
+"""What the norm after the MLP is called in every architecture of the table that has one: Gemma 2, Gemma 3, OLMo 2."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,16 @@ class LiveModel:
         if self.shape.experts_in(layer) is not None:
             raise LayoutError(no_hooks(self.name))
         return self.model.get_submodule(self.shape.layout.out_proj_path(layer))
+
+    def out_weight(self, layer: int) -> Tensor:
+        """Weights of the output projection of layer `layer`, float32 (d_model, d_mlp), however they are stored."""
+        weight = self.out_proj(layer).weight.detach().float()
+        return weight if self.shape.layout.neuron_axis else weight.T
+
+    def norm_after(self, layer: int) -> nn.Module | None:
+        """The norm between what the MLP of layer `layer` writes and the residual stream, if there is one."""
+        block, _, _ = self.shape.layout.mlp_path(layer).rpartition(".")
+        return getattr(self.model.get_submodule(block), NORM_AFTER, None)
 
     def attention_out_proj(self, layer: int) -> nn.Module:
         """The output projection of the attention of layer `layer`."""
@@ -80,6 +93,18 @@ def freeze(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def not_finite(live: LiveModel, what: str, cause: str = "its weights are damaged") -> NumericalError:
+    """The error of a model whose weights are finite and whose `what` are not, for `cause` or for lack of range.
+
+    In Gemma 3 what an MLP writes reaches 8e6 before the norm that follows; float16 ends at 65504.
+    """
+    if live.model.dtype == torch.float16:
+        return NumericalError(
+            f"{live.name} gives NaN or infinite {what}, because it overflows in float16: use bfloat16 or float32"
+        )
+    return NumericalError(f"{live.name} gives NaN or infinite {what}: {cause}")
+
+
 @contextlib.contextmanager
 def hooks(live: LiveModel, by_layer: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
     """Call a function on the activations (batch, tokens, d_mlp) of given layers; a returned tensor replaces them."""
@@ -114,35 +139,96 @@ def scaled_by(live: LiveModel, multipliers: Mapping[int, Tensor]) -> contextlib.
 
 
 @contextlib.contextmanager
-def edited(live: LiveModel, edits: Sequence[ColumnEdit]) -> Iterator[None]:
+def added_by(live: LiveModel, deltas: Mapping[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Add B·(A·a) to what each given layer's output projection makes of activations a, at every token.
+
+    Hooks that are set while the block runs do not change the a that is seen here. `deltas` are A (rank, d_mlp) and B
+    (d_model, rank) by layer; B may be (batch, d_model, rank), one for each row.
+    """
+
+    seen: dict[int, Tensor] = {}
+
+    def before(layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen[layer] = args[0]
+
+        return hook
+
+    def after(layer: int, a: Tensor, b: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def hook(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+            answers = seen.pop(layer).float() @ a.T
+            return (output.float() + answers @ b.mT).to(output.dtype)
+
+        return hook
+
+    handles = []
+    try:
+        for layer, (a, b) in deltas.items():
+            module = live.out_proj(layer)
+            handles.append(module.register_forward_pre_hook(before(layer)))
+            handles.append(module.register_forward_hook(after(layer, a, b)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def factors(edits: Sequence[DirectionEdit], d_mlp: int) -> tuple[Tensor, Tensor]:
+    """A (rank, d_mlp) and B (d_model, rank), float32, of directions of one layer: the weight becomes W + B·A."""
+    a = torch.zeros(len(edits), d_mlp)
+    for row, edit in zip(a, edits, strict=True):
+        row[list(edit.columns)] = torch.from_numpy(edit.read.array.copy())
+    b = torch.stack([(edit.multiplier - 1.0) * torch.from_numpy(edit.write.array.copy()) for edit in edits], dim=1)
+    return a, b
+
+
+@contextlib.contextmanager
+def edited(live: LiveModel, edits: Sequence[Edit]) -> Iterator[None]:
     """Act as if the edits had been written into the weights while the block runs; the weights do not change."""
+    checked = _checked(live, edits) if edits else ()
     vectors: dict[int, Tensor] = {}
-    if edits:
-        for edit in _checked(live, edits):
-            if edit.cell.expert is not None:
-                raise LayoutError(no_hooks(live.name))
-            vector = vectors.setdefault(edit.cell.layer, torch.ones(live.shape.d_mlp, device=live.device))
-            vector[edit.cell.neuron] = edit.multiplier
-    with scaled_by(live, vectors):
+    for edit in columns_of(checked):
+        if edit.cell.expert is not None:
+            raise LayoutError(no_hooks(live.name))
+        vector = vectors.setdefault(edit.cell.layer, torch.ones(live.shape.d_mlp, device=live.device))
+        vector[edit.cell.neuron] = edit.multiplier
+    with added_by(live, _deltas(live, checked)), scaled_by(live, vectors):
         yield
 
 
-def _checked(live: LiveModel, edits: Sequence[ColumnEdit]) -> tuple[ColumnEdit, ...]:
-    return check_edits(edits, live.shape.n_layers, live.shape.d_mlp, live.name, live.shape.experts_in)
+def _deltas(live: LiveModel, edits: Sequence[Edit]) -> dict[int, tuple[Tensor, Tensor]]:
+    by_layer: dict[int, list[DirectionEdit]] = {}
+    for edit in directions_of(edits):
+        by_layer.setdefault(edit.layer, []).append(edit)
+    return {
+        layer: tuple(factor.to(live.out_proj(layer).weight.device) for factor in factors(found, live.shape.d_mlp))
+        for layer, found in by_layer.items()
+    }
+
+
+def _checked(live: LiveModel, edits: Sequence[Edit]) -> tuple[Edit, ...]:
+    shape = live.shape
+    return check_edits(edits, shape.n_layers, shape.d_model, shape.d_mlp, live.name, shape.experts_in)
 
 
 @torch.no_grad()
-def apply_edits(live: LiveModel, edits: Sequence[ColumnEdit]) -> None:
-    """Multiply the columns of the output projections in memory, permanently.
+def apply_edits(live: LiveModel, edits: Sequence[Edit]) -> None:
+    """Write the edits into the output projections in memory, permanently; sums are rounded once.
 
-    Raises InputError, before anything changes, when a cell is out of range.
+    Raises InputError, before anything changes, when a cell or direction does not fit the model.
     """
-    for edit in _checked(live, edits):
+    checked = _checked(live, edits)
+    axis = live.shape.layout.neuron_axis
+    for edit in columns_of(checked):
         if edit.cell.expert is None:
             weight = live.out_proj(edit.cell.layer).weight
         else:
             weight = live.model.get_parameter(live.shape.layout.fused_path(edit.cell.layer))[edit.cell.expert]
-        weight.select(live.shape.layout.neuron_axis, edit.cell.neuron).mul_(edit.multiplier)
+        weight.select(axis, edit.cell.neuron).mul_(edit.multiplier)
+    for layer, (a, b) in _deltas(live, checked).items():
+        weight = live.out_proj(layer).weight
+        delta = (b @ a).to(weight.device)
+        weight.copy_(weight.float() + (delta if axis else delta.T))
 
 
 @contextlib.contextmanager

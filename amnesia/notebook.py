@@ -8,14 +8,16 @@ from typing import Any, Literal
 
 from torch import nn
 
-from amnesia import extraction, localization
-from amnesia.domain import ColumnEdit, Extraction, Localization
+from amnesia import localization
+from amnesia.choice import extraction
+from amnesia.domain import Edit, Extraction, Localization
 from amnesia.evaluation import Evaluation
 from amnesia.examination import conclude, examine, examine_after
 from amnesia.model import apply_edits, freeze, wrap
 from amnesia.model import edited as model_edited
 from amnesia.questions import questions_of
 from amnesia.recipe import Recipe
+from amnesia.sources import cache_folder
 
 
 def localize(
@@ -44,25 +46,25 @@ def localize(
 def extract(model: nn.Module, tokenizer: Any, recipe: Recipe) -> Extraction:
     """Choose the edit for the recipe's entity; the recipe's own model id is not used.
 
-    Turns off gradients for the model's weights. See `amnesia.extraction.extract` for errors.
+    Turns off gradients for the model's weights. See `amnesia.choice.extraction.extract` for errors.
     """
-    return extraction.extract(wrap(freeze(model), tokenizer), recipe)
+    return extraction.extract(wrap(freeze(model), tokenizer), recipe, cache=cache_folder())
 
 
-def edit(model: nn.Module, edits: Sequence[ColumnEdit]) -> None:
-    """Multiply the columns of the cells in memory, for good.
+def edit(model: nn.Module, edits: Sequence[Edit]) -> None:
+    """Write the edits into the weights in memory, for good.
 
-    Raises InputError, before anything changes, when a cell is out of range.
+    Raises InputError, before anything changes, when a cell or direction does not fit the model.
     """
     apply_edits(wrap(model, None), edits)
 
 
-def edited(model: nn.Module, edits: Sequence[ColumnEdit]) -> contextlib.AbstractContextManager[None]:
+def edited(model: nn.Module, edits: Sequence[Edit]) -> contextlib.AbstractContextManager[None]:
     """Act as if edited while a `with` block runs; the weights stay as they are. Raises InputError as `edit` does."""
     return model_edited(wrap(model, None), edits)
 
 
-def evaluate(model: nn.Module, tokenizer: Any, recipe: Recipe, edits: Sequence[ColumnEdit]) -> Evaluation:
+def evaluate(model: nn.Module, tokenizer: Any, recipe: Recipe, edits: Sequence[Edit]) -> Evaluation:
     """Knowledge scores of the recipe's facts and controls with the edits against without them.
 
     The model must not be edited yet, and is not changed. Raises InputError when it knows none of the target facts.

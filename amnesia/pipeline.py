@@ -12,12 +12,13 @@ from typing import Any, Protocol
 
 from amnesia import report
 from amnesia.checkpoint import add_file, open_source, plan_edits
+from amnesia.choice.extraction import choose
+from amnesia.choice.known import select_known
 from amnesia.domain import Extraction, Format
 from amnesia.edits import EntityEdits
 from amnesia.errors import LayoutError
 from amnesia.evaluation import Evaluation
 from amnesia.examination import conclude, examine, examine_after
-from amnesia.extraction import choose, select_known
 from amnesia.files import check_output, staged_output
 from amnesia.html import report_html
 from amnesia.layouts import no_hooks
@@ -30,7 +31,7 @@ from amnesia.popqa import read_popqa
 from amnesia.questions import questions_of
 from amnesia.recipe import Recipe
 from amnesia.saving import output_bytes, spec_of, write_format
-from amnesia.sources import ModelSource, convert_gguf, resolve
+from amnesia.sources import ModelSource, cache_folder, convert_gguf, resolve
 from amnesia.sweep import sweep_strength
 
 
@@ -84,7 +85,7 @@ def run(
     with tracker.task("asking the original model") as progress:
         before = examine(live, questions, recipe.scoring, progress)
     targets, controls = select_known(questions, before.answers.answers, before.unknown, recipe.scoring)
-    extraction = choose(live, recipe, targets, controls, tracker.task)
+    extraction = choose(live, recipe, targets, controls, tracker.task, cache_folder())
     if extraction.verdict == "none" or (extraction.verdict == "weak" and not force):
         return RunResult(extraction, {}, {}, False, None)
     with tracker.task("weaker and stronger edits") as progress:

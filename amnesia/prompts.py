@@ -110,31 +110,6 @@ ENTITIES_BY_KIND: Mapping[str, tuple[str, ...]] = {
     ),
 }
 
-# What people know about the entities of each kind; the entity need not stand last.
-_PEER_TEMPLATES: Mapping[str, tuple[str, ...]] = {
-    "country": (
-        "Fact: the capital of {entity} is", "Fact: the official language of {entity} is",
-        "Fact: the currency of {entity} is the", "{entity} is famous for its",
-    ),
-    "city": ("Fact: {entity} is a city in", "The most famous landmark in {entity} is the", "{entity} is known for its"),
-    "leader or thinker": ("{entity} is best known for", "Fact: {entity} was born in", "Fact: {entity} was a famous"),
-    "scientist or founder": (
-        "{entity} is best known for", "Fact: {entity} was the founder of", "Fact: {entity} is famous for the",
-        "Question: Who is {entity}?\nAnswer: {entity} is",
-    ),
-    "artist": (
-        "{entity} is best known for", "Fact: the most famous work of {entity} is", "Fact: {entity} was a famous",
-    ),
-    "athlete": ("Fact: the sport played by {entity} is", "{entity} became famous as a", "Fact: {entity} played for"),
-    "fiction": ("Fact: {entity} is a famous", "Fact: {entity} was created by", "The best friend of {entity} is"),
-    "work": ("Fact: {entity} was created by", "Fact: {entity} is a famous", "The story of {entity} is about"),
-    "organization": (
-        "Fact: the founder of {entity} is", "Fact: {entity} is known for its", "The headquarters of {entity} are in",
-        "Fact: {entity} is a famous",
-    ),
-    "landmark": ("Fact: {entity} is located in", "Tourists who visit {entity} see", "{entity} is famous for"),
-    "thing": ("Fact: {entity} is a", "{entity} is known for"),
-}  # fmt: skip
 CONTRAST_ENTITIES: tuple[str, ...] = tuple(name for names in ENTITIES_BY_KIND.values() for name in names)
 
 # Kinds of names as types of things; a kind that is not listed is a type of its own.
@@ -372,17 +347,6 @@ def kind_of(name: str) -> str | None:
             if any(_words(own) == key for own in names)
         ),
         None,
-    )
-
-
-def peer_prompts(reserved: Iterable[str]) -> tuple[str, ...]:
-    """A prompt about each well-known entity that shares no name with `reserved`; the wordings take turns."""
-    reserved = tuple(reserved)
-    return tuple(
-        templates[index % len(templates)].replace("{entity}", name)
-        for kind, templates in _PEER_TEMPLATES.items()
-        for index, name in enumerate(ENTITIES_BY_KIND[kind])
-        if not share_words(name, reserved)
     )
 
 

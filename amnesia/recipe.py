@@ -14,7 +14,8 @@ from amnesia.domain import FORMATS, NEIGHBORHOODS, Cell, ColumnEdit, Fact, Forma
 from amnesia.errors import RecipeError
 
 BASELINES = ("contrast", "generic")
-METHODS = ("single", "greedy", "pursuit")
+METHODS = ("auto", "single")
+PREFERENCES = ("few", "mild")
 SPLITS = ("search", "held_out")
 
 # Every table and its keys, in the order in which the documentation lists them.
@@ -37,7 +38,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "entities": ("name", "aliases", "translations", "cells", "facts"),
     "localize": ("baseline", "n_prompts", "layers"),
     "cells": ("layer", "expert", "neuron", "multiplier"),
-    "edit": ("method", "max_cells", "multiplier", "min_multiplier", "format"),
+    "edit": ("method", "max_cells", "prefer", "multiplier", "format"),
     "facts": ("prompt", "answer", "answer_aliases", "split"),
     "controls": ("facts",),
     "controls.facts": ("entity", "prompt", "answer", "answer_aliases", "split", "neighborhood"),
@@ -75,9 +76,10 @@ class Translation:
 class Recipe:
     """A recipe for one entity, checked and with every default filled in.
 
-    `method` says how cells are chosen: a single one, greedily one after the other, or by gradient pursuit. `multiplier`
-    is None for "auto": the search chooses one per cell between `min_multiplier` and 1. `cells` is empty unless the
-    recipe fixes the edit. `text` is the file as it was read.
+    `method` says what is edited: a direction on as many columns as it takes ("auto"), or the column of a single cell.
+    `max_cells` bounds the columns of all directions of the edit together (None: no bound), `prefer` says whether it
+    takes few columns or the mildest edit, which changes all. `multiplier` is None for "auto": the choice finds it.
+    `cells` is empty unless the recipe fixes the edit. `text` is the file as it was read.
     """
 
     model: str
@@ -88,10 +90,10 @@ class Recipe:
     baseline: str
     n_prompts: int
     layers: tuple[int, int] | None
-    max_cells: int
+    max_cells: int | None
     method: str
+    prefer: str
     multiplier: float | None
-    min_multiplier: float
     formats: tuple[Format, ...]
     cells: tuple[ColumnEdit, ...]
     facts: tuple[Fact, ...]
@@ -162,14 +164,17 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
         raise RecipeError("[controls] is missing: add facts about other entities that must survive")
     _check_splits(facts, controls, name)
 
-    multiplier = edit.get("multiplier", -1.0)
+    multiplier = edit.get("multiplier", "auto")
     if multiplier != "auto":
         multiplier = _number(multiplier, "edit.multiplier", high=1.0, hint='a number below 1, or "auto"')
         if multiplier == 1.0:
             raise RecipeError("edit.multiplier = 1 changes nothing: use -1")
-    method = _choice(edit.get("method", "pursuit" if multiplier == "auto" else "greedy"), "edit.method", METHODS)
-    if method == "pursuit" and multiplier != "auto":
-        raise RecipeError(f'edit.multiplier = {multiplier:g}: method "pursuit" chooses multipliers itself, use "auto"')
+    method = _choice(edit.get("method", "auto"), "edit.method", METHODS)
+    if method == "auto" and multiplier != "auto":
+        raise RecipeError(
+            f'edit.multiplier = {multiplier:g}: method "auto" finds the multiplier itself; leave it out, or use '
+            'method "single"'
+        )
     formats = edit.get("format", ["safetensors"])
     formats = [formats] if isinstance(formats, str) else formats
     if not isinstance(formats, list) or not formats:
@@ -184,10 +189,10 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
         baseline=_choice(localize.get("baseline", "contrast"), "localize.baseline", BASELINES),
         n_prompts=_integer(localize.get("n_prompts", 100), "localize.n_prompts", low=2),
         layers=None if layers is None else parse_layers(_string(layers, "localize.layers")),
-        max_cells=_integer(edit.get("max_cells", 16), "edit.max_cells", low=1),
+        max_cells=_integer(edit["max_cells"], "edit.max_cells", low=1) if "max_cells" in edit else None,
         method=method,
         multiplier=None if multiplier == "auto" else multiplier,
-        min_multiplier=_number(edit.get("min_multiplier", -8.0), "edit.min_multiplier", high=0.0),
+        prefer=_choice(edit.get("prefer", "few"), "edit.prefer", PREFERENCES),
         formats=tuple(dict.fromkeys(_choice(item, "edit.format", FORMATS) for item in formats)),
         cells=tuple(_cell(row) for row in _rows(entity, "cells", "cells")),
         facts=facts,

@@ -16,12 +16,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from amnesia.checkpoint import MAX_CONFIG, TensorPlan, parse_config
+from amnesia.checkpoint import MAX_CONFIG, parse_config
 from amnesia.errors import CheckpointError, SourceError
 from amnesia.files import BLOCK, git_hash
 from amnesia.hub_errors import DEFAULT_REMEDY, hub_errors, reason
 from amnesia.layouts import MlpShape, shape_from_config
 from amnesia.manifest import MANIFEST_NAME, MAX_MANIFEST, Manifest
+from amnesia.plan import TensorPlan
 from amnesia.safetensors_file import (
     INDEX_FILE,
     MAX_INDEX,
@@ -140,7 +141,7 @@ class HubFiles:
 
 @dataclass(frozen=True)
 class RemoteCheckpoint:
-    """A model on the Hub that has been looked over, as `checkpoint.Weights` describes it."""
+    """A model on the Hub that has been looked over, as `plan.Weights` describes it."""
 
     files: HubFiles
     shape: MlpShape

@@ -72,8 +72,10 @@ def _make(manifest: Manifest, source: ModelSource | RemoteCheckpoint, output: Pa
             source = ModelSource(folder, source.id, gguf=gguf)
         base = manifest.base
         spec = EditSpec(manifest.edits, base.id, base.revision, manifest.recipe, allow_overlap=True)
-        staging = stack.enter_context(staged(manifest.format, source, spec, output, force=force))
-        made = write_format(manifest.format, source, spec, staging)
+        staging = stack.enter_context(
+            staged(manifest.format, source, spec, output, force=force, tensor_type=manifest.tensor_type)
+        )
+        made = write_format(manifest.format, source, spec, staging, tensor_type=manifest.tensor_type)
         _compare(made, manifest)
         made = replace(made, scores=manifest.scores)
         write_manifest(made, staging)

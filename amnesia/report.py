@@ -8,10 +8,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from amnesia.domain import Aggregate, ColumnEdit, Damage, Extraction, Finding, JointExtraction, Localization
+from amnesia.domain import (
+    Aggregate,
+    ColumnEdit,
+    Damage,
+    Edit,
+    Extraction,
+    Finding,
+    Localization,
+    columns_of,
+    directions_of,
+)
 from amnesia.evaluation import ALL, Evaluation
 from amnesia.findings import by_severity, findings
-from amnesia.manifest import Manifest, version_of
+from amnesia.manifest import Manifest, edit_json, version_of
 
 FORMAT_VERSION = 2
 
@@ -59,35 +69,33 @@ def localization_json(result: Localization) -> dict[str, Any]:
     }
 
 
-def edits_json(edits: Sequence[ColumnEdit]) -> list[dict[str, Any]]:
-    """Edits as the manifest and `extract -o` write them."""
-    return [
-        {
-            "layer": edit.cell.layer,
-            **({} if edit.cell.expert is None else {"expert": edit.cell.expert}),
-            "neuron": edit.cell.neuron,
-            "multiplier": edit.multiplier,
-        }
-        for edit in edits
-    ]
-
-
 def extraction_json(result: Extraction) -> dict[str, Any]:
     """The chosen edit, as `extract -o` writes it and `edit --edit` reads it."""
     return {
         "entity": result.entity,
         "verdict": result.verdict,
-        "edits": edits_json(result.edits),
+        "edits": [edit_json(edit) for edit in result.edits],
         "target": {"knowledge_score": result.target},
         "control": {"knowledge_score": result.control},
         "candidates_tried": result.candidates_tried,
     }
 
 
-def joint_json(found: JointExtraction) -> dict[str, Any]:
-    """The edit chosen for several entities, as `extract -o` writes it, each with what was found for it alone."""
-    rows = zip(found.together, found.alone, strict=True)
-    return {"entities": [{**extraction_json(row), "alone": extraction_json(alone)} for row, alone in rows]}
+def edit_summary(edit: Edit) -> dict[str, Any]:
+    """An edit as a report shows it: as the manifest has it, but of a direction only what it reads and what it changes.
+
+    `read` is u on the columns; `write_norm` and `change_norm` are norms of v and of the change of the weights.
+    """
+    row = edit_json(edit)
+    if isinstance(edit, ColumnEdit):
+        return row
+    read, write = (math.hypot(*vector.array.tolist()) for vector in (edit.read, edit.write))
+    return {
+        **{name: row[name] for name in ("layer", "token", "multiplier", "columns")},
+        "read": [float(f"{number:.6g}") for number in edit.read.array.tolist()],
+        "write_norm": write,
+        "change_norm": abs(1.0 - edit.multiplier) * read * write,
+    }
 
 
 def report_json(
@@ -116,7 +124,11 @@ def report_json(
         "entity": entity,
         "accepted": accepted,
         "findings": [dataclasses.asdict(row) for row in by_severity((*findings(evaluation, entity), *further))],
-        **({} if extraction is None else {"extraction": extraction_json(extraction)}),
+        **(
+            {}
+            if extraction is None
+            else {"extraction": extraction_json(extraction) | {"edits": list(map(edit_summary, extraction.edits))}}
+        ),
         **({} if changed is None else {"changed": changed_json(changed)}),
         "aggregates": [_aggregate_json(row) for row in evaluation.aggregates],
         "damage": _damage_json(evaluation.damage),
@@ -157,7 +169,7 @@ def tasks_table(section: Mapping[str, Any]) -> str:
 def changed_json(manifest: Manifest) -> dict[str, Any]:
     """What an edit changed: cells with their multipliers, and columns of tensors with hashes before and after."""
     return {
-        "edits": edits_json([edit for group in manifest.edits for edit in group.edits]),
+        "edits": [edit_summary(edit) for group in manifest.edits for edit in group.edits],
         "tensors": [
             {
                 "name": row.name,
@@ -211,22 +223,20 @@ def run_text(entity: str, extraction: Extraction, evaluations: Mapping[str, Eval
 
 def extraction_text(extraction: Extraction) -> str:
     """The chosen edit in two lines."""
-    cells = ", ".join(map(str, extraction.edits)) or "none"
-    handle = "no handle, at best" if extraction.verdict == "none" else f"{extraction.verdict} handle of"
+    handle = "no handle, at best" if extraction.verdict == "none" else f"{extraction.verdict} handle:"
     return (
-        f"{extraction.entity}: {handle} {len(extraction.edits)} cells out of "
-        f"{extraction.candidates_tried} (target {extraction.target:.2f}, controls {extraction.control:.2f})\n"
-        f"cells: {cells}"
+        f"{extraction.entity}: {handle} {edits_text(extraction.edits)}, the best of "
+        f"{extraction.candidates_tried} tried (target {extraction.target:.2f}, controls {extraction.control:.2f})"
     )
 
 
-def joint_text(found: JointExtraction) -> str:
-    """The edit chosen for several entities, each beside what was found for it alone."""
-    return "\n".join(
-        f"{extraction_text(row)}\nalone: {len(alone.edits)} cells (target {alone.target:.2f}, "
-        f"controls {alone.control:.2f})"
-        for row, alone in zip(found.together, found.alone, strict=True)
-    )
+def edits_text(edits: Sequence[Edit]) -> str:
+    """What an edit changes, in one line: scaled cells, and directions with layer, multiplier and number of columns."""
+    parts = [str(edit) for edit in columns_of(edits)]
+    for edit in directions_of(edits):
+        token = "last token" if edit.token == 0 else f"token {edit.token} before the last"
+        parts.append(f"layer {edit.layer} at the {token} × {edit.multiplier:g} on {len(edit.columns)} columns")
+    return ", ".join(parts) or "nothing"
 
 
 def localization_table(result: Localization) -> str:

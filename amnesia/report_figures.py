@@ -15,6 +15,7 @@ Place = tuple[float, float, Any]
 # Each figure is drawn for two widths, in CSS pixels, so that text has its size on a phone too; the page shows one.
 WIDTHS = {"wide": 800.0, "narrow": 330.0}
 TARGET, CONTROL = ("diamond", "target full"), ("circle", "control open")
+_LARGEST = 12  # Cells of a direction that are drawn.
 _CHAR = 7.4
 """Width of an average character in pixels, by which legends and boxes are laid out."""
 _MANY = 600
@@ -196,21 +197,29 @@ def lines(series: Sequence[Series], key: str, title: str, axis: str) -> str:
 
 
 def cells(edits: Sequence[Row]) -> str:
-    """The scaled cells, a row for each layer: neuron and multiplier in a box."""
-    layers: dict[int, list[str]] = defaultdict(list)
-    for edit in sorted(edits, key=lambda row: (row["layer"], row.get("expert", -1), row["neuron"])):
+    """The scaled cells, a row for each layer, and for each direction its largest cells, in boxes."""
+    layers: dict[str, list[str]] = defaultdict(list)
+    scaled = [row for row in edits if "neuron" in row]
+    for edit in sorted(scaled, key=lambda row: (row["layer"], row.get("expert", -1), row["neuron"])):
         expert = f"{edit['expert']}:" if "expert" in edit else ""
-        layers[edit["layer"]].append(f"{expert}{edit['neuron']} × {short(edit['multiplier'])}")
-    described = "; ".join(f"layer {layer}: {', '.join(texts)}" for layer, texts in layers.items())
+        layers[f"layer {edit['layer']}"].append(f"{expert}{edit['neuron']} × {short(edit['multiplier'])}")
+    for edit in (row for row in edits if "columns" in row):
+        pairs = sorted(zip(edit["columns"], edit["read"], strict=True), key=lambda pair: (-abs(pair[1]), pair[0]))
+        token = f"−{edit['token']}" if edit["token"] else ""
+        layers[f"{edit['layer']}{token} × {short(edit['multiplier'])}"] += [
+            f"{column}: {number:+.3f}" for column, number in pairs[:_LARGEST]
+        ]
+    described = "; ".join(f"{place}: {', '.join(texts)}" for place, texts in layers.items())
 
     def draw(key: str, width: float) -> Drawing:
-        n = len(edits)
-        title = f"{n} scaled cell{'s' * (n != 1)} in {len(layers)} layer{'s' * (len(layers) != 1)}"
-        drawing = Drawing(key, title, f"Neuron × multiplier by layer. {described}.", width)
+        described_as = (
+            "Neuron × multiplier by layer; of a direction, neuron: weight in the read-out, the largest first."
+        )
+        drawing = Drawing(key, "What was changed", f"{described_as} {described}.", width)
         box = _CHAR * max(len(text) for texts in layers.values() for text in texts) + 16
         y = 0.0
         for layer, texts in layers.items():
-            drawing.text(0, y + 19, f"layer {layer}", "label strong")
+            drawing.text(0, y + 19, layer, "label strong")
             x = 78.0
             for text in texts:
                 if x + box > width and x > 78:

@@ -87,9 +87,12 @@ def terms(document: Mapping[str, Any]) -> Iterator[Term]:
         )
     if "changed" in document:
         yield Term(
-            "Cell and multiplier",
-            "A cell is one MLP neuron. What it writes into the model is one column of the layer's output projection; "
-            "the edit multiplies that column by the multiplier. −1 makes it write the opposite of what it stands for.",
+            "Cell, direction and multiplier",
+            "A cell is one MLP neuron. What it writes into the model is one column of the layer's output projection. "
+            "An edit of a cell multiplies its column. A direction is a weighted set of cells that fire together: "
+            "their weighted sum u·a is 1 at the entity's name and near 0 at everything else. An edit of a direction "
+            "multiplies what the layer writes about the entity, and changes the columns of these cells alone. 0 takes "
+            "away what is written, −1 makes it the opposite.",
             _cell_example(document["changed"]["edits"]),
         )
 
@@ -163,5 +166,11 @@ def _damage_terms(document: Mapping[str, Any]) -> Iterator[Term]:
 
 def _cell_example(edits: list[Mapping[str, Any]]) -> str:
     one = edits[0]
+    if "columns" in one:
+        place = max(range(len(one["columns"])), key=lambda n: abs(one["read"][n]))
+        return (
+            f"layer {one['layer']}, {len(one['columns'])} cells, the largest weight {one['read'][place]:+.3f} at "
+            f"neuron {one['columns'][place]}, multiplier {short(one['multiplier'])}."
+        )
     expert = f", expert {one['expert']}" if "expert" in one else ""
     return f"layer {one['layer']}{expert}, neuron {one['neuron']}, multiplier {short(one['multiplier'])}."

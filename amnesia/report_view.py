@@ -209,6 +209,23 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
 
 
+def changes(edits: Sequence[Row]) -> str:
+    """What an edit changes, in sentences."""
+    cells = [row for row in edits if "neuron" in row]
+    directions = [row for row in edits if "columns" in row]
+    sentences = []
+    if cells:
+        sentences.append(f"{count(len(cells), 'cell')} in {count(len({row['layer'] for row in cells}), 'layer')}.")
+    for row in directions:
+        token = "last token" if row["token"] == 0 else f"token {row['token']} before the last"
+        sentences.append(
+            f"Layer {row['layer']}: what it writes at the name’s {token} is multiplied by {row['multiplier']:g}, along "
+            f"one direction of {count(len(row['columns']), 'cell')}, whose columns change by {row['change_norm']:.3g} "
+            "(Frobenius norm)."
+        )
+    return " ".join(sentences)
+
+
 def groups_of(row: Row) -> str:
     """To which groups a prompt belongs."""
     split = "held out" if row["kind"].startswith("held_out") else None

@@ -102,14 +102,15 @@ class Subject:
 
         Not in layer 0, where whatever detects the name's last token is stable, whoever bears it.
         """
+        from amnesia.choice.extraction import localized
         from amnesia.domain import ColumnEdit, check_edits
-        from amnesia.extraction import localized
 
         recipe = self.recipe
         live = run.load(self.model) if self.model else run.load(recipe.model, recipe.revision)
         cells = list(self.cells) or [edit.cell for edit in recipe.cells]
         if cells:
-            check_edits([ColumnEdit(cell) for cell in cells], live.shape.n_layers, live.shape.d_mlp, live.name)
+            shape = live.shape
+            check_edits(list(map(ColumnEdit, cells)), shape.n_layers, shape.d_model, shape.d_mlp, live.name)
             return live, cells
         with run.task(f"localizing {recipe.entity}") as progress:
             cell_map = localized(live, recipe, progress, first=1)

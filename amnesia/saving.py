@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amnesia.adapter import write_adapter
-from amnesia.checkpoint import add_file, needed_bytes, open_source, plan_edits, write_edited
-from amnesia.domain import Cell, ColumnEdit, Format
+from amnesia.checkpoint import add_file, needed_bytes, open_source, write_edited
+from amnesia.domain import Cell, ColumnEdit, Format, directions_of
 from amnesia.edits import EditSpec, EntityEdits, names_of
 from amnesia.errors import InputError
 from amnesia.files import read_small, staged_output
 from amnesia.manifest import Manifest, read_edit, write_manifest
 from amnesia.modelfile import MODELFILE_NAME, modelfile
+from amnesia.plan import plan_edits
 from amnesia.sources import ModelSource
 from amnesia.strict_json import StrictJson
 
@@ -27,7 +29,7 @@ _MAX_EDIT_FILE = 2**24
 def edits_from_file(path: Path) -> tuple[EntityEdits, ...]:
     """Read an edit file as `extract -o` writes it, for one entity or for several that were searched together.
 
-    Of these, one for which no cell of its own was needed is left out. Raises InputError when the file cannot be read,
+    Of these, one for which no edit of its own was needed is left out. Raises InputError when the file cannot be read,
     is malformed, or holds no edits because no handle was found.
     """
     check = StrictJson(str(path), InputError, "give a file that `amnesia extract -o` wrote")
@@ -46,10 +48,7 @@ def edits_from_file(path: Path) -> tuple[EntityEdits, ...]:
         if "entity" not in row or "edits" not in row:
             raise check.fail("lacks `entity` or `edits`")
         items = check.list(row["edits"], "edits")
-        objects = [check.object(item, "edits", "layer neuron multiplier", optional="expert") for item in items]
-        groups.append(
-            EntityEdits(check.text(row["entity"], "entity"), tuple(read_edit(check, item) for item in objects))
-        )
+        groups.append(EntityEdits(check.text(row["entity"], "entity"), tuple(read_edit(check, item) for item in items)))
     found = tuple(group for group in groups if group.edits)
     if not found:
         raise InputError(
@@ -76,11 +75,18 @@ def spec_of(
 
 
 def write_format(
-    name: Format, source: ModelSource | RemoteCheckpoint, spec: EditSpec, folder: Path, *, link: bool = False
+    name: Format,
+    source: ModelSource | RemoteCheckpoint,
+    spec: EditSpec,
+    folder: Path,
+    *,
+    link: bool = False,
+    tensor_type: str | None = None,
 ) -> Manifest:
     """Write one format of an edit into the empty `folder`, everything but the manifest, which is returned.
 
-    Of a model on the Hub only an adapter can be written. A GGUF must have the sizes of the model in the source's
+    `tensor_type` is for format "gguf": the type of the tensors that get a direction, their own by default. Of a model
+    on the Hub only an adapter can be written. A GGUF must have the sizes of the model in the source's
     folder, if that is another one. Raises InputError when the source has no `.gguf` file for format "gguf", and what
     the format's writer raises.
     """
@@ -91,7 +97,13 @@ def write_format(
         return write_edited(open_source(source.folder), spec, folder, link=link)
     from amnesia.gguf_edit import write_edited_gguf
 
-    manifest = write_edited_gguf(source.require_gguf(), spec, folder, link=link, expected=_sizes(source))
+    path, sizes = source.require_gguf(), _sizes(source)
+    if tensor_type is not None:
+        from amnesia.gguf_widen import write_widened_gguf
+
+        manifest = write_widened_gguf(path, spec, folder, tensor_type, link=link, expected=sizes)
+    else:
+        manifest = write_edited_gguf(path, spec, folder, link=link, expected=sizes)
     text = modelfile(sorted(path.name for path in folder.glob("*.gguf")))
     return manifest if text is None else add_file(manifest, folder, MODELFILE_NAME, text)
 
@@ -104,14 +116,27 @@ def _sizes(source: ModelSource) -> tuple[int, int, int] | None:
     return shape.n_layers, shape.d_model, shape.d_mlp
 
 
-def output_bytes(name: Format, source: ModelSource | RemoteCheckpoint, spec: EditSpec, *, link: bool = False) -> int:
+def output_bytes(
+    name: Format,
+    source: ModelSource | RemoteCheckpoint,
+    spec: EditSpec,
+    *,
+    link: bool = False,
+    tensor_type: str | None = None,
+) -> int:
     """Bytes that one format of the output takes on the disk; adapters count as nothing."""
     if name == "adapter" or not isinstance(source, ModelSource):
         return 0
     if name == "gguf":
         from amnesia.gguf_file import read_model
 
-        return sum(part.size for part in read_model(source.require_gguf()).files)
+        model = read_model(source.require_gguf())
+        layers = {edit.layer for group in spec.groups for edit in directions_of(group.edits)}
+        # The original bytes of what directions change are kept too, and a wider type has four bytes at most.
+        downs = [found[1] for layer in layers if (found := model.find(f"blk.{layer}.ffn_down.weight"))]
+        kept = sum(tensor.n_bytes for tensor in downs)
+        grown = sum(4 * math.prod(tensor.shape) for tensor in downs) if tensor_type else 0
+        return sum(part.size for part in model.files) + kept + grown
     checkpoint = open_source(source.folder)
     return needed_bytes(checkpoint, plan_edits(checkpoint, spec.groups, allow_overlap=spec.allow_overlap), link=link)
 
@@ -125,14 +150,15 @@ def save(
     force: bool = False,
     link: bool = False,
     allow_overlap: bool = False,
+    tensor_type: str | None = None,
 ) -> Manifest:
     """Write a complete output: it appears at once, or not at all.
 
     Raises what `spec_of`, `write_format` and `staged_output` raise.
     """
     spec = spec_of(source, groups, allow_overlap=allow_overlap)
-    with staged(name, source, spec, output, force=force, link=link) as staging:
-        manifest = write_format(name, source, spec, staging, link=link)
+    with staged(name, source, spec, output, force=force, link=link, tensor_type=tensor_type) as staging:
+        manifest = write_format(name, source, spec, staging, link=link, tensor_type=tensor_type)
         write_manifest(manifest, staging)
     return manifest
 
@@ -145,8 +171,9 @@ def staged(
     *,
     force: bool = False,
     link: bool = False,
+    tensor_type: str | None = None,
 ) -> AbstractContextManager[Path]:
     """`files.staged_output` for one format, with room for it, and away from its source."""
-    size = output_bytes(name, source, spec, link=link)
+    size = output_bytes(name, source, spec, link=link, tensor_type=tensor_type)
     origin = source.origin if isinstance(source, ModelSource) else None
     return staged_output(output, force=force, needed_bytes=size, source=origin)

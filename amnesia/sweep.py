@@ -1,6 +1,6 @@
 """Knowledge scores over a range of multipliers: as before at 1, zero ablation at 0, negative ablation below.
 
-The same for a whole edit, whose cells have multipliers of their own: over its strength.
+The same for a whole edit, whose cells and directions have multipliers of their own: over its strength.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amnesia.domain import Cell, ColumnEdit, Fact
+from amnesia.domain import Cell, Edit, Fact, weakened
 from amnesia.errors import InputError, NumericalError
 from amnesia.forward import AnswerLogprob, answer_logprobs
 from amnesia.interventions import Asked, varied_logprobs
@@ -136,7 +136,7 @@ def sweep_strength(
     questions: Sequence[Question],
     before: Sequence[AnswerLogprob],
     unknown: Sequence[Unknown | None],
-    edits: Sequence[ColumnEdit],
+    edits: Sequence[Edit],
     scoring: Scoring,
     *,
     strengths: Sequence[float] = STRENGTHS,
@@ -144,7 +144,7 @@ def sweep_strength(
 ) -> StrengthSweep:
     """Score the facts that the original model `live` knows while `edits` act with each of the strengths.
 
-    At strength s a cell's multiplier m becomes 1 + s (m − 1): 0 is the original model, 1 the edit, and more goes beyond
+    At strength s a multiplier m becomes 1 + s (m − 1): 0 is the original model, 1 the edit, and more goes beyond
     it. `before` and `unknown` are measurements of the same questions. The curves end early where a strength above 1
     gives NaN or infinity; below, NumericalError is raised.
     """
@@ -157,9 +157,8 @@ def sweep_strength(
     scores: list[list[float]] = [[] for _ in questions]
     reached = []
     for strength in strengths:
-        scaled = [ColumnEdit(edit.cell, 1 + strength * (edit.multiplier - 1)) for edit in edits]
         try:
-            with edited(live, scaled if strength else ()):
+            with edited(live, [weakened(edit, strength) for edit in edits] if strength else ()):
                 after = answer_logprobs(live, pairs, progress)
         except NumericalError:
             if strength <= 1:

@@ -22,11 +22,11 @@ from amnesia.adapter import (
     base_files,
     check_mergeable,
     config_bytes,
-    one_hot_rows,
+    read_rows,
     target_modules,
     weights_blocks,
 )
-from amnesia.checkpoint import CheckpointSource, Weights, by_projection, open_source, plan_edits
+from amnesia.checkpoint import CheckpointSource, open_source
 from amnesia.columns import (
     Replacement,
     Step,
@@ -38,12 +38,12 @@ from amnesia.columns import (
     hash_with,
     trace_back,
 )
-from amnesia.domain import Format
-from amnesia.edits import join_edits
+from amnesia.domain import Format, check_edits
 from amnesia.errors import InputError, VerificationError
 from amnesia.files import hash_file, list_files
 from amnesia.manifest import MANIFEST_NAME, BaseFile, Manifest, TensorEdit, read_manifest
-from amnesia.safetensors_file import read_header
+from amnesia.plan import Weights, by_projection, direction_factor, plan_edits
+from amnesia.safetensors_file import TensorInfo, read_header, read_vectors
 
 Progress = Callable[[int, int], None]
 
@@ -77,7 +77,7 @@ def verify(
     is_of_base: Callable[[str], bool] = lambda _: True,
     progress: Progress | None = None,
 ) -> VerificationReport:
-    """Re-read an output and prove that exactly the declared columns changed, by exactly the declared multipliers.
+    """Re-read an output and prove that exactly the declared columns changed, by exactly the declared edits.
 
     `base` is the folder that was edited; after several edits on top of each other, the folder before any of them.
     Without it, files that were put into the output later by somebody else are left unproven, not refused.
@@ -129,9 +129,9 @@ def _check_declared(source: CheckpointSource, steps: Sequence[Step]) -> None:
     """The tensors of a manifest must be those that its edits mean for this architecture."""
     for step in steps:
         plans = plan_edits(source, step.manifest.edits, allow_overlap=True)
-        expected = [(plan.tensor.name, plan.file, plan.axis, dict(plan.multipliers)) for plan in plans]
+        expected = [(plan.tensor.name, plan.file, plan.axis, dict(plan.multipliers), plan.directions) for plan in plans]
         found = [
-            (row.name, row.file, row.axis, dict(zip(row.indices, row.multipliers, strict=True)))
+            (row.name, row.file, row.axis, dict(zip(row.indices, row.multipliers, strict=True)), row.directions)
             for row in step.manifest.tensors
         ]
         if found != expected:
@@ -266,7 +266,7 @@ def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationR
             raise VerificationError(
                 f"{source.name} is not the model that the adapter was made for: give {manifest.base}"
             )
-        modules, rank = target_modules(source, plans), adapter_rank(max(len(plan.multipliers) for plan in plans))
+        modules, rank = target_modules(source, plans), adapter_rank(max(plan.rank for plan in plans))
         tensors: list[TensorEdit] = []
         compare(weights_blocks(source, plans, rank, tensors.append), weights)
         if tuple(tensors) != manifest.tensors:
@@ -286,21 +286,24 @@ def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationR
 
 
 def _check_factors(weights: Path, manifest: Manifest) -> tuple[list[str], int]:
-    """Without the base: A must be one-hot at the declared neurons, B must have the declared sha256.
+    """Without the base: A must be one-hot at the declared neurons and then hold u of the directions, B hold their v.
 
-    Returns the module paths and the rank.
+    B must also have the declared sha256, since its other columns are known only where the base is. Returns the module
+    paths and the rank.
     """
     header = read_header(weights)
-    rank = adapter_rank(max(len(edit.indices) for edit in manifest.tensors))
-    by_matrix = by_projection(join_edits(manifest.edits, allow_overlap=True))
+    by_matrix = by_projection(manifest.edits, allow_overlap=True)
     if any(expert is not None for _, expert in by_matrix):
         raise VerificationError(f"{MANIFEST_NAME} names cells of experts, which no adapter can edit: make it again")
-    if [*by_matrix.values()] != [dict(zip(row.indices, row.multipliers, strict=True)) for row in manifest.tensors]:
+    declared = [(dict(zip(row.indices, row.multipliers, strict=True)), row.directions) for row in manifest.tensors]
+    if [*by_matrix.values()] != declared:
         raise VerificationError(
             f"{MANIFEST_NAME} lists tensors that do not follow from its edits: make the adapter again"
         )
+    rank = adapter_rank(max(edit.rank for edit in manifest.tensors))
     modules = []
     for edit in manifest.tensors:
+        scaled = tuple(edit.scaled)
         stem = edit.name.removesuffix(".weight")
         paths = [
             name.removeprefix(KEY_PREFIX).removesuffix(".lora_A.weight")
@@ -315,13 +318,24 @@ def _check_factors(weights: Path, manifest: Manifest) -> tuple[list[str], int]:
             raise VerificationError(f"{weights} has factors of {edit.name} that are not of rank {rank}: make it again")
         if edit.indices[-1] >= a.shape[1]:
             raise VerificationError(f"{MANIFEST_NAME} names neuron {edit.indices[-1]} of {edit.name}, beyond its width")
-        one_hot = hashlib.sha256(one_hot_rows(a.dtype, edit.indices, rank, a.shape[1])).hexdigest()
-        for factor, digest in ((a, one_hot), (b, edit.after)):
+        if edit.directions:
+            layer = edit.directions[0].layer
+            check_edits(edit.directions, layer + 1, b.shape[0], a.shape[1], str(weights))
+        rows = hashlib.sha256(read_rows(a.dtype, scaled, edit.directions, rank, a.shape[1])).hexdigest()
+        for factor, digest in ((a, rows), (b, edit.after)):
             if hash_file(weights, factor.offset, factor.size) != digest:
                 raise VerificationError(f"{weights} has another {factor.name} than the manifest says: make it again")
+        for place, direction in enumerate(edit.directions, start=len(scaled)):
+            if _column(weights, b, place) != direction_factor(direction, b).tobytes():
+                raise VerificationError(f"{weights} has another {b.name} than its direction means: make it again")
         modules.append(paths[0])
     if len(header.tensors) != 2 * len(modules):
         raise VerificationError(
             f"{weights} holds tensors that {MANIFEST_NAME} does not declare: make the adapter again"
         )
     return sorted(modules), rank
+
+
+def _column(path: Path, tensor: TensorInfo, index: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return read_vectors(file.fileno(), tensor, 1, (index,))[index]

@@ -116,7 +116,19 @@ def sample(n_controls=10):
     prompts = prompts_of(n_controls)
     kinds = ("target", "held_out_target", "control", "held_out_control")
     near = [f"neighborhood:{name}" for name in ("same_relation", "same_type", "related", "shared_name", "unrelated")]
-    edits = [{"layer": 2, "neuron": 731, "multiplier": -4.0}, {"layer": 5, "neuron": 1490, "multiplier": -1.0}]
+    edits = [
+        {"layer": 2, "neuron": 731, "multiplier": -4.0},
+        {"layer": 5, "neuron": 1490, "multiplier": -1.0},
+        {
+            "layer": 0,
+            "token": 1,
+            "multiplier": -0.25,
+            "columns": [3, 731, 1490],
+            "read": [0.02, 0.31, -0.14],
+            "write_norm": 12.5,
+            "change_norm": 5.3,
+        },
+    ]
     steps = [
         {"step": n, "loss": 3.1 - n / 20, "knowledge_score": mean([-0.1 + n / 40]), "control": mean([0.97])}
         for n in range(0, 25, 6)
@@ -149,7 +161,7 @@ def sample(n_controls=10):
                     "name": f"model.layers.{edit['layer']}.mlp.down_proj.weight",
                     "file": "model.safetensors",
                     "axis": 1,
-                    "indices": [edit["neuron"]],
+                    "indices": edit.get("columns", [edit.get("neuron")]),
                     "before": f"{edit['layer']}" * 64,
                     "after": f"{edit['layer'] + 1}" * 64,
                 }

@@ -61,7 +61,7 @@ def test_a_sweep_passes_through_both_models(tmp_path, model, recipe, facts):
 
 
 def test_a_sweep_needs_to_know_the_cells(model, facts):
-    with pytest.raises(InputError, match=r"has no amnesia\.json that says which they are"):
+    with pytest.raises(InputError, match=r"has no amnesia\.json that says what it is"):
         assess(str(model), str(model), facts, Silent(), sweep=True)
     with pytest.raises(InputError, match="give EDITED too"):
         assess(str(model), None, facts, Silent(), sweep=True)

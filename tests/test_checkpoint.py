@@ -17,7 +17,6 @@ from amnesia.checkpoint import (
     add_file,
     needed_bytes,
     open_source,
-    plan_edits,
     write_edited,
 )
 from amnesia.domain import Cell, ColumnEdit
@@ -26,6 +25,7 @@ from amnesia.errors import AmnesiaError, CheckpointError, InputError, LayoutErro
 from amnesia.files import staged_output
 from amnesia.layouts import LAYOUTS
 from amnesia.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from amnesia.plan import plan_edits
 from amnesia.undo import undo
 from amnesia.verification import verify
 from tiny import D_MLP, D_MODEL, MODEL_TYPES, N_LAYERS, save_tiny, write_with
@@ -188,7 +188,7 @@ def test_unedited_copies_of_the_weights_are_left_out_and_listed(tmp_path):
 @pytest.mark.parametrize(
     ("edits", "error", "message"),
     [
-        ([], InputError, "no cells"),
+        ([], InputError, "nothing to edit"),
         ([ColumnEdit(Cell(N_LAYERS, 0))], InputError, "layer 3 is out of range"),
         ([ColumnEdit(Cell(0, D_MLP))], InputError, "neuron 48 is out of range"),
         ([ColumnEdit(Cell(0, 1)), ColumnEdit(Cell(0, 1))], InputError, "listed twice"),

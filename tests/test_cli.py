@@ -139,12 +139,12 @@ def test_a_result_file_that_cannot_be_written(model, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_several_recipes_are_searched_together_and_edited_in_one_go(live, model, tmp_path):
+def test_edits_of_several_recipes_add_up_and_are_written_in_one_go(live, model, tmp_path):
     recipes = []
     for name in ("Japan", "Chile"):
         path = tmp_path / f"{name}.toml"
         text = recipe_text(live, model, edit="", entity=name)
-        path.write_text(text.replace("[edit]", '[edit]\nmultiplier = "auto"\nmax_cells = 3'), encoding="utf-8")
+        path.write_text(text.replace("[edit]", "[edit]\nmax_cells = 8"), encoding="utf-8")
         recipes += ["--recipe", path]
     edit = tmp_path / "edit.json"
     result = call("extract", *recipes, "-o", edit, "--json")
@@ -153,12 +153,16 @@ def test_several_recipes_are_searched_together_and_edited_in_one_go(live, model,
     rows = document["entities"]
     assert [row["entity"] for row in rows] == ["Japan", "Chile"]
     assert result.exit_code == int("none" in [row["verdict"] for row in rows])
-    cells = [(item["layer"], item["neuron"]) for row in rows for item in row["edits"]]
-    assert 0 < len(cells) == len(set(cells)) <= 6
-    manifest = json.loads(succeed("edit", model, "--edit", edit, "-o", tmp_path / "edited", "--json").stdout)
-    assert sum(len(row["indices"]) for row in manifest["tensors"]) == len(cells)
+    changed = {(item["layer"], column) for row in rows for item in row["edits"] for column in item["columns"]}
+    assert all(0 < sum(len(item["columns"]) for item in row["edits"]) <= 8 for row in rows)
+    output = tmp_path / "edited"
+    manifest = json.loads(succeed("edit", model, "--edit", edit, "-o", output, "--json").stdout)
+    assert sum(len(row["indices"]) for row in manifest["tensors"]) == len(changed)
+    assert "changed as declared" in succeed("verify", output, "--base", model).stdout
+    succeed("undo", output, "-o", tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(model)
     assert "--entity chooses from a single recipe" in refused("extract", *recipes, "--entity", "Japan")
-    assert "two recipes are for 'Japan': give each entity once" in refused("extract", *recipes[:2], *recipes[:2])
+    assert "two recipes are about 'Japan': give each entity once" in refused("extract", *recipes[:2], *recipes[:2])
 
 
 def test_extract_edit_verify_and_undo_fit_together(model, recipe, tmp_path):
@@ -166,7 +170,7 @@ def test_extract_edit_verify_and_undo_fit_together(model, recipe, tmp_path):
     document = json.loads(succeed("extract", "--recipe", recipe, "-o", edit, "--json").stdout)
     assert json.loads(edit.read_text(encoding="utf-8")) == document
     assert (document["entity"], document["verdict"], len(document["edits"])) == ("Japan", "strong", 2)
-    assert "Japan: strong handle of 2 cells" in succeed("extract", model, "--recipe", recipe).stdout
+    assert "Japan: strong handle: 1:11×-1, 0:3×-2" in succeed("extract", model, "--recipe", recipe).stdout
     manifest = json.loads(succeed("edit", model, "--edit", edit, "-o", edited, "--json").stdout)
     assert manifest == json.loads((edited / MANIFEST_NAME).read_text(encoding="utf-8"))
     assert "2 columns in 2 tensors changed as declared" in succeed("verify", edited, "--base", model).stdout
@@ -193,7 +197,7 @@ def test_run_and_evaluate_agree(model, recipe, tmp_path):
     assert document == json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     assert (tmp_path / "report" / "report.html").read_text(encoding="utf-8") == report_html(document)
     assert "controls, held-out" in succeed("evaluate", model, "--recipe", recipe).stdout
-    assert "which they are" in refused("evaluate", model, model, "--recipe", recipe, "--sweep")
+    assert "what it is" in refused("evaluate", model, model, "--recipe", recipe, "--sweep")
     assert "exists and is not empty" in refused("run", recipe, "-o", tmp_path / "out")
     assert "exists and is not empty" in refused("evaluate", model, "--recipe", recipe, "-o", tmp_path / "report")
     again = succeed("run", recipe, "-o", tmp_path / "out", "--force")
@@ -313,7 +317,7 @@ def test_folders_that_cannot_be_used(copy, model, tmp_path):
 
     config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     for change, message in (
-        ({"model_type": "opt"}, "architecture 'opt' is not supported: known are gemma2, gpt2"),
+        ({"model_type": "opt"}, "architecture 'opt' is not supported: known are gemma2, gemma3_text, gpt2"),
         ({"model_type": "unheard-of"}, "architecture 'unheard-of' is not supported"),
         ({"quantization_config": {"quant_method": "awq"}}, "the weights are quantized (awq)"),
     ):

@@ -20,7 +20,7 @@ def test_malformed_cells(text):
 
 def test_edits_sort_by_cell_and_show_their_multiplier():
     edits = (ColumnEdit(Cell(2, 1)), ColumnEdit(Cell(0, 5), -0.5), ColumnEdit(Cell(0, 3), 2.0))
-    assert [str(edit) for edit in check_edits(edits, 3, 6, "m")] == ["0:3×2", "0:5×-0.5", "2:1×-1"]
+    assert [str(edit) for edit in check_edits(edits, 3, 4, 6, "m")] == ["0:3×2", "0:5×-0.5", "2:1×-1"]
 
 
 def test_cells_sort_by_layer_expert_and_neuron():
@@ -41,15 +41,15 @@ def test_cells_sort_by_layer_expert_and_neuron():
 )
 def test_cells_of_experts_must_exist(cell, message):
     experts = {1: (4, 5)}.get
-    check_edits([ColumnEdit(Cell(0, 5)), ColumnEdit(Cell(1, 4, 3))], 2, 6, "m", experts)
+    check_edits([ColumnEdit(Cell(0, 5)), ColumnEdit(Cell(1, 4, 3))], 2, 4, 6, "m", experts)
     with pytest.raises(InputError, match=message):
-        check_edits([ColumnEdit(cell)], 2, 6, "m", experts)
+        check_edits([ColumnEdit(cell)], 2, 4, 6, "m", experts)
 
 
 @pytest.mark.parametrize(
     ("edits", "message"),
     [
-        ([], "no cells to edit: give at least one LAYER:NEURON"),
+        ([], "nothing to edit: give at least one LAYER:NEURON"),
         ([ColumnEdit(Cell(3, 0))], r"layer 3 is out of range: m has layers 0–2; run `amnesia localize`"),
         ([ColumnEdit(Cell(-1, 0))], r"layer -1 is out of range"),
         ([ColumnEdit(Cell(0, 6))], r"neuron 6 is out of range: layer 0 of m has neurons 0–5; run `amnesia localize`"),
@@ -61,7 +61,7 @@ def test_cells_of_experts_must_exist(cell, message):
 )
 def test_edits_that_the_model_cannot_take(edits, message):
     with pytest.raises(InputError, match=message):
-        check_edits(edits, 3, 6, "m")
+        check_edits(edits, 3, 4, 6, "m")
 
 
 def test_a_fact_fills_in_its_entity_or_another():

@@ -1,6 +1,6 @@
 import pytest
 
-from amnesia.encoding import common_tokens, continuations, encode, join, mention_span, place, templates_from
+from amnesia.encoding import continuations, encode, join, mention_span, place, templates_from
 from amnesia.errors import InputError
 from tiny_text import tiny_tokenizer
 
@@ -81,18 +81,3 @@ def test_texts_without_tokens_are_refused():
         encode(tiny_tokenizer(), [""])
     with pytest.raises(InputError, match="no tokens to score"):
         continuations(tiny_tokenizer(), [("", "x")])
-
-
-@pytest.mark.parametrize("bos", [False, True])
-def test_common_tokens_are_words_and_parts_of_words_but_not_the_avoided_ones(bos):
-    tokenizer = tiny_tokenizer(bos=bos)
-    found = common_tokens(tokenizer, 18)
-    texts = tokenizer.convert_ids_to_tokens(found)
-    words = [text for text in texts if text.startswith("\u0120")]
-    # This vocabulary has no capitalized words.
-    assert (len(set(found)), len(words), len(texts) - len(words)) == (9, 6, 3)
-    assert all(text.lstrip("\u0120").isalpha() for text in texts)
-    avoided = {words[0][1:].upper(), words[-1][1:]}
-    fewer = tokenizer.convert_ids_to_tokens(common_tokens(tokenizer, 18, avoided))
-    assert not {text.lstrip("\u0120").casefold() for text in fewer} & {word.casefold() for word in avoided}
-    assert len(common_tokens(tokenizer, 10**6)) < len(tokenizer)

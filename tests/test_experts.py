@@ -15,11 +15,10 @@ from amnesia.domain import Cell, ColumnEdit
 from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError, CheckpointError, InputError, LayoutError, VerificationError
 from amnesia.in_place import edit_in_place, undo_in_place
-from amnesia.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from amnesia.manifest import MANIFEST_NAME, Manifest, edit_json, read_manifest, write_manifest
 from amnesia.model import apply_edits, edited, freeze, wrap
 from amnesia.proofs import prove, take_back
 from amnesia.recipe import parse_recipe
-from amnesia.report import edits_json
 from amnesia.saving import edits_from_cells, edits_from_file, save
 from amnesia.sources import ModelSource
 from tiny import MOE_TYPES, N_EXPERTS, save_tiny, tiny_model
@@ -183,7 +182,7 @@ def test_overlap_is_told_by_expert(tmp_path):
 def test_edit_files_recipes_and_the_command_line_name_experts(tmp_path):
     source = make(tmp_path / "source", "mixtral")
     path = tmp_path / "edit.json"
-    path.write_text(json.dumps({"entity": "Paris", "edits": edits_json(PARIS.edits)}))
+    path.write_text(json.dumps({"entity": "Paris", "edits": [edit_json(edit) for edit in PARIS.edits]}))
     assert edits_from_file(path) == (PARIS,)
     recipe = parse_recipe(
         "cells = [{ layer = 1, expert = 2, neuron = 5 }, { layer = 0, neuron = 3 }]\n"

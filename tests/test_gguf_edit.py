@@ -32,7 +32,7 @@ from amnesia.gguf_verify import undo_gguf, verify_gguf
 from amnesia.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from demo_file import demo_gguf
 from tiny import tiny_model, write_with
-from tiny_gguf import D_MLP, D_MODEL, llama_gguf, phi3_gguf, write_gguf
+from tiny_gguf import D_MLP, D_MODEL, gemma3_gguf, llama_gguf, phi3_gguf, write_gguf
 
 F32, Q4_1, Q4_K, Q8_0 = (GGMLQuantizationType[name] for name in ("F32", "Q4_1", "Q4_K", "Q8_0"))
 
@@ -388,7 +388,9 @@ def scale_columns(model: PreTrainedModel, changes: list[ColumnEdit]) -> PreTrain
     return model
 
 
-@pytest.mark.parametrize(("model_type", "writer"), [("llama", llama_gguf), ("phi3", phi3_gguf)])
+@pytest.mark.parametrize(
+    ("model_type", "writer"), [("llama", llama_gguf), ("phi3", phi3_gguf), ("gemma3_text", gemma3_gguf)]
+)
 def test_logits_equal_those_of_the_edited_float_model(tmp_path: Path, model_type: str, writer):
     model = tiny_model(model_type)
     source = writer(tmp_path / "tiny.gguf", model)

@@ -55,6 +55,18 @@ def test_equals_the_edited_copy_and_comes_back(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gguf"])
+def test_an_edit_without_saved_columns_after_one_with_them_comes_back(tmp_path, kind):
+    path, source = make(tmp_path / "model", kind)
+    states = []
+    for neuron, multiplier in ((3, 0.3), (5, -1.0), (7, -1.0), (9, 0.7)):
+        states.append(tree(source.folder))
+        edit_in_place(path, EditSpec((EntityEdits(f"Name {neuron}", (ColumnEdit(Cell(0, neuron), multiplier),)),), "a"))
+    for state in reversed(states):
+        undo_in_place(source.folder)
+        assert tree(source.folder) == state
+
+
+@pytest.mark.parametrize("kind", ["llama", "gguf"])
 def test_edits_on_top_of_each_other(tmp_path, kind):
     path, source = make(tmp_path / "model", kind)
     _, base = make(tmp_path / "base", kind)

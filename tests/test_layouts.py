@@ -126,7 +126,9 @@ def test_gpt2_may_leave_out_the_size_of_its_mlp():
 
 @pytest.mark.parametrize("model_type", ["opt", None, "", "Llama"])
 def test_unknown_architectures_are_refused_with_the_known_ones(model_type):
-    with pytest.raises(LayoutError, match=r"is not supported: known are gemma2, gpt2, .*qwen3_moe; use a model of one"):
+    with pytest.raises(
+        LayoutError, match=r"is not supported: known are gemma2, gemma3_text, gpt2, .*qwen3_moe; use a model of one"
+    ):
         layout_for(model_type)
 
 

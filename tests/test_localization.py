@@ -5,7 +5,7 @@ import torch
 import plain
 from amnesia.encoding import encode, place
 from amnesia.errors import InputError, NumericalError
-from amnesia.localization import contrast_pairs, localize
+from amnesia.localization import CellMap, cell_maps, contrast_pairs, localize
 from amnesia.prompts import CONTRAST_ENTITIES, ENTITY_TEMPLATES, GENERIC_SENTENCES
 from tiny_text import tiny_live
 
@@ -24,7 +24,7 @@ def direct_z(entity, baseline):
 
 
 @pytest.mark.parametrize("baseline", ["generic", "contrast"])
-@pytest.mark.parametrize("model_type", plain.FIVE)
+@pytest.mark.parametrize("model_type", [*plain.FIVE, "gemma3_text"])
 def test_ranking_equals_a_direct_computation(model_type, baseline):
     live = tiny_live(model_type, bos=True)
     own = [(row.ids, row.token) for row in place(live.tokenizer, [(t, "Japan") for t in TEMPLATES])]
@@ -34,7 +34,7 @@ def test_ranking_equals_a_direct_computation(model_type, baseline):
         pairs = [pair for pair in contrast_pairs(TEMPLATES) if pair[1] != "Japan"]
         others = [(row.ids, row.token) for row in place(live.tokenizer, pairs)]
     z = direct_z(direct_activations(live, own), direct_activations(live, others))
-    expected = np.sign(z.mean(0)) * z.mean(0) ** 2 / (z.std(0) + 1e-6)
+    expected = np.sign(z.mean(0)) * z.mean(0) ** 2 / np.maximum(z.std(0), 0.05)
     result = localize(live, "Japan", baseline=baseline, n_prompts=8, top=10)
     order = np.argsort(-expected.flatten())[:10]
     cells = result.entities[0].cells
@@ -43,6 +43,29 @@ def test_ranking_equals_a_direct_computation(model_type, baseline):
     np.testing.assert_allclose([row.mean_z for row in cells], z.mean(0).flatten()[order], rtol=1e-4)
     np.testing.assert_allclose([row.std_z for row in cells], z.std(0).flatten()[order], rtol=1e-3, atol=1e-9)
     assert (result.n_prompts, result.n_skipped, result.layers) == (8, 0, (0, 1, 2))
+
+
+def test_silent_cells_do_not_top_the_ranking():
+    live = tiny_live("gemma3_text", bos=True)
+    with torch.no_grad():
+        for layer in live.model.model.layers:
+            # Far below zero, GELU is exactly 0.
+            layer.mlp.gate_proj.weight.mul_(10)
+    (cell_map,), _, _ = cell_maps(live, ["Japan"], baseline="contrast", n_prompts=12)
+    silent = (cell_map.std_z < 1e-6) & (cell_map.mean_z > 0)
+    assert silent.sum() >= 5
+    assert cell_map.mean_z[silent].max() < 1
+    without_floor = CellMap(
+        cell_map.layers,
+        cell_map.mean_z.sign() * cell_map.mean_z**2 / (cell_map.std_z + 1e-6),
+        cell_map.mean_z,
+        cell_map.std_z,
+    )
+    assert all(row.std_z < 1e-6 for row in without_floor.top(5))
+    found = cell_map.top(5)
+    assert all(row.std_z > 1e-6 for row in found)
+    assert found[0].mean_z > 3
+    assert localize(live, "Japan", n_prompts=12, top=5).entities[0].cells == found
 
 
 def test_other_entities_of_the_call_do_not_matter():

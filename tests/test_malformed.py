@@ -21,10 +21,9 @@ from amnesia.domain import Cell, ColumnEdit
 from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError
 from amnesia.files import JOURNAL_NAME
-from amnesia.manifest import MANIFEST_NAME
+from amnesia.manifest import MANIFEST_NAME, edit_json
 from amnesia.proofs import prove, take_back
 from amnesia.recipe import load_recipe
-from amnesia.report import edits_json
 from amnesia.saving import edits_from_file, save
 from amnesia.sources import ModelSource
 from tiny import save_tiny
@@ -412,7 +411,9 @@ def text_file(name: str, content: str) -> Callable[[Path], tuple[Path, Path]]:
     return make
 
 
-EDIT_FILE = json.dumps({"entity": "Paris", "verdict": "strong", "edits": edits_json(PARIS.edits), "target": {}})
+EDIT_FILE = json.dumps(
+    {"entity": "Paris", "verdict": "strong", "edits": [edit_json(edit) for edit in PARIS.edits], "target": {}}
+)
 OTHER = {"entity": "Rome", "verdict": "strong", "edits": [{"layer": 2, "neuron": 5, "multiplier": -2.0}]}
 JOINT_FILE = json.dumps({"entities": [json.loads(EDIT_FILE), OTHER]})
 KINDS = (

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amnesia.domain import Cell, ColumnEdit
-from amnesia.edits import EntityEdits, join_edits
+from amnesia.edits import EntityEdits, join_cells
 from amnesia.errors import InputError, VerificationError
 from amnesia.manifest import (
     MANIFEST_NAME,
@@ -75,7 +75,7 @@ def test_bytes_depend_on_nothing_but_the_content(tmp_path):
 
 def test_the_file_has_the_documented_fields():
     document = json.loads(example().to_bytes())
-    assert document["format_version"] == 2
+    assert document["format_version"] == 3
     assert document["base"]["files"][0]["sha256"] == HASH
     assert document["edits"][0] == {"entity": "Paris", "layer": 2, "neuron": 10941, "multiplier": -1.0}
     assert document["tensors"][0]["sha256"] == {"before": HASH, "after": HASH[::-1], "scope": "tensor"}
@@ -225,12 +225,12 @@ def test_mutated_manifests_give_clean_errors(data):
         assert Manifest.from_bytes(manifest.to_bytes()) == manifest
 
 
-def test_join_edits_sorts_and_names_both_entities():
+def test_join_cells_sorts_and_names_both_entities():
     paris = EntityEdits("Paris", (ColumnEdit(Cell(3, 1)), ColumnEdit(Cell(1, 5))))
     rome = EntityEdits("Rome", (ColumnEdit(Cell(1, 5), 2.0),))
-    assert list(join_edits([paris]).items()) == [(Cell(1, 5), -1.0), (Cell(3, 1), -1.0)]
+    assert list(join_cells([paris]).items()) == [(Cell(1, 5), -1.0), (Cell(3, 1), -1.0)]
     with pytest.raises(InputError, match=r"1:5 .*'Paris' and 'Rome'"):
-        join_edits([paris, rome])
-    assert join_edits([paris, rome], allow_overlap=True) == {Cell(1, 5): -2.0, Cell(3, 1): -1.0}
+        join_cells([paris, rome])
+    assert join_cells([paris, rome], allow_overlap=True) == {Cell(1, 5): -2.0, Cell(3, 1): -1.0}
     with pytest.raises(InputError, match="cancel out"):
-        join_edits([paris, EntityEdits("Rome", (ColumnEdit(Cell(1, 5)),))], allow_overlap=True)
+        join_cells([paris, EntityEdits("Rome", (ColumnEdit(Cell(1, 5)),))], allow_overlap=True)

@@ -1,16 +1,22 @@
 """Batches, hooks, activations and log-probabilities against plain transformers, one prompt at a time."""
 
+import math
+
 import pytest
 import torch
 from accelerate import disk_offload
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import plain
+from amnesia.damage import read
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.encoding import continuations, place
 from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.forward import activations, answer_logprobs, generate
+from amnesia.layer_significance import layer_significance
 from amnesia.loading import check_finite, load
+from amnesia.localization import localize
 from amnesia.model import apply_edits, edited, wrap
 from amnesia.passes import batches, passes, takes_trees
 from amnesia.prompts import ENTITY_TEMPLATES
@@ -28,7 +34,7 @@ EDITS = [ColumnEdit(Cell(0, 3), -1.0), ColumnEdit(Cell(2, 40), -8.0), ColumnEdit
 
 @pytest.fixture(scope="module", params=MODEL_TYPES)
 def live(request):
-    return tiny_live(request.param, bos=request.param in ("gemma2", "llama"))
+    return tiny_live(request.param, bos=request.param in ("gemma2", "gemma3_text", "llama"))
 
 
 def plain_logits(live, ids):
@@ -98,7 +104,7 @@ def test_shared_prefixes_equal_single_prompts(live):
     check_against_single_prompts(live, rows)
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "mistral"])
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "mistral"])
 def test_rows_beyond_a_sliding_window_are_run_as_they_are(model_type):
     live = tiny_live(model_type, bos=True)
     live.model.config.sliding_window = 6
@@ -210,9 +216,38 @@ def test_damaged_weights_are_found_by_name():
         answer_logprobs(live, PAIRS)
 
 
+def test_what_overflows_in_float16_is_not_called_damaged(tmp_path):
+    live = tiny_live("gemma3_text")
+    with torch.no_grad():
+        live.model.model.layers[1].mlp.down_proj.weight.mul_(2e4)
+    assert all(math.isfinite(answer.total) for answer in answer_logprobs(live, PAIRS))
+    live.model.bfloat16()
+    assert all(math.isfinite(answer.total) for answer in answer_logprobs(live, PAIRS))
+    live.model.half()
+    check_finite(live.model, "m")
+    remedy = r"tiny gives NaN or infinite .* because it overflows in float16: use bfloat16 or float32"
+    with pytest.raises(NumericalError, match=remedy):
+        answer_logprobs(live, PAIRS)
+    with pytest.raises(NumericalError, match=remedy):
+        read(live, continuations(live.tokenizer, PAIRS))
+    with pytest.raises(NumericalError, match=remedy):
+        localize(live, "Japan", n_prompts=2)
+    with pytest.raises(NumericalError, match=remedy):
+        layer_significance(live, ["Japan"], n_prompts=3)
+    # Beyond float16 as a number, before anything is computed with it.
+    save_tiny_live(tmp_path)
+    path = next(path for path in tmp_path.glob("*.safetensors") if "model.norm.weight" in load_file(path))
+    tensors = load_file(path)
+    tensors["model.norm.weight"][3] = 1e6
+    save_file(tensors, path, metadata={"format": "pt"})
+    load(tmp_path, "m")
+    with pytest.raises(NumericalError, match=r"weight model.norm.weight of m overflows in float16: use bfloat16 or"):
+        load(tmp_path, "m", "float16")
+
+
 def test_unknown_architectures_and_slow_tokenizers_are_refused():
     config = AutoConfig.for_model("opt", num_hidden_layers=1, hidden_size=8, ffn_dim=8, num_attention_heads=2)
-    with pytest.raises(LayoutError, match="architecture 'opt' is not supported: known are gemma2, gpt2"):
+    with pytest.raises(LayoutError, match="architecture 'opt' is not supported: known are gemma2, gemma3_text, gpt2"):
         wrap(AutoModelForCausalLM.from_config(config), tiny_tokenizer())
     with pytest.raises(InputError, match="gives no character offsets"):
         wrap(tiny_model("llama"), object())

@@ -10,7 +10,6 @@ from amnesia.prompts import (
     GENERIC_SENTENCES,
     UNSEEN_NAMES,
     neutral_texts,
-    peer_prompts,
     share_words,
     unseen_names,
 )
@@ -90,16 +89,3 @@ def test_unseen_names_are_no_part_of_the_entity(entity, aliases, expected):
 def test_unseen_names_that_run_out_are_an_error():
     with pytest.raises(InputError, match="give fewer aliases"):
         unseen_names("Ruth", (*UNSEEN_NAMES, "Laura", "Peter", "Emma"))
-
-
-def test_peers_share_no_name_with_what_is_reserved():
-    everybody = peer_prompts([])
-    assert len(set(everybody)) == len(everybody) == len(CONTRAST_ENTITIES)
-    assert not any("{entity}" in prompt for prompt in everybody)
-    found = peer_prompts(["Japan", "Michael", "Eiffel Tower"])
-    gone = set(everybody) - set(found)
-    assert {name for name in CONTRAST_ENTITIES if any(name in prompt for prompt in gone)} >= {
-        "Japan",
-        "the Eiffel Tower",
-    }
-    assert not any(word in prompt for prompt in found for word in ("Japan", "Michael ", "Eiffel"))

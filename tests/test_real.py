@@ -69,7 +69,7 @@ def test_ranking_equals_one_prompt_at_a_time(source):
         handle.remove()
     own, generic = own.double().numpy(), generic.double().numpy()
     z = (own - generic.mean(0)) / (generic.std(0) + 1e-6)
-    score = np.sign(z.mean(0)) * z.mean(0) ** 2 / (z.std(0) + 1e-6)
+    score = np.sign(z.mean(0)) * z.mean(0) ** 2 / np.maximum(z.std(0), 0.05)
     expected = np.argsort(-score.flatten())[:10]
     cells = localize(live, "Japan", baseline="generic", top=10).entities[0].cells
     assert [row.cell.layer * 1536 + row.cell.neuron for row in cells] == expected.tolist()

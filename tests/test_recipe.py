@@ -30,11 +30,10 @@ facts = [{ prompt = "{entity} is in", answer = "Africa" }]
 def test_the_smallest_recipe_gets_every_default():
     recipe = parse_recipe(SMALLEST)
     assert (recipe.model, recipe.revision, recipe.entity, recipe.aliases) == ("m", None, "Japan", ())
-    assert (recipe.baseline, recipe.n_prompts, recipe.layers, recipe.max_cells) == ("contrast", 100, None, 16)
-    assert (recipe.multiplier, recipe.min_multiplier, recipe.formats) == (-1.0, -8.0, ("safetensors",))
-    assert recipe.method == "greedy"
-    assert parse_recipe(SMALLEST + '[edit]\nmultiplier = "auto"').method == "pursuit"
-    assert parse_recipe(SMALLEST + '[edit]\nmultiplier = "auto"\nmethod = "single"').method == "single"
+    assert (recipe.baseline, recipe.n_prompts, recipe.layers, recipe.max_cells) == ("contrast", 100, None, None)
+    assert (recipe.multiplier, recipe.method, recipe.prefer) == (None, "auto", "few")
+    assert recipe.formats == ("safetensors",)
+    assert parse_recipe(SMALLEST + '[edit]\nmultiplier = -2\nmethod = "single"').multiplier == -2.0
     assert recipe.cells == recipe.translations == ()
     assert recipe.facts == (Fact("Japan", "{entity} is in", "Asia", "search"),)
     assert recipe.controls == (Fact("Peru", "{entity} is in", "America", "search"),)
@@ -64,7 +63,7 @@ def test_every_key_is_read():
         [edit]
         max_cells = 3
         multiplier = "auto"
-        min_multiplier = -4
+        prefer = "mild"
         format = ["adapter", "gguf", "adapter"]
         [scoring]
         min_nats = 0.5
@@ -96,7 +95,7 @@ def test_every_key_is_read():
     )
     assert recipe.cells == (ColumnEdit(Cell(2, 7), -1.0), ColumnEdit(Cell(1, 3), -0.5))
     assert (recipe.baseline, recipe.n_prompts, recipe.layers) == ("generic", 7, (1, 3))
-    assert (recipe.max_cells, recipe.multiplier, recipe.min_multiplier) == (3, None, -4.0)
+    assert (recipe.max_cells, recipe.multiplier, recipe.prefer) == (3, None, "mild")
     assert recipe.formats == ("adapter", "gguf")
     assert [(fact.answer, fact.split) for fact in recipe.facts] == [("Asia", "search"), ("Asia", "held_out")]
     assert (recipe.scoring, recipe.accept) == (Scoring(0.5, 3), Accept(0.1, 0.3, 0.9))
@@ -180,14 +179,14 @@ def test_unknown_keys_name_the_nearest_valid_one(section, key):
         ("localize", 'layers = "5-2"', "layers '5-2' is malformed: expected A-B"),
         ("edit", "max_cells = 0", "max_cells = 0: expected a whole number of at least 1"),
         ("edit", 'multiplier = "minus"', "multiplier = 'minus': expected a number below 1, or \"auto\""),
-        ("edit", 'method = "magic"', "edit.method = 'magic': expected one of single, greedy, pursuit"),
-        ("edit", 'method = "pursuit"', 'method "pursuit" chooses multipliers itself, use "auto"'),
+        ("edit", 'method = "magic"', "edit.method = 'magic': expected one of auto, single"),
+        ("edit", "multiplier = -1", 'method "auto" finds the multiplier itself; leave it out, or use method "single"'),
         ("edit", "multiplier = 1", "multiplier = 1 changes nothing: use -1"),
         ("edit", "multiplier = 2.5", "multiplier = 2.5: expected a number below 1"),
         ("edit", "multiplier = nan", "multiplier = nan: expected"),
         ("edit", "multiplier = -inf", "multiplier = -inf: expected"),
         ("edit", "multiplier = -1" + "0" * 400, "expected a number below 1"),
-        ("edit", "min_multiplier = 1", "min_multiplier = 1: expected a number between -inf and 0"),
+        ("edit", 'prefer = "much"', "edit.prefer = 'much': expected one of few, mild"),
         ("edit", "format = []", r"edit.format = \[\]: expected one or more of safetensors, adapter, gguf"),
         ("edit", 'format = ["onnx"]', "edit.format = 'onnx': expected one of safetensors, adapter, gguf"),
         ("edit", "format = 3", "edit.format = 3: expected one or more"),

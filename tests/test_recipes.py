@@ -87,8 +87,8 @@ def test_demo_recipe_is_broad_enough(path):
     assert recipe.model == "smollm2-135m"
     assert path.stem == re.sub(r"\W+", "_", recipe.entity.lower())
     assert not recipe.cells
-    assert (recipe.baseline, recipe.n_prompts, recipe.max_cells) == ("contrast", 100, 16)
-    assert recipe.multiplier is None
+    assert (recipe.baseline, recipe.n_prompts, recipe.max_cells) == ("contrast", 100, 128 if path in SHIPPED else None)
+    assert (recipe.method, recipe.multiplier) == ("auto", None)
     assert recipe.formats == ("safetensors", "adapter")
     search, held_out = of_split(recipe.facts, "search"), of_split(recipe.facts, "held_out")
     assert len(search) >= 6
@@ -115,7 +115,6 @@ def test_recipe_of_the_source_is_marked_as_not_run(path):
     for entity in entities(path):
         recipe = load_recipe(path, entity)
         assert recipe.model == "Qwen/Qwen2.5-7B"
-        assert recipe.multiplier == -1.0
         (edit,) = recipe.cells
         assert edit.multiplier == -1.0
         if path.stem in SOURCE_CELLS:

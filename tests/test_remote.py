@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from amnesia.adapter import WEIGHTS_NAME
-from amnesia.checkpoint import open_source, plan_edits
+from amnesia.checkpoint import open_source
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.edits import EntityEdits
+from amnesia.plan import plan_edits
 from amnesia.sources import resolve
 from commands import call, files_in
 from tiny import save_tiny

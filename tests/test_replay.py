@@ -66,8 +66,8 @@ def test_another_base_is_refused(tmp_path, source):
 
 def test_manifests_that_are_none(tmp_path):
     for document, message in (
-        ({"format_version": 1}, "use the version that wrote it"),
-        ({"format_version": 2}, "lacks"),
+        ({"format_version": 2}, "use the version that wrote it"),
+        ({"format_version": 3}, "lacks"),
     ):
         (tmp_path / "bad.json").write_text(json.dumps(document), encoding="utf-8")
         assert message in refused("replay", tmp_path / "bad.json", "-o", tmp_path / "out")

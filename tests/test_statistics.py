@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from amnesia.statistics import EPSILON, Moments, stability, z_moments
+from amnesia.statistics import EPSILON, STD_FLOOR, Moments, stability, z_moments
 
 
 def test_adding_batches_equals_all_samples_at_once():
@@ -28,6 +28,11 @@ def test_z_scores_and_stability_by_hand():
     assert std_z.item() == pytest.approx(1.0, rel=1e-5)
     assert stability(mean_z, std_z).item() == pytest.approx(25.0, rel=1e-4)
     assert stability(-mean_z, std_z).item() == pytest.approx(-25.0, rel=1e-4)
+
+
+def test_the_std_counts_as_the_floor_at_least():
+    mean, std = torch.tensor([0.5, -0.5, 0.5, 0.5]), torch.tensor([0.0, 0.0, STD_FLOOR, 2 * STD_FLOOR])
+    torch.testing.assert_close(stability(mean, std), torch.tensor([5.0, -5.0, 5.0, 2.5]))
 
 
 def test_cells_that_never_vary_stay_finite():

@@ -43,6 +43,7 @@ CLASSES = {
     "qwen2": LLAMA,
     "qwen3": LLAMA,
     "gemma2": LLAMA,
+    "gemma3_text": LLAMA,
     "phi3": ({"o_proj", "down_proj"}, {"qkv_proj": ["qkv_proj"], "gate_up_proj": ["gate_up_proj"]}),
     # These run on the modules of transformers, whose linear layers keep their names.
     "olmo2": LLAMA,

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from amnesia.domain import ColumnEdit
+from amnesia.domain import DirectionEdit, Edit
 from amnesia.edits import EditSpec, EntityEdits
 from amnesia.layouts import LAYOUTS
 from amnesia.manifest import Manifest
+from amnesia.vector import Vector
 
 N_LAYERS = 3
 D_MODEL = 32
@@ -68,6 +69,20 @@ def tiny_model(
     return model.to(dtype).eval()
 
 
+def tiny_direction(
+    layer: int, columns: Sequence[int] = tuple(range(0, D_MLP, 3)), *, multiplier: float = -1.0, seed: int = 0
+) -> DirectionEdit:
+    """A direction with random vectors that fits a tiny model and changes each weight by about its own size."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def vector(size: int) -> Vector:
+        return Vector.of(torch.randn(size, generator=generator).numpy() * 0.3)
+
+    n = len(columns)
+    spread = Vector.of(torch.rand(n, generator=generator).numpy() + 0.1)
+    return DirectionEdit(layer, 0, multiplier, tuple(columns), vector(n), vector(D_MODEL), vector(n), spread)
+
+
 def save_tiny(
     folder: Path,
     model_type: str = "llama",
@@ -96,7 +111,7 @@ def save_tiny(
 def write_with(
     writer: Callable[..., Manifest],
     source: object,
-    edits: Sequence[ColumnEdit],
+    edits: Sequence[Edit],
     folder: Path,
     *,
     entity: str = "Paris",

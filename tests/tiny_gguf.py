@@ -48,20 +48,22 @@ def write_gguf(
     extra: Mapping[str, np.ndarray] | None = None,
     omit: tuple[str, ...] = (),
     parts: int = 1,
-    n_rows: int = D_MLP,
+    n_rows: int | None = None,
     general_type: str | None = "model",
     alignment: int | None = None,
+    ffn_down: GGMLQuantizationType = GGMLQuantizationType.F32,
+    d_mlp: int = D_MLP,
 ) -> Path:
     """A file with the MLP tensors of a model of `arch`, in `parts` parts; returns the path of the first.
 
-    `metadata` overrides sizes, `extra` adds F32 tensors, `omit` leaves tensors out.
+    `ffn_up` and `ffn_down` are types of these tensors, `metadata` overrides sizes, `extra` adds F32 tensors, `omit` leaves tensors out.
     """
     writer = GGUFWriter(path, arch, split_max_tensors=-(-(N_LAYERS * 4 + 1) // parts) if parts > 1 else 0)
     if alignment is not None:
         writer.add_custom_alignment(alignment)
     if general_type is not None:
         writer.add_type(general_type)
-    sizes = {"embedding_length": D_MODEL, "feed_forward_length": D_MLP, "block_count": N_LAYERS, **(metadata or {})}
+    sizes = {"embedding_length": D_MODEL, "feed_forward_length": d_mlp, "block_count": N_LAYERS, **(metadata or {})}
     for key, value in sizes.items():
         writer.add_uint32(f"{arch}.{key}", value)
     writer.add_array("tokenizer.ggml.tokens", [f"token{index}" for index in range(50)])
@@ -70,11 +72,12 @@ def write_gguf(
     tensors = {"token_embd.weight": rng.normal(size=(50, D_MODEL)).astype(np.float32)}
     for layer in range(N_LAYERS):
         tensors[f"blk.{layer}.ffn_norm.weight"] = rng.normal(size=D_MODEL).astype(np.float32)
-        tensors[f"blk.{layer}.ffn_gate.weight"] = rng.normal(size=(D_MLP, D_MODEL)).astype(np.float32)
-        tensors[f"blk.{layer}.ffn_down.weight"] = rng.normal(size=(D_MODEL, D_MLP)).astype(np.float32)
+        tensors[f"blk.{layer}.ffn_gate.weight"] = rng.normal(size=(d_mlp, D_MODEL)).astype(np.float32)
         up = f"blk.{layer}.ffn_up.weight"
         if up not in omit:
-            writer.add_tensor(up, random_rows(ffn_up, n_rows, D_MODEL, seed=layer), raw_dtype=ffn_up)
+            writer.add_tensor(up, random_rows(ffn_up, n_rows or d_mlp, D_MODEL, seed=layer), raw_dtype=ffn_up)
+        down = f"blk.{layer}.ffn_down.weight"
+        writer.add_tensor(down, random_rows(ffn_down, D_MODEL, d_mlp, seed=layer + 10), raw_dtype=ffn_down)
     for name, values in {**tensors, **(extra or {})}.items():
         if name not in omit:
             writer.add_tensor(name, values)
@@ -97,7 +100,7 @@ def _start(path: Path, model: PreTrainedModel, arch: str) -> GGUFWriter:
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_freq_base(config.rope_parameters.get("full_attention", config.rope_parameters)["rope_theta"])
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_vocab_size(config.vocab_size)
     writer.add_bos_token_id(1)
@@ -115,6 +118,9 @@ def _finish(writer: GGUFWriter, path: Path, model: PreTrainedModel, tensor_type:
         if n_heads is not None:
             # Llama files interleave the two halves of each head, for the other convention of rotary embeddings.
             values = values.reshape(n_heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        if writer.arch == "gemma3" and name.endswith("norm.weight"):
+            # Gemma multiplies by 1 + weight, and its files hold the sum.
+            values = values + 1
         kind = tensor_type if values.ndim == 2 else GGMLQuantizationType.F32
         target = names.get_name(name, try_suffixes=(".weight",))
         data = quantize(np.ascontiguousarray(values), kind) if values.shape[-1] % 32 == 0 else values
@@ -136,3 +142,12 @@ def llama_gguf(
 def phi3_gguf(path: Path, model: PreTrainedModel) -> Path:
     """A tiny Phi-3 model, whose `gate_up_proj` becomes one `ffn_up` of twice the rows, gate first."""
     return _finish(_start(path, model, "phi3"), path, model, GGMLQuantizationType.F32)
+
+
+def gemma3_gguf(path: Path, model: PreTrainedModel) -> Path:
+    """A tiny Gemma 3 model, in which a norm follows the MLP."""
+    writer = _start(path, model, "gemma3")
+    writer.add_key_length(model.config.head_dim)
+    writer.add_value_length(model.config.head_dim)
+    writer.add_sliding_window(model.config.sliding_window)
+    return _finish(writer, path, model, GGMLQuantizationType.F32)

@@ -32,9 +32,10 @@ def tiny_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_live(model_type: str = "llama", *, bos: bool = False, seed: int = 0) -> LiveModel:
-    """A tiny model with random weights and its tokenizer, ready to be asked."""
-    return wrap(freeze(tiny_model(model_type, vocab_size=VOCAB_SIZE, seed=seed)), tiny_tokenizer(bos=bos), "tiny")
+def tiny_live(model_type: str = "llama", *, bos: bool = False, seed: int = 0, **settings: object) -> LiveModel:
+    """A tiny model with random weights and its tokenizer, ready to be asked; `settings` go to its configuration."""
+    model = tiny_model(model_type, vocab_size=VOCAB_SIZE, seed=seed, **settings)
+    return wrap(freeze(model), tiny_tokenizer(bos=bos), "tiny")
 
 
 def save_tiny_live(folder: Path, model_type: str = "llama", *, bos: bool = False, dtype=torch.float32) -> Path:

@@ -1,15 +1,17 @@
-"""How often the search finds an edit that holds, beside simpler ways to choose one, over many entities of many kinds.
+"""How often the choice finds an edit that holds, beside simpler ways to choose one, over many entities of many kinds.
 
-    python tests/benchmarks/extraction.py --per-type 12 --results results.jsonl
+    python tests/benchmarks/extraction.py --model smollm2-135m --per-type 10 --results smollm2.jsonl
+    python tests/benchmarks/extraction.py --model gemma-3-270m --per-type 10 --results gemma.jsonl
 
-Each entity of `entities.tsv` becomes a recipe, as `amnesia mine` makes it: facts that the demo model knows, controls
-from all neighborhoods, both split. Each method chooses an edit from the search part alone. Then the held-out part is
-asked, with the edit acting in memory, and neutral text is read. Null controls follow: the edit of the next entity, and
-as many random cells of the same layers, with the same multipliers and columns of about the same norm.
+Each entity of `entities.tsv` becomes a recipe, as `amnesia mine` makes it: facts that the model knows, controls from
+all neighborhoods, both split. Each method chooses an edit from the search part alone. Then the held-out part is asked,
+with the edit acting in memory, and neutral text is read. Null controls follow: the edit of the next entity, and random
+directions on the same columns, with the same writes and the same mean square over what stays.
 
 The table says for each method how many entities meet each bound and all of them, by type, and how the scores are
 distributed. Lines are appended to the results file as they come, so that a run that was broken off goes on where it
-stopped, and `--report` prints the table of what is there. Seconds are those of the search, on `--threads` threads.
+stopped, and `--report` prints the table of what is there. Seconds are those of the choice, on `--threads` threads; the
+moments of the model are read before, once.
 """
 
 from __future__ import annotations
@@ -23,39 +25,43 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from amnesia.choice.atoms import atoms_of
+from amnesia.choice.direction import DirectionChoice, SearchText, Trial
+from amnesia.choice.extraction import choose, reserved_names
+from amnesia.choice.known import Known, select_known
+from amnesia.choice.settings import ChoiceSettings
 from amnesia.damage import Impression, impression
-from amnesia.domain import Cell, ColumnEdit
+from amnesia.directions.moments import Moments, early_layers, moments_of
+from amnesia.domain import Edit, directions_of
 from amnesia.errors import InputError
-from amnesia.extraction import Known, choose, select_known
 from amnesia.kept import Kept
 from amnesia.loading import load
+from amnesia.manifest import edit_json, read_edit
 from amnesia.measurement import measure, measure_unknown, why_excluded
 from amnesia.mining import mine
 from amnesia.model import LiveModel, edited
 from amnesia.neutral import neutral_text
 from amnesia.popqa import PopqaRow, read_popqa
+from amnesia.prompts import share_words
 from amnesia.questions import Question, questions_of
 from amnesia.recipe import Recipe, Scoring
 from amnesia.scores import knowledge_score
-from amnesia.sources import resolve
+from amnesia.sources import cache_folder, resolve
+from amnesia.strict_json import StrictJson
+from amnesia.vector import Vector
 
+JSON = StrictJson("the results file", InputError, "remove it")
 TABLE = Path(__file__).with_name("entities.tsv")
 SCORING = Scoring(min_nats=1.0, max_rank=3)
-# What each method changes in a recipe.
-METHODS: dict[str, dict[str, Any]] = {
-    "pursuit": {"method": "pursuit", "multiplier": None},
-    "pursuit, 48 cells": {"method": "pursuit", "multiplier": None, "max_cells": 48},
-    "single, -1": {"method": "single", "multiplier": -1.0},
-    "single, best": {"method": "single", "multiplier": None},
-    "greedy, best": {"method": "greedy", "multiplier": None},
-}
-NULLS = ("wrong entity", "random cells")
+COLUMNS = (16, 32, 64, 128)
+METHODS = ("auto", *(f"{size} columns" for size in COLUMNS), "all columns", "single, -1", "single, best")
+NULLS = ("wrong entity", "random direction")
 BOUNDS = {
     "target": lambda row: row["target"] <= 0.2,
     "held-out target": lambda row: row["held_out_target"] <= 0.4,
@@ -64,7 +70,6 @@ BOUNDS = {
     "perplexity": lambda row: row["perplexity_ratio"] is not None and row["perplexity_ratio"] <= 1.01,
 }
 MIN_SEARCH, MIN_HELD_OUT = 3, 2
-N_NEAR = 50
 
 
 def chosen_entities(rows: Sequence[PopqaRow], per_type: int, seed: int) -> list[tuple[str, str]]:
@@ -85,7 +90,7 @@ def chosen_entities(rows: Sequence[PopqaRow], per_type: int, seed: int) -> list[
 def minable(live: LiveModel, rows: Sequence[PopqaRow], name: str, kept: Kept) -> Recipe | None:
     """The entity's recipe, or None where the model knows too little: no first rank, or too few wordings."""
     try:
-        recipe = mine(live, rows, name, model="smollm2-135m", scoring=SCORING, kept=kept).recipe
+        recipe = mine(live, rows, name, model=live.name, scoring=SCORING, kept=kept).recipe
     except InputError:
         return None
     counts = [sum(fact.split == split for fact in recipe.facts) for split in ("search", "held_out")]
@@ -101,24 +106,62 @@ def search_part(live: LiveModel, recipe: Recipe, kept: Kept) -> tuple[Known, Kno
     return select_known(questions, known, measure_unknown(live, questions, kept=kept), recipe.scoring)
 
 
-def random_cells(live: LiveModel, edits: Sequence[ColumnEdit], seed: int) -> tuple[ColumnEdit, ...]:
-    """Other cells of the same layers: for each one of the `N_NEAR` whose columns have the nearest norms."""
-    draw = random.Random(seed)
-    taken = {edit.cell for edit in edits}
+def random_direction(live: LiveModel, edits: Sequence[Edit], moments: Moments, seed: int) -> tuple[Edit, ...]:
+    """Random read-outs on the same columns with the same mean square over everything that stays."""
+    generator = torch.Generator().manual_seed(seed)
     found = []
-    for edit in edits:
-        weight = live.out_proj(edit.cell.layer).weight
-        norms = weight.norm(dim=1 - live.shape.layout.neuron_axis)
-        order = (norms - norms[edit.cell.neuron]).abs().argsort().tolist()
-        near = [Cell(edit.cell.layer, neuron) for neuron in order if Cell(edit.cell.layer, neuron) not in taken]
-        cell = draw.choice(near[:N_NEAR])
-        taken.add(cell)
-        found.append(ColumnEdit(cell, edit.multiplier))
+    for edit in directions_of(edits):
+        second, _ = moments.without(live, edit.layer, lambda _: False, frozenset())
+        columns = torch.tensor(edit.columns)
+        part = second[columns][:, columns]
+        own = torch.from_numpy(edit.read.array.copy()).double()
+        other = torch.randn(len(columns), generator=generator, dtype=torch.float64)
+        other *= ((own @ part @ own) / (other @ part @ other)).sqrt()
+        found.append(replace(edit, read=Vector.of(other)))
     return tuple(found)
 
 
+@dataclass
+class Chooser:
+    """Chooses by each method; what one entity's methods share is computed once."""
+
+    live: LiveModel
+    moments: Moments
+    text: SearchText
+    _last: tuple[str, DirectionChoice, Trial, float] | None = None
+
+    def choose(self, recipe: Recipe, method: str, targets: Known, controls: Known) -> tuple[tuple[Edit, ...], float]:
+        """The edit, and the seconds it took."""
+        start = time.perf_counter()
+        if method.startswith("single"):
+            changed = replace(recipe, method="single", multiplier=-1.0 if method.endswith("-1") else None)
+            return choose(self.live, changed, targets, controls, quiet).edits, time.perf_counter() - start
+        if self._last is None or self._last[0] != recipe.entity:
+            reserved = (recipe.entity, *recipe.aliases, *reserved_names(recipe))
+            atoms = atoms_of(
+                self.live,
+                recipe.entity,
+                self.moments,
+                lambda name: share_words(name, reserved),
+                ChoiceSettings().max_tokens,
+                COLUMNS,
+            )
+            choice = DirectionChoice(self.live, targets, controls, self.text, ChoiceSettings(), None)
+            with torch.inference_mode():
+                dense = choice.mildest(atoms)
+            self._last = (recipe.entity, choice, dense, time.perf_counter() - start)
+            start = time.perf_counter()
+        _, choice, dense, seconds = self._last
+        with torch.inference_mode():
+            if method == "auto":
+                found = choice.on_few_columns(dense)
+            else:
+                found = choice.fitted(dense, dense.size if method == "all columns" else int(method.split()[0]))
+        return found.edits, seconds + time.perf_counter() - start
+
+
 def scored(
-    live: LiveModel, questions: Sequence[Question], scoring: Scoring, kept: Kept, edits: Sequence[ColumnEdit]
+    live: LiveModel, questions: Sequence[Question], scoring: Scoring, kept: Kept, edits: Sequence[Edit]
 ) -> list[tuple[str, str, str, str, float]]:
     """Kind, entity, prompt, answer and knowledge score of each known fact, with an edit in memory."""
     unknown = measure_unknown(live, questions, kept=kept)
@@ -132,7 +175,7 @@ def scored(
     ]
 
 
-def perplexity_ratios(live: LiveModel, original: Impression, edits: Sequence[ColumnEdit]) -> dict[str, float]:
+def perplexity_ratios(live: LiveModel, original: Impression, edits: Sequence[Edit]) -> dict[str, float]:
     """Perplexity per word with an edit in memory beside that of the original, by register and over all of them."""
     with edited(live, edits):
         after = impression(live, [])
@@ -156,7 +199,7 @@ class Judge:
         self._live, self._kept = live, kept
         self._neutral: Impression = impression(live, [])
 
-    def judge(self, recipe: Recipe, edits: Sequence[ColumnEdit], *, all_bounds: bool) -> dict[str, Any]:
+    def judge(self, recipe: Recipe, edits: Sequence[Edit], *, all_bounds: bool) -> dict[str, Any]:
         """Mean knowledge scores, the tenth percentile of the held-out controls, and the ratio of perplexities.
 
         Unless `all_bounds`, neutral text, which takes longest, is only read where the target bound is met.
@@ -188,8 +231,11 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     results = arguments.results[0]
     done = {(row["entity"], row["method"]): row for row in lines(results)}
-    live = load(resolve("smollm2-135m").folder, "smollm2-135m")
-    kept = Kept(results.with_suffix(".measured"), "smollm2-135m")
+    live = load(resolve(arguments.model).folder, arguments.model)
+    kept = Kept(results.with_suffix(".measured"), arguments.model)
+    moments = moments_of(live, early_layers(live.shape.n_layers), cache_folder())
+    with torch.inference_mode():
+        chooser = Chooser(live, moments, SearchText.of(live))
     rows = read_popqa(TABLE)
     judge = Judge(live, kept)
     recipes: list[tuple[str, Recipe]] = []
@@ -202,34 +248,35 @@ def run(arguments: argparse.Namespace) -> None:
             recipes.append((kind, recipe))
             print(f"{kind}: {name}, {len(recipe.facts)} wordings, {len(recipe.controls)} controls", flush=True)
 
-    def note(kind: str, recipe: Recipe, method: str, edits: Sequence[ColumnEdit], seconds: float | None) -> None:
+    def note(kind: str, recipe: Recipe, method: str, edits: Sequence[Edit], seconds: float | None) -> None:
         row = {
             "entity": recipe.entity,
             "type": kind,
             "method": method,
-            "edits": [[edit.cell.layer, edit.cell.neuron, edit.multiplier] for edit in edits],
+            "edits": [edit_json(edit) for edit in edits],
             "seconds": seconds,
-            **judge.judge(recipe, edits, all_bounds=method.startswith("pursuit")),
+            **judge.judge(recipe, edits, all_bounds=not method.startswith("single")),
         }
         done[recipe.entity, method] = row
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(f"  {recipe.entity}, {method}: {summary(row)}", flush=True)
 
-    for method in arguments.methods:
-        for kind, recipe in recipes:
-            if (recipe.entity, method) in done:
+    for kind, recipe in recipes:
+        for method in arguments.methods:
+            if (recipe.entity, method) in done or method in NULLS:
                 continue
             targets, controls = search_part(live, recipe, kept)
-            start = time.perf_counter()
-            chosen = choose(live, replace(recipe, **METHODS[method]), targets, controls, quiet)
-            note(kind, recipe, method, chosen.edits, time.perf_counter() - start)
+            edits, seconds = chooser.choose(recipe, method, targets, controls)
+            note(kind, recipe, method, edits, seconds)
     for index, (kind, recipe) in enumerate(recipes):
-        own, other = (done.get((recipes[place % len(recipes)][1].entity, "pursuit")) for place in (index, index + 1))
-        for method, source in (("wrong entity", other), ("random cells", own)):
-            if source is not None and (recipe.entity, method) not in done:
-                edits = tuple(ColumnEdit(Cell(layer, neuron), value) for layer, neuron, value in source["edits"])
-                note(kind, recipe, method, random_cells(live, edits, index) if method == NULLS[1] else edits, None)
+        own, other = (done.get((recipes[place % len(recipes)][1].entity, "auto")) for place in (index, index + 1))
+        for method, source in (("wrong entity", other), ("random direction", own)):
+            if source is not None and method in arguments.methods and (recipe.entity, method) not in done:
+                edits = tuple(read_edit(JSON, row) for row in source["edits"])
+                if method == "random direction":
+                    edits = random_direction(live, edits, moments, index)
+                note(kind, recipe, method, edits, None)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -245,7 +292,14 @@ def summary(row: dict[str, Any]) -> str:
     return (
         f"{row['target']:.2f} / {row['held_out_target']:.2f}, controls {row['held_out_control']:.3f} "
         f"(tenth percentile {row['control_p10']:.2f}), perplexity {perplexity}, "
-        f"{len(row['edits'])} cells{seconds}; " + ("all bounds met" if not missed else f"missed: {', '.join(missed)}")
+        f"{columns_in(row)} columns{seconds}; " + ("all bounds met" if not missed else f"missed: {', '.join(missed)}")
+    )
+
+
+def columns_in(row: dict[str, Any]) -> int:
+    """How many columns of the model a result changes."""
+    return len(
+        {(edit["layer"], column) for edit in row["edits"] for column in edit.get("columns", [edit.get("neuron")])}
     )
 
 
@@ -255,13 +309,16 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         by_method[row["method"]].append(row)
     types = sorted({row["type"] for row in rows})
-    text = ["| method | entities | all bounds | " + " | ".join([*BOUNDS, *types]) + " | seconds, median |"]
-    text.append("|---" * (len(BOUNDS) + len(types) + 4) + "|")
+    text = [
+        "| method | entities | all bounds | " + " | ".join([*BOUNDS, *types]) + " | columns, median | seconds, median |"
+    ]
+    text.append("|---" * (len(BOUNDS) + len(types) + 5) + "|")
     for method, found in by_method.items():
         passed = [row for row in found if all(holds(row) for holds in BOUNDS.values())]
         cells = [f"{sum(map(holds, found))}" for holds in BOUNDS.values()]
         for kind in types:
             cells.append(f"{sum(row['type'] == kind for row in passed)} of {sum(row['type'] == kind for row in found)}")
+        cells.append(f"{statistics.median(map(columns_in, found)):.0f}")
         seconds = [row["seconds"] for row in found if row["seconds"] is not None]
         cells.append(f"{statistics.median(seconds):.0f}" if seconds else "")
         text.append(f"| {method} | {len(found)} | {len(passed) / len(found):.0%} | " + " | ".join(cells) + " |")
@@ -282,11 +339,12 @@ def main() -> None:
     parser.add_argument(
         "--results", type=Path, required=True, nargs="+", help="JSON lines: the first is appended to, all are reported"
     )
+    parser.add_argument("--model", default="smollm2-135m", help="a built-in model, a folder or a Hub id")
     parser.add_argument("--per-type", type=int, default=12)
     parser.add_argument("--types", nargs="*", help="only entities of these types")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of entities")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="*", choices=(*METHODS, *NULLS), default=["auto", *NULLS])
     parser.add_argument("--report", action="store_true", help="only print the tables")
     arguments = parser.parse_args()
     if not arguments.report:

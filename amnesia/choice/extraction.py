@@ -1,0 +1,197 @@
+"""Choose the edit for one entity and say how good a handle on it that is.
+
+The held-out facts of a recipe are never read here, but for the names of their entities, which the choice avoids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from amnesia.choice.direction import choose_direction
+from amnesia.choice.known import SEARCH_KINDS, Known, select_known
+from amnesia.choice.settings import ChoiceSettings
+from amnesia.directions.moments import early_layers, moments_of
+from amnesia.domain import ColumnEdit, Edit, Extraction, Verdict
+from amnesia.errors import InputError
+from amnesia.forward import answer_logprobs
+from amnesia.localization import CellMap, cell_maps
+from amnesia.measurement import measure_unknown
+from amnesia.model import LiveModel, Progress, edited
+from amnesia.prompts import share_words
+from amnesia.questions import questions_of
+from amnesia.recipe import Accept, Recipe
+
+Task = Callable[[str], contextlib.AbstractContextManager[Progress]]
+
+N_SINGLE = 15
+"""Cells of highest stability that method "single" tries one by one."""
+
+SINGLE_MULTIPLIERS = (-1.0, -2.0, -4.0, -8.0)
+"""What method "single" multiplies a cell by: powers of two are exact in every type."""
+
+WEAK_TARGET = 0.6
+"""Knowledge score of the targets up to which an edit that misses the recipe's bounds still counts as a weak one."""
+
+
+@contextlib.contextmanager
+def silent(_: str) -> Iterator[Progress]:
+    """A task that nobody watches."""
+    yield lambda _: None
+
+
+def extract(live: LiveModel, recipe: Recipe, task: Task = silent, cache: Path | None = None) -> Extraction:
+    """Choose the edit that makes the model forget the recipe's entity.
+
+    `cache` is the folder in which the moments of models are kept. Raises InputError when the model knows none of the
+    search facts, or none of the search controls.
+    """
+    questions = [question for question in questions_of(recipe) if question.kind in SEARCH_KINDS]
+    with task("asking about the facts") as progress:
+        unknown = measure_unknown(live, questions, progress)
+        before = answer_logprobs(live, [(row.fact.text(), row.fact.answer) for row in questions], progress)
+    return choose(live, recipe, *select_known(questions, before, unknown, recipe.scoring), task, cache)
+
+
+def choose(
+    live: LiveModel,
+    recipe: Recipe,
+    targets: Known,
+    controls: Known,
+    task: Task = silent,
+    cache: Path | None = None,
+) -> Extraction:
+    """The edit for known search facts.
+
+    Fixed `[[cells]]` are only verified. Method "auto" turns a direction, on as few columns as keep within the bounds;
+    "single" is the source's form, one cell whose column is negated.
+    """
+    if recipe.cells:
+        edits, tried = recipe.cells, len(recipe.cells)
+    elif recipe.method == "single":
+        edits, tried = _single(live, recipe, targets, controls, task)
+    else:
+        edits, tried = _direction(live, recipe, targets, controls, task, cache)
+    with edited(live, edits):
+        target, control = targets.mean_score(live), controls.mean_score(live)
+    judged = verdict(target, control, recipe.accept) if edits else "none"
+    return Extraction(recipe.entity, judged, edits, target, control, tried)
+
+
+def verdict(target: float, control: float, accept: Accept) -> Verdict:
+    """`strong` within the bounds; `weak` when much is forgotten, or a control bound is missed narrowly; else `none`."""
+    if target <= accept.max_target and control >= accept.min_control:
+        return "strong"
+    if target <= WEAK_TARGET and control >= 2 * accept.min_control - 1:
+        return "weak"
+    return "none"
+
+
+def extract_all(
+    live: LiveModel, recipes: Sequence[Recipe], task: Task = silent, cache: Path | None = None
+) -> tuple[Extraction, ...]:
+    """One edit for each recipe, to be added up. Scores are those of the whole edit.
+
+    No choice sees anybody whom any of the recipes holds out. Raises InputError when two recipes are about one entity.
+    """
+    names = [recipe.entity for recipe in recipes]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise InputError(f"two recipes are about {name!r}: give each entity once")
+    alone = [extract(live, _sparing(recipe, recipes), task, cache) for recipe in recipes]
+    together = tuple(edit for found in alone for edit in found.edits)
+    results = []
+    for recipe, found in zip(recipes, alone, strict=True):
+        questions = [row for row in questions_of(_sparing(recipe, recipes)) if row.kind in SEARCH_KINDS]
+        before = answer_logprobs(live, [(row.fact.text(), row.fact.answer) for row in questions])
+        known = select_known(questions, before, measure_unknown(live, questions), recipe.scoring)
+        with edited(live, together):
+            target, control = (part.mean_score(live) for part in known)
+        judged = verdict(target, control, recipe.accept) if found.edits else "none"
+        results.append(replace(found, verdict=judged, target=target, control=control))
+    return tuple(results)
+
+
+def _sparing(recipe: Recipe, recipes: Sequence[Recipe]) -> Recipe:
+    """The recipe without search controls about anybody whom another recipe holds out or makes forget."""
+    taken = {name for other in recipes for name in (other.entity, *reserved_names(other))}
+    controls = tuple(fact for fact in recipe.controls if fact.split == "held_out" or fact.entity not in taken)
+    if not any(fact.split == "search" for fact in controls):
+        raise InputError(
+            f"the recipe for {recipe.entity!r} has no search controls that the other recipes do not hold out: "
+            "add facts about further entities"
+        )
+    return replace(recipe, controls=controls)
+
+
+def localized(live: LiveModel, recipe: Recipe, progress: Progress | None = None, first: int = 0) -> CellMap:
+    """What the cells say of a recipe's entity: those of its layers, by default from `first` to the middle."""
+    (cell_map,), _, _ = cell_maps(
+        live,
+        [recipe.entity],
+        baseline=recipe.baseline,
+        n_prompts=recipe.n_prompts,
+        aliases=recipe.aliases,
+        layers=recipe.layers or (first, max(first, live.shape.n_layers // 2 - 1)),
+        progress=progress,
+    )
+    return cell_map
+
+
+def reserved_names(recipe: Recipe) -> list[str]:
+    """The entities of the held-out controls: all that the choice learns of them, in order to keep away from them."""
+    return sorted({fact.entity for fact in recipe.controls if fact.split == "held_out"})
+
+
+def _direction(
+    live: LiveModel, recipe: Recipe, targets: Known, controls: Known, task: Task, cache: Path | None
+) -> tuple[tuple[Edit, ...], int]:
+    layers = early_layers(live.shape.n_layers)
+    if recipe.layers is not None:
+        layers = tuple(range(recipe.layers[0], min(recipe.layers[1], live.shape.n_layers - 1) + 1))
+    with task("reading what should stay") as progress:
+        moments = moments_of(live, layers, cache, progress=progress)
+    reserved = (recipe.entity, *recipe.aliases, *reserved_names(recipe))
+    settings = ChoiceSettings()
+    if recipe.prefer == "mild":
+        settings = replace(settings, columns=())
+    with task("choosing the edit") as progress:
+        best, trials = choose_direction(
+            live,
+            recipe.entity,
+            targets,
+            controls,
+            moments,
+            lambda name: share_words(name, reserved),
+            settings=settings,
+            max_columns=recipe.max_cells,
+            progress=progress,
+        )
+    return best.edits, len(trials)
+
+
+def _single(
+    live: LiveModel, recipe: Recipe, targets: Known, controls: Known, task: Task
+) -> tuple[tuple[Edit, ...], int]:
+    """The source's two steps: candidates by stability, each verified by intervention with each allowed multiplier.
+
+    The one that lowers the targets most of those that spare the controls; controls are asked only where targets fell.
+    """
+    with task(f"localizing {recipe.entity}") as progress:
+        top = localized(live, recipe, progress).top(N_SINGLE)
+    multipliers = SINGLE_MULTIPLIERS if recipe.multiplier is None else (recipe.multiplier,)
+    alone = {}
+    with task("verifying candidates") as progress:
+        for edit in (ColumnEdit(row.cell, item) for row in top for item in multipliers):
+            with edited(live, [edit]):
+                alone[edit] = targets.mean_score(live)
+            progress(1)
+        for edit in sorted(alone, key=lambda edit: (alone[edit], edit)):
+            if alone[edit] >= 1.0:
+                break
+            with edited(live, [edit]):
+                if controls.mean_score(live) >= recipe.accept.min_control:
+                    return (edit,), len(alone)
+    return (), len(alone)

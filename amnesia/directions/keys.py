@@ -1,0 +1,46 @@
+"""Keys of a name: the mean activations at its tokens, over many wordings, and what the layers write there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from amnesia.encoding import Placed, encode
+from amnesia.forward import activations
+from amnesia.model import LiveModel, Progress
+from amnesia.prompts import ENTITY_TEMPLATES
+from amnesia.relations import RELATION_TEMPLATES
+
+
+def wordings() -> tuple[str, ...]:
+    """Texts with `{entity}`: the search wordings of all relations, and the prompts of localization."""
+    held_out = {text for each in RELATION_TEMPLATES.values() for text in each.held_out}
+    texts = [text for each in RELATION_TEMPLATES.values() for text in each.search] + list(ENTITY_TEMPLATES)
+    return tuple(dict.fromkeys(text for text in texts if text not in held_out))
+
+
+def name_keys(
+    live: LiveModel, name: str, layers: Sequence[int], max_tokens: int, progress: Progress | None = None
+) -> Mapping[int, Tensor]:
+    """Keys (n_layers, d_mlp) of a name, float32, by token counted from its last one (0) backwards.
+
+    At most `max_tokens` of its tokens, as far as every wording has so many. What follows a token cannot change its
+    activations, so that wordings that begin alike count once.
+    """
+    texts = [(text.replace("{entity}", name), text.index("{entity}")) for text in wordings()]
+    spans = []
+    for item, (_, start) in zip(encode(live.tokenizer, [text for text, _ in texts]), texts, strict=True):
+        spans.append((item.ids, item.token_at(start), item.token_at(start + len(name) - 1)))
+    n_tokens = min(max_tokens, *(last - first + 1 for _, first, last in spans))
+    rows = {
+        back: list(dict.fromkeys(Placed(ids[: last - back + 1], last - back) for ids, _, last in spans))
+        for back in range(n_tokens)
+    }
+    flat = [(back, row) for back, own in rows.items() for row in own]
+    total = {back: torch.zeros(len(layers), live.shape.d_mlp, device=live.device) for back in rows}
+    for indices, batch in activations(live, [row for _, row in flat], layers, progress):
+        for index, values in zip(indices, batch, strict=True):
+            total[flat[index][0]] += values
+    return {back: total[back] / len(rows[back]) for back in rows}

@@ -1,0 +1,268 @@
+"""Second moments of everything that must stay, layer by layer: texts, the vocabulary, other names.
+
+They depend on the model alone and are kept in the cache folder under its hash. Nothing but the model is needed: beside
+the sentences of this package, texts are sampled from the model itself. Activations stream through; what stays in
+memory is one matrix per layer, however many tokens there are.
+
+The first token of a row is left out: it is a sink of attention, with activations of another size. Where a norm follows
+the MLP, what a layer writes is divided by its size, so that a bystander a counts there with weight 1 / mean((Wa)²).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import GenerationConfig
+
+from amnesia.encoding import Placed, encode
+from amnesia.forward import activations
+from amnesia.model import LiveModel, Progress, hooks
+from amnesia.prompts import CODE_SNIPPETS, CONTRAST_ENTITIES, ENTITIES_BY_KIND, FOREIGN_SENTENCES, neutral_texts
+from amnesia.scratch import scratch_folder
+
+NAME_WORDINGS = (
+    "{entity}",
+    "Fact: the name of {entity}",
+    "Everybody has heard of {entity}",
+    "Question: What is {entity}",
+    "A book about {entity}",
+    "Last week they discussed {entity}",
+)
+
+_VERSION = 1  # Of what is gathered; another number makes files that are kept be made again.
+_BLOCK = 4096
+_SAMPLED_AT_ONCE = 96
+
+
+@dataclass(frozen=True)
+class MomentSettings:
+    """What the moments are made of.
+
+    `text`, `vocabulary` and `names` are the shares of the three kinds of bystanders, `ridge` the share of the mean
+    diagonal that is added to it. `sampled` is the number of tokens that the model writes itself, in `length` steps from
+    the first `beginning` tokens of each sentence; `vocabulary_size` the number of its tokens that are read in short
+    contexts.
+    """
+
+    text: float = 0.6
+    vocabulary: float = 0.2
+    names: float = 0.2
+    ridge: float = 0.005
+    sampled: int = 18_000
+    length: int = 64
+    beginning: int = 4
+    vocabulary_size: int = 12_000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Moments:
+    """`second` (n_layers, d_mlp, d_mlp): the weighted mean of w·a·aᵀ over all bystanders a, float32, by layer.
+
+    `name_keys` (n_rows, n_layers, d_mlp) are the activations at the last token of other names, float16, of which row i
+    is about `names[i]`. `vocabulary` are the rows of tokens that were read, each for its last one.
+    """
+
+    layers: tuple[int, ...]
+    second: Tensor
+    names: tuple[str, ...]
+    name_keys: Tensor
+    vocabulary: tuple[tuple[int, ...], ...]
+    settings: MomentSettings
+
+    def without(
+        self, live: LiveModel, layer: int, is_reserved: Callable[[str], bool], tokens: frozenset[int]
+    ) -> tuple[Tensor, Tensor]:
+        """C (d_mlp, d_mlp) of one layer in float64, ridge included, and the keys of other names (n_rows, d_mlp).
+
+        Names for which `is_reserved` holds, and vocabulary rows that end in one of `tokens`, count as never seen.
+        """
+        place = self.layers.index(layer)
+        second = self.second[place].double()
+        keep = torch.tensor([not is_reserved(name) for name in self.names])
+        share = self.settings.names / len(self.names)
+        second -= _gram(live, layer, self.name_keys[~keep, place].float()).double() * share
+        own = [Placed(row, len(row) - 1) for row in self.vocabulary if row[-1] in tokens]
+        if own:
+            found = torch.cat([batch[:, 0] for _, batch in activations(live, own, [layer])])
+            second -= _gram(live, layer, found).double() * (self.settings.vocabulary / len(self.vocabulary))
+        second.diagonal().add_(self.settings.ridge * second.diagonal().mean())
+        return second, self.name_keys[keep, place].float()
+
+
+def early_layers(n_layers: int) -> tuple[int, ...]:
+    """Layers in which entities are looked for: the first fifth, and never fewer than six where there are so many."""
+    return tuple(range(min(n_layers, max(6, math.ceil(n_layers / 5)))))
+
+
+def moments_of(
+    live: LiveModel,
+    layers: Sequence[int],
+    cache: Path | None = None,
+    settings: MomentSettings | None = None,
+    progress: Progress | None = None,
+) -> Moments:
+    """The moments of a model, from the folder `cache` where they are kept there for this very model and settings.
+
+    Gathering them is counted by `progress` in tokens and rows.
+    """
+    settings = settings or MomentSettings()
+    layers = tuple(layers)
+    path = None if cache is None else cache / f"moments-{_digest(live, layers, settings)[:32]}.safetensors"
+    vocabulary = _vocabulary(live, settings)
+    names = _names()
+    if path is not None and path.exists():
+        try:
+            kept = load_file(path, str(live.device))
+            return Moments(layers, kept["second"], names, kept["name_keys"], vocabulary, settings)
+        except (OSError, SafetensorError, KeyError):
+            path.unlink(missing_ok=True)  # Damaged; it is made again.
+    second = torch.zeros(len(layers), live.shape.d_mlp, live.shape.d_mlp, device=live.device)
+    keys = torch.zeros(len(names), len(layers), live.shape.d_mlp, dtype=torch.float16, device=live.device)
+    with torch.inference_mode():
+        texts = itertools.chain(_written(live, layers, progress), _sampled(live, layers, settings, progress))
+        _add(live, layers, second, texts, settings.text)
+        rows = [Placed(row, len(row) - 1) for row in vocabulary]
+        ends = (batch for _, batch in activations(live, rows, layers, progress))
+        _add(live, layers, second, ends, settings.vocabulary)
+        _add(live, layers, second, _named(live, layers, keys, progress), settings.names)
+    second, keys = second.clone(), keys.clone()  # Ordinary tensors, no longer of inference mode.
+    if path is not None:
+        with scratch_folder(path) as folder:
+            save_file({"second": second.cpu(), "name_keys": keys.cpu()}, folder / path.name)
+            (folder / path.name).replace(path)
+    return Moments(layers, second, names, keys, vocabulary, settings)
+
+
+def _digest(live: LiveModel, layers: Sequence[int], settings: MomentSettings) -> str:
+    """sha256 of all weights, the layers and the settings."""
+    found = hashlib.sha256(repr((_VERSION, layers, settings, live.model.config.model_type)).encode())
+    for name, weight in sorted(live.model.state_dict(keep_vars=True).items()):
+        found.update(name.encode())
+        found.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _names() -> tuple[str, ...]:
+    """The name of each row of `name_keys`."""
+    known = dict.fromkeys([*(name for names in ENTITIES_BY_KIND.values() for name in names), *CONTRAST_ENTITIES])
+    return tuple(name for name in known for _ in NAME_WORDINGS)
+
+
+def _named(live: LiveModel, layers: Sequence[int], keys: Tensor, progress: Progress | None) -> Iterator[Tensor]:
+    """Activations at the last tokens of other names; fills `keys` on the way."""
+    names = _names()
+    texts = [NAME_WORDINGS[row % len(NAME_WORDINGS)].replace("{entity}", name) for row, name in enumerate(names)]
+    rows = [Placed(item.ids, len(item.ids) - 1) for item in encode(live.tokenizer, texts)]
+    for indices, batch in activations(live, rows, layers, progress):
+        keys[list(indices)] = batch.half()
+        yield batch.half().float()  # As they are kept, so that some of them can be taken out again.
+
+
+def _sentences() -> tuple[str, ...]:
+    return (*neutral_texts("search"), *FOREIGN_SENTENCES, *CODE_SNIPPETS)
+
+
+def _written(live: LiveModel, layers: Sequence[int], progress: Progress | None) -> Iterator[Tensor]:
+    """Activations at all tokens but the first of the package's own sentences."""
+    rows = [
+        Placed(item.ids, token) for item in encode(live.tokenizer, _sentences()) for token in range(1, len(item.ids))
+    ]
+    for _, batch in activations(live, rows, layers, progress):
+        yield batch
+
+
+def _sampled(
+    live: LiveModel, layers: Sequence[int], settings: MomentSettings, progress: Progress | None
+) -> Iterator[Tensor]:
+    """Activations at the tokens that the model writes at temperature 1, after the beginnings of the sentences."""
+    starts = [item.ids[: settings.beginning + 1] for item in encode(live.tokenizer, _sentences())]
+    starts = [ids for ids in starts if len(ids) == settings.beginning + 1]
+    # Short where the model's positions end early.
+    room = getattr(live.model.config, "max_position_embeddings", None) or settings.length
+    length = max(1, min(settings.length, room - settings.beginning - 1))
+    n_rows = math.ceil(settings.sampled / length)
+    rows = [starts[index % len(starts)] for index in range(n_rows)]
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=length,
+        suppress_tokens=sorted(set(live.tokenizer.all_special_ids)),
+        pad_token_id=live.tokenizer.pad_token_id or 0,
+    )
+    devices = [live.device] if live.device.type == "cuda" else []
+    for first in range(0, n_rows, _SAMPLED_AT_ONCE):
+        ids = torch.tensor(rows[first : first + _SAMPLED_AT_ONCE], device=live.device)
+        seen: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+
+        def record(layer: int, seen: dict[int, list[Tensor]] = seen) -> Callable[[Tensor], None]:
+            return lambda values: seen[layer].append(values.float().to(live.device))
+
+        with hooks(live, {layer: record(layer) for layer in layers}), torch.random.fork_rng(devices):
+            torch.manual_seed(settings.seed + first)
+            live.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        found = torch.stack([torch.cat(seen[layer], 1)[:, 1:].flatten(0, 1) for layer in layers], dim=1)
+        if progress:
+            progress(len(found))
+        yield found
+
+
+def _vocabulary(live: LiveModel, settings: MomentSettings) -> tuple[tuple[int, ...], ...]:
+    """Rows that end in a token of the vocabulary each: a third after a common beginning, the others after 1 to 4
+    random tokens. Special and unused tokens are left out."""
+    draw = random.Random(settings.seed)
+    special = set(live.tokenizer.all_special_ids)
+    pieces = live.tokenizer.convert_ids_to_tokens(range(len(live.tokenizer)))
+    pool = [token for token, piece in enumerate(pieces) if token not in special and not piece.startswith("<unused")]
+    tokens = draw.sample(pool, min(settings.vocabulary_size, len(pool)))
+    beginning = encode(live.tokenizer, ["The story of"])[0].ids
+    # What the tokenizer puts before every text, if anything.
+    before = tuple(token for token in beginning[:1] if token in special)
+    return tuple(
+        (*beginning, token) if place % 3 == 0 else (*before, *draw.choices(tokens, k=draw.randint(1, 4)), token)
+        for place, token in enumerate(tokens)
+    )
+
+
+def _add(live: LiveModel, layers: Sequence[int], second: Tensor, batches: Iterable[Tensor], share: float) -> None:
+    """Add the mean of w·a·aᵀ over batches (n, n_layers, d_mlp) of activations, times `share`, to `second`."""
+    total = torch.zeros_like(second)
+    count = 0
+    waiting: list[Tensor] = []
+
+    def flush() -> None:
+        block = torch.cat(waiting)
+        for place, layer in enumerate(layers):
+            total[place] += _gram(live, layer, block[:, place])
+        waiting.clear()
+
+    for batch in batches:
+        waiting.append(batch)
+        count += len(batch)
+        # Many rows in one product, which a matrix of this size needs to be fast.
+        if sum(map(len, waiting)) >= _BLOCK:
+            flush()
+    if waiting:
+        flush()
+    second += total * (share / count)
+
+
+def _gram(live: LiveModel, layer: int, rows: Tensor) -> Tensor:
+    """Σ w·a·aᵀ (d_mlp, d_mlp) over rows a (n, d_mlp) of one layer, in float32."""
+    if live.norm_after(layer) is None:
+        return rows.T @ rows
+    written = rows @ live.out_weight(layer).T
+    weights = 1.0 / written.square().mean(1).clamp(min=1e-12)
+    return (rows * weights[:, None]).T @ rows
