@@ -143,9 +143,8 @@ def added_by(live: LiveModel, deltas: Mapping[int, tuple[Tensor, Tensor]]) -> It
     """Add B·(A·a) to what each given layer's output projection makes of activations a, at every token.
 
     Hooks that are set while the block runs do not change the a that is seen here. `deltas` are A (rank, d_mlp) and B
-    (d_model, rank) by layer; B may be (batch, d_model, rank), one for each row.
+    (d_model, rank) by layer.
     """
-
     seen: dict[int, Tensor] = {}
 
     def before(layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from amnesia.choice.atoms import atoms_of
-from amnesia.choice.direction import DirectionChoice, SearchText
+from amnesia.choice.direction import DirectionChoice, SearchText, Trial
 from amnesia.choice.extraction import SINGLE_MULTIPLIERS, extract, extract_all, verdict
 from amnesia.choice.known import Known
 from amnesia.choice.settings import ChoiceSettings
@@ -139,6 +139,23 @@ def test_the_choice_never_sees_held_out_facts(live, recipe, cache, monkeypatch):
         )
     assert extract(live, with_secrets, cache=cache) == extract(live, plain, cache=cache)
     assert asked and not [pair for pair in asked if "secret" in pair[0] or pair[1] == "unheard"]
+
+
+@pytest.mark.parametrize("needed", [-0.25, -0.75, -1.5])
+def test_the_weakest_multiplier_that_reaches_the_goal_is_found(live, cache, needed):
+    """Also where it is the one with which atoms are screened, or stronger."""
+
+    class Scripted(DirectionChoice):
+        def _measure(self, atoms, multiplier, size, targets):
+            score = 0.5 if multiplier > needed else -0.2
+            self.trials.append(Trial(atoms, multiplier, size, score))
+            return self.trials[-1]
+
+    atoms = atoms_of(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda name: name == "Japan", 1, ())
+    nothing = Known((), (), ())
+    found = Scripted(live, nothing, nothing, None, ChoiceSettings(), None).mildest(atoms)
+    assert (found.multiplier, found.score) == (needed, -0.2)
+    assert found.leak == min(atom.leak(needed, atom.dense) for atom in atoms)
 
 
 def test_more_columns_are_taken_where_few_harm(live, recipe, cache):

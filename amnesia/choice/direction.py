@@ -128,14 +128,15 @@ class DirectionChoice:
     def _weakest(self, group: tuple[Atom, ...], few: Known) -> Trial | None:
         """The trial with the weakest multiplier that reaches the goal, or else the one with the lowest score.
 
-        None where even the weakest would leak more than the best that was found before.
+        None where even the weakest would leak more than the best that was found before, the screening included.
         """
         size = group[0].dense
         found = [trial for trial in self.trials if trial.score <= self.settings.goal and trial.size == size]
         limit = min((trial.leak for trial in found), default=math.inf)
         best: Trial | None = None
         for multiplier in self._multipliers():
-            if sum(atom.leak(multiplier, size) for atom in group) >= limit:
+            # Not where it leaks as much: that may be the very edit that the screening found.
+            if sum(atom.leak(multiplier, size) for atom in group) > limit:
                 break
             trial = self._measure(group, multiplier, size, few)
             if best is None or trial.score < best.score:
