@@ -119,11 +119,17 @@ def _recover(path: Path) -> None:
 
 
 def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
+    from amnesia.saving import rounding_notice
+
+    if line := rounding_notice(manifest):
+        Terminal().notice(line)
     if json_output:
         print_json(manifest.to_json())
-    else:
-        n = sum(len(row.indices) for row in manifest.tensors)
-        click.echo(f"{n} columns in {len(manifest.tensors)} tensors edited ({manifest.format}); written to {output}")
+        return
+    n = sum(len(row.indices) for row in manifest.tensors)
+    kept = min((row.kept for row in manifest.tensors if row.kept is not None), default=None)
+    share = "" if kept is None else f", {kept:.4f} of the edit kept by their codes"
+    click.echo(f"{n} columns in {len(manifest.tensors)} tensors edited ({manifest.format}{share}); written to {output}")
 
 
 @click.command()

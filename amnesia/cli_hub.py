@@ -75,10 +75,13 @@ def push(
 def replay(manifest: Path, output: Path, base: str | None, force: bool, json_output: bool) -> None:
     """Make an output again from its amnesia.json: identical weights, proven by the recorded hashes."""
     from amnesia.replay import replay as make_again
+    from amnesia.saving import rounding_notice
 
     terminal = Terminal()
     with terminal.task("replaying the edit"):
         made = make_again(manifest, output, base=base, force=force, notice=terminal.notice)
+    if line := rounding_notice(made):
+        terminal.notice(line)
     if json_output:
         print_json(made.to_json())
     else:

@@ -153,15 +153,22 @@ class Down:
         metric = self._metric(columns, factor)
         before: list[np.ndarray] = []
         after: list[np.ndarray] = []
+        reached, wanted = np.zeros(len(self.directions)), np.zeros(len(self.directions))
         for first, rows in self.rows(overlays):
             try:
-                changed = self._edit_rows(layout, first, rows, columns, factor, metric)
+                changed, effect, intended = self._edit_rows(layout, first, rows, columns, factor, metric)
             except NumericalError as error:
                 raise NumericalError(f"{self.tensor.name} in {self.file.path.name}: {error}") from None
             before.append(rows[:, self.places])
             after.append(changed[:, self.places])
+            reached += (effect * intended).sum(axis=0)
+            wanted += (intended * intended).sum(axis=0)
+        shares = (reached[wanted > 0] / wanted[wanted > 0]).tolist()
         return DownEdit(
-            self, TensorBytes(self.places, np.concatenate(before)), TensorBytes(self.places, np.concatenate(after))
+            self,
+            TensorBytes(self.places, np.concatenate(before)),
+            TensorBytes(self.places, np.concatenate(after)),
+            min(shares, default=None),
         )
 
     def _edit_rows(
@@ -172,17 +179,22 @@ class Down:
         columns: np.ndarray,
         factor: np.ndarray,
         metric: Metric,
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The new rows, and what the keys get of the change that was made and of the one that was to be made."""
         # Sums have a fixed order, without a library of linear algebra, so that every machine gets the same bytes.
-        target = layout.values(rows, columns)
+        present = layout.values(rows, columns)
+        target = present.copy()
         for edit in self.directions:
             where = np.searchsorted(columns, edit.columns)
             target[:, where] += _change(edit, factor[where], first, len(rows))
-        if not isinstance(layout, BlockCodes):
-            return layout.write(rows, columns, target)
-        scale, offset = layout.scales(rows, columns)
-        codes = choose_codes(layout, target, scale, offset, layout.read(rows, columns), metric)
-        return layout.write(rows, columns, codes)
+        if isinstance(layout, BlockCodes):
+            scale, offset = layout.scales(rows, columns)
+            codes = choose_codes(layout, target, scale, offset, layout.read(rows, columns), metric)
+            changed = layout.write(rows, columns, codes)
+        else:
+            changed = layout.write(rows, columns, target)
+        # These do not become bytes, so that the order of their sums is free.
+        return changed, (layout.values(changed, columns) - present) @ metric.keys, (target - present) @ metric.keys
 
     def add(self, matrix: np.ndarray) -> np.ndarray:
         """All of the matrix as float64, with the directions added in place; raises CheckpointError as `edit` does."""
@@ -220,11 +232,16 @@ def _change(edit: DirectionEdit, factors: np.ndarray, first: int, n_rows: int) -
 
 @dataclass(frozen=True)
 class DownEdit:
-    """A matrix `ffn_down` to which directions were added, and its bytes before and after."""
+    """A matrix `ffn_down` to which directions were added, and its bytes before and after.
+
+    `kept` is the share of the change at a direction's key that the chosen codes make, the lowest of all directions, or
+    None where that is not known.
+    """
 
     down: Down
     before: TensorBytes
     after: TensorBytes
+    kept: float | None = None
 
     @property
     def file(self) -> GgufFile:
@@ -303,7 +320,9 @@ def _entry(pieces: Sequence[Piece], before: str, after: str) -> TensorEdit:
     if isinstance(first, DownEdit):
         columns = first.down.columns
         ones = (1.0,) * len(columns)
-        return TensorEdit(name, file, 1, columns, ones, before, after, directions=first.down.directions)
+        # The last digits may differ between machines, which no manifest should show.
+        kept = None if first.kept is None else round(first.kept, 4)
+        return TensorEdit(name, file, 1, columns, ones, before, after, directions=first.down.directions, kept=kept)
     rows = [piece for piece in pieces if isinstance(piece, RowEdit)]
     indices, multipliers = tuple(row.row.index for row in rows), tuple(row.multiplier for row in rows)
     return TensorEdit(name, file, 0, indices, multipliers, before, after)

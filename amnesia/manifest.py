@@ -95,7 +95,8 @@ class TensorEdit:
 
     `indices` are all that changed, ascending and unique; those that only a direction changes have multiplier 1. The
     name `x[3]` means matrix 3 of the tensor `x`, in which a file keeps all experts of a layer. `file` is relative to
-    the model folder. `before` and `after` are sha256 of the tensor's data as `scope` says.
+    the model folder. `before` and `after` are sha256 of the tensor's data as `scope` says. `kept` is, where codes of a
+    GGUF tensor were chosen, the share of the directions' change that they make at the entity's name; it is no promise.
     """
 
     name: str
@@ -107,6 +108,7 @@ class TensorEdit:
     after: str
     scope: TensorScope = "tensor"
     directions: tuple[DirectionEdit, ...] = ()
+    kept: float | None = field(default=None, compare=False)
 
     @property
     def scaled(self) -> dict[int, float]:
@@ -205,6 +207,7 @@ class Manifest:
                     "multipliers": [float(multiplier) for multiplier in row.multipliers],
                     "directions": [directions.index(edit) for edit in row.directions],
                     "sha256": {"before": row.before, "after": row.after, "scope": row.scope},
+                    **({} if row.kept is None else {"kept": float(row.kept)}),
                 }
                 for row in self.tensors
             ],
@@ -420,7 +423,7 @@ def _untouched(value: object) -> UntouchedFile:
 
 
 def _tensor(value: object, directions: Sequence[DirectionEdit]) -> TensorEdit:
-    row = _JSON.object(value, "tensors", "name file axis indices multipliers directions sha256")
+    row = _JSON.object(value, "tensors", "name file axis indices multipliers directions sha256", optional="kept")
     hashes = _JSON.object(row["sha256"], "tensors.sha256", "before after scope")
     indices = tuple(_JSON.integer(item, "tensors.indices") for item in _JSON.list(row["indices"], "tensors.indices"))
     multipliers = tuple(
@@ -444,4 +447,5 @@ def _tensor(value: object, directions: Sequence[DirectionEdit]) -> TensorEdit:
         after=_JSON.sha256(hashes["after"], "tensors.sha256.after"),
         scope=_JSON.choice(hashes["scope"], "tensors.sha256.scope", get_args(TensorScope)),
         directions=tuple(directions[place] for place in places),
+        kept=_JSON.number(row["kept"], "tensors.kept") if "kept" in row else None,
     )

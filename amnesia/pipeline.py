@@ -30,7 +30,7 @@ from amnesia.own_outputs import PAGE_NAME, REPORT_NAME
 from amnesia.popqa import read_popqa
 from amnesia.questions import questions_of
 from amnesia.recipe import Recipe
-from amnesia.saving import output_bytes, spec_of, write_format
+from amnesia.saving import output_bytes, rounding_notice, spec_of, write_format
 from amnesia.sources import ModelSource, cache_folder, convert_gguf, resolve
 from amnesia.sweep import sweep_strength
 
@@ -111,6 +111,8 @@ def run(
             folder = staging if len(recipe.formats) == 1 else staging / name
             folder.mkdir(exist_ok=True)
             manifest = write_format(name, source, spec, folder)
+            if line := rounding_notice(manifest):
+                tracker.notice(line)
             with (
                 loaded(name, source, folder, dtype, device) as edited,
                 tracker.task(f"asking the saved {name}") as progress,

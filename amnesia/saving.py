@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from amnesia.remote import RemoteCheckpoint
 
 _MAX_EDIT_FILE = 2**24
+# An edit of which a twentieth is lost is hardly the one that was chosen.
+_ENOUGH_KEPT = 0.95
 
 
 def edits_from_file(path: Path) -> tuple[EntityEdits, ...]:
@@ -106,6 +108,18 @@ def write_format(
         manifest = write_edited_gguf(path, spec, folder, link=link, expected=sizes)
     text = modelfile(sorted(path.name for path in folder.glob("*.gguf")))
     return manifest if text is None else add_file(manifest, folder, MODELFILE_NAME, text)
+
+
+def rounding_notice(manifest: Manifest) -> str | None:
+    """One line for the user where the codes of a GGUF tensor cannot hold the edit, or None."""
+    rows = [(row.kept, row.name) for row in manifest.tensors if row.kept is not None]
+    if not rows or min(rows)[0] >= _ENOUGH_KEPT:
+        return None
+    kept, name = min(rows)
+    return (
+        f"{name} keeps only {kept:.2f} of the edit, because its codes leave too little room: store it in a wider type "
+        "with --tensor-type q8_0 or f16, or spread the edit over more columns"
+    )
 
 
 def _sizes(source: ModelSource) -> tuple[int, int, int] | None:

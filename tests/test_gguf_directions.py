@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from amnesia.gguf_codes import CODES, REFUSED, PlainNumbers
 from amnesia.gguf_edit import write_edited_gguf
 from amnesia.gguf_verify import undo_gguf, verify_gguf
 from amnesia.in_place import edit_in_place, undo_in_place
-from amnesia.manifest import Manifest, read_manifest, write_manifest
+from amnesia.manifest import Manifest, edit_json, read_manifest, write_manifest
 from amnesia.replay import replay
 from amnesia.safetensors_file import read_header
 from amnesia.vector import Vector
+from commands import call
 from demo_file import demo_gguf
 from test_gguf_edit import changed_bytes, load, logits, tensors, undo
 from tiny import tiny_direction, tiny_model, write_with
@@ -108,6 +110,50 @@ def test_every_type_changes_codes_of_declared_columns_and_nothing_else(tmp_path:
     restored = undo(tmp_path / "out", tmp_path / "back")
     assert [path.name for path in restored.iterdir()] == ["tiny.gguf"]
     assert (restored / "tiny.gguf").read_bytes() == source.read_bytes()
+
+
+def kept_at_the_key(source: Path, output: Path, edit: DirectionEdit) -> float:
+    """The share of the change at the key that a file has, from what the `gguf` package reads."""
+    name, columns, key = DOWN.format(edit.layer), list(edit.columns), edit.key.array.astype(float)
+    change = (tensors(output)[name].astype(float) - tensors(source)[name])[:, columns] @ key
+    wanted = delta(edit)[:, columns] @ key
+    return float(change @ wanted / (wanted @ wanted))
+
+
+@pytest.mark.parametrize(("columns", "enough"), [((3, 40, 77, 300), False), (tuple(range(5, D_MLP, 9)), True)])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_what_the_codes_cannot_hold_is_said(tmp_path: Path, columns: tuple[int, ...], enough: bool, in_place: bool):
+    source, edit = tiny(tmp_path / "base" / "tiny.gguf"), direction(1, columns, size=1.0 if enough else 8.0)
+    copy = tmp_path / "copy" / "tiny.gguf"
+    copy.parent.mkdir()
+    copy.write_bytes(source.read_bytes())
+    (tmp_path / "edit.json").write_text(json.dumps({"entity": "Ada", "edits": [edit_json(edit)]}))
+    output = copy.parent if in_place else tmp_path / "out"
+    result = call("edit", copy, "--edit", tmp_path / "edit.json", *(["--in-place"] if in_place else ["-o", output]))
+    assert result.exit_code == 0, result.stderr
+    expected = kept_at_the_key(source, output / "tiny.gguf", edit)
+    assert (expected >= 0.95) == enough
+    (entry,) = read_manifest(output).tensors
+    assert entry.kept == pytest.approx(expected, abs=1e-3)
+    assert f"{entry.kept:.4f} of the edit kept" in result.stdout
+    said = [line for line in result.stderr.splitlines() if "keeps only" in line]
+    start, remedy = f"blk.1.ffn_down.weight keeps only {expected:.2f} of the edit", "with --tensor-type q8_0 or f16"
+    assert [line.startswith(start) and remedy in line for line in said] == [True] * (not enough)
+
+
+def test_the_direction_that_is_kept_least_counts(tmp_path: Path):
+    source = tiny(tmp_path / "tiny.gguf")
+    good, bad = direction(1, tuple(range(5, D_MLP, 9))), direction(1, (1, 2, 3), seed=1, size=20.0)
+    manifest = write(source, tmp_path / "out", good, also=(EntityEdits("Bob", (bad,)),))
+    shares = [kept_at_the_key(source, tmp_path / "out" / "tiny.gguf", edit) for edit in (good, bad)]
+    assert shares[1] < 0.9 < shares[0]
+    assert manifest.tensors[0].kept == pytest.approx(shares[1], abs=1e-3)
+
+
+def test_scaled_rows_have_no_share(tmp_path: Path):
+    manifest = write(tiny(tmp_path / "tiny.gguf"), tmp_path / "out", ColumnEdit(Cell(0, 5), -1.0))
+    assert [entry.kept for entry in manifest.tensors] == [None]
+    assert "kept" not in (tmp_path / "out" / "amnesia.json").read_text()
 
 
 def test_the_undo_file_holds_the_bytes_of_the_columns(tmp_path: Path):
