@@ -1,6 +1,7 @@
 """The same examples in every run, so that a test fails because of a change and not because of a draw; and a Hub."""
 
 import os
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import settings
@@ -13,6 +14,9 @@ n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if n_workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_workers)))
 
+users_cache = os.environ.get("AMNESIA_CACHE")
+own_cache = TemporaryDirectory(prefix="amnesia-tests-")
+
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
 
@@ -20,6 +24,21 @@ settings.load_profile("fixed")
 def pytest_collection_modifyitems(items):
     """The longest first, so that workers side by side end together."""
     items.sort(key=lambda item: item.get_closest_marker("real") is None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """What is kept of tiny models goes into a folder of the tests; the user's cache is for tests of its real models.
+
+    A hook comes before the fixtures of modules, too.
+    """
+    cache = own_cache.name
+    if item.get_closest_marker("real") or item.get_closest_marker("llamacpp"):
+        cache = users_cache
+    if cache is None:
+        os.environ.pop("AMNESIA_CACHE", None)
+    else:
+        os.environ["AMNESIA_CACHE"] = cache
 
 
 @pytest.fixture
