@@ -37,7 +37,8 @@ def facts_known_to(live, entities, split="search"):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("moments")
+    # As on a machine on which nothing was fetched or converted before.
+    return tmp_path_factory.mktemp("moments") / "not" / "yet"
 
 
 @pytest.fixture(scope="module")

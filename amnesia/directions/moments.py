@@ -138,6 +138,7 @@ def moments_of(
         _add(live, layers, second, _named(live, layers, keys, progress), settings.names)
     second, keys = second.clone(), keys.clone()  # Ordinary tensors, no longer of inference mode.
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(path) as folder:
             save_file({"second": second.cpu(), "name_keys": keys.cpu()}, folder / path.name)
             (folder / path.name).replace(path)
