@@ -257,6 +257,8 @@ def extract(
     from amnesia.sources import cache_folder, resolve
 
     first = recipes[0]
+    if model is None and len(models := sorted({recipe.model for recipe in recipes})) > 1:
+        raise InputError(f"the recipes are for {', '.join(models)}: give recipes of one model, or the MODEL to take")
     terminal = Terminal()
     source = resolve(model, notice=terminal.notice) if model else resolve(first.model, first.revision, terminal.notice)
     live = pipeline.load_source(source, dtype, device)

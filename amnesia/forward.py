@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from amnesia.encoding import Continuation, Placed, continuations, encode
-from amnesia.model import LiveModel, Progress, at_head, hooks, not_finite
+from amnesia.model import LiveModel, Progress, at_head, hooks, not_finite, plain_generation
 from amnesia.passes import Around, Batch, Pass, batches, passes, plain_pass
+
+_GRADIENT_TOKENS = 256
+"""Padded tokens per backward pass, whose logits and their gradients are in memory at a time."""
 
 
 class _StopForwardError(Exception):
@@ -62,6 +65,56 @@ def mlp_outputs(
     for indices, batch in activations(live, rows, layers, progress):
         outputs = [live.out_proj(layer)(batch[:, n].to(live.model.dtype)) for n, layer in enumerate(layers)]
         yield indices, torch.stack([output.float().to(live.device) for output in outputs], dim=1)
+
+
+def write_gradients(
+    live: LiveModel, rows: Sequence[Sequence[int]], layers: Sequence[int], progress: Progress | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the prediction of texts answers to changes of what the MLPs of `layers` write, batch by batch.
+
+    Activations (n, n_layers, d_mlp) at every token of the rows but the first and the last, and the gradient of the
+    row's log-probability (nats) by what the layer writes there, (n, n_layers, d_model); both float32.
+    """
+    for batch in batches(live, rows, _GRADIENT_TOKENS):
+        seen: dict[int, Tensor] = {}
+        added: dict[int, Tensor] = {}
+
+        def hook(layer: int, seen: dict[int, Tensor] = seen, added: dict[int, Tensor] = added) -> Callable[..., Tensor]:
+            def function(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+                seen[layer] = args[0].detach()
+                added[layer] = torch.zeros_like(output, requires_grad=True)
+                return output + added[layer]
+
+            return function
+
+        handles: list[Any] = []
+        try:
+            handles += (live.out_proj(layer).register_forward_hook(hook(layer)) for layer in layers)
+            with torch.inference_mode(False), torch.enable_grad():
+                # Copies, because the caller may be in inference mode, whose tensors no gradient can pass.
+                inputs = {name: tensor.clone() for name, tensor in batch.inputs.items()}
+                logits = live.model(**inputs, use_cache=False).logits[:, :-1].float()
+                text = inputs["attention_mask"].bool()
+                following = inputs["input_ids"][:, 1:].to(logits.device)
+                logprobs = logits.gather(2, following[..., None])[..., 0] - logits.logsumexp(2)
+                total = logprobs[text[:, :-1].to(logits.device)].sum()
+                gradients = torch.autograd.grad(total, [added[layer] for layer in layers])
+        finally:
+            for handle in handles:
+                handle.remove()
+        # Neither a row's first token nor its last, which nothing follows.
+        inner = torch.zeros_like(text)
+        inner[:, 1:-1] = text[:, :-2]
+
+        def at(values: Tensor, inner: Tensor = inner) -> Tensor:
+            return values[inner.to(values.device)].float().to(live.device)
+
+        yield (
+            torch.stack([at(seen[layer]) for layer in layers], dim=1),
+            torch.stack([at(gradient) for gradient in gradients], dim=1),
+        )
+        if progress:
+            progress(len(batch.indices))
 
 
 @dataclass(frozen=True)
@@ -219,6 +272,6 @@ def _greedy(
     )
     for batch in batches(live, rows):
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-        with around(batch) if around else contextlib.nullcontext():
+        with around(batch) if around else contextlib.nullcontext(), plain_generation(live):
             output = live.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         yield batch, output[:, ids.shape[1] :]

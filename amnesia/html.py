@@ -120,6 +120,11 @@ def _figures(document: Mapping[str, Any]) -> dict[str, str]:
         found["sweep"] = report_figures.sweep(document["sweep"], entity)
     if "changes" in present:
         found["cells"] = report_figures.cells(document["changed"]["edits"])
+        extraction = document.get("extraction", {})
+        if "answers" in extraction:
+            found["histograms"] = report_figures.histograms(extraction["answers"], entity)
+        if "screening" in extraction:
+            found["screening"] = report_figures.screening(extraction["screening"])
     return found | _stress_figures(document.get("stress", {}), entity)
 
 

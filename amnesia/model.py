@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from amnesia.domain import DirectionEdit, Edit, check_edits, columns_of, directions_of
 from amnesia.errors import InputError, LayoutError, NumericalError
@@ -103,6 +104,18 @@ def not_finite(live: LiveModel, what: str, cause: str = "its weights are damaged
             f"{live.name} gives NaN or infinite {what}, because it overflows in float16: use bfloat16 or float32"
         )
     return NumericalError(f"{live.name} gives NaN or infinite {what}: {cause}")
+
+
+@contextlib.contextmanager
+def plain_generation(live: LiveModel) -> Iterator[None]:
+    """Without the model's own settings of generation, which transformers puts where a given configuration says nothing:
+    penalties of repetition, other ends of a text."""
+    kept = live.model.generation_config
+    live.model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        live.model.generation_config = kept
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 from amnesia.domain import (
     Aggregate,
+    Answers,
     ColumnEdit,
     Damage,
     Edit,
@@ -22,6 +23,7 @@ from amnesia.domain import (
 from amnesia.evaluation import ALL, Evaluation
 from amnesia.findings import by_severity, findings
 from amnesia.manifest import Manifest, edit_json, version_of
+from amnesia.numerals import token_name
 
 FORMAT_VERSION = 2
 
@@ -78,6 +80,11 @@ def extraction_json(result: Extraction) -> dict[str, Any]:
         "target": {"knowledge_score": result.target},
         "control": {"knowledge_score": result.control},
         "candidates_tried": result.candidates_tried,
+        **{
+            name: dataclasses.asdict(section)
+            for name, section in (("answers", result.answers), ("screening", result.screening))
+            if section is not None
+        },
     }
 
 
@@ -222,20 +229,33 @@ def run_text(entity: str, extraction: Extraction, evaluations: Mapping[str, Eval
 
 
 def extraction_text(extraction: Extraction) -> str:
-    """The chosen edit in two lines."""
+    """The chosen edit in a line, and what its directions answer to in one each."""
     handle = "no handle, at best" if extraction.verdict == "none" else f"{extraction.verdict} handle:"
-    return (
+    chosen = (
         f"{extraction.entity}: {handle} {edits_text(extraction.edits)}, the best of "
         f"{extraction.candidates_tried} tried (target {extraction.target:.2f}, controls {extraction.control:.2f})"
     )
+    return "\n".join([chosen, *(() if extraction.answers is None else answers_lines(extraction.answers))])
+
+
+def answers_lines(answers: Answers) -> list[str]:
+    """What each direction answers to, in a line: the median of |uᵀa| for each group, and its 99th percentile."""
+    names = {"entity": "the name", "names": "other names", "text": "text"}
+    parts: dict[tuple[int, int], list[str]] = {}
+    for row in answers.rows:
+        shown = f"{row.median:.2f} (99 %: {row.percentile_99:.2f}) at {names[row.group]}"
+        parts.setdefault((row.layer, row.token), []).append(shown)
+    return [
+        f"  layer {layer} at the {token_name(token)} answers {', '.join(own)}" for (layer, token), own in parts.items()
+    ]
 
 
 def edits_text(edits: Sequence[Edit]) -> str:
     """What an edit changes, in one line: scaled cells, and directions with layer, multiplier and number of columns."""
     parts = [str(edit) for edit in columns_of(edits)]
     for edit in directions_of(edits):
-        token = "last token" if edit.token == 0 else f"token {edit.token} before the last"
-        parts.append(f"layer {edit.layer} at the {token} × {edit.multiplier:g} on {len(edit.columns)} columns")
+        place = f"layer {edit.layer} at the {token_name(edit.token)}"
+        parts.append(f"{place} × {edit.multiplier:g} on {len(edit.columns)} columns")
     return ", ".join(parts) or "nothing"
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from amnesia.numerals import flat, share, short, signed
+from amnesia.numerals import flat, share, short, signed, token_name
 from amnesia.svg import Drawing, Scale, around
 
 Row = Mapping[str, Any]
@@ -217,21 +218,114 @@ def cells(edits: Sequence[Row]) -> str:
         )
         drawing = Drawing(key, "What was changed", f"{described_as} {described}.", width)
         box = _CHAR * max(len(text) for texts in layers.values() for text in texts) + 16
+        left = max(78.0, 10 + 1.1 * _CHAR * max(map(len, layers)))
         y = 0.0
         for layer, texts in layers.items():
             drawing.text(0, y + 19, layer, "label strong")
-            x = 78.0
+            x = left
             for text in texts:
-                if x + box > width and x > 78:
-                    x, y = 78.0, y + 34
-                drawing.add("rect", "cell", x=x + 1, y=y + 1, width=min(box, width - 80), height=26, rx=5)
-                drawing.text(x + min(box, width - 80) / 2 + 1, y + 19, text, "label mono", "middle")
+                if x + box > width and x > left:
+                    x, y = left, y + 34
+                drawing.add("rect", "cell", x=x + 1, y=y + 1, width=min(box, width - left - 2), height=26, rx=5)
+                drawing.text(x + min(box, width - left - 2) / 2 + 1, y + 19, text, "label mono", "middle")
                 x += box + 8
             y += 40
         drawing.height = y
         return drawing
 
     return both(draw, "cells")
+
+
+def histograms(document: Row, entity: str) -> str:
+    """What each direction answers to the entity, to other names and to text, one below the other on the same scale."""
+    subjects = {"entity": (entity, "target"), "names": ("other names", "control"), "text": ("text", "control")}
+    panels: dict[str, list[Row]] = defaultdict(list)
+    for row in document["rows"]:
+        panels[f"layer {row['layer']}, {token_name(row['token'])}"].append(row)
+    described = "; ".join(
+        f"{place}: " + ", ".join(f"{subjects[row['group']][0]} {_spread(row)}" for row in rows)
+        for place, rows in panels.items()
+    )
+    ends = around([document["low"], document["high"]], 0, 1)
+
+    def draw(key: str, width: float) -> Drawing:
+        described_as = f"The median of the size, the bound of 99 %, and how many there are. {described}."
+        drawing = Drawing(key, "What the directions answer to", described_as, width)
+        x = Scale(*ends, 10, width - 10)
+        step = (document["high"] - document["low"]) / len(document["rows"][0]["counts"])
+        bottom = 22.0 + sum(30 + 52 * len(rows) for rows in panels.values())
+        _landmarks(drawing, x, 22, bottom, ("0: nothing", "1: the entity"))
+        y = 22.0
+        for place, rows in panels.items():
+            drawing.text(0, y + 20, place, "label strong")
+            y += 30
+            for row in rows:
+                label, color = subjects[row["group"]]
+                spread = _spread(row)
+                drawing.text(0, y + 14, flat(label, int(width / _CHAR) - len(spread) - 1))
+                drawing.text(width, y + 14, spread, anchor="end")
+                y += 52
+                outline = [(x(document["low"]), y)]
+                for n, count in enumerate(row["counts"]):
+                    # A single answer must show beside thousands.
+                    height = 30 * math.log1p(count) / math.log1p(max(row["counts"]))
+                    outline += [(x(document["low"] + step * end), y - height) for end in (n, n + 1)]
+                drawing.path([*outline, (x(document["high"]), y)], f"histogram {color}", closed=True)
+                drawing.line(x.start, y, x.end, y, "grid")
+        _ticks_below(drawing, x, bottom)
+        drawing.height = bottom + 24
+        return drawing
+
+    return both(draw, "histograms")
+
+
+def screening(document: Row) -> str:
+    """Layers and tokens that a choice considered: knowledge left with each alone, and how far it moves the stream."""
+    columns = list(enumerate(document["tokens"]))[::-1]
+    places = {(row["layer"], row["token"]): row for row in document["places"]}
+    layers = sorted({layer for layer, _ in places})
+
+    def said(row: Row) -> str:
+        return "not tried" if row["score"] is None else signed(row["score"])
+
+    described = "; ".join(
+        f"layer {layer}: "
+        + ", ".join(
+            f"“{text}” {said(row)}, moves {row['shift']:.3g}{', chosen' * row['chosen']}"
+            for token, text in columns
+            if (row := places.get((layer, token))) is not None
+        )
+        for layer in layers
+    )
+
+    def draw(key: str, width: float) -> Drawing:
+        title = "Which layers and tokens hold the knowledge"
+        drawing = Drawing(key, title, f"Knowledge score, and how far the residual stream moves. {described}.", width)
+        left = 68.0
+        box = min(150.0, (width - left) / len(columns))
+        for n, (_, text) in enumerate(columns):
+            middle = left + box * (n + 0.5)
+            drawing.text(middle, 14, flat(f"“{text}”", int(box / _CHAR)), anchor="middle")
+        for y, layer in zip(range(24, 24 + 48 * len(layers), 48), layers, strict=True):
+            drawing.text(0, y + 26, f"layer {layer}", "label strong")
+            for n, (token, _) in enumerate(columns):
+                if (row := places.get((layer, token))) is None:
+                    continue
+                x, middle = left + box * n, left + box * (n + 0.5)
+                heat = 0 if row["score"] is None else min(4, max(0, round(4 * (1 - row["score"]))))
+                drawing.add(
+                    "rect", f"heat h{heat}{' chosen' * row['chosen']}", x=x + 3, y=y, width=box - 6, height=42, rx=5
+                )
+                drawing.text(
+                    middle, y + 18, said(row), f"label inside{' strong' * (row['score'] is not None)}", "middle"
+                )
+                drawing.text(middle, y + 34, f"moves {row['shift']:.3g}", "label small inside", "middle")
+                if row["chosen"]:
+                    drawing.mark(TARGET[0], x + 14, y + 13, 4.6, TARGET[1])
+        drawing.height = 24.0 + 48 * len(layers)
+        return drawing
+
+    return both(draw, "screening")
 
 
 def attacks(rows: Sequence[tuple[str, Sequence[Track]]], title: str, key: str) -> str:
@@ -282,12 +376,22 @@ def _with_interval(row: Interval) -> str:
     return f"{signed(row.mean)} ({signed(row.low)} to {signed(row.high)})"
 
 
+def _spread(row: Row) -> str:
+    return f"{signed(row['median'])}, 99 % within {signed(row['percentile_99'])} ({row['n']:,})"
+
+
 def _share(value: float | None) -> str:
     return "not measured" if value is None else share(value)
 
 
-def _landmarks(drawing: Drawing, x: Scale, top: float, bottom: float) -> None:
-    for value, label in ((0, "0: unknown name"), (1, "1: as before")):
+def _landmarks(
+    drawing: Drawing,
+    x: Scale,
+    top: float,
+    bottom: float,
+    labels: tuple[str, str] = ("0: unknown name", "1: as before"),
+) -> None:
+    for value, label in enumerate(labels):
         drawing.line(x(value), top, x(value), bottom, "guide dashed")
         drawing.text(x(value), top - 8, label, "label small", "middle")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from amnesia.numerals import change, flat, positive, share, signed
+from amnesia.numerals import change, flat, positive, share, signed, token_name
 
 Row = Mapping[str, Any]
 
@@ -217,11 +217,10 @@ def changes(edits: Sequence[Row]) -> str:
     if cells:
         sentences.append(f"{count(len(cells), 'cell')} in {count(len({row['layer'] for row in cells}), 'layer')}.")
     for row in directions:
-        token = "last token" if row["token"] == 0 else f"token {row['token']} before the last"
         sentences.append(
-            f"Layer {row['layer']}: what it writes at the name’s {token} is multiplied by {row['multiplier']:g}, along "
-            f"one direction of {count(len(row['columns']), 'cell')}, whose columns change by {row['change_norm']:.3g} "
-            "(Frobenius norm)."
+            f"Layer {row['layer']}: what it writes at the name’s {token_name(row['token'])} is multiplied by "
+            f"{row['multiplier']:g}, along one direction of {count(len(row['columns']), 'cell')}, whose columns change "
+            f"by {row['change_norm']:.3g} (Frobenius norm)."
         )
     return " ".join(sentences)
 

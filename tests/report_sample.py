@@ -153,6 +153,32 @@ def sample(n_controls=10):
             "target": {"knowledge_score": 0.1},
             "control": {"knowledge_score": 0.98},
             "candidates_tried": 200,
+            "answers": {
+                "low": -0.5,
+                "high": 1.5,
+                "rows": [
+                    {"layer": 0, "token": 1, "group": group, "n": sum(counts), "median": median, "percentile_99": most}
+                    | {"counts": counts}
+                    for group, counts, median, most in (
+                        ("entity", [0, 0, 0, 0, 1, 20, 19, 2], 1.01, 1.31),
+                        ("names", [0, 31, 880, 40, 3, 0, 0, 0], 0.07, 0.45),
+                        ("text", [2, 400, 4100, 30, 1, 1, 0, 0], 0.03, 0.21),
+                    )
+                ],
+            },
+            "screening": {
+                "tokens": ["ance", " Fr"],
+                "multiplier": -0.75,
+                "places": [
+                    {"layer": layer, "token": token, "shift": shift, "score": score, "chosen": (layer, token) == (0, 1)}
+                    for layer, token, shift, score in (
+                        (0, 0, 3.25, 0.92),
+                        (0, 1, 14.125, -0.08),
+                        (1, 0, 2.0, 0.55),
+                        (1, 1, 0.125, None),
+                    )
+                ],
+            },
         },
         "changed": {
             "edits": edits,
@@ -254,5 +280,6 @@ def hostile(text):
         row["examples"] = [dict.fromkeys(("prompt", "answer", "generated_original", "generated_edited"), text)]
     for row in document["stress"]["relearning"]:
         row["text"] = text
+    document["extraction"]["screening"]["tokens"] = [text, text]
     document["lm_eval"] = {"tasks": {text: {text: {"before": 0.5, "after": math.pi}}}}
     return document

@@ -2,9 +2,10 @@ import dataclasses
 import math
 
 import pytest
+import torch
 
-from amnesia.choice.atoms import atoms_of
-from amnesia.choice.direction import DirectionChoice, SearchText, Trial
+from amnesia.choice.atoms import Name, harm
+from amnesia.choice.direction import DirectionChoice, Trial
 from amnesia.choice.extraction import SINGLE_MULTIPLIERS, extract, extract_all, verdict
 from amnesia.choice.known import Known
 from amnesia.choice.settings import ChoiceSettings
@@ -13,6 +14,7 @@ from amnesia.domain import Cell, ColumnEdit, DirectionEdit, Fact
 from amnesia.errors import InputError
 from amnesia.forward import answer_logprobs, generate
 from amnesia.model import edited
+from amnesia.prompts import CONTRAST_ENTITIES, ENTITIES_BY_KIND, share_words, unseen_names
 from amnesia.recipe import Accept, Scoring, parse_recipe
 from tiny_text import tiny_live
 
@@ -72,6 +74,7 @@ def test_fixed_cells_are_only_verified(live, recipe):
     result = extract(live, dataclasses.replace(recipe, cells=cells))
     assert result.edits == cells
     assert result.candidates_tried == 2
+    assert (result.answers, result.screening) == (None, None)
 
 
 def test_a_single_cell_takes_the_multiplier_that_forgets_most(live, recipe):
@@ -98,11 +101,46 @@ def test_a_direction_spares_others_where_the_best_cell_does_not_and_is_determini
     assert extract(live, recipe, cache=cache) == result
 
 
+def test_the_places_that_were_considered_are_told(live, recipe, cache):
+    reserved = dataclasses.replace(
+        recipe, controls=(*recipe.controls, Fact("Norway", "{entity} is", "cold", "held_out"))
+    )
+    result = extract(live, reserved, cache=cache)
+    moments = moments_of(live, (0, 1, 2), cache)
+    atoms = Name(live, "Japan", moments, lambda name: name in ("Japan", "Norway")).atoms(3)
+    screening = result.screening
+    shifts = {(place.layer, place.token): place.shift for place in screening.places}
+    assert shifts == pytest.approx({atom.place: atom.shift for atom in atoms})
+    chosen = {(edit.layer, edit.token) for edit in result.edits}
+    assert {(place.layer, place.token) for place in screening.places if place.chosen} == chosen
+    tried = {(place.layer, place.token): place.score for place in screening.places if place.score is not None}
+    assert set(tried) == {atom.place for atom in atoms[: ChoiceSettings().n_screened]}
+    atom = next(atom for atom in atoms if atom.place in tried)
+    scores = []
+    for fact in recipe.facts:
+        ask = [(fact.text(name), fact.answer) for name in ("Japan", *unseen_names("Japan"))]
+        before, *others = (row.total for row in answer_logprobs(live, ask))
+        unknown = sum(others) / len(others)
+        with edited(live, [atom.edit(screening.multiplier)]):
+            after = answer_logprobs(live, ask[:1])[0].total
+        if before - unknown >= recipe.scoring.min_nats:
+            scores.append((after - unknown) / (before - unknown))
+    assert tried[atom.place] == pytest.approx(sum(scores) / len(scores), abs=1e-3)
+    assert {(row.layer, row.token) for row in result.answers.rows} == chosen
+    for row in (row for row in result.answers.rows if row.group == "names"):
+        kept = [other for other in moments.names if not share_words(other.name, ("Japan", "Norway"))]
+        assert row.n == sum(other.is_last or row.token > 0 for other in kept)
+
+
 def test_columns_can_be_bounded_or_all(live, recipe, cache):
     few = extract(live, dataclasses.replace(recipe, max_cells=8), cache=cache)
     assert 0 < sum(len(edit.columns) for edit in few.edits) <= 8
     mild = extract(live, dataclasses.replace(recipe, prefer="mild"), cache=cache)
     assert {len(edit.columns) for edit in mild.edits} == {live.shape.d_mlp}
+    one = extract(live, dataclasses.replace(recipe, max_cells=1), cache=cache)
+    assert [type(edit) for edit in one.edits] == [ColumnEdit]
+    two = extract(live, dataclasses.replace(recipe, max_cells=2), cache=cache)
+    assert 0 < sum(len(getattr(edit, "columns", [0])) for edit in two.edits) <= 2
 
 
 def test_edits_of_several_recipes_add_up(live, recipe, cache):
@@ -147,35 +185,73 @@ def test_the_weakest_multiplier_that_reaches_the_goal_is_found(live, cache, need
     """Also where it is the one with which atoms are screened, or stronger."""
 
     class Scripted(DirectionChoice):
-        def _measure(self, atoms, multiplier, size, targets):
+        def _measure(self, atoms, multiplier, targets):
             score = 0.5 if multiplier > needed else -0.2
-            self.trials.append(Trial(atoms, multiplier, size, score))
+            self.trials.append(Trial(atoms, multiplier, score))
             return self.trials[-1]
 
-    atoms = atoms_of(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda name: name == "Japan", 1, ())
+    name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     nothing = Known((), (), ())
-    found = Scripted(live, nothing, nothing, None, ChoiceSettings(), None).mildest(atoms)
+    atoms = name.atoms(1)
+    found = Scripted(live, name, nothing, nothing).mildest(atoms)[0]
     assert (found.multiplier, found.score) == (needed, -0.2)
-    assert found.leak == min(atom.leak(needed, atom.dense) for atom in atoms)
+    assert found.harm == min(harm([atom], needed) for atom in atoms)
+
+
+def n_columns(trial):
+    return sum(atom.size for atom in trial.atoms)
 
 
 def test_more_columns_are_taken_where_few_harm(live, recipe, cache):
-    moments = moments_of(live, (0, 1, 2), cache)
+    name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     known = []
     for facts in (recipe.facts, recipe.controls):
         before = tuple(row.total for row in answer_logprobs(live, [(fact.text(), fact.answer) for fact in facts]))
         known.append(Known(facts, before, tuple(value - 5.0 for value in before)))
-    atoms = atoms_of(live, "Japan", moments, lambda name: name == "Japan", 2, (8, 32))
-    text = SearchText.of(live)
-    sizes = []
-    for max_text in (math.inf, -math.inf):
-        settings = ChoiceSettings(goal=2.0, columns=(8, 32), max_leak=math.inf, min_control=-9.0, max_text=max_text)
-        choice = DirectionChoice(live, *known, text, settings, None)
-        sizes.append(choice.choose(atoms).size)
-    assert sizes[0] == 8
-    judged = [trial for trial in choice.trials if trial.text is not None]
-    assert [trial.size for trial in judged] == [8, 32, live.shape.d_mlp]
-    assert sizes[1] == min(judged, key=lambda trial: trial.text).size
+    settings = ChoiceSettings(goal=2.0, columns=(8, 32), max_harm=math.inf, min_control=-9.0)
+    assert n_columns(DirectionChoice(live, name, *known, settings).choose()) == 8
+    # Too much harm for any: all columns of the mildest.
+    none = DirectionChoice(live, name, *known, dataclasses.replace(settings, max_harm=0.0))
+    assert {atom.size for atom in none.choose().atoms} == {live.shape.d_mlp}
+    # Controls that nothing spares: everything was tried, and what harms text least of what forgets enough.
+    choice = DirectionChoice(live, name, *known, dataclasses.replace(settings, min_control=math.inf))
+    found = choice.choose()
+    judged = [trial for trial in choice.judged if trial.score <= max(found.score, 0.1)]
+    assert {8, 32, live.shape.d_mlp} <= {n_columns(trial) for trial in choice.judged}
+    assert found.harm == min(trial.harm for trial in judged)
+
+
+def test_two_atoms_of_a_layer_do_not_scale_one_cell_twice(live, cache):
+    name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
+    atom = name.atoms(1)[0]
+    twin = dataclasses.replace(atom, token=1)
+    nothing = Known((), (), ())
+    choice = DirectionChoice(live, name, nothing, nothing, ChoiceSettings(columns=(1, 2, 8)), max_columns=8)
+    assert [n_columns(Trial(group, 0.0, 0.0)) for group in choice.sizes(Trial((atom, twin), 0.0, 0.0))] == [8]
+    choice.max_columns = 1
+    (only,) = choice.sizes(Trial((atom, twin), 0.0, 0.0))
+    assert [found.place for found in only] == [atom.place] and only[0].size == 1
+
+
+def test_a_layer_that_writes_nothing_is_no_hindrance(recipe):
+    live = tiny_live("llama", seed=3)
+    with torch.no_grad():
+        live.model.model.layers[1].mlp.down_proj.weight.zero_()
+    own = dataclasses.replace(recipe_of(live), scoring=Scoring(min_nats=0.0, max_rank=600))
+    assert all(edit.layer != 1 for edit in extract(live, own).edits)
+
+
+def test_layers_outside_the_model_and_names_all_reserved_are_errors(live, recipe, cache):
+    with pytest.raises(InputError, match="layers 1-9 are out of range: tiny has layers 0–2"):
+        extract(live, dataclasses.replace(recipe, layers=(1, 9)), cache=cache)
+    everybody = (*CONTRAST_ENTITIES, *(name for names in ENTITIES_BY_KIND.values() for name in names))
+    with pytest.raises(InputError, match="all other names count as the entity or as held out"):
+        extract(live, dataclasses.replace(recipe, aliases=everybody), cache=cache)
+
+
+def test_a_caller_in_inference_mode_gets_the_same_edit(live, recipe, cache):
+    with torch.inference_mode():
+        assert extract(live, recipe) == extract(live, recipe, cache=cache)
 
 
 def test_a_cell_that_harms_controls_is_not_chosen(live, recipe):

@@ -163,6 +163,10 @@ def test_edits_of_several_recipes_add_up_and_are_written_in_one_go(live, model, 
     assert tree(tmp_path / "back") == tree(model)
     assert "--entity chooses from a single recipe" in refused("extract", *recipes, "--entity", "Japan")
     assert "two recipes are about 'Japan': give each entity once" in refused("extract", *recipes[:2], *recipes[:2])
+    other = tmp_path / "other.toml"
+    other.write_text(recipes[3].read_text(encoding="utf-8").replace(str(model), "elsewhere"), encoding="utf-8")
+    told = refused("extract", *recipes[:2], "--recipe", other)
+    assert f"the recipes are for {model}, elsewhere: give recipes of one model, or the MODEL to take" in told
 
 
 def test_extract_edit_verify_and_undo_fit_together(model, recipe, tmp_path):

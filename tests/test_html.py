@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -222,6 +223,63 @@ def test_without_generated_text_scores_speak():
     assert "not generated" in page.text
 
 
+def described(text, key):
+    """What each of the drawings of a figure says of itself, and the texts drawn on it."""
+    for svg in re.findall(rf'<svg [^>]*aria-labelledby="{key}-.*?</svg>', text, re.DOTALL):
+        page = Page(svg)
+        (desc,) = (data for tag, data in page.texts if tag == "desc")
+        yield desc, [data for tag, data in page.texts if tag == "text"]
+
+
+def test_what_directions_answer_to_is_drawn_with_its_numbers():
+    drawings = list(described(report_html(sample()), "histograms"))
+    assert len(drawings) == 2
+    for desc, texts in drawings:
+        for label, numbers in (
+            ("France", "1.01, 99 % within 1.31 (42)"),
+            ("other names", "0.07, 99 % within 0.45 (954)"),
+            ("text", "0.03, 99 % within 0.21 (4,534)"),
+        ):
+            assert f"{label} {numbers}" in desc
+            assert texts[texts.index(label) + 1] == numbers
+        assert "layer 0, token 1 before the last" in texts
+    # Of eight bins from -0.5 to 1.5 the entity has answers in the last four: from 0.5 to 1.5.
+    path = next(one for one in Page(report_html(sample())).all("path") if one["class"] == "histogram target")["d"]
+    points = [tuple(map(float, point.split())) for point in path[1:-1].split("L")]
+    base = points[0][1]
+    risen = [x for x, y in points if y < base]
+    low, high = (10 + (value + 0.58) / 2.16 * 780 for value in (0.5, 1.5))
+    assert (min(risen), max(risen)) == pytest.approx((low, high), abs=0.1)
+    heights = sorted({round(base - y, 1) for _, y in points})
+    assert heights == pytest.approx([0, *(30 * math.log(n + 1) / math.log(21) for n in (1, 2, 19, 20))], abs=0.1)
+
+
+def test_the_places_that_were_considered_are_drawn_with_their_numbers():
+    drawings = list(described(report_html(sample()), "screening"))
+    assert len(drawings) == 2
+    for desc, texts in drawings:
+        assert texts == [
+            "“ Fr”", "“ance”", "layer 0", "−0.08", "moves 14.1", "0.92", "moves 3.25", "layer 1", "not tried",
+            "moves 0.125", "0.55", "moves 2",
+        ]  # fmt: skip
+        assert "layer 0: “ Fr” −0.08, moves 14.1, chosen; “ance”" in desc.replace("chosen, ", "chosen; ")
+    page = Page(report_html(sample()))
+    heats = [one["class"] for one in page.all("rect") if one["class"].startswith("heat")]
+    assert heats == 2 * ["heat h4 chosen", "heat h0", "heat h0", "heat h2"]
+    assert "multiplied by −0.75, there alone" in page.text
+
+
+@pytest.mark.parametrize("key", ["answers", "screening"])
+def test_an_edit_without_directions_has_no_figures_of_them(key):
+    document = sample()
+    del document["extraction"][key]
+    figures = {"answers": "histograms", "screening": "screening"}
+    text = report_html(document)
+    assert [name for name in figures if f'"{figures[name]}-' in text] == [name for name in figures if name != key]
+    document["extraction"] = {name: document["extraction"][name] for name in ("verdict", "candidates_tried")}
+    assert not any(f'"{name}-' in report_html(document) for name in figures.values())
+
+
 def test_examples_are_computed_from_rows_of_the_report():
     document = sample()
     examples = {term.name: term.example for term in terms(document)}
@@ -260,6 +318,21 @@ def test_contrast(scheme):
         assert contrast(colors[text], colors[surface]) >= 4.5, (text, surface)
     for surface in SURFACES:
         assert contrast(colors["edge"], colors[surface]) >= 3, surface
+
+
+@pytest.mark.parametrize("scheme", PALETTES)
+def test_contrast_on_a_heat_map(scheme):
+    css = (Path(amnesia.__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
+    colors = PALETTES[scheme]
+    shares = [float(share) for share in re.findall(r"\.h\d { fill-opacity: ([.\d]+); }", css)]
+    assert len(shares) == 5 and shares == sorted(shares)
+    for share in shares:
+        channels = (
+            round((1 - share) * int(colors["card"][n : n + 2], 16) + share * int(colors["target"][n : n + 2], 16))
+            for n in (1, 3, 5)
+        )
+        mixed = "#" + "".join(f"{channel:02x}" for channel in channels)
+        assert all(contrast(colors[text], mixed) >= 4.5 for text in ("ink", "muted")), share
 
 
 def test_every_color_is_of_the_palette():

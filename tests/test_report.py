@@ -10,6 +10,8 @@ import pytest
 from amnesia import report
 from amnesia.domain import (
     Aggregate,
+    AnswerCounts,
+    Answers,
     Cell,
     CellScore,
     ColumnEdit,
@@ -19,6 +21,8 @@ from amnesia.domain import (
     Extraction,
     Localization,
     PromptScore,
+    ScreenedPlace,
+    Screening,
     TextScore,
 )
 from amnesia.evaluation import Evaluation
@@ -36,6 +40,7 @@ from amnesia.report import (
     to_bytes,
 )
 from amnesia.saving import edits_from_file
+from tiny import tiny_direction
 
 ESTIMATES = [
     "knowledge_score", "knowledge_score_first", "exact_match_before", "exact_match_after", "exact_match_change"
@@ -113,6 +118,44 @@ def test_an_extraction_can_be_read_back_as_an_edit(tmp_path):
     assert (group.entity, group.edits) == (EXTRACTION.entity, EXTRACTION.edits)
     document = extraction_json(NOTHING)
     assert (document["verdict"], document["edits"], document["candidates_tried"]) == ("none", [], 15)
+
+
+DIRECTED = dataclasses.replace(
+    EXTRACTION,
+    edits=(tiny_direction(2), tiny_direction(2, multiplier=0.25, seed=1)),
+    answers=Answers(
+        -0.25,
+        1.5,
+        (
+            AnswerCounts(2, 0, "entity", 3, 1.0, 1.25, (0, 1, 2)),
+            AnswerCounts(2, 0, "names", 9, 0.03125, 0.109, (8, 1, 0)),
+            AnswerCounts(2, 1, "text", 40, 0.01, 0.0625, (40, 0, 0)),
+        ),
+    ),
+    screening=Screening(
+        (" Jap", "an"), -0.5, (ScreenedPlace(2, 0, 3.5, 0.125, True), ScreenedPlace(2, 1, 0.5, None, False))
+    ),
+)
+
+
+def test_what_directions_answer_to_is_kept_and_said(tmp_path):
+    (tmp_path / "edit.json").write_bytes(to_bytes(extraction_json(DIRECTED)))
+    assert edits_from_file(tmp_path / "edit.json")[0].edits == DIRECTED.edits
+    document = json.loads((tmp_path / "edit.json").read_bytes())
+    assert document["answers"]["rows"][1] == {
+        "layer": 2, "token": 0, "group": "names", "n": 9, "median": 0.03125, "percentile_99": 0.109, "counts": [8, 1, 0]
+    }  # fmt: skip
+    assert (document["answers"]["low"], document["answers"]["high"]) == (-0.25, 1.5)
+    assert document["screening"]["tokens"] == [" Jap", "an"]
+    assert document["screening"]["places"][1] == {
+        "layer": 2, "token": 1, "shift": 0.5, "score": None, "chosen": False
+    }  # fmt: skip
+    check_report_json(report_json(EVALUATION, "Japan", ("m", None), "edited", accepted=True, extraction=DIRECTED))
+    assert not {"answers", "screening"} & extraction_json(EXTRACTION).keys()
+    assert extraction_text(DIRECTED).splitlines()[1:] == [
+        "  layer 2 at the last token answers 1.00 (99 %: 1.25) at the name, 0.03 (99 %: 0.11) at other names",
+        "  layer 2 at the token 1 before the last answers 0.01 (99 %: 0.06) at text",
+    ]
 
 
 def test_the_chosen_edit_in_words():

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from amnesia.directions.keys import name_keys
 from amnesia.directions.moments import Moments
-from amnesia.directions.solve import ReadOut, read_outs
-from amnesia.domain import DirectionEdit
-from amnesia.model import LiveModel, Progress
+from amnesia.directions.solve import ReadOut, read_outs, supports
+from amnesia.domain import Cell, ColumnEdit, DirectionEdit, Edit
+from amnesia.errors import InputError
+from amnesia.model import LiveModel, not_finite
 from amnesia.vector import Vector
 
 _NEAREST = 0.2  # Share of other names, the nearest in what the layer writes, whose mean stands for "any name".
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Atom:
-    """One layer and token: key (d_mlp,), write v = W(k − n) (d_model,), read-outs by the size of their support.
+    """One layer and token: key (d_mlp,), write v = W(k − n) (d_model,), and the read-out on some or all cells.
 
     `shift` is how far the residual stream moves at the name when the atom is taken away, in the stream's own units.
-    `scale` is the mean square, over what stays, of what the layer writes: `leak` is in units of it.
+    `change` (n_tokens,) are the nats by which each token of a text makes its rest likelier then, to first order.
     """
 
     layer: int
@@ -32,8 +33,8 @@ class Atom:
     write: Tensor
     spread: Tensor
     shift: float
-    scale: float
-    read_outs: dict[int, ReadOut]
+    read_out: ReadOut
+    change: Tensor
 
     @property
     def place(self) -> tuple[int, int]:
@@ -41,71 +42,96 @@ class Atom:
         return self.layer, self.token
 
     @property
-    def dense(self) -> int:
-        """The size of the read-out on all cells."""
-        return len(self.key)
+    def size(self) -> int:
+        """How many columns its edit changes."""
+        return len(self.read_out.cells)
 
-    def leak(self, multiplier: float, size: int) -> float:
-        """Mean square of what the edit adds to what should stay, as a share of what the layer writes there."""
-        unit = self.write.square().sum().item() * self.read_outs[size].leak
-        return (1.0 - multiplier) ** 2 * unit / self.scale
-
-    def edit(self, multiplier: float, size: int) -> DirectionEdit:
-        """The edit on a support of `size` cells."""
-        found = self.read_outs[size]
+    def edit(self, multiplier: float) -> Edit:
+        """The edit; on one cell it is the source's, the column times the multiplier."""
+        cells = self.read_out.cells
+        if self.size == 1:
+            return ColumnEdit(Cell(self.layer, int(cells)), multiplier)
         return DirectionEdit(
             layer=self.layer,
             token=self.token,
             multiplier=multiplier,
-            columns=tuple(found.cells.tolist()),
-            read=Vector.of(found.u.cpu()),
+            columns=tuple(cells.tolist()),
+            read=Vector.of(self.read_out.u.cpu()),
             write=Vector.of(self.write.cpu()),
-            key=Vector.of(self.key[found.cells].cpu()),
-            spread=Vector.of(self.spread[found.cells].cpu()),
+            key=Vector.of(self.key[cells].cpu()),
+            spread=Vector.of(self.spread[cells].cpu()),
         )
 
 
-@torch.inference_mode()
-def atoms_of(
-    live: LiveModel,
-    name: str,
-    moments: Moments,
-    is_reserved: Callable[[str], bool],
-    max_tokens: int,
-    columns: Sequence[int],
-    progress: Progress | None = None,
-) -> list[Atom]:
-    """The atoms of a name at every layer of the moments, those that move the residual stream most first.
+def harm(atoms: Sequence[Atom], multiplier: float) -> float:
+    """KL(original || edited) to expect on text, nats per token: ½ E[(what the atoms change together)²]."""
+    together = torch.stack([atom.change for atom in atoms]).sum(0)
+    return 0.5 * (1.0 - multiplier) ** 2 * together.square().mean().item()
 
-    `columns` are the sizes of supports to find beside all cells. `is_reserved` says which other names count as unseen.
-    """
-    own = frozenset(
-        ids[0]
-        for form in {name, name.removeprefix("the "), name.removeprefix("The ")}
-        for text in (form, f" {form}")
-        if len(ids := live.tokenizer(text, add_special_tokens=False)["input_ids"]) == 1
-    )
-    keys = name_keys(live, name, moments.layers, max_tokens, progress)
-    found = []
-    for place, layer in enumerate(moments.layers):
-        second, names = moments.without(live, layer, is_reserved, own)
-        weight, norm = live.out_weight(layer), live.norm_after(layer)
-        spread = second.diagonal().sqrt().float()
-        # Behind a norm moments are relative already; d_model numbers of mean square 1 have the square d_model.
-        scale = float(len(weight)) if norm is not None else (weight.double() @ second).mul(weight).sum().item()
-        written = names @ weight.T
-        for token, by_layer in keys.items():
-            key = by_layer[place]
-            now = weight @ key
-            if norm is None:
-                mean = names.mean(0)
-            else:
-                near = (written - now).norm(dim=1).topk(max(1, int(_NEAREST * len(names))), largest=False).indices
-                mean = names[near].mean(0)
-            write = weight @ (key - mean)
+
+@dataclass(frozen=True)
+class Name:
+    """A name in a model, and what must stay beside it. `is_reserved` says which other names count as unseen."""
+
+    live: LiveModel
+    text: str
+    moments: Moments
+    is_reserved: Callable[[str], bool]
+
+    @torch.inference_mode()
+    def atoms(self, max_tokens: int) -> list[Atom]:
+        """On all cells of every layer of the moments, those that move the residual stream most first."""
+        keys = name_keys(self.live, self.text, self.moments.layers, max_tokens)
+        found = []
+        for place, layer in enumerate(self.moments.layers):
+            second, names = self._stays(layer)
+            if not len(names):
+                raise InputError(
+                    "all other names count as the entity or as held out: give fewer aliases and held-out controls"
+                )
+            weight, norm = self.live.out_weight(layer), self.live.norm_after(layer)
+            spread = second.diagonal().sqrt().float()
+            written = names @ weight.T
             through = norm if norm is not None else (lambda values: values)
-            dtype = live.model.dtype
-            gone = through((now - write).to(dtype)).float() - through(now.to(dtype)).float()
-            shift = gone.norm().item()
-            found.append(Atom(layer, token, key, write, spread, shift, scale, read_outs(second, key, columns)))
-    return sorted(found, key=lambda atom: (-atom.shift, atom.place))
+            dtype = self.live.model.dtype
+            try:
+                solved = read_outs(second, [by_layer[place] for by_layer in keys.values()])
+            except torch.linalg.LinAlgError:
+                raise not_finite(self.live, f"activations in layer {layer}, or none at all") from None
+            for (token, by_layer), read_out in zip(keys.items(), solved, strict=True):
+                now = weight @ by_layer[place]
+                mean = written.mean(0)
+                if norm is not None:
+                    near = (written - now).norm(dim=1).topk(max(1, int(_NEAREST * len(names))), largest=False).indices
+                    mean = written[near].mean(0)
+                write = now - mean
+                gone = through((now - write).to(dtype)).float() - through(now.to(dtype)).float()
+                change = self._change(layer, read_out, write)
+                atom = Atom(layer, token, by_layer[place], write, spread, gone.norm().item(), read_out, change)
+                found.append(atom)
+        return sorted(found, key=lambda atom: (-atom.shift, atom.place))
+
+    def sparse(self, atom: Atom, sizes: Sequence[int]) -> dict[int, Atom]:
+        """The atom on supports of `sizes`; on one cell its write is that of the whole column, as in the source."""
+        second, _ = self._stays(atom.layer)
+        found = {}
+        for size, read_out in supports(second, atom.key, sizes).items():
+            write = atom.write
+            if size == 1:
+                write = self.live.out_weight(atom.layer)[:, read_out.cells[0]] * atom.key[read_out.cells[0]]
+            change = self._change(atom.layer, read_out, write)
+            found[size] = replace(atom, write=write, read_out=read_out, change=change)
+        return found
+
+    def _stays(self, layer: int) -> tuple[Tensor, Tensor]:
+        names = {self.text, self.text.removeprefix("the "), self.text.removeprefix("The ")}
+        forms = [
+            self.live.tokenizer(text, add_special_tokens=False)["input_ids"]
+            for name in names
+            for text in (name, f" {name}")
+        ]
+        own = frozenset(ids[0] for ids in forms if len(ids) == 1)
+        return self.moments.without(self.live, layer, self.is_reserved, own)
+
+    def _change(self, layer: int, read_out: ReadOut, write: Tensor) -> Tensor:
+        return self.moments.response.to(self.moments.layers.index(layer), read_out.cells, read_out.u, write)

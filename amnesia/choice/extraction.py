@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from amnesia.choice.direction import choose_direction
+from amnesia.choice.atoms import Name
+from amnesia.choice.direction import DirectionChoice
 from amnesia.choice.known import SEARCH_KINDS, Known, select_known
 from amnesia.choice.settings import ChoiceSettings
+from amnesia.choice.shown import answers_of, screening_of
 from amnesia.directions.moments import early_layers, moments_of
-from amnesia.domain import ColumnEdit, Edit, Extraction, Verdict
+from amnesia.domain import Answers, ColumnEdit, Edit, Extraction, Screening, Verdict
 from amnesia.errors import InputError
 from amnesia.forward import answer_logprobs
-from amnesia.localization import CellMap, cell_maps
+from amnesia.localization import CellMap, cell_maps, layer_range
 from amnesia.measurement import measure_unknown
 from amnesia.model import LiveModel, Progress, edited
 from amnesia.prompts import share_words
@@ -68,16 +70,18 @@ def choose(
     Fixed `[[cells]]` are only verified. Method "auto" turns a direction, on as few columns as keep within the bounds;
     "single" is the source's form, one cell whose column is negated.
     """
+    answers = screening = None
+    edits: tuple[Edit, ...]
     if recipe.cells:
         edits, tried = recipe.cells, len(recipe.cells)
     elif recipe.method == "single":
         edits, tried = _single(live, recipe, targets, controls, task)
     else:
-        edits, tried = _direction(live, recipe, targets, controls, task, cache)
+        edits, tried, answers, screening = _direction(live, recipe, targets, controls, task, cache)
     with edited(live, edits):
         target, control = targets.mean_score(live), controls.mean_score(live)
     judged = verdict(target, control, recipe.accept) if edits else "none"
-    return Extraction(recipe.entity, judged, edits, target, control, tried)
+    return Extraction(recipe.entity, judged, edits, target, control, tried, answers, screening)
 
 
 def verdict(target: float, control: float, accept: Accept) -> Verdict:
@@ -147,10 +151,10 @@ def reserved_names(recipe: Recipe) -> list[str]:
 
 def _direction(
     live: LiveModel, recipe: Recipe, targets: Known, controls: Known, task: Task, cache: Path | None
-) -> tuple[tuple[Edit, ...], int]:
+) -> tuple[tuple[Edit, ...], int, Answers | None, Screening]:
     layers = early_layers(live.shape.n_layers)
     if recipe.layers is not None:
-        layers = tuple(range(recipe.layers[0], min(recipe.layers[1], live.shape.n_layers - 1) + 1))
+        layers = layer_range(live, recipe.layers)
     with task("reading what should stay") as progress:
         moments = moments_of(live, layers, cache, progress=progress)
     reserved = (recipe.entity, *recipe.aliases, *reserved_names(recipe))
@@ -158,18 +162,10 @@ def _direction(
     if recipe.prefer == "mild":
         settings = replace(settings, columns=())
     with task("choosing the edit") as progress:
-        best, trials = choose_direction(
-            live,
-            recipe.entity,
-            targets,
-            controls,
-            moments,
-            lambda name: share_words(name, reserved),
-            settings=settings,
-            max_columns=recipe.max_cells,
-            progress=progress,
-        )
-    return best.edits, len(trials)
+        name = Name(live, recipe.entity, moments, lambda other: share_words(other, reserved))
+        choice = DirectionChoice(live, name, targets, controls, settings, recipe.max_cells, progress)
+        best = choice.choose()
+    return best.edits, len(choice.trials), answers_of(name, best.edits), screening_of(choice, best)
 
 
 def _single(

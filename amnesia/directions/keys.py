@@ -1,4 +1,4 @@
-"""Keys of a name: the mean activations at its tokens, over many wordings, and what the layers write there."""
+"""Keys of a name: the mean activations at its tokens, over many wordings."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ def wordings() -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in texts if text not in held_out))
 
 
-def name_keys(
-    live: LiveModel, name: str, layers: Sequence[int], max_tokens: int, progress: Progress | None = None
-) -> Mapping[int, Tensor]:
-    """Keys (n_layers, d_mlp) of a name, float32, by token counted from its last one (0) backwards.
+def name_rows(live: LiveModel, name: str, max_tokens: int) -> dict[int, list[Placed]]:
+    """All wordings of a name up to each of its tokens, counted from its last one (0) backwards.
 
     At most `max_tokens` of its tokens, as far as every wording has so many. What follows a token cannot change its
     activations, so that wordings that begin alike count once.
@@ -34,10 +32,27 @@ def name_keys(
     for item, (_, start) in zip(encode(live.tokenizer, [text for text, _ in texts]), texts, strict=True):
         spans.append((item.ids, item.token_at(start), item.token_at(start + len(name) - 1)))
     n_tokens = min(max_tokens, *(last - first + 1 for _, first, last in spans))
-    rows = {
-        back: list(dict.fromkeys(Placed(ids[: last - back + 1], last - back) for ids, _, last in spans))
+    return {
+        # But not at the first token of a row, which is a sink of attention.
+        back: list(dict.fromkeys(Placed(ids[: last - back + 1], last - back) for ids, _, last in spans if last > back))
         for back in range(n_tokens)
     }
+
+
+def token_texts(live: LiveModel, name: str, n: int) -> tuple[str, ...]:
+    """What the last `n` tokens of a name stand for in the middle of a text, from its last one backwards."""
+    wording = next(text for text in wordings() if not text.startswith("{entity}"))
+    text = wording[: wording.index("{entity}")] + name
+    (item,) = encode(live.tokenizer, [text])
+    last = item.token_at(len(text) - 1)
+    return tuple(text[slice(*item.offsets[last - back])] for back in range(n))
+
+
+def name_keys(
+    live: LiveModel, name: str, layers: Sequence[int], max_tokens: int, progress: Progress | None = None
+) -> Mapping[int, Tensor]:
+    """Keys (n_layers, d_mlp) of a name, float32, by token as in `name_rows`: means over its wordings."""
+    rows = name_rows(live, name, max_tokens)
     flat = [(back, row) for back, own in rows.items() for row in own]
     total = {back: torch.zeros(len(layers), live.shape.d_mlp, device=live.device) for back in rows}
     for indices, batch in activations(live, [row for _, row in flat], layers, progress):

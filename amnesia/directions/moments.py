@@ -10,8 +10,10 @@ the MLP, what a layer writes is divided by its size, so that a bystander a count
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
+import json
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,9 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
+from amnesia.directions.response import Response, half, response_of
 from amnesia.encoding import Placed, encode
+from amnesia.errors import InputError
 from amnesia.forward import activations
-from amnesia.model import LiveModel, Progress, hooks
+from amnesia.model import LiveModel, Progress, hooks, plain_generation
 from amnesia.prompts import CODE_SNIPPETS, CONTRAST_ENTITIES, ENTITIES_BY_KIND, FOREIGN_SENTENCES, neutral_texts
 from amnesia.scratch import scratch_folder
 
@@ -39,7 +43,8 @@ NAME_WORDINGS = (
     "Last week they discussed {entity}",
 )
 
-_VERSION = 1  # Of what is gathered; another number makes files that are kept be made again.
+_UNUSED = ("_name_or_path", "architectures", "transformers_version")  # Of a configuration, by what a model does.
+_VERSION = 3  # Of what is gathered; another number makes files that are kept be made again.
 _BLOCK = 4096
 _SAMPLED_AT_ONCE = 96
 
@@ -62,42 +67,54 @@ class MomentSettings:
     length: int = 64
     beginning: int = 4
     vocabulary_size: int = 12_000
-    seed: int = 0
+
+
+@dataclass(frozen=True)
+class NameToken:
+    """One token of another name in one wording, and whether it is the name's last one."""
+
+    name: str
+    is_last: bool
 
 
 @dataclass(frozen=True)
 class Moments:
     """`second` (n_layers, d_mlp, d_mlp): the weighted mean of w·a·aᵀ over all bystanders a, float32, by layer.
 
-    `name_keys` (n_rows, n_layers, d_mlp) are the activations at the last token of other names, float16, of which row i
-    is about `names[i]`. `vocabulary` are the rows of tokens that were read, each for its last one.
+    `name_keys` (n_rows, n_layers, d_mlp) are the activations at the tokens of other names, float16; row i is about
+    `names[i].name`. `vocabulary` are the rows of tokens that were read, each for its last one. `response` says what
+    the predictions on text answer to.
     """
 
     layers: tuple[int, ...]
     second: Tensor
-    names: tuple[str, ...]
+    names: tuple[NameToken, ...]
     name_keys: Tensor
     vocabulary: tuple[tuple[int, ...], ...]
+    response: Response
     settings: MomentSettings
 
     def without(
         self, live: LiveModel, layer: int, is_reserved: Callable[[str], bool], tokens: frozenset[int]
     ) -> tuple[Tensor, Tensor]:
-        """C (d_mlp, d_mlp) of one layer in float64, ridge included, and the keys of other names (n_rows, d_mlp).
+        """C (d_mlp, d_mlp) of one layer in float64, ridge included, and keys at the last tokens of other names.
 
         Names for which `is_reserved` holds, and vocabulary rows that end in one of `tokens`, count as never seen.
         """
         place = self.layers.index(layer)
         second = self.second[place].double()
-        keep = torch.tensor([not is_reserved(name) for name in self.names])
+        reserved = {name for name in {row.name for row in self.names} if is_reserved(name)}
+        keep = torch.tensor([row.name not in reserved for row in self.names])
+        last = torch.tensor([row.is_last for row in self.names])
         share = self.settings.names / len(self.names)
-        second -= _gram(live, layer, self.name_keys[~keep, place].float()).double() * share
+        # Without copies in float64 beside C, which has gigabytes in a large model.
+        second.sub_(_gram(live, layer, self.name_keys[~keep, place].float()), alpha=share)
         own = [Placed(row, len(row) - 1) for row in self.vocabulary if row[-1] in tokens]
         if own:
             found = torch.cat([batch[:, 0] for _, batch in activations(live, own, [layer])])
-            second -= _gram(live, layer, found).double() * (self.settings.vocabulary / len(self.vocabulary))
+            second.sub_(_gram(live, layer, found), alpha=self.settings.vocabulary / len(self.vocabulary))
         second.diagonal().add_(self.settings.ridge * second.diagonal().mean())
-        return second, self.name_keys[keep, place].float()
+        return second, self.name_keys[keep & last, place].float()
 
 
 def early_layers(n_layers: int) -> tuple[int, ...]:
@@ -114,19 +131,28 @@ def moments_of(
 ) -> Moments:
     """The moments of a model, from the folder `cache` where they are kept there for this very model and settings.
 
-    Gathering them is counted by `progress` in tokens and rows.
+    Gathering them is counted by `progress` in tokens and rows. Raises InputError when the weights are on several
+    devices, or left on disk.
     """
+    if len(places := {str(parameter.device) for parameter in live.model.parameters()}) > 1:
+        raise InputError(
+            f"{live.name} lies on {', '.join(sorted(places))}: a direction needs all weights on one device; choose one "
+            '(--device), or the form that needs none of this (method = "single")'
+        )
     settings = settings or MomentSettings()
     layers = tuple(layers)
-    path = None if cache is None else cache / f"moments-{_digest(live, layers, settings)[:32]}.safetensors"
     vocabulary = _vocabulary(live, settings)
-    names = _names()
-    if path is not None and path.exists():
-        try:
-            kept = load_file(path, str(live.device))
-            return Moments(layers, kept["second"], names, kept["name_keys"], vocabulary, settings)
-        except (OSError, SafetensorError, KeyError):
-            path.unlink(missing_ok=True)  # Damaged; it is made again.
+    names, name_rows = _name_rows(live)
+    sentences = _sentence_rows(live)
+    path = None
+    if cache is not None:
+        read = (vocabulary, name_rows, sentences, sorted(set(live.tokenizer.all_special_ids)))
+        path = cache / f"moments-{_digest(live, layers, settings, read)[:32]}.safetensors"
+        # What is damaged or not there is made again.
+        with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError):
+            kept = _checked(load_file(path, str(live.device)), live, layers, len(names))
+            response = Response(kept["activations"], kept["gradients"])
+            return Moments(layers, kept["second"], names, kept["name_keys"], vocabulary, response, settings)
     second = torch.zeros(len(layers), live.shape.d_mlp, live.shape.d_mlp, device=live.device)
     keys = torch.zeros(len(names), len(layers), live.shape.d_mlp, dtype=torch.float16, device=live.device)
     with torch.inference_mode():
@@ -135,50 +161,87 @@ def moments_of(
         rows = [Placed(row, len(row) - 1) for row in vocabulary]
         ends = (batch for _, batch in activations(live, rows, layers, progress))
         _add(live, layers, second, ends, settings.vocabulary)
-        _add(live, layers, second, _named(live, layers, keys, progress), settings.names)
-    second, keys = second.clone(), keys.clone()  # Ordinary tensors, no longer of inference mode.
+        _add(live, layers, second, _named(live, name_rows, layers, keys, progress), settings.names)
+    response = response_of(live, sentences, layers, progress)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(path) as folder:
-            save_file({"second": second.cpu(), "name_keys": keys.cpu()}, folder / path.name)
-            (folder / path.name).replace(path)
-    return Moments(layers, second, names, keys, vocabulary, settings)
+        kept = {
+            "second": second,
+            "name_keys": keys,
+            "activations": response.activations,
+            "gradients": response.gradients,
+        }
+        # It saves time and nothing else: where the folder is read-only or the disk full, the next run makes it again.
+        with contextlib.suppress(OSError, SafetensorError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with scratch_folder(path) as folder:
+                save_file({name: tensor.cpu() for name, tensor in kept.items()}, folder / path.name)
+                (folder / path.name).replace(path)
+    return Moments(layers, second, names, keys, vocabulary, response, settings)
 
 
-def _digest(live: LiveModel, layers: Sequence[int], settings: MomentSettings) -> str:
-    """sha256 of all weights, the layers and the settings."""
-    found = hashlib.sha256(repr((_VERSION, layers, settings, live.model.config.model_type)).encode())
+def _digest(live: LiveModel, layers: Sequence[int], settings: MomentSettings, read: object) -> str:
+    """sha256 of all weights, the configuration, the layers, the settings and the tokens to `read`."""
+    config = {key: value for key, value in live.model.config.to_dict().items() if key not in _UNUSED}
+    text = json.dumps(config, sort_keys=True, default=str)
+    found = hashlib.sha256(repr((_VERSION, layers, settings, text, read)).encode())
     for name, weight in sorted(live.model.state_dict(keep_vars=True).items()):
         found.update(name.encode())
-        found.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        found.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
-def _names() -> tuple[str, ...]:
-    """The name of each row of `name_keys`."""
+def _checked(kept: dict[str, Tensor], live: LiveModel, layers: Sequence[int], n_names: int) -> dict[str, Tensor]:
+    """What was kept, if it has the form that it should have and is finite; raises ValueError or KeyError."""
+    n, d_mlp, d_model = len(layers), live.shape.d_mlp, live.shape.d_model
+    n_tokens = len(kept["activations"])
+    wanted = {
+        "second": (n, d_mlp, d_mlp),
+        "name_keys": (n_names, n, d_mlp),
+        "activations": (n_tokens, n, d_mlp),
+        "gradients": (n_tokens, n, d_model),
+    }
+    if any(kept[name].shape != shape for name, shape in wanted.items()) or not kept["second"].isfinite().all():
+        raise ValueError("damaged")
+    return kept
+
+
+def _name_rows(live: LiveModel) -> tuple[tuple[NameToken, ...], tuple[Placed, ...]]:
+    """Other names in some wordings, a row for each of their tokens; what each row is about."""
     known = dict.fromkeys([*(name for names in ENTITIES_BY_KIND.values() for name in names), *CONTRAST_ENTITIES])
-    return tuple(name for name in known for _ in NAME_WORDINGS)
+    pairs = [(name, wording) for name in known for wording in NAME_WORDINGS]
+    tokens, rows = [], []
+    for (name, wording), item in zip(
+        pairs, encode(live.tokenizer, [wording.replace("{entity}", name) for name, wording in pairs]), strict=True
+    ):
+        last = len(item.ids) - 1
+        for token in range(max(1, item.token_at(wording.index("{entity}"))), last + 1):
+            tokens.append(NameToken(name, token == last))
+            rows.append(Placed(item.ids, token))
+    return tuple(tokens), tuple(rows)
 
 
-def _named(live: LiveModel, layers: Sequence[int], keys: Tensor, progress: Progress | None) -> Iterator[Tensor]:
-    """Activations at the last tokens of other names; fills `keys` on the way."""
-    names = _names()
-    texts = [NAME_WORDINGS[row % len(NAME_WORDINGS)].replace("{entity}", name) for row, name in enumerate(names)]
-    rows = [Placed(item.ids, len(item.ids) - 1) for item in encode(live.tokenizer, texts)]
+def _named(
+    live: LiveModel, rows: Sequence[Placed], layers: Sequence[int], keys: Tensor, progress: Progress | None
+) -> Iterator[Tensor]:
+    """Activations at the tokens of other names; fills `keys` on the way."""
     for indices, batch in activations(live, rows, layers, progress):
-        keys[list(indices)] = batch.half()
-        yield batch.half().float()  # As they are kept, so that some of them can be taken out again.
+        keys[list(indices)] = half(batch)
+        yield half(batch).float()  # As they are kept, so that some of them can be taken out again.
 
 
 def _sentences() -> tuple[str, ...]:
     return (*neutral_texts("search"), *FOREIGN_SENTENCES, *CODE_SNIPPETS)
 
 
+def _sentence_rows(live: LiveModel) -> list[tuple[int, ...]]:
+    """The sentences as tokens, as far as the model has positions for them."""
+    room = getattr(live.model.config, "max_position_embeddings", None)
+    return [item.ids[:room] for item in encode(live.tokenizer, _sentences())]
+
+
 def _written(live: LiveModel, layers: Sequence[int], progress: Progress | None) -> Iterator[Tensor]:
     """Activations at all tokens but the first of the package's own sentences."""
-    rows = [
-        Placed(item.ids, token) for item in encode(live.tokenizer, _sentences()) for token in range(1, len(item.ids))
-    ]
+    rows = [Placed(ids, token) for ids in _sentence_rows(live) for token in range(1, len(ids))]
     for _, batch in activations(live, rows, layers, progress):
         yield batch
 
@@ -211,8 +274,12 @@ def _sampled(
         def record(layer: int, seen: dict[int, list[Tensor]] = seen) -> Callable[[Tensor], None]:
             return lambda values: seen[layer].append(values.float().to(live.device))
 
-        with hooks(live, {layer: record(layer) for layer in layers}), torch.random.fork_rng(devices):
-            torch.manual_seed(settings.seed + first)
+        with (
+            hooks(live, {layer: record(layer) for layer in layers}),
+            plain_generation(live),
+            torch.random.fork_rng(devices),
+        ):
+            torch.manual_seed(first)
             live.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
         found = torch.stack([torch.cat(seen[layer], 1)[:, 1:].flatten(0, 1) for layer in layers], dim=1)
         if progress:
@@ -223,10 +290,13 @@ def _sampled(
 def _vocabulary(live: LiveModel, settings: MomentSettings) -> tuple[tuple[int, ...], ...]:
     """Rows that end in a token of the vocabulary each: a third after a common beginning, the others after 1 to 4
     random tokens. Special and unused tokens are left out."""
-    draw = random.Random(settings.seed)
+    draw = random.Random(0)
     special = set(live.tokenizer.all_special_ids)
     pieces = live.tokenizer.convert_ids_to_tokens(range(len(live.tokenizer)))
-    pool = [token for token, piece in enumerate(pieces) if token not in special and not piece.startswith("<unused")]
+    # A tokenizer may have no piece for some of its ids.
+    known = live.model.get_input_embeddings().num_embeddings  # A tokenizer may have more tokens than the model, too.
+    named = [(token, piece) for token, piece in enumerate(pieces[:known]) if piece is not None and token not in special]
+    pool = [token for token, piece in named if not piece.startswith("<unused")]
     tokens = draw.sample(pool, min(settings.vocabulary_size, len(pool)))
     beginning = encode(live.tokenizer, ["The story of"])[0].ids
     # What the tokenizer puts before every text, if anything.
@@ -257,7 +327,7 @@ def _add(live: LiveModel, layers: Sequence[int], second: Tensor, batches: Iterab
             flush()
     if waiting:
         flush()
-    second += total * (share / count)
+    second.add_(total, alpha=share / count)
 
 
 def _gram(live: LiveModel, layer: int, rows: Tensor) -> Tensor:

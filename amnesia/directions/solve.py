@@ -30,35 +30,37 @@ class ReadOut:
     leak: float
 
 
-def read_outs(moments: Tensor, key: Tensor, sizes: Sequence[int]) -> dict[int, ReadOut]:
-    """Read-outs on all cells (under the number of cells) and on the supports of `sizes`, in float64.
+def read_outs(moments: Tensor, keys: Sequence[Tensor]) -> list[ReadOut]:
+    """The read-out of each key (d_mlp,) on all cells, in float64.
 
-    `moments` (d_mlp, d_mlp) must be positive definite, `key` is (d_mlp,). Supports are found by backward elimination:
-    the cell whose removal costs least, u_j² / (C⁻¹)_jj, goes first, a fifth of them in a round. Sizes that are not
+    Raises torch.linalg.LinAlgError for `moments` (d_mlp, d_mlp) that are not positive definite.
+    """
+    c, k = moments.double(), torch.stack(list(keys), dim=1).double()
+    x = torch.cholesky_solve(k, torch.linalg.cholesky(c))
+    cells = torch.arange(len(c), device=c.device)
+    answers = (k * x).sum(0)
+    return [ReadOut(cells, x[:, i] / answer, 1.0 / answer.item()) for i, answer in enumerate(answers)]
+
+
+def supports(moments: Tensor, key: Tensor, sizes: Sequence[int]) -> dict[int, ReadOut]:
+    """Read-outs on the supports of `sizes`, in float64, found by backward elimination.
+
+    The cell whose removal costs least, u_j² / (C⁻¹)_jj, goes first, a fifth of them in a round. Sizes that are not
     below d_mlp are left out. Raises torch.linalg.LinAlgError for moments that are not positive definite.
     """
     c, k = moments.double(), key.double()
-    d_mlp = len(k)
-    found = {d_mlp: _on(c, k, torch.arange(d_mlp, device=k.device))}
-    support = found[d_mlp].cells
-    if d_mlp > MAX_ELIMINATED:
+    support = torch.arange(len(k), device=k.device)
+    if len(k) > MAX_ELIMINATED:
         # What a cell alone gives up is a lower bound of what its removal costs.
-        share = found[d_mlp].u.square() * c.diagonal()
-        support = share.topk(MAX_ELIMINATED).indices.sort().values
-    for size in sorted({size for size in sizes if 0 < size < d_mlp}, reverse=True):
+        (dense,) = read_outs(c, [k])
+        support = (dense.u.square() * c.diagonal()).topk(MAX_ELIMINATED).indices.sort().values
+    found = {}
+    for size in sorted({size for size in sizes if 0 < size < len(k)}, reverse=True):
         while len(support) > size:
-            factor = torch.linalg.cholesky(c[support][:, support])
-            inverse = torch.cholesky_inverse(factor)
-            x = inverse @ k[support]
-            cost = x.square() / inverse.diagonal()
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(c[support][:, support]))
+            cost = (inverse @ k[support]).square() / inverse.diagonal()
             left = max(size, int(len(support) * _KEPT))
             support = support[cost.topk(left).indices.sort().values]
-        found[size] = _on(c, k, support)
+        (own,) = read_outs(c[support][:, support], [k[support]])
+        found[size] = ReadOut(support, own.u, own.leak)
     return found
-
-
-def _on(c: Tensor, k: Tensor, cells: Tensor) -> ReadOut:
-    part, own = (c, k) if len(cells) == len(k) else (c[cells][:, cells], k[cells])
-    x = torch.cholesky_solve(own[:, None], torch.linalg.cholesky(part))[:, 0]
-    answer = own @ x
-    return ReadOut(cells, x / answer, 1.0 / answer.item())

@@ -31,11 +31,10 @@ from typing import Any
 
 import torch
 
-from amnesia.choice.atoms import atoms_of
-from amnesia.choice.direction import DirectionChoice, SearchText, Trial
+from amnesia.choice.atoms import Name, harm
+from amnesia.choice.direction import DirectionChoice, Group, Trial
 from amnesia.choice.extraction import choose, reserved_names
 from amnesia.choice.known import Known, select_known
-from amnesia.choice.settings import ChoiceSettings
 from amnesia.damage import Impression, impression
 from amnesia.directions.moments import Moments, early_layers, moments_of
 from amnesia.domain import Edit, directions_of
@@ -111,7 +110,7 @@ def random_direction(live: LiveModel, edits: Sequence[Edit], moments: Moments, s
     generator = torch.Generator().manual_seed(seed)
     found = []
     for edit in directions_of(edits):
-        second, _ = moments.without(live, edit.layer, lambda _: False, frozenset())
+        second = moments.without(live, edit.layer, lambda _: False, frozenset())[0].cpu()
         columns = torch.tensor(edit.columns)
         part = second[columns][:, columns]
         own = torch.from_numpy(edit.read.array.copy()).double()
@@ -121,14 +120,18 @@ def random_direction(live: LiveModel, edits: Sequence[Edit], moments: Moments, s
     return tuple(found)
 
 
+def group_size(atoms: Group) -> int:
+    """How many columns the read-outs of atoms have together."""
+    return sum(atom.size for atom in atoms)
+
+
 @dataclass
 class Chooser:
     """Chooses by each method; what one entity's methods share is computed once."""
 
     live: LiveModel
     moments: Moments
-    text: SearchText
-    _last: tuple[str, DirectionChoice, Trial, float] | None = None
+    _last: tuple[str, DirectionChoice, list[Trial], float] | None = None
 
     def choose(self, recipe: Recipe, method: str, targets: Known, controls: Known) -> tuple[tuple[Edit, ...], float]:
         """The edit, and the seconds it took."""
@@ -138,25 +141,18 @@ class Chooser:
             return choose(self.live, changed, targets, controls, quiet).edits, time.perf_counter() - start
         if self._last is None or self._last[0] != recipe.entity:
             reserved = (recipe.entity, *recipe.aliases, *reserved_names(recipe))
-            atoms = atoms_of(
-                self.live,
-                recipe.entity,
-                self.moments,
-                lambda name: share_words(name, reserved),
-                ChoiceSettings().max_tokens,
-                COLUMNS,
-            )
-            choice = DirectionChoice(self.live, targets, controls, self.text, ChoiceSettings(), None)
-            with torch.inference_mode():
-                dense = choice.mildest(atoms)
+            name = Name(self.live, recipe.entity, self.moments, lambda other: share_words(other, reserved))
+            choice = DirectionChoice(self.live, name, targets, controls)
+            dense = choice.mildest(name.atoms(choice.settings.max_tokens))
             self._last = (recipe.entity, choice, dense, time.perf_counter() - start)
             start = time.perf_counter()
         _, choice, dense, seconds = self._last
-        with torch.inference_mode():
-            if method == "auto":
-                found = choice.on_few_columns(dense)
-            else:
-                found = choice.fitted(dense, dense.size if method == "all columns" else int(method.split()[0]))
+        if method == "auto":
+            found = choice.on_few_columns(dense)
+        else:
+            size = group_size(dense[0].atoms) if method == "all columns" else int(method.split()[0])
+            fits = [(atoms, trial) for trial in dense for atoms in choice.sizes(trial) if group_size(atoms) == size]
+            found = choice.fitted(*min(fits, key=lambda pair: harm(pair[0], pair[1].multiplier)))
         return found.edits, seconds + time.perf_counter() - start
 
 
@@ -234,8 +230,7 @@ def run(arguments: argparse.Namespace) -> None:
     live = load(resolve(arguments.model).folder, arguments.model)
     kept = Kept(results.with_suffix(".measured"), arguments.model)
     moments = moments_of(live, early_layers(live.shape.n_layers), cache_folder())
-    with torch.inference_mode():
-        chooser = Chooser(live, moments, SearchText.of(live))
+    chooser = Chooser(live, moments)
     rows = read_popqa(TABLE)
     judge = Judge(live, kept)
     recipes: list[tuple[str, Recipe]] = []
@@ -255,7 +250,7 @@ def run(arguments: argparse.Namespace) -> None:
             "method": method,
             "edits": [edit_json(edit) for edit in edits],
             "seconds": seconds,
-            **judge.judge(recipe, edits, all_bounds=not method.startswith("single")),
+            **judge.judge(recipe, edits, all_bounds=not method.startswith("single") and method not in NULLS),
         }
         done[recipe.entity, method] = row
         with results.open("a", encoding="utf-8") as file:
