@@ -57,6 +57,10 @@ class MomentSettings:
     diagonal that is added to it. `sampled` is the number of tokens that the model writes itself, in `length` steps from
     the first `beginning` tokens of each sentence; `vocabulary_size` the number of its tokens that are read in short
     contexts.
+
+    Half or double of a share or of the ridge changes what a read-out on all columns leaves of texts, tokens and names
+    that are in none of this by 12 % at most; without the vocabulary tokens keep 40 % more, without sampled text texts
+    27 % more (geometric means of 24 entities on SmolLM2-135M, `tests/benchmarks/moments.py`).
     """
 
     text: float = 0.6
