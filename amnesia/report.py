@@ -20,9 +20,10 @@ from amnesia.domain import (
     columns_of,
     directions_of,
 )
+from amnesia.edit_rows import edit_json
 from amnesia.evaluation import ALL, Evaluation
 from amnesia.findings import by_severity, findings
-from amnesia.manifest import Manifest, edit_json, version_of
+from amnesia.manifest import Manifest, version_of
 from amnesia.numerals import token_name
 
 FORMAT_VERSION = 2

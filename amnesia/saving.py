@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from amnesia.adapter import write_adapter
 from amnesia.checkpoint import add_file, needed_bytes, open_source, write_edited
 from amnesia.domain import Cell, ColumnEdit, Format, directions_of
+from amnesia.edit_rows import read_edit
 from amnesia.edits import EditSpec, EntityEdits, names_of
 from amnesia.errors import InputError
 from amnesia.files import read_small, staged_output
-from amnesia.manifest import Manifest, read_edit, write_manifest
+from amnesia.manifest import Manifest, write_manifest
 from amnesia.modelfile import MODELFILE_NAME, modelfile
 from amnesia.plan import plan_edits
 from amnesia.sources import ModelSource

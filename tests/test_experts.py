@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from amnesia.cli import main
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edit_rows import edit_json
 from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError, CheckpointError, InputError, LayoutError, VerificationError
 from amnesia.in_place import edit_in_place, undo_in_place
-from amnesia.manifest import MANIFEST_NAME, Manifest, edit_json, read_manifest, write_manifest
+from amnesia.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from amnesia.model import apply_edits, edited, freeze, wrap
 from amnesia.proofs import prove, take_back
 from amnesia.recipe import parse_recipe

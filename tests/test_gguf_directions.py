@@ -15,13 +15,14 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from amnesia.domain import Cell, ColumnEdit, DirectionEdit, Edit
+from amnesia.edit_rows import edit_json
 from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import CheckpointError, InputError, NumericalError, VerificationError
 from amnesia.gguf_codes import CODES, REFUSED, PlainNumbers
 from amnesia.gguf_edit import write_edited_gguf
 from amnesia.gguf_verify import undo_gguf, verify_gguf
 from amnesia.in_place import edit_in_place, undo_in_place
-from amnesia.manifest import Manifest, edit_json, read_manifest, write_manifest
+from amnesia.manifest import Manifest, read_manifest, write_manifest
 from amnesia.replay import replay
 from amnesia.safetensors_file import read_header
 from amnesia.vector import Vector

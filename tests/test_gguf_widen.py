@@ -12,17 +12,19 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 
 from amnesia.domain import WIDER_TYPES, Cell, ColumnEdit
+from amnesia.edit_rows import edit_json
 from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import CheckpointError, InputError, NumericalError, VerificationError
 from amnesia.gguf_blocks import BLOCKS
 from amnesia.gguf_file import read_model
-from amnesia.gguf_verify import undo_gguf, verify_gguf
+from amnesia.gguf_verify import verify_gguf
 from amnesia.gguf_widen import write_widened_gguf
 from amnesia.in_place import undo_in_place
-from amnesia.manifest import Manifest, edit_json, write_manifest
+from amnesia.manifest import Manifest, write_manifest
 from amnesia.replay import replay
 from commands import done, refused
 from test_gguf_directions import DOWN, Q4_1, Q8_0, delta, direction, tiny, write
+from test_gguf_edit import undo
 from tiny_gguf import write_gguf
 
 
@@ -32,12 +34,6 @@ def widen(source: Path, folder: Path, *changes, tensor_type: str = "f16", **opti
     manifest = write_widened_gguf(source, spec, folder, tensor_type, **options)
     write_manifest(manifest, folder)
     return manifest
-
-
-def undo(folder: Path, target: Path) -> Path:
-    target.mkdir()
-    undo_gguf(folder, target)
-    return target
 
 
 @pytest.mark.parametrize("tensor_type", WIDER_TYPES)

@@ -17,7 +17,7 @@ ROWS = (
     "streams",
     "arithmetic database domain encoding figures files gguf_file hub_errors layouts modelfile neutral numerals packing relations scratch shards statistics svg variants",
     "edits gguf_blocks gguf_codes kept matching model phrases popqa prompts recipe report_figures report_terms report_view scores strict_json",
-    "passes",
+    "edit_rows passes",
     "forward",
     "damage directions gguf_layout gguf_rounding harness html interventions journal loading manifest quantization questions relearning safetensors_file stress",
     "plan",

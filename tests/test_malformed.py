@@ -18,10 +18,11 @@ import pytest
 
 from amnesia import in_place, journal
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edit_rows import edit_json
 from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError
 from amnesia.files import JOURNAL_NAME
-from amnesia.manifest import MANIFEST_NAME, edit_json
+from amnesia.manifest import MANIFEST_NAME
 from amnesia.proofs import prove, take_back
 from amnesia.recipe import load_recipe
 from amnesia.saving import edits_from_file, save

@@ -97,7 +97,7 @@ class DirectionChoice:
         reached = [trial for trial in self.trials if trial.score <= goal]
         # What was too weak before is not tried weaker.
         missed = {frozenset(trial.atoms): trial.multiplier for trial in self.trials if trial.score > goal}
-        room = self.max_columns or len(self.trials)
+        room = self.max_columns or math.inf
         left = {frozenset(group): math.inf for group in groups if len(set(group)) == len(group) <= room}
         for multiplier in self._multipliers():
             for group in list(left):

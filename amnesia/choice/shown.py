@@ -48,8 +48,7 @@ def answers_of(name: Name, edits: Sequence[Edit]) -> Answers | None:
     if not directions:
         return None
     rows = name_rows(name.live, name.text, 1 + max(edit.token for edit in directions))
-    reserved = {other for other in {row.name for row in moments.names} if name.is_reserved(other)}
-    others = torch.tensor([row.name not in reserved for row in moments.names])
+    others = moments.others(name.is_reserved)
     last = torch.tensor([row.is_last for row in moments.names])
     found: dict[tuple[DirectionEdit, AnswerGroup], torch.Tensor] = {}
     for edit in directions:

@@ -98,6 +98,11 @@ class Moments:
     response: Response
     settings: MomentSettings
 
+    def others(self, is_reserved: Callable[[str], bool]) -> Tensor:
+        """Which rows of `name_keys` are about names that are not reserved, boolean (n_rows,)."""
+        reserved = {name for name in {row.name for row in self.names} if is_reserved(name)}
+        return torch.tensor([row.name not in reserved for row in self.names])
+
     def without(
         self, live: LiveModel, layer: int, is_reserved: Callable[[str], bool], tokens: frozenset[int]
     ) -> tuple[Tensor, Tensor]:
@@ -107,8 +112,7 @@ class Moments:
         """
         place = self.layers.index(layer)
         second = self.second[place].double()
-        reserved = {name for name in {row.name for row in self.names} if is_reserved(name)}
-        keep = torch.tensor([row.name not in reserved for row in self.names])
+        keep = self.others(is_reserved)
         last = torch.tensor([row.is_last for row in self.names])
         share = self.settings.names / len(self.names)
         # Without copies in float64 beside C, which has gigabytes in a large model.

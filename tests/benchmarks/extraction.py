@@ -38,10 +38,10 @@ from amnesia.choice.known import Known, select_known
 from amnesia.damage import Impression, impression
 from amnesia.directions.moments import Moments, early_layers, moments_of
 from amnesia.domain import Edit, directions_of
+from amnesia.edit_rows import edit_json, read_edit
 from amnesia.errors import InputError
 from amnesia.kept import Kept
 from amnesia.loading import load
-from amnesia.manifest import edit_json, read_edit
 from amnesia.measurement import measure, measure_unknown, why_excluded
 from amnesia.mining import mine
 from amnesia.model import LiveModel, edited

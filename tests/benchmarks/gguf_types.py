@@ -48,13 +48,13 @@ from gguf.quants import dequantize, quantize
 
 from amnesia.damage import impression
 from amnesia.domain import DirectionEdit, directions_of
+from amnesia.edit_rows import read_edit
 from amnesia.errors import NumericalError
 from amnesia.gguf_codes import CODES, codes_of
 from amnesia.gguf_file import GgufFile, GgufTensor
 from amnesia.gguf_pieces import Down, TensorBytes
 from amnesia.kept import Kept
 from amnesia.loading import load
-from amnesia.manifest import read_edit
 from amnesia.measurement import measure, measure_unknown, why_excluded
 from amnesia.model import LiveModel
 from amnesia.neutral import neutral_text

@@ -29,11 +29,11 @@ from amnesia.directions.moments import NAME_WORDINGS, MomentSettings, early_laye
 from amnesia.directions.response import response_of
 from amnesia.directions.solve import read_outs, supports
 from amnesia.domain import directions_of
+from amnesia.edit_rows import read_edit
 from amnesia.encoding import Placed, encode
 from amnesia.errors import InputError
 from amnesia.forward import activations
 from amnesia.loading import load
-from amnesia.manifest import read_edit
 from amnesia.model import LiveModel
 from amnesia.popqa import read_popqa
 from amnesia.prompts import neutral_texts, share_words
