@@ -126,9 +126,7 @@ def write_edited_gguf(
             base_files.append(hashes.base_file())
             tensors.extend(hashes.entries())
         else:
-            whole = RangeHash(0, file.size)
-            hashed = copy_file(file.path, output, link=link, hashes=[whole], advance=advance)
-            untouched.append(UntouchedFile(file.path.name, file.size, whole.hexdigest() if hashed else None))
+            untouched.append(copy_untouched(file, output, link=link, advance=advance))
         advance(file.size - (done - before))  # Links and shared disk blocks arrive all at once.
     if plan.stamps != tuple(file_stamp(file.path) for file in model.files):
         raise CheckpointError(f"{source} changed while it was copied: wait until nothing writes to it, then repeat")
@@ -149,6 +147,15 @@ def write_edited_gguf(
         recipe=spec.recipe_text,
         previous=plan.previous,
     )
+
+
+def copy_untouched(
+    file: GgufFile, target: Path, *, link: bool, advance: Callable[[int], None] | None = None
+) -> UntouchedFile:
+    """Copy or link a file of which nothing changes; its hash is known where its bytes were read."""
+    whole = RangeHash(0, file.size)
+    hashed = copy_file(file.path, target, link=link, hashes=[whole], advance=advance)
+    return UntouchedFile(file.path.name, file.size, whole.hexdigest() if hashed else None)
 
 
 def _plan(

@@ -22,15 +22,15 @@ from amnesia.checkpoint import UNDO_NAME
 from amnesia.domain import WIDER_TYPES
 from amnesia.edits import EditSpec
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, VerificationError
-from amnesia.files import check_empty, copy_file, patched_blocks, read_exactly, write_new
+from amnesia.files import check_empty, patched_blocks, read_exactly, write_new
 from amnesia.gguf_codes import to_bfloat16
-from amnesia.gguf_edit import find_pieces, own_manifest
+from amnesia.gguf_edit import copy_untouched, find_pieces, own_manifest
 from amnesia.gguf_file import GgufFile, GgufTensor, read_model
 from amnesia.gguf_layout import check_sizes, gguf_shape
 from amnesia.gguf_pieces import Down, PieceHashes, RowEdit
 from amnesia.manifest import MANIFEST_NAME, Base, BaseFile, Manifest, TensorEdit, UntouchedFile
 from amnesia.safetensors_file import NewTensor, new_file, read_header
-from amnesia.streams import RangeHash, Strided, stream
+from amnesia.streams import Strided, stream
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,7 @@ def write_widened_gguf(
         here = [edit for edit in edits if edit.file is file]
         grown = [(down, _widen(down, _content(down), kind)) for down in downs if down.file is file]
         if not here and not grown:
-            whole = RangeHash(0, file.size)
-            hashed = copy_file(file.path, folder / name, link=link, hashes=[whole])
-            untouched.append(UntouchedFile(name, file.size, whole.hexdigest() if hashed else None))
+            untouched.append(copy_untouched(file, folder / name, link=link))
             continue
         hashes = PieceHashes(file, here)
         patches = [patch for edit in here for patch in edit.changes()]
