@@ -221,6 +221,19 @@ def test_more_columns_are_taken_where_few_harm(live, recipe, cache):
     assert found.harm == min(trial.harm for trial in judged)
 
 
+def test_128_columns_are_taken_with_a_weaker_multiplier_where_all_of_it_would_harm(live, recipe, cache, monkeypatch):
+    monkeypatch.setattr("amnesia.choice.direction._FEW", 8)
+    name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
+    before = tuple(row.total for row in answer_logprobs(live, [(fact.text(), fact.answer) for fact in recipe.facts]))
+    known = Known(recipe.facts, before, tuple(value - 5.0 for value in before))
+    settings = ChoiceSettings(goal=2.0, columns=(8,), max_harm=math.inf, min_control=-9.0)
+    free = DirectionChoice(live, name, known, known, settings).choose()
+    bounded = dataclasses.replace(settings, max_harm=free.harm / 1.2)
+    found = DirectionChoice(live, name, known, known, bounded).choose()
+    assert n_columns(free) == n_columns(found) == 8
+    assert free.multiplier < found.multiplier < 1.0 and 0.9 * bounded.max_harm < found.harm <= bounded.max_harm
+
+
 def test_two_atoms_of_a_layer_do_not_scale_one_cell_twice(live, cache):
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     atom = name.atoms(1)[0]

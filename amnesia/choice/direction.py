@@ -19,6 +19,7 @@ from amnesia.domain import Edit
 from amnesia.model import LiveModel, Progress, edited
 
 Group = tuple[Atom, ...]
+_FEW = 128  # Columns that an edit should keep to where it can.
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,8 @@ class DirectionChoice:
         settings = self.settings
         offered = [(atoms, trial) for trial in dense for atoms in self.sizes(trial)]
         last = max((pair for pair in offered if pair[1] is dense[0]), key=lambda pair: pair[0][0].size)
-        offered.sort(key=lambda pair: (sum(atom.size for atom in pair[0]), harm(pair[0], pair[1].multiplier)))
-        mild = [(atoms, trial) for atoms, trial in offered if harm(atoms, trial.multiplier) <= self._cap(atoms)]
+        offered.sort(key=lambda pair: (_size(pair[0]), harm(pair[0], pair[1].multiplier)))
+        mild = [(atoms, trial) for atoms, dense in offered if (trial := self._within_cap(atoms, dense))]
         for atoms, trial in mild if last in mild else [*mild, last]:
             found = self.fitted(atoms, trial)
             with edited(self.live, found.edits):
@@ -140,10 +141,23 @@ class DirectionChoice:
             self.judged, key=lambda trial: (max(trial.score, 0.1), trial.control < settings.min_control, trial.harm)
         )
 
+    def _within_cap(self, atoms: Group, dense: Trial) -> Trial | None:
+        """What to try the atoms with: the multiplier of `dense`, or the strongest that harms no more than is allowed.
+
+        Many an edit goes beyond the goal. A weaker one is for 128 columns alone, for the sake of changing no more.
+        """
+        now, allowed = harm(atoms, dense.multiplier), self._cap(atoms)
+        if now <= allowed:
+            return dense
+        if _size(atoms) != _FEW:
+            return None
+        # The harm grows with the square of what is taken away.
+        multiplier = 1.0 - (1.0 - dense.multiplier) * math.sqrt(allowed / now)
+        return replace(dense, multiplier=math.ceil(100 * multiplier) / 100)
+
     def _cap(self, atoms: Group) -> float:
         """The harm that is allowed: from 128 columns on more, for the sake of all the columns that stay as they are."""
-        is_small = sum(atom.size for atom in atoms) < 128
-        return self.settings.max_harm * (self.settings.margin if is_small else 1.0)
+        return self.settings.max_harm * (self.settings.margin if _size(atoms) < _FEW else 1.0)
 
     def sizes(self, dense: Trial) -> list[Group]:
         """The atoms on equal numbers of columns, the fewest first; on all where the recipe sets no bound."""
@@ -161,10 +175,11 @@ class DirectionChoice:
 
     def fitted(self, atoms: Group, dense: Trial) -> Trial:
         """The same atoms on fewer columns, with a multiplier one step stronger where that is needed; on all facts."""
-        grid = self._multipliers()
-        place = grid.index(dense.multiplier)
+        stronger = [multiplier for multiplier in self._multipliers() if multiplier < dense.multiplier]
+        if stronger and harm(atoms, dense.multiplier) <= self._cap(atoms) < harm(atoms, stronger[0]):
+            stronger = []
         trials = []
-        for multiplier in grid[place : place + 2]:
+        for multiplier in (dense.multiplier, *stronger[:1]):
             trials.append(self._measure(atoms, multiplier, self.targets))
             # Nor will a small step do where little is forgotten.
             if trials[-1].score <= self.settings.goal or trials[-1].score > self.settings.useful:
@@ -183,6 +198,11 @@ class DirectionChoice:
         if self.progress:
             self.progress(1)
         return trial
+
+
+def _size(atoms: Group) -> int:
+    """How many columns the atoms change, those of each counted."""
+    return sum(atom.size for atom in atoms)
 
 
 def _cell(atom: Atom) -> tuple[int, int]:
