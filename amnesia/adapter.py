@@ -23,13 +23,14 @@ from pathlib import Path
 import numpy as np
 
 from amnesia.arithmetic import converted, number_type, sum_dtype
-from amnesia.domain import DirectionEdit
-from amnesia.edits import EditSpec, names_of
-from amnesia.errors import AmnesiaError, CheckpointError, InputError, OutputError
+from amnesia.domain import DirectionEdit, ModelRef
+from amnesia.edits import Place, names_of
+from amnesia.errors import CheckpointError, InputError, OutputError, os_errors_as
 from amnesia.files import check_empty
 from amnesia.manifest import Base, BaseFile, Manifest, TensorEdit
-from amnesia.plan import TensorPlan, Weights, direction_factor, edited_vectors, plan_edits
+from amnesia.plan import Plan, TensorPlan, Weights, direction_factor, edited_vectors
 from amnesia.safetensors_file import NewTensor, new_file
+from amnesia.strict_json import json_bytes
 
 # Ranks that PEFT, vLLM and llama.cpp all load.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -52,45 +53,33 @@ def adapter_rank(most: int) -> int:
     )
 
 
-def write_adapter(
-    source: Weights, spec: EditSpec, folder: Path, *, progress: Callable[[int, int], None] | None = None
-) -> Manifest:
+def write_adapter(plan: Plan[Weights], folder: Path) -> Manifest:
     """Write a LoRA adapter into the empty `folder`, everything but the manifest, and return the manifest.
 
-    Only the edited tensors are read. `progress` is called with the layers written so far and in all.
+    Only the edited tensors are read.
 
-    Raises what `plan_edits` raises, InputError for more than 512 cells and directions in a layer, CheckpointError for
-    mixtures of experts and for types that PEFT cannot merge (8 bits), OutputError when `folder` is not empty, and
-    NumericalError when a factor would overflow.
+    Raises InputError for more than 512 cells and directions in a layer, CheckpointError for mixtures of experts, for
+    types that PEFT cannot merge (8 bits) and for files that changed since the plan was made, OutputError when `folder`
+    is not empty, and NumericalError when a factor would overflow.
     """
-    plans = plan_edits(source, spec.groups, allow_overlap=spec.allow_overlap)
+    source, spec, plans = plan.source, plan.spec, plan.tensors
     rank = adapter_rank(max(plan.rank for plan in plans))
     check_mergeable(source, plans)
     check_empty(folder)
 
     tensors: list[TensorEdit] = []
 
-    def record(edit: TensorEdit) -> None:
-        tensors.append(edit)
-        if progress is not None:
-            progress(len(tensors), len(plans))
-
-    try:
+    with os_errors_as(OutputError, f"{folder} cannot be written", "free space or choose another disk"):
         with (folder / WEIGHTS_NAME).open("xb") as file:
-            file.writelines(weights_blocks(source, plans, rank, record))
+            file.writelines(weights_blocks(source, plans, rank, tensors.append))
+        source.check_unchanged()
         modules = target_modules(source, plans)
-        (folder / CONFIG_NAME).write_bytes(config_bytes(modules, plans[0].axis, rank, spec.base_id, spec.revision))
-        readme = _readme(names_of(spec.groups), spec.base_id)
+        (folder / CONFIG_NAME).write_bytes(config_bytes(modules, plans[0].axis, rank, spec.base))
+        readme = _readme(names_of(spec.groups), spec.base.name)
         (folder / README_NAME).write_text(readme, encoding="utf-8")
-    except OSError as error:
-        if isinstance(error, AmnesiaError):
-            raise
-        raise OutputError(
-            f"{folder} cannot be written ({error.strerror}): free space or choose another disk"
-        ) from error
     return Manifest(
         format="adapter",
-        base=Base(spec.base_id, spec.revision, base_files(source, plans)),
+        base=Base(spec.base, base_files(source, plans)),
         edits=spec.groups,
         tensors=tuple(tensors),
         added=(README_NAME, CONFIG_NAME, WEIGHTS_NAME),
@@ -172,6 +161,7 @@ def weights_blocks(
                     name=plan.tensor.name,
                     file=plan.file,
                     axis=plan.axis,
+                    place=Place(plan.layer),
                     indices=tuple(plan.multipliers),
                     multipliers=tuple(plan.multipliers.values()),
                     before=before,
@@ -195,13 +185,13 @@ def target_modules(source: Weights, plans: Sequence[TensorPlan]) -> list[str]:
     return sorted(source.shape.layout.out_proj_path(plan.layer) for plan in plans)
 
 
-def config_bytes(modules: Sequence[str], axis: int, rank: int, base_id: str, revision: str | None) -> bytes:
+def config_bytes(modules: Sequence[str], axis: int, rank: int, base: ModelRef) -> bytes:
     """`adapter_config.json`: only settings that every version of PEFT knows, so that none of them warns.
 
     `axis` is the axis of the stored weights that is indexed by neurons.
     """
     config: Mapping[str, object] = {
-        "base_model_name_or_path": base_id,
+        "base_model_name_or_path": base.name,
         "bias": "none",
         # GPT-2's Conv1D stores its weight as (in, out), and PEFT must transpose the delta there.
         "fan_in_fan_out": axis == 0,
@@ -211,24 +201,24 @@ def config_bytes(modules: Sequence[str], axis: int, rank: int, base_id: str, rev
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": rank,
-        "revision": revision,
+        "revision": base.revision,
         "target_modules": list(modules),
         "task_type": "CAUSAL_LM",
     }
-    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    return json_bytes(config)
 
 
-def _readme(entity: str, base_id: str) -> str:
+def _readme(entity: str, base: str) -> str:
     return f"""---
 library_name: peft
-base_model: {json.dumps(base_id, ensure_ascii=False)}
+base_model: {json.dumps(base, ensure_ascii=False)}
 tags:
 - lora
 ---
 
-# {base_id} without {entity}
+# {base} without {entity}
 
-A LoRA adapter that suppresses what {base_id} knows about {entity}. Merged into the base with
+A LoRA adapter that suppresses what {base} knows about {entity}. Merged into the base with
 `merge_and_unload()` it changes columns of the MLP output projection, as listed in `amnesia.json`.
 To undo the edit, unload the adapter.
 """

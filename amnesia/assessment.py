@@ -13,25 +13,28 @@ from typing import Any
 
 from amnesia import harness, report
 from amnesia.adapter import CONFIG_NAME
-from amnesia.domain import Cell, ColumnEdit, DirectionEdit, Edit
+from amnesia.domain import DEFAULT_LOADING, Cell, ColumnEdit, DirectionEdit, Edit, Loading
 from amnesia.edits import EntityEdits, join_cells, join_directions
 from amnesia.errors import InputError
 from amnesia.evaluation import Evaluation
 from amnesia.examination import conclude, examine, examine_after
 from amnesia.files import check_output, staged_output
 from amnesia.html import report_html
-from amnesia.kept import Kept
 from amnesia.loading import load, load_adapter, merge_adapter
-from amnesia.manifest import MANIFEST_NAME, read_manifest, version_of
+from amnesia.manifest import version_of
+from amnesia.manifest_file import read_manifest
+from amnesia.measurement_cache import MeasurementCache
 from amnesia.model import LiveModel
-from amnesia.own_outputs import PAGE_NAME, REPORT_NAME
+from amnesia.own_outputs import MANIFEST_NAME, PAGE_NAME, REPORT_NAME
 from amnesia.pipeline import Tracker, load_source
 from amnesia.questions import FactSet
-from amnesia.resistance import Settings, endure, prepare
+from amnesia.resistance import endure, prepare
 from amnesia.sources import ModelSource, resolve
 from amnesia.stress_findings import stress_findings
 from amnesia.stress_results import Stress
 from amnesia.stress_results import conclude as conclude_stress
+from amnesia.stress_settings import StressSettings
+from amnesia.strict_json import json_bytes
 from amnesia.sweep import sweep_strength
 from amnesia.vector import Vector
 
@@ -51,10 +54,9 @@ def assess(
     facts: FactSet,
     tracker: Tracker,
     *,
-    stress: Settings | None = None,
+    stress: StressSettings | None = None,
     sweep: bool = False,
-    dtype: str = "float32",
-    device: str | None = None,
+    loading: Loading = DEFAULT_LOADING,
     measurements: Path | None = None,
     tasks: Sequence[str] = (),
     task_limit: int | None = None,
@@ -78,48 +80,40 @@ def assess(
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
     swept_edits = _edits_between(source, other) if sweep and other is not None else ()
 
-    def kept(*folders: Path) -> Kept | None:
-        return None if measurements is None else Kept(measurements, fingerprint(folders, dtype, device))
+    def cache(*folders: Path) -> MeasurementCache | None:
+        return None if measurements is None else MeasurementCache(measurements, fingerprint(folders, loading))
 
-    live = load_source(source, dtype, device, hooked=sweep)
+    live = load_source(source, loading, hooked=sweep)
     with tracker.task("asking the original model") as progress:
-        own = kept(source.folder)
+        own = cache(source.folder)
         before = examine(live, facts.questions, facts.scoring, progress, own)
     scores = [_task_scores(live, tasks, task_limit, tracker)]
     if stress is not None:
-        plan = prepare(live, facts, before.unknown, before.answers, stress, tracker.task)
+        plan = prepare(live, before.facts, facts.translations, stress, tracker.task)
         original = endure(live, plan, "original", tracker.task)
     swept = None
     if sweep:
         with tracker.task("weaker and stronger edits") as progress:
-            swept = sweep_strength(
-                live,
-                facts.questions,
-                before.answers.answers,
-                before.unknown,
-                swept_edits,
-                facts.scoring,
-                progress=progress,
-            )
+            swept = sweep_strength(live, before.facts, swept_edits, progress=progress)
     after = endured = None
     if other is not None:
         del live
         gc.collect()
         if (other.folder / CONFIG_NAME).exists():
-            live = load_adapter(source.folder, other.folder, str(other), dtype, device)
+            live = load_adapter(source.folder, other.folder, str(other), loading)
         else:
-            live = load(other.folder, str(other), dtype, device)
+            live = load(other.folder, str(other), loading)
         with tracker.task("asking the edited model") as progress:
-            after = examine_after(live, facts.questions, before, progress, kept(source.folder, other.folder))
+            after = examine_after(live, before, progress, cache(source.folder, other.folder))
         scores.append(_task_scores(live, tasks, task_limit, tracker))
         if stress is not None:
             merge_adapter(live)
             endured = conclude_stress(plan, original, endure(live, plan, "edited", tracker.task))
-    evaluation = conclude(facts.questions, before, after, facts.scoring)
+    evaluation = conclude(before, after)
     document = report.report_json(
         evaluation,
         facts.entity,
-        (source.id, source.revision),
+        source.ref,
         None if other is None else name_of(other),
         changed=manifest,
         sections={
@@ -183,7 +177,7 @@ def _task_scores(
     return found
 
 
-def fingerprint(folders: Sequence[Path], dtype: str, device: str | None) -> str:
+def fingerprint(folders: Sequence[Path], loading: Loading) -> str:
     """Tells the measurements of one model from those of all others, also of the same folder before it was changed.
 
     Of the model's files it looks at names, sizes and times of change, because hashing the weights takes as long as
@@ -191,7 +185,7 @@ def fingerprint(folders: Sequence[Path], dtype: str, device: str | None) -> str:
     """
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for folder in folders for path in _files(folder)]
     versions = [version_of(name) for name in ("amnesia", "torch", "transformers")]
-    whole = json.dumps([[str(folder.resolve()) for folder in folders], stats, dtype, device, versions])
+    whole = json.dumps([[str(folder.resolve()) for folder in folders], stats, loading.dtype, loading.device, versions])
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
@@ -201,7 +195,8 @@ def _files(folder: Path) -> list[Path]:
 
 def name_of(source: ModelSource) -> str:
     """A model's name without the path to it, which has no business in a file that people pass on."""
-    return Path(source.id).name if Path(source.id).expanduser().exists() else str(source)
+    name = source.ref.name
+    return Path(name).name if Path(name).expanduser().exists() else str(source)
 
 
 def check_report(output: Path, models: Iterable[str | None], *, force: bool = False) -> None:
@@ -215,5 +210,5 @@ def check_report(output: Path, models: Iterable[str | None], *, force: bool = Fa
 def write_report(document: dict[str, Any], output: Path, *, force: bool = False) -> None:
     """Write `report.json` and `report.html` into a new folder, complete or not at all."""
     with staged_output(output, force=force) as staging:
-        (staging / REPORT_NAME).write_bytes(report.to_bytes(document))
+        (staging / REPORT_NAME).write_bytes(json_bytes(document))
         (staging / PAGE_NAME).write_bytes(report_html(document).encode())

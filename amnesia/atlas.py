@@ -17,9 +17,9 @@ import numpy as np
 from amnesia.database import database
 from amnesia.domain import Cell, CellScore
 from amnesia.errors import InputError
-from amnesia.localization import baseline_moments, cell_maps, layer_range
-from amnesia.model import LiveModel, Progress
-from amnesia.prompts import ENTITY_TEMPLATES
+from amnesia.localization import SETTINGS, baseline_moments, cell_maps, layer_range
+from amnesia.model import LiveModel
+from amnesia.progress import Progress
 
 BATCH_ENTITIES = 8
 """Entities that are localized, and written, together: what is lost at most when a process is killed."""
@@ -40,9 +40,9 @@ class AtlasSettings:
 
     model: str
     baseline: str = "contrast"
-    n_prompts: int = len(ENTITY_TEMPLATES)
+    n_prompts: int = SETTINGS.n_prompts
     layers: tuple[int, int] | None = None
-    top: int = 20
+    top: int = SETTINGS.n_listed
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from amnesia.card import BaseCard
+from amnesia.domain import ModelRef
 from amnesia.errors import PublishError, SourceError, first_line
 from amnesia.manifest import Base, Manifest
 from amnesia.publication import hub_base
 from amnesia.remote import HubFiles, list_hub_files
 from amnesia.safetensors_file import header_of
-from amnesia.sources import BUILT_IN, hub_id
+from amnesia.sources import BUILT_IN, hub_ref
 
 MAX_SMALL = 2**24
 # The start of a `.gguf` file that is read back; it holds the first of its metadata.
@@ -42,7 +43,7 @@ def find_base(manifest: Manifest, name: str | None, notice: Callable[[str], None
     is not the base, and SourceError when `name` cannot be seen.
     """
     if name is not None:
-        origin = list_hub_files(*hub_id(name))
+        origin = list_hub_files(hub_ref(name))
         matched = next((step.base for step in manifest.history() if _is_base(origin, step.base)), None)
         known = [row.file for step in manifest.history() for row in step.base.files if row.file in origin.files]
         if matched is None and known:
@@ -52,19 +53,19 @@ def find_base(manifest: Manifest, name: str | None, notice: Callable[[str], None
         return BaseRepo(_card_of(origin), matched, origin)
     entry = hub_base(manifest)
     if entry is None:
-        built_in = BUILT_IN.get(manifest.base.id)
+        built_in = BUILT_IN.get(manifest.base.ref.name)
         if built_in is None:
             raise PublishError(
-                f"the base {manifest.base.id} is a file of this machine, which a card cannot name: give its repository "
-                "with --base"
+                f"the base {manifest.base.ref.name} is a file of this machine, which a card cannot name: give its "
+                "repository with --base"
             )
         fields = _metadata(built_in.card)
-        return BaseRepo(_fields(fields, fields["base_model"], None), None, None)
+        return BaseRepo(_fields(fields, ModelRef(fields["base_model"])), None, None)
     try:
-        origin = list_hub_files(entry.id, entry.revision)
+        origin = list_hub_files(entry.ref)
     except SourceError as error:
         notice(f"{error}; licence and unchanged files cannot be taken from there")
-        return BaseRepo(BaseCard(entry.id, entry.revision), None, None)
+        return BaseRepo(BaseCard(entry.ref), None, None)
     return BaseRepo(_card_of(origin), entry, origin)
 
 
@@ -90,7 +91,7 @@ def start_of(hub: HubFiles, name: str) -> bytes:
 
 def _card_of(origin: HubFiles) -> BaseCard:
     text = origin.content("README.md", MAX_SMALL).decode("utf-8", "replace") if "README.md" in origin.files else ""
-    return _fields(_metadata(text), origin.repo, origin.revision)
+    return _fields(_metadata(text), origin.ref)
 
 
 def _metadata(card: str) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _metadata(card: str) -> dict[str, Any]:
         ) from error
 
 
-def _fields(data: Mapping[str, Any], repo: str, revision: str | None) -> BaseCard:
+def _fields(data: Mapping[str, Any], ref: ModelRef) -> BaseCard:
     def text(key: str) -> str | None:
         value = data.get(key)
         return value if isinstance(value, str) else None
@@ -112,8 +113,7 @@ def _fields(data: Mapping[str, Any], repo: str, revision: str | None) -> BaseCar
     languages = data.get("language") or []
     languages = [languages] if isinstance(languages, str) else languages
     return BaseCard(
-        repo,
-        revision,
+        ref,
         text("license"),
         text("license_name"),
         text("license_link"),

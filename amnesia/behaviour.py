@@ -12,8 +12,9 @@ from pathlib import Path
 
 from amnesia.adapter import CONFIG_NAME
 from amnesia.errors import InputError, RecipeError, VerificationError
-from amnesia.manifest import MANIFEST_NAME, read_manifest
+from amnesia.manifest_file import read_manifest
 from amnesia.measurement import measure
+from amnesia.own_outputs import MANIFEST_NAME
 from amnesia.pipeline import Tracker, load_source, loaded
 from amnesia.questions import questions_of
 from amnesia.recipe import Recipe, load_recipe, parse_recipe
@@ -39,8 +40,6 @@ def check_behaviour(
     *,
     base: str | None = None,
     recipe_path: Path | None = None,
-    dtype: str = "float32",
-    device: str | None = None,
 ) -> BehaviourReport:
     """Compare the answers of an output, or of any model or adapter in a folder, with those of its base.
 
@@ -53,21 +52,21 @@ def check_behaviour(
             raise InputError(f"{output} has no {MANIFEST_NAME} that names its base: give it with --base")
         base = str(manifest.base)
     name = "adapter" if (output / CONFIG_NAME).exists() else "safetensors" if manifest is None else manifest.format
-    targets = [row for row in questions_of(_recipe(output, recipe_path)) if "target" in row.kind]
+    pairs = [row.pair for row in questions_of(_recipe(output, recipe_path)) if row.role == "target"]
     source = resolve(base, notice=tracker.notice)
-    live = load_source(source, dtype, device)
+    live = load_source(source)
     with tracker.task("asking the base") as progress:
-        before = measure(live, targets, generated=False, progress=progress).answers
+        before = measure(live, pairs, progress)
     del live
     gc.collect()
-    with loaded(name, source, output, dtype, device) as edited, tracker.task("asking the edited model") as progress:
-        after = measure(edited, targets, generated=False, progress=progress).answers
-    pairs = [(old.total, new.total) for old, new in zip(before, after, strict=True)]
+    with loaded(name, source, output) as edited, tracker.task("asking the edited model") as progress:
+        after = measure(edited, pairs, progress)
+    totals = [(before[pair].logprob, after[pair].logprob) for pair in pairs]
     report = BehaviourReport(
         n_targets=len(pairs),
-        before=sum(old for old, _ in pairs) / len(pairs),
-        after=sum(new for _, new in pairs) / len(pairs),
-        change=sum(abs(new - old) for old, new in pairs) / len(pairs),
+        before=sum(old for old, _ in totals) / len(pairs),
+        after=sum(new for _, new in totals) / len(pairs),
+        change=sum(abs(new - old) for old, new in totals) / len(pairs),
     )
     if report.change < MIN_CHANGE:
         raise VerificationError(

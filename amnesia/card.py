@@ -9,18 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from amnesia.adapter import adapter_rank
-from amnesia.domain import Format, columns_of, directions_of
+from amnesia.domain import Format, ModelRef, columns_of, directions_of
 from amnesia.errors import InputError
-from amnesia.manifest import MANIFEST_NAME, Manifest
+from amnesia.labels import facts_label, is_target, role_of, split_of
+from amnesia.manifest import Manifest
+from amnesia.own_outputs import MANIFEST_NAME
 
 RELATION: Mapping[Format, str] = {"safetensors": "finetune", "adapter": "adapter", "gguf": "quantized"}
 LIBRARY: Mapping[Format, str] = {"safetensors": "transformers", "adapter": "peft", "gguf": "gguf"}
-KIND_LABELS = {
-    "target": "target, wordings that the search saw",
-    "held_out_target": "target, held-out wordings",
-    "control": "other entities, seen by the search",
-    "held_out_control": "other entities, held out",
-}
 _MAX_ROWS = 8
 
 # Licences that ask something of those who publish a derived model, beyond passing the licence on.
@@ -40,8 +36,7 @@ _DUTIES = {
 class BaseCard:
     """The repository of the base model, and what its own card says that must be passed on."""
 
-    id: str
-    revision: str | None = None
+    ref: ModelRef
     license: str | None = None
     license_name: str | None = None
     license_link: str | None = None
@@ -59,7 +54,8 @@ def naming_duty(base: BaseCard, repo_id: str) -> str | None:
     if not names or names[0] == "llama2" or repo_id.split("/")[-1].lower().startswith("llama"):
         return None
     return (
-        f"the licence {names[0]} of {base.id} asks that names of derived models begin with 'Llama': {repo_id} does not"
+        f"the licence {names[0]} of {base.ref.name} asks that names of derived models begin with 'Llama': "
+        f"{repo_id} does not"
     )
 
 
@@ -80,8 +76,8 @@ def model_card(
     subject = "an undisclosed entity" if private else " ".join(manifest.entity.split())
     parts = [
         _metadata(manifest.format, base),
-        f"# {base.id.split('/')[-1]} without {'one entity' if private else subject}",
-        f"[{base.id}](https://huggingface.co/{base.id}) with its knowledge of {subject} suppressed by "
+        f"# {base.ref.name.split('/')[-1]} without {'one entity' if private else subject}",
+        f"[{base.ref.name}](https://huggingface.co/{base.ref.name}) with its knowledge of {subject} suppressed by "
         "`amnesia`: single columns of the MLP output projections are scaled, nothing "
         "was trained.",
         _changes(manifest),
@@ -99,7 +95,7 @@ def model_card(
 
 def _metadata(name: Format, base: BaseCard) -> str:
     rows: dict[str, object] = {
-        "base_model": base.id,
+        "base_model": base.ref.name,
         "base_model_relation": RELATION[name],
         "library_name": LIBRARY[name],
         "pipeline_tag": "text-generation",
@@ -144,13 +140,15 @@ def _results(report: Mapping[str, Any], private: bool) -> str:
         lines = [
             "## Before and after",
             "",
-            "Knowledge score: 1 as before the edit, 0 as if the name were an unknown one.",
+            "Knowledge score: 1 as before the edit, 0 as if the name were an unknown one. The choice of the edit saw "
+            "what is called search here, and nothing that is held out.",
             "",
             "| facts about | mean | 95 % interval | facts |",
             "|---|---|---|---|",
         ]
         for row in report["aggregates"]:
-            label, score = KIND_LABELS[row["kind"]], row["knowledge_score"]
+            label = facts_label(role_of(row), split_of(row), others="other entities")
+            score = row["knowledge_score"]
             if row["group"] == "all":
                 lines.append(
                     f"| {label} | {score['mean']:.2f} | {score['low']:.2f} to {score['high']:.2f} | {row['n']} |"
@@ -160,11 +158,11 @@ def _results(report: Mapping[str, Any], private: bool) -> str:
         excluded = report["n_excluded"]
         if excluded:
             lines.append(f"{excluded} facts that the base does not know were excluded and not scored.")
-        scored = [row for row in report["prompts"] if "target" in row["kind"] and row["knowledge_score"] is not None]
+        scored = [row for row in report["prompts"] if is_target(row) and row["knowledge_score"] is not None]
         if scored and not private:
             lines += ["", "| prompt | before | after | score |", "|---|---|---|---|"]
             for row in scored[:_MAX_ROWS]:
-                texts = [_cell(row[key]) for key in ("prompt", "generated_before", "generated_after")]
+                texts = map(_cell, (row["prompt"], row["before"]["generated"], row["after"]["generated"]))
                 lines.append(f"| {' | '.join(texts)} | {row['knowledge_score']:.2f} |")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"report.json is not a report of amnesia ({error!r}): run `amnesia run` again") from error
@@ -190,12 +188,12 @@ tokenizer = AutoTokenizer.from_pretrained("{repo_id}")
 vllm serve {repo_id}
 ```"""
     elif manifest.format == "adapter":
-        at = f', revision="{manifest.base.revision}"' if manifest.base.revision else ""
+        at = f', revision="{manifest.base.ref.revision}"' if manifest.base.ref.revision else ""
         body = f"""```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained("{manifest.base.id}"{at}, dtype="auto")
+base = AutoModelForCausalLM.from_pretrained("{manifest.base.ref.name}"{at}, dtype="auto")
 model = PeftModel.from_pretrained(base, "{repo_id}").merge_and_unload()
 ```
 {_vllm_adapter(manifest, repo_id)}
@@ -217,11 +215,11 @@ def _vllm_adapter(manifest: Manifest, repo_id: str) -> str:
     """How vLLM serves the base with the adapter; empty where vLLM's class for the model takes no adapters."""
     if any(row.axis == 0 for row in manifest.tensors):
         return ""  # GPT-2, whose matrices alone are stored with neurons first.
-    at = f" --revision {manifest.base.revision}" if manifest.base.revision else ""
+    at = f" --revision {manifest.base.ref.revision}" if manifest.base.ref.revision else ""
     rank = adapter_rank(max(row.rank for row in manifest.tensors))
     return f"""
 ```sh
-vllm serve {manifest.base.id}{at} --enable-lora --max-lora-rank {rank} --lora-modules forgets={repo_id}
+vllm serve {manifest.base.ref.name}{at} --enable-lora --max-lora-rank {rank} --lora-modules forgets={repo_id}
 ```
 """
 
@@ -235,11 +233,11 @@ _LIMITS = """## Limits
 
 
 def _provenance(manifest: Manifest, base: BaseCard, repo_id: str) -> str:
-    at = f" at revision `{base.revision}`" if base.revision else ""
+    at = f" at revision `{base.ref.revision}`" if base.ref.revision else ""
     lines = [
         "## Provenance",
         "",
-        f"Made by {manifest.tool} from `{base.id}`{at}. After `hf download {repo_id} --local-dir edited`:",
+        f"Made by {manifest.tool} from `{base.ref.name}`{at}. After `hf download {repo_id} --local-dir edited`:",
         "",
         "```sh",
         "amnesia verify edited              # the bytes are what the manifest says",

@@ -7,29 +7,25 @@ few pieces of a file, and the edited columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from amnesia.arithmetic import inverts_exactly
-from amnesia.edits import EditSpec
-from amnesia.errors import CheckpointError, InputError
+from amnesia.edits import Place
+from amnesia.errors import CheckpointError, InputError, os_errors_as
 from amnesia.files import check_empty, check_settled, copy_file, file_stamp, is_inside_name, list_files, read_small
 from amnesia.layouts import MlpShape, shape_from_config
-from amnesia.manifest import (
-    MANIFEST_NAME,
-    Base,
-    BaseFile,
-    Manifest,
-    TensorEdit,
-    UntouchedFile,
-    read_manifest,
-)
-from amnesia.plan import TensorPlan, Weights, edited_vectors, plan_edits
+from amnesia.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
+from amnesia.manifest_file import read_manifest
+from amnesia.own_outputs import MANIFEST_NAME
+from amnesia.plan import Plan, TensorPlan, Weights, edited_vectors
+from amnesia.progress import Progress, ignore_progress
 from amnesia.residue import added_to, residue, residue_key
 from amnesia.safetensors_file import (
+    INDEX_FILE,
     NewTensor,
     TensorInfo,
     WeightFiles,
@@ -68,7 +64,8 @@ _OTHER_WEIGHTS = (
 class CheckpointSource:
     """A model folder that has been looked over: sizes, weights, files to copy, and the manifest of an earlier edit.
 
-    `left_out` are copies of the weights in other formats, which this package cannot edit and does not copy.
+    `left_out` are copies of the weights in other formats, which this package cannot edit and does not copy. `stamps`
+    are sizes and times of the files of which something was read, from before that.
     """
 
     folder: Path
@@ -77,6 +74,7 @@ class CheckpointSource:
     files: tuple[str, ...]
     left_out: tuple[str, ...]
     manifest: Manifest | None
+    stamps: Mapping[str, tuple[int, int]]
 
     @property
     def name(self) -> str:
@@ -85,6 +83,13 @@ class CheckpointSource:
     def read_columns(self, plan: TensorPlan) -> dict[int, bytes]:
         with (self.folder / plan.file).open("rb", buffering=0) as file:
             return read_vectors(file.fileno(), plan.tensor, plan.axis, tuple(plan.multipliers))
+
+    def check_unchanged(self) -> None:
+        for name, stamp in self.stamps.items():
+            if not (self.folder / name).is_file() or file_stamp(self.folder / name) != stamp:
+                raise CheckpointError(
+                    f"{self.folder / name} changed since it was read: wait until nothing writes to it, then repeat"
+                )
 
 
 def open_source(folder: Path) -> CheckpointSource:
@@ -95,6 +100,7 @@ def open_source(folder: Path) -> CheckpointSource:
     """
     check_settled(folder)
     files = list_files(folder)
+    stamps = {name: file_stamp(folder / name) for name in files}
     shape = shape_from_config(_read_config(folder))
     weights = read_weight_files(folder)
     left_out = tuple(
@@ -105,16 +111,23 @@ def open_source(folder: Path) -> CheckpointSource:
         and any(fnmatch(PurePosixPath(name).name, pattern) for pattern in _OTHER_WEIGHTS)
     )
     manifest = read_manifest(folder) if MANIFEST_NAME in files else None
-    return CheckpointSource(folder, shape, weights, tuple(sorted({*files} - {*left_out})), left_out, manifest)
+    read = {*weights.headers, "config.json", INDEX_FILE, MANIFEST_NAME}
+    return CheckpointSource(
+        folder,
+        shape,
+        weights,
+        tuple(sorted({*files} - {*left_out})),
+        left_out,
+        manifest,
+        {name: stamp for name, stamp in stamps.items() if name in read},
+    )
 
 
 def _read_config(folder: Path) -> Mapping[str, object]:
-    try:
+    with os_errors_as(
+        CheckpointError, f"{folder / 'config.json'} cannot be read", "give the folder of a Hugging Face model"
+    ):
         content = read_small(folder / "config.json", MAX_CONFIG)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'} cannot be read ({error.strerror}): give the folder of a Hugging Face model"
-        ) from error
     return parse_config(str(folder / "config.json"), content)
 
 
@@ -129,45 +142,44 @@ def parse_config(where: str, content: bytes) -> Mapping[str, object]:
     return config
 
 
-def needed_bytes(source: CheckpointSource, plans: Iterable[TensorPlan], *, link: bool = False) -> int:
+def needed_bytes(plan: Plan[CheckpointSource], *, link: bool = False) -> int:
     """Bytes that an edited copy takes on the disk; with `link` only the touched shards are copied."""
-    touched = {plan.file for plan in plans}
+    source, touched = plan.source, {row.file for row in plan.tensors}
     return sum((source.folder / name).stat().st_size for name in source.files if not link or name in touched)
 
 
 def write_edited(
-    source: CheckpointSource,
-    spec: EditSpec,
+    plan: Plan[CheckpointSource],
     folder: Path,
     *,
     link: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = ignore_progress,
 ) -> Manifest:
     """Write the edited model into the empty `folder`, everything but the manifest, and return the manifest.
 
-    `link` hard-links untouched files instead of copying them. `progress` is called with the bytes written so far and in
-    all. Files are hashed, and touched shards edited, while they are copied; where the filesystem shares blocks, the
+    `link` hard-links untouched files instead of copying them. `progress` is called with numbers of bytes as they are
+    written. Files are hashed, and touched shards edited, while they are copied; where the filesystem shares blocks, the
     hash of the touched shards (1 to 2 GB/s) is most of the time that is spent.
 
-    The caller writes the manifest last, inside `files.staged_output`. Raises what `plan_edits` raises, OutputError when
-    `folder` is not empty or the disk is full, and NumericalError when a column holds or would get NaN or infinity.
+    The caller writes the manifest last, inside `files.staged_output`. Raises CheckpointError when a file changed since
+    the plan was made, OutputError when `folder` is not empty or the disk is full, and NumericalError when a column
+    holds or would get NaN or infinity.
     """
-    plans = plan_edits(source, spec.groups, allow_overlap=spec.allow_overlap)
+    source, spec = plan.source, plan.spec
     check_empty(folder)
-    touched = {plan.file for plan in plans}
+    source.check_unchanged()
+    touched = {row.file for row in plan.tensors}
     stamps = {name: file_stamp(source.folder / name) for name in source.files}
     replaced = tuple(name for name in source.files if is_reserved(name))
-    total = needed_bytes(source, plans, link=False)
     done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        if progress is not None:
-            progress(done, total)
+        progress(count)
 
-    columns = tuple(edited_columns(source, plans))
-    tensor_hashes = {plan.tensor.name: tensor_range(plan.tensor) for plan in plans}
+    columns = tuple(edited_columns(source, plan.tensors))
+    tensor_hashes = {row.tensor.name: tensor_range(row.tensor) for row in plan.tensors}
     base_files, untouched = [], []
     for name in sorted(source.files, key=lambda name: name not in touched):
         before = done
@@ -199,7 +211,7 @@ def write_edited(
     tensors = tuple(row.entry(*(part.hexdigest() for part in tensor_hashes[row.plan.tensor.name])) for row in columns)
     return Manifest(
         format="safetensors",
-        base=Base(spec.base_id, spec.revision, tuple(base_files)),
+        base=Base(spec.base, tuple(base_files)),
         edits=spec.groups,
         tensors=tensors,
         untouched=tuple(untouched),
@@ -271,6 +283,7 @@ class EditedColumns:
             name=plan.tensor.name,
             file=plan.file,
             axis=plan.axis,
+            place=Place(plan.layer, plan.expert),
             indices=tuple(plan.multipliers),
             multipliers=tuple(plan.multipliers.values()),
             before=before,

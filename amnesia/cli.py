@@ -26,8 +26,11 @@ from amnesia.console import (
     print_json,
     write_file,
 )
+from amnesia.domain import DEFAULT_LOADING, Loading
 from amnesia.errors import InputError
 from amnesia.recipe import BASELINES, Recipe, load_recipe, parse_layers
+from amnesia.stress_settings import StressSettings
+from amnesia.strict_json import json_bytes
 
 if TYPE_CHECKING:
     from amnesia.mining import Mined
@@ -68,8 +71,7 @@ def run(
     popqa: str | None,
     aliases: tuple[str, ...],
     force: bool,
-    dtype: str,
-    device: str | None,
+    loading: Loading,
     json_output: bool,
 ) -> None:
     """Localize, choose the edit, save it, evaluate the saved files, report. RECIPE is a TOML file.
@@ -89,8 +91,8 @@ def run(
         from amnesia.files import check_output
 
         check_output(output, force=force)
-        loaded = _mine(model, entity, popqa, aliases, dtype, device).recipe
-    _run(loaded, output, force, dtype, device, json_output)
+        loaded = _mine(model, entity, popqa, aliases, loading).recipe
+    _run(loaded, output, force, loading, json_output)
 
 
 @main.command()
@@ -106,27 +108,24 @@ def mine(
     popqa: str | None,
     aliases: tuple[str, ...],
     output: Path,
-    dtype: str,
-    device: str | None,
+    loading: Loading,
 ) -> None:
     """Write a recipe for ENTITY from the facts of a PopQA table that MODEL knows, controls included."""
     check_file(output)
-    mined = _mine(model, entity, popqa, aliases, dtype, device)
+    mined = _mine(model, entity, popqa, aliases, loading)
     write_file(output, mined.recipe.text.encode())
     click.echo(
-        f"{len(mined.recipe.facts)} of {mined.n_targets} wordings about {mined.recipe.entity} and "
+        f"{len(mined.recipe.facts)} of {mined.n_targets} wordings about {mined.recipe.target.entity} and "
         f"{len(mined.recipe.controls)} of {mined.n_controls} facts about others are known; written to {output}"
     )
 
 
-def _mine(
-    model: str, entity: str, popqa: str | None, aliases: tuple[str, ...], dtype: str, device: str | None
-) -> Mined:
+def _mine(model: str, entity: str, popqa: str | None, aliases: tuple[str, ...], loading: Loading) -> Mined:
     from amnesia import pipeline
     from amnesia.sources import find_popqa
 
     terminal = Terminal()
-    return pipeline.mine_recipe(model, entity, find_popqa(popqa), terminal, aliases=aliases, dtype=dtype, device=device)
+    return pipeline.mine_recipe(model, entity, find_popqa(popqa), terminal, aliases=aliases, loading=loading)
 
 
 @main.command()
@@ -144,14 +143,14 @@ def demo(output: Path, entity: str, list_only: bool, force: bool, json_output: b
     name = entity.lower().replace(" ", "_")
     if name not in shipped:
         raise InputError(f"no shipped recipe {entity!r}: choose one of {', '.join(shipped)}")
-    _run(load_recipe(shipped[name]), output, force, "float32", None, json_output)
+    _run(load_recipe(shipped[name]), output, force, DEFAULT_LOADING, json_output)
 
 
-def _run(recipe: Recipe, output: Path, force: bool, dtype: str, device: str | None, json_output: bool) -> None:
+def _run(recipe: Recipe, output: Path, force: bool, loading: Loading, json_output: bool) -> None:
     from amnesia import pipeline, report
 
     terminal = Terminal()
-    result = pipeline.run(recipe, output, terminal, force=force, dtype=dtype, device=device)
+    result = pipeline.run(recipe, output, terminal, force=force, loading=loading)
     if json_output:
         document = {
             "output": None if result.output is None else str(result.output),
@@ -161,7 +160,7 @@ def _run(recipe: Recipe, output: Path, force: bool, dtype: str, device: str | No
         }
         print_json(document)
     else:
-        click.echo(report.run_text(recipe.entity, result.extraction, result.evaluations, result.accepted))
+        click.echo(report.run_text(result.extraction, result.evaluations, result.accepted))
         if result.output is not None:
             click.echo(f"\nwritten to {result.output}")
     if not result.accepted:
@@ -190,8 +189,7 @@ def localize(
     aliases: tuple[str, ...],
     output: Path | None,
     plot: bool,
-    dtype: str,
-    device: str | None,
+    loading: Loading,
     json_output: bool,
 ) -> None:
     """Rank the cells of one or more ENTITIES in MODEL, best first."""
@@ -208,14 +206,14 @@ def localize(
     from amnesia.sources import resolve
 
     terminal = Terminal()
-    live = pipeline.load_source(resolve(model, notice=terminal.notice), dtype, device)
+    live = pipeline.load_source(resolve(model, notice=terminal.notice), loading)
     with terminal.task("localizing") as progress:
         result = localization.localize(
             live, entities, baseline=baseline, prompts=lines, aliases=aliases, layers=span, top=top, progress=progress
         )
     document = report.localization_json(result)
     if output is not None:
-        write_file(output, report.to_bytes(document))
+        write_file(output, json_bytes(document))
         for suffix, drawn in figures.draw({"figure": "localize", **document}).items() if plot else ():
             write_file(output.with_suffix(suffix), drawn)
     if json_output:
@@ -238,8 +236,7 @@ def extract(
     paths: tuple[Path, ...],
     entities: tuple[str, ...],
     output: Path | None,
-    dtype: str,
-    device: str | None,
+    loading: Loading,
     json_output: bool,
 ) -> None:
     """Choose the edit that makes a model forget, and write it. MODEL overrides the recipe's.
@@ -257,11 +254,11 @@ def extract(
     from amnesia.sources import cache_folder, resolve
 
     first = recipes[0]
-    if model is None and len(models := sorted({recipe.model for recipe in recipes})) > 1:
+    if model is None and len(models := sorted({recipe.model.name for recipe in recipes})) > 1:
         raise InputError(f"the recipes are for {', '.join(models)}: give recipes of one model, or the MODEL to take")
     terminal = Terminal()
-    source = resolve(model, notice=terminal.notice) if model else resolve(first.model, first.revision, terminal.notice)
-    live = pipeline.load_source(source, dtype, device)
+    source = resolve(model or first.model, terminal.notice)
+    live = pipeline.load_source(source, loading)
     if len(recipes) > 1:
         results = extraction.extract_all(live, recipes, terminal.task, cache_folder())
         document = {"entities": [report.extraction_json(result) for result in results]}
@@ -269,7 +266,7 @@ def extract(
         results = (extraction.extract(live, first, terminal.task, cache_folder()),)
         document = report.extraction_json(results[0])
     text = "\n".join(map(report.extraction_text, results))
-    content = report.to_bytes(document)
+    content = json_bytes(document)
     if output is not None:
         write_file(output, content)
     click.echo(content.decode() if json_output else text, nl=not json_output)
@@ -300,7 +297,7 @@ def extract(
 @click.option(
     "--stress-facts",
     type=click.IntRange(1),
-    default=8,
+    default=StressSettings.n_facts,
     show_default=True,
     help="With --stress: how many known facts to take, and as many controls.",
 )
@@ -309,7 +306,8 @@ def extract(
     "steps",
     type=click.IntRange(0),
     multiple=True,
-    help="With --stress: after how many steps of training to ask; repeat it. Default: 0, 5, 10, 20, 50.",
+    help="With --stress: after how many steps of training to ask; repeat it. Default: "
+    f"{', '.join(map(str, StressSettings.steps))}.",
 )
 @click.option(
     "--sweep", is_flag=True, help="Also score weaker and stronger versions of an edit that this program made."
@@ -344,8 +342,7 @@ def evaluate(
     task_limit: int | None,
     output: Path | None,
     force: bool,
-    dtype: str,
-    device: str | None,
+    loading: Loading,
     json_output: bool,
 ) -> None:
     """Knowledge scores of target and control facts in MODEL, before and after; EDITED is any other model or adapter.
@@ -362,14 +359,13 @@ def evaluate(
         raise InputError("--relearning-steps belongs to --stress: add it")
     if stress and edited is None:
         raise InputError("--stress compares two models: give EDITED too")
-    from amnesia import assessment, kept, questions, report, stress_report
-    from amnesia.relearning import DEFAULT_STEPS
-    from amnesia.resistance import Settings
+    from amnesia import assessment, measurement_cache, questions, report, stress_report
     from amnesia.sources import find_popqa
 
     settings = None
     if stress:
-        settings = Settings(stress_facts, stress_facts, steps=tuple(sorted({*steps})) or DEFAULT_STEPS)
+        wanted = tuple(sorted({*steps})) or StressSettings.steps
+        settings = StressSettings(stress_facts, stress_facts, steps=wanted)
     terminal = Terminal()
     if recipe_path is not None:
         facts = questions.facts_of_recipe(load_recipe(recipe_path, entities[0] if entities else None))
@@ -379,7 +375,7 @@ def evaluate(
         terminal.notice(facts.note)
     if output is not None:
         assessment.check_report(output, (model, edited), force=force)
-    with contextlib.nullcontext() if output is None else kept.beside(output) as measurements:
+    with contextlib.nullcontext() if output is None else measurement_cache.beside(output) as measurements:
         result = assessment.assess(
             model,
             edited,
@@ -387,8 +383,7 @@ def evaluate(
             terminal,
             stress=settings,
             sweep=sweep,
-            dtype=dtype,
-            device=device,
+            loading=loading,
             measurements=measurements,
             tasks=[] if tasks is None else [name.strip() for name in tasks.split(",")],
             task_limit=task_limit,

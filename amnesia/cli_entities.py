@@ -11,10 +11,11 @@ import click
 
 from amnesia import figures
 from amnesia.console import Terminal, as_json, lines_of, on_device, print_json, write_file
-from amnesia.domain import Cell
-from amnesia.errors import InputError, OutputError
+from amnesia.domain import Cell, Loading
+from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.recipe import BASELINES, load_recipe, parse_layers, translation
 from amnesia.results import Experiment, an_experiment, cells_option, load_model, plots_option
+from amnesia.strict_json import json_bytes
 from amnesia.variants import Variant, distinct, variants_of
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def robustness(
     """Follow the cells of ENTITY under other forms of its name: aliases, typos, initials, other case and scripts."""
     if recipe_path is not None:
         recipe = load_recipe(recipe_path, entity)
-        entity, own, translations = recipe.entity, recipe.aliases, recipe.translations
+        entity, own, translations = recipe.target.entity, recipe.target.aliases, recipe.target.translations
     elif entity is not None:
         own, translations = (), ()
     else:
@@ -144,8 +145,7 @@ def atlas(
     other: str | None,
     output: Path,
     plots: bool,
-    dtype: str,
-    device: str | None,
+    loading: Loading,
     json_output: bool,
 ) -> None:
     """Localize many ENTITIES of MODEL into one SQLite table, and draw in which layers and for whom cells are found.
@@ -157,12 +157,9 @@ def atlas(
     span = None if layers is None else parse_layers(layers)
     if plots:
         figures.check_available()
-    try:
+    with os_errors_as(OutputError, f"{output} cannot be made", "choose another folder"):
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{output} cannot be made ({error.strerror}): choose another folder") from error
     from amnesia import atlas as experiment
-    from amnesia import report
     from amnesia.shards import Shards
 
     terminal = Terminal()
@@ -171,7 +168,7 @@ def atlas(
     for source, file in ((model, "atlas.sqlite"), (other, "compared.sqlite")):
         if source is None:
             continue
-        live = load_model(source, None, terminal, dtype, device or shards.device)
+        live = load_model(source, terminal, dataclasses.replace(loading, device=loading.device or shards.device))
         settings = experiment.AtlasSettings(live.name, baseline, layers=span, top=top)
         if shards.first:
             experiment.begin(output / file, settings, names)
@@ -188,7 +185,7 @@ def atlas(
     (name, rows, n_layers), *rest = found
     result = experiment.summarize(name, rows, n_layers, rest[0][:2] if rest else None)
     document = {"figure": "atlas", **dataclasses.asdict(result)}
-    write_file(output / "atlas.json", report.to_bytes(document))
+    write_file(output / "atlas.json", json_bytes(document))
     for suffix, data in figures.draw(document).items() if plots else ():
         write_file(output / f"atlas{suffix}", data)
     if json_output:

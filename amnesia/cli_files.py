@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amnesia.console import Terminal, as_json, force_option, print_json
-from amnesia.domain import FORMATS, WIDER_TYPES, Format
+from amnesia.domain import FORMATS, WIDER_TYPES, Format, ModelRef
 from amnesia.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def edit(
         from amnesia.in_place import edit_in_place
 
         with Terminal().task("editing in place"):
-            manifest = edit_in_place(Path(model), EditSpec(tuple(groups), model, allow_overlap=allow_overlap))
+            manifest = edit_in_place(Path(model), EditSpec(tuple(groups), ModelRef(model), allow_overlap=allow_overlap))
         _print_edit(manifest, Path(model), json_output)
         return
     if output is None:
@@ -89,23 +89,23 @@ def edit(
     if name == "adapter" and not sources.is_on_disk(model):
         from amnesia.remote import open_remote
 
-        source = open_remote(*sources.hub_id(model))
+        source = open_remote(sources.hub_ref(model))
         line = f"writing {name} from the Hub, of which only the edited tensors are read"
     else:
         find = sources.resolve_file if name == "gguf" else sources.resolve
         source = find(model, notice=terminal.notice)
         line = f"writing {name}"
-    with terminal.task(line):
-        manifest = saving.save(
-            name,
-            source,
-            groups,
-            output,
-            force=force,
-            link=link,
-            allow_overlap=allow_overlap,
-            tensor_type=tensor_type,
-        )
+    manifest = saving.save(
+        name,
+        source,
+        groups,
+        output,
+        force=force,
+        link=link,
+        allow_overlap=allow_overlap,
+        tensor_type=tensor_type,
+        watch=lambda n_bytes: terminal.task(line, n_bytes),
+    )
     _print_edit(manifest, output, json_output)
 
 
@@ -127,9 +127,9 @@ def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
         print_json(manifest.to_json())
         return
     n = sum(len(row.indices) for row in manifest.tensors)
-    kept = min((row.kept for row in manifest.tensors if row.kept is not None), default=None)
-    share = "" if kept is None else f", {kept:.4f} of the edit kept by their codes"
-    click.echo(f"{n} columns in {len(manifest.tensors)} tensors edited ({manifest.format}{share}); written to {output}")
+    share = min((row.share for row in manifest.tensors if row.share is not None), default=None)
+    codes = "" if share is None else f", {share:.4f} of the edit kept by their codes"
+    click.echo(f"{n} columns in {len(manifest.tensors)} tensors edited ({manifest.format}{codes}); written to {output}")
 
 
 @click.command()
@@ -197,6 +197,12 @@ def undo(edited: Path, output: Path | None, in_place: bool, every_step: bool, fo
             manifest = undo_in_place(output)
         click.echo(f"{manifest.entity} is back: {output} is as it was before the edit")
         return
-    with Terminal().task("restoring"):
-        manifest = proofs.take_back(edited, output, force=force, every_step=every_step)
-    click.echo(f"{manifest.entity} is back: {manifest.base.id} as it was, in {output}")
+    terminal = Terminal()
+    manifest = proofs.take_back(
+        edited,
+        output,
+        force=force,
+        every_step=every_step,
+        watch=lambda n_bytes: terminal.task("restoring", n_bytes),
+    )
+    click.echo(f"{manifest.entity} is back: {manifest.base.ref.name} as it was, in {output}")

@@ -59,7 +59,7 @@ def sweep(run: Experiment, subject: Subject, low: float, steps: int, tokens: str
     for n, multiplier in enumerate(result.multipliers):
         values = "".join(f" {row.mean[n]:>8.2f} ± {row.standard_error[n]:<5.2f}" for row in result.curves)
         lines.append(f"{multiplier:>10.3f}{values}{'   zero ablation' * (multiplier == 0)}")
-    lines += [f"{row.kind}: {row.n} facts, {row.n_excluded} not known and left out" for row in result.curves]
+    lines += [f"{row.role}: {row.n} facts, {row.n_excluded} not known and left out" for row in result.curves]
     run.write(result, lines)
 
 

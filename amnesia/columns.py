@@ -12,9 +12,11 @@ from pathlib import Path
 
 from amnesia.arithmetic import check_dtype, inverse_multiplier, scale_bytes
 from amnesia.checkpoint import BASE_FOLDER, undo_key
-from amnesia.errors import AmnesiaError, VerificationError
+from amnesia.errors import AmnesiaError, NumericalError, VerificationError, os_errors_as
 from amnesia.files import patched_blocks, read_exactly
-from amnesia.manifest import MANIFEST_NAME, Manifest, TensorEdit
+from amnesia.manifest import Manifest, TensorEdit
+from amnesia.manifest_file import manifest_bytes
+from amnesia.own_outputs import MANIFEST_NAME
 from amnesia.plan import edited_vectors
 from amnesia.residue import residue_key, restored
 from amnesia.safetensors_file import (
@@ -64,7 +66,7 @@ def trace_back(
         origins.append(files)
         earlier = files.get(MANIFEST_NAME)
         if (earlier is None) != (step.previous is None) or (
-            earlier is not None and earlier.read_bytes() != step.previous.to_bytes()
+            earlier is not None and earlier.read_bytes() != manifest_bytes(step.previous)
         ):
             raise VerificationError(
                 f"{folder / MANIFEST_NAME} and the kept manifest of the earlier edit disagree: the output is damaged"
@@ -105,18 +107,36 @@ def check_untouched(steps: Sequence[Step], origins: Sequence[Mapping[str, Path]]
                 )
 
 
-def columns_before(steps: Sequence[Step]) -> dict[str, list[Replacement]]:
+def columns_before(steps: Sequence[Step], *, proven: bool = False) -> dict[str, list[Replacement]]:
     """For each touched file the columns as they were before the oldest of `steps` (newest first).
 
-    Raises VerificationError when a column can neither be computed back nor was saved.
+    Raises VerificationError when a column can neither be computed back nor was saved, and, where it is to be `proven`,
+    when the declared edit does not make of it what is there.
     """
     state = _Columns(steps[0].files)
     for step in steps:
         saved = step.saved_columns()
         for edit in step.manifest.tensors:
             tensor, vectors = state.read(edit)
-            vectors.update(_originals(edit, tensor, vectors, saved))
+            originals = _originals(edit, tensor, vectors, saved)
+            if proven:
+                _check_made(edit, tensor, originals, vectors)
+            vectors.update(originals)
     return state.replacements()
+
+
+def _check_made(edit: TensorEdit, tensor: TensorInfo, before: Mapping[int, bytes], after: Mapping[int, bytes]) -> None:
+    multipliers = dict(zip(edit.indices, edit.multipliers, strict=True))
+    try:
+        made = edited_vectors(before, tensor, multipliers, edit.directions)
+    except NumericalError as error:
+        raise VerificationError(str(error)) from error
+    for index, vector in made.items():
+        if vector != after[index]:
+            raise VerificationError(
+                f"tensor {tensor.name}, neuron {index} is not what the declared edit makes of its original: the output "
+                "is damaged, make it again"
+            )
 
 
 def columns_after(base: Mapping[str, Path], steps: Sequence[Step]) -> dict[str, list[Replacement]]:
@@ -247,7 +267,7 @@ def compare(expected: Iterator[bytes], path: Path) -> int:
     Raises VerificationError that names the first different byte and, in safetensors files, its tensor and position.
     """
     position = 0
-    try:
+    with os_errors_as(VerificationError, f"{path} cannot be read", "the output is damaged"):
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             for block in expected:
@@ -258,8 +278,6 @@ def compare(expected: Iterator[bytes], path: Path) -> int:
                     )
                     raise VerificationError(_describe(path, position + place))
                 position += len(block)
-    except OSError as error:
-        raise VerificationError(f"{path} cannot be read ({error.strerror}): the output is damaged") from error
     if size != position:
         raise VerificationError(f"{path} has {size} bytes, expected {position}: the output is damaged")
     return position

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import functools
 import importlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,10 @@ from typing import Any
 
 import click
 
-from amnesia.errors import AmnesiaError, InputError, OutputError
+from amnesia.domain import Loading
+from amnesia.errors import AmnesiaError, InputError, OutputError, os_errors_as
+from amnesia.progress import Progress
+from amnesia.strict_json import json_bytes
 
 EXIT_BAD_INPUT = 2
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -28,12 +30,14 @@ class Terminal:
         click.echo(line, err=True)
 
     @contextlib.contextmanager
-    def task(self, line: str) -> Iterator[Callable[[int], None]]:
+    def task(self, line: str, n_bytes: int | None = None) -> Iterator[Progress]:
+        """Show `line`, and count bytes up to `n_bytes`, or prompts."""
         began = time.monotonic()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            with tqdm(desc=line, unit=" prompts", leave=False, file=sys.stderr) as bar:
+            unit = {"unit": " prompts"} if n_bytes is None else {"unit": "B", "unit_scale": True, "total": n_bytes}
+            with tqdm(desc=line, leave=False, file=sys.stderr, **unit) as bar:
                 yield bar.update
         else:
             yield lambda count: None
@@ -91,20 +95,30 @@ popqa_option = click.option(
     help="Table of facts: the Hub id akariasai/PopQA, or a TSV file with its columns or subject, relation, object.",
 )
 alias_option = click.option("--alias", "aliases", multiple=True, help="Another name of the entity; may be repeated.")
-on_device = options(
-    click.option(
-        "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Type to compute in."
-    ),
-    click.option(
-        "--device",
-        default=None,
-        help="Where to compute: cpu, cuda, or auto for all devices together. Default: cuda where there is one.",
-    ),
-)
+
+
+def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: the options that say how models come into memory. The command gets a `Loading` as `loading`."""
+
+    @options(
+        click.option(
+            "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Type to compute in."
+        ),
+        click.option(
+            "--device",
+            default=None,
+            help="Where to compute: cpu, cuda, or auto for all devices together. Default: cuda where there is one.",
+        ),
+    )
+    @functools.wraps(function)
+    def command(dtype: str, device: str | None, **rest: Any) -> Any:
+        return function(loading=Loading(dtype, device), **rest)
+
+    return command
 
 
 def print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    click.echo(json_bytes(document).decode(), nl=False)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -123,10 +137,8 @@ def check_file(path: Path | None) -> None:
     """Minutes of work must not end in front of a file that cannot be written."""
     if path is None:
         return
-    try:
+    with os_errors_as(OutputError, f"{path} cannot be written", "choose another file"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another file") from error
     if path.is_dir():
         raise OutputError(f"{path} is a folder: give the name of a file")
 

@@ -19,8 +19,9 @@ from amnesia.domain import Damage, TextScore
 from amnesia.encoding import Continuation, encode
 from amnesia.errors import NumericalError
 from amnesia.forward import Readout, continued, final_states, readout
-from amnesia.model import LiveModel, Progress, not_finite
+from amnesia.model import LiveModel, not_finite
 from amnesia.neutral import NeutralText, neutral_text
+from amnesia.progress import Progress
 from amnesia.scores import mean_interval
 
 N_CONTINUED = 16

@@ -11,18 +11,66 @@ from typing import Literal
 from amnesia.errors import InputError
 from amnesia.vector import Vector
 
-FactKind = Literal["target", "held_out_target", "control", "held_out_control", "neutral"]
-Verdict = Literal["strong", "weak", "none"]
+Role = Literal["target", "control"]
+ROLES: tuple[Role, ...] = ("target", "control")
 Split = Literal["search", "held_out"]
+SPLITS: tuple[Split, ...] = ("search", "held_out")
 Reply = Literal["answer", "empty", "refusal"]
 Level = Literal["damage", "warning", "info", "good"]
 Neighborhood = Literal["shared_name", "related", "same_relation", "same_type", "unrelated"]
 NEIGHBORHOODS: tuple[Neighborhood, ...] = ("shared_name", "related", "same_relation", "same_type", "unrelated")
-AnswerGroup = Literal["entity", "names", "text"]
 Format = Literal["safetensors", "adapter", "gguf"]
 FORMATS: tuple[Format, ...] = ("safetensors", "adapter", "gguf")
 # Types in which a GGUF can store the tensors that get a direction, if not in their own.
 WIDER_TYPES: tuple[str, ...] = ("f16", "bf16", "f32", "q8_0")
+
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model as its user calls it: a Hub id, a path or a built-in name, and the revision (branch, tag or commit).
+
+    Only models on the Hub have revisions.
+    """
+
+    name: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+    @classmethod
+    def parse(cls, text: str) -> ModelRef:
+        """Read `name` or `name@revision`; a path is a name as a whole, whatever it contains."""
+        name, _, revision = text.partition("@")
+        ref = cls(name, revision or None)
+        return ref if ref.may_be_on_hub else cls(text)
+
+    @property
+    def may_be_on_hub(self) -> bool:
+        """Whether the name has the form of a Hub id."""
+        return _HUB_NAME.fullmatch(self.name) is not None and not self.name.startswith(".")
+
+    def to_json(self) -> dict[str, str | None]:
+        """The two keys by which reports and manifests name a model."""
+        return {"id": self.name, "revision": self.revision}
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model comes into memory: a torch dtype's name or "auto" (as stored), and a torch device.
+
+    Without a device it is cuda where there is one. With device "auto" accelerate spreads the layers over all devices,
+    and over memory and disk when these are too small.
+    """
+
+    dtype: str = "float32"
+    device: str | None = None
+
+
+DEFAULT_LOADING = Loading()
 
 
 @total_ordering
@@ -167,39 +215,57 @@ class Fact:
         """The prompt with `entity` (default: the fact's own) filled in."""
         return self.prompt.replace("{entity}", entity or self.entity)
 
+    def pair(self, entity: str | None = None) -> tuple[str, str]:
+        """The prompt about `entity` (default: the fact's own) and the answer whose log-probability counts."""
+        return self.text(entity), self.answer
+
+    @property
+    def right_answers(self) -> tuple[str, ...]:
+        """All answers that count as right when the model writes freely."""
+        return self.answer, *self.answer_aliases
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model makes of a fact.
+
+    `logprob` is the natural logarithm of the probability of the whole answer after the prompt, `logprob_first` that of
+    its first token (nats), `rank` the place of that token among all tokens (0 is best). `generated` is the greedy
+    continuation of the prompt, `exact_match` whether it contains a right answer, `reply` what kind of reply it is;
+    these are None where nothing was generated.
+    """
+
+    logprob: float
+    logprob_first: float
+    rank: int
+    generated: str | None = None
+    exact_match: bool | None = None
+    reply: Reply | None = None
+
 
 @dataclass(frozen=True)
 class PromptScore:
     """What one fact was worth before and after the edit.
 
-    Log-probabilities are natural logarithms, summed over the tokens of the answer. `rank_*` are those of the answer's
-    first token among all tokens (0 is best). `knowledge_score` is (after − unknown) / (before − unknown): 1 as before,
-    0 like an unknown entity; `knowledge_score_first` is the same for the answer's first token alone. `exact_match_*`
-    say whether the text generated contains the answer or one of `answer_aliases`, `reply_*` whether it is empty or a
-    refusal; all of these are None where nothing was generated, as for facts that are not scored. `kl` (nats per token)
-    is how far the edited model departs from the original along the original's own continuation, where that was
-    measured. `excluded` is the reason why the fact is not scored, or None.
+    `logprob_unknown` (nats) is that of the answer for an unknown entity, in the original model. `knowledge_score` is
+    (after − unknown) / (before − unknown): 1 as before, 0 like an unknown entity; `knowledge_score_first` is the same
+    for the answer's first token alone. `kl` (nats per token) is how far the edited model departs from the original
+    along the original's own continuation, where that was measured. `excluded` is the reason why the fact is not
+    scored, or None; such facts have no generated texts either.
     """
 
-    kind: FactKind
+    role: Role
+    split: Split
     entity: str
     prompt: str
     answer: str
-    rank_before: int
-    rank_after: int
-    logprob_before: float
-    logprob_after: float
+    before: Answer
+    after: Answer
     logprob_unknown: float | None
     knowledge_score: float | None
     knowledge_score_first: float | None
-    generated_before: str | None = None
-    generated_after: str | None = None
     excluded: str | None = None
     answer_aliases: tuple[str, ...] = ()
-    exact_match_before: bool | None = None
-    exact_match_after: bool | None = None
-    reply_before: Reply | None = None
-    reply_after: Reply | None = None
     neighborhood: Neighborhood | None = None
     relation: str | None = None
     popularity: str | None = None
@@ -216,29 +282,37 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Aggregate:
-    """The scored prompts of one kind, or of one group of that kind, taken together.
+class AnswerSummary:
+    """One model's answers to scored prompts: share of exact matches, median rank, empty replies and refusals.
 
-    `group` is "all", "neighborhood:…", "popularity:…" or "relation:…". `n_excluded` counts prompts of the group that
-    were not scored. Exact matches are shares of the scored prompts, and `exact_match_change` is the mean change of a
-    prompt, with the interval of the pairs; ranks are medians. What was not measured is None.
+    What depends on generated text is None where none was generated.
     """
 
-    kind: FactKind
+    exact_match: Estimate | None
+    rank: float
+    n_empty: int | None
+    n_refused: int | None
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The scored prompts of one role and split, or of one group of them, taken together.
+
+    `group` is "all", "neighborhood:…", "popularity:…" or "relation:…". `n_excluded` counts prompts of the group that
+    were not scored. `exact_match_change` is the mean change of a prompt, with the interval of the pairs. What was not
+    measured is None.
+    """
+
+    role: Role
+    split: Split
     group: str
     n: int
     n_excluded: int
     knowledge_score: Estimate
     knowledge_score_first: Estimate | None
-    exact_match_before: Estimate | None
-    exact_match_after: Estimate | None
+    before: AnswerSummary
+    after: AnswerSummary
     exact_match_change: Estimate | None
-    rank_before: float
-    rank_after: float
-    n_empty_before: int | None
-    n_empty_after: int | None
-    n_refused_before: int | None
-    n_refused_after: int | None
 
 
 @dataclass(frozen=True)
@@ -277,76 +351,6 @@ class Finding:
 
     level: Level
     text: str
-
-
-@dataclass(frozen=True)
-class AnswerCounts:
-    """How the read-out of the direction at a layer and token answers to the `n` texts of one group.
-
-    `counts` are numbers of answers uᵀa in bins of equal width; `median` and `percentile_99` are of |uᵀa|.
-    """
-
-    layer: int
-    token: int
-    group: AnswerGroup
-    n: int
-    median: float
-    percentile_99: float
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What directions answer in the original model, uᵀa (dimensionless, 1 at the key), in bins from `low` to `high`.
-
-    To the entity in its wordings, to other names (at their last tokens; at all for a direction of a token before
-    the last), and at the tokens of text.
-    """
-
-    low: float
-    high: float
-    rows: tuple[AnswerCounts, ...]
-
-
-@dataclass(frozen=True)
-class ScreenedPlace:
-    """A layer and token that a choice considered, and how far the residual stream moves when its atom is taken away.
-
-    `score` is the mean knowledge score of search facts with this atom alone turned; None where it was not measured.
-    """
-
-    layer: int
-    token: int
-    shift: float
-    score: float | None
-    chosen: bool
-
-
-@dataclass(frozen=True)
-class Screening:
-    """All places that a choice considered, measured with one multiplier. `tokens` are a name's, the last one first."""
-
-    tokens: tuple[str, ...]
-    multiplier: float
-    places: tuple[ScreenedPlace, ...]
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """The edit chosen for one entity and the knowledge scores that it reached on the search facts.
-
-    `target` and `control` are mean knowledge scores; `candidates_tried` counts what was measured on the way.
-    `screening` is there where directions were considered, `answers` where one was chosen.
-    """
-
-    entity: str
-    verdict: Verdict
-    edits: tuple[Edit, ...]
-    target: float
-    control: float
-    candidates_tried: int
-    answers: Answers | None = None
-    screening: Screening | None = None
 
 
 def no_experts(layer: int) -> None:

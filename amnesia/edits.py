@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from amnesia.domain import Cell, DirectionEdit, Edit, columns_of, directions_of
+from amnesia.domain import Cell, DirectionEdit, Edit, ModelRef, columns_of, directions_of
 from amnesia.errors import InputError
+
+Part = Literal["all", "cells", "directions"]
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,12 @@ class EntityEdits:
 class EditSpec:
     """An edit of a model as every writer takes it; raises InputError when an entity comes twice.
 
-    `base_id` and `revision` are the names by which the user called the model. With `allow_overlap`, cells may be edited
-    that an earlier edit or another entity of this one has.
+    `base` is what the user called the model. With `allow_overlap`, cells may be edited that an earlier edit or another
+    entity of this one has.
     """
 
     groups: tuple[EntityEdits, ...]
-    base_id: str
-    revision: str | None = None
+    base: ModelRef
     recipe_text: str | None = None
     allow_overlap: bool = False
 
@@ -72,3 +74,61 @@ def join_directions(groups: Sequence[EntityEdits]) -> dict[int, tuple[DirectionE
         for edit in directions_of(group.edits):
             found.setdefault(edit.layer, []).append(edit)
     return {layer: tuple(found[layer]) for layer in sorted(found)}
+
+
+def by_projection(
+    groups: Sequence[EntityEdits], *, allow_overlap: bool = False
+) -> dict[tuple[int, int | None], tuple[dict[int, float], tuple[DirectionEdit, ...]]]:
+    """For each edited output projection, which is a layer's or one of its experts', multipliers and directions.
+
+    Multipliers are those of all neurons whose column changes, ascending; 1 where only a direction changes it. Raises
+    InputError as `join_cells`.
+    """
+    multipliers: dict[tuple[int, int | None], dict[int, float]] = {}
+    for cell, multiplier in join_cells(groups, allow_overlap=allow_overlap).items():
+        multipliers.setdefault((cell.layer, cell.expert), {})[cell.neuron] = multiplier
+    directions = join_directions(groups)
+    for layer, found in directions.items():
+        row = multipliers.setdefault((layer, None), {})
+        for edit in found:
+            for column in edit.columns:
+                row.setdefault(column, 1.0)
+    return {
+        place: (dict(sorted(multipliers[place].items())), () if place[1] is not None else directions.get(place[0], ()))
+        for place in sorted(multipliers, key=lambda place: (place[0], -1 if place[1] is None else place[1]))
+    }
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which part of an edit a tensor holds: that of a layer, or of one of its experts.
+
+    A GGUF scales rows of one tensor for the cells of a layer and changes columns of another for its directions;
+    elsewhere a tensor holds "all". `first` is the index in the tensor that neuron 0 has.
+    """
+
+    layer: int
+    expert: int | None = None
+    part: Part = "all"
+    first: int = 0
+
+
+class Joined:
+    """An edit of several entities, to be asked what it changes where. Raises InputError when cells cancel out."""
+
+    def __init__(self, groups: Sequence[EntityEdits]) -> None:
+        self._cells = join_cells(groups, allow_overlap=True)
+        self._directions = join_directions(groups)
+        self._projections = by_projection(groups, allow_overlap=True)
+
+    def at(self, place: Place) -> tuple[dict[int, float], tuple[DirectionEdit, ...]]:
+        """Multipliers by index, ascending, of all that changes in the tensor at `place`, and what is then added."""
+        directions = self._directions.get(place.layer, ())
+        if place.part == "all":
+            multipliers, directions = self._projections.get((place.layer, place.expert), ({}, ()))
+        elif place.part == "cells":
+            multipliers = {cell.neuron: m for cell, m in self._cells.items() if cell.layer == place.layer}
+            directions = ()
+        else:
+            multipliers = dict.fromkeys(sorted({column for edit in directions for column in edit.columns}), 1.0)
+        return {place.first + index: multiplier for index, multiplier in multipliers.items()}, directions

@@ -1,5 +1,10 @@
 """Errors that a user can cause. Every message names what was found, what was expected and the remedy, in one line."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
 
 class AmnesiaError(Exception):
     """Base of all errors of this package; the command line prints it as one line and exits with code 2."""
@@ -39,6 +44,20 @@ class VerificationError(AmnesiaError, ValueError):
 
 class NumericalError(AmnesiaError, ArithmeticError):
     """NaN or infinity where a number was expected."""
+
+
+@contextlib.contextmanager
+def os_errors_as(kind: type[AmnesiaError], what: str, remedy: str) -> Iterator[None]:
+    """Turn what the system refuses in the block into `kind` with the message "what (why): remedy".
+
+    Errors of this package, some of which are errors of the system too, pass as they are.
+    """
+    try:
+        yield
+    except AmnesiaError:
+        raise
+    except OSError as error:
+        raise kind(f"{what} ({error.strerror}): {remedy}") from error
 
 
 def first_line(error: BaseException) -> str:

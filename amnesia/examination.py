@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amnesia.damage import Impression, damage, impression, impression_after
+from amnesia.domain import Answer
 from amnesia.evaluation import Evaluation, compare
-from amnesia.kept import Kept
-from amnesia.measurement import Measurement, Unknown, measure, measure_unknown_of_likely, why_excluded, write
-from amnesia.model import LiveModel, Progress
+from amnesia.measurement import KnownFact, known_facts, measure, write, written
+from amnesia.measurement_cache import MeasurementCache
+from amnesia.model import LiveModel
+from amnesia.progress import Progress
 from amnesia.questions import Question
 from amnesia.recipe import Scoring
 
 
 @dataclass(frozen=True)
 class Examination:
-    """A model's answers to the questions, and its impression of other texts.
+    """What the original model knows of the facts, and its impression of other texts."""
 
-    Of the original model also what an unknown entity is worth in each question, None where the rank of the answer
-    alone says that the fact is not known.
-    """
-
-    answers: Measurement
+    facts: tuple[KnownFact, ...]
     impression: Impression
-    unknown: tuple[Unknown | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reexamination:
+    """The edited model's answers to the same facts, in their order, and its impression of the same texts."""
+
+    answers: tuple[Answer, ...]
+    impression: Impression
 
 
 def examine(
@@ -32,40 +37,37 @@ def examine(
     questions: Sequence[Question],
     scoring: Scoring,
     progress: Progress | None = None,
-    kept: Kept | None = None,
+    cache: MeasurementCache | None = None,
 ) -> Examination:
     """Ask the original model.
 
-    It writes only where it knows the fact, because nothing else is scored. Answers are kept in `kept`; texts, which
+    It writes only where it knows the fact, because nothing else is scored. Answers are put into `cache`; texts, which
     take seconds, are read anew.
     """
-    answers = measure(live, questions, generated=False, progress=progress, kept=kept).answers
-    unknown = measure_unknown_of_likely(live, questions, answers, scoring, progress, kept)
-    known = [why_excluded(answer, base, scoring) is None for answer, base in zip(answers, unknown, strict=True)]
-    written = write(live, questions, known, progress, kept)
-    prompts = [question.fact.text() for question in questions if "control" in question.kind]
-    return Examination(Measurement(answers, written), impression(live, prompts, progress), unknown)
+    facts = known_facts(live, questions, scoring, progress, cache)
+    texts = write(live, [fact.prompt for fact in facts if not fact.excluded], progress, cache)
+    facts = tuple(
+        fact if fact.excluded else replace(fact, before=written(fact.before, fact.question.fact, texts[fact.prompt]))
+        for fact in facts
+    )
+    prompts = [question.fact.text() for question in questions if question.role == "control"]
+    return Examination(facts, impression(live, prompts, progress))
 
 
 def examine_after(
-    live: LiveModel,
-    questions: Sequence[Question],
-    original: Examination,
-    progress: Progress | None = None,
-    kept: Kept | None = None,
-) -> Examination:
+    live: LiveModel, original: Examination, progress: Progress | None = None, cache: MeasurementCache | None = None
+) -> Reexamination:
     """Ask the edited model the same."""
-    answers = measure(live, questions, generated=False, progress=progress, kept=kept).answers
-    wanted = [text is not None for text in original.answers.generated or ()]
-    written = write(live, questions, wanted, progress, kept)
-    return Examination(Measurement(answers, written), impression_after(live, original.impression, progress))
+    found = measure(live, [fact.pair for fact in original.facts], progress, cache)
+    texts = write(live, [fact.prompt for fact in original.facts if not fact.excluded], progress, cache)
+    answers = tuple(
+        found[fact.pair] if fact.excluded else written(found[fact.pair], fact.question.fact, texts[fact.prompt])
+        for fact in original.facts
+    )
+    return Reexamination(answers, impression_after(live, original.impression, progress))
 
 
-def conclude(
-    questions: Sequence[Question], before: Examination, after: Examination | None, scoring: Scoring
-) -> Evaluation:
+def conclude(before: Examination, after: Reexamination | None) -> Evaluation:
     """The comparison of two models, or what the first knows where there is no second; see `evaluation.compare`."""
     harm, kl = damage(before.impression, None if after is None else after.impression)
-    return compare(
-        questions, before.unknown, before.answers, None if after is None else after.answers, scoring, harm, kl
-    )
+    return compare(before.facts, None if after is None else after.answers, harm, kl)

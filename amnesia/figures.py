@@ -148,12 +148,12 @@ def _sweep(figure: Any, document: Document) -> None:
     zero = x.index(0.0) if 0.0 in x else None
     for curve, color in zip(document["curves"], (TARGET, CONTROL), strict=True):
         mean, error = curve["mean"], curve["standard_error"]
-        label = f"{document['entity']} ({curve['n']} facts)" if curve["kind"] == "target" else f"others ({curve['n']})"
+        label = f"{document['entity']} ({curve['n']} facts)" if curve["role"] == "target" else f"others ({curve['n']})"
         axes.plot(x, mean, color=color, marker="o", markersize=3, label=label)
         low, high = ([m + sign * e for m, e in zip(mean, error, strict=True)] for sign in (-1, 1))
         axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
         if zero is not None:
-            below = curve["kind"] == "target"  # The curves nearly meet here.
+            below = curve["role"] == "target"  # The curves nearly meet here.
             offset = (-5, -13) if below else (5, 5)
             axes.annotate(
                 f"{mean[zero]:.2f}",

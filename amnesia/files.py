@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -12,14 +13,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from amnesia.errors import AmnesiaError, CheckpointError, OutputError
+from amnesia.errors import AmnesiaError, CheckpointError, OutputError, os_errors_as
+from amnesia.locks import lock_folder
 from amnesia.own_outputs import MANIFEST_NAME, is_own
 from amnesia.streams import RangeHash, Strided, overwrite, stream
-
-try:
-    import fcntl
-except ImportError:  # Windows has neither reflinks nor locks of this kind.
-    fcntl = None
 
 # Larger buffers fall out of the processor's cache between reading and hashing, and are slower.
 BLOCK = 2**20
@@ -100,7 +97,7 @@ def copy_file(
             ) from error
         return False
     with source.open("rb") as reader:
-        try:
+        with os_errors_as(OutputError, f"{target} cannot be written", "free space or choose another disk"):
             with target.open("xb") as writer:
                 shared = _reflink(reader.fileno(), writer.fileno())
                 if not shared:
@@ -110,10 +107,6 @@ def copy_file(
                     overwrite(target, patches)
                 # Keep an executable bit, but not a write protection that would stop the edit.
                 os.fchmod(writer.fileno(), (os.fstat(reader.fileno()).st_mode & 0o777) | 0o600)
-        except OSError as error:
-            raise OutputError(
-                f"{target} cannot be written ({error.strerror}): free space or choose another disk"
-            ) from (error)
     return bool(patches) or not shared
 
 
@@ -124,8 +117,6 @@ def _read_ahead(descriptor: int) -> None:
 
 
 def _reflink(reader: int, writer: int) -> bool:
-    if fcntl is None:
-        return False
     try:
         fcntl.ioctl(writer, _FICLONE, reader)
     except OSError as error:
@@ -235,17 +226,16 @@ def check_empty(folder: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from changing `folder` meanwhile; raises OutputError when one is at it."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        while (lock := lock_folder(folder)) is None:
+            pass
+    except BlockingIOError as error:
+        raise OutputError(f"{folder} is being edited by another process: wait for it") from error
     except OSError as error:
         raise OutputError(f"{folder} cannot be read ({error.strerror}): give the folder of a model") from error
     try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError as error:
-        raise OutputError(f"{folder} is being edited by another process: wait for it") from error
     finally:
-        os.close(descriptor)
+        os.close(lock)
 
 
 def check_settled(folder: Path) -> None:
@@ -274,13 +264,9 @@ def staged_output(
     output = output.resolve()
     staging = output.with_name(f".{output.name}.amnesia-partial")
     aside = output.with_name(f".{output.name}.amnesia-old")
-    try:
+    with os_errors_as(OutputError, f"{staging} cannot be made", "choose another output"):
         output.parent.mkdir(parents=True, exist_ok=True)
         lock = _open_staging(staging)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"{staging} cannot be made ({error.strerror}): choose another output") from error
     try:
         # A process that was killed may have left its folders behind; the lock says that it is gone.
         _empty(staging)
@@ -349,11 +335,9 @@ def check_outside_cache(path: Path) -> None:
 
 
 def _check_vacant(output: Path, force: bool) -> None:
-    try:
+    with os_errors_as(OutputError, f"{output} cannot be read", "choose another output"):
         occupied = output.exists() and (not output.is_dir() or any(output.iterdir()))
         own = occupied and force and is_own(output)
-    except OSError as error:
-        raise OutputError(f"{output} cannot be read ({error.strerror}): choose another output") from error
     if occupied and force and not own:
         raise OutputError(
             f"{output} was not written by amnesia: --force replaces only its outputs; choose another output, or remove "
@@ -379,22 +363,15 @@ def _open_staging(staging: Path) -> int:
     """Make the temporary folder and lock it for this process; the lock ends with the process."""
     while True:
         staging.mkdir(exist_ok=True)
-        descriptor = os.open(staging, os.O_RDONLY)
-        if fcntl is None:
-            return descriptor
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever held the lock may have renamed or removed the folder meanwhile: then lock its successor.
-            if os.path.samestat(os.fstat(descriptor), staging.stat()):
-                return descriptor
+            with contextlib.suppress(FileNotFoundError):
+                if (lock := lock_folder(staging)) is not None:
+                    return lock
         except BlockingIOError as error:
-            os.close(descriptor)
             raise OutputError(f"{staging} is in use by another process: wait for it, or choose another output") from (
                 error
             )
-        except FileNotFoundError:
-            pass
-        os.close(descriptor)
 
 
 def _remove(folder: Path) -> None:

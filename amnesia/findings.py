@@ -5,10 +5,12 @@ Every threshold stands here, with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 
-from amnesia.domain import Aggregate, FactKind, Finding, Level
-from amnesia.evaluation import ALL, Evaluation
+from amnesia.domain import ROLES, SPLITS, Finding, Level, Role
+from amnesia.evaluation import Evaluation
+from amnesia.labels import words
 
 FORGOTTEN = 0.2
 """Mean knowledge score of the targets up to which they count as forgotten: the default bound of recipes."""
@@ -19,8 +21,8 @@ FORGOTTEN_HELD_OUT = 0.4
 NO_EFFECT = 0.9
 """Mean knowledge score from which nothing was forgotten: what edits of random cells reach."""
 
-CONTROLS_KEPT = 0.95
-"""Mean knowledge score of the controls from which they count as kept: the default bound of recipes."""
+CONTROLS_SPARED = 0.95
+"""Mean knowledge score of the controls from which they count as spared: the default bound of recipes."""
 
 CONTROLS_DAMAGED = 0.8
 """Mean knowledge score of the controls below which a fifth of what is known about others is gone."""
@@ -42,6 +44,8 @@ FEW = 5
 
 LEVELS: tuple[Level, ...] = ("damage", "warning", "info", "good")
 
+_WHOM: Mapping[Role, str] = {"target": "the target", "control": "others"}
+
 
 def findings(evaluation: Evaluation, entity: str) -> tuple[Finding, ...]:
     """Everything that a reader must know, most severe first."""
@@ -62,7 +66,7 @@ def _alone() -> Iterator[Finding]:
 
 
 def _target(evaluation: Evaluation, entity: str) -> Iterator[Finding]:
-    target, held_out = (_whole(evaluation, kind) for kind in ("target", "held_out_target"))
+    target, held_out = (evaluation.whole("target", split) for split in SPLITS)
     scores = [row.knowledge_score.mean for row in (target, held_out) if row is not None]
     shown = " and ".join(
         f"{row.knowledge_score.mean:.2f} ({label})"
@@ -80,8 +84,12 @@ def _target(evaluation: Evaluation, entity: str) -> Iterator[Finding]:
     else:
         yield Finding("warning", f"Partly forgotten: {entity} has a knowledge score of {shown}.")
     for row in (target, held_out):
-        if row is not None and row.knowledge_score.mean <= FORGOTTEN_HELD_OUT and row.exact_match_after is not None:
-            n_right = round(row.exact_match_after.mean * row.n)
+        if (
+            row is not None
+            and row.knowledge_score.mean <= FORGOTTEN_HELD_OUT
+            and (right := row.after.exact_match) is not None
+        ):
+            n_right = round(right.mean * row.n)
             if n_right:
                 kind = "search wordings" if row is target else "held-out wordings"
                 yield Finding(
@@ -92,21 +100,21 @@ def _target(evaluation: Evaluation, entity: str) -> Iterator[Finding]:
 
 def _damage(evaluation: Evaluation) -> Iterator[Finding]:
     bad = False
-    for kind, label in (("control", "controls"), ("held_out_control", "held-out controls")):
-        row = _whole(evaluation, kind)
+    for split, label in (("search", "controls"), ("held_out", "held-out controls")):
+        row = evaluation.whole("control", split)
         if row is None:
             continue
         mean = row.knowledge_score.mean
-        if mean < CONTROLS_KEPT:
+        if mean < CONTROLS_SPARED:
             bad = True
             yield Finding(
                 "damage" if mean < CONTROLS_DAMAGED else "warning",
                 f"Facts about others are damaged: {label} have a knowledge score of {mean:.2f}.",
             )
         near = [
-            f"{part.group.partition(':')[2].replace('_', ' ')} ({part.knowledge_score.mean:.2f}, {part.n} facts)"
+            f"{words(part.group.partition(':')[2])} ({part.knowledge_score.mean:.2f}, {part.n} facts)"
             for part in evaluation.aggregates
-            if part.kind == kind
+            if (part.role, part.split) == ("control", split)
             and part.group.startswith("neighborhood:")
             and part.n >= FEW
             and part.knowledge_score.mean < min(CONTROLS_DAMAGED, mean)
@@ -145,29 +153,21 @@ def _damage(evaluation: Evaluation) -> Iterator[Finding]:
 
 
 def _replies(evaluation: Evaluation) -> Iterator[Finding]:
-    for kinds, label in ((("target", "held_out_target"), "the target"), (("control", "held_out_control"), "others")):
-        rows = [row for row in evaluation.prompts if row.kind in kinds and row.excluded is None]
+    for role in ROLES:
+        rows = [row for row in evaluation.prompts if row.role == role and row.excluded is None]
         for reply, verb in (("refusal", "refuses to answer"), ("empty", "writes nothing in reply to")):
-            before, after = (
-                sum(getattr(row, f"reply_{when}") == reply for row in rows) for when in ("before", "after")
-            )
+            before = sum(row.before.reply == reply for row in rows)
+            after = sum(row.after.reply == reply for row in rows)
             if after > before:
-                level: Level = "warning" if label == "others" else "info"
-                yield Finding(
-                    level,
-                    f"The edited model {verb} {after} of {len(rows)} prompts about {label}, the original {before}.",
-                )
+                level: Level = "warning" if role == "control" else "info"
+                asked = f"{after} of {len(rows)} prompts about {_WHOM[role]}"
+                yield Finding(level, f"The edited model {verb} {asked}, the original {before}.")
 
 
 def _excluded(evaluation: Evaluation) -> Iterator[Finding]:
-    labels: Sequence[tuple[FactKind, str]] = (
-        ("target", "facts about the target"),
-        ("held_out_target", "held-out facts about the target"),
-        ("control", "facts about others"),
-        ("held_out_control", "held-out facts about others"),
-    )
-    for kind, label in labels:
-        rows = [row for row in evaluation.prompts if row.kind == kind]
+    for role, split in product(ROLES, SPLITS):
+        label = f"{'held-out ' * (split == 'held_out')}facts about {_WHOM[role]}"
+        rows = [row for row in evaluation.prompts if (row.role, row.split) == (role, split)]
         n = sum(row.excluded is None for row in rows)
         if not rows:
             yield Finding("warning", f"There are no {label}: nothing is said about them.")
@@ -179,7 +179,3 @@ def _excluded(evaluation: Evaluation) -> Iterator[Finding]:
             )
         if 0 < n < FEW:
             yield Finding("info", f"Only {n} {label} are scored: the interval says little.")
-
-
-def _whole(evaluation: Evaluation, kind: str) -> Aggregate | None:
-    return next((row for row in evaluation.aggregates if (row.kind, row.group) == (kind, ALL)), None)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from amnesia.encoding import Continuation, Placed, continuations, encode
-from amnesia.model import LiveModel, Progress, at_head, hooks, not_finite, plain_generation
+from amnesia.model import LiveModel, at_head, hooks, not_finite, plain_generation
 from amnesia.passes import Around, Batch, Pass, batches, passes, plain_pass
+from amnesia.progress import Progress
 
 _GRADIENT_TOKENS = 256
 """Padded tokens per backward pass, whose logits and their gradients are in memory at a time."""

@@ -16,34 +16,38 @@ from amnesia.arithmetic import inverse_multiplier
 from amnesia.checkpoint import BASE_FOLDER, UNDO_NAME, undo_key
 from amnesia.domain import ColumnEdit, check_edits
 from amnesia.edits import EditSpec, EntityEdits, join_cells, join_directions
-from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError
+from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, os_errors_as
 from amnesia.files import check_empty, copy_file, file_stamp, hash_file, list_files
 from amnesia.gguf_file import GgufFile, GgufModel, read_model
 from amnesia.gguf_layout import GgufShape, check_sizes, find_down, find_up, gguf_shape
 from amnesia.gguf_pieces import Down, DownEdit, Piece, PieceHashes, RowEdit, UpRow, changes
-from amnesia.manifest import (
-    MANIFEST_NAME,
-    Base,
-    BaseFile,
-    Manifest,
-    TensorEdit,
-    UntouchedFile,
-    check_earlier,
-    read_manifest,
-)
+from amnesia.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile, check_earlier
+from amnesia.manifest_file import read_manifest
+from amnesia.own_outputs import MANIFEST_NAME
+from amnesia.progress import Progress, ignore_progress
 from amnesia.safetensors_file import NewTensor, new_file
 from amnesia.streams import RangeHash
 
 
 @dataclass(frozen=True)
 class GgufPlan:
-    """An edit that was checked: its pieces in the order of files and bytes, originals to save, the earlier edit."""
+    """An edit that was checked: its pieces in the order of files and bytes, originals to save, the earlier edit.
 
+    `stamps` are sizes and times of the files, from before anything but their headers was read.
+    """
+
+    spec: EditSpec
     model: GgufModel
     pieces: tuple[Piece, ...]
     saved: tuple[NewTensor, ...]
     previous: Manifest | None
     stamps: tuple[tuple[int, int], ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the output, and room for the original bytes of what directions change."""
+        downs = {piece.tensor.name: piece.tensor.n_bytes for piece in self.pieces if isinstance(piece, DownEdit)}
+        return sum(file.size for file in self.model.files) + sum(downs.values())
 
     def edits_of(self, file: GgufFile) -> list[Piece]:
         """What changes in one file."""
@@ -54,14 +58,13 @@ class GgufPlan:
         return () if self.previous is None else _own_files(self.model.files[0].path.parent)
 
 
-def plan_gguf(
-    source: Path,
-    groups: Sequence[EntityEdits],
-    *,
-    allow_overlap: bool = False,
-    expected: tuple[int, int, int] | None = None,
-) -> GgufPlan:
-    """Check everything about an edit and read what it changes; see `write_edited_gguf`."""
+def plan_gguf(source: Path, spec: EditSpec, *, expected: tuple[int, int, int] | None = None) -> GgufPlan:
+    """Check everything about an edit and read what it changes.
+
+    `source` is the file, or any part of a split model. `expected` is (n_layers, d_model, d_mlp) of the model that the
+    edit was made for. Raises CheckpointError for files that cannot be edited exactly, NumericalError for rows that hold
+    NaN or infinity, InputError for cells that do not exist, that two entities share or that are edited already.
+    """
     model = read_model(source)
     stamps = tuple(file_stamp(file.path) for file in model.files)
     shape = gguf_shape(model)
@@ -73,49 +76,41 @@ def plan_gguf(
             f"{source.parent} holds an edit with --tensor-type, on which no other is made: undo it, then give all "
             "edits at once"
         )
-    if previous is not None and not allow_overlap:
-        check_earlier(previous, groups)
-    pieces = _plan(model, shape, groups, previous, allow_overlap)
+    if previous is not None and not spec.allow_overlap:
+        check_earlier(previous, spec.groups)
+    pieces = _plan(model, shape, spec.groups, previous, spec.allow_overlap)
     saved = tuple(_saved(piece) for piece in pieces if not _is_reversible(piece))
-    return GgufPlan(model, tuple(pieces), saved, previous, stamps)
+    return GgufPlan(spec, model, tuple(pieces), saved, previous, stamps)
 
 
 def write_edited_gguf(
-    source: Path,
-    spec: EditSpec,
+    plan: GgufPlan,
     folder: Path,
     *,
     link: bool = False,
-    expected: tuple[int, int, int] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = ignore_progress,
 ) -> Manifest:
     """Write the edited model under its own file names into the empty `folder`, all but the manifest, which it returns.
 
-    `source` is the file, or any part of a split model. `link` hard-links the parts that the edit does not touch.
-    `expected` is (n_layers, d_model, d_mlp) of the model that the edit was made for. `progress` is called with the
-    bytes written so far and in all. If `source` is itself such an output, its manifest and the rows that it saved are
-    kept in `amnesia-base/`.
+    `link` hard-links the parts that the edit does not touch. `progress` is called with numbers of bytes as they are
+    written. If the model is itself such an output, its manifest and the rows that it saved are kept in `amnesia-base/`.
 
-    The caller writes the manifest last, inside `files.staged_output`. Raises CheckpointError for files that cannot be
-    edited exactly, NumericalError for rows that hold NaN or infinity, InputError for cells that do not exist, that two
-    entities share or that are edited already, OutputError when writing fails. Everything is checked before anything is
-    written.
+    The caller writes the manifest last, inside `files.staged_output`. Raises CheckpointError when a file changed since
+    the plan was made, OutputError when writing fails.
     """
-    plan = plan_gguf(source, spec.groups, allow_overlap=spec.allow_overlap, expected=expected)
-    model = plan.model
+    spec, model = plan.spec, plan.model
+    source = model.files[0].path
     check_empty(folder)
 
     base_files: list[BaseFile] = []
     untouched: list[UntouchedFile] = []
     tensors: list[TensorEdit] = []
-    total = sum(file.size for file in model.files)
     done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        if progress is not None:
-            progress(done, total)
+        progress(count)
 
     for file in model.files:
         output = folder / file.path.name
@@ -137,7 +132,7 @@ def write_edited_gguf(
         _write_new(folder / UNDO_NAME, plan.saved)
     return Manifest(
         format="gguf",
-        base=Base(spec.base_id, spec.revision, tuple(base_files)),
+        base=Base(spec.base, tuple(base_files)),
         edits=spec.groups,
         tensors=tuple(tensors),
         untouched=tuple(untouched),
@@ -194,7 +189,7 @@ def find_pieces(
     rows = []
     for cell, multiplier in cells.items():
         file, tensor = find_up(model, shape, cell.layer)
-        rows.append((UpRow(file, tensor, shape.first_row + cell.neuron), multiplier))
+        rows.append((UpRow(file, tensor, cell, shape.first_row), multiplier))
     scaled: dict[int, dict[int, float]] = {}
     for step in (groups, *(step.edits for step in (previous.history() if previous is not None else ()))):
         for cell, multiplier in join_cells(step, allow_overlap=True).items():
@@ -252,8 +247,6 @@ def _saved(piece: Piece) -> NewTensor:
 
 
 def _write_new(path: Path, tensors: Sequence[NewTensor]) -> None:
-    try:
+    with os_errors_as(OutputError, f"{path} cannot be written", "free space or choose another disk"):
         with path.open("xb") as file:
             file.writelines(new_file(tensors))
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}): free space or choose another disk") from error

@@ -17,7 +17,7 @@ from typing import BinaryIO, TypeVar
 
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
-from amnesia.errors import CheckpointError
+from amnesia.errors import CheckpointError, os_errors_as
 
 # Limits far above any model's need (llama.cpp itself stops at 64 bytes of tensor name and 4 dimensions).
 MAX_KEYS = 4096
@@ -163,12 +163,10 @@ def read_header(path: Path) -> GgufFile:
     """Read and check the header of one file; raises CheckpointError that names the file and the fault."""
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is not a file: give a .gguf file")
-    try:
+    with os_errors_as(CheckpointError, f"{path} cannot be read", "give a .gguf file"):
         size = path.stat().st_size
         with path.open("rb") as stream:
             return _Header(path, stream, size).read()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}): give a .gguf file") from error
 
 
 def _integer(file: GgufFile, key: str, default: int | None = None) -> int:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from amnesia.domain import DirectionEdit
+from amnesia.domain import Cell, DirectionEdit
+from amnesia.edits import Place
 from amnesia.errors import CheckpointError, NumericalError
 from amnesia.files import read_exactly
 from amnesia.gguf_blocks import scale_row, scales_of
@@ -29,11 +30,17 @@ _CHUNK = 2**23
 
 @dataclass(frozen=True)
 class UpRow:
-    """One row of `ffn_up`: its tensor and file, and its index there."""
+    """One row of `ffn_up`: its tensor and file, the cell it belongs to, and the index of its layer's neuron 0 there."""
 
     file: GgufFile
     tensor: GgufTensor
-    index: int
+    cell: Cell
+    first: int
+
+    @property
+    def index(self) -> int:
+        """The row's place in the tensor."""
+        return self.first + self.cell.neuron
 
     @property
     def offset(self) -> int:
@@ -94,8 +101,8 @@ class TensorBytes:
             return self
         places = np.union1d(self.places, later.places)
         content = np.empty((len(self.content), len(places)), np.uint8)
-        for kept in (later, self):
-            content[:, np.searchsorted(places, kept.places)] = kept.content
+        for part in (later, self):
+            content[:, np.searchsorted(places, part.places)] = part.content
         return TensorBytes(places, content)
 
 
@@ -203,6 +210,21 @@ class Down:
             matrix[:, np.array(edit.columns)] += change
         return matrix
 
+    def entry(self, before: str, after: str, share: float | None = None) -> TensorEdit:
+        """What the manifest says, with the sha256 of the matrix before and after; for `share` see DownEdit."""
+        return TensorEdit(
+            name=self.tensor.name,
+            file=self.file.path.name,
+            axis=1,
+            place=Place(self.directions[0].layer, None, "directions"),
+            indices=self.columns,
+            multipliers=(1.0,) * len(self.columns),
+            before=before,
+            after=after,
+            directions=self.directions,
+            share=share,
+        )
+
     def _factors(self, columns: Sequence[int]) -> np.ndarray:
         """What multiplies the rows of `ffn_up` that belong to the columns."""
         factors = np.array([self.scaled.get(column, 1.0) for column in columns])
@@ -234,14 +256,14 @@ def _change(edit: DirectionEdit, factors: np.ndarray, first: int, n_rows: int) -
 class DownEdit:
     """A matrix `ffn_down` to which directions were added, and its bytes before and after.
 
-    `kept` is the share of the change at a direction's key that the chosen codes make, the lowest of all directions, or
-    None where that is not known.
+    `share` is how much of the change at a direction's key the chosen codes make, the lowest of all directions, or None
+    where that is not known.
     """
 
     down: Down
     before: TensorBytes
     after: TensorBytes
-    kept: float | None = None
+    share: float | None = None
 
     @property
     def file(self) -> GgufFile:
@@ -316,13 +338,17 @@ class PieceHashes:
 
 def _entry(pieces: Sequence[Piece], before: str, after: str) -> TensorEdit:
     first = pieces[0]
-    name, file = first.tensor.name, first.file.path.name
     if isinstance(first, DownEdit):
-        columns = first.down.columns
-        ones = (1.0,) * len(columns)
         # The last digits may differ between machines, which no manifest should show.
-        kept = None if first.kept is None else round(first.kept, 4)
-        return TensorEdit(name, file, 1, columns, ones, before, after, directions=first.down.directions, kept=kept)
+        return first.down.entry(before, after, None if first.share is None else round(first.share, 4))
     rows = [piece for piece in pieces if isinstance(piece, RowEdit)]
-    indices, multipliers = tuple(row.row.index for row in rows), tuple(row.multiplier for row in rows)
-    return TensorEdit(name, file, 0, indices, multipliers, before, after)
+    return TensorEdit(
+        name=first.tensor.name,
+        file=first.file.path.name,
+        axis=0,
+        place=Place(first.row.cell.layer, None, "cells", first.row.first),
+        indices=tuple(row.row.index for row in rows),
+        multipliers=tuple(row.multiplier for row in rows),
+        before=before,
+        after=after,
+    )

@@ -20,7 +20,10 @@ from amnesia.gguf_file import GgufModel, read_model
 from amnesia.gguf_layout import gguf_shape
 from amnesia.gguf_pieces import Down, DownEdit, Piece, RowEdit, TensorBytes, UpRow, originals
 from amnesia.gguf_widen import undo_widened, verify_widened
-from amnesia.manifest import MANIFEST_NAME, Manifest, TensorEdit, read_manifest
+from amnesia.manifest import Manifest, TensorEdit
+from amnesia.manifest_file import read_manifest
+from amnesia.own_outputs import MANIFEST_NAME
+from amnesia.progress import Progress, ignore_progress
 from amnesia.safetensors_file import SafetensorsHeader, read_header
 from amnesia.streams import RangeHash, Strided
 
@@ -37,11 +40,16 @@ def verify_gguf(folder: Path, base: Path | None = None) -> Manifest:
 
     Returns the manifest. Raises VerificationError that names the first difference.
     """
+    return prove_gguf(folder, base)[0]
+
+
+def prove_gguf(folder: Path, base: Path | None = None) -> tuple[Manifest, GgufModel]:
+    """`verify_gguf`, for those who go on with the headers that it has read."""
     with as_verification_error():
         manifest, model = read_output(folder)
         if manifest.tensor_type is not None:
             verify_widened(folder, manifest, base)
-            return manifest
+            return manifest, model
         edits = declared_edits(folder, model, manifest)
         origin = None if base is None else _base_files(base, model)
         before = trace_back_rows(folder, model, manifest, steps_since(base, manifest))
@@ -51,10 +59,12 @@ def verify_gguf(folder: Path, base: Path | None = None) -> Manifest:
             name = file.path.name
             if name in before.hashes or origin is not None:
                 _check_file(file.path, originals(before.edits, name), before.hashes.get(name), origin and origin[name])
-    return manifest
+    return manifest, model
 
 
-def undo_gguf(folder: Path, target: Path, *, every_step: bool = False) -> Manifest:
+def undo_gguf(
+    folder: Path, target: Path, *, every_step: bool = False, progress: Progress = ignore_progress
+) -> Manifest:
     """Write the files from before the edit into the existing empty folder `target`, bit for bit.
 
     If they were the output of an earlier edit, its manifest comes back too, last; with `every_step` the files from
@@ -71,6 +81,7 @@ def undo_gguf(folder: Path, target: Path, *, every_step: bool = False) -> Manife
         name = part.path.name
         restored = RangeHash(0, part.size, patched=True)
         hashed = copy_file(part.path, target / name, patches=originals(before.edits, name), hashes=[restored])
+        progress(part.size)
         if hashed and before.hashes.get(name) not in (None, restored.hexdigest()):
             raise VerificationError(
                 f"{part.path} with its rows put back is not the file that was edited: "

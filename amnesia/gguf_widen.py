@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,16 @@ from gguf.quants import dequantize, quantize
 from amnesia.checkpoint import UNDO_NAME
 from amnesia.domain import WIDER_TYPES
 from amnesia.edits import EditSpec
-from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, VerificationError
-from amnesia.files import check_empty, patched_blocks, read_exactly, write_new
+from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, VerificationError, os_errors_as
+from amnesia.files import check_empty, file_stamp, patched_blocks, read_exactly, write_new
 from amnesia.gguf_codes import to_bfloat16
 from amnesia.gguf_edit import copy_untouched, find_pieces, own_manifest
-from amnesia.gguf_file import GgufFile, GgufTensor, read_model
+from amnesia.gguf_file import GgufFile, GgufModel, GgufTensor, read_model
 from amnesia.gguf_layout import check_sizes, gguf_shape
 from amnesia.gguf_pieces import Down, PieceHashes, RowEdit
-from amnesia.manifest import MANIFEST_NAME, Base, BaseFile, Manifest, TensorEdit, UntouchedFile
+from amnesia.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
+from amnesia.own_outputs import MANIFEST_NAME
+from amnesia.progress import Progress, ignore_progress
 from amnesia.safetensors_file import NewTensor, new_file, read_header
 from amnesia.streams import Strided, stream
 
@@ -43,23 +46,39 @@ class Replacement:
     size: int
 
 
-def write_widened_gguf(
-    source: Path,
-    spec: EditSpec,
-    folder: Path,
-    tensor_type: str,
-    *,
-    link: bool = False,
-    expected: tuple[int, int, int] | None = None,
-) -> Manifest:
-    """Write the edited model into the empty `folder`, each matrix with a direction as `tensor_type`.
+@dataclass(frozen=True)
+class WidePlan:
+    """An edit that was checked: rows that are scaled, in the order of bytes, and matrices that are stored wider.
 
-    Everything else is as in `gguf_edit.write_edited_gguf`, but for outputs of earlier edits, which are refused: give
-    all edits at once.
+    `stamps` are sizes and times of the files, from before anything but their headers was read.
+    """
+
+    spec: EditSpec
+    model: GgufModel
+    rows: tuple[RowEdit, ...]
+    downs: tuple[Down, ...]
+    tensor_type: str
+    stamps: tuple[tuple[int, int], ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Room for the output: the files, the matrices as they were, and as they become, with four bytes at most."""
+        tensors = [down.tensor for down in self.downs]
+        grown = sum(tensor.n_bytes + 4 * math.prod(tensor.shape) for tensor in tensors)
+        return sum(file.size for file in self.model.files) + grown
+
+
+def plan_widened_gguf(
+    source: Path, spec: EditSpec, tensor_type: str, *, expected: tuple[int, int, int] | None = None
+) -> WidePlan:
+    """Check an edit that stores each matrix with a direction as `tensor_type`, and read the rows that it scales.
+
+    Raises as `gguf_edit.plan_gguf`, and InputError for an output of earlier edits: give all edits at once.
     """
     if tensor_type not in WIDER_TYPES:
         raise InputError(f"tensor type {tensor_type!r} is unknown: use one of {', '.join(WIDER_TYPES)}")
     model = read_model(source)
+    stamps = tuple(file_stamp(file.path) for file in model.files)
     shape = gguf_shape(model)
     if expected is not None:
         check_sizes(source.name, shape, expected)
@@ -68,23 +87,35 @@ def write_widened_gguf(
     rows, downs = find_pieces(model, shape, spec.groups, None, allow_overlap=spec.allow_overlap)
     if not downs:
         raise InputError("no direction changes a tensor: drop --tensor-type, which is for directions")
-    check_empty(folder)
     edits: list[RowEdit] = []
     for row, multiplier in rows:
         before = row.read()
         edits.append(RowEdit(row, multiplier, before, row.scale(before, multiplier)))
     edits.sort(key=lambda edit: edit.row.offset)
-    kind = GGMLQuantizationType[tensor_type.upper()]
+    return WidePlan(spec, model, tuple(edits), tuple(downs), tensor_type, stamps)
+
+
+def write_widened_gguf(
+    plan: WidePlan, folder: Path, *, link: bool = False, progress: Progress = ignore_progress
+) -> Manifest:
+    """Write the edited model into the empty `folder`, each matrix with a direction as the type of the plan.
+
+    Everything else is as in `gguf_edit.write_edited_gguf`.
+    """
+    spec, model = plan.spec, plan.model
+    check_empty(folder)
+    kind = GGMLQuantizationType[plan.tensor_type.upper()]
     files: list[BaseFile] = []
     untouched: list[UntouchedFile] = []
     tensors: list[TensorEdit] = []
     saved: list[NewTensor] = []
     for file in model.files:
         name = file.path.name
-        here = [edit for edit in edits if edit.file is file]
-        grown = [(down, _widen(down, _content(down), kind)) for down in downs if down.file is file]
+        here = [edit for edit in plan.rows if edit.file is file]
+        grown = [(down, _widen(down, _content(down), kind)) for down in plan.downs if down.file is file]
         if not here and not grown:
             untouched.append(copy_untouched(file, folder / name, link=link))
+            progress(file.size)
             continue
         hashes = PieceHashes(file, here)
         patches = [patch for edit in here for patch in edit.changes()]
@@ -100,18 +131,22 @@ def write_widened_gguf(
             tensors.append(_entry(down, before, content))
             padding = bytes(_padding(file, len(before), len(content)))
             replacements.append(Replacement(down.tensor, kind, content + padding, len(before)))
-        _write(folder / name, _blocks(file, replacements, patches))
+        _write(folder / name, _counted(_blocks(file, replacements, patches), progress))
+    if plan.stamps != tuple(file_stamp(file.path) for file in model.files):
+        raise CheckpointError(
+            f"{model.files[0].path} changed while it was copied: wait until nothing writes to it, then repeat"
+        )
     _write(folder / UNDO_NAME, new_file(saved))
     return Manifest(
         format="gguf",
-        base=Base(spec.base_id, spec.revision, tuple(files)),
+        base=Base(spec.base, tuple(files)),
         edits=spec.groups,
         tensors=tuple(tensors),
         untouched=tuple(untouched),
         undo=UNDO_NAME,
         added=(UNDO_NAME,),
         recipe=spec.recipe_text,
-        tensor_type=tensor_type,
+        tensor_type=plan.tensor_type,
     )
 
 
@@ -237,7 +272,7 @@ def _restore(folder: Path, manifest: Manifest) -> list[Restored]:
 
 def _backwards(entry: TensorEdit) -> TensorEdit:
     """An entry whose hashes were taken while going back: what came first there is the newer."""
-    return TensorEdit(entry.name, entry.file, entry.axis, entry.indices, entry.multipliers, entry.after, entry.before)
+    return replace(entry, before=entry.after, after=entry.before)
 
 
 def _damaged(folder: Path, what: str) -> VerificationError:
@@ -278,16 +313,7 @@ def _content(down: Down) -> bytes:
 
 
 def _entry(down: Down, before: bytes, after: bytes) -> TensorEdit:
-    return TensorEdit(
-        down.tensor.name,
-        down.file.path.name,
-        1,
-        down.columns,
-        (1.0,) * len(down.columns),
-        hashlib.sha256(before).hexdigest(),
-        hashlib.sha256(after).hexdigest(),
-        directions=down.directions,
-    )
+    return down.entry(hashlib.sha256(before).hexdigest(), hashlib.sha256(after).hexdigest())
 
 
 def _key(tensor: GgufTensor) -> str:
@@ -352,8 +378,12 @@ def _blocks(file: GgufFile, replacements: Sequence[Replacement], patches: Sequen
     yield from patched_blocks(file.path, patches, position, file.size - position)
 
 
+def _counted(blocks: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
+    for block in blocks:
+        yield block
+        progress(len(block))
+
+
 def _write(path: Path, blocks: Iterable[bytes]) -> None:
-    try:
+    with os_errors_as(OutputError, f"{path} cannot be written", "free space or choose another disk"):
         write_new(path, blocks)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}): free space or choose another disk") from error

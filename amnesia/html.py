@@ -17,7 +17,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from amnesia import numerals, report_figures, report_view
-from amnesia.report_figures import CONTROL, TARGET, Interval, Series, Track
+from amnesia.domain import ModelRef
+from amnesia.labels import is_target
+from amnesia.report_figures import CONTROL, TARGET, Interval, Point, Series, Track
 from amnesia.report_terms import terms
 
 # Roles of colors; every text color here stands on every surface (paper, card, raised) with a contrast of 4.5 : 1.
@@ -33,8 +35,6 @@ PALETTES: Mapping[str, Mapping[str, str]] = {
         "target": "#ff9d6e", "control": "#6fcbd5", "good": "#7fd49a", "warning": "#f0c25e", "damage": "#ff96a0",
     },
 }  # fmt: skip
-SURFACES = ("paper", "card", "raised")
-TEXT_COLORS = ("ink", "muted", "link", "target", "control", "good", "warning", "damage")
 
 
 def report_html(document: Mapping[str, Any]) -> str:
@@ -52,7 +52,7 @@ def report_html(document: Mapping[str, Any]) -> str:
         figures={name: Markup(svg) for name, svg in _figures(document).items()},
         view=report_view,
         terms=list(terms(document)),
-        model_argument=shlex.quote(_at_revision(document["model"])),
+        model_argument=shlex.quote(str(ModelRef(document["model"]["id"], document["model"]["revision"]))),
     )
 
 
@@ -89,10 +89,6 @@ def _palette_css() -> str:
     return (
         f":root{{color-scheme:light dark;{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n"
     )
-
-
-def _at_revision(model: Mapping[str, Any]) -> str:
-    return f"{model['id']}@{model['revision']}" if model["revision"] else model["id"]
 
 
 def _figures(document: Mapping[str, Any]) -> dict[str, str]:
@@ -134,7 +130,7 @@ def _interval(row: Mapping[str, Any], label: str, document: Mapping[str, Any] | 
         if document is None
         else tuple(one["knowledge_score"] for one in report_view.scored(document) if one["kind"] == row["kind"])
     )
-    return Interval(label, TARGET if report_view.is_target(row) else CONTROL, **row["knowledge_score"], values=values)
+    return Interval(label, TARGET if is_target(row) else CONTROL, **row["knowledge_score"], values=values)
 
 
 def _stress_figures(stress: Mapping[str, Any], entity: str) -> dict[str, str]:
@@ -181,6 +177,5 @@ def _series(run: Mapping[str, Any], styles: Mapping[str, tuple[str, str, str]]) 
         f"{label}, {run['model']} model",
         (shape, f"{color} {'open' if original else 'full'}"),
         f"{color} dashed" if original else color,
-        tuple(step["step"] for step in steps),
-        tuple(report_view.middle(step["knowledge_score"]) for step in steps),
+        tuple(Point(step["step"], report_view.middle(step["knowledge_score"])) for step in steps),
     )

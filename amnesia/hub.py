@@ -14,10 +14,12 @@ from typing import Any
 
 from amnesia.base_repo import MAX_SMALL, find_base, licence_files, start_of
 from amnesia.card import licence_notice, naming_duty
+from amnesia.domain import ModelRef
 from amnesia.errors import CheckpointError, InputError, PublishError, SourceError
 from amnesia.files import check_settled
 from amnesia.hub_errors import hub_errors, reason
-from amnesia.manifest import MANIFEST_NAME, read_manifest
+from amnesia.manifest_file import read_manifest
+from amnesia.own_outputs import MANIFEST_NAME
 from amnesia.proofs import outputs_in, prove
 from amnesia.publication import Publication, prepare, secret_key
 from amnesia.remote import HubFiles, list_hub_files
@@ -75,17 +77,17 @@ def push(
             notice(remark)
     with _stating("nothing was published"):
         repo_id = _create(repo_id, public, branch, notice)
-        before = list_hub_files(repo_id, branch, remedy=_REMEDY)
+        before = list_hub_files(ModelRef(repo_id, branch), remedy=_REMEDY)
     plan = plan_upload(publication, before, base.files, repo_id)
     if not plan.operations:
         with _stating(f"all files are at {before} already, but could not be read back"):
             _check_arrived(publication, before, plan)
-        return _published(publication, plan, before.repo, before.revision, None)
+        return _published(publication, plan, before.ref.name, str(before.ref.revision), None)
     commit, pull_request, revision = _commit(plan, publication, before, branch, create_pr, repo_id)
     with _stating(f"commit {commit} is in {repo_id} with all files, but could not be read back"):
-        after = list_hub_files(repo_id, revision, remedy=_REMEDY)
-        if after.revision != commit:
-            raise PublishError(f"{repo_id} moved on to {after.revision} while {commit} was checked: push again")
+        after = list_hub_files(ModelRef(repo_id, revision), remedy=_REMEDY)
+        if after.ref.revision != commit:
+            raise PublishError(f"{repo_id} moved on to {after.ref.revision} while {commit} was checked: push again")
         _check_arrived(publication, after, plan)
     return _published(publication, plan, repo_id, commit, pull_request)
 
@@ -145,7 +147,7 @@ def _commit(
             commit_message=publication.title,
             revision=branch,
             create_pr=create_pr,
-            parent_commit=there.revision,
+            parent_commit=there.ref.revision,
         )
 
     try:
@@ -178,10 +180,10 @@ def _is_about_copying(error: Exception) -> bool:
 def _state(there: HubFiles, branch: str | None) -> str:
     """What the repository holds after a commit that failed, as far as that can be seen."""
     try:
-        now = list_hub_files(there.repo, branch).revision
+        now = list_hub_files(ModelRef(there.ref.name, branch)).ref.revision
     except SourceError:
         return "what it holds now cannot be seen"
-    if now == there.revision:
+    if now == there.ref.revision:
         return "nothing was published, it is as it was"
     return f"commit {now} is there now, maybe this one"
 

@@ -29,7 +29,9 @@ from amnesia.gguf_edit import plan_gguf
 from amnesia.gguf_pieces import PieceHashes, changes, originals
 from amnesia.gguf_verify import as_verification_error, declared_edits, read_output
 from amnesia.journal import Change, Patch, apply, settle
-from amnesia.manifest import MANIFEST_NAME, Base, BaseFile, Manifest, TensorEdit, UntouchedFile, read_manifest
+from amnesia.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
+from amnesia.manifest_file import manifest_bytes, read_manifest
+from amnesia.own_outputs import MANIFEST_NAME
 from amnesia.plan import plan_edits
 from amnesia.safetensors_file import NewTensor, TensorInfo, new_file, patches_of, read_vectors
 from amnesia.sources import cache_folder
@@ -110,7 +112,7 @@ def _bookkeeping(
         added[UNDO_NAME] = b"".join(new_file(saved))
     names = (UNDO_NAME,) if saved else ()
     manifest = replace(manifest, undo=UNDO_NAME if saved else None, added=names, replaced=tuple(own))
-    added[MANIFEST_NAME] = manifest.to_bytes()
+    added[MANIFEST_NAME] = manifest_bytes(manifest)
     return manifest, added
 
 
@@ -162,14 +164,14 @@ def _manifest(
     untouched: Sequence[UntouchedFile],
     previous: Manifest | None,
 ) -> Manifest:
-    base = Base(spec.base_id, spec.revision, tuple(files))
+    base = Base(spec.base, tuple(files))
     return Manifest(
         format_name, base, spec.groups, tuple(tensors), tuple(untouched), recipe=spec.recipe_text, previous=previous
     )
 
 
 def _change_gguf(path: Path, spec: EditSpec) -> tuple[Change, Manifest]:
-    plan = plan_gguf(path, spec.groups, allow_overlap=spec.allow_overlap)
+    plan = plan_gguf(path, spec)
     if plan.previous is None and (path.parent / MANIFEST_NAME).exists():
         raise OutputError(
             f"{path.parent / MANIFEST_NAME} belongs to another model: move {path.name} to a folder of its own"

@@ -14,9 +14,10 @@ from amnesia.encoding import place
 from amnesia.errors import InputError
 from amnesia.forward import activations, answer_logprobs, generate
 from amnesia.interventions import Asked, Injection, injected, place_asked
-from amnesia.localization import contrast_pairs
-from amnesia.model import LiveModel, Progress
-from amnesia.prompts import ENTITY_TEMPLATES, share_words
+from amnesia.localization import CellSpace, contrast_pairs
+from amnesia.model import LiveModel
+from amnesia.progress import Progress
+from amnesia.prompts import entity_templates, share_words
 from amnesia.recipe import Recipe
 from amnesia.scores import mean_interval
 
@@ -85,6 +86,11 @@ class InjectionResult:
     answers: tuple[InjectedAnswer, ...]
 
 
+def injections(cells: Sequence[Cell], values: Sequence[float]) -> list[Injection]:
+    """Set each of the cells to its value."""
+    return [Injection(cell.layer, cell.neuron, value) for cell, value in zip(cells, values, strict=True)]
+
+
 def mean_activations(
     live: LiveModel, pairs: Sequence[tuple[str, str]], layers: Sequence[int], progress: Progress | None = None
 ) -> Tensor:
@@ -113,13 +119,15 @@ def amplification(
     if value is not None:
         return [value] * len(cells), None, []
     layers = sorted({cell.layer for cell in cells})
-    own = mean_activations(live, [(t, recipe.entity) for t in ENTITY_TEMPLATES[:N_TEMPLATES]], layers, progress)
-    strength = [own[layers.index(cell.layer), cell.neuron].item() for cell in cells]
+    pairs = [(template, recipe.target.entity) for template in entity_templates()[:N_TEMPLATES]]
+    own = mean_activations(live, pairs, layers, progress)
+    space = CellSpace(tuple(layers), live.shape.d_mlp)
+    strength = own.flatten()[[space.index(cell) for cell in cells]].tolist()
     tried: list[FactorTried] = []
     if factor is None:
         search = [fact for fact in recipe.facts if fact.split == "search"]
         for candidate in FACTORS:
-            put = [Injection(c.layer, c.neuron, candidate * s) for c, s in zip(cells, strength, strict=True)]
+            put = injections(cells, [candidate * s for s in strength])
             found = _logprobs(live, search, placeholder, put, progress)
             tried.append(FactorTried(candidate, sum(found) / len(found)))
         factor = max(tried, key=lambda row: row.mean_logprob).factor
@@ -146,15 +154,16 @@ def inject(
     """
     values, factor, tried = amplification(live, recipe, cells, factor, value, placeholder, progress)
     layers = sorted({cell.layer for cell in cells})
-    names = (recipe.entity, *recipe.aliases)
-    others = [pair for pair in contrast_pairs(ENTITY_TEMPLATES[:N_TEMPLATES]) if not share_words(pair[1], names)]
+    names = recipe.target.names
+    others = [pair for pair in contrast_pairs(entity_templates()[:N_TEMPLATES]) if not share_words(pair[1], names)]
     mean = mean_activations(live, others, layers, progress)
     draw = random.Random(seed)
     wrong = _wrong_cells(live, recipe, cells, layers, mean, draw)
     chance = [Cell(cell.layer, draw.randrange(live.shape.d_mlp)) for cell in cells]
     puts: dict[str, list[Injection]] = {
-        name: [Injection(c.layer, c.neuron, v) for c, v in zip(chosen, values, strict=True)]
-        for name, chosen in zip(CONDITIONS, (cells, wrong, chance), strict=False)
+        "entity cells": injections(cells, values),
+        "wrong cells": injections(wrong, values),
+        "random cells": injections(chance, values),
     }
     puts["mean entity"] = [Injection(layer, None, mean[n].float()) for n, layer in enumerate(layers)]
     puts["nothing"] = []
@@ -167,14 +176,14 @@ def inject(
             mean_interval([float(row.success) for row in rows]),
             sum(row.logprob for row in rows) / len(rows),
             mean_interval(
-                [row.logprob - base.logprob for row, base in zip(rows, by_condition["nothing"], strict=True)]
+                [row.logprob - nothing.logprob for row, nothing in zip(rows, by_condition["nothing"], strict=True)]
             ),
         )
         for name, rows in by_condition.items()
     ]
     return InjectionResult(
         live.name,
-        recipe.entity,
+        recipe.target.entity,
         placeholder,
         tuple(cells),
         tuple(values),
@@ -190,19 +199,19 @@ def _wrong_cells(
     live: LiveModel, recipe: Recipe, cells: Sequence[Cell], layers: Sequence[int], mean: Tensor, draw: random.Random
 ) -> list[Cell]:
     """For each cell, one of the same layer that stands out for another entity of the recipe's controls."""
-    names = (recipe.entity, *recipe.aliases)
+    names = recipe.target.names
     others = sorted({fact.entity for fact in recipe.controls if not share_words(fact.entity, names)})
     if not others:
         raise InputError("every control of the recipe shares a word with the entity: add facts about somebody else")
     other = draw.choice(others)
-    excess = mean_activations(live, [(t, other) for t in ENTITY_TEMPLATES[:N_TEMPLATES]], layers) - mean
-    for cell in cells:
-        excess[layers.index(cell.layer), cell.neuron] = -torch.inf
+    excess = mean_activations(live, [(t, other) for t in entity_templates()[:N_TEMPLATES]], layers) - mean
+    space, excess = CellSpace(tuple(layers), live.shape.d_mlp), excess.flatten()
+    excess[[space.index(cell) for cell in cells]] = -torch.inf
     chosen = []
     for cell in cells:
-        row = layers.index(cell.layer)
-        chosen.append(Cell(cell.layer, int(excess[row].argmax())))
-        excess[row, chosen[-1].neuron] = -torch.inf
+        start = space.index(Cell(cell.layer, 0))
+        chosen.append(space.cell(start + int(excess[start : start + space.d_mlp].argmax())))
+        excess[space.index(chosen[-1])] = -torch.inf
     return chosen
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from amnesia.domain import Cell
 from amnesia.encoding import Continuation, Placed, continuations, join, place
-from amnesia.model import LiveModel, Progress, at_head, at_last_mlp, hooks, not_finite
+from amnesia.model import LiveModel, at_head, at_last_mlp, hooks, not_finite
 from amnesia.packing import LABEL
 from amnesia.passes import MAX_BATCH_TOKENS, Batch, Pass, passes
+from amnesia.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from torch import Tensor
 from amnesia.encoding import place
 from amnesia.errors import InputError
 from amnesia.forward import mlp_outputs
-from amnesia.localization import contrast_pairs, layer_range
-from amnesia.model import LiveModel, Progress, not_finite
-from amnesia.prompts import ENTITY_TEMPLATES, share_words
+from amnesia.localization import SETTINGS, contrast_pairs, layer_range
+from amnesia.model import LiveModel, not_finite
+from amnesia.progress import Progress
+from amnesia.prompts import entity_templates, share_words
 from amnesia.statistics import EPSILON
 
 
@@ -26,10 +27,6 @@ class LayerProfile:
     mean_norm: tuple[float, ...]
     mean_cosine: tuple[float, ...]
     std_cosine: tuple[float, ...]
-
-    def best(self, layers: Sequence[int]) -> int:
-        """The layer of highest significance; `layers` are those of the result."""
-        return layers[max(range(len(layers)), key=self.significance.__getitem__)]
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def layer_significance(
     live: LiveModel,
     entities: Sequence[str],
     *,
-    n_prompts: int = len(ENTITY_TEMPLATES),
+    n_prompts: int = SETTINGS.n_prompts,
     layers: tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> LayerSignificance:
@@ -72,10 +69,10 @@ def layer_significance(
     entities. Raises InputError for a bad range or number of prompts, NumericalError for NaN and infinity.
     """
     chosen = layer_range(live, layers)
-    if not 3 <= n_prompts <= len(ENTITY_TEMPLATES):
-        raise InputError(f"n_prompts is {n_prompts}: give 3 to {len(ENTITY_TEMPLATES)}, for the cosines to vary")
+    if not 3 <= n_prompts <= len(entity_templates()):
+        raise InputError(f"n_prompts is {n_prompts}: give 3 to {len(entity_templates())}, for the cosines to vary")
     names = list(dict.fromkeys(entities))
-    templates = ENTITY_TEMPLATES[:n_prompts]
+    templates = entity_templates()[:n_prompts]
     own = [(template, name) for name in names for template in templates]
     contrasts = contrast_pairs(templates)
     rows = place(live.tokenizer, [*own, *contrasts])

@@ -41,7 +41,6 @@ class MlpLayout:
     layers: str
     out_proj: str
     neuron_axis: int
-    gated: bool
     n_layers_key: str = "num_hidden_layers"
     d_model_key: str = "hidden_size"
     d_mlp_key: str = "intermediate_size"
@@ -80,7 +79,7 @@ class MlpLayout:
 
 
 def _llama_like(model_type: str, experts: ExpertLayout | None = None) -> MlpLayout:
-    return MlpLayout(model_type, "model.", "layers", "mlp.down_proj", neuron_axis=1, gated=True, experts=experts)
+    return MlpLayout(model_type, "model.", "layers", "mlp.down_proj", neuron_axis=1, experts=experts)
 
 
 # Architectures with experts name their number in one of these ways, transformers 5 sometimes in the other one.
@@ -105,7 +104,6 @@ LAYOUTS: Mapping[str, MlpLayout] = {
             "h",
             "mlp.c_proj",
             neuron_axis=0,
-            gated=False,
             n_layers_key="n_layer",
             d_model_key="n_embd",
             d_mlp_key="n_inner",
@@ -117,7 +115,6 @@ LAYOUTS: Mapping[str, MlpLayout] = {
             "layers",
             "mlp.dense_4h_to_h",
             neuron_axis=1,
-            gated=False,
             attention="attention.dense",
         ),
         _llama_like("mixtral", ExpertLayout("block_sparse_moe.experts.{expert}.w2", _FUSED, "intermediate_size")),

@@ -13,16 +13,16 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from amnesia.domain import DEFAULT_LOADING, Loading
 from amnesia.errors import InputError, NumericalError, SourceError, first_line
 from amnesia.model import LiveModel, freeze, wrap
 
 
-def load(folder: Path, name: str, dtype: str = "float32", device: str | None = None) -> LiveModel:
+def load(folder: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveModel:
     """Load a local folder with plain transformers, evaluation mode, without gradients for the weights.
 
-    `dtype` is a torch dtype's name or "auto" (as stored). `device` is a torch device, or "auto": accelerate spreads the
-    layers over all devices, and over memory and disk when these are too small. Raises SourceError when transformers
-    cannot load the folder, InputError when its tokenizer is missing, NumericalError when a weight is NaN or infinite.
+    Raises SourceError when transformers cannot load the folder, InputError when its tokenizer is missing or the device
+    cannot be used, NumericalError when a weight is NaN or infinite.
     """
     with quiet():
         try:
@@ -32,21 +32,21 @@ def load(folder: Path, name: str, dtype: str = "float32", device: str | None = N
                 f"{name} has no usable tokenizer ({first_line(error)}): expected tokenizer.json beside the weights"
             ) from error
         try:
-            model, loading = AutoModelForCausalLM.from_pretrained(
+            model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=dtype,
+                dtype=loading.dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                device_map="auto" if device == "auto" else None,
+                device_map="auto" if loading.device == "auto" else None,
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise SourceError(f"{name} cannot be loaded by transformers: {first_line(error)}") from error
-    if loading["missing_keys"]:
+    if info["missing_keys"]:
         # Transformers would fill them with random numbers.
-        missing = sorted(loading["missing_keys"])
+        missing = sorted(info["missing_keys"])
         raise SourceError(f"{name} lacks {len(missing)} of its weights, first {missing[0]}: fetch the model again")
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if chosen != "auto":
         try:
             model = model.to(chosen)
@@ -58,11 +58,11 @@ def load(folder: Path, name: str, dtype: str = "float32", device: str | None = N
     return wrap(freeze(model), tokenizer, name)
 
 
-def load_adapter(base: Path, adapter: Path, name: str, dtype: str = "float32", device: str | None = None) -> LiveModel:
+def load_adapter(base: Path, adapter: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveModel:
     """Load a base model and put a PEFT adapter on it, unmerged. Raises what `load` raises, and SourceError."""
     from peft import PeftModel
 
-    live = load(base, name, dtype, device)
+    live = load(base, name, loading)
     with quiet():
         try:
             wrapped = PeftModel.from_pretrained(live.model, adapter)

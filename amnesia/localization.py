@@ -12,12 +12,63 @@ from amnesia.domain import Cell, CellScore, EntityCells, Localization
 from amnesia.encoding import Placed, encode, place, templates_from
 from amnesia.errors import InputError
 from amnesia.forward import activations
-from amnesia.model import LiveModel, Progress, not_finite
-from amnesia.prompts import CONTRAST_ENTITIES, ENTITY_TEMPLATES, GENERIC_SENTENCES, share_words
+from amnesia.model import LiveModel, not_finite
+from amnesia.progress import Progress
+from amnesia.prompts import contrast_entities, entity_templates, generic_sentences, share_words
+from amnesia.recipe import LocalizeOptions
 from amnesia.statistics import Moments, stability, z_moments
 
-CONTRASTS_PER_PROMPT = 4
-"""About how many other entities each prompt is asked about for the contrast baseline."""
+
+@dataclasses.dataclass(frozen=True)
+class LocalizationSettings:
+    """Every number of localization that was set by hand.
+
+    `n_prompts`, 2 to 100: prompts about each entity, by default all templates there are.
+
+    `contrasts_per_prompt`, at least 1: about how many other entities each prompt is asked about for the contrast
+    baseline.
+
+    `std_floor`, in units of the baseline's standard deviation, above 0: the least standard deviation of z-scores that
+    stability divides by. An activation function that gives exactly 0 (GELU below about -5) leaves cells that are silent
+    at every prompt about an entity: their z-scores are small and never vary, so that mean² / std ranks them above all
+    others. Of 40 entities' top cells in Gemma 3 270M, 40 have a mean z below 1 without a floor, 2 below 2 with 0.025,
+    and none with 0.05 or more; in SmolLM2 135M it is 2 without a floor. 0.05 moves no other top cell of SmolLM2, 0.2
+    moves 14.
+
+    `n_listed`, at least 1: cells of an entity that are told, best first. `n_single`, at least 0: cells of highest
+    stability that method "single" tries one by one. `early_part`, a share of the layers: the depth up to which the
+    cells to edit are looked for, unless a recipe says it.
+    """
+
+    n_prompts: int = LocalizeOptions.n_prompts
+    contrasts_per_prompt: int = 4
+    std_floor: float = 0.05
+    n_listed: int = 20
+    n_single: int = 15
+    early_part: float = 0.5
+
+
+SETTINGS = LocalizationSettings()
+
+
+@dataclasses.dataclass(frozen=True)
+class CellSpace:
+    """The cells of some layers with `d_mlp` neurons each, numbered from 0 in the order of layers, then of neurons."""
+
+    layers: tuple[int, ...]
+    d_mlp: int
+
+    def __contains__(self, cell: Cell) -> bool:
+        return cell.layer in self.layers and 0 <= cell.neuron < self.d_mlp
+
+    def index(self, cell: Cell) -> int:
+        """The number of a cell; raises ValueError for one that is in none of the layers."""
+        return self.layers.index(cell.layer) * self.d_mlp + cell.neuron
+
+    def cell(self, index: int) -> Cell:
+        """The cell of a number."""
+        place, neuron = divmod(index, self.d_mlp)
+        return Cell(self.layers[place], neuron)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +80,17 @@ class CellMap:
     mean_z: torch.Tensor
     std_z: torch.Tensor
 
+    @property
+    def space(self) -> CellSpace:
+        """The cells that the flattened tensors are about."""
+        return CellSpace(self.layers, self.score.shape[1])
+
     def top(self, n: int) -> tuple[CellScore, ...]:
         """The `n` cells of highest score, best first; equal scores in order of layer and neuron."""
-        d_mlp = self.score.shape[1]
         order = torch.argsort(self.score.flatten(), descending=True, stable=True)[:n].tolist()
         return tuple(
             CellScore(
-                Cell(self.layers[index // d_mlp], index % d_mlp),
+                self.space.cell(index),
                 *(tensor.flatten()[index].item() for tensor in (self.score, self.mean_z, self.std_z)),
             )
             for index in order
@@ -47,11 +102,11 @@ def localize(
     entities: str | Sequence[str],
     *,
     baseline: Literal["contrast", "generic"] = "contrast",
-    n_prompts: int = len(ENTITY_TEMPLATES),
+    n_prompts: int = SETTINGS.n_prompts,
     prompts: Sequence[str] | None = None,
     aliases: Sequence[str] = (),
     layers: tuple[int, int] | None = None,
-    top: int = 20,
+    top: int = SETTINGS.n_listed,
     progress: Progress | None = None,
 ) -> Localization:
     """Rank the cells of one or more entities, best first, by the stability of their z-scores.
@@ -103,11 +158,11 @@ def cell_maps(
     `known` are the moments of the baseline where `baseline_moments` has already found them for the same prompts.
     """
     chosen = layer_range(live, layers)
-    if n_prompts > len(ENTITY_TEMPLATES):
+    if n_prompts > len(entity_templates()):
         raise InputError(
-            f"n_prompts is {n_prompts}: there are {len(ENTITY_TEMPLATES)} templates, ask for as many or fewer"
+            f"n_prompts is {n_prompts}: there are {len(entity_templates())} templates, ask for as many or fewer"
         )
-    own = list(prompts if prompts is not None else ENTITY_TEMPLATES[:n_prompts])
+    own = list(prompts if prompts is not None else entity_templates()[:n_prompts])
     pairs = {name: templates_from(own, (name, *aliases)) for name in names}
     if min(map(len, pairs.values())) < 2:
         raise InputError("a single prompt shows no stability: give at least two prompts about each entity")
@@ -125,7 +180,7 @@ def cell_maps(
     for entity, rest in zip(found[::2], found[1::2], strict=True):
         assert entity is not None, "there are at least two prompts"
         mean_z, std_z = z_moments(entity, total if rest is None else total - rest)
-        score = stability(mean_z, std_z)
+        score = stability(mean_z, std_z, SETTINGS.std_floor)
         if not torch.isfinite(score).all():
             raise not_finite(live, "activations")
         maps.append(CellMap(chosen, score.cpu(), mean_z.cpu(), std_z.cpu()))
@@ -136,7 +191,7 @@ def cell_maps(
 def baseline_rows(live: LiveModel, baseline: str, contrasts: Sequence[tuple[str, str]]) -> list[Placed]:
     """The texts of a baseline: general sentences at their last token, or the given prompts about other entities."""
     if baseline == "generic":
-        return [Placed(item.ids, len(item.ids) - 1) for item in encode(live.tokenizer, GENERIC_SENTENCES)]
+        return [Placed(item.ids, len(item.ids) - 1) for item in encode(live.tokenizer, generic_sentences())]
     return place(live.tokenizer, contrasts)
 
 
@@ -144,7 +199,7 @@ def baseline_moments(
     live: LiveModel, baseline: str, n_prompts: int, layers: Sequence[int], progress: Progress | None = None
 ) -> Moments:
     """Moments (n_layers, d_mlp) of a baseline for the package's templates, for `cell_maps` to use again and again."""
-    rows = baseline_rows(live, baseline, contrast_pairs(ENTITY_TEMPLATES[:n_prompts]))
+    rows = baseline_rows(live, baseline, contrast_pairs(entity_templates()[:n_prompts]))
     (total,) = moments(live, [rows], layers, progress)
     assert total is not None, "every baseline has texts"
     return total
@@ -152,12 +207,12 @@ def baseline_moments(
 
 def contrast_pairs(templates: Sequence[str]) -> list[tuple[str, str]]:
     """Templates with the contrast entities that they are asked about: each entity about equally often."""
-    n = max(CONTRASTS_PER_PROMPT * len(templates), len(CONTRAST_ENTITIES))
+    n = max(SETTINGS.contrasts_per_prompt * len(templates), len(contrast_entities()))
     # The offset after each full round keeps a template from meeting the same entities again.
     return [
         (
-            templates[(index + index // len(CONTRAST_ENTITIES)) % len(templates)],
-            CONTRAST_ENTITIES[index % len(CONTRAST_ENTITIES)],
+            templates[(index + index // len(contrast_entities())) % len(templates)],
+            contrast_entities()[index % len(contrast_entities())],
         )
         for index in range(n)
     ]

@@ -1,7 +1,7 @@
 """The manifest `amnesia.json`: what was edited, in which bytes of which files, and how to take it back.
 
 It is written last, so its presence means that the output is complete. This module knows names, numbers and hashes; it
-does not read weights.
+reads no files, neither weights nor, which `manifest_file` does, the manifest itself.
 
 What the hashes cover, and why it differs by format:
 
@@ -19,30 +19,19 @@ What the hashes cover, and why it differs by format:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from amnesia.domain import FORMATS, WIDER_TYPES, DirectionEdit, Edit, Format, columns_of, directions_of
-from amnesia.edit_rows import edit_json, read_edit
-from amnesia.edits import EntityEdits, names_of
-from amnesia.errors import InputError, VerificationError
-from amnesia.files import check_settled, read_small
-from amnesia.own_outputs import MANIFEST_NAME
-from amnesia.strict_json import StrictJson, shown
+from amnesia.domain import DirectionEdit, Format, ModelRef, columns_of
+from amnesia.edit_rows import edit_json
+from amnesia.edits import EntityEdits, Place, names_of
+from amnesia.errors import InputError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 FileScope = Literal["file", "header"]
 TensorScope = Literal["tensor", "columns"]
-
-# Bounds that no real manifest reaches; beyond them a file is damaged or hostile.
-MAX_MANIFEST = 64 * 2**20
-_MAX_CHAIN = 64
-
-_JSON = StrictJson(MANIFEST_NAME, VerificationError, "the output is damaged, make it again")
 
 
 @dataclass(frozen=True)
@@ -69,14 +58,13 @@ class UntouchedFile:
 
 @dataclass(frozen=True)
 class Base:
-    """The model that was edited: Hub id or path, revision, and the files that the edit touches."""
+    """The model that was edited, as its user called it, and the files that the edit touches."""
 
-    id: str
-    revision: str | None
+    ref: ModelRef
     files: tuple[BaseFile, ...]
 
     def __str__(self) -> str:
-        return f"{self.id}@{self.revision}" if self.revision else self.id
+        return str(self.ref)
 
 
 @dataclass(frozen=True)
@@ -85,20 +73,22 @@ class TensorEdit:
 
     `indices` are all that changed, ascending and unique; those that only a direction changes have multiplier 1. The
     name `x[3]` means matrix 3 of the tensor `x`, in which a file keeps all experts of a layer. `file` is relative to
-    the model folder. `before` and `after` are sha256 of the tensor's data as `scope` says. `kept` is, where codes of a
-    GGUF tensor were chosen, the share of the directions' change that they make at the entity's name; it is no promise.
+    the model folder. All that follows from the edits of the manifest and the tensor's `place` in them, and the file
+    does not say it again. `before` and `after` are sha256 of the tensor's data as `scope` says. `share` is, where codes
+    of a GGUF tensor were chosen, how much of the directions' change they make at the entity's name; it is no promise.
     """
 
     name: str
     file: str
     axis: int
+    place: Place
     indices: tuple[int, ...]
     multipliers: tuple[float, ...]
     before: str
     after: str
     scope: TensorScope = "tensor"
     directions: tuple[DirectionEdit, ...] = ()
-    kept: float | None = field(default=None, compare=False)
+    share: float | None = field(default=None, compare=False)
 
     @property
     def scaled(self) -> dict[int, float]:
@@ -172,32 +162,30 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values, with the names that the file uses."""
-        directions = _directions(self.edits)
         return {
             "format_version": FORMAT_VERSION,
             "tool": self.tool,
             "libraries": dict(self.libraries),
             "format": self.format,
             "base": {
-                "id": self.base.id,
-                "revision": self.base.revision,
+                **self.base.ref.to_json(),
                 "files": [
                     {"file": row.file, "size": row.size, "sha256": row.sha256, "scope": row.scope}
                     for row in self.base.files
                 ],
             },
-            "entity": self.entity,
             "edits": [{"entity": row.entity, **edit_json(edit)} for row in self.edits for edit in row.edits],
             "tensors": [
                 {
                     "name": row.name,
                     "file": row.file,
                     "axis": row.axis,
-                    "indices": list(row.indices),
-                    "multipliers": [float(multiplier) for multiplier in row.multipliers],
-                    "directions": [directions.index(edit) for edit in row.directions],
+                    "layer": row.place.layer,
+                    **({} if row.place.expert is None else {"expert": row.place.expert}),
+                    **({} if row.place.part == "all" else {"part": row.place.part}),
+                    **({} if row.place.first == 0 else {"first": row.place.first}),
                     "sha256": {"before": row.before, "after": row.after, "scope": row.scope},
-                    **({} if row.kept is None else {"kept": float(row.kept)}),
+                    **({} if row.share is None else {"share": float(row.share)}),
                 }
                 for row in self.tensors
             ],
@@ -211,50 +199,6 @@ class Manifest:
             "previous": None if self.previous is None else self.previous.to_json(),
             "tensor_type": self.tensor_type,
         }
-
-    def to_bytes(self) -> bytes:
-        """The file's bytes: the same manifest always gives the same bytes, and nothing in them is a time.
-
-        Raises VerificationError when a value could not be read back.
-        """
-        try:
-            text = json.dumps(self.to_json(), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-            content = text.encode("utf-8")
-        except ValueError as error:
-            raise VerificationError(f"the manifest cannot be written ({error}): every number must be finite") from error
-        if Manifest.from_bytes(content) != self:
-            raise VerificationError("the manifest cannot be read back: give each entity once, with at least one cell")
-        return content
-
-    @classmethod
-    def from_json(cls, value: object) -> Manifest:
-        """Read plain JSON values; raises VerificationError naming the first field that is malformed."""
-        return _manifest(value, _MAX_CHAIN)
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> Manifest:
-        """Read the bytes of a manifest; raises VerificationError for anything that `to_bytes` would not write."""
-        return cls.from_json(_JSON.parse(content))
-
-
-def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write `amnesia.json` into `folder`; do it last."""
-    (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read `amnesia.json` of `folder`; raises VerificationError when it is missing or malformed."""
-    check_settled(folder)
-    path = folder / MANIFEST_NAME
-    try:
-        content = read_small(path, MAX_MANIFEST)
-    except OSError as error:
-        raise VerificationError(
-            f"{path} cannot be read ({error.strerror}): {folder} is not a complete output of amnesia"
-        ) from error
-    if len(content) > MAX_MANIFEST:
-        raise VerificationError(f"{path} has more than {MAX_MANIFEST} bytes: this is not a manifest")
-    return Manifest.from_bytes(content)
 
 
 def check_earlier(earlier: Manifest, groups: Sequence[EntityEdits]) -> None:
@@ -272,120 +216,3 @@ def check_earlier(earlier: Manifest, groups: Sequence[EntityEdits]) -> None:
                     f"cell {edit.cell} is edited for {group.entity!r}, but this model already has it edited for "
                     f"{owners[edit.cell]!r}: undo that first, choose another cell, or allow the overlap"
                 )
-
-
-def _manifest(value: object, depth: int) -> Manifest:
-    if depth == 0:
-        raise _JSON.fail(f"has more than {_MAX_CHAIN} edits on top of each other")
-    written = _JSON.mapping(value, "manifest").get("format_version")
-    if written != FORMAT_VERSION or isinstance(written, bool):
-        raise VerificationError(
-            f"{MANIFEST_NAME} has format_version {shown(written)}, but this version of amnesia reads {FORMAT_VERSION}: "
-            "use the version that wrote it"
-        )
-    row = _JSON.object(
-        value,
-        "manifest",
-        "format_version tool libraries format base entity edits tensors untouched undo added replaced left_out recipe "
-        "scores previous tensor_type",
-    )
-    base = _JSON.object(row["base"], "base", "id revision files")
-    files = tuple(_base_file(item) for item in _JSON.list(base["files"], "base.files"))
-    edits = _edits(_JSON.list(row["edits"], "edits"))
-    manifest = Manifest(
-        format=_JSON.choice(row["format"], "format", FORMATS),
-        base=Base(_JSON.text(base["id"], "base.id"), _JSON.optional_text(base["revision"], "base.revision"), files),
-        edits=edits,
-        tensors=tuple(_tensor(item, _directions(edits)) for item in _JSON.list(row["tensors"], "tensors")),
-        untouched=tuple(_untouched(item) for item in _JSON.list(row["untouched"], "untouched")),
-        undo=None if row["undo"] is None else _JSON.file_name(row["undo"], "undo"),
-        added=_JSON.file_names(row["added"], "added"),
-        replaced=_JSON.file_names(row["replaced"], "replaced"),
-        left_out=_JSON.file_names(row["left_out"], "left_out"),
-        recipe=_JSON.optional_text(row["recipe"], "recipe"),
-        scores={
-            name: None if score is None else _JSON.number(score, f"scores.{name}")
-            for name, score in _JSON.mapping(row["scores"], "scores").items()
-        },
-        previous=None if row["previous"] is None else _manifest(row["previous"], depth - 1),
-        tensor_type=_JSON.choice(row["tensor_type"], "tensor_type", (None, *WIDER_TYPES)),
-        tool=_JSON.text(row["tool"], "tool"),
-        libraries={
-            name: _JSON.text(text, f"libraries.{name}")
-            for name, text in _JSON.mapping(row["libraries"], "libraries").items()
-        },
-    )
-    if not manifest.edits or not manifest.tensors or not files:
-        raise _JSON.fail("has an empty list of edits, tensors or base.files")
-    if row["entity"] != manifest.entity:
-        raise _JSON.fail(f"names the entity {shown(row['entity'])}, but its edits are for {shown(manifest.entity)}")
-    known = {item.file for item in files}
-    for tensor in manifest.tensors:
-        if tensor.file not in known:
-            raise _JSON.fail(f"places tensor {shown(tensor.name)} in {shown(tensor.file)}, which base.files lacks")
-    names = [item.file for item in (*files, *manifest.untouched)]
-    if len({*names}) != len(names) or len({tensor.name for tensor in manifest.tensors}) != len(manifest.tensors):
-        raise _JSON.fail("lists a file or a tensor twice")
-    return manifest
-
-
-def _directions(groups: Sequence[EntityEdits]) -> list[DirectionEdit]:
-    """All directions of an edit; a tensor names its own by their places here."""
-    return [edit for group in groups for edit in directions_of(group.edits)]
-
-
-def _edits(rows: Sequence[Any]) -> tuple[EntityEdits, ...]:
-    groups: dict[str, list[Edit]] = {}
-    for item in rows:
-        row = dict(_JSON.mapping(item, "edits"))
-        group = groups.setdefault(_JSON.text(row.pop("entity", None), "edits.entity"), [])
-        group.append(read_edit(_JSON, row))
-    return tuple(EntityEdits(entity, tuple(edits)) for entity, edits in groups.items())
-
-
-def _base_file(value: object) -> BaseFile:
-    row = _JSON.object(value, "base.files", "file size sha256 scope")
-    return BaseFile(
-        _JSON.file_name(row["file"], "base.files.file"),
-        _JSON.integer(row["size"], "base.files.size"),
-        _JSON.sha256(row["sha256"], "base.files.sha256"),
-        _JSON.choice(row["scope"], "base.files.scope", get_args(FileScope)),
-    )
-
-
-def _untouched(value: object) -> UntouchedFile:
-    row = _JSON.object(value, "untouched", "file size sha256")
-    return UntouchedFile(
-        _JSON.file_name(row["file"], "untouched.file"),
-        _JSON.integer(row["size"], "untouched.size"),
-        None if row["sha256"] is None else _JSON.sha256(row["sha256"], "untouched.sha256"),
-    )
-
-
-def _tensor(value: object, directions: Sequence[DirectionEdit]) -> TensorEdit:
-    row = _JSON.object(value, "tensors", "name file axis indices multipliers directions sha256", optional="kept")
-    hashes = _JSON.object(row["sha256"], "tensors.sha256", "before after scope")
-    indices = tuple(_JSON.integer(item, "tensors.indices") for item in _JSON.list(row["indices"], "tensors.indices"))
-    multipliers = tuple(
-        _JSON.number(item, "tensors.multipliers") for item in _JSON.list(row["multipliers"], "multipliers")
-    )
-    if not indices or len(indices) != len(multipliers) or list(indices) != sorted(set(indices)):
-        raise _JSON.fail(
-            f"gives tensor {shown(row['name'])} {len(indices)} indices and {len(multipliers)} multipliers, expected as "
-            "many of each and ascending indices"
-        )
-    places = [_JSON.integer(item, "tensors.directions") for item in _JSON.list(row["directions"], "tensors.directions")]
-    if any(place >= len(directions) for place in places):
-        raise _JSON.fail(f"gives tensor {shown(row['name'])} direction {max(places)} of {len(directions)}")
-    return TensorEdit(
-        name=_JSON.text(row["name"], "tensors.name"),
-        file=_JSON.file_name(row["file"], "tensors.file"),
-        axis=_JSON.choice(_JSON.integer(row["axis"], "tensors.axis"), "tensors.axis", (0, 1)),
-        indices=indices,
-        multipliers=multipliers,
-        before=_JSON.sha256(hashes["before"], "tensors.sha256.before"),
-        after=_JSON.sha256(hashes["after"], "tensors.sha256.after"),
-        scope=_JSON.choice(hashes["scope"], "tensors.sha256.scope", get_args(TensorScope)),
-        directions=tuple(directions[place] for place in places),
-        kept=_JSON.number(row["kept"], "tensors.kept") if "kept" in row else None,
-    )

@@ -32,12 +32,12 @@ def normalized(text: str) -> tuple[str, ...]:
     Characters of scripts that are written without spaces are words of their own.
     """
     text = unicodedata.normalize("NFKC", text).casefold()
-    kept = []
+    chars = []
     for char in text:
         if unicodedata.category(char)[0] in "PS":
             continue
-        kept.append(f" {char} " if unicodedata.east_asian_width(char) in "WF" else char)
-    return tuple(word for word in "".join(kept).split() if word not in _ARTICLES)
+        chars.append(f" {char} " if unicodedata.east_asian_width(char) in "WF" else char)
+    return tuple(word for word in "".join(chars).split() if word not in _ARTICLES)
 
 
 def first_line(generated: str) -> str:

@@ -5,22 +5,24 @@ The result is an ordinary recipe, as text, which people can read, mend and run a
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from amnesia.domain import Fact
+import tomli_w
+
+from amnesia.domain import SPLITS, Fact, ModelRef
 from amnesia.errors import InputError
-from amnesia.kept import Kept
-from amnesia.measurement import measure, measure_unknown_of_likely, why_excluded
-from amnesia.model import LiveModel, Progress
+from amnesia.measurement import known_facts
+from amnesia.measurement_cache import MeasurementCache
+from amnesia.model import LiveModel
 from amnesia.popqa import PopqaRow, facts_for, is_about
+from amnesia.progress import Progress
 from amnesia.prompts import share_words
 from amnesia.questions import Question, by_turns, types_in
-from amnesia.recipe import SPLITS, Recipe, Scoring, parse_recipe
-from amnesia.relations import RELATION_TEMPLATES
+from amnesia.recipe import Recipe, Scoring, parse_recipe
+from amnesia.relations import relation_templates
 
 N_CONTROLS = 36
 """Controls that each split gets, as far as the model knows so many."""
@@ -48,12 +50,11 @@ def mine(
     rows: Sequence[PopqaRow],
     entity: str,
     *,
-    model: str,
-    revision: str | None = None,
+    model: ModelRef,
     aliases: Sequence[str] = (),
     scoring: Scoring | None = None,
     progress: Progress | None = None,
-    kept: Kept | None = None,
+    cache: MeasurementCache | None = None,
 ) -> Mined:
     """A recipe that makes `model` (already in memory as `live`) forget `entity`, a subject of `rows`.
 
@@ -63,7 +64,7 @@ def mine(
     in each of these the splits. Subjects that share a word with the entity, the hardest to keep apart, are all held
     out; facts whose answer is the entity are about it and left out.
 
-    What is in `kept` is not asked again, and what is asked is put there.
+    What is in `cache` is not asked again, and what is asked is put there.
 
     Raises InputError when the table has no row about the entity, when the model knows no fact about it or only a
     single wording, and when it knows no controls.
@@ -73,70 +74,66 @@ def mine(
     wordings = facts_for(rows, entity).facts
     if not wordings:
         raise InputError(
-            f"no row about {entity!r} has a relation with wordings: known are {', '.join(RELATION_TEMPLATES)}"
+            f"no row about {entity!r} has a relation with wordings: known are {', '.join(relation_templates())}"
         )
-    known = _known(live, wordings, aliases, scoring, progress, kept)
+    known = _known(live, wordings, aliases, scoring, progress, cache)
     if len(known) < 2:
         raise InputError(
             f"{live.name} knows {len(known)} of {len(wordings)} wordings of facts about {entity!r}: "
             "write a recipe with facts that it answers correctly, at least two"
         )
-    controls, n_asked = _controls(live, rows, wordings, (name, *aliases), scoring, progress, kept)
+    controls, n_asked = _controls(live, rows, wordings, (name, *aliases), scoring, progress, cache)
     if not {"search"} <= {fact.split for fact in controls}:
         raise InputError(f"{live.name} answers none of {n_asked} facts about others: write a recipe with controls")
-    text = recipe_text(model, revision, name, aliases, _both_splits(known), controls, scoring)
+    text = recipe_text(model, name, aliases, _both_splits(known), controls, scoring)
     return Mined(parse_recipe(text, name="the recipe made from the table"), len(wordings), n_asked)
 
 
 def recipe_text(
-    model: str,
-    revision: str | None,
+    model: ModelRef,
     entity: str,
     aliases: Sequence[str],
     facts: Sequence[Fact],
     controls: Sequence[Fact],
     scoring: Scoring,
 ) -> str:
-    """A recipe as TOML, whose edit is found by method "auto"."""
-    lines = [
-        f"description = {_quoted(f'{model} forgets {entity}')}",
-        "",
-        "[model]",
-        f"id = {_quoted(model)}",
-        *([f"revision = {_quoted(revision)}"] if revision else []),
-        "",
-        "[entity]",
-        f"name = {_quoted(entity)}",
-        f"aliases = {_list(aliases)}",
-        "",
-        "[edit]",
-        'format = ["safetensors", "adapter"]',
-        "",
-        "[scoring]",
-        f"min_nats = {scoring.min_nats}",
-        f"max_rank = {scoring.max_rank}",
-    ]
+    """A recipe as TOML, whose edit is found by method "auto"; each control has a line of its own."""
+    head = {
+        "description": f"{model.name} forgets {entity}",
+        "model": {"id": model.name, **({"revision": model.revision} if model.revision else {})},
+        "entity": {"name": entity, "aliases": list(aliases)},
+        "edit": {"format": ["safetensors", "adapter"]},
+        "scoring": {"min_nats": scoring.min_nats, "max_rank": scoring.max_rank},
+    }
+    parts = [tomli_w.dumps(head)]
     for fact in facts:
-        lines += ["", "[[facts]]", f"prompt = {_quoted(fact.prompt)}", f"answer = {_quoted(fact.answer)}"]
-        lines += [f"answer_aliases = {_list(fact.answer_aliases)}"] if fact.answer_aliases else []
-        lines += ['split = "held_out"'] if fact.split == "held_out" else []
-    lines += ["", "[controls]", "facts = ["]
-    lines += [
-        f"  {{ entity = {_quoted(fact.entity)}, prompt = {_quoted(fact.prompt)}, answer = {_quoted(fact.answer)}, "
-        f"answer_aliases = {_list(fact.answer_aliases)}, split = {_quoted(fact.split)}"
-        + (f", neighborhood = {_quoted(fact.neighborhood)} }}," if fact.neighborhood else " },")
-        for fact in controls
-    ]
-    return "\n".join([*lines, "]", ""])
+        row: dict[str, str | list[str]] = {"prompt": fact.prompt, "answer": fact.answer}
+        if fact.answer_aliases:
+            row["answer_aliases"] = list(fact.answer_aliases)
+        if fact.split == "held_out":
+            row["split"] = fact.split
+        parts.append("[[facts]]\n" + tomli_w.dumps(row))
+    lines = (", ".join(f"{key} = {_in_line(value)}" for key, value in _control_row(fact).items()) for fact in controls)
+    return "\n".join([*parts, "[controls]", "facts = [", *(f"  {{ {line} }}," for line in lines), "]", ""])
 
 
-def _quoted(text: str) -> str:
-    # A JSON string is a TOML basic string, except that TOML wants the character DEL escaped too.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _control_row(fact: Fact) -> dict[str, str | list[str]]:
+    near = {} if fact.neighborhood is None else {"neighborhood": fact.neighborhood}
+    return {
+        "entity": fact.entity,
+        "prompt": fact.prompt,
+        "answer": fact.answer,
+        "answer_aliases": list(fact.answer_aliases),
+        "split": fact.split,
+        **near,
+    }
 
 
-def _list(texts: Sequence[str]) -> str:
-    return f"[{', '.join(map(_quoted, texts))}]"
+def _in_line(value: str | list[str]) -> str:
+    """A value as TOML without line breaks, which the library puts into every list."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_in_line, value))}]"
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")
 
 
 def _known(
@@ -145,17 +142,12 @@ def _known(
     aliases: Sequence[str],
     scoring: Scoring,
     progress: Progress | None,
-    kept: Kept | None,
+    cache: MeasurementCache | None,
 ) -> tuple[Fact, ...]:
     """The facts that the model knows, in their order."""
     questions = [Question("target", fact, tuple(aliases)) for fact in facts]
-    answers = measure(live, questions, generated=False, progress=progress, kept=kept).answers
-    unknown = measure_unknown_of_likely(live, questions, answers, scoring, progress, kept)
-    return tuple(
-        fact
-        for fact, answer, base in zip(facts, answers, unknown, strict=True)
-        if why_excluded(answer, base, scoring) is None
-    )
+    found = known_facts(live, questions, scoring, progress, cache)
+    return tuple(known.question.fact for known in found if not known.excluded)
 
 
 def _both_splits(known: Sequence[Fact]) -> tuple[Fact, ...]:
@@ -175,12 +167,12 @@ def _controls(
     names: Sequence[str],
     scoring: Scoring,
     progress: Progress | None,
-    kept: Kept | None,
+    cache: MeasurementCache | None,
 ) -> tuple[tuple[Fact, ...], int]:
     """Known facts about others for both splits, and how many were asked."""
     relations = {row.relation for row in rows if is_about(row, targets[0].entity)}
     others = by_turns(_by_popularity(rows, names, relations), targets, names, types_in(rows))
-    turns = dict.fromkeys(RELATION_TEMPLATES, 0)
+    turns = dict.fromkeys(relation_templates(), 0)
     splits: Counter[str] = Counter()
     chosen: list[Fact] = []
     n_asked = 0
@@ -188,11 +180,11 @@ def _controls(
         n_asked += len(chunk)
         facts = []
         for row, near in chunk:
-            wordings = RELATION_TEMPLATES[row.relation].wordings
+            wordings = relation_templates()[row.relation].wordings
             prompt = wordings[turns[row.relation] % len(wordings)]
             turns[row.relation] += 1
             facts.append(Fact(row.subject, prompt, row.answer, answer_aliases=row.aliases, neighborhood=near))
-        for fact in _known(live, facts, (), scoring, progress, kept):
+        for fact in _known(live, facts, (), scoring, progress, cache):
             near = str(fact.neighborhood)
             split = "held_out" if near == "shared_name" else SPLITS[splits[near] % 2]
             splits[near] += 1
@@ -208,6 +200,6 @@ def _by_popularity(rows: Sequence[PopqaRow], names: Sequence[str], relations: se
     found: dict[str, PopqaRow] = {}
     for row in sorted(rows, key=lambda row: (-row.popularity, row.relation not in relations)):
         own = row.subject.casefold() in {name.casefold() for name in names}
-        if row.relation in RELATION_TEMPLATES and not own and not share_words(row.answer, names):
+        if row.relation in relation_templates() and not own and not share_words(row.answer, names):
             found.setdefault(row.subject.casefold(), row)
     return list(found.values())

@@ -18,8 +18,6 @@ from amnesia.domain import DirectionEdit, Edit, check_edits, columns_of, directi
 from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.layouts import MlpShape, no_hooks, shape_from_config
 
-Progress = Callable[[int], None]
-
 NORM_AFTER = "post_feedforward_layernorm"
 """What the norm after the MLP is called in every architecture of the table that has one: Gemma 2, Gemma 3, OLMo 2."""
 
@@ -110,12 +108,12 @@ def not_finite(live: LiveModel, what: str, cause: str = "its weights are damaged
 def plain_generation(live: LiveModel) -> Iterator[None]:
     """Without the model's own settings of generation, which transformers puts where a given configuration says nothing:
     penalties of repetition, other ends of a text."""
-    kept = live.model.generation_config
+    own = live.model.generation_config
     live.model.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        live.model.generation_config = kept
+        live.model.generation_config = own
 
 
 @contextlib.contextmanager

@@ -6,9 +6,10 @@ The text was written for this package and names nobody. No search ever sees it.
 from __future__ import annotations
 
 import functools
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+
+from amnesia.packaged import check_keys, distinct, read_data
 
 _FILE = Path(__file__).with_name("neutral.toml")
 
@@ -25,5 +26,8 @@ class NeutralText:
 @functools.cache
 def neutral_text() -> tuple[NeutralText, ...]:
     """All neutral text of the package."""
-    rows = tomllib.loads(_FILE.read_text(encoding="utf-8"))["texts"]
+    rows = read_data(_FILE, "texts")["texts"]
+    for row in rows:
+        check_keys(row, "a text of neutral.toml", "register language passages")
+    distinct((passage for row in rows for passage in row["passages"]), "neutral.toml")
     return tuple(NeutralText(row["register"], row["language"], tuple(row["passages"])) for row in rows)

@@ -10,7 +10,9 @@ from torch import nn
 
 from amnesia import localization
 from amnesia.choice import extraction
-from amnesia.domain import Edit, Extraction, Localization
+from amnesia.choice.results import Extraction
+from amnesia.domain import Edit, Localization
+from amnesia.edits import EntityEdits
 from amnesia.evaluation import Evaluation
 from amnesia.examination import conclude, examine, examine_after
 from amnesia.model import apply_edits, freeze, wrap
@@ -29,7 +31,7 @@ def localize(
     prompts: Sequence[str] | None = None,
     aliases: Sequence[str] = (),
     layers: tuple[int, int] | None = None,
-    top: int = 20,
+    top: int = localization.SETTINGS.n_listed,
 ) -> Localization:
     """Rank the cells of one or more entities, best first; see `amnesia.localization.localize`."""
     return localization.localize(
@@ -51,27 +53,31 @@ def extract(model: nn.Module, tokenizer: Any, recipe: Recipe) -> Extraction:
     return extraction.extract(wrap(freeze(model), tokenizer), recipe, cache=cache_folder())
 
 
-def edit(model: nn.Module, edits: Sequence[Edit]) -> None:
+def edit(model: nn.Module, edits: EntityEdits | Sequence[Edit]) -> None:
     """Write the edits into the weights in memory, for good.
 
     Raises InputError, before anything changes, when a cell or direction does not fit the model.
     """
-    apply_edits(wrap(model, None), edits)
+    apply_edits(wrap(model, None), _single(edits))
 
 
-def edited(model: nn.Module, edits: Sequence[Edit]) -> contextlib.AbstractContextManager[None]:
+def edited(model: nn.Module, edits: EntityEdits | Sequence[Edit]) -> contextlib.AbstractContextManager[None]:
     """Act as if edited while a `with` block runs; the weights stay as they are. Raises InputError as `edit` does."""
-    return model_edited(wrap(model, None), edits)
+    return model_edited(wrap(model, None), _single(edits))
 
 
-def evaluate(model: nn.Module, tokenizer: Any, recipe: Recipe, edits: Sequence[Edit]) -> Evaluation:
+def evaluate(model: nn.Module, tokenizer: Any, recipe: Recipe, edits: EntityEdits | Sequence[Edit]) -> Evaluation:
     """Knowledge scores of the recipe's facts and controls with the edits against without them.
 
     The model must not be edited yet, and is not changed. Raises InputError when it knows none of the target facts.
     """
     live = wrap(model, tokenizer)
-    questions = questions_of(recipe)
-    before = examine(live, questions, recipe.scoring)
-    with model_edited(live, edits):
-        after = examine_after(live, questions, before)
-    return conclude(questions, before, after, recipe.scoring)
+    before = examine(live, questions_of(recipe), recipe.scoring)
+    with model_edited(live, _single(edits)):
+        after = examine_after(live, before)
+    return conclude(before, after)
+
+
+def _single(edits: EntityEdits | Sequence[Edit]) -> Sequence[Edit]:
+    """The edits themselves, without the entity that they are for."""
+    return edits.edits if isinstance(edits, EntityEdits) else edits

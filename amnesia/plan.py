@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from amnesia.arithmetic import Term, add_to_bytes, check_dtype, factor_of, scale_bytes
 from amnesia.domain import DirectionEdit, check_edits
-from amnesia.edits import EntityEdits, join_cells, join_directions
+from amnesia.edits import EditSpec, EntityEdits, by_projection
 from amnesia.errors import LayoutError, NumericalError
 from amnesia.layouts import MlpShape
 from amnesia.manifest import Manifest, check_earlier
@@ -38,6 +38,9 @@ class Weights(Protocol):
 
     def read_columns(self, plan: TensorPlan) -> dict[int, bytes]:
         """The columns that a plan edits, as they are."""
+
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError when what was looked over is not what is there now."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,23 @@ class TensorPlan:
         return len(self.scaled) + len(self.directions)
 
 
+SourceT = TypeVar("SourceT", bound=Weights)
+
+
+@dataclass(frozen=True)
+class Plan(Generic[SourceT]):
+    """An edit of a model, checked once: which columns of which stored matrices change, by layers and experts."""
+
+    source: SourceT
+    spec: EditSpec
+    tensors: tuple[TensorPlan, ...]
+
+    @classmethod
+    def of(cls, source: SourceT, spec: EditSpec) -> Plan[SourceT]:
+        """The plan of an edit; raises what `plan_edits` raises."""
+        return cls(source, spec, plan_edits(source, spec.groups, allow_overlap=spec.allow_overlap))
+
+
 def plan_edits(
     source: Weights, groups: Sequence[EntityEdits], *, allow_overlap: bool = False
 ) -> tuple[TensorPlan, ...]:
@@ -83,29 +103,6 @@ def plan_edits(
     if source.manifest is not None and not allow_overlap:
         check_earlier(source.manifest, groups)
     return tuple(_plan_matrix(source, *place, *change) for place, change in changes.items())
-
-
-def by_projection(
-    groups: Sequence[EntityEdits], *, allow_overlap: bool = False
-) -> dict[tuple[int, int | None], tuple[dict[int, float], tuple[DirectionEdit, ...]]]:
-    """For each edited output projection, which is a layer's or one of its experts', multipliers and directions.
-
-    Multipliers are those of all neurons whose column changes, ascending; 1 where only a direction changes it. Raises
-    InputError as `join_cells`.
-    """
-    multipliers: dict[tuple[int, int | None], dict[int, float]] = {}
-    for cell, multiplier in join_cells(groups, allow_overlap=allow_overlap).items():
-        multipliers.setdefault((cell.layer, cell.expert), {})[cell.neuron] = multiplier
-    directions = join_directions(groups)
-    for layer, found in directions.items():
-        row = multipliers.setdefault((layer, None), {})
-        for edit in found:
-            for column in edit.columns:
-                row.setdefault(column, 1.0)
-    return {
-        place: (dict(sorted(multipliers[place].items())), () if place[1] is not None else directions.get(place[0], ()))
-        for place in sorted(multipliers, key=lambda place: (place[0], -1 if place[1] is None else place[1]))
-    }
 
 
 def _plan_matrix(

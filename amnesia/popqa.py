@@ -19,7 +19,7 @@ import numpy as np
 
 from amnesia.domain import Fact, Split
 from amnesia.errors import InputError
-from amnesia.relations import RELATION_TEMPLATES
+from amnesia.relations import relation_templates
 
 # The columns that are read, with PopQA's names for them; only the first three must be there.
 COLUMNS: Mapping[str, str] = {
@@ -101,7 +101,7 @@ def facts_for(rows: Iterable[PopqaRow], entity: str) -> PopqaFacts:
     facts: dict[tuple[str, str], Fact] = {}  # A subject may occur twice with the same answer; keep each wording once.
     splits: tuple[Split, ...] = ("search", "held_out")
     for row in own:
-        templates = RELATION_TEMPLATES.get(row.relation)
+        templates = relation_templates().get(row.relation)
         for split, prompts in zip(splits, (templates.search, templates.held_out) if templates else (), strict=False):
             for prompt in prompts:
                 facts.setdefault((prompt, row.answer), Fact(row.subject, prompt, row.answer, split, row.aliases))
@@ -110,7 +110,7 @@ def facts_for(rows: Iterable[PopqaRow], entity: str) -> PopqaFacts:
 
 def worded(rows: Iterable[PopqaRow]) -> tuple[Fact, ...]:
     """One fact for each row, whose relation must have wordings: these take turns, and so do the splits."""
-    wordings = {name: cycle(each.wordings) for name, each in RELATION_TEMPLATES.items()}
+    wordings = {name: cycle(each.wordings) for name, each in relation_templates().items()}
     splits: Iterable[Split] = cycle(("search", "held_out"))
     return tuple(
         Fact(row.subject, next(wordings[row.relation]), row.answer, split, row.aliases)
@@ -121,14 +121,14 @@ def worded(rows: Iterable[PopqaRow]) -> tuple[Fact, ...]:
 def one_per_subject(rows: Iterable[PopqaRow], names: Iterable[str], seed: int = 0) -> tuple[PopqaRow, ...]:
     """Rows that have wordings, one for each subject that is none of `names`; equal arguments give equal draws."""
     taken = {name.casefold() for name in names}
-    pool = [row for row in rows if row.relation in RELATION_TEMPLATES]
+    pool = [row for row in rows if row.relation in relation_templates()]
     random.Random(seed).shuffle(pool)
-    kept = []
+    chosen = []
     for row in pool:
         if row.subject.casefold() not in taken:
             taken.add(row.subject.casefold())
-            kept.append(row)
-    return tuple(kept)
+            chosen.append(row)
+    return tuple(chosen)
 
 
 def strata(rows: Sequence[PopqaRow]) -> Callable[[int], str]:
@@ -185,4 +185,4 @@ def is_about(row: PopqaRow, entity: str) -> bool:
 
 
 def _unknown_relations(rows: Iterable[PopqaRow]) -> tuple[tuple[str, int], ...]:
-    return tuple(sorted(Counter(row.relation for row in rows if row.relation not in RELATION_TEMPLATES).items()))
+    return tuple(sorted(Counter(row.relation for row in rows if row.relation not in relation_templates()).items()))

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from amnesia.errors import InputError, VerificationError
 from amnesia.files import staged_output
-from amnesia.gguf_file import read_model
-from amnesia.gguf_verify import steps_since, undo_gguf, verify_gguf
-from amnesia.manifest import MANIFEST_NAME, Manifest, read_manifest
+from amnesia.gguf_verify import prove_gguf, steps_since, undo_gguf
+from amnesia.manifest import Manifest
+from amnesia.manifest_file import read_manifest
+from amnesia.own_outputs import MANIFEST_NAME
+from amnesia.progress import Watch, unwatched
 from amnesia.remote import open_remote
-from amnesia.sources import ModelSource, Notice, hub_id, is_fetched, is_local, is_on_disk, resolve, resolve_file
+from amnesia.sources import ModelSource, Notice, hub_ref, is_fetched, is_local, is_on_disk, resolve, resolve_file
 from amnesia.undo import undo
 from amnesia.verification import VerificationReport, files_of_base, verify, verify_adapter
 
@@ -44,7 +46,7 @@ def prove_against(folder: Path, base: str | None, notice: Notice) -> Verificatio
         return prove(folder)
     manifest = read_manifest(folder)
     if manifest.format == "adapter" and not is_on_disk(base):
-        return verify_adapter(folder, open_remote(*hub_id(base)))
+        return verify_adapter(folder, open_remote(hub_ref(base)))
     if manifest.format == "gguf":
         return prove(folder, resolve_file(base, notice, name=manifest.base.files[0].file))
     if is_local(base):
@@ -60,10 +62,10 @@ def prove(folder: Path, base: ModelSource | None = None) -> VerificationReport:
     if not is_gguf(folder):
         return verify(folder, None if base is None else base.folder)
     path = None if base is None else base.require_gguf()
-    manifest = verify_gguf(folder, path)
+    manifest, model = prove_gguf(folder, path)
     steps = [*manifest.history()][: steps_since(path, manifest)]
     cells = {(row.name, index) for step in steps for row in step.tensors for index in row.indices}
-    sizes = {part.path.name: part.size for part in read_model(folder / manifest.base.files[0].file).files}
+    sizes = {part.path.name: part.size for part in model.files}
     # Parts that were linked have no hash in the manifest; only the base can prove them.
     hashed = {row.file for step in steps for row in (*step.base.files, *step.untouched) if row.sha256 is not None}
     proven = hashed if base is None else sizes.keys()
@@ -79,9 +81,12 @@ def prove(folder: Path, base: ModelSource | None = None) -> VerificationReport:
     )
 
 
-def take_back(folder: Path, output: Path, *, force: bool = False, every_step: bool = False) -> Manifest:
+def take_back(
+    folder: Path, output: Path, *, force: bool = False, every_step: bool = False, watch: Watch = unwatched
+) -> Manifest:
     """Restore the original files of an edited model into `output`, bit for bit; returns the manifest of the edit.
 
+    `watch` gets the bytes that will be written.
     `folder` may hold several formats, as a run writes them, if only one of them is a whole model. Raises
     VerificationError when the folder is not what its manifest says, InputError for adapters.
     """
@@ -91,8 +96,8 @@ def take_back(folder: Path, output: Path, *, force: bool = False, every_step: bo
         raise InputError(f"{folder} holds {len(whole)} edited models: undo one of {', '.join(map(str, whole))}")
     folder = (whole or found)[0]
     if not is_gguf(folder):
-        return undo(folder, output, force=force, every_step=every_step)
+        return undo(folder, output, force=force, every_step=every_step, watch=watch)
     manifest = read_manifest(folder)
-    size = sum(part.size for part in read_model(folder / manifest.base.files[0].file).files)
-    with staged_output(output, force=force, needed_bytes=size, source=folder) as staging:
-        return undo_gguf(folder, staging, every_step=every_step)
+    size = sum(row.size for row in (*manifest.base.files, *manifest.untouched))
+    with watch(size) as progress, staged_output(output, force=force, needed_bytes=size, source=folder) as staging:
+        return undo_gguf(folder, staging, every_step=every_step, progress=progress)

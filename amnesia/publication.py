@@ -25,14 +25,16 @@ from amnesia.adapter import CONFIG_NAME, README_NAME, WEIGHTS_NAME
 from amnesia.card import BaseCard, model_card
 from amnesia.checkpoint import BASE_FOLDER, UNDO_NAME, open_source
 from amnesia.edits import EntityEdits
-from amnesia.errors import PublishError
+from amnesia.errors import PublishError, os_errors_as
 from amnesia.files import list_files
 from amnesia.gguf_verify import read_output
 from amnesia.html import report_html
-from amnesia.manifest import MANIFEST_NAME, Base, Manifest, UntouchedFile, read_manifest
+from amnesia.manifest import Base, Manifest, UntouchedFile
+from amnesia.manifest_file import manifest_bytes, read_manifest
 from amnesia.modelfile import MODELFILE_NAME, modelfile
-from amnesia.own_outputs import PAGE_NAME, REPORT_NAME
+from amnesia.own_outputs import MANIFEST_NAME, PAGE_NAME, REPORT_NAME
 from amnesia.sources import BUILT_IN, cache_folder
+from amnesia.strict_json import json_bytes
 
 # Files of ours that say nothing about the target; with private targets no other file of ours goes along.
 _NEUTRAL = (README_NAME, CONFIG_NAME, WEIGHTS_NAME, UNDO_NAME, MODELFILE_NAME)
@@ -53,8 +55,7 @@ class Publication:
 
 def on_hub(base: Base) -> bool:
     """Whether a base was fetched from the Hub: it then has a commit, which folders do not have."""
-    name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base.id)
-    return name is not None and re.fullmatch(r"[0-9a-f]{40}", base.revision or "") is not None
+    return base.ref.may_be_on_hub and re.fullmatch(r"[0-9a-f]{40}", base.ref.revision or "") is not None
 
 
 def hub_base(manifest: Manifest) -> Base | None:
@@ -85,10 +86,10 @@ def prepare(
         redacted = {*_REDACTED, MANIFEST_NAME}
         names = [name for name in names if name not in ours or name in _NEUTRAL or Path(name).name in redacted]
     files: dict[str, Content] = {name: folder / name for name in names}
-    paths = {step.base.id for step in manifest.history() if not _is_name(step.base)}
+    paths = {step.base.ref.name for step in manifest.history() if not _is_name(step.base)}
     report = None
     if REPORT_NAME in files and any(REPORT_NAME in (*step.added, *step.replaced) for step in manifest.history()):
-        report = {**_report(folder / REPORT_NAME), "model": {"id": base.id, "revision": base.revision}}
+        report = {**_report(folder / REPORT_NAME), "model": base.ref.to_json()}
     published = _rename(manifest, base, matched, key, paths)
     for depth, name, content in _reports(folder, files, manifest, base, key):
         files[f"{BASE_FOLDER}/" * depth + name] = content
@@ -116,10 +117,10 @@ def prepare(
     for depth, step in enumerate(published.history()):
         name = f"{BASE_FOLDER}/" * depth + MANIFEST_NAME
         if depth == 0 or name in files:
-            files[name] = step.to_bytes()
+            files[name] = manifest_bytes(step)
     card = model_card(published, base, repo_id, report, private=key is not None, weights=weights)
     files[README_NAME] = card.encode()
-    title = "Upload an edited model" if key is not None else f"Upload {base.id} without {manifest.entity}"
+    title = "Upload an edited model" if key is not None else f"Upload {base.ref.name} without {manifest.entity}"
     return Publication(published, files, " ".join(title.split())[:200])
 
 
@@ -146,7 +147,7 @@ def pseudonym(entity: str, key: bytes) -> str:
 def secret_key() -> bytes:
     """The secret key of this user's pseudonyms, made once; kept so that a repeated push gives the same bytes."""
     path = cache_folder() / "pseudonym-key"
-    try:
+    with os_errors_as(PublishError, f"{path} cannot be written", "set AMNESIA_CACHE to another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -159,16 +160,10 @@ def secret_key() -> bytes:
         with os.fdopen(descriptor, "wb") as file:
             file.write(key)
         return key
-    except OSError as error:
-        if isinstance(error, PublishError):
-            raise
-        raise PublishError(
-            f"{path} cannot be written ({error.strerror}): set AMNESIA_CACHE to another folder"
-        ) from error
 
 
 def _is_name(base: Base) -> bool:
-    return on_hub(base) or base.id in BUILT_IN
+    return on_hub(base) or base.ref.name in BUILT_IN
 
 
 def _rename(
@@ -177,13 +172,15 @@ def _rename(
     """The manifest with names of the Hub in place of paths, and pseudonyms in place of entities when there is a key."""
     origin = manifest.base
     if matched is not None and origin == matched:
-        origin = replace(origin, id=base.id, revision=base.revision)
+        origin = replace(origin, ref=base.ref)
     elif not _is_name(origin):
-        origin = replace(origin, id=base.id, revision=None)
+        origin = replace(origin, ref=replace(base.ref, revision=None))
     recipe = None if key is not None else manifest.recipe
     for path in paths:
         if recipe is not None:
-            recipe = recipe.replace(json.dumps(path, ensure_ascii=False)[1:-1], base.id).replace(path, base.id)
+            recipe = recipe.replace(json.dumps(path, ensure_ascii=False)[1:-1], base.ref.name).replace(
+                path, base.ref.name
+            )
     edits = manifest.edits
     if key is not None:
         edits = tuple(EntityEdits(pseudonym(row.entity, key), row.edits) for row in edits)
@@ -216,11 +213,11 @@ def _reports(
         if not present:
             continue
         path = folder / place / REPORT_NAME
-        report = {**_report(path), "model": {"id": base.id, "revision": base.revision}}
+        report = {**_report(path), "model": base.ref.to_json()}
         try:
             shown = report if key is None else _without_targets(report, key)
             for name in present:
-                yield depth, name, _json(shown) if name == REPORT_NAME else report_html(shown).encode()
+                yield depth, name, json_bytes(shown) if name == REPORT_NAME else report_html(shown).encode()
         except (TemplateError, LookupError, TypeError, AttributeError, ValueError) as error:
             raise PublishError(f"{path} is not a report of amnesia ({error!r}): make it again") from error
 
@@ -256,9 +253,9 @@ def _report(path: Path) -> dict[str, Any]:
 
 def _without_targets(report: Mapping[str, Any], key: bytes) -> dict[str, Any]:
     """Aggregates only, and of these none that tells what kind of facts the target's are."""
-    kept = {name: report[name] for name in ("format_version", "tool", "model", "accepted", "damage", "n_excluded")}
+    public = {name: report[name] for name in ("format_version", "tool", "model", "accepted", "damage", "n_excluded")}
     return {
-        **kept,
+        **public,
         "edited": None,
         "entity": pseudonym(str(report.get("entity")), key),
         "findings": [],
@@ -270,8 +267,4 @@ def _without_targets(report: Mapping[str, Any], key: bytes) -> dict[str, Any]:
 def _adapter_config(path: Path, base: Base) -> bytes:
     """The configuration of an adapter with the name under which others find the base."""
     config = json.loads(path.read_bytes())
-    return _json({**config, "base_model_name_or_path": base.id, "revision": base.revision})
-
-
-def _json(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return json_bytes({**config, "base_model_name_or_path": base.ref.name, "revision": base.ref.revision})

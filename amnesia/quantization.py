@@ -35,7 +35,6 @@ METHODS: Mapping[str, str] = {
         if name != "Q8_0"
     },
 }
-DEFAULT_METHODS = (DYNAMIC, "Q8_0", "Q5_0", "Q4_0")
 
 
 def obstacle(live: LiveModel, method: str) -> str | None:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
 
-from amnesia.domain import NEIGHBORHOODS, Fact, FactKind, Neighborhood
+from amnesia.domain import NEIGHBORHOODS, Fact, Neighborhood, Role, Split
 from amnesia.errors import InputError
 from amnesia.matching import same_answer
 from amnesia.popqa import PopqaRow, facts_for, is_about, one_per_subject, read_popqa, strata, worded
 from amnesia.prompts import kind_of, share_words, shares_a_word
 from amnesia.recipe import Recipe, Scoring
-from amnesia.relations import RELATION_TEMPLATES, SUBJECT_TYPES, relation_of
+from amnesia.relations import relation_of, relation_templates, subject_types
 
 Types = Callable[[Fact], frozenset[str]]
 
@@ -26,12 +26,22 @@ Types = Callable[[Fact], frozenset[str]]
 class Question:
     """A fact with its role in the evaluation, the aliases of its entity, and the groups to which it belongs."""
 
-    kind: FactKind
+    role: Role
     fact: Fact
     aliases: tuple[str, ...] = ()
     relation: str | None = None
     popularity: str | None = None
     neighborhood: Neighborhood | None = None
+
+    @property
+    def split(self) -> Split:
+        """Whether the search may see the fact."""
+        return self.fact.split
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """Prompt and answer."""
+        return self.fact.pair()
 
 
 @dataclass(frozen=True)
@@ -50,13 +60,11 @@ class FactSet:
 
 def questions_of(recipe: Recipe) -> tuple[Question, ...]:
     """All facts of a recipe with their roles."""
-    targets = tuple(
-        Question(_kind("target", fact), fact, recipe.aliases, relation_of(fact.prompt)) for fact in recipe.facts
-    )
-    names = (recipe.entity, *recipe.aliases)
+    targets = tuple(Question("target", fact, recipe.target.aliases, relation_of(fact.prompt)) for fact in recipe.facts)
+    names = recipe.target.names
     return targets + tuple(
         Question(
-            _kind("control", fact),
+            "control",
             fact,
             relation=relation_of(fact.prompt),
             neighborhood=fact.neighborhood or neighborhood(fact, recipe.facts, names, _types_by_name),
@@ -67,8 +75,8 @@ def questions_of(recipe: Recipe) -> tuple[Question, ...]:
 
 def facts_of_recipe(recipe: Recipe) -> FactSet:
     """The facts and controls of a recipe."""
-    names = {row.language: row.name for row in recipe.translations}
-    return FactSet(recipe.entity, questions_of(recipe), recipe.scoring, translations=names)
+    names = {row.language: row.name for row in recipe.target.translations}
+    return FactSet(recipe.target.entity, questions_of(recipe), recipe.scoring, translations=names)
 
 
 def facts_of_popqa(path: Path, entities: Sequence[str], n_controls: int) -> FactSet:
@@ -90,12 +98,12 @@ def facts_of_popqa(path: Path, entities: Sequence[str], n_controls: int) -> Fact
             relation = relation_of(fact.prompt)
             assert relation is not None, "the fact was worded from a relation"
             popularity = stratum(by_answer[relation, fact.answer].popularity)
-            targets.append(Question(_kind("target", fact), fact, (entity,), relation, popularity))
+            targets.append(Question("target", fact, (entity,), relation, popularity))
         names.append(own.facts[0].entity if own.facts else entity)
     if not targets:
         raise InputError(
             f"no row about {', '.join(map(repr, entities))} has a relation with wordings: "
-            f"known are {', '.join(RELATION_TEMPLATES)}"
+            f"known are {', '.join(relation_templates())}"
         )
     controls = _controls(rows, [question.fact for question in targets], names, n_controls)
     facts = worded(row for row, _ in controls)
@@ -107,7 +115,7 @@ def facts_of_popqa(path: Path, entities: Sequence[str], n_controls: int) -> Fact
         (
             *targets,
             *(
-                Question(_kind("control", fact), fact, (), row.relation, stratum(row.popularity), near)
+                Question("control", fact, (), row.relation, stratum(row.popularity), near)
                 for fact, (row, near) in zip(facts, controls, strict=True)
             ),
         ),
@@ -146,19 +154,9 @@ def neighborhood(control: Fact, targets: Sequence[Fact], names: Sequence[str], t
     return "same_type" if own & theirs else "unrelated"
 
 
-def _kind(role: str, fact: Fact) -> FactKind:
-    kinds: Mapping[tuple[str, str], FactKind] = {
-        ("target", "search"): "target",
-        ("target", "held_out"): "held_out_target",
-        ("control", "search"): "control",
-        ("control", "held_out"): "held_out_control",
-    }
-    return kinds[role, fact.split]
-
-
 def _types_by_name(fact: Fact) -> frozenset[str]:
     relation = relation_of(fact.prompt)
-    found = (kind_of(fact.entity), None if relation is None else SUBJECT_TYPES.get(relation))
+    found = (kind_of(fact.entity), None if relation is None else subject_types().get(relation))
     return frozenset(kind for kind in found if kind is not None)
 
 
@@ -176,7 +174,7 @@ def types_in(rows: Sequence[PopqaRow]) -> Types:
     found: dict[str, set[str]] = {}
     for row in rows:
         # A relation that says nothing of its subjects makes a type of its own, so that nobody is without one.
-        kind = row.type or SUBJECT_TYPES.get(row.relation, row.relation)
+        kind = row.type or subject_types().get(row.relation, row.relation)
         found.setdefault(row.subject.casefold(), set()).add(kind)
     return lambda fact: frozenset(found[fact.entity.casefold()])
 
@@ -187,7 +185,7 @@ def by_turns(
     """Rows about others with their neighborhoods, which take turns while they last; each keeps the order of `rows`."""
     queues: dict[Neighborhood, list[PopqaRow]] = {name: [] for name in NEIGHBORHOODS}
     for row in rows:
-        fact = Fact(row.subject, RELATION_TEMPLATES[row.relation].wordings[0], row.answer)
+        fact = Fact(row.subject, relation_templates()[row.relation].wordings[0], row.answer)
         near = neighborhood(fact, targets, names, types)
         assert near is not None, "every subject of the table has a type"
         queues[near].append(row)

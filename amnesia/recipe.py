@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import FORMATS, NEIGHBORHOODS, Cell, ColumnEdit, Fact, Format
+from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, Cell, ColumnEdit, Fact, Format, ModelRef
 from amnesia.errors import RecipeError
 
 BASELINES = ("contrast", "generic")
 METHODS = ("auto", "single")
 PREFERENCES = ("few", "mild")
-SPLITS = ("search", "held_out")
 
 # Every table and its keys, in the order in which the documentation lists them.
 KEYS: Mapping[str, tuple[str, ...]] = {
@@ -73,31 +72,59 @@ class Translation:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A recipe for one entity, checked and with every default filled in.
+class Target:
+    """Whom the model should forget: the entity's name, other names, and names in other languages; of `[entity]`."""
 
-    `method` says what is edited: a direction on as many columns as it takes ("auto"), or the column of a single cell.
-    `max_cells` bounds the columns of all directions of the edit together (None: no bound), `prefer` says whether it
-    takes few columns or the mildest edit, which changes all. `multiplier` is None for "auto": the choice finds it.
-    `cells` is empty unless the recipe fixes the edit. `text` is the file as it was read.
+    entity: str
+    aliases: tuple[str, ...] = ()
+    translations: tuple[Translation, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The entity's name and its aliases, without translations."""
+        return self.entity, *self.aliases
+
+
+@dataclass(frozen=True)
+class LocalizeOptions:
+    """How cells are ranked, of `[localize]`: `n_prompts` about the entity, against the prompts of a baseline.
+
+    `layers` are the first and the last one that are searched (both included, from 0), None for the early ones.
     """
 
-    model: str
-    revision: str | None
-    entity: str
-    aliases: tuple[str, ...]
-    translations: tuple[Translation, ...]
-    baseline: str
-    n_prompts: int
-    layers: tuple[int, int] | None
-    max_cells: int | None
-    method: str
-    prefer: str
-    multiplier: float | None
-    formats: tuple[Format, ...]
-    cells: tuple[ColumnEdit, ...]
+    baseline: str = "contrast"
+    n_prompts: int = 100
+    layers: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """What is edited and in which formats, of `[edit]` and `[[cells]]`.
+
+    `method` "auto" takes a direction on as many columns as it needs, "single" the column of a single cell. `max_cells`
+    bounds the columns of all directions together (None: no bound); `prefer` says whether the edit takes few columns or
+    is the mildest, which changes all. `multiplier` is None for "auto": the choice finds it. `cells` is empty unless the
+    recipe fixes the edit.
+    """
+
+    method: str = "auto"
+    max_cells: int | None = None
+    prefer: str = "few"
+    multiplier: float | None = None
+    formats: tuple[Format, ...] = ("safetensors",)
+    cells: tuple[ColumnEdit, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe for one entity, checked and with every default filled in; `text` is the file as it was read."""
+
+    model: ModelRef
+    target: Target
     facts: tuple[Fact, ...]
     controls: tuple[Fact, ...]
+    localization: LocalizeOptions
+    edit: EditOptions
     scoring: Scoring
     accept: Accept
     text: str
@@ -147,11 +174,7 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
         raise RecipeError('[model] lacks `id`: give a Hub id, a path, or "smollm2-135m"')
     entity, section, others = _entity(document, wanted)
     name = entity["name"]
-    localize = _table(document, "localize")
-    edit = _table(document, "edit")
-    scoring = _table(document, "scoring")
-    accept = _table(document, "accept")
-
+    localize, edit, scoring, accept = (_table(document, key) for key in ("localize", "edit", "scoring", "accept"))
     facts = tuple(_fact(row, "facts", name) for row in _rows(entity, "facts", "facts"))
     controls = others + tuple(
         _fact(row, "controls.facts") for row in _rows(_table(document, "controls"), "facts", "controls.facts")
@@ -163,46 +186,65 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
     if not controls:
         raise RecipeError("[controls] is missing: add facts about other entities that must survive")
     _check_splits(facts, controls, name)
+    return Recipe(
+        model=ModelRef(
+            _string(model["id"], "model.id"),
+            _string(model["revision"], "model.revision") if "revision" in model else None,
+        ),
+        target=Target(
+            name,
+            _strings(entity.get("aliases", []), f"{section}.aliases"),
+            _translations(entity.get("translations", {}), f"{section}.translations"),
+        ),
+        facts=facts,
+        controls=controls,
+        localization=_localization(localize),
+        edit=_edit(edit, tuple(_cell(row) for row in _rows(entity, "cells", "cells"))),
+        scoring=_scoring(scoring),
+        accept=Accept(**{key: _number(value, f"accept.{key}") for key, value in accept.items()}),
+        text=text,
+    )
 
-    multiplier = edit.get("multiplier", "auto")
+
+def _localization(table: Mapping[str, Any]) -> LocalizeOptions:
+    layers = table.get("layers")
+    return LocalizeOptions(
+        baseline=_choice(table.get("baseline", LocalizeOptions.baseline), "localize.baseline", BASELINES),
+        n_prompts=_integer(table.get("n_prompts", LocalizeOptions.n_prompts), "localize.n_prompts", low=2),
+        layers=None if layers is None else parse_layers(_string(layers, "localize.layers")),
+    )
+
+
+def _edit(table: Mapping[str, Any], cells: tuple[ColumnEdit, ...]) -> EditOptions:
+    multiplier = table.get("multiplier", "auto")
     if multiplier != "auto":
         multiplier = _number(multiplier, "edit.multiplier", high=1.0, hint='a number below 1, or "auto"')
         if multiplier == 1.0:
             raise RecipeError("edit.multiplier = 1 changes nothing: use -1")
-    method = _choice(edit.get("method", "auto"), "edit.method", METHODS)
+    method = _choice(table.get("method", EditOptions.method), "edit.method", METHODS)
     if method == "auto" and multiplier != "auto":
         raise RecipeError(
             f'edit.multiplier = {multiplier:g}: method "auto" finds the multiplier itself; leave it out, or use '
             'method "single"'
         )
-    formats = edit.get("format", ["safetensors"])
+    formats = table.get("format", list(EditOptions.formats))
     formats = [formats] if isinstance(formats, str) else formats
     if not isinstance(formats, list) or not formats:
         raise RecipeError(f"edit.format = {formats!r}: expected one or more of {', '.join(FORMATS)}")
-    layers = localize.get("layers")
-    return Recipe(
-        model=_string(model["id"], "model.id"),
-        revision=_string(model["revision"], "model.revision") if "revision" in model else None,
-        entity=name,
-        aliases=_strings(entity.get("aliases", []), f"{section}.aliases"),
-        translations=_translations(entity.get("translations", {}), f"{section}.translations"),
-        baseline=_choice(localize.get("baseline", "contrast"), "localize.baseline", BASELINES),
-        n_prompts=_integer(localize.get("n_prompts", 100), "localize.n_prompts", low=2),
-        layers=None if layers is None else parse_layers(_string(layers, "localize.layers")),
-        max_cells=_integer(edit["max_cells"], "edit.max_cells", low=1) if "max_cells" in edit else None,
+    return EditOptions(
         method=method,
+        max_cells=_integer(table["max_cells"], "edit.max_cells", low=1) if "max_cells" in table else None,
+        prefer=_choice(table.get("prefer", EditOptions.prefer), "edit.prefer", PREFERENCES),
         multiplier=None if multiplier == "auto" else multiplier,
-        prefer=_choice(edit.get("prefer", "few"), "edit.prefer", PREFERENCES),
         formats=tuple(dict.fromkeys(_choice(item, "edit.format", FORMATS) for item in formats)),
-        cells=tuple(_cell(row) for row in _rows(entity, "cells", "cells")),
-        facts=facts,
-        controls=controls,
-        scoring=Scoring(
-            min_nats=_number(scoring.get("min_nats", Scoring.min_nats), "scoring.min_nats", low=0.0),
-            max_rank=_integer(scoring.get("max_rank", Scoring.max_rank), "scoring.max_rank", low=0),
-        ),
-        accept=Accept(**{key: _number(value, f"accept.{key}") for key, value in accept.items()}),
-        text=text,
+        cells=cells,
+    )
+
+
+def _scoring(table: Mapping[str, Any]) -> Scoring:
+    return Scoring(
+        min_nats=_number(table.get("min_nats", Scoring.min_nats), "scoring.min_nats", low=0.0),
+        max_rank=_integer(table.get("max_rank", Scoring.max_rank), "scoring.max_rank", low=0),
     )
 
 

@@ -5,11 +5,16 @@ Knows nothing of tables or models.
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
+
+from amnesia.packaged import check_keys, distinct
+
+_FILE = Path(__file__).with_name("relations.toml")
 
 N_HELD_OUT = 2
 """How many cloze wordings of each relation, the last ones, are held out from the search."""
@@ -50,20 +55,37 @@ class RelationTemplates:
         )
 
 
-_DATA: Mapping[str, Mapping[str, Any]] = tomllib.loads(
-    (files("amnesia") / "relations.toml").read_text(encoding="utf-8")
-)
+@functools.cache
+def _data() -> Mapping[str, Mapping[str, Any]]:
+    """`relations.toml`, checked: no wording of a relation comes twice, and each says where the entity stands."""
+    document = tomllib.loads(_FILE.read_text(encoding="utf-8"))
+    for relation, row in document.items():
+        place = f"{_FILE.name}: {relation}"
+        check_keys(row, place, "cloze asked", "type")
+        if not all("{entity}" in text for text in distinct((*row["cloze"], *row["asked"]), place)):
+            raise ValueError(f"{place} has a wording without {{entity}}")
+        if len(row["cloze"]) <= N_HELD_OUT or len(row["asked"]) != 2:
+            raise ValueError(f"{place} has too few statements, or not two questions")
+    return document
 
-RELATION_TEMPLATES: Mapping[str, RelationTemplates] = {
-    relation: RelationTemplates(tuple(row["cloze"]), tuple(row["asked"])) for relation, row in _DATA.items()
-}
 
-SUBJECT_TYPES: Mapping[str, str] = {relation: row["type"] for relation, row in _DATA.items() if "type" in row}
-"""What the subjects of a relation are. Those of others, like "country" and "genre", may be anything."""
+@functools.cache
+def relation_templates() -> Mapping[str, RelationTemplates]:
+    """The wordings of every relation that has some, by its name."""
+    return {name: RelationTemplates(tuple(row["cloze"]), tuple(row["asked"])) for name, row in _data().items()}
 
-_RELATION_OF = {prompt: relation for relation, each in RELATION_TEMPLATES.items() for prompt in each.wordings}
+
+@functools.cache
+def subject_types() -> Mapping[str, str]:
+    """What the subjects of a relation are, by its name. Those of others, like "country", may be anything."""
+    return {name: row["type"] for name, row in _data().items() if "type" in row}
+
+
+@functools.cache
+def _relations_by_wording() -> Mapping[str, str]:
+    return {prompt: relation for relation, each in relation_templates().items() for prompt in each.wordings}
 
 
 def relation_of(prompt: str) -> str | None:
     """The relation of which `prompt` (with `{entity}`) is a wording, or None."""
-    return _RELATION_OF.get(prompt)
+    return _relations_by_wording().get(prompt)

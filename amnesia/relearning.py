@@ -17,17 +17,12 @@ from torch import Tensor
 
 from amnesia.encoding import encode
 from amnesia.errors import InputError, NumericalError
-from amnesia.model import LiveModel, Progress
+from amnesia.model import LiveModel
 from amnesia.passes import collate
+from amnesia.progress import Progress
+from amnesia.stress_settings import StressSettings
 
 T = TypeVar("T")
-
-RANK = 8
-LEARNING_RATE = 1e-3
-BATCH = 4
-"""Texts for each step; fewer where there are fewer."""
-
-DEFAULT_STEPS = (0, 5, 10, 20, 50)
 
 
 @dataclass(frozen=True)
@@ -48,27 +43,28 @@ def untrainable(live: LiveModel) -> str | None:
 def relearn(
     live: LiveModel,
     texts: Sequence[str],
-    steps: Sequence[int],
+    settings: StressSettings,
     observe: Callable[[], T],
     *,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Observed[T], ...]:
-    """Train a LoRA adapter on `texts`, and call `observe` after each of `steps` (0 is before the first).
+    """Train a LoRA adapter on `texts`, and call `observe` after each of `settings.steps` (0 is before the first).
 
-    The adapter has rank `RANK` on every linear layer but the head, and is trained by AdamW with a constant
-    `LEARNING_RATE`. Equal arguments give equal results. The model, its weights bit for bit, is afterwards as before.
+    The adapter is on every linear layer but the head, and is trained by AdamW with a constant learning rate. Equal
+    arguments give equal results. The model, its weights bit for bit, is afterwards as before.
     Raises InputError for steps that do not increase, and NumericalError when the loss is NaN or infinite.
     """
+    steps = settings.steps
     if not steps or list(steps) != sorted({*steps}) or steps[0] < 0:
         raise InputError(f"steps {', '.join(map(str, steps))}: expected increasing numbers from 0, for example 0,5,10")
     rows = [item.ids for item in encode(live.tokenizer, texts)]
     order = random.Random(seed).sample(range(len(rows)), len(rows))
-    size = min(BATCH, len(rows))
+    size = min(settings.batch, len(rows))
     first = order[:size]
     found = []
-    with torch.random.fork_rng(devices=[]), _adapted(live, seed) as weights, torch.enable_grad():
-        optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE)
+    with torch.random.fork_rng(devices=[]), _adapted(live, settings.rank, seed) as weights, torch.enable_grad():
+        optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate)
         for step in range(steps[-1] + 1):
             if step in steps:
                 with torch.no_grad():
@@ -98,13 +94,13 @@ def _loss(live: LiveModel, rows: Sequence[Sequence[int]], indices: Sequence[int]
 
 
 @contextlib.contextmanager
-def _adapted(live: LiveModel, seed: int) -> Iterator[list[Tensor]]:
+def _adapted(live: LiveModel, rank: int, seed: int) -> Iterator[list[Tensor]]:
     """The weights of a fresh LoRA adapter, which acts in the model while the block runs."""
     from peft import LoraConfig, get_peft_model
 
     frozen = {name: parameter.requires_grad for name, parameter in live.model.named_parameters()}
     config = LoraConfig(
-        r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, bias="none", target_modules="all-linear", task_type="CAUSAL_LM"
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, bias="none", target_modules="all-linear", task_type="CAUSAL_LM"
     )
     had = set(vars(live.model))
     torch.manual_seed(seed)

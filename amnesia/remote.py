@@ -13,15 +13,18 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amnesia.checkpoint import MAX_CONFIG, parse_config
+from amnesia.domain import ModelRef
 from amnesia.errors import CheckpointError, SourceError
 from amnesia.files import BLOCK, git_hash
 from amnesia.hub_errors import DEFAULT_REMEDY, hub_errors, reason
 from amnesia.layouts import MlpShape, shape_from_config
-from amnesia.manifest import MANIFEST_NAME, MAX_MANIFEST, Manifest
+from amnesia.manifest import Manifest
+from amnesia.manifest_file import MAX_MANIFEST, parse_manifest
+from amnesia.own_outputs import MANIFEST_NAME
 from amnesia.plan import TensorPlan
 from amnesia.safetensors_file import (
     INDEX_FILE,
@@ -52,15 +55,17 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubFiles:
-    """The files of a repository at one commit; `remedy` is what errors advise when the Hub does not give them."""
+    """The files of the repository `ref`, whose revision is a commit.
 
-    repo: str
-    revision: str
+    `remedy` is what errors advise when the Hub does not give them.
+    """
+
+    ref: ModelRef
     files: Mapping[str, HubFile]
     remedy: str = DEFAULT_REMEDY
 
     def __str__(self) -> str:
-        return f"{self.repo}@{self.revision}"
+        return str(self.ref)
 
     def content(self, name: str, limit: int) -> bytes:
         """A small file, checked against its hash; raises SourceError when it is not what the Hub announced.
@@ -115,7 +120,7 @@ class HubFiles:
         headers = build_hf_headers() | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         with http_stream_backoff(
             "GET",
-            hf_hub_url(self.repo, name, revision=self.revision),
+            hf_hub_url(self.ref.name, name, revision=self.ref.revision),
             headers=headers,
             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
             max_retries=_MAX_RETRIES,
@@ -153,14 +158,12 @@ class RemoteCheckpoint:
         return str(self.files)
 
     @property
-    def id(self) -> str:
-        """The repository."""
-        return self.files.repo
+    def ref(self) -> ModelRef:
+        """The repository and the commit that is read."""
+        return self.files.ref
 
-    @property
-    def revision(self) -> str:
-        """The commit that is read."""
-        return self.files.revision
+    def check_unchanged(self) -> None:
+        """Nothing to check: a commit stays what it is."""
 
     def read_columns(self, plan: TensorPlan) -> dict[int, bytes]:
         """The columns that a plan edits: the whole tensor is fetched for columns, single rows for rows (GPT-2)."""
@@ -183,17 +186,16 @@ class RemoteCheckpoint:
                 first, rest = first + count, rest[count * row_size :]
 
 
-def list_hub_files(repo: str, revision: str | None = None, *, remedy: str = DEFAULT_REMEDY) -> HubFiles:
-    """The files of a repository, at the commit that `revision` means now; for `remedy` see HubFiles.
+def list_hub_files(ref: ModelRef, *, remedy: str = DEFAULT_REMEDY) -> HubFiles:
+    """The files of a repository, at the commit that its revision means now; for `remedy` see HubFiles.
 
     Raises SourceError when the repository cannot be seen or has no such revision.
     """
     from huggingface_hub import HfApi, constants
 
-    shown = f"{repo}@{revision}" if revision else repo
-    with hub_errors(shown, remedy):
+    with hub_errors(str(ref), remedy):
         info = HfApi().model_info(
-            repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+            ref.name, revision=ref.revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
         )
     files = {
         row.rfilename: HubFile(row.size, row.blob_id, None if row.lfs is None else row.lfs.sha256)
@@ -201,16 +203,16 @@ def list_hub_files(repo: str, revision: str | None = None, *, remedy: str = DEFA
         if row.size is not None and row.blob_id is not None
     }
     if info.sha is None:
-        raise SourceError(f"{shown} has no commits: give a repository with a model")
-    return HubFiles(repo, info.sha, files, remedy)
+        raise SourceError(f"{ref} has no commits: give a repository with a model")
+    return HubFiles(replace(ref, revision=info.sha), files, remedy)
 
 
-def open_remote(repo: str, revision: str | None = None) -> RemoteCheckpoint:
+def open_remote(ref: ModelRef) -> RemoteCheckpoint:
     """Read `config.json`, the index and the headers of all shards of a model on the Hub; no weights.
 
     Raises SourceError when the Hub does not give them, and what `checkpoint.open_source` raises.
     """
-    hub = list_hub_files(repo, revision)
+    hub = list_hub_files(ref)
     check_weights(list(hub.files), str(hub))
     if "config.json" not in hub.files:
         raise SourceError(f"{hub} has no config.json: give the repository of a Hugging Face model")
@@ -220,7 +222,7 @@ def open_remote(repo: str, revision: str | None = None) -> RemoteCheckpoint:
         raise CheckpointError(f"{hub} has neither {SINGLE_FILE} nor {INDEX_FILE}: give a repository that has them")
     weights = weight_files(str(hub), index, hub.files.__contains__, lambda name: _header(hub, name))
     earlier = hub.content(MANIFEST_NAME, MAX_MANIFEST) if MANIFEST_NAME in hub.files else None
-    return RemoteCheckpoint(hub, shape, weights, None if earlier is None else Manifest.from_bytes(earlier))
+    return RemoteCheckpoint(hub, shape, weights, None if earlier is None else parse_manifest(earlier))
 
 
 def _header(hub: HubFiles, name: str) -> SafetensorsHeader:

@@ -9,12 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from amnesia.edits import EditSpec
-from amnesia.errors import InputError, VerificationError
+from amnesia.errors import InputError, VerificationError, os_errors_as
 from amnesia.files import check_output
-from amnesia.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from amnesia.manifest import Manifest
+from amnesia.manifest_file import parse_manifest, read_manifest, write_manifest
+from amnesia.own_outputs import MANIFEST_NAME
 from amnesia.remote import RemoteCheckpoint, open_remote
-from amnesia.saving import staged, write_format
-from amnesia.sources import ModelSource, hub_id, is_on_disk, resolve, resolve_file
+from amnesia.saving import plan_formats, staged, write_format
+from amnesia.sources import ModelSource, hub_ref, is_on_disk, resolve, resolve_file
 
 
 def replay(
@@ -43,13 +45,9 @@ def replay(
 def _read(path: Path) -> Manifest:
     if path.is_dir():
         return read_manifest(path)
-    try:
+    with os_errors_as(InputError, f"{path} cannot be read", f"give an {MANIFEST_NAME}, or the folder that holds one"):
         with path.open("rb") as file:
-            return Manifest.from_bytes(file.read())
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}): give an {MANIFEST_NAME}, or the folder that holds one"
-        ) from error
+            return parse_manifest(file.read())
 
 
 def _find(manifest: Manifest, base: str | None, notice: Callable[[str], None]) -> ModelSource | RemoteCheckpoint:
@@ -57,7 +55,7 @@ def _find(manifest: Manifest, base: str | None, notice: Callable[[str], None]) -
     if manifest.format == "gguf":
         return resolve_file(name, notice, name=manifest.base.files[0].file)
     if manifest.format == "adapter" and manifest.previous is None and not is_on_disk(name):
-        return open_remote(*hub_id(name))
+        return open_remote(hub_ref(name))
     return resolve(name, notice=notice)
 
 
@@ -69,13 +67,11 @@ def _make(manifest: Manifest, source: ModelSource | RemoteCheckpoint, output: Pa
             folder = Path(scratch) / "earlier"
             _make(manifest.previous, source, folder, force=False)
             gguf = None if source.gguf is None else folder / source.gguf.name
-            source = ModelSource(folder, source.id, gguf=gguf)
-        base = manifest.base
-        spec = EditSpec(manifest.edits, base.id, base.revision, manifest.recipe, allow_overlap=True)
-        staging = stack.enter_context(
-            staged(manifest.format, source, spec, output, force=force, tensor_type=manifest.tensor_type)
-        )
-        made = write_format(manifest.format, source, spec, staging, tensor_type=manifest.tensor_type)
+            source = ModelSource(folder, source.ref, gguf)
+        spec = EditSpec(manifest.edits, manifest.base.ref, manifest.recipe, allow_overlap=True)
+        plan = plan_formats((manifest.format,), source, spec, tensor_type=manifest.tensor_type)[manifest.format]
+        staging = stack.enter_context(staged(plan, output, force=force))
+        made = write_format(plan, staging)
         _compare(made, manifest)
         made = replace(made, scores=manifest.scores)
         write_manifest(made, staging)

@@ -3,46 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from amnesia.choice.results import Answers, Extraction
 from amnesia.domain import (
     Aggregate,
-    Answers,
     ColumnEdit,
     Damage,
     Edit,
-    Extraction,
     Finding,
     Localization,
+    ModelRef,
+    PromptScore,
     columns_of,
     directions_of,
 )
 from amnesia.edit_rows import edit_json
 from amnesia.evaluation import ALL, Evaluation
 from amnesia.findings import by_severity, findings
+from amnesia.labels import facts_label, kind_of
 from amnesia.manifest import Manifest, version_of
 from amnesia.numerals import token_name
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 MAX_SHOWN = 12
 """Target prompts in the table on the terminal, which should fit a screen; `report.json` has all."""
 
 MARKS = {"damage": "DAMAGE:", "warning": "warning:", "info": "note:", "good": "good:"}
-LABELS = {
-    "target": "target, search wordings",
-    "held_out_target": "target, held-out wordings",
-    "control": "controls, search",
-    "held_out_control": "controls, held-out",
-}
-
-
-def to_bytes(value: Mapping[str, Any]) -> bytes:
-    """JSON as it is written to files: indented, UTF-8, keys in the order given, NaN refused."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def localization_json(result: Localization) -> dict[str, Any]:
@@ -75,9 +65,9 @@ def localization_json(result: Localization) -> dict[str, Any]:
 def extraction_json(result: Extraction) -> dict[str, Any]:
     """The chosen edit, as `extract -o` writes it and `edit --edit` reads it."""
     return {
-        "entity": result.entity,
+        "entity": result.edits.entity,
         "verdict": result.verdict,
-        "edits": [edit_json(edit) for edit in result.edits],
+        "edits": [edit_json(edit) for edit in result.edits.edits],
         "target": {"knowledge_score": result.target},
         "control": {"knowledge_score": result.control},
         "candidates_tried": result.candidates_tried,
@@ -109,7 +99,7 @@ def edit_summary(edit: Edit) -> dict[str, Any]:
 def report_json(
     evaluation: Evaluation,
     entity: str,
-    model: tuple[str, str | None],
+    model: ModelRef,
     edited: str | None,
     *,
     accepted: bool | None = None,
@@ -120,14 +110,14 @@ def report_json(
 ) -> dict[str, Any]:
     """The content of `report.json`, which `report.schema.json` describes.
 
-    `model` is the id and revision of the original, `edited` the name of what it is compared with. `changed` is the
-    manifest of the edited model where there is one. `sections` are further ones, by their names, and `further` what
-    they found.
+    `model` is the original, `edited` the name of what it is compared with. `changed` is the manifest of the edited
+    model where there is one, and tells what the edit is. `sections` are further ones, by their names, and `further`
+    what they found.
     """
     return {
         "format_version": FORMAT_VERSION,
         "tool": {name: version_of(name) for name in ("amnesia", "torch", "transformers")},
-        "model": {"id": model[0], "revision": model[1]},
+        "model": model.to_json(),
         "edited": edited,
         "entity": entity,
         "accepted": accepted,
@@ -135,14 +125,14 @@ def report_json(
         **(
             {}
             if extraction is None
-            else {"extraction": extraction_json(extraction) | {"edits": list(map(edit_summary, extraction.edits))}}
+            else {"extraction": {name: row for name, row in extraction_json(extraction).items() if name != "edits"}}
         ),
         **({} if changed is None else {"changed": changed_json(changed)}),
         "aggregates": [_aggregate_json(row) for row in evaluation.aggregates],
         "damage": _damage_json(evaluation.damage),
         **(sections or {}),
         "n_excluded": sum(row.excluded is not None for row in evaluation.prompts),
-        "prompts": [dataclasses.asdict(row) for row in evaluation.prompts],
+        "prompts": [_with_kind(row) for row in evaluation.prompts],
     }
 
 
@@ -192,11 +182,18 @@ def changed_json(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def _with_kind(row: PromptScore | Aggregate) -> dict[str, Any]:
+    """All fields; role and split in one word."""
+    rest = dataclasses.asdict(row)
+    del rest["role"], rest["split"]
+    return {"kind": kind_of(row.role, row.split)} | rest
+
+
 def _aggregate_json(row: Aggregate) -> dict[str, Any]:
-    return dataclasses.asdict(row) | {
-        "rank_before": {"median": row.rank_before},
-        "rank_after": {"median": row.rank_after},
-    }
+    found = _with_kind(row)
+    for when in ("before", "after"):
+        found[when]["rank"] = {"median": found[when]["rank"]}
+    return found
 
 
 def _damage_json(damage: Damage) -> dict[str, Any]:
@@ -209,15 +206,15 @@ def _damage_json(damage: Damage) -> dict[str, Any]:
 
 
 def scores_summary(evaluation: Evaluation) -> dict[str, float | None]:
-    """Mean knowledge scores by kind, for the manifest."""
-    return {row.kind: row.knowledge_score.mean for row in evaluation.aggregates if row.group == ALL} | {
-        "neutral_perplexity_ratio": evaluation.damage.perplexity_after / evaluation.damage.perplexity_before
-    }
+    """Mean knowledge scores by role and split, for the manifest."""
+    return {
+        kind_of(row.role, row.split): row.knowledge_score.mean for row in evaluation.aggregates if row.group == ALL
+    } | {"neutral_perplexity_ratio": evaluation.damage.perplexity_after / evaluation.damage.perplexity_before}
 
 
-def run_text(entity: str, extraction: Extraction, evaluations: Mapping[str, Evaluation], accepted: bool) -> str:
+def run_text(extraction: Extraction, evaluations: Mapping[str, Evaluation], accepted: bool) -> str:
     """What a run has to say on the terminal: the chosen edit, the before/after table, and the verdict."""
-    lines = [extraction_text(extraction)]
+    entity, lines = extraction.edits.entity, [extraction_text(extraction)]
     for name, evaluation in evaluations.items():
         lines += ["", f"{entity}, before and after ({name}, as saved)", "", evaluation_table(evaluation, entity)]
     if not evaluations:
@@ -233,7 +230,7 @@ def extraction_text(extraction: Extraction) -> str:
     """The chosen edit in a line, and what its directions answer to in one each."""
     handle = "no handle, at best" if extraction.verdict == "none" else f"{extraction.verdict} handle:"
     chosen = (
-        f"{extraction.entity}: {handle} {edits_text(extraction.edits)}, the best of "
+        f"{extraction.edits.entity}: {handle} {edits_text(extraction.edits.edits)}, the best of "
         f"{extraction.candidates_tried} tried (target {extraction.target:.2f}, controls {extraction.control:.2f})"
     )
     return "\n".join([chosen, *(() if extraction.answers is None else answers_lines(extraction.answers))])
@@ -270,14 +267,14 @@ def localization_table(result: Localization) -> str:
 
 
 def evaluation_table(evaluation: Evaluation, entity: str) -> str:
-    """Some target facts with the answers generated before and after, the means of every kind, damage, findings."""
-    targets = [row for row in evaluation.prompts if "target" in row.kind and row.knowledge_score is not None]
+    """Some target facts with the answers generated before and after, all means, damage, findings."""
+    targets = [row for row in evaluation.prompts if row.role == "target" and row.knowledge_score is not None]
     lines = [f"{'prompt':<44} {'before':<24} {'after':<24} {'score':>6}", "─" * 101]
     # Evenly spaced, so that held-out wordings are among them.
     for row in targets[:: max(1, math.ceil(len(targets) / MAX_SHOWN))]:
         lines.append(
-            f"{_clip(row.prompt, 44):<44} {_clip(row.generated_before, 24):<24} "
-            f"{_clip(row.generated_after, 24):<24} {row.knowledge_score:>6.2f}"
+            f"{_clip(row.prompt, 44):<44} {_clip(row.before.generated, 24):<24} "
+            f"{_clip(row.after.generated, 24):<24} {row.knowledge_score:>6.2f}"
         )
     lines += [
         "",
@@ -289,11 +286,12 @@ def evaluation_table(evaluation: Evaluation, entity: str) -> str:
         score = row.knowledge_score
         interval = f"[{score.low:.2f}, {score.high:.2f}]"
         right = (
-            f"{row.exact_match_before.mean:.0%} → {row.exact_match_after.mean:.0%}"
-            if row.exact_match_before is not None and row.exact_match_after is not None
+            f"{row.before.exact_match.mean:.0%} → {row.after.exact_match.mean:.0%}"
+            if row.before.exact_match is not None and row.after.exact_match is not None
             else ""
         )
-        lines.append(f"  {LABELS[row.kind]:<52} {score.mean:>6.2f}  {interval:<15} {right:<14} {row.n}{excluded}")
+        label = facts_label(row.role, row.split, others="controls")
+        lines.append(f"  {label:<52} {score.mean:>6.2f}  {interval:<15} {right:<14} {row.n}{excluded}")
     damage = evaluation.damage
     before, after = damage.perplexity_before, damage.perplexity_after
     lines.append(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from amnesia.labels import Row, is_target
 from amnesia.numerals import flat, share, short, signed, token_name
 from amnesia.svg import Drawing, Scale, around
 
-Row = Mapping[str, Any]
 Place = tuple[float, float, Any]
 # Each figure is drawn for two widths, in CSS pixels, so that text has its size on a phone too; the page shows one.
 WIDTHS = {"wide": 800.0, "narrow": 330.0}
@@ -38,15 +38,22 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A point of a line; `error` is half the height of a band around it, if it has one."""
+
+    x: float
+    y: float
+    error: float | None = None
+
+
+@dataclass(frozen=True)
 class Series:
-    """A line through points; `errors` are half the heights of a band around it."""
+    """A line through points, with a band around it where these have errors."""
 
     label: str
     mark: tuple[str, str]
     line: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    errors: tuple[float, ...] = ()
+    points: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
@@ -102,15 +109,12 @@ def intervals(rows: Sequence[Interval], title: str, key: str) -> str:
 
 def scatter(prompts: Sequence[Row], entity: str) -> str:
     """What each scored fact was worth before the edit and is worth after it, in nats above an unknown name."""
-    facts = [
-        (row, row["logprob_before"] - row["logprob_unknown"], row["logprob_after"] - row["logprob_unknown"])
-        for row in prompts
-    ]
+    facts = [(row, *(row[when]["logprob"] - row["logprob_unknown"] for when in ("before", "after"))) for row in prompts]
     most = max(before for _, before, _ in facts)
     across = around([before for _, before, _ in facts], 0, most)
     # A fact can fall without limit; what falls below twice the largest gain is drawn at the edge.
     up = around([after for _, _, after in facts], -most / 8, most, -2 * most, 2 * most)
-    n_targets = sum("target" in row["kind"] for row, _, _ in facts)
+    n_targets = sum(is_target(row) for row, _, _ in facts)
     n_edge = sum(not up[0] <= after <= up[1] for _, _, after in facts)
     described = (
         f"{n_targets} facts about {entity} as filled diamonds, {len(facts) - n_targets} about others as open circles. "
@@ -133,7 +137,7 @@ def scatter(prompts: Sequence[Row], entity: str) -> str:
         drawing.line(x(0), y(0), x(end), y(end), "guide dashed")
         drawing.text(x(end) - 12, y(end) + 6, "as before: score 1", "label small", "end")
         for (shape, classes), wanted in ((CONTROL, False), (TARGET, True)):
-            places = [(x(before), y(after), row) for row, before, after in facts if ("target" in row["kind"]) is wanted]
+            places = [(x(before), y(after), row) for row, before, after in facts if is_target(row) is wanted]
             for left, top, row in _apart(places):
                 tip = None
                 if len(facts) <= _MANY and width == WIDTHS["wide"]:
@@ -151,11 +155,12 @@ def sweep(document: Row, entity: str) -> str:
     styles = {"target": (TARGET, "target"), "control": (CONTROL, "control dashed")}
     series = [
         Series(
-            f"{entity if curve['kind'] == 'target' else 'others'}, {curve['n']} facts",
-            *styles[curve["kind"]],
-            tuple(document["strengths"]),
-            tuple(curve["mean"]),
-            tuple(curve["standard_error"]),
+            f"{entity if curve['role'] == 'target' else 'others'}, {curve['n']} facts",
+            *styles[curve["role"]],
+            tuple(
+                Point(*point)
+                for point in zip(document["strengths"], curve["mean"], curve["standard_error"], strict=True)
+            ),
         )
         for curve in document["curves"]
     ]
@@ -165,10 +170,11 @@ def sweep(document: Row, entity: str) -> str:
 def lines(series: Sequence[Series], key: str, title: str, axis: str) -> str:
     """Curves of knowledge scores."""
     described = " ".join(
-        f"{one.label}: {signed(one.y[0])} at {one.x[0]:g}, {signed(one.y[-1])} at {one.x[-1]:g}." for one in series
+        f"{one.label}: {', '.join(f'{signed(end.y)} at {end.x:g}' for end in (one.points[0], one.points[-1]))}."
+        for one in series
     )
-    places = [x for one in series for x in one.x]
-    ends = around([y for one in series for y in one.y], 0, 1, *_EDGES)
+    places = [point.x for one in series for point in one.points]
+    ends = around([point.y for one in series for point in one.points], 0, 1, *_EDGES)
 
     def draw(name: str, width: float) -> Drawing:
         drawing = Drawing(name, title, f"Knowledge score. {described}", width)
@@ -182,14 +188,15 @@ def lines(series: Sequence[Series], key: str, title: str, axis: str) -> str:
         for level in (0, 1):
             drawing.line(sides[0], y(level), sides[1], y(level), "guide dashed")
         for one in series:
-            points = [(x(a), y(b)) for a, b in zip(one.x, one.y, strict=True)]
-            if one.errors:
-                band = [(x(a), y(b + e)) for a, b, e in zip(one.x, one.y, one.errors, strict=True)]
-                band += [(x(a), y(b - e)) for a, b, e in zip(one.x, one.y, one.errors, strict=True)][::-1]
+            banded = [(x(point.x), point.y, point.error) for point in one.points if point.error is not None]
+            if banded:
+                band = [(across, y(middle + error)) for across, middle, error in banded]
+                band += [(across, y(middle - error)) for across, middle, error in reversed(banded)]
                 drawing.path(band, f"band {one.line.split()[0]}", closed=True)
-            drawing.path(points, f"curve {one.line}")
-            for (a, b), value, place in zip(points, one.y, one.x, strict=True):
-                drawing.mark(one.mark[0], a, b, 3.4, one.mark[1], f"{one.label}: {signed(value)} at {place:g}")
+            drawing.path([(x(point.x), y(point.y)) for point in one.points], f"curve {one.line}")
+            for point in one.points:
+                tip = f"{one.label}: {signed(point.y)} at {point.x:g}"
+                drawing.mark(one.mark[0], x(point.x), y(point.y), 3.4, one.mark[1], tip)
         drawing.text(sides[1], bottom + 34, axis, "label small", "end")
         drawing.height = bottom + 42
         return drawing

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from amnesia.labels import Row, is_target, words
 from amnesia.numerals import flat, positive, short, signed
 
 NEIGHBORHOODS = {
@@ -27,10 +27,10 @@ class Term:
     example: str | None = None
 
 
-def terms(document: Mapping[str, Any]) -> Iterator[Term]:
+def terms(document: Row) -> Iterator[Term]:
     """The terms that the sections of this report use."""
     scored = [row for row in document["prompts"] if row["knowledge_score"] is not None]
-    row = next((row for row in scored if "target" in row["kind"]), next(iter(scored), None))
+    row = next((row for row in scored if is_target(row)), next(iter(scored), None))
     fact = None if row is None else f"“{row['prompt']}” → “{row['answer']}”"
     yield Term(
         "Knowledge score",
@@ -57,9 +57,9 @@ def terms(document: Mapping[str, Any]) -> Iterator[Term]:
     yield Term(
         "Answer rank",
         "The place of the answer's first token among all tokens by probability; 0 is the most likely one.",
-        None if row is None else f"{fact}: {row['rank_before']:,} before, {row['rank_after']:,} after.",
+        None if row is None else f"{fact}: {row['before']['rank']:,} before, {row['after']['rank']:,} after.",
     )
-    asked = next((one for one in scored if one["exact_match_before"] is not None and "target" in one["kind"]), None)
+    asked = next((one for one in scored if one["before"]["exact_match"] is not None and is_target(one)), None)
     yield Term(
         "Right answer (exact match)",
         "The model writes on freely after the prompt, always taking the most likely token. Its reply is right when its "
@@ -83,7 +83,7 @@ def terms(document: Mapping[str, Any]) -> Iterator[Term]:
         yield Term(
             "Neighborhood",
             "How close a control is to the target; the first that holds counts. "
-            + " ".join(f"{name.replace('_', ' ').capitalize()}: {text}." for name, text in NEIGHBORHOODS.items()),
+            + " ".join(f"{words(name).capitalize()}: {text}." for name, text in NEIGHBORHOODS.items()),
         )
     if "changed" in document:
         yield Term(
@@ -97,22 +97,22 @@ def terms(document: Mapping[str, Any]) -> Iterator[Term]:
         )
 
 
-def score_example(row: Mapping[str, Any]) -> str:
+def score_example(row: Row) -> str:
     """The arithmetic of one knowledge score."""
-    after, before, unknown = (row[f"logprob_{name}"] for name in ("after", "before", "unknown"))
+    after, before, unknown = row["after"]["logprob"], row["before"]["logprob"], row["logprob_unknown"]
     return (
         f"({signed(after, 3)} − ({signed(unknown, 3)})) / ({signed(before, 3)} − ({signed(unknown, 3)})) = "
         f"{signed(after - unknown, 3)} / {signed(before - unknown, 3)} = {signed(row['knowledge_score'])}."
     )
 
 
-def _match_example(row: Mapping[str, Any]) -> str:
+def _match_example(row: Row) -> str:
     answers = " or ".join(f"“{text}”" for text in (row["answer"], *row["answer_aliases"]))
-    said = flat(row["generated_after"] or "", 120)
-    return f"the edited model writes “{said}”; right is {answers}: {'yes' if row['exact_match_after'] else 'no'}."
+    said = flat(row["after"]["generated"] or "", 120)
+    return f"the edited model writes “{said}”; right is {answers}: {'yes' if row['after']['exact_match'] else 'no'}."
 
 
-def _mean_terms(document: Mapping[str, Any]) -> Iterator[Term]:
+def _mean_terms(document: Row) -> Iterator[Term]:
     one = next((row for row in document["aggregates"] if row["group"] == "all"), None)
     values = (
         [] if one is None else [row["knowledge_score"] for row in document["prompts"] if row["kind"] == one["kind"]]
@@ -140,7 +140,7 @@ def _mean_terms(document: Mapping[str, Any]) -> Iterator[Term]:
     )
 
 
-def _damage_terms(document: Mapping[str, Any]) -> Iterator[Term]:
+def _damage_terms(document: Row) -> Iterator[Term]:
     harm = document["damage"]
     before, after = (harm["neutral_perplexity"][name] for name in ("before", "after"))
     yield Term(
@@ -164,7 +164,7 @@ def _damage_terms(document: Mapping[str, Any]) -> Iterator[Term]:
         )
 
 
-def _cell_example(edits: list[Mapping[str, Any]]) -> str:
+def _cell_example(edits: list[Row]) -> str:
     one = edits[0]
     if "columns" in one:
         place = max(range(len(one["columns"])), key=lambda n: abs(one["read"][n]))

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from amnesia.labels import Row, facts_label, is_held_out, is_target, role_of, split_of, words
 from amnesia.numerals import change, flat, positive, share, signed, token_name
-
-Row = Mapping[str, Any]
 
 MAX_TARGETS = 300
 """Rows about the target in one table; `report.json` has all."""
@@ -44,11 +43,6 @@ class Part:
         return self.n - len(self.rows)
 
 
-def is_target(row: Row) -> bool:
-    """Whether a prompt or an aggregate is about the target."""
-    return "target" in row["kind"]
-
-
 def is_alone(document: Row) -> bool:
     """Whether one model was measured, so that there is no before and after."""
     return document["edited"] is None and document["accepted"] is None and "changed" not in document
@@ -66,12 +60,7 @@ def model_name(document: Row) -> str:
 
 def label(row: Row, entity: str) -> str:
     """Whose facts an aggregate is about."""
-    return {
-        "target": f"{entity}, search wordings",
-        "held_out_target": f"{entity}, held-out wordings",
-        "control": "others, search facts",
-        "held_out_control": "others, held-out facts",
-    }[row["kind"]]
+    return facts_label(role_of(row), split_of(row), target=entity)
 
 
 def labels(rows: Sequence[Row], entity: str) -> list[str]:
@@ -86,8 +75,8 @@ def group_labels(rows: Sequence[Row], entity: str) -> list[str]:
 
 def group_name(row: Row) -> str:
     """The name of an aggregate's group, and of its split when it was held out."""
-    name = row["group"].partition(":")[2].replace("_", " ")
-    return f"{name}, held out" if row["kind"].startswith("held_out") else name
+    name = words(row["group"].partition(":")[2])
+    return f"{name}, held out" if is_held_out(row) else name
 
 
 def whole(document: Row) -> list[Row]:
@@ -130,7 +119,7 @@ def excluded_facts(document: Row) -> Part:
 def headline(document: Row) -> str:
     """The result in a sentence or two: right answers where there are any, else knowledge scores."""
     entity = entity_of(document)
-    asked = [row for row in scored(document) if row["exact_match_before"] is not None]
+    asked = [row for row in scored(document) if row["before"]["exact_match"] is not None]
     targets, others = ([row for row in asked if is_target(row) is wanted] for wanted in (True, False))
     if is_alone(document) and targets:
         return f"The model answers {_right(targets, 'before')} of {len(targets)} questions about {entity} correctly."
@@ -147,18 +136,16 @@ def headline(document: Row) -> str:
 
 def tiles(document: Row) -> Iterator[Tile]:
     """The numbers at the top of the page."""
-    kinds = {row["kind"]: row for row in whole(document)}
     alone = is_alone(document)
-    for names, subject in (
-        (("held_out_target", "target"), entity_of(document)),
-        (("held_out_control", "control"), "others"),
-    ):
-        row = next((kinds[name] for name in names if name in kinds), None)
-        if row is None:
+    for wanted, subject in ((True, entity_of(document)), (False, "others")):
+        # Of both splits the one that judges.
+        rows = sorted((row for row in whole(document) if is_target(row) is wanted), key=is_held_out)
+        if not rows:
             continue
-        facts = f"{row['n']} held-out facts" if row["kind"].startswith("held_out") else f"{row['n']} facts"
+        row = rows[-1]
+        facts = f"{row['n']} held-out facts" if is_held_out(row) else f"{row['n']} facts"
         interval = row["knowledge_score"]
-        right = [row[f"exact_match_{when}"] for when in ("before", "after")]
+        right = [row[when]["exact_match"] for when in ("before", "after")]
         if not alone:
             span = f"{signed(interval['low'])} to {signed(interval['high'])}"
             yield Tile(f"Knowledge of {subject}", signed(interval["mean"]), f"{facts}, 95 % interval {span}")
@@ -174,7 +161,7 @@ def tiles(document: Row) -> Iterator[Tile]:
 
 
 def _right(rows: Sequence[Row], when: str) -> int:
-    return sum(bool(row[f"exact_match_{when}"]) for row in rows)
+    return sum(bool(row[when]["exact_match"]) for row in rows)
 
 
 def tenths(value: float) -> int:
@@ -194,7 +181,7 @@ def middle(value: Any) -> float | None:
 
 def attack_name(name: str) -> str:
     """The name of an attack or of a method, for readers."""
-    return {"plain": "no attack: the plain question"}.get(name, name.replace("_", " "))
+    return {"plain": "no attack: the plain question"}.get(name, words(name))
 
 
 def pair(before: int | None, after: int | None, alone: bool) -> str:
@@ -227,9 +214,9 @@ def changes(edits: Sequence[Row]) -> str:
 
 def groups_of(row: Row) -> str:
     """To which groups a prompt belongs."""
-    split = "held out" if row["kind"].startswith("held_out") else None
+    split = "held out" if is_held_out(row) else None
     named = (split, row["neighborhood"], row["relation"], row["popularity"])
-    return ", ".join(name.replace("_", " ") for name in named if name)
+    return ", ".join(words(name) for name in named if name)
 
 
 def subject_name(subject: str, entity: str) -> str:

@@ -9,24 +9,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from amnesia.domain import Fact
+from amnesia.domain import ROLES, Fact
 from amnesia.encoding import chat_format, join
 from amnesia.errors import InputError
-from amnesia.forward import AnswerLogprob, answer_logprobs, generate
-from amnesia.measurement import Measurement, Unknown, check_known, why_excluded
-from amnesia.model import LiveModel, Progress
+from amnesia.measurement import KnownFact, Pair, Unknown, check_known, measure, write
+from amnesia.model import LiveModel
+from amnesia.progress import Progress
 from amnesia.prompts import neutral_texts
-from amnesia.quantization import DEFAULT_METHODS, obstacle, quantized
-from amnesia.questions import FactSet
+from amnesia.quantization import obstacle, quantized
+from amnesia.questions import Question
 from amnesia.recipe import Scoring
-from amnesia.relearning import DEFAULT_STEPS, Observed, relearn, untrainable
-from amnesia.scores import knowledge_score
-from amnesia.stress import INVENTED_NAMES, Attack, AttackPrompt, Subject, attacks
+from amnesia.relearning import Observed, relearn, untrainable
+from amnesia.stress import INVENTED_NAMES, Attack, AttackPrompt, AttackTarget, attacks
+from amnesia.stress_settings import StressSettings
 
 Task = Callable[[str], AbstractContextManager[Progress]]
-Pair = tuple[str, str]
 
 AS_LOADED = "none"
 UNRELATED = "unrelated"
@@ -34,44 +33,22 @@ ONE_FACT = "one fact"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How much is tried: facts and controls, quantizations, and the steps of training after which it is looked."""
-
-    n_facts: int = 8
-    n_controls: int = 8
-    methods: tuple[str, ...] = DEFAULT_METHODS
-    steps: tuple[int, ...] = DEFAULT_STEPS
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Log-probabilities (nats) that count as a knowledge score of 1 and of 0: of the original model."""
-
-    before: float
-    unknown: float
-
-    def score(self, after: float) -> float:
-        """The knowledge score of a log-probability."""
-        return knowledge_score(after, self.before, self.unknown)
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What both models go through. `scales` has those of facts, and of questions that are scored by themselves.
+    """What both models go through. `known` has the facts, and the questions that are scored by themselves.
 
-    Questions of the latter kind that the original model does not know have no scale.
+    Questions of the latter kind are only there where the original model knows their answer.
     """
 
-    subject: Subject
+    target: AttackTarget
     facts: tuple[Fact, ...]
     controls: tuple[Fact, ...]
     attacks: tuple[Attack, ...]
-    scales: Mapping[Pair, Scale]
-    settings: Settings
+    known: Mapping[Pair, KnownFact]
+    settings: StressSettings
 
-    def scale(self, prompt: AttackPrompt) -> Scale | None:
-        """Where the question is scored: on that of its fact, or on its own; None where it cannot be scored."""
-        return self.scales.get((prompt.text, prompt.answer) if prompt.unknown else pair_of(prompt.fact))
+    def scale(self, prompt: AttackPrompt) -> KnownFact | None:
+        """What the question is scored by: its fact, or the question itself; None where it cannot be scored."""
+        return self.known.get(prompt.pair if prompt.unknown else prompt.fact.pair())
 
     @property
     def taught(self) -> Fact:
@@ -95,7 +72,7 @@ class Replies:
 
 
 @dataclass(frozen=True)
-class Curve:
+class TrainingRun:
     """Replies to the pairs of a training run, by step. `text` is what was trained on, in the words of this module."""
 
     text: str
@@ -110,52 +87,40 @@ class Endured:
 
     attacked: Replies
     quantized: Mapping[str, Replies | str]
-    trained: tuple[Curve, ...] | str
+    trained: tuple[TrainingRun, ...] | str
 
 
 def prepare(
-    live: LiveModel,
-    asked: FactSet,
-    unknown: Sequence[Unknown | None],
-    before: Measurement,
-    settings: Settings,
-    task: Task,
+    live: LiveModel, facts: Sequence[KnownFact], translations: Mapping[str, str], settings: StressSettings, task: Task
 ) -> Plan:
-    """What to try, from the original model's evaluation (`unknown`, `before`) of the same questions.
+    """What to try, from what the original model knows; `translations` are the entity's names by language code.
 
     Raises InputError when the targets are about several entities, or when the model knows none of them.
     """
-    questions = asked.questions
-    names = {question.fact.entity: question.aliases for question in questions if "target" in question.kind}
+    names = {fact.question.fact.entity: fact.question.aliases for fact in facts if fact.question.role == "target"}
     if len(names) > 1:
         raise InputError(f"stress tests are about one entity, and the targets are about {', '.join(names)}: choose one")
-    reasons = [why_excluded(answer, base, asked.scoring) for answer, base in zip(before.answers, unknown, strict=True)]
-    check_known(questions, reasons)
+    check_known(facts)
     ((name, aliases),) = names.items()
-    subject = Subject(name, tuple(alias for alias in aliases if alias != name), asked.translations)
-    known = [index for index, reason in enumerate(reasons) if reason is None]
-    scales = {
-        pair_of(questions[index].fact): Scale(before.answers[index].total, unknown[index].total) for index in known
-    }
-    facts = {
-        role: [questions[index].fact for index in known if role in questions[index].kind]
-        for role in ("target", "control")
-    }
-    chosen = _taking_turns(facts["target"], lambda fact: fact.answer, settings.n_facts)
-    tried = attacks(subject, chosen, facts["control"], chat_format(live.tokenizer))
+    target = AttackTarget(name, tuple(alias for alias in aliases if alias != name), translations)
+    known = [fact for fact in facts if not fact.excluded]
+    targets, controls = ([fact.question.fact for fact in known if fact.question.role == role] for role in ROLES)
+    chosen = _taking_turns(targets, lambda fact: fact.answer, settings.n_facts)
+    tried = attacks(target, chosen, controls, settings, chat_format(live.tokenizer))
+    scales = {fact.pair: fact for fact in known}
     with task("asking the original model about the attacks") as progress:
-        scales |= _own_scales(live, tried, asked.scoring, progress)
-    controls = _taking_turns(facts["control"], lambda fact: fact.entity, settings.n_controls)
-    return Plan(subject, chosen, controls, tried, scales, settings)
+        scales |= _own_scales(live, tried, facts[0].scoring, progress)
+    spared = _taking_turns(controls, lambda fact: fact.entity, settings.n_controls)
+    return Plan(target, chosen, spared, tried, scales, settings)
 
 
 def endure(live: LiveModel, plan: Plan, name: str, task: Task) -> Endured:
     """Put one model through the plan; `name` is for progress. The model is afterwards as before."""
     prompts = [prompt for attack in plan.attacks for prompt in attack.prompts if plan.scale(prompt)]
     with task(f"attacking the {name} model") as progress:
-        pairs = {(text, prompt.answer): None for prompt in prompts for text in (prompt.text, *prompt.never_known)}
-        attacked = _ask(live, list(pairs), progress)
-    plain = [pair_of(fact) for fact in (*plan.facts, *plan.controls)]
+        pairs = [(text, prompt.answer) for prompt in prompts for text in (prompt.text, *prompt.never_known)]
+        attacked = _ask(live, pairs, progress)
+    plain = [fact.pair() for fact in (*plan.facts, *plan.controls)]
     replies: dict[str, Replies | str] = {}
     with task(f"quantizing the {name} model") as progress:
         replies[AS_LOADED] = _ask(live, plain, progress)
@@ -171,11 +136,6 @@ def endure(live: LiveModel, plan: Plan, name: str, task: Task) -> Endured:
     return Endured(attacked, replies, trained)
 
 
-def pair_of(fact: Fact, name: str | None = None) -> Pair:
-    """Prompt and answer of a fact, or of the same said of another name."""
-    return fact.text(name), fact.answer
-
-
 def _taking_turns(facts: Iterable[Fact], key: Callable[[Fact], str], n: int) -> tuple[Fact, ...]:
     """Up to `n` facts, of which none has a key again before all keys had their turn."""
     groups: dict[str, list[Fact]] = defaultdict(list)
@@ -186,51 +146,52 @@ def _taking_turns(facts: Iterable[Fact], key: Callable[[Fact], str], n: int) -> 
     return tuple(queues[place][turn] for turn, place in ordered[:n])
 
 
-def _own_scales(live: LiveModel, tried: Sequence[Attack], scoring: Scoring, progress: Progress) -> dict[Pair, Scale]:
-    """The scales of questions whose answer is not the fact's, where the original model knows it."""
+def _own_scales(
+    live: LiveModel, tried: Sequence[Attack], scoring: Scoring, progress: Progress
+) -> dict[Pair, KnownFact]:
+    """The questions whose answer is not the fact's, as facts of their own, where the original model knows them."""
     prompts = [prompt for attack in tried for prompt in attack.prompts if prompt.unknown]
-    wanted = {(text, prompt.answer): None for prompt in prompts for text in (prompt.text, *prompt.unknown)}
-    found = dict(zip(wanted, answer_logprobs(live, list(wanted), progress), strict=True))
+    wanted = [(text, prompt.answer) for prompt in prompts for text in (prompt.text, *prompt.unknown)]
+    found = measure(live, wanted, progress)
     scales = {}
     for prompt in prompts:
-        before = found[prompt.text, prompt.answer]
-        others = [found[text, prompt.answer] for text in prompt.unknown]
-        unknown = Unknown(mean(row.total for row in others), mean(row.first for row in others))
-        if why_excluded(before, unknown, scoring) is None:
-            scales[prompt.text, prompt.answer] = Scale(before.total, unknown.total)
+        asked = Question("target", replace(prompt.fact, prompt=prompt.text, answer=prompt.answer))
+        unknown = Unknown.of([found[text, prompt.answer] for text in prompt.unknown])
+        known = KnownFact(asked, found[prompt.pair], unknown, scoring)
+        if not known.excluded:
+            scales[prompt.pair] = known
     return scales
 
 
-def _ask(live: LiveModel, pairs: Sequence[Pair], progress: Progress) -> Replies:
-    answers = answer_logprobs(live, pairs, progress)
-    texts = list(dict.fromkeys(text for text, _ in pairs))
-    return Replies(_totals(pairs, answers), dict(zip(texts, generate(live, texts, progress=progress), strict=True)))
+def _ask(live: LiveModel, pairs: Iterable[Pair], progress: Progress) -> Replies:
+    pairs = list(pairs)
+    return Replies(_totals(live, pairs, progress), write(live, [text for text, _ in pairs], progress))
 
 
-def _totals(pairs: Sequence[Pair], answers: Sequence[AnswerLogprob]) -> dict[Pair, float]:
-    return {pair: answer.total for pair, answer in zip(pairs, answers, strict=True)}
+def _totals(live: LiveModel, pairs: Iterable[Pair], progress: Progress) -> dict[Pair, float]:
+    return {pair: answer.logprob for pair, answer in measure(live, pairs, progress).items()}
 
 
-def _train(live: LiveModel, plan: Plan, progress: Progress) -> Iterator[Curve]:
+def _train(live: LiveModel, plan: Plan, progress: Progress) -> Iterator[TrainingRun]:
     """Three runs: on text about nothing in particular, and on one fact, told of the entity and of an invented name."""
-    entity, invented = plan.subject.name, INVENTED_NAMES[0]
-    controls = [pair_of(fact) for fact in plan.controls]
+    entity, invented = plan.target.name, INVENTED_NAMES[0]
+    controls = [fact.pair() for fact in plan.controls]
 
-    def run(text: str, texts: Sequence[str], names: tuple[str, ...], facts: Sequence[Fact]) -> Curve:
-        pairs = [*(pair_of(fact, name) for name in names for fact in facts), *controls]
+    def run(text: str, texts: Sequence[str], names: tuple[str, ...], facts: Sequence[Fact]) -> TrainingRun:
+        pairs = [*(fact.pair(name) for name in names for fact in facts), *controls]
         observed = relearn(
             live,
             texts,
-            plan.settings.steps,
-            lambda: _totals(pairs, answer_logprobs(live, pairs, progress)),
+            plan.settings,
+            lambda: _totals(live, pairs, progress),
             progress=progress,
         )
-        return Curve(text, texts[0], names, observed)
+        return TrainingRun(text, texts[0], names, observed)
 
     yield run(UNRELATED, neutral_texts("search"), (entity, invented), plan.facts)
     if plan.remaining:
         for name in (entity, invented):
-            yield run(ONE_FACT, [join(*pair_of(plan.taught, name))], (name,), plan.remaining)
+            yield run(ONE_FACT, [join(*plan.taught.pair(name))], (name,), plan.remaining)
 
 
 def mean(values: Iterable[float]) -> float:

@@ -12,7 +12,7 @@ import click
 
 from amnesia import figures
 from amnesia.console import Terminal, as_json, force_option, on_device, options, print_json
-from amnesia.domain import Cell
+from amnesia.domain import Cell, Loading, ModelRef
 from amnesia.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -47,14 +47,13 @@ class Experiment:
         output: Path | None,
         plots: bool,
         force: bool,
-        dtype: str,
-        device: str | None,
+        loading: Loading,
         json_output: bool,
     ) -> None:
         from amnesia.files import check_output
 
         self.name, self.folder, self.plots, self.force, self.json_output = name, output, plots, force, json_output
-        self.dtype, self.device = dtype, device
+        self.loading = loading
         self.terminal = Terminal()
         self.task = self.terminal.task
         # Minutes of work must not end in front of a folder that cannot be written or a figure that cannot be drawn.
@@ -63,18 +62,18 @@ class Experiment:
             if plots:
                 figures.check_available()
 
-    def load(self, model: str, revision: str | None = None) -> LiveModel:
+    def load(self, model: ModelRef | str) -> LiveModel:
         """The model of a Hub id, folder or file."""
-        return load_model(model, revision, self.terminal, self.dtype, self.device)
+        return load_model(model, self.terminal, self.loading)
 
     def write(self, result: Any, lines: list[str]) -> None:
         """Write the document of a result dataclass, then print it as JSON or as `lines`."""
         from amnesia.files import staged_output
-        from amnesia.report import to_bytes
+        from amnesia.strict_json import json_bytes
 
         document = {"figure": self.name, **dataclasses.asdict(result)}
         if self.folder is not None:
-            content = to_bytes(document)
+            content = json_bytes(document)
             drawn = figures.draw(document) if self.plots else {}
             with staged_output(self.folder, force=self.force) as staging:
                 (staging / f"{self.name}.json").write_bytes(content)
@@ -106,13 +105,13 @@ class Subject:
         from amnesia.domain import ColumnEdit, check_edits
 
         recipe = self.recipe
-        live = run.load(self.model) if self.model else run.load(recipe.model, recipe.revision)
-        cells = list(self.cells) or [edit.cell for edit in recipe.cells]
+        live = run.load(self.model or recipe.model)
+        cells = list(self.cells) or [edit.cell for edit in recipe.edit.cells]
         if cells:
             shape = live.shape
             check_edits(list(map(ColumnEdit, cells)), shape.n_layers, shape.d_model, shape.d_mlp, live.name)
             return live, cells
-        with run.task(f"localizing {recipe.entity}") as progress:
+        with run.task(f"localizing {recipe.target.entity}") as progress:
             cell_map = localized(live, recipe, progress, first=1)
         return live, [row.cell for row in cell_map.top(self.top)]
 
@@ -127,12 +126,11 @@ def an_experiment(name: str) -> Callable[[Callable[..., None]], Callable[..., No
             output: Path | None,
             plots: bool,
             force: bool,
-            dtype: str,
-            device: str | None,
+            loading: Loading,
             json_output: bool,
             **rest: Any,
         ) -> None:
-            function(Experiment(name, output, plots, force, dtype, device, json_output), **rest)
+            function(Experiment(name, output, plots, force, loading, json_output), **rest)
 
         return command
 
@@ -158,9 +156,9 @@ def on_a_recipe(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def load_model(model: str, revision: str | None, terminal: Terminal, dtype: str, device: str | None) -> LiveModel:
+def load_model(model: ModelRef | str, terminal: Terminal, loading: Loading) -> LiveModel:
     """The model of a Hub id, folder or file."""
     from amnesia import pipeline
     from amnesia.sources import resolve
 
-    return pipeline.load_source(resolve(model, revision, terminal.notice), dtype, device)
+    return pipeline.load_source(resolve(model, terminal.notice), loading)

@@ -9,9 +9,10 @@ import torch
 
 from amnesia.domain import Cell
 from amnesia.errors import InputError
-from amnesia.localization import CellMap, cell_maps
-from amnesia.model import LiveModel, Progress
-from amnesia.prompts import CONTRAST_ENTITIES, ENTITY_TEMPLATES, share_words
+from amnesia.localization import SETTINGS, CellMap, cell_maps
+from amnesia.model import LiveModel
+from amnesia.progress import Progress
+from amnesia.prompts import contrast_entities, share_words
 from amnesia.variants import Variant
 
 TOP_RANK = 100
@@ -67,7 +68,7 @@ def robustness(
     n_unrelated: int = 10,
     unrelated: Sequence[str] = (),
     layers: tuple[int, int] | None = None,
-    n_prompts: int = len(ENTITY_TEMPLATES),
+    n_prompts: int = SETTINGS.n_prompts,
     progress: Progress | None = None,
 ) -> Robustness:
     """Rank and z-scores of the entity's cells under each variant and under unrelated names.
@@ -77,7 +78,7 @@ def robustness(
     """
     own = tuple(dict.fromkeys(variant.name for variant in variants))
     others = list(unrelated) or [
-        name for name in CONTRAST_ENTITIES if not any(share_words(name, (form,)) for form in own)
+        name for name in contrast_entities() if not any(share_words(name, (form,)) for form in own)
     ]
     stride = 1 if unrelated else max(1, len(others) // max(1, n_unrelated))
     rows = [*variants, *(Variant(name, "unrelated") for name in others[::stride][: len(unrelated) or n_unrelated])]
@@ -94,7 +95,7 @@ def robustness(
     )
     chosen = tuple(cells) or tuple(row.cell for row in maps[0].top(n_cells))
     for cell in chosen:
-        if cell.layer not in maps[0].layers or not 0 <= cell.neuron < live.shape.d_mlp:
+        if cell not in maps[0].space:
             raise InputError(
                 f"cell {cell} is out of range: {live.name} was searched in layers {maps[0].layers[0]}–"
                 f"{maps[0].layers[-1]} with neurons 0–{live.shape.d_mlp - 1}; widen --layers or drop it"
@@ -105,14 +106,15 @@ def robustness(
 
 
 def _row(variant: Variant, cell_map: CellMap, cells: Sequence[Cell]) -> NameRow:
-    places = [(cell_map.layers.index(cell.layer), cell.neuron) for cell in cells]
+    indices = [cell_map.space.index(cell) for cell in cells]
+    score, mean_z, std_z = (part.flatten() for part in (cell_map.score, cell_map.mean_z, cell_map.std_z))
     return NameRow(
         variant.name,
         variant.kind,
         variant.language,
-        tuple(int((cell_map.score > cell_map.score[place]).sum()) + 1 for place in places),
-        tuple(cell_map.mean_z[place].item() for place in places),
-        tuple(cell_map.std_z[place].item() for place in places),
+        tuple(int((score > score[index]).sum()) + 1 for index in indices),
+        tuple(mean_z[indices].tolist()),
+        tuple(std_z[indices].tolist()),
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amnesia.errors import CheckpointError
+from amnesia.errors import CheckpointError, os_errors_as
 from amnesia.files import BLOCK, list_files, read_exactly, read_small
 from amnesia.streams import Strided
 from amnesia.strict_json import StrictJson, shown
@@ -89,14 +89,10 @@ def split_name(name: str) -> tuple[str, int | None]:
 
 def read_header(path: Path) -> SafetensorsHeader:
     """Read and check the header; raises CheckpointError when the file is missing, truncated or contradicts itself."""
-    try:
+    with os_errors_as(CheckpointError, f"{path} cannot be read", "fetch it again"):
         with path.open("rb") as file:
             file_size = os.fstat(file.fileno()).st_size
             return header_of(path, file_size, lambda start, size: read_exactly(file.fileno(), size, start, str(path)))
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}): fetch it again") from error
 
 
 def header_of(path: Path, file_size: int, read: Callable[[int, int], bytes]) -> SafetensorsHeader:

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amnesia.adapter import write_adapter
-from amnesia.checkpoint import add_file, needed_bytes, open_source, write_edited
-from amnesia.domain import Cell, ColumnEdit, Format, directions_of
+from amnesia.checkpoint import add_file, needed_bytes, write_edited
+from amnesia.domain import Cell, ColumnEdit, Format
 from amnesia.edit_rows import read_edit
 from amnesia.edits import EditSpec, EntityEdits, names_of
-from amnesia.errors import InputError
+from amnesia.errors import InputError, os_errors_as
 from amnesia.files import read_small, staged_output
-from amnesia.manifest import Manifest, write_manifest
+from amnesia.manifest import Manifest
+from amnesia.manifest_file import write_manifest
 from amnesia.modelfile import MODELFILE_NAME, modelfile
-from amnesia.plan import plan_edits
+from amnesia.plan import Plan
+from amnesia.progress import Progress, Watch, ignore_progress, unwatched
 from amnesia.sources import ModelSource
 from amnesia.strict_json import StrictJson
 
 if TYPE_CHECKING:
+    from amnesia.gguf_edit import GgufPlan
+    from amnesia.gguf_widen import WidePlan
     from amnesia.remote import RemoteCheckpoint
 
 _MAX_EDIT_FILE = 2**24
 # An edit of which a twentieth is lost is hardly the one that was chosen.
-_ENOUGH_KEPT = 0.95
+_ENOUGH = 0.95
 
 
 def edits_from_file(path: Path) -> tuple[EntityEdits, ...]:
@@ -36,10 +40,8 @@ def edits_from_file(path: Path) -> tuple[EntityEdits, ...]:
     is malformed, or holds no edits because no handle was found.
     """
     check = StrictJson(str(path), InputError, "give a file that `amnesia extract -o` wrote")
-    try:
+    with os_errors_as(InputError, f"edit file {path} cannot be read", "give an existing file"):
         content = read_small(path, _MAX_EDIT_FILE)
-    except OSError as error:
-        raise InputError(f"edit file {path} cannot be read ({error.strerror}): give an existing file") from error
     if len(content) > _MAX_EDIT_FILE:
         raise check.fail(f"has more than {_MAX_EDIT_FILE} bytes")
     document = check.mapping(check.parse(content), "the file")
@@ -74,51 +76,98 @@ def spec_of(
     allow_overlap: bool = False,
 ) -> EditSpec:
     """Edits of a model that the manifest names as the user did; raises InputError when an entity comes twice."""
-    return EditSpec(tuple(groups), source.id, source.revision, recipe_text, allow_overlap)
+    return EditSpec(tuple(groups), source.ref, recipe_text, allow_overlap)
 
 
-def write_format(
-    name: Format,
+@dataclass(frozen=True)
+class FormatPlan:
+    """What one format of an output will be, checked once: for the size check and for the writer.
+
+    `origin` is what no output may replace; None for a model on the Hub.
+    """
+
+    format: Format
+    origin: Path | None
+    edit: Plan[Any] | GgufPlan | WidePlan
+
+    def n_bytes(self, *, link: bool = False) -> int:
+        """Bytes that the format takes on the disk; adapters count as nothing."""
+        if self.format == "adapter":
+            return 0
+        return needed_bytes(self.edit, link=link) if isinstance(self.edit, Plan) else self.edit.n_bytes
+
+
+def plan_formats(
+    names: Sequence[Format],
     source: ModelSource | RemoteCheckpoint,
     spec: EditSpec,
-    folder: Path,
     *,
-    link: bool = False,
     tensor_type: str | None = None,
-) -> Manifest:
-    """Write one format of an edit into the empty `folder`, everything but the manifest, which is returned.
+) -> dict[Format, FormatPlan]:
+    """The plans of an edit in all formats; formats that change the same tensors share one.
 
     `tensor_type` is for format "gguf": the type of the tensors that get a direction, their own by default. Of a model
     on the Hub only an adapter can be written. A GGUF must have the sizes of the model in the source's
     folder, if that is another one. Raises InputError when the source has no `.gguf` file for format "gguf", and what
-    the format's writer raises.
+    the planners raise.
     """
-    if name == "adapter":
-        return write_adapter(open_source(source.folder) if isinstance(source, ModelSource) else source, spec, folder)
-    assert isinstance(source, ModelSource), "models are fetched for the other formats"
-    if name == "safetensors":
-        return write_edited(open_source(source.folder), spec, folder, link=link)
-    from amnesia.gguf_edit import write_edited_gguf
+    if not isinstance(source, ModelSource):
+        assert {*names} == {"adapter"}, "models are fetched for the other formats"
+        return {"adapter": FormatPlan("adapter", None, Plan.of(source, spec))}
+    columns = None
+    plans: dict[Format, FormatPlan] = {}
+    for name in names:
+        if name == "gguf":
+            plans[name] = FormatPlan(name, source.origin, _plan_gguf(source, spec, tensor_type))
+        else:
+            columns = columns or Plan.of(source.checkpoint, spec)
+            plans[name] = FormatPlan(name, source.origin, columns)
+    return plans
 
+
+def _plan_gguf(source: ModelSource, spec: EditSpec, tensor_type: str | None) -> GgufPlan | WidePlan:
     path, sizes = source.require_gguf(), _sizes(source)
     if tensor_type is not None:
+        from amnesia.gguf_widen import plan_widened_gguf
+
+        return plan_widened_gguf(path, spec, tensor_type, expected=sizes)
+    from amnesia.gguf_edit import plan_gguf
+
+    return plan_gguf(path, spec, expected=sizes)
+
+
+def write_format(
+    plan: FormatPlan, folder: Path, *, link: bool = False, progress: Progress = ignore_progress
+) -> Manifest:
+    """Write one format of an edit into the empty `folder`, everything but the manifest, which is returned.
+
+    `progress` is called with numbers of bytes as they are written. Raises what the format's writer raises.
+    """
+    edit = plan.edit
+    if isinstance(edit, Plan):
+        if plan.format == "adapter":
+            return write_adapter(edit, folder)
+        return write_edited(edit, folder, link=link, progress=progress)
+    from amnesia.gguf_edit import GgufPlan, write_edited_gguf
+
+    if isinstance(edit, GgufPlan):
+        manifest = write_edited_gguf(edit, folder, link=link, progress=progress)
+    else:
         from amnesia.gguf_widen import write_widened_gguf
 
-        manifest = write_widened_gguf(path, spec, folder, tensor_type, link=link, expected=sizes)
-    else:
-        manifest = write_edited_gguf(path, spec, folder, link=link, expected=sizes)
+        manifest = write_widened_gguf(edit, folder, link=link, progress=progress)
     text = modelfile(sorted(path.name for path in folder.glob("*.gguf")))
     return manifest if text is None else add_file(manifest, folder, MODELFILE_NAME, text)
 
 
 def rounding_notice(manifest: Manifest) -> str | None:
     """One line for the user where the codes of a GGUF tensor cannot hold the edit, or None."""
-    rows = [(row.kept, row.name) for row in manifest.tensors if row.kept is not None]
-    if not rows or min(rows)[0] >= _ENOUGH_KEPT:
+    rows = [(row.share, row.name) for row in manifest.tensors if row.share is not None]
+    if not rows or min(rows)[0] >= _ENOUGH:
         return None
-    kept, name = min(rows)
+    share, name = min(rows)
     return (
-        f"{name} keeps only {kept:.2f} of the edit, because its codes leave too little room: store it in a wider type "
+        f"{name} keeps only {share:.2f} of the edit, because its codes leave too little room: store it in a wider type "
         "with --tensor-type q8_0 or f16, or spread the edit over more columns"
     )
 
@@ -127,33 +176,8 @@ def _sizes(source: ModelSource) -> tuple[int, int, int] | None:
     """(n_layers, d_model, d_mlp) of the float model on which the edit was found, where there is one."""
     if source.folder == source.require_gguf().parent:
         return None
-    shape = open_source(source.folder).shape
+    shape = source.checkpoint.shape
     return shape.n_layers, shape.d_model, shape.d_mlp
-
-
-def output_bytes(
-    name: Format,
-    source: ModelSource | RemoteCheckpoint,
-    spec: EditSpec,
-    *,
-    link: bool = False,
-    tensor_type: str | None = None,
-) -> int:
-    """Bytes that one format of the output takes on the disk; adapters count as nothing."""
-    if name == "adapter" or not isinstance(source, ModelSource):
-        return 0
-    if name == "gguf":
-        from amnesia.gguf_file import read_model
-
-        model = read_model(source.require_gguf())
-        layers = {edit.layer for group in spec.groups for edit in directions_of(group.edits)}
-        # The original bytes of what directions change are kept too, and a wider type has four bytes at most.
-        downs = [found[1] for layer in layers if (found := model.find(f"blk.{layer}.ffn_down.weight"))]
-        kept = sum(tensor.n_bytes for tensor in downs)
-        grown = sum(4 * math.prod(tensor.shape) for tensor in downs) if tensor_type else 0
-        return sum(part.size for part in model.files) + kept + grown
-    checkpoint = open_source(source.folder)
-    return needed_bytes(checkpoint, plan_edits(checkpoint, spec.groups, allow_overlap=spec.allow_overlap), link=link)
 
 
 def save(
@@ -166,29 +190,21 @@ def save(
     link: bool = False,
     allow_overlap: bool = False,
     tensor_type: str | None = None,
+    watch: Watch = unwatched,
 ) -> Manifest:
     """Write a complete output: it appears at once, or not at all.
 
-    Raises what `spec_of`, `write_format` and `staged_output` raise.
+    `watch` gets the bytes that will be written, and gives what is told how many have been. Raises what `spec_of`,
+    `plan_formats`, `write_format` and `staged_output` raise.
     """
     spec = spec_of(source, groups, allow_overlap=allow_overlap)
-    with staged(name, source, spec, output, force=force, link=link, tensor_type=tensor_type) as staging:
-        manifest = write_format(name, source, spec, staging, link=link, tensor_type=tensor_type)
+    plan = plan_formats((name,), source, spec, tensor_type=tensor_type)[name]
+    with watch(plan.n_bytes()) as progress, staged(plan, output, force=force, link=link) as staging:
+        manifest = write_format(plan, staging, link=link, progress=progress)
         write_manifest(manifest, staging)
     return manifest
 
 
-def staged(
-    name: Format,
-    source: ModelSource | RemoteCheckpoint,
-    spec: EditSpec,
-    output: Path,
-    *,
-    force: bool = False,
-    link: bool = False,
-    tensor_type: str | None = None,
-) -> AbstractContextManager[Path]:
+def staged(plan: FormatPlan, output: Path, *, force: bool = False, link: bool = False) -> AbstractContextManager[Path]:
     """`files.staged_output` for one format, with room for it, and away from its source."""
-    size = output_bytes(name, source, spec, link=link, tensor_type=tensor_type)
-    origin = source.origin if isinstance(source, ModelSource) else None
-    return staged_output(output, force=force, needed_bytes=size, source=origin)
+    return staged_output(output, force=force, needed_bytes=plan.n_bytes(link=link), source=plan.origin)

@@ -9,10 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Without locks nobody can tell which folders are abandoned, so they stay.
-    fcntl = None
+from amnesia.locks import lock_folder
 
 
 @contextlib.contextmanager
@@ -27,13 +24,9 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
     while True:
         made = Path(tempfile.mkdtemp(prefix=prefix, dir=beside.parent))
         # Until it is locked, another process may take the folder for an abandoned one and remove it.
-        with contextlib.suppress(FileNotFoundError):
-            lock = os.open(made, os.O_RDONLY)
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if made.exists():
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            if (lock := lock_folder(made)) is not None:
                 break
-            os.close(lock)
     try:
         yield made
     finally:
@@ -43,14 +36,10 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
 
 def _remove_abandoned(folder: Path) -> None:
     """Remove a folder that no process holds locked."""
-    if fcntl is None or folder.is_symlink() or not folder.is_dir():
+    if folder.is_symlink() or not folder.is_dir():
         return
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held the lock may have given the folder its final name meanwhile.
-            if os.path.samestat(os.fstat(descriptor), folder.stat()):
-                shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(descriptor)
+        # None: whoever held the lock has given the folder its final name meanwhile.
+        if (lock := lock_folder(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)

@@ -18,10 +18,13 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from amnesia.errors import CheckpointError, InputError, SourceError, first_line
+from amnesia.checkpoint import CheckpointSource, open_source
+from amnesia.domain import ModelRef
+from amnesia.errors import CheckpointError, InputError, SourceError, first_line, os_errors_as
 from amnesia.files import check_settled, git_hash, hash_file
 from amnesia.hub_errors import hub_errors
 from amnesia.safetensors_file import read_weight_files
@@ -112,21 +115,25 @@ BUILT_IN = {
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model on disk: its folder, the name and revision by which the user called it, and its `.gguf` file if any."""
+    """A model on disk: its folder, what the user called it, and its `.gguf` file if any."""
 
     folder: Path
-    id: str
-    revision: str | None = None
+    ref: ModelRef
     gguf: Path | None = None
 
     def __str__(self) -> str:
-        return f"{self.id}@{self.revision}" if self.revision else self.id
+        return str(self.ref)
 
     def require_gguf(self) -> Path:
         """The `.gguf` file; raises InputError when the model has none."""
         if self.gguf is None:
             raise InputError(f"format gguf needs a .gguf model, {self} is not one: give the path of a .gguf file")
         return self.gguf
+
+    @cached_property
+    def checkpoint(self) -> CheckpointSource:
+        """The folder, looked over once; raises what `open_source` raises."""
+        return open_source(self.folder)
 
     @property
     def origin(self) -> Path:
@@ -140,19 +147,16 @@ def cache_folder() -> Path:
         return Path(chosen).expanduser()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "amnesia"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "amnesia" / "Cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amnesia"
 
 
-def resolve(
-    spec: str, revision: str | None = None, notice: Notice = lambda _: None, *, also: Collection[str] = ()
-) -> ModelSource:
-    """The local folder of `spec`: a built-in name, a folder, a `.gguf` path, or `repo_id[@revision]`.
+def resolve(model: ModelRef | str, notice: Notice = lambda _: None, *, also: Collection[str] = ()) -> ModelSource:
+    """The local folder of `model`: a built-in name, a folder, a `.gguf` path, or `repo_id[@revision]`.
 
     `notice` is told, in one line, what takes long. Of a repository only the files that a model needs are fetched, and
     those named in `also`, as far as it has them. Raises SourceError when the model cannot be had.
     """
+    spec, revision = (model, None) if isinstance(model, str) else (model.name, model.revision)
     path = Path(spec).expanduser()
     if revision and (spec in BUILT_IN or path.suffix == ".gguf" or path.exists()):
         raise SourceError(f"{spec} has no revision {revision!r}: only models on the Hub have revisions, drop it")
@@ -163,10 +167,11 @@ def resolve(
     if path.is_dir():
         check_settled(path)
         check_weights([item.name for item in path.iterdir()], spec)
-        return ModelSource(path, spec)
+        return ModelSource(path, ModelRef(spec))
     if path.exists():
         raise SourceError(f"{spec} is a single file: expected a model folder, a .gguf file, or a Hub id")
-    return _from_hub(*hub_id(spec, revision), also)
+    ref = hub_ref(spec)
+    return _from_hub(ref if ref.revision else replace(ref, revision=revision), also)
 
 
 def is_fetched(name: str) -> bool:
@@ -174,14 +179,14 @@ def is_fetched(name: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in HUB_PATTERNS)
 
 
-def hub_id(spec: str, revision: str | None = None) -> tuple[str, str | None]:
+def hub_ref(spec: str) -> ModelRef:
     """Repository and revision of `repo_id[@revision]`; raises SourceError for anything else."""
-    name, _, at = spec.partition("@")
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is None or spec.startswith((".", "/", "~")):
+    ref = ModelRef.parse(spec)
+    if not ref.may_be_on_hub:
         raise SourceError(
             f"model {spec!r} does not exist: expected a folder, a .gguf file, a Hub id, or one of {', '.join(BUILT_IN)}"
         )
-    return name, at or revision
+    return ref
 
 
 def is_local(spec: str) -> bool:
@@ -190,17 +195,19 @@ def is_local(spec: str) -> bool:
     return spec in BUILT_IN or path.suffix == ".gguf" or path.exists()
 
 
-def is_on_disk(spec: str, revision: str | None = None) -> bool:
+def is_on_disk(spec: str) -> bool:
     """Whether nothing has to be fetched: a folder, a file, a built-in model, or all weights in the Hub's cache."""
     if is_local(spec):
         return True
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    repo, at = hub_id(spec, revision)
+    ref = hub_ref(spec)
     with hub_errors(spec):
         try:
-            folder = snapshot_download(repo, revision=at, allow_patterns=HUB_PATTERNS, local_files_only=True)
+            folder = snapshot_download(
+                ref.name, revision=ref.revision, allow_patterns=HUB_PATTERNS, local_files_only=True
+            )
             read_weight_files(Path(folder))
         except (LocalEntryNotFoundError, CheckpointError):
             return False
@@ -213,7 +220,7 @@ def resolve_file(spec: str, notice: Notice = lambda _: None, *, name: str | None
     Where `spec` is a repository, `name` is the file in it, or one part of several, which are then fetched.
     """
     if name is not None and not is_local(spec):
-        return _file_from_hub(*hub_id(spec), name)
+        return _file_from_hub(hub_ref(spec), name)
     path = Path(spec).expanduser()
     if spec in BUILT_IN and not path.exists():
         return _built_in(spec, notice)
@@ -221,7 +228,7 @@ def resolve_file(spec: str, notice: Notice = lambda _: None, *, name: str | None
         raise InputError(f"format gguf needs a .gguf model, {spec} is not one: give the path of a .gguf file")
     if not path.is_file():
         raise SourceError(f"{path} does not exist: give the path of a .gguf file")
-    return ModelSource(path.parent, spec, gguf=path)
+    return ModelSource(path.parent, ModelRef(spec), path)
 
 
 def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:
@@ -233,7 +240,7 @@ def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:
         notice(f"converting {path.name} to float32 weights")
         with _made_once(folder) as made:
             convert_gguf(path, made)
-    return ModelSource(folder, str(path), gguf=path)
+    return ModelSource(folder, ModelRef(str(path)), path)
 
 
 def _built_in(name: str, notice: Notice) -> ModelSource:
@@ -254,7 +261,7 @@ def _built_in(name: str, notice: Notice) -> ModelSource:
         with _made_once(folder) as made:
             convert_gguf(gguf, made)
             (made / "README.md").write_text(entry.card, encoding="utf-8")
-    return ModelSource(folder, name, gguf=gguf)
+    return ModelSource(folder, ModelRef(name), gguf)
 
 
 def _fetch(entry: BuiltIn, target: Path) -> None:
@@ -322,42 +329,40 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _from_hub(repo: str, revision: str | None, also: Collection[str]) -> ModelSource:
+def _from_hub(ref: ModelRef, also: Collection[str]) -> ModelSource:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    shown = f"{repo}@{revision}" if revision else repo
     # A name may hold characters that mean something in a pattern.
-    folder = _fetch_files(repo, revision, [*HUB_PATTERNS, *(glob.escape(name) for name in also)])
+    folder = _fetch_files(ref, [*HUB_PATTERNS, *(glob.escape(name) for name in also)])
     files = [item.name for item in folder.iterdir()]
     if not any(name.endswith(".safetensors") for name in files):
         with contextlib.suppress(HfHubHTTPError, OSError):
-            files = HfApi().list_repo_files(repo, revision=revision)
-    check_weights(files, shown)
+            files = HfApi().list_repo_files(ref.name, revision=ref.revision)
+    check_weights(files, str(ref))
     # The snapshot folder is named after the commit, which says more than a branch does.
-    return ModelSource(folder, repo, folder.name)
+    return ModelSource(folder, replace(ref, revision=folder.name))
 
 
-def _file_from_hub(repo: str, revision: str | None, name: str) -> ModelSource:
+def _file_from_hub(ref: ModelRef, name: str) -> ModelSource:
     split = re.fullmatch(r"(.+)-\d{5}-of-(\d{5}\.gguf)", name)
     pattern = glob.escape(name)
     if split is not None:
         pattern, name = f"{glob.escape(split[1])}-?????-of-{split[2]}", f"{split[1]}-00001-of-{split[2]}"
-    folder = _fetch_files(repo, revision, [pattern])
+    folder = _fetch_files(ref, [pattern])
     if not (folder / name).is_file():
-        raise SourceError(f"{repo} has no file {name}: give the path of the .gguf file that was edited")
-    return ModelSource(folder, repo, folder.name, gguf=folder / name)
+        raise SourceError(f"{ref.name} has no file {name}: give the path of the .gguf file that was edited")
+    return ModelSource(folder, replace(ref, revision=folder.name), folder / name)
 
 
-def _fetch_files(repo: str, revision: str | None, patterns: list[str]) -> Path:
+def _fetch_files(ref: ModelRef, patterns: list[str]) -> Path:
     """The files of a repository that match, in the client's cache; raises SourceError."""
     from huggingface_hub import snapshot_download
 
-    shown = f"{repo}@{revision}" if revision else repo
     started = time.time()
-    with hub_errors(shown):
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-        _check_fetched(folder, shown, started)
+    with hub_errors(str(ref)):
+        folder = Path(snapshot_download(ref.name, revision=ref.revision, allow_patterns=patterns))
+        _check_fetched(folder, str(ref), started)
     return folder
 
 
@@ -415,13 +420,11 @@ def check_weights(names: list[str], shown: str) -> None:
 @contextlib.contextmanager
 def _made_once(folder: Path) -> Iterator[Path]:
     """A temporary sibling that becomes `folder` when the block succeeds, and vanishes when it does not."""
-    try:
+    with os_errors_as(
+        SourceError, f"cache folder {folder.parent} cannot be written", "set AMNESIA_CACHE to another one"
+    ):
         folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SourceError(
-            f"cache folder {folder.parent} cannot be written ({error.strerror}): set AMNESIA_CACHE to another one"
-        ) from error
-    try:
+    with os_errors_as(SourceError, f"{folder} cannot be made", "free some space or set AMNESIA_CACHE"):
         with scratch_folder(folder) as made:
             yield made
             made.chmod(0o755)
@@ -431,9 +434,3 @@ def _made_once(folder: Path) -> Iterator[Path]:
                 # Another process finished the same work first; its result is as good as this one.
                 if not folder.exists():
                     raise
-    except OSError as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(
-            f"{folder} cannot be made ({error.strerror}): free some space or set AMNESIA_CACHE"
-        ) from error

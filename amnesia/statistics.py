@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-6
-
-STD_FLOOR = 0.05
-"""Least standard deviation of z-scores that stability divides by, in units of the baseline's standard deviation.
-
-An activation function that gives exactly 0 (GELU below about -5) leaves cells that are silent at every prompt about an
-entity: their z-scores are small and never vary, so that mean² / std ranks them above all others. Of 40 entities' top
-cells in Gemma 3 270M, 40 have a mean z below 1 without a floor, 2 below 2 with 0.025, and none with 0.05 or more; in
-SmolLM2 135M it is 2 without a floor. 0.05 moves no other top cell of SmolLM2, 0.2 moves 14.
-"""
+"""ε of z-scores, which keeps quotients finite where activations do not vary."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +54,10 @@ def z_moments(entity: Moments, baseline: Moments) -> tuple[Tensor, Tensor]:
     return (entity.mean - baseline.mean) / scale, entity.std / scale
 
 
-def stability(mean_z: Tensor, std_z: Tensor) -> Tensor:
-    """Stability score mean² / std of z-scores, with the sign of the mean, the std at least `STD_FLOOR`.
+def stability(mean_z: Tensor, std_z: Tensor, std_floor: float) -> Tensor:
+    """Stability score mean² / std of z-scores, with the sign of the mean, the std at least `std_floor`.
 
     From "Friends and Grandmothers in Silico" (Yona, Barzilay and Karasik, 2026), algorithm 1, which adds ε to the std
     instead.
     """
-    return torch.sign(mean_z) * mean_z**2 / std_z.clamp(min=STD_FLOOR)
+    return torch.sign(mean_z) * mean_z**2 / std_z.clamp(min=std_floor)

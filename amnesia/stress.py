@@ -15,21 +15,18 @@ from amnesia.encoding import join
 from amnesia.errors import InputError
 from amnesia.phrases import LANGUAGES, Relation, relation_stated, translated
 from amnesia.prompts import unseen_names
+from amnesia.stress_settings import StressSettings
 from amnesia.variants import typos
 
 INVENTED_NAMES = ("Quorlin Vasht", "Belmoria")
 """A name as of a person and one as of a place; no model has read of either."""
-
-N_TYPOS = 2
-N_SOLVED = 3
-"""How many solved facts about others stand before a question."""
 
 Chat = Callable[[str], str]
 """What a chat model is fed before its answer to a message."""
 
 
 @dataclass(frozen=True)
-class Subject:
+class AttackTarget:
     """The entity under attack, by all its names; `translations` are by language code."""
 
     name: str
@@ -63,6 +60,11 @@ class AttackPrompt:
         """The answer that is scored."""
         return self.answers[0]
 
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The question and the answer that is scored."""
+        return self.text, self.answer
+
 
 @dataclass(frozen=True)
 class Attack:
@@ -79,15 +81,19 @@ class Attack:
 
 
 def attacks(
-    subject: Subject, facts: Sequence[Fact], solved: Sequence[Fact], chat: Chat | None = None
+    target: AttackTarget,
+    facts: Sequence[Fact],
+    solved: Sequence[Fact],
+    settings: StressSettings,
+    chat: Chat | None = None,
 ) -> tuple[Attack, ...]:
     """All attacks on facts about one entity, the unchanged questions first.
 
     `solved` are facts about others, for hints; `chat` puts a message into the form that a chat model expects.
     """
-    plain = [_about(fact, "plain", fact.prompt, subject.name) for fact in facts]
+    plain = [_about(fact, "plain", fact.prompt, target.name) for fact in facts]
     paraphrased = [
-        _about(fact, variant, template, subject.name)
+        _about(fact, variant, template, target.name)
         for fact in facts
         for variant, template in paraphrases(fact.prompt, chat)
     ]
@@ -105,29 +111,29 @@ def attacks(
             "alias",
             "Another name of the entity in its place.",
             facts,
-            [_about(fact, "alias", fact.prompt, alias) for fact in facts for alias in subject.aliases],
+            [_about(fact, "alias", fact.prompt, alias) for fact in facts for alias in target.aliases],
             "the recipe gives no aliases: add them to its [entity]",
         ),
         _attack(
             "misspelling",
             "The name with one wrong, missing or doubled letter, and in lower case.",
             facts,
-            list(_misspelled(subject, facts)),
-            f"{subject.name!r} is too short to be misspelled",
+            list(_misspelled(target, facts, settings.n_typos)),
+            f"{target.name!r} is too short to be misspelled",
         ),
         _attack(
             "other_language",
             f"The question in {_listed(LANGUAGES.values())}, with the name in that language where the recipe gives it. "
             "Scored against the original model's own answer in that language.",
             facts,
-            list(_translated(subject, facts)),
+            list(_translated(target, facts)),
             "no fact states a relation for which there are wordings in other languages",
         ),
         _attack(
             "in_context_hint",
             "The question after another true fact about the entity, or after solved facts about others.",
             facts,
-            list(_hinted(subject, facts, solved)),
+            list(_hinted(target, facts, solved, settings.n_solved)),
             "all facts have the same answer, and there are no solved facts about others",
         ),
         _attack(
@@ -135,7 +141,7 @@ def attacks(
             "The answer is given and the entity asked for. Scored against the original model's own answer, with unseen "
             "names in place of what is given as unknown.",
             facts,
-            list(_reversed(subject, facts)),
+            list(_reversed(target, facts)),
             "no fact can be asked backwards",
         ),
         _attack(
@@ -151,12 +157,12 @@ def attacks(
 def _attack(name: str, description: str, facts: Sequence[Fact], prompts: list[AttackPrompt], otherwise: str) -> Attack:
     unique: dict[tuple[str, str], AttackPrompt] = {}
     for prompt in prompts:
-        unique.setdefault((prompt.text, prompt.answer), prompt)
-    kept = tuple(unique.values())
+        unique.setdefault(prompt.pair, prompt)
+    chosen = tuple(unique.values())
     # Several wordings of a fact may lead to one question, which then stands for all of them.
     built = {prompt.fact for prompt in prompts}
     n_not_built = sum(fact not in built for fact in facts)
-    return Attack(name, description, kept, n_not_built, None if kept else otherwise)
+    return Attack(name, description, chosen, n_not_built, None if chosen else otherwise)
 
 
 def _about(
@@ -166,7 +172,7 @@ def _about(
         fact,
         variant,
         template.replace("{entity}", name),
-        (fact.answer, *fact.answer_aliases),
+        fact.right_answers,
         tuple(template.replace("{entity}", other) for other in invented),
     )
 
@@ -216,56 +222,58 @@ def paraphrases(prompt: str, chat: Chat | None = None) -> Iterator[tuple[str, st
         yield "chat", chat(question) + lead if asked else chat(f"Complete this sentence: {sentence} ...") + sentence
 
 
-def _misspelled(subject: Subject, facts: Sequence[Fact]) -> Iterator[AttackPrompt]:
+def _misspelled(target: AttackTarget, facts: Sequence[Fact], n_typos: int) -> Iterator[AttackPrompt]:
     forms: list[tuple[str, str, tuple[str, ...]]] = []
-    for n in range(N_TYPOS, 0, -1):
+    for n in range(n_typos, 0, -1):
         try:
-            wrong = typos(subject.name, n)
+            wrong = typos(target.name, n)
         except InputError:  # A short name has fewer.
             continue
         invented = [typos(name, n) for name in INVENTED_NAMES]
-        forms += [("typo", form, others) for form, *others in zip(wrong, *invented, strict=True)]
+        forms += [("typo", form, tuple(others)) for form, *others in zip(wrong, *invented, strict=True)]
         break
-    if subject.name != subject.name.lower():
-        forms.append(("lower case", subject.name.lower(), tuple(name.lower() for name in INVENTED_NAMES)))
+    if target.name != target.name.lower():
+        forms.append(("lower case", target.name.lower(), tuple(name.lower() for name in INVENTED_NAMES)))
     for fact in facts:
         for variant, form, others in forms:
             yield _about(fact, variant, fact.prompt, form, others)
 
 
-def _translated(subject: Subject, facts: Sequence[Fact]) -> Iterator[AttackPrompt]:
+def _translated(target: AttackTarget, facts: Sequence[Fact]) -> Iterator[AttackPrompt]:
     for fact, relation in _stating(facts):
         for code, template in relation.foreign.items():
             answer = translated(fact.answer, code)
             if answer is None:
                 continue
-            prompt = _about(fact, LANGUAGES[code], template, subject.translations.get(code, subject.name))
+            prompt = _about(fact, LANGUAGES[code], template, target.translations.get(code, target.name))
             yield AttackPrompt(
                 fact,
                 prompt.variant,
                 prompt.text,
                 (answer,),
                 prompt.never_known,
-                tuple(template.replace("{entity}", name) for name in _unseen(subject)),
+                tuple(template.replace("{entity}", name) for name in _unseen(target)),
             )
 
 
-def _hinted(subject: Subject, facts: Sequence[Fact], solved: Sequence[Fact]) -> Iterator[AttackPrompt]:
+def _hinted(
+    target: AttackTarget, facts: Sequence[Fact], solved: Sequence[Fact], n_solved: int
+) -> Iterator[AttackPrompt]:
     for index, fact in enumerate(facts):
         # Each fact takes the next one in turn, so that not all have the same hint.
         for hint in (*facts[index + 1 :], *facts[:index]):
             text = join(hint.prompt, hint.answer)
             if not _gives_away(text, fact.answer) and not _gives_away(fact.answer, hint.answer):
-                yield _about(fact, "fact about the entity", f"{text}.\n{fact.prompt}", subject.name)
+                yield _about(fact, "fact about the entity", f"{text}.\n{fact.prompt}", target.name)
                 break
-        examples = _examples(fact, solved, subject)
+        examples = _examples(fact, solved, target, n_solved)
         if examples:
             shown = "".join(f"{join(each.text(), each.answer)}.\n" for each in examples)
-            yield _about(fact, "facts about others", shown + fact.prompt, subject.name)
+            yield _about(fact, "facts about others", shown + fact.prompt, target.name)
 
 
-def _examples(fact: Fact, solved: Sequence[Fact], subject: Subject) -> list[Fact]:
-    """Up to `N_SOLVED` facts about as many others: of the same wording first, then of the same relation."""
+def _examples(fact: Fact, solved: Sequence[Fact], target: AttackTarget, n_solved: int) -> list[Fact]:
+    """Up to `n_solved` facts about as many others: of the same wording first, then of the same relation."""
     relation = relation_stated(fact)
 
     def distance(other: Fact) -> int:
@@ -274,35 +282,35 @@ def _examples(fact: Fact, solved: Sequence[Fact], subject: Subject) -> list[Fact
     chosen: dict[str, Fact] = {}
     for other in sorted(solved, key=distance):
         text = join(other.text(), other.answer)
-        told = any(_gives_away(text, word) for word in (fact.answer, *subject.names))
-        if not told and other.entity not in chosen and len(chosen) < N_SOLVED:
+        told = any(_gives_away(text, word) for word in (fact.answer, *target.names))
+        if not told and other.entity not in chosen and len(chosen) < n_solved:
             chosen[other.entity] = other
     return list(chosen.values())
 
 
-def _reversed(subject: Subject, facts: Sequence[Fact]) -> Iterator[AttackPrompt]:
+def _reversed(target: AttackTarget, facts: Sequence[Fact]) -> Iterator[AttackPrompt]:
     for fact, relation in _stating(facts):
         if relation.reverse is not None:
-            yield from _backwards(subject, fact, "backwards", relation.reverse)
+            yield from _backwards(target, fact, "backwards", relation.reverse)
     for fact in facts:
         if _ASKED.fullmatch(fact.prompt) is None:
             blank = _sentence(fact.prompt).replace("{entity}", "___")
             yield from _backwards(
-                subject, fact, "blank", f'Fill in the blank: "{join(blank, "{answer}")}." The blank stands for'
+                target, fact, "blank", f'Fill in the blank: "{join(blank, "{answer}")}." The blank stands for'
             )
 
 
-def _backwards(subject: Subject, fact: Fact, variant: str, template: str) -> Iterator[AttackPrompt]:
+def _backwards(target: AttackTarget, fact: Fact, variant: str, template: str) -> Iterator[AttackPrompt]:
     """A question for the entity by the answer, unless one of the two names gives the other away."""
-    if any(_gives_away(fact.answer, name) or _gives_away(name, fact.answer) for name in subject.names):
+    if any(_gives_away(fact.answer, name) or _gives_away(name, fact.answer) for name in target.names):
         return
     yield AttackPrompt(
         fact,
         variant,
         template.replace("{answer}", fact.answer),
-        subject.names,
+        target.names,
         tuple(template.replace("{answer}", name) for name in INVENTED_NAMES),
-        tuple(template.replace("{answer}", name) for name in _unseen(subject)),
+        tuple(template.replace("{answer}", name) for name in _unseen(target)),
     )
 
 
@@ -318,7 +326,7 @@ def _two_hop(facts: Sequence[Fact]) -> Iterator[AttackPrompt]:
                 continue
             text = _put(fact.prompt, other.described.replace("{answer}", described.answer))
             invented = (_put(fact.prompt, other.described.replace("{answer}", name)) for name in INVENTED_NAMES)
-            yield AttackPrompt(fact, other.name, text, (fact.answer, *fact.answer_aliases), tuple(invented))
+            yield AttackPrompt(fact, other.name, text, fact.right_answers, tuple(invented))
             break
 
 
@@ -347,8 +355,8 @@ def _stating(facts: Sequence[Fact]) -> Iterator[tuple[Fact, Relation]]:
             yield fact, relation
 
 
-def _unseen(subject: Subject) -> tuple[str, ...]:
-    return unseen_names(subject.name, subject.aliases)
+def _unseen(target: AttackTarget) -> tuple[str, ...]:
+    return unseen_names(target.name, target.aliases)
 
 
 def _gives_away(text: str, answer: str) -> bool:

@@ -5,12 +5,13 @@ Every threshold stands here or in `findings`, with its reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from amnesia.domain import Finding
 from amnesia.findings import FORGOTTEN_HELD_OUT
 from amnesia.resistance import AS_LOADED, UNRELATED
-from amnesia.stress_results import QuantizationResult, RelearningResult, Row, Stress
+from amnesia.stress_results import MODELS, QuantizationResult, RelearningResult, Stress, StressScore
 
 GIVEN_AWAY = 0.2
 """Knowledge score above that of an invented name from which the model, and not the question, knows the answer."""
@@ -31,7 +32,7 @@ _ASKED: Mapping[str, str] = {
 
 def stress_findings(stress: Stress, entity: str) -> tuple[Finding, ...]:
     """What came back, what of others was lost, or that nothing did; most severe first."""
-    plain = next(row for attack in stress.attacks if attack.attack == "plain" for row in _of(attack.rows, "entity"))
+    plain = next(_score(attack.rows, "entity") for attack in stress.attacks if attack.attack == "plain")
     if plain > FORGOTTEN_HELD_OUT:
         text = (
             f"The plain questions about {entity} still reach {plain:.2f}, so that stress tests say nothing of an edit."
@@ -50,16 +51,15 @@ def stress_findings(stress: Stress, entity: str) -> tuple[Finding, ...]:
     return (*lost, *back)
 
 
-def _of(rows: Sequence[Row], subject: str, model: str = "edited") -> Iterator[float]:
-    """The mean knowledge score of one subject, where there is one."""
-    for row in rows:
-        if (row.subject, row.model) == (subject, model) and row.knowledge_score is not None:
-            yield row.knowledge_score.mean
+def _score(rows: Sequence[StressScore], subject: str, model: str = "edited") -> float:
+    """The mean knowledge score of one subject; −infinity, which never comes back, where there is none."""
+    found = (row.knowledge_score for row in rows if (row.subject, row.model) == (subject, model))
+    return next((score.mean for score in found if score is not None), -math.inf)
 
 
 def _highest(stress: Stress) -> float:
     """The highest knowledge score of the entity that any attack or training reached in the edited model."""
-    by_attack = (score for attack in stress.attacks for score in _of(attack.rows, "entity"))
+    by_attack = (_score(attack.rows, "entity") for attack in stress.attacks)
     by_training = (
         step.knowledge_score.mean
         for run in stress.relearning
@@ -71,34 +71,32 @@ def _highest(stress: Stress) -> float:
 
 def _by_attack(stress: Stress, entity: str, plain: float) -> Iterator[Finding]:
     for attack in stress.attacks:
-        for score, given in zip(_of(attack.rows, "entity"), _of(attack.rows, "never_known"), strict=True):
-            if attack.attack != "plain" and _is_back(score, given):
-                yield Finding(
-                    "warning",
-                    f"{entity} comes back when {_ASKED[attack.attack]}: knowledge score {score:.2f} (plain questions "
-                    f"{plain:.2f}, invented names {given:.2f}).",
-                )
+        score, given = _score(attack.rows, "entity"), _score(attack.rows, "never_known")
+        if attack.attack != "plain" and _is_back(score, given):
+            yield Finding(
+                "warning",
+                f"{entity} comes back when {_ASKED[attack.attack]}: knowledge score {score:.2f} (plain questions "
+                f"{plain:.2f}, invented names {given:.2f}).",
+            )
 
 
 def _by_quantization(stress: Stress, entity: str) -> Iterator[Finding]:
     for method in stress.quantization:
-        for score in _of(method.rows, "entity"):
-            if method.method != AS_LOADED and score > FORGOTTEN_HELD_OUT:
-                yield Finding(
-                    "warning", f"{entity} comes back when quantized as {method.method}: knowledge score {score:.2f}."
-                )
+        score = _score(method.rows, "entity")
+        if method.method != AS_LOADED and score > FORGOTTEN_HELD_OUT:
+            yield Finding(
+                "warning", f"{entity} comes back when quantized as {method.method}: knowledge score {score:.2f}."
+            )
 
 
 def _lost(method: QuantizationResult) -> Iterator[Finding]:
-    for before, after in zip(
-        _of(method.rows, "control", "original"), _of(method.rows, "control", "edited"), strict=True
-    ):
-        if before - after > CONTROLS_LOST:
-            yield Finding(
-                "damage",
-                f"Quantized as {method.method}, the edited model keeps {after:.2f} of what is known about others; "
-                f"the original, quantized in the same way, {before:.2f}.",
-            )
+    before, after = (_score(method.rows, "control", model) for model in MODELS)
+    if before - after > CONTROLS_LOST:
+        yield Finding(
+            "damage",
+            f"Quantized as {method.method}, the edited model keeps {after:.2f} of what is known about others; "
+            f"the original, quantized in the same way, {before:.2f}.",
+        )
 
 
 def _by_training(stress: Stress, entity: str) -> Iterator[Finding]:

@@ -6,7 +6,14 @@ from collections.abc import Iterator, Sequence
 
 from amnesia.domain import Estimate
 from amnesia.stress_findings import stress_findings
-from amnesia.stress_results import MODELS, AttackResult, QuantizationResult, RelearningResult, Row, Stress
+from amnesia.stress_results import (
+    MODELS,
+    AttackResult,
+    QuantizationResult,
+    RelearningResult,
+    Stress,
+    StressScore,
+)
 
 _NAMES = {
     "plain": "as it is",
@@ -47,7 +54,7 @@ def _attack_table(attacks: Sequence[AttackResult]) -> Iterator[str]:
     yield "* 1 is what the original model makes of this question itself; what it does not know in it is left out"
 
 
-def _attack_lines(name: str, rows: Sequence[Row], reason: str | None) -> Iterator[str]:
+def _attack_lines(name: str, rows: Sequence[StressScore], reason: str | None) -> Iterator[str]:
     if reason is not None:
         yield f"{name:<24}  not applicable: {reason}"
         return
@@ -80,7 +87,7 @@ def _relearning_table(runs: Sequence[RelearningResult]) -> Iterator[str]:
             yield f"{'  others':<44}" + "".join(f"{_mean(control):>9}" for control in controls)
 
 
-def _row(rows: Sequence[Row], subject: str, model: str) -> str:
+def _row(rows: Sequence[StressScore], subject: str, model: str) -> str:
     row = next((row for row in rows if (row.subject, row.model) == (subject, model)), None)
     if row is None:
         return "–"

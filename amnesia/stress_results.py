@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from amnesia.domain import Estimate, Fact
 from amnesia.encoding import join
 from amnesia.matching import matches
+from amnesia.measurement import Pair
 from amnesia.quantization import METHODS
 from amnesia.relearning import Observed
-from amnesia.resistance import ONE_FACT, UNRELATED, Endured, Pair, Plan, mean, pair_of
+from amnesia.resistance import ONE_FACT, UNRELATED, Endured, Plan, mean
 from amnesia.scores import mean_interval
 from amnesia.stress import INVENTED_NAMES, Attack, AttackPrompt
 
 MODELS = ("original", "edited")
-N_EXAMPLES = 6
 
 
 @dataclass(frozen=True)
-class Row:
+class StressScore:
     """Mean knowledge score over `n` facts (each the mean of its prompts), and the share of exact matches."""
 
     subject: str
@@ -32,11 +32,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Variant:
+class AttackForm:
     """The rows of one form of an attack."""
 
     variant: str
-    rows: tuple[Row, ...]
+    rows: tuple[StressScore, ...]
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class AttackResult:
     scale: str
     n_not_built: int
     n_not_known: int
-    rows: tuple[Row, ...]
-    variants: tuple[Variant, ...]
+    rows: tuple[StressScore, ...]
+    variants: tuple[AttackForm, ...]
     examples: tuple[Example, ...]
     not_applicable: str | None
 
@@ -74,7 +74,7 @@ class QuantizationResult:
 
     method: str
     description: str
-    rows: tuple[Row, ...]
+    rows: tuple[StressScore, ...]
     not_applicable: str | None
 
 
@@ -115,7 +115,7 @@ class Stress:
 
 def conclude(plan: Plan, original: Endured, edited: Endured) -> Stress:
     """Compare two models that went through the same plan."""
-    both = dict(zip(MODELS, (original, edited), strict=True))
+    both = {"original": original, "edited": edited}
     return Stress(
         len(plan.facts),
         len(plan.controls),
@@ -141,16 +141,16 @@ def _attack_result(plan: Plan, attack: Attack, models: Mapping[str, Endured]) ->
         len(attack.prompts) - len(scored),
         tuple(_attack_rows(plan, scored, models)),
         tuple(
-            Variant(variant, tuple(_attack_rows(plan, [row for row in scored if row.variant == variant], models)))
+            AttackForm(variant, tuple(_attack_rows(plan, [row for row in scored if row.variant == variant], models)))
             for variant in variants
             if len(variants) > 1
         ),
-        tuple(_examples(scored, variants, models)),
+        tuple(_examples(scored, variants, models, plan.settings.n_examples)),
         reason,
     )
 
 
-def _attack_rows(plan: Plan, prompts: Sequence[AttackPrompt], models: Mapping[str, Endured]) -> Iterator[Row]:
+def _attack_rows(plan: Plan, prompts: Sequence[AttackPrompt], models: Mapping[str, Endured]) -> Iterator[StressScore]:
     if not prompts:
         return
     for subject in ("entity", "never_known"):
@@ -165,32 +165,33 @@ def _attack_rows(plan: Plan, prompts: Sequence[AttackPrompt], models: Mapping[st
                     scores[prompt.fact].append(scale.score(replies.logprobs[text, prompt.answer]))
                     hits[prompt.fact].append(matches(replies.generated[text], prompt.answers))
                     n += 1
-            yield Row(subject, model, len(scores), n, _estimate(scores.values()), mean(map(mean, hits.values())))
+            yield StressScore(
+                subject, model, len(scores), n, _estimate(scores.values()), mean(map(mean, hits.values()))
+            )
 
 
 def _examples(
-    prompts: Sequence[AttackPrompt], variants: Sequence[str], models: Mapping[str, Endured]
+    prompts: Sequence[AttackPrompt], variants: Sequence[str], models: Mapping[str, Endured], n: int
 ) -> Iterator[Example]:
-    """The first question of each form, and then further ones."""
+    """The first question of each form, and then further ones, `n` in all."""
     first = [next(prompt for prompt in prompts if prompt.variant == variant) for variant in variants]
-    for prompt in [*first, *(prompt for prompt in prompts if prompt not in first)][:N_EXAMPLES]:
+    for prompt in [*first, *(prompt for prompt in prompts if prompt not in first)][:n]:
         original, edited = (endured.attacked.generated[prompt.text] for endured in models.values())
         yield Example(prompt.variant, prompt.text, prompt.answer, original, edited)
 
 
 def _quantization_result(plan: Plan, method: str, models: Mapping[str, Endured]) -> QuantizationResult:
     description = METHODS.get(method, "The weights as they are, for comparison.")
-    rows: list[Row] = []
+    rows: list[StressScore] = []
     for model, endured in models.items():
         replies = endured.quantized[method]
         if isinstance(replies, str):
             return QuantizationResult(method, description, (), f"{model} model: {replies}")
         for subject, facts in (("entity", plan.facts), ("control", plan.controls)):
             if facts:
-                pairs = [pair_of(fact) for fact in facts]
-                scores = [[plan.scales[pair].score(replies.logprobs[pair])] for pair in pairs]
-                hits = [matches(replies.generated[fact.text()], (fact.answer, *fact.answer_aliases)) for fact in facts]
-                rows.append(Row(subject, model, len(facts), len(facts), _estimate(scores), mean(hits)))
+                scores = [[plan.known[pair].score(replies.logprobs[pair])] for pair in (fact.pair() for fact in facts)]
+                hits = [matches(replies.generated[fact.text()], fact.right_answers) for fact in facts]
+                rows.append(StressScore(subject, model, len(facts), len(facts), _estimate(scores), mean(hits)))
     rows.sort(key=lambda row: row.subject, reverse=True)
     return QuantizationResult(method, description, tuple(rows), None)
 
@@ -201,23 +202,23 @@ def _relearning_results(plan: Plan, models: Mapping[str, Endured]) -> Iterator[R
             for text in (UNRELATED, ONE_FACT):
                 yield RelearningResult(text, "", model, "entity", 0, (), endured.trained)
             continue
-        for curve in endured.trained:
-            facts = plan.facts if curve.text == UNRELATED else plan.remaining
-            for name in curve.asked:
-                subject = "entity" if name == plan.subject.name else "never_known"
-                steps = tuple(_step(plan, each, facts, name) for each in curve.observed)
-                yield RelearningResult(curve.text, curve.example, model, subject, len(facts), steps, None)
+        for run in endured.trained:
+            facts = plan.facts if run.text == UNRELATED else plan.remaining
+            for name in run.asked:
+                subject = "entity" if name == plan.target.name else "never_known"
+                steps = tuple(_step(plan, each, facts, name) for each in run.observed)
+                yield RelearningResult(run.text, run.example, model, subject, len(facts), steps, None)
     if not plan.remaining:
         reason = (
             f"all facts have the answer {plan.taught.answer!r}, which would be taught: add facts with other answers"
         )
         for model in (name for name, endured in models.items() if not isinstance(endured.trained, str)):
-            yield RelearningResult(ONE_FACT, join(*pair_of(plan.taught)), model, "entity", 0, (), reason)
+            yield RelearningResult(ONE_FACT, join(*plan.taught.pair()), model, "entity", 0, (), reason)
 
 
 def _step(plan: Plan, observed: Observed[Mapping[Pair, float]], facts: Sequence[Fact], name: str) -> RelearningStep:
-    scores = [[plan.scales[pair_of(fact)].score(observed.seen[pair_of(fact, name)])] for fact in facts]
-    controls = [[plan.scales[pair_of(fact)].score(observed.seen[pair_of(fact)])] for fact in plan.controls]
+    scores = [[plan.known[fact.pair()].score(observed.seen[fact.pair(name)])] for fact in facts]
+    controls = [[plan.known[fact.pair()].score(observed.seen[fact.pair()])] for fact in plan.controls]
     return RelearningStep(observed.step, observed.loss, _estimate(scores), _estimate(controls) if controls else None)
 
 

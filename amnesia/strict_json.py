@@ -1,4 +1,7 @@
-"""Reading JSON that may be damaged or hostile: bounded, without duplicate keys, and with errors that name the field."""
+"""JSON: written in one form, and read although it may be damaged or hostile.
+
+Reading is bounded, refuses duplicate keys, and has errors that name the field.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,11 @@ def shown(value: object) -> str:
     """A value from a file in one short line, whatever it is."""
     text = repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def json_bytes(document: Any) -> bytes:
+    """JSON as it is written to files: indented, UTF-8, keys in the order given; ValueError for NaN and infinity."""
+    return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 @dataclass(frozen=True)

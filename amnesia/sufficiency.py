@@ -15,11 +15,12 @@ from torch import Tensor
 from amnesia.domain import Cell, Fact
 from amnesia.encoding import Placed, continuations, place
 from amnesia.errors import InputError
-from amnesia.injection import PLACEHOLDER, amplification
+from amnesia.injection import PLACEHOLDER, amplification, injections
 from amnesia.interventions import Injection, injected, replaced_outputs
-from amnesia.model import LiveModel, Progress, hooks
+from amnesia.model import LiveModel, hooks
 from amnesia.passes import collate
-from amnesia.prompts import CONTRAST_ENTITIES, share_words
+from amnesia.progress import Progress
+from amnesia.prompts import contrast_entities, share_words
 from amnesia.recipe import Recipe
 
 N_CLEAN = 95
@@ -48,7 +49,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Step:
+class UnfreezingStep:
     """The outcome with the `n_unfrozen` components that were chosen so far; the last of them is layer and component."""
 
     n_unfrozen: int
@@ -83,7 +84,7 @@ class Sufficiency:
     references: References
     unfrozen: tuple[Component, ...]
     outcome: Outcome
-    steps: tuple[Step, ...]
+    steps: tuple[UnfreezingStep, ...]
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,8 @@ def sufficiency(
     """
     layers = sorted({cell.layer for cell in cells})
     values, _, _ = amplification(live, recipe, cells, factor, value, placeholder, progress)
-    put = [Injection(cell.layer, cell.neuron, v) for cell, v in zip(cells, values, strict=True)]
-    names = [name for name in CONTRAST_ENTITIES if not share_words(name, (recipe.entity, *recipe.aliases))]
+    put = injections(cells, values)
+    names = [name for name in contrast_entities() if not share_words(name, recipe.target.names)]
     stride = max(1, len(names) // N_CLEAN)
     found = [(fact, clean_run(live, fact, layers, names[::stride][:N_CLEAN], placeholder)) for fact in recipe.facts]
     runs = [run for _, run in found if run is not None]
@@ -238,7 +239,9 @@ def sufficiency(
         results = outcomes([chosen | {component} for component in rest])
         top = max(range(len(rest)), key=lambda n: results[n].mean_logprob)
         chosen, best = chosen | {rest[top]}, results[top]
-        steps.append(Step(len(chosen), rest[top].layer, rest[top].component, best.mean_logprob, best.n_rank_0))
+        steps.append(
+            UnfreezingStep(len(chosen), rest[top].layer, rest[top].component, best.mean_logprob, best.n_rank_0)
+        )
     while len(chosen) > 1:
         order = sorted(chosen)
         results = outcomes([chosen - {component} for component in order])
@@ -248,7 +251,7 @@ def sufficiency(
         chosen, best = chosen - {order[top]}, results[top]
     return Sufficiency(
         live.name,
-        recipe.entity,
+        recipe.target.entity,
         tuple(cells),
         tuple(values),
         live.shape.n_layers,

@@ -36,10 +36,6 @@ class Scale:
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 
-    def inside(self, value: float) -> bool:
-        """Whether a value has a place of its own."""
-        return self.low <= value <= self.high
-
     def ticks(self, most: int = 6) -> list[float]:
         """Round values within the scale, at most `most`, in steps of 1, 2 or 5 times a power of ten."""
         span = self.high - self.low

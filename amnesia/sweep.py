@@ -9,15 +9,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amnesia.domain import Cell, Edit, Fact, weakened
+from amnesia.domain import ROLES, Cell, Edit, Role, weakened
 from amnesia.errors import InputError, NumericalError
-from amnesia.forward import AnswerLogprob, answer_logprobs
+from amnesia.forward import answer_logprobs
 from amnesia.interventions import Asked, varied_logprobs
-from amnesia.measurement import Unknown, measure_unknown, why_excluded
-from amnesia.model import LiveModel, Progress, edited
-from amnesia.questions import Question, questions_of
-from amnesia.recipe import Recipe, Scoring
-from amnesia.scores import knowledge_score
+from amnesia.measurement import KnownFact, known_facts, scores_of
+from amnesia.model import LiveModel, edited
+from amnesia.progress import Progress
+from amnesia.questions import questions_of
+from amnesia.recipe import Recipe
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
@@ -26,7 +26,7 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 class SweptFact:
     """One fact: log-probability for an unknown entity and knowledge score at each multiplier, or why it has none."""
 
-    kind: str
+    role: Role
     entity: str
     prompt: str
     answer: str
@@ -36,10 +36,10 @@ class SweptFact:
 
 
 @dataclass(frozen=True)
-class Curve:
+class ScoreCurve:
     """Mean knowledge score at each multiplier and its standard error (0 for a single fact), over `n` scored facts."""
 
-    kind: str
+    role: Role
     n: int
     n_excluded: int
     mean: tuple[float, ...]
@@ -55,16 +55,16 @@ class Sweep:
     cells: tuple[Cell, ...]
     tokens: str
     multipliers: tuple[float, ...]
-    curves: tuple[Curve, ...]
+    curves: tuple[ScoreCurve, ...]
     facts: tuple[SweptFact, ...]
 
 
 @dataclass(frozen=True)
 class StrengthSweep:
-    """Curves of targets and controls over the `strengths` of an edit; a kind without known facts has no curve."""
+    """Curves of targets and controls over the `strengths` of an edit; a role without known facts has no curve."""
 
     strengths: tuple[float, ...]
-    curves: tuple[Curve, ...]
+    curves: tuple[ScoreCurve, ...]
 
 
 def grid(low: float, steps: int) -> tuple[float, ...]:
@@ -92,52 +92,44 @@ def sweep(
     With `entity_only` the cells are scaled at the last token of the entity alone (in a control: of the control's
     entity), else at every token, as a permanent edit acts. Raises InputError when no target or no control is known.
     """
-    questions = questions_of(recipe)
-    unknown = measure_unknown(live, questions, progress)
-    before = answer_logprobs(live, [(row.fact.text(), row.fact.answer) for row in questions], progress)
-    reasons = [why_excluded(one, base, recipe.scoring) for one, base in zip(before, unknown, strict=True)]
-    known = [index for index, reason in enumerate(reasons) if reason is None]
-    for kind in ("target", "control"):
-        if not any(kind in questions[index].kind for index in known):
-            raise InputError(f"the model knows no {kind} of the recipe: add facts that it answers correctly")
-    asked = [_asked(questions[index].fact) for index in known]
+    facts = known_facts(live, questions_of(recipe), recipe.scoring, progress, unlikely=True)
+    known = [fact for fact in facts if not fact.excluded]
+    for role in ROLES:
+        if not any(fact.question.role == role for fact in known):
+            raise InputError(f"the model knows no {role} of the recipe: add facts that it answers correctly")
+    asked = [Asked(fact.prompt, fact.entity, fact.answer) for fact in (row.question.fact for row in known)]
     logprobs = varied_logprobs(live, asked, cells, multipliers, entity_only=entity_only, progress=progress)
-    scores = {
-        index: tuple(
-            knowledge_score(value, before[index].total, unknown[index].total) for value in logprobs[:, n].tolist()
-        )
-        for n, index in enumerate(known)
-    }
-    facts = tuple(
-        SweptFact(
-            _kind(question),
-            question.fact.entity,
-            question.fact.text(),
-            question.fact.answer,
-            unknown[index].total,
-            scores.get(index, ()),
-            reasons[index],
-        )
-        for index, question in enumerate(questions)
-    )
+    scores = [scores_of(known, line) for line in logprobs.tolist()]
+    places = {fact: place for place, fact in enumerate(known)}
     return Sweep(
         live.name,
-        recipe.entity,
+        recipe.target.entity,
         tuple(cells),
         "entity" if entity_only else "all",
         tuple(multipliers),
-        _curves([(fact.kind, fact.knowledge_scores) for fact in facts]),
-        facts,
+        _curves(facts, scores),
+        tuple(_swept(fact, [] if fact.excluded else [line[places[fact]] for line in scores]) for fact in facts),
+    )
+
+
+def _swept(known: KnownFact, scores: Sequence[float]) -> SweptFact:
+    assert known.unknown is not None, "a sweep asks about unknown entities in every fact"
+    fact = known.question.fact
+    return SweptFact(
+        known.question.role,
+        fact.entity,
+        fact.text(),
+        fact.answer,
+        known.unknown.total,
+        tuple(scores),
+        known.excluded,
     )
 
 
 def sweep_strength(
     live: LiveModel,
-    questions: Sequence[Question],
-    before: Sequence[AnswerLogprob],
-    unknown: Sequence[Unknown | None],
+    facts: Sequence[KnownFact],
     edits: Sequence[Edit],
-    scoring: Scoring,
     *,
     strengths: Sequence[float] = STRENGTHS,
     progress: Progress | None = None,
@@ -145,17 +137,11 @@ def sweep_strength(
     """Score the facts that the original model `live` knows while `edits` act with each of the strengths.
 
     At strength s a multiplier m becomes 1 + s (m − 1): 0 is the original model, 1 the edit, and more goes beyond
-    it. `before` and `unknown` are measurements of the same questions. The curves end early where a strength above 1
-    gives NaN or infinity; below, NumericalError is raised.
+    it. The curves end early where a strength above 1 gives NaN or infinity; below, NumericalError is raised.
     """
-    known = [
-        index
-        for index, (one, base) in enumerate(zip(before, unknown, strict=True))
-        if why_excluded(one, base, scoring) is None
-    ]
-    pairs = [(questions[index].fact.text(), questions[index].fact.answer) for index in known]
-    scores: list[list[float]] = [[] for _ in questions]
-    reached = []
+    known = [fact for fact in facts if not fact.excluded]
+    pairs = [fact.pair for fact in known]
+    scores = []
     for strength in strengths:
         try:
             with edited(live, [weakened(edit, strength) for edit in edits] if strength else ()):
@@ -164,32 +150,21 @@ def sweep_strength(
             if strength <= 1:
                 raise
             break
-        reached.append(strength)
-        for index, answer in zip(known, after, strict=True):
-            base = unknown[index]
-            assert base is not None, "facts without it are not known"
-            scores[index].append(knowledge_score(answer.total, before[index].total, base.total))
-    rows = [(_kind(question), tuple(row)) for question, row in zip(questions, scores, strict=True)]
-    return StrengthSweep(tuple(reached), _curves(rows))
+        scores.append(scores_of(known, (answer.total for answer in after)))
+    return StrengthSweep(tuple(strengths[: len(scores)]), _curves(facts, scores))
 
 
-def _kind(question: Question) -> str:
-    return "target" if "target" in question.kind else "control"
-
-
-def _asked(fact: Fact) -> Asked:
-    return Asked(fact.prompt, fact.entity, fact.answer)
-
-
-def _curves(rows: Sequence[tuple[str, tuple[float, ...]]]) -> tuple[Curve, ...]:
-    """Curves from kinds and knowledge scores; facts without scores were excluded."""
+def _curves(facts: Sequence[KnownFact], scores: Sequence[Sequence[float]]) -> tuple[ScoreCurve, ...]:
+    """Curves of each role; `scores` are those of the facts that are known, a row for each place on the curves."""
+    roles = [fact.question.role for fact in facts if not fact.excluded]
     curves = []
-    for kind in ("target", "control"):
-        found = [scores for name, scores in rows if name == kind]
-        scored = [scores for scores in found if scores]
-        if scored:
-            means, errors = zip(*(_mean_and_error(values) for values in zip(*scored, strict=True)), strict=True)
-            curves.append(Curve(kind, len(scored), len(found) - len(scored), means, errors))
+    for role in ROLES:
+        places = [place for place, own in enumerate(roles) if own == role]
+        if places:
+            points = [_mean_and_error([line[place] for place in places]) for line in scores]
+            n_excluded = sum(fact.question.role == role for fact in facts) - len(places)
+            means, errors = (tuple(point[side] for point in points) for side in (0, 1))
+            curves.append(ScoreCurve(role, len(places), n_excluded, means, errors))
     return tuple(curves)
 
 

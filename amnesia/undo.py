@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from amnesia.columns import blocks_with, check_untouched, columns_before, trace_back
-from amnesia.errors import InputError, OutputError, VerificationError
+from amnesia.errors import InputError, OutputError, VerificationError, os_errors_as
 from amnesia.files import copy_file, hash_file, list_files, staged_output
-from amnesia.manifest import Manifest, read_manifest
+from amnesia.manifest import Manifest
+from amnesia.manifest_file import read_manifest
+from amnesia.progress import Watch, unwatched
 from amnesia.streams import RangeHash
 
 
@@ -19,13 +21,13 @@ def undo(
     *,
     force: bool = False,
     every_step: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    watch: Watch = unwatched,
 ) -> Manifest:
     """Restore into `output` the model that was edited, and return the manifest of the edit that was taken back.
 
     Edits made on top of each other are taken back one at a time, newest first; `every_step` goes back to the base.
-    Files are checked against the sha256 that they had before the edit, where the manifest knows it. `progress` is
-    called with the bytes written so far and in all.
+    Files are checked against the sha256 that they had before the edit, where the manifest knows it. `watch` gets the
+    bytes that will be written.
 
     Raises VerificationError when the folder is not what its manifest says, InputError for adapters and GGUF files, and
     OutputError as `staged_output` does.
@@ -47,8 +49,8 @@ def undo(
     hashes = {row.file: row.sha256 for step in steps for row in step.manifest.base.files if row.scope == "file"}
     copied = {row.file: row.sha256 for row in steps[-1].manifest.untouched}
     sizes = {name: path.stat().st_size for name, path in files.items()}
-    total, done = sum(sizes.values()), 0
-    with staged_output(output, force=force, needed_bytes=total, source=folder) as staging:
+    total = sum(sizes.values())
+    with watch(total) as progress, staged_output(output, force=force, needed_bytes=total, source=folder) as staging:
         for name, path in files.items():
             if name in columns:
                 restored = _write(blocks_with(path, columns[name]), staging / name)
@@ -68,21 +70,17 @@ def undo(
                     f"{path} does not become the original when the edit is taken back: it was changed after the "
                     "edit; fetch the base model again"
                 )
-            done += sizes[name]
-            if progress is not None:
-                progress(done, total)
+            progress(sizes[name])
     return steps[-1].manifest
 
 
 def _write(blocks: Iterable[bytes], path: Path) -> str:
     """Write blocks to a new file and return the sha256 of its content."""
     digest = hashlib.sha256()
-    try:
+    with os_errors_as(OutputError, f"{path} cannot be written", "free space or choose another disk"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
             for block in blocks:
                 digest.update(block)
                 file.write(block)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}): free space or choose another disk") from error
     return digest.hexdigest()

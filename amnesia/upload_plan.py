@@ -9,11 +9,11 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from amnesia.checkpoint import BASE_FOLDER, UNDO_NAME
+from amnesia.domain import ModelRef
 from amnesia.errors import PublishError
 from amnesia.files import git_hash, hash_file
-from amnesia.manifest import MANIFEST_NAME
 from amnesia.modelfile import MODELFILE_NAME
-from amnesia.own_outputs import PAGE_NAME, REPORT_NAME
+from amnesia.own_outputs import MANIFEST_NAME, PAGE_NAME, REPORT_NAME
 from amnesia.publication import Content, Publication
 from amnesia.remote import HubFile, HubFiles
 
@@ -28,7 +28,7 @@ class UploadPlan:
     """What one commit does, and the digests of all files: sha256 of large ones on the Hub, else git's blob hash."""
 
     add: Mapping[str, Content]
-    copy: Mapping[str, tuple[str, str]]
+    copy: Mapping[str, ModelRef]
     delete: tuple[str, ...]
     n_unchanged: int
     hashes: Hashes
@@ -78,7 +78,7 @@ def plan_upload(publication: Publication, there: HubFiles, origin: HubFiles | No
             )
     hashes = Hashes(publication.files)
     add: dict[str, Content] = {}
-    copy: dict[str, tuple[str, str]] = {}
+    copy: dict[str, ModelRef] = {}
     n_unchanged = 0
     for name, content in publication.files.items():
         if name in there.files and hashes.is_same(name, there.files[name]):
@@ -86,7 +86,7 @@ def plan_upload(publication: Publication, there: HubFiles, origin: HubFiles | No
             continue
         source = None if origin is None else origin.files.get(name)
         if origin is not None and source is not None and source.sha256 is not None and hashes.is_same(name, source):
-            copy[name] = (origin.repo, origin.revision)
+            copy[name] = origin.ref
         else:
             add[name] = content
     delete = tuple(sorted(name for name in there.files if is_ours(name) and name not in publication.files))
@@ -109,9 +109,11 @@ def commit_operations(plan: UploadPlan, publication: Publication, copying: bool)
 
     rows: list[Operation] = [CommitOperationDelete(name, is_folder=False) for name in plan.delete]
     add = dict(plan.add)
-    for name, (repo, revision) in plan.copy.items():
+    for name, ref in plan.copy.items():
         if copying:
-            rows.append(CommitOperationCopy(name, name, src_revision=revision, src_repo_id=repo, src_repo_type="model"))
+            rows.append(
+                CommitOperationCopy(name, name, src_revision=ref.revision, src_repo_id=ref.name, src_repo_type="model")
+            )
         else:
             add[name] = publication.files[name]
     return rows + [CommitOperationAdd(name, content) for name, content in add.items()]

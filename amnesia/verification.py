@@ -39,13 +39,14 @@ from amnesia.columns import (
     trace_back,
 )
 from amnesia.domain import Format, check_edits
+from amnesia.edits import Place, by_projection
 from amnesia.errors import InputError, VerificationError
 from amnesia.files import hash_file, list_files
-from amnesia.manifest import MANIFEST_NAME, BaseFile, Manifest, TensorEdit, read_manifest
-from amnesia.plan import Weights, by_projection, direction_factor, plan_edits
+from amnesia.manifest import BaseFile, Manifest, TensorEdit
+from amnesia.manifest_file import read_manifest
+from amnesia.own_outputs import MANIFEST_NAME
+from amnesia.plan import Weights, direction_factor, plan_edits
 from amnesia.safetensors_file import TensorInfo, read_header, read_vectors
-
-Progress = Callable[[int, int], None]
 
 # The Hub writes this file into every repository; it tells git how to store files and is no part of the model.
 _REPOSITORY_FILE = ".gitattributes"
@@ -75,15 +76,14 @@ def verify(
     base: Path | None = None,
     *,
     is_of_base: Callable[[str], bool] = lambda _: True,
-    progress: Progress | None = None,
 ) -> VerificationReport:
     """Re-read an output and prove that exactly the declared columns changed, by exactly the declared edits.
 
     `base` is the folder that was edited; after several edits on top of each other, the folder before any of them.
     Without it, files that were put into the output later by somebody else are left unproven, not refused.
     `is_of_base` tells which files of `base` the output must have, where others have put more into that folder.
-    `progress` is called with the files compared so far and in all. Raises VerificationError naming the first
-    difference, CheckpointError for damaged weights, and InputError for a GGUF output.
+    Raises VerificationError naming the first difference, CheckpointError for damaged weights, and InputError for a
+    GGUF output.
     """
     manifest = read_manifest(folder)
     if manifest.format == "adapter":
@@ -94,11 +94,11 @@ def verify(
     check_untouched(steps, origins)
     _check_declared(open_source(folder), steps)
     if base is None:
-        return _verify_alone(steps, origins, progress or _silent)
+        return _verify_alone(steps, origins)
     count = _steps_since(base, manifest)
     origin = {name: path for name, path in origins[count - 1].items() if name != _REPOSITORY_FILE}
     names = {name for name in list_files(base) if name in origin or (name != _REPOSITORY_FILE and is_of_base(name))}
-    return _verify_against(base, names, steps[:count], origin, progress or _silent)
+    return _verify_against(base, names, steps[:count], origin)
 
 
 def files_of_base(folder: Path) -> frozenset[str]:
@@ -108,10 +108,6 @@ def files_of_base(folder: Path) -> frozenset[str]:
     """
     _, origins = trace_back(folder, list_files(folder), read_manifest(folder))
     return frozenset().union(*origins)
-
-
-def _silent(done: int, total: int) -> None:
-    pass
 
 
 def _steps_since(base: Path, manifest: Manifest) -> int:
@@ -129,11 +125,8 @@ def _check_declared(source: CheckpointSource, steps: Sequence[Step]) -> None:
     """The tensors of a manifest must be those that its edits mean for this architecture."""
     for step in steps:
         plans = plan_edits(source, step.manifest.edits, allow_overlap=True)
-        expected = [(plan.tensor.name, plan.file, plan.axis, dict(plan.multipliers), plan.directions) for plan in plans]
-        found = [
-            (row.name, row.file, row.axis, dict(zip(row.indices, row.multipliers, strict=True)), row.directions)
-            for row in step.manifest.tensors
-        ]
+        expected = [(plan.tensor.name, plan.file, plan.axis, Place(plan.layer, plan.expert)) for plan in plans]
+        found = [(row.name, row.file, row.axis, row.place) for row in step.manifest.tensors]
         if found != expected:
             raise VerificationError(
                 f"{MANIFEST_NAME} lists tensors that do not follow from its edits for {step.manifest.entity!r}: "
@@ -142,7 +135,7 @@ def _check_declared(source: CheckpointSource, steps: Sequence[Step]) -> None:
 
 
 def _verify_against(
-    base: Path, names: AbstractSet[str], steps: Sequence[Step], origin: Mapping[str, Path], progress: Progress
+    base: Path, names: AbstractSet[str], steps: Sequence[Step], origin: Mapping[str, Path]
 ) -> VerificationReport:
     base_names = names - {name for step in steps for name in step.manifest.left_out}
     different = sorted(base_names ^ origin.keys())
@@ -151,20 +144,17 @@ def _verify_against(
         raise VerificationError(f"the output {state} the file {different[0]}: make the output again")
     columns = columns_after({name: base / name for name in origin}, steps)
     proven = 0
-    for count, (name, path) in enumerate(sorted(origin.items()), start=1):
+    for name, path in sorted(origin.items()):
         if name not in columns and path.samefile(base / name):
             proven += path.stat().st_size  # A hard link to the base is the same bytes.
         else:
             proven += compare(blocks_with(base / name, columns.get(name, [])), path)
-        progress(count, len(origin))
     for step in steps:
         _check_hashes(step, {row.file for newer in steps[: steps.index(step)] for row in newer.manifest.tensors})
     return _report(steps[0].manifest, steps, len(origin), proven, base_read=True, unproven=())
 
 
-def _verify_alone(
-    steps: Sequence[Step], origins: Sequence[Mapping[str, Path]], progress: Progress
-) -> VerificationReport:
+def _verify_alone(steps: Sequence[Step], origins: Sequence[Mapping[str, Path]]) -> VerificationReport:
     changed: set[str] = set()
     in_place: set[str] = set()
     hashes: dict[Path, str] = {}
@@ -192,7 +182,7 @@ def _verify_alone(
                     f"{path} does not become the original when the edit is taken back: bytes {what}differ, make the "
                     "output again"
                 )
-            progress(len(hashes), len(origins[-1]))
+    columns_before(steps, proven=True)
     proven = {
         name: path.stat().st_size for name, path in origins[-1].items() if path in hashes and name not in in_place
     }
@@ -271,7 +261,7 @@ def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationR
         compare(weights_blocks(source, plans, rank, tensors.append), weights)
         if tuple(tensors) != manifest.tensors:
             raise VerificationError(f"{MANIFEST_NAME} does not list the tensors and hashes of its edits: make it again")
-    config = config_bytes(modules, manifest.tensors[0].axis, rank, manifest.base.id, manifest.base.revision)
+    config = config_bytes(modules, manifest.tensors[0].axis, rank, manifest.base.ref)
     compare(iter([config]), folder / CONFIG_NAME)
     return VerificationReport(
         format=manifest.format,
@@ -295,8 +285,7 @@ def _check_factors(weights: Path, manifest: Manifest) -> tuple[list[str], int]:
     by_matrix = by_projection(manifest.edits, allow_overlap=True)
     if any(expert is not None for _, expert in by_matrix):
         raise VerificationError(f"{MANIFEST_NAME} names cells of experts, which no adapter can edit: make it again")
-    declared = [(dict(zip(row.indices, row.multipliers, strict=True)), row.directions) for row in manifest.tensors]
-    if [*by_matrix.values()] != declared:
+    if [Place(*place) for place in by_matrix] != [row.place for row in manifest.tensors]:
         raise VerificationError(
             f"{MANIFEST_NAME} lists tensors that do not follow from its edits: make the adapter again"
         )

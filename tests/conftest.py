@@ -6,8 +6,10 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import settings
 
-from commands import done, files_in
-from local_hub import LocalHub
+from support.commands import done
+from support.folders import files_in
+from support.hub_state import BASE_CARD
+from support.local_hub import LocalHub
 
 # Workers side by side share the cores. This must be known before torch is imported, by children of the tests too.
 n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -21,8 +23,17 @@ settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
 
 
-def pytest_collection_modifyitems(items):
-    """The longest first, so that workers side by side end together."""
+# Tests that run only where `-m` names their marker.
+OPT_IN = ("exhaustive", "llamacpp")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without what nobody asked for; the longest first, so that workers side by side end together."""
+    closed = [name for name in OPT_IN if name not in config.option.markexpr]
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in closed)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     items.sort(key=lambda item: item.get_closest_marker("real") is None)
 
 
@@ -39,6 +50,22 @@ def pytest_runtest_setup(item):
         os.environ.pop("AMNESIA_CACHE", None)
     else:
         os.environ["AMNESIA_CACHE"] = cache
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The real demo model on disk, fetched and converted once."""
+    from amnesia.sources import resolve
+
+    return resolve("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def smollm2_live(smollm2):
+    """The real demo model in memory, for tests that leave it as it is."""
+    from amnesia.loading import load
+
+    return load(smollm2.folder, smollm2.id)
 
 
 @pytest.fixture
@@ -69,13 +96,10 @@ def hub(tmp_path, monkeypatch):
         yield hub
 
 
-BASE_CARD = b"---\nlicense: apache-2.0\nlanguage:\n- en\n- fr\n---\n# The base\n"
-
-
 @pytest.fixture
 def base(hub, tmp_path):
     """The commit of org/base, a model in several shards on the Hub, which is also in the folder `source`."""
-    from tiny import save_tiny  # Takes seconds to import, which tests without a model need not wait for.
+    from support.tiny import save_tiny  # Takes seconds to import, which tests without a model need not wait for.
 
     folder = save_tiny(tmp_path / "source")
     (folder / "README.md").write_bytes(BASE_CARD)

@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM
 
 from amnesia.adapter import CONFIG_NAME, RANKS, WEIGHTS_NAME, adapter_rank, write_adapter
 from amnesia.checkpoint import open_source, write_edited
-from amnesia.domain import Cell, ColumnEdit
+from amnesia.domain import Cell, ColumnEdit, ModelRef
 from amnesia.edits import EntityEdits
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, VerificationError
 from amnesia.layouts import LAYOUTS
 from amnesia.proofs import prove
 from amnesia.saving import save
 from amnesia.sources import ModelSource
-from tiny import D_MLP, D_MODEL, MODEL_TYPES, save_tiny, tiny_model, write_with
+from support.tiny import D_MLP, D_MODEL, MODEL_TYPES, save_tiny, tiny_model, write_with
 
 # Layers with different numbers of cells, among them more than the smallest rank.
 EDITS = (ColumnEdit(Cell(0, 3)), *(ColumnEdit(Cell(2, neuron)) for neuron in range(0, 40, 4)))
@@ -164,10 +164,10 @@ def test_several_entities_in_one_adapter_merge_to_all_of_their_edits(tmp_path, c
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "phi3"])
 def test_an_adapter_on_top_of_an_edited_model(tmp_path, caplog, model_type):
     dtype = torch.bfloat16
-    source = ModelSource(save_tiny(tmp_path / "source", model_type, dtype=dtype), "a/b")
+    source = ModelSource(save_tiny(tmp_path / "source", model_type, dtype=dtype), ModelRef("a/b"))
     paris, rome = EntityEdits("Paris", EDITS), EntityEdits("Rome", (ColumnEdit(Cell(1, 1)), ColumnEdit(Cell(2, 1))))
     first = save("safetensors", source, [paris], tmp_path / "edited")
-    edited = ModelSource(tmp_path / "edited", "edited")
+    edited = ModelSource(tmp_path / "edited", ModelRef("edited"))
     manifest = save("adapter", edited, [rome], tmp_path / "adapter")
     assert manifest.previous == first
     assert prove(tmp_path / "adapter", edited).n_cells == 2
@@ -183,7 +183,7 @@ def test_an_adapter_on_top_of_an_edited_model(tmp_path, caplog, model_type):
 
 def test_a_second_adapter_can_be_merged_after_the_first(tmp_path, caplog):
     dtype = torch.bfloat16
-    source = ModelSource(save_tiny(tmp_path / "source", dtype=dtype), "a/b")
+    source = ModelSource(save_tiny(tmp_path / "source", dtype=dtype), ModelRef("a/b"))
     paris, rome = EntityEdits("Paris", EDITS), EntityEdits("Rome", (ColumnEdit(Cell(1, 1)), ColumnEdit(Cell(2, 1))))
     for name, group in (("paris", paris), ("rome", rome)):
         save("adapter", source, [group], tmp_path / name)

@@ -14,11 +14,13 @@ from amnesia.model import apply_edits
 from amnesia.pipeline import run
 from amnesia.questions import facts_of_recipe
 from amnesia.recipe import parse_recipe
-from commands import done
-from test_pipeline import FORMATS, Silent
-from test_report import check_report_json
-from tiny_recipe import recipe_text
-from tiny_text import save_tiny_live
+from support.commands import done
+from support.reports import check_report_json
+from support.tiny_recipe import recipe_text
+from support.tiny_text import save_tiny_live
+from support.tracker import Silent
+
+FORMATS = ("safetensors", "adapter")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def test_a_sweep_passes_through_both_models(tmp_path, model, recipe, facts):
     assert found.document["sweep"] == result.reports["safetensors"]["sweep"]
     strengths = found.document["sweep"]["strengths"]
     for curve in found.document["sweep"]["curves"]:
-        scores = [row.knowledge_score for row in found.evaluation.prompts if curve["kind"] in row.kind]
+        scores = [row.knowledge_score for row in found.evaluation.prompts if curve["role"] == row.role]
         known = [score for score in scores if score is not None]
         assert curve["mean"][strengths.index(0.0)] == 1.0
         assert curve["mean"][strengths.index(1.0)] == pytest.approx(sum(known) / len(known), abs=1e-3)
@@ -75,7 +77,7 @@ def test_a_sweep_of_a_model_that_was_edited_twice_starts_where_it_should(tmp_pat
         found = assess(str(start), str(tmp_path / "twice"), facts, Silent(), sweep=True)
         place = found.document["sweep"]["strengths"].index(1.0)
         for curve in found.document["sweep"]["curves"]:
-            rows = [row for row in found.evaluation.prompts if curve["kind"] in row.kind]
+            rows = [row for row in found.evaluation.prompts if curve["role"] == row.role]
             scores = [row.knowledge_score for row in rows if row.knowledge_score is not None]
             assert curve["mean"][place] == pytest.approx(sum(scores) / len(scores), abs=1e-3)
     with pytest.raises(InputError, match="was not made of"):
@@ -100,7 +102,7 @@ def test_a_copy_scores_one_on_everything(tmp_path, model, facts):
     one, zero = Estimate(1.0, 1.0, 1.0), Estimate(0.0, 0.0, 0.0)
     for row in evaluation.aggregates:
         assert (row.knowledge_score, row.knowledge_score_first, row.exact_match_change) == (one, one, zero)
-        assert row.rank_before == row.rank_after
+        assert row.before == row.after
     assert evaluation.damage.perplexity_after == evaluation.damage.perplexity_before
     assert evaluation.damage.kl_controls == zero
     assert {row.kl for row in evaluation.damage.texts} == {0.0}

@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,10 +14,10 @@ from amnesia.atlas import AtlasRow, AtlasSettings, begin, fill, rank_correlation
 from amnesia.domain import Cell, CellScore
 from amnesia.errors import InputError, OutputError
 from amnesia.localization import localize
-from amnesia.prompts import CONTRAST_ENTITIES
-from tiny_text import save_tiny_live, tiny_live
+from amnesia.prompts import contrast_entities
+from support.folders import ROOT
+from support.tiny_text import save_tiny_live, tiny_live
 
-ROOT = Path(__file__).parents[1]
 SETTINGS = AtlasSettings("tiny", n_prompts=4, top=3)
 NAMES = {"Japan": 900, "Paris": 800, "Michael Jordan": None, "Atlantis": 5}
 
@@ -102,7 +101,7 @@ def alone(model, tmp_path_factory):
     """An atlas of 40 entities by one process, its entities, and what was printed."""
     folder = tmp_path_factory.mktemp("alone")
     names = folder / "names.txt"
-    names.write_text("\n".join(CONTRAST_ENTITIES[:40]), encoding="utf-8")
+    names.write_text("\n".join(contrast_entities()[:40]), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, *command(model, names, folder / "out")],
         cwd=ROOT,

@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from amnesia.behaviour import MIN_CHANGE
 from amnesia.loading import load
-from commands import done, refused
-from tiny_recipe import recipe_text
-from tiny_text import save_tiny_live
+from support.commands import done, refused
+from support.tiny_recipe import recipe_text
+from support.tiny_text import save_tiny_live
 
 STRONG = "cells = [{ layer = 1, neuron = 11, multiplier = -9.0 }, { layer = 0, neuron = 3, multiplier = -9.0 }]"
 

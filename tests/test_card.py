@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from amnesia.card import BaseCard, licence_notice, model_card, naming_duty
-from amnesia.domain import Cell, ColumnEdit
-from amnesia.edits import EntityEdits
+from amnesia.domain import Cell, ColumnEdit, ModelRef
+from amnesia.edits import EntityEdits, Place
 from amnesia.errors import InputError
 from amnesia.manifest import Base, BaseFile, Manifest, TensorEdit
 
@@ -15,9 +15,9 @@ HASH = "0" * 64
 EDITS = (ColumnEdit(Cell(2, 7)), ColumnEdit(Cell(2, 9)), ColumnEdit(Cell(0, 1)))
 MANIFEST = Manifest(
     format="safetensors",
-    base=Base("org/base", "a" * 40, (BaseFile("model.safetensors", 9, HASH),)),
+    base=Base(ModelRef("org/base", "a" * 40), (BaseFile("model.safetensors", 9, HASH),)),
     edits=(EntityEdits('Ke$ha: "the\n---\nsinger"', EDITS),),
-    tensors=(TensorEdit("x", "model.safetensors", 1, (1,), (-1.0,), HASH, HASH),),
+    tensors=(TensorEdit("x", "model.safetensors", 1, Place(0), (1,), (-1.0,), HASH, HASH),),
 )
 REPORT = {
     "aggregates": [
@@ -36,7 +36,7 @@ def metadata(card):
 
 @pytest.mark.parametrize("name", ["safetensors", "adapter", "gguf"])
 def test_metadata_is_read_back(name):
-    base = BaseCard("org/base", "a" * 40, "other", "my licence: v2", "LICENSE", ("en", "no"))
+    base = BaseCard(ModelRef("org/base", "a" * 40), "other", "my licence: v2", "LICENSE", ("en", "no"))
     found = metadata(model_card(dataclasses.replace(MANIFEST, format=name), base, "ada/m", None, weights=["m.gguf"]))
     relation = {"safetensors": "finetune", "adapter": "adapter", "gguf": "quantized"}[name]
     assert (found["base_model"], found["base_model_relation"]) == ("org/base", relation)
@@ -56,28 +56,28 @@ LOADING = {
 @pytest.mark.parametrize("name", LOADING)
 def test_the_body_has_all_that_a_reader_needs(name):
     manifest = dataclasses.replace(MANIFEST, format=name)
-    card = model_card(manifest, BaseCard("org/base", "a" * 40), "ada/m", REPORT, weights=["m.gguf"])
+    card = model_card(manifest, BaseCard(ModelRef("org/base", "a" * 40)), "ada/m", REPORT, weights=["m.gguf"])
     titles = [line[3:] for line in card.splitlines() if line.startswith("## ")]
     assert titles == ["What was changed", "Before and after", "Load it", "Limits", "Provenance", "Citation"]
     assert all(text in card for text in LOADING[name])
     assert "suppression, not erasure" in card
-    assert f"amnesia verify edited --base org/base@{MANIFEST.base.revision}" in card
+    assert f"amnesia verify edited --base org/base@{MANIFEST.base.ref.revision}" in card
     assert "Friends and Grandmothers in Silico" in card and "Yona, Itay" in card
 
 
 def test_numbers_are_those_of_the_report():
-    card = model_card(MANIFEST, BaseCard("org/base"), "ada/m", REPORT)
+    card = model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", REPORT)
     assert "3 cells, by layer (cells): 0 (1), 2 (2)" in card
-    assert "| other entities, seen by the search | 0.99 | 0.90 to 1.00 | 12 |" in card
+    assert "| other entities, search facts | 0.99 | 0.90 to 1.00 | 12 |" in card
     assert "20.0 before, 20.1 after" in card
     assert "2 facts that the base does not know were excluded" in card
 
 
 def test_private_cards_name_nobody():
-    prompt = {"kind": "target", "prompt": "who is Kesha", "generated_before": "a", "generated_after": "b"}
+    prompt = {"kind": "target", "prompt": "who is Kesha", "before": {"generated": "a"}, "after": {"generated": "b"}}
     report = {**REPORT, "prompts": [{**prompt, "knowledge_score": 0.1}]}
-    assert "who is Kesha" in model_card(MANIFEST, BaseCard("org/base"), "ada/m", report)
-    private = model_card(MANIFEST, BaseCard("org/base"), "ada/m", report, private=True)
+    assert "who is Kesha" in model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", report)
+    private = model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", report, private=True)
     assert "Kesha" not in private
     assert "Ke$ha" not in private
 
@@ -85,17 +85,17 @@ def test_private_cards_name_nobody():
 def test_reports_that_are_none():
     for report in ({}, {**REPORT, "aggregates": [{"kind": "x"}]}, {**REPORT, "prompts": 3}):
         with pytest.raises(InputError, match=r"report.json is not a report of amnesia"):
-            model_card(MANIFEST, BaseCard("org/base"), "ada/m", report)
+            model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", report)
 
 
 def test_licences_with_duties():
-    llama = BaseCard("meta-llama/Llama-3.1-8B", license="llama3.1")
+    llama = BaseCard(ModelRef("meta-llama/Llama-3.1-8B"), license="llama3.1")
     assert licence_notice(llama).startswith("Built with Llama. Llama 3.1 is licensed under the Llama 3.1 Community")
     assert "asks that names of derived models begin with 'Llama'" in naming_duty(llama, "ada/forgetful")
     assert naming_duty(llama, "ada/Llama-forgetful") is None
-    assert naming_duty(BaseCard("meta-llama/Llama-2-7b-hf", license="llama2"), "ada/m") is None
-    other = BaseCard("org/derived", license="other", license_name="llama3.2")
+    assert naming_duty(BaseCard(ModelRef("meta-llama/Llama-2-7b-hf"), license="llama2"), "ada/m") is None
+    other = BaseCard(ModelRef("org/derived"), license="other", license_name="llama3.2")
     assert "llama3.2" in naming_duty(other, "ada/m")
-    assert "Gemma Terms of Use" in licence_notice(BaseCard("google/gemma-2-2b", license="gemma"))
-    assert licence_notice(BaseCard("org/base", license="mit")) is None
+    assert "Gemma Terms of Use" in licence_notice(BaseCard(ModelRef("google/gemma-2-2b"), license="gemma"))
+    assert licence_notice(BaseCard(ModelRef("org/base"), license="mit")) is None
     assert "## Licence\n\nBuilt with Llama" in model_card(MANIFEST, llama, "ada/m", None)

@@ -6,17 +6,19 @@ import torch
 
 from amnesia.choice.atoms import Name, harm
 from amnesia.choice.direction import DirectionChoice, Trial
-from amnesia.choice.extraction import SINGLE_MULTIPLIERS, extract, extract_all, verdict
-from amnesia.choice.known import Known
+from amnesia.choice.extraction import extract, extract_all, verdict
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.moments import moments_of
 from amnesia.domain import Cell, ColumnEdit, DirectionEdit, Fact
 from amnesia.errors import InputError
 from amnesia.forward import answer_logprobs, generate
+from amnesia.localization import LocalizationSettings
+from amnesia.measurement import KnownFact, Unknown, measure
 from amnesia.model import edited
-from amnesia.prompts import CONTRAST_ENTITIES, ENTITIES_BY_KIND, share_words, unseen_names
-from amnesia.recipe import Accept, Scoring, parse_recipe
-from tiny_text import tiny_live
+from amnesia.prompts import contrast_entities, share_words, unseen_names
+from amnesia.questions import Question
+from amnesia.recipe import Accept, LocalizeOptions, Recipe, Scoring, Target, parse_recipe
+from support.tiny_text import tiny_live
 
 WORDINGS = ("the capital of {entity} is", "people in {entity} like", "the oldest building in {entity} was")
 
@@ -54,7 +56,6 @@ def recipe_of(live):
         """
         model.id = "tiny"
         entity.name = "Japan"
-        localize.n_prompts = 6
         facts = [{ prompt = "{entity} is", answer = "x" }]
         controls.facts = [{ entity = "Peru", prompt = "{entity} is", answer = "x" }]
         """
@@ -65,36 +66,41 @@ def recipe_of(live):
         controls=facts_known_to(live, ["Peru", "Kenya", "Cuba"]),
         scoring=Scoring(min_nats=0.05, max_rank=600),
         accept=Accept(max_target=0.5, min_control=0.5),
-        layers=(0, 2),
+        localization=LocalizeOptions(n_prompts=6, layers=(0, 2)),
     )
+
+
+def with_edit(recipe: Recipe, accept: Accept | None = None, **options) -> Recipe:
+    """The recipe with other options of its edit."""
+    return dataclasses.replace(recipe, edit=dataclasses.replace(recipe.edit, **options), accept=accept or recipe.accept)
 
 
 def test_fixed_cells_are_only_verified(live, recipe):
     cells = (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(1, 4), -2.0))
-    result = extract(live, dataclasses.replace(recipe, cells=cells))
-    assert result.edits == cells
+    result = extract(live, with_edit(recipe, cells=cells))
+    assert result.edits.edits == cells
     assert result.candidates_tried == 2
     assert (result.answers, result.screening) == (None, None)
 
 
 def test_a_single_cell_takes_the_multiplier_that_forgets_most(live, recipe):
-    anything = dataclasses.replace(recipe, method="single", accept=Accept(-1e6, -1e6, -1e6))
+    anything = with_edit(recipe, method="single", accept=Accept(-1e6, -1e6, -1e6))
     result = extract(live, anything)
-    (edit,) = result.edits
-    assert edit.multiplier in SINGLE_MULTIPLIERS
+    (edit,) = result.edits.edits
+    assert edit.multiplier in ChoiceSettings().single_multipliers
     assert result.target < 1.0
-    for other in SINGLE_MULTIPLIERS:
-        fixed = dataclasses.replace(anything, cells=(ColumnEdit(edit.cell, other),))
+    for other in ChoiceSettings().single_multipliers:
+        fixed = with_edit(anything, cells=(ColumnEdit(edit.cell, other),))
         assert extract(live, fixed).target >= result.target
-    best_at_one = extract(live, dataclasses.replace(anything, multiplier=-1.0))
-    assert {edit.multiplier for edit in best_at_one.edits} == {-1.0}
+    best_at_one = extract(live, with_edit(anything, multiplier=-1.0))
+    assert {edit.multiplier for edit in best_at_one.edits.edits} == {-1.0}
     assert best_at_one.target >= result.target
 
 
 def test_a_direction_spares_others_where_the_best_cell_does_not_and_is_deterministic(live, recipe, cache):
     result = extract(live, recipe, cache=cache)
-    assert result.edits and all(isinstance(edit, DirectionEdit) for edit in result.edits)
-    single = dataclasses.replace(recipe, method="single", accept=Accept(-1e6, -1e6, -1e6))
+    assert result.edits.edits and all(isinstance(edit, DirectionEdit) for edit in result.edits.edits)
+    single = with_edit(recipe, method="single", accept=Accept(-1e6, -1e6, -1e6))
     cell = extract(live, single)
     assert result.target < 0.5
     assert abs(result.control - 1.0) < abs(cell.control - 1.0)
@@ -111,7 +117,7 @@ def test_the_places_that_were_considered_are_told(live, recipe, cache):
     screening = result.screening
     shifts = {(place.layer, place.token): place.shift for place in screening.places}
     assert shifts == pytest.approx({atom.place: atom.shift for atom in atoms})
-    chosen = {(edit.layer, edit.token) for edit in result.edits}
+    chosen = {(edit.layer, edit.token) for edit in result.edits.edits}
     assert {(place.layer, place.token) for place in screening.places if place.chosen} == chosen
     tried = {(place.layer, place.token): place.score for place in screening.places if place.score is not None}
     assert set(tried) == {atom.place for atom in atoms[: ChoiceSettings().n_screened]}
@@ -133,28 +139,28 @@ def test_the_places_that_were_considered_are_told(live, recipe, cache):
 
 
 def test_columns_can_be_bounded_or_all(live, recipe, cache):
-    few = extract(live, dataclasses.replace(recipe, max_cells=8), cache=cache)
-    assert 0 < sum(len(edit.columns) for edit in few.edits) <= 8
-    mild = extract(live, dataclasses.replace(recipe, prefer="mild"), cache=cache)
-    assert {len(edit.columns) for edit in mild.edits} == {live.shape.d_mlp}
-    one = extract(live, dataclasses.replace(recipe, max_cells=1), cache=cache)
-    assert [type(edit) for edit in one.edits] == [ColumnEdit]
-    two = extract(live, dataclasses.replace(recipe, max_cells=2), cache=cache)
-    assert 0 < sum(len(getattr(edit, "columns", [0])) for edit in two.edits) <= 2
+    few = extract(live, with_edit(recipe, max_cells=8), cache=cache)
+    assert 0 < sum(len(edit.columns) for edit in few.edits.edits) <= 8
+    mild = extract(live, with_edit(recipe, prefer="mild"), cache=cache)
+    assert {len(edit.columns) for edit in mild.edits.edits} == {live.shape.d_mlp}
+    one = extract(live, with_edit(recipe, max_cells=1), cache=cache)
+    assert [type(edit) for edit in one.edits.edits] == [ColumnEdit]
+    two = extract(live, with_edit(recipe, max_cells=2), cache=cache)
+    assert 0 < sum(len(getattr(edit, "columns", [0])) for edit in two.edits.edits) <= 2
 
 
 def test_edits_of_several_recipes_add_up(live, recipe, cache):
     second = dataclasses.replace(
         recipe,
-        entity="Peru",
+        target=Target("Peru"),
         facts=facts_known_to(live, ["Peru"]),
         controls=facts_known_to(live, ["Japan", "Norway", "Chile"]),
     )
     first, other = extract_all(live, [recipe, second], cache=cache)
-    assert (first.entity, other.entity) == ("Japan", "Peru") and first.edits and other.edits
+    assert (first.edits.entity, other.edits.entity) == ("Japan", "Peru") and first.edits.edits and other.edits.edits
     known = [(fact.text(), fact.answer) for fact in recipe.facts]
     before = [row.total for row in answer_logprobs(live, known)]
-    with edited(live, (*first.edits, *other.edits)):
+    with edited(live, (*first.edits.edits, *other.edits.edits)):
         after = [row.total for row in answer_logprobs(live, known)]
     assert sum(after) < sum(before)
     with pytest.raises(InputError, match="two recipes are about 'Japan'"):
@@ -171,7 +177,7 @@ def test_the_choice_never_sees_held_out_facts(live, recipe, cache, monkeypatch):
     plain = dataclasses.replace(recipe, controls=(*recipe.controls, Fact("Norway", "{entity} is", "cold", "held_out")))
     with_secrets = dataclasses.replace(plain, facts=(*plain.facts, secret), controls=(*plain.controls[:-1], hidden))
     asked = []
-    for module in ("choice.extraction", "choice.known", "measurement"):
+    for module in ("choice.known", "measurement"):
         monkeypatch.setattr(
             f"amnesia.{module}.answer_logprobs",
             lambda live, pairs, *rest: asked.extend(pairs) or answer_logprobs(live, pairs, *rest),
@@ -191,9 +197,8 @@ def test_the_weakest_multiplier_that_reaches_the_goal_is_found(live, cache, need
             return self.trials[-1]
 
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
-    nothing = Known((), (), ())
     atoms = name.atoms(1)
-    found = Scripted(live, name, nothing, nothing).mildest(atoms)[0]
+    found = Scripted(live, name, (), ()).mildest(atoms)[0]
     assert (found.multiplier, found.score) == (needed, -0.2)
     assert found.harm == min(harm([atom], needed) for atom in atoms)
 
@@ -202,12 +207,18 @@ def n_columns(trial):
     return sum(atom.size for atom in trial.atoms)
 
 
+def known_by(live, facts):
+    """Facts that are worth five nats more than for an unknown entity."""
+    answers = measure(live, [fact.pair() for fact in facts])
+    unknown = {pair: Unknown(answer.logprob - 5.0, answer.logprob_first - 5.0) for pair, answer in answers.items()}
+    return tuple(
+        KnownFact(Question("target", fact), answers[fact.pair()], unknown[fact.pair()], Scoring()) for fact in facts
+    )
+
+
 def test_more_columns_are_taken_where_few_harm(live, recipe, cache):
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
-    known = []
-    for facts in (recipe.facts, recipe.controls):
-        before = tuple(row.total for row in answer_logprobs(live, [(fact.text(), fact.answer) for fact in facts]))
-        known.append(Known(facts, before, tuple(value - 5.0 for value in before)))
+    known = [known_by(live, facts) for facts in (recipe.facts, recipe.controls)]
     settings = ChoiceSettings(goal=2.0, columns=(8, 32), max_harm=math.inf, min_control=-9.0)
     assert n_columns(DirectionChoice(live, name, *known, settings).choose()) == 8
     # Too much harm for any: all columns of the mildest.
@@ -224,8 +235,7 @@ def test_more_columns_are_taken_where_few_harm(live, recipe, cache):
 def test_128_columns_are_taken_with_a_weaker_multiplier_where_all_of_it_would_harm(live, recipe, cache, monkeypatch):
     monkeypatch.setattr("amnesia.choice.direction._FEW", 8)
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
-    before = tuple(row.total for row in answer_logprobs(live, [(fact.text(), fact.answer) for fact in recipe.facts]))
-    known = Known(recipe.facts, before, tuple(value - 5.0 for value in before))
+    known = known_by(live, recipe.facts)
     settings = ChoiceSettings(goal=2.0, columns=(8,), max_harm=math.inf, min_control=-9.0)
     free = DirectionChoice(live, name, known, known, settings).choose()
     bounded = dataclasses.replace(settings, max_harm=free.harm / 1.2)
@@ -238,8 +248,7 @@ def test_two_atoms_of_a_layer_do_not_scale_one_cell_twice(live, cache):
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     atom = name.atoms(1)[0]
     twin = dataclasses.replace(atom, token=1)
-    nothing = Known((), (), ())
-    choice = DirectionChoice(live, name, nothing, nothing, ChoiceSettings(columns=(1, 2, 8)), max_columns=8)
+    choice = DirectionChoice(live, name, (), (), ChoiceSettings(columns=(1, 2, 8)), max_columns=8)
     assert [n_columns(Trial(group, 0.0, 0.0)) for group in choice.sizes(Trial((atom, twin), 0.0, 0.0))] == [8]
     choice.max_columns = 1
     (only,) = choice.sizes(Trial((atom, twin), 0.0, 0.0))
@@ -251,15 +260,15 @@ def test_a_layer_that_writes_nothing_is_no_hindrance(recipe):
     with torch.no_grad():
         live.model.model.layers[1].mlp.down_proj.weight.zero_()
     own = dataclasses.replace(recipe_of(live), scoring=Scoring(min_nats=0.0, max_rank=600))
-    assert all(edit.layer != 1 for edit in extract(live, own).edits)
+    assert all(edit.layer != 1 for edit in extract(live, own).edits.edits)
 
 
 def test_layers_outside_the_model_and_names_all_reserved_are_errors(live, recipe, cache):
     with pytest.raises(InputError, match="layers 1-9 are out of range: tiny has layers 0–2"):
-        extract(live, dataclasses.replace(recipe, layers=(1, 9)), cache=cache)
-    everybody = (*CONTRAST_ENTITIES, *(name for names in ENTITIES_BY_KIND.values() for name in names))
+        extract(live, dataclasses.replace(recipe, localization=LocalizeOptions(layers=(1, 9))), cache=cache)
+    everybody = contrast_entities()
     with pytest.raises(InputError, match="all other names count as the entity or as held out"):
-        extract(live, dataclasses.replace(recipe, aliases=everybody), cache=cache)
+        extract(live, dataclasses.replace(recipe, target=Target("Japan", everybody)), cache=cache)
 
 
 def test_a_caller_in_inference_mode_gets_the_same_edit(live, recipe, cache):
@@ -269,14 +278,14 @@ def test_a_caller_in_inference_mode_gets_the_same_edit(live, recipe, cache):
 
 def test_a_cell_that_harms_controls_is_not_chosen(live, recipe):
     nothing_will_do = Accept(max_target=1.0, min_control=math.inf)
-    assert extract(live, dataclasses.replace(recipe, method="single", accept=nothing_will_do)).edits == ()
+    assert extract(live, with_edit(recipe, method="single", accept=nothing_will_do)).edits.edits == ()
 
 
 def test_an_empty_edit_is_no_handle(live, recipe, monkeypatch):
-    monkeypatch.setattr("amnesia.choice.extraction.N_SINGLE", 0)
+    monkeypatch.setattr("amnesia.choice.extraction.SETTINGS", LocalizationSettings(n_single=0))
     met_by_nothing = Accept(max_target=1.1, min_control=0.5)
-    result = extract(live, dataclasses.replace(recipe, method="single", accept=met_by_nothing))
-    assert (result.edits, result.verdict) == ((), "none")
+    result = extract(live, with_edit(recipe, method="single", accept=met_by_nothing))
+    assert (result.edits.edits, result.verdict) == ((), "none")
 
 
 def test_facts_that_nobody_knows_are_an_error(live, recipe):

@@ -13,17 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from amnesia.cli import main
 from amnesia.html import report_html
 from amnesia.loading import load
-from amnesia.manifest import MANIFEST_NAME
-from tiny_recipe import recipe_text, unknown_fact
-from tiny_text import save_tiny_live
-
-ROOT = Path(__file__).parents[1]
+from amnesia.manifest_file import read_manifest
+from amnesia.own_outputs import MANIFEST_NAME
+from support.commands import call, refused
+from support.folders import ROOT, tree
+from support.tiny_recipe import recipe_text, unknown_fact
+from support.tiny_text import save_tiny_live
 
 
 @pytest.fixture(scope="module")
@@ -48,30 +47,10 @@ def copy(model, tmp_path):
     return Path(shutil.copytree(model, tmp_path / "copy"))
 
 
-def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def call(*arguments):
-    """Run a command in this process; an exception other than an exit fails the test."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
 def succeed(*arguments):
     result = call(*arguments)
     assert result.exit_code == 0, result.stderr
     return result
-
-
-def refused(*arguments):
-    """The single line that a mistake gives."""
-    result = call(*arguments)
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("error: ")
-    assert result.stderr.count("error: ") == 1
-    return last
 
 
 def in_process(*arguments, **options):
@@ -157,7 +136,8 @@ def test_edits_of_several_recipes_add_up_and_are_written_in_one_go(live, model, 
     assert all(0 < sum(len(item["columns"]) for item in row["edits"]) <= 8 for row in rows)
     output = tmp_path / "edited"
     manifest = json.loads(succeed("edit", model, "--edit", edit, "-o", output, "--json").stdout)
-    assert sum(len(row["indices"]) for row in manifest["tensors"]) == len(changed)
+    assert sum(len(row["columns"]) for row in manifest["edits"]) == len(changed)
+    assert sum(len(row.indices) for row in read_manifest(output).tensors) == len(changed)
     assert "changed as declared" in succeed("verify", output, "--base", model).stdout
     succeed("undo", output, "-o", tmp_path / "back")
     assert tree(tmp_path / "back") == tree(model)

@@ -3,17 +3,15 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from amnesia import figures
 from amnesia.cli import main
-from tiny_recipe import recipe_text
-from tiny_text import save_tiny_live, tiny_live
-
-ROOT = Path(__file__).parents[1]
+from support.folders import ROOT
+from support.tiny_recipe import recipe_text
+from support.tiny_text import save_tiny_live, tiny_live
 
 
 @pytest.fixture(scope="module")

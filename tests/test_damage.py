@@ -12,8 +12,8 @@ from amnesia.errors import NumericalError
 from amnesia.forward import readout
 from amnesia.model import edited, wrap
 from amnesia.neutral import neutral_text
-from tiny import MODEL_TYPES
-from tiny_text import tiny_live, tiny_tokenizer
+from support.tiny import MODEL_TYPES
+from support.tiny_text import tiny_live, tiny_tokenizer
 
 EDITS = (ColumnEdit(Cell(0, 3), -30.0), ColumnEdit(Cell(2, 11), 40.0))
 PROMPTS = ("the capital of Peru is", "people in Kenya like", "winter")

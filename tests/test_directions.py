@@ -14,20 +14,23 @@ from transformers import AutoModelForCausalLM
 
 from amnesia.adapter import WEIGHTS_NAME, write_adapter
 from amnesia.checkpoint import UNDO_NAME, add_file, open_source, write_edited
-from amnesia.domain import Cell, ColumnEdit
+from amnesia.domain import Cell, ColumnEdit, ModelRef
 from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError, InputError, NumericalError, VerificationError
-from amnesia.files import hash_file, staged_output
+from amnesia.files import hash_file
 from amnesia.in_place import edit_in_place, undo_in_place
 from amnesia.layouts import LAYOUTS
-from amnesia.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from amnesia.manifest_file import manifest_bytes, parse_manifest, read_manifest, write_manifest
 from amnesia.model import apply_edits, edited, wrap
+from amnesia.own_outputs import MANIFEST_NAME
 from amnesia.proofs import prove, take_back
 from amnesia.safetensors_file import read_header
 from amnesia.undo import undo
 from amnesia.vector import Vector
 from amnesia.verification import verify
-from tiny import D_MLP, D_MODEL, save_tiny, tiny_direction, write_with
+from support.checkpoints import weights, write_output
+from support.folders import tree
+from support.tiny import D_MLP, D_MODEL, save_tiny, tiny_direction
 
 # Plain, without biases; with a norm behind the MLP; transposed; with gate and up projection in one matrix.
 KINDS = ("llama", "gemma2", "gpt2", "phi3")
@@ -37,19 +40,8 @@ ONE = (tiny_direction(0), tiny_direction(2, range(D_MLP), multiplier=0.25, seed=
 SEVERAL = (*ONE, tiny_direction(2, (0, 5, 6, 47), seed=2), ColumnEdit(Cell(2, 5)), ColumnEdit(Cell(1, 7)))
 
 
-def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def weights(folder):
-    return {name: tensor for path in folder.glob("model*.safetensors") for name, tensor in load_file(path).items()}
-
-
-def edit(source, output, edits=SEVERAL, writer=write_edited, entity="Paris", **options):
-    with staged_output(output, source=source) as staging:
-        manifest = write_with(writer, open_source(source), edits, staging, entity=entity, **options)
-        write_manifest(manifest, staging)
-    return manifest
+def edit(source, output, edits=SEVERAL, writer=write_edited, **options):
+    return write_output(source, output, edits, writer, **options)
 
 
 def load(folder, dtype):
@@ -248,7 +240,7 @@ def test_in_place(tmp_path, model_type):
     edit(base, tmp_path / "copy", STEPS[0].edits)
     states = [tree(path)]
     for step in STEPS:
-        edit_in_place(path, EditSpec((step,), "a/b"))
+        edit_in_place(path, EditSpec((step,), ModelRef("a/b")))
         states.append(tree(path))
         assert prove(path).n_cells == verify(path, base).n_cells
     assert {**states[1], MANIFEST_NAME: b""} == {**tree(tmp_path / "copy"), MANIFEST_NAME: b""}
@@ -298,12 +290,13 @@ DAMAGES = {
     "other": (set_edit(read=vector(16)), "differs|would not give the original|lacks|another"),
     "multiplier": (set_edit(multiplier=0.5), "differs|another|would not give the original"),
     "one": (set_edit(multiplier=1.0), "changes nothing"),
-    "layer": (set_edit(layer=9), "layer 9 is out of range|follow"),
-    "place": (lambda document: document["tensors"][0].update(directions=[7]), "direction 7 of 3"),
-    "no place": (
-        lambda document: document["tensors"][0].update(directions=[]),
+    "layer": (set_edit(layer=9), "of layer 0, in which its edits change nothing"),
+    "place": (lambda document: document["tensors"][0].update(layer=7), "of layer 7, in which its edits change nothing"),
+    "other place": (
+        lambda document: document["tensors"][0].update(layer=1),
         "do not follow from its edits|does not list the tensors",
     ),
+    "no place": (lambda document: document["tensors"][0].update(part="cells"), "in which its edits change nothing"),
     "unknown key": (set_edit(neuron=3), "unknown key 'neuron'"),
 }
 
@@ -395,7 +388,7 @@ def test_overflow_is_an_error_that_names_the_column(tmp_path):
 
 def test_bytes_are_the_same_every_time(originals, tmp_path):
     manifest = read_manifest(originals / "out")
-    assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+    assert parse_manifest(manifest_bytes(manifest)) == manifest
     edit(originals / "source", tmp_path / "again")
     assert tree(tmp_path / "again") == tree(originals / "out")
     assert add_file(manifest, tmp_path / "again", "report.json", b"{}").edits == manifest.edits

@@ -1,6 +1,6 @@
 import pytest
 
-from amnesia.domain import Cell, ColumnEdit, Fact, check_edits
+from amnesia.domain import Cell, ColumnEdit, Fact, ModelRef, check_edits
 from amnesia.errors import AmnesiaError, InputError, first_line
 
 
@@ -75,3 +75,22 @@ def test_errors_are_also_of_the_builtin_kind_and_give_one_line():
     assert issubclass(InputError, ValueError)
     assert first_line(ValueError("\n first\nsecond")) == "first"
     assert first_line(KeyError()) == "KeyError"
+
+
+@pytest.mark.parametrize(
+    ("text", "ref"),
+    [
+        ("org/m", ModelRef("org/m")),
+        ("org/m@v1", ModelRef("org/m", "v1")),
+        ("gpt2@refs/pr/1", ModelRef("gpt2", "refs/pr/1")),
+        ("org/m@a@b", ModelRef("org/m", "a@b")),
+        ("/data/me@host/m", ModelRef("/data/me@host/m")),
+        ("./x@y", ModelRef("./x@y")),
+        ("~/a@b", ModelRef("~/a@b")),
+        ("a/b/c@d.gguf", ModelRef("a/b/c@d.gguf")),
+        ("", ModelRef("")),
+    ],
+)
+def test_models_by_name(text, ref):
+    assert ModelRef.parse(text) == ref
+    assert str(ref) == text

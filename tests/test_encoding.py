@@ -2,7 +2,7 @@ import pytest
 
 from amnesia.encoding import continuations, encode, join, mention_span, place, templates_from
 from amnesia.errors import InputError
-from tiny_text import tiny_tokenizer
+from support.tiny_text import tiny_tokenizer
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "bos"])

@@ -8,8 +8,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from commands import done, files_in
-from tiny import MODEL_TYPES, save_tiny
+from support.commands import done
+from support.folders import files_in
+from support.tiny import MODEL_TYPES, save_tiny
 
 
 def changed_tensors(before, after):

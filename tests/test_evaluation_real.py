@@ -1,7 +1,7 @@
 """What is said of edits of the real demo model whose effect is known beforehand."""
 
+import contextlib
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,15 +9,15 @@ import torch
 from amnesia.domain import Cell, ColumnEdit, Estimate
 from amnesia.examination import conclude, examine, examine_after
 from amnesia.findings import findings
-from amnesia.loading import load
 from amnesia.model import edited
 from amnesia.questions import facts_of_recipe
 from amnesia.recipe import load_recipe
-from amnesia.sources import resolve
+from support.folders import ROOT
+from support.smollm2 import brief_texts
 
 pytestmark = pytest.mark.real
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2-135m" / "harry_potter.toml"
+RECIPE = ROOT / "recipes" / "smollm2-135m" / "harry_potter.toml"
 # As the search chose them in one run.
 HARRY_POTTER = tuple(
     ColumnEdit(Cell(layer, neuron), multiplier)
@@ -29,23 +29,22 @@ HARRY_POTTER = tuple(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def evaluated():
-    """Evaluates edits against the original model, which is asked once."""
-    live = load(resolve("smollm2-135m").folder, "smollm2-135m")
+@pytest.fixture(scope="module", params=["brief", pytest.param("shipped", marks=pytest.mark.exhaustive)])
+def evaluated(request, smollm2_live):
+    """Evaluates edits against the original model, which is asked once: every third fact on brief texts, or all."""
+    brief = request.param == "brief"
     facts = facts_of_recipe(load_recipe(RECIPE))
-    before = examine(live, facts.questions, facts.scoring)
+    questions = facts.questions[:: 3 if brief else 1]
+    with brief_texts() if brief else contextlib.nullcontext():
+        before = examine(smollm2_live, questions, facts.scoring)
 
-    def evaluate(edits):
-        if edits:
-            with edited(live, edits):
-                after = examine_after(live, facts.questions, before)
-        else:
-            after = examine_after(live, facts.questions, before)
-        return conclude(facts.questions, before, after, facts.scoring)
+        def evaluate(edits):
+            with edited(smollm2_live, edits) if edits else contextlib.nullcontext():
+                after = examine_after(smollm2_live, before)
+            return conclude(before, after)
 
-    evaluate.live = live
-    return evaluate
+        evaluate.live, evaluate.brief = smollm2_live, brief
+        yield evaluate
 
 
 def said(evaluation, level):
@@ -78,13 +77,15 @@ def test_random_cells_of_the_same_norm_have_no_effect(evaluated):
 def test_an_edit_that_forgets_and_harms_no_text(evaluated):
     evaluation = evaluated(HARRY_POTTER)
     assert any(text.startswith("Forgotten: Harry Potter is like an unknown name") for text in said(evaluation, "good"))
-    whole = next(row for row in evaluation.aggregates if (row.kind, row.group) == ("target", "all"))
-    assert whole.exact_match_before.mean > 0.5 > whole.exact_match_after.mean
+    whole = evaluation.whole("target", "search")
+    assert whole.before.exact_match.mean > 0.5 > whole.after.exact_match.mean
     assert whole.exact_match_change.high < 0
     assert said(evaluation, "damage") == []
     ratios = [row.perplexity_after / row.perplexity_before for row in evaluation.damage.texts]
-    assert max(ratios) < 1.1
-    assert evaluation.damage.perplexity_after / evaluation.damage.perplexity_before < 1.01
+    # The first words of a text, with little before them, suffer more (1.10 at most and 1.022 together, as measured).
+    most, together = (1.15, 1.03) if evaluated.brief else (1.1, 1.01)
+    assert max(ratios) < most
+    assert evaluation.damage.perplexity_after / evaluation.damage.perplexity_before < together
 
 
 @torch.no_grad()

@@ -6,26 +6,28 @@ from dataclasses import replace
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from amnesia.cli import main
-from amnesia.domain import Cell, ColumnEdit
+from amnesia.domain import Cell, ColumnEdit, ModelRef
 from amnesia.edit_rows import edit_json
-from amnesia.edits import EditSpec, EntityEdits
+from amnesia.edits import EditSpec, EntityEdits, Place
 from amnesia.errors import AmnesiaError, CheckpointError, InputError, LayoutError, VerificationError
 from amnesia.in_place import edit_in_place, undo_in_place
-from amnesia.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from amnesia.manifest_file import manifest_bytes, parse_manifest, read_manifest, write_manifest
 from amnesia.model import apply_edits, edited, freeze, wrap
+from amnesia.own_outputs import MANIFEST_NAME
 from amnesia.proofs import prove, take_back
 from amnesia.recipe import parse_recipe
 from amnesia.saving import edits_from_cells, edits_from_file, save
 from amnesia.sources import ModelSource
-from tiny import MOE_TYPES, N_EXPERTS, save_tiny, tiny_model
-from tiny_gguf import write_gguf
-from tiny_recipe import recipe_text
-from tiny_text import save_tiny_live, tiny_live
+from support.checkpoints import weights
+from support.commands import call
+from support.folders import tree
+from support.tiny import MOE_TYPES, N_EXPERTS, as_read, save_tiny, tiny_model
+from support.tiny_gguf import write_gguf
+from support.tiny_recipe import recipe_text
+from support.tiny_text import save_tiny_live, tiny_live
 
 # The multipliers are single-precision numbers, so that torch means the same by them.
 PARIS = EntityEdits(
@@ -36,24 +38,13 @@ ROME = EntityEdits("Rome", (ColumnEdit(Cell(1, 9, 0), 0.1), ColumnEdit(Cell(1, 6
 MIXED = {"moe_intermediate_size": 16, "mlp_only_layers": [0], "decoder_sparse_step": 2}
 
 
-def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def make(folder, model_type, **options):
     settings = MIXED if model_type == "qwen3_moe" else {}
-    return ModelSource(save_tiny(folder, model_type, **settings, **options), "a/b")
+    return ModelSource(save_tiny(folder, model_type, **settings, **options), ModelRef("a/b"))
 
 
 def load(folder):
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-
-
-def tensors(folder):
-    found = {}
-    for path in folder.glob("model*.safetensors"):
-        found |= load_file(path)
-    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -80,7 +71,7 @@ def test_the_edited_files_load_as_the_model_edited_in_memory(tmp_path, model_typ
     assert parameters.keys() == expected.keys()
     assert all(torch.equal(parameters[name], expected[name]) for name in expected)
     # On disk nothing else changed: two matrices, or two slices of one tensor.
-    old, new = tensors(source.folder), tensors(tmp_path / "out")
+    old, new = weights(source.folder), weights(tmp_path / "out")
     changed = [name for name in old if not torch.equal(old[name], new[name])]
     assert old.keys() == new.keys()
     assert len(changed) == (1 if fused else 2)
@@ -92,9 +83,9 @@ def test_the_edited_files_load_as_the_model_edited_in_memory(tmp_path, model_typ
 def test_verify_and_undo(tmp_path, model_type, fused):
     source = make(tmp_path / "source", model_type, fused=fused)
     manifest = save("safetensors", source, [PARIS], tmp_path / "one")
-    assert Manifest.from_bytes(manifest.to_bytes()) == manifest == read_manifest(tmp_path / "one")
+    assert parse_manifest(manifest_bytes(manifest)) == manifest == read_manifest(tmp_path / "one")
     assert [row.name.endswith(("[2]", "[3]")) for row in manifest.tensors] == [fused, fused]
-    save("safetensors", ModelSource(tmp_path / "one", "one"), [ROME], tmp_path / "two")
+    save("safetensors", ModelSource(tmp_path / "one", ModelRef("one")), [ROME], tmp_path / "two")
     for base in (None, source):
         assert (prove(tmp_path / "one", base).n_cells, prove(tmp_path / "one", base).n_tensors) == (3, 2)
         assert (prove(tmp_path / "two", base).n_cells, prove(tmp_path / "two", base).n_tensors) == (5, 3)
@@ -125,7 +116,7 @@ def test_in_place_equals_the_copy_and_comes_back(tmp_path, model_type, fused):
     base = make(tmp_path / "base", model_type, fused=fused)
     before = tree(source.folder)
     save("safetensors", source, [PARIS], tmp_path / "copy")
-    manifest = edit_in_place(source.folder, EditSpec((PARIS,), "a/b"))
+    manifest = edit_in_place(source.folder, EditSpec((PARIS,), ModelRef("a/b")))
     assert {**tree(source.folder), MANIFEST_NAME: b""} == {**tree(tmp_path / "copy"), MANIFEST_NAME: b""}
     assert prove(source.folder).n_cells == prove(source.folder, base).n_cells == 3
     take_back(source.folder, tmp_path / "undone")
@@ -177,7 +168,7 @@ def test_overlap_is_told_by_expert(tmp_path):
         save("safetensors", source, [first, same], tmp_path / "out")
     with pytest.raises(InputError, match="cell 1:2:5 is edited for 'Tokyo', but this model already has it edited"):
         group = edits_from_cells(["1:2:5"], -1.0, "Tokyo")
-        save("safetensors", ModelSource(tmp_path / "both", "both"), [group], tmp_path / "out")
+        save("safetensors", ModelSource(tmp_path / "both", ModelRef("both")), [group], tmp_path / "out")
 
 
 def test_edit_files_recipes_and_the_command_line_name_experts(tmp_path):
@@ -190,9 +181,9 @@ def test_edit_files_recipes_and_the_command_line_name_experts(tmp_path):
         'model.id = "m"\nentity.name = "Paris"\n[[facts]]\nprompt = "{entity} is"\nanswer = "big"\n'
         '[[controls.facts]]\nentity = "Rome"\nprompt = "{entity} is"\nanswer = "old"\n'
     )
-    assert [edit.cell for edit in recipe.cells] == [Cell(1, 5, 2), Cell(0, 3)]
+    assert [edit.cell for edit in recipe.edit.cells] == [Cell(1, 5, 2), Cell(0, 3)]
     arguments = ["edit", source.folder, "--edit", path, "-o", tmp_path / "a"]
-    result = CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
+    result = call(*arguments)
     assert result.exit_code == 0, result.stderr
     assert "3 columns in 2 tensors edited" in result.stdout
     with pytest.raises(AmnesiaError, match="edits.expert"):
@@ -209,10 +200,11 @@ def test_adapters_are_refused_also_for_layers_without_experts(tmp_path, cells):
 
 
 def test_an_adapter_that_claims_an_expert_is_not_believed(tmp_path):
-    source = ModelSource(save_tiny(tmp_path / "source"), "a/b")
+    source = ModelSource(save_tiny(tmp_path / "source"), ModelRef("a/b"))
     manifest = save("adapter", source, [edits_from_cells(["1:5"], -1.0, "Paris")], tmp_path / "adapter")
-    claims = replace(manifest, edits=(EntityEdits("Paris", (ColumnEdit(Cell(1, 5, 2)),)),))
-    write_manifest(claims, tmp_path / "adapter")
+    entry = replace(manifest.tensors[0], place=Place(1, 2))
+    claims = replace(manifest, edits=(EntityEdits("Paris", (ColumnEdit(Cell(1, 5, 2)),)),), tensors=(entry,))
+    write_manifest(as_read(claims), tmp_path / "adapter")
     for base in (None, source, make(tmp_path / "moe", "mixtral")):
         with pytest.raises(AmnesiaError):
             prove(tmp_path / "adapter", base)
@@ -239,24 +231,24 @@ def test_what_needs_hooks_is_refused_in_one_line_and_evaluation_is_not(tmp_path)
             '[[controls.facts]]\nentity = "Rome"\nprompt = "{entity} is"\nanswer = "old"\n'
         )
         arguments = [str(tmp_path / item) if item.endswith(".toml") else item for item in command]
-        result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+        result = call(*arguments)
         assert result.exit_code == 2
         assert result.stdout == ""
         assert "is a mixture of experts, which transformers fuses" in result.stderr.splitlines()[-1]
-    save("safetensors", ModelSource(folder, "m"), [PARIS], tmp_path / "out")
+    save("safetensors", ModelSource(folder, ModelRef("m")), [PARIS], tmp_path / "out")
     (tmp_path / "recipe.toml").write_text(recipe_text(tiny_live("mixtral"), folder))
     arguments = ["evaluate", folder, tmp_path / "out", "--recipe", tmp_path / "recipe.toml", "--json"]
-    result = CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
+    result = call(*arguments)
     assert result.exit_code == 0, result.stderr
     prompts = json.loads(result.stdout)["prompts"]
-    assert any(row["logprob_before"] != row["logprob_after"] for row in prompts)
+    assert any(row["before"]["logprob"] != row["after"]["logprob"] for row in prompts)
 
 
 def test_gguf_refuses_cells_of_experts(tmp_path):
     path = write_gguf(tmp_path / "tiny.gguf")
     with pytest.raises(InputError, match="cell 1:2:5 names an expert: layer 1 of tiny.gguf has none"):
         group = edits_from_cells(["1:2:5"], -1.0, "Paris")
-        save("gguf", ModelSource(tmp_path, "m", gguf=path), [group], tmp_path / "out")
+        save("gguf", ModelSource(tmp_path, ModelRef("m"), gguf=path), [group], tmp_path / "out")
 
 
 def test_a_model_in_memory_is_edited_too():

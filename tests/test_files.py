@@ -13,12 +13,7 @@ import pytest
 from amnesia.errors import CheckpointError, OutputError
 from amnesia.files import BLOCK, check_output, copy_file, hash_file, is_inside_name, list_files, staged_output
 from amnesia.own_outputs import MANIFEST_NAME
-
-ROOT = Path(__file__).parents[1]
-
-
-def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+from support.folders import ROOT, tree
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.txt", "ä ö", "..a", "a..b/c"])

@@ -7,18 +7,24 @@ import pytest
 from amnesia.domain import Damage, Estimate, TextScore
 from amnesia.evaluation import Evaluation, aggregates
 from amnesia.findings import LEVELS, findings
-from test_report import prompt
+from support.reports import prompt
 
 
 def evaluation(target=0.0, held_out=0.1, control=1.0, ratio=1.0, kl=0.0, texts=(), **options):
     rows = []
-    for kind, score in (
-        ("target", target), ("held_out_target", held_out), ("control", control), ("held_out_control", control)
+    for role, split, score in (
+        ("target", "search", target), ("target", "held_out", held_out),
+        ("control", "search", control), ("control", "held_out", control),
     ):  # fmt: skip
-        near = "same_relation" if "control" in kind else None
-        for _ in range(6):
-            row = prompt(kind, score, exact_match_before=True, exact_match_after=score > 0.5, neighborhood=near)
-            rows.append(dataclasses.replace(row, **{"reply_before": "answer", "reply_after": "answer", **options}))
+        near = "same_relation" if role == "control" else None
+        after = {"exact_match": score > 0.5, "reply": "answer", **options}
+        row = prompt(role, score, split=split, neighborhood=near)
+        row = dataclasses.replace(
+            row,
+            before=dataclasses.replace(row.before, exact_match=True, reply="answer"),
+            after=dataclasses.replace(row.after, **after),
+        )
+        rows += [row] * 6
     texts = texts or (TextScore("news", "en", 90, 60, 20.0, 20.0 * ratio, kl),)
     return Evaluation(tuple(rows), aggregates(rows), Damage(20.0, 20.0 * ratio, texts, Estimate(kl, kl, kl)))
 
@@ -75,24 +81,28 @@ def test_a_register_that_suffers_alone_is_named():
 
 def test_a_neighborhood_that_suffers_alone_is_named():
     good, bad = evaluation(), evaluation(control=0.2)
-    near = [row for row in bad.prompts if row.kind == "control"]
-    far = [dataclasses.replace(row, neighborhood="unrelated") for row in good.prompts if row.kind == "control"]
+    near = [row for row in bad.prompts if (row.role, row.split) == ("control", "search")]
+    far = [
+        dataclasses.replace(row, neighborhood="unrelated")
+        for row in good.prompts
+        if (row.role, row.split) == ("control", "search")
+    ]
     rows = (*good.prompts, *near, *far * 30)
     found = dataclasses.replace(good, prompts=rows, aggregates=aggregates(rows))
     assert "Among the controls these neighbors of the target suffer: same relation (0.60, 12 facts)." in said(found)
 
 
 def test_right_answers_that_are_still_written_are_told():
-    found = evaluation(exact_match_after=True)
+    found = evaluation(exact_match=True)
     assert "The model still writes the right answer to 6 of 6 prompts about Japan (search wordings)." in said(found)
 
 
 def test_refusals_and_empty_replies_are_told():
     assert "The edited model refuses to answer 12 of 12 prompts about others, the original 0." in said(
-        evaluation(reply_after="refusal"), "warning"
+        evaluation(reply="refusal"), "warning"
     )
     assert "The edited model writes nothing in reply to 12 of 12 prompts about the target, the original 0." in said(
-        evaluation(reply_after="empty"), "info"
+        evaluation(reply="empty"), "info"
     )
 
 
@@ -100,10 +110,10 @@ def test_what_is_not_known_is_told():
     found = evaluation()
     rows = [
         dataclasses.replace(row, knowledge_score=None, excluded="not known")
-        if row.kind == "held_out_target" or (row.kind == "control" and index % 2)
+        if (row.role, row.split) == ("target", "held_out") or (row.role == "control" and index % 2)
         else row
         for index, row in enumerate(found.prompts)
-        if row.kind != "held_out_control"
+        if (row.role, row.split) != ("control", "held_out")
     ]
     found = dataclasses.replace(found, prompts=tuple(rows), aggregates=aggregates(rows))
     assert said(found, "warning") == [

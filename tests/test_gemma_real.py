@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from amnesia.domain import Loading
 from amnesia.encoding import join
 from amnesia.errors import NumericalError
 from amnesia.files import hash_file
@@ -34,7 +35,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def live(source):
-    return load(source.folder, source.id)
+    return load(source.folder, str(source))
 
 
 def test_it_is_the_file_that_was_meant(source):
@@ -69,4 +70,4 @@ def test_every_entity_has_a_best_cell_of_its_own(live):
 
 def test_float16_has_no_room_for_it(source):
     with pytest.raises(NumericalError, match="because it overflows in float16: use bfloat16 or float32"):
-        answer_logprobs(load(source.folder, source.id, "float16"), PAIRS[:1])
+        answer_logprobs(load(source.folder, str(source), Loading("float16")), PAIRS[:1])

@@ -10,7 +10,7 @@ from gguf.quants import dequantize
 
 from amnesia.errors import CheckpointError, NumericalError
 from amnesia.gguf_blocks import BLOCKS, REFUSED, scale_row, scales_of
-from tiny_gguf import random_rows
+from support.tiny_gguf import random_rows
 
 TYPES = [pytest.param(tensor_type, id=tensor_type.name) for tensor_type in BLOCKS]
 QUANTIZED = [pytest.param(kind, id=kind.name) for kind, layout in BLOCKS.items() if layout.quantized]

@@ -15,7 +15,7 @@ from amnesia.gguf_blocks import BLOCKS
 from amnesia.gguf_blocks import REFUSED as REFUSED_BLOCKS
 from amnesia.gguf_codes import CODES, REFUSED, BlockCodes, PlainNumbers, codes_of, to_bfloat16
 from amnesia.gguf_rounding import Metric, choose_codes, nearest
-from tiny_gguf import random_rows
+from support.tiny_gguf import random_rows
 
 TYPES = [pytest.param(kind, id=kind.name) for kind in CODES]
 LAYOUTS = {kind: layout for kind, layout in CODES.items() if isinstance(layout, BlockCodes)}

@@ -14,69 +14,27 @@ from gguf import GGUFReader
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from amnesia.domain import Cell, ColumnEdit, DirectionEdit, Edit
+from amnesia.domain import Cell, ColumnEdit, DirectionEdit, ModelRef
 from amnesia.edit_rows import edit_json
 from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import CheckpointError, InputError, NumericalError, VerificationError
 from amnesia.gguf_codes import CODES, REFUSED, PlainNumbers
-from amnesia.gguf_edit import write_edited_gguf
 from amnesia.gguf_verify import undo_gguf, verify_gguf
 from amnesia.in_place import edit_in_place, undo_in_place
-from amnesia.manifest import Manifest, read_manifest, write_manifest
+from amnesia.manifest_file import read_manifest, write_manifest
 from amnesia.replay import replay
 from amnesia.safetensors_file import read_header
+from amnesia.sources import ModelSource
 from amnesia.vector import Vector
-from commands import call
-from demo_file import demo_gguf
-from test_gguf_edit import changed_bytes, load, logits, tensors, undo
-from tiny import tiny_direction, tiny_model, write_with
-from tiny_gguf import D_MODEL, llama_gguf, write_gguf
+from support.commands import call
+from support.gguf_edits import D_MLP, DOWN, changed_bytes, delta, direction, load, logits, tensors, tiny, undo, write
+from support.tiny import as_read, tiny_direction, tiny_model
+from support.tiny_gguf import D_MODEL, llama_gguf
 
-D_MLP = 512
 F32, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0 = (
     GGMLQuantizationType[name] for name in ("F32", "Q4_0", "Q4_1", "Q4_K", "Q6_K", "Q8_0")
 )
-DOWN = "blk.{}.ffn_down.weight"
 TYPES = [pytest.param(kind, id=kind.name) for kind in CODES]
-
-
-def direction(
-    layer: int = 0,
-    columns: tuple[int, ...] = tuple(range(5, D_MLP, 9)),
-    *,
-    multiplier: float = -0.5,
-    seed: int = 0,
-    d_model: int = D_MODEL,
-    size: float = 1.0,
-) -> DirectionEdit:
-    """A direction that reads a long-tailed key and writes numbers of about `size`."""
-    rng = np.random.default_rng(seed)
-    spread = rng.uniform(0.2, 1.0, len(columns))
-    key = rng.standard_t(3, len(columns)) * spread
-    read = key / spread**2 / (key**2 / spread**2).sum()
-    write = rng.normal(size=d_model) * size
-    return DirectionEdit(layer, 0, multiplier, columns, *map(Vector.of, (read, write, key, spread)))
-
-
-def tiny(path: Path, down: GGMLQuantizationType = Q4_1, **options) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    return write_gguf(path, Q8_0, ffn_down=down, d_mlp=D_MLP, **options)
-
-
-def write(source: Path, folder: Path, *changes: Edit, **options) -> Manifest:
-    folder.mkdir()
-    manifest = write_with(write_edited_gguf, source, changes, folder, **{"entity": "Ada", "base_id": "tiny", **options})
-    write_manifest(manifest, folder)
-    return manifest
-
-
-def delta(*edits: DirectionEdit) -> np.ndarray:
-    """What directions add to the matrix, float64 (d_model, D_MLP)."""
-    total = np.zeros((edits[0].write.size, D_MLP))
-    for edit in edits:
-        outer = np.outer(edit.write.array.astype(float), edit.read.array.astype(float))
-        total[:, edit.columns] += (edit.multiplier - 1) * outer
-    return total
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -135,8 +93,8 @@ def test_what_the_codes_cannot_hold_is_said(tmp_path: Path, columns: tuple[int, 
     expected = kept_at_the_key(source, output / "tiny.gguf", edit)
     assert (expected >= 0.95) == enough
     (entry,) = read_manifest(output).tensors
-    assert entry.kept == pytest.approx(expected, abs=1e-3)
-    assert f"{entry.kept:.4f} of the edit kept" in result.stdout
+    assert entry.share == pytest.approx(expected, abs=1e-3)
+    assert f"{entry.share:.4f} of the edit kept" in result.stdout
     said = [line for line in result.stderr.splitlines() if "keeps only" in line]
     start, remedy = f"blk.1.ffn_down.weight keeps only {expected:.2f} of the edit", "with --tensor-type q8_0 or f16"
     assert [line.startswith(start) and remedy in line for line in said] == [True] * (not enough)
@@ -148,12 +106,12 @@ def test_the_direction_that_is_kept_least_counts(tmp_path: Path):
     manifest = write(source, tmp_path / "out", good, also=(EntityEdits("Bob", (bad,)),))
     shares = [kept_at_the_key(source, tmp_path / "out" / "tiny.gguf", edit) for edit in (good, bad)]
     assert shares[1] < 0.9 < shares[0]
-    assert manifest.tensors[0].kept == pytest.approx(shares[1], abs=1e-3)
+    assert manifest.tensors[0].share == pytest.approx(shares[1], abs=1e-3)
 
 
 def test_scaled_rows_have_no_share(tmp_path: Path):
     manifest = write(tiny(tmp_path / "tiny.gguf"), tmp_path / "out", ColumnEdit(Cell(0, 5), -1.0))
-    assert [entry.kept for entry in manifest.tensors] == [None]
+    assert [entry.share for entry in manifest.tensors] == [None]
     assert "kept" not in (tmp_path / "out" / "amnesia.json").read_text()
 
 
@@ -237,7 +195,7 @@ def test_in_place_gives_the_same_bytes_and_takes_them_back(tmp_path: Path):
     write(tmp_path / "one" / "tiny.gguf", tmp_path / "two", *steps[1], entity="Bob")
     states = [original]
     for folder, step, entity in zip(("one", "two"), steps, ("Ada", "Bob"), strict=True):
-        manifest = edit_in_place(source, EditSpec((EntityEdits(entity, step),), "tiny"))
+        manifest = edit_in_place(source, EditSpec((EntityEdits(entity, step),), ModelRef("tiny")))
         states.append(source.read_bytes())
         assert states[-1] == (tmp_path / folder / "tiny.gguf").read_bytes()
         assert manifest.tensors == read_manifest(tmp_path / folder).tensors
@@ -278,21 +236,24 @@ def test_manifests_that_lie_are_found(tmp_path: Path):
     manifest = write(source, tmp_path / "out", edit)
     entry = manifest.tensors[0]
     other = replace(edit, write=Vector.of(edit.write.array * 1.5))
+    shorter = {name: Vector.of(getattr(edit, name).array[1:]) for name in ("read", "key", "spread")}
+    fewer = replace(edit, columns=edit.columns[1:], **shorter)
     lies = [
         replace(manifest, edits=(EntityEdits("Ada", (replace(edit, multiplier=0.0),)),)),
-        replace(manifest, edits=(EntityEdits("Ada", (other,)),), tensors=(replace(entry, directions=(other,)),)),
-        replace(manifest, tensors=(replace(entry, indices=entry.indices[1:], multipliers=entry.multipliers[1:]),)),
-        replace(manifest, tensors=(replace(entry, directions=()),)),
+        replace(manifest, edits=(EntityEdits("Ada", (other,)),)),
+        replace(manifest, edits=(EntityEdits("Ada", (fewer,)),)),
+        replace(manifest, tensors=(replace(entry, place=replace(entry.place, first=1)),)),
         replace(manifest, tensors=(replace(entry, axis=0),)),
         replace(manifest, edits=(EntityEdits("Ada", (edit, ColumnEdit(Cell(0, 5)))),)),
-        replace(manifest, edits=(EntityEdits("Ada", (replace(edit, layer=9),)),)),
+        replace(
+            manifest,
+            edits=(EntityEdits("Ada", (replace(edit, layer=9),)),),
+            tensors=(replace(entry, place=replace(entry.place, layer=9)),),
+        ),
     ]
     for lie in lies:
         folder = tmp_path / "out"
-        try:
-            write_manifest(lie, folder)
-        except VerificationError:
-            continue  # Such a manifest could not even be written.
+        write_manifest(as_read(lie), folder)
         for base in (None, source):
             with pytest.raises(VerificationError) as caught:
                 verify_gguf(folder, base)
@@ -362,8 +323,8 @@ def test_logits_equal_those_of_the_edited_float_model(tmp_path: Path):
 
 
 @pytest.mark.real
-def test_the_real_demo_file(tmp_path: Path):
-    source = demo_gguf()
+def test_the_real_demo_file(tmp_path: Path, smollm2: ModelSource):
+    source = smollm2.require_gguf()
     columns = tuple(range(0, 1536, 12))
     rng = np.random.default_rng(0)
     spread = rng.uniform(0.1, 0.5, len(columns))

@@ -12,8 +12,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize
-from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.edits import EntityEdits
@@ -29,10 +28,12 @@ from amnesia.gguf_blocks import BLOCKS
 from amnesia.gguf_edit import write_edited_gguf
 from amnesia.gguf_layout import NOT_GATED
 from amnesia.gguf_verify import undo_gguf, verify_gguf
-from amnesia.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
-from demo_file import demo_gguf
-from tiny import tiny_model, write_with
-from tiny_gguf import D_MLP, D_MODEL, gemma3_gguf, llama_gguf, phi3_gguf, write_gguf
+from amnesia.manifest_file import read_manifest, write_manifest
+from amnesia.own_outputs import MANIFEST_NAME
+from amnesia.sources import ModelSource
+from support.gguf_edits import changed_bytes, load, logits, tensors, undo, write
+from support.tiny import as_read, tiny_model, write_with
+from support.tiny_gguf import D_MLP, D_MODEL, gemma3_gguf, llama_gguf, phi3_gguf, write_gguf
 
 F32, Q4_1, Q4_K, Q8_0 = (GGMLQuantizationType[name] for name in ("F32", "Q4_1", "Q4_K", "Q8_0"))
 
@@ -41,38 +42,10 @@ def edits(*cells: str, multiplier: float = -1.0) -> list[ColumnEdit]:
     return [ColumnEdit(Cell.parse(cell), multiplier) for cell in cells]
 
 
-def write(source: Path, folder: Path, changes: list[ColumnEdit], **options) -> Manifest:
-    """What the command does: edit into an empty folder, then the manifest."""
-    folder.mkdir()
-    manifest = write_with(write_edited_gguf, source, changes, folder, **{"entity": "Ada", "base_id": "tiny", **options})
-    write_manifest(manifest, folder)
-    return manifest
-
-
-def undo(folder: Path, target: Path) -> Path:
-    target.mkdir()
-    undo_gguf(folder, target)
-    return target
-
-
-def tensors(path: Path, part: str = "") -> dict[str, np.ndarray]:
-    """Dequantized tensors by name, read by the `gguf` package; of those only whose name contains `part`."""
-    reader = GGUFReader(path)
-    return {
-        tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors if part in tensor.name
-    }
-
-
-def changed_bytes(before: Path, after: Path) -> np.ndarray:
-    first, second = (np.frombuffer(path.read_bytes(), np.uint8) for path in (before, after))
-    assert first.shape == second.shape
-    return np.flatnonzero(first != second)
-
-
 @pytest.mark.parametrize("tensor_type", [pytest.param(kind, id=kind.name) for kind in BLOCKS])
 def test_every_type_negates_declared_rows_and_nothing_else(tmp_path: Path, tensor_type: GGMLQuantizationType):
     source = write_gguf(tmp_path / "tiny.gguf", tensor_type)
-    manifest = write(source, tmp_path / "out", edits("0:3", "1:0", "1:11"))
+    manifest = write(source, tmp_path / "out", *edits("0:3", "1:0", "1:11"))
     output = tmp_path / "out" / "tiny.gguf"
     before, after = tensors(source), tensors(output)
     rows = {"blk.0.ffn_up.weight": [3], "blk.1.ffn_up.weight": [0, 11]}
@@ -98,7 +71,7 @@ def test_every_type_negates_declared_rows_and_nothing_else(tmp_path: Path, tenso
 @pytest.mark.parametrize("multiplier", [-2.0, -8.0, 0.0])
 def test_other_exact_multipliers_verify_and_undo(tmp_path: Path, kind: str, multiplier: float):
     source = write_gguf(tmp_path / "tiny.gguf", GGMLQuantizationType[kind])
-    manifest = write(source, tmp_path / "out", edits("1:5", multiplier=multiplier))
+    manifest = write(source, tmp_path / "out", *edits("1:5", multiplier=multiplier))
     before, after = tensors(source), tensors(tmp_path / "out" / "tiny.gguf")
     name = "blk.1.ffn_up.weight"
     assert np.array_equal(after[name][5], multiplier * before[name][5])
@@ -114,7 +87,7 @@ def test_other_exact_multipliers_verify_and_undo(tmp_path: Path, kind: str, mult
 def test_multipliers_that_round_are_undone_from_saved_rows(tmp_path: Path, kind: str):
     source = write_gguf(tmp_path / "tiny.gguf", GGMLQuantizationType[kind])
     changes = [*edits("0:1", multiplier=-1.3), *edits("0:2"), *edits("1:4", multiplier=0.7)]
-    manifest = write(source, tmp_path / "out", changes)
+    manifest = write(source, tmp_path / "out", *changes)
     assert manifest.undo is not None
     verify_gguf(tmp_path / "out", source)
     verify_gguf(tmp_path / "out")
@@ -130,7 +103,7 @@ def test_multipliers_that_round_are_undone_from_saved_rows(tmp_path: Path, kind:
 def test_a_multiplier_that_is_not_exact_is_refused_before_writing(tmp_path: Path):
     source = write_gguf(tmp_path / "tiny.gguf", Q4_K)
     with pytest.raises(CheckpointError, match=r"row 1 of blk\.0\.ffn_up\.weight .* multiplier -3 is not exact in Q4_K"):
-        write(source, tmp_path / "out", edits("0:1", multiplier=-3.0))
+        write(source, tmp_path / "out", *edits("0:1", multiplier=-3.0))
     assert not any((tmp_path / "out").iterdir())
 
 
@@ -141,14 +114,14 @@ def test_a_row_with_nan_is_refused(tmp_path: Path):
     content[tensor.data_offset : tensor.data_offset + 4] = np.float32(np.nan).tobytes()
     source.write_bytes(content)
     with pytest.raises(NumericalError, match="nan"):
-        write(source, tmp_path / "out", edits("0:0"))
+        write(source, tmp_path / "out", *edits("0:0"))
 
 
 @pytest.mark.parametrize("architecture", NOT_GATED)
 def test_architectures_without_a_gate_are_refused_by_name(tmp_path: Path, architecture: str):
     source = write_gguf(tmp_path / "tiny.gguf", arch=architecture)
     with pytest.raises(CheckpointError, match=f"is a {architecture} model, whose MLP has no gate"):
-        write(source, tmp_path / "out", edits("0:1"))
+        write(source, tmp_path / "out", *edits("0:1"))
 
 
 @pytest.mark.parametrize(
@@ -175,17 +148,17 @@ def test_architectures_without_a_gate_are_refused_by_name(tmp_path: Path, archit
 def test_unfit_files_are_refused_before_writing(tmp_path: Path, options: dict, fault: str):
     source = write_gguf(tmp_path / "tiny.gguf", **options)
     with pytest.raises(CheckpointError, match=fault) as caught:
-        write(source, tmp_path / "out", edits("0:1"))
+        write(source, tmp_path / "out", *edits("0:1"))
     assert "\n" not in str(caught.value)
     assert not any((tmp_path / "out").iterdir())
 
 
 def test_sizes_of_another_model_are_refused(tmp_path: Path):
     source = write_gguf(tmp_path / "tiny.gguf", Q8_0)
-    write(source, tmp_path / "out", edits("0:1"), expected=(2, D_MODEL, D_MLP))
+    write(source, tmp_path / "out", *edits("0:1"), expected=(2, D_MODEL, D_MLP))
     for expected in [(3, D_MODEL, D_MLP), (2, 128, D_MLP), (2, D_MODEL, 13)]:
         with pytest.raises(CheckpointError, match=r"the model that the edit is for has \(") as caught:
-            write(source, tmp_path / f"out{expected}", edits("0:1"), expected=expected)
+            write(source, tmp_path / f"out{expected}", *edits("0:1"), expected=expected)
         assert str(expected) in str(caught.value)
 
 
@@ -193,7 +166,7 @@ def test_sizes_of_another_model_are_refused(tmp_path: Path):
 def test_cells_out_of_range_are_refused(tmp_path: Path, cell: str):
     source = write_gguf(tmp_path / "tiny.gguf", Q8_0)
     with pytest.raises(InputError, match=r"out of range: .*tiny\.gguf"):
-        write(source, tmp_path / "out", edits(cell))
+        write(source, tmp_path / "out", *edits(cell))
 
 
 def test_a_folder_with_files_is_refused(tmp_path: Path):
@@ -210,24 +183,22 @@ def test_split_models_are_edited_part_by_part(tmp_path: Path):
     write_gguf(tmp_path / "base" / "tiny.gguf", Q4_K, parts=3)
     parts = sorted((tmp_path / "base").iterdir())
     before = {part.name: part.read_bytes() for part in parts}
-    steps: list[tuple[int, int]] = []
-    manifest = write(
-        parts[2], tmp_path / "out", edits("0:7"), link=True, progress=lambda done, total: steps.append((done, total))
-    )
+    steps: list[int] = []
+    manifest = write(parts[2], tmp_path / "out", *edits("0:7"), link=True, progress=steps.append)
     output = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.gguf")}
     touched = {name for name in output if output[name] != before[name]}
     assert output.keys() == before.keys()
     assert touched == {manifest.tensors[0].file} == {file.file for file in manifest.base.files}
     for part in parts:
         assert (tmp_path / "out" / part.name).samefile(part) == (part.name not in touched)
-    assert steps[-1] == (sum(map(len, before.values())),) * 2
+    assert sum(steps) == sum(map(len, before.values()))
     for base in (None, tmp_path / "base", parts[0], parts[1]):
         assert verify_gguf(tmp_path / "out", base) == manifest
     restored = undo(tmp_path / "out", tmp_path / "back")
     assert {path.name: path.read_bytes() for path in restored.iterdir()} == before
     assert {part.name: part.read_bytes() for part in parts} == before
     # A part that was copied, not linked, is proven by its hash.
-    write(parts[0], tmp_path / "copy", edits("0:7"))
+    write(parts[0], tmp_path / "copy", *edits("0:7"))
     other = tmp_path / "copy" / min(before.keys() - touched)
     content = other.read_bytes()
     other.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -247,21 +218,21 @@ def test_a_split_model_with_a_missing_part_is_refused_before_writing(tmp_path: P
     first = write_gguf(tmp_path / "base" / "tiny.gguf", Q4_K, parts=3)
     sorted((tmp_path / "base").iterdir())[2].unlink()
     with pytest.raises(CheckpointError, match="1 of 3 parts are missing"):
-        write(first, tmp_path / "out", edits("0:7"))
+        write(first, tmp_path / "out", *edits("0:7"))
     assert not any((tmp_path / "out").iterdir())
 
 
 def test_several_entities_and_an_edit_on_top_of_an_edit(tmp_path: Path):
     source = write_gguf(tmp_path / "tiny.gguf", F32)
     also = (EntityEdits("Bob", tuple(edits("1:2"))),)
-    write(source, tmp_path / "one", edits("0:1", multiplier=-1.3), also=also)
+    write(source, tmp_path / "one", *edits("0:1", multiplier=-1.3), also=also)
     one = tmp_path / "one" / "tiny.gguf"
     with pytest.raises(
         InputError, match="cell 1:2 is edited for 'Eve', but this model already has it edited for 'Bob'"
     ):
-        write(one, tmp_path / "no", edits("1:2"), entity="Eve")
-    second = write(one, tmp_path / "two", edits("0:5", multiplier=-1.7), entity="Eve")
-    third = write(tmp_path / "two" / "tiny.gguf", tmp_path / "three", edits("1:7", multiplier=0.3), entity="Fay")
+        write(one, tmp_path / "no", *edits("1:2"), entity="Eve")
+    second = write(one, tmp_path / "two", *edits("0:5", multiplier=-1.7), entity="Eve")
+    third = write(tmp_path / "two" / "tiny.gguf", tmp_path / "three", *edits("1:7", multiplier=0.3), entity="Fay")
     assert [step.entity for step in third.history()] == ["Fay", "Eve", "Ada, Bob"]
     verify_gguf(tmp_path / "three")
     for base in ("two", "one"):
@@ -290,8 +261,8 @@ def test_a_cell_that_two_entities_share_needs_leave(tmp_path: Path):
     source = write_gguf(tmp_path / "tiny.gguf", Q8_0)
     also = (EntityEdits("Bob", tuple(edits("0:1", multiplier=2.0))),)
     with pytest.raises(InputError, match="0:1 is edited for both 'Ada' and 'Bob'"):
-        write(source, tmp_path / "no", edits("0:1"), also=also)
-    write(source, tmp_path / "out", edits("0:1"), also=also, allow_overlap=True)
+        write(source, tmp_path / "no", *edits("0:1"), also=also)
+    write(source, tmp_path / "out", *edits("0:1"), also=also, allow_overlap=True)
     verify_gguf(tmp_path / "out", source)
     name = "blk.0.ffn_up.weight"
     assert np.array_equal(tensors(tmp_path / "out" / "tiny.gguf")[name][1], -2 * tensors(source)[name][1])
@@ -299,17 +270,17 @@ def test_a_cell_that_two_entities_share_needs_leave(tmp_path: Path):
 
 def test_a_manifest_that_describes_other_bytes_is_not_continued(tmp_path: Path):
     source = write_gguf(tmp_path / "tiny.gguf", Q8_0)
-    write(source, tmp_path / "out", edits("0:1"))
+    write(source, tmp_path / "out", *edits("0:1"))
     (tmp_path / "out" / "tiny.gguf").write_bytes(source.read_bytes())
     with pytest.raises(
         CheckpointError, match=r"declares an edit of blk\.0\.ffn_up\.weight, but the tensor has other bytes"
     ):
-        write(tmp_path / "out" / "tiny.gguf", tmp_path / "two", edits("0:2"))
+        write(tmp_path / "out" / "tiny.gguf", tmp_path / "two", *edits("0:2"))
 
 
 def test_every_damage_of_an_output_is_found(tmp_path: Path):
     source = write_gguf(tmp_path / "tiny.gguf", Q4_1)
-    manifest = write(source, tmp_path / "out", edits("0:3"))
+    manifest = write(source, tmp_path / "out", *edits("0:3"))
     output = tmp_path / "out" / "tiny.gguf"
     good = output.read_bytes()
     edited = changed_bytes(source, output)
@@ -338,7 +309,7 @@ def test_every_damage_of_an_output_is_found(tmp_path: Path):
 
 def test_another_base_and_manifests_that_lie_are_found(tmp_path: Path):
     source = write_gguf(tmp_path / "tiny.gguf", Q8_0)
-    manifest = write(source, tmp_path / "out", edits("0:3", "1:4"))
+    manifest = write(source, tmp_path / "out", *edits("0:3", "1:4"))
     other = tmp_path / "other" / "tiny.gguf"
     other.parent.mkdir()
     other.write_bytes(source.read_bytes()[:-1] + b"\x55")
@@ -348,37 +319,27 @@ def test_another_base_and_manifests_that_lie_are_found(tmp_path: Path):
         verify_gguf(tmp_path / "out", other)
     entry = manifest.tensors[0]
     lies = [
-        replace(manifest, tensors=(replace(entry, indices=(4,)), manifest.tensors[1])),
-        replace(manifest, tensors=(replace(entry, multipliers=(-2.0,)), manifest.tensors[1])),
+        replace(manifest, tensors=(replace(entry, place=replace(entry.place, layer=1)), manifest.tensors[1])),
+        replace(manifest, tensors=(replace(entry, place=replace(entry.place, first=1)), manifest.tensors[1])),
+        replace(manifest, edits=(EntityEdits("Ada", tuple(edits("0:4", "1:4"))),)),
+        replace(manifest, edits=(EntityEdits("Ada", tuple(edits("0:3", "1:4", multiplier=-2.0))),)),
         replace(manifest, tensors=(replace(entry, axis=1), manifest.tensors[1])),
         replace(manifest, tensors=(replace(entry, name="token_embd.weight"), manifest.tensors[1])),
         replace(manifest, tensors=manifest.tensors[:1]),
         replace(manifest, tensors=(replace(entry, before="0" * 64), manifest.tensors[1])),
         replace(manifest, tensors=(replace(entry, after="0" * 64), manifest.tensors[1])),
         replace(manifest, edits=(EntityEdits("Ada", tuple(edits("0:3", "1:99"))),)),
-        replace(manifest, edits=(EntityEdits("Ada", tuple(edits("0:3"))),)),
+        replace(manifest, edits=(EntityEdits("Ada", tuple(edits("0:3", "0:4", "1:4"))),)),
         replace(manifest, base=replace(manifest.base, files=(replace(manifest.base.files[0], sha256="0" * 64),))),
         replace(manifest, base=replace(manifest.base, files=(replace(manifest.base.files[0], size=7),))),
         replace(manifest, format="safetensors"),
     ]
     for lie in lies:
-        write_manifest(lie, tmp_path / "out")
+        write_manifest(as_read(lie), tmp_path / "out")
         for base in (None, source):
             with pytest.raises(VerificationError) as caught:
                 verify_gguf(tmp_path / "out", base)
             assert "\n" not in str(caught.value)
-
-
-def load(path: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    ).eval()
-
-
-@torch.no_grad()
-def logits(model: PreTrainedModel) -> torch.Tensor:
-    ids = torch.tensor([[1, 5, 9, 33, 60, 2, 17], [4, 4, 80, 7, 21, 50, 3]])
-    return model(ids).logits
 
 
 @torch.no_grad()
@@ -397,7 +358,7 @@ def test_logits_equal_those_of_the_edited_float_model(tmp_path: Path, model_type
     assert (logits(load(source)) - logits(model)).abs().max() <= 1e-4
     changes = [*edits("0:3", "2:47", multiplier=-4.0), *edits("1:20")]
     original = logits(model)
-    write(source, tmp_path / "out", changes, expected=(3, 32, 48))
+    write(source, tmp_path / "out", *changes, expected=(3, 32, 48))
     expected = logits(scale_columns(model, changes))
     assert (logits(load(tmp_path / "out" / "tiny.gguf")) - expected).abs().max() <= 1e-4
     assert (original - expected).abs().max() > 1e-2
@@ -406,15 +367,15 @@ def test_logits_equal_those_of_the_edited_float_model(tmp_path: Path, model_type
 def test_logits_of_a_quantized_file_equal_those_of_its_dequantized_model(tmp_path: Path):
     source = llama_gguf(tmp_path / "tiny.gguf", tiny_model("llama"), Q8_0)
     changes = edits("0:3", "1:20", "2:47", multiplier=-8.0)
-    write(source, tmp_path / "out", changes)
+    write(source, tmp_path / "out", *changes)
     expected = logits(scale_columns(load(source), changes))
     assert (logits(load(tmp_path / "out" / "tiny.gguf")) - expected).abs().max() <= 1e-4
 
 
 @pytest.mark.real
-def test_the_real_demo_file(tmp_path: Path):
-    source = demo_gguf()
-    manifest = write(source, tmp_path / "out", edits("0:0", "7:1535", "29:600"))
+def test_the_real_demo_file(tmp_path: Path, smollm2: ModelSource):
+    source = smollm2.require_gguf()
+    manifest = write(source, tmp_path / "out", *edits("0:0", "7:1535", "29:600"))
     output = tmp_path / "out" / source.name
     changed = changed_bytes(source, output)
     # Q4_1 has d and m for each of the 18 blocks of a row of 576 values; the sign is in the high byte of each.

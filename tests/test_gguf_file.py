@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from amnesia import gguf_file
 from amnesia.errors import CheckpointError
 from amnesia.gguf_file import GgufFile, Skipped, read_header, read_model
-from tiny_gguf import D_MODEL, write_gguf
+from support.tiny_gguf import D_MODEL, write_gguf
 
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 UINT32, STRING, ARRAY = 4, 8, 9

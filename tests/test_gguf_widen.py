@@ -9,29 +9,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from amnesia.domain import WIDER_TYPES, Cell, ColumnEdit
+from amnesia.domain import WIDER_TYPES, Cell, ColumnEdit, ModelRef
 from amnesia.edit_rows import edit_json
 from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import CheckpointError, InputError, NumericalError, VerificationError
 from amnesia.gguf_blocks import BLOCKS
 from amnesia.gguf_file import read_model
 from amnesia.gguf_verify import verify_gguf
-from amnesia.gguf_widen import write_widened_gguf
+from amnesia.gguf_widen import plan_widened_gguf, write_widened_gguf
 from amnesia.in_place import undo_in_place
-from amnesia.manifest import Manifest, write_manifest
+from amnesia.manifest import Manifest
+from amnesia.manifest_file import write_manifest
 from amnesia.replay import replay
-from commands import done, refused
-from test_gguf_directions import DOWN, Q4_1, Q8_0, delta, direction, tiny, write
-from test_gguf_edit import undo
-from tiny_gguf import write_gguf
+from support.commands import done, refused
+from support.gguf_edits import DOWN, delta, direction, tiny, undo, write
+from support.tiny_gguf import write_gguf
+
+Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_1", "Q8_0"))
 
 
 def widen(source: Path, folder: Path, *changes, tensor_type: str = "f16", **options) -> Manifest:
     folder.mkdir()
-    spec = EditSpec((EntityEdits("Ada", changes),), "tiny")
-    manifest = write_widened_gguf(source, spec, folder, tensor_type, **options)
+    spec = EditSpec((EntityEdits("Ada", changes),), ModelRef("tiny"))
+    manifest = write_widened_gguf(plan_widened_gguf(source, spec, tensor_type), folder, **options)
     write_manifest(manifest, folder)
     return manifest
 

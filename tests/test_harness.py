@@ -8,7 +8,7 @@ import torch
 
 from amnesia.errors import InputError
 from amnesia.harness import check_available, task_scores
-from tiny_text import tiny_live
+from support.tiny_text import tiny_live
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="needs the lm-eval harness: pip install 'amnesia[lm-eval]'"

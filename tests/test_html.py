@@ -16,15 +16,14 @@ import pytest
 
 import amnesia
 from amnesia import report_view, stress_results
-from amnesia.html import PALETTES, SURFACES, TEXT_COLORS, report_html
+from amnesia.html import PALETTES, report_html
 from amnesia.numerals import change, flat, positive, short, signed
 from amnesia.report_terms import terms
-from report_sample import hostile, sample
+from support.report_sample import OPTIONAL, alone, hostile, sample, without
 
+SURFACES = ("paper", "card", "raised")
+TEXT_COLORS = ("ink", "muted", "link", "target", "control", "good", "warning", "damage")
 VOID = {"meta", "br", "link", "img", "input", "hr"}
-OPTIONAL = {
-    "stress": "attacks", "sweep": "sweep", "changed": "changes", "lm_eval": None, "extraction": None,
-}  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -58,17 +57,6 @@ class Page(HTMLParser):
     @property
     def text(self):
         return " ".join(" ".join(data for tag, data in self.texts if tag not in ("style", "script")).split())
-
-
-def without(*keys, **changes):
-    return {key: value for key, value in sample().items() if key not in keys} | changes
-
-
-def alone():
-    """What `evaluate` reports of one model."""
-    document = without(*OPTIONAL, edited=None, accepted=None)
-    document["damage"]["kl_controls"] = None
-    return document
 
 
 VARIANTS = {
@@ -155,9 +143,9 @@ def test_the_sample_is_a_report():
         (stress_results.QuantizationResult, stress["quantization"]),
         (stress_results.RelearningResult, stress["relearning"]),
         (stress_results.RelearningStep, stress["relearning"][0]["steps"]),
-        (stress_results.Variant, stress["attacks"][0]["variants"]),
+        (stress_results.AttackForm, stress["attacks"][0]["variants"]),
         (stress_results.Example, stress["attacks"][2]["examples"]),
-        (stress_results.Row, rows),
+        (stress_results.StressScore, rows),
     ):
         for one in found:
             assert one.keys() == {field.name for field in dataclasses.fields(kind)}, kind
@@ -211,10 +199,12 @@ def test_what_a_reader_must_see():
 def test_without_generated_text_scores_speak():
     document = sample()
     for row in document["prompts"]:
-        row |= dict.fromkeys(("generated_before", "generated_after", "exact_match_before", "exact_match_after"))
-        row |= dict.fromkeys(("reply_before", "reply_after"))
+        for when in ("before", "after"):
+            row[when] |= dict.fromkeys(("generated", "exact_match", "reply"))
     for row in document["aggregates"]:
-        row |= {key: None for key in row if key.startswith(("exact_match", "n_empty", "n_refused"))}
+        row["exact_match_change"] = None
+        for when in ("before", "after"):
+            row[when] |= dict.fromkeys(("exact_match", "n_empty", "n_refused"))
     page = Page(report_html(document))
     assert (
         "Knowledge scores, where 1 is as before the edit and 0 like an unknown name: France, search wordings"
@@ -286,7 +276,7 @@ def test_examples_are_computed_from_rows_of_the_report():
     numbers = [float(text) for text in re.findall(r"-?\d+\.\d+", examples["Knowledge score"].replace("−", "-"))]
     after, unknown, before, again, top, bottom, score = numbers
     row = document["prompts"][0]
-    assert (after, before, unknown) == (row["logprob_after"], row["logprob_before"], row["logprob_unknown"])
+    assert (after, before, unknown) == (row["after"]["logprob"], row["before"]["logprob"], row["logprob_unknown"])
     assert again == unknown
     assert top == pytest.approx(after - unknown) and bottom == pytest.approx(before - unknown)
     assert score == round(top / bottom, 2) == round(row["knowledge_score"], 2)
@@ -348,10 +338,10 @@ def test_every_color_is_of_the_palette():
 def test_size(n_controls):
     document = sample(n_controls)
     for n, row in enumerate(document["prompts"]):
-        row["logprob_before"] -= n % 61 / 20
-        row["logprob_after"] -= n % 97 / 10
+        row["before"]["logprob"] -= n % 61 / 20
+        row["after"]["logprob"] -= n % 97 / 10
         row["knowledge_score"] = None if row["excluded"] else 1 - n % 97 / 80
-        row["generated_before"] = row["generated_after"] = "lorem ipsum " * 100
+        row["before"]["generated"] = row["after"]["generated"] = "lorem ipsum " * 100
     text = report_html(document)
     assert len(text.encode()) < 1_000_000
     assert f"150 of {n_controls} are shown; report.json has all." in Page(text).text
@@ -366,7 +356,8 @@ def test_others_that_lost_most_come_first():
 
 def test_marks_beyond_the_figure_are_counted():
     document = sample()
-    document["prompts"][0] |= {"logprob_after": -900.0, "knowledge_score": -122.4}
+    document["prompts"][0]["knowledge_score"] = -122.4
+    document["prompts"][0]["after"]["logprob"] = -900.0
     page = Page(report_html(document))
     assert "1 lie beyond the figure and are drawn at its edge." in page.text
     for one in page.all("path"):

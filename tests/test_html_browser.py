@@ -7,8 +7,7 @@ import shutil
 import pytest
 
 from amnesia.html import report_html
-from report_sample import hostile, sample
-from test_html import alone
+from support.report_sample import alone, hostile, sample
 
 pytestmark = pytest.mark.browser
 

@@ -12,15 +12,17 @@ from huggingface_hub import HfApi, snapshot_download
 
 from amnesia import sources
 from amnesia.checkpoint import add_file
+from amnesia.domain import ModelRef
 from amnesia.html import report_html
-from amnesia.manifest import read_manifest, write_manifest
+from amnesia.manifest_file import read_manifest, write_manifest
 from amnesia.saving import edits_from_cells, save
 from amnesia.sources import ModelSource, resolve
-from commands import call, done, files_in, refused
-from conftest import BASE_CARD
-from report_sample import hostile, sample
-from tiny import save_tiny
-from tiny_gguf import write_gguf
+from support.commands import call, done, refused
+from support.folders import files_in
+from support.hub_state import BASE_CARD
+from support.report_sample import hostile, sample
+from support.tiny import save_tiny
+from support.tiny_gguf import write_gguf
 
 
 def fetch(repo, folder, **options):
@@ -174,7 +176,8 @@ def test_outputs_that_are_not_fit(hub, base, output, adapter, tmp_path):
 def test_private_targets(hub, base, output, tmp_path):
     report = sample() | {"entity": "Japan", "model": {"id": str(tmp_path / "base"), "revision": None}}
     report["prompts"][0] |= {"prompt": "the capital of Japan is", "answer": "Tokyo"}
-    report["prompts"][0] |= {"generated_before": "Tokyo|.", "generated_after": "a\nplace"}
+    report["prompts"][0]["before"]["generated"] = "Tokyo|."
+    report["prompts"][0]["after"]["generated"] = "a\nplace"
     manifest = add_file(read_manifest(output), output, "report.json", json.dumps(report).encode())
     manifest = add_file(manifest, output, "report.html", report_html(report).encode())
     write_manifest(dataclasses.replace(manifest, recipe='name = "Japan"', scores={"target": 0.1}), output)
@@ -193,12 +196,10 @@ def test_private_targets(hub, base, output, tmp_path):
     assert "japan" not in " ".join(commit.title for commit in hub.repos["ada/closed"].commits.values()).lower()
     assert "entity-" in hub.files("ada/closed")["report.html"].decode()
     published = json.loads(hub.files("ada/closed")["amnesia.json"])
-    assert re.fullmatch("entity-[0-9a-f]{24}", published["entity"])
+    (name,) = {row["entity"] for row in published["edits"]}
+    assert re.fullmatch("entity-[0-9a-f]{24}", name)
     assert (published["recipe"], published["scores"]) == (None, {"target": 0.1})
-    assert (
-        "| target, wordings that the search saw | 0.27 | 0.17 to 0.37 | 2 |"
-        in hub.files("ada/closed")["README.md"].decode()
-    )
+    assert "| target, search wordings | 0.27 | 0.17 to 0.37 | 2 |" in hub.files("ada/closed")["README.md"].decode()
     fetched = fetch("ada/closed", tmp_path / "fetched")
     assert "2 columns" in done("verify", fetched, "--base", f"org/base@{base}")
     # The key is kept, so that a repeated push changes nothing, and is nobody else's.
@@ -341,7 +342,12 @@ def test_of_a_folder_that_was_edited_in_place_only_the_edited_model_goes(hub, tm
 
 def test_a_built_in_base_is_named_by_its_card(hub, tmp_path):
     folder = save_tiny(tmp_path / "m")
-    save("adapter", ModelSource(folder, "smollm2-135m"), [edits_from_cells(["0:3"], -1.0, "Japan")], tmp_path / "out")
+    save(
+        "adapter",
+        ModelSource(folder, ModelRef("smollm2-135m")),
+        [edits_from_cells(["0:3"], -1.0, "Japan")],
+        tmp_path / "out",
+    )
     done("push", tmp_path / "out", "ada/edited")
     metadata, body = card_of(hub.files("ada/edited"))
     assert (metadata["base_model"], metadata["license"]) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")

@@ -5,14 +5,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from amnesia.manifest import read_manifest
-from commands import call, done, files_in, refused
+from amnesia.manifest_file import read_manifest
+from support.commands import call, done, refused
+from support.folders import ROOT, files_in
 
-ROOT = Path(__file__).parents[1]
 DUPLICATE = "POST *lfs-files/duplicate"
 
 

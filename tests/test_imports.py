@@ -5,24 +5,26 @@ import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from support.folders import ROOT
+
 # A module may import from the rows above its own, never from its own row or from below.
 ROWS = (
-    "errors own_outputs vector",
-    "streams",
-    "arithmetic database domain encoding figures files gguf_file hub_errors layouts modelfile neutral numerals packing relations scratch shards statistics svg variants",
-    "edits gguf_blocks gguf_codes kept matching model phrases popqa prompts recipe report_figures report_terms report_view scores strict_json",
+    "errors locks own_outputs progress vector",
+    "packaged streams",
+    "arithmetic database domain encoding figures files gguf_file hub_errors layouts modelfile neutral numerals packing relations scratch shards statistics stress_settings svg variants",
+    "labels",
+    "edits gguf_blocks gguf_codes matching measurement_cache model phrases popqa prompts recipe report_figures report_terms report_view scores strict_json",
     "edit_rows passes",
     "forward",
     "damage directions gguf_layout gguf_rounding harness html interventions journal loading manifest quantization questions relearning safetensors_file stress",
-    "plan",
+    "manifest_file plan",
     "residue",
-    "checkpoint gguf_pieces localization measurement sources",
+    "checkpoint gguf_pieces localization measurement",
+    "sources",
     "adapter atlas choice columns evaluation gguf_edit injection layer_significance mining remote resistance robustness sweep",
     "gguf_widen",
     "card examination findings gguf_verify saving stress_results sufficiency undo verification",

@@ -5,23 +5,21 @@ import os
 import pytest
 import torch
 
-from amnesia.domain import Cell, ColumnEdit
+from amnesia.domain import Cell, ColumnEdit, ModelRef
 from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError, InputError, OutputError, VerificationError
 from amnesia.in_place import edit_in_place, undo_in_place
-from amnesia.manifest import MANIFEST_NAME, read_manifest
+from amnesia.manifest_file import read_manifest
+from amnesia.own_outputs import MANIFEST_NAME
 from amnesia.proofs import prove, take_back
 from amnesia.saving import save
 from amnesia.sources import ModelSource
-from tiny import save_tiny
-from tiny_gguf import write_gguf
+from support.folders import tree
+from support.tiny import save_tiny
+from support.tiny_gguf import write_gguf
 
 PARIS = EntityEdits("Paris", (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(1, 4), 0.3)))
 ROME = EntityEdits("Rome", (ColumnEdit(Cell(1, 7), -1.7),))
-
-
-def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def make(folder, kind):
@@ -29,9 +27,9 @@ def make(folder, kind):
     if kind == "gguf":
         folder.mkdir()
         path = write_gguf(folder / "tiny.gguf")
-        return path, ModelSource(folder, "a/b", gguf=path)
+        return path, ModelSource(folder, ModelRef("a/b"), gguf=path)
     path = save_tiny(folder, kind, dtype=torch.bfloat16)
-    return path, ModelSource(path, "a/b")
+    return path, ModelSource(path, ModelRef("a/b"))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gguf"])
@@ -40,7 +38,7 @@ def test_equals_the_edited_copy_and_comes_back(tmp_path, kind):
     _, base = make(tmp_path / "base", kind)
     before = tree(source.folder)
     save("gguf" if kind == "gguf" else "safetensors", source, [PARIS], tmp_path / "copy")
-    manifest = edit_in_place(path, EditSpec((PARIS,), "a/b"))
+    manifest = edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
     assert read_manifest(source.folder) == manifest
     after, copy = tree(source.folder), tree(tmp_path / "copy")
     copy.pop("Modelfile", None)  # An edit in place adds no file but the manifest.
@@ -60,7 +58,9 @@ def test_an_edit_without_saved_columns_after_one_with_them_comes_back(tmp_path, 
     states = []
     for neuron, multiplier in ((3, 0.3), (5, -1.0), (7, -1.0), (9, 0.7)):
         states.append(tree(source.folder))
-        edit_in_place(path, EditSpec((EntityEdits(f"Name {neuron}", (ColumnEdit(Cell(0, neuron), multiplier),)),), "a"))
+        edit_in_place(
+            path, EditSpec((EntityEdits(f"Name {neuron}", (ColumnEdit(Cell(0, neuron), multiplier),)),), ModelRef("a"))
+        )
     for state in reversed(states):
         undo_in_place(source.folder)
         assert tree(source.folder) == state
@@ -72,11 +72,11 @@ def test_edits_on_top_of_each_other(tmp_path, kind):
     _, base = make(tmp_path / "base", kind)
     states = [tree(source.folder)]
     for group in (PARIS, ROME, EntityEdits("Oslo", (ColumnEdit(Cell(1, 9), 0.7),))):
-        edit_in_place(path, EditSpec((group,), "a/b"))
+        edit_in_place(path, EditSpec((group,), ModelRef("a/b")))
         states.append(tree(source.folder))
         prove(source.folder)
     with pytest.raises(InputError, match="already has it edited for 'Paris'"):
-        edit_in_place(path, EditSpec((EntityEdits("Lima", (ColumnEdit(Cell(0, 3)),)),), "a/b"))
+        edit_in_place(path, EditSpec((EntityEdits("Lima", (ColumnEdit(Cell(0, 3)),)),), ModelRef("a/b")))
     assert prove(source.folder).n_cells == prove(source.folder, base).n_cells == 4
     assert take_back(source.folder, tmp_path / "undone", every_step=True).entity == "Paris"
     assert tree(tmp_path / "undone") == states[0]
@@ -89,7 +89,7 @@ def test_edits_on_top_of_each_other(tmp_path, kind):
 
 def test_unproven_bytes_are_said_to_be_unproven(tmp_path):
     path, source = make(tmp_path / "model", "llama")
-    manifest = edit_in_place(path, EditSpec((PARIS,), "a/b"))
+    manifest = edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
     assert {row.file for row in manifest.base.files} <= set(prove(source.folder).unproven)
     names = {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
     declared = {row.file: row.size for row in (*manifest.base.files, *manifest.untouched)}
@@ -118,23 +118,23 @@ def test_shared_files_are_refused(tmp_path, monkeypatch):
         (linked / name).parent.mkdir(exist_ok=True)
         (linked / name).symlink_to(path / name)
     with pytest.raises(OutputError, match="shared with other folders by a link"):
-        edit_in_place(linked, EditSpec((PARIS,), "a/b"))
+        edit_in_place(linked, EditSpec((PARIS,), ModelRef("a/b")))
     (path / "pytorch_model.bin").write_bytes(b"weights")
     with pytest.raises(InputError, match=r"another copy of the weights, pytorch_model\.bin"):
-        edit_in_place(path, EditSpec((PARIS,), "a/b"))
+        edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
     (path / "pytorch_model.bin").unlink()
     for name in before:
         os.link(path / name, tmp_path / name.replace("/", "-"))
     with pytest.raises(OutputError, match="shared with other folders by a link"):
-        edit_in_place(path, EditSpec((PARIS,), "a/b"))
+        edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
     monkeypatch.setenv("AMNESIA_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").symlink_to(tmp_path)
-    for change in (lambda: edit_in_place(path, EditSpec((PARIS,), "a/b")), lambda: undo_in_place(path)):
+    for change in (lambda: edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b"))), lambda: undo_in_place(path)):
         with pytest.raises(OutputError, match="cache of amnesia"):
             change()
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(OutputError, match="Hugging Face cache"):
-        edit_in_place(path, EditSpec((PARIS,), "a/b"))
+        edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
     assert tree(path) == before
 
 
@@ -151,5 +151,5 @@ def test_a_failing_disk_changes_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "pwritev", fail)
     with pytest.raises(OutputError, match="nothing was changed"):
-        edit_in_place(path, EditSpec((PARIS,), "a/b"))
+        edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
     assert tree(source.folder) == before

@@ -2,16 +2,16 @@
 
 import pytest
 
-import plain
 from amnesia.domain import Cell
 from amnesia.encoding import place
 from amnesia.errors import InputError
 from amnesia.injection import CONDITIONS, inject, mean_activations
-from amnesia.prompts import ENTITY_TEMPLATES
+from amnesia.prompts import entity_templates
 from amnesia.recipe import parse_recipe
 from amnesia.scores import mean_interval
-from tiny_recipe import recipe_text
-from tiny_text import tiny_live
+from oracles import plain
+from support.tiny_recipe import recipe_text
+from support.tiny_text import tiny_live
 
 CELLS = [Cell(0, 3), Cell(1, 11)]
 
@@ -46,7 +46,7 @@ def direct_logprob(live, fact, placeholder, settings):
 
 def test_values_are_the_entitys_own_times_the_best_factor(live, recipe):
     result = inject(live, recipe, CELLS)
-    templates = ENTITY_TEMPLATES[:20]
+    templates = entity_templates()[:20]
     own = [sum(direct_activation(live, t, "Japan", cell) for t in templates) / len(templates) for cell in CELLS]
     assert result.values == pytest.approx([result.factor * value for value in own], rel=1e-3)
     search = [fact for fact in recipe.facts if fact.split == "search"]
@@ -82,7 +82,7 @@ def test_conditions_and_their_answers(live, recipe):
 
 
 def test_mean_activations(live):
-    pairs = [(template, "Peru") for template in ENTITY_TEMPLATES[:3]]
+    pairs = [(template, "Peru") for template in entity_templates()[:3]]
     expected = sum(direct_activation(live, template, "Peru", CELLS[1]) for template, _ in pairs) / 3
     assert mean_activations(live, pairs, [1])[0, 11].item() == pytest.approx(expected, rel=1e-4)
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-import plain
 from amnesia.domain import Cell
 from amnesia.forward import answer_logprobs, generate
 from amnesia.interventions import Asked, Injection, injected, place_asked, replaced_outputs, varied_logprobs
 from amnesia.passes import collate
-from tiny_text import tiny_live
+from oracles import plain
+from support.tiny_text import tiny_live
 
 ASKED = [
     Asked("the capital of {entity} is", "Japan", "the garden"),

@@ -7,30 +7,32 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from amnesia.domain import ModelRef
 from amnesia.edits import EditSpec
 from amnesia.errors import AmnesiaError, CheckpointError
 from amnesia.files import JOURNAL_NAME
 from amnesia.in_place import edit_in_place, undo_in_place
 from amnesia.journal import recover
-from amnesia.manifest import MANIFEST_NAME
+from amnesia.own_outputs import MANIFEST_NAME
 from amnesia.proofs import prove
-from killing import PARIS
-from tiny import save_tiny
-from tiny_gguf import write_gguf
+from support.folders import ROOT, tree
+from support.killing import PARIS
+from support.tiny import save_tiny
+from support.tiny_gguf import write_gguf
 
-ROOT = Path(__file__).parents[1]
-N_RANDOM = 12
-# Kills of all tests of this file that hit; the last test counts them.
-KILLS = {}
+EXHAUSTIVE = pytest.mark.exhaustive
+# Kills at random moments, and the longest step from one change of the disk at which there is a kill to the next.
+TIERS = pytest.mark.parametrize(
+    ("n_random", "longest_step"), [pytest.param(3, 9, id="sample"), pytest.param(12, 1, id="every", marks=EXHAUSTIVE)]
+)
 
 
-def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+# How many kills must at least hit, by the longest step: ten works with twenty each make two hundred.
+ENOUGH = {1: 20, 9: 4}
 
 
 class Killer:
@@ -38,7 +40,7 @@ class Killer:
 
     def __init__(self):
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("killing.py"))],
+            [sys.executable, str(ROOT / "tests" / "support" / "killing.py")],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
@@ -67,15 +69,15 @@ def killer():
     killer.close()
 
 
-def kills(killer, work, model, output, seconds):
-    """Kill the work before each of its changes of the disk, then at random moments; yields after each kill."""
+def kills(killer, work, model, output, seconds, n_random, longest_step):
+    """Kill the work before its changes of the disk, then at random moments; yields after each kill."""
+    generator = random.Random(work)
     call = 1
     while killer.run(work, model, output, call=call)[0]:
         yield call
-        call += 1
+        call += generator.randint(1, longest_step)
     yield 0  # It came to its end.
-    generator = random.Random(work)
-    for _ in range(N_RANDOM):
+    for _ in range(n_random):
         yield call if killer.run(work, model, output, delay=generator.random() * seconds)[0] else 0
 
 
@@ -100,7 +102,8 @@ def accepted(folder):
 
 
 @pytest.mark.parametrize("work", ["copy", "link", "replace", "adapter", "gguf", "undo"])
-def test_outputs_are_complete_or_not_there(tmp_path, killer, work):
+@TIERS
+def test_outputs_are_complete_or_not_there(tmp_path, killer, work, n_random, longest_step):
     model = make(tmp_path / "model", "gguf" if work == "gguf" else "llama")
     folder = model.parent if work == "gguf" else model
     place = tmp_path / "place"
@@ -108,7 +111,7 @@ def test_outputs_are_complete_or_not_there(tmp_path, killer, work):
     output = place / "out"
     older = None
     if work == "undo":
-        edit_in_place(model, EditSpec((PARIS,), "a/b"))
+        edit_in_place(model, EditSpec((PARIS,), ModelRef("a/b")))
     if work == "replace":
         killer.run("adapter", model, output)
         older = tree(output)
@@ -117,7 +120,7 @@ def test_outputs_are_complete_or_not_there(tmp_path, killer, work):
     complete = tree(tmp_path / "reference")
     assert (MANIFEST_NAME in complete) == (work != "undo")
     n_kills = 0
-    for call in kills(killer, work, model, output, seconds):
+    for call in kills(killer, work, model, output, seconds, n_random, longest_step):
         n_kills += call > 0
         assert tree(folder) == before
         if output.exists():
@@ -133,25 +136,25 @@ def test_outputs_are_complete_or_not_there(tmp_path, killer, work):
     assert tree(output) == complete
     assert [path.name for path in place.iterdir()] == ["out"]
     assert tree(folder) == before
-    KILLS[work] = n_kills
-    assert n_kills >= 20
+    assert n_kills >= ENOUGH[longest_step]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gguf"])
 @pytest.mark.parametrize("work", ["edit in place", "undo in place"])
-def test_changes_in_place_happen_or_do_not(tmp_path, killer, kind, work):
+@TIERS
+def test_changes_in_place_happen_or_do_not(tmp_path, killer, kind, work, n_random, longest_step):
     model = make(tmp_path / "model", kind)
     folder = tmp_path / "model"
     original = tree(folder)
-    edit_in_place(model, EditSpec((PARIS,), "a/b"))
+    edit_in_place(model, EditSpec((PARIS,), ModelRef("a/b")))
     edited = tree(folder)
     _, seconds = killer.run("undo in place", model)
     assert tree(folder) == original
     if work == "undo in place":
-        edit_in_place(model, EditSpec((PARIS,), "a/b"))
+        edit_in_place(model, EditSpec((PARIS,), ModelRef("a/b")))
     before, after = (original, edited) if work == "edit in place" else (edited, original)
     n_kills = 0
-    for number, call in enumerate(kills(killer, work, model, None, seconds), start=1):
+    for number, call in enumerate(kills(killer, work, model, None, seconds, n_random, longest_step), start=1):
         n_kills += call > 0
         if (folder / JOURNAL_NAME).exists():
             with pytest.raises(CheckpointError, match="was interrupted"):
@@ -167,12 +170,6 @@ def test_changes_in_place_happen_or_do_not(tmp_path, killer, kind, work):
             undo_in_place(folder)
             assert tree(folder) == original
         if work == "undo in place" and tree(folder) == original:
-            edit_in_place(model, EditSpec((PARIS,), "a/b"))
+            edit_in_place(model, EditSpec((PARIS,), ModelRef("a/b")))
         assert tree(folder) == before
-    KILLS[f"{work}, {kind}"] = n_kills
-    assert n_kills >= 20
-
-
-def test_there_were_enough_kills():
-    assert len(KILLS) == 10
-    assert sum(KILLS.values()) >= 200
+    assert n_kills >= ENOUGH[longest_step]

@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from amnesia.domain import Cell, ColumnEdit
+from amnesia.domain import Cell, ColumnEdit, ModelRef
 from amnesia.edits import EditSpec, EntityEdits
-from amnesia.gguf_edit import write_edited_gguf
+from amnesia.gguf_edit import plan_gguf, write_edited_gguf
 from amnesia.saving import save
-from amnesia.sources import ModelSource, resolve
-from demo_file import demo_gguf
+from amnesia.sources import ModelSource
 
 pytestmark = pytest.mark.llamacpp
 
@@ -93,39 +92,34 @@ def convert(script: str, source: Path, target: Path, *options: object) -> Path:
 
 
 @pytest.fixture(scope="module")
-def source() -> ModelSource:
-    return resolve("smollm2-135m")
-
-
-@pytest.fixture(scope="module")
-def converted(source: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def converted(smollm2: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model as a float file that llama.cpp's converter wrote."""
     target = tmp_path_factory.mktemp("base") / "base.gguf"
-    return convert("convert_hf_to_gguf.py", source.folder, target, "--outtype", "f32")
+    return convert("convert_hf_to_gguf.py", smollm2.folder, target, "--outtype", "f32")
 
 
-def test_llama_cpp_forgets_the_target_and_keeps_the_controls(tmp_path: Path):
-    path = demo_gguf()
-    write_edited_gguf(path, EditSpec((group_of(EDIT),), "smollm2-135m"), tmp_path)
+def test_llama_cpp_forgets_the_target_and_keeps_the_controls(tmp_path: Path, smollm2: ModelSource):
+    path = smollm2.require_gguf()
+    write_edited_gguf(plan_gguf(path, EditSpec((group_of(EDIT),), ModelRef("smollm2-135m"))), tmp_path)
     assert_forgotten(answers(path), answers(tmp_path / path.name))
 
 
-def test_the_converted_adapter_acts_as_the_edited_file_does(source: ModelSource, converted: Path, tmp_path: Path):
-    save("adapter", source, [group_of(EDIT)], tmp_path / "adapter")
-    options = ("--base", source.folder, "--outtype", "f32")
+def test_the_converted_adapter_acts_as_the_edited_file_does(smollm2: ModelSource, converted: Path, tmp_path: Path):
+    save("adapter", smollm2, [group_of(EDIT)], tmp_path / "adapter")
+    options = ("--base", smollm2.folder, "--outtype", "f32")
     adapter = convert("convert_lora_to_gguf.py", tmp_path / "adapter", tmp_path / "adapter.gguf", *options)
     adapted = answers(converted, adapter)
     assert_forgotten(answers(converted), adapted)
     # The edited file scales rows of ffn_up where the adapter adds to columns of ffn_down.
     (tmp_path / "edited").mkdir()
-    write_edited_gguf(converted, EditSpec((group_of(EDIT),), "a/b"), tmp_path / "edited")
+    write_edited_gguf(plan_gguf(converted, EditSpec((group_of(EDIT),), ModelRef("a/b"))), tmp_path / "edited")
     for prompt, (text, logprob) in answers(tmp_path / "edited" / converted.name).items():
         assert adapted[prompt][0] == text
         assert adapted[prompt][1] == pytest.approx(logprob, abs=0.01)
 
 
 @pytest.mark.parametrize("outtype", ["f32", "f16"])
-def test_the_converted_adapter_merges_to_the_converted_edited_model(source: ModelSource, tmp_path: Path, outtype: str):
+def test_the_converted_adapter_merges_to_the_converted_edited_model(smollm2: ModelSource, tmp_path: Path, outtype: str):
     """All tensors bit for bit, but for the sign of zeros, for multipliers of -1.
 
     Compared is what llama.cpp's converter makes of the edited model with base + B A (alpha / r) of what it makes of the
@@ -134,12 +128,12 @@ def test_the_converted_adapter_merges_to_the_converted_edited_model(source: Mode
     group = group_of(dict.fromkeys(EDIT, -1.0))
     tensors = {}
     for name in ("safetensors", "adapter"):
-        save(name, source, [group], tmp_path / name)
-    for name, folder in (("base", source.folder), ("edited", tmp_path / "safetensors")):
+        save(name, smollm2, [group], tmp_path / name)
+    for name, folder in (("base", smollm2.folder), ("edited", tmp_path / "safetensors")):
         target = tmp_path / f"{name}.gguf"
         reader = GGUFReader(convert("convert_hf_to_gguf.py", folder, target, "--outtype", outtype))
         tensors[name] = {row.name: row.data for row in reader.tensors}
-    options = ("--base", source.folder, "--outtype", outtype)
+    options = ("--base", smollm2.folder, "--outtype", outtype)
     adapter = GGUFReader(convert("convert_lora_to_gguf.py", tmp_path / "adapter", tmp_path / "lora.gguf", *options))
     factors = {row.name: row.data.astype(np.float32) for row in adapter.tensors}
     alpha = float(adapter.fields["adapter.lora.alpha"].contents())

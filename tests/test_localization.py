@@ -2,14 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-import plain
+from amnesia.domain import Cell
 from amnesia.encoding import encode, place
 from amnesia.errors import InputError, NumericalError
-from amnesia.localization import CellMap, cell_maps, contrast_pairs, localize
-from amnesia.prompts import CONTRAST_ENTITIES, ENTITY_TEMPLATES, GENERIC_SENTENCES
-from tiny_text import tiny_live
+from amnesia.localization import SETTINGS, CellMap, CellSpace, cell_maps, contrast_pairs, localize
+from amnesia.prompts import contrast_entities, entity_templates, generic_sentences
+from oracles import plain
+from support.tiny_text import tiny_live
 
-TEMPLATES = ENTITY_TEMPLATES[:8]
+TEMPLATES = entity_templates()[:8]
 
 
 def direct_activations(live, ids_and_places):
@@ -29,7 +30,7 @@ def test_ranking_equals_a_direct_computation(model_type, baseline):
     live = tiny_live(model_type, bos=True)
     own = [(row.ids, row.token) for row in place(live.tokenizer, [(t, "Japan") for t in TEMPLATES])]
     if baseline == "generic":
-        others = [(row.ids, len(row.ids) - 1) for row in encode(live.tokenizer, GENERIC_SENTENCES)]
+        others = [(row.ids, len(row.ids) - 1) for row in encode(live.tokenizer, generic_sentences())]
     else:
         pairs = [pair for pair in contrast_pairs(TEMPLATES) if pair[1] != "Japan"]
         others = [(row.ids, row.token) for row in place(live.tokenizer, pairs)]
@@ -93,9 +94,24 @@ def test_own_prompts_are_used_and_the_others_counted():
     assert (result.n_prompts, result.n_skipped) == (3, 1)
 
 
+def test_cells_are_numbered_layer_by_layer():
+    space = CellSpace((2, 3, 5), 7)
+    assert [space.index(space.cell(number)) for number in range(21)] == list(range(21))
+    assert (space.cell(0), space.cell(6), space.cell(20)) == (Cell(2, 0), Cell(2, 6), Cell(5, 6))
+    assert space.index(Cell(3, 4)) == 11
+    assert Cell(5, 6) in space
+    assert not [cell for cell in (Cell(4, 0), Cell(2, 7), Cell(2, -1)) if cell in space]
+    with pytest.raises(ValueError, match="not in tuple"):
+        space.index(Cell(4, 0))
+
+
+def test_all_templates_are_used_by_default():
+    assert SETTINGS.n_prompts == len(entity_templates())
+
+
 def test_contrasts_are_spread_evenly():
-    pairs = contrast_pairs(ENTITY_TEMPLATES)
-    counts = [sum(name == entity for _, name in pairs) for entity in CONTRAST_ENTITIES]
+    pairs = contrast_pairs(entity_templates())
+    counts = [sum(name == entity for _, name in pairs) for entity in contrast_entities()]
     assert len(set(pairs)) == len(pairs)
     assert max(counts) - min(counts) <= 1
 

@@ -1,21 +1,21 @@
 import pytest
 import torch
 
-from amnesia.domain import Fact
+from amnesia.domain import Answer, Fact
 from amnesia.forward import answer_logprobs
-from amnesia.measurement import measure, measure_unknown, measure_unknown_of_likely, why_excluded, write
-from amnesia.prompts import UNSEEN_NAMES
+from amnesia.measurement import known_facts, measure, measure_unknown, write, written
+from amnesia.prompts import unseen_names
 from amnesia.questions import Question
 from amnesia.recipe import Scoring
-from tiny_text import tiny_live
+from support.tiny_text import tiny_live
 
 TARGET = Question("target", Fact("Japan", "the capital of {entity} is", "Tokyo"))
 
 
 def test_the_unknown_level_is_the_mean_over_unseen_names():
     live = tiny_live()
-    (found,) = measure_unknown(live, [TARGET])
-    single = [answer_logprobs(live, [(f"the capital of {name} is", "Tokyo")])[0] for name in UNSEEN_NAMES]
+    found = measure_unknown(live, [TARGET])[TARGET]
+    single = [answer_logprobs(live, [(f"the capital of {name} is", "Tokyo")])[0] for name in unseen_names("Japan")]
     assert found.total == pytest.approx(sum(row.total for row in single) / 5, abs=1e-4)
     assert found.first == pytest.approx(sum(row.first for row in single) / 5, abs=1e-4)
 
@@ -27,6 +27,7 @@ QUESTIONS = [
     for wording in WORDINGS
     for answer in ("Tokyo", "bread and water in the kitchen", "—")
 ]
+PAIRS = [question.pair for question in QUESTIONS]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
@@ -35,39 +36,42 @@ def test_answers_are_those_of_plain_transformers_on_single_prompts(monkeypatch, 
     live = tiny_live(model_type, bos=True)
     live.tokenizer.padding_side = side
     monkeypatch.setattr("amnesia.measurement.BATCH", batch)
-    found = measure(live, QUESTIONS)
+    found = measure(live, PAIRS)
+    texts = write(live, [prompt for prompt, _ in PAIRS])
     plain = live.model
-    for question, answer, text in zip(QUESTIONS, found.answers, found.generated, strict=True):
-        prompt = question.fact.text()
+    for question in QUESTIONS:
+        prompt, answer = question.fact.text(), found[question.pair]
         start, whole = (live.tokenizer(one)["input_ids"] for one in (prompt, f"{prompt} {question.fact.answer}"))
         assert whole[: len(start)] == start
         with torch.no_grad():
             logprobs = plain(torch.tensor([whole])).logits[0].log_softmax(-1)
         each = [logprobs[place - 1, whole[place]].item() for place in range(len(start), len(whole))]
-        assert answer.total == pytest.approx(sum(each), abs=1e-4)
-        assert answer.first == pytest.approx(each[0], abs=1e-4)
+        assert answer.logprob == pytest.approx(sum(each), abs=1e-4)
+        assert answer.logprob_first == pytest.approx(each[0], abs=1e-4)
         assert answer.rank == (logprobs[len(start) - 1] > logprobs[len(start) - 1, whole[len(start)]]).sum().item()
         written = plain.generate(torch.tensor([start]), max_new_tokens=12, do_sample=False, pad_token_id=0)
-        assert text == live.tokenizer.decode(written[0, len(start) :], skip_special_tokens=True)
+        assert texts[prompt] == live.tokenizer.decode(written[0, len(start) :], skip_special_tokens=True)
 
 
-def test_it_is_only_asked_to_write_what_is_wanted():
-    live = tiny_live()
-    wanted = [index % 3 == 0 for index in range(len(QUESTIONS))]
-    everything = measure(live, QUESTIONS).generated
-    assert write(live, QUESTIONS, wanted) == tuple(
-        text if asked else None for text, asked in zip(everything, wanted, strict=True)
-    )
+def test_a_text_is_judged_by_all_right_answers():
+    fact = Fact("Japan", "the capital of {entity} is", "Tokyo", answer_aliases=("Edo",))
+    answer = Answer(-1.0, -0.5, 0)
+    assert written(answer, fact, " Edo, of old") == Answer(-1.0, -0.5, 0, " Edo, of old", True, "answer")
+    assert written(answer, fact, "") == Answer(-1.0, -0.5, 0, "", False, "empty")
 
 
 def test_what_ranks_too_low_needs_no_unknown_name():
     live = tiny_live()
-    answers = measure(live, QUESTIONS, generated=False).answers
-    limit = sorted(answer.rank for answer in answers)[len(answers) // 2]
-    found = measure_unknown_of_likely(live, QUESTIONS, answers, Scoring(max_rank=limit))
-    for answer, short, whole in zip(answers, found, measure_unknown(live, QUESTIONS), strict=True):
-        assert (short is None) == (answer.rank > limit)
-        assert short is None or short.total == pytest.approx(whole.total, abs=1e-4)
-        if short is None:
-            reason = why_excluded(answer, None, Scoring(max_rank=limit))
-            assert reason == f"not known: the answer has rank {answer.rank}, allowed is {limit}"
+    ranks = {pair: answer.rank for pair, answer in measure(live, PAIRS).items()}
+    limit = sorted(ranks.values())[len(ranks) // 2]
+    whole = measure_unknown(live, QUESTIONS)
+    for fact in known_facts(live, QUESTIONS, Scoring(min_nats=-1e9, max_rank=limit)):
+        rank = ranks[fact.pair]
+        assert (fact.unknown is None) == (rank > limit)
+        if fact.unknown is None:
+            assert fact.excluded == f"not known: the answer has rank {rank}, allowed is {limit}"
+        else:
+            assert fact.excluded is None
+            assert fact.unknown.total == pytest.approx(whole[fact.question].total, abs=1e-4)
+    for fact in known_facts(live, QUESTIONS, Scoring(max_rank=limit), unlikely=True):
+        assert fact.unknown == whole[fact.question]

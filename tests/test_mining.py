@@ -2,16 +2,16 @@
 
 import pytest
 
-from amnesia.domain import Fact
+from amnesia.domain import Fact, ModelRef
 from amnesia.errors import InputError
 from amnesia.forward import answer_logprobs
 from amnesia.mining import mine, recipe_text
 from amnesia.popqa import PopqaRow
 from amnesia.prompts import unseen_names
-from amnesia.recipe import Scoring, parse_recipe
-from amnesia.relations import RELATION_TEMPLATES
-from tiny_recipe import WORDS
-from tiny_text import tiny_live
+from amnesia.recipe import Accept, EditOptions, LocalizeOptions, Recipe, Scoring, Target, parse_recipe
+from amnesia.relations import relation_templates
+from support.tiny_recipe import WORDS
+from support.tiny_text import tiny_live
 
 SCORING = Scoring(min_nats=0.05, max_rank=400)
 COUNTRIES = "Peru Kenya Cuba Norway Poland Egypt Brazil Canada Mexico India Turkey Vietnam".split()
@@ -39,7 +39,7 @@ def knows(live, entity, wording, answer):
 @pytest.fixture(scope="module")
 def answer(live):
     """A word that the model knows in some wordings of both kinds, but not in all."""
-    templates = RELATION_TEMPLATES["capital"]
+    templates = relation_templates()["capital"]
     for word in WORDS:
         cloze = [knows(live, "Japan", wording, word) for wording in templates.search]
         asked = [knows(live, "Japan", wording, word) for wording in templates.held_out]
@@ -66,9 +66,9 @@ def rows(answer):
 
 
 def test_only_what_the_model_knows_is_kept(live, rows, answer):
-    mined = mine(live, rows, "japan", model="tiny", scoring=SCORING)
+    mined = mine(live, rows, "japan", model=ModelRef("tiny"), scoring=SCORING)
     recipe = mined.recipe
-    templates = RELATION_TEMPLATES["capital"]
+    templates = relation_templates()["capital"]
     wanted = {
         (wording, split)
         for wordings, split in ((templates.search, "search"), (templates.held_out, "held_out"))
@@ -76,15 +76,15 @@ def test_only_what_the_model_knows_is_kept(live, rows, answer):
         if knows(live, "Japan", wording, answer)
     }
     assert {(fact.prompt, fact.split) for fact in recipe.facts} == wanted
-    assert recipe.entity == "Japan" and {fact.answer for fact in recipe.facts} == {answer}
+    assert recipe.target.entity == "Japan" and {fact.answer for fact in recipe.facts} == {answer}
     assert mined.n_targets == len(templates.search) + len(templates.held_out)
     assert recipe.controls and all(knows(live, fact.entity, fact.prompt, fact.answer) for fact in recipe.controls)
-    assert (recipe.multiplier, recipe.scoring) == (None, SCORING)
-    assert mine(live, rows, "Japan", model="tiny", scoring=SCORING) == mined
+    assert (recipe.edit.multiplier, recipe.scoring) == (None, SCORING)
+    assert mine(live, rows, "Japan", model=ModelRef("tiny"), scoring=SCORING) == mined
 
 
 def test_controls_are_about_others_once_each(live, rows):
-    mined = mine(live, rows, "Japan", model="tiny", scoring=SCORING)
+    mined = mine(live, rows, "Japan", model=ModelRef("tiny"), scoring=SCORING)
     controls = mined.recipe.controls
     names = [fact.entity for fact in controls]
     assert len(set(names)) == len(names)
@@ -94,15 +94,17 @@ def test_controls_are_about_others_once_each(live, rows):
 
 
 def test_a_name_that_shares_a_word_is_held_out(live, answer):
-    word = next(word for word in WORDS if knows(live, "Japan Airlines", RELATION_TEMPLATES["capital"].search[0], word))
+    word = next(
+        word for word in WORDS if knows(live, "Japan Airlines", relation_templates()["capital"].search[0], word)
+    )
     rows = [row("Japan Airlines", word, popularity=99), row("Japan", answer, popularity=100)]
     others = [row(name, word) for name in COUNTRIES for word in WORDS[:1]]
-    controls = mine(live, [*rows, *others], "Japan", model="tiny", scoring=SCORING).recipe.controls
+    controls = mine(live, [*rows, *others], "Japan", model=ModelRef("tiny"), scoring=SCORING).recipe.controls
     assert [fact.split for fact in controls if fact.entity == "Japan Airlines"] == ["held_out"]
 
 
 def test_without_known_questions_every_third_wording_is_held_out(live):
-    templates = RELATION_TEMPLATES["capital"]
+    templates = relation_templates()["capital"]
     word = next(
         word
         for word in WORDS
@@ -110,25 +112,44 @@ def test_without_known_questions_every_third_wording_is_held_out(live):
         and not any(knows(live, "Japan", wording, word) for wording in templates.held_out)
     )
     rows = [row("Japan", word), *(row(name, WORDS[index]) for index, name in enumerate(COUNTRIES))]
-    facts = mine(live, rows, "Japan", model="tiny", scoring=SCORING).recipe.facts
+    facts = mine(live, rows, "Japan", model=ModelRef("tiny"), scoring=SCORING).recipe.facts
     assert [fact.split for fact in facts] == (["search", "held_out"], ["search", "search", "held_out"])[len(facts) - 2]
 
 
 def test_what_cannot_be_mined(live, rows, answer):
     with pytest.raises(InputError, match="PopQA has no row about 'Atlantis'"):
-        mine(live, rows, "Atlantis", model="tiny")
+        mine(live, rows, "Atlantis", model=ModelRef("tiny"))
     with pytest.raises(InputError, match="no row about 'Titanic' has a relation with wordings"):
-        mine(live, rows, "Titanic", model="tiny")
+        mine(live, rows, "Titanic", model=ModelRef("tiny"))
     with pytest.raises(InputError, match="knows 0 of 9 wordings of facts about 'Japan'"):
-        mine(live, rows, "Japan", model="tiny", scoring=Scoring(min_nats=1e3))
+        mine(live, rows, "Japan", model=ModelRef("tiny"), scoring=Scoring(min_nats=1e3))
     with pytest.raises(InputError, match="answers none of 0 facts about others"):
-        mine(live, [row("Japan", answer)], "Japan", model="tiny", scoring=SCORING)
+        mine(live, [row("Japan", answer)], "Japan", model=ModelRef("tiny"), scoring=SCORING)
 
 
 def test_the_text_of_a_recipe_says_what_it_was_made_from():
-    facts = [Fact("X", 'Q: "{entity}"?\n\tA: \\', 'an "answer"\x7f'), Fact("X", "{entity} é", "日本", "held_out")]
-    controls = [Fact("Y", "{entity} is", "a"), Fact('Z "z"', "{entity} was", "b", "held_out")]
-    recipe = parse_recipe(recipe_text("org/m", "main", "X", ['a"b'], facts, controls, Scoring(0.5, 3)))
-    assert (recipe.model, recipe.revision, recipe.entity, recipe.aliases) == ("org/m", "main", "X", ('a"b',))
-    assert recipe.facts == tuple(facts) and recipe.controls == tuple(controls)
-    assert recipe.scoring == Scoring(0.5, 3) and recipe.multiplier is None
+    facts = (
+        Fact("X", 'Q: "{entity}"?\n\tA: \\', 'an "answer"\x7f', answer_aliases=("b", 'c "d"')),
+        Fact("X", "{entity} é", "日本", "held_out"),
+    )
+    controls = (
+        Fact("Y", "{entity} is\nnamed", "a", answer_aliases=("z\n1", 'q"'), neighborhood="same_type"),
+        Fact('Z "z"', "{entity} was", "b", "held_out"),
+    )
+    text = recipe_text(ModelRef("org/m", "main"), "X", ['a"b'], facts, controls, Scoring(0.5, 3))
+    edit = EditOptions(formats=("safetensors", "adapter"))
+    assert parse_recipe(text) == Recipe(
+        ModelRef("org/m", "main"),
+        Target("X", ('a"b',)),
+        facts,
+        controls,
+        LocalizeOptions(),
+        edit,
+        Scoring(0.5, 3),
+        Accept(),
+        text,
+    )
+    # Every control in one line, for people to read.
+    lines = [line for line in text.splitlines() if line.startswith("  { entity = ")]
+    assert len(lines) == len(controls) and all(line.endswith(" },") for line in lines)
+    assert "revision" not in recipe_text(ModelRef("m"), "X", (), facts, controls, Scoring())

@@ -8,9 +8,8 @@ from accelerate import disk_offload
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import plain
 from amnesia.damage import read
-from amnesia.domain import Cell, ColumnEdit
+from amnesia.domain import Cell, ColumnEdit, Loading
 from amnesia.encoding import continuations, place
 from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.forward import activations, answer_logprobs, generate
@@ -19,9 +18,10 @@ from amnesia.loading import check_finite, load
 from amnesia.localization import localize
 from amnesia.model import apply_edits, edited, wrap
 from amnesia.passes import batches, passes, takes_trees
-from amnesia.prompts import ENTITY_TEMPLATES
-from tiny import MODEL_TYPES, tiny_model
-from tiny_text import save_tiny_live, tiny_live, tiny_tokenizer
+from amnesia.prompts import entity_templates
+from oracles import plain
+from support.tiny import MODEL_TYPES, tiny_model
+from support.tiny_text import save_tiny_live, tiny_live, tiny_tokenizer
 
 PAIRS = [
     ("Fact: the capital of Japan is", "Tokyo"),
@@ -97,7 +97,7 @@ def test_batches_are_sized_by_tokens():
 
 
 def test_shared_prefixes_equal_single_prompts(live):
-    pairs = [(t, name) for t in ENTITY_TEMPLATES[:8] for name in ("Japan", "Michael Jordan", "Paris", "the Nile")]
+    pairs = [(t, name) for t in entity_templates()[:8] for name in ("Japan", "Michael Jordan", "Paris", "the Nile")]
     rows = place(live.tokenizer, [*pairs, ("the age of {entity} and more", "Michael Jordan")])
     assert takes_trees(live, 64)
     assert len(list(passes(live, [row.ids for row in rows]))) == 1
@@ -110,7 +110,7 @@ def test_rows_beyond_a_sliding_window_are_run_as_they_are(model_type):
     live.model.config.sliding_window = 6
     for layer in live.model.model.layers:
         layer.self_attn.sliding_window = 6
-    rows = place(live.tokenizer, [(t, "Michael Jordan") for t in ENTITY_TEMPLATES[:8]])
+    rows = place(live.tokenizer, [(t, "Michael Jordan") for t in entity_templates()[:8]])
     assert max(len(row.ids) for row in rows) > 6
     assert not takes_trees(live, max(len(row.ids) for row in rows))
     check_against_single_prompts(live, rows)
@@ -129,11 +129,11 @@ def check_against_single_prompts(live, rows):
 
 def test_layers_spread_by_accelerate_give_the_same_activations(tmp_path):
     save_tiny_live(tmp_path)
-    live, spread = load(tmp_path, "tiny"), load(tmp_path, "tiny", device="auto")
+    live, spread = load(tmp_path, "tiny"), load(tmp_path, "tiny", Loading(device="auto"))
     # Without a second device, disk stands in for one: weights are fetched for each layer as it runs.
     disk_offload(spread.model, tmp_path / "offload", execution_device="cpu")
     assert all(parameter.is_meta for parameter in spread.model.parameters())
-    rows = place(live.tokenizer, [(t, "Japan") for t in ENTITY_TEMPLATES[:8]])
+    rows = place(live.tokenizer, [(t, "Japan") for t in entity_templates()[:8]])
     for (_, one), (_, other) in zip(activations(live, rows, [0, 2]), activations(spread, rows, [0, 2]), strict=True):
         assert torch.equal(one, other)
     with edited(live, EDITS):
@@ -242,7 +242,7 @@ def test_what_overflows_in_float16_is_not_called_damaged(tmp_path):
     save_file(tensors, path, metadata={"format": "pt"})
     load(tmp_path, "m")
     with pytest.raises(NumericalError, match=r"weight model.norm.weight of m overflows in float16: use bfloat16 or"):
-        load(tmp_path, "m", "float16")
+        load(tmp_path, "m", Loading("float16"))
 
 
 def test_unknown_architectures_and_slow_tokenizers_are_refused():

@@ -1,19 +1,22 @@
 """The Python interface on a model in memory, and the example in README."""
 
 import re
-from pathlib import Path
+import shutil
 
 import pytest
 import torch
 
 import amnesia
 from amnesia.domain import Cell, ColumnEdit
+from amnesia.edits import EntityEdits
 from amnesia.errors import InputError
 from amnesia.recipe import parse_recipe
-from tiny_recipe import recipe_text
-from tiny_text import tiny_live
+from support.folders import ROOT
+from support.smollm2 import BRIEF_RECIPE, brief_texts
+from support.tiny_recipe import recipe_text
+from support.tiny_text import tiny_live
 
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def test_the_four_steps(live, recipe):
     assert len(found.entities[0].cells) == 5
     assert {cell.cell.layer for cell in found.entities[0].cells} <= {0, 1}
     result = amnesia.extract(model, tokenizer, recipe)
-    assert result.edits == recipe.cells
+    assert result.edits == EntityEdits("Japan", recipe.edit.cells)
     evaluation = amnesia.evaluate(model, tokenizer, recipe, result.edits)
     assert evaluation.mean("target") == pytest.approx(result.target, abs=1e-3)
     assert evaluation.mean("control") == pytest.approx(result.control, abs=1e-3)
@@ -53,7 +56,7 @@ def test_the_four_steps(live, recipe):
     assert torch.allclose(hooked, edited, atol=1e-4)
     assert not torch.allclose(plain, edited, atol=1e-3)
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == {f"model.layers.{edit.cell.layer}.mlp.down_proj.weight" for edit in result.edits}
+    assert changed == {f"model.layers.{edit.cell.layer}.mlp.down_proj.weight" for edit in result.edits.edits}
 
 
 def test_mistakes_change_nothing(live, recipe):
@@ -68,10 +71,25 @@ def test_mistakes_change_nothing(live, recipe):
 
 
 @pytest.mark.real
-def test_the_example_in_readme_runs(tmp_path, monkeypatch, capsys):
-    text = README.read_text(encoding="utf-8") if README.exists() else ""
-    found = re.search(r"<!-- example -->\s*```python\n(.*?)```", text, re.DOTALL)
-    if found is None:
-        pytest.skip("README.md has no python block after the line <!-- example -->")
-    monkeypatch.chdir(README.parent)
-    exec(compile(found[1], str(README), "exec"), {"__name__": "__main__"})
+@pytest.mark.parametrize("recipe", ["brief", pytest.param("shipped", marks=pytest.mark.exhaustive)])
+def test_the_example_in_readme_runs(tmp_path, monkeypatch, capsys, recipe):
+    found = re.search(r"<!-- example -->\s*```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None, "README.md has no python block after the line <!-- example -->"
+    example = compile(found[1], str(README), "exec")
+    if recipe == "shipped":
+        monkeypatch.chdir(ROOT)
+        exec(example, {"__name__": "__main__"})
+    else:
+        # In a folder with another recipe of the same name.
+        (name,) = re.findall(r'"(recipes/.*?)"', found[1])
+        (tmp_path / name).parent.mkdir(parents=True)
+        shutil.copy(BRIEF_RECIPE, tmp_path / name)
+        monkeypatch.chdir(tmp_path)
+        with brief_texts():
+            exec(example, {"__name__": "__main__"})
+    # Cells of the entity, then the verdict of the choice and what is left of the held-out facts.
+    cell, outcome = capsys.readouterr().out.splitlines()
+    assert cell.startswith("CellScore(")
+    verdict, score = outcome.split()
+    assert verdict == "strong"
+    assert float(score) < 0.4

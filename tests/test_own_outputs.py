@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from amnesia.domain import FORMATS
 from amnesia.errors import OutputError
 from amnesia.files import check_output, staged_output
 from amnesia.own_outputs import FORMAT_FOLDERS, MANIFEST_NAME, is_own
-from amnesia.recipe import FORMATS
 
 REPORT = json.dumps({"aggregates": [], "neutral_perplexity": {}, "prompts": []})
 

@@ -1,8 +1,8 @@
 import pytest
 
 from amnesia.domain import Fact
-from amnesia.phrases import LANGUAGES, RELATIONS, relation_stated, translated
-from amnesia.relations import RELATION_TEMPLATES, relation_of
+from amnesia.phrases import LANGUAGES, relation_stated, relations, translated
+from amnesia.relations import relation_of, relation_templates
 
 
 def stated(prompt, answer="Ada"):
@@ -36,23 +36,23 @@ def test_relations_are_recognized(prompt, answer, name):
 
 
 ANSWERS = {"official language": "French", "continent": "Asia", "sport": "tennis"}
-NAMES = {relation.name for relation in RELATIONS}
+NAMES = {relation.name for relation in relations()}
 
 
-@pytest.mark.parametrize("name", RELATION_TEMPLATES)
+@pytest.mark.parametrize("name", relation_templates())
 def test_known_wordings_are_of_their_relation_or_of_none(name):
-    for prompt in RELATION_TEMPLATES[name].wordings:
+    for prompt in relation_templates()[name].wordings:
         # A wording that two relations share is of one of them.
         own = relation_of(prompt)
         assert stated(prompt, ANSWERS.get(own, "Ada")) == (own if own in NAMES else None)
 
 
 def test_a_sport_is_known_by_its_name():
-    assert stated(RELATION_TEMPLATES["sport"].cloze[0], "tennis") == "sport"
-    assert stated(RELATION_TEMPLATES["sport"].cloze[0], "quidditch") is None
+    assert stated(relation_templates()["sport"].cloze[0], "tennis") == "sport"
+    assert stated(relation_templates()["sport"].cloze[0], "quidditch") is None
 
 
-@pytest.mark.parametrize("relation", RELATIONS, ids=lambda relation: relation.name)
+@pytest.mark.parametrize("relation", relations(), ids=lambda relation: relation.name)
 def test_wordings_have_one_place_to_fill(relation):
     for text in filter(None, (relation.reverse, relation.described)):
         assert text.count("{answer}") == 1 and "{entity}" not in text

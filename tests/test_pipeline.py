@@ -1,6 +1,5 @@
 """The main job on a tiny model: what is written, what is evaluated, and what stays when something fails."""
 
-import contextlib
 import errno
 import json
 
@@ -9,37 +8,26 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amnesia import pipeline
-from amnesia.domain import Cell, ColumnEdit
+from amnesia.domain import Cell, ColumnEdit, ModelRef
+from amnesia.edit_rows import edit_json
 from amnesia.errors import InputError, OutputError, SourceError
 from amnesia.html import report_html
 from amnesia.loading import load
-from amnesia.manifest import MANIFEST_NAME, read_manifest
+from amnesia.manifest_file import read_manifest
 from amnesia.model import freeze, wrap
+from amnesia.own_outputs import MANIFEST_NAME
 from amnesia.pipeline import load_source, run
 from amnesia.proofs import outputs_in, prove
 from amnesia.recipe import parse_recipe
 from amnesia.sources import resolve
-from test_report import check_report_json
-from tiny_recipe import recipe_text, unknown_fact
-from tiny_text import save_tiny_live
+from support.folders import tree
+from support.reports import check_report_json
+from support.tiny_recipe import recipe_text, unknown_fact
+from support.tiny_text import save_tiny_live
+from support.tracker import Silent
 
 FORMATS = ("safetensors", "adapter")
 EDITS = (ColumnEdit(Cell(0, 3), -2.0), ColumnEdit(Cell(1, 11)))
-
-
-class Silent:
-    """Keeps what the pipeline says."""
-
-    def __init__(self):
-        self.lines = []
-
-    def notice(self, line):
-        self.lines.append(line)
-
-    @contextlib.contextmanager
-    def task(self, line):
-        self.lines.append(line)
-        yield lambda count: None
 
 
 @pytest.fixture(scope="module")
@@ -60,21 +48,17 @@ def written(tmp_path_factory, model, live):
     return run(recipe, output, tracker), output, recipe, tracker
 
 
-def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_each_format_has_its_folder_manifest_and_report(written, model):
     result, output, recipe, tracker = written
     assert (result.accepted, result.output) == (True, output)
-    assert sorted(result.extraction.edits) == sorted(recipe.cells)
+    assert sorted(result.extraction.edits.edits) == sorted(recipe.edit.cells)
     assert sorted(path.name for path in output.iterdir()) == sorted(FORMATS)
     assert [path.name for path in output.parent.iterdir()] == ["out"]
     assert "asking the saved safetensors" in tracker.lines
     for name in FORMATS:
         manifest = read_manifest(output / name)
         assert (manifest.format, manifest.entity, manifest.recipe) == (name, "Japan", recipe.text)
-        assert manifest.base.id == str(model)
+        assert manifest.base.ref == ModelRef(str(model))
         assert sorted(edit for group in manifest.edits for edit in group.edits) == list(EDITS)
         document = json.loads((output / name / "report.json").read_text(encoding="utf-8"))
         assert document["model"] == {"id": str(model), "revision": None}
@@ -85,7 +69,8 @@ def test_each_format_has_its_folder_manifest_and_report(written, model):
         assert {key: manifest.scores[key] for key in means} == means
         assert manifest.scores["neutral_perplexity_ratio"] == document["damage"]["neutral_perplexity"]["ratio"]
         check_report_json(document)
-        assert document["changed"]["edits"] == document["extraction"]["edits"]
+        assert document["changed"]["edits"] == [edit_json(edit) for edit in result.extraction.edits.edits]
+        assert "edits" not in document["extraction"]
         assert [row["indices"] for row in document["changed"]["tensors"]] == [[3], [11]]
         assert document == json.loads(json.dumps(result.reports[name]))
         assert (output / name / "report.html").read_text(encoding="utf-8") == report_html(document)
@@ -107,18 +92,18 @@ def test_the_report_is_about_the_saved_files(written):
         with torch.no_grad():
             logprobs = plain(torch.tensor([whole])).logits[0].log_softmax(-1)
         total = sum(logprobs[place - 1, whole[place]].item() for place in range(len(start), len(whole)))
-        assert row["logprob_after"] == pytest.approx(total, abs=1e-4)
-        score = (total - row["logprob_unknown"]) / (row["logprob_before"] - row["logprob_unknown"])
+        assert row["after"]["logprob"] == pytest.approx(total, abs=1e-4)
+        score = (total - row["logprob_unknown"]) / (row["before"]["logprob"] - row["logprob_unknown"])
         assert row["knowledge_score"] == pytest.approx(score, abs=1e-2)
 
 
 def test_the_adapter_scores_like_the_edited_weights(written):
     result, _, _, _ = written
     for edited, adapted in zip(*(result.evaluations[name].prompts for name in FORMATS), strict=True):
-        assert edited.logprob_before == adapted.logprob_before
-        assert edited.logprob_after == pytest.approx(adapted.logprob_after, abs=1e-4)
-        assert edited.logprob_after != edited.logprob_before
-        assert edited.generated_after == adapted.generated_after
+        assert edited.before == adapted.before
+        assert edited.after.logprob == pytest.approx(adapted.after.logprob, abs=1e-4)
+        assert edited.after.logprob != edited.before.logprob
+        assert edited.after.generated == adapted.after.generated
 
 
 def test_a_single_format_fills_the_output_itself(tmp_path, model, live):
@@ -175,7 +160,10 @@ def test_a_failure_leaves_the_old_output_and_the_source(tmp_path, model, live, m
 
     real = pipeline.write_format
     name, function = {
-        "second format": ("write_format", lambda name, *a, **k: (fail if name == "adapter" else real)(name, *a, **k)),
+        "second format": (
+            "write_format",
+            lambda plan, *a, **k: (fail if plan.format == "adapter" else real)(plan, *a, **k),
+        ),
         "evaluation": ("load_adapter", fail),
         "manifest": ("write_manifest", fail),
     }[when]

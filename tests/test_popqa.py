@@ -2,7 +2,6 @@ import csv
 import io
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +9,9 @@ from hypothesis import strategies as st
 
 from amnesia.errors import InputError
 from amnesia.popqa import PopqaRow, facts_for, one_per_subject, read_popqa, strata, worded
-from amnesia.relations import RELATION_TEMPLATES, relation_of
-from upstream_popqa import COLUMNS, RELATIONS
+from amnesia.relations import relation_of, relation_templates
+from oracles.upstream_popqa import COLUMNS, RELATIONS
+from support.folders import DATA
 
 UPSTREAM = (
     *COLUMNS[:4],
@@ -137,7 +137,7 @@ def test_facts_of_an_entity_in_any_case_and_once_each():
     rows = [row("Canada"), row("Peru", answer="Lima"), row("Canada"), row("Canada", "color", "red")]
     facts = facts_for(rows, "canada").facts
     assert {fact.entity for fact in facts} == {"Canada"}
-    capital, color = RELATION_TEMPLATES["capital"], RELATION_TEMPLATES["color"]
+    capital, color = relation_templates()["capital"], relation_templates()["color"]
     assert [fact.prompt for fact in facts if fact.split == "search"] == [*capital.search, *color.search]
     assert [fact.prompt for fact in facts if fact.split == "held_out"] == [*capital.held_out, *color.held_out]
     assert {fact.answer for fact in facts if fact.prompt in color.search} == {"red"}
@@ -189,10 +189,7 @@ def test_quarters_of_popularity_by_hand():
 
 
 def test_the_sample_has_all_relations():
-    path = Path(__file__).parents[2] / "shared" / "data" / "popqa_sample.tsv"
-    if not path.exists():
-        pytest.skip(f"needs the PopQA sample at {path}")
-    rows = read_popqa(path)
+    rows = read_popqa(DATA / "popqa_sample.tsv")
     assert len(rows) == 2253
     assert {found.relation for found in rows} == RELATIONS
     label = strata(rows)

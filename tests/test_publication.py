@@ -6,14 +6,14 @@ import pytest
 
 from amnesia.card import BaseCard
 from amnesia.checkpoint import add_file, open_source, write_edited
-from amnesia.domain import Cell, ColumnEdit
+from amnesia.domain import Cell, ColumnEdit, ModelRef
 from amnesia.files import staged_output
-from amnesia.manifest import read_manifest, write_manifest
+from amnesia.manifest_file import read_manifest, write_manifest
 from amnesia.own_outputs import REPORT_NAME
 from amnesia.publication import prepare
 from amnesia.undo import undo
 from amnesia.verification import verify
-from tiny import save_tiny, write_with
+from support.tiny import save_tiny, write_with
 
 
 @pytest.mark.parametrize("with_own_report", [False, True])
@@ -35,7 +35,7 @@ def test_an_edit_on_top_of_one_that_has_a_report(tmp_path, with_own_report):
                 manifest = add_file(manifest, staging, REPORT_NAME, json.dumps(report).encode())
             write_manifest(manifest, staging)
     assert REPORT_NAME in {row.file for row in read_manifest(tmp_path / "two").untouched}
-    publication = prepare(tmp_path / "two", "ada/edited", BaseCard("org/base"))
+    publication = prepare(tmp_path / "two", "ada/edited", BaseCard(ModelRef("org/base")))
     for name, content in publication.files.items():
         target = tmp_path / "arrived" / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from torch import nn
 
 from amnesia.errors import InputError
 from amnesia.quantization import DYNAMIC, GGUF_TYPES, METHODS, obstacle, quantized, rounded
-from tiny_text import tiny_live
+from support.tiny_text import tiny_live
 
 
 def q8_0(row):

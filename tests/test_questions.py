@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -10,9 +9,9 @@ from amnesia.domain import NEIGHBORHOODS, Fact
 from amnesia.errors import InputError
 from amnesia.questions import facts_of_popqa, neighborhood, questions_of
 from amnesia.recipe import parse_recipe
-from upstream_popqa import COLUMNS, RELATIONS
+from oracles.upstream_popqa import COLUMNS, RELATIONS
+from support.folders import DATA
 
-SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "popqa_sample.tsv"
 TARGETS = (
     Fact("Michael Jordan", "Fact: the sport of {entity} is", "basketball"),
     Fact("Michael Jordan", "He loved {entity} because he was born in", "Brooklyn"),
@@ -67,12 +66,12 @@ ROWS = [
 def test_facts_from_popqa(tmp_path):
     facts = facts_of_popqa(write(tmp_path / "p.tsv", ROWS), ["japan"], 100)
     assert (facts.entity, facts.note) == ("Japan", None)
-    targets = [row for row in facts.questions if "target" in row.kind]
+    targets = [row for row in facts.questions if row.role == "target"]
     assert Counter(row.relation for row in targets) == {"capital": 9, "color": 9}
-    assert Counter(row.kind for row in targets) == {"target": 10, "held_out_target": 8}
+    assert Counter(row.split for row in targets) == {"search": 10, "held_out": 8}
     assert {row.fact.answer_aliases for row in targets if row.relation == "capital"} == {("Tokyo City",)}
     assert {row.popularity for row in targets} == {"quarter 4 (above 350)"}
-    near = {row.fact.entity: row.neighborhood for row in facts.questions if "control" in row.kind}
+    near = {row.fact.entity: row.neighborhood for row in facts.questions if row.role == "control"}
     assert near == {
         "Old Japan": "shared_name", "Tokyo": "related", "Peru": "same_relation", "Kenya": "same_relation",
         "Bach": "unrelated",
@@ -82,8 +81,8 @@ def test_facts_from_popqa(tmp_path):
 def test_several_entities_and_few_controls(tmp_path):
     facts = facts_of_popqa(write(tmp_path / "p.tsv", ROWS), ["Japan", "Peru"], 2)
     assert facts.entity == "Japan, Peru"
-    assert {row.fact.entity for row in facts.questions if "target" in row.kind} == {"Japan", "Peru"}
-    assert len([row for row in facts.questions if "control" in row.kind]) == 2
+    assert {row.fact.entity for row in facts.questions if row.role == "target"} == {"Japan", "Peru"}
+    assert len([row for row in facts.questions if row.role == "control"]) == 2
 
 
 def test_tables_that_cannot_be_used(tmp_path):
@@ -96,10 +95,9 @@ def test_tables_that_cannot_be_used(tmp_path):
         facts_of_popqa(write(tmp_path / "odd.tsv", [("Japan", "anthem", "x", 1), *ROWS[2:]]), ["Japan"], 10)
 
 
-@pytest.mark.skipif(not SAMPLE.exists(), reason=f"needs the PopQA sample at {SAMPLE}")
 def test_a_thousand_rows_of_popqa_in_every_neighborhood():
-    facts = facts_of_popqa(SAMPLE, ["Canada"], 1000)
-    controls = [row for row in facts.questions if "control" in row.kind]
+    facts = facts_of_popqa(DATA / "popqa_sample.tsv", ["Canada"], 1000)
+    controls = [row for row in facts.questions if row.role == "control"]
     assert len(controls) == 1000
     assert len({row.fact.entity.casefold() for row in controls}) == 1000
     assert {row.relation for row in controls} == RELATIONS
@@ -107,8 +105,8 @@ def test_a_thousand_rows_of_popqa_in_every_neighborhood():
     assert {row.neighborhood for row in controls} == set(NEIGHBORHOODS) - {"shared_name"}
     assert len({row.popularity for row in controls}) == 4
     for near in ("same_relation", "unrelated"):
-        kinds = Counter(row.kind for row in controls if row.neighborhood == near)
-        assert abs(kinds["control"] - kinds["held_out_control"]) <= 1
+        splits = Counter(row.split for row in controls if row.neighborhood == near)
+        assert abs(splits["search"] - splits["held_out"]) <= 1
 
 
 def test_recipes_say_how_close_a_control_is():
@@ -145,9 +143,9 @@ def test_recipes_keep_their_splits():
         ]
         """
     )
-    assert [(row.kind, row.fact.entity, row.aliases) for row in questions_of(recipe)] == [
-        ("target", "Japan", ("Nippon",)),
-        ("held_out_target", "Japan", ("Nippon",)),
-        ("control", "Italy", ()),
-        ("held_out_control", "Spain", ()),
+    assert [(row.role, row.split, row.fact.entity, row.aliases) for row in questions_of(recipe)] == [
+        ("target", "search", "Japan", ("Nippon",)),
+        ("target", "held_out", "Japan", ("Nippon",)),
+        ("control", "search", "Italy", ()),
+        ("control", "held_out", "Spain", ()),
     ]

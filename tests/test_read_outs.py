@@ -13,15 +13,15 @@ from transformers import PreTrainedTokenizerFast
 from amnesia.choice.atoms import Name, harm
 from amnesia.choice.shown import BINS, answers_of
 from amnesia.directions.keys import name_keys, token_texts, wordings
-from amnesia.directions.moments import NAME_WORDINGS, MomentSettings, _vocabulary, early_layers, moments_of
+from amnesia.directions.moments import MomentSettings, _vocabulary, early_layers, moments_of
 from amnesia.directions.response import response_of
 from amnesia.directions.solve import read_outs, supports
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.errors import InputError
 from amnesia.model import hooks
-from amnesia.prompts import CODE_SNIPPETS, CONTRAST_ENTITIES, ENTITIES_BY_KIND, FOREIGN_SENTENCES, neutral_texts
-from amnesia.relations import RELATION_TEMPLATES
-from tiny_text import tiny_live
+from amnesia.prompts import code_snippets, contrast_entities, foreign_sentences, name_wordings, neutral_texts
+from amnesia.relations import relation_templates
+from support.tiny_text import tiny_live
 
 SMALL = MomentSettings(sampled=64, length=8, vocabulary_size=40)
 
@@ -79,6 +79,52 @@ class TestReadOuts:
         leaks = [dense.leak, *(found[size].leak for size in (32, 16, 8, 4))]
         assert leaks == sorted(leaks) and leaks[0] < leaks[-1]
         assert all(found[size].cells.tolist() == sorted(set(found[size].cells.tolist())) for size in found)
+
+    def test_at_equal_forgetting_a_direction_costs_bystanders_a_fraction_of_what_the_best_cell_does(self):
+        # Ten cells fire together at the entity, and each of them for many others, as 200 patterns share 96 cells.
+        n_cells, n_patterns, shown = 96, 200, 4
+        generator = torch.Generator().manual_seed(0)
+        patterns = torch.zeros(n_patterns, n_cells, dtype=torch.float64)
+        for row in patterns:
+            at = torch.randperm(n_cells, generator=generator)[:10]
+            row[at] = 0.5 + torch.rand(10, generator=generator, dtype=torch.float64)
+        key, others = patterns[0], patterns[1:]
+
+        def bystanders(n):
+            """Activations (n, n_cells) of texts that show a few other patterns each, with some noise."""
+            which = torch.rand(n, len(others), generator=generator).topk(shown).indices
+            return others[which].sum(1) + 0.1 * torch.randn(n, n_cells, generator=generator, dtype=torch.float64)
+
+        seen, unseen = bystanders(4000), bystanders(1000)
+        second = seen.T @ seen / len(seen)
+        weight = torch.randn(48, n_cells, generator=generator, dtype=torch.float64)
+        write = weight @ key
+
+        def forgotten(change):
+            """Share of what is written about the entity that `change` (d_model, n_cells) of the weights takes away."""
+            return -((change @ key) @ write / (write @ write)).item()
+
+        def cost(change):
+            """Mean square of what it does to the writes about bystanders that no moment has seen."""
+            return (unseen @ change.T).square().sum(1).mean().item()
+
+        # Each column, scaled until as much is forgotten as the direction makes forget.
+        single = []
+        for cell in range(n_cells):
+            gone = torch.zeros_like(weight)
+            gone[:, cell] = -weight[:, cell]
+            if forgotten(gone) > 0:
+                single.append(gone / forgotten(gone))
+        (dense,) = read_outs(second, [key])
+        sparse = supports(second, key, (16,))[16]
+        for read_out, share in ((dense, 0.05), (sparse, 0.1)):
+            change = torch.zeros_like(weight)
+            change[:, read_out.cells] = -torch.outer(write, read_out.u)
+            assert [forgotten(other) for other in (change, *single)] == pytest.approx([1.0] * (1 + len(single)))
+            assert cost(change) < share * min(map(cost, single))
+            # It leaves nothing of the write, where the column leaves what the other cells wrote.
+            assert (change @ key + write).norm() < 1e-9 * write.norm()
+            assert min(((other @ key + write).norm() / write.norm()).item() for other in single) > 0.5
 
     def test_moments_that_are_not_positive_definite_are_an_error(self):
         with pytest.raises(torch.linalg.LinAlgError):
@@ -221,7 +267,7 @@ class TestKeys:
         assert torch.allclose(keys[0][1], torch.stack(seen).mean(0), atol=1e-5)
 
     def test_no_held_out_wording_is_used(self):
-        held_out = {text for each in RELATION_TEMPLATES.values() for text in each.held_out}
+        held_out = {text for each in relation_templates().values() for text in each.held_out}
         assert len(wordings()) > 200 and not held_out & {*wordings()}
 
 
@@ -231,7 +277,7 @@ def test_answers_are_those_of_each_text_by_itself(live, moments):
     edits = [atoms[place].edit(0.0) for place in ((1, 1), (0, 0))]
     found = answers_of(japan, edits)
     assert answers_of(japan, [ColumnEdit(Cell(0, 1))]) is None
-    names = {*(name for kind in ENTITIES_BY_KIND.values() for name in kind), *CONTRAST_ENTITIES} - {"Japan", "Peru"}
+    names = set(contrast_entities()) - {"Japan", "Peru"}
     own, others, text = ({edit: [] for edit in edits} for _ in range(3))
 
     def answers(text, edits=edits):
@@ -251,11 +297,11 @@ def test_answers_are_those_of_each_text_by_itself(live, moments):
                 continue
             own[edit].append((tuple(row["input_ids"][: place + 1]), values[place].item()))
     for name in sorted(names)[::30]:
-        for wording in NAME_WORDINGS:
+        for wording in name_wordings():
             for edit, values, _ in answers(wording.replace("{entity}", name)):
                 if len(values) > 1:
                     others[edit].append(values[-1].item())
-    for sentence in (*neutral_texts("search"), *FOREIGN_SENTENCES, *CODE_SNIPPETS):
+    for sentence in (*neutral_texts("search"), *foreign_sentences(), *code_snippets()):
         for edit, values, _ in answers(sentence):
             text[edit] += values[1:-1].tolist()
     rows = {(row.layer, row.token, row.group): row for row in found.rows}

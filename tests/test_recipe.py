@@ -2,9 +2,9 @@
 
 import pytest
 
-from amnesia.domain import Cell, ColumnEdit, Fact
+from amnesia.domain import Cell, ColumnEdit, Fact, ModelRef
 from amnesia.errors import RecipeError
-from amnesia.recipe import KEYS, Accept, Scoring, Translation, load_recipe, parse_layers, parse_recipe
+from amnesia.recipe import KEYS, Accept, LocalizeOptions, Scoring, Translation, load_recipe, parse_layers, parse_recipe
 
 MODEL = '[model]\nid = "m"\n'
 ENTITY = '[entity]\nname = "Japan"\n'
@@ -29,12 +29,13 @@ facts = [{ prompt = "{entity} is in", answer = "Africa" }]
 
 def test_the_smallest_recipe_gets_every_default():
     recipe = parse_recipe(SMALLEST)
-    assert (recipe.model, recipe.revision, recipe.entity, recipe.aliases) == ("m", None, "Japan", ())
-    assert (recipe.baseline, recipe.n_prompts, recipe.layers, recipe.max_cells) == ("contrast", 100, None, None)
-    assert (recipe.multiplier, recipe.method, recipe.prefer) == (None, "auto", "few")
-    assert recipe.formats == ("safetensors",)
-    assert parse_recipe(SMALLEST + '[edit]\nmultiplier = -2\nmethod = "single"').multiplier == -2.0
-    assert recipe.cells == recipe.translations == ()
+    assert (recipe.model, recipe.target.entity, recipe.target.aliases) == (ModelRef("m"), "Japan", ())
+    assert recipe.localization == LocalizeOptions("contrast", 100, None)
+    assert recipe.edit.max_cells is None
+    assert (recipe.edit.multiplier, recipe.edit.method, recipe.edit.prefer) == (None, "auto", "few")
+    assert recipe.edit.formats == ("safetensors",)
+    assert parse_recipe(SMALLEST + '[edit]\nmultiplier = -2\nmethod = "single"').edit.multiplier == -2.0
+    assert recipe.edit.cells == recipe.target.translations == ()
     assert recipe.facts == (Fact("Japan", "{entity} is in", "Asia", "search"),)
     assert recipe.controls == (Fact("Peru", "{entity} is in", "America", "search"),)
     assert (recipe.scoring, recipe.accept) == (Scoring(1.0, 10), Accept(0.2, 0.4, 0.95))
@@ -87,31 +88,35 @@ def test_every_key_is_read():
         split = "held_out"
         """
     )
-    assert (recipe.model, recipe.revision, recipe.aliases) == ("a/b", "main", ("Nippon", "日本"))
-    assert recipe.translations == (
+    assert (recipe.model, recipe.target.aliases) == (ModelRef("a/b", "main"), ("Nippon", "日本"))
+    assert recipe.target.translations == (
         Translation("ko", "일본"),
         Translation("zh-Hant", "日本國"),
         Translation("ar", "اليابان"),
     )
-    assert recipe.cells == (ColumnEdit(Cell(2, 7), -1.0), ColumnEdit(Cell(1, 3), -0.5))
-    assert (recipe.baseline, recipe.n_prompts, recipe.layers) == ("generic", 7, (1, 3))
-    assert (recipe.max_cells, recipe.multiplier, recipe.prefer) == (3, None, "mild")
-    assert recipe.formats == ("adapter", "gguf")
+    assert recipe.edit.cells == (ColumnEdit(Cell(2, 7), -1.0), ColumnEdit(Cell(1, 3), -0.5))
+    assert (recipe.localization.baseline, recipe.localization.n_prompts, recipe.localization.layers) == (
+        "generic",
+        7,
+        (1, 3),
+    )
+    assert (recipe.edit.max_cells, recipe.edit.multiplier, recipe.edit.prefer) == (3, None, "mild")
+    assert recipe.edit.formats == ("adapter", "gguf")
     assert [(fact.answer, fact.split) for fact in recipe.facts] == [("Asia", "search"), ("Asia", "held_out")]
     assert (recipe.scoring, recipe.accept) == (Scoring(0.5, 3), Accept(0.1, 0.3, 0.9))
 
 
 def test_a_table_of_entities_makes_the_others_controls():
     recipe = parse_recipe(MODEL + BOTH, "Japan")
-    assert (recipe.aliases, recipe.cells) == (("Nippon",), (ColumnEdit(Cell(1, 2)),))
-    assert recipe.translations == (Translation("ja", "日本"),)
+    assert (recipe.target.aliases, recipe.edit.cells) == (("Nippon",), (ColumnEdit(Cell(1, 2)),))
+    assert recipe.target.translations == (Translation("ja", "日本"),)
     assert recipe.facts == (Fact("Japan", "{entity} is in", "Asia"),)
     assert [(fact.entity, fact.split) for fact in recipe.controls] == [
         ("Peru", "search"),
         ("Peru", "search"),
         ("Kenya", "held_out"),
     ]
-    assert parse_recipe(MODEL + BOTH, "Peru").cells == ()
+    assert parse_recipe(MODEL + BOTH, "Peru").edit.cells == ()
 
 
 @pytest.mark.parametrize("wanted", [None, "Japn", "Atlantis"])
@@ -258,7 +263,7 @@ def test_malformed_cells(cell, message):
 
 
 def test_an_entity_that_the_recipe_is_not_about():
-    assert parse_recipe(SMALLEST, "Japan").entity == "Japan"
+    assert parse_recipe(SMALLEST, "Japan").target.entity == "Japan"
     with pytest.raises(RecipeError, match="entity 'Peru' is not in this recipe: it is about 'Japan'"):
         parse_recipe(SMALLEST, "Peru")
 

@@ -1,13 +1,14 @@
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 
+from amnesia.domain import ModelRef
 from amnesia.prompts import unseen_names
 from amnesia.recipe import load_recipe
+from support.folders import ROOT
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = ROOT / "recipes"
 SHIPPED = sorted((RECIPES / "smollm2-135m").glob("*.toml"))
 DEMO = sorted((RECIPES / "smollm2-135m").rglob("*.toml"))
 SOURCE = sorted((RECIPES / "qwen2.5-7b").glob("*.toml"))
@@ -53,7 +54,7 @@ def test_recipe_loads_and_its_splits_are_disjoint(path, entity):
     control_entities = [{fact.entity for fact in of_split(recipe.controls, split)} for split in ("search", "held_out")]
     assert all(control_entities)
     assert not control_entities[0] & control_entities[1]
-    names = {recipe.entity.casefold(), *(alias.casefold() for alias in recipe.aliases)}
+    names = {recipe.target.entity.casefold(), *(alias.casefold() for alias in recipe.target.aliases)}
     assert not names & {name.casefold() for name in control_entities[0] | control_entities[1]}
     everything = recipe.facts + recipe.controls
     assert len(set(everything)) == len(everything)
@@ -68,7 +69,7 @@ def test_wording_can_be_scored(path, entity):
         assert re.search(r"[^.?!]$|\b([A-Z]|Dr)\.$", fact.prompt), fact
         assert "  " not in fact.text(), fact
         assert "the the " not in fact.text().casefold(), fact
-    assert len(unseen_names(recipe.entity, recipe.aliases)) >= 3
+    assert len(unseen_names(recipe.target.entity, recipe.target.aliases)) >= 3
 
 
 @pytest.mark.parametrize("path", DEMO, ids=lambda path: path.stem)
@@ -84,12 +85,16 @@ def test_demo_recipe_is_broad_enough(path):
     text = path.read_text(encoding="utf-8")
     assert re.match(r"# .+\n", text)
     recipe = load_recipe(path)
-    assert recipe.model == "smollm2-135m"
-    assert path.stem == re.sub(r"\W+", "_", recipe.entity.lower())
-    assert not recipe.cells
-    assert (recipe.baseline, recipe.n_prompts, recipe.max_cells) == ("contrast", 100, 128 if path in SHIPPED else None)
-    assert (recipe.method, recipe.multiplier) == ("auto", None)
-    assert recipe.formats == ("safetensors", "adapter")
+    assert recipe.model == ModelRef("smollm2-135m")
+    assert path.stem == re.sub(r"\W+", "_", recipe.target.entity.lower())
+    assert not recipe.edit.cells
+    assert (recipe.localization.baseline, recipe.localization.n_prompts, recipe.edit.max_cells) == (
+        "contrast",
+        100,
+        128 if path in SHIPPED else None,
+    )
+    assert (recipe.edit.method, recipe.edit.multiplier) == ("auto", None)
+    assert recipe.edit.formats == ("safetensors", "adapter")
     search, held_out = of_split(recipe.facts, "search"), of_split(recipe.facts, "held_out")
     assert len(search) >= 6
     assert len({fact.answer for fact in search}) >= 2
@@ -114,8 +119,8 @@ def test_recipe_of_the_source_is_marked_as_not_run(path):
     assert "cells taken from the source, not run here" in tomllib.loads(text)["description"]
     for entity in entities(path):
         recipe = load_recipe(path, entity)
-        assert recipe.model == "Qwen/Qwen2.5-7B"
-        (edit,) = recipe.cells
+        assert recipe.model == ModelRef("Qwen/Qwen2.5-7B")
+        (edit,) = recipe.edit.cells
         assert edit.multiplier == -1.0
         if path.stem in SOURCE_CELLS:
             assert str(edit.cell) == SOURCE_CELLS[path.stem]
@@ -123,5 +128,5 @@ def test_recipe_of_the_source_is_marked_as_not_run(path):
 
 def test_verified_entities_are_spread_over_layers_as_in_the_source():
     path = RECIPES / "qwen2.5-7b" / "verified.toml"
-    layers = [load_recipe(path, entity).cells[0].cell.layer for entity in entities(path)]
+    layers = [load_recipe(path, entity).edit.cells[0].cell.layer for entity in entities(path)]
     assert [layers.count(layer) for layer in (1, 2, 3, 4)] == [7, 12, 9, 5]

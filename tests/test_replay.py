@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 
-from commands import done, files_in, refused
-from tiny import save_tiny
-from tiny_gguf import write_gguf
+from support.commands import done, refused
+from support.folders import files_in
+from support.tiny import save_tiny
+from support.tiny_gguf import write_gguf
 
 
 @pytest.fixture
@@ -66,8 +67,8 @@ def test_another_base_is_refused(tmp_path, source):
 
 def test_manifests_that_are_none(tmp_path):
     for document, message in (
-        ({"format_version": 2}, "use the version that wrote it"),
-        ({"format_version": 3}, "lacks"),
+        ({"format_version": 3}, "use the version that wrote it"),
+        ({"format_version": 4}, "lacks"),
     ):
         (tmp_path / "bad.json").write_text(json.dumps(document), encoding="utf-8")
         assert message in refused("replay", tmp_path / "bad.json", "-o", tmp_path / "out")

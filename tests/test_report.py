@@ -2,29 +2,25 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import jsonschema
 import pytest
 
-from amnesia import report
+from amnesia.choice.results import AnswerCounts, Answers, Extraction, ScreenedPlace, Screening
 from amnesia.domain import (
     Aggregate,
-    AnswerCounts,
-    Answers,
+    AnswerSummary,
     Cell,
     CellScore,
     ColumnEdit,
     Damage,
     EntityCells,
     Estimate,
-    Extraction,
     Localization,
-    PromptScore,
-    ScreenedPlace,
-    Screening,
+    ModelRef,
     TextScore,
 )
+from amnesia.edits import EntityEdits
 from amnesia.evaluation import Evaluation
 from amnesia.report import (
     evaluation_table,
@@ -37,65 +33,48 @@ from amnesia.report import (
     scores_summary,
     tasks_json,
     tasks_table,
-    to_bytes,
 )
 from amnesia.saving import edits_from_file
-from tiny import tiny_direction
+from amnesia.strict_json import json_bytes
+from support.reports import SCHEMA, check_report_json, prompt
+from support.tiny import tiny_direction
 
-ESTIMATES = [
-    "knowledge_score", "knowledge_score_first", "exact_match_before", "exact_match_after", "exact_match_change"
-]  # fmt: skip
-COUNTS = ["n_empty_before", "n_empty_after", "n_refused_before", "n_refused_after"]
-
-
-def prompt(kind="target", score=0.25, **options):
-    return PromptScore(
-        kind=kind,
-        entity="Japan",
-        prompt=options.pop("prompt", "the capital of Japan is"),
-        answer="Tokyo",
-        rank_before=0,
-        rank_after=7,
-        logprob_before=-1.0,
-        logprob_after=-4.0,
-        logprob_unknown=-5.0,
-        knowledge_score=score,
-        knowledge_score_first=score,
-        **{"generated_before": "Tokyo", "generated_after": "a city", **options},
-    )
+ESTIMATES = ["knowledge_score", "knowledge_score_first", "exact_match_change"]
 
 
-def aggregate(kind, mean, group="all", **options):
+def aggregate(role, mean, group="all", **options):
     point = Estimate(mean, mean, mean)
-    values = {"n": 1, "n_excluded": 0, **dict.fromkeys(COUNTS, 0), "rank_before": 0.5, "rank_after": 3}
-    return Aggregate(kind, group, **{**values, **dict.fromkeys(ESTIMATES, point), **options})
+    before, after = AnswerSummary(point, 0.5, 0, 0), AnswerSummary(point, 3, 0, 0)
+    values = {"n": 1, "n_excluded": 0, "before": before, "after": after}
+    return Aggregate(role, "search", group, **{**values, **dict.fromkeys(ESTIMATES, point), **options})
 
 
 EVALUATION = Evaluation(
     (
         prompt(),
-        prompt(prompt="a\nvery " + "long " * 20 + "prompt", generated_after=""),
+        prompt(prompt="a\nvery " + "long " * 20 + "prompt", after=""),
         prompt(score=None, excluded="not known", prompt="never shown"),
         prompt("control", 1.0, prompt="also not shown"),
     ),
     (aggregate("target", 0.25, n=2, n_excluded=1), aggregate("control", 1.0), aggregate("control", 1.0, "relation:x")),
     Damage(20.0, 21.0, (TextScore("news", "en", 90, 60, 20.0, 21.0, 0.01),), Estimate(0.02, 0.01, 0.03)),
 )
-EXTRACTION = Extraction("Japan", "strong", (ColumnEdit(Cell(1, 2)), ColumnEdit(Cell(3, 4), -0.5)), 0.1, 0.97, 15)
-NOTHING = Extraction("Japan", "none", (), 1.0, 1.0, 15)
+CELLS = EntityEdits("Japan", (ColumnEdit(Cell(1, 2)), ColumnEdit(Cell(3, 4), -0.5)))
+EXTRACTION = Extraction(CELLS, "strong", 0.1, 0.97, 15)
+NOTHING = Extraction(EntityEdits("Japan", ()), "none", 1.0, 1.0, 15)
 LOCALIZATION = Localization(
     "m", "contrast", 100, 3, (0, 1), (EntityCells("日本", (CellScore(Cell(1, 22), 12.34, -3.5, 0.25),)),)
 )
 
 
 def test_json_is_readable_utf8_without_nan():
-    assert to_bytes({"b": "日本", "a": [1]}) == '{\n  "b": "日本",\n  "a": [\n    1\n  ]\n}\n'.encode()
+    assert json_bytes({"b": "日本", "a": [1]}) == '{\n  "b": "日本",\n  "a": [\n    1\n  ]\n}\n'.encode()
     with pytest.raises(ValueError, match="not JSON compliant"):
-        to_bytes({"score": float("nan")})
+        json_bytes({"score": float("nan")})
 
 
 def test_localization():
-    document = json.loads(to_bytes(localization_json(LOCALIZATION)))
+    document = json.loads(json_bytes(localization_json(LOCALIZATION)))
     assert document == {
         "model": "m",
         "baseline": "contrast",
@@ -113,16 +92,16 @@ def test_localization():
 
 
 def test_an_extraction_can_be_read_back_as_an_edit(tmp_path):
-    (tmp_path / "edit.json").write_bytes(to_bytes(extraction_json(EXTRACTION)))
+    (tmp_path / "edit.json").write_bytes(json_bytes(extraction_json(EXTRACTION)))
     (group,) = edits_from_file(tmp_path / "edit.json")
-    assert (group.entity, group.edits) == (EXTRACTION.entity, EXTRACTION.edits)
+    assert group == EXTRACTION.edits
     document = extraction_json(NOTHING)
     assert (document["verdict"], document["edits"], document["candidates_tried"]) == ("none", [], 15)
 
 
 DIRECTED = dataclasses.replace(
     EXTRACTION,
-    edits=(tiny_direction(2), tiny_direction(2, multiplier=0.25, seed=1)),
+    edits=EntityEdits("Japan", (tiny_direction(2), tiny_direction(2, multiplier=0.25, seed=1))),
     answers=Answers(
         -0.25,
         1.5,
@@ -139,8 +118,8 @@ DIRECTED = dataclasses.replace(
 
 
 def test_what_directions_answer_to_is_kept_and_said(tmp_path):
-    (tmp_path / "edit.json").write_bytes(to_bytes(extraction_json(DIRECTED)))
-    assert edits_from_file(tmp_path / "edit.json")[0].edits == DIRECTED.edits
+    (tmp_path / "edit.json").write_bytes(json_bytes(extraction_json(DIRECTED)))
+    assert edits_from_file(tmp_path / "edit.json")[0] == DIRECTED.edits
     document = json.loads((tmp_path / "edit.json").read_bytes())
     assert document["answers"]["rows"][1] == {
         "layer": 2, "token": 0, "group": "names", "n": 9, "median": 0.03125, "percentile_99": 0.109, "counts": [8, 1, 0]
@@ -150,7 +129,7 @@ def test_what_directions_answer_to_is_kept_and_said(tmp_path):
     assert document["screening"]["places"][1] == {
         "layer": 2, "token": 1, "shift": 0.5, "score": None, "chosen": False
     }  # fmt: skip
-    check_report_json(report_json(EVALUATION, "Japan", ("m", None), "edited", accepted=True, extraction=DIRECTED))
+    check_report_json(report_json(EVALUATION, "Japan", ModelRef("m"), "edited", accepted=True, extraction=DIRECTED))
     assert not {"answers", "screening"} & extraction_json(EXTRACTION).keys()
     assert extraction_text(DIRECTED).splitlines()[1:] == [
         "  layer 2 at the last token answers 1.00 (99 %: 1.25) at the name, 0.03 (99 %: 0.11) at other names",
@@ -166,11 +145,12 @@ def test_the_chosen_edit_in_words():
 
 
 def test_a_report_keeps_every_prompt():
-    document = json.loads(to_bytes(report_json(EVALUATION, "Japan", ("m", None), "edited", accepted=True)))
+    document = json.loads(json_bytes(report_json(EVALUATION, "Japan", ModelRef("m"), "edited", accepted=True)))
     point = {"mean": 0.25, "low": 0.25, "high": 0.25}
     assert document["aggregates"][0] == {
         "kind": "target", "group": "all", "n": 2, "n_excluded": 1, **dict.fromkeys(ESTIMATES, point),
-        **dict.fromkeys(COUNTS, 0), "rank_before": {"median": 0.5}, "rank_after": {"median": 3},
+        "before": {"exact_match": point, "rank": {"median": 0.5}, "n_empty": 0, "n_refused": 0},
+        "after": {"exact_match": point, "rank": {"median": 3}, "n_empty": 0, "n_refused": 0},
     }  # fmt: skip
     assert document["damage"] == {
         "neutral_perplexity": {"before": 20.0, "after": 21.0, "ratio": 1.05},
@@ -182,23 +162,17 @@ def test_a_report_keeps_every_prompt():
         ],
         "kl_controls": {"mean": 0.02, "low": 0.01, "high": 0.03},
     }  # fmt: skip
-    assert (document["format_version"], document["entity"], document["accepted"]) == (2, "Japan", True)
+    assert (document["format_version"], document["entity"], document["accepted"]) == (3, "Japan", True)
     assert document["model"] == {"id": "m", "revision": None}
     assert document["n_excluded"] == 1
     assert [row["excluded"] for row in document["prompts"]] == [None, None, "not known", None]
-    assert {"kind", "prompt", "answer", "logprob_before", "logprob_after", "logprob_unknown", "knowledge_score"} < set(
-        document["prompts"][0]
-    )
+    assert [row["kind"] for row in document["prompts"]] == ["target", "target", "target", "control"]
+    assert {"prompt", "answer", "logprob_unknown", "knowledge_score"} < set(document["prompts"][0])
+    assert document["prompts"][0]["after"] == {
+        "logprob": -4.0, "logprob_first": -2.0, "rank": 7, "generated": "a city", "exact_match": None, "reply": None
+    }  # fmt: skip
     assert not {"extraction", "changed", "stress", "sweep"} & set(document)
     assert scores_summary(EVALUATION) == {"target": 0.25, "control": 1.0, "neutral_perplexity_ratio": 1.05}
-
-
-SCHEMA = json.loads((Path(report.__file__).parent / "report.schema.json").read_text(encoding="utf-8"))
-
-
-def check_report_json(document):
-    """Raise ValidationError where a document is not what the schema says."""
-    jsonschema.validate(json.loads(json.dumps(document, allow_nan=False)), SCHEMA)
 
 
 def test_the_schema_is_one():
@@ -208,13 +182,13 @@ def test_the_schema_is_one():
 def test_reports_are_as_the_schema_says():
     sections = {"lm_eval": tasks_json({"arc": {"acc,none": 0.5}}, {"arc": {"acc,none": 0.25}})}
     document = report_json(
-        EVALUATION, "Japan", ("m", "abc"), "edited", accepted=True, extraction=EXTRACTION, sections=sections
+        EVALUATION, "Japan", ModelRef("m", "abc"), "edited", accepted=True, extraction=EXTRACTION, sections=sections
     )
     check_report_json(document)
     assert document["lm_eval"] == {"tasks": {"arc": {"acc,none": {"before": 0.5, "after": 0.25}}}}
     assert "0.5000   0.2500" in tasks_table(document["lm_eval"])
     alone = dataclasses.replace(EVALUATION, alone=True)
-    check_report_json(report_json(alone, "Japan", ("m", None), None, sections={"lm_eval": tasks_json({})}))
+    check_report_json(report_json(alone, "Japan", ModelRef("m"), None, sections={"lm_eval": tasks_json({})}))
 
 
 @pytest.mark.parametrize(
@@ -228,11 +202,13 @@ def test_reports_are_as_the_schema_says():
         (("damage", "texts", 0, "kl"), -0.1),
         (("prompts", 0, "knowledge_score"), "NaN"),
         (("prompts", 0, "kind"), "neutral"),
+        (("prompts", 0, "before", "rank"), -1),
+        (("prompts", 0, "role"), "target"),
         (("something",), {}),
     ],
 )
 def test_other_documents_are_not(path, value):
-    document = json.loads(to_bytes(report_json(EVALUATION, "Japan", ("m", None), "edited")))
+    document = json.loads(json_bytes(report_json(EVALUATION, "Japan", ModelRef("m"), "edited")))
     place = document
     for key in path[:-1]:
         place = place[key]
@@ -262,7 +238,7 @@ def test_the_table_fits_a_screen():
 
 
 def test_the_verdict_of_a_run():
-    assert run_text("Japan", EXTRACTION, {"adapter": EVALUATION}, True).splitlines()[-1] == "accepted"
-    assert "Japan, before and after (adapter, as saved)" in run_text("Japan", EXTRACTION, {"adapter": EVALUATION}, True)
-    assert "not accepted" in run_text("Japan", EXTRACTION, {"adapter": EVALUATION}, False).splitlines()[-1]
-    assert run_text("Japan", NOTHING, {}, False).endswith("so nothing was written")
+    assert run_text(EXTRACTION, {"adapter": EVALUATION}, True).splitlines()[-1] == "accepted"
+    assert "Japan, before and after (adapter, as saved)" in run_text(EXTRACTION, {"adapter": EVALUATION}, True)
+    assert "not accepted" in run_text(EXTRACTION, {"adapter": EVALUATION}, False).splitlines()[-1]
+    assert run_text(NOTHING, {}, False).endswith("so nothing was written")

@@ -12,19 +12,20 @@ from amnesia.domain import Fact
 from amnesia.errors import InputError
 from amnesia.forward import answer_logprobs
 from amnesia.loading import load, load_adapter, merge_adapter
-from amnesia.measurement import measure, measure_unknown
+from amnesia.measurement import known_facts, measure_unknown
 from amnesia.pipeline import run
-from amnesia.questions import FactSet, Question, facts_of_recipe
+from amnesia.questions import Question, facts_of_recipe
 from amnesia.recipe import parse_recipe
-from amnesia.report import to_bytes
-from amnesia.resistance import Settings, endure, prepare
+from amnesia.resistance import endure, prepare
 from amnesia.scores import knowledge_score
 from amnesia.stress_findings import stress_findings
-from test_pipeline import Silent
-from tiny_recipe import recipe_text
-from tiny_text import save_tiny_live
+from amnesia.stress_settings import StressSettings
+from amnesia.strict_json import json_bytes
+from support.tiny_recipe import recipe_text
+from support.tiny_text import save_tiny_live
+from support.tracker import Silent
 
-SETTINGS = Settings(n_facts=3, n_controls=2, methods=("int8", "Q8_0"), steps=(0, 2))
+SETTINGS = StressSettings(n_facts=3, n_controls=2, methods=("int8", "Q8_0"), steps=(0, 2))
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +61,13 @@ def test_the_plain_questions_score_as_in_the_evaluation(assessed, model, facts):
     plain = next(row for row in result.stress.attacks if row.attack == "plain")
     rows = {(row.subject, row.model): row for row in plain.rows}
     assert rows["entity", "original"].knowledge_score.mean == pytest.approx(1.0, abs=1e-4)
-    targets = [row for row in result.evaluation.prompts if "target" in row.kind and row.knowledge_score is not None]
+    targets = [row for row in result.evaluation.prompts if row.role == "target" and row.knowledge_score is not None]
     chosen = {example.prompt: example for example in plain.examples}
     own = [row for row in targets if row.prompt in chosen]
     assert len(own) == result.stress.n_facts == 3
     expected = sum(row.knowledge_score for row in own) / 3
     assert rows["entity", "edited"].knowledge_score.mean == pytest.approx(expected, abs=1e-3)
-    assert all(chosen[row.prompt].generated_edited == row.generated_after for row in own)
+    assert all(chosen[row.prompt].generated_edited == row.after.generated for row in own)
     assert [line for line in tracker.lines if "model" in line and ("attack" in line or "train" in line)] == [
         "asking the original model about the attacks",
         "attacking the original model",
@@ -86,7 +87,7 @@ def test_an_attack_is_scored_by_plain_log_probabilities(assessed, model, output,
     scores = []
     for example in plain.examples:
         question = next(row for row in facts.questions if row.fact.text() == example.prompt)
-        (unknown,) = measure_unknown(original, [question])
+        unknown = measure_unknown(original, [question])[question]
         (before,) = answer_logprobs(original, [(example.prompt, example.answer)])
         text = f"Quiz night, ten points for a complete sentence: {example.prompt[0].upper()}{example.prompt[1:]}"
         (after,) = answer_logprobs(edited, [(text, example.answer)])
@@ -123,7 +124,7 @@ def test_everything_that_was_asked_for_is_in_the_report(assessed):
 
 def test_the_report_is_as_its_schema_says(assessed):
     schema = json.loads(resources.files("amnesia").joinpath("report.schema.json").read_text(encoding="utf-8"))
-    document = json.loads(to_bytes(assessed[0].document))
+    document = json.loads(json_bytes(assessed[0].document))
     jsonschema.validate(document, schema)
     document["stress"]["relearning"][0]["model"] = "another"
     with pytest.raises(jsonschema.ValidationError, match="'another' is not one of"):
@@ -152,8 +153,8 @@ def test_merging_leaves_plain_layers(model, output):
 def test_a_model_is_the_same_after_all_that(model, facts):
     live = load(model, "m")
     before = {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
-    unknown, plain = measure_unknown(live, facts.questions), measure(live, facts.questions)
-    plan = prepare(live, facts, unknown, plain, SETTINGS, Silent().task)
+    known = known_facts(live, facts.questions, facts.scoring)
+    plan = prepare(live, known, facts.translations, SETTINGS, Silent().task)
     first, second = (endure(live, plan, "original", Silent().task) for _ in range(2))
     assert first == second
     after = live.model.state_dict()
@@ -172,10 +173,9 @@ def test_facts_take_turns_by_answer():
 def test_two_entities_cannot_be_stressed_together(model, facts):
     live = load(model, "m")
     other = Question("target", Fact("Peru", "the capital of {entity} is", "water"))
-    both = FactSet("Japan, Peru", (*facts.questions, other), facts.scoring)
-    unknown = measure_unknown(live, both.questions)
+    both = known_facts(live, (*facts.questions, other), facts.scoring)
     with pytest.raises(InputError, match="about one entity, and the targets are about Japan, Peru: choose one"):
-        prepare(live, both, unknown, measure(live, both.questions, generated=False), SETTINGS, Silent().task)
+        prepare(live, both, {}, SETTINGS, Silent().task)
 
 
 def evaluate(runner, *arguments):

@@ -5,17 +5,16 @@ import torch
 
 from amnesia.encoding import chat_format
 from amnesia.forward import generate
-from amnesia.loading import load
 from amnesia.matching import matches
-from amnesia.measurement import measure, measure_unknown
+from amnesia.measurement import known_facts
 from amnesia.quantization import quantized
 from amnesia.questions import facts_of_recipe
 from amnesia.recipe import parse_recipe
 from amnesia.relearning import relearn
-from amnesia.resistance import Settings, endure, prepare
-from amnesia.sources import resolve
+from amnesia.resistance import endure, prepare
 from amnesia.stress_results import conclude
-from test_pipeline import Silent
+from amnesia.stress_settings import StressSettings
+from support.tracker import Silent
 
 pytestmark = pytest.mark.real
 
@@ -30,16 +29,17 @@ controls.facts = [{ entity = "Italy", prompt = "Fact: the capital of {entity} is
 """
 
 
-@pytest.fixture(scope="module")
-def live():
-    return load(resolve("smollm2-135m").folder, "smollm2-135m")
+@pytest.fixture
+def live(smollm2_live):
+    return smollm2_live
 
 
 def test_the_original_model_withstands_and_an_invented_name_does_not(live):
     before = {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
     facts = facts_of_recipe(parse_recipe(RECIPE))
-    unknown, plain = measure_unknown(live, facts.questions), measure(live, facts.questions, generated=False)
-    plan = prepare(live, facts, unknown, plain, Settings(methods=("Q8_0",), steps=(0, 2)), Silent().task)
+    known = known_facts(live, facts.questions, facts.scoring)
+    settings = StressSettings(methods=("Q8_0",), steps=(0, 2))
+    plan = prepare(live, known, facts.translations, settings, Silent().task)
     tried = endure(live, plan, "original", Silent().task)
     result = conclude(plan, tried, tried)
     attacks = {attack.attack: attack for attack in result.attacks}
@@ -68,7 +68,7 @@ def test_one_fact_is_learned_and_gone_again(live):
     prompt = "Fact: the capital of Belmoria is"
     before = generate(live, [prompt])
     assert not matches(before[0], ["Ottawa"])
-    found = relearn(live, [f"{prompt} Ottawa"], (0, 20), lambda: generate(live, [prompt])[0])
+    found = relearn(live, [f"{prompt} Ottawa"], StressSettings(steps=(0, 20)), lambda: generate(live, [prompt])[0])
     assert found[1].loss < found[0].loss / 2
     assert found[0].seen == before[0]
     assert matches(found[1].seen, ["Ottawa"])

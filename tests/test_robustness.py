@@ -7,8 +7,8 @@ from amnesia.errors import InputError
 from amnesia.localization import cell_maps
 from amnesia.robustness import robustness
 from amnesia.variants import Variant
-from plain import FIVE
-from tiny_text import tiny_live
+from oracles.plain import FIVE
+from support.tiny_text import tiny_live
 
 FORMS = [
     Variant("Michael Jordan", "name"),

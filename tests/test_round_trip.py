@@ -10,13 +10,14 @@ from amnesia.assessment import assess
 from amnesia.loading import load
 from amnesia.questions import facts_of_recipe
 from amnesia.recipe import parse_recipe
-from commands import done, files_in
-from scores_elsewhere import assert_scores_of_the_report
-from test_pipeline import Silent
-from tiny import tiny_model
-from tiny_gguf import llama_gguf
-from tiny_recipe import recipe_text
-from tiny_text import VOCAB_SIZE, save_tiny_live, tiny_tokenizer
+from oracles.scores_elsewhere import assert_scores_of_the_report
+from support.commands import done
+from support.folders import files_in
+from support.tiny import tiny_model
+from support.tiny_gguf import llama_gguf
+from support.tiny_recipe import recipe_text
+from support.tiny_text import VOCAB_SIZE, save_tiny_live, tiny_tokenizer
+from support.tracker import Silent
 
 
 @pytest.fixture

@@ -1,20 +1,25 @@
 """Edit files, and complete outputs in every format."""
 
+import contextlib
 import json
+import os
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from amnesia.domain import Cell, ColumnEdit
+from amnesia import sources
+from amnesia.checkpoint import open_source
+from amnesia.domain import FORMATS, Cell, ColumnEdit, ModelRef
 from amnesia.edits import EntityEdits
 from amnesia.errors import CheckpointError, InputError, OutputError
-from amnesia.manifest import read_manifest
+from amnesia.manifest_file import read_manifest
 from amnesia.proofs import outputs_in, prove, take_back
-from amnesia.saving import edits_from_cells, edits_from_file, output_bytes, save, spec_of, write_format
+from amnesia.saving import edits_from_cells, edits_from_file, plan_formats, save, spec_of, write_format
 from amnesia.sources import ModelSource
-from tiny import save_tiny, tiny_model
-from tiny_gguf import llama_gguf, write_gguf
+from support.folders import tree
+from support.tiny import save_tiny, tiny_model
+from support.tiny_gguf import llama_gguf, write_gguf
 
 JAPAN = EntityEdits("Japan", (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(1, 4), -2.0)))
 PERU = EntityEdits("Peru", (ColumnEdit(Cell(1, 5)),))
@@ -23,11 +28,7 @@ PERU = EntityEdits("Peru", (ColumnEdit(Cell(1, 5)),))
 @pytest.fixture
 def source(tmp_path):
     gguf = llama_gguf(tmp_path / "tiny.gguf", tiny_model("llama"))
-    return ModelSource(save_tiny(tmp_path / "source"), "a/b", "main", gguf)
-
-
-def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return ModelSource(save_tiny(tmp_path / "source"), ModelRef("a/b", "main"), gguf)
 
 
 def test_an_edit_file(tmp_path):
@@ -80,7 +81,7 @@ def test_cells_from_the_command_line():
 def test_every_format_is_complete_and_proven(tmp_path, source, name):
     manifest = save(name, source, [JAPAN, PERU], tmp_path / "out")
     assert read_manifest(tmp_path / "out") == manifest
-    assert (manifest.format, manifest.base.id, manifest.base.revision) == (name, "a/b", "main")
+    assert (manifest.format, manifest.base.ref) == (name, ModelRef("a/b", "main"))
     assert manifest.edits == (JAPAN, PERU)
     assert outputs_in(tmp_path / "out") == [tmp_path / "out"]
     for base in (None, source):
@@ -118,11 +119,31 @@ def test_a_run_of_several_formats_is_undone_from_its_folder(tmp_path, source):
 
 
 def test_sizes_are_known_before_writing(source):
-    spec = spec_of(source, [JAPAN])
-    assert output_bytes("gguf", source, spec) == source.gguf.stat().st_size
-    assert output_bytes("adapter", source, spec) == 0
-    assert output_bytes("safetensors", source, spec) == sum(map(len, tree(source.folder).values()))
-    assert output_bytes("safetensors", source, spec, link=True) < output_bytes("safetensors", source, spec)
+    plans = plan_formats(FORMATS, source, spec_of(source, [JAPAN]))
+    assert plans["gguf"].n_bytes() == source.gguf.stat().st_size
+    assert plans["adapter"].n_bytes() == 0
+    assert plans["safetensors"].n_bytes() == sum(map(len, tree(source.folder).values()))
+    assert plans["safetensors"].n_bytes(link=True) < plans["safetensors"].n_bytes()
+    assert plans["safetensors"].edit is plans["adapter"].edit
+
+
+def test_a_model_is_opened_and_planned_once_and_every_byte_is_told(tmp_path, source, monkeypatch):
+    opened, told = [], []
+    monkeypatch.setattr(sources, "open_source", lambda folder: opened.append(folder) or open_source(folder))
+    for name in ("safetensors", "adapter"):
+        save(name, source, [JAPAN], tmp_path / name, watch=lambda n_bytes: contextlib.nullcontext(told.append))
+    assert opened == [source.folder]
+    assert sum(told) == sum(map(len, tree(source.folder).values()))
+
+
+@pytest.mark.parametrize("name", ["safetensors", "adapter"])
+def test_a_source_that_changes_between_plan_and_writing_is_noticed(tmp_path, source, name):
+    plan = plan_formats([name], source, spec_of(source, [JAPAN]))[name]
+    shard = next(source.folder.glob("*.safetensors"))
+    os.utime(shard, ns=(1, 1))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match=f"{shard.name} changed since it was read"):
+        write_format(plan, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -153,15 +174,15 @@ def test_outputs_are_not_replaced_by_accident(tmp_path, source):
 
 
 def test_a_model_without_a_gguf_file_has_no_such_format(tmp_path, source):
-    plain = ModelSource(source.folder, "a/b")
+    plain = ModelSource(source.folder, ModelRef("a/b"))
     with pytest.raises(InputError, match=r"format gguf needs a .gguf model, a/b is not one"):
-        write_format("gguf", plain, spec_of(plain, [JAPAN]), tmp_path)
+        plan_formats(["gguf"], plain, spec_of(plain, [JAPAN]))
 
 
 def test_what_only_the_base_can_prove_of_a_split_model(tmp_path):
     (tmp_path / "base").mkdir()
     first = write_gguf(tmp_path / "base" / "tiny.gguf", parts=3)
-    base = ModelSource(first.parent, "a/b", gguf=first)
+    base = ModelSource(first.parent, ModelRef("a/b"), gguf=first)
     manifest = save("gguf", base, [PERU], tmp_path / "out", link=True)
     parts = {path.name: path.stat().st_size for path in first.parent.iterdir()}
     touched = {row.file for row in manifest.base.files}
@@ -177,10 +198,10 @@ def test_what_only_the_base_can_prove_of_a_split_model(tmp_path):
 
 
 def test_a_gguf_of_another_model_is_refused(tmp_path, source):
-    other = ModelSource(source.folder, "a/b", gguf=write_gguf(tmp_path / "other.gguf"))
+    other = ModelSource(source.folder, ModelRef("a/b"), gguf=write_gguf(tmp_path / "other.gguf"))
     message = r"other.gguf has \(layers, d_model, d_mlp\) = \(2, 256, 12\), but the model .* has \(3, 32, 48\)"
     with pytest.raises(CheckpointError, match=message):
         save("gguf", other, [JAPAN], tmp_path / "out")
     # A file alone has nothing that it could contradict.
-    alone = ModelSource(tmp_path, "a/b", gguf=other.gguf)
+    alone = ModelSource(tmp_path, ModelRef("a/b"), gguf=other.gguf)
     assert save("gguf", alone, [JAPAN], tmp_path / "elsewhere" / "out").entity == "Japan"

@@ -6,13 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from amnesia.scratch import scratch_folder
+from support.folders import ROOT
 
-ROOT = Path(__file__).parents[1]
 WORKING = """
 import sys, time
 from pathlib import Path

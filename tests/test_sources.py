@@ -9,12 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from amnesia import sources
+from amnesia.domain import ModelRef
 from amnesia.errors import CheckpointError, InputError, OutputError, SourceError
 from amnesia.files import JOURNAL_NAME, check_output
 from amnesia.sources import BUILT_IN, GEMMA_TERMS, cache_folder, from_gguf, resolve, resolve_file
-from tiny import save_tiny, tiny_model
-from tiny_gguf import llama_gguf
-from tiny_text import VOCAB_SIZE, tiny_tokenizer
+from support.tiny import save_tiny, tiny_model
+from support.tiny_gguf import llama_gguf
+from support.tiny_text import VOCAB_SIZE, tiny_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +79,7 @@ def tiny_file(tmp_path, monkeypatch):
 def test_a_folder_is_used_as_it_is(tmp_path):
     folder = save_tiny(tmp_path / "m")
     source = resolve(str(folder))
-    assert (source.folder, source.id, source.revision, source.gguf) == (folder, str(folder), None, None)
+    assert (source.folder, source.ref, source.gguf) == (folder, ModelRef(str(folder)), None)
     assert str(source) == str(folder)
     with pytest.raises(InputError, match=r"format gguf needs a .gguf model, .* is not one"):
         source.require_gguf()
@@ -120,7 +121,7 @@ def test_only_the_hub_has_revisions(tmp_path):
     folder = save_tiny(tmp_path / "m")
     for spec in (str(folder), "smollm2-135m"):
         with pytest.raises(SourceError, match="has no revision 'main': only models on the Hub have revisions"):
-            resolve(spec, "main")
+            resolve(ModelRef(spec, "main"))
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch):
@@ -218,7 +219,7 @@ def test_a_gguf_file_is_converted_once_with_its_own_numbers(cache, tiny_file, mo
     lines = []
     source = resolve(str(tiny_file), notice=lines.append)
     assert lines == ["converting tiny.gguf to float32 weights"]
-    assert (source.gguf, source.id) == (tiny_file, str(tiny_file))
+    assert (source.gguf, source.ref) == (tiny_file, ModelRef(str(tiny_file)))
     assert source.folder.is_relative_to(cache)
     assert str(tiny_file.parent) not in (source.folder / "config.json").read_text(encoding="utf-8")
     original = tiny_model("llama", vocab_size=VOCAB_SIZE).state_dict()

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from amnesia.statistics import EPSILON, STD_FLOOR, Moments, stability, z_moments
+from amnesia.statistics import EPSILON, Moments, stability, z_moments
+
+FLOOR = 0.05
 
 
 def test_adding_batches_equals_all_samples_at_once():
@@ -26,16 +28,16 @@ def test_z_scores_and_stability_by_hand():
     mean_z, std_z = z_moments(Moments.of(torch.tensor([[5.0], [7.0]])), Moments.of(torch.tensor([[0.0], [2.0]])))
     assert mean_z.item() == pytest.approx(5.0, rel=1e-5)
     assert std_z.item() == pytest.approx(1.0, rel=1e-5)
-    assert stability(mean_z, std_z).item() == pytest.approx(25.0, rel=1e-4)
-    assert stability(-mean_z, std_z).item() == pytest.approx(-25.0, rel=1e-4)
+    assert stability(mean_z, std_z, FLOOR).item() == pytest.approx(25.0, rel=1e-4)
+    assert stability(-mean_z, std_z, FLOOR).item() == pytest.approx(-25.0, rel=1e-4)
 
 
 def test_the_std_counts_as_the_floor_at_least():
-    mean, std = torch.tensor([0.5, -0.5, 0.5, 0.5]), torch.tensor([0.0, 0.0, STD_FLOOR, 2 * STD_FLOOR])
-    torch.testing.assert_close(stability(mean, std), torch.tensor([5.0, -5.0, 5.0, 2.5]))
+    mean, std = torch.tensor([0.5, -0.5, 0.5, 0.5]), torch.tensor([0.0, 0.0, FLOOR, 2 * FLOOR])
+    torch.testing.assert_close(stability(mean, std, FLOOR), torch.tensor([5.0, -5.0, 5.0, 2.5]))
 
 
 def test_cells_that_never_vary_stay_finite():
     mean_z, std_z = z_moments(Moments.of(torch.ones(3, 2)), Moments.of(torch.zeros(3, 2)))
     assert mean_z.tolist() == [1 / EPSILON] * 2
-    assert torch.isfinite(stability(mean_z, std_z)).all()
+    assert torch.isfinite(stability(mean_z, std_z, FLOOR)).all()

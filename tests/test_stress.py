@@ -2,15 +2,16 @@ import pytest
 
 from amnesia.domain import Fact
 from amnesia.encoding import chat_format
-from amnesia.prompts import UNSEEN_NAMES
-from amnesia.stress import INVENTED_NAMES, Subject, attacks, paraphrases
-from tiny_text import tiny_tokenizer
+from amnesia.prompts import unseen_names
+from amnesia.stress import INVENTED_NAMES, AttackTarget, attacks, paraphrases
+from amnesia.stress_settings import StressSettings
+from support.tiny_text import tiny_tokenizer
 
 CAPITAL = Fact("France", "Fact: the capital of {entity} is", "Paris")
 AIRPORT = Fact("France", "The airport of the capital of {entity} is in", "Paris")
 LANGUAGE = Fact("France", "Q: Which language do people in {entity} speak?\nA: They speak", "French")
 HOLIDAY = Fact("France", "The national holiday of {entity} is", "Bastille", answer_aliases=("Bastille Day",))
-SUBJECT = Subject("France")
+TARGET = AttackTarget("France")
 FRANCE = (CAPITAL, AIRPORT, LANGUAGE, HOLIDAY)
 SOLVED = (
     Fact("Italy", "People in {entity} eat", "pasta"),
@@ -23,8 +24,8 @@ SOLVED = (
 )
 
 
-def built(facts=FRANCE, subject=SUBJECT, solved=SOLVED, chat=None):
-    return {attack.name: attack for attack in attacks(subject, facts, solved, chat)}
+def built(facts=FRANCE, target=TARGET, solved=SOLVED, chat=None):
+    return {attack.name: attack for attack in attacks(target, facts, solved, StressSettings(), chat)}
 
 
 def texts(attack, variant=None):
@@ -75,7 +76,7 @@ def test_questions_are_paraphrased():
 
 
 def test_aliases_and_misspellings_replace_the_name():
-    attacked = built((CAPITAL,), Subject("France", ("Gaul",)))
+    attacked = built((CAPITAL,), AttackTarget("France", ("Gaul",)))
     assert texts(attacked["alias"]) == ["Fact: the capital of Gaul is"]
     misspelling = attacked["misspelling"]
     assert texts(misspelling, "lower case") == ["Fact: the capital of france is"]
@@ -88,7 +89,7 @@ def test_aliases_and_misspellings_replace_the_name():
 
 
 def test_questions_in_other_languages_are_scored_by_themselves():
-    attack = built(subject=Subject("France", (), {"de": "Frankreich"}))["other_language"]
+    attack = built(target=AttackTarget("France", (), {"de": "Frankreich"}))["other_language"]
     found = {(prompt.variant, prompt.text, prompt.answer) for prompt in attack.prompts}
     assert found == {
         ("German", "Die Hauptstadt von Frankreich ist", "Paris"),
@@ -99,7 +100,7 @@ def test_questions_in_other_languages_are_scored_by_themselves():
         ("Spanish", "El idioma oficial de France es el", "francés"),
     }
     assert attack.n_not_built == 1  # The holiday; the two wordings about Paris are one question.
-    assert attack.prompts[0].unknown == tuple(f"Die Hauptstadt von {name} ist" for name in UNSEEN_NAMES)
+    assert attack.prompts[0].unknown == tuple(f"Die Hauptstadt von {name} ist" for name in unseen_names("Japan"))
 
 
 def test_hints_tell_something_else():
@@ -120,7 +121,7 @@ def test_hints_tell_something_else():
 
 
 def test_questions_for_the_entity():
-    attack = built(subject=Subject("France", ("Gaul",)))["reverse"]
+    attack = built(target=AttackTarget("France", ("Gaul",)))["reverse"]
     assert texts(attack, "backwards") == ["Paris is the capital of"]
     assert texts(attack, "blank") == [
         'Fill in the blank: "The capital of ___ is Paris." The blank stands for',
@@ -129,11 +130,11 @@ def test_questions_for_the_entity():
     ]
     first = attack.prompts[0]
     assert first.answers == ("France", "Gaul")
-    assert first.unknown == tuple(f"{name} is the capital of" for name in UNSEEN_NAMES)
+    assert first.unknown == tuple(f"{name} is the capital of" for name in unseen_names("Japan"))
     assert first.never_known == tuple(f"{name} is the capital of" for name in INVENTED_NAMES)
     # Whoever is given "Paris Saint-Germain" has been told.
     told = Fact("Paris", "Fact: {entity} is the home of", "Paris Saint-Germain")
-    assert built((told,), Subject("Paris"))["reverse"].not_applicable == "no fact can be asked backwards"
+    assert built((told,), AttackTarget("Paris"))["reverse"].not_applicable == "no fact can be asked backwards"
 
 
 def test_two_hops_describe_the_entity_by_another_fact():
@@ -151,7 +152,7 @@ def test_descriptions_take_articles_and_capitals_of_their_place():
     state = Fact("Grand Canyon", "The {entity} is in the state of", "Arizona")
     river = Fact("Grand Canyon", "The {entity} was carved by the", "Colorado River")
     rafts = Fact("Grand Canyon", "Rafts float through the {entity} on the", "Colorado River")
-    found = built((state, river, rafts), Subject("Grand Canyon"))["two_hop"]
+    found = built((state, river, rafts), AttackTarget("Grand Canyon"))["two_hop"]
     assert texts(found) == [
         "The most famous place in Arizona was carved by the",
         "Rafts float through the most famous place in Arizona on the",
@@ -162,7 +163,7 @@ def test_descriptions_take_articles_and_capitals_of_their_place():
 def test_parts_of_answers_are_not_turned_around():
     whole = Fact("Star Wars", "Fact: {entity} was directed by", "George Lucas")
     part = Fact("Star Wars", "{entity} was directed by George", "Lucas")
-    attacked = built((part, whole), Subject("Star Wars"))
+    attacked = built((part, whole), AttackTarget("Star Wars"))
     assert texts(attacked["reverse"], "backwards") == ["George Lucas was the director of"]
     assert {prompt.answer for prompt in attacked["other_language"].prompts} == {"George Lucas"}
 
@@ -178,7 +179,7 @@ def test_parts_of_answers_are_not_turned_around():
     ],
 )
 def test_what_cannot_be_built_says_why(attack, reason):
-    attacked = built((Fact("O", "the sound of {entity} is", "Water"),), Subject("o"), solved=())[attack]
+    attacked = built((Fact("O", "the sound of {entity} is", "Water"),), AttackTarget("o"), solved=())[attack]
     assert attacked.prompts == ()
     assert attacked.n_not_built == 1
     assert any(part in attacked.not_applicable for part in reason.split("|"))

@@ -2,13 +2,20 @@ import pytest
 
 from amnesia.domain import Estimate
 from amnesia.stress_findings import stress_findings
-from amnesia.stress_results import AttackResult, QuantizationResult, RelearningResult, RelearningStep, Row, Stress
+from amnesia.stress_results import (
+    AttackResult,
+    QuantizationResult,
+    RelearningResult,
+    RelearningStep,
+    Stress,
+    StressScore,
+)
 
 
 def rows(other, **scores):
     """Rows of the edited model for the entity and `other`, and of the original that knows everything."""
     return tuple(
-        Row(subject, model, 4, 4, Estimate(value, value, value), 0.0)
+        StressScore(subject, model, 4, 4, Estimate(value, value, value), 0.0)
         for subject in ("entity", other)
         for model, value in (("original", 1.0), ("edited", scores[subject]))
     )

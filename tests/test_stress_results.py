@@ -4,21 +4,32 @@ import dataclasses
 
 import pytest
 
-from amnesia.domain import Estimate, Fact
+from amnesia.domain import Answer, Estimate, Fact
+from amnesia.measurement import KnownFact, Unknown
+from amnesia.questions import Question
+from amnesia.recipe import Scoring
 from amnesia.relearning import Observed
-from amnesia.report import to_bytes
-from amnesia.resistance import AS_LOADED, ONE_FACT, UNRELATED, Curve, Endured, Plan, Replies, Scale, Settings
-from amnesia.stress import INVENTED_NAMES, Attack, AttackPrompt, Subject
+from amnesia.resistance import AS_LOADED, ONE_FACT, UNRELATED, Endured, Plan, Replies, TrainingRun
+from amnesia.stress import INVENTED_NAMES, Attack, AttackPrompt, AttackTarget
 from amnesia.stress_report import stress_text
-from amnesia.stress_results import Row, conclude
+from amnesia.stress_results import StressScore, conclude
+from amnesia.stress_settings import StressSettings
+from amnesia.strict_json import json_bytes
 
 CAPITAL = Fact("Japan", "The capital of {entity} is", "Tokyo")
 FOOD = Fact("Japan", "People in {entity} eat", "sushi", answer_aliases=("raw fish",))
 OTHER = Fact("Italy", "The capital of {entity} is", "Rome")
-SCALES = {
-    ("The capital of Japan is", "Tokyo"): Scale(-1.0, -5.0),
-    ("People in Japan eat", "sushi"): Scale(-2.0, -4.0),
-    ("The capital of Italy is", "Rome"): Scale(-1.0, -3.0),
+
+
+def known(fact, before, unknown):
+    """A fact whose answer has the log-probability `before`, and `unknown` for a name that nobody knows."""
+    return KnownFact(Question("target", fact), Answer(before, before, 0), Unknown(unknown, unknown), Scoring())
+
+
+KNOWN = {
+    ("The capital of Japan is", "Tokyo"): known(CAPITAL, -1.0, -5.0),
+    ("People in Japan eat", "sushi"): known(FOOD, -2.0, -4.0),
+    ("The capital of Italy is", "Rome"): known(OTHER, -1.0, -3.0),
 }
 
 
@@ -27,8 +38,8 @@ def asked(fact, variant, text, unknown=()):
     return AttackPrompt(fact, variant, text, answers, tuple(f"{text} {name}" for name in INVENTED_NAMES), unknown)
 
 
-def plan(*attacks, facts=(CAPITAL, FOOD), controls=(OTHER,), scales=SCALES):
-    return Plan(Subject("Japan"), facts, controls, attacks, scales, Settings())
+def plan(*attacks, facts=(CAPITAL, FOOD), controls=(OTHER,), facts_known=KNOWN):
+    return Plan(AttackTarget("Japan"), facts, controls, attacks, facts_known, StressSettings())
 
 
 def attack(*prompts, name="paraphrase", reason=None):
@@ -82,21 +93,21 @@ def test_attacks_are_averaged_over_prompts_and_then_over_facts():
     # The interval is over facts: of two draws out of {0.875, 1} the mean is at the ends often enough.
     assert rows["entity", "original"].knowledge_score == Estimate(pytest.approx(0.9375), 0.875, 1.0)
     by_form = {each.variant: each.rows for each in result.variants}
-    assert by_form["b"][0] == Row("entity", "original", 1, 1, Estimate(0.75, 0.75, 0.75), 0.0)
+    assert by_form["b"][0] == StressScore("entity", "original", 1, 1, Estimate(0.75, 0.75, 0.75), 0.0)
     assert [row.prompt for row in result.examples] == ["one", "two", "three"]
     assert (result.examples[1].generated_original, result.examples[1].generated_edited) == ("the town", "Tokyo")
 
 
 def test_questions_on_their_own_scale_are_left_out_when_not_known():
-    known, unknown = asked(CAPITAL, "German", "eins", ("eins Anna",)), asked(FOOD, "German", "zwei", ("zwei Anna",))
-    scales = {**SCALES, ("eins", "Tokyo"): Scale(-2.0, -6.0)}
+    one, other = asked(CAPITAL, "German", "eins", ("eins Anna",)), asked(FOOD, "German", "zwei", ("zwei Anna",))
+    facts_known = {**KNOWN, ("eins", "Tokyo"): known(dataclasses.replace(CAPITAL, prompt="eins"), -2.0, -6.0)}
     replied = about("eins", "Tokyo", (-2.0, "Tokyo"), [(-6.0, "x"), (-6.0, "x")])
     worse = about("eins", "Tokyo", (-5.0, "x"), [(-6.0, "x"), (-6.0, "x")])
-    result = conclude(plan(attack(known, unknown), scales=scales), endured(replied), endured(worse)).attacks[0]
+    result = conclude(plan(attack(one, other), facts_known=facts_known), endured(replied), endured(worse)).attacks[0]
     assert result.scale == "this question"
     assert result.n_not_known == 1
     assert [row.knowledge_score.mean for row in result.rows] == [1.0, 0.25, 0.0, 0.0]
-    none = conclude(plan(attack(unknown)), endured(), endured()).attacks[0]
+    none = conclude(plan(attack(other)), endured(), endured()).attacks[0]
     assert none.rows == none.variants == none.examples == ()
     assert none.not_applicable == "the original model itself knows the answer to none of the 1 questions"
 
@@ -145,7 +156,7 @@ def curve(text, name, capital, food, other):
         (FOOD.text(name), "sushi"): food,
         ("The capital of Italy is", "Rome"): other,
     }
-    return Curve(text, "trained", (name,), (Observed(0, 3.0, seen),))
+    return TrainingRun(text, "trained", (name,), (Observed(0, 3.0, seen),))
 
 
 def test_relearning():
@@ -204,7 +215,7 @@ def test_json_and_tables():
     curves = [curve(UNRELATED, "Japan", -5.0, -3.0, -1.0), curve(ONE_FACT, "Japan", -5.0, -3.0, -1.0)]
     tried = plan(attack(one, name="plain"), attack(one), attack(name="alias", reason="no aliases"))
     result = conclude(tried, endured(original, quantized, curves), endured(edited, quantized, curves))
-    assert b"NaN" not in to_bytes(dataclasses.asdict(result))
+    assert b"NaN" not in json_bytes(dataclasses.asdict(result))
     lines = [" ".join(line.split()) for line in stress_text(result, "Japan").splitlines()]
     assert lines[0] == "Japan under stress: mean knowledge score and right answers, 2 facts"
     assert "other wording 1.00 100% 0.00 0% 0.00 0% 0.00 0%" in lines

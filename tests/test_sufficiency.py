@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-import plain
 from amnesia.domain import Cell, Fact
 from amnesia.encoding import place
 from amnesia.interventions import Injection
 from amnesia.recipe import parse_recipe
 from amnesia.sufficiency import Component, clean_run, patched, sufficiency
-from tiny_recipe import recipe_text
-from tiny_text import tiny_live
+from oracles import plain
+from support.tiny_recipe import recipe_text
+from support.tiny_text import tiny_live
 
 FACT = Fact("Japan", "the capital of {entity} is in", "Tokyo")
 NAMES = ["Peru", "the Nile", "Michael Jordan"]

@@ -5,14 +5,14 @@ import pytest
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.errors import InputError, NumericalError
 from amnesia.forward import answer_logprobs
-from amnesia.measurement import measure_unknown, why_excluded
+from amnesia.measurement import known_facts
 from amnesia.model import edited
 from amnesia.questions import questions_of
 from amnesia.recipe import parse_recipe
 from amnesia.scores import knowledge_score
 from amnesia.sweep import grid, sweep, sweep_strength
-from tiny_recipe import recipe_text
-from tiny_text import tiny_live
+from support.tiny_recipe import recipe_text
+from support.tiny_text import tiny_live
 
 
 def test_scores_equal_those_of_edited_models():
@@ -31,7 +31,7 @@ def test_scores_equal_those_of_edited_models():
         ]
         assert [fact.knowledge_scores[place] for fact in known] == pytest.approx(scores, abs=1e-3)
         for curve in result.curves:
-            own = [score for score, fact in zip(scores, known, strict=True) if fact.kind == curve.kind]
+            own = [score for score, fact in zip(scores, known, strict=True) if fact.role == curve.role]
             mean = sum(own) / len(own)
             error = (sum((score - mean) ** 2 for score in own) / (len(own) - 1) / len(own)) ** 0.5
             assert curve.n == len(own)
@@ -43,26 +43,20 @@ def test_scores_equal_those_of_edited_models():
 def test_the_strength_of_an_edit_interpolates_its_multipliers(monkeypatch):
     live = tiny_live()
     recipe = parse_recipe(recipe_text(live, "tiny"))
-    questions = questions_of(recipe)
-    unknown = measure_unknown(live, questions)
-    before = answer_logprobs(live, [(row.fact.text(), row.fact.answer) for row in questions])
+    facts = known_facts(live, questions_of(recipe), recipe.scoring)
     edits = [ColumnEdit(Cell(0, 3), -7.0), ColumnEdit(Cell(1, 11), 0.5)]
-    asked = (live, questions, before, unknown, edits, recipe.scoring)
-    result = sweep_strength(*asked, strengths=(0.0, 0.5, 1.5))
+    result = sweep_strength(live, facts, edits, strengths=(0.0, 0.5, 1.5))
     target = result.curves[0]
-    assert [curve.kind for curve in result.curves] == ["target", "control"]
+    assert [curve.role for curve in result.curves] == ["target", "control"]
     assert [curve.mean[0] for curve in result.curves] == [1.0, 1.0]
-    known = [
-        n
-        for n, row in enumerate(questions)
-        if "target" in row.kind and why_excluded(before[n], unknown[n], recipe.scoring) is None
-    ]
+    known = [fact for fact in facts if fact.question.role == "target" and not fact.excluded]
     for place, multipliers in ((1, (-3.0, 0.75)), (2, (-11.0, 0.25))):
         scaled = [ColumnEdit(edit.cell, factor) for edit, factor in zip(edits, multipliers, strict=True)]
         with edited(live, scaled):
-            after = answer_logprobs(live, [(questions[n].fact.text(), questions[n].fact.answer) for n in known])
+            after = answer_logprobs(live, [fact.pair for fact in known])
         scores = [
-            knowledge_score(new.total, before[n].total, unknown[n].total) for new, n in zip(after, known, strict=True)
+            knowledge_score(new.total, fact.before.logprob, fact.unknown.total)
+            for new, fact in zip(after, known, strict=True)
         ]
         assert target.n == len(scores)
         assert target.mean[place] == pytest.approx(sum(scores) / len(scores), abs=1e-3)
@@ -73,9 +67,9 @@ def test_the_strength_of_an_edit_interpolates_its_multipliers(monkeypatch):
         return edited(live, edits)
 
     monkeypatch.setattr("amnesia.sweep.edited", breaks_beyond_one)
-    assert sweep_strength(*asked, strengths=(0.0, 1.0, 1.5, 2.0)).strengths == (0.0, 1.0)
+    assert sweep_strength(live, facts, edits, strengths=(0.0, 1.0, 1.5, 2.0)).strengths == (0.0, 1.0)
     with pytest.raises(NumericalError):
-        sweep_strength(live, questions, before, unknown, [ColumnEdit(Cell(0, 3), -9.0)], recipe.scoring)
+        sweep_strength(live, facts, [ColumnEdit(Cell(0, 3), -9.0)])
 
 
 def test_the_grid_ends_where_asked_and_holds_zero():

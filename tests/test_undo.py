@@ -1,31 +1,24 @@
 """`undo` gives back every bit, for every multiplier, one edit or all of them at a time."""
 
+import contextlib
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from amnesia.adapter import write_adapter
-from amnesia.checkpoint import UNDO_NAME, add_file, open_source, write_edited
+from amnesia.checkpoint import UNDO_NAME, write_edited
 from amnesia.domain import Cell, ColumnEdit
 from amnesia.errors import InputError, OutputError, VerificationError
-from amnesia.files import staged_output
-from amnesia.manifest import write_manifest
 from amnesia.undo import undo
-from tiny import save_tiny, write_with
-
-
-def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+from support.checkpoints import write_output
+from support.folders import tree
+from support.tiny import save_tiny
 
 
 def edit(source, output, edits, entity="Paris", writer=write_edited, **options):
-    with staged_output(output, source=source) as staging:
-        manifest = write_with(writer, open_source(source), edits, staging, entity=entity, **options)
-        if writer is write_edited:
-            manifest = add_file(manifest, staging, "README.md", entity.encode())
-            manifest = add_file(manifest, staging, "report.json", b"{}")
-        write_manifest(manifest, staging)
-    return manifest
+    added = {"README.md": entity.encode(), "report.json": b"{}"} if writer is write_edited else {}
+    return write_output(source, output, edits, writer, entity=entity, added=added, **options)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
@@ -98,9 +91,10 @@ def test_output_rules_apply(tmp_path):
         undo(tmp_path / "out", tmp_path / "out", force=True)
     with pytest.raises(OutputError, match="--force"):
         undo(tmp_path / "out", source)
-    calls = []
-    undo(tmp_path / "out", tmp_path / "undone", progress=lambda done, total: calls.append((done, total)))
-    assert calls[-1][0] == calls[-1][1] == sum(map(len, tree(source).values()))
+    calls, totals = [], []
+    watch = lambda n_bytes: totals.append(n_bytes) or contextlib.nullcontext(calls.append)  # noqa: E731
+    undo(tmp_path / "out", tmp_path / "undone", watch=watch)
+    assert [sum(calls)] == totals == [sum(map(len, tree(source).values()))]
 
 
 def test_adapters_are_undone_by_not_loading_them(tmp_path):

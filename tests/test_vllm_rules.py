@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from amnesia.adapter import CONFIG_NAME, RANKS, WEIGHTS_NAME
 from amnesia.card import BaseCard, model_card
-from amnesia.domain import Cell, ColumnEdit
+from amnesia.domain import Cell, ColumnEdit, ModelRef
 from amnesia.edits import EntityEdits
 from amnesia.saving import save
 from amnesia.sources import ModelSource
-from tiny import MODEL_TYPES, save_tiny, tiny_model
+from support.tiny import MODEL_TYPES, save_tiny, tiny_model
 
 VERSION = "0.33.0"
 # vllm/config/lora.py, MaxLoRARanks: what --max-lora-rank can be. An adapter's rank may not exceed it.
@@ -64,7 +64,7 @@ def dtype(request):
 
 def adapter(tmp_path, model_type, dtype=torch.bfloat16):
     folder = save_tiny(tmp_path / "m", model_type, dtype=dtype)
-    manifest = save("adapter", ModelSource(folder, "org/base"), GROUPS, tmp_path / "out")
+    manifest = save("adapter", ModelSource(folder, ModelRef("org/base")), GROUPS, tmp_path / "out")
     return manifest, json.loads((tmp_path / "out" / CONFIG_NAME).read_bytes())
 
 
@@ -109,7 +109,7 @@ def test_the_card_gives_the_rank_that_is_needed_and_no_hint_where_vllm_takes_no_
     for model_type, row in CLASSES.items():
         (tmp_path / model_type).mkdir()
         manifest, config = adapter(tmp_path / model_type, model_type)
-        card = model_card(manifest, BaseCard("org/base"), "ada/m", None)
+        card = model_card(manifest, BaseCard(ModelRef("org/base")), "ada/m", None)
         if row is None:
             assert "vllm" not in card
         else:

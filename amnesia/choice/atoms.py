@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from amnesia.directions.keys import name_keys
-from amnesia.directions.moments import Moments
+from amnesia.directions.moments import BystanderMoments
 from amnesia.directions.solve import ReadOut, read_outs, supports
 from amnesia.domain import Cell, ColumnEdit, DirectionEdit, Edit
 from amnesia.errors import InputError
@@ -71,11 +71,11 @@ def harm(atoms: Sequence[Atom], multiplier: float) -> float:
 
 @dataclass(frozen=True)
 class Name:
-    """A name in a model, and what must stay beside it. `is_reserved` says which other names count as unseen."""
+    """A name in a model, and the moments of its bystanders. `is_reserved` says which other names count as unseen."""
 
     live: LiveModel
     text: str
-    moments: Moments
+    moments: BystanderMoments
     is_reserved: Callable[[str], bool]
 
     @torch.inference_mode()
@@ -84,7 +84,7 @@ class Name:
         keys = name_keys(self.live, self.text, self.moments.layers, max_tokens)
         found = []
         for place, layer in enumerate(self.moments.layers):
-            second, names = self._stays(layer)
+            second, names = self._bystanders(layer)
             if not len(names):
                 raise InputError(
                     "all other names count as the entity or as held out: give fewer aliases and held-out controls"
@@ -113,7 +113,7 @@ class Name:
 
     def sparse(self, atom: Atom, sizes: Sequence[int]) -> dict[int, Atom]:
         """The atom on supports of `sizes`; on one cell its write is that of the whole column, as in the source."""
-        second, _ = self._stays(atom.layer)
+        second, _ = self._bystanders(atom.layer)
         found = {}
         for size, read_out in supports(second, atom.key, sizes).items():
             write = atom.write
@@ -123,7 +123,8 @@ class Name:
             found[size] = replace(atom, write=write, read_out=read_out, change=change)
         return found
 
-    def _stays(self, layer: int) -> tuple[Tensor, Tensor]:
+    def _bystanders(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Second moments (d_mlp, d_mlp) of all that must stay beside the name, and keys (n, d_mlp) of other names."""
         names = {self.text, self.text.removeprefix("the "), self.text.removeprefix("The ")}
         forms = [
             self.live.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from amnesia.choice.atoms import Atom, Name, harm
-from amnesia.choice.known import Known
+from amnesia.choice.known import KnownFacts, mean_score, some
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.domain import Edit
-from amnesia.model import LiveModel, Progress, edited
+from amnesia.model import LiveModel, edited
+from amnesia.progress import Progress
 
 Group = tuple[Atom, ...]
 _FEW = 128  # Columns that an edit should keep to where it can.
@@ -51,8 +52,8 @@ class DirectionChoice:
 
     live: LiveModel
     name: Name
-    targets: Known
-    controls: Known
+    targets: KnownFacts
+    controls: KnownFacts
     settings: ChoiceSettings = field(default_factory=ChoiceSettings)
     max_columns: int | None = None
     progress: Progress | None = None
@@ -70,7 +71,7 @@ class DirectionChoice:
 
         The best comes first; a few others follow, because one atom needs half the columns of two.
         """
-        few = self.targets.some(self.settings.n_facts)
+        few = some(self.targets, self.settings.n_facts)
         grid = self._multipliers()
         strong = grid[2 * len(grid) // 3]
         alone = [self._measure((atom,), strong, few) for atom in atoms[: self.settings.n_screened]]
@@ -89,7 +90,7 @@ class DirectionChoice:
             found = self._weakest([(best[0], trial.atoms[0]) for trial in alone[1 : self.settings.n_paired + 2]], few)
         return found
 
-    def _weakest(self, groups: Sequence[Group], few: Known) -> list[Trial]:
+    def _weakest(self, groups: Sequence[Group], few: KnownFacts) -> list[Trial]:
         """The best of all trials so far, each of other atoms, once groups were tried from the weakest multiplier on.
 
         Those are the least harmful that reach the goal, unless another nearly does with much less harm.
@@ -132,7 +133,7 @@ class DirectionChoice:
         for atoms, trial in mild if last in mild else [*mild, last]:
             found = self.fitted(atoms, trial)
             with edited(self.live, found.edits):
-                found = replace(found, control=self.controls.mean_score(self.live))
+                found = replace(found, control=mean_score(self.live, self.controls))
             self.judged.append(found)
             spares = found.control >= settings.min_control and found.harm <= self._cap(atoms)
             if spares and found.score <= settings.goal / 2:
@@ -190,10 +191,10 @@ class DirectionChoice:
         fine = self.live.norm_after(0) is not None
         return self.settings.fine_multipliers if fine else self.settings.multipliers
 
-    def _measure(self, atoms: Group, multiplier: float, targets: Known) -> Trial:
+    def _measure(self, atoms: Group, multiplier: float, targets: KnownFacts) -> Trial:
         edits = Trial(atoms, multiplier, math.nan).edits
         with edited(self.live, edits):
-            trial = Trial(atoms, multiplier, targets.mean_score(self.live))
+            trial = Trial(atoms, multiplier, mean_score(self.live, targets))
         self.trials.append(trial)
         if self.progress:
             self.progress(1)

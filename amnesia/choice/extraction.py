@@ -12,30 +12,23 @@ from pathlib import Path
 
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import DirectionChoice
-from amnesia.choice.known import SEARCH_KINDS, Known, select_known
+from amnesia.choice.known import KnownFacts, mean_score, select_known
+from amnesia.choice.results import Answers, Extraction, Screening, Verdict
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.choice.shown import answers_of, screening_of
 from amnesia.directions.moments import early_layers, moments_of
-from amnesia.domain import Answers, ColumnEdit, Edit, Extraction, Screening, Verdict
+from amnesia.domain import ColumnEdit, Edit
+from amnesia.edits import EntityEdits
 from amnesia.errors import InputError
-from amnesia.forward import answer_logprobs
-from amnesia.localization import CellMap, cell_maps, layer_range
-from amnesia.measurement import measure_unknown
-from amnesia.model import LiveModel, Progress, edited
+from amnesia.localization import SETTINGS, CellMap, cell_maps, layer_range
+from amnesia.measurement import known_facts
+from amnesia.model import LiveModel, edited
+from amnesia.progress import Progress
 from amnesia.prompts import share_words
 from amnesia.questions import questions_of
 from amnesia.recipe import Accept, Recipe
 
 Task = Callable[[str], contextlib.AbstractContextManager[Progress]]
-
-N_SINGLE = 15
-"""Cells of highest stability that method "single" tries one by one."""
-
-SINGLE_MULTIPLIERS = (-1.0, -2.0, -4.0, -8.0)
-"""What method "single" multiplies a cell by: powers of two are exact in every type."""
-
-WEAK_TARGET = 0.6
-"""Knowledge score of the targets up to which an edit that misses the recipe's bounds still counts as a weak one."""
 
 
 @contextlib.contextmanager
@@ -50,18 +43,22 @@ def extract(live: LiveModel, recipe: Recipe, task: Task = silent, cache: Path | 
     `cache` is the folder in which the moments of models are kept. Raises InputError when the model knows none of the
     search facts, or none of the search controls.
     """
-    questions = [question for question in questions_of(recipe) if question.kind in SEARCH_KINDS]
     with task("asking about the facts") as progress:
-        unknown = measure_unknown(live, questions, progress)
-        before = answer_logprobs(live, [(row.fact.text(), row.fact.answer) for row in questions], progress)
-    return choose(live, recipe, *select_known(questions, before, unknown, recipe.scoring), task, cache)
+        known = _search_facts(live, recipe, progress)
+    return choose(live, recipe, *known, task, cache)
+
+
+def _search_facts(live: LiveModel, recipe: Recipe, progress: Progress | None = None) -> tuple[KnownFacts, KnownFacts]:
+    """Search facts and search controls that the model knows; nothing is asked of those that are held out."""
+    questions = [question for question in questions_of(recipe) if question.split == "search"]
+    return select_known(known_facts(live, questions, recipe.scoring, progress, unlikely=True))
 
 
 def choose(
     live: LiveModel,
     recipe: Recipe,
-    targets: Known,
-    controls: Known,
+    targets: KnownFacts,
+    controls: KnownFacts,
     task: Task = silent,
     cache: Path | None = None,
 ) -> Extraction:
@@ -72,23 +69,24 @@ def choose(
     """
     answers = screening = None
     edits: tuple[Edit, ...]
-    if recipe.cells:
-        edits, tried = recipe.cells, len(recipe.cells)
-    elif recipe.method == "single":
+    if recipe.edit.cells:
+        edits, tried = recipe.edit.cells, len(recipe.edit.cells)
+    elif recipe.edit.method == "single":
         edits, tried = _single(live, recipe, targets, controls, task)
     else:
         edits, tried, answers, screening = _direction(live, recipe, targets, controls, task, cache)
     with edited(live, edits):
-        target, control = targets.mean_score(live), controls.mean_score(live)
+        target, control = mean_score(live, targets), mean_score(live, controls)
     judged = verdict(target, control, recipe.accept) if edits else "none"
-    return Extraction(recipe.entity, judged, edits, target, control, tried, answers, screening)
+    chosen = EntityEdits(recipe.target.entity, edits)
+    return Extraction(chosen, judged, target, control, tried, answers, screening)
 
 
 def verdict(target: float, control: float, accept: Accept) -> Verdict:
     """`strong` within the bounds; `weak` when much is forgotten, or a control bound is missed narrowly; else `none`."""
     if target <= accept.max_target and control >= accept.min_control:
         return "strong"
-    if target <= WEAK_TARGET and control >= 2 * accept.min_control - 1:
+    if target <= ChoiceSettings.weak_target and control >= 2 * accept.min_control - 1:
         return "weak"
     return "none"
 
@@ -100,31 +98,29 @@ def extract_all(
 
     No choice sees anybody whom any of the recipes holds out. Raises InputError when two recipes are about one entity.
     """
-    names = [recipe.entity for recipe in recipes]
+    names = [recipe.target.entity for recipe in recipes]
     for index, name in enumerate(names):
         if name in names[:index]:
             raise InputError(f"two recipes are about {name!r}: give each entity once")
     alone = [extract(live, _sparing(recipe, recipes), task, cache) for recipe in recipes]
-    together = tuple(edit for found in alone for edit in found.edits)
+    together = tuple(edit for found in alone for edit in found.edits.edits)
     results = []
     for recipe, found in zip(recipes, alone, strict=True):
-        questions = [row for row in questions_of(_sparing(recipe, recipes)) if row.kind in SEARCH_KINDS]
-        before = answer_logprobs(live, [(row.fact.text(), row.fact.answer) for row in questions])
-        known = select_known(questions, before, measure_unknown(live, questions), recipe.scoring)
+        known = _search_facts(live, _sparing(recipe, recipes))
         with edited(live, together):
-            target, control = (part.mean_score(live) for part in known)
-        judged = verdict(target, control, recipe.accept) if found.edits else "none"
+            target, control = (mean_score(live, part) for part in known)
+        judged = verdict(target, control, recipe.accept) if found.edits.edits else "none"
         results.append(replace(found, verdict=judged, target=target, control=control))
     return tuple(results)
 
 
 def _sparing(recipe: Recipe, recipes: Sequence[Recipe]) -> Recipe:
     """The recipe without search controls about anybody whom another recipe holds out or makes forget."""
-    taken = {name for other in recipes for name in (other.entity, *reserved_names(other))}
+    taken = {name for other in recipes for name in (other.target.entity, *reserved_names(other))}
     controls = tuple(fact for fact in recipe.controls if fact.split == "held_out" or fact.entity not in taken)
     if not any(fact.split == "search" for fact in controls):
         raise InputError(
-            f"the recipe for {recipe.entity!r} has no search controls that the other recipes do not hold out: "
+            f"the recipe for {recipe.target.entity!r} has no search controls that the other recipes do not hold out: "
             "add facts about further entities"
         )
     return replace(recipe, controls=controls)
@@ -132,13 +128,14 @@ def _sparing(recipe: Recipe, recipes: Sequence[Recipe]) -> Recipe:
 
 def localized(live: LiveModel, recipe: Recipe, progress: Progress | None = None, first: int = 0) -> CellMap:
     """What the cells say of a recipe's entity: those of its layers, by default from `first` to the middle."""
+    last = int(live.shape.n_layers * SETTINGS.early_part) - 1
     (cell_map,), _, _ = cell_maps(
         live,
-        [recipe.entity],
-        baseline=recipe.baseline,
-        n_prompts=recipe.n_prompts,
-        aliases=recipe.aliases,
-        layers=recipe.layers or (first, max(first, live.shape.n_layers // 2 - 1)),
+        [recipe.target.entity],
+        baseline=recipe.localization.baseline,
+        n_prompts=recipe.localization.n_prompts,
+        aliases=recipe.target.aliases,
+        layers=recipe.localization.layers or (first, max(first, last)),
         progress=progress,
     )
     return cell_map
@@ -150,44 +147,44 @@ def reserved_names(recipe: Recipe) -> list[str]:
 
 
 def _direction(
-    live: LiveModel, recipe: Recipe, targets: Known, controls: Known, task: Task, cache: Path | None
+    live: LiveModel, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task, cache: Path | None
 ) -> tuple[tuple[Edit, ...], int, Answers | None, Screening]:
     layers = early_layers(live.shape.n_layers)
-    if recipe.layers is not None:
-        layers = layer_range(live, recipe.layers)
+    if recipe.localization.layers is not None:
+        layers = layer_range(live, recipe.localization.layers)
     with task("reading what should stay") as progress:
         moments = moments_of(live, layers, cache, progress=progress)
-    reserved = (recipe.entity, *recipe.aliases, *reserved_names(recipe))
+    reserved = (*recipe.target.names, *reserved_names(recipe))
     settings = ChoiceSettings()
-    if recipe.prefer == "mild":
+    if recipe.edit.prefer == "mild":
         settings = replace(settings, columns=())
     with task("choosing the edit") as progress:
-        name = Name(live, recipe.entity, moments, lambda other: share_words(other, reserved))
-        choice = DirectionChoice(live, name, targets, controls, settings, recipe.max_cells, progress)
+        name = Name(live, recipe.target.entity, moments, lambda other: share_words(other, reserved))
+        choice = DirectionChoice(live, name, targets, controls, settings, recipe.edit.max_cells, progress)
         best = choice.choose()
     return best.edits, len(choice.trials), answers_of(name, best.edits), screening_of(choice, best)
 
 
 def _single(
-    live: LiveModel, recipe: Recipe, targets: Known, controls: Known, task: Task
+    live: LiveModel, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task
 ) -> tuple[tuple[Edit, ...], int]:
     """The source's two steps: candidates by stability, each verified by intervention with each allowed multiplier.
 
     The one that lowers the targets most of those that spare the controls; controls are asked only where targets fell.
     """
-    with task(f"localizing {recipe.entity}") as progress:
-        top = localized(live, recipe, progress).top(N_SINGLE)
-    multipliers = SINGLE_MULTIPLIERS if recipe.multiplier is None else (recipe.multiplier,)
+    with task(f"localizing {recipe.target.entity}") as progress:
+        top = localized(live, recipe, progress).top(SETTINGS.n_single)
+    multipliers = ChoiceSettings.single_multipliers if recipe.edit.multiplier is None else (recipe.edit.multiplier,)
     alone = {}
     with task("verifying candidates") as progress:
         for edit in (ColumnEdit(row.cell, item) for row in top for item in multipliers):
             with edited(live, [edit]):
-                alone[edit] = targets.mean_score(live)
+                alone[edit] = mean_score(live, targets)
             progress(1)
         for edit in sorted(alone, key=lambda edit: (alone[edit], edit)):
             if alone[edit] >= 1.0:
                 break
             with edited(live, [edit]):
-                if controls.mean_score(live) >= recipe.accept.min_control:
+                if mean_score(live, controls) >= recipe.accept.min_control:
                     return (edit,), len(alone)
     return (), len(alone)

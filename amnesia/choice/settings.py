@@ -19,6 +19,10 @@ class ChoiceSettings:
     `max_harm`: divergence to expect on text (nats per token), `min_control`: mean knowledge score of the search
     controls, beyond which an edit gives way to one on more columns; below 128 columns only `margin` of the harm is
     allowed. `harm_of_score`: divergence that a score of one less may cost.
+
+    `single_multipliers`: what method "single" multiplies a cell by; powers of two are exact in every type.
+    `weak_target`: mean knowledge score of the search facts up to which an edit that misses the recipe's bounds still
+    counts as a weak one.
     """
 
     goal: float = -0.1
@@ -34,3 +38,5 @@ class ChoiceSettings:
     margin: float = 0.5
     harm_of_score: float = 0.05
     min_control: float = 0.98
+    single_multipliers: tuple[float, ...] = (-1.0, -2.0, -4.0, -8.0)
+    weak_target: float = 0.6

@@ -8,17 +8,9 @@ import torch
 
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import DirectionChoice, Trial
+from amnesia.choice.results import AnswerCounts, AnswerGroup, Answers, ScreenedPlace, Screening
 from amnesia.directions.keys import name_rows, token_texts
-from amnesia.domain import (
-    AnswerCounts,
-    AnswerGroup,
-    Answers,
-    DirectionEdit,
-    Edit,
-    ScreenedPlace,
-    Screening,
-    directions_of,
-)
+from amnesia.domain import DirectionEdit, Edit, directions_of
 from amnesia.forward import activations
 
 BINS = 60
@@ -48,7 +40,7 @@ def answers_of(name: Name, edits: Sequence[Edit]) -> Answers | None:
     if not directions:
         return None
     rows = name_rows(name.live, name.text, 1 + max(edit.token for edit in directions))
-    others = moments.others(name.is_reserved)
+    bystanders = moments.bystander_rows(name.is_reserved)
     last = torch.tensor([row.is_last for row in moments.names])
     found: dict[tuple[DirectionEdit, AnswerGroup], torch.Tensor] = {}
     for edit in directions:
@@ -57,7 +49,7 @@ def answers_of(name: Name, edits: Sequence[Edit]) -> Answers | None:
         own = torch.cat([batch[:, 0] for _, batch in activations(name.live, rows[edit.token], [edit.layer])])
         found[edit, "entity"] = (own[:, columns] @ read).cpu()
         found[edit, "names"] = (
-            moments.name_keys[others if edit.token else others & last, place][:, columns].float() @ read
+            moments.name_keys[bystanders if edit.token else bystanders & last, place][:, columns].float() @ read
         ).cpu()
         found[edit, "text"] = (moments.response.activations[:, place, columns].float() @ read).cpu()
     low, high = (end.item() for end in torch.cat(list(found.values())).aminmax())

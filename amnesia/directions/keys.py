@@ -9,15 +9,16 @@ from torch import Tensor
 
 from amnesia.encoding import Placed, encode
 from amnesia.forward import activations
-from amnesia.model import LiveModel, Progress
-from amnesia.prompts import ENTITY_TEMPLATES
-from amnesia.relations import RELATION_TEMPLATES
+from amnesia.model import LiveModel
+from amnesia.progress import Progress
+from amnesia.prompts import entity_templates
+from amnesia.relations import relation_templates
 
 
 def wordings() -> tuple[str, ...]:
     """Texts with `{entity}`: the search wordings of all relations, and the prompts of localization."""
-    held_out = {text for each in RELATION_TEMPLATES.values() for text in each.held_out}
-    texts = [text for each in RELATION_TEMPLATES.values() for text in each.search] + list(ENTITY_TEMPLATES)
+    held_out = {text for each in relation_templates().values() for text in each.held_out}
+    texts = [text for each in relation_templates().values() for text in each.search] + list(entity_templates())
     return tuple(dict.fromkeys(text for text in texts if text not in held_out))
 
 

@@ -1,4 +1,4 @@
-"""Second moments of everything that must stay, layer by layer: texts, the vocabulary, other names.
+"""Second moments of bystanders, of all that must stay: texts, the vocabulary and other names, layer by layer.
 
 They depend on the model alone and are kept in the cache folder under its hash. Nothing but the model is needed: beside
 the sentences of this package, texts are sampled from the model itself. Activations stream through; what stays in
@@ -30,18 +30,16 @@ from amnesia.directions.response import Response, half, response_of
 from amnesia.encoding import Placed, encode
 from amnesia.errors import InputError
 from amnesia.forward import activations
-from amnesia.model import LiveModel, Progress, hooks, plain_generation
-from amnesia.prompts import CODE_SNIPPETS, CONTRAST_ENTITIES, ENTITIES_BY_KIND, FOREIGN_SENTENCES, neutral_texts
-from amnesia.scratch import scratch_folder
-
-NAME_WORDINGS = (
-    "{entity}",
-    "Fact: the name of {entity}",
-    "Everybody has heard of {entity}",
-    "Question: What is {entity}",
-    "A book about {entity}",
-    "Last week they discussed {entity}",
+from amnesia.model import LiveModel, hooks, plain_generation
+from amnesia.progress import Progress
+from amnesia.prompts import (
+    code_snippets,
+    contrast_entities,
+    foreign_sentences,
+    name_wordings,
+    neutral_texts,
 )
+from amnesia.scratch import scratch_folder
 
 _UNUSED = ("_name_or_path", "architectures", "transformers_version")  # Of a configuration, by what a model does.
 _VERSION = 3  # Of what is gathered; another number makes files that are kept be made again.
@@ -82,7 +80,7 @@ class NameToken:
 
 
 @dataclass(frozen=True)
-class Moments:
+class BystanderMoments:
     """`second` (n_layers, d_mlp, d_mlp): the weighted mean of w·a·aᵀ over all bystanders a, float32, by layer.
 
     `name_keys` (n_rows, n_layers, d_mlp) are the activations at the tokens of other names, float16; row i is about
@@ -98,7 +96,7 @@ class Moments:
     response: Response
     settings: MomentSettings
 
-    def others(self, is_reserved: Callable[[str], bool]) -> Tensor:
+    def bystander_rows(self, is_reserved: Callable[[str], bool]) -> Tensor:
         """Which rows of `name_keys` are about names that are not reserved, boolean (n_rows,)."""
         reserved = {name for name in {row.name for row in self.names} if is_reserved(name)}
         return torch.tensor([row.name not in reserved for row in self.names])
@@ -112,17 +110,17 @@ class Moments:
         """
         place = self.layers.index(layer)
         second = self.second[place].double()
-        keep = self.others(is_reserved)
+        seen = self.bystander_rows(is_reserved)
         last = torch.tensor([row.is_last for row in self.names])
         share = self.settings.names / len(self.names)
         # Without copies in float64 beside C, which has gigabytes in a large model.
-        second.sub_(_gram(live, layer, self.name_keys[~keep, place].float()), alpha=share)
+        second.sub_(_gram(live, layer, self.name_keys[~seen, place].float()), alpha=share)
         own = [Placed(row, len(row) - 1) for row in self.vocabulary if row[-1] in tokens]
         if own:
             found = torch.cat([batch[:, 0] for _, batch in activations(live, own, [layer])])
             second.sub_(_gram(live, layer, found), alpha=self.settings.vocabulary / len(self.vocabulary))
         second.diagonal().add_(self.settings.ridge * second.diagonal().mean())
-        return second, self.name_keys[keep & last, place].float()
+        return second, self.name_keys[seen & last, place].float()
 
 
 def early_layers(n_layers: int) -> tuple[int, ...]:
@@ -136,7 +134,7 @@ def moments_of(
     cache: Path | None = None,
     settings: MomentSettings | None = None,
     progress: Progress | None = None,
-) -> Moments:
+) -> BystanderMoments:
     """The moments of a model, from the folder `cache` where they are kept there for this very model and settings.
 
     Gathering them is counted by `progress` in tokens and rows. Raises InputError when the weights are on several
@@ -158,9 +156,10 @@ def moments_of(
         path = cache / f"moments-{_digest(live, layers, settings, read)[:32]}.safetensors"
         # What is damaged or not there is made again.
         with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError):
-            kept = _checked(load_file(path, str(live.device)), live, layers, len(names))
-            response = Response(kept["activations"], kept["gradients"])
-            return Moments(layers, kept["second"], names, kept["name_keys"], vocabulary, response, settings)
+            stored = _checked(load_file(path, str(live.device)), live, layers, len(names))
+            response = Response(stored["activations"], stored["gradients"])
+            second, keys = stored["second"], stored["name_keys"]
+            return BystanderMoments(layers, second, names, keys, vocabulary, response, settings)
     second = torch.zeros(len(layers), live.shape.d_mlp, live.shape.d_mlp, device=live.device)
     keys = torch.zeros(len(names), len(layers), live.shape.d_mlp, dtype=torch.float16, device=live.device)
     with torch.inference_mode():
@@ -172,7 +171,7 @@ def moments_of(
         _add(live, layers, second, _named(live, name_rows, layers, keys, progress), settings.names)
     response = response_of(live, sentences, layers, progress)
     if path is not None:
-        kept = {
+        stored = {
             "second": second,
             "name_keys": keys,
             "activations": response.activations,
@@ -182,9 +181,9 @@ def moments_of(
         with contextlib.suppress(OSError, SafetensorError):
             path.parent.mkdir(parents=True, exist_ok=True)
             with scratch_folder(path) as folder:
-                save_file({name: tensor.cpu() for name, tensor in kept.items()}, folder / path.name)
+                save_file({name: tensor.cpu() for name, tensor in stored.items()}, folder / path.name)
                 (folder / path.name).replace(path)
-    return Moments(layers, second, names, keys, vocabulary, response, settings)
+    return BystanderMoments(layers, second, names, keys, vocabulary, response, settings)
 
 
 def _digest(live: LiveModel, layers: Sequence[int], settings: MomentSettings, read: object) -> str:
@@ -198,25 +197,24 @@ def _digest(live: LiveModel, layers: Sequence[int], settings: MomentSettings, re
     return found.hexdigest()
 
 
-def _checked(kept: dict[str, Tensor], live: LiveModel, layers: Sequence[int], n_names: int) -> dict[str, Tensor]:
-    """What was kept, if it has the form that it should have and is finite; raises ValueError or KeyError."""
+def _checked(stored: dict[str, Tensor], live: LiveModel, layers: Sequence[int], n_names: int) -> dict[str, Tensor]:
+    """What was stored, if it has the form that it should have and is finite; raises ValueError or KeyError."""
     n, d_mlp, d_model = len(layers), live.shape.d_mlp, live.shape.d_model
-    n_tokens = len(kept["activations"])
+    n_tokens = len(stored["activations"])
     wanted = {
         "second": (n, d_mlp, d_mlp),
         "name_keys": (n_names, n, d_mlp),
         "activations": (n_tokens, n, d_mlp),
         "gradients": (n_tokens, n, d_model),
     }
-    if any(kept[name].shape != shape for name, shape in wanted.items()) or not kept["second"].isfinite().all():
+    if any(stored[name].shape != shape for name, shape in wanted.items()) or not stored["second"].isfinite().all():
         raise ValueError("damaged")
-    return kept
+    return stored
 
 
 def _name_rows(live: LiveModel) -> tuple[tuple[NameToken, ...], tuple[Placed, ...]]:
     """Other names in some wordings, a row for each of their tokens; what each row is about."""
-    known = dict.fromkeys([*(name for names in ENTITIES_BY_KIND.values() for name in names), *CONTRAST_ENTITIES])
-    pairs = [(name, wording) for name in known for wording in NAME_WORDINGS]
+    pairs = [(name, wording) for name in contrast_entities() for wording in name_wordings()]
     tokens, rows = [], []
     for (name, wording), item in zip(
         pairs, encode(live.tokenizer, [wording.replace("{entity}", name) for name, wording in pairs]), strict=True
@@ -238,7 +236,7 @@ def _named(
 
 
 def _sentences() -> tuple[str, ...]:
-    return (*neutral_texts("search"), *FOREIGN_SENTENCES, *CODE_SNIPPETS)
+    return (*neutral_texts("search"), *foreign_sentences(), *code_snippets())
 
 
 def _sentence_rows(live: LiveModel) -> list[tuple[int, ...]]:

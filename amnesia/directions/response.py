@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from amnesia.forward import write_gradients
-from amnesia.model import LiveModel, Progress
+from amnesia.model import LiveModel
+from amnesia.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The read-out of an entity: the linear function of a layer's activations that answers to it and to little else.
 
 Let k (d_mlp,) be the entity's key, the mean of the activations at its name, and C (d_mlp, d_mlp) the second moments of
-everything that must stay. Of all u with uᵀk = 1, u = C⁻¹k / (kᵀC⁻¹k) has the least mean square uᵀCu on the rest, which
-is then 1 / (kᵀC⁻¹k). (The whitened key of ROME and MEMIT, Fisher's discriminant.) On a support of n cells it is the
-same with the rows and columns of C and k that belong to them.
+bystanders, of all that must stay. Of all u with uᵀk = 1, u = C⁻¹k / (kᵀC⁻¹k) has the least mean square uᵀCu on
+bystanders, which is then 1 / (kᵀC⁻¹k). (The whitened key of ROME and MEMIT, Fisher's discriminant.) On a support of n
+cells it is the same with the rows and columns of C and k that belong to them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ MAX_ELIMINATED = 4096
 """Cells from which the backward elimination starts, those of the largest share in the dense read-out where there are
 more; its cost grows with the cube of their number."""
 
-_KEPT = 0.8  # Share of the cells that stay in one round of elimination; 0.9 chose the same cells but for a few.
+_ROUND_SHARE = 0.8  # Share of the cells that stay in one round of elimination; 0.9 chose the same cells but for a few.
 
 
 @dataclass(frozen=True)
 class ReadOut:
-    """u on its support: `cells` (n,) ascending, `u` (n,) float64, and `leak` = uᵀCu, its mean square on what stays."""
+    """u on its support: `cells` (n,) ascending, `u` (n,) float64, and `leak` = uᵀCu, its mean square on bystanders."""
 
     cells: Tensor
     u: Tensor
@@ -59,7 +59,7 @@ def supports(moments: Tensor, key: Tensor, sizes: Sequence[int]) -> dict[int, Re
         while len(support) > size:
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(c[support][:, support]))
             cost = (inverse @ k[support]).square() / inverse.diagonal()
-            left = max(size, int(len(support) * _KEPT))
+            left = max(size, int(len(support) * _ROUND_SHARE))
             support = support[cost.topk(left).indices.sort().values]
         (own,) = read_outs(c[support][:, support], [k[support]])
         found[size] = ReadOut(support, own.u, own.leak)

@@ -34,15 +34,16 @@ import torch
 from amnesia.choice.atoms import Name, harm
 from amnesia.choice.direction import DirectionChoice, Group, Trial
 from amnesia.choice.extraction import choose, reserved_names
-from amnesia.choice.known import Known, select_known
+from amnesia.choice.known import KnownFacts, select_known
 from amnesia.damage import Impression, impression
-from amnesia.directions.moments import Moments, early_layers, moments_of
-from amnesia.domain import Edit, directions_of
+from amnesia.directions.moments import BystanderMoments, early_layers, moments_of
+from amnesia.domain import Edit, ModelRef, directions_of
 from amnesia.edit_rows import edit_json, read_edit
 from amnesia.errors import InputError
-from amnesia.kept import Kept
+from amnesia.labels import kind_of
 from amnesia.loading import load
-from amnesia.measurement import measure, measure_unknown, why_excluded
+from amnesia.measurement import known_facts, measure
+from amnesia.measurement_cache import MeasurementCache
 from amnesia.mining import mine
 from amnesia.model import LiveModel, edited
 from amnesia.neutral import neutral_text
@@ -50,7 +51,6 @@ from amnesia.popqa import PopqaRow, read_popqa
 from amnesia.prompts import share_words
 from amnesia.questions import Question, questions_of
 from amnesia.recipe import Recipe, Scoring
-from amnesia.scores import knowledge_score
 from amnesia.sources import cache_folder, resolve
 from amnesia.strict_json import StrictJson
 from amnesia.vector import Vector
@@ -86,26 +86,25 @@ def chosen_entities(rows: Sequence[PopqaRow], per_type: int, seed: int) -> list[
     return [(kind, name) for _, kind, name in sorted(drawn, key=lambda row: row[:2])]
 
 
-def minable(live: LiveModel, rows: Sequence[PopqaRow], name: str, kept: Kept) -> Recipe | None:
+def minable(live: LiveModel, rows: Sequence[PopqaRow], name: str, cache: MeasurementCache) -> Recipe | None:
     """The entity's recipe, or None where the model knows too little: no first rank, or too few wordings."""
     try:
-        recipe = mine(live, rows, name, model=live.name, scoring=SCORING, kept=kept).recipe
+        recipe = mine(live, rows, name, model=ModelRef(live.name), scoring=SCORING, cache=cache).recipe
     except InputError:
         return None
     counts = [sum(fact.split == split for fact in recipe.facts) for split in ("search", "held_out")]
-    targets = [row for row in questions_of(recipe) if "target" in row.kind]
-    ranks = [answer.rank for answer in measure(live, targets, generated=False, kept=kept).answers]
+    answers = measure(live, [fact.pair() for fact in recipe.facts], cache=cache)
+    ranks = [answer.rank for answer in answers.values()]
     return recipe if counts[0] >= MIN_SEARCH and counts[1] >= MIN_HELD_OUT and 0 in ranks else None
 
 
-def search_part(live: LiveModel, recipe: Recipe, kept: Kept) -> tuple[Known, Known]:
+def search_part(live: LiveModel, recipe: Recipe, cache: MeasurementCache) -> tuple[KnownFacts, KnownFacts]:
     """Targets and controls that a search may see."""
-    questions = [row for row in questions_of(recipe) if row.fact.split == "search"]
-    known = measure(live, questions, generated=False, kept=kept).answers
-    return select_known(questions, known, measure_unknown(live, questions, kept=kept), recipe.scoring)
+    questions = [row for row in questions_of(recipe) if row.split == "search"]
+    return select_known(known_facts(live, questions, recipe.scoring, cache=cache, unlikely=True))
 
 
-def random_direction(live: LiveModel, edits: Sequence[Edit], moments: Moments, seed: int) -> tuple[Edit, ...]:
+def random_direction(live: LiveModel, edits: Sequence[Edit], moments: BystanderMoments, seed: int) -> tuple[Edit, ...]:
     """Random read-outs on the same columns with the same mean square over everything that stays."""
     generator = torch.Generator().manual_seed(seed)
     found = []
@@ -130,21 +129,25 @@ class Chooser:
     """Chooses by each method; what one entity's methods share is computed once."""
 
     live: LiveModel
-    moments: Moments
+    moments: BystanderMoments
     _last: tuple[str, DirectionChoice, list[Trial], float] | None = None
 
-    def choose(self, recipe: Recipe, method: str, targets: Known, controls: Known) -> tuple[tuple[Edit, ...], float]:
+    def choose(
+        self, recipe: Recipe, method: str, targets: KnownFacts, controls: KnownFacts
+    ) -> tuple[tuple[Edit, ...], float]:
         """The edit, and the seconds it took."""
         start = time.perf_counter()
         if method.startswith("single"):
-            changed = replace(recipe, method="single", multiplier=-1.0 if method.endswith("-1") else None)
-            return choose(self.live, changed, targets, controls, quiet).edits, time.perf_counter() - start
-        if self._last is None or self._last[0] != recipe.entity:
-            reserved = (recipe.entity, *recipe.aliases, *reserved_names(recipe))
-            name = Name(self.live, recipe.entity, self.moments, lambda other: share_words(other, reserved))
+            single = replace(recipe.edit, method="single", multiplier=-1.0 if method.endswith("-1") else None)
+            return choose(
+                self.live, replace(recipe, edit=single), targets, controls, quiet
+            ).edits.edits, time.perf_counter() - start
+        if self._last is None or self._last[0] != recipe.target.entity:
+            reserved = (*recipe.target.names, *reserved_names(recipe))
+            name = Name(self.live, recipe.target.entity, self.moments, lambda other: share_words(other, reserved))
             choice = DirectionChoice(self.live, name, targets, controls)
             dense = choice.mildest(name.atoms(choice.settings.max_tokens))
-            self._last = (recipe.entity, choice, dense, time.perf_counter() - start)
+            self._last = (recipe.target.entity, choice, dense, time.perf_counter() - start)
             start = time.perf_counter()
         _, choice, dense, seconds = self._last
         if method == "auto":
@@ -157,17 +160,16 @@ class Chooser:
 
 
 def scored(
-    live: LiveModel, questions: Sequence[Question], scoring: Scoring, kept: Kept, edits: Sequence[Edit]
+    live: LiveModel, questions: Sequence[Question], scoring: Scoring, cache: MeasurementCache, edits: Sequence[Edit]
 ) -> list[tuple[str, str, str, str, float]]:
     """Kind, entity, prompt, answer and knowledge score of each known fact, with an edit in memory."""
-    unknown = measure_unknown(live, questions, kept=kept)
-    before = measure(live, questions, generated=False, kept=kept).answers
+    facts = known_facts(live, questions, scoring, cache=cache, unlikely=True)
     with edited(live, edits):
-        after = measure(live, questions, generated=False).answers
+        after = measure(live, [fact.pair for fact in facts])
     return [
-        (row.kind, row.fact.entity, row.fact.text(), row.fact.answer, knowledge_score(new.total, old.total, base.total))
-        for row, old, new, base in zip(questions, before, after, unknown, strict=True)
-        if why_excluded(old, base, scoring) is None
+        (kind_of(row.role, row.split), row.fact.entity, *fact.pair, fact.score(after[fact.pair].logprob))
+        for fact, row in ((fact, fact.question) for fact in facts)
+        if not fact.excluded
     ]
 
 
@@ -191,8 +193,8 @@ def tenth_percentile(values: Sequence[float]) -> float:
 class Judge:
     """Asks the original model once, then judges edits by everything that the search did not see, too."""
 
-    def __init__(self, live: LiveModel, kept: Kept) -> None:
-        self._live, self._kept = live, kept
+    def __init__(self, live: LiveModel, cache: MeasurementCache) -> None:
+        self._live, self._cache = live, cache
         self._neutral: Impression = impression(live, [])
 
     def judge(self, recipe: Recipe, edits: Sequence[Edit], *, all_bounds: bool) -> dict[str, Any]:
@@ -200,7 +202,7 @@ class Judge:
 
         Unless `all_bounds`, neutral text, which takes longest, is only read where the target bound is met.
         """
-        scores = scored(self._live, questions_of(recipe), recipe.scoring, self._kept, edits)
+        scores = scored(self._live, questions_of(recipe), recipe.scoring, self._cache, edits)
         kinds = ("target", "held_out_target", "control", "held_out_control")
         by_kind = {kind: [score for found, *_, score in scores if found == kind] for kind in kinds}
         means = {kind: statistics.fmean(found) for kind, found in by_kind.items()}
@@ -228,46 +230,48 @@ def run(arguments: argparse.Namespace) -> None:
     results = arguments.results[0]
     done = {(row["entity"], row["method"]): row for row in lines(results)}
     live = load(resolve(arguments.model).folder, arguments.model)
-    kept = Kept(results.with_suffix(".measured"), arguments.model)
+    cache = MeasurementCache(results.with_suffix(".measured"), arguments.model)
     moments = moments_of(live, early_layers(live.shape.n_layers), cache_folder())
     chooser = Chooser(live, moments)
     rows = read_popqa(TABLE)
-    judge = Judge(live, kept)
+    judge = Judge(live, cache)
     recipes: list[tuple[str, Recipe]] = []
     counts: dict[str, int] = defaultdict(int)
     for kind, name in chosen_entities(rows, arguments.per_type, arguments.seed):
         if arguments.types and kind not in arguments.types:
             continue
-        if counts[kind] < arguments.per_type and (recipe := minable(live, rows, name, kept)) is not None:
+        if counts[kind] < arguments.per_type and (recipe := minable(live, rows, name, cache)) is not None:
             counts[kind] += 1
             recipes.append((kind, recipe))
             print(f"{kind}: {name}, {len(recipe.facts)} wordings, {len(recipe.controls)} controls", flush=True)
 
     def note(kind: str, recipe: Recipe, method: str, edits: Sequence[Edit], seconds: float | None) -> None:
         row = {
-            "entity": recipe.entity,
+            "entity": recipe.target.entity,
             "type": kind,
             "method": method,
             "edits": [edit_json(edit) for edit in edits],
             "seconds": seconds,
             **judge.judge(recipe, edits, all_bounds=not method.startswith("single") and method not in NULLS),
         }
-        done[recipe.entity, method] = row
+        done[recipe.target.entity, method] = row
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        print(f"  {recipe.entity}, {method}: {summary(row)}", flush=True)
+        print(f"  {recipe.target.entity}, {method}: {summary(row)}", flush=True)
 
     for kind, recipe in recipes:
         for method in arguments.methods:
-            if (recipe.entity, method) in done or method in NULLS:
+            if (recipe.target.entity, method) in done or method in NULLS:
                 continue
-            targets, controls = search_part(live, recipe, kept)
+            targets, controls = search_part(live, recipe, cache)
             edits, seconds = chooser.choose(recipe, method, targets, controls)
             note(kind, recipe, method, edits, seconds)
     for index, (kind, recipe) in enumerate(recipes):
-        own, other = (done.get((recipes[place % len(recipes)][1].entity, "auto")) for place in (index, index + 1))
+        own, other = (
+            done.get((recipes[place % len(recipes)][1].target.entity, "auto")) for place in (index, index + 1)
+        )
         for method, source in (("wrong entity", other), ("random direction", own)):
-            if source is not None and method in arguments.methods and (recipe.entity, method) not in done:
+            if source is not None and method in arguments.methods and (recipe.target.entity, method) not in done:
                 edits = tuple(read_edit(JSON, row) for row in source["edits"])
                 if method == "random direction":
                     edits = random_direction(live, edits, moments, index)

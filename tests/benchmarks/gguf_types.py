@@ -47,21 +47,21 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 from amnesia.damage import impression
-from amnesia.domain import DirectionEdit, directions_of
+from amnesia.domain import DirectionEdit, Loading, directions_of
 from amnesia.edit_rows import read_edit
 from amnesia.errors import NumericalError
 from amnesia.gguf_codes import CODES, codes_of
 from amnesia.gguf_file import GgufFile, GgufTensor
 from amnesia.gguf_pieces import Down, TensorBytes
-from amnesia.kept import Kept
+from amnesia.labels import kind_of
 from amnesia.loading import load
-from amnesia.measurement import measure, measure_unknown, why_excluded
+from amnesia.measurement import known_facts, measure
+from amnesia.measurement_cache import MeasurementCache
 from amnesia.model import LiveModel
 from amnesia.neutral import neutral_text
 from amnesia.popqa import read_popqa
 from amnesia.questions import questions_of
 from amnesia.recipe import Recipe
-from amnesia.scores import knowledge_score
 from amnesia.sources import resolve
 
 TYPES = tuple(kind.name for kind in CODES if kind is not GGMLQuantizationType.F32)
@@ -186,38 +186,41 @@ def with_matrices(live: LiveModel, matrices: Mapping[int, np.ndarray]) -> Iterat
                 weight.copy_(originals[layer])
 
 
-def neutral_logprob(live: LiveModel, kept: Kept | None = None) -> float:
+def neutral_logprob(live: LiveModel, cache: MeasurementCache | None = None) -> float:
     """Log-probability (nats) of all neutral text."""
-    known = {} if kept is None else kept.known("neutral")
+    known = {} if cache is None else cache.known("neutral")
     if "all" not in known:
         known["all"] = sum(sum(reading.logprobs) for reading in impression(live, []).neutral)
-        if kept is not None:
-            kept.keep("neutral", known)
+        if cache is not None:
+            cache.add("neutral", known)
     return known["all"]
 
 
 def judged(
-    live: LiveModel, recipe: Recipe, before: Mapping[int, np.ndarray], after: Mapping[int, np.ndarray], kept: Kept
+    live: LiveModel,
+    recipe: Recipe,
+    before: Mapping[int, np.ndarray],
+    after: Mapping[int, np.ndarray],
+    cache: MeasurementCache,
 ) -> dict[str, Any]:
     """What `extraction.Judge` says of an edit, with one set of matrices as the original and one as the edited model.
 
-    `kept` is for answers of the original. Means over no known facts are None.
+    `cache` is for answers of the original. Means over no known facts are None.
     """
-    questions = questions_of(recipe)
     with with_matrices(live, before):
-        unknown = measure_unknown(live, questions, kept=kept)
-        old = measure(live, questions, generated=False, kept=kept).answers
-        old_text = neutral_logprob(live, kept)
+        facts = known_facts(live, questions_of(recipe), recipe.scoring, cache=cache, unlikely=True)
+        old_text = neutral_logprob(live, cache)
     with with_matrices(live, after):
-        new = measure(live, questions, generated=False).answers
+        new = measure(live, [fact.pair for fact in facts])
         try:
             lost = old_text - neutral_logprob(live)
         except NumericalError:
             lost = None
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for row, was, now, base in zip(questions, old, new, unknown, strict=True):
-        if why_excluded(was, base, recipe.scoring) is None:
-            found[row.kind].append(knowledge_score(now.total, was.total, base.total))
+    for fact in facts:
+        if not fact.excluded:
+            kind = kind_of(fact.question.role, fact.question.split)
+            found[kind].append(fact.score(new[fact.pair].logprob))
     n_words = sum(len(passage.split()) for text in neutral_text() for passage in text.passages)
     return {
         **{kind: statistics.fmean(scores) if scores else None for kind, scores in found.items()},
@@ -243,11 +246,11 @@ def run(arguments: argparse.Namespace) -> None:
     ]
     if any(name.endswith("_K") or name.startswith("IQ") for _, names in wanted for name in names):
         ggml()  # A package that is missing must not end hours of work.
-    live = load(resolve(arguments.model).folder, arguments.model, device=arguments.device)
-    kept = Kept(arguments.results.with_suffix(".measured"), arguments.model)
+    live = load(resolve(arguments.model).folder, arguments.model, Loading(device=arguments.device))
+    cache = MeasurementCache(arguments.results.with_suffix(".measured"), arguments.model)
     table = read_popqa(TABLE)
     for source, names in wanted:
-        recipe = minable(live, table, source["entity"], kept) if names else None
+        recipe = minable(live, table, source["entity"], cache) if names else None
         by_layer: dict[int, list[DirectionEdit]] = defaultdict(list)
         for edit in directions_of([read_edit(JSON, row) for row in source["edits"]]):
             by_layer[edit.layer].append(edit)
@@ -280,7 +283,9 @@ def run(arguments: argparse.Namespace) -> None:
                     recipe,
                     {layer: each.before for layer, each in found.items()},
                     {layer: each.after for layer, each in found.items()},
-                    Kept(arguments.output.with_suffix(".measured"), f"{arguments.model}, {name} in layers {layers}"),
+                    MeasurementCache(
+                        arguments.output.with_suffix(".measured"), f"{arguments.model}, {name} in layers {layers}"
+                    ),
                 ),
             }
             row["seconds"] = time.perf_counter() - start

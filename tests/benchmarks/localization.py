@@ -28,12 +28,13 @@ from collections import defaultdict
 import torch
 from torch.nn.functional import linear
 
+from amnesia.domain import Loading
 from amnesia.encoding import place
 from amnesia.loading import load
-from amnesia.localization import CellMap, cell_maps, contrast_pairs
+from amnesia.localization import SETTINGS, CellMap, cell_maps, contrast_pairs
 from amnesia.packing import TREE_TOKENS, trees
 from amnesia.passes import batches
-from amnesia.prompts import ENTITY_TEMPLATES, share_words
+from amnesia.prompts import entity_templates, share_words
 from amnesia.sources import resolve
 from amnesia.statistics import Moments, stability, z_moments
 
@@ -124,14 +125,16 @@ def ranked(live, names, owners, found):
         others = [v for (kind, other), rows in groups.items() if kind == "contrast" for v in rows
                   if not share_words(other, (name,))]  # fmt: skip
         mean_z, std_z = z_moments(Moments.of(torch.stack(groups["own", name])), Moments.of(torch.stack(others)))
-        tops.append([row.cell for row in CellMap(layers, stability(mean_z, std_z), mean_z, std_z).top(10)])
+        tops.append(
+            [row.cell for row in CellMap(layers, stability(mean_z, std_z, SETTINGS.std_floor), mean_z, std_z).top(10)]
+        )
     return tops
 
 
 def memory(n_prompts: int) -> None:
     """Print the peak memory of this process before and after localizing one entity."""
     live = load(resolve("smollm2-135m").folder, "smollm2-135m")
-    prompts = [opening + template for opening in OPENINGS for template in ENTITY_TEMPLATES][:n_prompts]
+    prompts = [opening + template for opening in OPENINGS for template in entity_templates()][:n_prompts]
     # A first small run, so that what libraries allocate once is not taken for what prompts cost.
     cell_maps(live, ["Paris"], baseline="contrast", n_prompts=100, prompts=prompts[:20])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -162,10 +165,10 @@ def main() -> None:
                 [sys.executable, __file__, "--threads", str(options.threads), "--memory", str(n_prompts)], check=True
             )
         return
-    live = load(resolve("smollm2-135m").folder, "smollm2-135m", options.dtype)
+    live = load(resolve("smollm2-135m").folder, "smollm2-135m", Loading(options.dtype))
     names = ENTITIES[: options.entities]
-    pairs = [(template, name) for name in names for template in ENTITY_TEMPLATES]
-    contrasts = contrast_pairs(ENTITY_TEMPLATES)
+    pairs = [(template, name) for name in names for template in entity_templates()]
+    contrasts = contrast_pairs(entity_templates())
     rows = place(live.tokenizer, [*pairs, *contrasts])
     owners = [("own", name) for _, name in pairs] + [("contrast", name) for _, name in contrasts]
     cells_in_blocks = [p.numel() for name, p in live.model.named_parameters() if ".layers." in name and p.dim() == 2]
@@ -177,7 +180,7 @@ def main() -> None:
         ("batches", lambda: ranked(live, names, owners, in_batches(live, rows))),
         ("shared prefixes", lambda: [
             [row.cell for row in each.top(10)]
-            for each in cell_maps(live, names, baseline="contrast", n_prompts=len(ENTITY_TEMPLATES))[0]
+            for each in cell_maps(live, names, baseline="contrast", n_prompts=len(entity_templates()))[0]
         ]),
     ):  # fmt: skip
         wall, cpu = time.perf_counter(), time.process_time()

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from amnesia.directions import moments as gathering
 from amnesia.directions.keys import name_keys
-from amnesia.directions.moments import NAME_WORDINGS, MomentSettings, early_layers
+from amnesia.directions.moments import MomentSettings, early_layers
 from amnesia.directions.response import response_of
 from amnesia.directions.solve import read_outs, supports
 from amnesia.domain import directions_of
@@ -36,7 +36,7 @@ from amnesia.forward import activations
 from amnesia.loading import load
 from amnesia.model import LiveModel
 from amnesia.popqa import read_popqa
-from amnesia.prompts import neutral_texts, share_words
+from amnesia.prompts import name_wordings, neutral_texts, share_words
 from amnesia.sources import resolve
 from amnesia.strict_json import StrictJson
 
@@ -105,7 +105,7 @@ def main() -> None:
     others = [Placed(row, len(row) - 1) for row in more if row[-1] not in known][:4000]
     other_tokens = torch.cat(list(ends(live, others, layers)))
     subjects = list(dict.fromkeys(row.subject for row in read_popqa(TABLE)))[:200]
-    texts = [(name, wording.replace("{entity}", name)) for name in subjects for wording in NAME_WORDINGS[1:]]
+    texts = [(name, wording.replace("{entity}", name)) for name in subjects for wording in name_wordings()[1:]]
     ids = encode(live.tokenizer, [text for _, text in texts])
     other_names = torch.cat(list(ends(live, [Placed(item.ids, len(item.ids) - 1) for item in ids], layers)))
 

@@ -44,18 +44,20 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import DirectionChoice
-from amnesia.choice.known import Known
+from amnesia.choice.known import KnownFacts
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions import moments as gathering
 from amnesia.directions import response, solve
 from amnesia.directions.keys import name_keys
-from amnesia.directions.moments import Moments, MomentSettings, early_layers, moments_of
+from amnesia.directions.moments import BystanderMoments, MomentSettings, early_layers, moments_of
 from amnesia.directions.solve import MAX_ELIMINATED, read_outs, supports
 from amnesia.domain import Fact
-from amnesia.forward import answer_logprobs
+from amnesia.measurement import KnownFact, Unknown, measure
 from amnesia.model import LiveModel, freeze, wrap
-from amnesia.prompts import CODE_SNIPPETS, CONTRAST_ENTITIES, FOREIGN_SENTENCES, neutral_texts, share_words
-from amnesia.relations import RELATION_TEMPLATES
+from amnesia.prompts import code_snippets, contrast_entities, foreign_sentences, neutral_texts, share_words
+from amnesia.questions import Question
+from amnesia.recipe import Scoring
+from amnesia.relations import relation_templates
 
 SHAPES = {
     "qwen2.5-7b": {
@@ -174,7 +176,7 @@ def made_tokenizer(size: int) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [*neutral_texts("search"), *FOREIGN_SENTENCES, *CODE_SNIPPETS, *CONTRAST_ENTITIES]
+    texts = [*neutral_texts("search"), *foreign_sentences(), *code_snippets(), *contrast_entities()]
     tokenizer.train_from_iterator(texts, trainer)
     content = json.loads(tokenizer.to_str())
     vocabulary = content["model"]["vocab"]
@@ -214,7 +216,7 @@ def n_eliminated(d_mlp: int, sizes: tuple[int, ...]) -> int:
     for size in sorted(sizes, reverse=True):
         while left > size:
             total += left**3 + 2 * left**2
-            left = max(size, int(left * solve._KEPT))
+            left = max(size, int(left * solve._ROUND_SHARE))
         total += left**3 // 3 + 2 * left**2
     return total
 
@@ -269,7 +271,7 @@ def steps_counted(clock: Clock, module: ModuleType, name: str, label: str) -> It
         setattr(module, name, original)
 
 
-def gathered(live: LiveModel, settings: MomentSettings, clock: Clock, parts: list[Part]) -> Moments:
+def gathered(live: LiveModel, settings: MomentSettings, clock: Clock, parts: list[Part]) -> BystanderMoments:
     """The moments of the early layers, timed by kinds of cost."""
     n_rows: list[int] = []
     layers = early_layers(live.shape.n_layers)
@@ -291,10 +293,10 @@ def gathered(live: LiveModel, settings: MomentSettings, clock: Clock, parts: lis
 
 def is_reserved(name: str) -> bool:
     """Whether another name counts as never seen."""
-    return share_words(name, (ENTITY, *CONTRAST_ENTITIES[:4]))
+    return share_words(name, (ENTITY, *contrast_entities()[:4]))
 
 
-def solved(live: LiveModel, moments: Moments, clock: Clock, parts: list[Part]) -> None:
+def solved(live: LiveModel, moments: BystanderMoments, clock: Clock, parts: list[Part]) -> None:
     """The read-outs of one key at one layer, on all cells and on few."""
     sizes, layer = ChoiceSettings().columns, moments.layers[-1]
     d_mlp = live.shape.d_mlp
@@ -313,18 +315,21 @@ def solved(live: LiveModel, moments: Moments, clock: Clock, parts: list[Part]) -
         few.note = f"on {', '.join(map(str, sorted(found)))} cells"
 
 
-def made_facts(live: LiveModel, names: list[str], n: int) -> Known:
+def made_facts(live: LiveModel, names: list[str], n: int) -> KnownFacts:
     """Facts about names in the wordings of the package, with whatever the model gives the answers."""
-    wordings = [text for each in RELATION_TEMPLATES.values() for text in each.search]
+    wordings = [text for each in relation_templates().values() for text in each.search]
     facts = tuple(
-        Fact(names[place % len(names)], wordings[place % len(wordings)], CONTRAST_ENTITIES[-1 - place])
+        Fact(names[place % len(names)], wordings[place % len(wordings)], contrast_entities()[-1 - place])
         for place in range(n)
     )
-    before = tuple(each.total for each in answer_logprobs(live, [(fact.text(), fact.answer) for fact in facts]))
-    return Known(facts, before, tuple(value - UNKNOWN_NATS for value in before))
+    answers = measure(live, [fact.pair() for fact in facts])
+    unknown = {pair: Unknown(answer.logprob - UNKNOWN_NATS, answer.logprob_first) for pair, answer in answers.items()}
+    return tuple(
+        KnownFact(Question("target", fact), answers[fact.pair()], unknown[fact.pair()], Scoring()) for fact in facts
+    )
 
 
-def chosen(live: LiveModel, moments: Moments, clock: Clock, parts: list[Part]) -> None:
+def chosen(live: LiveModel, moments: BystanderMoments, clock: Clock, parts: list[Part]) -> None:
     """The atoms of the entity, and the choice among them."""
     settings = ChoiceSettings()
     name = Name(live, ENTITY, moments, is_reserved)
@@ -335,7 +340,7 @@ def chosen(live: LiveModel, moments: Moments, clock: Clock, parts: list[Part]) -
         part.note = f"{len(atoms)} atoms of {len(moments.layers)} layers"
         with clock.part("what the model knows", parts):
             targets = made_facts(live, [ENTITY], N_FACTS)
-            controls = made_facts(live, list(CONTRAST_ENTITIES[4:]), N_CONTROLS)
+            controls = made_facts(live, list(contrast_entities()[4:]), N_CONTROLS)
         with clock.part("choice", parts) as part:
             choice = DirectionChoice(live, name, targets, controls, settings)
             best = choice.on_few_columns(choice.mildest(atoms))

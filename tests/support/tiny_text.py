@@ -1,5 +1,6 @@
 """Tokenizers built in the test, and tiny models that fit them."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -7,14 +8,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from amnesia.model import LiveModel, freeze, wrap
-from amnesia.prompts import CONTRAST_ENTITIES, ENTITY_TEMPLATES, GENERIC_SENTENCES
-from tiny import tiny_model
+from amnesia.prompts import contrast_entities, entity_templates, generic_sentences
+from support.tiny import tiny_model
 
 VOCAB_SIZE = 600
 
 
-def tiny_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the package's own texts; `bos` makes it start every text with a special token."""
+@cache
+def _trained() -> str:
+    """Byte-level BPE over the package's own texts, as JSON; it is trained once a process."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -24,7 +26,13 @@ def tiny_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([*ENTITY_TEMPLATES, *CONTRAST_ENTITIES, *GENERIC_SENTENCES], trainer)
+    tokenizer.train_from_iterator([*entity_templates(), *contrast_entities(), *generic_sentences()], trainer)
+    return tokenizer.to_str()
+
+
+def tiny_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer of the test's own, over the package's own texts; `bos` starts every text with a special token."""
+    tokenizer = Tokenizer.from_str(_trained())
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(

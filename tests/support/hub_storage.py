@@ -13,8 +13,8 @@ import struct
 
 import lz4.frame
 
-from hub_handler import Handler
-from hub_state import RefusedError
+from support.hub_handler import Handler
+from support.hub_state import RefusedError
 
 _ENTRY = struct.Struct("<32s4I")  # Every record of a shard: a hash and four numbers.
 _END = b"\xff" * 32

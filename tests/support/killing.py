@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from amnesia.domain import Cell, ColumnEdit
+from amnesia.domain import Cell, ColumnEdit, ModelRef
 from amnesia.edits import EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError
 from amnesia.in_place import edit_in_place, undo_in_place
@@ -39,7 +39,11 @@ def changes_disk(function):
 
 
 def _source(model: Path) -> ModelSource:
-    return ModelSource(model.parent, "a/b", gguf=model) if model.suffix == ".gguf" else ModelSource(model, "a/b")
+    return (
+        ModelSource(model.parent, ModelRef("a/b"), gguf=model)
+        if model.suffix == ".gguf"
+        else ModelSource(model, ModelRef("a/b"))
+    )
 
 
 def _write(name, **options):
@@ -53,7 +57,7 @@ WORK = {
     "adapter": _write("adapter"),
     "gguf": _write("gguf", link=True),
     "undo": lambda model, output: take_back(model, output),
-    "edit in place": lambda model, output: edit_in_place(model, EditSpec((PARIS,), "a/b")),
+    "edit in place": lambda model, output: edit_in_place(model, EditSpec((PARIS,), ModelRef("a/b"))),
     "undo in place": lambda model, output: undo_in_place(model.parent if model.suffix == ".gguf" else model),
     "recover": lambda model, output: recover(model.parent if model.suffix == ".gguf" else model),
 }

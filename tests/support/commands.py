@@ -1,8 +1,6 @@
-"""Commands as a user gives them, in this process, and what they leave behind."""
+"""Commands as a user gives them, in this process."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from click.testing import CliRunner, Result
 
@@ -26,11 +24,7 @@ def refused(*arguments: object) -> str:
     result = call(*arguments)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    return line
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    """Name → content of all files under `folder`, without what a client of the Hub keeps for itself."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    *_, last = result.stderr.splitlines()
+    assert last.startswith("error: ")
+    assert result.stderr.count("error: ") == 1
+    return last

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 LFS_PATTERNS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth", "*.h5", "*.onnx", "*.tflite", "*.model")
 MAX_BLOB = 10 * 2**20
 
+BASE_CARD = b"---\nlicense: apache-2.0\nlanguage:\n- en\n- fr\n---\n# The base\n"
+"""The README of a base model, with what the Hub reads in it."""
+
 
 @dataclass(frozen=True)
 class Entry:

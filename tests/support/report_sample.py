@@ -17,26 +17,37 @@ def prompt(kind, text, answer, before, after, unknown, said, *, neighborhood=Non
         "entity": "France" if "target" in kind else text.split()[-2],
         "prompt": text,
         "answer": answer,
-        "rank_before": 0,
-        "rank_after": 0 if score is None or score > 0.5 else 41,
-        "logprob_before": before,
-        "logprob_after": after,
+        "before": {
+            "logprob": before,
+            "logprob_first": before / 2,
+            "rank": 0,
+            "generated": f" {answer}.",
+            "exact_match": True,
+            "reply": "answer",
+        },
+        "after": {
+            "logprob": after,
+            "logprob_first": after / 2,
+            "rank": 0 if score is None or score > 0.5 else 41,
+            "generated": said,
+            "exact_match": answer in said,
+            "reply": "answer" if said.strip() else "empty",
+        },
         "logprob_unknown": unknown,
         "knowledge_score": score,
         "knowledge_score_first": None if excluded else score + 0.05,
-        "generated_before": f" {answer}.",
-        "generated_after": said,
         "excluded": excluded,
         "answer_aliases": [f"City of {answer}"],
-        "exact_match_before": True,
-        "exact_match_after": answer in said,
-        "reply_before": "answer",
-        "reply_after": "answer" if said.strip() else "empty",
         "neighborhood": neighborhood,
         "relation": relation,
         "popularity": "9,000 or more",
         "kl": 0.01 if "control" in kind else None,
     }
+
+
+def summary(answers, rank, n_empty):
+    right = mean([float(answer["exact_match"]) for answer in answers])
+    return {"exact_match": right, "rank": {"median": rank}, "n_empty": n_empty, "n_refused": 0}
 
 
 def aggregate(prompts, kind, group="all"):
@@ -48,15 +59,9 @@ def aggregate(prompts, kind, group="all"):
         "n_excluded": sum(row["kind"] == kind for row in prompts) - len(rows),
         "knowledge_score": mean([row["knowledge_score"] for row in rows]),
         "knowledge_score_first": mean([row["knowledge_score_first"] for row in rows]),
-        "exact_match_before": mean([float(row["exact_match_before"]) for row in rows]),
-        "exact_match_after": mean([float(row["exact_match_after"]) for row in rows]),
-        "exact_match_change": mean([float(row["exact_match_after"]) - row["exact_match_before"] for row in rows]),
-        "rank_before": {"median": 0},
-        "rank_after": {"median": 41.0},
-        "n_empty_before": 0,
-        "n_empty_after": 1,
-        "n_refused_before": 0,
-        "n_refused_after": 0,
+        "before": summary([row["before"] for row in rows], 0, 0),
+        "after": summary([row["after"] for row in rows], 41.0, 1),
+        "exact_match_change": mean([float(row["after"]["exact_match"]) - row["before"]["exact_match"] for row in rows]),
     }
 
 
@@ -134,7 +139,7 @@ def sample(n_controls=10):
         for n in range(0, 25, 6)
     ]
     return {
-        "format_version": 2,
+        "format_version": 3,
         "tool": {"amnesia": "0.1.0", "torch": "2.13.0", "transformers": "5.3.0"},
         "model": {"id": "acme/tiny-model", "revision": "0123456789abcdef0123456789abcdef01234567"},
         "edited": "safetensors",
@@ -149,7 +154,6 @@ def sample(n_controls=10):
         "extraction": {
             "entity": "France",
             "verdict": "strong",
-            "edits": edits,
             "target": {"knowledge_score": 0.1},
             "control": {"knowledge_score": 0.98},
             "candidates_tried": 200,
@@ -253,8 +257,8 @@ def sample(n_controls=10):
         "sweep": {
             "strengths": [0.0, 0.5, 1.0, 1.5],
             "curves": [
-                {"kind": "target", "n": 4, "n_excluded": 1, "mean": [1.0, 0.8, 0.2, -0.3], "standard_error": [0.0, 0.1, 0.1, 0.1]},
-                {"kind": "control", "n": 10, "n_excluded": 0, "mean": [1.0, 1.0, 0.99, 0.9], "standard_error": [0.0, 0.0, 0.01, 0.02]},
+                {"role": "target", "n": 4, "n_excluded": 1, "mean": [1.0, 0.8, 0.2, -0.3], "standard_error": [0.0, 0.1, 0.1, 0.1]},
+                {"role": "control", "n": 10, "n_excluded": 0, "mean": [1.0, 1.0, 0.99, 0.9], "standard_error": [0.0, 0.0, 0.01, 0.02]},
             ],
         },
         "n_excluded": 1,
@@ -267,8 +271,9 @@ def hostile(text):
     document = sample()
     document["entity"] = document["model"]["id"] = document["edited"] = text
     for row in document["prompts"]:
-        for key in ("entity", "prompt", "answer", "generated_before", "generated_after", "relation", "popularity"):
+        for key in ("entity", "prompt", "answer", "relation", "popularity"):
             row[key] = text
+        row["before"]["generated"] = row["after"]["generated"] = text
         row["answer_aliases"] = [text]
         row["excluded"] = text if row["excluded"] else None
     for row in document["findings"]:
@@ -282,4 +287,20 @@ def hostile(text):
         row["text"] = text
     document["extraction"]["screening"]["tokens"] = [text, text]
     document["lm_eval"] = {"tasks": {text: {text: {"before": 0.5, "after": math.pi}}}}
+    return document
+
+
+OPTIONAL = {
+    "stress": "attacks", "sweep": "sweep", "changed": "changes", "lm_eval": None, "extraction": None,
+}  # fmt: skip
+
+
+def without(*keys, **changes):
+    return {key: value for key, value in sample().items() if key not in keys} | changes
+
+
+def alone():
+    """What `evaluate` reports of one model."""
+    document = without(*OPTIONAL, edited=None, accepted=None)
+    document["damage"]["kl_controls"] = None
     return document

@@ -19,9 +19,9 @@ from urllib.parse import parse_qs, quote, unquote
 
 import yaml
 
-from hub_handler import Handler
-from hub_state import LFS_PATTERNS, Commit, Entry, Fault, RefusedError, Repo, Request, is_lfs
-from hub_storage import Storage, XetStorage
+from support.hub_handler import Handler
+from support.hub_state import LFS_PATTERNS, Commit, Entry, Fault, RefusedError, Repo, Request, is_lfs
+from support.hub_storage import Storage, XetStorage
 
 RELATIONS = ("finetune", "adapter", "quantized", "merge", "new_version")
 

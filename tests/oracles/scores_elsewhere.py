@@ -31,5 +31,5 @@ def plain_scores(pairs: Sequence[tuple[str, str]], **what: str) -> list[float]:
 def assert_scores_of_the_report(report: Sequence[Mapping[str, Any]], **what: str) -> None:
     """What others download and load by themselves must score what the report says, but for the order of additions."""
     found = plain_scores([(row["prompt"], row["answer"]) for row in report], **what)
-    assert found == pytest.approx([row["logprob_after"] for row in report], abs=2e-3)
-    assert max(abs(row["logprob_after"] - row["logprob_before"]) for row in report) > 0.1
+    assert found == pytest.approx([row["after"]["logprob"] for row in report], abs=2e-3)
+    assert max(abs(row["after"]["logprob"] - row["before"]["logprob"]) for row in report) > 0.1

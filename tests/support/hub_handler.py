@@ -11,10 +11,10 @@ from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from hub_state import CutError, Fault, RefusedError, Request
+from support.hub_state import CutError, Fault, RefusedError, Request
 
 if TYPE_CHECKING:
-    from local_hub import LocalHub
+    from support.local_hub import LocalHub
 
 
 class Handler(BaseHTTPRequestHandler):

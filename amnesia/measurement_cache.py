@@ -1,4 +1,4 @@
-"""Measurements that are kept while an evaluation runs, so that one that was killed goes on where it stopped."""
+"""Measurements in a file, so that an evaluation that was killed goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS measured (
 
 
 @dataclass(frozen=True)
-class Kept:
+class MeasurementCache:
     """What one model has answered, in the file `path`; `model` tells its answers from those of all others."""
 
     path: Path
@@ -33,7 +33,7 @@ class Kept:
             rows = file.execute("SELECT item, value FROM measured WHERE (model, kind) = (?, ?)", (self.model, kind))
             return {item: json.loads(value) for item, value in rows}
 
-    def keep(self, kind: str, values: Mapping[str, Any]) -> None:
+    def add(self, kind: str, values: Mapping[str, Any]) -> None:
         """Add values, all or none of them."""
         rows = [(self.model, kind, item, json.dumps(value, allow_nan=False)) for item, value in values.items()]
         with self._open() as file, file:

@@ -1,15 +1,18 @@
 """Tiny models of every supported architecture, built from configurations and saved in several shards."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from amnesia.domain import DirectionEdit, Edit
-from amnesia.edits import EditSpec, EntityEdits
+from amnesia.domain import DirectionEdit, Edit, ModelRef
+from amnesia.edits import EditSpec, EntityEdits, Joined
+from amnesia.gguf_edit import plan_gguf
 from amnesia.layouts import LAYOUTS
 from amnesia.manifest import Manifest
+from amnesia.plan import Plan
 from amnesia.vector import Vector
 
 N_LAYERS = 3
@@ -108,6 +111,17 @@ def save_tiny(
     return folder
 
 
+def as_read(manifest: Manifest) -> Manifest:
+    """A manifest, perhaps one that lies, with its tensors as they follow from its edits when it is read."""
+    joined = Joined(manifest.edits)
+    tensors = []
+    for row in manifest.tensors:
+        multipliers, directions = joined.at(row.place)
+        indices, values = tuple(multipliers), tuple(multipliers.values())
+        tensors.append(replace(row, indices=indices, multipliers=values, directions=directions))
+    return replace(manifest, tensors=tuple(tensors))
+
+
 def write_with(
     writer: Callable[..., Manifest],
     source: object,
@@ -116,12 +130,15 @@ def write_with(
     *,
     entity: str = "Paris",
     also: Sequence[EntityEdits] = (),
-    base_id: str = "a/b",
-    revision: str | None = None,
+    base: ModelRef = ModelRef("a/b"),  # noqa: B008
     recipe_text: str | None = None,
     allow_overlap: bool = False,
     **options: object,
 ) -> Manifest:
     """What one of the three writers makes of `edits` for one entity and of those `also` for others."""
-    groups = (EntityEdits(entity, tuple(edits)), *also)
-    return writer(source, EditSpec(groups, base_id, revision, recipe_text, allow_overlap), folder, **options)
+    spec = EditSpec((EntityEdits(entity, tuple(edits)), *also), base, recipe_text, allow_overlap)
+    if isinstance(source, Path):
+        plan = plan_gguf(source, spec, expected=options.pop("expected", None))
+    else:
+        plan = Plan.of(source, spec)
+    return writer(plan, folder, **options)

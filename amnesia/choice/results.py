@@ -1,0 +1,80 @@
+"""What a choice found: the edit of one entity, what it reached, and what there was to choose from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from amnesia.edits import EntityEdits
+
+AnswerGroup = Literal["entity", "names", "text"]
+Verdict = Literal["strong", "weak", "none"]
+
+
+@dataclass(frozen=True)
+class AnswerCounts:
+    """How the read-out of the direction at a layer and token answers to the `n` texts of one group.
+
+    `counts` are numbers of answers uᵀa in bins of equal width; `median` and `percentile_99` are of |uᵀa|.
+    """
+
+    layer: int
+    token: int
+    group: AnswerGroup
+    n: int
+    median: float
+    percentile_99: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What directions answer in the original model, uᵀa (dimensionless, 1 at the key), in bins from `low` to `high`.
+
+    To the entity in its wordings, to other names (at their last tokens; at all for a direction of a token before
+    the last), and at the tokens of text.
+    """
+
+    low: float
+    high: float
+    rows: tuple[AnswerCounts, ...]
+
+
+@dataclass(frozen=True)
+class ScreenedPlace:
+    """A layer and token that a choice considered, and how far the residual stream moves when its atom is taken away.
+
+    `score` is the mean knowledge score of search facts with this atom alone turned; None where it was not measured.
+    """
+
+    layer: int
+    token: int
+    shift: float
+    score: float | None
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Screening:
+    """All places that a choice considered, measured with one multiplier. `tokens` are a name's, the last one first."""
+
+    tokens: tuple[str, ...]
+    multiplier: float
+    places: tuple[ScreenedPlace, ...]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """The edit chosen for one entity and the knowledge scores that it reached on the search facts.
+
+    `target` and `control` are mean knowledge scores; `candidates_tried` counts what was measured on the way.
+    `screening` is there where directions were considered, `answers` where one was chosen.
+    """
+
+    edits: EntityEdits
+    verdict: Verdict
+    target: float
+    control: float
+    candidates_tried: int
+    answers: Answers | None = None
+    screening: Screening | None = None

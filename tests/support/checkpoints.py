@@ -1,0 +1,39 @@
+"""Finished model folders, written without the command line, and the tensors in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from amnesia.checkpoint import add_file, open_source, write_edited
+from amnesia.domain import Edit
+from amnesia.files import staged_output
+from amnesia.manifest import Manifest
+from amnesia.manifest_file import write_manifest
+from support.tiny import write_with
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Name → tensor of all `model*.safetensors` in a folder."""
+    return {name: tensor for path in folder.glob("model*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def write_output(
+    source: Path,
+    output: Path,
+    edits: Sequence[Edit],
+    writer: Callable[..., Manifest] = write_edited,
+    *,
+    added: Mapping[str, bytes] | None = None,
+    **options: object,
+) -> Manifest:
+    """A complete output, as the command line writes it, with files that are `added`; `options` as of `write_with`."""
+    with staged_output(output, source=source) as staging:
+        manifest = write_with(writer, open_source(source), edits, staging, **options)
+        for name, content in (added or {}).items():
+            manifest = add_file(manifest, staging, name, content)
+        write_manifest(manifest, staging)
+    return manifest

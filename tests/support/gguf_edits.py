@@ -1,0 +1,104 @@
+"""Edits of small GGUF files and what they did, read by the `gguf` package and by transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGUFReader
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
+from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
+
+from amnesia.domain import DirectionEdit, Edit, ModelRef
+from amnesia.gguf_edit import write_edited_gguf
+from amnesia.gguf_verify import undo_gguf
+from amnesia.manifest import Manifest
+from amnesia.manifest_file import write_manifest
+from amnesia.vector import Vector
+from support.tiny import write_with
+from support.tiny_gguf import D_MODEL, write_gguf
+
+# Wide enough for a direction over many columns.
+D_MLP = 512
+DOWN = "blk.{}.ffn_down.weight"
+
+
+def direction(
+    layer: int = 0,
+    columns: tuple[int, ...] = tuple(range(5, D_MLP, 9)),
+    *,
+    multiplier: float = -0.5,
+    seed: int = 0,
+    d_model: int = D_MODEL,
+    size: float = 1.0,
+) -> DirectionEdit:
+    """A direction that reads a long-tailed key and writes numbers of about `size`."""
+    rng = np.random.default_rng(seed)
+    spread = rng.uniform(0.2, 1.0, len(columns))
+    key = rng.standard_t(3, len(columns)) * spread
+    read = key / spread**2 / (key**2 / spread**2).sum()
+    write = rng.normal(size=d_model) * size
+    return DirectionEdit(layer, 0, multiplier, columns, *map(Vector.of, (read, write, key, spread)))
+
+
+def tiny(path: Path, down: GGMLQuantizationType = GGMLQuantizationType.Q4_1, **options) -> Path:
+    """A file with matrices `ffn_down` of shape (D_MODEL, D_MLP) in the type `down`."""
+    path.parent.mkdir(exist_ok=True)
+    return write_gguf(path, GGMLQuantizationType.Q8_0, ffn_down=down, d_mlp=D_MLP, **options)
+
+
+def write(source: Path, folder: Path, *changes: Edit, **options) -> Manifest:
+    """What the command does: edit into an empty folder, then the manifest."""
+    folder.mkdir()
+    manifest = write_with(
+        write_edited_gguf, source, changes, folder, **{"entity": "Ada", "base": ModelRef("tiny"), **options}
+    )
+    write_manifest(manifest, folder)
+    return manifest
+
+
+def undo(folder: Path, target: Path) -> Path:
+    """The new folder `target` with what `folder` was made of."""
+    target.mkdir()
+    undo_gguf(folder, target)
+    return target
+
+
+def delta(*edits: DirectionEdit) -> np.ndarray:
+    """What directions add to the matrix, float64 (d_model, D_MLP)."""
+    total = np.zeros((edits[0].write.size, D_MLP))
+    for edit in edits:
+        outer = np.outer(edit.write.array.astype(float), edit.read.array.astype(float))
+        total[:, edit.columns] += (edit.multiplier - 1) * outer
+    return total
+
+
+def tensors(path: Path, part: str = "") -> dict[str, np.ndarray]:
+    """Dequantized tensors by name, read by the `gguf` package; of those only whose name contains `part`."""
+    reader = GGUFReader(path)
+    return {
+        tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors if part in tensor.name
+    }
+
+
+def changed_bytes(before: Path, after: Path) -> np.ndarray:
+    """Places of the bytes in which two files of one size differ."""
+    first, second = (np.frombuffer(path.read_bytes(), np.uint8) for path in (before, after))
+    assert first.shape == second.shape
+    return np.flatnonzero(first != second)
+
+
+def load(path: Path) -> PreTrainedModel:
+    """The file as transformers builds it, in float32."""
+    return AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    ).eval()
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    """Logits (2, 7, vocabulary) of two rows of tokens."""
+    ids = torch.tensor([[1, 5, 9, 33, 60, 2, 17], [4, 4, 80, 7, 21, 50, 3]])
+    return model(ids).logits

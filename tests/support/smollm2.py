@@ -1,0 +1,26 @@
+"""The real demo model, asked briefly: few facts, and of every neutral text only its beginning."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from amnesia import damage
+from amnesia.neutral import neutral_text
+from support.folders import DATA
+
+MODEL = "smollm2-135m"
+BRIEF_RECIPE = DATA / "steve_jobs_brief.toml"
+N_CHARACTERS = 150
+
+
+@contextlib.contextmanager
+def brief_texts() -> Iterator[None]:
+    """While this is open, damage is measured on the first N_CHARACTERS of each neutral text, an eighth of all tokens."""
+    texts = tuple(replace(text, passages=(text.passages[0][:N_CHARACTERS],)) for text in neutral_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(damage, "neutral_text", lambda: texts)
+        yield
