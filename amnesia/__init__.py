@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from amnesia.notebook import edit, edited, evaluate, extract, localize
+    from amnesia.api import edit, edited, evaluate, extract, localize
 
 __all__ = ["edit", "edited", "evaluate", "extract", "localize"]
 
@@ -18,7 +18,7 @@ __all__ = ["edit", "edited", "evaluate", "extract", "localize"]
 def __getattr__(name: str) -> object:
     # Looked up late, so that `import amnesia` and `amnesia --help` do not load torch.
     if name in __all__:
-        from amnesia import notebook
+        from amnesia import api
 
-        return getattr(notebook, name)
+        return getattr(api, name)
     raise AttributeError(f"module 'amnesia' has no attribute {name!r}")

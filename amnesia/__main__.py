@@ -1,5 +1,5 @@
 """`python -m amnesia` is the command line."""
 
-from amnesia.cli import main
+from amnesia.cli.main import main
 
 main(prog_name="amnesia")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from amnesia.domain import Cell, DirectionEdit, Edit, ModelRef, columns_of, directions_of
+from amnesia.domain import Cell, ModelRef
 from amnesia.errors import InputError
+from amnesia.vector import Vector
 
 Part = Literal["all", "cells", "directions"]
 
@@ -132,3 +133,150 @@ class Joined:
         else:
             multipliers = dict.fromkeys(sorted({column for edit in directions for column in edit.columns}), 1.0)
         return {place.first + index: multiplier for index, multiplier in multipliers.items()}, directions
+
+
+@dataclass(frozen=True, order=True)
+class ColumnEdit:
+    """Multiply the column of the output projection that belongs to `cell` by `multiplier` (1 changes nothing)."""
+
+    cell: Cell
+    multiplier: float = -1.0
+
+    def __str__(self) -> str:
+        return f"{self.cell}×{self.multiplier:g}"
+
+
+@dataclass(frozen=True)
+class DirectionEdit:
+    """Turn what layer `layer` writes about an entity, its atom, by `multiplier` (1 changes nothing, 0 takes it away).
+
+    The output projection W (d_model, d_mlp) becomes W − (1 − multiplier)·v·uᵀ, in which only `columns` change. `read`
+    is u on these n columns (uᵀk = 1 at the entity's key k, near 0 at everything else), `write` is v = W(k − n)
+    (d_model,), what the layer writes about the entity beyond what it writes about any name. `key` is k on the columns,
+    and `spread` the root mean square of the activations there over everything that must stay: with them a writer of
+    few bits chooses what to round up and what down. `token` counts from the name's last token (0) backwards.
+    """
+
+    layer: int
+    token: int
+    multiplier: float
+    columns: tuple[int, ...]
+    read: Vector
+    write: Vector
+    key: Vector
+    spread: Vector
+
+    def __str__(self) -> str:
+        return f"{self.layer}:token −{self.token}×{self.multiplier:g} on {len(self.columns)} columns"
+
+
+Edit = ColumnEdit | DirectionEdit
+
+
+def columns_of(edits: Sequence[Edit]) -> tuple[ColumnEdit, ...]:
+    """The scaled columns among edits of either form."""
+    return tuple(edit for edit in edits if isinstance(edit, ColumnEdit))
+
+
+def directions_of(edits: Sequence[Edit]) -> tuple[DirectionEdit, ...]:
+    """The directions among edits of either form."""
+    return tuple(edit for edit in edits if isinstance(edit, DirectionEdit))
+
+
+def weakened(edit: Edit, strength: float) -> Edit:
+    """The edit with `strength` times its change: 1 is the edit itself, 0 changes nothing, above 1 goes beyond it."""
+    return replace(edit, multiplier=1.0 + strength * (edit.multiplier - 1.0))
+
+
+def no_experts(layer: int) -> None:
+    """What a model without a mixture of experts has in any layer."""
+
+
+def check_edits(
+    edits: Sequence[Edit],
+    n_layers: int,
+    d_model: int,
+    d_mlp: int,
+    model: str,
+    experts_in: Callable[[int], tuple[int, int] | None] = no_experts,
+) -> tuple[Edit, ...]:
+    """Sorted edits, cells first, after checking that each fits the model and that no cell appears twice.
+
+    `experts_in` gives the number of experts in a layer and the neurons of each, or None for a layer without experts,
+    which has `d_mlp` neurons. Raises InputError naming the first cell or direction that is out of range, repeated, or
+    left unchanged by its multiplier.
+    """
+    if not edits:
+        raise InputError("nothing to edit: give at least one LAYER:NEURON")
+    seen: set[Cell] = set()
+    for edit in edits:
+        layer = edit.cell.layer if isinstance(edit, ColumnEdit) else edit.layer
+        if not 0 <= layer < n_layers:
+            raise InputError(
+                f"layer {layer} is out of range: {model} has layers 0–{n_layers - 1}; "
+                "run `amnesia localize` on this model to find its cells"
+            )
+        if not abs(edit.multiplier) < float("inf") or edit.multiplier == 1.0:
+            what = f"cell {edit.cell}" if isinstance(edit, ColumnEdit) else f"a direction of layer {layer}"
+            raise InputError(f"multiplier {edit.multiplier} of {what} changes nothing or is not finite: use -1")
+        if isinstance(edit, DirectionEdit):
+            _check_direction(edit, d_model, d_mlp, model, experts_in(layer))
+            continue
+        if edit.cell in seen:
+            raise InputError(f"cell {edit.cell} is listed twice: give each cell once")
+        seen.add(edit.cell)
+        _check_cell(edit.cell, d_mlp, model, experts_in(layer))
+    return (*sorted(columns_of(edits)), *sorted(directions_of(edits), key=lambda edit: edit.layer))
+
+
+def _check_direction(
+    edit: DirectionEdit, d_model: int, d_mlp: int, model: str, experts: tuple[int, int] | None
+) -> None:
+    if experts is not None:
+        raise InputError(
+            f"layer {edit.layer} of {model} has a mixture of experts: directions need a layer without; edit its cells"
+        )
+    if not edit.columns or list(edit.columns) != sorted(set(edit.columns)) or edit.columns[0] < 0:
+        raise InputError(f"a direction of layer {edit.layer} has malformed columns: expected ascending numbers")
+    if edit.columns[-1] >= d_mlp or edit.write.size != d_model:
+        raise InputError(
+            f"a direction of layer {edit.layer} has column {edit.columns[-1]} and writes {edit.write.size} numbers: "
+            f"{model} has {d_mlp} columns of {d_model}; use the model that the edit was made for"
+        )
+    for name in ("read", "key", "spread"):
+        if getattr(edit, name).size != len(edit.columns):
+            raise InputError(
+                f"a direction of layer {edit.layer} has {getattr(edit, name).size} numbers as `{name}` for "
+                f"{len(edit.columns)} columns: make the edit again"
+            )
+    for name in ("read", "write", "key", "spread"):
+        if not getattr(edit, name).is_finite:
+            raise InputError(
+                f"`{name}` of a direction of layer {edit.layer} holds NaN or infinity: make the edit again"
+            )
+
+
+def _check_cell(cell: Cell, d_mlp: int, model: str, experts: tuple[int, int] | None) -> None:
+    n_neurons = d_mlp if experts is None else experts[1]
+    _check_expert(cell, experts, model)
+    if not 0 <= cell.neuron < n_neurons:
+        find = "run `amnesia localize` on this model to find its cells" if experts is None else "give one of these"
+        owner = f"layer {cell.layer}" if experts is None else f"each expert of layer {cell.layer}"
+        raise InputError(
+            f"neuron {cell.neuron} is out of range: {owner} of {model} has neurons 0–{n_neurons - 1}; {find}"
+        )
+
+
+def _check_expert(cell: Cell, experts: tuple[int, int] | None, model: str) -> None:
+    if experts is None:
+        if cell.expert is not None:
+            raise InputError(
+                f"cell {cell} names an expert: layer {cell.layer} of {model} has none; write it as "
+                f"{Cell(cell.layer, cell.neuron)}"
+            )
+        return
+    known = f"layer {cell.layer} of {model} has experts 0–{experts[0] - 1}"
+    if cell.expert is None:
+        raise InputError(f"cell {cell} names no expert: {known}; write it as LAYER:EXPERT:NEURON")
+    if not 0 <= cell.expert < experts[0]:
+        raise InputError(f"expert {cell.expert} is out of range: {known}; give one of these")

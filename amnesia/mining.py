@@ -9,20 +9,23 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import tomli_w
 
-from amnesia.domain import SPLITS, Fact, ModelRef
+from amnesia.domain import DEFAULT_LOADING, SPLITS, Fact, Loading, ModelRef
 from amnesia.errors import InputError
-from amnesia.measurement import known_facts
-from amnesia.measurement_cache import MeasurementCache
-from amnesia.model import LiveModel
-from amnesia.popqa import PopqaRow, facts_for, is_about
-from amnesia.progress import Progress
-from amnesia.prompts import share_words
-from amnesia.questions import Question, by_turns, types_in
+from amnesia.evaluation.measurement import known_facts
+from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.facts.names import share_words
+from amnesia.facts.popqa import PopqaRow, facts_for, is_about, read_popqa
+from amnesia.facts.questions import Question, by_turns, types_in
+from amnesia.facts.relations import relation_templates
+from amnesia.live.loading import load_source
+from amnesia.live.model import LiveModel
+from amnesia.progress import Progress, Tracker
 from amnesia.recipe import Recipe, Scoring, parse_recipe
-from amnesia.relations import relation_templates
+from amnesia.sources.resolve import resolve
 
 N_CONTROLS = 36
 """Controls that each split gets, as far as the model knows so many."""
@@ -203,3 +206,20 @@ def _by_popularity(rows: Sequence[PopqaRow], names: Sequence[str], relations: se
         if row.relation in relation_templates() and not own and not share_words(row.answer, names):
             found.setdefault(row.subject.casefold(), row)
     return list(found.values())
+
+
+def mine_recipe(
+    model: str,
+    entity: str,
+    popqa: Path,
+    tracker: Tracker,
+    *,
+    aliases: Sequence[str] = (),
+    loading: Loading = DEFAULT_LOADING,
+) -> Mined:
+    """A recipe for an entity, from the rows of a PopQA file that the model knows; see `mining.mine`."""
+    rows = read_popqa(popqa)
+    source = resolve(model, notice=tracker.notice)
+    live = load_source(source, loading)
+    with tracker.task("asking what the model knows") as progress:
+        return mine(live, rows, entity, model=source.ref, aliases=aliases, progress=progress)

@@ -2,52 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
-from amnesia import report
-from amnesia.checkpoint import add_file
 from amnesia.choice.extraction import choose
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
 from amnesia.domain import DEFAULT_LOADING, Format, Loading
 from amnesia.edits import EntityEdits
-from amnesia.errors import LayoutError
-from amnesia.evaluation import Evaluation
-from amnesia.examination import conclude, examine, examine_after
-from amnesia.files import check_output, staged_output
-from amnesia.html import report_html
-from amnesia.layouts import no_hooks
-from amnesia.loading import load, load_adapter
-from amnesia.manifest_file import write_manifest
-from amnesia.mining import Mined, mine
-from amnesia.model import LiveModel
-from amnesia.own_outputs import PAGE_NAME, REPORT_NAME
-from amnesia.plan import plan_edits
-from amnesia.popqa import read_popqa
-from amnesia.progress import Progress
-from amnesia.questions import questions_of
+from amnesia.evaluation.comparison import Evaluation
+from amnesia.evaluation.examination import conclude, examine, examine_after
+from amnesia.evaluation.strength import sweep_strength
+from amnesia.facts.questions import questions_of
+from amnesia.files.cache import cache_folder
+from amnesia.files.staging import PAGE_NAME, REPORT_NAME, check_output, staged_output
+from amnesia.files.strict_json import json_bytes
+from amnesia.live.loading import load_source, loaded
+from amnesia.outputs.write import plan_formats, rounding_notice, spec_of, write_format
+from amnesia.progress import Tracker
 from amnesia.recipe import Recipe
-from amnesia.saving import plan_formats, rounding_notice, spec_of, write_format
-from amnesia.sources import ModelSource, cache_folder, convert_gguf, resolve
-from amnesia.strict_json import json_bytes
-from amnesia.sweep import sweep_strength
-
-
-class Tracker(Protocol):
-    """Where long work reports: one line about what begins, and a context that counts its steps.
-
-    The steps are bytes where `n_bytes` says how many there will be, and prompts otherwise.
-    """
-
-    def notice(self, line: str) -> None: ...
-
-    def task(self, line: str, n_bytes: int | None = None) -> contextlib.AbstractContextManager[Progress]: ...
+from amnesia.report import document
+from amnesia.report.page import report_html
+from amnesia.sources.resolve import resolve
+from amnesia.weights.checkpoint import add_file
+from amnesia.weights.manifest_file import write_manifest
+from amnesia.weights.plan import plan_edits
 
 
 @dataclass(frozen=True)
@@ -121,7 +102,7 @@ def run(
             written.append((name, folder, manifest))
         accepted = all(evaluation.accepted(recipe.accept) for evaluation in evaluations.values())
         for name, folder, manifest in written:
-            documents[name] = report.report_json(
+            documents[name] = document.report_json(
                 evaluations[name],
                 recipe.target.entity,
                 source.ref,
@@ -133,46 +114,5 @@ def run(
             )
             manifest = add_file(manifest, folder, REPORT_NAME, json_bytes(documents[name]))
             manifest = add_file(manifest, folder, PAGE_NAME, report_html(documents[name]).encode())
-            write_manifest(replace(manifest, scores=report.scores_summary(evaluations[name])), folder)
+            write_manifest(replace(manifest, scores=document.scores_summary(evaluations[name])), folder)
     return RunResult(extraction, evaluations, documents, accepted, output)
-
-
-def mine_recipe(
-    model: str,
-    entity: str,
-    popqa: Path,
-    tracker: Tracker,
-    *,
-    aliases: Sequence[str] = (),
-    loading: Loading = DEFAULT_LOADING,
-) -> Mined:
-    """A recipe for an entity, from the rows of a PopQA file that the model knows; see `mining.mine`."""
-    rows = read_popqa(popqa)
-    source = resolve(model, notice=tracker.notice)
-    live = load_source(source, loading)
-    with tracker.task("asking what the model knows") as progress:
-        return mine(live, rows, entity, model=source.ref, aliases=aliases, progress=progress)
-
-
-def load_source(source: ModelSource, loading: Loading = DEFAULT_LOADING, *, hooked: bool = True) -> LiveModel:
-    """Load a model after its files have been looked over: damage is then named by file, before anything is read.
-
-    `hooked` says that its activations will be watched or changed. Raises what `open_source` and `load` raise, and
-    LayoutError when a mixture of experts should be hooked.
-    """
-    if source.checkpoint.shape.n_experts and hooked:
-        raise LayoutError(no_hooks(str(source)))
-    return load(source.folder, str(source), loading)
-
-
-@contextlib.contextmanager
-def loaded(name: Format, source: ModelSource, folder: Path, loading: Loading = DEFAULT_LOADING) -> Iterator[LiveModel]:
-    """The saved output, loaded afresh with the plain libraries, as its users will load it."""
-    if name == "safetensors":
-        yield load(folder, str(folder), loading)
-    elif name == "adapter":
-        yield load_adapter(source.folder, folder, str(folder), loading)
-    else:
-        with TemporaryDirectory(prefix="amnesia-") as scratch:
-            convert_gguf(folder / source.require_gguf().name, Path(scratch))
-            yield load(Path(scratch), str(folder), loading)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 Progress = Callable[[int], None]
 """Told of steps as they are done, by their number since it was last told: bytes written, or prompts asked."""
@@ -19,3 +22,33 @@ def ignore_progress(count: int) -> None:
 def unwatched(n_bytes: int) -> contextlib.AbstractContextManager[Progress]:
     """The watch that nobody keeps."""
     return contextlib.nullcontext(ignore_progress)
+
+
+class Tracker(Protocol):
+    """Where long work reports: one line about what begins, and a context that counts its steps.
+
+    The steps are bytes where `n_bytes` says how many there will be, and prompts otherwise.
+    """
+
+    def notice(self, line: str) -> None: ...
+
+    def task(self, line: str, n_bytes: int | None = None) -> contextlib.AbstractContextManager[Progress]: ...
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the progress bars and notices of transformers and PEFT off the terminal while the block runs."""
+    from transformers.utils import logging as hf_logging
+
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.ERROR)
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # What they deprecate in each other is no concern of the user's.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, Cell, ColumnEdit, Fact, Format, ModelRef
+from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, Cell, Fact, Format, ModelRef
+from amnesia.edits import ColumnEdit
 from amnesia.errors import RecipeError
 
 BASELINES = ("contrast", "generic")

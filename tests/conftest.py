@@ -55,7 +55,7 @@ def pytest_runtest_setup(item):
 @pytest.fixture(scope="session")
 def smollm2():
     """The real demo model on disk, fetched and converted once."""
-    from amnesia.sources import resolve
+    from amnesia.sources.resolve import resolve
 
     return resolve("smollm2-135m")
 
@@ -63,7 +63,7 @@ def smollm2():
 @pytest.fixture(scope="session")
 def smollm2_live(smollm2):
     """The real demo model in memory, for tests that leave it as it is."""
-    from amnesia.loading import load
+    from amnesia.live.loading import load
 
     return load(smollm2.folder, smollm2.id)
 

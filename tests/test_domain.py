@@ -1,6 +1,7 @@
 import pytest
 
-from amnesia.domain import Cell, ColumnEdit, Fact, ModelRef, check_edits
+from amnesia.domain import Cell, Fact, ModelRef
+from amnesia.edits import ColumnEdit, check_edits
 from amnesia.errors import AmnesiaError, InputError, first_line
 
 

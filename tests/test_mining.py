@@ -4,12 +4,12 @@ import pytest
 
 from amnesia.domain import Fact, ModelRef
 from amnesia.errors import InputError
-from amnesia.forward import answer_logprobs
+from amnesia.facts.names import unseen_names
+from amnesia.facts.popqa import PopqaRow
+from amnesia.facts.relations import relation_templates
+from amnesia.live.forward import answer_logprobs
 from amnesia.mining import mine, recipe_text
-from amnesia.popqa import PopqaRow
-from amnesia.prompts import unseen_names
 from amnesia.recipe import Accept, EditOptions, LocalizeOptions, Recipe, Scoring, Target, parse_recipe
-from amnesia.relations import relation_templates
 from support.tiny_recipe import WORDS
 from support.tiny_text import tiny_live
 

@@ -8,18 +8,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amnesia import pipeline
-from amnesia.domain import Cell, ColumnEdit, ModelRef
-from amnesia.edit_rows import edit_json
+from amnesia.domain import Cell, ModelRef
+from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, OutputError, SourceError
-from amnesia.html import report_html
-from amnesia.loading import load
-from amnesia.manifest_file import read_manifest
-from amnesia.model import freeze, wrap
-from amnesia.own_outputs import MANIFEST_NAME
-from amnesia.pipeline import load_source, run
-from amnesia.proofs import outputs_in, prove
+from amnesia.files.staging import MANIFEST_NAME
+from amnesia.live import loading
+from amnesia.live.loading import load, load_source
+from amnesia.live.model import freeze, wrap
+from amnesia.outputs.proofs import outputs_in, prove
+from amnesia.pipeline import run
 from amnesia.recipe import parse_recipe
-from amnesia.sources import resolve
+from amnesia.report.page import report_html
+from amnesia.sources.resolve import resolve
+from amnesia.weights.edit_rows import edit_json
+from amnesia.weights.manifest_file import read_manifest
 from support.folders import tree
 from support.reports import check_report_json
 from support.tiny_recipe import recipe_text, unknown_fact
@@ -167,7 +169,7 @@ def test_a_failure_leaves_the_old_output_and_the_source(tmp_path, model, live, m
         "evaluation": ("load_adapter", fail),
         "manifest": ("write_manifest", fail),
     }[when]
-    monkeypatch.setattr(pipeline, name, function)
+    monkeypatch.setattr(loading if name == "load_adapter" else pipeline, name, function)
     source = tree(model)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / MANIFEST_NAME).write_text("old")
@@ -179,7 +181,7 @@ def test_a_failure_leaves_the_old_output_and_the_source(tmp_path, model, live, m
 
 
 def test_what_cannot_be_written_is_noticed_before_the_work(tmp_path, model, live, monkeypatch):
-    monkeypatch.setattr(pipeline, "load", lambda *_: pytest.fail("the model must not be loaded"))
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the model must not be loaded"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").touch()
     for text, output, message in (

@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from amnesia.encoding import encode, place
-from amnesia.labels import is_target
-from amnesia.localization import localize
-from amnesia.prompts import entity_templates, generic_sentences
+from amnesia.evaluation.labels import is_target
+from amnesia.facts.names import entity_templates, generic_sentences
+from amnesia.live.tokens import encode, place
+from amnesia.localization.cells import localize
 from amnesia.recipe import load_recipe
 from oracles.scores_elsewhere import assert_scores_of_the_report
 from support.commands import done

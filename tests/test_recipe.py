@@ -2,7 +2,8 @@
 
 import pytest
 
-from amnesia.domain import Cell, ColumnEdit, Fact, ModelRef
+from amnesia.domain import Cell, Fact, ModelRef
+from amnesia.edits import ColumnEdit
 from amnesia.errors import RecipeError
 from amnesia.recipe import KEYS, Accept, LocalizeOptions, Scoring, Translation, load_recipe, parse_layers, parse_recipe
 

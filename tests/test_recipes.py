@@ -4,7 +4,7 @@ import tomllib
 import pytest
 
 from amnesia.domain import ModelRef
-from amnesia.prompts import unseen_names
+from amnesia.facts.names import unseen_names
 from amnesia.recipe import load_recipe
 from support.folders import ROOT
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from amnesia.directions.keys import name_keys
 from amnesia.directions.moments import BystanderMoments
 from amnesia.directions.solve import ReadOut, read_outs, supports
-from amnesia.domain import Cell, ColumnEdit, DirectionEdit, Edit
+from amnesia.domain import Cell
+from amnesia.edits import ColumnEdit, DirectionEdit, Edit
 from amnesia.errors import InputError
-from amnesia.model import LiveModel, not_finite
+from amnesia.live.model import LiveModel, not_finite
 from amnesia.vector import Vector
 
 _NEAREST = 0.2  # Share of other names, the nearest in what the layer writes, whose mean stands for "any name".

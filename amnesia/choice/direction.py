@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from amnesia.choice.atoms import Atom, Name, harm
 from amnesia.choice.known import KnownFacts, mean_score, some
 from amnesia.choice.settings import ChoiceSettings
-from amnesia.domain import Edit
-from amnesia.model import LiveModel, edited
+from amnesia.edits import Edit
+from amnesia.live.model import LiveModel, edited
 from amnesia.progress import Progress
 
 Group = tuple[Atom, ...]

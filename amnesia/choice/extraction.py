@@ -17,15 +17,14 @@ from amnesia.choice.results import Answers, Extraction, Screening, Verdict
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.choice.shown import answers_of, screening_of
 from amnesia.directions.moments import early_layers, moments_of
-from amnesia.domain import ColumnEdit, Edit
-from amnesia.edits import EntityEdits
+from amnesia.edits import ColumnEdit, Edit, EntityEdits
 from amnesia.errors import InputError
-from amnesia.localization import SETTINGS, CellMap, cell_maps, layer_range
-from amnesia.measurement import known_facts
-from amnesia.model import LiveModel, edited
+from amnesia.evaluation.measurement import known_facts
+from amnesia.facts.names import share_words
+from amnesia.facts.questions import questions_of
+from amnesia.live.model import LiveModel, edited
+from amnesia.localization.cells import SETTINGS, CellMap, cell_maps, layer_range
 from amnesia.progress import Progress
-from amnesia.prompts import share_words
-from amnesia.questions import questions_of
 from amnesia.recipe import Accept, Recipe
 
 Task = Callable[[str], contextlib.AbstractContextManager[Progress]]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from amnesia.domain import ROLES
 from amnesia.errors import InputError
-from amnesia.forward import answer_logprobs
-from amnesia.measurement import KnownFact, check_known, scores_of
-from amnesia.model import LiveModel
+from amnesia.evaluation.measurement import KnownFact, check_known, scores_of
+from amnesia.live.forward import answer_logprobs
+from amnesia.live.model import LiveModel
 
 KnownFacts = tuple[KnownFact, ...]
 

@@ -10,8 +10,8 @@ from amnesia.choice.atoms import Name
 from amnesia.choice.direction import DirectionChoice, Trial
 from amnesia.choice.results import AnswerCounts, AnswerGroup, Answers, ScreenedPlace, Screening
 from amnesia.directions.keys import name_rows, token_texts
-from amnesia.domain import DirectionEdit, Edit, directions_of
-from amnesia.forward import activations
+from amnesia.edits import DirectionEdit, Edit, directions_of
+from amnesia.live.forward import activations
 
 BINS = 60
 """Of a histogram, over the range of all answers."""

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from amnesia.encoding import Placed, encode
-from amnesia.forward import activations
-from amnesia.model import LiveModel
+from amnesia.facts.names import entity_templates
+from amnesia.facts.relations import relation_templates
+from amnesia.live.forward import activations
+from amnesia.live.model import LiveModel
+from amnesia.live.tokens import Placed, encode
 from amnesia.progress import Progress
-from amnesia.prompts import entity_templates
-from amnesia.relations import relation_templates
 
 
 def wordings() -> tuple[str, ...]:

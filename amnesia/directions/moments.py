@@ -27,19 +27,13 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from amnesia.directions.response import Response, half, response_of
-from amnesia.encoding import Placed, encode
 from amnesia.errors import InputError
-from amnesia.forward import activations
-from amnesia.model import LiveModel, hooks, plain_generation
+from amnesia.facts.names import code_snippets, contrast_entities, foreign_sentences, name_wordings, neutral_texts
+from amnesia.files.cache import scratch_folder
+from amnesia.live.forward import activations
+from amnesia.live.model import LiveModel, hooks, plain_generation
+from amnesia.live.tokens import Placed, encode
 from amnesia.progress import Progress
-from amnesia.prompts import (
-    code_snippets,
-    contrast_entities,
-    foreign_sentences,
-    name_wordings,
-    neutral_texts,
-)
-from amnesia.scratch import scratch_folder
 
 _UNUSED = ("_name_or_path", "architectures", "transformers_version")  # Of a configuration, by what a model does.
 _VERSION = 3  # Of what is gathered; another number makes files that are kept be made again.

@@ -35,25 +35,27 @@ from amnesia.choice.atoms import Name, harm
 from amnesia.choice.direction import DirectionChoice, Group, Trial
 from amnesia.choice.extraction import choose, reserved_names
 from amnesia.choice.known import KnownFacts, select_known
-from amnesia.damage import Impression, impression
 from amnesia.directions.moments import BystanderMoments, early_layers, moments_of
-from amnesia.domain import Edit, ModelRef, directions_of
-from amnesia.edit_rows import edit_json, read_edit
+from amnesia.domain import ModelRef
+from amnesia.edits import Edit, directions_of
 from amnesia.errors import InputError
-from amnesia.labels import kind_of
-from amnesia.loading import load
-from amnesia.measurement import known_facts, measure
-from amnesia.measurement_cache import MeasurementCache
+from amnesia.evaluation.damage import Impression, impression
+from amnesia.evaluation.labels import kind_of
+from amnesia.evaluation.measurement import known_facts, measure
+from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.facts.names import share_words
+from amnesia.facts.popqa import PopqaRow, read_popqa
+from amnesia.facts.questions import Question, questions_of
+from amnesia.facts.texts import neutral_text
+from amnesia.files.cache import cache_folder
+from amnesia.files.strict_json import StrictJson
+from amnesia.live.loading import load
+from amnesia.live.model import LiveModel, edited
 from amnesia.mining import mine
-from amnesia.model import LiveModel, edited
-from amnesia.neutral import neutral_text
-from amnesia.popqa import PopqaRow, read_popqa
-from amnesia.prompts import share_words
-from amnesia.questions import Question, questions_of
 from amnesia.recipe import Recipe, Scoring
-from amnesia.sources import cache_folder, resolve
-from amnesia.strict_json import StrictJson
+from amnesia.sources.resolve import resolve
 from amnesia.vector import Vector
+from amnesia.weights.edit_rows import edit_json, read_edit
 
 JSON = StrictJson("the results file", InputError, "remove it")
 TABLE = Path(__file__).with_name("entities.tsv")

@@ -46,23 +46,24 @@ from extraction import BOUNDS, JSON, TABLE, lines, minable, tenth_percentile
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
-from amnesia.damage import impression
-from amnesia.domain import DirectionEdit, Loading, directions_of
-from amnesia.edit_rows import read_edit
+from amnesia.domain import Loading
+from amnesia.edits import DirectionEdit, directions_of
 from amnesia.errors import NumericalError
-from amnesia.gguf_codes import CODES, codes_of
-from amnesia.gguf_file import GgufFile, GgufTensor
-from amnesia.gguf_pieces import Down, TensorBytes
-from amnesia.labels import kind_of
-from amnesia.loading import load
-from amnesia.measurement import known_facts, measure
-from amnesia.measurement_cache import MeasurementCache
-from amnesia.model import LiveModel
-from amnesia.neutral import neutral_text
-from amnesia.popqa import read_popqa
-from amnesia.questions import questions_of
+from amnesia.evaluation.damage import impression
+from amnesia.evaluation.labels import kind_of
+from amnesia.evaluation.measurement import known_facts, measure
+from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.facts.popqa import read_popqa
+from amnesia.facts.questions import questions_of
+from amnesia.facts.texts import neutral_text
+from amnesia.live.loading import load
+from amnesia.live.model import LiveModel
 from amnesia.recipe import Recipe
-from amnesia.sources import resolve
+from amnesia.sources.resolve import resolve
+from amnesia.weights.edit_rows import read_edit
+from amnesia.weights.gguf.codes import CODES, codes_of
+from amnesia.weights.gguf.container import GgufFile, GgufTensor
+from amnesia.weights.gguf.pieces import Down, TensorBytes
 
 TYPES = tuple(kind.name for kind in CODES if kind is not GGMLQuantizationType.F32)
 KINDS = ("target", "held_out_target", "control", "held_out_control")

@@ -29,14 +29,14 @@ import torch
 from torch.nn.functional import linear
 
 from amnesia.domain import Loading
-from amnesia.encoding import place
-from amnesia.loading import load
-from amnesia.localization import SETTINGS, CellMap, cell_maps, contrast_pairs
-from amnesia.packing import TREE_TOKENS, trees
-from amnesia.passes import batches
-from amnesia.prompts import entity_templates, share_words
-from amnesia.sources import resolve
-from amnesia.statistics import Moments, stability, z_moments
+from amnesia.facts.names import entity_templates, share_words
+from amnesia.live.batches import batches
+from amnesia.live.loading import load
+from amnesia.live.tokens import place
+from amnesia.live.trees import TREE_TOKENS, trees
+from amnesia.localization.cells import SETTINGS, CellMap, cell_maps, contrast_pairs
+from amnesia.localization.moments import Moments, stability, z_moments
+from amnesia.sources.resolve import resolve
 
 OPENINGS = (
     "", "Well, ", "Now, ", "Yes, ", "So, ", "Then, ", "Once more, ", "First of all, ", "In short, ", "As we know, ",

@@ -28,17 +28,17 @@ from amnesia.directions.keys import name_keys
 from amnesia.directions.moments import MomentSettings, early_layers
 from amnesia.directions.response import response_of
 from amnesia.directions.solve import read_outs, supports
-from amnesia.domain import directions_of
-from amnesia.edit_rows import read_edit
-from amnesia.encoding import Placed, encode
+from amnesia.edits import directions_of
 from amnesia.errors import InputError
-from amnesia.forward import activations
-from amnesia.loading import load
-from amnesia.model import LiveModel
-from amnesia.popqa import read_popqa
-from amnesia.prompts import name_wordings, neutral_texts, share_words
-from amnesia.sources import resolve
-from amnesia.strict_json import StrictJson
+from amnesia.facts.names import name_wordings, neutral_texts, share_words
+from amnesia.facts.popqa import read_popqa
+from amnesia.files.strict_json import StrictJson
+from amnesia.live.forward import activations
+from amnesia.live.loading import load
+from amnesia.live.model import LiveModel
+from amnesia.live.tokens import Placed, encode
+from amnesia.sources.resolve import resolve
+from amnesia.weights.edit_rows import read_edit
 
 TABLE = Path(__file__).with_name("entities.tsv")
 JSON = StrictJson("the results file", InputError, "remove it")

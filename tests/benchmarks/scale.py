@@ -52,12 +52,12 @@ from amnesia.directions.keys import name_keys
 from amnesia.directions.moments import BystanderMoments, MomentSettings, early_layers, moments_of
 from amnesia.directions.solve import MAX_ELIMINATED, read_outs, supports
 from amnesia.domain import Fact
-from amnesia.measurement import KnownFact, Unknown, measure
-from amnesia.model import LiveModel, freeze, wrap
-from amnesia.prompts import code_snippets, contrast_entities, foreign_sentences, neutral_texts, share_words
-from amnesia.questions import Question
+from amnesia.evaluation.measurement import KnownFact, Unknown, measure
+from amnesia.facts.names import code_snippets, contrast_entities, foreign_sentences, neutral_texts, share_words
+from amnesia.facts.questions import Question
+from amnesia.facts.relations import relation_templates
+from amnesia.live.model import LiveModel, freeze, wrap
 from amnesia.recipe import Scoring
-from amnesia.relations import relation_templates
 
 SHAPES = {
     "qwen2.5-7b": {

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 from amnesia.domain import Cell
-from amnesia.encoding import continuations
-from amnesia.interventions import Asked, place_asked, varied_logprobs
-from amnesia.loading import load
+from amnesia.live.interventions import Asked, place_asked, varied_logprobs
+from amnesia.live.loading import load
+from amnesia.live.tokens import continuations
 from amnesia.recipe import load_recipe
-from amnesia.sources import resolve
+from amnesia.sources.resolve import resolve
 
 CELLS = [Cell(2, 273), Cell(5, 621), Cell(7, 117)]
 N_TRACED = 3

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from amnesia.checkpoint import add_file, open_source, write_edited
-from amnesia.domain import Edit
-from amnesia.files import staged_output
-from amnesia.manifest import Manifest
-from amnesia.manifest_file import write_manifest
+from amnesia.edits import Edit
+from amnesia.files.staging import staged_output
+from amnesia.weights.checkpoint import add_file, open_source, write_edited
+from amnesia.weights.manifest import Manifest
+from amnesia.weights.manifest_file import write_manifest
 from support.tiny import write_with
 
 

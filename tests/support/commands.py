@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from click.testing import CliRunner, Result
 
-from amnesia.cli import main
+from amnesia.cli.main import main
 
 
 def call(*arguments: object) -> Result:

@@ -11,12 +11,13 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
-from amnesia.domain import DirectionEdit, Edit, ModelRef
-from amnesia.gguf_edit import write_edited_gguf
-from amnesia.gguf_verify import undo_gguf
-from amnesia.manifest import Manifest
-from amnesia.manifest_file import write_manifest
+from amnesia.domain import ModelRef
+from amnesia.edits import DirectionEdit, Edit
 from amnesia.vector import Vector
+from amnesia.weights.gguf.edit import write_edited_gguf
+from amnesia.weights.gguf.proof import undo_gguf
+from amnesia.weights.manifest import Manifest
+from amnesia.weights.manifest_file import write_manifest
 from support.tiny import write_with
 from support.tiny_gguf import D_MODEL, write_gguf
 

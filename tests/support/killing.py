@@ -14,14 +14,14 @@ import threading
 import time
 from pathlib import Path
 
-from amnesia.domain import Cell, ColumnEdit, ModelRef
-from amnesia.edits import EditSpec, EntityEdits
+from amnesia.domain import Cell, ModelRef
+from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError
-from amnesia.in_place import edit_in_place, undo_in_place
-from amnesia.journal import recover
-from amnesia.proofs import take_back
-from amnesia.saving import save
-from amnesia.sources import ModelSource
+from amnesia.files.journal import recover
+from amnesia.outputs.in_place import edit_in_place, undo_in_place
+from amnesia.outputs.proofs import take_back
+from amnesia.outputs.write import save
+from amnesia.sources.source import ModelSource
 
 PARIS = EntityEdits("Paris", (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(1, 4), 0.3)))
 # Functions of the system, and methods of files, after which the disk is another one; `__exit__` closes a file.

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from amnesia import damage
-from amnesia.neutral import neutral_text
+from amnesia.evaluation import damage
+from amnesia.facts.texts import neutral_text
 from support.folders import DATA
 
 MODEL = "smollm2-135m"

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from amnesia.domain import DirectionEdit, Edit, ModelRef
-from amnesia.edits import EditSpec, EntityEdits, Joined
-from amnesia.gguf_edit import plan_gguf
-from amnesia.layouts import LAYOUTS
-from amnesia.manifest import Manifest
-from amnesia.plan import Plan
+from amnesia.architectures import LAYOUTS
+from amnesia.domain import ModelRef
+from amnesia.edits import DirectionEdit, Edit, EditSpec, EntityEdits, Joined
 from amnesia.vector import Vector
+from amnesia.weights.gguf.edit import plan_gguf
+from amnesia.weights.manifest import Manifest
+from amnesia.weights.plan import Plan
 
 N_LAYERS = 3
 D_MODEL = 32

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from amnesia.forward import answer_logprobs
-from amnesia.model import LiveModel
-from amnesia.prompts import unseen_names
+from amnesia.facts.names import unseen_names
+from amnesia.live.forward import answer_logprobs
+from amnesia.live.model import LiveModel
 
 WORDINGS = {
     "search": ("the capital of {entity} is", "people in {entity} like", "the oldest building in {entity} was"),

@@ -7,8 +7,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from amnesia.model import LiveModel, freeze, wrap
-from amnesia.prompts import contrast_entities, entity_templates, generic_sentences
+from amnesia.facts.names import contrast_entities, entity_templates, generic_sentences
+from amnesia.live.model import LiveModel, freeze, wrap
 from support.tiny import tiny_model
 
 VOCAB_SIZE = 600

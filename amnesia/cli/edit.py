@@ -1,0 +1,209 @@
+"""The commands that work on the bytes of files: edit, verify, undo. None of them builds a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from amnesia.cli.terminal import Terminal, as_json, force_option, print_json
+from amnesia.domain import FORMATS, WIDER_TYPES, Format, ModelRef
+from amnesia.errors import InputError
+
+if TYPE_CHECKING:
+    from amnesia.weights.manifest import Manifest
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--edit", "edit_files", multiple=True, type=click.Path(path_type=Path), help="File of `extract -o`; repeatable."
+)
+@click.option(
+    "--cell", "cells", multiple=True, metavar="L:N", help="Layer and neuron (L:EXPERT:N with experts); repeatable."
+)
+@click.option("--multiplier", type=float, help="Multiplier of every --cell. Default: -1.")
+@click.option("--entity", help="Name of the entity of --cell, for the manifest.")
+@click.option("--format", "format_name", type=click.Choice(FORMATS), help="Default: gguf for .gguf, else safetensors.")
+@click.option(
+    "--tensor-type",
+    type=click.Choice(WIDER_TYPES),
+    help="Store GGUF tensors that get a direction in this type. Default: their own.",
+)
+@click.option("--link", is_flag=True, help="Hard-link untouched files: fast, but both folders then share them.")
+@click.option("--allow-overlap", is_flag=True, help="Edit a column again that an earlier edit already changed.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--in-place", is_flag=True, help="Write the columns into MODEL itself; `undo --in-place` restores it.")
+@force_option
+@as_json
+def edit(
+    model: str,
+    edit_files: tuple[Path, ...],
+    cells: tuple[str, ...],
+    multiplier: float | None,
+    entity: str | None,
+    format_name: Format | None,
+    tensor_type: str | None,
+    link: bool,
+    allow_overlap: bool,
+    output: Path | None,
+    in_place: bool,
+    force: bool,
+    json_output: bool,
+) -> None:
+    """Write an edited copy of MODEL. Needs no GPU, and never builds the model."""
+    from amnesia.files.staging import check_output
+    from amnesia.outputs import write
+    from amnesia.sources import resolve
+
+    if bool(edit_files) == bool(cells):
+        raise InputError("give the edit either as --edit FILE or as --cell LAYER:NEURON")
+    if edit_files and (multiplier is not None or entity is not None):
+        raise InputError("--multiplier and --entity belong to --cell: the edit file says both itself")
+    if cells:
+        groups = [write.edits_from_cells(cells, -1.0 if multiplier is None else multiplier, entity)]
+    else:
+        groups = [group for path in edit_files for group in write.edits_from_file(path)]
+    _recover(Path(model))
+    if in_place:
+        if output or link or force or format_name or tensor_type:
+            raise InputError("--in-place writes MODEL itself: drop -o, --link, --force, --format and --tensor-type")
+        if not Path(model).exists() or model in resolve.BUILT_IN:
+            raise InputError(f"{model} is not a folder or .gguf file here: only those can be edited in place")
+        from amnesia.edits import EditSpec
+        from amnesia.outputs.in_place import edit_in_place
+
+        with Terminal().task("editing in place"):
+            manifest = edit_in_place(Path(model), EditSpec(tuple(groups), ModelRef(model), allow_overlap=allow_overlap))
+        _print_edit(manifest, Path(model), json_output)
+        return
+    if output is None:
+        raise InputError("no output: give a new folder with -o, or edit MODEL itself with --in-place")
+    name = format_name or ("gguf" if model.endswith(".gguf") else "safetensors")
+    if tensor_type is not None and name != "gguf":
+        raise InputError("--tensor-type is for GGUF files: add --format gguf, or drop it")
+    # Checked again with the model; a large one must not be fetched for nothing.
+    check_output(output, force=force)
+    terminal = Terminal()
+    if name == "adapter" and not resolve.is_on_disk(model):
+        from amnesia.sources.remote import open_remote
+
+        source = open_remote(resolve.hub_ref(model))
+        line = f"writing {name} from the Hub, of which only the edited tensors are read"
+    else:
+        find = resolve.resolve_file if name == "gguf" else resolve.resolve
+        source = find(model, notice=terminal.notice)
+        line = f"writing {name}"
+    manifest = write.save(
+        name,
+        source,
+        groups,
+        output,
+        force=force,
+        link=link,
+        allow_overlap=allow_overlap,
+        tensor_type=tensor_type,
+        watch=lambda n_bytes: terminal.task(line, n_bytes),
+    )
+    _print_edit(manifest, output, json_output)
+
+
+def _recover(path: Path) -> None:
+    """An edit in place that was interrupted is taken back before anything reads the files."""
+    from amnesia.files.journal import recover
+
+    folder = path.parent if path.is_file() else path
+    if recover(folder):
+        Terminal().notice(f"an interrupted edit of {folder} was taken back: its files are as before")
+
+
+def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
+    from amnesia.outputs.write import rounding_notice
+
+    if line := rounding_notice(manifest):
+        Terminal().notice(line)
+    if json_output:
+        print_json(manifest.to_json())
+        return
+    n = sum(len(row.indices) for row in manifest.tensors)
+    share = min((row.share for row in manifest.tensors if row.share is not None), default=None)
+    codes = "" if share is None else f", {share:.4f} of the edit kept by their codes"
+    click.echo(f"{n} columns in {len(manifest.tensors)} tensors edited ({manifest.format}{codes}); written to {output}")
+
+
+@click.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--base", help="The model that was edited: every byte is then compared with it.")
+@click.option("--behaviour", is_flag=True, help="Load OUTPUT and its base and ask both about the target facts.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="Facts for --behaviour. Default: those of OUTPUT.")
+@as_json
+def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None, json_output: bool) -> None:
+    """Prove from the bytes that exactly the declared columns of OUTPUT changed, and nothing else.
+
+    With --behaviour the models are loaded instead, and OUTPUT may be any model or adapter folder that should have the
+    edit, for example one that was merged elsewhere: its answers about the targets must not be those of the base.
+    """
+    if recipe is not None and not behaviour:
+        raise InputError("--recipe is for --behaviour: bytes are proven without facts")
+    _recover(output)
+    if behaviour:
+        from amnesia.evaluation.behaviour import check_behaviour
+
+        report = check_behaviour(output, Terminal(), base=base, recipe_path=recipe)
+        if json_output:
+            print_json(dataclasses.asdict(report))
+        else:
+            click.echo(
+                f"{output}: answers to {report.n_targets} target facts changed by {report.change:.2f} nats in the mean "
+                f"(log-probability {report.before:.2f} before, {report.after:.2f} after)"
+            )
+        return
+    from amnesia.outputs import proofs
+
+    folders = proofs.outputs_in(output)
+    reports = [(folder, proofs.prove_against(folder, base, Terminal().notice)) for folder in folders]
+    if json_output:
+        print_json({str(folder): dataclasses.asdict(row) for folder, row in reports})
+        return
+    for folder, row in reports:
+        proof = "compared with the base" if row.base_read else "by the hashes in the manifest"
+        click.echo(
+            f"{folder}: {row.n_cells} columns in {row.n_tensors} tensors changed as declared ({row.format}, "
+            f"{row.entity}); {row.n_files} files proven {proof}"
+        )
+        if row.unproven:
+            click.echo(f"  {len(row.unproven)} files can only be proven with --base")
+
+
+@click.command()
+@click.argument("edited", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--in-place", is_flag=True, help="Restore the files of EDITED themselves, its newest edit only.")
+@click.option("--every-step", is_flag=True, help="Take back all edits that were made on top of each other.")
+@force_option
+def undo(edited: Path, output: Path | None, in_place: bool, every_step: bool, force: bool) -> None:
+    """Restore the original bytes of the model in the folder EDITED, from its manifest."""
+    from amnesia.outputs import proofs
+
+    if in_place == (output is not None) or (in_place and (every_step or force)):
+        raise InputError("give either -o FOLDER, or --in-place without --every-step and --force")
+    _recover(edited)
+    if output is None:
+        from amnesia.outputs.in_place import undo_in_place
+
+        output = edited.parent if edited.is_file() else edited
+        with Terminal().task("restoring"):
+            manifest = undo_in_place(output)
+        click.echo(f"{manifest.entity} is back: {output} is as it was before the edit")
+        return
+    terminal = Terminal()
+    manifest = proofs.take_back(
+        edited,
+        output,
+        force=force,
+        every_step=every_step,
+        watch=lambda n_bytes: terminal.task("restoring", n_bytes),
+    )
+    click.echo(f"{manifest.entity} is back: {manifest.base.ref.name} as it was, in {output}")

@@ -1,0 +1,369 @@
+"""The commands that repeat the experiments on entity cells: each writes its numbers as JSON and a figure of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from amnesia.cli.options import (
+    Experiment,
+    Subject,
+    an_experiment,
+    cells_option,
+    factor_option,
+    load_model,
+    on_a_recipe,
+    plots_option,
+    value_option,
+)
+from amnesia.cli.terminal import Terminal, as_json, lines_of, on_device, print_json, write_file
+from amnesia.domain import Cell, Loading
+from amnesia.errors import InputError, OutputError, os_errors_as
+from amnesia.experiments import figures
+from amnesia.facts.variants import Variant, distinct, variants_of
+from amnesia.files.strict_json import json_bytes
+from amnesia.recipe import BASELINES, load_recipe, parse_layers, translation
+
+if TYPE_CHECKING:
+    from amnesia.experiments.atlas import AtlasSummary
+    from amnesia.recipe import Translation
+
+
+@click.command()
+@click.argument("model")
+@click.argument("entities", nargs=-1, required=True)
+@click.option("--prompts", "n_prompts", default=100, show_default=True, help="Prompts about each entity.")
+@click.option("--layers", help="Layers to look at, for example 0-9. Default: all.")
+@an_experiment("layers")
+def layers(run: Experiment, model: str, entities: tuple[str, ...], n_prompts: int, layers: str | None) -> None:
+    """Significance of each layer of MODEL for each of ENTITIES: how alike its MLP outputs are over many prompts."""
+    span = None if layers is None else parse_layers(layers)
+    from amnesia.experiments.layers import layer_significance
+
+    live = run.load(model)
+    with run.task("reading MLP outputs") as progress:
+        result = layer_significance(live, entities, n_prompts=n_prompts, layers=span, progress=progress)
+    lines = [f"{'entity':<28} {'layer':>5} {'S':>9}   runners-up"]
+    for row in result.entities:
+        order = sorted(range(len(result.layers)), key=lambda n: -row.significance[n])
+        others = ", ".join(f"{result.layers[n]} ({row.significance[n]:.1f})" for n in order[1:4])
+        lines.append(f"{row.entity:<28} {result.layers[order[0]]:>5} {row.significance[order[0]]:>9.1f}   {others}")
+    run.write(result, lines)
+
+
+@click.command()
+@on_a_recipe
+@click.option("--to", "low", default=-3.0, show_default=True, help="Last multiplier; the first is 1.")
+@click.option("--steps", default=20, show_default=True, help="Multipliers from first to last; zero is added.")
+@click.option(
+    "--tokens",
+    type=click.Choice(("all", "entity")),
+    default="all",
+    show_default=True,
+    help="Scale the cells at every token, as a permanent edit does, or at the entity's last token only.",
+)
+@an_experiment("sweep")
+def sweep(run: Experiment, subject: Subject, low: float, steps: int, tokens: str) -> None:
+    """Knowledge score of the recipe's facts and controls as cells are scaled from 1 through 0 to negative multipliers.
+
+    MODEL overrides the recipe's. Without --cell, the recipe's own cells or the entity's best are scaled.
+    """
+    from amnesia.experiments import sweep as experiment
+
+    multipliers = experiment.grid(low, steps)
+    live, cells = subject.load(run)
+    with run.task(f"asking at {len(multipliers)} multipliers") as progress:
+        result = experiment.sweep(
+            live, subject.recipe, cells, multipliers, entity_only=tokens == "entity", progress=progress
+        )
+    lines = [f"cells: {', '.join(map(str, cells))}", f"{'multiplier':>10} {'target':>16} {'control':>16}"]
+    for n, multiplier in enumerate(result.multipliers):
+        values = "".join(f" {row.mean[n]:>8.2f} ± {row.standard_error[n]:<5.2f}" for row in result.curves)
+        lines.append(f"{multiplier:>10.3f}{values}{'   zero ablation' * (multiplier == 0)}")
+    lines += [f"{row.role}: {row.n} facts, {row.n_excluded} not known and left out" for row in result.curves]
+    run.write(result, lines)
+
+
+@click.command()
+@on_a_recipe
+@factor_option
+@value_option
+@click.option("--placeholder", default="XXX", show_default=True, help="Word that stands in the entity's place.")
+@click.option("--seed", default=0, show_default=True, help="Of the wrong and random cells.")
+@an_experiment("inject")
+def inject(
+    run: Experiment,
+    subject: Subject,
+    factor: float | None,
+    value: float | None,
+    placeholder: str,
+    seed: int,
+) -> None:
+    """Set the entity's cells at a placeholder, and ask the recipe's facts about it.
+
+    Controls are the cells of another entity, random cells, the mean activations over many entities, and nothing. The
+    amplification is chosen on the search facts unless --factor or --value is given.
+    """
+    from amnesia.experiments import injection
+
+    live, cells = subject.load(run)
+    with run.task("asking about the placeholder") as progress:
+        result = injection.inject(
+            live,
+            subject.recipe,
+            cells,
+            factor=factor,
+            value=value,
+            placeholder=placeholder,
+            seed=seed,
+            progress=progress,
+        )
+    values = ", ".join(f"{cell} = {v:.1f}" for cell, v in zip(result.cells, result.values, strict=True))
+    lines = [f"{result.entity} at {placeholder!r}: {values}"]
+    lines += [
+        f"{row.condition:<14} {row.success.mean:>5.0%} right ({row.success.low:.0%} to {row.success.high:.0%}), "
+        f"answers {row.gain.mean:+.2f} nats above nothing ({row.gain.low:+.2f} to {row.gain.high:+.2f})"
+        for row in result.conditions
+    ]
+    lines += [f"  {row.prompt!r} → {row.generated!r}" for row in result.answers if row.condition == "entity cells"]
+    run.write(result, lines)
+
+
+@click.command()
+@on_a_recipe
+@factor_option
+@value_option
+@click.option("--max-unfrozen", default=12, show_default=True, type=click.IntRange(1), help="Components to try.")
+@an_experiment("sufficiency")
+def sufficiency(
+    run: Experiment, subject: Subject, factor: float | None, value: float | None, max_unfrozen: int
+) -> None:
+    """Freeze all but the injected cells, and find what the last token must recompute for the answers to come back."""
+    from amnesia.experiments import sufficiency as experiment
+
+    live, cells = subject.load(run)
+    with run.task("freezing and thawing") as progress:
+        result = experiment.sufficiency(
+            live, subject.recipe, cells, factor=factor, value=value, max_unfrozen=max_unfrozen, progress=progress
+        )
+    rows = [(name, getattr(result.references, name)) for name in ("clean", "frozen", "injected")]
+    lines = [f"{'run':<12} {'log p':>8} {'rank 0':>8}"]
+    lines += [
+        f"{name:<12} {row.mean_logprob:>8.2f} {row.n_rank_0:>4}/{result.n_facts}"
+        for name, row in (*rows, ("unfrozen", result.outcome))
+    ]
+    lines.append("unfrozen: " + (", ".join(f"{row.component} {row.layer}" for row in result.unfrozen) or "nothing"))
+    if result.n_left_out:
+        lines.append(f"{result.n_left_out} facts left out: the text after the name has other tokens after other names")
+    run.write(result, lines)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("entity", required=False)
+@click.option("--variant", "given", multiple=True, help="Another way to write the name; may be repeated.")
+@click.option(
+    "--translation", "translated", multiple=True, metavar="CODE=NAME", help="The name in another language; repeatable."
+)
+@click.option(
+    "--recipe",
+    "recipe_path",
+    type=click.Path(path_type=Path),
+    help="Take the entity, its aliases and its translations from a recipe; ENTITY is needed where it lists several.",
+)
+@click.option("--typos", default=3, show_default=True, type=click.IntRange(0), help="Typos of one edit, and of two.")
+@click.option("--generate/--given-only", default=True, show_default=True, help="Generate forms of the name, too.")
+@click.option(
+    "--unrelated", "others", multiple=True, help="Name to compare with; default: a spread of well-known ones."
+)
+@click.option("--n-unrelated", default=10, show_default=True, type=click.IntRange(1), help="How many of these.")
+@cells_option
+@click.option(
+    "--top", default=5, show_default=True, type=click.IntRange(1), help="Without --cell: best cells to follow."
+)
+@click.option("--layers", help="Layers to search, for example 1-9. Default: all but layer 0.")
+@an_experiment("robustness")
+def robustness(
+    run: Experiment,
+    model: str,
+    entity: str | None,
+    given: tuple[str, ...],
+    translated: tuple[str, ...],
+    recipe_path: Path | None,
+    typos: int,
+    generate: bool,
+    others: tuple[str, ...],
+    n_unrelated: int,
+    cells: tuple[str, ...],
+    top: int,
+    layers: str | None,
+) -> None:
+    """Follow the cells of ENTITY under other forms of its name: aliases, typos, initials, other case and scripts."""
+    if recipe_path is not None:
+        recipe = load_recipe(recipe_path, entity)
+        entity, own, translations = recipe.target.entity, recipe.target.aliases, recipe.target.translations
+    elif entity is not None:
+        own, translations = (), ()
+    else:
+        raise InputError("no entity given: name it as ENTITY or by --recipe FILE")
+    translations = (*translations, *map(_translation, translated))
+    known = [
+        *(Variant(name, "given") for name in (*own, *given)),
+        *(Variant(row.name, "translation", row.language) for row in translations),
+    ]
+    forms = variants_of(entity, known, typos) if generate else distinct([Variant(entity, "name"), *known])
+    span = None if layers is None else parse_layers(layers)
+    chosen = [Cell.parse(text) for text in cells]
+    from amnesia.experiments import robustness as experiment
+
+    live = run.load(model)
+    last = live.shape.n_layers - 1
+    with run.task(f"localizing {len(forms)} forms of {entity}") as progress:
+        result = experiment.robustness(
+            live,
+            entity,
+            forms,
+            cells=chosen,
+            n_cells=top,
+            n_unrelated=n_unrelated,
+            unrelated=others,
+            # In layer 0 a cell answers to the name's last token, whatever name that is.
+            layers=span or (min(1, last), last),
+            progress=progress,
+        )
+    lines = [f"{'name':<28} {'kind':<16}" + "".join(f"{cell!s:>18}" for cell in result.cells)]
+    for row in result.names:
+        values = "".join(f"{f'z {z:.1f}, #{rank}':>18}" for z, rank in zip(row.mean_z, row.ranks, strict=True))
+        lines.append(f"{_padded(row.name, 28)} {row.language or row.kind:<16}{values}")
+    lines += ["", f"{'kind':<16} {'names':>5} {'median rank':>12} {'mean z':>7} {'in top 100':>11}"]
+    lines += [
+        f"{row.kind:<16} {row.n:>5} {row.median_rank:>12.1f} {row.mean_z:>7.2f} {row.recognized:>11.0%}"
+        for row in result.kinds
+    ]
+    run.write(result, lines)
+
+
+def _padded(text: str, width: int) -> str:
+    """Text filled up to a width in columns of a terminal, in which East Asian characters take two."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return f"{text:<{width - wide}}"
+
+
+def _translation(text: str) -> Translation:
+    code, _, name = text.partition("=")
+    return translation(code.strip(), name, "--translation")
+
+
+@click.command()
+@click.argument("model")
+@click.argument("entities", nargs=-1)
+@click.option("--file", "path", type=click.Path(path_type=Path), help="Text file with an entity on each line.")
+@click.option("--popqa", help="PopQA (a TSV file, or akariasai/PopQA): its most popular subjects.")
+@click.option("--n", default=200, show_default=True, type=click.IntRange(1), help="How many subjects of PopQA.")
+@click.option("--baseline", type=click.Choice(BASELINES), default="contrast", show_default=True)
+@click.option("--layers", help="Layers to search, for example 1-9. Default: all.")
+@click.option("--top", default=20, show_default=True, type=click.IntRange(1), help="Cells to keep for each entity.")
+@click.option("--compare", "other", help="Another model, for example the instruction-tuned sibling of MODEL.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder; an atlas in it goes on.")
+@plots_option
+@on_device
+@as_json
+def atlas(
+    model: str,
+    entities: tuple[str, ...],
+    path: Path | None,
+    popqa: str | None,
+    n: int,
+    baseline: str,
+    layers: str | None,
+    top: int,
+    other: str | None,
+    output: Path,
+    plots: bool,
+    loading: Loading,
+    json_output: bool,
+) -> None:
+    """Localize many ENTITIES of MODEL into one SQLite table, and draw in which layers and for whom cells are found.
+
+    A run that was killed goes on when the same command is given again. Under `accelerate launch` the processes share
+    the work; on CPUs they talk over Gloo.
+    """
+    names = _entities(entities, path, popqa, n)
+    span = None if layers is None else parse_layers(layers)
+    if plots:
+        figures.check_available()
+    with os_errors_as(OutputError, f"{output} cannot be made", "choose another folder"):
+        output.mkdir(parents=True, exist_ok=True)
+    from amnesia.experiments import atlas as experiment
+    from amnesia.experiments.atlas import Shards
+
+    terminal = Terminal()
+    shards = Shards()
+    found = []
+    for source, file in ((model, "atlas.sqlite"), (other, "compared.sqlite")):
+        if source is None:
+            continue
+        live = load_model(source, terminal, dataclasses.replace(loading, device=loading.device or shards.device))
+        settings = experiment.AtlasSettings(live.name, baseline, layers=span, top=top)
+        if shards.first:
+            experiment.begin(output / file, settings, names)
+        shards.wait()
+        pending = experiment.begin(output / file, settings, names)
+        shards.wait()  # Nobody writes before all have seen the same work to be done.
+        with terminal.task(f"localizing {len(pending)} of {len(names)} entities in {live.name}") as progress:
+            experiment.fill(live, output / file, settings, pending, shards.index, shards.count, progress)
+        shards.wait()
+        found.append((*experiment.read(output / file), live.shape.n_layers))
+        del live
+    if not shards.first:
+        return
+    (name, rows, n_layers), *rest = found
+    result = experiment.summarize(name, rows, n_layers, rest[0][:2] if rest else None)
+    document = {"figure": "atlas", **dataclasses.asdict(result)}
+    write_file(output / "atlas.json", json_bytes(document))
+    for suffix, data in figures.draw(document).items() if plots else ():
+        write_file(output / f"atlas{suffix}", data)
+    if json_output:
+        print_json(document)
+    else:
+        click.echo(_atlas_text(result, output))
+
+
+def _entities(given: tuple[str, ...], path: Path | None, popqa: str | None, n: int) -> dict[str, int | None]:
+    """Names with their popularity (page views a month) where it is known."""
+    from amnesia.facts.popqa import read_popqa
+    from amnesia.sources.resolve import find_popqa
+
+    if sum((bool(given), path is not None, popqa is not None)) != 1:
+        raise InputError("give the entities in one way: as arguments, by --file, or by --popqa")
+    if popqa is not None:
+        popularity: dict[str, int | None] = {}
+        for row in sorted(read_popqa(find_popqa(popqa)), key=lambda row: -row.popularity):
+            popularity.setdefault(row.subject, row.popularity)
+        return dict(list(popularity.items())[:n])
+    return dict.fromkeys(line.strip() for line in (lines_of(path) if path is not None else given) if line.strip())
+
+
+def _atlas_text(result: AtlasSummary, output: Path) -> str:
+    lines = [f"{result.n_entities} entities in {result.model}", f"{'layer':>5} {'entities':>8}"]
+    lines += [
+        f"{layer:>5} {count:>8} {'█' * count}"
+        for layer, count in zip(result.histogram.layers, result.histogram.counts, strict=True)
+        if count
+    ]
+    if result.popularity is not None and result.popularity.rank_correlation is not None:
+        lines.append(f"popularity and score: rank correlation {result.popularity.rank_correlation:.2f}")
+    lines.append(f"{len(result.collisions)} cells are the top cell of several entities")
+    lines += [f"  {row.layer}:{row.neuron}  {', '.join(row.entities)}" for row in result.collisions[:10]]
+    if result.comparison is not None:
+        rho = result.comparison.rank_correlation
+        lines.append(
+            f"{result.comparison.model}: same top cell for {result.comparison.same_top_cell:.0%} of "
+            f"{result.comparison.n} entities, {result.comparison.shared_cells:.0%} of the listed cells in common, "
+            f"rank correlation of the scores {'undefined' if rho is None else f'{rho:.2f}'}"
+        )
+    return "\n".join([*lines, "", f"written to {output}"])

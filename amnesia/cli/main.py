@@ -1,0 +1,417 @@
+"""The commands that work on models. Heavy modules are imported by the command that needs them.
+
+Only this module, its siblings `cli_*` and `console` print.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from amnesia.cli.terminal import (
+    Commands,
+    Terminal,
+    alias_option,
+    as_json,
+    check_file,
+    force_option,
+    force_weak_option,
+    lines_of,
+    on_device,
+    popqa_option,
+    print_json,
+    write_file,
+)
+from amnesia.domain import DEFAULT_LOADING, Loading
+from amnesia.errors import InputError
+from amnesia.files.strict_json import json_bytes
+from amnesia.recipe import BASELINES, Recipe, load_recipe, parse_layers
+from amnesia.stress.settings import StressSettings
+
+if TYPE_CHECKING:
+    from amnesia.mining import Mined
+
+EXIT_REJECTED = 1
+LATE = {
+    **dict.fromkeys(("edit", "verify", "undo"), "amnesia.cli.edit"),
+    **dict.fromkeys(("push", "replay"), "amnesia.cli.publish"),
+    **dict.fromkeys(("layers", "sweep", "inject", "sufficiency", "robustness", "atlas"), "amnesia.cli.experiments"),
+}
+
+
+@click.group(cls=Commands, late=LATE, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="amnesia")
+def main() -> None:
+    """Make a language model forget one named thing: find its entity cells, negate them, save the weights.
+
+    MODEL is a Hub id (repo_id[@revision]), a model folder, a .gguf file, or the built-in smollm2-135m.
+    """
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path), required=False)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--entity", help="Which entity of a recipe that lists several; without RECIPE, the entity to forget.")
+@click.option("--model", help="Without RECIPE: the model that forgets.")
+@popqa_option
+@alias_option
+@force_weak_option
+@on_device
+@as_json
+def run(
+    recipe: Path | None,
+    output: Path,
+    entity: str | None,
+    model: str | None,
+    popqa: str | None,
+    aliases: tuple[str, ...],
+    force: bool,
+    loading: Loading,
+    json_output: bool,
+) -> None:
+    """Localize, choose the edit, save it, evaluate the saved files, report. RECIPE is a TOML file.
+
+    Without RECIPE, --model and --entity name the two, and a recipe is made as `mine` does.
+
+    Exits with 1 when the recipe's [accept] bounds are missed, or when no handle on the entity or only a weak one is
+    found; then nothing is written.
+    """
+    if recipe is not None:
+        if model or popqa or aliases:
+            raise InputError("RECIPE names the model and the facts itself: drop --model, --popqa and --alias")
+        loaded = load_recipe(recipe, entity)
+    elif model is None or entity is None:
+        raise InputError("give a RECIPE, or --model and --entity")
+    else:
+        from amnesia.files.staging import check_output
+
+        check_output(output, force=force)
+        loaded = _mine(model, entity, popqa, aliases, loading).recipe
+    _run(loaded, output, force, loading, json_output)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("entity")
+@popqa_option
+@alias_option
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="TOML file to write.")
+@on_device
+def mine(
+    model: str,
+    entity: str,
+    popqa: str | None,
+    aliases: tuple[str, ...],
+    output: Path,
+    loading: Loading,
+) -> None:
+    """Write a recipe for ENTITY from the facts of a PopQA table that MODEL knows, controls included."""
+    check_file(output)
+    mined = _mine(model, entity, popqa, aliases, loading)
+    write_file(output, mined.recipe.text.encode())
+    click.echo(
+        f"{len(mined.recipe.facts)} of {mined.n_targets} wordings about {mined.recipe.target.entity} and "
+        f"{len(mined.recipe.controls)} of {mined.n_controls} facts about others are known; written to {output}"
+    )
+
+
+def _mine(model: str, entity: str, popqa: str | None, aliases: tuple[str, ...], loading: Loading) -> Mined:
+    from amnesia import mining
+    from amnesia.sources.resolve import find_popqa
+
+    terminal = Terminal()
+    return mining.mine_recipe(model, entity, find_popqa(popqa), terminal, aliases=aliases, loading=loading)
+
+
+@main.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("amnesia-demo"), show_default=True)
+@click.option("--entity", default="steve_jobs", show_default=True, help="Name of a shipped recipe; see --list.")
+@click.option("--list", "list_only", is_flag=True, help="List the shipped recipes of the demo model and stop.")
+@force_weak_option
+@as_json
+def demo(output: Path, entity: str, list_only: bool, force: bool, json_output: bool) -> None:
+    """Make SmolLM2-135M forget something: `run` on a shipped recipe, with nothing to prepare."""
+    shipped = {path.stem: path for path in sorted((_recipes_folder() / "smollm2-135m").glob("*.toml"))}
+    if list_only:
+        click.echo("\n".join(shipped))
+        return
+    name = entity.lower().replace(" ", "_")
+    if name not in shipped:
+        raise InputError(f"no shipped recipe {entity!r}: choose one of {', '.join(shipped)}")
+    _run(load_recipe(shipped[name]), output, force, DEFAULT_LOADING, json_output)
+
+
+def _run(recipe: Recipe, output: Path, force: bool, loading: Loading, json_output: bool) -> None:
+    from amnesia import pipeline
+    from amnesia.report import document as report
+    from amnesia.report import tables
+
+    terminal = Terminal()
+    result = pipeline.run(recipe, output, terminal, force=force, loading=loading)
+    if json_output:
+        document = {
+            "output": None if result.output is None else str(result.output),
+            "accepted": result.accepted,
+            "extraction": report.extraction_json(result.extraction),
+            "formats": result.reports,
+        }
+        print_json(document)
+    else:
+        click.echo(tables.run_text(result.extraction, result.evaluations, result.accepted))
+        if result.output is not None:
+            click.echo(f"\nwritten to {result.output}")
+    if not result.accepted:
+        sys.exit(EXIT_REJECTED)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("entities", nargs=-1, required=True)
+@click.option("--baseline", type=click.Choice(BASELINES), default="contrast", show_default=True)
+@click.option("--top", default=20, show_default=True, type=click.IntRange(1), help="Cells to list for each entity.")
+@click.option("--layers", help="Layers to search, for example 0-9. Default: all.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="File with a prompt on each line, in place of ours.")
+@click.option("--alias", "aliases", multiple=True, help="Another name of the entity in --prompts; may be repeated.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file to write.")
+@click.option("--plot", is_flag=True, help="Draw the top 20 beside the JSON file, as SVG and PNG (needs matplotlib).")
+@on_device
+@as_json
+def localize(
+    model: str,
+    entities: tuple[str, ...],
+    baseline: str,
+    top: int,
+    layers: str | None,
+    prompts: Path | None,
+    aliases: tuple[str, ...],
+    output: Path | None,
+    plot: bool,
+    loading: Loading,
+    json_output: bool,
+) -> None:
+    """Rank the cells of one or more ENTITIES in MODEL, best first."""
+    span = None if layers is None else parse_layers(layers)
+    lines = None if prompts is None else lines_of(prompts)
+    check_file(output)
+    from amnesia.experiments import figures
+
+    if plot:
+        if output is None:
+            raise InputError("--plot needs a file to stand beside: give one with -o")
+        figures.check_available()
+    from amnesia.live.loading import load_source
+    from amnesia.localization import cells
+    from amnesia.report import document as report
+    from amnesia.report import tables
+    from amnesia.sources.resolve import resolve
+
+    terminal = Terminal()
+    live = load_source(resolve(model, notice=terminal.notice), loading)
+    with terminal.task("localizing") as progress:
+        result = cells.localize(
+            live, entities, baseline=baseline, prompts=lines, aliases=aliases, layers=span, top=top, progress=progress
+        )
+    document = report.localization_json(result)
+    if output is not None:
+        write_file(output, json_bytes(document))
+        for suffix, drawn in figures.draw({"figure": "localize", **document}).items() if plot else ():
+            write_file(output.with_suffix(suffix), drawn)
+    if json_output:
+        print_json(document)
+    elif output is None:
+        click.echo(tables.localization_table(result))
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option(
+    "--recipe", "paths", type=click.Path(path_type=Path), required=True, multiple=True, help="TOML file; repeatable."
+)
+@click.option("--entity", "entities", multiple=True, help="Which entity of a recipe that lists several; repeatable.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file to write.")
+@on_device
+@as_json
+def extract(
+    model: str | None,
+    paths: tuple[Path, ...],
+    entities: tuple[str, ...],
+    output: Path | None,
+    loading: Loading,
+    json_output: bool,
+) -> None:
+    """Choose the edit that makes a model forget, and write it. MODEL overrides the recipe's.
+
+    Of several recipes, or several entities of one, the single edits are added up, and scores are those of the sum.
+
+    Exits with 1 when no handle on an entity is found.
+    """
+    if len(paths) > 1 and entities:
+        raise InputError("--entity chooses from a single recipe: give one --recipe, or recipes of one entity each")
+    recipes = [load_recipe(path, entity) for path in paths for entity in entities or (None,)]
+    check_file(output)
+    from amnesia.choice import extraction
+    from amnesia.files.cache import cache_folder
+    from amnesia.live.loading import load_source
+    from amnesia.report import document as report
+    from amnesia.report import tables
+    from amnesia.sources.resolve import resolve
+
+    first = recipes[0]
+    if model is None and len(models := sorted({recipe.model.name for recipe in recipes})) > 1:
+        raise InputError(f"the recipes are for {', '.join(models)}: give recipes of one model, or the MODEL to take")
+    terminal = Terminal()
+    source = resolve(model or first.model, terminal.notice)
+    live = load_source(source, loading)
+    if len(recipes) > 1:
+        results = extraction.extract_all(live, recipes, terminal.task, cache_folder())
+        document = {"entities": [report.extraction_json(result) for result in results]}
+    else:
+        results = (extraction.extract(live, first, terminal.task, cache_folder()),)
+        document = report.extraction_json(results[0])
+    text = "\n".join(map(tables.extraction_text, results))
+    content = json_bytes(document)
+    if output is not None:
+        write_file(output, content)
+    click.echo(content.decode() if json_output else text, nl=not json_output)
+    if any(result.verdict == "none" for result in results):
+        sys.exit(EXIT_REJECTED)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("edited", required=False)
+@click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Facts and controls of a recipe.")
+@popqa_option
+@click.option(
+    "--entity",
+    "entities",
+    multiple=True,
+    help="Target: subject in PopQA (may be repeated), or entity of a recipe that lists several.",
+)
+@click.option(
+    "--controls",
+    "n_controls",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="Control facts to take from PopQA, one for each other subject.",
+)
+@click.option("--stress", is_flag=True, help="Also attack, quantize and train both models: does the edit hold?")
+@click.option(
+    "--stress-facts",
+    type=click.IntRange(1),
+    default=StressSettings.n_facts,
+    show_default=True,
+    help="With --stress: how many known facts to take, and as many controls.",
+)
+@click.option(
+    "--relearning-steps",
+    "steps",
+    type=click.IntRange(0),
+    multiple=True,
+    help="With --stress: after how many steps of training to ask; repeat it. Default: "
+    f"{', '.join(map(str, StressSettings.steps))}.",
+)
+@click.option(
+    "--sweep", is_flag=True, help="Also score weaker and stronger versions of an edit that this program made."
+)
+@click.option(
+    "--lm-eval", "tasks", help="Tasks of the lm-eval harness for both models: names or task files, with commas."
+)
+@click.option(
+    "--lm-eval-limit", "task_limit", type=click.IntRange(1), help="Documents of each task. Default: all of them."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for report.json and report.html. An evaluation that was broken off goes on where it stopped.",
+)
+@force_option
+@on_device
+@as_json
+def evaluate(
+    model: str,
+    edited: str | None,
+    recipe_path: Path | None,
+    popqa: str | None,
+    entities: tuple[str, ...],
+    n_controls: int,
+    stress: bool,
+    stress_facts: int,
+    steps: tuple[int, ...],
+    sweep: bool,
+    tasks: str | None,
+    task_limit: int | None,
+    output: Path | None,
+    force: bool,
+    loading: Loading,
+    json_output: bool,
+) -> None:
+    """Knowledge scores of target and control facts in MODEL, before and after; EDITED is any other model or adapter.
+
+    Without EDITED, what MODEL itself knows is measured.
+    """
+    if (recipe_path is None) == (popqa is None):
+        raise InputError("give the facts either as --recipe FILE or as --popqa FILE")
+    if popqa is not None and not entities:
+        raise InputError("--popqa needs --entity: name the subject whose facts are the targets")
+    if recipe_path is not None and len(entities) > 1:
+        raise InputError("a recipe is about one entity: give --entity once")
+    if steps and not stress:
+        raise InputError("--relearning-steps belongs to --stress: add it")
+    if stress and edited is None:
+        raise InputError("--stress compares two models: give EDITED too")
+    from amnesia import compare
+    from amnesia.evaluation import measurement_cache
+    from amnesia.facts import questions
+    from amnesia.report import tables
+    from amnesia.sources.resolve import find_popqa
+    from amnesia.stress import report as stress_report
+
+    settings = None
+    if stress:
+        wanted = tuple(sorted({*steps})) or StressSettings.steps
+        settings = StressSettings(stress_facts, stress_facts, steps=wanted)
+    terminal = Terminal()
+    if recipe_path is not None:
+        facts = questions.facts_of_recipe(load_recipe(recipe_path, entities[0] if entities else None))
+    else:
+        facts = questions.facts_of_popqa(find_popqa(popqa), entities, n_controls)
+    if facts.note:
+        terminal.notice(facts.note)
+    if output is not None:
+        compare.check_report(output, (model, edited), force=force)
+    with contextlib.nullcontext() if output is None else measurement_cache.beside(output) as measurements:
+        result = compare.assess(
+            model,
+            edited,
+            facts,
+            terminal,
+            stress=settings,
+            sweep=sweep,
+            loading=loading,
+            measurements=measurements,
+            tasks=[] if tasks is None else [name.strip() for name in tasks.split(",")],
+            task_limit=task_limit,
+        )
+        if output is not None:
+            compare.write_report(result.document, output, force=force)
+    if json_output:
+        print_json(result.document)
+    else:
+        click.echo(tables.evaluation_table(result.evaluation, facts.entity))
+        if "lm_eval" in result.document:
+            click.echo(f"\n{tables.tasks_table(result.document['lm_eval'])}")
+        if result.stress is not None:
+            click.echo(f"\n{stress_report.stress_text(result.stress, facts.entity)}")
+
+
+def _recipes_folder() -> Path:
+    """The shipped recipes: inside the installed package, or beside it in a source tree."""
+    package = Path(__file__).parents[1]
+    return next(folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir())

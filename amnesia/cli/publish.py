@@ -1,0 +1,89 @@
+"""The commands that bring an edit to others and back: push and replay."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import click
+
+from amnesia.cli.terminal import Terminal, as_json, force_option, print_json
+
+
+@click.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("repo_id")
+@click.option("--public/--private", default=False, help="Visibility of a new repository. Default: private.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request and leave the main branch alone.")
+@click.option("--branch", help="Branch to push to; made if it does not exist.")
+@click.option("--base", help="Repository of the base, REPO_ID[@REVISION], where it was a folder when it was edited.")
+@click.option(
+    "--private-targets",
+    is_flag=True,
+    help="Keep names of entities, prompts and generated texts out of everything that is published.",
+)
+@as_json
+def push(
+    output: Path,
+    repo_id: str,
+    public: bool,
+    create_pr: bool,
+    branch: str | None,
+    base: str | None,
+    private_targets: bool,
+    json_output: bool,
+) -> None:
+    """Publish OUTPUT as the repository REPO_ID of the Hugging Face Hub, with a model card, and check what arrived.
+
+    The repository is private unless --public is given. Repeat a push that was interrupted: only what is missing is
+    sent. The token is the one of `hf auth login` or HF_TOKEN.
+    """
+    from huggingface_hub.utils import disable_progress_bars
+
+    from amnesia.hub import push as hub
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    terminal = Terminal()
+    with terminal.task(f"publishing {repo_id}"):
+        done = hub.push(
+            output,
+            repo_id,
+            base_name=base,
+            public=public,
+            create_pr=create_pr,
+            branch=branch,
+            private_targets=private_targets,
+            notice=terminal.notice,
+        )
+    if json_output:
+        print_json(dataclasses.asdict(done))
+        return
+    click.echo(
+        f"{done.n_files} files at {done.pull_request or done.url} (commit {done.commit}): {done.n_sent} sent, "
+        f"{done.n_copied} copied from the base by the Hub, {done.n_unchanged} already there, {done.n_deleted} removed"
+    )
+
+
+@click.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--base", help="The model that was edited. Default: the one that the manifest names.")
+@force_option
+@as_json
+def replay(manifest: Path, output: Path, base: str | None, force: bool, json_output: bool) -> None:
+    """Make an output again from its amnesia.json: identical weights, proven by the recorded hashes."""
+    from amnesia.outputs.replay import replay as make_again
+    from amnesia.outputs.write import rounding_notice
+
+    terminal = Terminal()
+    with terminal.task("replaying the edit"):
+        made = make_again(manifest, output, base=base, force=force, notice=terminal.notice)
+    if line := rounding_notice(made):
+        terminal.notice(line)
+    if json_output:
+        print_json(made.to_json())
+    else:
+        n = sum(len(row.indices) for row in made.tensors)
+        click.echo(f"{n} columns in {len(made.tensors)} tensors as recorded ({made.format}); written to {output}")

@@ -1,0 +1,153 @@
+"""What all commands share: progress on the terminal, common options, errors as one line, files for results."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amnesia.domain import Loading
+from amnesia.errors import AmnesiaError, InputError, OutputError, os_errors_as
+from amnesia.files.strict_json import json_bytes
+from amnesia.progress import Progress
+
+EXIT_BAD_INPUT = 2
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+class Terminal:
+    """Progress on standard error: one line for each task, with a bar where somebody watches."""
+
+    def notice(self, line: str) -> None:
+        click.echo(line, err=True)
+
+    @contextlib.contextmanager
+    def task(self, line: str, n_bytes: int | None = None) -> Iterator[Progress]:
+        """Show `line`, and count bytes up to `n_bytes`, or prompts."""
+        began = time.monotonic()
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            unit = {"unit": " prompts"} if n_bytes is None else {"unit": "B", "unit_scale": True, "total": n_bytes}
+            with tqdm(desc=line, leave=False, file=sys.stderr, **unit) as bar:
+                yield bar.update
+        else:
+            yield lambda count: None
+        click.echo(f"{line} ({time.monotonic() - began:.0f} s)", err=True)
+
+
+class Commands(click.Group):
+    """A group whose commands turn the package's errors into one line and exit code 2.
+
+    `late` maps names of commands to modules that are imported when the command is asked for: the editor works for less
+    than a second, of which imports that it does not need would be a good part.
+    """
+
+    def __init__(self, *args: Any, late: Mapping[str, str], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._late = late
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *self._late})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self._late:
+            return getattr(importlib.import_module(self._late[cmd_name]), cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AmnesiaError as error:
+            click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            ctx.exit(EXIT_BAD_INPUT)
+        except OSError as error:
+            # What the system refuses (a permission, a name that is too long) it names well enough itself.
+            if error.errno is None or error.errno == errno.EPIPE:
+                raise
+            click.echo(f"error: {error.filename or 'system'}: {error.strerror}", err=True)
+            ctx.exit(EXIT_BAD_INPUT)
+        except KeyboardInterrupt:
+            click.echo("interrupted: nothing was written", err=True)
+            ctx.exit(130)
+
+
+def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    """One decorator for several, in the order in which help lists their options."""
+    return lambda function: functools.reduce(lambda inner, decorate: decorate(inner), reversed(decorators), function)
+
+
+as_json = click.option("--json", "json_output", is_flag=True, help="Print the result as JSON on standard output.")
+force_option = click.option("--force", is_flag=True, help="Replace an older output of amnesia.")
+force_weak_option = click.option(
+    "--force", is_flag=True, help="Replace an older output of amnesia, and write an edit that is only weak."
+)
+popqa_option = click.option(
+    "--popqa",
+    help="Table of facts: the Hub id akariasai/PopQA, or a TSV file with its columns or subject, relation, object.",
+)
+alias_option = click.option("--alias", "aliases", multiple=True, help="Another name of the entity; may be repeated.")
+
+
+def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: the options that say how models come into memory. The command gets a `Loading` as `loading`."""
+
+    @options(
+        click.option(
+            "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Type to compute in."
+        ),
+        click.option(
+            "--device",
+            default=None,
+            help="Where to compute: cpu, cuda, or auto for all devices together. Default: cuda where there is one.",
+        ),
+    )
+    @functools.wraps(function)
+    def command(dtype: str, device: str | None, **rest: Any) -> Any:
+        return function(loading=Loading(dtype, device), **rest)
+
+    return command
+
+
+def print_json(document: Any) -> None:
+    click.echo(json_bytes(document).decode(), nl=False)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a result file so that an older one is replaced whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another file") from error
+
+
+def check_file(path: Path | None) -> None:
+    """Minutes of work must not end in front of a file that cannot be written."""
+    if path is None:
+        return
+    with os_errors_as(OutputError, f"{path} cannot be written", "choose another file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: give the name of a file")
+
+
+def lines_of(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"prompts {path} cannot be read as UTF-8 text: give a file with a prompt on each line"
+        ) from error
+    return [line for line in lines if line.strip()]

@@ -1,0 +1,215 @@
+"""Compare two models, whatever made the second: ask both the same questions, and write the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from amnesia.domain import DEFAULT_LOADING, Cell, Loading
+from amnesia.edits import ColumnEdit, DirectionEdit, Edit, EntityEdits, join_cells, join_directions
+from amnesia.errors import InputError
+from amnesia.evaluation import lm_eval
+from amnesia.evaluation.comparison import Evaluation
+from amnesia.evaluation.examination import conclude, examine, examine_after
+from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.evaluation.strength import sweep_strength
+from amnesia.facts.questions import FactSet
+from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_output, staged_output
+from amnesia.files.strict_json import json_bytes
+from amnesia.live.loading import load, load_adapter, load_source, merge_adapter
+from amnesia.live.model import LiveModel
+from amnesia.progress import Tracker
+from amnesia.report import document as report
+from amnesia.report.page import report_html
+from amnesia.sources.resolve import resolve
+from amnesia.sources.source import ModelSource
+from amnesia.stress.findings import stress_findings
+from amnesia.stress.results import Stress
+from amnesia.stress.results import conclude as conclude_stress
+from amnesia.stress.settings import StressSettings
+from amnesia.stress.trial import endure, prepare
+from amnesia.vector import Vector
+from amnesia.weights.adapter import CONFIG_NAME
+from amnesia.weights.manifest import version_of
+from amnesia.weights.manifest_file import read_manifest
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The evaluation of two models, what stress did to them if that was asked for, and the content of `report.json`."""
+
+    evaluation: Evaluation
+    document: dict[str, Any]
+    stress: Stress | None = None
+
+
+def assess(
+    model: str,
+    edited: str | None,
+    facts: FactSet,
+    tracker: Tracker,
+    *,
+    stress: StressSettings | None = None,
+    sweep: bool = False,
+    loading: Loading = DEFAULT_LOADING,
+    measurements: Path | None = None,
+    tasks: Sequence[str] = (),
+    task_limit: int | None = None,
+) -> Assessment:
+    """Ask both models about the facts; without `edited`, say what `model` knows.
+
+    `edited` may also be the folder of a PEFT adapter for `model`. With `stress`, both also go through attacks,
+    quantization and training. With `sweep`, the edit is made weaker and stronger, for which its manifest must be there.
+    Answers to the questions are kept in the file `measurements`, from which a second call takes what is there. `tasks`
+    are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for stress or a sweep without
+    `edited`, for a sweep without a manifest, and for tasks without the harness; LayoutError for a sweep of experts.
+    """
+    if stress is not None and edited is None:
+        raise InputError("stress tests compare two models: give EDITED too")
+    if sweep and edited is None:
+        raise InputError("a sweep leads from one model to the other: give EDITED too")
+    if tasks:
+        lm_eval.check_available()
+    source = resolve(model, notice=tracker.notice)
+    other = None if edited is None else resolve(edited, notice=tracker.notice)
+    manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
+    swept_edits = _edits_between(source, other) if sweep and other is not None else ()
+
+    def cache(*folders: Path) -> MeasurementCache | None:
+        return None if measurements is None else MeasurementCache(measurements, fingerprint(folders, loading))
+
+    live = load_source(source, loading, hooked=sweep)
+    with tracker.task("asking the original model") as progress:
+        own = cache(source.folder)
+        before = examine(live, facts.questions, facts.scoring, progress, own)
+    scores = [_task_scores(live, tasks, task_limit, tracker)]
+    if stress is not None:
+        plan = prepare(live, before.facts, facts.translations, stress, tracker.task)
+        original = endure(live, plan, "original", tracker.task)
+    swept = None
+    if sweep:
+        with tracker.task("weaker and stronger edits") as progress:
+            swept = sweep_strength(live, before.facts, swept_edits, progress=progress)
+    after = endured = None
+    if other is not None:
+        del live
+        gc.collect()
+        if (other.folder / CONFIG_NAME).exists():
+            live = load_adapter(source.folder, other.folder, str(other), loading)
+        else:
+            live = load(other.folder, str(other), loading)
+        with tracker.task("asking the edited model") as progress:
+            after = examine_after(live, before, progress, cache(source.folder, other.folder))
+        scores.append(_task_scores(live, tasks, task_limit, tracker))
+        if stress is not None:
+            merge_adapter(live)
+            endured = conclude_stress(plan, original, endure(live, plan, "edited", tracker.task))
+    evaluation = conclude(before, after)
+    document = report.report_json(
+        evaluation,
+        facts.entity,
+        source.ref,
+        None if other is None else name_of(other),
+        changed=manifest,
+        sections={
+            **({"lm_eval": report.tasks_json(*scores)} if tasks else {}),
+            **({} if endured is None else {"stress": dataclasses.asdict(endured)}),
+            **({} if swept is None else {"sweep": dataclasses.asdict(swept)}),
+        },
+        further=() if endured is None else stress_findings(endured, facts.entity),
+    )
+    return Assessment(evaluation, document, endured)
+
+
+def _edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
+    """All edits that lead from one model to the other, by the manifests of both.
+
+    Raises InputError when `edited` has no manifest, or was not made of `model` as far as the manifests tell.
+    """
+    steps, earlier = (
+        [step.edits for step in read_manifest(folder).history()] if (folder / MANIFEST_NAME).exists() else []
+        for folder in (edited.folder, model.folder)
+    )
+    if not steps:
+        raise InputError(
+            f"a sweep makes an edit weaker and stronger, and {edited} has no {MANIFEST_NAME} that says what it is: "
+            "give an output of this program, or leave the sweep out"
+        )
+    n_own = len(steps) - len(earlier)
+    if n_own < 1 or steps[n_own:] != earlier:
+        raise InputError(f"{edited} was not made of {model}, which has edits of its own: give the model it was made of")
+    return _in_one(steps[n_own - 1 :: -1])
+
+
+def _in_one(steps: Sequence[Sequence[EntityEdits]]) -> tuple[Edit, ...]:
+    """Edits made on top of each other, oldest first, as one edit of the same effect.
+
+    Within an edit columns are scaled before directions are added, so a cell that a later one scales also scales what
+    earlier directions have added there.
+    """
+    directions: list[DirectionEdit] = []
+    for groups in steps:
+        cells = join_cells(groups, allow_overlap=True)
+        directions = [_scaled(edit, cells) for edit in directions]
+        directions += [edit for found in join_directions(groups).values() for edit in found]
+    total = join_cells([group for groups in steps for group in groups], allow_overlap=True)
+    return (*(ColumnEdit(cell, multiplier) for cell, multiplier in total.items()), *directions)
+
+
+def _scaled(edit: DirectionEdit, cells: Mapping[Cell, float]) -> DirectionEdit:
+    factors = [cells.get(Cell(edit.layer, column), 1.0) for column in edit.columns]
+    return replace(edit, read=Vector.of([u * factor for u, factor in zip(edit.read.array, factors, strict=True)]))
+
+
+def _task_scores(
+    live: LiveModel, tasks: Sequence[str], limit: int | None, tracker: Tracker
+) -> Mapping[str, Mapping[str, float]]:
+    if not tasks:
+        return {}
+    with tracker.task(f"lm-eval: {', '.join(tasks)}") as progress:
+        found = lm_eval.task_scores(live, tasks, limit)
+        progress(len(found))
+    return found
+
+
+def fingerprint(folders: Sequence[Path], loading: Loading) -> str:
+    """Tells the measurements of one model from those of all others, also of the same folder before it was changed.
+
+    Of the model's files it looks at names, sizes and times of change, because hashing the weights takes as long as
+    asking a small model.
+    """
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for folder in folders for path in _files(folder)]
+    versions = [version_of(name) for name in ("amnesia", "torch", "transformers")]
+    whole = json.dumps([[str(folder.resolve()) for folder in folders], stats, loading.dtype, loading.device, versions])
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def name_of(source: ModelSource) -> str:
+    """A model's name without the path to it, which has no business in a file that people pass on."""
+    name = source.ref.name
+    return Path(name).name if Path(name).expanduser().exists() else str(source)
+
+
+def check_report(output: Path, models: Iterable[str | None], *, force: bool = False) -> None:
+    """Raise OutputError when a report cannot be written to `output`, or would replace one of the models."""
+    for path in (Path(model).expanduser() for model in models if model is not None):
+        if path.exists():
+            check_output(output, path, force=force)
+    check_output(output, force=force)
+
+
+def write_report(document: dict[str, Any], output: Path, *, force: bool = False) -> None:
+    """Write `report.json` and `report.html` into a new folder, complete or not at all."""
+    with staged_output(output, force=force) as staging:
+        (staging / REPORT_NAME).write_bytes(json_bytes(document))
+        (staging / PAGE_NAME).write_bytes(report_html(document).encode())

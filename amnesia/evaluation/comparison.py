@@ -1,0 +1,140 @@
+"""Compare what two models answer to the same questions: scores of each prompt, and their aggregates.
+
+Pure functions of measurements; nothing here touches a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import median
+
+from amnesia.domain import NEIGHBORHOODS, ROLES, SPLITS, Role, Split
+from amnesia.evaluation.measurement import KnownFact, check_known
+from amnesia.evaluation.results import Aggregate, Answer, AnswerSummary, Damage, PromptScore
+from amnesia.evaluation.scores import mean_interval
+from amnesia.recipe import Accept
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores per prompt, their aggregates by role, split and group, and the damage to neutral text.
+
+    An aggregate is missing where no fact of its group was scored. `alone` says that there was one model only, whose
+    values stand for both.
+    """
+
+    prompts: tuple[PromptScore, ...]
+    aggregates: tuple[Aggregate, ...]
+    damage: Damage
+    alone: bool = False
+
+    def whole(self, role: Role, split: Split) -> Aggregate | None:
+        """The aggregate of all facts of a role and split, or None where none of them was scored."""
+        wanted = (role, split, ALL)
+        return next((row for row in self.aggregates if (row.role, row.split, row.group) == wanted), None)
+
+    def mean(self, role: Role, split: Split = "search") -> float | None:
+        """Mean knowledge score of a role and split, or None where nothing of them was scored."""
+        row = self.whole(role, split)
+        return None if row is None else row.knowledge_score.mean
+
+    def accepted(self, accept: Accept) -> bool:
+        """Whether every bound holds. What has no scored facts passes; there is always a scored target."""
+        target, held_out = self.mean("target"), self.mean("target", "held_out")
+        controls = [mean for split in SPLITS if (mean := self.mean("control", split)) is not None]
+        return (
+            target is not None
+            and target <= accept.max_target
+            and (held_out is None or held_out <= accept.max_held_out_target)
+            and all(mean >= accept.min_control for mean in controls)
+        )
+
+
+def compare(
+    facts: Sequence[KnownFact],
+    after: Sequence[Answer] | None,
+    damage: Damage,
+    kl: Mapping[str, float] | None = None,
+) -> Evaluation:
+    """Knowledge scores of an edited model, which answers `after` to the facts; without it, of the original alone.
+
+    `kl` is the divergence at control prompts, where it was measured. Facts that the original model does not know are
+    listed with the reason and never scored. Raises InputError when no target fact is left.
+    """
+    check_known(facts)
+    ends = [fact.before for fact in facts] if after is None else after
+    prompts = tuple(_prompt_score(fact, answer, kl or {}) for fact, answer in zip(facts, ends, strict=True))
+    return Evaluation(prompts, aggregates(prompts), damage, after is None)
+
+
+def _prompt_score(known: KnownFact, after: Answer, kl: Mapping[str, float]) -> PromptScore:
+    question, fact, excluded = known.question, known.question.fact, known.excluded
+    return PromptScore(
+        role=question.role,
+        split=question.split,
+        entity=fact.entity,
+        prompt=fact.text(),
+        answer=fact.answer,
+        before=known.before,
+        after=after,
+        logprob_unknown=None if known.unknown is None else known.unknown.total,
+        knowledge_score=None if excluded else known.score(after.logprob),
+        knowledge_score_first=None if excluded else known.score_first(after.logprob_first),
+        excluded=excluded,
+        answer_aliases=fact.answer_aliases,
+        neighborhood=question.neighborhood,
+        relation=question.relation,
+        popularity=question.popularity,
+        kl=kl.get(fact.text()) if question.role == "control" else None,
+    )
+
+
+def aggregates(prompts: Sequence[PromptScore]) -> tuple[Aggregate, ...]:
+    """Each role and split as a whole, then its groups: neighborhoods in their order, others by name."""
+    found = []
+    for role, split in product(ROLES, SPLITS):
+        rows = [row for row in prompts if (row.role, row.split) == (role, split)]
+        groups: dict[str, list[PromptScore]] = {ALL: rows}
+        for name in NEIGHBORHOODS:
+            groups[f"neighborhood:{name}"] = [row for row in rows if row.neighborhood == name]
+        for name in sorted({row.popularity for row in rows if row.popularity is not None}):
+            groups[f"popularity:{name}"] = [row for row in rows if row.popularity == name]
+        for name in sorted({row.relation for row in rows if row.relation is not None}):
+            groups[f"relation:{name}"] = [row for row in rows if row.relation == name]
+        whole = (_aggregate(role, split, name, members) for name, members in groups.items())
+        found += [row for row in whole if row is not None]
+    return tuple(found)
+
+
+def _aggregate(role: Role, split: Split, group: str, prompts: Sequence[PromptScore]) -> Aggregate | None:
+    rows = [row for row in prompts if row.knowledge_score is not None]
+    if not rows:
+        return None
+    first = [row.knowledge_score_first for row in rows if row.knowledge_score_first is not None]
+    asked = all(row.before.exact_match is not None for row in rows)
+    changes = [float(bool(row.after.exact_match)) - float(bool(row.before.exact_match)) for row in rows]
+    return Aggregate(
+        role=role,
+        split=split,
+        group=group,
+        n=len(rows),
+        n_excluded=len(prompts) - len(rows),
+        knowledge_score=mean_interval([row.knowledge_score for row in rows if row.knowledge_score is not None]),
+        knowledge_score_first=mean_interval(first) if first else None,
+        before=_summary([row.before for row in rows], asked),
+        after=_summary([row.after for row in rows], asked),
+        exact_match_change=mean_interval(changes) if asked else None,
+    )
+
+
+def _summary(answers: Sequence[Answer], asked: bool) -> AnswerSummary:
+    return AnswerSummary(
+        mean_interval([float(bool(answer.exact_match)) for answer in answers]) if asked else None,
+        median(answer.rank for answer in answers),
+        sum(answer.reply == "empty" for answer in answers) if asked else None,
+        sum(answer.reply == "refusal" for answer in answers) if asked else None,
+    )

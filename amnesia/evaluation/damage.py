@@ -1,0 +1,193 @@
+"""What an edit does to texts that have nothing to do with its target: perplexity, and divergence from the original.
+
+The divergence KL(original || edited) = Σ p log(p / q) needs both whole distributions at every token. Storing the
+original's would take hundreds of kilobytes for each token, and having both models in memory twice the room. Kept
+instead are the original's final states, a vector for each token, and its language-model head, from which its exact
+distributions are computed again, a few tokens at a time, when the edited model is there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amnesia.errors import NumericalError
+from amnesia.evaluation.results import Damage, TextScore
+from amnesia.evaluation.scores import mean_interval
+from amnesia.facts.texts import NeutralText, neutral_text
+from amnesia.live.forward import Readout, continued, final_states, readout
+from amnesia.live.model import LiveModel, not_finite
+from amnesia.live.tokens import Continuation, encode
+from amnesia.progress import Progress
+
+N_CONTINUED = 16
+"""Tokens that the original model writes after a control prompt; the divergence is taken along them."""
+
+MAX_CONTINUED = 64
+"""Control prompts that are continued: enough for an interval, few enough to take seconds."""
+
+MAX_WINDOW = 512
+"""Tokens of neutral text that are read in one piece."""
+
+MAX_NATS_PER_WORD = 700.0
+"""The exponential of a little more is beyond the range of floating-point numbers."""
+
+_CHUNK = 128
+"""Tokens whose distributions are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Rows of tokens that a model has read: log-probability (nats) of each row's last `n_answer` tokens, summed, and
+    the final states (n_answer, d_model) from which `readout` computes the distributions."""
+
+    rows: tuple[Continuation, ...]
+    logprobs: tuple[float, ...]
+    states: tuple[Tensor, ...]
+    readout: Readout
+
+
+@dataclass(frozen=True)
+class Impression:
+    """What a model makes of each neutral text, and of what the original model says after control prompts.
+
+    `prompts` are these control prompts. `continued` is None where there are none, and for a model with tokens of its
+    own.
+    """
+
+    neutral: tuple[Reading, ...]
+    prompts: tuple[str, ...]
+    continued: Reading | None
+
+
+def read(live: LiveModel, rows: Sequence[Continuation], progress: Progress | None = None) -> Reading:
+    """Read rows of tokens. Raises NumericalError when the model's output is NaN or infinite."""
+    states = tuple(final_states(live, rows, progress))
+    head = readout(live)
+    logprobs = [0.0] * len(rows)
+    for part, index, start in _chunks(states):
+        tokens = rows[index].ids[len(rows[index].ids) - rows[index].n_answer :][start : start + len(part)]
+        logits = head.logits(part)
+        chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
+        logprobs[index] += (chosen - logits.logsumexp(1)).double().sum().item()
+    if not all(map(math.isfinite, logprobs)):
+        raise not_finite(live, "log-probabilities")
+    return Reading(tuple(rows), tuple(logprobs), states, head)
+
+
+def divergence(before: Reading, after: Reading) -> tuple[float, ...] | None:
+    """KL(original || edited) of each row, the mean over its tokens in nats; None where tokens are not shared."""
+    if before.rows != after.rows:
+        return None
+    totals = [0.0] * len(before.rows)
+    for part, index, start in _chunks(before.states):
+        old = before.readout.logits(part)
+        new = after.readout.logits(after.states[index][start : start + len(part)]).to(old.device)
+        if old.shape != new.shape:
+            return None
+        # Σ p (log p − log q), with what the two normalizations differ by taken out of the sum.
+        shift = new.logsumexp(1) - old.logsumexp(1)
+        kl = torch.linalg.vecdot(old.softmax(1), old - new) + shift
+        # Never negative but for rounding.
+        totals[index] += kl.double().clamp(min=0).sum().item()
+    return tuple(total / row.n_answer for total, row in zip(totals, before.rows, strict=True))
+
+
+def impression(live: LiveModel, prompts: Sequence[str], progress: Progress | None = None) -> Impression:
+    """What the original model makes of neutral text, and of its own continuations of (some of) the control prompts."""
+    unique = list(dict.fromkeys(prompts))
+    chosen = tuple(unique[:: max(1, math.ceil(len(unique) / MAX_CONTINUED))])
+    rows = [Continuation(tuple(ids), N_CONTINUED) for ids in continued(live, chosen, N_CONTINUED)]
+    return Impression(_neutral(live, progress), chosen, read(live, rows, progress) if rows else None)
+
+
+def impression_after(live: LiveModel, original: Impression, progress: Progress | None = None) -> Impression:
+    """What the edited model makes of the same texts."""
+    neutral = _neutral(live, progress)
+    shared = all(one.rows == other.rows for one, other in zip(original.neutral, neutral, strict=True))
+    rows = original.continued.rows if original.continued is not None and shared else ()
+    return Impression(neutral, original.prompts, read(live, rows, progress) if rows else None)
+
+
+def damage(before: Impression, after: Impression | None) -> tuple[Damage, dict[str, float]]:
+    """The damage, and the divergence (nats per token) at each control prompt that was continued.
+
+    Without `after` there is one model only, and no divergence.
+    """
+    scores = []
+    for index, text in enumerate(neutral_text()):
+        old = before.neutral[index]
+        new = old if after is None else after.neutral[index]
+        kl = None if after is None else divergence(old, new)
+        n_tokens = sum(row.n_answer for row in old.rows)
+        n_words = _n_words(text)
+        scores.append(
+            TextScore(
+                register=text.register,
+                language=text.language,
+                n_tokens=n_tokens,
+                n_words=n_words,
+                perplexity_before=_perplexity(sum(old.logprobs), n_words),
+                perplexity_after=_perplexity(sum(new.logprobs), n_words),
+                kl=None
+                if kl is None
+                else sum(value * row.n_answer for value, row in zip(kl, old.rows, strict=True)) / n_tokens,
+            )
+        )
+    n_words = sum(row.n_words for row in scores)
+    totals = [
+        sum(sum(reading.logprobs) for reading in one.neutral) for one in (before, before if after is None else after)
+    ]
+    found = (
+        None
+        if after is None or before.continued is None or after.continued is None
+        else divergence(before.continued, after.continued)
+    )
+    return (
+        Damage(
+            _perplexity(totals[0], n_words),
+            _perplexity(totals[1], n_words),
+            tuple(scores),
+            None if found is None else mean_interval(found),
+        ),
+        {} if found is None else dict(zip(before.prompts, found, strict=True)),
+    )
+
+
+def _neutral(live: LiveModel, progress: Progress | None) -> tuple[Reading, ...]:
+    return tuple(read(live, _windows(live, text), progress) for text in neutral_text())
+
+
+def _windows(live: LiveModel, text: NeutralText) -> list[Continuation]:
+    """A text as rows of tokens that fit the model; of each the first token has nothing to be predicted from."""
+    width = min(MAX_WINDOW, getattr(live.model.config, "max_position_embeddings", None) or MAX_WINDOW)
+    return [
+        Continuation(part, len(part) - 1)
+        for item in encode(live.tokenizer, text.passages)
+        for start in range(0, len(item.ids), width)
+        if len(part := item.ids[start : start + width]) > 1
+    ]
+
+
+def _n_words(text: NeutralText) -> int:
+    return sum(len(passage.split()) for passage in text.passages)
+
+
+def _perplexity(logprob: float, n_words: int) -> float:
+    if -logprob / n_words > MAX_NATS_PER_WORD:
+        raise NumericalError(
+            f"neutral text has {-logprob / n_words:.0f} nats per word, which is no finite perplexity: "
+            "the edit has destroyed the model, use smaller multipliers"
+        )
+    return math.exp(-logprob / n_words)
+
+
+def _chunks(states: Sequence[Tensor]) -> Iterator[tuple[Tensor, int, int]]:
+    """Parts (at most _CHUNK, d_model) of the states, each with its row and its first place in it."""
+    for index, rows in enumerate(states):
+        for start in range(0, len(rows), _CHUNK):
+            yield rows[start : start + _CHUNK], index, start

@@ -1,0 +1,73 @@
+"""All that is asked of one model in an evaluation, and the conclusion from two models that were asked the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from amnesia.evaluation.comparison import Evaluation, compare
+from amnesia.evaluation.damage import Impression, damage, impression, impression_after
+from amnesia.evaluation.measurement import KnownFact, known_facts, measure, write, written
+from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.evaluation.results import Answer
+from amnesia.facts.questions import Question
+from amnesia.live.model import LiveModel
+from amnesia.progress import Progress
+from amnesia.recipe import Scoring
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What the original model knows of the facts, and its impression of other texts."""
+
+    facts: tuple[KnownFact, ...]
+    impression: Impression
+
+
+@dataclass(frozen=True)
+class Reexamination:
+    """The edited model's answers to the same facts, in their order, and its impression of the same texts."""
+
+    answers: tuple[Answer, ...]
+    impression: Impression
+
+
+def examine(
+    live: LiveModel,
+    questions: Sequence[Question],
+    scoring: Scoring,
+    progress: Progress | None = None,
+    cache: MeasurementCache | None = None,
+) -> Examination:
+    """Ask the original model.
+
+    It writes only where it knows the fact, because nothing else is scored. Answers are put into `cache`; texts, which
+    take seconds, are read anew.
+    """
+    facts = known_facts(live, questions, scoring, progress, cache)
+    texts = write(live, [fact.prompt for fact in facts if not fact.excluded], progress, cache)
+    facts = tuple(
+        fact if fact.excluded else replace(fact, before=written(fact.before, fact.question.fact, texts[fact.prompt]))
+        for fact in facts
+    )
+    prompts = [question.fact.text() for question in questions if question.role == "control"]
+    return Examination(facts, impression(live, prompts, progress))
+
+
+def examine_after(
+    live: LiveModel, original: Examination, progress: Progress | None = None, cache: MeasurementCache | None = None
+) -> Reexamination:
+    """Ask the edited model the same."""
+    found = measure(live, [fact.pair for fact in original.facts], progress, cache)
+    texts = write(live, [fact.prompt for fact in original.facts if not fact.excluded], progress, cache)
+    answers = tuple(
+        found[fact.pair] if fact.excluded else written(found[fact.pair], fact.question.fact, texts[fact.prompt])
+        for fact in original.facts
+    )
+    return Reexamination(answers, impression_after(live, original.impression, progress))
+
+
+def conclude(before: Examination, after: Reexamination | None) -> Evaluation:
+    """The comparison of two models, or what the first knows where there is no second; see `evaluation.compare`."""
+    harm, kl = damage(before.impression, None if after is None else after.impression)
+    return compare(before.facts, None if after is None else after.answers, harm, kl)

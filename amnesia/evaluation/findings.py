@@ -1,0 +1,182 @@
+"""What an evaluation comes to, in plain sentences, the most serious first.
+
+Every threshold stands here, with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
+
+from amnesia.domain import ROLES, SPLITS, Role
+from amnesia.evaluation.comparison import Evaluation
+from amnesia.evaluation.labels import words
+from amnesia.evaluation.results import Finding, Level
+
+FORGOTTEN = 0.2
+"""Mean knowledge score of the targets up to which they count as forgotten: the default bound of recipes."""
+
+FORGOTTEN_HELD_OUT = 0.4
+"""The same for held-out wordings, which are harder: the default bound of recipes."""
+
+NO_EFFECT = 0.9
+"""Mean knowledge score from which nothing was forgotten: what edits of random cells reach."""
+
+CONTROLS_SPARED = 0.95
+"""Mean knowledge score of the controls from which they count as spared: the default bound of recipes."""
+
+CONTROLS_DAMAGED = 0.8
+"""Mean knowledge score of the controls below which a fifth of what is known about others is gone."""
+
+PERPLEXITY_RISEN = 1.1
+"""Ratio of perplexities from which a reader should know; shipped recipes stay below 1.05."""
+
+PERPLEXITY_DAMAGED = 1.5
+"""Ratio of perplexities from which texts become visibly worse."""
+
+KL_RISEN = 0.1
+"""Nats per token from which the words that are written begin to differ often."""
+
+KL_DAMAGED = 0.5
+"""Nats per token from which the edited model is another model."""
+
+FEW = 5
+"""Facts below which an interval says little."""
+
+LEVELS: tuple[Level, ...] = ("damage", "warning", "info", "good")
+
+_WHOM: Mapping[Role, str] = {"target": "the target", "control": "others"}
+
+
+def findings(evaluation: Evaluation, entity: str) -> tuple[Finding, ...]:
+    """Everything that a reader must know, most severe first."""
+    parts = (
+        (_alone(),) if evaluation.alone else (_target(evaluation, entity), _damage(evaluation), _replies(evaluation))
+    )
+    found = [item for part in (*parts, _excluded(evaluation)) for item in part]
+    return by_severity(found)
+
+
+def by_severity(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Findings in the order in which they should be read."""
+    return tuple(sorted(found, key=lambda item: LEVELS.index(item.level)))
+
+
+def _alone() -> Iterator[Finding]:
+    yield Finding("info", "One model was measured: this says what it knows, and nothing about an edit.")
+
+
+def _target(evaluation: Evaluation, entity: str) -> Iterator[Finding]:
+    target, held_out = (evaluation.whole("target", split) for split in SPLITS)
+    scores = [row.knowledge_score.mean for row in (target, held_out) if row is not None]
+    shown = " and ".join(
+        f"{row.knowledge_score.mean:.2f} ({label})"
+        for row, label in ((target, "search wordings"), (held_out, "held-out wordings"))
+        if row is not None
+    )
+    if min(scores) >= NO_EFFECT:
+        yield Finding("warning", f"No effect: the facts about {entity} are known as before; knowledge score {shown}.")
+    elif (target is None or target.knowledge_score.mean <= FORGOTTEN) and (
+        held_out is None or held_out.knowledge_score.mean <= FORGOTTEN_HELD_OUT
+    ):
+        yield Finding("good", f"Forgotten: {entity} is like an unknown name; knowledge score {shown}.")
+    elif target is not None and target.knowledge_score.mean <= FORGOTTEN:
+        yield Finding("warning", f"Forgotten only where the search looked: {entity} has a knowledge score of {shown}.")
+    else:
+        yield Finding("warning", f"Partly forgotten: {entity} has a knowledge score of {shown}.")
+    for row in (target, held_out):
+        if (
+            row is not None
+            and row.knowledge_score.mean <= FORGOTTEN_HELD_OUT
+            and (right := row.after.exact_match) is not None
+        ):
+            n_right = round(right.mean * row.n)
+            if n_right:
+                kind = "search wordings" if row is target else "held-out wordings"
+                yield Finding(
+                    "warning",
+                    f"The model still writes the right answer to {n_right} of {row.n} prompts about {entity} ({kind}).",
+                )
+
+
+def _damage(evaluation: Evaluation) -> Iterator[Finding]:
+    bad = False
+    for split, label in (("search", "controls"), ("held_out", "held-out controls")):
+        row = evaluation.whole("control", split)
+        if row is None:
+            continue
+        mean = row.knowledge_score.mean
+        if mean < CONTROLS_SPARED:
+            bad = True
+            yield Finding(
+                "damage" if mean < CONTROLS_DAMAGED else "warning",
+                f"Facts about others are damaged: {label} have a knowledge score of {mean:.2f}.",
+            )
+        near = [
+            f"{words(part.group.partition(':')[2])} ({part.knowledge_score.mean:.2f}, {part.n} facts)"
+            for part in evaluation.aggregates
+            if (part.role, part.split) == ("control", split)
+            and part.group.startswith("neighborhood:")
+            and part.n >= FEW
+            and part.knowledge_score.mean < min(CONTROLS_DAMAGED, mean)
+        ]
+        if near:
+            bad = True
+            yield Finding("warning", f"Among the {label} these neighbors of the target suffer: {', '.join(near)}.")
+    harm = evaluation.damage
+    ratio = harm.perplexity_after / harm.perplexity_before
+    if ratio >= PERPLEXITY_RISEN:
+        bad = True
+        yield Finding(
+            "damage" if ratio >= PERPLEXITY_DAMAGED else "warning",
+            f"Neutral text suffers: its perplexity is {ratio:.2f} times that of the original model.",
+        )
+    worse = [
+        f"{row.register} ({row.language}) {row.perplexity_after / row.perplexity_before:.2f} times"
+        for row in harm.texts
+        if row.perplexity_after / row.perplexity_before >= max(PERPLEXITY_DAMAGED, ratio * 1.1)
+    ]
+    if worse:
+        bad = True
+        yield Finding("damage", f"Registers in which perplexity rises most: {', '.join(worse)}.")
+    if harm.kl_controls is not None and harm.kl_controls.mean >= KL_RISEN:
+        bad = True
+        yield Finding(
+            "damage" if harm.kl_controls.mean >= KL_DAMAGED else "warning",
+            f"What is written about others changes: {harm.kl_controls.mean:.2f} nats per token away from the original.",
+        )
+    if harm.texts and all(row.kl is None for row in harm.texts):
+        yield Finding("info", "The two models have different tokens, so the divergence between them is not defined.")
+    if not bad:
+        yield Finding(
+            "good", f"No damage seen: facts about others are kept, perplexity of neutral text {ratio - 1:+.1%}."
+        )
+
+
+def _replies(evaluation: Evaluation) -> Iterator[Finding]:
+    for role in ROLES:
+        rows = [row for row in evaluation.prompts if row.role == role and row.excluded is None]
+        for reply, verb in (("refusal", "refuses to answer"), ("empty", "writes nothing in reply to")):
+            before = sum(row.before.reply == reply for row in rows)
+            after = sum(row.after.reply == reply for row in rows)
+            if after > before:
+                level: Level = "warning" if role == "control" else "info"
+                asked = f"{after} of {len(rows)} prompts about {_WHOM[role]}"
+                yield Finding(level, f"The edited model {verb} {asked}, the original {before}.")
+
+
+def _excluded(evaluation: Evaluation) -> Iterator[Finding]:
+    for role, split in product(ROLES, SPLITS):
+        label = f"{'held-out ' * (split == 'held_out')}facts about {_WHOM[role]}"
+        rows = [row for row in evaluation.prompts if (row.role, row.split) == (role, split)]
+        n = sum(row.excluded is None for row in rows)
+        if not rows:
+            yield Finding("warning", f"There are no {label}: nothing is said about them.")
+        elif not n:
+            yield Finding("warning", f"The original model knows none of the {len(rows)} {label}: they have no score.")
+        elif n < len(rows):
+            yield Finding(
+                "info", f"{len(rows) - n} of {len(rows)} {label} are not scored: the original does not know them."
+            )
+        if 0 < n < FEW:
+            yield Finding("info", f"Only {n} {label} are scored: the interval says little.")

@@ -1,0 +1,67 @@
+"""Measurements in a file, so that an evaluation that was killed goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amnesia.errors import AmnesiaError
+from amnesia.files.sqlite import database
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS measured (
+    model TEXT NOT NULL, kind TEXT NOT NULL, item TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (model, kind, item)
+);
+"""
+
+
+@dataclass(frozen=True)
+class MeasurementCache:
+    """What one model has answered, in the file `path`; `model` tells its answers from those of all others."""
+
+    path: Path
+    model: str
+
+    def known(self, kind: str) -> dict[str, Any]:
+        """The values that are there, by item."""
+        with self._open() as file:
+            rows = file.execute("SELECT item, value FROM measured WHERE (model, kind) = (?, ?)", (self.model, kind))
+            return {item: json.loads(value) for item, value in rows}
+
+    def add(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Add values, all or none of them."""
+        rows = [(self.model, kind, item, json.dumps(value, allow_nan=False)) for item, value in values.items()]
+        with self._open() as file, file:
+            file.executemany("INSERT OR REPLACE INTO measured VALUES (?, ?, ?, ?)", rows)
+
+    def _open(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        return database(self.path, _TABLES, "a file of measurements")
+
+
+@contextlib.contextmanager
+def beside(output: Path) -> Iterator[Path]:
+    """A hidden file beside `output` for measurements, removed when the block ends.
+
+    It stays where the block was broken off by something that may not happen again: an interrupt, a full disk. What
+    this package itself refuses it would refuse again.
+    """
+    output = output.resolve()
+    path = output.with_name(f".{output.name}.amnesia-measured")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield path
+    except AmnesiaError as error:
+        if not isinstance(error, OSError):
+            _remove(path)
+        raise
+    _remove(path)
+
+
+def _remove(path: Path) -> None:
+    for name in (path.name, f"{path.name}-journal"):
+        path.with_name(name).unlink(missing_ok=True)

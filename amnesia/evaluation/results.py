@@ -1,0 +1,138 @@
+"""Results of an evaluation: what prompts were worth before and after, their aggregates, damage, findings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from amnesia.domain import Neighborhood, Reply, Role, Split
+
+Level = Literal["damage", "warning", "info", "good"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model makes of a fact.
+
+    `logprob` is the natural logarithm of the probability of the whole answer after the prompt, `logprob_first` that of
+    its first token (nats), `rank` the place of that token among all tokens (0 is best). `generated` is the greedy
+    continuation of the prompt, `exact_match` whether it contains a right answer, `reply` what kind of reply it is;
+    these are None where nothing was generated.
+    """
+
+    logprob: float
+    logprob_first: float
+    rank: int
+    generated: str | None = None
+    exact_match: bool | None = None
+    reply: Reply | None = None
+
+
+@dataclass(frozen=True)
+class PromptScore:
+    """What one fact was worth before and after the edit.
+
+    `logprob_unknown` (nats) is that of the answer for an unknown entity, in the original model. `knowledge_score` is
+    (after − unknown) / (before − unknown): 1 as before, 0 like an unknown entity; `knowledge_score_first` is the same
+    for the answer's first token alone. `kl` (nats per token) is how far the edited model departs from the original
+    along the original's own continuation, where that was measured. `excluded` is the reason why the fact is not
+    scored, or None; such facts have no generated texts either.
+    """
+
+    role: Role
+    split: Split
+    entity: str
+    prompt: str
+    answer: str
+    before: Answer
+    after: Answer
+    logprob_unknown: float | None
+    knowledge_score: float | None
+    knowledge_score_first: float | None
+    excluded: str | None = None
+    answer_aliases: tuple[str, ...] = ()
+    neighborhood: Neighborhood | None = None
+    relation: str | None = None
+    popularity: str | None = None
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class AnswerSummary:
+    """One model's answers to scored prompts: share of exact matches, median rank, empty replies and refusals.
+
+    What depends on generated text is None where none was generated.
+    """
+
+    exact_match: Estimate | None
+    rank: float
+    n_empty: int | None
+    n_refused: int | None
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The scored prompts of one role and split, or of one group of them, taken together.
+
+    `group` is "all", "neighborhood:…", "popularity:…" or "relation:…". `n_excluded` counts prompts of the group that
+    were not scored. `exact_match_change` is the mean change of a prompt, with the interval of the pairs. What was not
+    measured is None.
+    """
+
+    role: Role
+    split: Split
+    group: str
+    n: int
+    n_excluded: int
+    knowledge_score: Estimate
+    knowledge_score_first: Estimate | None
+    before: AnswerSummary
+    after: AnswerSummary
+    exact_match_change: Estimate | None
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """Neutral text of one register: perplexity per word of each model, and the divergence between them.
+
+    `kl` is the mean of KL(original || edited) over the tokens, in nats; None where there is no second model, or where
+    the two do not share their tokens. `n_tokens` are the scored ones of the original model, `n_words` the words.
+    """
+
+    register: str
+    language: str
+    n_tokens: int
+    n_words: int
+    perplexity_before: float
+    perplexity_after: float
+    kl: float | None
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What an edit does to texts that have nothing to do with its target.
+
+    Perplexities are per word, over all neutral text; `kl_controls` is the mean over control prompts of their `kl`.
+    """
+
+    perplexity_before: float
+    perplexity_after: float
+    texts: tuple[TextScore, ...]
+    kl_controls: Estimate | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One plain sentence about the result, and how serious it is."""
+
+    level: Level
+    text: str

@@ -1,0 +1,115 @@
+"""Knowledge scores over a range of multipliers: as before at 1, zero ablation at 0, negative ablation below.
+
+The same for a whole edit, whose cells and directions have multipliers of their own: over its strength.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from amnesia.domain import ROLES, Role
+from amnesia.edits import Edit, weakened
+from amnesia.errors import NumericalError
+from amnesia.evaluation.measurement import KnownFact, scores_of
+from amnesia.live.forward import answer_logprobs
+from amnesia.live.model import LiveModel, edited
+from amnesia.progress import Progress
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+
+
+@dataclass(frozen=True)
+class SweptFact:
+    """One fact: log-probability for an unknown entity and knowledge score at each multiplier, or why it has none."""
+
+    role: Role
+    entity: str
+    prompt: str
+    answer: str
+    logprob_unknown: float
+    knowledge_scores: tuple[float, ...]
+    excluded: str | None
+
+
+@dataclass(frozen=True)
+class ScoreCurve:
+    """Mean knowledge score at each multiplier and its standard error (0 for a single fact), over `n` scored facts."""
+
+    role: Role
+    n: int
+    n_excluded: int
+    mean: tuple[float, ...]
+    standard_error: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class StrengthSweep:
+    """Curves of targets and controls over the `strengths` of an edit; a role without known facts has no curve."""
+
+    strengths: tuple[float, ...]
+    curves: tuple[ScoreCurve, ...]
+
+
+def swept_fact(known: KnownFact, scores: Sequence[float]) -> SweptFact:
+    assert known.unknown is not None, "a sweep asks about unknown entities in every fact"
+    fact = known.question.fact
+    return SweptFact(
+        known.question.role,
+        fact.entity,
+        fact.text(),
+        fact.answer,
+        known.unknown.total,
+        tuple(scores),
+        known.excluded,
+    )
+
+
+def sweep_strength(
+    live: LiveModel,
+    facts: Sequence[KnownFact],
+    edits: Sequence[Edit],
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    progress: Progress | None = None,
+) -> StrengthSweep:
+    """Score the facts that the original model `live` knows while `edits` act with each of the strengths.
+
+    At strength s a multiplier m becomes 1 + s (m − 1): 0 is the original model, 1 the edit, and more goes beyond
+    it. The curves end early where a strength above 1 gives NaN or infinity; below, NumericalError is raised.
+    """
+    known = [fact for fact in facts if not fact.excluded]
+    pairs = [fact.pair for fact in known]
+    scores = []
+    for strength in strengths:
+        try:
+            with edited(live, [weakened(edit, strength) for edit in edits] if strength else ()):
+                after = answer_logprobs(live, pairs, progress)
+        except NumericalError:
+            if strength <= 1:
+                raise
+            break
+        scores.append(scores_of(known, (answer.total for answer in after)))
+    return StrengthSweep(tuple(strengths[: len(scores)]), curves_of(facts, scores))
+
+
+def curves_of(facts: Sequence[KnownFact], scores: Sequence[Sequence[float]]) -> tuple[ScoreCurve, ...]:
+    """Curves of each role; `scores` are those of the facts that are known, a row for each place on the curves."""
+    roles = [fact.question.role for fact in facts if not fact.excluded]
+    curves = []
+    for role in ROLES:
+        places = [place for place, own in enumerate(roles) if own == role]
+        if places:
+            points = [_mean_and_error([line[place] for place in places]) for line in scores]
+            n_excluded = sum(fact.question.role == role for fact in facts) - len(places)
+            means, errors = (tuple(point[side] for point in points) for side in (0, 1))
+            curves.append(ScoreCurve(role, len(places), n_excluded, means, errors))
+    return tuple(curves)
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    n = len(values)
+    mean = sum(values) / n
+    variance = sum((value - mean) ** 2 for value in values) / (n - 1) if n > 1 else 0.0
+    return mean, math.sqrt(variance / n)

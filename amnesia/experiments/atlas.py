@@ -1,0 +1,279 @@
+"""Many entities in one SQLite table: their best cells and scores, found in batches, by one process or several.
+
+Every batch is committed at once, so that a run that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+
+from amnesia.domain import Cell
+from amnesia.errors import InputError
+from amnesia.files.sqlite import database
+from amnesia.live.model import LiveModel
+from amnesia.localization.cells import SETTINGS, baseline_moments, cell_maps, layer_range
+from amnesia.localization.results import CellScore
+from amnesia.progress import Progress
+
+BATCH_ENTITIES = 8
+"""Entities that are localized, and written, together: what is lost at most when a process is killed."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS entities (entity TEXT PRIMARY KEY, place INTEGER NOT NULL, popularity INTEGER);
+CREATE TABLE IF NOT EXISTS cells (
+    entity TEXT NOT NULL REFERENCES entities, rank INTEGER NOT NULL, layer INTEGER NOT NULL, neuron INTEGER NOT NULL,
+    score REAL NOT NULL, mean_z REAL NOT NULL, std_z REAL NOT NULL, PRIMARY KEY (entity, rank)
+);
+"""
+
+
+@dataclass(frozen=True)
+class AtlasSettings:
+    """What has to be equal for two runs to be parts of one atlas."""
+
+    model: str
+    baseline: str = "contrast"
+    n_prompts: int = SETTINGS.n_prompts
+    layers: tuple[int, int] | None = None
+    top: int = SETTINGS.n_listed
+
+
+@dataclass(frozen=True)
+class AtlasRow:
+    """One entity: its popularity (page views a month) where it is known, and its cells, best first."""
+
+    entity: str
+    popularity: int | None
+    cells: tuple[CellScore, ...]
+
+
+def opened(path: Path) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+    """The atlas in a file, which several processes may write. Raises OutputError; see `database.database`."""
+    return database(path, _TABLES, "an atlas")
+
+
+def begin(path: Path, settings: AtlasSettings, entities: Mapping[str, int | None]) -> tuple[str, ...]:
+    """Record the settings and entities, and return the entities that have no cells yet, in the order given.
+
+    Raises InputError when the file holds an atlas that was made with other settings.
+    """
+    wanted = {key: json.dumps(value) for key, value in vars(settings).items()}
+    with opened(path) as atlas, atlas:
+        found = dict(atlas.execute("SELECT key, value FROM settings"))
+        for key, value in found.items():
+            if wanted.get(key) != value:
+                raise InputError(
+                    f"{path} is an atlas with {key} = {value}, asked for is {wanted.get(key)}: "
+                    "go on with the same settings, or choose another file"
+                )
+        atlas.executemany("INSERT OR IGNORE INTO settings VALUES (?, ?)", wanted.items())
+        (start,) = atlas.execute("SELECT COALESCE(MAX(place) + 1, 0) FROM entities").fetchone()
+        atlas.executemany(
+            "INSERT OR IGNORE INTO entities VALUES (?, ?, ?)",
+            [(name, start + place, popularity) for place, (name, popularity) in enumerate(entities.items())],
+        )
+        done = {name for (name,) in atlas.execute("SELECT DISTINCT entity FROM cells")}
+    return tuple(name for name in entities if name not in done)
+
+
+def fill(
+    live: LiveModel,
+    path: Path,
+    settings: AtlasSettings,
+    entities: Sequence[str],
+    shard: int = 0,
+    n_shards: int = 1,
+    progress: Progress | None = None,
+) -> None:
+    """Localize entities and write their cells, one batch after the other, each in one transaction.
+
+    Of `n_shards` processes each takes its own batches of the same list, so that the numbers do not depend on how many
+    there are.
+    """
+    starts = range(0, len(entities), BATCH_ENTITIES)[shard::n_shards]
+    if not starts:
+        return
+    layers = layer_range(live, settings.layers)
+    known = baseline_moments(live, settings.baseline, settings.n_prompts, layers, progress)
+    for start in starts:
+        names = entities[start : start + BATCH_ENTITIES]
+        maps, _, _ = cell_maps(
+            live,
+            names,
+            baseline=settings.baseline,
+            n_prompts=settings.n_prompts,
+            layers=settings.layers,
+            known=known,
+            progress=progress,
+        )
+        rows = [
+            (name, rank, row.cell.layer, row.cell.neuron, row.score, row.mean_z, row.std_z)
+            for name, cell_map in zip(names, maps, strict=True)
+            for rank, row in enumerate(cell_map.top(settings.top))
+        ]
+        with opened(path) as atlas, atlas:
+            atlas.executemany("INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+
+
+def read(path: Path) -> tuple[str, tuple[AtlasRow, ...]]:
+    """The model's name and the entities that have cells, in the order in which they were given."""
+    if not path.is_file():
+        raise InputError(f"{path} is not a file: give the atlas that `amnesia atlas` wrote")
+    with opened(path) as atlas:
+        settings = dict(atlas.execute("SELECT key, value FROM settings"))
+        cells: dict[str, list[CellScore]] = {}
+        for entity, layer, neuron, *values in atlas.execute(
+            "SELECT entity, layer, neuron, score, mean_z, std_z FROM cells ORDER BY entity, rank"
+        ):
+            cells.setdefault(entity, []).append(CellScore(Cell(layer, neuron), *values))
+        entities = atlas.execute("SELECT entity, popularity FROM entities ORDER BY place").fetchall()
+    rows = tuple(AtlasRow(name, popularity, tuple(cells[name])) for name, popularity in entities if name in cells)
+    return json.loads(settings.get("model", '""')), rows
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many entities have their top cell in each layer."""
+
+    layers: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """Popularity and top score of each entity that has both, above zero, and their Spearman correlation if defined."""
+
+    popularity: tuple[int, ...]
+    score: tuple[float, ...]
+    rank_correlation: float | None
+
+
+@dataclass(frozen=True)
+class Collision:
+    """A cell that is the top cell of several entities."""
+
+    layer: int
+    neuron: int
+    entities: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models over the same entities: share of identical top cells, mean share of the top lists in common, and the
+    Spearman correlation of the top scores if it is defined."""
+
+    model: str
+    n: int
+    same_top_cell: float
+    shared_cells: float
+    rank_correlation: float | None
+
+
+@dataclass(frozen=True)
+class AtlasSummary:
+    """What the rows of an atlas come to."""
+
+    model: str
+    n_entities: int
+    histogram: Histogram
+    popularity: Popularity | None
+    collisions: tuple[Collision, ...]
+    comparison: Comparison | None
+
+
+def summarize(
+    model: str,
+    rows: Sequence[AtlasRow],
+    n_layers: int,
+    other: tuple[str, Sequence[AtlasRow]] | None = None,
+) -> AtlasSummary:
+    """Histogram over layers, popularity, collisions, and, with the rows of another model, the comparison.
+
+    Raises InputError for no rows, and for another model's without a common entity.
+    """
+    if not rows:
+        raise InputError("the atlas is empty: give at least one entity")
+    tops = [row.cells[0] for row in rows]
+    counts = [sum(top.cell.layer == layer for top in tops) for layer in range(n_layers)]
+    known = [(row.popularity, row.cells[0].score) for row in rows if row.popularity and row.cells[0].score > 0]
+    popularity = None
+    if known:
+        views, scores = zip(*known, strict=True)
+        popularity = Popularity(views, scores, rank_correlation(views, scores))
+    by_cell: dict[Cell, list[str]] = {}
+    for row, top in zip(rows, tops, strict=True):
+        by_cell.setdefault(top.cell, []).append(row.entity)
+    collisions = sorted((item for item in by_cell.items() if len(item[1]) > 1), key=lambda item: (-len(item[1]), item))
+    return AtlasSummary(
+        model,
+        len(rows),
+        Histogram(tuple(range(n_layers)), tuple(counts)),
+        popularity,
+        tuple(Collision(cell.layer, cell.neuron, tuple(names)) for cell, names in collisions),
+        None if other is None else compare(rows, *other),
+    )
+
+
+def compare(rows: Sequence[AtlasRow], model: str, others: Sequence[AtlasRow]) -> Comparison:
+    """How far another model has the same cells for the same entities."""
+    found = {row.entity: row for row in others}
+    pairs = [(row, found[row.entity]) for row in rows if row.entity in found]
+    if not pairs:
+        raise InputError(f"{model} shares no entity with this atlas: compare atlases of the same entities")
+    same = [one.cells[0].cell == two.cells[0].cell for one, two in pairs]
+    shared = [len({c.cell for c in one.cells} & {c.cell for c in two.cells}) / len(one.cells) for one, two in pairs]
+    scores = [[row.cells[0].score for row in side] for side in zip(*pairs, strict=True)]
+    return Comparison(model, len(pairs), float(np.mean(same)), float(np.mean(shared)), rank_correlation(*scores))
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, ties sharing their mean rank; None where one side does not vary."""
+    ranks = [_ranks(np.asarray(side, dtype=np.float64)) for side in (first, second)]
+    if any(len(side) < 2 or np.ptp(side) == 0 for side in ranks):
+        return None
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = counts.cumsum()
+    return (ends - (counts - 1) / 2)[inverse]
+
+
+_PATIENCE = timedelta(days=7)
+"""How long a process waits for the others: as long as a large atlas may take."""
+
+
+class Shards:
+    """Which of how many processes this is, and the device that is its own, or None where it may choose."""
+
+    def __init__(self) -> None:
+        self.index, self.count, self.device = 0, 1, None
+        self._state = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+
+            cpu = os.environ.get("ACCELERATE_USE_CPU", "").casefold() in ("1", "true", "yes")
+            self._state = PartialState(cpu=cpu, timeout=_PATIENCE)
+            self.index, self.count = self._state.process_index, self._state.num_processes
+            self.device = str(self._state.device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process reports."""
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        if self._state is not None:
+            self._state.wait_for_everyone()

@@ -1,0 +1,272 @@
+"""How little of the model must be recomputed for an injected entity to be recognized: all else is frozen.
+
+The clean run is the mean over many other entities. In the patched run every attention and MLP output from the entity's
+token onwards is what it was in the clean run, except the entity's cells and listed components of the last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amnesia.domain import Cell, Fact
+from amnesia.errors import InputError
+from amnesia.experiments.injection import PLACEHOLDER, amplification, injections
+from amnesia.facts.names import contrast_entities, share_words
+from amnesia.live.batches import collate
+from amnesia.live.interventions import Injection, injected, replaced_outputs
+from amnesia.live.model import LiveModel, hooks
+from amnesia.live.tokens import Placed, continuations, place
+from amnesia.progress import Progress
+from amnesia.recipe import Recipe
+
+N_CLEAN = 95
+"""Entities in the clean run, as many as in the source."""
+
+
+NEGLIGIBLE = 0.02
+"""Nats of the answers' mean log-probability that a component must be worth to stay unfrozen."""
+
+
+@dataclass(frozen=True, order=True)
+class Component:
+    """The attention or the MLP ("attention", "mlp") of one layer."""
+
+    layer: int
+    component: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Mean log-probability (nats) of the first tokens of the answers, their ranks (0 is best), and how many are 0."""
+
+    mean_logprob: float
+    ranks: tuple[int, ...]
+    n_rank_0: int
+
+
+@dataclass(frozen=True)
+class UnfreezingStep:
+    """The outcome with the `n_unfrozen` components that were chosen so far; the last of them is layer and component."""
+
+    n_unfrozen: int
+    layer: int
+    component: str
+    mean_logprob: float
+    n_rank_0: int
+
+
+@dataclass(frozen=True)
+class References:
+    """Nothing frozen with and without the injection, and everything frozen with it."""
+
+    injected: Outcome
+    clean: Outcome
+    frozen: Outcome
+
+
+@dataclass(frozen=True)
+class Sufficiency:
+    """The smallest set of unfrozen components that was found, on the way to it, and what each fact came to."""
+
+    model: str
+    entity: str
+    cells: tuple[Cell, ...]
+    values: tuple[float, ...]
+    n_layers: int
+    n_facts: int
+    n_left_out: int
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...]
+    references: References
+    unfrozen: tuple[Component, ...]
+    outcome: Outcome
+    steps: tuple[UnfreezingStep, ...]
+
+
+@dataclass(frozen=True)
+class CleanRun:
+    """One fact with the placeholder: its tokens, the answer's first token, and the clean means from the name onwards.
+
+    `outputs` (n_tail, d_model) by component and layer; `activations` (d_mlp,) at the name's token by layer of a cell.
+    """
+
+    placed: Placed
+    answer: int
+    outputs: Mapping[tuple[str, int], Tensor]
+    activations: Mapping[int, Tensor]
+
+    @property
+    def n_tail(self) -> int:
+        """Tokens from the name's last one to the end."""
+        return len(self.placed.ids) - self.placed.token
+
+
+@torch.inference_mode()
+def clean_run(
+    live: LiveModel, fact: Fact, layers: Sequence[int], names: Sequence[str], placeholder: str = PLACEHOLDER
+) -> CleanRun | None:
+    """Mean outputs over `names` in place of the entity, at its last token and those after it.
+
+    None when what follows the name is tokenized differently after every name.
+    """
+    placed = place(live.tokenizer, [(fact.prompt, placeholder), *((fact.prompt, name) for name in names)])
+    own, tail = placed[0], placed[0].ids[placed[0].token + 1 :]
+    rows = [row for row in placed[1:] if row.ids[row.token + 1 :] == tail]
+    if not rows:
+        return None
+    n_tail = len(tail) + 1
+    (row,) = continuations(live.tokenizer, [(fact.text(placeholder), fact.answer)])
+    totals: dict[tuple[str, int], Tensor] = {}
+    inner: dict[int, Tensor] = {}
+    batch = collate(live, [row.ids for row in rows], range(len(rows)))
+
+    def keep(key: tuple[str, int]) -> Callable[[Tensor], Tensor]:
+        def function(output: Tensor) -> Tensor:
+            totals[key] = output[:, -n_tail:].float().mean(0)
+            return output
+
+        return function
+
+    def watch(layer: int) -> Callable[[Tensor], None]:
+        def function(values: Tensor) -> None:
+            inner[layer] = values[:, -n_tail].float().mean(0)
+
+        return function
+
+    every = {(kind, n): keep((kind, n)) for kind in ("attention", "mlp") for n in range(live.shape.n_layers)}
+    with replaced_outputs(live, every), hooks(live, {layer: watch(layer) for layer in layers}):
+        live.model.base_model(**batch.inputs, use_cache=False)
+    return CleanRun(own, row.ids[-row.n_answer], totals, inner)
+
+
+@torch.inference_mode()
+def patched(
+    live: LiveModel,
+    clean: CleanRun,
+    injections: Sequence[Injection],
+    candidates: Sequence[frozenset[Component]],
+    *,
+    freeze: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability (nats) and rank of the answer's first token for each set of unfrozen components, (n,) each.
+
+    All sets run as one batch. In the injected layers the MLP's output at the name's token is that of the clean run's
+    mean activations with the cells set. With `freeze` off, only the cells are set.
+    """
+    n_tail, n = clean.n_tail, len(candidates)
+    batch = collate(live, [clean.placed.ids] * n, range(n))
+    layers = {injection.layer for injection in injections}
+
+    def frozen(kind: str, layer: int) -> Callable[[Tensor], Tensor]:
+        open_lines = torch.tensor([Component(layer, kind) in unfrozen for unfrozen in candidates])
+
+        def function(output: Tensor) -> Tensor:
+            # The cells' own layer is frozen before its output projection, by the injections below.
+            first = 1 if kind == "mlp" and layer in layers else 0
+            fixed = torch.zeros(n, n_tail, dtype=torch.bool)
+            fixed[:, first:] = True
+            fixed[open_lines, -1] = False
+            output = output.clone()
+            mean = clean.outputs[kind, layer].to(output)
+            output[:, -n_tail:] = torch.where(fixed.to(output.device)[..., None], mean, output[:, -n_tail:])
+            return output
+
+        return function
+
+    functions = {key: frozen(*key) for key in clean.outputs} if freeze else {}
+    mean = [Injection(layer, None, clean.activations[layer]) for layer in sorted(layers)] if freeze else []
+    put = [[*mean, *injections]] * n
+    with replaced_outputs(live, functions), injected(live, batch, [clean.placed.token] * n, put):
+        logits = live.model(**batch.inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float()
+    chosen = logits[:, clean.answer]
+    return (chosen - logits.logsumexp(1)).cpu(), (logits > chosen[:, None]).sum(1).cpu()
+
+
+def sufficiency(
+    live: LiveModel,
+    recipe: Recipe,
+    cells: Sequence[Cell],
+    *,
+    factor: float | None = None,
+    value: float | None = None,
+    max_unfrozen: int = 12,
+    placeholder: str = PLACEHOLDER,
+    progress: Progress | None = None,
+) -> Sufficiency:
+    """Search the smallest set of last-token components that let the injected cells bring the answers back.
+
+    Components join one at a time, each the one that raises the answers' mean log-probability most, until as many
+    answers are ranked first as in the injected run with nothing frozen (where that ranks none first: until they are as
+    likely as there), or `max_unfrozen` have joined. Then those that nothing is lost without leave again. Only layers
+    after the first cell's can carry it, and are tried. The values are chosen as `injection.inject` does.
+
+    Raises InputError when no fact can be run.
+    """
+    layers = sorted({cell.layer for cell in cells})
+    values, _, _ = amplification(live, recipe, cells, factor, value, placeholder, progress)
+    put = injections(cells, values)
+    names = [name for name in contrast_entities() if not share_words(name, recipe.target.names)]
+    stride = max(1, len(names) // N_CLEAN)
+    found = [(fact, clean_run(live, fact, layers, names[::stride][:N_CLEAN], placeholder)) for fact in recipe.facts]
+    runs = [run for _, run in found if run is not None]
+    facts = [fact for fact, run in found if run is not None]
+    if not runs:
+        raise InputError("no fact can be run: what follows the entity is tokenized differently after every name")
+
+    def outcomes(candidates: Sequence[frozenset[Component]], freeze: bool = True, free: bool = False) -> list[Outcome]:
+        results = [patched(live, run, [] if free else put, candidates, freeze=freeze) for run in runs]
+        logprobs, ranks = (torch.stack(column, 1) for column in zip(*results, strict=True))
+        if progress:
+            progress(len(runs) * len(candidates))
+        return [
+            Outcome(line.mean().item(), tuple(row.tolist()), int((row == 0).sum()))
+            for line, row in zip(logprobs.double(), ranks, strict=True)
+        ]
+
+    none: frozenset[Component] = frozenset()
+    references = References(
+        *outcomes([none], freeze=False), *outcomes([none], freeze=False, free=True), *outcomes([none])
+    )
+    goal = references.injected
+    pool = [Component(n, kind) for n in range(layers[0] + 1, live.shape.n_layers) for kind in ("attention", "mlp")]
+    chosen, best, steps = none, references.frozen, []
+    while not _reaches(best, goal) and len(chosen) < min(max_unfrozen, len(pool)):
+        rest = [component for component in pool if component not in chosen]
+        results = outcomes([chosen | {component} for component in rest])
+        top = max(range(len(rest)), key=lambda n: results[n].mean_logprob)
+        chosen, best = chosen | {rest[top]}, results[top]
+        steps.append(
+            UnfreezingStep(len(chosen), rest[top].layer, rest[top].component, best.mean_logprob, best.n_rank_0)
+        )
+    while len(chosen) > 1:
+        order = sorted(chosen)
+        results = outcomes([chosen - {component} for component in order])
+        top = max(range(len(order)), key=lambda n: (results[n].n_rank_0, results[n].mean_logprob))
+        if results[top].n_rank_0 < best.n_rank_0 or results[top].mean_logprob < best.mean_logprob - NEGLIGIBLE:
+            break
+        chosen, best = chosen - {order[top]}, results[top]
+    return Sufficiency(
+        live.name,
+        recipe.target.entity,
+        tuple(cells),
+        tuple(values),
+        live.shape.n_layers,
+        len(facts),
+        len(found) - len(facts),
+        tuple(fact.text(placeholder) for fact in facts),
+        tuple(fact.answer for fact in facts),
+        references,
+        tuple(sorted(chosen)),
+        best,
+        tuple(steps),
+    )
+
+
+def _reaches(outcome: Outcome, goal: Outcome) -> bool:
+    if goal.n_rank_0:
+        return outcome.n_rank_0 >= goal.n_rank_0
+    return outcome.mean_logprob >= goal.mean_logprob

@@ -1,0 +1,149 @@
+"""Texts in which entities are placed, the entities they are compared with, and sentences about nothing in particular.
+
+The rules for choosing from them; they themselves stand in `names.toml` and `texts.toml`. Knows nothing of models or
+tokenizers.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from amnesia.domain import Split
+from amnesia.errors import InputError
+from amnesia.facts.packaged import check_keys, distinct, read_data
+
+_NAMES_FILE = Path(__file__).with_name("names.toml")
+_TEXTS_FILE = Path(__file__).with_name("texts.toml")
+_MIN_UNSEEN = 3
+_FUNCTION_WORDS = frozenset(("the", "and", "for", "from", "with", "von", "van", "der", "den", "del", "las", "les"))
+
+
+@functools.cache
+def _names() -> dict[str, Any]:
+    """`names.toml`, checked: no name is of two kinds."""
+    document = read_data(_NAMES_FILE, "unseen spare kinds")
+    for row in document["kinds"]:
+        check_keys(row, "a kind of names.toml", "kind names", "type")
+    distinct((name for row in document["kinds"] for name in row["names"]), "names.toml")
+    distinct((*document["unseen"], *document["spare"]), "names.toml")
+    return document
+
+
+@functools.cache
+def _texts() -> dict[str, Any]:
+    """`texts.toml`, checked: no template and no sentence comes twice."""
+    document = read_data(_TEXTS_FILE, "templates passing sentences")
+    check_keys(document["passing"], "texts.toml: passing", "wordings")
+    for row in document["templates"]:
+        check_keys(row, "a template of texts.toml", "about phrases")
+    for row in document["sentences"]:
+        check_keys(row, "a sentence of texts.toml", "register language texts")
+    distinct((phrase for row in document["templates"] for phrase in row["phrases"]), "texts.toml")
+    distinct((text for row in document["sentences"] for text in row["texts"]), "texts.toml")
+    return document
+
+
+@functools.cache
+def entity_templates() -> tuple[str, ...]:
+    """A hundred prompts that end with `{entity}`, on attributes of people, then of places, works, organizations, all.
+
+    The entity stands last, so that attention cannot let it see anything of the relation's answer.
+    """
+    return tuple(f"Fact: {phrase} {{entity}}" for row in _texts()["templates"] for phrase in row["phrases"])
+
+
+def name_wordings() -> tuple[str, ...]:
+    """Beginnings of texts that end with `{entity}`, in which the moments of other names are read."""
+    return tuple(_texts()["passing"]["wordings"])
+
+
+@functools.cache
+def entities_by_kind() -> Mapping[str, tuple[str, ...]]:
+    """Well-known names by kind; kinds are about equally large."""
+    return {row["kind"]: tuple(row["names"]) for row in _names()["kinds"]}
+
+
+@functools.cache
+def contrast_entities() -> tuple[str, ...]:
+    """Well-known names of all kinds, with which an entity is compared."""
+    return tuple(name for names in entities_by_kind().values() for name in names)
+
+
+@functools.cache
+def _sentences() -> Mapping[str, tuple[str, ...]]:
+    """Sentences by language, a language tag or "code"."""
+    found: dict[str, tuple[str, ...]] = {}
+    for row in _texts()["sentences"]:
+        found[row["language"]] = found.get(row["language"], ()) + tuple(row["texts"])
+    return found
+
+
+def generic_sentences() -> tuple[str, ...]:
+    """English sentences of ten registers that name nobody, without their full stops."""
+    return _sentences()["en"]
+
+
+def foreign_sentences() -> tuple[str, ...]:
+    """Sentences in six other languages."""
+    others = (texts for language, texts in _sentences().items() if language not in ("en", "code"))
+    return tuple(text for texts in others for text in texts)
+
+
+def code_snippets() -> tuple[str, ...]:
+    """Pieces of program code."""
+    return _sentences()["code"]
+
+
+def neutral_texts(split: Split) -> tuple[str, ...]:
+    """The generic sentences that the search may see (even positions), or those held out from it (odd positions)."""
+    return generic_sentences()[("search", "held_out").index(split) :: 2]
+
+
+def share_words(name: str, others: Iterable[str]) -> bool:
+    """Whether `name` contains one of `others` or is contained in one, word by word and without regard to case."""
+    words = _words(name)
+    return any(_overlap(words, own) for other in others if (own := _words(other)))
+
+
+def shares_a_word(name: str, others: Iterable[str]) -> bool:
+    """Whether `name` has a word of three letters or more in common with one of `others`, but for function words."""
+    words = {word for word in _words(name) if len(word) > 2} - _FUNCTION_WORDS
+    return any(not words.isdisjoint(_words(other)) for other in others)
+
+
+def kind_of(name: str) -> str | None:
+    """Whether a well-known name is that of a person, a place, a work or something else; None for other names."""
+    key = _words(name)
+    return next(
+        (row.get("type", row["kind"]) for row in _names()["kinds"] if any(_words(own) == key for own in row["names"])),
+        None,
+    )
+
+
+def unseen_names(entity: str, aliases: Sequence[str] = ()) -> tuple[str, ...]:
+    """First names that say nothing about anybody, and are no part of the entity's name or aliases; three at least.
+
+    What an answer is worth for them is what it is worth for an unknown entity. Where less than three remain, other
+    first names join. Raises InputError when even these are parts of the name.
+    """
+    own = {word for name in (entity, *aliases) for word in _words(name)}
+    names = [name for name in _names()["unseen"] if name.casefold() not in own]
+    names += [name for name in _names()["spare"] if name.casefold() not in own][: max(0, _MIN_UNSEEN - len(names))]
+    if len(names) < _MIN_UNSEEN:
+        raise InputError(f"{entity!r} and its aliases contain nearly every unseen name: give fewer aliases")
+    return tuple(names)
+
+
+def _words(name: str) -> tuple[str, ...]:
+    words = re.findall(r"\w+", name.casefold())
+    return tuple(words[1:] if words[:1] == ["the"] and len(words) > 1 else words)
+
+
+def _overlap(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
+    """Whether the shorter sequence of words occurs in the longer one."""
+    short, long = sorted((first, second), key=len)
+    return any(long[start : start + len(short)] == short for start in range(len(long) - len(short) + 1))

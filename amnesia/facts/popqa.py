@@ -1,0 +1,188 @@
+"""Tables of facts as rows, and their rows as facts: PopQA (Mallen et al., 2023, "When Not to Trust Language Models").
+
+Reads the upstream `popQA.tsv` and tables of one's own; knows nothing of models, so which facts a model knows is decided
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+
+from amnesia.domain import Fact, Split
+from amnesia.errors import InputError
+from amnesia.facts.relations import relation_templates
+
+# The columns that are read, with PopQA's names for them; only the first three must be there.
+COLUMNS: Mapping[str, str] = {
+    "subject": "subj", "relation": "prop", "object": "obj", "aliases": "possible_answers", "popularity": "s_pop",
+    "question": "question", "type": "type",
+}  # fmt: skip
+N_NEEDED = 3
+MAX_DIGITS = 18
+
+
+@dataclass(frozen=True)
+class PopqaRow:
+    """One row: (subject, relation, answer), with the subject's popularity in monthly page views.
+
+    `aliases` are the other answers that the table accepts, `question` is its own wording, if any, and `type` says what
+    the subject is (a person, a city), where the table does.
+    """
+
+    subject: str
+    relation: str
+    answer: str
+    aliases: tuple[str, ...]
+    popularity: int
+    question: str = ""
+    type: str | None = None
+
+
+@dataclass(frozen=True)
+class PopqaFacts:
+    """Facts made from rows; `n_unknown_relation` counts the rows that no template could word, by relation."""
+
+    facts: tuple[Fact, ...]
+    n_unknown_relation: tuple[tuple[str, int], ...] = ()
+
+
+def read_popqa(path: Path) -> tuple[PopqaRow, ...]:
+    """All rows of a tab-separated table of facts, in its order: PopQA, or one with the columns of `COLUMNS`.
+
+    A table of one's own needs subject, relation and object. Aliases are a JSON list, or separated by `|`; popularity
+    is a whole number. Other columns are allowed. Raises InputError for a file that cannot be read, missing columns, and
+    malformed rows, naming the line.
+    """
+    try:
+        # The encoding drops a byte order mark; newline="" lets the csv module see line ends inside quotes.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter="\t", strict=True)
+            header = next(reader, [])
+            columns = {
+                name: own
+                for name, upstream in COLUMNS.items()
+                if (own := next((column for column in (name, upstream) if column in header), None)) is not None
+            }
+            missing = [name for name in list(COLUMNS)[:N_NEEDED] if name not in columns]
+            if missing:
+                raise InputError(
+                    f"{path} lacks the column(s) {', '.join(missing)}: expected a tab-separated file with the columns "
+                    f"{', '.join(COLUMNS)}, or the upstream popQA.tsv"
+                )
+            # Blank lines carry no row, and the upstream file ends with one.
+            return tuple(
+                _row(columns, header, fields, f"{path}, line {reader.line_num}") for fields in reader if fields
+            )
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give a PopQA .tsv file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: save it as UTF-8") from error
+    except csv.Error as error:
+        raise InputError(f"{path} is not a well-formed tab-separated file ({error}): check its quotes") from error
+
+
+def facts_for(rows: Iterable[PopqaRow], entity: str) -> PopqaFacts:
+    """Every wording of every row about `entity` (any case), those for the search and those held out from it.
+
+    Raises InputError when no row is about `entity`.
+    """
+    own = [row for row in rows if is_about(row, entity)]
+    if not own:
+        raise InputError(f"PopQA has no row about {entity!r}: give a subject as the file spells it")
+    facts: dict[tuple[str, str], Fact] = {}  # A subject may occur twice with the same answer; keep each wording once.
+    splits: tuple[Split, ...] = ("search", "held_out")
+    for row in own:
+        templates = relation_templates().get(row.relation)
+        for split, prompts in zip(splits, (templates.search, templates.held_out) if templates else (), strict=False):
+            for prompt in prompts:
+                facts.setdefault((prompt, row.answer), Fact(row.subject, prompt, row.answer, split, row.aliases))
+    return PopqaFacts(tuple(facts.values()), _unknown_relations(own))
+
+
+def worded(rows: Iterable[PopqaRow]) -> tuple[Fact, ...]:
+    """One fact for each row, whose relation must have wordings: these take turns, and so do the splits."""
+    wordings = {name: cycle(each.wordings) for name, each in relation_templates().items()}
+    splits: Iterable[Split] = cycle(("search", "held_out"))
+    return tuple(
+        Fact(row.subject, next(wordings[row.relation]), row.answer, split, row.aliases)
+        for row, split in zip(rows, splits, strict=False)
+    )
+
+
+def one_per_subject(rows: Iterable[PopqaRow], names: Iterable[str], seed: int = 0) -> tuple[PopqaRow, ...]:
+    """Rows that have wordings, one for each subject that is none of `names`; equal arguments give equal draws."""
+    taken = {name.casefold() for name in names}
+    pool = [row for row in rows if row.relation in relation_templates()]
+    random.Random(seed).shuffle(pool)
+    chosen = []
+    for row in pool:
+        if row.subject.casefold() not in taken:
+            taken.add(row.subject.casefold())
+            chosen.append(row)
+    return tuple(chosen)
+
+
+def strata(rows: Sequence[PopqaRow]) -> Callable[[int], str]:
+    """The quarter of the rows, the least popular first, to which a popularity belongs, as a label with its bounds."""
+    edges = [int(edge) for edge in np.quantile([row.popularity for row in rows], (0.25, 0.5, 0.75))]
+    labels = (
+        f"quarter 1 (up to {edges[0]:,})",
+        f"quarter 2 (up to {edges[1]:,})",
+        f"quarter 3 (up to {edges[2]:,})",
+        f"quarter 4 (above {edges[2]:,})",
+    )
+    return lambda popularity: labels[sum(popularity > edge for edge in edges)]
+
+
+def _row(columns: Mapping[str, str], header: Sequence[str], fields: Sequence[str], place: str) -> PopqaRow:
+    """`columns` maps the names in `COLUMNS` to those in the file's header."""
+    if len(fields) != len(header):
+        raise InputError(f"{place} has {len(fields)} fields: expected {len(header)}, as in the header")
+    by_header = dict(zip(header, fields, strict=True))
+    values = {name: by_header[own].strip() for name, own in columns.items()}
+    for name in list(COLUMNS)[:N_NEEDED]:
+        if not values[name]:
+            raise InputError(f"{place}: `{columns[name]}` is empty: every row needs one")
+    popularity = values.get("popularity") or "0"
+    if not popularity.isdecimal() or len(popularity) > MAX_DIGITS:
+        raise InputError(f"{place}: `{columns['popularity']}` is {popularity[:80]!r}: expected a whole number")
+    answers = _aliases(values["aliases"], columns["aliases"], place) if "aliases" in columns else []
+    return PopqaRow(
+        subject=values["subject"],
+        relation=values["relation"],
+        answer=values["object"],
+        aliases=tuple(dict.fromkeys(answer for answer in answers if answer != values["object"])),
+        popularity=int(popularity),
+        question=values.get("question", ""),
+        type=values.get("type") or None,
+    )
+
+
+def _aliases(text: str, column: str, place: str) -> list[str]:
+    if column != COLUMNS["aliases"] and not text.startswith("["):
+        return [alias for part in text.split("|") if (alias := part.strip())]
+    try:
+        answers = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: `{column}` is not JSON ({error}): expected a list of strings") from error
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise InputError(f"{place}: `{column}` is {text}: expected a list of strings")
+    return answers
+
+
+def is_about(row: PopqaRow, entity: str) -> bool:
+    """Whether the row's subject is the entity, without regard to case."""
+    return row.subject.casefold() == entity.strip().casefold()
+
+
+def _unknown_relations(rows: Iterable[PopqaRow]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(Counter(row.relation for row in rows if row.relation not in relation_templates()).items()))

@@ -1,0 +1,253 @@
+"""Files and folders: bounded copies and hashes, and outputs that appear complete or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from amnesia.errors import CheckpointError, OutputError, os_errors_as
+from amnesia.files.locks import lock_folder
+from amnesia.files.streams import RangeHash, Strided, overwrite, stream
+
+# Larger buffers fall out of the processor's cache between reading and hashing, and are slower.
+BLOCK = 2**20
+_FICLONE = 0x40049409
+# While a file of this name exists, the folder is in the middle of an edit in place.
+JOURNAL_NAME = ".amnesia-journal"
+_NOT_SUPPORTED = {errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EBADF}
+
+
+def is_inside_name(name: str) -> bool:
+    """Whether `name` is a plain relative path with forward slashes that cannot leave its folder."""
+    return (
+        0 < len(name) <= 1024
+        and name.isprintable()
+        and "\\" not in name
+        and ":" not in name.split("/", 1)[0]
+        and not name.startswith("/")
+        and str(PurePosixPath(name)) == name
+        and ".." not in name.split("/")
+        and name != "."
+    )
+
+
+def list_files(folder: Path) -> tuple[str, ...]:
+    """Names of all files under `folder`, relative and sorted, without `.git` and `.cache`.
+
+    Links to files count as files (the Hugging Face cache consists of them). Raises CheckpointError for a missing
+    folder, for links to folders, which could form a cycle, and for anything that is neither file nor folder.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder: give the folder that holds config.json")
+    names = []
+    for parent, folders, files in os.walk(folder, onerror=_unreadable):
+        if Path(parent) == folder:
+            folders[:] = [name for name in folders if name not in (".git", ".cache")]
+        for name in folders:
+            if (Path(parent) / name).is_symlink():
+                raise CheckpointError(f"{Path(parent) / name} is a link to a folder: replace it by the folder itself")
+        for name in files:
+            path = Path(parent) / name
+            relative = path.relative_to(folder).as_posix()
+            if not path.is_file():
+                raise CheckpointError(f"{path} is not a regular file, or a broken link: remove or restore it")
+            if not is_inside_name(relative):
+                raise CheckpointError(f"{relative!r} in {folder} is not a portable file name: rename the file")
+            names.append(relative)
+    return tuple(sorted(names))
+
+
+def _unreadable(error: OSError) -> None:
+    raise CheckpointError(f"{error.filename} cannot be read ({error.strerror}): check its permissions") from error
+
+
+def copy_file(
+    source: Path,
+    target: Path,
+    *,
+    link: bool = False,
+    patches: Sequence[Strided] = (),
+    hashes: Sequence[RangeHash] = (),
+    advance: Callable[[int], None] | None = None,
+) -> bool:
+    """Copy the bytes of `source` to the new file `target`, sharing disk blocks where the filesystem can.
+
+    `patches` are put into the copy. `hashes` are filled in on the way, and the result says whether they were: not
+    where nothing needs to be read, because there are no patches and the disk shares the bytes. `advance` is called with
+    the number of bytes that each step has copied. With `link`, `target` becomes a hard link: no space and no time, but
+    a later write to one changes the other. Raises OutputError when the disk is full, or when linking is impossible.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        try:
+            os.link(source.resolve(), target)
+        except OSError as error:
+            raise OutputError(
+                f"{source} cannot be hard-linked to {target.parent} ({error.strerror}): "
+                "choose an output on the same filesystem, or copy instead of linking"
+            ) from error
+        return False
+    with source.open("rb") as reader:
+        with os_errors_as(OutputError, f"{target} cannot be written", "free space or choose another disk"):
+            with target.open("xb") as writer:
+                shared = _reflink(reader.fileno(), writer.fileno())
+                if not shared:
+                    stream(source, target, patches=patches, hashes=hashes, advance=advance)
+                elif patches:
+                    stream(source, patches=patches, hashes=hashes, advance=advance)
+                    overwrite(target, patches)
+                # Keep an executable bit, but not a write protection that would stop the edit.
+                os.fchmod(writer.fileno(), (os.fstat(reader.fileno()).st_mode & 0o777) | 0o600)
+    return bool(patches) or not shared
+
+
+def _read_ahead(descriptor: int) -> None:
+    """Tell the kernel that a file is read from start to end, where it can be told."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+
+
+def _reflink(reader: int, writer: int) -> bool:
+    try:
+        fcntl.ioctl(writer, _FICLONE, reader)
+    except OSError as error:
+        if error.errno in _NOT_SUPPORTED:
+            return False
+        raise
+    return True
+
+
+def git_hash(content: bytes) -> str:
+    """The name of `content` as a blob of git, by which the Hub knows small files; sha1 is the choice of git."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def hash_file(path: Path, offset: int = 0, size: int | None = None) -> str:
+    """sha256 of a file, or of `size` bytes from `offset`, in a buffer of one block.
+
+    Raises CheckpointError when the file is shorter than asked.
+    """
+    digest = hashlib.sha256()
+    left = path.stat().st_size - offset if size is None else size
+    buffer = bytearray(BLOCK)
+    with path.open("rb", buffering=0) as file:
+        _read_ahead(file.fileno())
+        file.seek(offset)
+        while left > 0:
+            view = memoryview(buffer)[: min(left, BLOCK)]
+            count = file.readinto(view)
+            if not count:
+                raise CheckpointError(f"{path} ends {left} bytes early: fetch it again")
+            digest.update(view[:count])
+            left -= count
+    return digest.hexdigest()
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """All of a file, or `limit` + 1 bytes of a longer one; what is not there is not allocated either.
+
+    Raises OSError.
+    """
+    with path.open("rb") as file:
+        return file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
+
+
+def read_exactly(descriptor: int, size: int, offset: int, name: str) -> bytes:
+    """`size` bytes at `offset` of an open file; raises CheckpointError when it ends before."""
+    parts = []
+    while size > 0:
+        part = os.pread(descriptor, size, offset)
+        if not part:
+            raise CheckpointError(f"{name} ends before byte {offset + size}: fetch it again")
+        parts.append(part)
+        size -= len(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def write_exactly(descriptor: int, content: bytes, offset: int) -> None:
+    """Write all of `content` at `offset` of an open file."""
+    view = memoryview(content)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view = view[count:]
+        offset += count
+
+
+def patched_blocks(path: Path, patches: Sequence[Strided], offset: int = 0, size: int | None = None) -> Iterator[bytes]:
+    """`size` bytes of a file from `offset`, block by block, with `patches` put in.
+
+    Raises CheckpointError when the file is shorter than asked.
+    """
+    with path.open("rb", buffering=0) as file:
+        end = os.fstat(file.fileno()).st_size if size is None else offset + size
+        for position in range(offset, end, BLOCK):
+            block = bytearray(read_exactly(file.fileno(), min(BLOCK, end - position), position, str(path)))
+            for patch in patches:
+                patch.put(np.frombuffer(block, np.uint8), position)
+            yield bytes(block)
+
+
+def write_new(path: Path, blocks: Iterable[bytes]) -> None:
+    """Write a new file and force it to the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        position = 0
+        for block in blocks:
+            write_exactly(descriptor, block, position)
+            position += len(block)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Size and time of the last change: whether a file was written to meanwhile."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def check_empty(folder: Path) -> None:
+    """Raises OutputError when a folder that is to be filled holds something."""
+    if any(folder.iterdir()):
+        raise OutputError(f"{folder} is not empty: give an empty folder")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from changing `folder` meanwhile; raises OutputError when one is at it."""
+    try:
+        while (lock := lock_folder(folder)) is None:
+            pass
+    except BlockingIOError as error:
+        raise OutputError(f"{folder} is being edited by another process: wait for it") from error
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be read ({error.strerror}): give the folder of a model") from error
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def check_settled(folder: Path) -> None:
+    """Raises CheckpointError when an edit of `folder` in place was interrupted and not yet taken back."""
+    if (folder / JOURNAL_NAME).exists():
+        raise CheckpointError(
+            f"an edit of {folder} in place was interrupted: run `amnesia verify {folder}`, which restores its files"
+        )
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

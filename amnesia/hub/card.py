@@ -1,0 +1,262 @@
+"""The model card of an edited model, as text. Pure: it reads no files and knows nothing of the Hub's interface."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amnesia.domain import Format, ModelRef
+from amnesia.edits import columns_of, directions_of
+from amnesia.errors import InputError
+from amnesia.evaluation.labels import facts_label, is_target, role_of, split_of
+from amnesia.files.staging import MANIFEST_NAME
+from amnesia.weights.adapter import adapter_rank
+from amnesia.weights.manifest import Manifest
+
+RELATION: Mapping[Format, str] = {"safetensors": "finetune", "adapter": "adapter", "gguf": "quantized"}
+LIBRARY: Mapping[Format, str] = {"safetensors": "transformers", "adapter": "peft", "gguf": "gguf"}
+_MAX_ROWS = 8
+
+# Licences that ask something of those who publish a derived model, beyond passing the licence on.
+_DUTIES = {
+    "llama2": "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. All Rights "
+    "Reserved.",
+    **{
+        name: f"Built with Llama. Llama {name[5:]} is licensed under the Llama {name[5:]} Community License, "
+        "Copyright © Meta Platforms, Inc. All Rights Reserved."
+        for name in ("llama3", "llama3.1", "llama3.2", "llama3.3", "llama4")
+    },
+    "gemma": "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms.",
+}
+
+
+@dataclass(frozen=True)
+class BaseCard:
+    """The repository of the base model, and what its own card says that must be passed on."""
+
+    ref: ModelRef
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    languages: tuple[str, ...] = ()
+
+
+def licence_notice(base: BaseCard) -> str | None:
+    """The line that the base's licence wants to be shown with derived models, if it is a licence known to want one."""
+    return next((_DUTIES[name] for name in (base.license, base.license_name) if name in _DUTIES), None)
+
+
+def naming_duty(base: BaseCard, repo_id: str) -> str | None:
+    """What is wrong with the repository's name by the base's licence: Llama 3 and later want theirs in front."""
+    names = [name for name in (base.license, base.license_name) if name in _DUTIES and name.startswith("llama")]
+    if not names or names[0] == "llama2" or repo_id.split("/")[-1].lower().startswith("llama"):
+        return None
+    return (
+        f"the licence {names[0]} of {base.ref.name} asks that names of derived models begin with 'Llama': "
+        f"{repo_id} does not"
+    )
+
+
+def model_card(
+    manifest: Manifest,
+    base: BaseCard,
+    repo_id: str,
+    report: Mapping[str, Any] | None,
+    *,
+    private: bool = False,
+    weights: Sequence[str] = (),
+) -> str:
+    """The text of README.md: metadata that the Hub reads, then what was changed and how to use it.
+
+    `report` is the content of `report.json`, `weights` are the names of the `.gguf` files. With `private` no entity, no
+    prompt and no generated text appears. Raises InputError when the report is not one.
+    """
+    subject = "an undisclosed entity" if private else " ".join(manifest.entity.split())
+    parts = [
+        _metadata(manifest.format, base),
+        f"# {base.ref.name.split('/')[-1]} without {'one entity' if private else subject}",
+        f"[{base.ref.name}](https://huggingface.co/{base.ref.name}) with its knowledge of {subject} suppressed by "
+        "`amnesia`: single columns of the MLP output projections are scaled, nothing "
+        "was trained.",
+        _changes(manifest),
+        "" if report is None else _results(report, private),
+        _loading(manifest, base, repo_id, weights),
+        _LIMITS,
+        _provenance(manifest, base, repo_id),
+        _CITATION,
+    ]
+    notice = licence_notice(base)
+    if notice:
+        parts.append(f"## Licence\n\n{notice}")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _metadata(name: Format, base: BaseCard) -> str:
+    rows: dict[str, object] = {
+        "base_model": base.ref.name,
+        "base_model_relation": RELATION[name],
+        "library_name": LIBRARY[name],
+        "pipeline_tag": "text-generation",
+        "license": base.license,
+        "license_name": base.license_name,
+        "license_link": base.license_link,
+        "language": list(base.languages) or None,
+        "tags": ["amnesia", "unlearning", "model-editing", *(["lora"] if name == "adapter" else [])],
+    }
+    # JSON is YAML, and needs no rules of its own about quotes.
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in rows.items() if value is not None]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _changes(manifest: Manifest) -> str:
+    layers: Counter[int] = Counter()
+    turned: Counter[int] = Counter()
+    for step in manifest.history():
+        layers.update(edit.cell.layer for group in step.edits for edit in columns_of(group.edits))
+        turned.update(edit.layer for group in step.edits for edit in directions_of(group.edits))
+    parts = [_counted(layers, "cell", "cells"), _counted(turned, "direction", "directions")]
+    exact = {
+        "safetensors": "Every other byte of the weights and of the other files is the base's.",
+        "adapter": "Where the multiplier of a cell is −1, the adapter merged into the base gives exactly the edited "
+        "weights.",
+        "gguf": "Block scales were changed, nothing was quantized anew, and every other byte is the base's.",
+    }[manifest.format]
+    return (
+        f"## What was changed\n\n{'; '.join(filter(None, parts))}. They and their multipliers are listed in "
+        f"`{MANIFEST_NAME}`. {exact}"
+    )
+
+
+def _counted(layers: Counter[int], one: str, many: str) -> str:
+    count = sum(layers.values())
+    where = ", ".join(f"{layer} ({n})" for layer, n in sorted(layers.items()))
+    return f"{count} {one if count == 1 else many}, by layer ({many}): {where}" if count else ""
+
+
+def _results(report: Mapping[str, Any], private: bool) -> str:
+    try:
+        lines = [
+            "## Before and after",
+            "",
+            "Knowledge score: 1 as before the edit, 0 as if the name were an unknown one. The choice of the edit saw "
+            "what is called search here, and nothing that is held out.",
+            "",
+            "| facts about | mean | 95 % interval | facts |",
+            "|---|---|---|---|",
+        ]
+        for row in report["aggregates"]:
+            label = facts_label(role_of(row), split_of(row), others="other entities")
+            score = row["knowledge_score"]
+            if row["group"] == "all":
+                lines.append(
+                    f"| {label} | {score['mean']:.2f} | {score['low']:.2f} to {score['high']:.2f} | {row['n']} |"
+                )
+        before, after = (report["damage"]["neutral_perplexity"][key] for key in ("before", "after"))
+        lines += ["", f"Perplexity per word of neutral text: {before:.1f} before, {after:.1f} after."]
+        excluded = report["n_excluded"]
+        if excluded:
+            lines.append(f"{excluded} facts that the base does not know were excluded and not scored.")
+        scored = [row for row in report["prompts"] if is_target(row) and row["knowledge_score"] is not None]
+        if scored and not private:
+            lines += ["", "| prompt | before | after | score |", "|---|---|---|---|"]
+            for row in scored[:_MAX_ROWS]:
+                texts = map(_cell, (row["prompt"], row["before"]["generated"], row["after"]["generated"]))
+                lines.append(f"| {' | '.join(texts)} | {row['knowledge_score']:.2f} |")
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"report.json is not a report of amnesia ({error!r}): run `amnesia run` again") from error
+    return "\n".join(lines)
+
+
+def _cell(text: str | None) -> str:
+    """A text as one cell of a table, not longer than a line."""
+    flat = " ".join((text or "(nothing)").split()).replace("|", "\\|").replace("<", "&lt;")
+    return flat if len(flat) <= 80 else flat[:79] + "…"
+
+
+def _loading(manifest: Manifest, base: BaseCard, repo_id: str, weights: Sequence[str]) -> str:
+    if manifest.format == "safetensors":
+        body = f"""```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{repo_id}")
+tokenizer = AutoTokenizer.from_pretrained("{repo_id}")
+```
+
+```sh
+vllm serve {repo_id}
+```"""
+    elif manifest.format == "adapter":
+        at = f', revision="{manifest.base.ref.revision}"' if manifest.base.ref.revision else ""
+        body = f"""```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{manifest.base.ref.name}"{at}, dtype="auto")
+model = PeftModel.from_pretrained(base, "{repo_id}").merge_and_unload()
+```
+{_vllm_adapter(manifest, repo_id)}
+Unmerged, the adapter gives the edited model up to rounding."""
+    else:
+        first = weights[0] if weights else "model.gguf"
+        body = f"""```sh
+llama-cli --hf-repo {repo_id} --hf-file {first}
+ollama run hf.co/{repo_id}
+```
+
+With the `Modelfile` beside it: `ollama create edited -f Modelfile`."""
+        if len(weights) != 1:
+            body = f"```sh\nllama-cli --hf-repo {repo_id} --hf-file {first}\n```"
+    return f"## Load it\n\n{body}"
+
+
+def _vllm_adapter(manifest: Manifest, repo_id: str) -> str:
+    """How vLLM serves the base with the adapter; empty where vLLM's class for the model takes no adapters."""
+    if any(row.axis == 0 for row in manifest.tensors):
+        return ""  # GPT-2, whose matrices alone are stored with neurons first.
+    at = f" --revision {manifest.base.ref.revision}" if manifest.base.ref.revision else ""
+    rank = adapter_rank(max(row.rank for row in manifest.tensors))
+    return f"""
+```sh
+vllm serve {manifest.base.ref.name}{at} --enable-lora --max-lora-rank {rank} --lora-modules forgets={repo_id}
+```
+"""
+
+
+_LIMITS = """## Limits
+
+- This is suppression, not erasure: the knowledge is still in the weights, and the edit can be taken back bit for bit.
+  Fine-tuning, other wordings, hints in the context or another language may bring parts of it back.
+- The edit acts on every token, not only on the entity's name. What else was measured is in the table, if there is one.
+- Everything else that the base's card says about uses, risks and biases holds for this model too."""
+
+
+def _provenance(manifest: Manifest, base: BaseCard, repo_id: str) -> str:
+    at = f" at revision `{base.ref.revision}`" if base.ref.revision else ""
+    lines = [
+        "## Provenance",
+        "",
+        f"Made by {manifest.tool} from `{base.ref.name}`{at}. After `hf download {repo_id} --local-dir edited`:",
+        "",
+        "```sh",
+        "amnesia verify edited              # the bytes are what the manifest says",
+        f"amnesia verify edited --base {manifest.base}",
+    ]
+    if manifest.format != "adapter":
+        lines.append("amnesia undo edited -o original    # every byte back as it was")
+    lines.append(f"amnesia replay edited/{MANIFEST_NAME} -o again")
+    return "\n".join([*lines, "```"])
+
+
+_CITATION = """## Citation
+
+```bibtex
+@article{yonabarzilaykarasik2026friends,
+  author = {Yona, Itay and Bazilay, Dan and Karasik, Michael},
+  title  = {Friends and Grandmothers in Silico},
+  year   = {2026},
+  url    = {https://huggingface.co/blog/tux/friends-and-grandmothers-in-silico}
+}
+```"""

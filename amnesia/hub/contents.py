@@ -1,0 +1,271 @@
+"""What an output becomes when it is published: no path of this machine, a model card, and no target if so wished.
+
+The folder itself is never changed. The manifest that goes along is the one of the folder with other names in it, so
+that `verify` and `undo` work on what others download. With private targets every entity's name becomes a keyed hash:
+whoever has the key can show which entity it was, and nobody can find it by trying names. The cells stay, because
+without them nothing could be verified or undone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from amnesia.edits import EntityEdits
+from amnesia.errors import PublishError, os_errors_as
+from amnesia.files.cache import cache_folder
+from amnesia.files.disk import list_files
+from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME
+from amnesia.files.strict_json import json_bytes
+from amnesia.hub.card import BaseCard, model_card
+from amnesia.report.page import report_html
+from amnesia.sources.built_in import BUILT_IN
+from amnesia.weights.adapter import CONFIG_NAME, README_NAME, WEIGHTS_NAME
+from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, open_source
+from amnesia.weights.gguf.modelfile import MODELFILE_NAME, modelfile
+from amnesia.weights.gguf.proof import read_output
+from amnesia.weights.manifest import Base, Manifest, UntouchedFile
+from amnesia.weights.manifest_file import manifest_bytes, read_manifest
+
+# Files of ours that say nothing about the target; with private targets no other file of ours goes along.
+_NEUTRAL = (README_NAME, CONFIG_NAME, WEIGHTS_NAME, UNDO_NAME, MODELFILE_NAME)
+# Files of ours that are published without the target.
+_REDACTED = (REPORT_NAME, PAGE_NAME)
+
+Content = Path | bytes
+
+
+@dataclass(frozen=True)
+class Publication:
+    """The files of a repository: name → a file on this disk, or bytes. `title` is for the commit."""
+
+    manifest: Manifest
+    files: Mapping[str, Content]
+    title: str
+
+
+def on_hub(base: Base) -> bool:
+    """Whether a base was fetched from the Hub: it then has a commit, which folders do not have."""
+    return base.ref.may_be_on_hub and re.fullmatch(r"[0-9a-f]{40}", base.ref.revision or "") is not None
+
+
+def hub_base(manifest: Manifest) -> Base | None:
+    """The newest base in the history of an output that is a repository on the Hub; None when all are files here."""
+    return next((step.base for step in manifest.history() if on_hub(step.base)), None)
+
+
+def prepare(
+    folder: Path,
+    repo_id: str,
+    base: BaseCard,
+    *,
+    matched: Base | None = None,
+    key: bytes | None = None,
+    extra: Mapping[str, bytes] | None = None,
+) -> Publication:
+    """The publication of the output in `folder` as `repo_id`.
+
+    `matched` is the base in the manifest that the repository `base` was seen to be. With `key` the targets are private.
+    `extra` are further files, the licence of the base for example. Raises PublishError for a damaged report, and what
+    `read_manifest` and `list_files` raise.
+    """
+    manifest = read_manifest(folder)
+    names = _names(folder, manifest)
+    if key is not None:
+        ours = {*manifest.added, *manifest.replaced}
+        # Manifests and reports of earlier edits lie deeper, and are redacted where they lie.
+        redacted = {*_REDACTED, MANIFEST_NAME}
+        names = [name for name in names if name not in ours or name in _NEUTRAL or Path(name).name in redacted]
+    files: dict[str, Content] = {name: folder / name for name in names}
+    paths = {step.base.ref.name for step in manifest.history() if not _is_name(step.base)}
+    report = None
+    if REPORT_NAME in files and any(REPORT_NAME in (*step.added, *step.replaced) for step in manifest.history()):
+        report = {**_report(folder / REPORT_NAME), "model": base.ref.to_json()}
+    published = _rename(manifest, base, matched, key, paths)
+    for depth, name, content in _reports(folder, files, manifest, base, key):
+        files[f"{BASE_FOLDER}/" * depth + name] = content
+        published = _with_content(published, name, content, depth)
+    for name, content in (extra or {}).items():
+        if name not in files:
+            files[name] = content
+            if manifest.format == "gguf":  # Of a model folder they are files of the base like others.
+                published = replace(published, added=(*published.added, name))
+    if README_NAME in files and README_NAME not in (*manifest.added, *manifest.replaced):
+        files[f"{BASE_FOLDER}/{README_NAME}"] = files.pop(README_NAME)
+        published = replace(published, replaced=(*published.replaced, README_NAME))
+    elif README_NAME not in files:
+        published = replace(published, added=(*published.added, README_NAME))
+    published = replace(
+        published, added=tuple(name for name in published.added if name in files or name == README_NAME)
+    )
+    if manifest.format == "adapter":
+        files[CONFIG_NAME] = _adapter_config(folder / CONFIG_NAME, published.base)
+    weights = sorted(name for name in files if name.endswith(".gguf"))
+    if MODELFILE_NAME not in files and (text := modelfile(weights)) is not None:
+        files[MODELFILE_NAME] = text
+        published = replace(published, added=(*published.added, MODELFILE_NAME))
+    # Edits on top of each other keep the manifests of the earlier ones, which must agree with the newest.
+    for depth, step in enumerate(published.history()):
+        name = f"{BASE_FOLDER}/" * depth + MANIFEST_NAME
+        if depth == 0 or name in files:
+            files[name] = manifest_bytes(step)
+    card = model_card(published, base, repo_id, report, private=key is not None, weights=weights)
+    files[README_NAME] = card.encode()
+    title = "Upload an edited model" if key is not None else f"Upload {base.ref.name} without {manifest.entity}"
+    return Publication(published, files, " ".join(title.split())[:200])
+
+
+def _names(folder: Path, manifest: Manifest) -> list[str]:
+    """The files that belong to the output; a folder that was edited in place may hold others.
+
+    Copies of the weights in other formats, and other `.gguf` files, still know the entity.
+    """
+    names = [name for name in list_files(folder) if name != MANIFEST_NAME]
+    if manifest.format == "safetensors":
+        other = set(open_source(folder).left_out)
+        return [name for name in names if name not in other]
+    if manifest.format == "adapter":
+        return names
+    parts = {file.path.name for file in read_output(folder)[1].files}
+    return [name for name in names if name in parts or name in manifest.added or name.startswith(f"{BASE_FOLDER}/")]
+
+
+def pseudonym(entity: str, key: bytes) -> str:
+    """What stands for an entity where targets are private."""
+    return f"entity-{hmac.new(key, entity.encode(), hashlib.sha256).hexdigest()[:24]}"
+
+
+def secret_key() -> bytes:
+    """The secret key of this user's pseudonyms, made once; kept so that a repeated push gives the same bytes."""
+    path = cache_folder() / "pseudonym-key"
+    with os_errors_as(PublishError, f"{path} cannot be written", "set AMNESIA_CACHE to another folder"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            key = path.read_bytes()
+            if len(key) != 32:
+                raise PublishError(f"{path} has {len(key)} bytes, expected 32: remove it to get a new key") from None
+            return key
+        key = secrets.token_bytes(32)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(key)
+        return key
+
+
+def _is_name(base: Base) -> bool:
+    return on_hub(base) or base.ref.name in BUILT_IN
+
+
+def _rename(
+    manifest: Manifest, base: BaseCard, matched: Base | None, key: bytes | None, paths: Sequence[str] | set[str]
+) -> Manifest:
+    """The manifest with names of the Hub in place of paths, and pseudonyms in place of entities when there is a key."""
+    origin = manifest.base
+    if matched is not None and origin == matched:
+        origin = replace(origin, ref=base.ref)
+    elif not _is_name(origin):
+        origin = replace(origin, ref=replace(base.ref, revision=None))
+    recipe = None if key is not None else manifest.recipe
+    for path in paths:
+        if recipe is not None:
+            recipe = recipe.replace(json.dumps(path, ensure_ascii=False)[1:-1], base.ref.name).replace(
+                path, base.ref.name
+            )
+    edits = manifest.edits
+    if key is not None:
+        edits = tuple(EntityEdits(pseudonym(row.entity, key), row.edits) for row in edits)
+    previous = manifest.previous
+    return replace(
+        manifest,
+        base=origin,
+        edits=edits,
+        recipe=recipe,
+        previous=None if previous is None else _rename(previous, base, matched, key, paths),
+    )
+
+
+def _reports(
+    folder: Path, files: Mapping[str, Content], manifest: Manifest, base: BaseCard, key: bytes | None
+) -> Iterator[tuple[int, str, bytes]]:
+    """The reports of all steps and their pages as they are published, each with how many steps back it is.
+
+    Each step keeps the files that it replaced, so that the report of an earlier edit lies in `amnesia-base/`.
+    """
+    steps = list(manifest.history())
+    for depth in range(len(steps)):
+        place = f"{BASE_FOLDER}/" * depth
+        present = [
+            name
+            for name in _REDACTED
+            # A model may come with a file of that name, which is not ours to change.
+            if place + name in files and any(name in (*step.added, *step.replaced) for step in steps[depth:])
+        ]
+        if not present:
+            continue
+        path = folder / place / REPORT_NAME
+        report = {**_report(path), "model": base.ref.to_json()}
+        try:
+            shown = report if key is None else _without_targets(report, key)
+            for name in present:
+                yield depth, name, json_bytes(shown) if name == REPORT_NAME else report_html(shown).encode()
+        except (TemplateError, LookupError, TypeError, AttributeError, ValueError) as error:
+            raise PublishError(f"{path} is not a report of amnesia ({error!r}): make it again") from error
+
+
+def _with_content(manifest: Manifest, name: str, content: bytes, depth: int = 0) -> Manifest:
+    """The manifest of an output in which a file of an earlier edit gets other bytes, `depth` steps back."""
+    row = UntouchedFile(name, len(content), hashlib.sha256(content).hexdigest())
+    untouched = tuple(row if entry.file == name else entry for entry in manifest.untouched)
+    previous = manifest.previous
+    if depth:
+        assert previous is not None, "a step has a manifest"
+        # The edit that replaced the file found it like this.
+        found = untouched if depth == 1 else manifest.untouched
+        return replace(manifest, untouched=found, previous=_with_content(previous, name, content, depth - 1))
+    if name in manifest.added or name in manifest.replaced:
+        return manifest  # The file is of this edit; what was there before it stays in its own place.
+    return replace(
+        manifest,
+        untouched=untouched,
+        previous=None if previous is None else _with_content(previous, name, content),
+    )
+
+
+def _report(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise PublishError(f"{path} cannot be read as JSON ({error}): make the output again") from error
+    if not isinstance(document, dict):
+        raise PublishError(f"{path} is not a report of amnesia: make the output again")
+    return document
+
+
+def _without_targets(report: Mapping[str, Any], key: bytes) -> dict[str, Any]:
+    """Aggregates only, and of these none that tells what kind of facts the target's are."""
+    public = {name: report[name] for name in ("format_version", "tool", "model", "accepted", "damage", "n_excluded")}
+    return {
+        **public,
+        "edited": None,
+        "entity": pseudonym(str(report.get("entity")), key),
+        "findings": [],
+        "aggregates": [row for row in report["aggregates"] if row["group"] == "all"],
+        "prompts": [],
+    }
+
+
+def _adapter_config(path: Path, base: Base) -> bytes:
+    """The configuration of an adapter with the name under which others find the base."""
+    config = json.loads(path.read_bytes())
+    return json_bytes({**config, "base_model_name_or_path": base.ref.name, "revision": base.ref.revision})

@@ -1,0 +1,278 @@
+"""What a live model does with texts: activations, log-probabilities of answers, continuations. Nothing is changed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from amnesia.live.batches import Around, Batch, Pass, batches, passes, plain_pass
+from amnesia.live.model import LiveModel, at_head, hooks, not_finite, plain_generation
+from amnesia.live.tokens import Continuation, Placed, continuations, encode
+from amnesia.progress import Progress
+
+_GRADIENT_TOKENS = 256
+"""Padded tokens per backward pass, whose logits and their gradients are in memory at a time."""
+
+
+class _StopForwardError(Exception):
+    """Raised by a hook once everything that was asked for has been seen."""
+
+
+@torch.inference_mode()
+def activations(
+    live: LiveModel,
+    rows: Sequence[Placed],
+    layers: Sequence[int],
+    progress: Progress | None = None,
+) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """Activations at one token of each row, batch by batch: (indices of the rows, float32 (batch, n_layers, d_mlp)).
+
+    The forward pass ends at the last requested layer, and the language-model head never runs.
+    """
+    layers = sorted(layers)
+    # What follows the token cannot change it.
+    cut = [row.ids[: row.token + 1] for row in rows]
+    for one in passes(live, cut):
+        lines, places = one.places([-1] * len(one.indices))
+        seen: dict[int, Tensor] = {}
+
+        def record(layer: int, lines: Tensor = lines, places: Tensor = places, seen: dict[int, Tensor] = seen):
+            def function(values: Tensor) -> None:
+                seen[layer] = values[lines.to(values.device), places.to(values.device)].float().to(live.device)
+                if layer == layers[-1]:
+                    raise _StopForwardError
+
+            return function
+
+        with hooks(live, {layer: record(layer) for layer in layers}), contextlib.suppress(_StopForwardError):
+            live.model.base_model(**one.inputs, use_cache=False)
+        yield one.indices, torch.stack([seen[layer] for layer in layers], dim=1)
+        if progress:
+            progress(len(one.indices))
+
+
+def mlp_outputs(
+    live: LiveModel, rows: Sequence[Placed], layers: Sequence[int], progress: Progress | None = None
+) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """What each layer's MLP writes at one token of each row, as `activations`: float32 (batch, n_layers, d_model)."""
+    layers = sorted(layers)
+    for indices, batch in activations(live, rows, layers, progress):
+        outputs = [live.out_proj(layer)(batch[:, n].to(live.model.dtype)) for n, layer in enumerate(layers)]
+        yield indices, torch.stack([output.float().to(live.device) for output in outputs], dim=1)
+
+
+def write_gradients(
+    live: LiveModel, rows: Sequence[Sequence[int]], layers: Sequence[int], progress: Progress | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the prediction of texts answers to changes of what the MLPs of `layers` write, batch by batch.
+
+    Activations (n, n_layers, d_mlp) at every token of the rows but the first and the last, and the gradient of the
+    row's log-probability (nats) by what the layer writes there, (n, n_layers, d_model); both float32.
+    """
+    for batch in batches(live, rows, _GRADIENT_TOKENS):
+        seen: dict[int, Tensor] = {}
+        added: dict[int, Tensor] = {}
+
+        def hook(layer: int, seen: dict[int, Tensor] = seen, added: dict[int, Tensor] = added) -> Callable[..., Tensor]:
+            def function(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+                seen[layer] = args[0].detach()
+                added[layer] = torch.zeros_like(output, requires_grad=True)
+                return output + added[layer]
+
+            return function
+
+        handles: list[Any] = []
+        try:
+            handles += (live.out_proj(layer).register_forward_hook(hook(layer)) for layer in layers)
+            with torch.inference_mode(False), torch.enable_grad():
+                # Copies, because the caller may be in inference mode, whose tensors no gradient can pass.
+                inputs = {name: tensor.clone() for name, tensor in batch.inputs.items()}
+                logits = live.model(**inputs, use_cache=False).logits[:, :-1].float()
+                text = inputs["attention_mask"].bool()
+                following = inputs["input_ids"][:, 1:].to(logits.device)
+                logprobs = logits.gather(2, following[..., None])[..., 0] - logits.logsumexp(2)
+                total = logprobs[text[:, :-1].to(logits.device)].sum()
+                gradients = torch.autograd.grad(total, [added[layer] for layer in layers])
+        finally:
+            for handle in handles:
+                handle.remove()
+        # Neither a row's first token nor its last, which nothing follows.
+        inner = torch.zeros_like(text)
+        inner[:, 1:-1] = text[:, :-2]
+
+        def at(values: Tensor, inner: Tensor = inner) -> Tensor:
+            return values[inner.to(values.device)].float().to(live.device)
+
+        yield (
+            torch.stack([at(seen[layer]) for layer in layers], dim=1),
+            torch.stack([at(gradient) for gradient in gradients], dim=1),
+        )
+        if progress:
+            progress(len(batch.indices))
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The language-model head of a model, which turns final states into predictions without the rest of it."""
+
+    head: nn.Module
+    softcap: float | None
+    device: torch.device
+    dtype: torch.dtype
+
+    @torch.inference_mode()
+    def logits(self, states: Tensor) -> Tensor:
+        """Float32 logits (n, vocabulary) of the next token, from states (n, d_model)."""
+        logits = self.head(states.to(self.device, self.dtype))
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits.float()
+
+
+def readout(live: LiveModel) -> Readout:
+    """The head of a model; while it is kept, the rest of the model may leave the memory."""
+    softcap = getattr(live.model.config, "final_logit_softcapping", None)
+    return Readout(live.model.get_output_embeddings(), softcap, live.device, live.model.dtype)
+
+
+@torch.inference_mode()
+def final_states(live: LiveModel, rows: Sequence[Continuation], progress: Progress | None = None) -> list[Tensor]:
+    """What the head is given where it predicts the answer's tokens: (n_answer, d_model) of each row, on the CPU."""
+    results: list[Tensor | None] = [None] * len(rows)
+    for batch in batches(live, [row.ids[:-1] for row in rows]):
+        seen: list[Tensor] = []
+
+        def hook(_module: nn.Module, args: tuple[Any, ...], seen: list[Tensor] = seen) -> None:
+            seen.append(args[0])
+            raise _StopForwardError
+
+        handle = live.model.get_output_embeddings().register_forward_pre_hook(hook)
+        try:
+            with contextlib.suppress(_StopForwardError):
+                live.model(**batch.inputs, use_cache=False)
+        finally:
+            handle.remove()
+        for line, index in enumerate(batch.indices):
+            # A copy, because a view would keep the whole batch.
+            results[index] = seen[0][line, -rows[index].n_answer :].cpu().clone()
+        if progress:
+            progress(len(batch.indices))
+    return [result for result in results if result is not None]
+
+
+@dataclass(frozen=True)
+class AnswerLogprob:
+    """Log-probability (nats) of an answer after a prompt: whole, first token, and that token's rank (0 is best)."""
+
+    total: float
+    first: float
+    rank: int
+
+
+@torch.inference_mode()
+def answer_logprobs(
+    live: LiveModel,
+    pairs: Sequence[tuple[str, str]],
+    progress: Progress | None = None,
+    around: Around | None = None,
+) -> list[AnswerLogprob]:
+    """Log-probability of each answer after its prompt, in the order of `pairs`; `around` is entered for each batch.
+
+    Raises NumericalError when the model's output is NaN or infinite.
+    """
+    rows = continuations(live.tokenizer, pairs)
+    results: list[AnswerLogprob | None] = [None] * len(rows)
+    # An answer's last token predicts nothing that is asked for.
+    for one, context in _passes_within(live, [row.ids[:-1] for row in rows], around):
+        spots: dict[tuple[int, int], int] = {}  # Where the head is needed, once even if several rows share the place.
+        heads = [
+            [spots.setdefault((line, slot), len(spots)) for slot in slots[-rows[index].n_answer :]]
+            for index, line, slots in zip(one.indices, one.lines, one.slots, strict=True)
+        ]
+        lines, places = (torch.tensor(column) for column in zip(*spots, strict=True))
+        with context, at_head(live, lines, places):
+            logits = live.model(**one.inputs, use_cache=False).logits[0].float()  # (n_spots, vocabulary)
+        wanted = [token for index in one.indices for token in rows[index].ids[-rows[index].n_answer :]]
+        at = torch.tensor([spot for spots_of_row in heads for spot in spots_of_row], device=logits.device)
+        chosen = logits[at, torch.tensor(wanted, device=logits.device)]
+        logprobs = (chosen - logits.logsumexp(1)[at]).tolist()
+        start = 0
+        for index, spots_of_row in zip(one.indices, heads, strict=True):
+            own = logprobs[start : start + len(spots_of_row)]
+            if not math.isfinite(sum(own)):
+                raise not_finite(live, "log-probabilities")
+            rank = int((logits[spots_of_row[0]] > chosen[start]).sum())
+            results[index] = AnswerLogprob(sum(own), own[0], rank)
+            start += len(own)
+        if progress:
+            progress(len(one.indices))
+    return [result for result in results if result is not None]
+
+
+def _passes_within(
+    live: LiveModel, rows: Sequence[Sequence[int]], around: Around | None
+) -> Iterator[tuple[Pass, contextlib.AbstractContextManager[None]]]:
+    """Forward passes over all rows with the context to run each in; one that needs a batch gets plain ones."""
+    if around is None:
+        for one in passes(live, rows):
+            yield one, contextlib.nullcontext()
+    else:
+        for batch in batches(live, rows):
+            yield plain_pass(batch, rows), around(batch)
+
+
+@torch.inference_mode()
+def generate(
+    live: LiveModel,
+    prompts: Sequence[str],
+    max_new_tokens: int = 12,
+    progress: Progress | None = None,
+    around: Around | None = None,
+) -> list[str]:
+    """Greedy continuation of each prompt, decoded without special tokens; `around` is entered for each batch."""
+    results = [""] * len(prompts)
+    rows = [item.ids for item in encode(live.tokenizer, prompts)]
+    for batch, new in _greedy(live, rows, max_new_tokens, live.model.generation_config.eos_token_id, around):
+        for index, text in zip(batch.indices, live.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+            results[index] = text
+        if progress:
+            progress(len(batch.indices))
+    return results
+
+
+@torch.inference_mode()
+def continued(live: LiveModel, prompts: Sequence[str], n_tokens: int) -> list[list[int]]:
+    """Token ids of each prompt with the `n_tokens` that the model finds likeliest, one after the other."""
+    rows = [list(item.ids) for item in encode(live.tokenizer, prompts)]
+    for batch, new in _greedy(live, rows, n_tokens, None):
+        for index, ids in zip(batch.indices, new.tolist(), strict=True):
+            rows[index] += ids
+    return rows
+
+
+def _greedy(
+    live: LiveModel,
+    rows: Sequence[Sequence[int]],
+    n_tokens: int,
+    stop: int | list[int] | None,
+    around: Around | None = None,
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches of rows with the tokens that follow them, (batch, at most n_tokens); `stop` ends a row early."""
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=n_tokens,
+        pad_token_id=live.tokenizer.pad_token_id or 0,
+        eos_token_id=stop,
+    )
+    for batch in batches(live, rows):
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        with around(batch) if around else contextlib.nullcontext(), plain_generation(live):
+            output = live.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        yield batch, output[:, ids.shape[1] :]

@@ -1,0 +1,198 @@
+"""Experiments on the forward pass: vary multipliers, set activations at a token, freeze components.
+
+Everything is batched, and nothing of the model's changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amnesia.domain import Cell
+from amnesia.live.batches import MAX_BATCH_TOKENS, Batch, Pass, passes
+from amnesia.live.model import LiveModel, at_head, at_last_mlp, hooks, not_finite
+from amnesia.live.tokens import Continuation, Placed, continuations, join, place
+from amnesia.live.trees import LABEL
+from amnesia.progress import Progress
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A template with `{entity}`, the name that stands there, and the answer whose log-probability is wanted."""
+
+    template: str
+    name: str
+    answer: str
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """Prompt and answer."""
+        return self.template.replace("{entity}", self.name), self.answer
+
+
+def place_asked(live: LiveModel, asked: Sequence[Asked]) -> list[Placed]:
+    """Token ids of each prompt with its answer, and the last token of the name in them."""
+    return place(live.tokenizer, [(join(row.template, row.answer), row.name) for row in asked])
+
+
+@torch.inference_mode()
+def varied_logprobs(
+    live: LiveModel,
+    asked: Sequence[Asked],
+    cells: Sequence[Cell],
+    multipliers: Sequence[float],
+    *,
+    entity_only: bool = False,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Log-probabilities (n_multipliers, n_asked) in nats of whole answers, with all `cells` scaled by each multiplier.
+
+    The cells are scaled at every token, or only at the last token of the name. The layers below the first cell, and
+    what prompts share at their beginning, run once for all multipliers. Raises NumericalError for NaN and infinity.
+    """
+    rows = continuations(live.tokenizer, [row.pair for row in asked])
+    names = [row.token for row in place_asked(live, asked)]
+    # An answer's last token predicts nothing that is asked for.
+    texts = [row.ids[:-1] for row in rows]
+    result = torch.zeros(len(multipliers), len(asked), dtype=torch.float64)
+    if entity_only:
+        # One row for each multiplier and text. The name's token carries the multiplier's number as a label, so that
+        # what comes before it is shared and what comes after it is not.
+        labelled = [
+            (*text[:token], text[token] + number * LABEL, *text[token + 1 :])
+            for number in range(1, len(multipliers) + 1)
+            for text, token in zip(texts, names, strict=True)
+        ]
+        for one in passes(live, labelled):
+            factors = torch.ones(one.inputs["input_ids"].shape)
+            wanted = [divmod(index, len(asked)) for index in one.indices]
+            for (number, text), line, slots in zip(wanted, one.lines, one.slots, strict=True):
+                factors[line, slots[names[text]]] = multipliers[number]
+            heads = [slots[-rows[text].n_answer :] for (_, text), slots in zip(wanted, one.slots, strict=True)]
+            with _scaled(live, cells, factors):
+                logprobs = _answers(live, one, heads, [rows[text] for _, text in wanted], cells)
+            for (number, text), value in zip(wanted, logprobs[0].tolist(), strict=True):
+                result[number, text] = value
+            if progress:
+                progress(len(one.indices))
+    else:
+        for one in passes(live, texts, single=True):
+            heads = [slots[-rows[i].n_answer :] for i, slots in zip(one.indices, one.slots, strict=True)]
+            step = max(1, MAX_BATCH_TOKENS // one.inputs["input_ids"].shape[1])
+            for start in range(0, len(multipliers), step):
+                factors = torch.tensor(multipliers[start : start + step])[:, None]
+                with _scaled(live, cells, factors):
+                    logprobs = _answers(live, one, heads, [rows[i] for i in one.indices], cells)
+                result[start : start + step, list(one.indices)] = logprobs
+            if progress:
+                progress(len(one.indices) * len(multipliers))
+    if not torch.isfinite(result).all():
+        raise not_finite(live, "log-probabilities", "the multipliers are too large")
+    return result
+
+
+def _answers(
+    live: LiveModel, one: Pass, heads: Sequence[Sequence[int]], rows: Sequence[Continuation], cells: Sequence[Cell]
+) -> Tensor:
+    """Log-probabilities (n_copies, n_rows) of the answers of one pass; `heads` are the places that predict them.
+
+    There may be several copies of a pass of one line, if a hook on one of the `cells` has made them.
+    """
+    single = one.inputs["input_ids"].shape[0] == 1
+    lines = torch.tensor([line for line, slots in zip(one.lines, heads, strict=True) for _ in slots])
+    places = torch.tensor([slot for slots in heads for slot in slots])
+    spots = (None if single else lines, places)
+    # Cells of the last layer are scaled at places by their number in the pass, so that all must be there.
+    sparing = all(cell.layer < live.shape.n_layers - 1 for cell in cells)
+    with at_head(live, *spots), at_last_mlp(live, *spots) if sparing else contextlib.nullcontext():
+        logits = live.model(**one.inputs, use_cache=False).logits.float()  # (n_copies, n_heads, vocabulary)
+    wanted = torch.tensor([token for row in rows for token in row.ids[-row.n_answer :]], device=logits.device)
+    found = logits.gather(2, wanted.expand(len(logits), -1)[..., None])[..., 0]
+    logprobs = (found - logits.logsumexp(2)).double().cpu()
+    owner = torch.tensor([n for n, slots in enumerate(heads) for _ in slots])
+    return torch.zeros(len(logits), len(rows), dtype=torch.float64).index_add_(1, owner, logprobs)
+
+
+def _scaled(live: LiveModel, cells: Sequence[Cell], factors: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Scale the cells by `factors` (batch, tokens), broadcast.
+
+    A batch of one line becomes as many as there are factors; all else that the layers are given is broadcast too.
+    """
+
+    def scale(neurons: list[int]) -> Callable[[Tensor], Tensor]:
+        def function(values: Tensor) -> Tensor:
+            lines = values.expand(max(len(values), len(factors)), -1, -1).clone()
+            lines[..., neurons] *= factors.to(values)[..., None]
+            return lines
+
+        return function
+
+    layers = sorted({cell.layer for cell in cells})
+    return hooks(live, {n: scale([cell.neuron for cell in cells if cell.layer == n]) for n in layers})
+
+
+@dataclass(frozen=True)
+class Injection:
+    """An activation to set at one token: of one cell to a number, or, without `neuron`, of a layer to a (d_mlp,)."""
+
+    layer: int
+    neuron: int | None
+    value: float | Tensor
+
+
+def injected(
+    live: LiveModel, batch: Batch, tokens: Sequence[int], injections: Sequence[Sequence[Injection]]
+) -> contextlib.AbstractContextManager[None]:
+    """Set activations while a batch runs: of each row of the caller's, at its token number `tokens`.
+
+    Generated tokens, which come one at a time after the prompts, are left alone.
+    """
+    width = batch.inputs["input_ids"].shape[1]
+    by_layer: dict[int, list[tuple[int, int, Injection]]] = {}
+    for line, (index, padding) in enumerate(zip(batch.indices, batch.padding.tolist(), strict=True)):
+        for injection in injections[index]:
+            by_layer.setdefault(injection.layer, []).append((line, padding + tokens[index], injection))
+
+    def set_all(rows: list[tuple[int, int, Injection]]) -> Callable[[Tensor], Tensor | None]:
+        def function(values: Tensor) -> Tensor | None:
+            if values.shape[1] != width:
+                return None
+            values = values.clone()
+            for line, spot, injection in rows:
+                target = values[line, spot]
+                if injection.neuron is None:
+                    target.copy_(torch.as_tensor(injection.value))
+                else:
+                    target[injection.neuron] = injection.value
+            return values
+
+        return function
+
+    return hooks(live, {layer: set_all(rows) for layer, rows in by_layer.items()})
+
+
+@contextlib.contextmanager
+def replaced_outputs(
+    live: LiveModel, functions: Mapping[tuple[str, int], Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
+    """Replace what components write to the residual stream, by (component "attention" or "mlp", layer).
+
+    Each function takes and returns (batch, tokens, d_model).
+    """
+    handles = []
+    try:
+        for (component, layer), function in functions.items():
+            module = live.out_proj(layer) if component == "mlp" else live.attention_out_proj(layer)
+
+            def hook(_module: object, _args: object, output: Tensor, function=function) -> Tensor:
+                return function(output)
+
+            handles.append(module.register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,293 @@
+"""Live models: where their MLPs are, hooks on them, and edits in memory. It knows nothing of texts.
+
+With `passes`, `forward` and `interventions` it is all that touches live models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from amnesia.architectures import MlpShape, no_hooks, shape_from_config
+from amnesia.edits import DirectionEdit, Edit, check_edits, columns_of, directions_of
+from amnesia.errors import InputError, LayoutError, NumericalError
+
+NORM_AFTER = "post_feedforward_layernorm"
+"""What the norm after the MLP is called in every architecture of the table that has one: Gemma 2, Gemma 3, OLMo 2."""
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """A causal language model in memory, its fast tokenizer, and where its MLPs are. `name` is for messages."""
+
+    model: nn.Module
+    tokenizer: Any
+    shape: MlpShape
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        embeddings = self.model.get_input_embeddings()
+        if embeddings.weight.is_meta:  # Left on disk by accelerate, whose hook fetches it to where it runs.
+            return torch.device(embeddings._hf_hook.execution_device)
+        return embeddings.weight.device
+
+    def out_proj(self, layer: int) -> nn.Module:
+        """The output projection of layer `layer`; its input is the layer's activations.
+
+        Raises LayoutError for a layer with a mixture of experts, which transformers fuses in one parameter.
+        """
+        if self.shape.experts_in(layer) is not None:
+            raise LayoutError(no_hooks(self.name))
+        return self.model.get_submodule(self.shape.layout.out_proj_path(layer))
+
+    def out_weight(self, layer: int) -> Tensor:
+        """Weights of the output projection of layer `layer`, float32 (d_model, d_mlp), however they are stored."""
+        weight = self.out_proj(layer).weight.detach().float()
+        return weight if self.shape.layout.neuron_axis else weight.T
+
+    def norm_after(self, layer: int) -> nn.Module | None:
+        """The norm between what the MLP of layer `layer` writes and the residual stream, if there is one."""
+        block, _, _ = self.shape.layout.mlp_path(layer).rpartition(".")
+        return getattr(self.model.get_submodule(block), NORM_AFTER, None)
+
+    def attention_out_proj(self, layer: int) -> nn.Module:
+        """The output projection of the attention of layer `layer`."""
+        return self.model.get_submodule(self.shape.layout.attention_path(layer))
+
+
+def wrap(model: nn.Module, tokenizer: Any | None, name: str | None = None) -> LiveModel:
+    """A LiveModel from a model and tokenizer that are already in memory; edits alone need no tokenizer.
+
+    Raises LayoutError for architectures outside the table and InputError for tokenizers without offset mapping.
+    """
+    if tokenizer is not None and not getattr(tokenizer, "is_fast", False):
+        raise InputError(
+            f"tokenizer {type(tokenizer).__name__} gives no character offsets: load a fast tokenizer (tokenizer.json)"
+        )
+    shape = shape_from_config(model.config.to_dict())
+    live = LiveModel(model, tokenizer, shape, name or getattr(model.config, "name_or_path", "") or "the model")
+    last = shape.n_layers - 1
+    try:
+        if shape.experts_in(last) is None:
+            live.out_proj(last)
+        else:
+            model.get_parameter(shape.layout.fused_path(last))
+    except AttributeError as error:
+        raise LayoutError(
+            f"{live.name} has no module {shape.layout.out_proj_path(last)}: "
+            "expected a plain causal language model of its architecture; load it with AutoModelForCausalLM"
+        ) from error
+    return live
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode with `requires_grad` off: gradients are only ever taken of multipliers."""
+    return model.eval().requires_grad_(False)
+
+
+def not_finite(live: LiveModel, what: str, cause: str = "its weights are damaged") -> NumericalError:
+    """The error of a model whose weights are finite and whose `what` are not, for `cause` or for lack of range.
+
+    In Gemma 3 what an MLP writes reaches 8e6 before the norm that follows; float16 ends at 65504.
+    """
+    if live.model.dtype == torch.float16:
+        return NumericalError(
+            f"{live.name} gives NaN or infinite {what}, because it overflows in float16: use bfloat16 or float32"
+        )
+    return NumericalError(f"{live.name} gives NaN or infinite {what}: {cause}")
+
+
+@contextlib.contextmanager
+def plain_generation(live: LiveModel) -> Iterator[None]:
+    """Without the model's own settings of generation, which transformers puts where a given configuration says nothing:
+    penalties of repetition, other ends of a text."""
+    own = live.model.generation_config
+    live.model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        live.model.generation_config = own
+
+
+@contextlib.contextmanager
+def hooks(live: LiveModel, by_layer: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    """Call a function on the activations (batch, tokens, d_mlp) of given layers; a returned tensor replaces them."""
+
+    def hook_of(function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            replaced = function(args[0])
+            return None if replaced is None else (replaced, *args[1:])
+
+        return hook
+
+    handles = []
+    try:
+        for layer, function in by_layer.items():
+            handles.append(live.out_proj(layer).register_forward_pre_hook(hook_of(function)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def scaled_by(live: LiveModel, multipliers: Mapping[int, Tensor]) -> contextlib.AbstractContextManager[None]:
+    """Multiply the activations of each given layer, at every token, by a vector (d_mlp,) or (batch, 1, d_mlp).
+
+    Multiplying activation j equals multiplying column j of the output projection's weight.
+    """
+
+    def multiply(vector: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda activations: activations * vector.to(activations)
+
+    return hooks(live, {layer: multiply(vector) for layer, vector in multipliers.items()})
+
+
+@contextlib.contextmanager
+def added_by(live: LiveModel, deltas: Mapping[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Add B·(A·a) to what each given layer's output projection makes of activations a, at every token.
+
+    Hooks that are set while the block runs do not change the a that is seen here. `deltas` are A (rank, d_mlp) and B
+    (d_model, rank) by layer.
+    """
+    seen: dict[int, Tensor] = {}
+
+    def before(layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen[layer] = args[0]
+
+        return hook
+
+    def after(layer: int, a: Tensor, b: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def hook(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+            answers = seen.pop(layer).float() @ a.T
+            return (output.float() + answers @ b.mT).to(output.dtype)
+
+        return hook
+
+    handles = []
+    try:
+        for layer, (a, b) in deltas.items():
+            module = live.out_proj(layer)
+            handles.append(module.register_forward_pre_hook(before(layer)))
+            handles.append(module.register_forward_hook(after(layer, a, b)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def factors(edits: Sequence[DirectionEdit], d_mlp: int) -> tuple[Tensor, Tensor]:
+    """A (rank, d_mlp) and B (d_model, rank), float32, of directions of one layer: the weight becomes W + B·A."""
+    a = torch.zeros(len(edits), d_mlp)
+    for row, edit in zip(a, edits, strict=True):
+        row[list(edit.columns)] = torch.from_numpy(edit.read.array.copy())
+    b = torch.stack([(edit.multiplier - 1.0) * torch.from_numpy(edit.write.array.copy()) for edit in edits], dim=1)
+    return a, b
+
+
+@contextlib.contextmanager
+def edited(live: LiveModel, edits: Sequence[Edit]) -> Iterator[None]:
+    """Act as if the edits had been written into the weights while the block runs; the weights do not change."""
+    checked = _checked(live, edits) if edits else ()
+    vectors: dict[int, Tensor] = {}
+    for edit in columns_of(checked):
+        if edit.cell.expert is not None:
+            raise LayoutError(no_hooks(live.name))
+        vector = vectors.setdefault(edit.cell.layer, torch.ones(live.shape.d_mlp, device=live.device))
+        vector[edit.cell.neuron] = edit.multiplier
+    with added_by(live, _deltas(live, checked)), scaled_by(live, vectors):
+        yield
+
+
+def _deltas(live: LiveModel, edits: Sequence[Edit]) -> dict[int, tuple[Tensor, Tensor]]:
+    by_layer: dict[int, list[DirectionEdit]] = {}
+    for edit in directions_of(edits):
+        by_layer.setdefault(edit.layer, []).append(edit)
+    return {
+        layer: tuple(factor.to(live.out_proj(layer).weight.device) for factor in factors(found, live.shape.d_mlp))
+        for layer, found in by_layer.items()
+    }
+
+
+def _checked(live: LiveModel, edits: Sequence[Edit]) -> tuple[Edit, ...]:
+    shape = live.shape
+    return check_edits(edits, shape.n_layers, shape.d_model, shape.d_mlp, live.name, shape.experts_in)
+
+
+@torch.no_grad()
+def apply_edits(live: LiveModel, edits: Sequence[Edit]) -> None:
+    """Write the edits into the output projections in memory, permanently; sums are rounded once.
+
+    Raises InputError, before anything changes, when a cell or direction does not fit the model.
+    """
+    checked = _checked(live, edits)
+    axis = live.shape.layout.neuron_axis
+    for edit in columns_of(checked):
+        if edit.cell.expert is None:
+            weight = live.out_proj(edit.cell.layer).weight
+        else:
+            weight = live.model.get_parameter(live.shape.layout.fused_path(edit.cell.layer))[edit.cell.expert]
+        weight.select(axis, edit.cell.neuron).mul_(edit.multiplier)
+    for layer, (a, b) in _deltas(live, checked).items():
+        weight = live.out_proj(layer).weight
+        delta = (b @ a).to(weight.device)
+        weight.copy_(weight.float() + (delta if axis else delta.T))
+
+
+@contextlib.contextmanager
+def at_head(live: LiveModel, lines: Tensor | None, places: Tensor) -> Iterator[None]:
+    """Let the language-model head see only the given places (n,) of the given lines (n,), or of every line.
+
+    Logits are then (1, n, vocabulary), or (batch, n, vocabulary).
+    """
+
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (_picked(args[0], lines, places), *args[1:])
+
+    handle = live.model.get_output_embeddings().register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def at_last_mlp(live: LiveModel, lines: Tensor | None, places: Tensor) -> Iterator[None]:
+    """Let the MLP of the last layer see only given places, as `at_head`, and write nothing at the others.
+
+    Nothing else reads what it writes. Hooks on its activations would see these places alone.
+    """
+    module = live.model.get_submodule(live.shape.layout.mlp_path(live.shape.n_layers - 1))
+    shapes: list[torch.Size] = []
+
+    def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        shapes.append(args[0].shape)
+        return (_picked(args[0], lines, places), *args[1:])
+
+    def after(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        whole = output.new_zeros(shapes.pop())
+        at = places.to(output.device)
+        if lines is None:
+            whole[:, at] = output
+        else:
+            whole[lines.to(output.device), at] = output[0]
+        return whole
+
+    handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _picked(values: Tensor, lines: Tensor | None, places: Tensor) -> Tensor:
+    at = places.to(values.device)
+    return values[:, at] if lines is None else values[lines.to(values.device), at][None]

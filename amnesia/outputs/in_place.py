@@ -1,0 +1,232 @@
+"""Editing a model where it lies: only the touched columns are written, under a journal.
+
+A whole shard is not hashed, which would take a hundred times as long as the edit. The manifest holds the hash of the
+shard's header and the hashes of the edited tensors; bytes of other tensors are proven by `verify` with the base only.
+A `.gguf` file is hashed whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from amnesia.domain import Format
+from amnesia.edits import EditSpec
+from amnesia.errors import InputError, OutputError, VerificationError
+from amnesia.files.cache import cache_folder
+from amnesia.files.disk import list_files, locked
+from amnesia.files.journal import Change, Patch, apply, settle
+from amnesia.files.staging import MANIFEST_NAME, check_outside_cache
+from amnesia.files.streams import RangeHash, hash_ranges, stream
+from amnesia.outputs.history import Replacement, columns_before, hash_with, trace_back
+from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, edited_columns, is_reserved, open_source, tensor_range
+from amnesia.weights.gguf.edit import plan_gguf
+from amnesia.weights.gguf.pieces import PieceHashes, changes, originals
+from amnesia.weights.gguf.proof import as_verification_error, declared_edits, read_output
+from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
+from amnesia.weights.manifest_file import manifest_bytes, read_manifest
+from amnesia.weights.plan import plan_edits
+from amnesia.weights.safetensors import NewTensor, TensorInfo, new_file, patches_of, read_vectors
+
+
+def edit_in_place(path: Path, spec: EditSpec) -> Manifest:
+    """Edit the model folder or `.gguf` file `path` itself, and return the manifest, which is written beside it.
+
+    If the process is killed, the next call of anything in `journal` takes the edit back. Raises OutputError for files
+    in a cache, of Hugging Face or of this package, and files that other folders share by links, InputError for folders
+    that hold copies of the weights that would stay as they are, and what `plan_edits` and `plan_gguf` raise.
+    """
+    folder = path.parent if path.suffix == ".gguf" else path
+    _check_outside_caches(folder)
+    with locked(folder):
+        settle(folder)
+        change, manifest = (_change_gguf if path.suffix == ".gguf" else _change_folder)(path, spec)
+        _check_unshared(folder, [*(patch.file for patch in change.patches), *change.removed])
+        apply(folder, change)
+    return manifest
+
+
+def undo_in_place(folder: Path) -> Manifest:
+    """Take the newest edit of a folder back where it lies, bit for bit, and return its manifest.
+
+    Raises VerificationError when the folder is not what its manifest says, InputError for adapters, and OutputError as
+    `edit_in_place` does.
+    """
+    _check_outside_caches(folder)
+    with locked(folder):
+        settle(folder)
+        manifest = read_manifest(folder)
+        if manifest.format == "adapter":
+            raise InputError(f"{folder} is an adapter, the base model was never changed: to undo it, do not load it")
+        if manifest.tensor_type is not None:
+            raise InputError(f"{folder} holds tensors of another size than before: take the edit back with -o FOLDER")
+        patches = _original_rows(folder) if manifest.format == "gguf" else _original_columns(folder, manifest)
+        kept = {name: f"{BASE_FOLDER}/{name}" for name in manifest.replaced}
+        # Nothing need have come to where files of an earlier edit were: not every edit saves columns.
+        ours = [name for name in manifest.replaced if not is_reserved(name)]
+        removed = dict.fromkeys([MANIFEST_NAME, *manifest.added, *ours, *kept.values()])
+        # The manifest of the edit before comes last.
+        added = {name: kept[name] for name in sorted(kept, key=lambda name: name == MANIFEST_NAME)}
+        missing = [name for name in removed if not (folder / name).is_file()]
+        if missing:
+            raise VerificationError(f"{missing[0]} is missing in {folder}: the output is damaged")
+        _check_unshared(folder, [*(patch.file for patch in patches), *removed])
+        apply(folder, Change(patches, tuple(removed), added))
+    return manifest
+
+
+def _check_outside_caches(folder: Path) -> None:
+    check_outside_cache(folder)
+    own = cache_folder().resolve()
+    if folder.resolve().is_relative_to(own):
+        raise OutputError(
+            f"{folder} lies in the cache of amnesia, where later runs expect the original model: copy the model to a "
+            "folder outside of it, or edit into a new folder with -o"
+        )
+
+
+def _check_unshared(folder: Path, names: Iterable[str]) -> None:
+    for name in dict.fromkeys(names):
+        path = folder / name
+        if path.is_symlink() or path.stat().st_nlink > 1:
+            raise OutputError(
+                f"{path} is shared with other folders by a link, they would change too: edit into a new folder with -o"
+            )
+
+
+def _bookkeeping(
+    manifest: Manifest, own: Sequence[str], saved: Sequence[NewTensor]
+) -> tuple[Manifest, dict[str, bytes | str]]:
+    """The manifest with what it says about other files, and the new files; those of earlier edits make room."""
+    added: dict[str, bytes | str] = {f"{BASE_FOLDER}/{name}": name for name in own}
+    if saved:
+        added[UNDO_NAME] = b"".join(new_file(saved))
+    names = (UNDO_NAME,) if saved else ()
+    manifest = replace(manifest, undo=UNDO_NAME if saved else None, added=names, replaced=tuple(own))
+    added[MANIFEST_NAME] = manifest_bytes(manifest)
+    return manifest, added
+
+
+def _patches(
+    file: str, tensor: TensorInfo, axis: int, before: Mapping[int, bytes], after: Mapping[int, bytes]
+) -> list[Patch]:
+    changed = {index: vector for index, vector in after.items() if vector != before[index]}
+    return [
+        Patch(file, before[index], strided)
+        for index, strided in zip(changed, patches_of(tensor, axis, changed), strict=True)
+    ]
+
+
+def _change_folder(folder: Path, spec: EditSpec) -> tuple[Change, Manifest]:
+    source = open_source(folder)
+    if source.left_out:
+        raise InputError(
+            f"{folder} holds another copy of the weights, {source.left_out[0]}, which would still know the entity: "
+            "move it away, or edit into a new folder with -o"
+        )
+    patches: list[Patch] = []
+    tensors: list[TensorEdit] = []
+    saved: list[NewTensor] = []
+    plans = plan_edits(source, spec.groups, allow_overlap=spec.allow_overlap)
+    for columns in edited_columns(source, plans):
+        plan = columns.plan
+        hashes = hash_ranges(folder / plan.file, tensor_range(plan.tensor), columns.patches())
+        tensors.append(columns.entry(*hashes))
+        patches.extend(_patches(plan.file, plan.tensor, plan.axis, columns.before, columns.after))
+        saved.extend(columns.saved())
+    headers = source.weights.headers
+    files = tuple(
+        BaseFile(name, headers[name].file_size, hashlib.sha256(headers[name].content).hexdigest(), "header")
+        for name in sorted({plan.file for plan in plans})
+    )
+    own = tuple(name for name in source.files if is_reserved(name))
+    others = {*source.files} - {row.file for row in files} - {*own}
+    untouched = [UntouchedFile(name, (folder / name).stat().st_size) for name in sorted(others)]
+    manifest = _manifest("safetensors", spec, files, tensors, untouched, source.manifest)
+    manifest, added = _bookkeeping(manifest, own, saved)
+    return Change(tuple(patches), own, added), manifest
+
+
+def _manifest(
+    format_name: Format,
+    spec: EditSpec,
+    files: Sequence[BaseFile],
+    tensors: Sequence[TensorEdit],
+    untouched: Sequence[UntouchedFile],
+    previous: Manifest | None,
+) -> Manifest:
+    base = Base(spec.base, tuple(files))
+    return Manifest(
+        format_name, base, spec.groups, tuple(tensors), tuple(untouched), recipe=spec.recipe_text, previous=previous
+    )
+
+
+def _change_gguf(path: Path, spec: EditSpec) -> tuple[Change, Manifest]:
+    plan = plan_gguf(path, spec)
+    if plan.previous is None and (path.parent / MANIFEST_NAME).exists():
+        raise OutputError(
+            f"{path.parent / MANIFEST_NAME} belongs to another model: move {path.name} to a folder of its own"
+        )
+    patches = tuple(
+        Patch(piece.file.path.name, before.content, after)
+        for piece in plan.pieces
+        for before, after in zip(piece.originals(), piece.changes(), strict=True)
+    )
+    files: list[BaseFile] = []
+    untouched: list[UntouchedFile] = []
+    tensors: list[TensorEdit] = []
+    for file in plan.model.files:
+        if edits := plan.edits_of(file):
+            hashes = PieceHashes(file, edits)
+            stream(file.path, patches=changes(edits), hashes=hashes.ranges())
+            files.append(hashes.base_file())
+            tensors.extend(hashes.entries())
+        else:
+            untouched.append(UntouchedFile(file.path.name, file.size))
+    manifest = _manifest("gguf", spec, files, tensors, untouched, plan.previous)
+    own = plan.own_files()
+    manifest, added = _bookkeeping(manifest, own, plan.saved)
+    return Change(patches, own, added), manifest
+
+
+def _original_columns(folder: Path, manifest: Manifest) -> tuple[Patch, ...]:
+    steps, _ = trace_back(folder, list_files(folder), manifest)
+    rows = columns_before(steps[:1])
+    expected = {edit.name: edit.before for edit in manifest.tensors}
+    patches: list[Patch] = []
+    for file, replacements in rows.items():
+        for row in replacements:
+            _check_original(folder / file, row, expected[row.tensor.name])
+            with (folder / file).open("rb", buffering=0) as stream:
+                now = read_vectors(stream.fileno(), row.tensor, row.axis, tuple(row.vectors))
+            patches.extend(_patches(file, row.tensor, row.axis, now, dict(row.vectors)))
+    return tuple(patches)
+
+
+def _check_original(path: Path, row: Replacement, sha256: str) -> None:
+    if hash_with(path, row) != sha256:
+        raise VerificationError(
+            f"tensor {row.tensor.name} of {path} does not become the original when the edit is taken back: it was "
+            "changed after the edit; fetch the base model again"
+        )
+
+
+def _original_rows(folder: Path) -> tuple[Patch, ...]:
+    with as_verification_error():
+        manifest, model = read_output(folder)
+        edits = declared_edits(folder, model, manifest)
+    for entry in manifest.base.files:
+        restored = RangeHash(0, entry.size, patched=True)
+        stream(folder / entry.file, patches=originals(edits, entry.file), hashes=[restored])
+        if restored.hexdigest() != entry.sha256:
+            raise VerificationError(
+                f"{folder / entry.file} with its rows put back is not the file that was edited: it was changed since; "
+                "fetch the base model again"
+            )
+    return tuple(
+        Patch(piece.file.path.name, after.content, before)
+        for piece in edits
+        for before, after in zip(piece.originals(), piece.changes(), strict=True)
+    )

@@ -1,0 +1,103 @@
+"""`verify` and `undo` for any output folder, whatever its format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from amnesia.errors import InputError, VerificationError
+from amnesia.files.staging import MANIFEST_NAME, staged_output
+from amnesia.outputs.undo import undo
+from amnesia.outputs.verify import VerificationReport, files_of_base, verify, verify_adapter
+from amnesia.progress import Watch, unwatched
+from amnesia.sources.remote import open_remote
+from amnesia.sources.resolve import hub_ref, is_fetched, is_local, is_on_disk, resolve, resolve_file
+from amnesia.sources.source import ModelSource, Notice
+from amnesia.weights.gguf.proof import prove_gguf, steps_since, undo_gguf
+from amnesia.weights.manifest import Manifest
+from amnesia.weights.manifest_file import read_manifest
+
+
+def outputs_in(folder: Path) -> list[Path]:
+    """The folders with a manifest: `folder` itself, or its subfolders where a run wrote several formats.
+
+    A file stands for the folder it is in. Raises VerificationError when there is none, because the output is incomplete
+    or was not made by this package.
+    """
+    folder = folder.parent if folder.is_file() else folder
+    if (folder / MANIFEST_NAME).exists():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
+    if not found:
+        raise VerificationError(f"{folder} has no {MANIFEST_NAME}: it is not a complete output; make it again")
+    return found
+
+
+def is_gguf(folder: Path) -> bool:
+    """Whether the output in `folder` is an edited GGUF."""
+    return read_manifest(folder).format == "gguf"
+
+
+def prove_against(folder: Path, base: str | None, notice: Notice) -> VerificationReport:
+    """`prove` with a base as a user names it; of one on the Hub, an adapter needs no more than the edited tensors.
+
+    Raises SourceError when the base cannot be had.
+    """
+    if base is None:
+        return prove(folder)
+    manifest = read_manifest(folder)
+    if manifest.format == "adapter" and not is_on_disk(base):
+        return verify_adapter(folder, open_remote(hub_ref(base)))
+    if manifest.format == "gguf":
+        return prove(folder, resolve_file(base, notice, name=manifest.base.files[0].file))
+    if is_local(base):
+        return prove(folder, resolve(base, notice=notice))
+    # The Hub's cache may hold further files of the repository, which other programs have fetched.
+    names = files_of_base(folder)
+    source = resolve(base, notice=notice, also=names)
+    return verify(folder, source.folder, is_of_base=lambda name: name in names or is_fetched(name))
+
+
+def prove(folder: Path, base: ModelSource | None = None) -> VerificationReport:
+    """Prove that the output differs from its base as declared; raises VerificationError for the first difference."""
+    if not is_gguf(folder):
+        return verify(folder, None if base is None else base.folder)
+    path = None if base is None else base.require_gguf()
+    manifest, model = prove_gguf(folder, path)
+    steps = [*manifest.history()][: steps_since(path, manifest)]
+    cells = {(row.name, index) for step in steps for row in step.tensors for index in row.indices}
+    sizes = {part.path.name: part.size for part in model.files}
+    # Parts that were linked have no hash in the manifest; only the base can prove them.
+    hashed = {row.file for step in steps for row in (*step.base.files, *step.untouched) if row.sha256 is not None}
+    proven = hashed if base is None else sizes.keys()
+    return VerificationReport(
+        format="gguf",
+        entity=manifest.entity,
+        n_cells=len(cells),
+        n_tensors=len({name for name, _ in cells}),
+        n_files=len(proven),
+        n_bytes=sum(sizes[name] for name in proven),
+        base_read=base is not None,
+        unproven=tuple(sorted(sizes.keys() - proven)),
+    )
+
+
+def take_back(
+    folder: Path, output: Path, *, force: bool = False, every_step: bool = False, watch: Watch = unwatched
+) -> Manifest:
+    """Restore the original files of an edited model into `output`, bit for bit; returns the manifest of the edit.
+
+    `watch` gets the bytes that will be written.
+    `folder` may hold several formats, as a run writes them, if only one of them is a whole model. Raises
+    VerificationError when the folder is not what its manifest says, InputError for adapters.
+    """
+    found = outputs_in(folder)
+    whole = [path for path in found if read_manifest(path).format != "adapter"]
+    if len(whole) > 1:
+        raise InputError(f"{folder} holds {len(whole)} edited models: undo one of {', '.join(map(str, whole))}")
+    folder = (whole or found)[0]
+    if not is_gguf(folder):
+        return undo(folder, output, force=force, every_step=every_step, watch=watch)
+    manifest = read_manifest(folder)
+    size = sum(row.size for row in (*manifest.base.files, *manifest.untouched))
+    with watch(size) as progress, staged_output(output, force=force, needed_bytes=size, source=folder) as staging:
+        return undo_gguf(folder, staging, every_step=every_step, progress=progress)

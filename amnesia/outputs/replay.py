@@ -1,0 +1,103 @@
+"""Make an output again from its manifest: the same base, the same edits, the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from amnesia.edits import EditSpec
+from amnesia.errors import InputError, VerificationError, os_errors_as
+from amnesia.files.staging import MANIFEST_NAME, check_output
+from amnesia.outputs.write import plan_formats, staged, write_format
+from amnesia.sources.remote import RemoteCheckpoint, open_remote
+from amnesia.sources.resolve import hub_ref, is_on_disk, resolve, resolve_file
+from amnesia.sources.source import ModelSource
+from amnesia.weights.manifest import Manifest
+from amnesia.weights.manifest_file import parse_manifest, read_manifest, write_manifest
+
+
+def replay(
+    path: Path,
+    output: Path,
+    *,
+    base: str | None = None,
+    force: bool = False,
+    notice: Callable[[str], None] = lambda _: None,
+) -> Manifest:
+    """Write into `output` what the manifest `path` (a file, or a folder that holds one) describes.
+
+    `base` is the model that was edited, before its first edit or before the last one; without it the manifest's own
+    name is used. Weights are proven to be the recorded ones. Files that an evaluation wrote (reports, charts) are not
+    made again. Returns the new manifest.
+
+    Raises VerificationError when the base is another model, SourceError when it cannot be had, and what `saving.save`
+    raises.
+    """
+    manifest = _read(path)
+    check_output(output, force=force)
+    source = _find(manifest, base, notice)
+    return _make(manifest, source, output, force)
+
+
+def _read(path: Path) -> Manifest:
+    if path.is_dir():
+        return read_manifest(path)
+    with os_errors_as(InputError, f"{path} cannot be read", f"give an {MANIFEST_NAME}, or the folder that holds one"):
+        with path.open("rb") as file:
+            return parse_manifest(file.read())
+
+
+def _find(manifest: Manifest, base: str | None, notice: Callable[[str], None]) -> ModelSource | RemoteCheckpoint:
+    name = str(manifest.base) if base is None else base
+    if manifest.format == "gguf":
+        return resolve_file(name, notice, name=manifest.base.files[0].file)
+    if manifest.format == "adapter" and manifest.previous is None and not is_on_disk(name):
+        return open_remote(hub_ref(name))
+    return resolve(name, notice=notice)
+
+
+def _make(manifest: Manifest, source: ModelSource | RemoteCheckpoint, output: Path, force: bool) -> Manifest:
+    with ExitStack() as stack:
+        if manifest.previous is not None and _earlier(source) is None:
+            output.resolve().parent.mkdir(parents=True, exist_ok=True)
+            scratch = stack.enter_context(TemporaryDirectory(prefix=".amnesia-replay-", dir=output.resolve().parent))
+            folder = Path(scratch) / "earlier"
+            _make(manifest.previous, source, folder, force=False)
+            gguf = None if source.gguf is None else folder / source.gguf.name
+            source = ModelSource(folder, source.ref, gguf)
+        spec = EditSpec(manifest.edits, manifest.base.ref, manifest.recipe, allow_overlap=True)
+        plan = plan_formats((manifest.format,), source, spec, tensor_type=manifest.tensor_type)[manifest.format]
+        staging = stack.enter_context(staged(plan, output, force=force))
+        made = write_format(plan, staging)
+        _compare(made, manifest)
+        made = replace(made, scores=manifest.scores)
+        write_manifest(made, staging)
+    return made
+
+
+def _earlier(source: ModelSource | RemoteCheckpoint) -> Manifest | None:
+    """The manifest of the edit that the base already has."""
+    if not isinstance(source, ModelSource):
+        return source.manifest
+    return read_manifest(source.folder) if (source.folder / MANIFEST_NAME).exists() else None
+
+
+def _compare(made: Manifest, recorded: Manifest) -> None:
+    """The hashes before and after the edit must be those of the first time."""
+    for now, then in zip(made.tensors, recorded.tensors, strict=False):
+        if now != then:
+            raise VerificationError(
+                f"tensor {then.name} has other bytes than {MANIFEST_NAME} says: the base is not the one that was "
+                f"edited ({recorded.base})"
+            )
+    if len(made.tensors) != len(recorded.tensors):
+        raise VerificationError(f"{MANIFEST_NAME} lists other tensors than its edits mean: it is damaged")
+    files = {row.file: row for row in made.base.files}
+    for row in recorded.base.files:
+        found = files.get(row.file)
+        # An edit in place recorded less about its files than a copy does.
+        if found is None or (found.scope == row.scope and found != row):
+            raise VerificationError(f"{row.file} of the base is not the file that was edited ({recorded.base})")

@@ -1,0 +1,330 @@
+"""Proof, from the bytes on disk, that an output is exactly what its manifest says.
+
+With the base model at hand every byte is compared. Without it, hashes prove the edited tensors, taking the edit back in
+memory must give the sha256 that each touched shard had before, and the other files must have the sha256 with which they
+were copied. Of files whose bytes are shared with the base only the size is known: they stay unproven and are listed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+
+from amnesia.domain import Format
+from amnesia.edits import Place, by_projection, check_edits
+from amnesia.errors import InputError, VerificationError
+from amnesia.files.disk import hash_file, list_files
+from amnesia.files.staging import MANIFEST_NAME
+from amnesia.outputs.history import (
+    Replacement,
+    Step,
+    blocks_with,
+    check_untouched,
+    columns_after,
+    columns_before,
+    compare,
+    hash_with,
+    trace_back,
+)
+from amnesia.weights.adapter import (
+    CONFIG_NAME,
+    KEY_PREFIX,
+    README_NAME,
+    WEIGHTS_NAME,
+    adapter_rank,
+    base_files,
+    check_mergeable,
+    config_bytes,
+    read_rows,
+    target_modules,
+    weights_blocks,
+)
+from amnesia.weights.checkpoint import CheckpointSource, open_source
+from amnesia.weights.manifest import BaseFile, Manifest, TensorEdit
+from amnesia.weights.manifest_file import read_manifest
+from amnesia.weights.plan import Weights, direction_factor, plan_edits
+from amnesia.weights.safetensors import TensorInfo, read_header, read_vectors
+
+# The Hub writes this file into every repository; it tells git how to store files and is no part of the model.
+_REPOSITORY_FILE = ".gitattributes"
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """What was proven about an output.
+
+    `n_cells` and `n_tensors` count edited cells and tensors, `n_files` the files whose every byte was proven, `n_bytes`
+    the bytes in them. `base_read` says whether the base was compared. `unproven` lists files of the model that only the
+    base could prove.
+    """
+
+    format: Format
+    entity: str
+    n_cells: int
+    n_tensors: int
+    n_files: int
+    n_bytes: int
+    base_read: bool
+    unproven: tuple[str, ...]
+
+
+def verify(
+    folder: Path,
+    base: Path | None = None,
+    *,
+    is_of_base: Callable[[str], bool] = lambda _: True,
+) -> VerificationReport:
+    """Re-read an output and prove that exactly the declared columns changed, by exactly the declared edits.
+
+    `base` is the folder that was edited; after several edits on top of each other, the folder before any of them.
+    Without it, files that were put into the output later by somebody else are left unproven, not refused.
+    `is_of_base` tells which files of `base` the output must have, where others have put more into that folder.
+    Raises VerificationError naming the first difference, CheckpointError for damaged weights, and InputError for a
+    GGUF output.
+    """
+    manifest = read_manifest(folder)
+    if manifest.format == "adapter":
+        return verify_adapter(folder, None if base is None else open_source(base))
+    if manifest.format != "safetensors":
+        raise InputError(f"{folder} holds an edited {manifest.format} file: verify that file instead")
+    steps, origins = trace_back(folder, list_files(folder), manifest)
+    check_untouched(steps, origins)
+    _check_declared(open_source(folder), steps)
+    if base is None:
+        return _verify_alone(steps, origins)
+    count = _steps_since(base, manifest)
+    origin = {name: path for name, path in origins[count - 1].items() if name != _REPOSITORY_FILE}
+    names = {name for name in list_files(base) if name in origin or (name != _REPOSITORY_FILE and is_of_base(name))}
+    return _verify_against(base, names, steps[:count], origin)
+
+
+def files_of_base(folder: Path) -> frozenset[str]:
+    """Names of all files that an output has from its base, or from one of several on top of each other.
+
+    Raises what `read_manifest` raises, and VerificationError when declared files are missing.
+    """
+    _, origins = trace_back(folder, list_files(folder), read_manifest(folder))
+    return frozenset().union(*origins)
+
+
+def _steps_since(base: Path, manifest: Manifest) -> int:
+    """How many edits lie between `base` and the output."""
+    earlier = read_manifest(base) if (base / MANIFEST_NAME).exists() else None
+    for count, step in enumerate(manifest.history(), start=1):
+        if step.previous == earlier:
+            return count
+    raise VerificationError(
+        f"{base} has an edit for {earlier.entity!r} that this output does not build on: give the model that was edited"
+    )
+
+
+def _check_declared(source: CheckpointSource, steps: Sequence[Step]) -> None:
+    """The tensors of a manifest must be those that its edits mean for this architecture."""
+    for step in steps:
+        plans = plan_edits(source, step.manifest.edits, allow_overlap=True)
+        expected = [(plan.tensor.name, plan.file, plan.axis, Place(plan.layer, plan.expert)) for plan in plans]
+        found = [(row.name, row.file, row.axis, row.place) for row in step.manifest.tensors]
+        if found != expected:
+            raise VerificationError(
+                f"{MANIFEST_NAME} lists tensors that do not follow from its edits for {step.manifest.entity!r}: "
+                "the manifest is damaged, make the output again"
+            )
+
+
+def _verify_against(
+    base: Path, names: AbstractSet[str], steps: Sequence[Step], origin: Mapping[str, Path]
+) -> VerificationReport:
+    base_names = names - {name for step in steps for name in step.manifest.left_out}
+    different = sorted(base_names ^ origin.keys())
+    if different:
+        state = "lacks" if different[0] in base_names else "has, beyond the base and the manifest,"
+        raise VerificationError(f"the output {state} the file {different[0]}: make the output again")
+    columns = columns_after({name: base / name for name in origin}, steps)
+    proven = 0
+    for name, path in sorted(origin.items()):
+        if name not in columns and path.samefile(base / name):
+            proven += path.stat().st_size  # A hard link to the base is the same bytes.
+        else:
+            proven += compare(blocks_with(base / name, columns.get(name, [])), path)
+    for step in steps:
+        _check_hashes(step, {row.file for newer in steps[: steps.index(step)] for row in newer.manifest.tensors})
+    return _report(steps[0].manifest, steps, len(origin), proven, base_read=True, unproven=())
+
+
+def _verify_alone(steps: Sequence[Step], origins: Sequence[Mapping[str, Path]]) -> VerificationReport:
+    changed: set[str] = set()
+    in_place: set[str] = set()
+    hashes: dict[Path, str] = {}
+    for count, (step, origin) in enumerate(zip(steps, origins, strict=True), start=1):
+        _check_hashes(step, changed)
+        columns = columns_before(steps[:count])
+        expected = {row.file: row.sha256 for row in step.manifest.untouched if row.sha256 is not None}
+        for row in step.manifest.base.files:
+            changed.add(row.file)
+            if row.scope == "file":
+                expected[row.file] = row.sha256
+            else:
+                _check_tensors(origin[row.file], row, step, columns[row.file])
+                in_place.add(row.file)
+        for name, sha256 in expected.items():
+            path = origin[name]
+            # A shard that a newer edit touched too is proven by going back through both.
+            if name in columns:
+                hashes[path] = _hash(blocks_with(path, columns[name]))
+            elif path not in hashes:
+                hashes[path] = hash_file(path)
+            if hashes[path] != sha256:
+                what = "outside of the declared columns " if name in changed else ""
+                raise VerificationError(
+                    f"{path} does not become the original when the edit is taken back: bytes {what}differ, make the "
+                    "output again"
+                )
+    columns_before(steps, proven=True)
+    proven = {
+        name: path.stat().st_size for name, path in origins[-1].items() if path in hashes and name not in in_place
+    }
+    unproven = tuple(sorted(origins[-1].keys() - proven.keys() - {_REPOSITORY_FILE}))
+    return _report(steps[0].manifest, steps, len(proven), sum(proven.values()), base_read=False, unproven=unproven)
+
+
+def _hash(blocks: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_tensors(path: Path, entry: BaseFile, step: Step, rows: Sequence[Replacement]) -> None:
+    """What an edit in place says about a file: the header, and the edited tensors when the edit is taken back."""
+    before = {edit.name: edit.before for edit in step.manifest.tensors}
+    intact = hashlib.sha256(read_header(path).content).hexdigest() == entry.sha256 and all(
+        hash_with(path, row) == before[row.tensor.name] for row in rows if row.tensor.name in before
+    )
+    if not intact:
+        raise VerificationError(
+            f"{path} does not become the original when the edit is taken back: bytes outside of the declared columns "
+            "differ, fetch the base model again"
+        )
+
+
+def _check_hashes(step: Step, changed_later: set[str]) -> None:
+    """The edited tensors must have the sha256 that the manifest gives, unless a newer edit touched their file."""
+    for edit in step.manifest.tensors:
+        if edit.file in changed_later:
+            continue
+        path = step.files[edit.file]
+        tensor = read_header(path).find(edit.name)
+        if tensor is None or hash_file(path, tensor.offset, tensor.size) != edit.after:
+            raise VerificationError(f"{path} has a tensor {edit.name} whose sha256 is not the one in {MANIFEST_NAME}")
+
+
+def _report(
+    manifest: Manifest, steps: Sequence[Step], n_files: int, n_bytes: int, *, base_read: bool, unproven: tuple[str, ...]
+) -> VerificationReport:
+    edits = [edit for step in steps for edit in step.manifest.tensors]
+    return VerificationReport(
+        format=manifest.format,
+        entity=manifest.entity,
+        n_cells=len({(edit.name, index) for edit in edits for index in edit.indices}),
+        n_tensors=len({edit.name for edit in edits}),
+        n_files=n_files,
+        n_bytes=n_bytes,
+        base_read=base_read,
+        unproven=unproven,
+    )
+
+
+def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationReport:
+    """`verify` for an adapter; `source` is the model that it was made for, which need not be on this disk."""
+    manifest = read_manifest(folder)
+    names = {*list_files(folder)} - {_REPOSITORY_FILE}
+    expected = {MANIFEST_NAME, README_NAME, *manifest.added, CONFIG_NAME, WEIGHTS_NAME}
+    if names - {README_NAME} != expected - {README_NAME}:
+        raise VerificationError(
+            f"{folder} and {MANIFEST_NAME} disagree on the file {sorted(names ^ expected)[0]}: make the adapter again"
+        )
+    weights = folder / WEIGHTS_NAME
+    if source is None:
+        modules, rank = _check_factors(weights, manifest)
+    else:
+        plans = plan_edits(source, manifest.edits, allow_overlap=True)
+        check_mergeable(source, plans)
+        if source.manifest != manifest.previous or base_files(source, plans) != manifest.base.files:
+            raise VerificationError(
+                f"{source.name} is not the model that the adapter was made for: give {manifest.base}"
+            )
+        modules, rank = target_modules(source, plans), adapter_rank(max(plan.rank for plan in plans))
+        tensors: list[TensorEdit] = []
+        compare(weights_blocks(source, plans, rank, tensors.append), weights)
+        if tuple(tensors) != manifest.tensors:
+            raise VerificationError(f"{MANIFEST_NAME} does not list the tensors and hashes of its edits: make it again")
+    config = config_bytes(modules, manifest.tensors[0].axis, rank, manifest.base.ref)
+    compare(iter([config]), folder / CONFIG_NAME)
+    return VerificationReport(
+        format=manifest.format,
+        entity=manifest.entity,
+        n_cells=sum(len(edit.indices) for edit in manifest.tensors),
+        n_tensors=len(manifest.tensors),
+        n_files=2,
+        n_bytes=weights.stat().st_size + len(config),
+        base_read=source is not None,
+        unproven=(),
+    )
+
+
+def _check_factors(weights: Path, manifest: Manifest) -> tuple[list[str], int]:
+    """Without the base: A must be one-hot at the declared neurons and then hold u of the directions, B hold their v.
+
+    B must also have the declared sha256, since its other columns are known only where the base is. Returns the module
+    paths and the rank.
+    """
+    header = read_header(weights)
+    by_matrix = by_projection(manifest.edits, allow_overlap=True)
+    if any(expert is not None for _, expert in by_matrix):
+        raise VerificationError(f"{MANIFEST_NAME} names cells of experts, which no adapter can edit: make it again")
+    if [Place(*place) for place in by_matrix] != [row.place for row in manifest.tensors]:
+        raise VerificationError(
+            f"{MANIFEST_NAME} lists tensors that do not follow from its edits: make the adapter again"
+        )
+    rank = adapter_rank(max(edit.rank for edit in manifest.tensors))
+    modules = []
+    for edit in manifest.tensors:
+        scaled = tuple(edit.scaled)
+        stem = edit.name.removesuffix(".weight")
+        paths = [
+            name.removeprefix(KEY_PREFIX).removesuffix(".lora_A.weight")
+            for name in header.tensors
+            if name.startswith(KEY_PREFIX) and f".{name}".endswith(f".{stem}.lora_A.weight")
+        ]
+        if len(paths) != 1 or f"{KEY_PREFIX}{paths[0]}.lora_B.weight" not in header.tensors:
+            raise VerificationError(f"{weights} lacks the factors of tensor {edit.name}: make the adapter again")
+        a = header.tensors[f"{KEY_PREFIX}{paths[0]}.lora_A.weight"]
+        b = header.tensors[f"{KEY_PREFIX}{paths[0]}.lora_B.weight"]
+        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank or a.dtype != b.dtype:
+            raise VerificationError(f"{weights} has factors of {edit.name} that are not of rank {rank}: make it again")
+        if edit.indices[-1] >= a.shape[1]:
+            raise VerificationError(f"{MANIFEST_NAME} names neuron {edit.indices[-1]} of {edit.name}, beyond its width")
+        if edit.directions:
+            layer = edit.directions[0].layer
+            check_edits(edit.directions, layer + 1, b.shape[0], a.shape[1], str(weights))
+        rows = hashlib.sha256(read_rows(a.dtype, scaled, edit.directions, rank, a.shape[1])).hexdigest()
+        for factor, digest in ((a, rows), (b, edit.after)):
+            if hash_file(weights, factor.offset, factor.size) != digest:
+                raise VerificationError(f"{weights} has another {factor.name} than the manifest says: make it again")
+        for place, direction in enumerate(edit.directions, start=len(scaled)):
+            if _column(weights, b, place) != direction_factor(direction, b).tobytes():
+                raise VerificationError(f"{weights} has another {b.name} than its direction means: make it again")
+        modules.append(paths[0])
+    if len(header.tensors) != 2 * len(modules):
+        raise VerificationError(
+            f"{weights} holds tensors that {MANIFEST_NAME} does not declare: make the adapter again"
+        )
+    return sorted(modules), rank
+
+
+def _column(path: Path, tensor: TensorInfo, index: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return read_vectors(file.fileno(), tensor, 1, (index,))[index]

@@ -1,0 +1,211 @@
+"""From a chosen edit to a complete output in any format. Reads and writes bytes; never builds the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amnesia.domain import Cell, Format
+from amnesia.edits import ColumnEdit, EditSpec, EntityEdits, names_of
+from amnesia.errors import InputError, os_errors_as
+from amnesia.files.disk import read_small
+from amnesia.files.staging import staged_output
+from amnesia.files.strict_json import StrictJson
+from amnesia.progress import Progress, Watch, ignore_progress, unwatched
+from amnesia.sources.source import ModelSource
+from amnesia.weights.adapter import write_adapter
+from amnesia.weights.checkpoint import add_file, needed_bytes, write_edited
+from amnesia.weights.edit_rows import read_edit
+from amnesia.weights.gguf.modelfile import MODELFILE_NAME, modelfile
+from amnesia.weights.manifest import Manifest
+from amnesia.weights.manifest_file import write_manifest
+from amnesia.weights.plan import Plan
+
+if TYPE_CHECKING:
+    from amnesia.sources.remote import RemoteCheckpoint
+    from amnesia.weights.gguf.edit import GgufPlan
+    from amnesia.weights.gguf.widen import WidePlan
+
+_MAX_EDIT_FILE = 2**24
+# An edit of which a twentieth is lost is hardly the one that was chosen.
+_ENOUGH = 0.95
+
+
+def edits_from_file(path: Path) -> tuple[EntityEdits, ...]:
+    """Read an edit file as `extract -o` writes it, for one entity or for several that were searched together.
+
+    Of these, one for which no edit of its own was needed is left out. Raises InputError when the file cannot be read,
+    is malformed, or holds no edits because no handle was found.
+    """
+    check = StrictJson(str(path), InputError, "give a file that `amnesia extract -o` wrote")
+    with os_errors_as(InputError, f"edit file {path} cannot be read", "give an existing file"):
+        content = read_small(path, _MAX_EDIT_FILE)
+    if len(content) > _MAX_EDIT_FILE:
+        raise check.fail(f"has more than {_MAX_EDIT_FILE} bytes")
+    document = check.mapping(check.parse(content), "the file")
+    rows = [document]
+    if "entities" in document:
+        rows = [check.mapping(row, "entities") for row in check.list(document["entities"], "entities")]
+    groups = []
+    for row in rows:
+        if "entity" not in row or "edits" not in row:
+            raise check.fail("lacks `entity` or `edits`")
+        items = check.list(row["edits"], "edits")
+        groups.append(EntityEdits(check.text(row["entity"], "entity"), tuple(read_edit(check, item) for item in items)))
+    found = tuple(group for group in groups if group.edits)
+    if not found:
+        raise InputError(
+            f"{path} holds no edits: no handle on {names_of(groups)!r} was found; extract with other facts first"
+        )
+    return found
+
+
+def edits_from_cells(cells: Sequence[str], multiplier: float, entity: str | None) -> EntityEdits:
+    """Edits for cells as `Cell.parse` reads them; without a name the entity is named after its cells."""
+    edits = tuple(ColumnEdit(Cell.parse(text), multiplier) for text in cells)
+    return EntityEdits(entity or "cells " + ", ".join(str(edit.cell) for edit in edits), edits)
+
+
+def spec_of(
+    source: ModelSource | RemoteCheckpoint,
+    groups: Sequence[EntityEdits],
+    *,
+    recipe_text: str | None = None,
+    allow_overlap: bool = False,
+) -> EditSpec:
+    """Edits of a model that the manifest names as the user did; raises InputError when an entity comes twice."""
+    return EditSpec(tuple(groups), source.ref, recipe_text, allow_overlap)
+
+
+@dataclass(frozen=True)
+class FormatPlan:
+    """What one format of an output will be, checked once: for the size check and for the writer.
+
+    `origin` is what no output may replace; None for a model on the Hub.
+    """
+
+    format: Format
+    origin: Path | None
+    edit: Plan[Any] | GgufPlan | WidePlan
+
+    def n_bytes(self, *, link: bool = False) -> int:
+        """Bytes that the format takes on the disk; adapters count as nothing."""
+        if self.format == "adapter":
+            return 0
+        return needed_bytes(self.edit, link=link) if isinstance(self.edit, Plan) else self.edit.n_bytes
+
+
+def plan_formats(
+    names: Sequence[Format],
+    source: ModelSource | RemoteCheckpoint,
+    spec: EditSpec,
+    *,
+    tensor_type: str | None = None,
+) -> dict[Format, FormatPlan]:
+    """The plans of an edit in all formats; formats that change the same tensors share one.
+
+    `tensor_type` is for format "gguf": the type of the tensors that get a direction, their own by default. Of a model
+    on the Hub only an adapter can be written. A GGUF must have the sizes of the model in the source's
+    folder, if that is another one. Raises InputError when the source has no `.gguf` file for format "gguf", and what
+    the planners raise.
+    """
+    if not isinstance(source, ModelSource):
+        assert {*names} == {"adapter"}, "models are fetched for the other formats"
+        return {"adapter": FormatPlan("adapter", None, Plan.of(source, spec))}
+    columns = None
+    plans: dict[Format, FormatPlan] = {}
+    for name in names:
+        if name == "gguf":
+            plans[name] = FormatPlan(name, source.origin, _plan_gguf(source, spec, tensor_type))
+        else:
+            columns = columns or Plan.of(source.checkpoint, spec)
+            plans[name] = FormatPlan(name, source.origin, columns)
+    return plans
+
+
+def _plan_gguf(source: ModelSource, spec: EditSpec, tensor_type: str | None) -> GgufPlan | WidePlan:
+    path, sizes = source.require_gguf(), _sizes(source)
+    if tensor_type is not None:
+        from amnesia.weights.gguf.widen import plan_widened_gguf
+
+        return plan_widened_gguf(path, spec, tensor_type, expected=sizes)
+    from amnesia.weights.gguf.edit import plan_gguf
+
+    return plan_gguf(path, spec, expected=sizes)
+
+
+def write_format(
+    plan: FormatPlan, folder: Path, *, link: bool = False, progress: Progress = ignore_progress
+) -> Manifest:
+    """Write one format of an edit into the empty `folder`, everything but the manifest, which is returned.
+
+    `progress` is called with numbers of bytes as they are written. Raises what the format's writer raises.
+    """
+    edit = plan.edit
+    if isinstance(edit, Plan):
+        if plan.format == "adapter":
+            return write_adapter(edit, folder)
+        return write_edited(edit, folder, link=link, progress=progress)
+    from amnesia.weights.gguf.edit import GgufPlan, write_edited_gguf
+
+    if isinstance(edit, GgufPlan):
+        manifest = write_edited_gguf(edit, folder, link=link, progress=progress)
+    else:
+        from amnesia.weights.gguf.widen import write_widened_gguf
+
+        manifest = write_widened_gguf(edit, folder, link=link, progress=progress)
+    text = modelfile(sorted(path.name for path in folder.glob("*.gguf")))
+    return manifest if text is None else add_file(manifest, folder, MODELFILE_NAME, text)
+
+
+def rounding_notice(manifest: Manifest) -> str | None:
+    """One line for the user where the codes of a GGUF tensor cannot hold the edit, or None."""
+    rows = [(row.share, row.name) for row in manifest.tensors if row.share is not None]
+    if not rows or min(rows)[0] >= _ENOUGH:
+        return None
+    share, name = min(rows)
+    return (
+        f"{name} keeps only {share:.2f} of the edit, because its codes leave too little room: store it in a wider type "
+        "with --tensor-type q8_0 or f16, or spread the edit over more columns"
+    )
+
+
+def _sizes(source: ModelSource) -> tuple[int, int, int] | None:
+    """(n_layers, d_model, d_mlp) of the float model on which the edit was found, where there is one."""
+    if source.folder == source.require_gguf().parent:
+        return None
+    shape = source.checkpoint.shape
+    return shape.n_layers, shape.d_model, shape.d_mlp
+
+
+def save(
+    name: Format,
+    source: ModelSource | RemoteCheckpoint,
+    groups: Sequence[EntityEdits],
+    output: Path,
+    *,
+    force: bool = False,
+    link: bool = False,
+    allow_overlap: bool = False,
+    tensor_type: str | None = None,
+    watch: Watch = unwatched,
+) -> Manifest:
+    """Write a complete output: it appears at once, or not at all.
+
+    `watch` gets the bytes that will be written, and gives what is told how many have been. Raises what `spec_of`,
+    `plan_formats`, `write_format` and `staged_output` raise.
+    """
+    spec = spec_of(source, groups, allow_overlap=allow_overlap)
+    plan = plan_formats((name,), source, spec, tensor_type=tensor_type)[name]
+    with watch(plan.n_bytes()) as progress, staged(plan, output, force=force, link=link) as staging:
+        manifest = write_format(plan, staging, link=link, progress=progress)
+        write_manifest(manifest, staging)
+    return manifest
+
+
+def staged(plan: FormatPlan, output: Path, *, force: bool = False, link: bool = False) -> AbstractContextManager[Path]:
+    """`files.staged_output` for one format, with room for it, and away from its source."""
+    return staged_output(output, force=force, needed_bytes=plan.n_bytes(link=link), source=plan.origin)

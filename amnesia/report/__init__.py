@@ -1,0 +1,4 @@
+"""The report of a run: `report.json`, its tables on the terminal, and one page that needs no network.
+
+Knows results, never a model. Front doors: `document.report_json`, `page.report_html`.
+"""

@@ -1,0 +1,185 @@
+"""Results as JSON and as a table for the terminal. Pure: it reads no files and prints nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from amnesia.choice.results import Extraction
+from amnesia.domain import ModelRef
+from amnesia.edits import ColumnEdit, Edit
+from amnesia.evaluation.comparison import ALL, Evaluation
+from amnesia.evaluation.findings import by_severity, findings
+from amnesia.evaluation.labels import kind_of
+from amnesia.evaluation.results import Aggregate, Damage, Finding, PromptScore
+from amnesia.localization.results import Localization
+from amnesia.weights.edit_rows import edit_json
+from amnesia.weights.manifest import Manifest, version_of
+
+FORMAT_VERSION = 3
+
+
+def localization_json(result: Localization) -> dict[str, Any]:
+    """The ranked cells, as `localize -o` writes them."""
+    return {
+        "model": result.model,
+        "baseline": result.baseline,
+        "n_prompts": result.n_prompts,
+        "n_skipped": result.n_skipped,
+        "layers": list(result.layers),
+        "entities": [
+            {
+                "entity": row.entity,
+                "cells": [
+                    {
+                        "layer": cell.cell.layer,
+                        "neuron": cell.cell.neuron,
+                        "score": cell.score,
+                        "mean_z": cell.mean_z,
+                        "std_z": cell.std_z,
+                    }
+                    for cell in row.cells
+                ],
+            }
+            for row in result.entities
+        ],
+    }
+
+
+def extraction_json(result: Extraction) -> dict[str, Any]:
+    """The chosen edit, as `extract -o` writes it and `edit --edit` reads it."""
+    return {
+        "entity": result.edits.entity,
+        "verdict": result.verdict,
+        "edits": [edit_json(edit) for edit in result.edits.edits],
+        "target": {"knowledge_score": result.target},
+        "control": {"knowledge_score": result.control},
+        "candidates_tried": result.candidates_tried,
+        **{
+            name: dataclasses.asdict(section)
+            for name, section in (("answers", result.answers), ("screening", result.screening))
+            if section is not None
+        },
+    }
+
+
+def edit_summary(edit: Edit) -> dict[str, Any]:
+    """An edit as a report shows it: as the manifest has it, but of a direction only what it reads and what it changes.
+
+    `read` is u on the columns; `write_norm` and `change_norm` are norms of v and of the change of the weights.
+    """
+    row = edit_json(edit)
+    if isinstance(edit, ColumnEdit):
+        return row
+    read, write = (math.hypot(*vector.array.tolist()) for vector in (edit.read, edit.write))
+    return {
+        **{name: row[name] for name in ("layer", "token", "multiplier", "columns")},
+        "read": [float(f"{number:.6g}") for number in edit.read.array.tolist()],
+        "write_norm": write,
+        "change_norm": abs(1.0 - edit.multiplier) * read * write,
+    }
+
+
+def report_json(
+    evaluation: Evaluation,
+    entity: str,
+    model: ModelRef,
+    edited: str | None,
+    *,
+    accepted: bool | None = None,
+    extraction: Extraction | None = None,
+    changed: Manifest | None = None,
+    sections: Mapping[str, Any] | None = None,
+    further: Sequence[Finding] = (),
+) -> dict[str, Any]:
+    """The content of `report.json`, which `report.schema.json` describes.
+
+    `model` is the original, `edited` the name of what it is compared with. `changed` is the manifest of the edited
+    model where there is one, and tells what the edit is. `sections` are further ones, by their names, and `further`
+    what they found.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "tool": {name: version_of(name) for name in ("amnesia", "torch", "transformers")},
+        "model": model.to_json(),
+        "edited": edited,
+        "entity": entity,
+        "accepted": accepted,
+        "findings": [dataclasses.asdict(row) for row in by_severity((*findings(evaluation, entity), *further))],
+        **(
+            {}
+            if extraction is None
+            else {"extraction": {name: row for name, row in extraction_json(extraction).items() if name != "edits"}}
+        ),
+        **({} if changed is None else {"changed": changed_json(changed)}),
+        "aggregates": [_aggregate_json(row) for row in evaluation.aggregates],
+        "damage": _damage_json(evaluation.damage),
+        **(sections or {}),
+        "n_excluded": sum(row.excluded is not None for row in evaluation.prompts),
+        "prompts": [_with_kind(row) for row in evaluation.prompts],
+    }
+
+
+def tasks_json(
+    before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]] | None = None
+) -> dict[str, Any]:
+    """The metrics of lm-eval tasks, before and after; `after` is missing where one model was measured alone."""
+    return {
+        "tasks": {
+            task: {
+                metric: {"before": value, "after": None if after is None else after[task].get(metric)}
+                for metric, value in metrics.items()
+            }
+            for task, metrics in before.items()
+        }
+    }
+
+
+def changed_json(manifest: Manifest) -> dict[str, Any]:
+    """What an edit changed: cells with their multipliers, and columns of tensors with hashes before and after."""
+    return {
+        "edits": [edit_summary(edit) for group in manifest.edits for edit in group.edits],
+        "tensors": [
+            {
+                "name": row.name,
+                "file": row.file,
+                "axis": row.axis,
+                "indices": list(row.indices),
+                "before": row.before,
+                "after": row.after,
+            }
+            for row in manifest.tensors
+        ],
+    }
+
+
+def _with_kind(row: PromptScore | Aggregate) -> dict[str, Any]:
+    """All fields; role and split in one word."""
+    rest = dataclasses.asdict(row)
+    del rest["role"], rest["split"]
+    return {"kind": kind_of(row.role, row.split)} | rest
+
+
+def _aggregate_json(row: Aggregate) -> dict[str, Any]:
+    found = _with_kind(row)
+    for when in ("before", "after"):
+        found[when]["rank"] = {"median": found[when]["rank"]}
+    return found
+
+
+def _damage_json(damage: Damage) -> dict[str, Any]:
+    before, after = damage.perplexity_before, damage.perplexity_after
+    return {
+        "neutral_perplexity": {"before": before, "after": after, "ratio": after / before},
+        "texts": [dataclasses.asdict(row) for row in damage.texts],
+        "kl_controls": None if damage.kl_controls is None else dataclasses.asdict(damage.kl_controls),
+    }
+
+
+def scores_summary(evaluation: Evaluation) -> dict[str, float | None]:
+    """Mean knowledge scores by role and split, for the manifest."""
+    return {
+        kind_of(row.role, row.split): row.knowledge_score.mean for row in evaluation.aggregates if row.group == ALL
+    } | {"neutral_perplexity_ratio": evaluation.damage.perplexity_after / evaluation.damage.perplexity_before}

@@ -1,0 +1,181 @@
+"""`report.html`: one file that shows a report to people. Pure: from the content of `report.json` to text.
+
+The page needs no network, no script and no other file. What the report quotes (names, prompts, generated text) is
+untrusted: the template escapes it, and the page's own policy lets no script run but the one that is written here.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from amnesia.domain import ModelRef
+from amnesia.evaluation.labels import is_target
+from amnesia.report import charts, numbers, view
+from amnesia.report.charts import CONTROL, TARGET, Interval, Point, Series, Track
+from amnesia.report.glossary import terms
+
+# Roles of colors; every text color here stands on every surface (paper, card, raised) with a contrast of 4.5 : 1.
+PALETTES: Mapping[str, Mapping[str, str]] = {
+    "light": {
+        "paper": "#faf8f4", "card": "#ffffff", "raised": "#f1ede4", "line": "#d9d2c4", "edge": "#857d6d",
+        "ink": "#211e19", "muted": "#5c564b", "link": "#8a3a10",
+        "target": "#a63c0a", "control": "#0d626c", "good": "#1f6639", "warning": "#7d5200", "damage": "#a11d30",
+    },
+    "dark": {
+        "paper": "#15171a", "card": "#1d2024", "raised": "#272b30", "line": "#3b4148", "edge": "#868e97",
+        "ink": "#ecebe7", "muted": "#b3b6bb", "link": "#ffb08a",
+        "target": "#ff9d6e", "control": "#6fcbd5", "good": "#7fd49a", "warning": "#f0c25e", "damage": "#ff96a0",
+    },
+}  # fmt: skip
+
+
+def report_html(document: Mapping[str, Any]) -> str:
+    """The page for the content of a `report.json`; the same content always gives the same page."""
+    environment = _environment()
+    style = _palette_css() + _own_text("report.css")
+    script = _own_text("report.js")
+    return environment.get_template("report.html").render(
+        document=document,
+        style=Markup(style),
+        script=Markup(script),
+        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
+        "form-action 'none'",
+        sections=view.sections(document),
+        figures={name: Markup(svg) for name, svg in _figures(document).items()},
+        view=view,
+        terms=list(terms(document)),
+        model_argument=shlex.quote(str(ModelRef(document["model"]["id"], document["model"]["revision"]))),
+    )
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        autoescape=True,
+        loader=PackageLoader("amnesia.report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        name: getattr(numbers, name) for name in ("signed", "short", "positive", "share", "change", "flat")
+    }
+    return environment
+
+
+def _own_text(name: str) -> str:
+    environment = _environment()
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _palette_css() -> str:
+    light, dark = (
+        "".join(f"--{name}:{value};" for name, value in PALETTES[scheme].items()) for scheme in ("light", "dark")
+    )
+    # Paper is white, whatever the screen is.
+    return (
+        f":root{{color-scheme:light dark;{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n"
+    )
+
+
+def _figures(document: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of the sections that the report has."""
+    entity = numbers.flat(view.entity_of(document), 24)
+    present = view.sections(document)
+    found = {}
+    alone = view.is_alone(document)
+    if "means" in present and not alone:
+        found["means"] = charts.intervals(
+            [_interval(row, view.label(row, entity), document) for row in view.whole(document)],
+            "How much of the facts is left, by kind",
+            "means",
+        )
+    if "neighborhoods" in present and not alone:
+        rows = view.families(document, "neighborhood")
+        found["neighborhoods"] = charts.intervals(
+            [_interval(row, f"{view.group_name(row)} ({row['n']})", None) for row in rows],
+            "How much is left of facts about others, by their distance from the target",
+            "neighborhoods",
+        )
+    if "scatter" in present:
+        found["scatter"] = charts.scatter(view.scored(document), entity)
+    if "sweep" in present:
+        found["sweep"] = charts.sweep(document["sweep"], entity)
+    if "changes" in present:
+        found["cells"] = charts.cells(document["changed"]["edits"])
+        extraction = document.get("extraction", {})
+        if "answers" in extraction:
+            found["histograms"] = charts.histograms(extraction["answers"], entity)
+        if "screening" in extraction:
+            found["screening"] = charts.screening(extraction["screening"])
+    return found | _stress_figures(document.get("stress", {}), entity)
+
+
+def _interval(row: Mapping[str, Any], label: str, document: Mapping[str, Any] | None) -> Interval:
+    values = (
+        ()
+        if document is None
+        else tuple(one["knowledge_score"] for one in view.scored(document) if one["kind"] == row["kind"])
+    )
+    return Interval(label, TARGET if is_target(row) else CONTROL, **row["knowledge_score"], values=values)
+
+
+def _stress_figures(stress: Mapping[str, Any], entity: str) -> dict[str, str]:
+    found = {}
+    styles = {
+        "entity": (entity, "diamond", "target"),
+        "never_known": ("never-known name", "circle", "control"),
+        "control": ("others", "square", "control"),
+    }
+    for name, groups in (
+        ("attacks", [(row["attack"], row["rows"]) for row in stress.get("attacks", ())]),
+        ("quantization", [(row["method"], row["rows"]) for row in stress.get("quantization", ())]),
+    ):
+        rows = [(view.attack_name(label), tracks) for label, one in groups if (tracks := _tracks(one, styles))]
+        if rows:
+            title = "Right answers under each attack" if name == "attacks" else "Right answers when quantized"
+            found[name] = charts.attacks(rows, title, name)
+    for n, (text, runs) in enumerate(view.relearning_by_text(stress.get("relearning", ())).items()):
+        series = [one for run in runs if (one := _series(run, styles)) is not None]
+        if series:
+            found[f"relearning {text}"] = charts.lines(
+                series, f"relearning-{n}", f"Relearning from {text}", "training steps →"
+            )
+    return found
+
+
+def _tracks(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, tuple[str, str, str]]) -> list[Track]:
+    """What of an attack can be drawn: the shares of right answers of each subject that has any."""
+    shares = {(row["subject"], row["model"]): row["exact_match"] for row in rows}
+    return [
+        Track(label, shape, color, shares.get((subject, "original")), shares.get((subject, "edited")))
+        for subject, (label, shape, color) in styles.items()
+        if any(shares.get((subject, model)) is not None for model in ("original", "edited"))
+    ]
+
+
+def _series(run: Mapping[str, Any], styles: Mapping[str, tuple[str, str, str]]) -> Series | None:
+    label, shape, color = styles[run["subject"]]
+    steps = [step for step in run["steps"] if step["knowledge_score"] is not None]
+    if not steps:
+        return None
+    original = run["model"] == "original"
+    return Series(
+        f"{label}, {run['model']} model",
+        (shape, f"{color} {'open' if original else 'full'}"),
+        f"{color} dashed" if original else color,
+        tuple(Point(step["step"], view.middle(step["knowledge_score"])) for step in steps),
+    )

@@ -1,0 +1,133 @@
+"""What the terminal shows of results, as lines of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from amnesia.choice.results import Answers, Extraction
+from amnesia.edits import Edit, columns_of, directions_of
+from amnesia.evaluation.comparison import ALL, Evaluation
+from amnesia.evaluation.findings import findings
+from amnesia.evaluation.labels import facts_label
+from amnesia.localization.results import Localization
+from amnesia.report.numbers import token_name
+
+MAX_SHOWN = 12
+"""Target prompts in the table on the terminal, which should fit a screen; `report.json` has all."""
+
+
+MARKS = {"damage": "DAMAGE:", "warning": "warning:", "info": "note:", "good": "good:"}
+
+
+def tasks_table(section: Mapping[str, Any]) -> str:
+    """The metrics of lm-eval tasks on the terminal, without their standard errors."""
+    lines = [f"{'lm-eval task':<32} {'metric':<24} {'before':>8} {'after':>8}"]
+    for task, metrics in section["tasks"].items():
+        for metric, values in metrics.items():
+            if "stderr" not in metric:
+                after = "" if values["after"] is None else f"{values['after']:.4f}"
+                lines.append(
+                    f"{_clip(task, 32):<32} {metric.partition(',')[0]:<24} {values['before']:>8.4f} {after:>8}"
+                )
+    return "\n".join(lines)
+
+
+def run_text(extraction: Extraction, evaluations: Mapping[str, Evaluation], accepted: bool) -> str:
+    """What a run has to say on the terminal: the chosen edit, the before/after table, and the verdict."""
+    entity, lines = extraction.edits.entity, [extraction_text(extraction)]
+    for name, evaluation in evaluations.items():
+        lines += ["", f"{entity}, before and after ({name}, as saved)", "", evaluation_table(evaluation, entity)]
+    if not evaluations:
+        found = "no handle on the entity was found" if extraction.verdict == "none" else "only a weak handle was found"
+        remedy = "" if extraction.verdict == "none" else "; --force writes it all the same"
+        lines.append(f"{found}, so nothing was written{remedy}")
+    else:
+        lines += ["", "accepted" if accepted else "not accepted: the bounds of the recipe's [accept] are missed"]
+    return "\n".join(lines)
+
+
+def extraction_text(extraction: Extraction) -> str:
+    """The chosen edit in a line, and what its directions answer to in one each."""
+    handle = "no handle, at best" if extraction.verdict == "none" else f"{extraction.verdict} handle:"
+    chosen = (
+        f"{extraction.edits.entity}: {handle} {edits_text(extraction.edits.edits)}, the best of "
+        f"{extraction.candidates_tried} tried (target {extraction.target:.2f}, controls {extraction.control:.2f})"
+    )
+    return "\n".join([chosen, *(() if extraction.answers is None else answers_lines(extraction.answers))])
+
+
+def answers_lines(answers: Answers) -> list[str]:
+    """What each direction answers to, in a line: the median of |uᵀa| for each group, and its 99th percentile."""
+    names = {"entity": "the name", "names": "other names", "text": "text"}
+    parts: dict[tuple[int, int], list[str]] = {}
+    for row in answers.rows:
+        shown = f"{row.median:.2f} (99 %: {row.percentile_99:.2f}) at {names[row.group]}"
+        parts.setdefault((row.layer, row.token), []).append(shown)
+    return [
+        f"  layer {layer} at the {token_name(token)} answers {', '.join(own)}" for (layer, token), own in parts.items()
+    ]
+
+
+def edits_text(edits: Sequence[Edit]) -> str:
+    """What an edit changes, in one line: scaled cells, and directions with layer, multiplier and number of columns."""
+    parts = [str(edit) for edit in columns_of(edits)]
+    for edit in directions_of(edits):
+        place = f"layer {edit.layer} at the {token_name(edit.token)}"
+        parts.append(f"{place} × {edit.multiplier:g} on {len(edit.columns)} columns")
+    return ", ".join(parts) or "nothing"
+
+
+def localization_table(result: Localization) -> str:
+    """Ranked cells of each entity."""
+    lines = [f"{result.model}, baseline {result.baseline}, {result.n_prompts} prompts, {result.n_skipped} skipped"]
+    for row in result.entities:
+        lines += ["", row.entity, f"{'cell':>10} {'score':>10} {'mean z':>8} {'std z':>8}"]
+        lines += [f"{cell.cell!s:>10} {cell.score:>10.1f} {cell.mean_z:>8.2f} {cell.std_z:>8.2f}" for cell in row.cells]
+    return "\n".join(lines)
+
+
+def evaluation_table(evaluation: Evaluation, entity: str) -> str:
+    """Some target facts with the answers generated before and after, all means, damage, findings."""
+    targets = [row for row in evaluation.prompts if row.role == "target" and row.knowledge_score is not None]
+    lines = [f"{'prompt':<44} {'before':<24} {'after':<24} {'score':>6}", "─" * 101]
+    # Evenly spaced, so that held-out wordings are among them.
+    for row in targets[:: max(1, math.ceil(len(targets) / MAX_SHOWN))]:
+        lines.append(
+            f"{_clip(row.prompt, 44):<44} {_clip(row.before.generated, 24):<24} "
+            f"{_clip(row.after.generated, 24):<24} {row.knowledge_score:>6.2f}"
+        )
+    lines += [
+        "",
+        f"{'knowledge score (1 as before, 0 like an unknown name)':<54} {'mean':>6}  {'95 % interval':<15} "
+        f"{'right answers':<14} facts",
+    ]
+    for row in (row for row in evaluation.aggregates if row.group == ALL):
+        excluded = f" ({row.n_excluded} not known, excluded)" if row.n_excluded else ""
+        score = row.knowledge_score
+        interval = f"[{score.low:.2f}, {score.high:.2f}]"
+        right = (
+            f"{row.before.exact_match.mean:.0%} → {row.after.exact_match.mean:.0%}"
+            if row.before.exact_match is not None and row.after.exact_match is not None
+            else ""
+        )
+        label = facts_label(row.role, row.split, others="controls")
+        lines.append(f"  {label:<52} {score.mean:>6.2f}  {interval:<15} {right:<14} {row.n}{excluded}")
+    damage = evaluation.damage
+    before, after = damage.perplexity_before, damage.perplexity_after
+    lines.append(
+        f"  {'perplexity per word, neutral text':<52} {before:>6.1f} → {after:.1f} ({after / before - 1:+.1%})"
+    )
+    if damage.kl_controls is not None:
+        shown = f"{damage.kl_controls.mean:>6.3f} nats per token"
+        lines.append(f"  {'divergence from the original, texts about others':<52} {shown}")
+    lines.append("")
+    lines += [f"{MARKS[row.level]} {row.text}" for row in findings(evaluation, entity)]
+    return "\n".join(lines)
+
+
+def _clip(text: str | None, width: int) -> str:
+    """One line of at most `width` characters; a cut is shown."""
+    flat = " ".join((text or "").split()) or "(nothing)"
+    return flat if len(flat) <= width else flat[: width - 1] + "…"

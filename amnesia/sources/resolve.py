@@ -1,0 +1,203 @@
+"""Where models come from: a folder, a `.gguf` file, a Hub repository, or a model that is built in by name.
+
+Everything ends as a local folder with safetensors weights. What has to be fetched or converted is made once, in the
+cache folder, under a temporary name, and renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import glob
+import re
+import time
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from amnesia.domain import ModelRef
+from amnesia.errors import CheckpointError, InputError, SourceError
+from amnesia.files.disk import check_settled, git_hash, hash_file
+from amnesia.sources.built_in import BUILT_IN, built_in
+from amnesia.sources.conversion import from_gguf
+from amnesia.sources.hub_errors import hub_errors
+from amnesia.sources.source import ModelSource, Notice
+from amnesia.weights.safetensors import read_weight_files
+
+POPQA = ("akariasai/PopQA", "test.tsv")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+HUB_PATTERNS = [
+    "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "generation_config.json",
+    "tokenizer*", "*.jinja", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
+    "README.md", "LICENSE*", "license*", "NOTICE*", "USE_POLICY*", "COPYING*",
+    "amnesia.json", "amnesia-base/*", "report.json", "report.html",
+]  # fmt: skip
+
+
+def resolve(model: ModelRef | str, notice: Notice = lambda _: None, *, also: Collection[str] = ()) -> ModelSource:
+    """The local folder of `model`: a built-in name, a folder, a `.gguf` path, or `repo_id[@revision]`.
+
+    `notice` is told, in one line, what takes long. Of a repository only the files that a model needs are fetched, and
+    those named in `also`, as far as it has them. Raises SourceError when the model cannot be had.
+    """
+    spec, revision = (model, None) if isinstance(model, str) else (model.name, model.revision)
+    path = Path(spec).expanduser()
+    if revision and (spec in BUILT_IN or path.suffix == ".gguf" or path.exists()):
+        raise SourceError(f"{spec} has no revision {revision!r}: only models on the Hub have revisions, drop it")
+    if spec in BUILT_IN and not path.exists():
+        return built_in(spec, notice)
+    if path.suffix == ".gguf":
+        return from_gguf(path, notice)
+    if path.is_dir():
+        check_settled(path)
+        check_weights([item.name for item in path.iterdir()], spec)
+        return ModelSource(path, ModelRef(spec))
+    if path.exists():
+        raise SourceError(f"{spec} is a single file: expected a model folder, a .gguf file, or a Hub id")
+    ref = hub_ref(spec)
+    return _from_hub(ref if ref.revision else replace(ref, revision=revision), also)
+
+
+def is_fetched(name: str) -> bool:
+    """Whether `resolve` takes the file `name` of a repository without being asked for it."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in HUB_PATTERNS)
+
+
+def hub_ref(spec: str) -> ModelRef:
+    """Repository and revision of `repo_id[@revision]`; raises SourceError for anything else."""
+    ref = ModelRef.parse(spec)
+    if not ref.may_be_on_hub:
+        raise SourceError(
+            f"model {spec!r} does not exist: expected a folder, a .gguf file, a Hub id, or one of {', '.join(BUILT_IN)}"
+        )
+    return ref
+
+
+def is_local(spec: str) -> bool:
+    """Whether `spec` means a folder, a file, or a built-in model, and not a repository."""
+    path = Path(spec).expanduser()
+    return spec in BUILT_IN or path.suffix == ".gguf" or path.exists()
+
+
+def is_on_disk(spec: str) -> bool:
+    """Whether nothing has to be fetched: a folder, a file, a built-in model, or all weights in the Hub's cache."""
+    if is_local(spec):
+        return True
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    ref = hub_ref(spec)
+    with hub_errors(spec):
+        try:
+            folder = snapshot_download(
+                ref.name, revision=ref.revision, allow_patterns=HUB_PATTERNS, local_files_only=True
+            )
+            read_weight_files(Path(folder))
+        except (LocalEntryNotFoundError, CheckpointError):
+            return False
+    return True
+
+
+def resolve_file(spec: str, notice: Notice = lambda _: None, *, name: str | None = None) -> ModelSource:
+    """A `.gguf` model as it is, for an edit of its own bytes: nothing is converted.
+
+    Where `spec` is a repository, `name` is the file in it, or one part of several, which are then fetched.
+    """
+    if name is not None and not is_local(spec):
+        return _file_from_hub(hub_ref(spec), name)
+    path = Path(spec).expanduser()
+    if spec in BUILT_IN and not path.exists():
+        return built_in(spec, notice)
+    if path.suffix != ".gguf":
+        raise InputError(f"format gguf needs a .gguf model, {spec} is not one: give the path of a .gguf file")
+    if not path.is_file():
+        raise SourceError(f"{path} does not exist: give the path of a .gguf file")
+    return ModelSource(path.parent, ModelRef(spec), path)
+
+
+def _from_hub(ref: ModelRef, also: Collection[str]) -> ModelSource:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # A name may hold characters that mean something in a pattern.
+    folder = _fetch_files(ref, [*HUB_PATTERNS, *(glob.escape(name) for name in also)])
+    files = [item.name for item in folder.iterdir()]
+    if not any(name.endswith(".safetensors") for name in files):
+        with contextlib.suppress(HfHubHTTPError, OSError):
+            files = HfApi().list_repo_files(ref.name, revision=ref.revision)
+    check_weights(files, str(ref))
+    # The snapshot folder is named after the commit, which says more than a branch does.
+    return ModelSource(folder, replace(ref, revision=folder.name))
+
+
+def _file_from_hub(ref: ModelRef, name: str) -> ModelSource:
+    split = re.fullmatch(r"(.+)-\d{5}-of-(\d{5}\.gguf)", name)
+    pattern = glob.escape(name)
+    if split is not None:
+        pattern, name = f"{glob.escape(split[1])}-?????-of-{split[2]}", f"{split[1]}-00001-of-{split[2]}"
+    folder = _fetch_files(ref, [pattern])
+    if not (folder / name).is_file():
+        raise SourceError(f"{ref.name} has no file {name}: give the path of the .gguf file that was edited")
+    return ModelSource(folder, replace(ref, revision=folder.name), folder / name)
+
+
+def _fetch_files(ref: ModelRef, patterns: list[str]) -> Path:
+    """The files of a repository that match, in the client's cache; raises SourceError."""
+    from huggingface_hub import snapshot_download
+
+    started = time.time()
+    with hub_errors(str(ref)):
+        folder = Path(snapshot_download(ref.name, revision=ref.revision, allow_patterns=patterns))
+        _check_fetched(folder, str(ref), started)
+    return folder
+
+
+def _check_fetched(folder: Path, shown: str, since: float) -> None:
+    """Raises SourceError when a file that has been fetched `since` then is not the one that the Hub announced.
+
+    The client looks at sizes only. In its cache a file lies under the hash that was announced for it (where there are
+    links to files), sha256 for large ones and git's for others.
+    """
+    damaged = []
+    for path in sorted(folder.rglob("*")):
+        blob = path.resolve()
+        # File systems keep times less exactly than the clock does.
+        if not path.is_file() or blob.stat().st_mtime < since - 2:
+            continue
+        if re.fullmatch("[0-9a-f]{64}", blob.name):
+            intact = hash_file(blob) == blob.name
+        else:
+            intact = re.fullmatch("[0-9a-f]{40}", blob.name) is None or git_hash(blob.read_bytes()) == blob.name
+        if not intact:
+            # It would be taken for good the next time.
+            path.unlink()
+            blob.unlink()
+            damaged.append(path.name)
+    if damaged:
+        raise SourceError(f"{damaged[0]} of {shown} arrived with another hash than the Hub announced: try again")
+
+
+def find_popqa(spec: str | None) -> Path:
+    """The PopQA table that `spec` names: a file, or the upstream data set, which is also what None stands for.
+
+    The upstream table is fetched from the Hub once and kept in its cache. Raises SourceError.
+    """
+    path = None if spec is None else Path(spec).expanduser()
+    if path is not None and (spec != POPQA[0] or path.exists()):
+        return path
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors("/".join(POPQA), "give a PopQA file with --popqa"):
+        return Path(hf_hub_download(*POPQA, repo_type="dataset"))
+
+
+def check_weights(names: list[str], shown: str) -> None:
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
+    if pickles:
+        raise SourceError(
+            f"{shown} has only pickle weights ({pickles[0]}), which can run code when loaded: convert them to "
+            "safetensors, for example with the Hub's convert Space, and use the result"
+        )
+    raise SourceError(f"{shown} has no safetensors weights: expected model.safetensors or a sharded index")

@@ -1,0 +1,42 @@
+"""A model on disk, as every command takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from amnesia.domain import ModelRef
+from amnesia.errors import InputError
+from amnesia.weights.checkpoint import CheckpointSource, open_source
+
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model on disk: its folder, what the user called it, and its `.gguf` file if any."""
+
+    folder: Path
+    ref: ModelRef
+    gguf: Path | None = None
+
+    def __str__(self) -> str:
+        return str(self.ref)
+
+    def require_gguf(self) -> Path:
+        """The `.gguf` file; raises InputError when the model has none."""
+        if self.gguf is None:
+            raise InputError(f"format gguf needs a .gguf model, {self} is not one: give the path of a .gguf file")
+        return self.gguf
+
+    @cached_property
+    def checkpoint(self) -> CheckpointSource:
+        """The folder, looked over once; raises what `open_source` raises."""
+        return open_source(self.folder)
+
+    @property
+    def origin(self) -> Path:
+        """What no output may replace: the `.gguf` file, beside which there is room for outputs, or the folder."""
+        return self.gguf or self.folder

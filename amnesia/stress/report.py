@@ -1,0 +1,95 @@
+"""What stress tests came to, as tables for the terminal. Pure: it prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from amnesia.evaluation.results import Estimate
+from amnesia.stress.findings import stress_findings
+from amnesia.stress.results import MODELS, AttackResult, QuantizationResult, RelearningResult, Stress, StressScore
+
+_NAMES = {
+    "plain": "as it is",
+    "paraphrase": "other wording",
+    "alias": "other name",
+    "misspelling": "misspelled",
+    "other_language": "other language*",
+    "in_context_hint": "after a hint",
+    "reverse": "asked backwards*",
+    "two_hop": "described",
+}
+
+
+def stress_text(stress: Stress, entity: str) -> str:
+    """Attacks, quantization and relearning, one table each."""
+    return "\n".join(
+        [
+            f"{entity} under stress: mean knowledge score and right answers, {stress.n_facts} facts",
+            "1 is what the original model makes of the plain question, 0 what it makes of an unknown name",
+            "",
+            *_attack_table(stress.attacks),
+            "",
+            *_quantization_table(stress.quantization),
+            "",
+            *_relearning_table(stress.relearning),
+            "",
+            *(f"{row.level}: {row.text}" for row in stress_findings(stress, entity)),
+        ]
+    )
+
+
+def _attack_table(attacks: Sequence[AttackResult]) -> Iterator[str]:
+    yield f"{'the question':<24}{'original':>14}{'edited':>14}{'invented name, original and edited':>38}"
+    for attack in attacks:
+        yield from _attack_lines(_NAMES[attack.attack], attack.rows, attack.not_applicable)
+        for variant in attack.variants:
+            yield from _attack_lines(f"  {variant.variant}", variant.rows, None)
+    yield "* 1 is what the original model makes of this question itself; what it does not know in it is left out"
+
+
+def _attack_lines(name: str, rows: Sequence[StressScore], reason: str | None) -> Iterator[str]:
+    if reason is not None:
+        yield f"{name:<24}  not applicable: {reason}"
+        return
+    cells = [_row(rows, subject, model) for subject in ("entity", "never_known") for model in MODELS]
+    yield f"{name:<24}{cells[0]:>14}{cells[1]:>14}{cells[2]:>22}{cells[3]:>16}"
+
+
+def _quantization_table(methods: Sequence[QuantizationResult]) -> Iterator[str]:
+    yield f"{'quantized':<24}{'original':>14}{'edited':>14}{'others, original and edited':>38}"
+    for method in methods:
+        if method.not_applicable is not None:
+            yield f"{method.method:<24}  not applicable: {method.not_applicable}"
+            continue
+        cells = [_row(method.rows, subject, model) for subject in ("entity", "control") for model in MODELS]
+        yield f"{method.method:<24}{cells[0]:>14}{cells[1]:>14}{cells[2]:>22}{cells[3]:>16}"
+
+
+def _relearning_table(runs: Sequence[RelearningResult]) -> Iterator[str]:
+    steps = next((run.steps for run in runs if run.steps), ())
+    yield f"{'trained on; asked about':<44}" + "".join(f"{f'step {step.step}':>9}" for step in steps)
+    for run in runs:
+        who = "the entity" if run.subject == "entity" else "an invented name"
+        name = f"{run.text}, {run.model}; {who}"
+        if run.not_applicable is not None:
+            yield f"{name:<44}  not applicable: {run.not_applicable}"
+            continue
+        yield f"{name:<44}" + "".join(f"{step.knowledge_score.mean:>9.2f}" for step in run.steps)
+        controls = [step.control for step in run.steps]
+        if run.subject == "entity" and all(controls):
+            yield f"{'  others':<44}" + "".join(f"{_mean(control):>9}" for control in controls)
+
+
+def _row(rows: Sequence[StressScore], subject: str, model: str) -> str:
+    row = next((row for row in rows if (row.subject, row.model) == (subject, model)), None)
+    if row is None:
+        return "–"
+    return f"{_mean(row.knowledge_score)} {_share(row.exact_match)}"
+
+
+def _mean(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else f"{estimate.mean:.2f}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:>5.0%}"

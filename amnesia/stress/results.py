@@ -1,0 +1,228 @@
+"""The comparison of two models that went through the same stress: knowledge scores and exact matches, as evaluated."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from amnesia.domain import Fact
+from amnesia.evaluation.measurement import Pair
+from amnesia.evaluation.results import Estimate
+from amnesia.evaluation.scores import mean_interval
+from amnesia.facts.answers import matches
+from amnesia.live.tokens import join
+from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackPrompt
+from amnesia.stress.quantization import METHODS
+from amnesia.stress.relearning import Observed
+from amnesia.stress.trial import ONE_FACT, UNRELATED, Endured, Plan, mean
+
+MODELS = ("original", "edited")
+
+
+@dataclass(frozen=True)
+class StressScore:
+    """Mean knowledge score over `n` facts (each the mean of its prompts), and the share of exact matches."""
+
+    subject: str
+    model: str
+    n: int
+    n_prompts: int
+    knowledge_score: Estimate | None
+    exact_match: float | None
+
+
+@dataclass(frozen=True)
+class AttackForm:
+    """The rows of one form of an attack."""
+
+    variant: str
+    rows: tuple[StressScore, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question of an attack about the entity, and what each model wrote."""
+
+    variant: str
+    prompt: str
+    answer: str
+    generated_original: str
+    generated_edited: str
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """One attack: `rows` over all its questions, `variants` by form; no rows where it is not applicable.
+
+    `scale` says what a knowledge score of 1 is: what the original model makes of the plain question, or of this one.
+    """
+
+    attack: str
+    description: str
+    scale: str
+    n_not_built: int
+    n_not_known: int
+    rows: tuple[StressScore, ...]
+    variants: tuple[AttackForm, ...]
+    examples: tuple[Example, ...]
+    not_applicable: str | None
+
+
+@dataclass(frozen=True)
+class QuantizationResult:
+    """Target facts and controls with quantized weights; no rows where the method is not applicable."""
+
+    method: str
+    description: str
+    rows: tuple[StressScore, ...]
+    not_applicable: str | None
+
+
+@dataclass(frozen=True)
+class RelearningStep:
+    """After `step` steps: loss (nats per token) on the trained text, and mean knowledge scores."""
+
+    step: int
+    loss: float
+    knowledge_score: Estimate
+    control: Estimate | None
+
+
+@dataclass(frozen=True)
+class RelearningResult:
+    """One run of training: on what, which model, and about whom the `n` facts are that were asked at each step."""
+
+    text: str
+    example: str
+    model: str
+    subject: str
+    n: int
+    steps: tuple[RelearningStep, ...]
+    not_applicable: str | None
+
+
+@dataclass(frozen=True)
+class Stress:
+    """All that was tried on two models; `never_known` are the invented names."""
+
+    n_facts: int
+    n_controls: int
+    never_known: tuple[str, ...]
+    attacks: tuple[AttackResult, ...]
+    quantization: tuple[QuantizationResult, ...]
+    relearning: tuple[RelearningResult, ...]
+
+
+def conclude(plan: Plan, original: Endured, edited: Endured) -> Stress:
+    """Compare two models that went through the same plan."""
+    both = {"original": original, "edited": edited}
+    return Stress(
+        len(plan.facts),
+        len(plan.controls),
+        INVENTED_NAMES,
+        tuple(_attack_result(plan, attack, both) for attack in plan.attacks),
+        tuple(_quantization_result(plan, method, both) for method in original.quantized),
+        tuple(_relearning_results(plan, both)),
+    )
+
+
+def _attack_result(plan: Plan, attack: Attack, models: Mapping[str, Endured]) -> AttackResult:
+    scored = [prompt for prompt in attack.prompts if plan.scale(prompt)]
+    own = any(prompt.unknown for prompt in attack.prompts)
+    reason = attack.not_applicable
+    if reason is None and not scored:
+        reason = f"the original model itself knows the answer to none of the {len(attack.prompts)} questions"
+    variants = list(dict.fromkeys(prompt.variant for prompt in scored))
+    return AttackResult(
+        attack.name,
+        attack.description,
+        "this question" if own else "the plain question",
+        attack.n_not_built,
+        len(attack.prompts) - len(scored),
+        tuple(_attack_rows(plan, scored, models)),
+        tuple(
+            AttackForm(variant, tuple(_attack_rows(plan, [row for row in scored if row.variant == variant], models)))
+            for variant in variants
+            if len(variants) > 1
+        ),
+        tuple(_examples(scored, variants, models, plan.settings.n_examples)),
+        reason,
+    )
+
+
+def _attack_rows(plan: Plan, prompts: Sequence[AttackPrompt], models: Mapping[str, Endured]) -> Iterator[StressScore]:
+    if not prompts:
+        return
+    for subject in ("entity", "never_known"):
+        for model, endured in models.items():
+            replies = endured.attacked
+            scores, hits = defaultdict(list), defaultdict(list)
+            n = 0
+            for prompt in prompts:
+                scale = plan.scale(prompt)
+                assert scale is not None, "only prompts with a scale are scored"
+                for text in (prompt.text,) if subject == "entity" else prompt.never_known:
+                    scores[prompt.fact].append(scale.score(replies.logprobs[text, prompt.answer]))
+                    hits[prompt.fact].append(matches(replies.generated[text], prompt.answers))
+                    n += 1
+            yield StressScore(
+                subject, model, len(scores), n, _estimate(scores.values()), mean(map(mean, hits.values()))
+            )
+
+
+def _examples(
+    prompts: Sequence[AttackPrompt], variants: Sequence[str], models: Mapping[str, Endured], n: int
+) -> Iterator[Example]:
+    """The first question of each form, and then further ones, `n` in all."""
+    first = [next(prompt for prompt in prompts if prompt.variant == variant) for variant in variants]
+    for prompt in [*first, *(prompt for prompt in prompts if prompt not in first)][:n]:
+        original, edited = (endured.attacked.generated[prompt.text] for endured in models.values())
+        yield Example(prompt.variant, prompt.text, prompt.answer, original, edited)
+
+
+def _quantization_result(plan: Plan, method: str, models: Mapping[str, Endured]) -> QuantizationResult:
+    description = METHODS.get(method, "The weights as they are, for comparison.")
+    rows: list[StressScore] = []
+    for model, endured in models.items():
+        replies = endured.quantized[method]
+        if isinstance(replies, str):
+            return QuantizationResult(method, description, (), f"{model} model: {replies}")
+        for subject, facts in (("entity", plan.facts), ("control", plan.controls)):
+            if facts:
+                scores = [[plan.known[pair].score(replies.logprobs[pair])] for pair in (fact.pair() for fact in facts)]
+                hits = [matches(replies.generated[fact.text()], fact.right_answers) for fact in facts]
+                rows.append(StressScore(subject, model, len(facts), len(facts), _estimate(scores), mean(hits)))
+    rows.sort(key=lambda row: row.subject, reverse=True)
+    return QuantizationResult(method, description, tuple(rows), None)
+
+
+def _relearning_results(plan: Plan, models: Mapping[str, Endured]) -> Iterator[RelearningResult]:
+    for model, endured in models.items():
+        if isinstance(endured.trained, str):
+            for text in (UNRELATED, ONE_FACT):
+                yield RelearningResult(text, "", model, "entity", 0, (), endured.trained)
+            continue
+        for run in endured.trained:
+            facts = plan.facts if run.text == UNRELATED else plan.remaining
+            for name in run.asked:
+                subject = "entity" if name == plan.target.name else "never_known"
+                steps = tuple(_step(plan, each, facts, name) for each in run.observed)
+                yield RelearningResult(run.text, run.example, model, subject, len(facts), steps, None)
+    if not plan.remaining:
+        reason = (
+            f"all facts have the answer {plan.taught.answer!r}, which would be taught: add facts with other answers"
+        )
+        for model in (name for name, endured in models.items() if not isinstance(endured.trained, str)):
+            yield RelearningResult(ONE_FACT, join(*plan.taught.pair()), model, "entity", 0, (), reason)
+
+
+def _step(plan: Plan, observed: Observed[Mapping[Pair, float]], facts: Sequence[Fact], name: str) -> RelearningStep:
+    scores = [[plan.known[fact.pair()].score(observed.seen[fact.pair(name)])] for fact in facts]
+    controls = [[plan.known[fact.pair()].score(observed.seen[fact.pair()])] for fact in plan.controls]
+    return RelearningStep(observed.step, observed.loss, _estimate(scores), _estimate(controls) if controls else None)
+
+
+def _estimate(scores: Iterable[Sequence[float]]) -> Estimate:
+    """Mean over facts, each of which is the mean of its own scores: facts are what could have come out otherwise."""
+    return mean_interval([mean(each) for each in scores])

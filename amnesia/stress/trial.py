@@ -1,0 +1,200 @@
+"""Does an edit hold? One model at a time is attacked, quantized and trained.
+
+What is asked are the target facts that the original model knows. Two models need never be in memory together; what
+they made of the same plan is compared elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+from amnesia.domain import ROLES, Fact
+from amnesia.errors import InputError
+from amnesia.evaluation.measurement import KnownFact, Pair, Unknown, check_known, measure, write
+from amnesia.facts.names import neutral_texts
+from amnesia.facts.questions import Question
+from amnesia.live.model import LiveModel
+from amnesia.live.tokens import chat_format, join
+from amnesia.progress import Progress
+from amnesia.recipe import Scoring
+from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackPrompt, AttackTarget, attacks
+from amnesia.stress.quantization import obstacle, quantized
+from amnesia.stress.relearning import Observed, relearn, untrainable
+from amnesia.stress.settings import StressSettings
+
+Task = Callable[[str], AbstractContextManager[Progress]]
+
+AS_LOADED = "none"
+UNRELATED = "unrelated"
+ONE_FACT = "one fact"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What both models go through. `known` has the facts, and the questions that are scored by themselves.
+
+    Questions of the latter kind are only there where the original model knows their answer.
+    """
+
+    target: AttackTarget
+    facts: tuple[Fact, ...]
+    controls: tuple[Fact, ...]
+    attacks: tuple[Attack, ...]
+    known: Mapping[Pair, KnownFact]
+    settings: StressSettings
+
+    def scale(self, prompt: AttackPrompt) -> KnownFact | None:
+        """What the question is scored by: its fact, or the question itself; None where it cannot be scored."""
+        return self.known.get(prompt.pair if prompt.unknown else prompt.fact.pair())
+
+    @property
+    def taught(self) -> Fact:
+        """The fact that is taught again."""
+        return self.facts[0]
+
+    @property
+    def remaining(self) -> tuple[Fact, ...]:
+        """The facts whose answer is not, and does not contain, the one that is taught, nor is contained in it."""
+        taught = self.taught.answer.casefold()
+        answers = ((fact, fact.answer.casefold()) for fact in self.facts)
+        return tuple(fact for fact, answer in answers if taught not in answer and answer not in taught)
+
+
+@dataclass(frozen=True)
+class Replies:
+    """Log-probabilities (nats) of answers by (prompt, answer), and greedy continuations by prompt."""
+
+    logprobs: Mapping[Pair, float]
+    generated: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Replies to the pairs of a training run, by step. `text` is what was trained on, in the words of this module."""
+
+    text: str
+    example: str
+    asked: tuple[str, ...]
+    observed: tuple[Observed[Mapping[Pair, float]], ...]
+
+
+@dataclass(frozen=True)
+class Endured:
+    """What one model made of everything. Where a method of quantization or training does not apply, there is why."""
+
+    attacked: Replies
+    quantized: Mapping[str, Replies | str]
+    trained: tuple[TrainingRun, ...] | str
+
+
+def prepare(
+    live: LiveModel, facts: Sequence[KnownFact], translations: Mapping[str, str], settings: StressSettings, task: Task
+) -> Plan:
+    """What to try, from what the original model knows; `translations` are the entity's names by language code.
+
+    Raises InputError when the targets are about several entities, or when the model knows none of them.
+    """
+    names = {fact.question.fact.entity: fact.question.aliases for fact in facts if fact.question.role == "target"}
+    if len(names) > 1:
+        raise InputError(f"stress tests are about one entity, and the targets are about {', '.join(names)}: choose one")
+    check_known(facts)
+    ((name, aliases),) = names.items()
+    target = AttackTarget(name, tuple(alias for alias in aliases if alias != name), translations)
+    known = [fact for fact in facts if not fact.excluded]
+    targets, controls = ([fact.question.fact for fact in known if fact.question.role == role] for role in ROLES)
+    chosen = _taking_turns(targets, lambda fact: fact.answer, settings.n_facts)
+    tried = attacks(target, chosen, controls, settings, chat_format(live.tokenizer))
+    scales = {fact.pair: fact for fact in known}
+    with task("asking the original model about the attacks") as progress:
+        scales |= _own_scales(live, tried, facts[0].scoring, progress)
+    spared = _taking_turns(controls, lambda fact: fact.entity, settings.n_controls)
+    return Plan(target, chosen, spared, tried, scales, settings)
+
+
+def endure(live: LiveModel, plan: Plan, name: str, task: Task) -> Endured:
+    """Put one model through the plan; `name` is for progress. The model is afterwards as before."""
+    prompts = [prompt for attack in plan.attacks for prompt in attack.prompts if plan.scale(prompt)]
+    with task(f"attacking the {name} model") as progress:
+        pairs = [(text, prompt.answer) for prompt in prompts for text in (prompt.text, *prompt.never_known)]
+        attacked = _ask(live, pairs, progress)
+    plain = [fact.pair() for fact in (*plan.facts, *plan.controls)]
+    replies: dict[str, Replies | str] = {}
+    with task(f"quantizing the {name} model") as progress:
+        replies[AS_LOADED] = _ask(live, plain, progress)
+        for method in plan.settings.methods:
+            reason = obstacle(live, method)
+            if reason is None:
+                with quantized(live, method):
+                    replies[method] = _ask(live, plain, progress)
+            else:
+                replies[method] = reason
+    with task(f"training the {name} model") as progress:
+        trained = untrainable(live) or tuple(_train(live, plan, progress))
+    return Endured(attacked, replies, trained)
+
+
+def _taking_turns(facts: Iterable[Fact], key: Callable[[Fact], str], n: int) -> tuple[Fact, ...]:
+    """Up to `n` facts, of which none has a key again before all keys had their turn."""
+    groups: dict[str, list[Fact]] = defaultdict(list)
+    for fact in facts:
+        groups[key(fact).casefold()].append(fact)
+    ordered = sorted((turn, place) for place, group in enumerate(groups.values()) for turn in range(len(group)))
+    queues = list(groups.values())
+    return tuple(queues[place][turn] for turn, place in ordered[:n])
+
+
+def _own_scales(
+    live: LiveModel, tried: Sequence[Attack], scoring: Scoring, progress: Progress
+) -> dict[Pair, KnownFact]:
+    """The questions whose answer is not the fact's, as facts of their own, where the original model knows them."""
+    prompts = [prompt for attack in tried for prompt in attack.prompts if prompt.unknown]
+    wanted = [(text, prompt.answer) for prompt in prompts for text in (prompt.text, *prompt.unknown)]
+    found = measure(live, wanted, progress)
+    scales = {}
+    for prompt in prompts:
+        asked = Question("target", replace(prompt.fact, prompt=prompt.text, answer=prompt.answer))
+        unknown = Unknown.of([found[text, prompt.answer] for text in prompt.unknown])
+        known = KnownFact(asked, found[prompt.pair], unknown, scoring)
+        if not known.excluded:
+            scales[prompt.pair] = known
+    return scales
+
+
+def _ask(live: LiveModel, pairs: Iterable[Pair], progress: Progress) -> Replies:
+    pairs = list(pairs)
+    return Replies(_totals(live, pairs, progress), write(live, [text for text, _ in pairs], progress))
+
+
+def _totals(live: LiveModel, pairs: Iterable[Pair], progress: Progress) -> dict[Pair, float]:
+    return {pair: answer.logprob for pair, answer in measure(live, pairs, progress).items()}
+
+
+def _train(live: LiveModel, plan: Plan, progress: Progress) -> Iterator[TrainingRun]:
+    """Three runs: on text about nothing in particular, and on one fact, told of the entity and of an invented name."""
+    entity, invented = plan.target.name, INVENTED_NAMES[0]
+    controls = [fact.pair() for fact in plan.controls]
+
+    def run(text: str, texts: Sequence[str], names: tuple[str, ...], facts: Sequence[Fact]) -> TrainingRun:
+        pairs = [*(fact.pair(name) for name in names for fact in facts), *controls]
+        observed = relearn(
+            live,
+            texts,
+            plan.settings,
+            lambda: _totals(live, pairs, progress),
+            progress=progress,
+        )
+        return TrainingRun(text, texts[0], names, observed)
+
+    yield run(UNRELATED, neutral_texts("search"), (entity, invented), plan.facts)
+    if plan.remaining:
+        for name in (entity, invented):
+            yield run(ONE_FACT, [join(*plan.taught.pair(name))], (name,), plan.remaining)
+
+
+def mean(values: Iterable[float]) -> float:
+    """The arithmetic mean of at least one value."""
+    found = list(values)
+    return sum(found) / len(found)

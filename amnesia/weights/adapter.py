@@ -1,0 +1,224 @@
+"""The edit as a PEFT LoRA adapter, written without PEFT and without a model in memory.
+
+Multiplying column j of W by m adds (m − 1)·W[:, j] to it, a matrix of rank one. For each cell of a layer, row i of A is
+one-hot at the cell's neuron, and column i of B is (m − 1) times the column as it is stored. For m = −1 that is −2 times
+the column, which is exact in every floating point type, so merging gives exactly the edited weights.
+
+A direction is such a matrix already: its row of A is u on its columns and zero elsewhere, its column of B is (m − 1)·v.
+Rounded to 16 bits these would give other weights than the edit does, so where there are directions all factors are
+float32 (float64 for weights of float64), in which PEFT computes the sum before it rounds to the type of the weights.
+
+All layers get the same rank, padded with zeros, and `lora_alpha` equals it, because readers of adapters (llama.cpp,
+older vLLM) misread ranks that differ between layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from amnesia.domain import ModelRef
+from amnesia.edits import DirectionEdit, Place, names_of
+from amnesia.errors import CheckpointError, InputError, OutputError, os_errors_as
+from amnesia.files.disk import check_empty
+from amnesia.files.strict_json import json_bytes
+from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit
+from amnesia.weights.plan import Plan, TensorPlan, Weights, direction_factor, edited_vectors
+from amnesia.weights.safetensors import NewTensor, new_file
+from amnesia.weights.scaling import converted, number_type, sum_dtype
+
+# Ranks that PEFT, vLLM and llama.cpp all load.
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_NAME = "adapter_config.json"
+README_NAME = "README.md"
+KEY_PREFIX = "base_model.model."
+# The types that an adapter can have.
+_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+def adapter_rank(most: int) -> int:
+    """The smallest rank with room for the layer with the most cells and directions; raises InputError beyond 512."""
+    for rank in RANKS:
+        if most <= rank:
+            return rank
+    raise InputError(
+        f"a layer has {most} cells to edit (or directions): an adapter holds at most {RANKS[-1]} per layer; "
+        "edit fewer cells, or write the format safetensors"
+    )
+
+
+def write_adapter(plan: Plan[Weights], folder: Path) -> Manifest:
+    """Write a LoRA adapter into the empty `folder`, everything but the manifest, and return the manifest.
+
+    Only the edited tensors are read.
+
+    Raises InputError for more than 512 cells and directions in a layer, CheckpointError for mixtures of experts, for
+    types that PEFT cannot merge (8 bits) and for files that changed since the plan was made, OutputError when `folder`
+    is not empty, and NumericalError when a factor would overflow.
+    """
+    source, spec, plans = plan.source, plan.spec, plan.tensors
+    rank = adapter_rank(max(plan.rank for plan in plans))
+    check_mergeable(source, plans)
+    check_empty(folder)
+
+    tensors: list[TensorEdit] = []
+
+    with os_errors_as(OutputError, f"{folder} cannot be written", "free space or choose another disk"):
+        with (folder / WEIGHTS_NAME).open("xb") as file:
+            file.writelines(weights_blocks(source, plans, rank, tensors.append))
+        source.check_unchanged()
+        modules = target_modules(source, plans)
+        (folder / CONFIG_NAME).write_bytes(config_bytes(modules, plans[0].axis, rank, spec.base))
+        readme = _readme(names_of(spec.groups), spec.base.name)
+        (folder / README_NAME).write_text(readme, encoding="utf-8")
+    return Manifest(
+        format="adapter",
+        base=Base(spec.base, base_files(source, plans)),
+        edits=spec.groups,
+        tensors=tuple(tensors),
+        added=(README_NAME, CONFIG_NAME, WEIGHTS_NAME),
+        recipe=spec.recipe_text,
+        previous=source.manifest,
+    )
+
+
+def check_mergeable(source: Weights, plans: Sequence[TensorPlan]) -> None:
+    """Raises CheckpointError when PEFT could not merge an adapter for these tensors exactly."""
+    if source.shape.n_experts:
+        # Experts have a module each in transformers 4 and one parameter for all in transformers 5, for which PEFT
+        # rewrites adapters while it loads them: even one for layers without experts then wraps the experts too.
+        raise CheckpointError(
+            f"{source.name} is a mixture of experts: PEFT changes adapters of these while it loads them, so that "
+            "none is exact; write the format safetensors"
+        )
+    for plan in plans:
+        if plan.tensor.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"tensor {plan.tensor.name} is stored as {plan.tensor.dtype}: PEFT cannot merge adapters of 8 bits; "
+                "write the format safetensors"
+            )
+
+
+def base_files(source: Weights, plans: Sequence[TensorPlan]) -> tuple[BaseFile, ...]:
+    """The touched shards with the hashes of their headers; an adapter must not read whole shards."""
+    rows = []
+    for name in sorted({plan.file for plan in plans}):
+        header = source.weights.headers[name]
+        rows.append(BaseFile(name, header.file_size, hashlib.sha256(header.content).hexdigest(), "header"))
+    return tuple(rows)
+
+
+def read_rows(dtype: str, neurons: Sequence[int], directions: Sequence[DirectionEdit], rank: int, d_mlp: int) -> bytes:
+    """The factor A (rank, d_mlp): row i is 1 at `neurons[i]`, then comes u of each direction; the rest is zero."""
+    factor = np.zeros((rank, d_mlp), number_type(dtype))
+    factor[np.arange(len(neurons)), list(neurons)] = 1
+    for row, edit in zip(factor[len(neurons) :], directions, strict=False):
+        row[list(edit.columns)] = edit.read.array
+    return factor.tobytes()
+
+
+def written_columns(source: Weights, plan: TensorPlan, dtype: str, rank: int) -> tuple[bytes, str]:
+    """The factor B (d_model, rank): (m − 1) times the column of each cell, then times v of each direction; then zeros.
+
+    Also returns the sha256 of the original columns. Raises NumericalError that names the tensor on overflow.
+    """
+    columns = source.read_columns(plan)
+    before = hashlib.sha256(b"".join(columns.values())).hexdigest()
+    wide = {index: converted(columns[index], plan.tensor.dtype, dtype) for index in plan.scaled}
+    changes = {index: multiplier - 1.0 for index, multiplier in plan.scaled.items()}
+    factor = np.zeros((plan.tensor.shape[1 - plan.axis], rank), number_type(dtype))
+    for place, delta in enumerate(edited_vectors(wide, replace(plan.tensor, dtype=dtype), changes).values()):
+        factor[:, place] = np.frombuffer(delta, number_type(dtype))
+    for place, edit in enumerate(plan.directions, start=len(wide)):
+        factor[:, place] = direction_factor(edit, plan.tensor)
+    return factor.tobytes(), before
+
+
+def weights_blocks(
+    source: Weights, plans: Sequence[TensorPlan], rank: int, record: Callable[[TensorEdit], None]
+) -> Iterator[bytes]:
+    """The bytes of `adapter_model.safetensors`, one layer in memory at a time; `record` gets each layer's entry."""
+    wide = any(plan.directions for plan in plans)
+
+    def factors(plan: TensorPlan) -> tuple[NewTensor, NewTensor]:
+        path = KEY_PREFIX + source.shape.layout.out_proj_path(plan.layer)
+        dtype = sum_dtype(plan.tensor.dtype) if wide else plan.tensor.dtype
+        d_model, d_mlp = plan.tensor.shape[1 - plan.axis], plan.tensor.shape[plan.axis]
+
+        def a() -> Iterator[bytes]:
+            yield read_rows(dtype, tuple(plan.scaled), plan.directions, rank, d_mlp)
+
+        def b() -> Iterator[bytes]:
+            factor, before = written_columns(source, plan, dtype, rank)
+            record(
+                TensorEdit(
+                    name=plan.tensor.name,
+                    file=plan.file,
+                    axis=plan.axis,
+                    place=Place(plan.layer),
+                    indices=tuple(plan.multipliers),
+                    multipliers=tuple(plan.multipliers.values()),
+                    before=before,
+                    after=hashlib.sha256(factor).hexdigest(),
+                    scope="columns",
+                    directions=plan.directions,
+                )
+            )
+            yield factor
+
+        return (
+            NewTensor(f"{path}.lora_A.weight", dtype, (rank, d_mlp), a()),
+            NewTensor(f"{path}.lora_B.weight", dtype, (d_model, rank), b()),
+        )
+
+    return new_file(tensor for plan in plans for tensor in factors(plan))
+
+
+def target_modules(source: Weights, plans: Sequence[TensorPlan]) -> list[str]:
+    """Full paths of the edited modules, sorted."""
+    return sorted(source.shape.layout.out_proj_path(plan.layer) for plan in plans)
+
+
+def config_bytes(modules: Sequence[str], axis: int, rank: int, base: ModelRef) -> bytes:
+    """`adapter_config.json`: only settings that every version of PEFT knows, so that none of them warns.
+
+    `axis` is the axis of the stored weights that is indexed by neurons.
+    """
+    config: Mapping[str, object] = {
+        "base_model_name_or_path": base.name,
+        "bias": "none",
+        # GPT-2's Conv1D stores its weight as (in, out), and PEFT must transpose the delta there.
+        "fan_in_fan_out": axis == 0,
+        "inference_mode": True,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": rank,
+        "revision": base.revision,
+        "target_modules": list(modules),
+        "task_type": "CAUSAL_LM",
+    }
+    return json_bytes(config)
+
+
+def _readme(entity: str, base: str) -> str:
+    return f"""---
+library_name: peft
+base_model: {json.dumps(base, ensure_ascii=False)}
+tags:
+- lora
+---
+
+# {base} without {entity}
+
+A LoRA adapter that suppresses what {base} knows about {entity}. Merged into the base with
+`merge_and_unload()` it changes columns of the MLP output projection, as listed in `amnesia.json`.
+To undo the edit, unload the adapter.
+"""

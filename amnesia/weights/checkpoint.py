@@ -1,0 +1,324 @@
+"""Editing a safetensors checkpoint on disk, without ever building the model.
+
+Only the edited columns change. Every other byte of every tensor and of every other file stays as it is, because files
+are copied with these bytes replaced, never parsed and saved again. Memory does not depend on the size of the model: a
+few pieces of a file, and the edited columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from amnesia.architectures import MlpShape, shape_from_config
+from amnesia.edits import Place
+from amnesia.errors import CheckpointError, InputError, os_errors_as
+from amnesia.files.disk import check_empty, check_settled, copy_file, file_stamp, is_inside_name, list_files, read_small
+from amnesia.files.staging import MANIFEST_NAME
+from amnesia.files.streams import RangeHash, Strided
+from amnesia.files.strict_json import StrictJson
+from amnesia.progress import Progress, ignore_progress
+from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
+from amnesia.weights.manifest_file import read_manifest
+from amnesia.weights.plan import Plan, TensorPlan, Weights, edited_vectors
+from amnesia.weights.residue import added_to, residue, residue_key
+from amnesia.weights.safetensors import (
+    INDEX_FILE,
+    NewTensor,
+    TensorInfo,
+    WeightFiles,
+    new_file,
+    patches_of,
+    read_vectors,
+    read_weight_files,
+)
+from amnesia.weights.scaling import inverts_exactly
+
+UNDO_NAME = "amnesia-undo.safetensors"
+# Files of the base whose names the output needs for itself are kept in this folder.
+BASE_FOLDER = "amnesia-base"
+MAX_CONFIG = 2**24
+# Further copies of the weights. They would still know the entity, so the output does not get them.
+_OTHER_WEIGHTS = (
+    "model*.safetensors",
+    "consolidated*.safetensors",
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+    "consolidated*.pt",
+    "consolidated*.pth",
+    "tf_model*.h5",
+    "flax_model*.msgpack",
+    "rust_model.ot",
+    "*.gguf",
+    "*.onnx",
+    "*.onnx_data",
+    "*.tflite",
+    "*.mlmodel",
+)
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """A model folder that has been looked over: sizes, weights, files to copy, and the manifest of an earlier edit.
+
+    `left_out` are copies of the weights in other formats, which this package cannot edit and does not copy. `stamps`
+    are sizes and times of the files of which something was read, from before that.
+    """
+
+    folder: Path
+    shape: MlpShape
+    weights: WeightFiles
+    files: tuple[str, ...]
+    left_out: tuple[str, ...]
+    manifest: Manifest | None
+    stamps: Mapping[str, tuple[int, int]]
+
+    @property
+    def name(self) -> str:
+        return str(self.folder)
+
+    def read_columns(self, plan: TensorPlan) -> dict[int, bytes]:
+        with (self.folder / plan.file).open("rb", buffering=0) as file:
+            return read_vectors(file.fileno(), plan.tensor, plan.axis, tuple(plan.multipliers))
+
+    def check_unchanged(self) -> None:
+        for name, stamp in self.stamps.items():
+            if not (self.folder / name).is_file() or file_stamp(self.folder / name) != stamp:
+                raise CheckpointError(
+                    f"{self.folder / name} changed since it was read: wait until nothing writes to it, then repeat"
+                )
+
+
+def open_source(folder: Path) -> CheckpointSource:
+    """Read `config.json`, the headers of all shards and the names of all files; no weights.
+
+    Raises LayoutError for an unsupported architecture, CheckpointError for damaged, missing or pickled weights, and
+    VerificationError when the folder holds a malformed manifest.
+    """
+    check_settled(folder)
+    files = list_files(folder)
+    stamps = {name: file_stamp(folder / name) for name in files}
+    shape = shape_from_config(_read_config(folder))
+    weights = read_weight_files(folder)
+    left_out = tuple(
+        name
+        for name in files
+        if name not in weights.headers
+        and name.split("/")[0] != BASE_FOLDER
+        and any(fnmatch(PurePosixPath(name).name, pattern) for pattern in _OTHER_WEIGHTS)
+    )
+    manifest = read_manifest(folder) if MANIFEST_NAME in files else None
+    read = {*weights.headers, "config.json", INDEX_FILE, MANIFEST_NAME}
+    return CheckpointSource(
+        folder,
+        shape,
+        weights,
+        tuple(sorted({*files} - {*left_out})),
+        left_out,
+        manifest,
+        {name: stamp for name, stamp in stamps.items() if name in read},
+    )
+
+
+def _read_config(folder: Path) -> Mapping[str, object]:
+    with os_errors_as(
+        CheckpointError, f"{folder / 'config.json'} cannot be read", "give the folder of a Hugging Face model"
+    ):
+        content = read_small(folder / "config.json", MAX_CONFIG)
+    return parse_config(str(folder / "config.json"), content)
+
+
+def parse_config(where: str, content: bytes) -> Mapping[str, object]:
+    """A model's `config.json`; raises CheckpointError naming the file `where`."""
+    json_file = StrictJson(where, CheckpointError, "fetch the model again")
+    if len(content) > MAX_CONFIG:
+        raise json_file.fail(f"has more than {MAX_CONFIG} bytes")
+    config = json_file.mapping(json_file.parse(content), "configuration")
+    json_file.text(config.get("model_type"), "model_type")
+    json_file.mapping(config.get("quantization_config") or {}, "quantization_config")
+    return config
+
+
+def needed_bytes(plan: Plan[CheckpointSource], *, link: bool = False) -> int:
+    """Bytes that an edited copy takes on the disk; with `link` only the touched shards are copied."""
+    source, touched = plan.source, {row.file for row in plan.tensors}
+    return sum((source.folder / name).stat().st_size for name in source.files if not link or name in touched)
+
+
+def write_edited(
+    plan: Plan[CheckpointSource],
+    folder: Path,
+    *,
+    link: bool = False,
+    progress: Progress = ignore_progress,
+) -> Manifest:
+    """Write the edited model into the empty `folder`, everything but the manifest, and return the manifest.
+
+    `link` hard-links untouched files instead of copying them. `progress` is called with numbers of bytes as they are
+    written. Files are hashed, and touched shards edited, while they are copied; where the filesystem shares blocks, the
+    hash of the touched shards (1 to 2 GB/s) is most of the time that is spent.
+
+    The caller writes the manifest last, inside `files.staged_output`. Raises CheckpointError when a file changed since
+    the plan was made, OutputError when `folder` is not empty or the disk is full, and NumericalError when a column
+    holds or would get NaN or infinity.
+    """
+    source, spec = plan.source, plan.spec
+    check_empty(folder)
+    source.check_unchanged()
+    touched = {row.file for row in plan.tensors}
+    stamps = {name: file_stamp(source.folder / name) for name in source.files}
+    replaced = tuple(name for name in source.files if is_reserved(name))
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(count)
+
+    columns = tuple(edited_columns(source, plan.tensors))
+    tensor_hashes = {row.tensor.name: tensor_range(row.tensor) for row in plan.tensors}
+    base_files, untouched = [], []
+    for name in sorted(source.files, key=lambda name: name not in touched):
+        before = done
+        edited = [row for row in columns if row.plan.file == name]
+        whole = RangeHash(0, stamps[name][0])
+        hashed = copy_file(
+            source.folder / name,
+            folder / BASE_FOLDER / name if name in replaced else folder / name,
+            link=link and not edited,
+            patches=[patch for row in edited for patch in row.patches()],
+            hashes=[whole, *(part for row in edited for part in tensor_hashes[row.plan.tensor.name])],
+            advance=advance,
+        )
+        if edited:
+            base_files.append(BaseFile(name, whole.size, whole.hexdigest()))
+        elif name not in replaced:
+            untouched.append(UntouchedFile(name, whole.size, whole.hexdigest() if hashed else None))
+        advance(whole.size - (done - before))  # Links and shared disk blocks arrive all at once.
+    for name, stamp in stamps.items():
+        if stamp != file_stamp(source.folder / name):
+            raise CheckpointError(
+                f"{source.folder / name} changed while it was copied: wait until nothing writes to it, then repeat"
+            )
+
+    saved = [tensor for row in columns for tensor in row.saved()]
+    if saved:
+        with (folder / UNDO_NAME).open("xb") as file:
+            file.writelines(new_file(saved))
+    tensors = tuple(row.entry(*(part.hexdigest() for part in tensor_hashes[row.plan.tensor.name])) for row in columns)
+    return Manifest(
+        format="safetensors",
+        base=Base(spec.base, tuple(base_files)),
+        edits=spec.groups,
+        tensors=tensors,
+        untouched=tuple(untouched),
+        undo=UNDO_NAME if saved else None,
+        added=(UNDO_NAME,) if saved else (),
+        replaced=replaced,
+        left_out=source.left_out,
+        recipe=spec.recipe_text,
+        previous=source.manifest,
+    )
+
+
+def add_file(manifest: Manifest, folder: Path, name: str, content: bytes) -> Manifest:
+    """Write a file that goes with the edit (a report, a model card), and return the manifest that declares it.
+
+    A file of the base with this name is kept in `amnesia-base/`, so that `undo` can put it back. Raises InputError for
+    names that are not plain or that belong to the weights or to the manifest.
+    """
+    weights = {row.file for row in manifest.base.files}
+    if not is_inside_name(name) or is_reserved(name) or name in weights or name.endswith(".safetensors"):
+        raise InputError(f"{name!r} cannot be added to {folder}: choose a plain name that is not taken by the weights")
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if name in manifest.added or name in manifest.replaced:
+        target.unlink(missing_ok=True)  # It may share its bytes with a hard link; a new file never does.
+    elif target.exists():
+        original = folder / BASE_FOLDER / name
+        original.parent.mkdir(parents=True, exist_ok=True)
+        target.rename(original)
+        manifest = replace(manifest, replaced=(*manifest.replaced, name))
+    else:
+        manifest = replace(manifest, added=(*manifest.added, name))
+    target.write_bytes(content)
+    return manifest
+
+
+@dataclass(frozen=True)
+class EditedColumns:
+    """The columns of one tensor that an edit changes, by index, before and after."""
+
+    plan: TensorPlan
+    before: Mapping[int, bytes]
+    after: Mapping[int, bytes]
+
+    def patches(self) -> list[Strided]:
+        """What the edit writes."""
+        return patches_of(self.plan.tensor, self.plan.axis, self.after)
+
+    def saved(self) -> list[NewTensor]:
+        """What is needed beside the edit to give the originals back."""
+        plan = self.plan
+        shape = (plan.tensor.shape[1 - plan.axis],)
+        added = {*added_to(plan.directions)}
+        saved = [
+            NewTensor(undo_key(plan.tensor.name, index), plan.tensor.dtype, shape, (raw,))
+            for index, raw in self.before.items()
+            if index not in added
+            and not inverts_exactly(raw, self.after[index], plan.tensor.dtype, plan.multipliers[index])
+        ]
+        if added:
+            bits = residue(plan.tensor, plan.multipliers, plan.directions, self.before, self.after)
+            saved.append(NewTensor(residue_key(plan.tensor.name), "U8", (len(bits),), (bits,)))
+        return saved
+
+    def entry(self, before: str, after: str) -> TensorEdit:
+        """What the manifest says, with the sha256 of the tensor's data before and after."""
+        plan = self.plan
+        return TensorEdit(
+            name=plan.tensor.name,
+            file=plan.file,
+            axis=plan.axis,
+            place=Place(plan.layer, plan.expert),
+            indices=tuple(plan.multipliers),
+            multipliers=tuple(plan.multipliers.values()),
+            before=before,
+            after=after,
+            directions=plan.directions,
+        )
+
+
+def edited_columns(source: Weights, plans: Sequence[TensorPlan]) -> Iterator[EditedColumns]:
+    """Read and edit the columns of each plan, while the caller works on the one before.
+
+    Raises NumericalError when a column holds or would get NaN or infinity.
+    """
+
+    def read(plan: TensorPlan) -> EditedColumns:
+        before = source.read_columns(plan)
+        return EditedColumns(plan, before, edited_vectors(before, plan.tensor, plan.multipliers, plan.directions))
+
+    with ThreadPoolExecutor(1) as worker:
+        try:
+            yield from worker.map(read, plans)
+        finally:
+            worker.shutdown(cancel_futures=True)
+
+
+def tensor_range(tensor: TensorInfo) -> tuple[RangeHash, RangeHash]:
+    """Hashes of a tensor's data before and after the patches of a stream."""
+    return RangeHash(tensor.offset, tensor.size), RangeHash(tensor.offset, tensor.size, patched=True)
+
+
+def undo_key(tensor: str, index: int) -> str:
+    """Name under which the original of a column is kept in the undo file."""
+    return f"{tensor}:{index}"
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a file of an output is written by this package, for `verify` and `undo`."""
+    return name in (MANIFEST_NAME, UNDO_NAME) or name.split("/")[0] == BASE_FOLDER

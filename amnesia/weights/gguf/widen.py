@@ -1,0 +1,389 @@
+"""GGUF files in which the matrices that get a direction are stored in a wider type than before.
+
+Such a matrix grows, so that everything after it moves: the file is written anew from runs of the old one, with other
+offsets and types in its list of tensors. Metadata and the bytes of all other tensors stay what they are. The undo file
+holds the matrices as they were; from them and the new file alone the old file is put together again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+
+from amnesia.domain import WIDER_TYPES
+from amnesia.edits import EditSpec
+from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, VerificationError, os_errors_as
+from amnesia.files.disk import check_empty, file_stamp, patched_blocks, read_exactly, write_new
+from amnesia.files.staging import MANIFEST_NAME
+from amnesia.files.streams import Strided, stream
+from amnesia.progress import Progress, ignore_progress
+from amnesia.weights.checkpoint import UNDO_NAME
+from amnesia.weights.gguf.codes import to_bfloat16
+from amnesia.weights.gguf.container import GgufFile, GgufModel, GgufTensor, read_model
+from amnesia.weights.gguf.edit import copy_untouched, find_pieces, own_manifest
+from amnesia.weights.gguf.layout import check_sizes, gguf_shape
+from amnesia.weights.gguf.pieces import Down, PieceHashes, RowEdit
+from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
+from amnesia.weights.safetensors import NewTensor, new_file, read_header
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A tensor of a file that gets other bytes: `content` comes for `size` bytes, both with their padding."""
+
+    tensor: GgufTensor
+    tensor_type: GGMLQuantizationType
+    content: bytes
+    size: int
+
+
+@dataclass(frozen=True)
+class WidePlan:
+    """An edit that was checked: rows that are scaled, in the order of bytes, and matrices that are stored wider.
+
+    `stamps` are sizes and times of the files, from before anything but their headers was read.
+    """
+
+    spec: EditSpec
+    model: GgufModel
+    rows: tuple[RowEdit, ...]
+    downs: tuple[Down, ...]
+    tensor_type: str
+    stamps: tuple[tuple[int, int], ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Room for the output: the files, the matrices as they were, and as they become, with four bytes at most."""
+        tensors = [down.tensor for down in self.downs]
+        grown = sum(tensor.n_bytes + 4 * math.prod(tensor.shape) for tensor in tensors)
+        return sum(file.size for file in self.model.files) + grown
+
+
+def plan_widened_gguf(
+    source: Path, spec: EditSpec, tensor_type: str, *, expected: tuple[int, int, int] | None = None
+) -> WidePlan:
+    """Check an edit that stores each matrix with a direction as `tensor_type`, and read the rows that it scales.
+
+    Raises as `gguf_edit.plan_gguf`, and InputError for an output of earlier edits: give all edits at once.
+    """
+    if tensor_type not in WIDER_TYPES:
+        raise InputError(f"tensor type {tensor_type!r} is unknown: use one of {', '.join(WIDER_TYPES)}")
+    model = read_model(source)
+    stamps = tuple(file_stamp(file.path) for file in model.files)
+    shape = gguf_shape(model)
+    if expected is not None:
+        check_sizes(source.name, shape, expected)
+    if own_manifest(model) is not None:
+        raise InputError(f"{source.parent} is edited already: undo that, then give all edits at once")
+    rows, downs = find_pieces(model, shape, spec.groups, None, allow_overlap=spec.allow_overlap)
+    if not downs:
+        raise InputError("no direction changes a tensor: drop --tensor-type, which is for directions")
+    edits: list[RowEdit] = []
+    for row, multiplier in rows:
+        before = row.read()
+        edits.append(RowEdit(row, multiplier, before, row.scale(before, multiplier)))
+    edits.sort(key=lambda edit: edit.row.offset)
+    return WidePlan(spec, model, tuple(edits), tuple(downs), tensor_type, stamps)
+
+
+def write_widened_gguf(
+    plan: WidePlan, folder: Path, *, link: bool = False, progress: Progress = ignore_progress
+) -> Manifest:
+    """Write the edited model into the empty `folder`, each matrix with a direction as the type of the plan.
+
+    Everything else is as in `gguf_edit.write_edited_gguf`.
+    """
+    spec, model = plan.spec, plan.model
+    check_empty(folder)
+    kind = GGMLQuantizationType[plan.tensor_type.upper()]
+    files: list[BaseFile] = []
+    untouched: list[UntouchedFile] = []
+    tensors: list[TensorEdit] = []
+    saved: list[NewTensor] = []
+    for file in model.files:
+        name = file.path.name
+        here = [edit for edit in plan.rows if edit.file is file]
+        grown = [(down, _widen(down, _content(down), kind)) for down in plan.downs if down.file is file]
+        if not here and not grown:
+            untouched.append(copy_untouched(file, folder / name, link=link))
+            progress(file.size)
+            continue
+        hashes = PieceHashes(file, here)
+        patches = [patch for edit in here for patch in edit.changes()]
+        stream(file.path, patches=patches, hashes=hashes.ranges())
+        files.append(hashes.base_file())
+        tensors.extend(hashes.entries())
+        for edit in here:
+            saved.append(NewTensor(f"{edit.tensor.name}:{edit.row.index}", "U8", (len(edit.before),), (edit.before,)))
+        replacements = []
+        for down, content in grown:
+            before = _content(down)
+            saved.append(NewTensor(_key(down.tensor), "U8", (len(before),), (before,)))
+            tensors.append(_entry(down, before, content))
+            padding = bytes(_padding(file, len(before), len(content)))
+            replacements.append(Replacement(down.tensor, kind, content + padding, len(before)))
+        _write(folder / name, _counted(_blocks(file, replacements, patches), progress))
+    if plan.stamps != tuple(file_stamp(file.path) for file in model.files):
+        raise CheckpointError(
+            f"{model.files[0].path} changed while it was copied: wait until nothing writes to it, then repeat"
+        )
+    _write(folder / UNDO_NAME, new_file(saved))
+    return Manifest(
+        format="gguf",
+        base=Base(spec.base, tuple(files)),
+        edits=spec.groups,
+        tensors=tuple(tensors),
+        untouched=tuple(untouched),
+        undo=UNDO_NAME,
+        added=(UNDO_NAME,),
+        recipe=spec.recipe_text,
+        tensor_type=plan.tensor_type,
+    )
+
+
+def verify_widened(folder: Path, manifest: Manifest, base: Path | None = None) -> None:
+    """Prove an output of `write_widened_gguf`; raises VerificationError that names the first difference.
+
+    Its matrices and rows must be what the writer makes of the saved ones, and with those put back each file must have
+    the sha256 of its source, or with `base` be the same byte by byte.
+    """
+    for restored in _restore(folder, manifest):
+        path, found = restored.file.path, hashlib.sha256()
+        source = None if base is None else (base if base.is_dir() else base.parent) / path.name
+        if source is not None and (not source.is_file() or source.stat().st_size != restored.size):
+            raise VerificationError(f"{path} was not made from {source}: give the model that was edited")
+        with (source or path).open("rb") as reader:
+            for block in restored.blocks():
+                found.update(block)
+                if source is not None and reader.read(len(block)) != block:
+                    raise VerificationError(
+                        f"{path} with its tensors put back is not {source}: the output is damaged, or this is not its "
+                        "base"
+                    )
+        if restored.sha256 is not None and found.hexdigest() != restored.sha256:
+            raise VerificationError(f"{path} differs from its source outside of what was declared: write it again")
+
+
+def undo_widened(folder: Path, manifest: Manifest, target: Path) -> None:
+    """Write the files from before the edit into the empty folder `target`; raises as `verify_widened`."""
+    for restored in _restore(folder, manifest):
+        digest = hashlib.sha256()
+
+        def blocks(restored: Restored = restored, digest: hashlib._Hash = digest) -> Iterator[bytes]:
+            for block in restored.blocks():
+                digest.update(block)
+                yield block
+
+        _write(target / restored.file.path.name, blocks())
+        if restored.sha256 not in (None, digest.hexdigest()):
+            raise VerificationError(
+                f"{restored.file.path} with its tensors put back is not the file that was edited: "
+                "the output was changed since; use the base model"
+            )
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A file of the output as it was before the edit: its size, its sha256 where that is known, and its bytes."""
+
+    file: GgufFile
+    size: int
+    sha256: str | None
+    blocks: Callable[[], Iterator[bytes]]
+
+
+def _restore(folder: Path, manifest: Manifest) -> list[Restored]:
+    """All files as they were, after checking that rows and matrices are what the writer makes of the saved ones."""
+    model = read_model(folder / manifest.base.files[0].file)
+    rows, downs = find_pieces(model, gguf_shape(model), manifest.edits, None, allow_overlap=True)
+    saved = _saved(folder / UNDO_NAME)
+    kind = GGMLQuantizationType[str(manifest.tensor_type).upper()]
+    sizes = {row.file: row for row in (*manifest.base.files, *manifest.untouched)}
+    if {*sizes} != {file.path.name for file in model.files}:
+        raise VerificationError(f"{MANIFEST_NAME} lists other files than {folder} has: the output is damaged")
+    patches: dict[str, list[Strided]] = {}
+    entries: dict[str, TensorEdit] = {}
+    rows.sort(key=lambda row: (row[0].file.path.name, row[0].offset))
+    groups = itertools.groupby(rows, key=lambda row: row[0].tensor)
+    for tensor, group in groups:
+        edits = []
+        for row, multiplier in group:
+            before = saved.get(f"{tensor.name}:{row.index}", b"")
+            edit = RowEdit(row, multiplier, before, row.read())
+            if len(before) != tensor.row_bytes or row.scale(before, multiplier) != edit.after:
+                raise _damaged(folder, f"row {row.index} of {tensor.name}")
+            edits.append(edit)
+            patches.setdefault(row.file.path.name, []).extend(edit.originals())
+        hashes = PieceHashes(edits[0].file, edits)
+        back = [patch for edit in edits for patch in edit.originals()]
+        stream(edits[0].file.path, patches=back, hashes=hashes.ranges())
+        (entry,) = hashes.entries()
+        entries[tensor.name] = _backwards(entry)
+    replacements: dict[str, list[Replacement]] = {}
+    for down in downs:
+        tensor = down.tensor
+        old = next((key for key in saved if key.rpartition("@")[0] == tensor.name), None)
+        if old is None or tensor.tensor_type is not kind:
+            raise VerificationError(f"{folder} lacks the saved matrix {tensor.name}: use the base model")
+        before = saved[old]
+        original = GgufTensor(tensor.name, _type_of(old), tensor.shape, tensor.offset, len(before))
+        if original.row_bytes * tensor.shape[0] != len(before):
+            raise VerificationError(f"{folder / UNDO_NAME} holds {old} in an unexpected form: use the base model")
+        now = _content(down)
+        if _widen(Down(down.file, original, down.directions, down.scaled), before, kind) != now:
+            raise _damaged(folder, tensor.name)
+        entries[tensor.name] = _entry(down, before, now)
+        size = len(now) + _padding(down.file, len(before), len(now))
+        replacements.setdefault(down.file.path.name, []).append(Replacement(tensor, original.tensor_type, before, size))
+    if entries != {entry.name: entry for entry in manifest.tensors}:
+        raise VerificationError(f"{MANIFEST_NAME} in {folder} lists other tensors than its edits: it is damaged")
+    result = []
+    for file in model.files:
+        name = file.path.name
+        change = replacements.get(name, [])
+        size = file.size + sum(len(row.content) - row.size for row in change)
+        if size != sizes[name].size:
+            raise VerificationError(f"{file.path} has not the size that {MANIFEST_NAME} implies: write it again")
+        for row in change:
+            gap = row.size - row.tensor.n_bytes
+            with file.path.open("rb") as reader:
+                start = row.tensor.offset + row.tensor.n_bytes
+                if any(read_exactly(reader.fileno(), gap, start, str(file.path))):
+                    raise _damaged(folder, f"the padding after {row.tensor.name}")
+        result.append(
+            Restored(
+                file,
+                size,
+                sizes[name].sha256,
+                lambda file=file, change=change, name=name: _blocks(file, change, patches.get(name, [])),
+            )
+        )
+    return result
+
+
+def _backwards(entry: TensorEdit) -> TensorEdit:
+    """An entry whose hashes were taken while going back: what came first there is the newer."""
+    return replace(entry, before=entry.after, after=entry.before)
+
+
+def _damaged(folder: Path, what: str) -> VerificationError:
+    return VerificationError(
+        f"{what} in {folder} is not what the declared edit makes of the original: the output is damaged, write it again"
+    )
+
+
+def _widen(down: Down, content: bytes, kind: GGMLQuantizationType) -> bytes:
+    """The matrix `content`, of the type of `down.tensor`, with the directions added, as numbers of type `kind`."""
+    tensor = down.tensor
+    if tensor.shape[1] % GGML_QUANT_SIZES[kind][0]:
+        raise CheckpointError(
+            f"{tensor.name} has rows of {tensor.shape[1]} values, not whole {kind.name} blocks: use --tensor-type f16"
+        )
+    raw = np.frombuffer(content, np.uint8).reshape(tensor.shape[0], -1)
+    with np.errstate(all="ignore"):  # What is not finite is reported below.
+        target = down.add(dequantize(raw, tensor.tensor_type).astype(np.float64))
+        if kind is GGMLQuantizationType.BF16:
+            numbers = to_bfloat16(target)
+            finite = np.isfinite((numbers.astype(np.uint32) << 16).view(np.float32)).all()
+        elif kind is GGMLQuantizationType.Q8_0:
+            numbers = quantize(target.astype(np.float32), kind)
+            finite = np.isfinite(dequantize(numbers, kind)).all()
+        else:
+            numbers = target.astype("<f2" if kind is GGMLQuantizationType.F16 else "<f4")
+            finite = np.isfinite(numbers).all()
+    if not finite:
+        raise NumericalError(
+            f"{tensor.name} has numbers that are not finite, or too large for {kind.name}: use another type"
+        )
+    return numbers.tobytes()
+
+
+def _content(down: Down) -> bytes:
+    with down.file.path.open("rb") as reader:
+        return read_exactly(reader.fileno(), down.tensor.n_bytes, down.tensor.offset, str(down.file.path))
+
+
+def _entry(down: Down, before: bytes, after: bytes) -> TensorEdit:
+    return down.entry(hashlib.sha256(before).hexdigest(), hashlib.sha256(after).hexdigest())
+
+
+def _key(tensor: GgufTensor) -> str:
+    return f"{tensor.name}@{tensor.tensor_type.name}"
+
+
+def _type_of(key: str) -> GGMLQuantizationType:
+    try:
+        return GGMLQuantizationType[key.rpartition("@")[2]]
+    except KeyError:
+        raise VerificationError(f"{UNDO_NAME} holds {key} of an unknown type: use the base model") from None
+
+
+def _saved(path: Path) -> dict[str, bytes]:
+    header = read_header(path)
+    with path.open("rb") as reader:
+        return {
+            name: read_exactly(reader.fileno(), tensor.size, tensor.offset, str(path))
+            for name, tensor in header.tensors.items()
+        }
+
+
+def _padding(file: GgufFile, before: int, after: int) -> int:
+    """Zeros after a matrix that grew from `before` to `after` bytes, so that what follows stays aligned."""
+    alignment = file.metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
+    assert isinstance(alignment, int), "checked with the header"
+    return (before - after) % alignment
+
+
+def _infos(tensors: Iterable[tuple[GgufTensor, GGMLQuantizationType, int]]) -> bytes:
+    """A file's list of tensors, each with its type and its offset from the start of the data."""
+    parts = []
+    for tensor, kind, offset in tensors:
+        name = tensor.name.encode()
+        sizes = tuple(reversed(tensor.shape))
+        parts.append(struct.pack("<Q", len(name)) + name)
+        parts.append(struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset))
+    return b"".join(parts)
+
+
+def _blocks(file: GgufFile, replacements: Sequence[Replacement], patches: Sequence[Strided]) -> Iterator[bytes]:
+    """The file with `patches`, then with these tensors replaced: all bytes, in blocks."""
+    replacements = sorted(replacements, key=lambda row: row.tensor.offset)
+    header = b"".join(patched_blocks(file.path, [], 0, file.data_offset))
+    kinds = {row.tensor.name: row.tensor_type for row in replacements}
+    before, after = [], []
+    for tensor in file.tensors.values():
+        offset = tensor.offset - file.data_offset
+        moved = sum(len(row.content) - row.size for row in replacements if row.tensor.offset < tensor.offset)
+        before.append((tensor, tensor.tensor_type, offset))
+        after.append((tensor, kinds.get(tensor.name, tensor.tensor_type), offset + moved))
+    infos = _infos(before)
+    place = header.rfind(infos)
+    if place < 0:
+        raise CheckpointError(f"{file.path} has an unusual header: convert it again with llama.cpp")
+    yield header[:place] + _infos(after) + header[place + len(infos) :]
+    position = file.data_offset
+    for row in replacements:
+        yield from patched_blocks(file.path, patches, position, row.tensor.offset - position)
+        yield row.content
+        position = row.tensor.offset + row.size
+    yield from patched_blocks(file.path, patches, position, file.size - position)
+
+
+def _counted(blocks: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
+    for block in blocks:
+        yield block
+        progress(len(block))
+
+
+def _write(path: Path, blocks: Iterable[bytes]) -> None:
+    with os_errors_as(OutputError, f"{path} cannot be written", "free space or choose another disk"):
+        write_new(path, blocks)

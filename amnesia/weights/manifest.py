@@ -1,0 +1,218 @@
+"""The manifest `amnesia.json`: what was edited, in which bytes of which files, and how to take it back.
+
+It is written last, so its presence means that the output is complete. This module knows names, numbers and hashes; it
+reads no files, neither weights nor, which `manifest_file` does, the manifest itself.
+
+What the hashes cover, and why it differs by format:
+
+- `base.files[].sha256` has a `scope`. Where a whole file is copied (formats `safetensors` and `gguf`) it is `file`: the
+  hash runs beside the copy, so it costs little time, and it lets `undo` prove that every byte came back. An adapter
+  copies nothing, and hashing a shard of several gigabytes would take a hundred times as long as writing the adapter, so
+  there, and for the same reason where a folder is edited in place, the scope is `header`: the file's safetensors header
+  (names, types, shapes and offsets of all tensors).
+- `untouched[].sha256` is taken while a file is copied. Files that are hard-linked, that share disk blocks with their
+  source, or that lie in a folder that is edited in place are not read; of these only the size is known.
+- `tensors[].before` and `.after` also have a scope. `tensor`: the tensor's complete data before and after the edit.
+  `columns` (adapters): `before` covers the original columns, one after the other in the order of `indices`; `after`
+  covers the data of the adapter's `lora_B`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from amnesia.domain import Format, ModelRef
+from amnesia.edits import DirectionEdit, EntityEdits, Place, columns_of, names_of
+from amnesia.errors import InputError
+from amnesia.weights.edit_rows import edit_json
+
+FORMAT_VERSION = 4
+FileScope = Literal["file", "header"]
+TensorScope = Literal["tensor", "columns"]
+
+
+@dataclass(frozen=True)
+class BaseFile:
+    """A source file that holds an edited tensor: name relative to the model folder, size in bytes, and hash."""
+
+    file: str
+    size: int
+    sha256: str
+    scope: FileScope = "file"
+
+
+@dataclass(frozen=True)
+class UntouchedFile:
+    """A file of the model that the edit leaves as it is, with its size in bytes.
+
+    `sha256` is known where all of its bytes were copied, and None where the disk shares them with the source.
+    """
+
+    file: str
+    size: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that was edited, as its user called it, and the files that the edit touches."""
+
+    ref: ModelRef
+    files: tuple[BaseFile, ...]
+
+    def __str__(self) -> str:
+        return str(self.ref)
+
+
+@dataclass(frozen=True)
+class TensorEdit:
+    """One edited tensor: `multipliers[i]` was applied to index `indices[i]` along `axis`, then `directions` were added.
+
+    `indices` are all that changed, ascending and unique; those that only a direction changes have multiplier 1. The
+    name `x[3]` means matrix 3 of the tensor `x`, in which a file keeps all experts of a layer. `file` is relative to
+    the model folder. All that follows from the edits of the manifest and the tensor's `place` in them, and the file
+    does not say it again. `before` and `after` are sha256 of the tensor's data as `scope` says. `share` is, where codes
+    of a GGUF tensor were chosen, how much of the directions' change they make at the entity's name; it is no promise.
+    """
+
+    name: str
+    file: str
+    axis: int
+    place: Place
+    indices: tuple[int, ...]
+    multipliers: tuple[float, ...]
+    before: str
+    after: str
+    scope: TensorScope = "tensor"
+    directions: tuple[DirectionEdit, ...] = ()
+    share: float | None = field(default=None, compare=False)
+
+    @property
+    def scaled(self) -> dict[int, float]:
+        """Multipliers of the scaled cells alone."""
+        return {index: m for index, m in zip(self.indices, self.multipliers, strict=True) if m != 1.0}
+
+    @property
+    def rank(self) -> int:
+        """How many matrices of rank one the edit adds: one for each scaled cell and each direction."""
+        return len(self.scaled) + len(self.directions)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that take part in writing bytes."""
+    return {name: version_of(name) for name in ("ml_dtypes", "numpy")}
+
+
+def tool_version() -> str:
+    """Name and version of this package."""
+    return f"amnesia {version_of('amnesia')}"
+
+
+def version_of(distribution: str) -> str:
+    """The installed version of a distribution."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "from a source tree"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that `verify` and `undo` need.
+
+    `untouched` lists the files of the model without an edited tensor; an adapter has none. `undo` names the file with
+    original values of columns that cannot be computed back: the multiplier does not invert exactly, or a direction was
+    added. `added` lists files of the output that the base
+    does not have; `replaced` those whose original lies under `amnesia-base/`; `left_out` files of the base that were
+    not copied. `scores` maps names of aggregates to means. `previous` is the manifest of the already edited model on
+    which this edit was made. `tensor_type` is the type in which a GGUF stores the tensors that get a direction,
+    if not in their own.
+    """
+
+    format: Format
+    base: Base
+    edits: tuple[EntityEdits, ...]
+    tensors: tuple[TensorEdit, ...]
+    untouched: tuple[UntouchedFile, ...] = ()
+    undo: str | None = None
+    added: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    recipe: str | None = None
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    previous: Manifest | None = None
+    tensor_type: str | None = None
+    tool: str = field(default_factory=tool_version)
+    libraries: Mapping[str, str] = field(default_factory=library_versions)
+
+    @property
+    def entity(self) -> str:
+        """Names of the entities that this edit makes the model forget."""
+        return names_of(self.edits)
+
+    def history(self) -> Iterator[Manifest]:
+        """This manifest and the earlier ones, newest first."""
+        manifest: Manifest | None = self
+        while manifest is not None:
+            yield manifest
+            manifest = manifest.previous
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as plain JSON values, with the names that the file uses."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "tool": self.tool,
+            "libraries": dict(self.libraries),
+            "format": self.format,
+            "base": {
+                **self.base.ref.to_json(),
+                "files": [
+                    {"file": row.file, "size": row.size, "sha256": row.sha256, "scope": row.scope}
+                    for row in self.base.files
+                ],
+            },
+            "edits": [{"entity": row.entity, **edit_json(edit)} for row in self.edits for edit in row.edits],
+            "tensors": [
+                {
+                    "name": row.name,
+                    "file": row.file,
+                    "axis": row.axis,
+                    "layer": row.place.layer,
+                    **({} if row.place.expert is None else {"expert": row.place.expert}),
+                    **({} if row.place.part == "all" else {"part": row.place.part}),
+                    **({} if row.place.first == 0 else {"first": row.place.first}),
+                    "sha256": {"before": row.before, "after": row.after, "scope": row.scope},
+                    **({} if row.share is None else {"share": float(row.share)}),
+                }
+                for row in self.tensors
+            ],
+            "untouched": [{"file": row.file, "size": row.size, "sha256": row.sha256} for row in self.untouched],
+            "undo": self.undo,
+            "added": list(self.added),
+            "replaced": list(self.replaced),
+            "left_out": list(self.left_out),
+            "recipe": self.recipe,
+            "scores": {name: None if score is None else float(score) for name, score in self.scores.items()},
+            "previous": None if self.previous is None else self.previous.to_json(),
+            "tensor_type": self.tensor_type,
+        }
+
+
+def check_earlier(earlier: Manifest, groups: Sequence[EntityEdits]) -> None:
+    """Raises InputError for a cell that an earlier edit of the same model has scaled; directions add up with any."""
+    owners = {
+        edit.cell: group.entity
+        for step in earlier.history()
+        for group in step.edits
+        for edit in columns_of(group.edits)
+    }
+    for group in groups:
+        for edit in columns_of(group.edits):
+            if edit.cell in owners:
+                raise InputError(
+                    f"cell {edit.cell} is edited for {group.entity!r}, but this model already has it edited for "
+                    f"{owners[edit.cell]!r}: undo that first, choose another cell, or allow the overlap"
+                )

@@ -1,0 +1,182 @@
+"""The file `amnesia.json`: manifests as bytes, and back, with every field checked before it is believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from amnesia.domain import FORMATS, WIDER_TYPES, ModelRef
+from amnesia.edits import Edit, EntityEdits, Joined, Part, Place
+from amnesia.errors import InputError, VerificationError, os_errors_as
+from amnesia.files.disk import check_settled, read_small
+from amnesia.files.staging import MANIFEST_NAME
+from amnesia.files.strict_json import StrictJson, shown
+from amnesia.weights.edit_rows import read_edit
+from amnesia.weights.manifest import (
+    FORMAT_VERSION,
+    Base,
+    BaseFile,
+    FileScope,
+    Manifest,
+    TensorEdit,
+    TensorScope,
+    UntouchedFile,
+)
+
+# Bounds that no real manifest reaches; beyond them a file is damaged or hostile.
+MAX_MANIFEST = 64 * 2**20
+_MAX_CHAIN = 64
+
+_JSON = StrictJson(MANIFEST_NAME, VerificationError, "the output is damaged, make it again")
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The file's bytes: the same manifest always gives the same bytes, and nothing in them is a time.
+
+    Raises VerificationError when a value could not be read back.
+    """
+    try:
+        text = json.dumps(manifest.to_json(), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        content = text.encode("utf-8")
+    except ValueError as error:
+        raise VerificationError(f"the manifest cannot be written ({error}): every number must be finite") from error
+    if parse_manifest(content) != manifest:
+        raise VerificationError("the manifest cannot be read back: give each entity once, with at least one cell")
+    return content
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    """Read the bytes of a manifest; raises VerificationError for anything that `manifest_bytes` would not write."""
+    return _manifest(_JSON.parse(content), _MAX_CHAIN)
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write `amnesia.json` into `folder`; do it last."""
+    (folder / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `amnesia.json` of `folder`; raises VerificationError when it is missing or malformed."""
+    check_settled(folder)
+    path = folder / MANIFEST_NAME
+    with os_errors_as(VerificationError, f"{path} cannot be read", f"{folder} is not a complete output of amnesia"):
+        content = read_small(path, MAX_MANIFEST)
+    if len(content) > MAX_MANIFEST:
+        raise VerificationError(f"{path} has more than {MAX_MANIFEST} bytes: this is not a manifest")
+    return parse_manifest(content)
+
+
+def _manifest(value: object, depth: int) -> Manifest:
+    if depth == 0:
+        raise _JSON.fail(f"has more than {_MAX_CHAIN} edits on top of each other")
+    written = _JSON.mapping(value, "manifest").get("format_version")
+    if written != FORMAT_VERSION or isinstance(written, bool):
+        raise VerificationError(
+            f"{MANIFEST_NAME} has format_version {shown(written)}, but this version of amnesia reads {FORMAT_VERSION}: "
+            "use the version that wrote it"
+        )
+    row = _JSON.object(
+        value,
+        "manifest",
+        "format_version tool libraries format base edits tensors untouched undo added replaced left_out recipe "
+        "scores previous tensor_type",
+    )
+    base = _JSON.object(row["base"], "base", "id revision files")
+    files = tuple(_base_file(item) for item in _JSON.list(base["files"], "base.files"))
+    edits = _edits(_JSON.list(row["edits"], "edits"))
+    try:
+        joined = Joined(edits)
+    except InputError as error:
+        raise _JSON.fail(f"has edits that contradict each other ({error})") from None
+    manifest = Manifest(
+        format=_JSON.choice(row["format"], "format", FORMATS),
+        base=Base(
+            ModelRef(_JSON.text(base["id"], "base.id"), _JSON.optional_text(base["revision"], "base.revision")), files
+        ),
+        edits=edits,
+        tensors=tuple(_tensor(item, joined) for item in _JSON.list(row["tensors"], "tensors")),
+        untouched=tuple(_untouched(item) for item in _JSON.list(row["untouched"], "untouched")),
+        undo=None if row["undo"] is None else _JSON.file_name(row["undo"], "undo"),
+        added=_JSON.file_names(row["added"], "added"),
+        replaced=_JSON.file_names(row["replaced"], "replaced"),
+        left_out=_JSON.file_names(row["left_out"], "left_out"),
+        recipe=_JSON.optional_text(row["recipe"], "recipe"),
+        scores={
+            name: None if score is None else _JSON.number(score, f"scores.{name}")
+            for name, score in _JSON.mapping(row["scores"], "scores").items()
+        },
+        previous=None if row["previous"] is None else _manifest(row["previous"], depth - 1),
+        tensor_type=_JSON.choice(row["tensor_type"], "tensor_type", (None, *WIDER_TYPES)),
+        tool=_JSON.text(row["tool"], "tool"),
+        libraries={
+            name: _JSON.text(text, f"libraries.{name}")
+            for name, text in _JSON.mapping(row["libraries"], "libraries").items()
+        },
+    )
+    if not manifest.edits or not manifest.tensors or not files:
+        raise _JSON.fail("has an empty list of edits, tensors or base.files")
+    known = {item.file for item in files}
+    for tensor in manifest.tensors:
+        if tensor.file not in known:
+            raise _JSON.fail(f"places tensor {shown(tensor.name)} in {shown(tensor.file)}, which base.files lacks")
+    names = [item.file for item in (*files, *manifest.untouched)]
+    if len({*names}) != len(names) or len({tensor.name for tensor in manifest.tensors}) != len(manifest.tensors):
+        raise _JSON.fail("lists a file or a tensor twice")
+    return manifest
+
+
+def _edits(rows: Sequence[Any]) -> tuple[EntityEdits, ...]:
+    groups: dict[str, list[Edit]] = {}
+    for item in rows:
+        row = dict(_JSON.mapping(item, "edits"))
+        group = groups.setdefault(_JSON.text(row.pop("entity", None), "edits.entity"), [])
+        group.append(read_edit(_JSON, row))
+    return tuple(EntityEdits(entity, tuple(edits)) for entity, edits in groups.items())
+
+
+def _base_file(value: object) -> BaseFile:
+    row = _JSON.object(value, "base.files", "file size sha256 scope")
+    return BaseFile(
+        _JSON.file_name(row["file"], "base.files.file"),
+        _JSON.integer(row["size"], "base.files.size"),
+        _JSON.sha256(row["sha256"], "base.files.sha256"),
+        _JSON.choice(row["scope"], "base.files.scope", get_args(FileScope)),
+    )
+
+
+def _untouched(value: object) -> UntouchedFile:
+    row = _JSON.object(value, "untouched", "file size sha256")
+    return UntouchedFile(
+        _JSON.file_name(row["file"], "untouched.file"),
+        _JSON.integer(row["size"], "untouched.size"),
+        None if row["sha256"] is None else _JSON.sha256(row["sha256"], "untouched.sha256"),
+    )
+
+
+def _tensor(value: object, joined: Joined) -> TensorEdit:
+    row = _JSON.object(value, "tensors", "name file axis layer sha256", optional="expert part first share")
+    hashes = _JSON.object(row["sha256"], "tensors.sha256", "before after scope")
+    place = Place(
+        _JSON.integer(row["layer"], "tensors.layer"),
+        _JSON.integer(row["expert"], "tensors.expert") if "expert" in row else None,
+        _JSON.choice(row.get("part", "all"), "tensors.part", get_args(Part)),
+        _JSON.integer(row.get("first", 0), "tensors.first"),
+    )
+    multipliers, directions = joined.at(place)
+    if not multipliers:
+        raise _JSON.fail(f"lists tensor {shown(row['name'])} of layer {place.layer}, in which its edits change nothing")
+    return TensorEdit(
+        name=_JSON.text(row["name"], "tensors.name"),
+        file=_JSON.file_name(row["file"], "tensors.file"),
+        axis=_JSON.choice(_JSON.integer(row["axis"], "tensors.axis"), "tensors.axis", (0, 1)),
+        place=place,
+        indices=tuple(multipliers),
+        multipliers=tuple(multipliers.values()),
+        before=_JSON.sha256(hashes["before"], "tensors.sha256.before"),
+        after=_JSON.sha256(hashes["after"], "tensors.sha256.after"),
+        scope=_JSON.choice(hashes["scope"], "tensors.sha256.scope", get_args(TensorScope)),
+        directions=directions,
+        share=_JSON.number(row["share"], "tensors.share") if "share" in row else None,
+    )

@@ -1,0 +1,167 @@
+"""What an edit means for the stored matrices of a model: which columns of which tensors change, and into what.
+
+It reads no files: what it must know of a model, a folder or a repository on the Hub tells by `Weights`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from amnesia.architectures import MlpShape
+from amnesia.edits import DirectionEdit, EditSpec, EntityEdits, by_projection, check_edits
+from amnesia.errors import LayoutError, NumericalError
+from amnesia.weights.manifest import Manifest, check_earlier
+from amnesia.weights.safetensors import TensorInfo, WeightFiles, check_matrix
+from amnesia.weights.scaling import Term, add_to_bytes, check_dtype, factor_of, scale_bytes
+
+
+class Weights(Protocol):
+    """What an edit must know of a model, wherever its files are: sizes, headers, columns, and an earlier edit."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def shape(self) -> MlpShape: ...
+
+    @property
+    def weights(self) -> WeightFiles: ...
+
+    @property
+    def manifest(self) -> Manifest | None: ...
+
+    def read_columns(self, plan: TensorPlan) -> dict[int, bytes]:
+        """The columns that a plan edits, as they are."""
+
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError when what was looked over is not what is there now."""
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """The edit of one stored matrix: `multipliers` by index along `axis`, ascending, for every index that changes.
+
+    Those that only one of the `directions` changes have multiplier 1. `expert` says whose matrix it is in a layer with
+    a mixture of experts.
+    """
+
+    layer: int
+    file: str
+    tensor: TensorInfo
+    axis: int
+    multipliers: Mapping[int, float]
+    expert: int | None = None
+    directions: tuple[DirectionEdit, ...] = ()
+
+    @property
+    def scaled(self) -> dict[int, float]:
+        """Multipliers of the scaled cells alone."""
+        return {index: multiplier for index, multiplier in self.multipliers.items() if multiplier != 1.0}
+
+    @property
+    def rank(self) -> int:
+        """How many matrices of rank one the edit adds: one for each scaled cell and each direction."""
+        return len(self.scaled) + len(self.directions)
+
+
+SourceT = TypeVar("SourceT", bound=Weights)
+
+
+@dataclass(frozen=True)
+class Plan(Generic[SourceT]):
+    """An edit of a model, checked once: which columns of which stored matrices change, by layers and experts."""
+
+    source: SourceT
+    spec: EditSpec
+    tensors: tuple[TensorPlan, ...]
+
+    @classmethod
+    def of(cls, source: SourceT, spec: EditSpec) -> Plan[SourceT]:
+        """The plan of an edit; raises what `plan_edits` raises."""
+        return cls(source, spec, plan_edits(source, spec.groups, allow_overlap=spec.allow_overlap))
+
+
+def plan_edits(
+    source: Weights, groups: Sequence[EntityEdits], *, allow_overlap: bool = False
+) -> tuple[TensorPlan, ...]:
+    """Which indices of which stored tensors change, in the order of layers and experts.
+
+    Raises InputError for cells and directions that do not fit the model, and for cells that two entities share or that
+    an earlier edit of this checkpoint has scaled (unless `allow_overlap`); LayoutError when a tensor is missing or has
+    another shape than the configuration says; CheckpointError for types that cannot be edited.
+    """
+    shape = source.shape
+    for group in groups:
+        check_edits(group.edits, shape.n_layers, shape.d_model, shape.d_mlp, source.name, shape.experts_in)
+    changes = by_projection(groups, allow_overlap=allow_overlap)
+    if source.manifest is not None and not allow_overlap:
+        check_earlier(source.manifest, groups)
+    return tuple(_plan_matrix(source, *place, *change) for place, change in changes.items())
+
+
+def _plan_matrix(
+    source: Weights,
+    layer: int,
+    expert: int | None,
+    multipliers: Mapping[int, float],
+    directions: tuple[DirectionEdit, ...],
+) -> TensorPlan:
+    shape = source.shape
+    names = shape.layout.tensor_names(layer, expert)
+    found = [place for name in names if (place := source.weights.find(name)) is not None]
+    if len(found) != 1:
+        owner = f"layer {layer}" if expert is None else f"expert {expert} of layer {layer}"
+        raise LayoutError(
+            f"{source.name} has {len(found)} tensors for the output projection of {owner}: expected one of "
+            f"{', '.join(names)}; the weights do not belong to this config.json"
+        )
+    file, tensor = found[0]
+    axis = shape.layout.neuron_axis
+    experts = shape.experts_in(layer)
+    d_mlp = shape.d_mlp if experts is None else experts[1]
+    expected = (shape.d_model, d_mlp) if axis == 1 else (d_mlp, shape.d_model)
+    if tensor.shape != expected:
+        raise LayoutError(
+            f"tensor {tensor.name} has shape {list(tensor.shape)}: config.json says {list(expected)}; "
+            "the weights do not belong to this config.json"
+        )
+    check_dtype(tensor.dtype, tensor.name)
+    check_matrix(tensor, axis, multipliers)
+    return TensorPlan(layer, file, tensor, axis, multipliers, expert, directions)
+
+
+def edited_vectors(
+    vectors: Mapping[int, bytes],
+    tensor: TensorInfo,
+    multipliers: Mapping[int, float],
+    directions: Sequence[DirectionEdit] = (),
+) -> dict[int, bytes]:
+    """Columns after the edit: scaled, then the directions added; raises NumericalError that names tensor and index."""
+    terms: dict[int, list[Term]] = {}
+    for edit in directions:
+        factor = direction_factor(edit, tensor)
+        for index, u in zip(edit.columns, edit.read.array.tolist(), strict=True):
+            terms.setdefault(index, []).append((factor, u))
+    edited = {}
+    for index, raw in vectors.items():
+        try:
+            if index in terms:
+                edited[index] = add_to_bytes(raw, tensor.dtype, multipliers[index], terms[index])
+            else:
+                edited[index] = scale_bytes(raw, tensor.dtype, multipliers[index]).raw
+        except NumericalError as error:
+            raise NumericalError(f"tensor {tensor.name}, neuron {index}: {error}") from None
+    return edited
+
+
+def direction_factor(edit: DirectionEdit, tensor: TensorInfo) -> np.ndarray:
+    """`arithmetic.factor_of` for a direction (d_model,); raises NumericalError that names the tensor."""
+    try:
+        return factor_of(edit.write.array, edit.multiplier, tensor.dtype)
+    except NumericalError as error:
+        raise NumericalError(f"tensor {tensor.name}: {error}") from None

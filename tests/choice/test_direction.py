@@ -1,0 +1,302 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from amnesia.choice.atoms import Name, harm
+from amnesia.choice.direction import DirectionChoice, Trial
+from amnesia.choice.extraction import extract, extract_all, verdict
+from amnesia.choice.settings import ChoiceSettings
+from amnesia.directions.moments import moments_of
+from amnesia.domain import Cell, Fact
+from amnesia.edits import ColumnEdit, DirectionEdit
+from amnesia.errors import InputError
+from amnesia.evaluation.measurement import KnownFact, Unknown, measure
+from amnesia.facts.names import contrast_entities, share_words, unseen_names
+from amnesia.facts.questions import Question
+from amnesia.live.forward import answer_logprobs, generate
+from amnesia.live.model import edited
+from amnesia.localization.cells import LocalizationSettings
+from amnesia.recipe import Accept, LocalizeOptions, Recipe, Scoring, Target, parse_recipe
+from support.tiny_text import tiny_live
+
+WORDINGS = ("the capital of {entity} is", "people in {entity} like", "the oldest building in {entity} was")
+
+
+@pytest.fixture(scope="module")
+def live():
+    return tiny_live("llama", seed=3)
+
+
+def facts_known_to(live, entities, split="search"):
+    """Whatever the random model would say next is what it knows."""
+    prompts = [(entity, wording) for entity in entities for wording in WORDINGS]
+    words = generate(live, [wording.replace("{entity}", entity) for entity, wording in prompts], max_new_tokens=3)
+    return tuple(
+        Fact(entity, wording, word.strip(), split)
+        for (entity, wording), word in zip(prompts, words, strict=True)
+        if word.strip()
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    # As on a machine on which nothing was fetched or converted before.
+    return tmp_path_factory.mktemp("moments") / "not" / "yet"
+
+
+@pytest.fixture(scope="module")
+def recipe(live):
+    return recipe_of(live)
+
+
+def recipe_of(live):
+    """A recipe for Japan of facts that the tiny model knows."""
+    empty = parse_recipe(
+        """
+        model.id = "tiny"
+        entity.name = "Japan"
+        facts = [{ prompt = "{entity} is", answer = "x" }]
+        controls.facts = [{ entity = "Peru", prompt = "{entity} is", answer = "x" }]
+        """
+    )
+    return dataclasses.replace(
+        empty,
+        facts=facts_known_to(live, ["Japan"]),
+        controls=facts_known_to(live, ["Peru", "Kenya", "Cuba"]),
+        scoring=Scoring(min_nats=0.05, max_rank=600),
+        accept=Accept(max_target=0.5, min_control=0.5),
+        localization=LocalizeOptions(n_prompts=6, layers=(0, 2)),
+    )
+
+
+def with_edit(recipe: Recipe, accept: Accept | None = None, **options) -> Recipe:
+    """The recipe with other options of its edit."""
+    return dataclasses.replace(recipe, edit=dataclasses.replace(recipe.edit, **options), accept=accept or recipe.accept)
+
+
+def test_fixed_cells_are_only_verified(live, recipe):
+    cells = (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(1, 4), -2.0))
+    result = extract(live, with_edit(recipe, cells=cells))
+    assert result.edits.edits == cells
+    assert result.candidates_tried == 2
+    assert (result.answers, result.screening) == (None, None)
+
+
+def test_a_single_cell_takes_the_multiplier_that_forgets_most(live, recipe):
+    anything = with_edit(recipe, method="single", accept=Accept(-1e6, -1e6, -1e6))
+    result = extract(live, anything)
+    (edit,) = result.edits.edits
+    assert edit.multiplier in ChoiceSettings().single_multipliers
+    assert result.target < 1.0
+    for other in ChoiceSettings().single_multipliers:
+        fixed = with_edit(anything, cells=(ColumnEdit(edit.cell, other),))
+        assert extract(live, fixed).target >= result.target
+    best_at_one = extract(live, with_edit(anything, multiplier=-1.0))
+    assert {edit.multiplier for edit in best_at_one.edits.edits} == {-1.0}
+    assert best_at_one.target >= result.target
+
+
+def test_a_direction_spares_others_where_the_best_cell_does_not_and_is_deterministic(live, recipe, cache):
+    result = extract(live, recipe, cache=cache)
+    assert result.edits.edits and all(isinstance(edit, DirectionEdit) for edit in result.edits.edits)
+    single = with_edit(recipe, method="single", accept=Accept(-1e6, -1e6, -1e6))
+    cell = extract(live, single)
+    assert result.target < 0.5
+    assert abs(result.control - 1.0) < abs(cell.control - 1.0)
+    assert extract(live, recipe, cache=cache) == result
+
+
+def test_the_places_that_were_considered_are_told(live, recipe, cache):
+    reserved = dataclasses.replace(
+        recipe, controls=(*recipe.controls, Fact("Norway", "{entity} is", "cold", "held_out"))
+    )
+    result = extract(live, reserved, cache=cache)
+    moments = moments_of(live, (0, 1, 2), cache)
+    atoms = Name(live, "Japan", moments, lambda name: name in ("Japan", "Norway")).atoms(3)
+    screening = result.screening
+    shifts = {(place.layer, place.token): place.shift for place in screening.places}
+    assert shifts == pytest.approx({atom.place: atom.shift for atom in atoms})
+    chosen = {(edit.layer, edit.token) for edit in result.edits.edits}
+    assert {(place.layer, place.token) for place in screening.places if place.chosen} == chosen
+    tried = {(place.layer, place.token): place.score for place in screening.places if place.score is not None}
+    assert set(tried) == {atom.place for atom in atoms[: ChoiceSettings().n_screened]}
+    atom = next(atom for atom in atoms if atom.place in tried)
+    scores = []
+    for fact in recipe.facts:
+        ask = [(fact.text(name), fact.answer) for name in ("Japan", *unseen_names("Japan"))]
+        before, *others = (row.total for row in answer_logprobs(live, ask))
+        unknown = sum(others) / len(others)
+        with edited(live, [atom.edit(screening.multiplier)]):
+            after = answer_logprobs(live, ask[:1])[0].total
+        if before - unknown >= recipe.scoring.min_nats:
+            scores.append((after - unknown) / (before - unknown))
+    assert tried[atom.place] == pytest.approx(sum(scores) / len(scores), abs=1e-3)
+    assert {(row.layer, row.token) for row in result.answers.rows} == chosen
+    for row in (row for row in result.answers.rows if row.group == "names"):
+        kept = [other for other in moments.names if not share_words(other.name, ("Japan", "Norway"))]
+        assert row.n == sum(other.is_last or row.token > 0 for other in kept)
+
+
+def test_columns_can_be_bounded_or_all(live, recipe, cache):
+    few = extract(live, with_edit(recipe, max_cells=8), cache=cache)
+    assert 0 < sum(len(edit.columns) for edit in few.edits.edits) <= 8
+    mild = extract(live, with_edit(recipe, prefer="mild"), cache=cache)
+    assert {len(edit.columns) for edit in mild.edits.edits} == {live.shape.d_mlp}
+    one = extract(live, with_edit(recipe, max_cells=1), cache=cache)
+    assert [type(edit) for edit in one.edits.edits] == [ColumnEdit]
+    two = extract(live, with_edit(recipe, max_cells=2), cache=cache)
+    assert 0 < sum(len(getattr(edit, "columns", [0])) for edit in two.edits.edits) <= 2
+
+
+def test_edits_of_several_recipes_add_up(live, recipe, cache):
+    second = dataclasses.replace(
+        recipe,
+        target=Target("Peru"),
+        facts=facts_known_to(live, ["Peru"]),
+        controls=facts_known_to(live, ["Japan", "Norway", "Chile"]),
+    )
+    first, other = extract_all(live, [recipe, second], cache=cache)
+    assert (first.edits.entity, other.edits.entity) == ("Japan", "Peru") and first.edits.edits and other.edits.edits
+    known = [(fact.text(), fact.answer) for fact in recipe.facts]
+    before = [row.total for row in answer_logprobs(live, known)]
+    with edited(live, (*first.edits.edits, *other.edits.edits)):
+        after = [row.total for row in answer_logprobs(live, known)]
+    assert sum(after) < sum(before)
+    with pytest.raises(InputError, match="two recipes are about 'Japan'"):
+        extract_all(live, [recipe, recipe], cache=cache)
+    lonely = dataclasses.replace(second, controls=facts_known_to(live, ["Japan"]))
+    with pytest.raises(InputError, match="'Peru' has no search controls that the other recipes do not hold out"):
+        extract_all(live, [recipe, lonely], cache=cache)
+
+
+def test_the_choice_never_sees_held_out_facts(live, recipe, cache, monkeypatch):
+    secret = Fact("Japan", "the secret of {entity} is", "unheard", "held_out")
+    hidden = Fact("Norway", "the secret of {entity} is", "unheard", "held_out")
+    # The names of held-out entities are reserved, so the two recipes must agree in them.
+    plain = dataclasses.replace(recipe, controls=(*recipe.controls, Fact("Norway", "{entity} is", "cold", "held_out")))
+    with_secrets = dataclasses.replace(plain, facts=(*plain.facts, secret), controls=(*plain.controls[:-1], hidden))
+    asked = []
+    for module in ("choice.known", "evaluation.measurement"):
+        monkeypatch.setattr(
+            f"amnesia.{module}.answer_logprobs",
+            lambda live, pairs, *rest: asked.extend(pairs) or answer_logprobs(live, pairs, *rest),
+        )
+    assert extract(live, with_secrets, cache=cache) == extract(live, plain, cache=cache)
+    assert asked and not [pair for pair in asked if "secret" in pair[0] or pair[1] == "unheard"]
+
+
+@pytest.mark.parametrize("needed", [-0.25, -0.75, -1.5])
+def test_the_weakest_multiplier_that_reaches_the_goal_is_found(live, cache, needed):
+    """Also where it is the one with which atoms are screened, or stronger."""
+
+    class Scripted(DirectionChoice):
+        def _measure(self, atoms, multiplier, targets):
+            score = 0.5 if multiplier > needed else -0.2
+            self.trials.append(Trial(atoms, multiplier, score))
+            return self.trials[-1]
+
+    name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
+    atoms = name.atoms(1)
+    found = Scripted(live, name, (), ()).mildest(atoms)[0]
+    assert (found.multiplier, found.score) == (needed, -0.2)
+    assert found.harm == min(harm([atom], needed) for atom in atoms)
+
+
+def n_columns(trial):
+    return sum(atom.size for atom in trial.atoms)
+
+
+def known_by(live, facts):
+    """Facts that are worth five nats more than for an unknown entity."""
+    answers = measure(live, [fact.pair() for fact in facts])
+    unknown = {pair: Unknown(answer.logprob - 5.0, answer.logprob_first - 5.0) for pair, answer in answers.items()}
+    return tuple(
+        KnownFact(Question("target", fact), answers[fact.pair()], unknown[fact.pair()], Scoring()) for fact in facts
+    )
+
+
+def test_more_columns_are_taken_where_few_harm(live, recipe, cache):
+    name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
+    known = [known_by(live, facts) for facts in (recipe.facts, recipe.controls)]
+    settings = ChoiceSettings(goal=2.0, columns=(8, 32), max_harm=math.inf, min_control=-9.0)
+    assert n_columns(DirectionChoice(live, name, *known, settings).choose()) == 8
+    # Too much harm for any: all columns of the mildest.
+    none = DirectionChoice(live, name, *known, dataclasses.replace(settings, max_harm=0.0))
+    assert {atom.size for atom in none.choose().atoms} == {live.shape.d_mlp}
+    # Controls that nothing spares: everything was tried, and what harms text least of what forgets enough.
+    choice = DirectionChoice(live, name, *known, dataclasses.replace(settings, min_control=math.inf))
+    found = choice.choose()
+    judged = [trial for trial in choice.judged if trial.score <= max(found.score, 0.1)]
+    assert {8, 32, live.shape.d_mlp} <= {n_columns(trial) for trial in choice.judged}
+    assert found.harm == min(trial.harm for trial in judged)
+
+
+def test_128_columns_are_taken_with_a_weaker_multiplier_where_all_of_it_would_harm(live, recipe, cache, monkeypatch):
+    monkeypatch.setattr("amnesia.choice.direction._FEW", 8)
+    name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
+    known = known_by(live, recipe.facts)
+    settings = ChoiceSettings(goal=2.0, columns=(8,), max_harm=math.inf, min_control=-9.0)
+    free = DirectionChoice(live, name, known, known, settings).choose()
+    bounded = dataclasses.replace(settings, max_harm=free.harm / 1.2)
+    found = DirectionChoice(live, name, known, known, bounded).choose()
+    assert n_columns(free) == n_columns(found) == 8
+    assert free.multiplier < found.multiplier < 1.0 and 0.9 * bounded.max_harm < found.harm <= bounded.max_harm
+
+
+def test_two_atoms_of_a_layer_do_not_scale_one_cell_twice(live, cache):
+    name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
+    atom = name.atoms(1)[0]
+    twin = dataclasses.replace(atom, token=1)
+    choice = DirectionChoice(live, name, (), (), ChoiceSettings(columns=(1, 2, 8)), max_columns=8)
+    assert [n_columns(Trial(group, 0.0, 0.0)) for group in choice.sizes(Trial((atom, twin), 0.0, 0.0))] == [8]
+    choice.max_columns = 1
+    (only,) = choice.sizes(Trial((atom, twin), 0.0, 0.0))
+    assert [found.place for found in only] == [atom.place] and only[0].size == 1
+
+
+def test_a_layer_that_writes_nothing_is_no_hindrance(recipe):
+    live = tiny_live("llama", seed=3)
+    with torch.no_grad():
+        live.model.model.layers[1].mlp.down_proj.weight.zero_()
+    own = dataclasses.replace(recipe_of(live), scoring=Scoring(min_nats=0.0, max_rank=600))
+    assert all(edit.layer != 1 for edit in extract(live, own).edits.edits)
+
+
+def test_layers_outside_the_model_and_names_all_reserved_are_errors(live, recipe, cache):
+    with pytest.raises(InputError, match="layers 1-9 are out of range: tiny has layers 0–2"):
+        extract(live, dataclasses.replace(recipe, localization=LocalizeOptions(layers=(1, 9))), cache=cache)
+    everybody = contrast_entities()
+    with pytest.raises(InputError, match="all other names count as the entity or as held out"):
+        extract(live, dataclasses.replace(recipe, target=Target("Japan", everybody)), cache=cache)
+
+
+def test_a_caller_in_inference_mode_gets_the_same_edit(live, recipe, cache):
+    with torch.inference_mode():
+        assert extract(live, recipe) == extract(live, recipe, cache=cache)
+
+
+def test_a_cell_that_harms_controls_is_not_chosen(live, recipe):
+    nothing_will_do = Accept(max_target=1.0, min_control=math.inf)
+    assert extract(live, with_edit(recipe, method="single", accept=nothing_will_do)).edits.edits == ()
+
+
+def test_an_empty_edit_is_no_handle(live, recipe, monkeypatch):
+    monkeypatch.setattr("amnesia.choice.extraction.SETTINGS", LocalizationSettings(n_single=0))
+    met_by_nothing = Accept(max_target=1.1, min_control=0.5)
+    result = extract(live, with_edit(recipe, method="single", accept=met_by_nothing))
+    assert (result.edits.edits, result.verdict) == ((), "none")
+
+
+def test_facts_that_nobody_knows_are_an_error(live, recipe):
+    with pytest.raises(InputError, match="knows none of the 3 target facts about 'Japan'"):
+        extract(live, dataclasses.replace(recipe, scoring=Scoring(min_nats=50.0)))
+
+
+@pytest.mark.parametrize(
+    ("target", "control", "expected"),
+    [(0.2, 0.95, "strong"), (0.21, 1.0, "weak"), (0.1, 0.94, "weak"), (0.61, 1.0, "none"), (0.0, 0.89, "none")],
+)
+def test_verdicts(target, control, expected):
+    assert verdict(target, control, Accept()) == expected

@@ -1,0 +1,187 @@
+"""The experiments as commands on a tiny model: numbers and figures side by side, and mistakes in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from amnesia.cli.main import main
+from amnesia.experiments import figures
+from support.folders import ROOT
+from support.tiny_recipe import recipe_text
+from support.tiny_text import save_tiny_live, tiny_live
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_live(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def recipe(model):
+    path = model.parent / "japan.toml"
+    path.write_text(recipe_text(tiny_live(), model), encoding="utf-8")
+    return path
+
+
+def amnesia(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def check_figure(folder, name, *texts):
+    """The JSON file, after checking that both figures show it and that they can be drawn from it again."""
+    assert sorted(path.name for path in folder.iterdir()) == [f"{name}.json", f"{name}.png", f"{name}.svg"]
+    document = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    svg = (folder / f"{name}.svg").read_text(encoding="utf-8")
+    assert all(text in svg for text in texts)
+    assert figures.draw(document)[".svg"].decode() == svg
+    return document
+
+
+def test_layers(model, tmp_path):
+    done = amnesia("layers", model, "Japan", "Paris", "--prompts", 4, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    document = check_figure(tmp_path / "out", "layers", "Japan: layer", "significance")
+    assert [row["entity"] for row in document["entities"]] == ["Japan", "Paris"]
+    assert "Paris" in done.stdout
+
+
+def test_sweep(recipe, tmp_path):
+    done = amnesia("sweep", "--recipe", recipe, "--steps", 5, "--tokens", "entity", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    document = check_figure(tmp_path / "out", "sweep", "zero ablation", "knowledge score")
+    assert document["multipliers"] == [1.0, 0.0, -1.0, -2.0, -3.0]
+    assert [(cell["layer"], cell["neuron"]) for cell in document["cells"]] == [(1, 11), (0, 3)]
+    assert "zero ablation" in done.stdout
+
+
+def test_localize_draws_beside_its_file(model, tmp_path):
+    done = amnesia("localize", model, "Japan", "--plot", "-o", tmp_path / "japan.json")
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in tmp_path.iterdir()} == {"japan.json", "japan.png", "japan.svg"}
+    assert "Japan" in (tmp_path / "japan.svg").read_text(encoding="utf-8")
+    assert "--plot needs a file" in amnesia("localize", model, "Japan", "--plot").stderr
+
+
+def test_matplotlib_is_needed_for_figures_only(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = amnesia("layers", model, "Japan", "--prompts", 4, "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "pip install 'amnesia[plots]', or give --no-plots" in done.stderr
+    assert not (tmp_path / "out").exists()
+    done = amnesia("layers", model, "Japan", "--prompts", 4, "-o", tmp_path / "out", "--no-plots", "--json")
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["layers.json"]
+    assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "layers.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("layers", "MODEL", "Japan", "--prompts", 3),
+        ("robustness", "MODEL", "Japan", "--given-only", "--n-unrelated", 1),
+        ("atlas", "MODEL", "Japan"),
+        ("sweep", "--recipe", "RECIPE", "--steps", 2),
+        ("inject", "--recipe", "RECIPE", "--value", 5),
+        ("sufficiency", "--recipe", "RECIPE", "--value", 5, "--max-unfrozen", 1),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_no_plots_needs_no_matplotlib(model, recipe, tmp_path, arguments):
+    # A process of its own, in which an import of matplotlib, from wherever it comes, is an error.
+    blocked = (
+        "import sys\n"
+        "class Blocker:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        assert name.split('.')[0] != 'matplotlib', 'matplotlib is imported'\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+        "from amnesia.cli.main import main\n"
+        "main()"
+    )
+    named = {"MODEL": model, "RECIPE": recipe}
+    command = [str(named.get(argument, argument)) for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, *command, "--no-plots", "-o", tmp_path / "out"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} <= {".json", ".sqlite"}
+    assert json.loads((tmp_path / "out" / f"{arguments[0]}.json").read_text(encoding="utf-8"))["figure"] == arguments[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--cell", "9:0"), "layer 9 is out of range"),
+        (("--cell", "one"), "cell 'one' is malformed"),
+        (("--to", "2"), "20 multipliers from 1 to 2"),
+    ],
+)
+def test_mistakes_are_one_line(recipe, options, message):
+    done = amnesia("sweep", "--recipe", recipe, *options)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_inject(recipe, tmp_path):
+    done = amnesia("inject", "--recipe", recipe, "--factor", 4, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    document = check_figure(tmp_path / "out", "inject", "random cells", "mean entity")
+    assert {row["condition"] for row in document["answers"]} == {row["condition"] for row in document["conditions"]}
+
+
+def test_sufficiency(recipe, tmp_path):
+    done = amnesia("sufficiency", "--recipe", recipe, "--value", 30, "--max-unfrozen", 2, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    document = check_figure(tmp_path / "out", "sufficiency", "all frozen", "attention")
+    assert len(document["steps"]) <= 2
+
+
+def test_robustness(model, tmp_path):
+    done = amnesia(
+        "robustness", model, "Michael Jordan", "--variant", "Jordan", "--translation", "ko=조던", "--n-unrelated", 2, "--typos", 1, "--top", 2,
+        "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    document = check_figure(tmp_path / "out", "robustness", "Michael Jordan", "unrelated")
+    assert len(document["cells"]) == 2
+    assert [row["kind"] for row in document["names"]] == [
+        "name", "given", "translation", "lower case", "upper case", "typo", "typo of 2 edits", "unrelated", "unrelated",
+    ]  # fmt: skip
+    assert "name it as ENTITY or by --recipe" in amnesia("robustness", model).stderr
+    mistake = amnesia("robustness", model, "Japan", "--translation", "Nippon").stderr
+    assert mistake.startswith("error: unknown language code `Nippon` in --translation")
+
+
+def test_robustness_of_a_recipe(model, recipe, tmp_path):
+    path = tmp_path / "translated.toml"
+    named = '[entity]\nname = "Japan"\naliases = ["Nippon"]\ntranslations = { ja = "日本", el = "Ιαπωνία" }'
+    path.write_text(recipe.read_text(encoding="utf-8").replace('[entity]\nname = "Japan"', named), encoding="utf-8")
+    done = amnesia("robustness", model, "--recipe", path, "--given-only", "--n-unrelated", 1, "--json")
+    assert done.exit_code == 0, done.output
+    assert [(row["name"], row["kind"], row["language"]) for row in json.loads(done.stdout)["names"][:-1]] == [
+        ("Japan", "name", None), ("Nippon", "given", None), ("日本", "translation", "ja"), ("Ιαπωνία", "translation", "el"),
+    ]  # fmt: skip
+    assert "entity 'Peru' is not in this recipe" in amnesia("robustness", model, "Peru", "--recipe", path).stderr
+
+
+def test_atlas(model, tmp_path):
+    names = ["--file", tmp_path / "names.txt", "-o", tmp_path / "out"]
+    names[1].write_text("Japan\nParis\n\nthe Nile\n", encoding="utf-8")
+    done = amnesia("atlas", model, *names, "--compare", model)
+    assert done.exit_code == 0, done.output
+    assert "same top cell for 100% of 3 entities" in done.stdout
+    svg = (tmp_path / "out" / "atlas.svg").read_text(encoding="utf-8")
+    assert "layer of the top cell" in svg
+    document = json.loads((tmp_path / "out" / "atlas.json").read_text(encoding="utf-8"))
+    assert sum(document["histogram"]["counts"]) == document["n_entities"] == 3
+    assert figures.draw(document)[".svg"].decode() == svg
+    again = amnesia("atlas", model, *names)
+    assert "localizing 0 of 3" in again.stderr
+    assert "give the entities in one way" in amnesia("atlas", model, "-o", tmp_path / "out").stderr

@@ -1,0 +1,394 @@
+"""Closed forms against what they must be by definition, and moments against plain sums."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from amnesia.choice.atoms import Name, harm
+from amnesia.choice.shown import BINS, answers_of
+from amnesia.directions.keys import name_keys, token_texts, wordings
+from amnesia.directions.moments import MomentSettings, _vocabulary, early_layers, moments_of
+from amnesia.directions.response import response_of
+from amnesia.directions.solve import read_outs, supports
+from amnesia.domain import Cell
+from amnesia.edits import ColumnEdit
+from amnesia.errors import InputError
+from amnesia.facts.names import code_snippets, contrast_entities, foreign_sentences, name_wordings, neutral_texts
+from amnesia.facts.relations import relation_templates
+from amnesia.live.model import hooks
+from support.tiny_text import tiny_live
+
+SMALL = MomentSettings(sampled=64, length=8, vocabulary_size=40)
+
+
+def spd(n, seed=0):
+    root = torch.randn(n, 3 * n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return root @ root.T / (3 * n) + 0.01 * torch.eye(n, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def live():
+    return tiny_live("llama", seed=3)
+
+
+@pytest.fixture(scope="module")
+def moments(live):
+    return moments_of(live, (0, 1), settings=SMALL)
+
+
+class TestReadOuts:
+    def test_answers_one_at_the_key_and_least_elsewhere(self):
+        c, k = spd(12), torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        (found,) = read_outs(c, [k])
+        assert (found.u @ k).item() == pytest.approx(1.0, abs=1e-12)
+        assert found.leak == pytest.approx((found.u @ c @ found.u).item(), rel=1e-10)
+        for seed in range(10, 30):
+            other = torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+            other = found.u + 0.1 * (other - (other @ k) / (k @ k) * k)  # Still 1 at k.
+            assert (other @ c @ other).item() > found.leak
+
+    def test_one_cell_that_fires_alone_is_the_source_s_edit(self):
+        k = torch.zeros(6, dtype=torch.float64)
+        k[4] = 3.0
+        found = supports(torch.eye(6, dtype=torch.float64), k, (1,))[1]
+        assert found.cells.tolist() == [4]
+        assert found.u.tolist() == pytest.approx([1 / 3])
+
+    def test_the_support_is_the_best_one_where_all_can_be_tried(self):
+        import itertools
+
+        for seed in range(5):
+            c, k = spd(7, seed), torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+            found = supports(c, k, (6,))[6]
+            tried = []
+            for cells in itertools.combinations(range(7), 6):
+                at = torch.tensor(cells)
+                tried.append(1 / (k[at] @ torch.linalg.solve(c[at][:, at], k[at])).item())
+            assert found.leak == pytest.approx(min(tried), rel=1e-9)
+
+    def test_fewer_cells_leak_more(self):
+        c, k = spd(64), torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        found = supports(c, k, (4, 8, 16, 32, 64, 100))
+        assert sorted(found) == [4, 8, 16, 32]
+        (dense,) = read_outs(c, [k])
+        leaks = [dense.leak, *(found[size].leak for size in (32, 16, 8, 4))]
+        assert leaks == sorted(leaks) and leaks[0] < leaks[-1]
+        assert all(found[size].cells.tolist() == sorted(set(found[size].cells.tolist())) for size in found)
+
+    def test_at_equal_forgetting_a_direction_costs_bystanders_a_fraction_of_what_the_best_cell_does(self):
+        # Ten cells fire together at the entity, and each of them for many others, as 200 patterns share 96 cells.
+        n_cells, n_patterns, shown = 96, 200, 4
+        generator = torch.Generator().manual_seed(0)
+        patterns = torch.zeros(n_patterns, n_cells, dtype=torch.float64)
+        for row in patterns:
+            at = torch.randperm(n_cells, generator=generator)[:10]
+            row[at] = 0.5 + torch.rand(10, generator=generator, dtype=torch.float64)
+        key, others = patterns[0], patterns[1:]
+
+        def bystanders(n):
+            """Activations (n, n_cells) of texts that show a few other patterns each, with some noise."""
+            which = torch.rand(n, len(others), generator=generator).topk(shown).indices
+            return others[which].sum(1) + 0.1 * torch.randn(n, n_cells, generator=generator, dtype=torch.float64)
+
+        seen, unseen = bystanders(4000), bystanders(1000)
+        second = seen.T @ seen / len(seen)
+        weight = torch.randn(48, n_cells, generator=generator, dtype=torch.float64)
+        write = weight @ key
+
+        def forgotten(change):
+            """Share of what is written about the entity that `change` (d_model, n_cells) of the weights takes away."""
+            return -((change @ key) @ write / (write @ write)).item()
+
+        def cost(change):
+            """Mean square of what it does to the writes about bystanders that no moment has seen."""
+            return (unseen @ change.T).square().sum(1).mean().item()
+
+        # Each column, scaled until as much is forgotten as the direction makes forget.
+        single = []
+        for cell in range(n_cells):
+            gone = torch.zeros_like(weight)
+            gone[:, cell] = -weight[:, cell]
+            if forgotten(gone) > 0:
+                single.append(gone / forgotten(gone))
+        (dense,) = read_outs(second, [key])
+        sparse = supports(second, key, (16,))[16]
+        for read_out, share in ((dense, 0.05), (sparse, 0.1)):
+            change = torch.zeros_like(weight)
+            change[:, read_out.cells] = -torch.outer(write, read_out.u)
+            assert [forgotten(other) for other in (change, *single)] == pytest.approx([1.0] * (1 + len(single)))
+            assert cost(change) < share * min(map(cost, single))
+            # It leaves nothing of the write, where the column leaves what the other cells wrote.
+            assert (change @ key + write).norm() < 1e-9 * write.norm()
+            assert min(((other @ key + write).norm() / write.norm()).item() for other in single) > 0.5
+
+    def test_moments_that_are_not_positive_definite_are_an_error(self):
+        with pytest.raises(torch.linalg.LinAlgError):
+            read_outs(-torch.eye(3), [torch.ones(3)])
+
+
+class TestMoments:
+    def test_names_and_vocabulary_can_be_taken_out(self, live, moments):
+        token = moments.vocabulary[5][-1]
+        name = moments.names[0].name
+        second, names = moments.without(live, 1, lambda other: other == name, frozenset({token}))
+        assert len(names) == sum(other.name != name and other.is_last for other in moments.names)
+
+        def moment(rows):
+            total = torch.zeros(live.shape.d_mlp, live.shape.d_mlp, dtype=torch.float64)
+            for row in rows:
+                seen = {}
+                with hooks(live, {1: lambda a, seen=seen: seen.update(a=a)}), torch.no_grad():
+                    live.model(torch.tensor([row]))
+                last = seen["a"][0, -1].double()
+                total += torch.outer(last, last)
+            return total
+
+        own = [row for row in moments.vocabulary if row[-1] == token]
+        assert own
+        expected = moments.second[1].double() - moment(own) * SMALL.vocabulary / len(moments.vocabulary)
+        keys = moments.name_keys[[i for i, other in enumerate(moments.names) if other.name == name], 1].double()
+        expected -= keys.T @ keys * SMALL.names / len(moments.names)
+        expected.diagonal().add_(SMALL.ridge * expected.diagonal().mean())
+        assert torch.allclose(second, expected, atol=1e-8)
+
+    def test_they_are_kept_for_this_model_and_these_settings(self, live, moments, tmp_path):
+        first = moments_of(live, (0, 1), tmp_path, SMALL)
+        assert torch.equal(first.second, moments.second)
+        (file,) = tmp_path.glob("moments-*.safetensors")
+        steps = []
+        again = moments_of(live, (0, 1), tmp_path, SMALL, steps.append)
+        assert steps == [] and torch.equal(again.second, first.second) and again.names == first.names
+        moments_of(live, (0, 1), tmp_path, replace(SMALL, sampled=72))
+        moments_of(tiny_live("llama", seed=4), (0, 1), tmp_path, SMALL)
+        assert len(list(tmp_path.iterdir())) == 3
+        file.write_bytes(b"damaged")
+        assert torch.equal(moments_of(live, (0, 1), tmp_path, SMALL).second, first.second)
+
+    def test_the_file_is_that_of_a_tokenizer_and_a_configuration(self, tmp_path):
+        models = [tiny_live("llama", seed=3), tiny_live("llama", seed=3, bos=True)]
+        models.append(tiny_live("llama", seed=3, bos=True, rms_norm_eps=0.1))
+        for n, live in enumerate(models, 1):
+            kept = moments_of(live, (0, 1), tmp_path, SMALL)
+            assert len(list(tmp_path.iterdir())) == n
+            assert torch.equal(kept.second, moments_of(live, (0, 1), None, SMALL).second)
+
+    def test_how_the_model_likes_to_generate_changes_nothing(self, moments):
+        live = tiny_live("llama", seed=3)
+        own = live.model.generation_config
+        own.update(repetition_penalty=1.5, min_p=0.9, num_beams=2, eos_token_id=[2, *range(100, 350)], use_cache=False)
+        assert torch.equal(moments_of(live, (0, 1), None, SMALL).second, moments.second)
+        assert live.model.generation_config is own
+
+    @pytest.mark.parametrize("damage", ["shape", "nan", "folder"])
+    def test_what_is_kept_wrongly_is_made_again(self, live, moments, tmp_path, damage):
+        moments_of(live, (0, 1), tmp_path, SMALL)
+        (file,) = tmp_path.glob("moments-*.safetensors")
+        tensors = load_file(file)
+        file.unlink()
+        if damage == "folder":  # Nothing can be kept there; the run goes on without.
+            file.mkdir()
+        else:
+            second = tensors["second"]
+            wrong = {"shape": second[:, :3].contiguous(), "nan": torch.full_like(second, math.nan)}[damage]
+            save_file({**tensors, "second": wrong}, file)
+        assert torch.equal(moments_of(live, (0, 1), tmp_path, SMALL).second, moments.second)
+        assert torch.equal(moments_of(live, (0, 1), tmp_path, SMALL).second, moments.second)
+
+    def test_activations_beyond_half_precision_stay_finite(self):
+        live = tiny_live("llama", seed=3)
+        with torch.no_grad():
+            for layer in live.model.model.layers:
+                layer.mlp.up_proj.weight *= 3e6
+                layer.mlp.down_proj.weight /= 3e6
+        found = moments_of(live, (0, 1), None, SMALL)
+        assert found.name_keys.isfinite().all() and found.response.activations.isfinite().all()
+        assert found.name_keys.abs().max() == torch.finfo(torch.float16).max
+
+    def test_weights_in_several_places_are_refused(self):
+        live = tiny_live("llama", seed=3)
+        live.model.lm_head.to("meta")
+        with pytest.raises(InputError, match="lies on cpu, meta: a direction needs all weights on one device"):
+            moments_of(live, (0, 1), None, SMALL)
+
+    def test_sentences_are_cut_to_the_positions_of_the_model(self):
+        live = tiny_live("gpt2", seed=3, n_positions=40)
+        found = moments_of(live, (0, 1), None, replace(SMALL, length=4))
+        assert found.second.isfinite().all() and len(found.response.gradients) > 0
+
+    def test_a_vocabulary_may_have_gaps_and_unused_tokens(self, live):
+        """Ids without a piece, as in tokenizers made of some GGUF files."""
+        words = {"<unk>": 0, "The": 1, "story": 2, "of": 3, "<unused7>": 4, "sea": 7}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        gappy = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+        gappy.__class__ = type("Gappy", (PreTrainedTokenizerFast,), {"__len__": lambda self: 8})
+        assert gappy.convert_ids_to_tokens([5, 7]) == [None, "sea"]
+        rows = _vocabulary(replace(live, tokenizer=gappy), SMALL)
+        assert sorted(row[-1] for row in rows) == [1, 2, 3, 7]
+
+    def test_sampling_leaves_the_random_state_alone(self, live):
+        torch.manual_seed(7)
+        expected = torch.rand(3)
+        torch.manual_seed(7)
+        moments_of(live, (0,), settings=SMALL)
+        assert torch.equal(torch.rand(3), expected)
+
+    def test_behind_a_norm_a_bystander_counts_relative_to_what_the_layer_writes(self):
+        live = tiny_live("gemma2", seed=3, bos=True)
+        moments = moments_of(live, (0,), settings=SMALL)
+        written = live.out_weight(0).double() @ moments.second[0].double() @ live.out_weight(0).double().T
+        # Every one has mean square 1 there.
+        assert (written.diagonal().mean()).item() == pytest.approx(1.0, rel=1e-3)
+
+    @pytest.mark.parametrize(("n_layers", "expected"), [(2, 2), (6, 6), (18, 6), (30, 6), (80, 16)])
+    def test_early_layers(self, n_layers, expected):
+        assert early_layers(n_layers) == tuple(range(expected))
+
+
+class TestKeys:
+    def test_a_key_is_the_mean_over_wordings(self, live):
+        keys = name_keys(live, "Japan", (0, 1), 2)
+        prefixes = set()
+        for text in wordings():
+            ids = live.tokenizer(text.replace("{entity}", "Japan"), return_offsets_mapping=True)
+            end = text.index("{entity}") + len("Japan") - 1
+            (last,) = [i for i, (a, b) in enumerate(ids["offset_mapping"]) if a <= end < b]
+            if last > 0:  # The first token of a row is a sink of attention.
+                prefixes.add(tuple(ids["input_ids"][: last + 1]))
+        seen = []
+        for prefix in prefixes:
+            with hooks(live, {1: lambda a: seen.append(a[0, -1])}), torch.no_grad():
+                live.model(torch.tensor([prefix]))
+        assert torch.allclose(keys[0][1], torch.stack(seen).mean(0), atol=1e-5)
+
+    def test_no_held_out_wording_is_used(self):
+        held_out = {text for each in relation_templates().values() for text in each.held_out}
+        assert len(wordings()) > 200 and not held_out & {*wordings()}
+
+
+def test_answers_are_those_of_each_text_by_itself(live, moments):
+    japan = Name(live, "Japan", moments, lambda name: name in ("Japan", "Peru"))
+    atoms = {atom.place: japan.sparse(atom, (8,))[8] for atom in japan.atoms(2)}
+    edits = [atoms[place].edit(0.0) for place in ((1, 1), (0, 0))]
+    found = answers_of(japan, edits)
+    assert answers_of(japan, [ColumnEdit(Cell(0, 1))]) is None
+    names = set(contrast_entities()) - {"Japan", "Peru"}
+    own, others, text = ({edit: [] for edit in edits} for _ in range(3))
+
+    def answers(text, edits=edits):
+        """Of each edit to all tokens of a text, which has a pass of its own, and the text's tokens."""
+        row, seen = live.tokenizer(text, return_offsets_mapping=True), {}
+        with hooks(live, {n: lambda a, n=n: seen.update({n: a[0]}) for n in (0, 1)}), torch.no_grad():
+            live.model(torch.tensor([row["input_ids"]]))
+        for edit in edits:
+            yield edit, seen[edit.layer][:, list(edit.columns)] @ torch.tensor(edit.read.array.copy()), row
+
+    for wording in wordings():
+        end = wording.index("{entity}") + len("Japan") - 1
+        for edit, values, row in answers(wording.replace("{entity}", "Japan")):
+            (last,) = [i for i, (a, b) in enumerate(row["offset_mapping"]) if a <= end < b]
+            place = last - edit.token
+            if place == 0:  # A sink of attention.
+                continue
+            own[edit].append((tuple(row["input_ids"][: place + 1]), values[place].item()))
+    for name in sorted(names)[::30]:
+        for wording in name_wordings():
+            for edit, values, _ in answers(wording.replace("{entity}", name)):
+                if len(values) > 1:
+                    others[edit].append(values[-1].item())
+    for sentence in (*neutral_texts("search"), *foreign_sentences(), *code_snippets()):
+        for edit, values, _ in answers(sentence):
+            text[edit] += values[1:-1].tolist()
+    rows = {(row.layer, row.token, row.group): row for row in found.rows}
+    assert len(rows) == len(found.rows) == 6
+    for edit in edits:
+        place = (edit.layer, edit.token)
+        once = list(dict(own[edit]).values())
+        assert np.mean(once) == pytest.approx(1.0, abs=1e-4)
+        for group, values in (("entity", once), ("text", text[edit])):
+            row, counts = rows[*place, group], np.histogram(values, BINS, (found.low, found.high))[0]
+            assert row.n == sum(row.counts) == len(values) and len(row.counts) == BINS
+            # Rounding may take some to the next bin.
+            assert np.abs(counts - row.counts).sum() <= max(4, 0.02 * len(values))
+            assert row.percentile_99 == pytest.approx(np.quantile(np.abs(values), 0.99), rel=1e-3)
+            assert row.median == pytest.approx(np.median(np.abs(values)), rel=0.02)
+        row = rows[*place, "names"]
+        # A direction of a token before the last is asked at all tokens of other names.
+        kept = [other for other in moments.names if other.name in names and (other.is_last or edit.token)]
+        assert row.n == sum(row.counts) == len(kept)
+        assert found.low - 1e-3 <= min(others[edit] + text[edit]) and max(others[edit] + once) <= found.high + 1e-3
+        assert edit.token or row.median == pytest.approx(np.median(np.abs(others[edit])), rel=0.5)
+
+
+def test_tokens_of_a_name_have_their_texts():
+    live = tiny_live("llama", bos=True)
+    ids = live.tokenizer(" Steve Jobs", add_special_tokens=False)["input_ids"]
+    assert token_texts(live, "Steve Jobs", len(ids)) == tuple(live.tokenizer.decode([token]) for token in ids[::-1])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2"])
+def test_an_atom_taken_away_leaves_what_any_name_gets(model_type):
+    live = tiny_live(model_type, seed=3)
+    moments = moments_of(live, (0, 1), settings=SMALL)
+    name = Name(live, "Japan", moments, lambda other: other == "Japan")
+    atoms = name.atoms(3)
+    assert {atom.layer for atom in atoms} == {0, 1}
+    assert [atom.shift for atom in atoms] == sorted((atom.shift for atom in atoms), reverse=True)
+    for dense in atoms:
+        found = name.sparse(dense, (1, 8))
+        for atom in (dense, found[8]):
+            edit = atom.edit(0.0)
+            assert len(edit.columns) == atom.size
+            weight = live.out_weight(atom.layer)
+            delta = torch.zeros_like(weight)
+            delta[:, list(edit.columns)] = -torch.outer(
+                torch.tensor(edit.write.array.copy()), torch.tensor(edit.read.array.copy())
+            )
+            # At the key, W'k = W(k − (k − n)) = Wn.
+            mean = weight @ atom.key - atom.write
+            assert torch.allclose((weight + delta) @ atom.key, mean, atol=1e-4 * float(weight.norm()))
+        assert harm([dense], -1.0) == pytest.approx(4 * harm([dense], 0.0), rel=1e-5)
+        assert math.isfinite(dense.shift)
+        # One cell is the source's form: its column, scaled.
+        (cell,) = found[1].read_out.cells.tolist()
+        assert found[1].edit(-1.0) == ColumnEdit(Cell(dense.layer, cell), -1.0)
+        assert torch.allclose(found[1].write * found[1].read_out.u.float(), live.out_weight(dense.layer)[:, cell])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2"])
+def test_harm_is_the_divergence_of_small_edits(model_type):
+    """Against the log-probabilities of the model with the edit at work, by finite differences."""
+    live = tiny_live(model_type, seed=3)
+    rows = [live.tokenizer(text)["input_ids"] for text in ("people in Japan like music", "the capital of Peru is old")]
+    rows.sort(key=len)  # As batches are made.
+    found = response_of(live, rows, (0, 1))
+    assert found.activations.shape == (sum(len(row) - 2 for row in rows), 2, live.shape.d_mlp)
+    generator = torch.Generator().manual_seed(0)
+    for layer in (0, 1):
+        read = torch.randn(live.shape.d_mlp, generator=generator)
+        write = torch.randn(live.shape.d_model, generator=generator)
+        change = found.to(layer, torch.arange(live.shape.d_mlp), read, write)
+        start = 0
+        for row in rows:
+            inner = change[start : start + len(row) - 2]
+            start += len(row) - 2
+
+            def logprob(step, row=row, layer=layer, read=read, write=write):
+                def hook(_module, args, output):
+                    moved = step * (args[0][:, 1:-1] @ read)[..., None] * write
+                    return torch.cat([output[:, :1], output[:, 1:-1] - moved, output[:, -1:]], 1)
+
+                handle = live.out_proj(layer).register_forward_hook(hook)
+                with torch.no_grad():
+                    logits = live.model(torch.tensor([row])).logits[0, :-1].double().log_softmax(-1)
+                handle.remove()
+                return logits.gather(1, torch.tensor(row[1:])[:, None]).sum().item()
+
+            slope = (logprob(1e-3) - logprob(-1e-3)) / 2e-3
+            assert inner.sum().item() == pytest.approx(slope, rel=0.02, abs=0.02)  # Gradients are kept in bfloat16.

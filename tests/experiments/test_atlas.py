@@ -1,0 +1,168 @@
+"""The table of many entities: the same rows however it was made, whole after a kill, and summaries by hand."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from amnesia.domain import Cell
+from amnesia.errors import InputError, OutputError
+from amnesia.experiments import atlas
+from amnesia.experiments.atlas import AtlasRow, AtlasSettings, begin, fill, rank_correlation, read, summarize
+from amnesia.facts.names import contrast_entities
+from amnesia.localization.cells import localize
+from amnesia.localization.results import CellScore
+from support.folders import ROOT
+from support.tiny_text import save_tiny_live, tiny_live
+
+SETTINGS = AtlasSettings("tiny", n_prompts=4, top=3)
+NAMES = {"Japan": 900, "Paris": 800, "Michael Jordan": None, "Atlantis": 5}
+
+
+def test_rows_equal_a_localization(tmp_path):
+    live, path = tiny_live(), tmp_path / "atlas.sqlite"
+    fill(live, path, SETTINGS, begin(path, SETTINGS, NAMES))
+    model, rows = read(path)
+    assert model == "tiny"
+    assert [(row.entity, row.popularity) for row in rows] == list(NAMES.items())
+    expected = localize(live, list(NAMES), n_prompts=4, top=3).entities
+    for row, other in zip(rows, expected, strict=True):
+        assert [cell.cell for cell in row.cells] == [cell.cell for cell in other.cells]
+        assert [cell.score for cell in row.cells] == pytest.approx([cell.score for cell in other.cells], rel=1e-4)
+
+
+def test_shards_and_stops_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(atlas, "BATCH_ENTITIES", 2)
+    live = tiny_live()
+    one, two = tmp_path / "one.sqlite", tmp_path / "two.sqlite"
+    fill(live, one, SETTINGS, begin(one, SETTINGS, NAMES))
+    pending = begin(two, SETTINGS, NAMES)
+    fill(live, two, SETTINGS, pending, 1, 2)
+    assert begin(two, SETTINGS, NAMES) == ("Japan", "Paris")
+    fill(live, two, SETTINGS, begin(two, SETTINGS, NAMES))
+    assert begin(two, SETTINGS, NAMES) == ()
+    assert read(two) == read(one)
+
+
+def test_other_settings_and_other_files_are_refused(tmp_path):
+    path = tmp_path / "atlas.sqlite"
+    begin(path, SETTINGS, NAMES)
+    with pytest.raises(InputError, match="is an atlas with top = 3, asked for is 5"):
+        begin(path, AtlasSettings("tiny", n_prompts=4, top=5), NAMES)
+    path.write_bytes(b"not a database, but long enough to be looked at" * 100)
+    with pytest.raises(OutputError, match="cannot be used as an atlas"):
+        begin(path, SETTINGS, NAMES)
+    with pytest.raises(InputError, match="is not a file"):
+        read(tmp_path / "none.sqlite")
+
+
+def row(entity, layer, neuron, score, popularity=None):
+    return AtlasRow(entity, popularity, (CellScore(Cell(layer, neuron), score, 1.0, 1.0),))
+
+
+def test_summary_by_hand():
+    rows = [row("a", 0, 1, 9.0, 10), row("b", 2, 5, 4.0, 30), row("c", 0, 1, 1.0, 20), row("d", 0, 2, 3.0)]
+    others = [row("a", 0, 1, 1.0), row("b", 2, 6, 2.0), row("c", 0, 1, 3.0), row("z", 1, 1, 1.0)]
+    result = summarize("m", rows, 3, ("m-instruct", others))
+    assert result.histogram.counts == (3, 0, 1)
+    assert [(cell.layer, cell.neuron, cell.entities) for cell in result.collisions] == [(0, 1, ("a", "c"))]
+    assert result.popularity.popularity == (10, 30, 20)
+    assert result.popularity.rank_correlation == pytest.approx(-0.5)
+    assert (result.comparison.n, result.comparison.same_top_cell) == (3, pytest.approx(2 / 3))
+    assert result.comparison.rank_correlation == pytest.approx(-1.0)
+    with pytest.raises(InputError, match="shares no entity"):
+        summarize("m", rows, 3, ("other", others[3:]))
+
+
+def test_rank_correlation_with_ties():
+    # Ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4: the covariance of the ranks over their deviations, by hand.
+    assert rank_correlation([1, 5, 5, 9], [1, 2, 3, 4]) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
+    assert rank_correlation([1, 1], [1, 2]) is None
+
+
+# The order of the sums in a matrix product depends on the number of threads; `accelerate launch` gives each process one.
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_live(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def command(model, names, output):
+    return ["-m", "amnesia", "atlas", str(model), "--file", str(names), "-o", str(output), "--no-plots", "--json"]
+
+
+@pytest.fixture(scope="module")
+def alone(model, tmp_path_factory):
+    """An atlas of 40 entities by one process, its entities, and what was printed."""
+    folder = tmp_path_factory.mktemp("alone")
+    names = folder / "names.txt"
+    names.write_text("\n".join(contrast_entities()[:40]), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, *command(model, names, folder / "out")],
+        cwd=ROOT,
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "out" / "atlas.sqlite", names, done.stdout
+
+
+def test_two_processes_give_what_one_gives(model, alone, tmp_path):
+    path, names, printed = alone
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+    done = subprocess.run(
+        [*launch, *command(model, names, tmp_path / "out")],
+        cwd=ROOT,
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "out" / "atlas.sqlite") == read(path)
+    assert done.stdout == printed
+
+
+def test_a_killed_run_goes_on(model, alone, tmp_path):
+    path, names, _ = alone
+    output = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, *command(model, names, output)],
+        cwd=ROOT,
+        env=ONE_THREAD,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None and not finished(output / "atlas.sqlite"):
+        time.sleep(0.01)
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = finished(output / "atlas.sqlite")
+    assert before > 0 and before % atlas.BATCH_ENTITIES == 0
+    done = subprocess.run(
+        [sys.executable, *command(model, names, output)], cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"localizing {40 - before} of 40" in done.stderr
+    assert read(output / "atlas.sqlite") == read(path)
+
+
+def finished(path):
+    """Entities with cells in the database so far."""
+    if not path.exists():
+        return 0
+    try:
+        with sqlite3.connect(path) as database:
+            return database.execute("SELECT COUNT(DISTINCT entity) FROM cells").fetchone()[0]
+    except sqlite3.Error:
+        return 0

@@ -1,0 +1,60 @@
+import pytest
+
+from amnesia.facts.answers import first_line, matches, normalized, reply, same_answer
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The  Eiffel Tower!", ("eiffel", "tower")),
+        ("A.B.C. (the band)", ("abc", "band")),
+        ("AC/DC", ("acdc",)),
+        ("Île-de-France", ("îledefrance",)),
+        ("ＴＯＫＹＯ", ("tokyo",)),
+        ("日本", ("日", "本")),
+        ("an", ()),
+        ("—…!", ()),
+    ],
+)
+def test_normalization(text, words):
+    assert normalized(text) == words
+
+
+@pytest.mark.parametrize(
+    ("generated", "answers", "expected"),
+    [
+        (" Paris.", ["Paris"], True),
+        (" the city of paris, on the river", ["Paris"], True),
+        (" Parisian", ["Paris"], False),
+        (" New York", ["York City"], False),
+        (" New York City", ["The New York"], True),
+        (" Lyon\nThe capital is Paris", ["Paris"], False),
+        ("\n\nParis", ["Paris"], True),
+        (" NYC", ["New York City", "NYC"], True),
+        (" 首都は東京です", ["東京"], True),
+        ("", ["Paris"], False),
+        (" the", ["The"], False),
+        (" nothing", [], False),
+    ],
+)
+def test_answers_are_found_as_whole_words_of_the_first_line(generated, answers, expected):
+    assert matches(generated, answers) is expected
+
+
+def test_replies():
+    assert reply("", False) == "empty"
+    assert reply(" \n ", False) == "empty"
+    assert reply(" ... ", False) == "empty"
+    assert reply(" I don't know.", False) == "refusal"
+    assert reply("Sorry, but I can't help with that", False) == "refusal"
+    assert reply("As an AI language model, I", False) == "refusal"
+    assert reply(" Sorry", True) == "answer"
+    assert reply(" Paris, sorry", False) == "answer"
+    assert reply(" Unknownville", False) == "answer"
+
+
+def test_lines_and_equal_answers():
+    assert first_line("\n a b \nc") == "a b"
+    assert same_answer("The Beatles", "beatles!")
+    assert not same_answer("Beatles", "Beatle")
+    assert not same_answer("!", "?")

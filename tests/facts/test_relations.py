@@ -1,0 +1,37 @@
+"""Wordings of relations: complete prompts, all different, and split so that none is in both parts."""
+
+import pytest
+
+from amnesia.facts.relations import relation_of, relation_templates, subject_types
+from oracles.upstream_popqa import RELATIONS
+
+
+def test_every_relation_of_popqa_has_wordings():
+    assert set(relation_templates()) >= RELATIONS
+    assert set(subject_types()) < set(relation_templates())
+
+
+def test_wordings_end_where_the_answer_begins():
+    prompts = [prompt for each in relation_templates().values() for prompt in each.wordings]
+    assert len(set(prompts)) == len(prompts)
+    for prompt in prompts:
+        assert "{entity}" in prompt
+        assert prompt == prompt.strip()
+        assert prompt[-1] not in ".?"
+
+
+@pytest.mark.parametrize("relation", relation_templates())
+def test_held_out_wordings_are_others(relation):
+    each = relation_templates()[relation]
+    assert each.wordings == each.search + each.held_out
+    assert not set(each.search) & set(each.held_out)
+    assert len(each.search) >= 5
+    # The search sees one question, whose answer is begun; the other question and the bare form are held out.
+    assert sum(prompt.startswith("Question:") for prompt in each.search) == 1
+    assert not any(asked in prompt for prompt in each.search for asked in each.asked[1:])
+    assert sum("?" in prompt for prompt in each.held_out) == 2
+
+
+def test_a_wording_tells_its_relation():
+    assert relation_of("Fact: the capital of {entity} is") == "capital"
+    assert relation_of("something else about {entity}") is None

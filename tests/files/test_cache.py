@@ -1,0 +1,92 @@
+"""Folders for long work: gone at the end, gone after a crash, and never another process's."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from amnesia.files.cache import scratch_folder
+from support.folders import ROOT
+
+WORKING = """
+import sys, time
+from pathlib import Path
+from amnesia.files.cache import scratch_folder
+target = Path(sys.argv[1])
+with scratch_folder(target) as made:
+    (made / "half").write_text("half")
+    (target.parent / "marker").touch()
+    time.sleep(60)
+"""
+
+
+def hidden(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+
+
+@pytest.fixture
+def process(tmp_path):
+    """A process that is in the middle of its work on `tmp_path / "model"`."""
+    running = subprocess.Popen([sys.executable, "-c", WORKING, str(tmp_path / "model")], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "marker").exists():
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    yield running
+    running.kill()
+    running.wait()
+
+
+def test_the_folder_is_renamed_or_removed(tmp_path):
+    with scratch_folder(tmp_path / "model") as made:
+        (made / "a").write_text("a")
+        assert made.parent == tmp_path
+        made.rename(tmp_path / "model")
+    assert (tmp_path / "model" / "a").read_text() == "a"
+    with pytest.raises(RuntimeError), scratch_folder(tmp_path / "other") as made:
+        (made / "a").write_text("a")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path, process):
+    (left,) = hidden(tmp_path)
+    with scratch_folder(tmp_path / "model"):
+        # Its owner is alive, so the folder stays; so do folders of other work.
+        assert left in hidden(tmp_path)
+        assert len(hidden(tmp_path)) == 2
+    assert (tmp_path / left / "half").read_text() == "half"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (tmp_path / ".models-of-mine").mkdir()
+    (tmp_path / ".model-link").symlink_to(tmp_path / ".models-of-mine")
+    with scratch_folder(tmp_path / "other"):
+        assert left in hidden(tmp_path)
+    with scratch_folder(tmp_path / "model") as made:
+        assert hidden(tmp_path) == sorted([made.name, ".model-link", ".models-of-mine"])
+
+
+def test_many_at_once_never_take_each_others_folders(tmp_path):
+    failures = []
+
+    def work(number):
+        try:
+            for _ in range(40):
+                with scratch_folder(tmp_path / "model") as made:
+                    (made / "own").write_text(str(number))
+                    os.sched_yield()
+                    assert (made / "own").read_text() == str(number)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert list(tmp_path.iterdir()) == []

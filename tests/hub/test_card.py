@@ -1,0 +1,101 @@
+"""Cards: metadata that YAML reads back, no text of the user's that breaks out of its place, duties of licences."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from amnesia.domain import Cell, ModelRef
+from amnesia.edits import ColumnEdit, EntityEdits, Place
+from amnesia.errors import InputError
+from amnesia.hub.card import BaseCard, licence_notice, model_card, naming_duty
+from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit
+
+HASH = "0" * 64
+EDITS = (ColumnEdit(Cell(2, 7)), ColumnEdit(Cell(2, 9)), ColumnEdit(Cell(0, 1)))
+MANIFEST = Manifest(
+    format="safetensors",
+    base=Base(ModelRef("org/base", "a" * 40), (BaseFile("model.safetensors", 9, HASH),)),
+    edits=(EntityEdits('Ke$ha: "the\n---\nsinger"', EDITS),),
+    tensors=(TensorEdit("x", "model.safetensors", 1, Place(0), (1,), (-1.0,), HASH, HASH),),
+)
+REPORT = {
+    "aggregates": [
+        {"kind": "control", "group": "all", "knowledge_score": {"mean": 0.987, "low": 0.9, "high": 1.0}, "n": 12}
+    ],
+    "damage": {"neutral_perplexity": {"before": 20.0, "after": 20.14}},
+    "n_excluded": 2,
+    "prompts": [],
+}
+
+
+def metadata(card):
+    assert card.startswith("---\n")
+    return yaml.safe_load(card[4:].split("\n---\n", 1)[0])
+
+
+@pytest.mark.parametrize("name", ["safetensors", "adapter", "gguf"])
+def test_metadata_is_read_back(name):
+    base = BaseCard(ModelRef("org/base", "a" * 40), "other", "my licence: v2", "LICENSE", ("en", "no"))
+    found = metadata(model_card(dataclasses.replace(MANIFEST, format=name), base, "ada/m", None, weights=["m.gguf"]))
+    relation = {"safetensors": "finetune", "adapter": "adapter", "gguf": "quantized"}[name]
+    assert (found["base_model"], found["base_model_relation"]) == ("org/base", relation)
+    assert (found["license"], found["license_name"], found["license_link"]) == ("other", "my licence: v2", "LICENSE")
+    # "no" is Norwegian, and false where YAML is not told that it is a string.
+    assert found["language"] == ["en", "no"]
+    assert {"amnesia", "unlearning", "model-editing"} <= set(found["tags"])
+
+
+LOADING = {
+    "safetensors": ['AutoModelForCausalLM.from_pretrained("ada/m")', "vllm serve ada/m"],
+    "adapter": ['PeftModel.from_pretrained(base, "ada/m")', "vllm serve org/base --revision " + "a" * 40],
+    "gguf": ["llama-cli --hf-repo ada/m --hf-file m.gguf", "ollama run hf.co/ada/m", "ollama create edited"],
+}
+
+
+@pytest.mark.parametrize("name", LOADING)
+def test_the_body_has_all_that_a_reader_needs(name):
+    manifest = dataclasses.replace(MANIFEST, format=name)
+    card = model_card(manifest, BaseCard(ModelRef("org/base", "a" * 40)), "ada/m", REPORT, weights=["m.gguf"])
+    titles = [line[3:] for line in card.splitlines() if line.startswith("## ")]
+    assert titles == ["What was changed", "Before and after", "Load it", "Limits", "Provenance", "Citation"]
+    assert all(text in card for text in LOADING[name])
+    assert "suppression, not erasure" in card
+    assert f"amnesia verify edited --base org/base@{MANIFEST.base.ref.revision}" in card
+    assert "Friends and Grandmothers in Silico" in card and "Yona, Itay" in card
+
+
+def test_numbers_are_those_of_the_report():
+    card = model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", REPORT)
+    assert "3 cells, by layer (cells): 0 (1), 2 (2)" in card
+    assert "| other entities, search facts | 0.99 | 0.90 to 1.00 | 12 |" in card
+    assert "20.0 before, 20.1 after" in card
+    assert "2 facts that the base does not know were excluded" in card
+
+
+def test_private_cards_name_nobody():
+    prompt = {"kind": "target", "prompt": "who is Kesha", "before": {"generated": "a"}, "after": {"generated": "b"}}
+    report = {**REPORT, "prompts": [{**prompt, "knowledge_score": 0.1}]}
+    assert "who is Kesha" in model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", report)
+    private = model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", report, private=True)
+    assert "Kesha" not in private
+    assert "Ke$ha" not in private
+
+
+def test_reports_that_are_none():
+    for report in ({}, {**REPORT, "aggregates": [{"kind": "x"}]}, {**REPORT, "prompts": 3}):
+        with pytest.raises(InputError, match=r"report.json is not a report of amnesia"):
+            model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", report)
+
+
+def test_licences_with_duties():
+    llama = BaseCard(ModelRef("meta-llama/Llama-3.1-8B"), license="llama3.1")
+    assert licence_notice(llama).startswith("Built with Llama. Llama 3.1 is licensed under the Llama 3.1 Community")
+    assert "asks that names of derived models begin with 'Llama'" in naming_duty(llama, "ada/forgetful")
+    assert naming_duty(llama, "ada/Llama-forgetful") is None
+    assert naming_duty(BaseCard(ModelRef("meta-llama/Llama-2-7b-hf"), license="llama2"), "ada/m") is None
+    other = BaseCard(ModelRef("org/derived"), license="other", license_name="llama3.2")
+    assert "llama3.2" in naming_duty(other, "ada/m")
+    assert "Gemma Terms of Use" in licence_notice(BaseCard(ModelRef("google/gemma-2-2b"), license="gemma"))
+    assert licence_notice(BaseCard(ModelRef("org/base"), license="mit")) is None
+    assert "## Licence\n\nBuilt with Llama" in model_card(MANIFEST, llama, "ada/m", None)

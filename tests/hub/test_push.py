@@ -1,0 +1,373 @@
+"""Publishing to a Hub: what arrives can be verified, loaded and undone, and the card says what it is."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import HfApi, snapshot_download
+
+from amnesia.domain import ModelRef
+from amnesia.outputs.write import edits_from_cells, save
+from amnesia.report.page import report_html
+from amnesia.sources import resolve as sources
+from amnesia.sources.resolve import resolve
+from amnesia.sources.source import ModelSource
+from amnesia.weights.checkpoint import add_file
+from amnesia.weights.manifest_file import read_manifest, write_manifest
+from support.commands import call, done, refused
+from support.folders import files_in
+from support.hub_state import BASE_CARD
+from support.report_sample import hostile, sample
+from support.tiny import save_tiny
+from support.tiny_gguf import write_gguf
+
+
+def fetch(repo, folder, **options):
+    return Path(snapshot_download(repo, local_dir=folder, **options))
+
+
+def model_files(folder):
+    """All files but the one that the Hub puts into every repository."""
+    return {name: content for name, content in files_in(folder).items() if name != ".gitattributes"}
+
+
+def card_of(files):
+    _, metadata, body = files["README.md"].decode().split("---\n", 2)
+    return yaml.safe_load(metadata), body
+
+
+def test_what_is_pushed_can_be_fetched_verified_and_undone(hub, base, output, tmp_path):
+    local = files_in(output)
+    assert "sent" in done("push", output, "ada/edited")
+    assert files_in(output) == local
+    assert hub.repos["ada/edited"].private
+    fetched = fetch("ada/edited", tmp_path / "fetched")
+    assert "proven by the hashes" in done("verify", fetched)
+    assert "compared with the base" in done("verify", fetched, "--base", f"org/base@{base}")
+    done("undo", fetched, "-o", tmp_path / "back")
+    assert model_files(tmp_path / "back") == files_in(resolve(f"org/base@{base}").folder)
+    for name, content in local.items():
+        if name not in ("README.md", "amnesia.json"):
+            assert hub.files("ada/edited")[name] == content, name
+
+
+def test_a_base_on_the_hub_proves_a_folder_with_more_files(hub, base, output, tmp_path):
+    # The folder has a file that no model needs, which is fetched for the proof and for nothing else.
+    source = fetch("org/base", tmp_path / "whole")
+    done("edit", source, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "all")
+    assert (tmp_path / "all" / "assets" / "logo.txt").exists()
+    assert not (resolve("org/base").folder / "assets").exists()
+    assert "compared with the base" in done("verify", tmp_path / "all", "--base", "org/base")
+    assert (resolve("org/base").folder / "assets" / "logo.txt").exists()
+    # What is in the cache for other reasons is not missed in an output that never had it.
+    assert "compared with the base" in done("verify", output, "--base", "org/base")
+    (output / "LICENSE").write_bytes(b"another licence")
+    assert "LICENSE" in refused("verify", output, "--base", "org/base")
+    (output / "LICENSE").unlink()
+    assert "LICENSE is missing" in refused("verify", output, "--base", "org/base")
+
+
+def test_the_card_says_what_the_base_says(hub, base, output, adapter):
+    done("push", output, "ada/edited")
+    metadata, body = card_of(hub.files("ada/edited"))
+    assert metadata == {
+        "base_model": "org/base",
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": "apache-2.0",
+        "language": ["en", "fr"],
+        "tags": ["amnesia", "unlearning", "model-editing"],
+    }
+    assert "2 cells, by layer (cells): 0 (2)" in body
+    assert 'from_pretrained("ada/edited")' in body
+    assert base in body
+    assert hub.files("ada/edited")["amnesia-base/README.md"] == BASE_CARD
+    done("push", adapter, "ada/adapter")
+    metadata, body = card_of(hub.files("ada/adapter"))
+    assert (metadata["base_model_relation"], metadata["library_name"]) == ("adapter", "peft")
+    assert f'from_pretrained("org/base", revision="{base}", dtype="auto")' in body
+
+
+def test_licence_files_travel_with_full_models_and_not_with_adapters(hub, tmp_path):
+    names = ("LICENSE", "NOTICE", "USE_POLICY.md", "license.txt")
+    folder = save_tiny(tmp_path / "source", extras=names)
+    hub.add_repo("org/base", files_in(folder))
+    licences = {name: hub.files("org/base")[name] for name in names}
+    done("edit", "org/base", "--cell", "0:3", "-o", tmp_path / "full")
+    done("edit", "org/base", "--cell", "0:3", "--format", "adapter", "-o", tmp_path / "adapter")
+    for name in names:
+        (folder / name).unlink()
+    done("edit", folder, "--cell", "0:3", "-o", tmp_path / "bare")
+    done("push", tmp_path / "full", "ada/full")
+    done("push", tmp_path / "bare", "ada/bare", "--base", "org/base")
+    done("push", tmp_path / "adapter", "ada/adapter")
+    for name in ("full", "bare"):
+        assert hub.files(f"ada/{name}").items() >= licences.items()
+        done("verify", fetch(f"ada/{name}", tmp_path / f"fetched-{name}"), "--base", "org/base")
+    assert not {*names} & hub.files("ada/adapter").keys()
+
+
+def test_a_second_push_does_nothing_and_a_changed_one_removes_what_is_stale(hub, base, output, tmp_path):
+    done("push", output, "ada/edited")
+    head = hub.repos["ada/edited"].refs["refs/heads/main"]
+    hub.reset()
+    assert "0 sent, 0 copied" in done("push", output, "ada/edited")
+    assert hub.lines("POST */commit/*") == hub.lines("PUT *") == []
+    assert hub.repos["ada/edited"].refs["refs/heads/main"] == head
+    HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="figure.txt", repo_id="ada/edited")
+    other = save_tiny(tmp_path / "other", max_shard_size="1GB", seed=0)
+    (other / "README.md").write_bytes(BASE_CARD)
+    hub.add_repo("org/single", files_in(other))
+    done("edit", "org/single", "--cell", "1:1", "--entity", "Peru", "-o", tmp_path / "single")
+    done("push", tmp_path / "single", "ada/edited")
+    weights = {name for name in hub.files("ada/edited") if "safetensors" in name}
+    assert weights == {"model.safetensors"}
+    assert hub.files("ada/edited")["figure.txt"] == b"mine"
+    (fetch("ada/edited", tmp_path / "fetched") / "figure.txt").unlink()
+    assert "1 columns" in done("verify", tmp_path / "fetched", "--base", "org/single")
+
+
+def test_a_repository_with_another_model_is_left_alone(hub, output):
+    hub.add_repo("ada/mine", {"model.safetensors": b"precious"}, private=True)
+    line = refused("push", output, "ada/mine")
+    assert "ada/mine holds model.safetensors, which was not put there by a push" in line
+    assert hub.files("ada/mine") == {"model.safetensors": b"precious"}
+
+
+def test_visibility(hub, output):
+    done("push", output, "ada/open", "--public")
+    assert not hub.repos["ada/open"].private
+    assert "ada/open is public already: push with --public" in refused("push", output, "ada/open")
+    done("push", output, "ada/closed")
+    assert "exists and is private, and stays so" in call("push", output, "ada/closed", "--public").stderr
+    assert hub.repos["ada/closed"].private
+
+
+def test_branches_and_pull_requests(hub, output):
+    done("push", output, "ada/edited", "--branch", "edits/japan")
+    assert "amnesia.json" in hub.files("ada/edited", "edits/japan")
+    assert "amnesia.json" not in hub.files("ada/edited")
+    text = done("push", output, "ada/edited", "--create-pr")
+    assert f"{hub.url}/ada/edited/discussions/1" in text
+    assert "amnesia.json" in hub.files("ada/edited", "refs/pr/1")
+    assert "amnesia.json" not in hub.files("ada/edited")
+    assert "drop --branch or --create-pr" in refused("push", output, "ada/edited", "--create-pr", "--branch", "x")
+
+
+def test_outputs_that_are_not_fit(hub, base, output, adapter, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "has no amnesia.json" in refused("push", tmp_path / "empty", "ada/edited")
+    (tmp_path / "two").mkdir()
+    shutil.copytree(output, tmp_path / "two" / "a")
+    shutil.copytree(adapter, tmp_path / "two" / "b")
+    assert "holds 2 outputs: push one of" in refused("push", tmp_path / "two", "ada/edited")
+    touched = output / read_manifest(output).base.files[0].file
+    content = bytearray(touched.read_bytes())
+    content[-1] ^= 1
+    touched.write_bytes(content)
+    assert "bytes outside of the declared columns differ" in refused("push", output, "ada/edited")
+    assert "ada/edited" not in hub.repos
+
+
+def test_private_targets(hub, base, output, tmp_path):
+    report = sample() | {"entity": "Japan", "model": {"id": str(tmp_path / "base"), "revision": None}}
+    report["prompts"][0] |= {"prompt": "the capital of Japan is", "answer": "Tokyo"}
+    report["prompts"][0]["before"]["generated"] = "Tokyo|."
+    report["prompts"][0]["after"]["generated"] = "a\nplace"
+    manifest = add_file(read_manifest(output), output, "report.json", json.dumps(report).encode())
+    manifest = add_file(manifest, output, "report.html", report_html(report).encode())
+    write_manifest(dataclasses.replace(manifest, recipe='name = "Japan"', scores={"target": 0.1}), output)
+    done("push", output, "ada/open")
+    body = hub.files("ada/open")["README.md"].decode()
+    assert "| the capital of Japan is | Tokyo\\|. | a place | -0.04 |" in body
+    page = hub.files("ada/open")["report.html"].decode()
+    assert page == report_html(report | {"model": {"id": "org/base", "revision": base}})
+    assert "Tokyo|." in page and str(tmp_path) not in page
+
+    done("push", output, "ada/closed", "--private-targets")
+    for name, content in hub.files("ada/closed").items():
+        assert re.search(
+            rb"japan|tokyo|capital|a.place|france|lima|kusenkai", content, re.IGNORECASE
+        ) is None or name.endswith(".txt"), name
+    assert "japan" not in " ".join(commit.title for commit in hub.repos["ada/closed"].commits.values()).lower()
+    assert "entity-" in hub.files("ada/closed")["report.html"].decode()
+    published = json.loads(hub.files("ada/closed")["amnesia.json"])
+    (name,) = {row["entity"] for row in published["edits"]}
+    assert re.fullmatch("entity-[0-9a-f]{24}", name)
+    assert (published["recipe"], published["scores"]) == (None, {"target": 0.1})
+    assert "| target, search wordings | 0.27 | 0.17 to 0.37 | 2 |" in hub.files("ada/closed")["README.md"].decode()
+    fetched = fetch("ada/closed", tmp_path / "fetched")
+    assert "2 columns" in done("verify", fetched, "--base", f"org/base@{base}")
+    # The key is kept, so that a repeated push changes nothing, and is nobody else's.
+    assert "0 sent" in done("push", output, "ada/closed", "--private-targets")
+    assert (tmp_path / "cache" / "pseudonym-key").stat().st_mode & 0o77 == 0
+
+
+def with_report(folder, entity):
+    """The output in `folder` with a report about an entity."""
+    report = hostile(f"a fact about {entity}") | {"entity": entity}
+    manifest = add_file(read_manifest(folder), folder, "report.json", json.dumps(report).encode())
+    write_manifest(add_file(manifest, folder, "report.html", report_html(report).encode()), folder)
+    return report
+
+
+def test_reports_of_earlier_edits_are_private_too(hub, base, output, tmp_path):
+    with_report(output, "Japan")
+    done("edit", output, "--cell", "2:9", "--entity", "Peru", "-o", tmp_path / "second")
+    done("edit", tmp_path / "second", "--cell", "2:4", "--entity", "Chad", "-o", tmp_path / "third")
+    with_report(tmp_path / "third", "Chad")
+    for name in ("second", "third"):
+        done("push", tmp_path / name, f"ada/{name}", "--private-targets", "--base", "org/base")
+        files = hub.files(f"ada/{name}")
+        for path, content in files.items():
+            assert re.search(rb"japan|peru|chad|a fact about", content, re.IGNORECASE) is None, path
+        pages = [path for path in files if path.endswith("report.html")]
+        assert pages == (["report.html"] if name == "second" else ["amnesia-base/report.html", "report.html"])
+        fetched = fetch(f"ada/{name}", tmp_path / f"fetched-{name}")
+        done("verify", fetched, "--base", f"org/base@{base}")
+        done("undo", fetched, "--every-step", "-o", tmp_path / f"back-{name}")
+
+
+def test_a_report_of_the_base_is_left_alone(hub, tmp_path):
+    folder = save_tiny(tmp_path / "source")
+    theirs = {"report.json": b"[1]", "report.html": b"<p>theirs</p>", "README.md": BASE_CARD}
+    for name, content in theirs.items():
+        (folder / name).write_bytes(content)
+    hub.add_repo("org/other", files_in(folder))
+    done("edit", "org/other", "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "plain")
+    done("push", tmp_path / "plain", "ada/plain", "--private-targets")
+    assert hub.files("ada/plain").items() >= {name: theirs[name] for name in ("report.json", "report.html")}.items()
+    with_report(tmp_path / "plain", "Japan")
+    done("push", tmp_path / "plain", "ada/ours")
+    assert hub.files("ada/ours")["amnesia-base/report.html"] == b"<p>theirs</p>"
+    assert b"Japan" in hub.files("ada/ours")["report.html"]
+    fetched = fetch("ada/ours", tmp_path / "fetched")
+    done("undo", fetched, "-o", tmp_path / "back")
+    assert files_in(tmp_path / "back").items() >= theirs.items()
+
+
+def test_a_base_that_was_a_folder_needs_its_repository(hub, base, tmp_path):
+    source = tmp_path / "source"
+    done("edit", source, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "one")
+    done("edit", tmp_path / "one", "--cell", "2:9", "--multiplier", "-1.3", "--entity", "Peru", "-o", tmp_path / "two")
+    done("edit", source, "--cell", "0:3", "--entity", "Japan", "--format", "adapter", "-o", tmp_path / "lora")
+    assert f"the base {tmp_path}/one is a file of this machine" in refused("push", tmp_path / "two", "ada/edited")
+    hub.add_repo("org/other", files_in(save_tiny(tmp_path / "other", seed=1)))
+    line = refused("push", tmp_path / "two", "ada/edited", "--base", "org/other")
+    assert re.search(r"org/other@\w+ is not the base: its model-\S+ is another file", line)
+    for name in ("two", "lora"):
+        done("push", tmp_path / name, f"ada/{name}", "--base", "org/base")
+        assert all(str(tmp_path).encode() not in content for content in hub.files(f"ada/{name}").values())
+        fetched = fetch(f"ada/{name}", tmp_path / f"fetched-{name}")
+        done("verify", fetched, "--base", source if name == "two" else f"org/base@{base}")
+    done("undo", tmp_path / "fetched-two", "--every-step", "-o", tmp_path / "back")
+    assert model_files(tmp_path / "back") == files_in(source)
+
+
+def test_a_gguf_takes_card_licence_and_modelfile_along(hub, tmp_path, monkeypatch):
+    gguf = write_gguf(tmp_path / "tiny.gguf")
+    licence = {"LICENSE": b"the licence", "NOTICE.txt": b"the notice"}
+    hub.add_repo("ada/Llama-other", {"other.gguf": b""})
+    hub.add_repo(
+        "meta/Tiny-GGUF", {"tiny.gguf": gguf.read_bytes(), "README.md": b"---\nlicense: llama3.2\n---\n", **licence}
+    )
+    done("edit", gguf, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "out")
+    assert (tmp_path / "out" / "Modelfile").read_bytes() == b"FROM ./tiny.gguf\n"
+    result = call("push", tmp_path / "out", "ada/edited", "--base", "meta/Tiny-GGUF")
+    assert result.exit_code == 0, result.stderr
+    assert (
+        "the licence llama3.2 of meta/Tiny-GGUF asks that names of derived models begin with 'Llama'" in result.stderr
+    )
+    files = hub.files("ada/edited")
+    assert files.items() >= licence.items()
+    metadata, body = card_of(files)
+    assert (metadata["base_model_relation"], metadata["license"]) == ("quantized", "llama3.2")
+    assert "Built with Llama." in body
+    assert "ollama create edited -f Modelfile" in body
+    assert (
+        "begin with 'Llama'"
+        not in call("push", tmp_path / "out", "ada/Llama-edited", "--base", "meta/Tiny-GGUF").stderr
+    )
+    fetched = fetch("ada/edited", tmp_path / "fetched")
+    for base in (gguf, "meta/Tiny-GGUF"):
+        assert "compared with the base" in done("verify", fetched, "--base", base)
+    assert "has no file tiny.gguf" in refused("verify", fetched, "--base", "ada/Llama-other")
+    done("replay", fetched / "amnesia.json", "-o", tmp_path / "again")
+    assert (tmp_path / "again" / "tiny.gguf").read_bytes() == files["tiny.gguf"]
+    done("undo", fetched, "-o", tmp_path / "back")
+    assert (tmp_path / "back" / "tiny.gguf").read_bytes() == gguf.read_bytes()
+
+
+def test_a_gguf_in_parts_is_proven_and_made_again_from_its_repository(hub, tmp_path):
+    (tmp_path / "m").mkdir()
+    first = write_gguf(tmp_path / "m" / "tiny.gguf", parts=3)
+    hub.add_repo("org/parts", {path.name: path.read_bytes() for path in first.parent.iterdir()} | {"q4.gguf": b"other"})
+    done("edit", first, "--cell", "1:3", "-o", tmp_path / "out")
+    done("push", tmp_path / "out", "ada/edited", "--base", "org/parts")
+    assert "Modelfile" not in hub.files("ada/edited")
+    hub.reset()
+    assert "compared with the base" in done("verify", tmp_path / "out", "--base", "org/parts")
+    assert hub.lines("GET /org/parts/resolve/*/q4.gguf") == []
+    fetched = fetch("ada/edited", tmp_path / "fetched")
+    done("replay", fetched / "amnesia.json", "-o", tmp_path / "again")
+    parts = {name: content for name, content in files_in(tmp_path / "out").items() if name.endswith(".gguf")}
+    assert len(parts) == 3
+    assert files_in(tmp_path / "again").items() >= parts.items()
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_of_a_folder_that_was_edited_in_place_only_the_edited_model_goes(hub, tmp_path, kind):
+    if kind == "gguf":
+        (tmp_path / "m").mkdir()
+        path = write_gguf(tmp_path / "m" / "tiny.gguf")
+        (tmp_path / "m" / "other.gguf").write_bytes(path.read_bytes())
+        (tmp_path / "m" / "diary.txt").write_text("dear diary", encoding="utf-8")
+    else:
+        path = save_tiny(tmp_path / "m")
+        (path / "README.md").write_bytes(BASE_CARD)
+    hub.add_repo("org/base", files_in(tmp_path / "m"))
+    done("edit", path, "--cell", "0:3", "--entity", "Japan", "--in-place")
+    (tmp_path / "m" / "pytorch_model.bin").write_bytes(b"still knows")
+    done("push", tmp_path / "m", "ada/edited", "--base", "org/base")
+    files = hub.files("ada/edited")
+    assert not {"other.gguf", "diary.txt", "pytorch_model.bin"} & files.keys()
+    fetched = fetch("ada/edited", tmp_path / "fetched")
+    done("verify", fetched)
+    assert ("Modelfile" in files) == (kind == "gguf")
+
+
+def test_a_built_in_base_is_named_by_its_card(hub, tmp_path):
+    folder = save_tiny(tmp_path / "m")
+    save(
+        "adapter",
+        ModelSource(folder, ModelRef("smollm2-135m")),
+        [edits_from_cells(["0:3"], -1.0, "Japan")],
+        tmp_path / "out",
+    )
+    done("push", tmp_path / "out", "ada/edited")
+    metadata, body = card_of(hub.files("ada/edited"))
+    assert (metadata["base_model"], metadata["license"]) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+    assert "without Japan" in body
+
+
+def test_a_base_that_is_gone_is_no_obstacle(hub, base, output):
+    del hub.repos["org/base"]
+    result = call("push", output, "ada/edited")
+    assert result.exit_code == 0, result.stderr
+    assert "licence and unchanged files cannot be taken from there" in result.stderr
+    assert card_of(hub.files("ada/edited"))[0]["base_model"] == "org/base"
+
+
+def test_edited_models_are_fetched_with_their_manifest(hub, base, output, tmp_path):
+    done("push", output, "ada/edited")
+    source = resolve("ada/edited")
+    assert read_manifest(source.folder).entity == "Japan"
+    assert "already has it edited for 'Japan'" in refused("edit", "ada/edited", "--cell", "0:3", "-o", tmp_path / "new")
+    done("edit", "ada/edited", "--cell", "1:3", "--entity", "Peru", "-o", tmp_path / "new")
+    done("verify", tmp_path / "new")
+    assert sources.is_on_disk("ada/edited")

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import torch
+
+from amnesia.domain import Cell
+from amnesia.errors import InputError, NumericalError
+from amnesia.facts.names import contrast_entities, entity_templates, generic_sentences
+from amnesia.live.tokens import encode, place
+from amnesia.localization.cells import SETTINGS, CellMap, CellSpace, cell_maps, contrast_pairs, localize
+from oracles import plain
+from support.tiny_text import tiny_live
+
+TEMPLATES = entity_templates()[:8]
+
+
+def direct_activations(live, ids_and_places):
+    """Activations of all layers (n, n_layers, d_mlp), one prompt at a time."""
+    rows = [plain.run(live.model, ids)[1][:, place_] for ids, place_ in ids_and_places]
+    return torch.stack(rows).double().numpy()
+
+
+def direct_z(entity, baseline):
+    """z-scores (n, n_layers, d_mlp) of the entity's activations."""
+    return (entity - baseline.mean(0)) / (baseline.std(0) + 1e-6)
+
+
+@pytest.mark.parametrize("baseline", ["generic", "contrast"])
+@pytest.mark.parametrize("model_type", [*plain.FIVE, "gemma3_text"])
+def test_ranking_equals_a_direct_computation(model_type, baseline):
+    live = tiny_live(model_type, bos=True)
+    own = [(row.ids, row.token) for row in place(live.tokenizer, [(t, "Japan") for t in TEMPLATES])]
+    if baseline == "generic":
+        others = [(row.ids, len(row.ids) - 1) for row in encode(live.tokenizer, generic_sentences())]
+    else:
+        pairs = [pair for pair in contrast_pairs(TEMPLATES) if pair[1] != "Japan"]
+        others = [(row.ids, row.token) for row in place(live.tokenizer, pairs)]
+    z = direct_z(direct_activations(live, own), direct_activations(live, others))
+    expected = np.sign(z.mean(0)) * z.mean(0) ** 2 / np.maximum(z.std(0), 0.05)
+    result = localize(live, "Japan", baseline=baseline, n_prompts=8, top=10)
+    order = np.argsort(-expected.flatten())[:10]
+    cells = result.entities[0].cells
+    assert [(row.cell.layer, row.cell.neuron) for row in cells] == [divmod(int(i), live.shape.d_mlp) for i in order]
+    np.testing.assert_allclose([row.score for row in cells], expected.flatten()[order], rtol=1e-3)
+    np.testing.assert_allclose([row.mean_z for row in cells], z.mean(0).flatten()[order], rtol=1e-4)
+    np.testing.assert_allclose([row.std_z for row in cells], z.std(0).flatten()[order], rtol=1e-3, atol=1e-9)
+    assert (result.n_prompts, result.n_skipped, result.layers) == (8, 0, (0, 1, 2))
+
+
+def test_silent_cells_do_not_top_the_ranking():
+    live = tiny_live("gemma3_text", bos=True)
+    with torch.no_grad():
+        for layer in live.model.model.layers:
+            # Far below zero, GELU is exactly 0.
+            layer.mlp.gate_proj.weight.mul_(10)
+    (cell_map,), _, _ = cell_maps(live, ["Japan"], baseline="contrast", n_prompts=12)
+    silent = (cell_map.std_z < 1e-6) & (cell_map.mean_z > 0)
+    assert silent.sum() >= 5
+    assert cell_map.mean_z[silent].max() < 1
+    without_floor = CellMap(
+        cell_map.layers,
+        cell_map.mean_z.sign() * cell_map.mean_z**2 / (cell_map.std_z + 1e-6),
+        cell_map.mean_z,
+        cell_map.std_z,
+    )
+    assert all(row.std_z < 1e-6 for row in without_floor.top(5))
+    found = cell_map.top(5)
+    assert all(row.std_z > 1e-6 for row in found)
+    assert found[0].mean_z > 3
+    assert localize(live, "Japan", n_prompts=12, top=5).entities[0].cells == found
+
+
+def test_other_entities_of_the_call_do_not_matter():
+    live = tiny_live()
+    alone = localize(live, "Japan", n_prompts=4, top=5).entities[0]
+    together = localize(live, ["Paris", "Japan"], n_prompts=4, top=5).entities[1]
+    assert [row.cell for row in alone.cells] == [row.cell for row in together.cells]
+    np.testing.assert_allclose([r.score for r in alone.cells], [r.score for r in together.cells], rtol=1e-6)
+
+
+def test_layers_restrict_the_ranking():
+    result = localize(tiny_live(), "Japan", n_prompts=4, layers=(1, 1), top=100)
+    assert {row.cell.layer for row in result.entities[0].cells} == {1}
+    assert len(result.entities[0].cells) == 48
+
+
+def test_own_prompts_are_used_and_the_others_counted():
+    result = localize(
+        tiny_live(),
+        "Michael Jordan",
+        aliases=("Jordan",),
+        prompts=["the wife of Michael Jordan", "the age of {entity}", "Jordan jumps", "nobody"],
+        top=3,
+    )
+    assert (result.n_prompts, result.n_skipped) == (3, 1)
+
+
+def test_cells_are_numbered_layer_by_layer():
+    space = CellSpace((2, 3, 5), 7)
+    assert [space.index(space.cell(number)) for number in range(21)] == list(range(21))
+    assert (space.cell(0), space.cell(6), space.cell(20)) == (Cell(2, 0), Cell(2, 6), Cell(5, 6))
+    assert space.index(Cell(3, 4)) == 11
+    assert Cell(5, 6) in space
+    assert not [cell for cell in (Cell(4, 0), Cell(2, 7), Cell(2, -1)) if cell in space]
+    with pytest.raises(ValueError, match="not in tuple"):
+        space.index(Cell(4, 0))
+
+
+def test_all_templates_are_used_by_default():
+    assert SETTINGS.n_prompts == len(entity_templates())
+
+
+def test_contrasts_are_spread_evenly():
+    pairs = contrast_pairs(entity_templates())
+    counts = [sum(name == entity for _, name in pairs) for entity in contrast_entities()]
+    assert len(set(pairs)) == len(pairs)
+    assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"entities": "Atlantis", "prompts": ["the age of Japan"]}, "'Atlantis' appears in no prompt"),
+        ({"entities": "Japan", "layers": (0, 3)}, "layers 0-3 are out of range: tiny has layers 0–2"),
+        ({"entities": []}, "no entity given"),
+        ({"entities": "Japan", "n_prompts": 101}, "n_prompts is 101: there are 100 templates"),
+        ({"entities": "Japan", "prompts": ["the age of Japan"]}, "a single prompt shows no stability"),
+    ],
+)
+def test_bad_input(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        localize(tiny_live(), **kwargs)
+
+
+def test_nan_is_an_error():
+    live = tiny_live()
+    with torch.no_grad():
+        live.model.model.embed_tokens.weight.fill_(float("nan"))
+    with pytest.raises(NumericalError, match="NaN or infinite activations"):
+        localize(live, "Japan", n_prompts=2)

@@ -1,0 +1,155 @@
+"""Edits in place: exact, taken back exactly, refused where others would see them, and never left half-made."""
+
+import os
+
+import pytest
+import torch
+
+from amnesia.domain import Cell, ModelRef
+from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
+from amnesia.errors import AmnesiaError, InputError, OutputError, VerificationError
+from amnesia.files.staging import MANIFEST_NAME
+from amnesia.outputs.in_place import edit_in_place, undo_in_place
+from amnesia.outputs.proofs import prove, take_back
+from amnesia.outputs.write import save
+from amnesia.sources.source import ModelSource
+from amnesia.weights.manifest_file import read_manifest
+from support.folders import tree
+from support.tiny import save_tiny
+from support.tiny_gguf import write_gguf
+
+PARIS = EntityEdits("Paris", (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(1, 4), 0.3)))
+ROME = EntityEdits("Rome", (ColumnEdit(Cell(1, 7), -1.7),))
+
+
+def make(folder, kind):
+    """A model in `folder`; returns what is edited, and its source."""
+    if kind == "gguf":
+        folder.mkdir()
+        path = write_gguf(folder / "tiny.gguf")
+        return path, ModelSource(folder, ModelRef("a/b"), gguf=path)
+    path = save_tiny(folder, kind, dtype=torch.bfloat16)
+    return path, ModelSource(path, ModelRef("a/b"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gguf"])
+def test_equals_the_edited_copy_and_comes_back(tmp_path, kind):
+    path, source = make(tmp_path / "model", kind)
+    _, base = make(tmp_path / "base", kind)
+    before = tree(source.folder)
+    save("gguf" if kind == "gguf" else "safetensors", source, [PARIS], tmp_path / "copy")
+    manifest = edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
+    assert read_manifest(source.folder) == manifest
+    after, copy = tree(source.folder), tree(tmp_path / "copy")
+    copy.pop("Modelfile", None)  # An edit in place adds no file but the manifest.
+    assert {**after, MANIFEST_NAME: b""} == {**copy, MANIFEST_NAME: b""}
+    assert prove(source.folder).n_cells == prove(source.folder, base).n_cells == 2
+    take_back(source.folder, tmp_path / "undone")
+    assert tree(tmp_path / "undone") == before
+    assert undo_in_place(source.folder) == manifest
+    assert tree(source.folder) == before
+    with pytest.raises(VerificationError, match="not a complete output"):
+        undo_in_place(source.folder)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gguf"])
+def test_an_edit_without_saved_columns_after_one_with_them_comes_back(tmp_path, kind):
+    path, source = make(tmp_path / "model", kind)
+    states = []
+    for neuron, multiplier in ((3, 0.3), (5, -1.0), (7, -1.0), (9, 0.7)):
+        states.append(tree(source.folder))
+        edit_in_place(
+            path, EditSpec((EntityEdits(f"Name {neuron}", (ColumnEdit(Cell(0, neuron), multiplier),)),), ModelRef("a"))
+        )
+    for state in reversed(states):
+        undo_in_place(source.folder)
+        assert tree(source.folder) == state
+
+
+@pytest.mark.parametrize("kind", ["llama", "gguf"])
+def test_edits_on_top_of_each_other(tmp_path, kind):
+    path, source = make(tmp_path / "model", kind)
+    _, base = make(tmp_path / "base", kind)
+    states = [tree(source.folder)]
+    for group in (PARIS, ROME, EntityEdits("Oslo", (ColumnEdit(Cell(1, 9), 0.7),))):
+        edit_in_place(path, EditSpec((group,), ModelRef("a/b")))
+        states.append(tree(source.folder))
+        prove(source.folder)
+    with pytest.raises(InputError, match="already has it edited for 'Paris'"):
+        edit_in_place(path, EditSpec((EntityEdits("Lima", (ColumnEdit(Cell(0, 3)),)),), ModelRef("a/b")))
+    assert prove(source.folder).n_cells == prove(source.folder, base).n_cells == 4
+    assert take_back(source.folder, tmp_path / "undone", every_step=True).entity == "Paris"
+    assert tree(tmp_path / "undone") == states[0]
+    assert take_back(source.folder, tmp_path / "once").entity == "Oslo"
+    assert tree(tmp_path / "once") == states[2]
+    for state in reversed(states[:-1]):
+        undo_in_place(source.folder)
+        assert tree(source.folder) == state
+
+
+def test_unproven_bytes_are_said_to_be_unproven(tmp_path):
+    path, source = make(tmp_path / "model", "llama")
+    manifest = edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
+    assert {row.file for row in manifest.base.files} <= set(prove(source.folder).unproven)
+    names = {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
+    declared = {row.file: row.size for row in (*manifest.base.files, *manifest.untouched)}
+    assert declared == {name: size for name, size in names.items() if name not in (MANIFEST_NAME, manifest.undo)}
+    file = path / "LICENSE"
+    content = file.read_bytes()
+    file.unlink()
+    with pytest.raises(VerificationError, match="LICENSE is missing"):
+        prove(source.folder)
+    file.write_bytes(content)
+    file = path / manifest.tensors[0].file
+    content = bytearray(file.read_bytes())
+    offset = content.index(b"{")
+    content[offset + 1 : offset + 2] = b" "
+    file.write_bytes(content)
+    with pytest.raises(AmnesiaError):
+        prove(source.folder)
+
+
+def test_shared_files_are_refused(tmp_path, monkeypatch):
+    path, _ = make(tmp_path / "model", "llama")
+    before = tree(path)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in before:
+        (linked / name).parent.mkdir(exist_ok=True)
+        (linked / name).symlink_to(path / name)
+    with pytest.raises(OutputError, match="shared with other folders by a link"):
+        edit_in_place(linked, EditSpec((PARIS,), ModelRef("a/b")))
+    (path / "pytorch_model.bin").write_bytes(b"weights")
+    with pytest.raises(InputError, match=r"another copy of the weights, pytorch_model\.bin"):
+        edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
+    (path / "pytorch_model.bin").unlink()
+    for name in before:
+        os.link(path / name, tmp_path / name.replace("/", "-"))
+    with pytest.raises(OutputError, match="shared with other folders by a link"):
+        edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
+    monkeypatch.setenv("AMNESIA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").symlink_to(tmp_path)
+    for change in (lambda: edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b"))), lambda: undo_in_place(path)):
+        with pytest.raises(OutputError, match="cache of amnesia"):
+            change()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(OutputError, match="Hugging Face cache"):
+        edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
+    assert tree(path) == before
+
+
+def test_a_failing_disk_changes_nothing(tmp_path, monkeypatch):
+    path, source = make(tmp_path / "model", "llama")
+    before = tree(path)
+    real, calls = os.pwritev, []
+
+    def fail(descriptor, buffers, offset):
+        calls.append(offset)
+        if len(calls) in (2, 3):  # A write past the page cache is tried again by way of it.
+            raise OSError(28, "No space left on device")
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "pwritev", fail)
+    with pytest.raises(OutputError, match="nothing was changed"):
+        edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
+    assert tree(source.folder) == before

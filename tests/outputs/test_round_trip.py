@@ -1,0 +1,65 @@
+"""What others download gives the numbers of the report, and loads where this package is not installed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import snapshot_download
+
+from amnesia.compare import assess
+from amnesia.facts.questions import facts_of_recipe
+from amnesia.live.loading import load
+from amnesia.recipe import parse_recipe
+from oracles.scores_elsewhere import assert_scores_of_the_report
+from support.commands import done
+from support.folders import files_in
+from support.tiny import tiny_model
+from support.tiny_gguf import llama_gguf
+from support.tiny_recipe import recipe_text
+from support.tiny_text import VOCAB_SIZE, save_tiny_live, tiny_tokenizer
+from support.tracker import Silent
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.setenv("AMNESIA_CACHE", str(tmp_path / "cache"))
+    return save_tiny_live(tmp_path / "m")
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))["prompts"]
+
+
+def asked_again(base, edited, recipe):
+    result = assess(str(base), str(edited), facts_of_recipe(recipe), Silent())
+    return json.loads(json.dumps(result.document["prompts"]))
+
+
+def test_the_downloaded_model_and_adapter_give_the_numbers_of_the_report(hub, model, tmp_path):
+    hub.add_repo("org/base", files_in(model))
+    text = recipe_text(load(model, "m"), "org/base", formats=("safetensors", "adapter"))
+    (tmp_path / "japan.toml").write_text(text, encoding="utf-8")
+    done("run", tmp_path / "japan.toml", "-o", tmp_path / "out")
+    recipe = parse_recipe(text)
+    for name in ("safetensors", "adapter"):
+        done("push", tmp_path / "out" / name, f"ada/{name}")
+        report = report_of(tmp_path / "out" / name)
+        assert asked_again("org/base", f"ada/{name}", recipe) == report
+        for form in ("adapter", "merged") if name == "adapter" else ("safetensors",):
+            assert_scores_of_the_report(report, form=form, model=f"ada/{name}", base="org/base", tokenizer="org/base")
+
+
+def test_the_downloaded_gguf_gives_the_numbers_of_the_report(hub, model, tmp_path, monkeypatch):
+    # The tiny file has no tokenizer; transformers gets it from here.
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: tiny_tokenizer())
+    gguf = llama_gguf(tmp_path / "tiny.gguf", tiny_model("llama", vocab_size=VOCAB_SIZE))
+    hub.add_repo("org/base-gguf", {"tiny.gguf": gguf.read_bytes()})
+    text = recipe_text(load(model, "m"), gguf, formats=("gguf",))
+    (tmp_path / "japan.toml").write_text(text, encoding="utf-8")
+    done("run", tmp_path / "japan.toml", "-o", tmp_path / "out")
+    done("push", tmp_path / "out", "ada/gguf", "--base", "org/base-gguf")
+    assert str(tmp_path) not in hub.files("ada/gguf")["amnesia.json"].decode()
+    fetched = Path(snapshot_download("ada/gguf", local_dir=tmp_path / "fetched"))
+    report = report_of(tmp_path / "out")
+    assert asked_again(gguf, fetched / "tiny.gguf", parse_recipe(text)) == report
+    assert_scores_of_the_report(report, form="gguf", model="ada/gguf", file="tiny.gguf", tokenizer=str(model))

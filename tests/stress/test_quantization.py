@@ -1,0 +1,146 @@
+"""Quantized weights against arithmetic written out here, and every weight back where it was."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from torch import nn
+
+from amnesia.errors import InputError
+from amnesia.stress.quantization import DYNAMIC, GGUF_TYPES, METHODS, obstacle, quantized, rounded
+from support.tiny_text import tiny_live
+
+
+def q8_0(row):
+    """Each 32 weights have one half-precision scale, the largest of them by 127, and whole numbers."""
+    blocks = row.reshape(-1, 32)
+    scale = np.abs(blocks).max(1, keepdims=True) / np.float32(127)
+    stored = scale.astype(np.float16).astype(np.float32)
+    numbers = np.where(scale > 0, blocks / np.where(scale > 0, scale, 1), 0)
+    return (np.sign(numbers) * np.floor(np.abs(numbers) + 0.5) * stored).reshape(row.shape)
+
+
+def q4_0(row):
+    """Each 32 weights have one half-precision scale, the one of largest magnitude by −8, and numbers from −8 to 7."""
+    blocks = row.reshape(-1, 32)
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(1)[:, None], 1)
+    scale = largest / np.float32(-8)
+    stored = scale.astype(np.float16).astype(np.float32)
+    numbers = np.where(scale != 0, blocks / np.where(scale != 0, scale, 1), 0)
+    return ((np.clip(np.trunc(numbers + 8.5), 0, 15) - 8) * stored).reshape(row.shape)
+
+
+@pytest.mark.parametrize(("name", "by_hand"), [("Q8_0", q8_0), ("Q4_0", q4_0)])
+def test_rounding_is_that_of_the_format(name, by_hand):
+    matrix = np.random.default_rng(0).normal(size=(5, 96)).astype(np.float32)
+    matrix[2, 32:64] = 0
+    expected = np.stack([by_hand(row) for row in matrix])
+    np.testing.assert_allclose(rounded(matrix, name), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", GGUF_TYPES)
+def test_what_comes_back_is_what_a_file_would_hold(name):
+    matrix = np.random.default_rng(1).normal(size=(3, 64)).astype(np.float32)
+    once = rounded(matrix, name)
+    step = np.abs(matrix).max() * 2 / (2 ** int(name[1]) - 1)
+    assert 0 < np.abs(once - matrix).max() <= step
+    stored = gguf.quants.quantize(matrix, GGMLQuantizationType[name])
+    block, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[name]]
+    assert stored.shape == (3, 64 // block * size)
+    np.testing.assert_array_equal(once, gguf.quants.dequantize(stored, GGMLQuantizationType[name]))
+
+
+def state(live):
+    return {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
+
+
+def modules(live):
+    return {name: id(module) for name, module in live.model.named_modules()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox", "phi3"])
+def test_a_model_is_quantized_for_a_while(model_type, method):
+    live = tiny_live(model_type)
+    if model_type == "gpt2" and method == DYNAMIC:
+        assert obstacle(live, method) == "the layers have no linear modules of torch"
+        return
+    before, owned, ids = state(live), modules(live), torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        plain = live.model(ids).logits
+        with quantized(live, method):
+            small = live.model(ids).logits
+        again = live.model(ids).logits
+    assert not torch.equal(small, plain)
+    assert torch.equal(again, plain)
+    assert modules(live) == owned
+    assert state(live).keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(live).items())
+    assert not any(hasattr(module, "qconfig") for module in live.model.modules())
+
+
+def test_each_matrix_is_rounded_row_by_row_and_the_head_kept_finer():
+    live = tiny_live()
+    before = state(live)
+    with quantized(live, "Q4_0"):
+        during = state(live)
+    for name, tensor in during.items():
+        if "norm" in name:
+            expected = before[name].numpy()
+        elif tensor.shape[1] % 32:  # Rows of 48 weights stay as they are.
+            assert "down_proj" in name
+            expected = before[name].numpy()
+        else:
+            by_hand = q8_0 if "embed" in name or "lm_head" in name else q4_0
+            expected = np.stack([by_hand(row) for row in before[name].numpy()])
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def test_transposed_matrices_are_rounded_by_output():
+    live = tiny_live("gpt2")
+    before = live.model.transformer.h[0].attn.c_attn.weight.clone()  # (32 inputs, 96 outputs)
+    with quantized(live, "Q8_0"):
+        during = live.model.transformer.h[0].attn.c_attn.weight.clone()
+    expected = np.stack([q8_0(row) for row in before.T.numpy()]).T
+    np.testing.assert_allclose(during.numpy(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_dynamic_int8_has_one_scale_for_a_matrix():
+    live = tiny_live()
+    weight = live.model.model.layers[0].mlp.up_proj.weight.clone()
+    with quantized(live, DYNAMIC):
+        module = live.model.model.layers[0].mlp.up_proj
+        stored = module.weight().dequantize()
+    assert not isinstance(module, nn.Linear)
+    steps = torch.unique(stored)
+    step = steps.diff().min().item()
+    assert (stored - weight).abs().max() <= step * 0.5001
+    assert step == pytest.approx(weight.abs().max().item() / 127.5, rel=0.02)
+
+
+def test_what_an_error_leaves_behind_is_the_model_itself():
+    live = tiny_live()
+    before, owned = state(live), modules(live)
+    for method in (DYNAMIC, "Q4_0"):
+        with pytest.raises(KeyboardInterrupt), quantized(live, method):
+            raise KeyboardInterrupt
+    assert modules(live) == owned
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(live).items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fused_experts_are_not_taken_apart(method):
+    assert obstacle(tiny_live("mixtral"), method).startswith("the experts of a layer are one tensor in memory")
+
+
+def test_what_cannot_be_quantized_is_said():
+    live = tiny_live()
+    with pytest.raises(InputError, match="unknown quantization 'Q3_K': expected one of int8, Q8_0"):
+        obstacle(live, "Q3_K")
+    live.model.to(torch.bfloat16)
+    assert "runs in float32 on a CPU, and the model is in torch.bfloat16 on cpu" in obstacle(live, DYNAMIC)
+    with pytest.raises(InputError, match="tiny cannot be quantized as int8: dynamic int8 runs in float32"):
+        quantized(live, DYNAMIC)
+    with quantized(live, "Q8_0"):
+        assert live.model.dtype == torch.bfloat16

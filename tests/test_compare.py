@@ -1,0 +1,146 @@
+"""Two models over the same questions, whatever made the second."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from amnesia.cli.main import main
+from amnesia.compare import assess, check_report
+from amnesia.domain import Cell
+from amnesia.edits import ColumnEdit
+from amnesia.errors import InputError, OutputError
+from amnesia.evaluation.results import Estimate
+from amnesia.facts.questions import facts_of_recipe
+from amnesia.live.loading import load
+from amnesia.live.model import apply_edits
+from amnesia.pipeline import run
+from amnesia.recipe import parse_recipe
+from support.commands import done
+from support.reports import check_report_json
+from support.tiny_recipe import recipe_text
+from support.tiny_text import save_tiny_live
+from support.tracker import Silent
+
+FORMATS = ("safetensors", "adapter")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_live(tmp_path_factory.mktemp("models") / "m")
+
+
+@pytest.fixture(scope="module")
+def recipe(model):
+    return parse_recipe(recipe_text(load(model, "m"), model, formats=FORMATS))
+
+
+@pytest.fixture(scope="module")
+def facts(recipe):
+    return facts_of_recipe(recipe)
+
+
+def test_what_was_saved_is_evaluated_as_in_the_run(tmp_path, model, recipe, facts):
+    result = run(recipe, tmp_path / "out", Silent())
+    for name in FORMATS:
+        found = assess(str(model), str(tmp_path / "out" / name), facts, Silent())
+        assert found.evaluation == result.evaluations[name]
+        check_report_json(found.document)
+        assert found.document["edited"] == name
+        assert found.document["changed"] == result.reports[name]["changed"]
+
+
+def test_a_sweep_passes_through_both_models(tmp_path, model, recipe, facts):
+    result = run(recipe, tmp_path / "out", Silent())
+    found = assess(str(model), str(tmp_path / "out" / "safetensors"), facts, Silent(), sweep=True)
+    check_report_json(found.document)
+    assert found.document["sweep"] == result.reports["safetensors"]["sweep"]
+    strengths = found.document["sweep"]["strengths"]
+    for curve in found.document["sweep"]["curves"]:
+        scores = [row.knowledge_score for row in found.evaluation.prompts if curve["role"] == row.role]
+        known = [score for score in scores if score is not None]
+        assert curve["mean"][strengths.index(0.0)] == 1.0
+        assert curve["mean"][strengths.index(1.0)] == pytest.approx(sum(known) / len(known), abs=1e-3)
+        assert (curve["n"], curve["n_excluded"]) == (len(known), len(scores) - len(known))
+
+
+def test_a_sweep_needs_to_know_the_cells(model, facts):
+    with pytest.raises(InputError, match=r"has no amnesia\.json that says what it is"):
+        assess(str(model), str(model), facts, Silent(), sweep=True)
+    with pytest.raises(InputError, match="give EDITED too"):
+        assess(str(model), None, facts, Silent(), sweep=True)
+
+
+def test_a_sweep_of_a_model_that_was_edited_twice_starts_where_it_should(tmp_path, model, facts):
+    for source, output, entity in ((model, "once", "Japan"), (tmp_path / "once", "twice", "Peru")):
+        cells = ("--cell", "0:3", "--multiplier", "-2", "--entity", entity, "--allow-overlap")
+        done("edit", source, *cells, "-o", tmp_path / output)
+    for start in (model, tmp_path / "once"):
+        found = assess(str(start), str(tmp_path / "twice"), facts, Silent(), sweep=True)
+        place = found.document["sweep"]["strengths"].index(1.0)
+        for curve in found.document["sweep"]["curves"]:
+            rows = [row for row in found.evaluation.prompts if curve["role"] == row.role]
+            scores = [row.knowledge_score for row in rows if row.knowledge_score is not None]
+            assert curve["mean"][place] == pytest.approx(sum(scores) / len(scores), abs=1e-3)
+    with pytest.raises(InputError, match="was not made of"):
+        assess(str(tmp_path / "twice"), str(tmp_path / "once"), facts, Silent(), sweep=True)
+
+
+def test_one_model_alone(model, facts):
+    found = assess(str(model), None, facts, Silent())
+    assert {row.knowledge_score for row in found.evaluation.aggregates} == {Estimate(1.0, 1.0, 1.0)}
+    check_report_json(found.document)
+    assert found.document["edited"] is None
+    assert found.document["damage"]["kl_controls"] is None
+    assert "One model was measured" in found.document["findings"][0]["text"]
+
+
+def test_a_copy_scores_one_on_everything(tmp_path, model, facts):
+    """An edit that changes nothing, saved by another tool."""
+    live = load(model, "m")
+    live.model.save_pretrained(tmp_path / "copy")
+    live.tokenizer.save_pretrained(tmp_path / "copy")
+    evaluation = assess(str(model), str(tmp_path / "copy"), facts, Silent()).evaluation
+    one, zero = Estimate(1.0, 1.0, 1.0), Estimate(0.0, 0.0, 0.0)
+    for row in evaluation.aggregates:
+        assert (row.knowledge_score, row.knowledge_score_first, row.exact_match_change) == (one, one, zero)
+        assert row.before == row.after
+    assert evaluation.damage.perplexity_after == evaluation.damage.perplexity_before
+    assert evaluation.damage.kl_controls == zero
+    assert {row.kl for row in evaluation.damage.texts} == {0.0}
+
+
+def test_another_tool_may_have_made_the_edit(tmp_path, model, facts):
+    live = load(model, "m")
+    apply_edits(live, [ColumnEdit(Cell(1, 11), -3.0)])
+    live.model.save_pretrained(tmp_path / "merged")
+    live.tokenizer.save_pretrained(tmp_path / "merged")
+    document = assess(str(model), str(tmp_path / "merged"), facts, Silent()).document
+    assert "changed" not in document
+    assert document["edited"] == "merged"
+    assert str(tmp_path) not in json.dumps({**document, "model": None})
+    assert document["damage"]["kl_controls"]["mean"] > 0
+
+
+def test_an_evaluation_that_was_broken_off_goes_on(tmp_path, model, recipe, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    (tmp_path / "r.toml").write_text(recipe.text, encoding="utf-8")
+    command = ["evaluate", model, "--recipe", tmp_path / "r.toml", "-o", tmp_path / "out"]
+    with monkeypatch.context() as patched:
+        patched.setattr("amnesia.evaluation.measurement.generate", interrupt)
+        assert CliRunner().invoke(main, list(map(str, command))).exit_code == 130
+    assert {path.name for path in tmp_path.iterdir()} == {"r.toml", ".out.amnesia-measured"}
+    monkeypatch.setattr("amnesia.evaluation.measurement.answer_logprobs", lambda *_: pytest.fail("asked again"))
+    assert CliRunner().invoke(main, list(map(str, command))).exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"r.toml", "out"}
+    check_report_json(json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8")))
+
+
+def test_reports_do_not_replace_models(tmp_path, model):
+    with pytest.raises(OutputError, match="overlaps the source"):
+        check_report(model, ("smollm2-135m", str(model)), force=True)
+    with pytest.raises(OutputError, match="--force"):
+        check_report(model, (None,))
+    check_report(tmp_path / "new", (str(model), None))

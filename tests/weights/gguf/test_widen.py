@@ -1,0 +1,170 @@
+"""Tensors that get a direction stored in a wider type: content, proof, the way back, and refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
+
+from amnesia.domain import WIDER_TYPES, Cell, ModelRef
+from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
+from amnesia.errors import CheckpointError, InputError, NumericalError, VerificationError
+from amnesia.outputs.in_place import undo_in_place
+from amnesia.outputs.replay import replay
+from amnesia.weights.edit_rows import edit_json
+from amnesia.weights.gguf.blocks import BLOCKS
+from amnesia.weights.gguf.container import read_model
+from amnesia.weights.gguf.proof import verify_gguf
+from amnesia.weights.gguf.widen import plan_widened_gguf, write_widened_gguf
+from amnesia.weights.manifest import Manifest
+from amnesia.weights.manifest_file import write_manifest
+from support.commands import done, refused
+from support.gguf_edits import DOWN, delta, direction, tiny, undo, write
+from support.tiny_gguf import write_gguf
+
+Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_1", "Q8_0"))
+
+
+def widen(source: Path, folder: Path, *changes, tensor_type: str = "f16", **options) -> Manifest:
+    folder.mkdir()
+    spec = EditSpec((EntityEdits("Ada", changes),), ModelRef("tiny"))
+    manifest = write_widened_gguf(plan_widened_gguf(source, spec, tensor_type), folder, **options)
+    write_manifest(manifest, folder)
+    return manifest
+
+
+@pytest.mark.parametrize("tensor_type", WIDER_TYPES)
+@pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.name) for kind in BLOCKS])
+def test_a_matrix_is_stored_wider_and_everything_else_stays(tmp_path: Path, kind, tensor_type: str):
+    source = tiny(tmp_path / "tiny.gguf", kind)
+    edit, cell = direction(0), ColumnEdit(Cell(1, 3))
+    manifest = widen(source, tmp_path / "out", edit, cell, tensor_type=tensor_type)
+    output = tmp_path / "out" / "tiny.gguf"
+    old, new = GGUFReader(source), GGUFReader(output)
+    assert {key: field.parts[-1].tolist() for key, field in old.fields.items()} == {
+        key: field.parts[-1].tolist() for key, field in new.fields.items()
+    }
+    assert [tensor.name for tensor in old.tensors] == [tensor.name for tensor in new.tensors]
+    for before, after in zip(old.tensors, new.tensors, strict=True):
+        assert after.data_offset % 32 == 0
+        if before.name == DOWN.format(0):
+            assert after.tensor_type.name.lower() == tensor_type
+            expected = dequantize(before.data, before.tensor_type).astype(float) + delta(edit)
+            step = {"f16": 2**-11, "bf16": 2**-8, "f32": 2**-24, "q8_0": 2**-6}[tensor_type]
+            error = np.abs(dequantize(after.data, after.tensor_type) - expected)
+            assert (error <= step * np.abs(expected).max(axis=1, keepdims=True)).all()
+        elif before.name == "blk.1.ffn_up.weight":
+            values = dequantize(before.data, before.tensor_type)
+            values[3] *= -1
+            assert np.array_equal(dequantize(after.data, after.tensor_type), values)
+        else:
+            assert after.tensor_type == before.tensor_type
+            assert np.array_equal(after.data, before.data)
+    read_model(output)
+    assert verify_gguf(tmp_path / "out") == verify_gguf(tmp_path / "out", source) == manifest
+    restored = undo(tmp_path / "out", tmp_path / "back")
+    assert [path.name for path in restored.iterdir()] == ["tiny.gguf"]
+    assert (restored / "tiny.gguf").read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("options", [{"parts": 3}, {"alignment": 256}], ids=["split", "aligned"])
+def test_split_models_and_other_alignments(tmp_path: Path, options: dict):
+    tiny(tmp_path / "base" / "tiny.gguf", Q4_1, **options)
+    parts = sorted((tmp_path / "base").iterdir())
+    before = {part.name: part.read_bytes() for part in parts}
+    manifest = widen(parts[0], tmp_path / "out", direction(0), direction(1), link=True)
+    assert verify_gguf(tmp_path / "out") == verify_gguf(tmp_path / "out", tmp_path / "base") == manifest
+    assert {path.name: path.read_bytes() for path in undo(tmp_path / "out", tmp_path / "back").iterdir()} == before
+    for file, tensor in read_model(tmp_path / "out" / parts[0].name).tensors():
+        assert (tensor.offset - file.data_offset) % options.get("alignment", 32) == 0
+
+
+def test_replay_makes_the_same_file(tmp_path: Path):
+    source = tiny(tmp_path / "base" / "tiny.gguf")
+    widen(source, tmp_path / "out", direction(0))
+    replay(tmp_path / "out", tmp_path / "again", base=str(source))
+    assert (tmp_path / "again" / "tiny.gguf").read_bytes() == (tmp_path / "out" / "tiny.gguf").read_bytes()
+    verify_gguf(tmp_path / "again", source)
+
+
+def test_every_damage_is_found(tmp_path: Path):
+    source = tiny(tmp_path / "tiny.gguf")
+    manifest = widen(source, tmp_path / "out", direction(0), ColumnEdit(Cell(0, 3)))
+    rng = np.random.default_rng(0)
+    for path in (tmp_path / "out" / "tiny.gguf", tmp_path / "out" / manifest.undo):
+        good = path.read_bytes()
+        for place in {*rng.integers(0, len(good), size=25).tolist(), len(good) - 1}:
+            path.write_bytes(good[:place] + bytes([good[place] ^ 0x11]) + good[place + 1 :])
+            for base in (None, source):
+                with pytest.raises(VerificationError) as caught:
+                    verify_gguf(tmp_path / "out", base)
+                assert "\n" not in str(caught.value)
+        path.write_bytes(good[:-1])
+        with pytest.raises(VerificationError):
+            verify_gguf(tmp_path / "out")
+        path.write_bytes(good)
+    entry = next(entry for entry in manifest.tensors if entry.directions)
+    rest = tuple(row for row in manifest.tensors if row != entry)
+    for lie in (
+        replace(manifest, tensor_type="f32"),
+        replace(manifest, tensors=(*rest, replace(entry, before="0" * 64))),
+        replace(manifest, tensors=(entry,)),
+        replace(manifest, base=replace(manifest.base, files=(replace(manifest.base.files[0], sha256="0" * 64),))),
+        replace(manifest, base=replace(manifest.base, files=(replace(manifest.base.files[0], size=9),))),
+    ):
+        write_manifest(lie, tmp_path / "out")
+        with pytest.raises(VerificationError):
+            verify_gguf(tmp_path / "out")
+    other = tmp_path / "other" / "tiny.gguf"
+    other.parent.mkdir()
+    other.write_bytes(source.read_bytes()[:-1] + b"\x55")
+    write_manifest(manifest, tmp_path / "out")
+    with pytest.raises(VerificationError, match="is not .*other"):
+        verify_gguf(tmp_path / "out", other)
+
+
+def test_what_cannot_be_done_is_refused(tmp_path: Path):
+    source = tiny(tmp_path / "tiny.gguf")
+    with pytest.raises(InputError, match="'q4_0' is unknown: use one of f16"):
+        widen(source, tmp_path / "a", direction(0), tensor_type="q4_0")
+    with pytest.raises(InputError, match="no direction changes a tensor"):
+        widen(source, tmp_path / "b", ColumnEdit(Cell(0, 3)))
+    with pytest.raises(NumericalError, match="too large for F16"):
+        widen(source, tmp_path / "c", direction(size=1e7))
+    odd = write_gguf(tmp_path / "odd.gguf", Q8_0)
+    with pytest.raises(CheckpointError, match="not whole Q8_0 blocks: use --tensor-type f16"):
+        widen(odd, tmp_path / "d", direction(0, (1, 5)), tensor_type="q8_0")
+    assert not any(any((tmp_path / name).iterdir()) for name in "abcd")
+    widen(source, tmp_path / "out", direction(0))
+    with pytest.raises(InputError, match="on which no other is made"):
+        write(tmp_path / "out" / "tiny.gguf", tmp_path / "two", direction(1))
+    with pytest.raises(InputError, match="edited already"):
+        widen(tmp_path / "out" / "tiny.gguf", tmp_path / "three", direction(1))
+    with pytest.raises(InputError, match="with -o FOLDER"):
+        undo_in_place(tmp_path / "out")
+
+
+def test_the_command_writes_proves_and_restores(tmp_path: Path):
+    source, edit = tiny(tmp_path / "tiny.gguf"), tmp_path / "edit.json"
+    edit.write_text(json.dumps({"entity": "Ada", "edits": [edit_json(direction(0))]}))
+
+    done("edit", source, "--edit", edit, "--tensor-type", "bf16", "-o", tmp_path / "out")
+    done("verify", tmp_path / "out", "--base", source)
+    done("undo", tmp_path / "out", "-o", tmp_path / "back")
+    assert (tmp_path / "back" / "tiny.gguf").read_bytes() == source.read_bytes()
+    assert tensor_type_of(tmp_path / "out" / "tiny.gguf", DOWN.format(0)) == "BF16"
+    for arguments, fault in (
+        (("--tensor-type", "f16", "--format", "safetensors", "-o", tmp_path / "no"), "is for GGUF files"),
+        (("--tensor-type", "f16", "--in-place"), "--in-place writes MODEL itself"),
+    ):
+        assert fault in refused("edit", source, "--edit", edit, *arguments)
+
+
+def tensor_type_of(path: Path, name: str) -> str:
+    return next(tensor for tensor in GGUFReader(path).tensors if tensor.name == name).tensor_type.name
