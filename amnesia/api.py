@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, Literal
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from amnesia.choice import extraction
 from amnesia.choice.results import Extraction
+from amnesia.domain import Baseline
 from amnesia.edits import Edit, EntityEdits
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.examination import conclude, examine, examine_after
@@ -17,17 +17,18 @@ from amnesia.facts.questions import questions_of
 from amnesia.files.cache import cache_folder
 from amnesia.live.model import apply_edits, freeze, wrap
 from amnesia.live.model import edited as model_edited
+from amnesia.live.tokens import Tokenizer
 from amnesia.localization import cells
 from amnesia.localization.results import Localization
 from amnesia.recipe import Recipe
 
 
 def localize(
-    model: nn.Module,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
     entities: str | Sequence[str],
     *,
-    baseline: Literal["contrast", "generic"] = "contrast",
+    baseline: Baseline = "contrast",
     prompts: Sequence[str] | None = None,
     aliases: Sequence[str] = (),
     layers: tuple[int, int] | None = None,
@@ -45,7 +46,7 @@ def localize(
     )
 
 
-def extract(model: nn.Module, tokenizer: Any, recipe: Recipe) -> Extraction:
+def extract(model: PreTrainedModel, tokenizer: Tokenizer, recipe: Recipe) -> Extraction:
     """Choose the edit for the recipe's entity; the recipe's own model id is not used.
 
     Turns off gradients for the model's weights. See `amnesia.choice.extraction.extract` for errors.
@@ -53,7 +54,7 @@ def extract(model: nn.Module, tokenizer: Any, recipe: Recipe) -> Extraction:
     return extraction.extract(wrap(freeze(model), tokenizer), recipe, cache=cache_folder())
 
 
-def edit(model: nn.Module, edits: EntityEdits | Sequence[Edit]) -> None:
+def edit(model: PreTrainedModel, edits: EntityEdits | Sequence[Edit]) -> None:
     """Write the edits into the weights in memory, for good.
 
     Raises InputError, before anything changes, when a cell or direction does not fit the model.
@@ -61,12 +62,14 @@ def edit(model: nn.Module, edits: EntityEdits | Sequence[Edit]) -> None:
     apply_edits(wrap(model, None), _single(edits))
 
 
-def edited(model: nn.Module, edits: EntityEdits | Sequence[Edit]) -> contextlib.AbstractContextManager[None]:
+def edited(model: PreTrainedModel, edits: EntityEdits | Sequence[Edit]) -> contextlib.AbstractContextManager[None]:
     """Act as if edited while a `with` block runs; the weights stay as they are. Raises InputError as `edit` does."""
     return model_edited(wrap(model, None), _single(edits))
 
 
-def evaluate(model: nn.Module, tokenizer: Any, recipe: Recipe, edits: EntityEdits | Sequence[Edit]) -> Evaluation:
+def evaluate(
+    model: PreTrainedModel, tokenizer: Tokenizer, recipe: Recipe, edits: EntityEdits | Sequence[Edit]
+) -> Evaluation:
     """Knowledge scores of the recipe's facts and controls with the edits against without them.
 
     The model must not be edited yet, and is not changed. Raises InputError when it knows none of the target facts.

@@ -159,7 +159,7 @@ class MlpShape:
 
 def layout_for(model_type: str | None) -> MlpLayout:
     """The row of `model_type`; raises LayoutError that lists the known ones."""
-    if model_type not in LAYOUTS:
+    if model_type is None or model_type not in LAYOUTS:
         raise LayoutError(
             f"architecture {_shown(model_type)} is not supported: known are {', '.join(sorted(LAYOUTS))}; "
             "use a model of one of these"
@@ -182,9 +182,11 @@ def shape_from_config(config: Mapping[str, Any]) -> MlpShape:
     sizes = [config.get(key) for key in (layout.n_layers_key, layout.d_model_key, layout.d_mlp_key)]
     if layout.model_type == "gpt2" and sizes[2] is None and isinstance(sizes[1], int):
         sizes[2] = 4 * sizes[1]  # GPT-2 leaves n_inner empty and means four times n_embd.
-    for key, size in zip((layout.n_layers_key, layout.d_model_key, layout.d_mlp_key), sizes, strict=True):
-        _check_size(key, size)
-    return MlpShape(layout, *sizes, *(_expert_sizes(config, layout.experts) if layout.experts else ()))
+    keys = (layout.n_layers_key, layout.d_model_key, layout.d_mlp_key)
+    n_layers, d_model, d_mlp = (_checked_size(key, size) for key, size in zip(keys, sizes, strict=True))
+    return MlpShape(
+        layout, n_layers, d_model, d_mlp, *(_expert_sizes(config, layout.experts) if layout.experts else ())
+    )
 
 
 def _expert_sizes(config: Mapping[str, Any], experts: ExpertLayout) -> tuple[int, int, frozenset[int], int]:
@@ -197,22 +199,22 @@ def _expert_sizes(config: Mapping[str, Any], experts: ExpertLayout) -> tuple[int
         )
     (key, n_experts), *_ = found.items()
     # A model that can have layers without experts may have no others.
-    _check_size(key, n_experts, low=0 if experts.dense_layers_key else 1)
+    _checked_size(key, n_experts, low=0 if experts.dense_layers_key else 1)
     d_expert = config.get(experts.d_mlp_key)
     if n_experts:
-        _check_size(experts.d_mlp_key, d_expert)
-    step = config.get(experts.step_key, 1)
-    _check_size(str(experts.step_key), step)
+        _checked_size(experts.d_mlp_key, d_expert)
+    step = _checked_size(str(experts.step_key), config.get(experts.step_key, 1))
     layers = config.get(experts.dense_layers_key) or []
     if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
         raise LayoutError(f"config.json has {experts.dense_layers_key} that is not a list of layers: it is damaged")
     return n_experts, d_expert or 0, frozenset(layers), step
 
 
-def _check_size(key: str, size: object, low: int = 1) -> None:
-    if type(size) is not int or size < low:
+def _checked_size(key: str, size: object, low: int = 1) -> int:
+    if not isinstance(size, int) or isinstance(size, bool) or size < low:
         kind = "a positive integer" if low else "a whole number"
         raise LayoutError(f"config.json has {key} = {_shown(size)}: expected {kind}; the folder is damaged")
+    return size
 
 
 def _shown(value: object) -> str:

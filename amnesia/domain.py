@@ -11,6 +11,9 @@ from amnesia.errors import InputError
 
 Role = Literal["target", "control"]
 ROLES: tuple[Role, ...] = ("target", "control")
+Baseline = Literal["contrast", "generic"]
+"""What the activations at an entity are compared with: the same prompts about others, or general sentences."""
+
 Split = Literal["search", "held_out"]
 SPLITS: tuple[Split, ...] = ("search", "held_out")
 Neighborhood = Literal["shared_name", "related", "same_relation", "same_type", "unrelated"]

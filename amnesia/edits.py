@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from amnesia.domain import Cell, ModelRef
 from amnesia.errors import InputError
@@ -171,6 +171,7 @@ class DirectionEdit:
 
 
 Edit = ColumnEdit | DirectionEdit
+AnEdit = TypeVar("AnEdit", bound=Edit)
 
 
 def columns_of(edits: Sequence[Edit]) -> tuple[ColumnEdit, ...]:
@@ -183,7 +184,7 @@ def directions_of(edits: Sequence[Edit]) -> tuple[DirectionEdit, ...]:
     return tuple(edit for edit in edits if isinstance(edit, DirectionEdit))
 
 
-def weakened(edit: Edit, strength: float) -> Edit:
+def weakened(edit: AnEdit, strength: float) -> AnEdit:
     """The edit with `strength` times its change: 1 is the edit itself, 0 changes nothing, above 1 goes beyond it."""
     return replace(edit, multiplier=1.0 + strength * (edit.multiplier - 1.0))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 class AmnesiaError(Exception):
@@ -47,7 +47,7 @@ class NumericalError(AmnesiaError, ArithmeticError):
 
 
 @contextlib.contextmanager
-def os_errors_as(kind: type[AmnesiaError], what: str, remedy: str) -> Iterator[None]:
+def os_errors_as(kind: type[AmnesiaError], what: str, remedy: str) -> Generator[None]:
     """Turn what the system refuses in the block into `kind` with the message "what (why): remedy".
 
     Errors of this package, some of which are errors of the system too, pass as they are.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Protocol
 
 Progress = Callable[[int], None]
@@ -36,7 +36,7 @@ class Tracker(Protocol):
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Keep the progress bars and notices of transformers and PEFT off the terminal while the block runs."""
     from transformers.utils import logging as hf_logging
 

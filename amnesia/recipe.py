@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, Cell, Fact, Format, ModelRef
+from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, Baseline, Cell, Fact, Format, ModelRef
 from amnesia.edits import ColumnEdit
 from amnesia.errors import RecipeError
 
-BASELINES = ("contrast", "generic")
+BASELINES: tuple[Baseline, ...] = ("contrast", "generic")
 METHODS = ("auto", "single")
 PREFERENCES = ("few", "mild")
 
@@ -93,7 +93,7 @@ class LocalizeOptions:
     `layers` are the first and the last one that are searched (both included, from 0), None for the early ones.
     """
 
-    baseline: str = "contrast"
+    baseline: Baseline = "contrast"
     n_prompts: int = 100
     layers: tuple[int, int] | None = None
 

@@ -25,12 +25,11 @@ _FEW = 128  # Columns that an edit should keep to where it can.
 
 @dataclass(frozen=True)
 class Trial:
-    """Atoms with one multiplier: mean knowledge scores of search facts and controls, and the harm to expect on text."""
+    """Atoms with one multiplier: mean knowledge score of search facts (no unit), and the harm to expect on text."""
 
     atoms: Group
     multiplier: float
     score: float
-    control: float | None = None
 
     @property
     def harm(self) -> float:
@@ -41,6 +40,13 @@ class Trial:
     def edits(self) -> tuple[Edit, ...]:
         """The edit, in the order of layers."""
         return tuple(atom.edit(self.multiplier) for atom in sorted(self.atoms, key=lambda atom: atom.place))
+
+
+@dataclass(frozen=True)
+class JudgedTrial(Trial):
+    """A trial whose mean knowledge score of controls (dimensionless) was measured, too."""
+
+    control: float
 
 
 @dataclass
@@ -59,9 +65,9 @@ class DirectionChoice:
     progress: Progress | None = None
     atoms: list[Atom] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
-    judged: list[Trial] = field(default_factory=list)
+    judged: list[JudgedTrial] = field(default_factory=list)
 
-    def choose(self) -> Trial:
+    def choose(self) -> JudgedTrial:
         """The best trial; its score may miss the goal where nothing reaches it."""
         self.atoms = self.name.atoms(self.settings.max_tokens)
         return self.on_few_columns(self.mildest(self.atoms))
@@ -120,7 +126,7 @@ class DirectionChoice:
         unlike = {frozenset(trial.atoms): trial for trial in reversed([order[0], *sorted(reached, key=order.index)])}
         return sorted(unlike.values(), key=order.index)[: self.settings.n_paired]
 
-    def on_few_columns(self, dense: Sequence[Trial]) -> Trial:
+    def on_few_columns(self, dense: Sequence[Trial]) -> JudgedTrial:
         """The trial on the fewest columns that keeps within the bounds; else the best of those tried.
 
         That is the one that forgets most, spares controls, harms text least, in this order.
@@ -131,9 +137,10 @@ class DirectionChoice:
         offered.sort(key=lambda pair: (_size(pair[0]), harm(pair[0], pair[1].multiplier)))
         mild = [(atoms, trial) for atoms, dense in offered if (trial := self._within_cap(atoms, dense))]
         for atoms, trial in mild if last in mild else [*mild, last]:
-            found = self.fitted(atoms, trial)
-            with edited(self.live, found.edits):
-                found = replace(found, control=mean_score(self.live, self.controls))
+            fitted = self.fitted(atoms, trial)
+            with edited(self.live, fitted.edits):
+                control = mean_score(self.live, self.controls)
+            found = JudgedTrial(fitted.atoms, fitted.multiplier, fitted.score, control)
             self.judged.append(found)
             spares = found.control >= settings.min_control and found.harm <= self._cap(atoms)
             if spares and found.score <= settings.goal / 2:

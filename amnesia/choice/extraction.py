@@ -6,7 +6,7 @@ The held-out facts of a recipe are never read here, but for the names of their e
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ Task = Callable[[str], contextlib.AbstractContextManager[Progress]]
 
 
 @contextlib.contextmanager
-def silent(_: str) -> Iterator[Progress]:
+def silent(_: str) -> Generator[Progress]:
     """A task that nobody watches."""
     yield lambda _: None
 

@@ -21,7 +21,7 @@ from amnesia.cli.options import (
     value_option,
 )
 from amnesia.cli.terminal import Terminal, as_json, lines_of, on_device, print_json, write_file
-from amnesia.domain import Cell, Loading
+from amnesia.domain import Baseline, Cell, Loading
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.experiments import figures
 from amnesia.facts.variants import Variant, distinct, variants_of
@@ -278,7 +278,7 @@ def atlas(
     path: Path | None,
     popqa: str | None,
     n: int,
-    baseline: str,
+    baseline: Baseline,
     layers: str | None,
     top: int,
     other: str | None,

@@ -26,7 +26,7 @@ from amnesia.cli.terminal import (
     print_json,
     write_file,
 )
-from amnesia.domain import DEFAULT_LOADING, Loading
+from amnesia.domain import DEFAULT_LOADING, Baseline, Loading
 from amnesia.errors import InputError
 from amnesia.files.strict_json import json_bytes
 from amnesia.recipe import BASELINES, Recipe, load_recipe, parse_layers
@@ -183,7 +183,7 @@ def _run(recipe: Recipe, output: Path, force: bool, loading: Loading, json_outpu
 def localize(
     model: str,
     entities: tuple[str, ...],
-    baseline: str,
+    baseline: Baseline,
     top: int,
     layers: str | None,
     prompts: Path | None,

@@ -8,7 +8,7 @@ import functools
 import importlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Terminal:
         click.echo(line, err=True)
 
     @contextlib.contextmanager
-    def task(self, line: str, n_bytes: int | None = None) -> Iterator[Progress]:
+    def task(self, line: str, n_bytes: int | None = None) -> Generator[Progress]:
         """Show `line`, and count bytes up to `n_bytes`, or prompts."""
         began = time.monotonic()
         if sys.stderr.isatty():

@@ -19,12 +19,13 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 
 from amnesia.directions.response import Response, half, response_of
 from amnesia.errors import InputError
@@ -267,6 +268,7 @@ def _sampled(
         pad_token_id=live.tokenizer.pad_token_id or 0,
     )
     devices = [live.device] if live.device.type == "cuda" else []
+    model = cast(GenerationMixin, live.model)
     for first in range(0, n_rows, _SAMPLED_AT_ONCE):
         ids = torch.tensor(rows[first : first + _SAMPLED_AT_ONCE], device=live.device)
         seen: dict[int, list[Tensor]] = {layer: [] for layer in layers}
@@ -280,7 +282,7 @@ def _sampled(
             torch.random.fork_rng(devices),
         ):
             torch.manual_seed(first)
-            live.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
         found = torch.stack([torch.cat(seen[layer], 1)[:, 1:].flatten(0, 1) for layer in layers], dim=1)
         if progress:
             progress(len(found))
@@ -292,7 +294,7 @@ def _vocabulary(live: LiveModel, settings: MomentSettings) -> tuple[tuple[int, .
     random tokens. Special and unused tokens are left out."""
     draw = random.Random(0)
     special = set(live.tokenizer.all_special_ids)
-    pieces = live.tokenizer.convert_ids_to_tokens(range(len(live.tokenizer)))
+    pieces = live.tokenizer.convert_ids_to_tokens(list(range(len(live.tokenizer))))
     # A tokenizer may have no piece for some of its ids.
     known = live.model.get_input_embeddings().num_embeddings  # A tokenizer may have more tokens than the model, too.
     named = [(token, piece) for token, piece in enumerate(pieces[:known]) if piece is not None and token not in special]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class MeasurementCache:
 
 
 @contextlib.contextmanager
-def beside(output: Path) -> Iterator[Path]:
+def beside(output: Path) -> Generator[Path]:
     """A hidden file beside `output` for measurements, removed when the block ends.
 
     It stays where the block was broken off by something that may not happen again: an interrupt, a full disk. What

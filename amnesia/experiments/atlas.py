@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amnesia.domain import Cell
+from amnesia.domain import Baseline, Cell
 from amnesia.errors import InputError
 from amnesia.files.sqlite import database
 from amnesia.live.model import LiveModel
@@ -42,7 +42,7 @@ class AtlasSettings:
     """What has to be equal for two runs to be parts of one atlas."""
 
     model: str
-    baseline: str = "contrast"
+    baseline: Baseline = "contrast"
     n_prompts: int = SETTINGS.n_prompts
     layers: tuple[int, int] | None = None
     top: int = SETTINGS.n_listed
@@ -238,10 +238,10 @@ def compare(rows: Sequence[AtlasRow], model: str, others: Sequence[AtlasRow]) ->
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Spearman's rank correlation, ties sharing their mean rank; None where one side does not vary."""
-    ranks = [_ranks(np.asarray(side, dtype=np.float64)) for side in (first, second)]
-    if any(len(side) < 2 or np.ptp(side) == 0 for side in ranks):
+    one, two = (_ranks(np.asarray(side, dtype=np.float64)) for side in (first, second))
+    if any(len(side) < 2 or np.ptp(side) == 0 for side in (one, two)):
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(one, two)[0, 1])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

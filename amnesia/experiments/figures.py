@@ -48,8 +48,9 @@ def draw(document: Document) -> dict[str, bytes]:
     from matplotlib.figure import Figure
 
     installed = set(font_manager.get_font_names())
-    family = {"font.family": [name for name in _FONTS if name in installed]}
-    with matplotlib.rc_context(_STYLE | family), warnings.catch_warnings():
+    # Any, because matplotlib annotates each of its settings by name.
+    style: Any = _STYLE | {"font.family": [name for name in _FONTS if name in installed]}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         files = {}
         for suffix, shown in ((".svg", document), (".png", _drawable(document, _glyphs()))):

@@ -7,14 +7,14 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from amnesia.files.locks import lock_folder
 
 
 @contextlib.contextmanager
-def scratch_folder(beside: Path) -> Iterator[Path]:
+def scratch_folder(beside: Path) -> Generator[Path]:
     """A new hidden folder next to `beside`, removed at the end unless it was renamed.
 
     What processes that were killed left there is removed too. Raises OSError.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from amnesia.errors import OutputError
 
 
 @contextlib.contextmanager
-def database(path: Path, tables: str, purpose: str) -> Iterator[sqlite3.Connection]:
+def database(path: Path, tables: str, purpose: str) -> Generator[sqlite3.Connection]:
     """The database, with its tables; several processes may write it, each waiting for the others.
 
     Raises OutputError, which says that it cannot be used as `purpose`, for a file that is not a database or cannot be

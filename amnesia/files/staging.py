@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from amnesia.files.locks import lock_folder
 @contextlib.contextmanager
 def staged_output(
     output: Path, *, force: bool = False, needed_bytes: int = 0, source: Path | None = None
-) -> Iterator[Path]:
+) -> Generator[Path]:
     """A temporary folder beside `output` that takes its place when the block ends without an exception.
 
     `source` is the folder that is being read; `needed_bytes` must be free on the disk. On any exception the temporary

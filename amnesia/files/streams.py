@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +78,7 @@ class RangeHash:
         """Add what `piece`, the bytes of the file from `start`, has of the range; pieces come in order."""
         low, high = max(self.offset, start), min(self.offset + self.size, start + len(piece))
         if low < high:
-            self.digest.update(piece[low - start : high - start])
+            self.digest.update(piece[low - start : high - start].data)
 
     def hexdigest(self) -> str:
         """The hash, once the stream has ended."""
@@ -190,7 +190,7 @@ Descriptors = tuple[int, int | None]
 
 
 @contextlib.contextmanager
-def _open_both(path: Path, flags: int) -> Iterator[Descriptors]:
+def _open_both(path: Path, flags: int) -> Generator[Descriptors]:
     """A file by way of the page cache and, where the filesystem has it, past it."""
     with contextlib.ExitStack() as stack:
         plain = os.open(path, flags)
@@ -212,13 +212,13 @@ def _read(descriptors: Descriptors, buffer: np.ndarray, size: int, offset: int, 
     if direct is not None:
         # What is in the page cache costs a copy; what is not is read past it, in whole pages.
         with contextlib.suppress(OSError):
-            count = os.preadv(plain, [buffer[:size]], offset, os.RWF_NOWAIT)
+            count = os.preadv(plain, [buffer[:size].data], offset, os.RWF_NOWAIT)
         if count < size:
             count = 0
             with contextlib.suppress(OSError):
-                count = os.preadv(direct, [buffer[: -(-size // PAGE) * PAGE]], offset)
+                count = os.preadv(direct, [buffer[: -(-size // PAGE) * PAGE].data], offset)
     while count < size:
-        found = os.preadv(plain, [buffer[count:size]], offset + count)
+        found = os.preadv(plain, [buffer[count:size].data], offset + count)
         if not found:
             raise CheckpointError(f"{path} ends before byte {offset + size}: fetch it again")
         count += found
@@ -232,6 +232,6 @@ def _write(descriptors: Descriptors, piece: np.ndarray, offset: int) -> None:
     if direct is not None and whole and offset % PAGE == 0:
         # Filesystems that refuse direct access only when it happens get the bytes the usual way.
         with contextlib.suppress(OSError):
-            count = os.pwritev(direct, [piece[:whole]], offset)
+            count = os.pwritev(direct, [piece[:whole].data], offset)
     while count < len(piece):
-        count += os.pwritev(plain, [piece[count:]], offset + count)
+        count += os.pwritev(plain, [piece[count:].data], offset + count)

@@ -16,6 +16,7 @@ from amnesia.errors import AmnesiaError
 from amnesia.files.disk import is_inside_name
 
 _MAX_INTEGER = 2**63
+Unchecked = object  # A value as it was read. `StrictJson` has a method of the name `object`.
 
 
 def shown(value: object) -> str:
@@ -57,7 +58,7 @@ class StrictJson:
         """The error that says `problem` about this file."""
         return self.error(f"{self.source} {problem}: {self.remedy}")
 
-    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def _unique(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
         if len(row) != len(pairs):
             raise self.fail("has the same key twice in one object")
@@ -66,15 +67,15 @@ class StrictJson:
     def _refuse_constant(self, name: str) -> Any:
         raise self.fail(f"holds {name}, which is not a number")
 
-    def _wrong(self, key: str, value: object, expected: str) -> AmnesiaError:
+    def _wrong(self, key: str, value: Unchecked, expected: str) -> AmnesiaError:
         return self.fail(f"has {shown(value)} as {key[:80]}, expected {expected}")
 
-    def mapping(self, value: object, key: str) -> dict[str, Any]:
+    def mapping(self, value: Unchecked, key: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise self._wrong(key, value, "an object")
         return value
 
-    def object(self, value: object, key: str, names: str, optional: str = "") -> Mapping[str, Any]:
+    def object(self, value: Unchecked, key: str, names: str, optional: str = "") -> Mapping[str, Any]:
         """An object with exactly the keys of the space-separated `names`, and any of those in `optional`."""
         row = self.mapping(value, key)
         expected = set(names.split())
@@ -84,26 +85,26 @@ class StrictJson:
             raise self.fail(f"{state} {shown(different)} in {key}")
         return row
 
-    def list(self, value: object, key: str) -> Sequence[Any]:
+    def list(self, value: Unchecked, key: str) -> Sequence[Any]:
         if not isinstance(value, list):
             raise self._wrong(key, value, "a list")
         return value
 
-    def text(self, value: object, key: str) -> str:
+    def text(self, value: Unchecked, key: str) -> str:
         # Lone surrogates can be spelled in JSON but cannot be written as UTF-8.
         if not isinstance(value, str) or not value or re.search("[\ud800-\udfff]", value):
             raise self._wrong(key, value, "a non-empty string")
         return value
 
-    def optional_text(self, value: object, key: str) -> str | None:
+    def optional_text(self, value: Unchecked, key: str) -> str | None:
         return None if value is None else self.text(value, key)
 
-    def integer(self, value: object, key: str) -> int:
+    def integer(self, value: Unchecked, key: str) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MAX_INTEGER:
             raise self._wrong(key, value, "a whole number from 0")
         return value
 
-    def number(self, value: object, key: str) -> float:
+    def number(self, value: Unchecked, key: str) -> float:
         try:
             if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
                 return float(value)
@@ -116,16 +117,16 @@ class StrictJson:
             raise self._wrong(key, value, f"one of {', '.join(map(str, choices))}")
         return value
 
-    def sha256(self, value: object, key: str) -> str:
+    def sha256(self, value: Unchecked, key: str) -> str:
         if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
             raise self._wrong(key, value, "64 hexadecimal digits")
         return value
 
-    def file_name(self, value: object, key: str) -> str:
+    def file_name(self, value: Unchecked, key: str) -> str:
         """A relative path that cannot leave its folder."""
         if not isinstance(value, str) or not is_inside_name(value):
             raise self._wrong(key, value, "the name of a file inside the folder")
         return value
 
-    def file_names(self, value: object, key: str) -> tuple[str, ...]:
+    def file_names(self, value: Unchecked, key: str) -> tuple[str, ...]:
         return tuple(self.file_name(item, key) for item in self.list(value, key))

@@ -7,7 +7,7 @@ commit adds, replaces and deletes all files at once, so that a repository never 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def push(
 
 
 @contextlib.contextmanager
-def _stating(state: str) -> Iterator[None]:
+def _stating(state: str) -> Generator[None]:
     """Let errors of the Hub say what the repository holds now."""
     try:
         yield

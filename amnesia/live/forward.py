@@ -6,11 +6,11 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 
 from amnesia.live.batches import Around, Batch, Pass, batches, passes, plain_pass
 from amnesia.live.model import LiveModel, at_head, hooks, not_finite, plain_generation
@@ -271,8 +271,9 @@ def _greedy(
         pad_token_id=live.tokenizer.pad_token_id or 0,
         eos_token_id=stop,
     )
+    model = cast(GenerationMixin, live.model)
     for batch in batches(live, rows):
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
         with around(batch) if around else contextlib.nullcontext(), plain_generation(live):
-            output = live.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         yield batch, output[:, ids.shape[1] :]

@@ -6,7 +6,7 @@ Everything is batched, and nothing of the model's changes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -178,7 +178,7 @@ def injected(
 @contextlib.contextmanager
 def replaced_outputs(
     live: LiveModel, functions: Mapping[tuple[str, int], Callable[[Tensor], Tensor]]
-) -> Iterator[None]:
+) -> Generator[None]:
     """Replace what components write to the residual stream, by (component "attention" or "mlp", layer).
 
     Each function takes and returns (batch, tokens, d_model).

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from amnesia.architectures import no_hooks
 from amnesia.domain import DEFAULT_LOADING, Format, Loading
@@ -35,7 +36,7 @@ def load(folder: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveMod
                 f"{name} has no usable tokenizer ({first_line(error)}): expected tokenizer.json beside the weights"
             ) from error
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            found = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=loading.dtype,
                 use_safetensors=True,
@@ -45,6 +46,8 @@ def load(folder: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveMod
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise SourceError(f"{name} cannot be loaded by transformers: {first_line(error)}") from error
+    # With the loading info it is a pair, which the annotations of transformers leave out.
+    model, info = cast("tuple[PreTrainedModel, Mapping[str, Any]]", found)
     if info["missing_keys"]:
         # Transformers would fill them with random numbers.
         missing = sorted(info["missing_keys"])
@@ -72,7 +75,7 @@ def load_adapter(base: Path, adapter: Path, name: str, loading: Loading = DEFAUL
         except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
             raise SourceError(f"adapter {adapter} cannot be loaded by PEFT: {first_line(error)}") from error
     # PEFT puts its layers into the base model itself, whose module paths stay as they were.
-    return wrap(freeze(wrapped.get_base_model()), live.tokenizer, name)
+    return wrap(freeze(cast(PreTrainedModel, wrapped.get_base_model())), live.tokenizer, name)
 
 
 def merge_adapter(live: LiveModel) -> None:
@@ -112,7 +115,7 @@ def load_source(source: ModelSource, loading: Loading = DEFAULT_LOADING, *, hook
 
 
 @contextlib.contextmanager
-def loaded(name: Format, source: ModelSource, folder: Path, loading: Loading = DEFAULT_LOADING) -> Iterator[LiveModel]:
+def loaded(name: Format, source: ModelSource, folder: Path, loading: Loading = DEFAULT_LOADING) -> Generator[LiveModel]:
     """The saved output, loaded afresh with the plain libraries, as its users will load it."""
     if name == "safetensors":
         yield load(folder, str(folder), loading)

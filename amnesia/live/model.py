@@ -6,17 +6,18 @@ With `passes`, `forward` and `interventions` it is all that touches live models.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from amnesia.architectures import MlpShape, no_hooks, shape_from_config
 from amnesia.edits import DirectionEdit, Edit, check_edits, columns_of, directions_of
 from amnesia.errors import InputError, LayoutError, NumericalError
+from amnesia.live.tokens import Tokenizer
 
 NORM_AFTER = "post_feedforward_layernorm"
 """What the norm after the MLP is called in every architecture of the table that has one: Gemma 2, Gemma 3, OLMo 2."""
@@ -26,17 +27,18 @@ NORM_AFTER = "post_feedforward_layernorm"
 class LiveModel:
     """A causal language model in memory, its fast tokenizer, and where its MLPs are. `name` is for messages."""
 
-    model: nn.Module
-    tokenizer: Any
+    model: PreTrainedModel
+    tokenizer: Tokenizer
     shape: MlpShape
     name: str
 
     @property
     def device(self) -> torch.device:
         embeddings = self.model.get_input_embeddings()
-        if embeddings.weight.is_meta:  # Left on disk by accelerate, whose hook fetches it to where it runs.
-            return torch.device(embeddings._hf_hook.execution_device)
-        return embeddings.weight.device
+        weight = weight_of(embeddings)
+        if weight.is_meta:  # Left on disk by accelerate, whose hook fetches it to where it runs.
+            return torch.device(vars(embeddings)["_hf_hook"].execution_device)
+        return weight.device
 
     def out_proj(self, layer: int) -> nn.Module:
         """The output projection of layer `layer`; its input is the layer's activations.
@@ -49,7 +51,7 @@ class LiveModel:
 
     def out_weight(self, layer: int) -> Tensor:
         """Weights of the output projection of layer `layer`, float32 (d_model, d_mlp), however they are stored."""
-        weight = self.out_proj(layer).weight.detach().float()
+        weight = weight_of(self.out_proj(layer)).detach().float()
         return weight if self.shape.layout.neuron_axis else weight.T
 
     def norm_after(self, layer: int) -> nn.Module | None:
@@ -62,7 +64,12 @@ class LiveModel:
         return self.model.get_submodule(self.shape.layout.attention_path(layer))
 
 
-def wrap(model: nn.Module, tokenizer: Any | None, name: str | None = None) -> LiveModel:
+def weight_of(module: nn.Module) -> nn.Parameter:
+    """The weight of a linear or embedding module, as it is stored."""
+    return module.get_parameter("weight")
+
+
+def wrap(model: PreTrainedModel, tokenizer: Tokenizer | None, name: str | None = None) -> LiveModel:
     """A LiveModel from a model and tokenizer that are already in memory; edits alone need no tokenizer.
 
     Raises LayoutError for architectures outside the table and InputError for tokenizers without offset mapping.
@@ -72,7 +79,10 @@ def wrap(model: nn.Module, tokenizer: Any | None, name: str | None = None) -> Li
             f"tokenizer {type(tokenizer).__name__} gives no character offsets: load a fast tokenizer (tokenizer.json)"
         )
     shape = shape_from_config(model.config.to_dict())
-    live = LiveModel(model, tokenizer, shape, name or getattr(model.config, "name_or_path", "") or "the model")
+    # None is for edits, which ask no tokenizer.
+    live = LiveModel(
+        model, cast(Tokenizer, tokenizer), shape, name or getattr(model.config, "name_or_path", "") or "the model"
+    )
     last = shape.n_layers - 1
     try:
         if shape.experts_in(last) is None:
@@ -87,7 +97,7 @@ def wrap(model: nn.Module, tokenizer: Any | None, name: str | None = None) -> Li
     return live
 
 
-def freeze(model: nn.Module) -> nn.Module:
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
     """The model in evaluation mode with `requires_grad` off: gradients are only ever taken of multipliers."""
     return model.eval().requires_grad_(False)
 
@@ -105,7 +115,7 @@ def not_finite(live: LiveModel, what: str, cause: str = "its weights are damaged
 
 
 @contextlib.contextmanager
-def plain_generation(live: LiveModel) -> Iterator[None]:
+def plain_generation(live: LiveModel) -> Generator[None]:
     """Without the model's own settings of generation, which transformers puts where a given configuration says nothing:
     penalties of repetition, other ends of a text."""
     own = live.model.generation_config
@@ -117,7 +127,7 @@ def plain_generation(live: LiveModel) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hooks(live: LiveModel, by_layer: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+def hooks(live: LiveModel, by_layer: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Generator[None]:
     """Call a function on the activations (batch, tokens, d_mlp) of given layers; a returned tensor replaces them."""
 
     def hook_of(function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
@@ -150,7 +160,7 @@ def scaled_by(live: LiveModel, multipliers: Mapping[int, Tensor]) -> contextlib.
 
 
 @contextlib.contextmanager
-def added_by(live: LiveModel, deltas: Mapping[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
+def added_by(live: LiveModel, deltas: Mapping[int, tuple[Tensor, Tensor]]) -> Generator[None]:
     """Add B·(A·a) to what each given layer's output projection makes of activations a, at every token.
 
     Hooks that are set while the block runs do not change the a that is seen here. `deltas` are A (rank, d_mlp) and B
@@ -193,7 +203,7 @@ def factors(edits: Sequence[DirectionEdit], d_mlp: int) -> tuple[Tensor, Tensor]
 
 
 @contextlib.contextmanager
-def edited(live: LiveModel, edits: Sequence[Edit]) -> Iterator[None]:
+def edited(live: LiveModel, edits: Sequence[Edit]) -> Generator[None]:
     """Act as if the edits had been written into the weights while the block runs; the weights do not change."""
     checked = _checked(live, edits) if edits else ()
     vectors: dict[int, Tensor] = {}
@@ -210,10 +220,12 @@ def _deltas(live: LiveModel, edits: Sequence[Edit]) -> dict[int, tuple[Tensor, T
     by_layer: dict[int, list[DirectionEdit]] = {}
     for edit in directions_of(edits):
         by_layer.setdefault(edit.layer, []).append(edit)
-    return {
-        layer: tuple(factor.to(live.out_proj(layer).weight.device) for factor in factors(found, live.shape.d_mlp))
-        for layer, found in by_layer.items()
-    }
+    deltas = {}
+    for layer, found in by_layer.items():
+        device = weight_of(live.out_proj(layer)).device
+        a, b = factors(found, live.shape.d_mlp)
+        deltas[layer] = (a.to(device), b.to(device))
+    return deltas
 
 
 def _checked(live: LiveModel, edits: Sequence[Edit]) -> tuple[Edit, ...]:
@@ -231,18 +243,18 @@ def apply_edits(live: LiveModel, edits: Sequence[Edit]) -> None:
     axis = live.shape.layout.neuron_axis
     for edit in columns_of(checked):
         if edit.cell.expert is None:
-            weight = live.out_proj(edit.cell.layer).weight
+            weight = weight_of(live.out_proj(edit.cell.layer))
         else:
             weight = live.model.get_parameter(live.shape.layout.fused_path(edit.cell.layer))[edit.cell.expert]
         weight.select(axis, edit.cell.neuron).mul_(edit.multiplier)
     for layer, (a, b) in _deltas(live, checked).items():
-        weight = live.out_proj(layer).weight
+        weight = weight_of(live.out_proj(layer))
         delta = (b @ a).to(weight.device)
         weight.copy_(weight.float() + (delta if axis else delta.T))
 
 
 @contextlib.contextmanager
-def at_head(live: LiveModel, lines: Tensor | None, places: Tensor) -> Iterator[None]:
+def at_head(live: LiveModel, lines: Tensor | None, places: Tensor) -> Generator[None]:
     """Let the language-model head see only the given places (n,) of the given lines (n,), or of every line.
 
     Logits are then (1, n, vocabulary), or (batch, n, vocabulary).
@@ -259,7 +271,7 @@ def at_head(live: LiveModel, lines: Tensor | None, places: Tensor) -> Iterator[N
 
 
 @contextlib.contextmanager
-def at_last_mlp(live: LiveModel, lines: Tensor | None, places: Tensor) -> Iterator[None]:
+def at_last_mlp(live: LiveModel, lines: Tensor | None, places: Tensor) -> Generator[None]:
     """Let the MLP of the last layer see only given places, as `at_head`, and write nothing at the others.
 
     Nothing else reads what it writes. Hooks on its activations would see these places alone.

@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from amnesia.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Tokenizer(Protocol):
+    """What is asked of a fast tokenizer of transformers. Token ids are those of the model."""
+
+    def __call__(
+        self, text: str | list[str], *, add_special_tokens: bool = True, return_offsets_mapping: bool = False
+    ) -> Mapping[str, Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def batch_decode(self, sequences: Tensor, skip_special_tokens: bool = False) -> list[str]: ...
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> Any: ...
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool = True, add_generation_prompt: bool = False
+    ) -> Any: ...
+
+    # Transformers finds its special tokens late: `pad_token_id`, `bos_token`, ..., each None where there is none.
+    def __getattr__(self, key: str, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +70,7 @@ class Continuation:
     n_answer: int
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[Encoded]:
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoded]:
     """Tokenize as the model is fed. Raises InputError for a text without tokens."""
     if not texts:
         return []
@@ -61,7 +85,7 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[Encoded]:
     return encoded
 
 
-def place(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Placed]:
+def place(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Placed]:
     """Fill names into templates, given as (template with `{entity}`, name), and find the last token of each name.
 
     The template itself says where the name ends; token sequences are never searched. Where a template mentions the
@@ -121,14 +145,14 @@ def _joined(left: str, right: str) -> bool:
     )
 
 
-def chat_format(tokenizer: Any) -> Callable[[str], str] | None:
+def chat_format(tokenizer: Tokenizer) -> Callable[[str], str] | None:
     """What a chat model is fed before its answer to a message, as a function of the message; None without a template.
 
     The text is meant for `encode`, which adds the special tokens that the tokenizer itself puts before every text.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
-    adds_bos = bool(tokenizer.bos_token) and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+    adds_bos = bool(tokenizer.bos_token) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
 
     def text(message: str) -> str:
         chat = [{"role": "user", "content": message}]
@@ -143,7 +167,7 @@ def join(prompt: str, answer: str) -> str:
     return prompt + answer if prompt[-1:].isspace() else f"{prompt} {answer}"
 
 
-def continuations(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
+def continuations(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
     """Tokenize (prompt, answer) pairs as one text each.
 
     The answer starts at the first token that reaches past the prompt, so the space before it is part of it.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
-from amnesia.domain import Cell
+from amnesia.domain import Baseline, Cell
 from amnesia.errors import InputError
 from amnesia.facts.names import contrast_entities, entity_templates, generic_sentences, share_words
 from amnesia.live.forward import activations
@@ -102,7 +101,7 @@ def localize(
     live: LiveModel,
     entities: str | Sequence[str],
     *,
-    baseline: Literal["contrast", "generic"] = "contrast",
+    baseline: Baseline = "contrast",
     n_prompts: int = SETTINGS.n_prompts,
     prompts: Sequence[str] | None = None,
     aliases: Sequence[str] = (),
@@ -146,7 +145,7 @@ def cell_maps(
     live: LiveModel,
     names: Sequence[str],
     *,
-    baseline: str,
+    baseline: Baseline,
     n_prompts: int,
     prompts: Sequence[str] | None = None,
     aliases: Sequence[str] = (),
@@ -189,7 +188,7 @@ def cell_maps(
     return maps, n_used, len(own) * len(names) - n_used
 
 
-def baseline_rows(live: LiveModel, baseline: str, contrasts: Sequence[tuple[str, str]]) -> list[Placed]:
+def baseline_rows(live: LiveModel, baseline: Baseline, contrasts: Sequence[tuple[str, str]]) -> list[Placed]:
     """The texts of a baseline: general sentences at their last token, or the given prompts about other entities."""
     if baseline == "generic":
         return [Placed(item.ids, len(item.ids) - 1) for item in encode(live.tokenizer, generic_sentences())]
@@ -197,7 +196,7 @@ def baseline_rows(live: LiveModel, baseline: str, contrasts: Sequence[tuple[str,
 
 
 def baseline_moments(
-    live: LiveModel, baseline: str, n_prompts: int, layers: Sequence[int], progress: Progress | None = None
+    live: LiveModel, baseline: Baseline, n_prompts: int, layers: Sequence[int], progress: Progress | None = None
 ) -> Moments:
     """Moments (n_layers, d_mlp) of a baseline for the package's templates, for `cell_maps` to use again and again."""
     rows = baseline_rows(live, baseline, contrast_pairs(entity_templates()[:n_prompts]))

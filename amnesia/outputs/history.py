@@ -65,9 +65,11 @@ def trace_back(
         files = _files_before(step, files)
         origins.append(files)
         earlier = files.get(MANIFEST_NAME)
-        if (earlier is None) != (step.previous is None) or (
-            earlier is not None and earlier.read_bytes() != manifest_bytes(step.previous)
-        ):
+        if earlier is None or step.previous is None:
+            agree = earlier is None and step.previous is None
+        else:
+            agree = earlier.read_bytes() == manifest_bytes(step.previous)
+        if not agree:
             raise VerificationError(
                 f"{folder / MANIFEST_NAME} and the kept manifest of the earlier edit disagree: the output is damaged"
             )
@@ -218,8 +220,7 @@ def _originals(
 
 
 def _saved(saved: SafetensorsHeader | None, key: str) -> bytes | None:
-    info = None if saved is None else saved.tensors.get(key)
-    if info is None:
+    if saved is None or (info := saved.tensors.get(key)) is None:
         return None
     with saved.path.open("rb", buffering=0) as file:
         return read_exactly(file.fileno(), info.size, info.offset, str(saved.path))

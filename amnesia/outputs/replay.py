@@ -66,7 +66,8 @@ def _make(manifest: Manifest, source: ModelSource | RemoteCheckpoint, output: Pa
             scratch = stack.enter_context(TemporaryDirectory(prefix=".amnesia-replay-", dir=output.resolve().parent))
             folder = Path(scratch) / "earlier"
             _make(manifest.previous, source, folder, force=False)
-            gguf = None if source.gguf is None else folder / source.gguf.name
+            whole = source.gguf if isinstance(source, ModelSource) else None
+            gguf = None if whole is None else folder / whole.name
             source = ModelSource(folder, source.ref, gguf)
         spec = EditSpec(manifest.edits, manifest.base.ref, manifest.recipe, allow_overlap=True)
         plan = plan_formats((manifest.format,), source, spec, tensor_type=manifest.tensor_type)[manifest.format]

@@ -112,7 +112,9 @@ def files_of_base(folder: Path) -> frozenset[str]:
 
 def _steps_since(base: Path, manifest: Manifest) -> int:
     """How many edits lie between `base` and the output."""
-    earlier = read_manifest(base) if (base / MANIFEST_NAME).exists() else None
+    if not (base / MANIFEST_NAME).exists():
+        return len(list(manifest.history()))
+    earlier = read_manifest(base)
     for count, step in enumerate(manifest.history(), start=1):
         if step.previous == earlier:
             return count

@@ -169,13 +169,14 @@ def _tracks(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, tuple[str, s
 
 def _series(run: Mapping[str, Any], styles: Mapping[str, tuple[str, str, str]]) -> Series | None:
     label, shape, color = styles[run["subject"]]
-    steps = [step for step in run["steps"] if step["knowledge_score"] is not None]
-    if not steps:
+    scores = [(step["step"], view.middle(step["knowledge_score"])) for step in run["steps"]]
+    points = tuple(Point(step, score) for step, score in scores if score is not None)
+    if not points:
         return None
     original = run["model"] == "original"
     return Series(
         f"{label}, {run['model']} model",
         (shape, f"{color} {'open' if original else 'full'}"),
         f"{color} dashed" if original else color,
-        tuple(Point(step["step"], view.middle(step["knowledge_score"])) for step in steps),
+        points,
     )

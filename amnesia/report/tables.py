@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amnesia.choice.results import Answers, Extraction
+from amnesia.domain import Format
 from amnesia.edits import Edit, columns_of, directions_of
 from amnesia.evaluation.comparison import ALL, Evaluation
 from amnesia.evaluation.findings import findings
@@ -34,7 +35,7 @@ def tasks_table(section: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run_text(extraction: Extraction, evaluations: Mapping[str, Evaluation], accepted: bool) -> str:
+def run_text(extraction: Extraction, evaluations: Mapping[Format, Evaluation], accepted: bool) -> str:
     """What a run has to say on the terminal: the chosen edit, the before/after table, and the verdict."""
     entity, lines = extraction.edits.entity, [extraction_text(extraction)]
     for name, evaluation in evaluations.items():

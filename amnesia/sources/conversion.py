@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from amnesia.domain import ModelRef
 from amnesia.errors import SourceError, first_line, os_errors_as
 from amnesia.files.cache import cache_folder, scratch_folder
 from amnesia.files.disk import hash_file
 from amnesia.sources.source import ModelSource, Notice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:
@@ -39,7 +43,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, quantization_config=plain, dtype=torch.float32
             )
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            # Where it cannot be had an error is raised; that it may be None is in the annotations only.
+            tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise SourceError(
                 f"{gguf} cannot be read by transformers ({first_line(error)}): use the unquantized model instead"
@@ -51,7 +56,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def made_once(folder: Path) -> Iterator[Path]:
+def made_once(folder: Path) -> Generator[Path]:
     """A temporary sibling that becomes `folder` when the block succeeds, and vanishes when it does not."""
     with os_errors_as(
         SourceError, f"cache folder {folder.parent} cannot be written", "set AMNESIA_CACHE to another one"

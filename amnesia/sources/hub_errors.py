@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from amnesia.errors import AmnesiaError, SourceError, first_line
 
@@ -11,7 +11,7 @@ DEFAULT_REMEDY = "check the network, or give a folder"
 
 
 @contextlib.contextmanager
-def hub_errors(shown: str, remedy: str = DEFAULT_REMEDY) -> Iterator[None]:
+def hub_errors(shown: str, remedy: str = DEFAULT_REMEDY) -> Generator[None]:
     """Turn failures of the Hub into SourceError, about the repository that messages call `shown`.
 
     Errors of this package pass unchanged.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from amnesia.errors import InputError
-from amnesia.live.model import LiveModel
+from amnesia.live.model import LiveModel, weight_of
 
 BLOCK = 32
 """Weights of a row that share a scale in the types of `GGUF_TYPES`."""
@@ -77,7 +77,7 @@ def rounded(matrix: np.ndarray, type_name: str) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _rounded(live: LiveModel, method: str) -> Iterator[None]:
+def _rounded(live: LiveModel, method: str) -> Generator[None]:
     """Every matrix as it comes back from a GGUF file; rows that do not divide into blocks stay, as in such a file."""
     outer = {id(live.model.get_input_embeddings()), id(live.model.get_output_embeddings())}
     saved: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -85,7 +85,7 @@ def _rounded(live: LiveModel, method: str) -> Iterator[None]:
         for module in _matrices(live).values():
             if _row_length(module) % BLOCK:
                 continue
-            weight = module.weight.data
+            weight = weight_of(module).data
             saved.append((weight, weight.clone()))
             # GGUF stores a row for each output, whatever the module does.
             rows = weight.T if isinstance(module, Conv1D) else weight
@@ -98,7 +98,7 @@ def _rounded(live: LiveModel, method: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _dynamic(live: LiveModel) -> Iterator[None]:
+def _dynamic(live: LiveModel) -> Generator[None]:
     """Every linear module replaced by torch's dynamically quantized one."""
     before = dict(live.model.named_modules())
     configured = {name for name, module in before.items() if hasattr(module, "qconfig")}
@@ -107,7 +107,10 @@ def _dynamic(live: LiveModel) -> Iterator[None]:
             # torch is moving this to another package, and says so with every call.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", UserWarning)
-            torch.ao.quantization.quantize_dynamic(live.model, {nn.Linear}, dtype=torch.qint8, inplace=True)
+            # `obstacle` looks whether torch still has it.
+            torch.ao.quantization.quantize_dynamic(  # ty: ignore[deprecated]
+                live.model, {nn.Linear}, dtype=torch.qint8, inplace=True
+            )
         yield
     finally:
         for name, module in before.items():
@@ -124,9 +127,9 @@ def _matrices(live: LiveModel) -> dict[int, nn.Module]:
     embeddings = live.model.get_input_embeddings()
     for module in live.model.modules():
         if isinstance(module, (nn.Linear, Conv1D)) or module is embeddings:
-            found.setdefault(module.weight.data_ptr(), module)
+            found.setdefault(weight_of(module).data_ptr(), module)
     return found
 
 
 def _row_length(module: nn.Module) -> int:
-    return module.weight.shape[0 if isinstance(module, Conv1D) else 1]
+    return weight_of(module).shape[0 if isinstance(module, Conv1D) else 1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -94,7 +94,7 @@ def _loss(live: LiveModel, rows: Sequence[Sequence[int]], indices: Sequence[int]
 
 
 @contextlib.contextmanager
-def _adapted(live: LiveModel, rank: int, seed: int) -> Iterator[list[Tensor]]:
+def _adapted(live: LiveModel, rank: int, seed: int) -> Generator[list[Tensor]]:
     """The weights of a fresh LoRA adapter, which acts in the model while the block runs."""
     from peft import LoraConfig, get_peft_model
 

@@ -168,7 +168,7 @@ def _ask(live: LiveModel, pairs: Iterable[Pair], progress: Progress) -> Replies:
     return Replies(_totals(live, pairs, progress), write(live, [text for text, _ in pairs], progress))
 
 
-def _totals(live: LiveModel, pairs: Iterable[Pair], progress: Progress) -> dict[Pair, float]:
+def _totals(live: LiveModel, pairs: Iterable[Pair], progress: Progress) -> Mapping[Pair, float]:
     return {pair: answer.logprob for pair, answer in measure(live, pairs, progress).items()}
 
 

@@ -17,6 +17,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from amnesia.errors import CheckpointError, NumericalError
 
+Columns = Sequence[int] | np.ndarray  # Indices of columns.
 # Scales and offsets of blocks (..., block_bytes), both (..., groups).
 Affine = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -63,11 +64,11 @@ class BlockCodes:
         codes.sort(key=lambda code: self.levels[code])
         return np.array([self.levels[code] for code in codes], np.float64), np.array(codes, np.uint8)
 
-    def byte_places(self, columns: Sequence[int]) -> np.ndarray:
+    def byte_places(self, columns: Columns) -> np.ndarray:
         """The bytes of a row, ascending, that hold something of the codes of `columns`."""
         return np.unique(np.concatenate([self._bytes(field, np.asarray(columns)) for field in self.fields]))
 
-    def read(self, rows: np.ndarray, columns: Sequence[int]) -> np.ndarray:
+    def read(self, rows: np.ndarray, columns: Columns) -> np.ndarray:
         """The codes of `columns`, uint8 (n_rows, n_columns), in rows of whole blocks, uint8 (n_rows, row_bytes)."""
         places = np.asarray(columns)
         codes = np.zeros((len(rows), len(places)), np.uint8)
@@ -77,7 +78,7 @@ class BlockCodes:
             codes |= bits << np.uint8(field.place)
         return codes
 
-    def write(self, rows: np.ndarray, columns: Sequence[int], codes: np.ndarray) -> np.ndarray:
+    def write(self, rows: np.ndarray, columns: Columns, codes: np.ndarray) -> np.ndarray:
         """A copy of `rows` in which `columns`, each given once, have these codes; every other bit is as it was."""
         rows = rows.copy()
         places = np.asarray(columns)
@@ -92,7 +93,7 @@ class BlockCodes:
                 rows[:, where[chosen]] = kept | bits[:, chosen] << np.uint8(number)
         return rows
 
-    def scales(self, rows: np.ndarray, columns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def scales(self, rows: np.ndarray, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
         """Scale and offset of each weight in `columns`, both float64 (n_rows, n_columns) and exact.
 
         Raises NumericalError for scales that are NaN or infinite.
@@ -104,7 +105,7 @@ class BlockCodes:
         block, group = places // self.block_size, places % self.block_size * scale.shape[2] // self.block_size
         return scale[:, block, group], offset[:, block, group]
 
-    def values(self, rows: np.ndarray, columns: Sequence[int]) -> np.ndarray:
+    def values(self, rows: np.ndarray, columns: Columns) -> np.ndarray:
         """The weights in `columns`, float64 (n_rows, n_columns), exact."""
         scale, offset = self.scales(rows, columns)
         return scale * np.array(self.levels, np.float64)[self.read(rows, columns)] + offset
@@ -120,11 +121,11 @@ class PlainNumbers:
     tensor_type: GGMLQuantizationType
     item: int
 
-    def byte_places(self, columns: Sequence[int]) -> np.ndarray:
+    def byte_places(self, columns: Columns) -> np.ndarray:
         """The bytes of a row, ascending, that hold `columns`."""
         return np.sort((np.asarray(columns)[:, None] * self.item + np.arange(self.item)).ravel())
 
-    def values(self, rows: np.ndarray, columns: Sequence[int]) -> np.ndarray:
+    def values(self, rows: np.ndarray, columns: Columns) -> np.ndarray:
         """The weights in `columns`, float64 (n_rows, n_columns), exact."""
         if self.item == 4:
             numbers = rows.view("<f4")[:, columns]
@@ -136,7 +137,7 @@ class PlainNumbers:
             raise NumericalError("a weight is NaN or infinite: use an intact file")
         return numbers.astype(np.float64)
 
-    def write(self, rows: np.ndarray, columns: Sequence[int], values: np.ndarray) -> np.ndarray:
+    def write(self, rows: np.ndarray, columns: Columns, values: np.ndarray) -> np.ndarray:
         """A copy of `rows` with `columns` set to the numbers nearest to `values`; raises NumericalError on overflow."""
         rows = rows.copy()
         with np.errstate(over="ignore", under="ignore"):  # Overflow is reported below.

@@ -73,7 +73,7 @@ def gguf_shape(model: GgufModel) -> GgufShape:
             f"{name} is a {architecture} model, whose MLP has no gate: a nonlinearity follows ffn_up, so that its rows "
             "cannot stand for columns of ffn_down; edit the safetensors model and convert it again"
         )
-    if architecture not in FUSED:
+    if not isinstance(architecture, str) or architecture not in FUSED:
         raise CheckpointError(
             f"{name} has general.architecture = {architecture!r}: supported are {', '.join(FUSED)}; "
             "edit the safetensors model and convert it again"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,7 +58,8 @@ def prove_gguf(folder: Path, base: Path | None = None) -> tuple[Manifest, GgufMo
         for file in model.files:
             name = file.path.name
             if name in before.hashes or origin is not None:
-                _check_file(file.path, originals(before.edits, name), before.hashes.get(name), origin and origin[name])
+                source = None if origin is None else origin[name]
+                _check_file(file.path, originals(before.edits, name), before.hashes.get(name), source)
     return manifest, model
 
 
@@ -316,7 +317,7 @@ def _check_file(path: Path, patches: Sequence[Strided], sha256: str | None, base
 
 
 @contextmanager
-def as_verification_error() -> Iterator[None]:
+def as_verification_error() -> Generator[None]:
     """What makes a source unfit makes an output invalid."""
     try:
         yield
