@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, GenerationMixin
 
 from amnesia.live.batches import Around, Batch, Pass, batches, passes, plain_pass
@@ -88,7 +89,7 @@ def write_gradients(
 
             return function
 
-        handles: list[Any] = []
+        handles: list[RemovableHandle] = []
         try:
             handles += (live.out_proj(layer).register_forward_hook(hook(layer)) for layer in layers)
             with torch.inference_mode(False), torch.enable_grad():
