@@ -21,7 +21,7 @@ from amnesia.files.staging import PAGE_NAME, REPORT_NAME, check_output, staged_o
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.loading import load_source, loaded
 from amnesia.outputs.write import plan_formats, rounding_notice, spec_of, write_format
-from amnesia.progress import Tracker
+from amnesia.progress import SILENT, Tracker
 from amnesia.recipe import Recipe
 from amnesia.report import document
 from amnesia.report.page import report_html
@@ -48,8 +48,8 @@ class RunResult:
 
 def run(
     recipe: Recipe,
-    output: Path,
-    tracker: Tracker,
+    output: Path | str,
+    tracker: Tracker = SILENT,
     *,
     force: bool = False,
     loading: Loading = DEFAULT_LOADING,
@@ -59,6 +59,7 @@ def run(
     One format fills `output` itself; several fill a subfolder each, named after the format. Every format's folder holds
     its manifest, `report.json` and `report.html`. Raises the errors of this package for what the user can mend.
     """
+    output = Path(output)
     # Minutes of fetching and search must not end in front of a folder that cannot be written.
     check_output(output, force=force)
     source = resolve(recipe.model, tracker.notice)

@@ -35,6 +35,20 @@ class Tracker(Protocol):
     def task(self, line: str, n_bytes: int | None = None) -> contextlib.AbstractContextManager[Progress]: ...
 
 
+class Silent:
+    """A tracker that shows nothing, for callers without a terminal."""
+
+    def notice(self, line: str) -> None:
+        """Drop the line."""
+
+    def task(self, line: str, n_bytes: int | None = None) -> contextlib.AbstractContextManager[Progress]:
+        """A context in which nobody counts."""
+        return contextlib.nullcontext(ignore_progress)
+
+
+SILENT = Silent()
+
+
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
     """Keep the progress bars and notices of transformers and PEFT off the terminal while the block runs."""

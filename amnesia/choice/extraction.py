@@ -6,7 +6,7 @@ The held-out facts of a recipe are never read here, but for the names of their e
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,19 +24,13 @@ from amnesia.facts.names import share_words
 from amnesia.facts.questions import questions_of
 from amnesia.live.model import LiveModel, edited
 from amnesia.localization.cells import SETTINGS, CellMap, cell_maps, layer_range
-from amnesia.progress import Progress
+from amnesia.progress import SILENT, Progress
 from amnesia.recipe import Accept, Recipe
 
 Task = Callable[[str], contextlib.AbstractContextManager[Progress]]
 
 
-@contextlib.contextmanager
-def silent(_: str) -> Generator[Progress]:
-    """A task that nobody watches."""
-    yield lambda _: None
-
-
-def extract(live: LiveModel, recipe: Recipe, task: Task = silent, cache: Path | None = None) -> Extraction:
+def extract(live: LiveModel, recipe: Recipe, task: Task = SILENT.task, cache: Path | None = None) -> Extraction:
     """Choose the edit that makes the model forget the recipe's entity.
 
     `cache` is the folder in which the moments of models are kept. Raises InputError when the model knows none of the
@@ -58,7 +52,7 @@ def choose(
     recipe: Recipe,
     targets: KnownFacts,
     controls: KnownFacts,
-    task: Task = silent,
+    task: Task = SILENT.task,
     cache: Path | None = None,
 ) -> Extraction:
     """The edit for known search facts.
@@ -91,7 +85,7 @@ def verdict(target: float, control: float, accept: Accept) -> Verdict:
 
 
 def extract_all(
-    live: LiveModel, recipes: Sequence[Recipe], task: Task = silent, cache: Path | None = None
+    live: LiveModel, recipes: Sequence[Recipe], task: Task = SILENT.task, cache: Path | None = None
 ) -> tuple[Extraction, ...]:
     """One edit for each recipe, to be added up. Scores are those of the whole edit.
 

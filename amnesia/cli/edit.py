@@ -54,9 +54,7 @@ def edit(
     json_output: bool,
 ) -> None:
     """Write an edited copy of MODEL. Needs no GPU, and never builds the model."""
-    from amnesia.files.staging import check_output
-    from amnesia.outputs import write
-    from amnesia.sources import resolve
+    from amnesia.outputs import commands, write
 
     if bool(edit_files) == bool(cells):
         raise InputError("give the edit either as --edit FILE or as --cell LAYER:NEURON")
@@ -66,15 +64,16 @@ def edit(
         groups = [write.edits_from_cells(cells, -1.0 if multiplier is None else multiplier, entity)]
     else:
         groups = [group for path in edit_files for group in write.edits_from_file(path)]
-    _recover(Path(model))
     if in_place:
-        if output or link or force or format_name or tensor_type:
-            raise InputError("--in-place writes MODEL itself: drop -o, --link, --force, --format and --tensor-type")
-        if not Path(model).exists() or model in resolve.BUILT_IN:
-            raise InputError(f"{model} is not a folder or .gguf file here: only those can be edited in place")
         from amnesia.edits import EditSpec
         from amnesia.outputs.in_place import edit_in_place
+        from amnesia.sources.built_in import BUILT_IN
 
+        commands.take_back_interrupted(Path(model), Terminal().notice)
+        if output or link or force or format_name or tensor_type:
+            raise InputError("--in-place writes MODEL itself: drop -o, --link, --force, --format and --tensor-type")
+        if not Path(model).exists() or model in BUILT_IN:
+            raise InputError(f"{model} is not a folder or .gguf file here: only those can be edited in place")
         with Terminal().task("editing in place"):
             manifest = edit_in_place(Path(model), EditSpec(tuple(groups), ModelRef(model), allow_overlap=allow_overlap))
         _print_edit(manifest, Path(model), json_output)
@@ -84,39 +83,18 @@ def edit(
     name = format_name or ("gguf" if model.endswith(".gguf") else "safetensors")
     if tensor_type is not None and name != "gguf":
         raise InputError("--tensor-type is for GGUF files: add --format gguf, or drop it")
-    # Checked again with the model; a large one must not be fetched for nothing.
-    check_output(output, force=force)
-    terminal = Terminal()
-    if name == "adapter" and not resolve.is_on_disk(model):
-        from amnesia.sources.remote import open_remote
-
-        source = open_remote(resolve.hub_ref(model))
-        line = f"writing {name} from the Hub, of which only the edited tensors are read"
-    else:
-        find = resolve.resolve_file if name == "gguf" else resolve.resolve
-        source = find(model, notice=terminal.notice)
-        line = f"writing {name}"
-    manifest = write.save(
-        name,
-        source,
+    manifest = commands.save(
+        model,
         groups,
         output,
-        force=force,
+        format=name,
+        tensor_type=tensor_type,
         link=link,
         allow_overlap=allow_overlap,
-        tensor_type=tensor_type,
-        watch=lambda n_bytes: terminal.task(line, n_bytes),
+        force=force,
+        tracker=Terminal(),
     )
     _print_edit(manifest, output, json_output)
-
-
-def _recover(path: Path) -> None:
-    """An edit in place that was interrupted is taken back before anything reads the files."""
-    from amnesia.files.journal import recover
-
-    folder = path.parent if path.is_file() else path
-    if recover(folder):
-        Terminal().notice(f"an interrupted edit of {folder} was taken back: its files are as before")
 
 
 def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
@@ -145,12 +123,14 @@ def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None,
     With --behaviour the models are loaded instead, and OUTPUT may be any model or adapter folder that should have the
     edit, for example one that was merged elsewhere: its answers about the targets must not be those of the base.
     """
+    from amnesia.outputs import commands
+
     if recipe is not None and not behaviour:
         raise InputError("--recipe is for --behaviour: bytes are proven without facts")
-    _recover(output)
     if behaviour:
         from amnesia.evaluation.behaviour import check_behaviour
 
+        commands.take_back_interrupted(output, Terminal().notice)
         report = check_behaviour(output, Terminal(), base=base, recipe_path=recipe)
         if json_output:
             print_json(dataclasses.asdict(report))
@@ -160,14 +140,11 @@ def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None,
                 f"(log-probability {report.before:.2f} before, {report.after:.2f} after)"
             )
         return
-    from amnesia.outputs import proofs
-
-    folders = proofs.outputs_in(output)
-    reports = [(folder, proofs.prove_against(folder, base, Terminal().notice)) for folder in folders]
+    reports = commands.verify(output, base, tracker=Terminal())
     if json_output:
-        print_json({str(folder): dataclasses.asdict(row) for folder, row in reports})
+        print_json({str(folder): dataclasses.asdict(row) for folder, row in reports.items()})
         return
-    for folder, row in reports:
+    for folder, row in reports.items():
         proof = "compared with the base" if row.base_read else "by the hashes in the manifest"
         click.echo(
             f"{folder}: {row.n_cells} columns in {row.n_tensors} tensors changed as declared ({row.format}, "
@@ -185,25 +162,18 @@ def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None,
 @force_option
 def undo(edited: Path, output: Path | None, in_place: bool, every_step: bool, force: bool) -> None:
     """Restore the original bytes of the model in the folder EDITED, from its manifest."""
-    from amnesia.outputs import proofs
+    from amnesia.outputs import commands
 
     if in_place == (output is not None) or (in_place and (every_step or force)):
         raise InputError("give either -o FOLDER, or --in-place without --every-step and --force")
-    _recover(edited)
     if output is None:
         from amnesia.outputs.in_place import undo_in_place
 
+        commands.take_back_interrupted(edited, Terminal().notice)
         output = edited.parent if edited.is_file() else edited
         with Terminal().task("restoring"):
             manifest = undo_in_place(output)
         click.echo(f"{manifest.entity} is back: {output} is as it was before the edit")
         return
-    terminal = Terminal()
-    manifest = proofs.take_back(
-        edited,
-        output,
-        force=force,
-        every_step=every_step,
-        watch=lambda n_bytes: terminal.task("restoring", n_bytes),
-    )
+    manifest = commands.undo(edited, output, every_step=every_step, force=force, tracker=Terminal())
     click.echo(f"{manifest.entity} is back: {manifest.base.ref.name} as it was, in {output}")

@@ -34,13 +34,15 @@ HUB_PATTERNS = [
 ]  # fmt: skip
 
 
-def resolve(model: ModelRef | str, notice: Notice = lambda _: None, *, also: Collection[str] = ()) -> ModelSource:
+def resolve(
+    model: ModelRef | Path | str, notice: Notice = lambda _: None, *, also: Collection[str] = ()
+) -> ModelSource:
     """The local folder of `model`: a built-in name, a folder, a `.gguf` path, or `repo_id[@revision]`.
 
     `notice` is told, in one line, what takes long. Of a repository only the files that a model needs are fetched, and
     those named in `also`, as far as it has them. Raises SourceError when the model cannot be had.
     """
-    spec, revision = (model, None) if isinstance(model, str) else (model.name, model.revision)
+    spec, revision = (model.name, model.revision) if isinstance(model, ModelRef) else (str(model), None)
     path = Path(spec).expanduser()
     if revision and (spec in BUILT_IN or path.suffix == ".gguf" or path.exists()):
         raise SourceError(f"{spec} has no revision {revision!r}: only models on the Hub have revisions, drop it")
