@@ -1,5 +1,6 @@
 """The Python interface on a model in memory, and the example in README."""
 
+import contextlib
 import re
 import shutil
 
@@ -11,12 +12,23 @@ from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.errors import InputError
 from amnesia.recipe import parse_recipe
-from support.folders import ROOT
+from support.commands import done
+from support.folders import ROOT, tree
+from support.gguf_edits import tiny
 from support.smollm2 import BRIEF_RECIPE, brief_texts
 from support.tiny_recipe import recipe_text
-from support.tiny_text import tiny_live
+from support.tiny_text import save_tiny_live, tiny_live
+from support.tracker import Silent
 
 README = ROOT / "README.md"
+
+
+EDITS = EntityEdits("Japan", (ColumnEdit(Cell(1, 11)),))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_live(tmp_path_factory.mktemp("models") / "m")
 
 
 @pytest.fixture
@@ -70,23 +82,73 @@ def test_mistakes_change_nothing(live, recipe):
     assert all(torch.equal(tensor, before[name]) for name, tensor in live.model.state_dict().items())
 
 
+def test_a_run_without_a_terminal(folder, live, tmp_path, capfd):
+    recipe = parse_recipe(recipe_text(live, folder))
+    result = amnesia.run(recipe, str(tmp_path / "out"))
+    assert (result.accepted, result.output) == (True, tmp_path / "out")
+    assert result.extraction.edits == EntityEdits("Japan", recipe.edit.cells)
+    ((path, report),) = amnesia.verify(tmp_path / "out").items()
+    assert (path, report.entity, report.base_read) == (tmp_path / "out", "Japan", False)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("format_name", ["safetensors", "adapter"])
+def test_what_is_saved_is_what_the_command_writes(folder, tmp_path, capfd, format_name):
+    made = tmp_path / "python"
+    manifest = amnesia.save(str(folder), EDITS, str(made), format=format_name)
+    assert capfd.readouterr() == ("", "")
+    assert isinstance(manifest, amnesia.Manifest)
+    assert (manifest.format, manifest.entity) == (format_name, "Japan")
+    done("edit", folder, "--cell", "1:11", "--entity", "Japan", "--format", format_name, "-o", tmp_path / "command")
+    assert tree(made) == tree(tmp_path / "command")
+    with pytest.raises(amnesia.OutputError, match="exists"):
+        amnesia.save(folder, EDITS, made)
+    amnesia.save(amnesia.resolve(folder), [EDITS], made, format=format_name, force=True)
+    assert tree(made) == tree(tmp_path / "command")
+
+
+def test_what_was_saved_is_proven_and_taken_back(folder, tmp_path, capfd):
+    tracker = Silent()
+    amnesia.save(folder, EDITS, tmp_path / "out", tracker=tracker)
+    for base in (folder, str(folder), amnesia.resolve(str(folder))):
+        (report,) = amnesia.verify(tmp_path / "out", base).values()
+        assert (report.n_cells, report.n_tensors, report.base_read) == (1, 1, True)
+    manifest = amnesia.undo(str(tmp_path / "out"), tmp_path / "again", tracker=tracker)
+    assert manifest.edits == (EDITS,)
+    assert tree(tmp_path / "again") == tree(folder)
+    assert tracker.lines == ["writing safetensors", "restoring"]
+    (weights,) = (path for path in [*(tmp_path / "out").glob("*.safetensors")][:1])
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(amnesia.VerificationError):
+        amnesia.verify(tmp_path / "out")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_gguf_is_saved_as_one(tmp_path):
+    model = tiny(tmp_path / "m.gguf")
+    manifest = amnesia.save(model, EntityEdits("Japan", (ColumnEdit(Cell(0, 3)),)), tmp_path / "out")
+    assert manifest.format == "gguf"
+    assert [report.base_read for report in amnesia.verify(tmp_path / "out", model).values()] == [True]
+    amnesia.undo(tmp_path / "out", tmp_path / "again")
+    assert (tmp_path / "again" / "m.gguf").read_bytes() == model.read_bytes()
+    with pytest.raises(InputError, match="tensor_type is for GGUF files, not for format safetensors"):
+        amnesia.save(tmp_path, EDITS, tmp_path / "other", tensor_type="f16")
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("recipe", ["brief", pytest.param("shipped", marks=pytest.mark.exhaustive)])
 def test_the_example_in_readme_runs(tmp_path, monkeypatch, capsys, recipe):
     found = re.search(r"<!-- example -->\s*```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None, "README.md has no python block after the line <!-- example -->"
     example = compile(found[1], str(README), "exec")
-    if recipe == "shipped":
-        monkeypatch.chdir(ROOT)
+    # In a folder with a recipe of that name, and nothing else.
+    (name,) = re.findall(r'"(recipes/.*?)"', found[1])
+    (tmp_path / name).parent.mkdir(parents=True)
+    shutil.copy(ROOT / name if recipe == "shipped" else BRIEF_RECIPE, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    with contextlib.nullcontext() if recipe == "shipped" else brief_texts():
         exec(example, {"__name__": "__main__"})
-    else:
-        # In a folder with another recipe of the same name.
-        (name,) = re.findall(r'"(recipes/.*?)"', found[1])
-        (tmp_path / name).parent.mkdir(parents=True)
-        shutil.copy(BRIEF_RECIPE, tmp_path / name)
-        monkeypatch.chdir(tmp_path)
-        with brief_texts():
-            exec(example, {"__name__": "__main__"})
+    assert [report.format for report in amnesia.verify("forgets").values()] == ["adapter"]
     # Cells of the entity, then the verdict of the choice and what is left of the held-out facts.
     cell, outcome = capsys.readouterr().out.splitlines()
     assert cell.startswith("CellScore(")

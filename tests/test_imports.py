@@ -127,8 +127,23 @@ def test_every_command_is_found():
 
 def test_the_python_interface_is_found_late():
     import amnesia
-    from amnesia import api
 
-    assert all(getattr(amnesia, name) is getattr(api, name) for name in amnesia.__all__)
+    assert set(amnesia.__all__) <= set(dir(amnesia))
+    for name in amnesia.__all__:
+        found = getattr(amnesia, name)
+        assert found.__name__ == name and found.__module__.startswith("amnesia.")
+        # A dataclass without one gets its signature.
+        assert found.__doc__ and not found.__doc__.startswith(f"{name}("), name
     with pytest.raises(AttributeError, match="has no attribute 'forget'"):
         amnesia.forget  # noqa: B018
+
+
+def test_all_that_python_offers_is_listed():
+    import amnesia
+    from amnesia import errors
+
+    assert set(amnesia.__all__) == set(amnesia._HOME)
+    own = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert own == {name for name in amnesia.__all__ if name.endswith("Error")}
+    modules = {path.stem for path in (ROOT / "amnesia").iterdir()}
+    assert not modules & set(amnesia.__all__), "importing a module would hide what has its name"
