@@ -93,11 +93,12 @@ def loaded_by(code):
     "code",
     [
         "import amnesia",
+        "from amnesia import load_recipe, resolve, save, undo, verify",
         "from amnesia.cli.main import main\nmain(['--help'], standalone_mode=False)",
         "from amnesia.cli.main import main\nmain(['edit', '--help'], standalone_mode=False)",
         "\n".join(f"import {module}" for module in MODULES if room_of(module) in NO_TORCH or module in NO_TORCH),
     ],
-    ids=["package", "help", "help of a command", "editing bytes"],
+    ids=["package", "its functions on files", "help", "help of a command", "editing bytes"],
 )
 def test_no_heavy_library_is_loaded(code):
     assert not loaded_by(code) & {"torch", "transformers", "peft", "huggingface_hub", "accelerate"}
