@@ -65,7 +65,7 @@ def smollm2_live(smollm2):
     """The real demo model in memory, for tests that leave it as it is."""
     from amnesia.live.loading import load
 
-    return load(smollm2.folder, smollm2.id)
+    return load(smollm2.folder, str(smollm2))
 
 
 @pytest.fixture
