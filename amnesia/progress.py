@@ -66,3 +66,20 @@ def quiet() -> Generator[None]:
         hf_logging.set_verbosity(verbosity)
         if bars:
             hf_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def whole(progress: Progress, size: int) -> Generator[Progress]:
+    """The progress of one file of `size` bytes: what was not told of it by the end is told then.
+
+    Links and shared disk blocks arrive all at once, and nobody tells of them.
+    """
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(count)
+
+    yield advance
+    progress(size - done)

@@ -4,6 +4,7 @@ import ast
 import graphlib
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ MODULES = {
 }
 NO_TORCH = ("domain", "edits", "recipe", "files", "weights", "facts", "outputs", "hub", "cli", "amnesia.report.page")
 MAX_LINES = 400
+MAX_BODY = 60  # Lines of a function without its signature and docstring.
 
 
 def room_of(module):
@@ -77,10 +79,35 @@ def test_modules_are_short(module):
     assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= MAX_LINES
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_are_short(module):
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+            assert body[-1].end_lineno - body[0].lineno < MAX_BODY, node.name
+
+
 def test_rooms_say_what_they_know_and_do_nothing():
     for path in (ROOT / "amnesia").rglob("*/__init__.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         assert ast.get_docstring(tree) and len(tree.body) == 1, path
+
+
+def defined(path):
+    """Names of the functions and classes of a module."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {getattr(node, "name", None) for node in tree.body}
+
+
+def test_rooms_are_described_in_a_few_lines_and_have_the_front_doors_that_they_name():
+    for path in (ROOT / "amnesia").rglob("*/__init__.py"):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        assert 3 <= len(text.splitlines()) <= 6, path
+        room = ".".join(path.parent.relative_to(ROOT).parts)
+        doors = re.findall(r"`([^`]+)`", text.partition("Front door")[2])
+        assert doors, path
+        for module, name in (f"{room}.{door}".rsplit(".", 1) for door in doors):
+            assert f"{module}.{name}" in MODULES or name in defined(MODULES[module]), f"{path}: {module}.{name}"
 
 
 def loaded_by(code):

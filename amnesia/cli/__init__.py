@@ -1,4 +1,5 @@
-"""The terminal: commands and their options; the only room that prints.
+"""The terminal: commands, their options, and what they print; the only room that prints.
 
-Front door: `main.main`. Modules of other commands are imported late.
+Knows what a user types, and which front door of another room answers it; computes nothing itself.
+Front door: `main.main`. Heavy modules, and the modules of other commands, are imported when a command asks for them.
 """

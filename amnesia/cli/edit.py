@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.terminal import Terminal, as_json, force_option, print_json
+from amnesia.cli.options import as_json, force_option
+from amnesia.cli.terminal import Terminal, print_json
 from amnesia.domain import FORMATS, WIDER_TYPES, Format, ModelRef
 from amnesia.errors import InputError
 

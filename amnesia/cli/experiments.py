@@ -9,21 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.options import (
-    Experiment,
-    Subject,
-    an_experiment,
-    cells_option,
-    factor_option,
-    load_model,
-    on_a_recipe,
-    plots_option,
-    value_option,
-)
-from amnesia.cli.terminal import Terminal, as_json, lines_of, on_device, print_json, write_file
+from amnesia.cli.experiment import Experiment, Subject, an_experiment, load_model, on_a_recipe
+from amnesia.cli.options import as_json, cells_option, factor_option, on_device, plots_option, value_option
+from amnesia.cli.terminal import Terminal, lines_of, print_json, write_file
 from amnesia.domain import Baseline, Cell, Loading
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.experiments import figures
+from amnesia.experiments.settings import EXPERIMENTS
 from amnesia.facts.variants import Variant, distinct, variants_of
 from amnesia.files.strict_json import json_bytes
 from amnesia.recipe import BASELINES, load_recipe, parse_layers, translation
@@ -92,7 +84,9 @@ def sweep(run: Experiment, subject: Subject, low: float, steps: int, tokens: str
 @on_a_recipe
 @factor_option
 @value_option
-@click.option("--placeholder", default="XXX", show_default=True, help="Word that stands in the entity's place.")
+@click.option(
+    "--placeholder", default=EXPERIMENTS.placeholder, show_default=True, help="Word that stands in the entity's place."
+)
 @click.option("--seed", default=0, show_default=True, help="Of the wrong and random cells.")
 @an_experiment("inject")
 def inject(
@@ -137,7 +131,13 @@ def inject(
 @on_a_recipe
 @factor_option
 @value_option
-@click.option("--max-unfrozen", default=12, show_default=True, type=click.IntRange(1), help="Components to try.")
+@click.option(
+    "--max-unfrozen",
+    default=EXPERIMENTS.max_unfrozen,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Components to try.",
+)
 @an_experiment("sufficiency")
 def sufficiency(
     run: Experiment, subject: Subject, factor: float | None, value: float | None, max_unfrozen: int
@@ -180,10 +180,20 @@ def sufficiency(
 @click.option(
     "--unrelated", "others", multiple=True, help="Name to compare with; default: a spread of well-known ones."
 )
-@click.option("--n-unrelated", default=10, show_default=True, type=click.IntRange(1), help="How many of these.")
+@click.option(
+    "--n-unrelated",
+    default=EXPERIMENTS.n_unrelated,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How many of these.",
+)
 @cells_option
 @click.option(
-    "--top", default=5, show_default=True, type=click.IntRange(1), help="Without --cell: best cells to follow."
+    "--top",
+    default=EXPERIMENTS.n_cells,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Without --cell: best cells to follow.",
 )
 @click.option("--layers", help="Layers to search, for example 1-9. Default: all but layer 0.")
 @an_experiment("robustness")

@@ -1,26 +1,23 @@
-"""What all commands share: progress on the terminal, common options, errors as one line, files for results."""
+"""What commands say and write: progress, errors as one line with their exit code, JSON, files of results."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import importlib
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from amnesia.domain import Loading
 from amnesia.errors import AmnesiaError, InputError, OutputError, os_errors_as
 from amnesia.files.strict_json import json_bytes
 from amnesia.progress import Progress
 
 EXIT_BAD_INPUT = 2
-DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
 class Terminal:
@@ -78,43 +75,6 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted: nothing was written", err=True)
             ctx.exit(130)
-
-
-def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
-    """One decorator for several, in the order in which help lists their options."""
-    return lambda function: functools.reduce(lambda inner, decorate: decorate(inner), reversed(decorators), function)
-
-
-as_json = click.option("--json", "json_output", is_flag=True, help="Print the result as JSON on standard output.")
-force_option = click.option("--force", is_flag=True, help="Replace an older output of amnesia.")
-force_weak_option = click.option(
-    "--force", is_flag=True, help="Replace an older output of amnesia, and write an edit that is only weak."
-)
-popqa_option = click.option(
-    "--popqa",
-    help="Table of facts: the Hub id akariasai/PopQA, or a TSV file with its columns or subject, relation, object.",
-)
-alias_option = click.option("--alias", "aliases", multiple=True, help="Another name of the entity; may be repeated.")
-
-
-def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: the options that say how models come into memory. The command gets a `Loading` as `loading`."""
-
-    @options(
-        click.option(
-            "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Type to compute in."
-        ),
-        click.option(
-            "--device",
-            default=None,
-            help="Where to compute: cpu, cuda, or auto for all devices together. Default: cuda where there is one.",
-        ),
-    )
-    @functools.wraps(function)
-    def command(dtype: str, device: str | None, **rest: Any) -> Any:
-        return function(loading=Loading(dtype, device), **rest)
-
-    return command
 
 
 def print_json(document: Any) -> None:

@@ -2,5 +2,5 @@
 
 Knows activations, second moments and linear algebra; knows nothing of facts, scores or files of weights.
 Front doors: `moments.moments_of` (once per model), `keys.name_keys` (once per name), `solve.read_outs`,
-and `response` for what an edit costs on text.
+and `response.response_of` for what an edit costs on text.
 """

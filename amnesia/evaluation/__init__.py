@@ -1,4 +1,5 @@
 """What a model knows and what it lost: measurements, knowledge scores, damage, comparison.
 
-Never chooses an edit. Front doors: `examination.examine`, `comparison`, `measurement.measure`.
+Knows questions and a live model; never chooses an edit.
+Front doors: `examination.examine` and `examination.conclude`, `comparison.compare`, `measurement.measure`.
 """

@@ -68,6 +68,6 @@ def examine_after(
 
 
 def conclude(before: Examination, after: Reexamination | None) -> Evaluation:
-    """The comparison of two models, or what the first knows where there is no second; see `evaluation.compare`."""
+    """The comparison of two models, or what the first knows where there is no second; see `comparison.compare`."""
     harm, kl = damage(before.impression, None if after is None else after.impression)
     return compare(before.facts, None if after is None else after.answers, harm, kl)

@@ -1,4 +1,6 @@
-"""The experiments of the source: atlas, robustness, sweep, injection, sufficiency, layers, and their figures.
+"""The experiments on entity cells: layers, sweep, injection, sufficiency, robustness, atlas, and their figures.
 
-Each module is one experiment and returns a result dataclass; none writes a file.
+Each module is one experiment and returns a result dataclass; `atlas` alone writes a file, a table that grows.
+Front doors: `layers.layer_significance`, `sweep.sweep`, `injection.inject`, `sufficiency.sufficiency`,
+`robustness.robustness`, `atlas.fill`, `figures.draw`.
 """

@@ -11,21 +11,18 @@ import os
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 
 from amnesia.domain import Baseline, Cell
 from amnesia.errors import InputError
+from amnesia.experiments.settings import EXPERIMENTS
 from amnesia.files.sqlite import database
 from amnesia.live.model import LiveModel
 from amnesia.localization.cells import SETTINGS, baseline_moments, cell_maps, layer_range
 from amnesia.localization.results import CellScore
 from amnesia.progress import Progress
-
-BATCH_ENTITIES = 8
-"""Entities that are localized, and written, together: what is lost at most when a process is killed."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -58,7 +55,7 @@ class AtlasRow:
 
 
 def opened(path: Path) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-    """The atlas in a file, which several processes may write. Raises OutputError; see `database.database`."""
+    """The atlas in a file, which several processes may write. Raises OutputError; see `sqlite.database`."""
     return database(path, _TABLES, "an atlas")
 
 
@@ -100,13 +97,14 @@ def fill(
     Of `n_shards` processes each takes its own batches of the same list, so that the numbers do not depend on how many
     there are.
     """
-    starts = range(0, len(entities), BATCH_ENTITIES)[shard::n_shards]
+    size = EXPERIMENTS.batch_entities
+    starts = range(0, len(entities), size)[shard::n_shards]
     if not starts:
         return
     layers = layer_range(live, settings.layers)
     known = baseline_moments(live, settings.baseline, settings.n_prompts, layers, progress)
     for start in starts:
-        names = entities[start : start + BATCH_ENTITIES]
+        names = entities[start : start + size]
         maps, _, _ = cell_maps(
             live,
             names,
@@ -250,10 +248,6 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (ends - (counts - 1) / 2)[inverse]
 
 
-_PATIENCE = timedelta(days=7)
-"""How long a process waits for the others: as long as a large atlas may take."""
-
-
 class Shards:
     """Which of how many processes this is, and the device that is its own, or None where it may choose."""
 
@@ -264,7 +258,7 @@ class Shards:
             from accelerate import PartialState
 
             cpu = os.environ.get("ACCELERATE_USE_CPU", "").casefold() in ("1", "true", "yes")
-            self._state = PartialState(cpu=cpu, timeout=_PATIENCE)
+            self._state = PartialState(cpu=cpu, timeout=EXPERIMENTS.patience)
             self.index, self.count = self._state.process_index, self._state.num_processes
             self.device = str(self._state.device)
 

@@ -13,6 +13,7 @@ from amnesia.domain import Cell, Fact
 from amnesia.errors import InputError
 from amnesia.evaluation.results import Estimate
 from amnesia.evaluation.scores import mean_interval
+from amnesia.experiments.settings import EXPERIMENTS
 from amnesia.facts.names import entity_templates, share_words
 from amnesia.live.forward import activations, answer_logprobs, generate
 from amnesia.live.interventions import Asked, Injection, injected, place_asked
@@ -21,13 +22,6 @@ from amnesia.live.tokens import place
 from amnesia.localization.cells import CellSpace, contrast_pairs
 from amnesia.progress import Progress
 from amnesia.recipe import Recipe
-
-PLACEHOLDER = "XXX"
-FACTORS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-"""Amplifications of the entity's own mean activation that are tried when none is given."""
-
-N_TEMPLATES = 20
-"""Prompts over which mean activations are taken: they vary little, which is why the cell was found."""
 
 CONDITIONS = ("entity cells", "wrong cells", "random cells", "mean entity", "nothing")
 
@@ -120,14 +114,14 @@ def amplification(
     if value is not None:
         return [value] * len(cells), None, []
     layers = sorted({cell.layer for cell in cells})
-    pairs = [(template, recipe.target.entity) for template in entity_templates()[:N_TEMPLATES]]
+    pairs = [(template, recipe.target.entity) for template in _templates()]
     own = mean_activations(live, pairs, layers, progress)
     space = CellSpace(tuple(layers), live.shape.d_mlp)
     strength = own.flatten()[[space.index(cell) for cell in cells]].tolist()
     tried: list[FactorTried] = []
     if factor is None:
         search = [fact for fact in recipe.facts if fact.split == "search"]
-        for candidate in FACTORS:
+        for candidate in EXPERIMENTS.factors:
             put = injections(cells, [candidate * s for s in strength])
             found = _logprobs(live, search, placeholder, put, progress)
             tried.append(FactorTried(candidate, sum(found) / len(found)))
@@ -142,7 +136,7 @@ def inject(
     *,
     factor: float | None = None,
     value: float | None = None,
-    placeholder: str = PLACEHOLDER,
+    placeholder: str = EXPERIMENTS.placeholder,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> InjectionResult:
@@ -156,7 +150,7 @@ def inject(
     values, factor, tried = amplification(live, recipe, cells, factor, value, placeholder, progress)
     layers = sorted({cell.layer for cell in cells})
     names = recipe.target.names
-    others = [pair for pair in contrast_pairs(entity_templates()[:N_TEMPLATES]) if not share_words(pair[1], names)]
+    others = [pair for pair in contrast_pairs(_templates()) if not share_words(pair[1], names)]
     mean = mean_activations(live, others, layers, progress)
     draw = random.Random(seed)
     wrong = _wrong_cells(live, recipe, cells, layers, mean, draw)
@@ -196,6 +190,11 @@ def inject(
     )
 
 
+def _templates() -> Sequence[str]:
+    """The prompts over which mean activations are taken."""
+    return entity_templates()[: EXPERIMENTS.n_templates]
+
+
 def _wrong_cells(
     live: LiveModel, recipe: Recipe, cells: Sequence[Cell], layers: Sequence[int], mean: Tensor, draw: random.Random
 ) -> list[Cell]:
@@ -205,7 +204,7 @@ def _wrong_cells(
     if not others:
         raise InputError("every control of the recipe shares a word with the entity: add facts about somebody else")
     other = draw.choice(others)
-    excess = mean_activations(live, [(t, other) for t in entity_templates()[:N_TEMPLATES]], layers) - mean
+    excess = mean_activations(live, [(t, other) for t in _templates()], layers) - mean
     space, excess = CellSpace(tuple(layers), live.shape.d_mlp), excess.flatten()
     excess[[space.index(cell) for cell in cells]] = -torch.inf
     chosen = []

@@ -9,14 +9,12 @@ import torch
 
 from amnesia.domain import Cell
 from amnesia.errors import InputError
+from amnesia.experiments.settings import EXPERIMENTS
 from amnesia.facts.names import contrast_entities, share_words
 from amnesia.facts.variants import Variant
 from amnesia.live.model import LiveModel
 from amnesia.localization.cells import SETTINGS, CellMap, cell_maps
 from amnesia.progress import Progress
-
-TOP_RANK = 100
-"""A cell counts as recognizing a name when it is among so many cells of highest score for it."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class NameRow:
 
 @dataclass(frozen=True)
 class KindSummary:
-    """Over the names of one kind and all cells: median rank, mean z, and the share of ranks within `TOP_RANK`."""
+    """Over the names of one kind and all cells: median rank, mean z, and the share of ranks within `top_rank`."""
 
     kind: str
     n: int
@@ -64,8 +62,8 @@ def robustness(
     variants: Sequence[Variant],
     *,
     cells: Sequence[Cell] = (),
-    n_cells: int = 5,
-    n_unrelated: int = 10,
+    n_cells: int = EXPERIMENTS.n_cells,
+    n_unrelated: int = EXPERIMENTS.n_unrelated,
     unrelated: Sequence[str] = (),
     layers: tuple[int, int] | None = None,
     n_prompts: int = SETTINGS.n_prompts,
@@ -122,5 +120,5 @@ def _summary(kind: str, names: Sequence[NameRow]) -> KindSummary:
     rows = [row for row in names if row.kind == kind]
     ranks = torch.tensor([rank for row in rows for rank in row.ranks], dtype=torch.float64)
     z = torch.tensor([value for row in rows for value in row.mean_z], dtype=torch.float64)
-    recognized = (ranks <= TOP_RANK).double().mean().item()
+    recognized = (ranks <= EXPERIMENTS.top_rank).double().mean().item()
     return KindSummary(kind, len(rows), ranks.quantile(0.5).item(), z.mean().item(), recognized)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from amnesia.domain import Cell, Fact
 from amnesia.errors import InputError
-from amnesia.experiments.injection import PLACEHOLDER, amplification, injections
+from amnesia.experiments.injection import amplification, injections
+from amnesia.experiments.settings import EXPERIMENTS
 from amnesia.facts.names import contrast_entities, share_words
 from amnesia.live.batches import collate
 from amnesia.live.interventions import Injection, injected, replaced_outputs
@@ -22,13 +23,6 @@ from amnesia.live.model import LiveModel, hooks
 from amnesia.live.tokens import Placed, continuations, place
 from amnesia.progress import Progress
 from amnesia.recipe import Recipe
-
-N_CLEAN = 95
-"""Entities in the clean run, as many as in the source."""
-
-
-NEGLIGIBLE = 0.02
-"""Nats of the answers' mean log-probability that a component must be worth to stay unfrozen."""
 
 
 @dataclass(frozen=True, order=True)
@@ -107,7 +101,7 @@ class CleanRun:
 
 @torch.inference_mode()
 def clean_run(
-    live: LiveModel, fact: Fact, layers: Sequence[int], names: Sequence[str], placeholder: str = PLACEHOLDER
+    live: LiveModel, fact: Fact, layers: Sequence[int], names: Sequence[str], placeholder: str = EXPERIMENTS.placeholder
 ) -> CleanRun | None:
     """Mean outputs over `names` in place of the entity, at its last token and those after it.
 
@@ -193,8 +187,8 @@ def sufficiency(
     *,
     factor: float | None = None,
     value: float | None = None,
-    max_unfrozen: int = 12,
-    placeholder: str = PLACEHOLDER,
+    max_unfrozen: int = EXPERIMENTS.max_unfrozen,
+    placeholder: str = EXPERIMENTS.placeholder,
     progress: Progress | None = None,
 ) -> Sufficiency:
     """Search the smallest set of last-token components that let the injected cells bring the answers back.
@@ -210,8 +204,8 @@ def sufficiency(
     values, _, _ = amplification(live, recipe, cells, factor, value, placeholder, progress)
     put = injections(cells, values)
     names = [name for name in contrast_entities() if not share_words(name, recipe.target.names)]
-    stride = max(1, len(names) // N_CLEAN)
-    found = [(fact, clean_run(live, fact, layers, names[::stride][:N_CLEAN], placeholder)) for fact in recipe.facts]
+    names = names[:: max(1, len(names) // EXPERIMENTS.n_clean)][: EXPERIMENTS.n_clean]
+    found = [(fact, clean_run(live, fact, layers, names, placeholder)) for fact in recipe.facts]
     runs = [run for _, run in found if run is not None]
     facts = [fact for fact, run in found if run is not None]
     if not runs:
@@ -246,7 +240,8 @@ def sufficiency(
         order = sorted(chosen)
         results = outcomes([chosen - {component} for component in order])
         top = max(range(len(order)), key=lambda n: (results[n].n_rank_0, results[n].mean_logprob))
-        if results[top].n_rank_0 < best.n_rank_0 or results[top].mean_logprob < best.mean_logprob - NEGLIGIBLE:
+        least = best.mean_logprob - EXPERIMENTS.negligible
+        if results[top].n_rank_0 < best.n_rank_0 or results[top].mean_logprob < least:
             break
         chosen, best = chosen - {order[top]}, results[top]
     return Sufficiency(

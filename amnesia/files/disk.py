@@ -1,4 +1,4 @@
-"""Files and folders: bounded copies and hashes, and outputs that appear complete or not at all."""
+"""Files and folders: names that stay inside, copies and hashes in bounded memory, exact reads and writes."""
 
 from __future__ import annotations
 
@@ -170,6 +170,12 @@ def read_exactly(descriptor: int, size: int, offset: int, name: str) -> bytes:
         size -= len(part)
         offset += len(part)
     return b"".join(parts)
+
+
+def read_range(path: Path, size: int, offset: int) -> bytes:
+    """Exactly `size` bytes of a file from `offset` on; raises as `read_exactly`."""
+    with path.open("rb", buffering=0) as file:
+        return read_exactly(file.fileno(), size, offset, str(path))
 
 
 def write_exactly(descriptor: int, content: bytes, offset: int) -> None:

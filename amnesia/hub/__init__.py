@@ -1,4 +1,5 @@
 """Pushing a finished folder to the Hub: what goes there, its model card, one commit, every hash checked.
 
-Front door: `push`.
+Knows finished folders, their manifests and the Hub; edits no weights.
+Front door: `push.push`.
 """

@@ -13,6 +13,7 @@ from amnesia.edits import columns_of, directions_of
 from amnesia.errors import InputError
 from amnesia.evaluation.labels import facts_label, is_target, role_of, split_of
 from amnesia.files.staging import MANIFEST_NAME
+from amnesia.report.numbers import flat
 from amnesia.weights.adapter import adapter_rank
 from amnesia.weights.manifest import Manifest
 
@@ -172,8 +173,7 @@ def _results(report: Mapping[str, Any], private: bool) -> str:
 
 def _cell(text: str | None) -> str:
     """A text as one cell of a table, not longer than a line."""
-    flat = " ".join((text or "(nothing)").split()).replace("|", "\\|").replace("<", "&lt;")
-    return flat if len(flat) <= 80 else flat[:79] + "…"
+    return flat((text or "(nothing)").replace("|", "\\|").replace("<", "&lt;"), 80)
 
 
 def _loading(manifest: Manifest, base: BaseCard, repo_id: str, weights: Sequence[str]) -> str:

@@ -1,4 +1,5 @@
-"""The only room with a torch model in it: loading, tokens, forward passes, hooks.
+"""The only room in which torch models are built: loading, tokens, forward passes, hooks.
 
-Knows tensors and prompts; decides nothing. Front doors: `loading.load_source`, `model.edited`, `forward`.
+Knows tensors and prompts; decides nothing.
+Front doors: `loading.load_source`, `model.edited`, `forward.answer_logprobs`, `forward.generate`.
 """

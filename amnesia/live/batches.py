@@ -82,7 +82,7 @@ def passes(
 ) -> Iterator[Pass]:
     """Forward passes over all rows of tokens, in which what rows share at their beginning is computed once.
 
-    Tokens may carry a `packing.LABEL`. Where the attention of a model takes no mask of ours, the passes are plain
+    Tokens may carry a `trees.LABEL`. Where the attention of a model takes no mask of ours, the passes are plain
     left-padded batches. With `single`, the inputs of each pass have one line.
     """
     if not takes_trees(live, max(map(len, rows), default=0)):

@@ -1,6 +1,6 @@
 """Live models: where their MLPs are, hooks on them, and edits in memory. It knows nothing of texts.
 
-With `passes`, `forward` and `interventions` it is all that touches live models.
+With `batches`, `forward` and `interventions` it is all that touches live models.
 """
 
 from __future__ import annotations

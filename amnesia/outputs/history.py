@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia.errors import AmnesiaError, NumericalError, VerificationError, os_errors_as
-from amnesia.files.disk import patched_blocks, read_exactly
+from amnesia.files.disk import patched_blocks, read_exactly, read_range
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided, hash_ranges
 from amnesia.weights.checkpoint import BASE_FOLDER, undo_key
@@ -77,8 +77,8 @@ def trace_back(
 
 
 def _files_before(manifest: Manifest, files: Mapping[str, Path]) -> dict[str, Path]:
-    kept = {name: f"{BASE_FOLDER}/{name}" for name in manifest.replaced}
-    declared = [MANIFEST_NAME, *manifest.added, *kept.values(), *(row.file for row in manifest.base.files)]
+    replaced = {name: f"{BASE_FOLDER}/{name}" for name in manifest.replaced}
+    declared = [MANIFEST_NAME, *manifest.added, *replaced.values(), *(row.file for row in manifest.base.files)]
     missing = sorted({*declared, *([manifest.undo] if manifest.undo else [])} - files.keys())
     if missing:
         raise VerificationError(f"{missing[0]} is missing, but {MANIFEST_NAME} declares it: the output is damaged")
@@ -87,10 +87,10 @@ def _files_before(manifest: Manifest, files: Mapping[str, Path]) -> dict[str, Pa
         for name, path in files.items()
         if name != MANIFEST_NAME and name not in manifest.added and not name.startswith(f"{BASE_FOLDER}/")
     }
-    surplus = sorted(name for name in files if name.startswith(f"{BASE_FOLDER}/") and name not in kept.values())
+    surplus = sorted(name for name in files if name.startswith(f"{BASE_FOLDER}/") and name not in replaced.values())
     if surplus:
         raise VerificationError(f"{surplus[0]} is not declared in {MANIFEST_NAME}: remove it, or make the output again")
-    return before | {name: files[path] for name, path in kept.items()}
+    return before | {name: files[path] for name, path in replaced.items()}
 
 
 def check_untouched(steps: Sequence[Step], origins: Sequence[Mapping[str, Path]]) -> None:
@@ -222,8 +222,7 @@ def _originals(
 def _saved(saved: SafetensorsHeader | None, key: str) -> bytes | None:
     if saved is None or (info := saved.tensors.get(key)) is None:
         return None
-    with saved.path.open("rb", buffering=0) as file:
-        return read_exactly(file.fileno(), info.size, info.offset, str(saved.path))
+    return read_range(saved.path, info.size, info.offset)
 
 
 def _inverted(vector: bytes, tensor: TensorInfo, multiplier: float) -> bytes:

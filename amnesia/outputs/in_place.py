@@ -63,12 +63,12 @@ def undo_in_place(folder: Path) -> Manifest:
         if manifest.tensor_type is not None:
             raise InputError(f"{folder} holds tensors of another size than before: take the edit back with -o FOLDER")
         patches = _original_rows(folder) if manifest.format == "gguf" else _original_columns(folder, manifest)
-        kept = {name: f"{BASE_FOLDER}/{name}" for name in manifest.replaced}
+        replaced = {name: f"{BASE_FOLDER}/{name}" for name in manifest.replaced}
         # Nothing need have come to where files of an earlier edit were: not every edit saves columns.
         ours = [name for name in manifest.replaced if not is_reserved(name)]
-        removed = dict.fromkeys([MANIFEST_NAME, *manifest.added, *ours, *kept.values()])
+        removed = dict.fromkeys([MANIFEST_NAME, *manifest.added, *ours, *replaced.values()])
         # The manifest of the edit before comes last.
-        added = {name: kept[name] for name in sorted(kept, key=lambda name: name == MANIFEST_NAME)}
+        added = {name: replaced[name] for name in sorted(replaced, key=lambda name: name == MANIFEST_NAME)}
         missing = [name for name in removed if not (folder / name).is_file()]
         if missing:
             raise VerificationError(f"{missing[0]} is missing in {folder}: the output is damaged")

@@ -33,7 +33,7 @@ def replay(
     name is used. Weights are proven to be the recorded ones. Files that an evaluation wrote (reports, charts) are not
     made again. Returns the new manifest.
 
-    Raises VerificationError when the base is another model, SourceError when it cannot be had, and what `saving.save`
+    Raises VerificationError when the base is another model, SourceError when it cannot be had, and what `write.save`
     raises.
     """
     manifest = _read(path)

@@ -207,5 +207,5 @@ def save(
 
 
 def staged(plan: FormatPlan, output: Path, *, force: bool = False, link: bool = False) -> AbstractContextManager[Path]:
-    """`files.staged_output` for one format, with room for it, and away from its source."""
+    """`staging.staged_output` for one format, with room for it, and away from its source."""
     return staged_output(output, force=force, needed_bytes=plan.n_bytes(link=link), source=plan.origin)

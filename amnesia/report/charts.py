@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from amnesia.evaluation.labels import Row, is_target
+from amnesia.report.axes import CHAR, MANY, WIDTHS, apart, both, grid, landmarks, legend, ticks_below
 from amnesia.report.numbers import flat, share, short, signed, token_name
 from amnesia.report.svg import Drawing, Scale, around
 
-Place = tuple[float, float, Any]
-# Each figure is drawn for two widths, in CSS pixels, so that text has its size on a phone too; the page shows one.
-WIDTHS = {"wide": 800.0, "narrow": 330.0}
 TARGET, CONTROL = ("diamond", "target full"), ("circle", "control open")
 _LARGEST = 12  # Cells of a direction that are drawn.
-_CHAR = 7.4
-"""Width of an average character in pixels, by which legends and boxes are laid out."""
-_MANY = 600
-"""Marks from which on they carry no text, and those that would cover each other are drawn once: for the page's size."""
 _EDGES = (-2.0, 2.0)
 """Knowledge scores beyond these are drawn at the edge, so that one odd fact does not flatten all others."""
 
@@ -67,11 +60,6 @@ class Track:
     after: float | None
 
 
-def both(draw: Callable[[str, float], Drawing], key: str) -> str:
-    """A figure for wide windows and for narrow ones; `draw` gets the prefix of ids and the width in pixels."""
-    return "".join(draw(f"{key}-{name}", width).to_svg(f"figure {name}") for name, width in WIDTHS.items())
-
-
 def intervals(rows: Sequence[Interval], title: str, key: str) -> str:
     """Means of knowledge scores with their 95 % intervals, one below the other, over the facts themselves."""
     described = "; ".join(f"{row.label}: {_with_interval(row)}" for row in rows)
@@ -81,10 +69,10 @@ def intervals(rows: Sequence[Interval], title: str, key: str) -> str:
         drawing = Drawing(name, title, f"Mean knowledge score with 95 % interval. {described}.", width)
         x = Scale(*ends, 10, width - 10)
         # Where both do not fit on a line, the numbers go below the label.
-        below = 18 * any(_CHAR * len(row.label + _with_interval(row)) > width for row in rows)
+        below = 18 * any(CHAR * len(row.label + _with_interval(row)) > width for row in rows)
         height = 54 + below
         bottom = 22 + height * len(rows)
-        _landmarks(drawing, x, 22, bottom)
+        landmarks(drawing, x, 22, bottom)
         for index, row in enumerate(rows):
             top = 22 + height * index
             drawing.text(0, top + 19, row.label)
@@ -94,13 +82,13 @@ def intervals(rows: Sequence[Interval], title: str, key: str) -> str:
             shape, classes = row.mark
             # The golden ratio spreads the facts evenly over the height without a draw.
             places = [(x(value), y - 8 + 16 * (n * 0.618034 % 1), None) for n, value in enumerate(row.values)]
-            for across, up, _ in _apart(places):
+            for across, up, _ in apart(places):
                 drawing.mark(shape, across, up, 2.4, f"{classes} faint")
             drawing.line(x(row.low), y, x(row.high), y, f"interval {classes.split()[0]}")
             for end in (row.low, row.high):
                 drawing.line(x(end), y - 6, x(end), y + 6, f"interval {classes.split()[0]}")
             drawing.mark(shape, x(row.mean), y, 5.5, f"{classes} mean")
-        _ticks_below(drawing, x, bottom)
+        ticks_below(drawing, x, bottom)
         drawing.height = bottom + 24
         return drawing
 
@@ -126,11 +114,11 @@ def scatter(prompts: Sequence[Row], entity: str) -> str:
     def draw(key: str, width: float) -> Drawing:
         drawing = Drawing(key, f"Each fact before and after the edit: {entity} against others", described, width)
         entries = [(*TARGET, f"{n_targets} facts about {entity}"), (*CONTROL, f"{len(facts) - n_targets} about others")]
-        top = _legend(drawing, entries) + 22
+        top = legend(drawing, entries) + 22
         bottom = top + (330 if width > 500 else 280)
         x, y = Scale(*across, 34, width - 10), Scale(*up, bottom, top)
         drawing.text(0, top - 10, "↑ after the edit: nats above an unknown name", "label small")
-        _grid(drawing, x, y)
+        grid(drawing, x, y)
         drawing.line(x(0), y(0), x(across[1]), y(0), "guide")
         drawing.text(x(0), y(0) + 16, "like an unknown name: score 0", "label small")
         end = min(across[1], up[1])
@@ -138,9 +126,9 @@ def scatter(prompts: Sequence[Row], entity: str) -> str:
         drawing.text(x(end) - 12, y(end) + 6, "as before: score 1", "label small", "end")
         for (shape, classes), wanted in ((CONTROL, False), (TARGET, True)):
             places = [(x(before), y(after), row) for row, before, after in facts if is_target(row) is wanted]
-            for left, top, row in _apart(places):
+            for left, top, row in apart(places):
                 tip = None
-                if len(facts) <= _MANY and width == WIDTHS["wide"]:
+                if len(facts) <= MANY and width == WIDTHS["wide"]:
                     tip = f"{flat(row['prompt'], 90)} {flat(row['answer'], 90)}: score {signed(row['knowledge_score'])}"
                 drawing.mark(shape, left, top, 3.8, classes, tip)
         drawing.text(width - 10, bottom + 34, "before the edit: nats above an unknown name →", "label small", "end")
@@ -178,13 +166,13 @@ def lines(series: Sequence[Series], key: str, title: str, axis: str) -> str:
 
     def draw(name: str, width: float) -> Drawing:
         drawing = Drawing(name, title, f"Knowledge score. {described}", width)
-        top = _legend(drawing, [(*one.mark, one.label) for one in series]) + 22
+        top = legend(drawing, [(*one.mark, one.label) for one in series]) + 22
         bottom = top + (260 if width > 500 else 220)
         sides = (34, width - 12)
         x = Scale(min(places), max(places), *sides)
         y = Scale(*ends, bottom, top)
         drawing.text(0, top - 10, "↑ knowledge score", "label small")
-        _grid(drawing, x, y)
+        grid(drawing, x, y)
         for level in (0, 1):
             drawing.line(sides[0], y(level), sides[1], y(level), "guide dashed")
         for one in series:
@@ -224,8 +212,8 @@ def cells(edits: Sequence[Row]) -> str:
             "Neuron × multiplier by layer; of a direction, neuron: weight in the read-out, the largest first."
         )
         drawing = Drawing(key, "What was changed", f"{described_as} {described}.", width)
-        box = _CHAR * max(len(text) for texts in layers.values() for text in texts) + 16
-        left = max(78.0, 10 + 1.1 * _CHAR * max(map(len, layers)))
+        box = CHAR * max(len(text) for texts in layers.values() for text in texts) + 16
+        left = max(78.0, 10 + 1.1 * CHAR * max(map(len, layers)))
         y = 0.0
         for layer, texts in layers.items():
             drawing.text(0, y + 19, layer, "label strong")
@@ -261,7 +249,7 @@ def histograms(document: Row, entity: str) -> str:
         x = Scale(*ends, 10, width - 10)
         step = (document["high"] - document["low"]) / len(document["rows"][0]["counts"])
         bottom = 22.0 + sum(30 + 52 * len(rows) for rows in panels.values())
-        _landmarks(drawing, x, 22, bottom, ("0: nothing", "1: the entity"))
+        landmarks(drawing, x, 22, bottom, ("0: nothing", "1: the entity"))
         y = 22.0
         for place, rows in panels.items():
             drawing.text(0, y + 20, place, "label strong")
@@ -269,7 +257,7 @@ def histograms(document: Row, entity: str) -> str:
             for row in rows:
                 label, color = subjects[row["group"]]
                 spread = _spread(row)
-                drawing.text(0, y + 14, flat(label, int(width / _CHAR) - len(spread) - 1))
+                drawing.text(0, y + 14, flat(label, int(width / CHAR) - len(spread) - 1))
                 drawing.text(width, y + 14, spread, anchor="end")
                 y += 52
                 outline = [(x(document["low"]), y)]
@@ -279,7 +267,7 @@ def histograms(document: Row, entity: str) -> str:
                     outline += [(x(document["low"] + step * end), y - height) for end in (n, n + 1)]
                 drawing.path([*outline, (x(document["high"]), y)], f"histogram {color}", closed=True)
                 drawing.line(x.start, y, x.end, y, "grid")
-        _ticks_below(drawing, x, bottom)
+        ticks_below(drawing, x, bottom)
         drawing.height = bottom + 24
         return drawing
 
@@ -312,7 +300,7 @@ def screening(document: Row) -> str:
         box = min(150.0, (width - left) / len(columns))
         for n, (_, text) in enumerate(columns):
             middle = left + box * (n + 0.5)
-            drawing.text(middle, 14, flat(f"“{text}”", int(box / _CHAR)), anchor="middle")
+            drawing.text(middle, 14, flat(f"“{text}”", int(box / CHAR)), anchor="middle")
         for y, layer in zip(range(24, 24 + 48 * len(layers), 48), layers, strict=True):
             drawing.text(0, y + 26, f"layer {layer}", "label strong")
             for n, (token, _) in enumerate(columns):
@@ -350,7 +338,7 @@ def attacks(rows: Sequence[tuple[str, Sequence[Track]]], title: str, key: str) -
             for one in subjects.values()
             for fill, model in (("open", "original"), ("full", "edited"))
         ]
-        y = top = _legend(drawing, entries) + 8
+        y = top = legend(drawing, entries) + 8
         x = Scale(0, 1, 10, width - 10)
         heights = [26 + 16 * len(tracks) for _, tracks in rows]
         bottom = top + sum(heights)
@@ -374,11 +362,6 @@ def attacks(rows: Sequence[tuple[str, Sequence[Track]]], title: str, key: str) -
     return both(draw, key)
 
 
-def _apart(places: Sequence[Place]) -> Sequence[Place]:
-    """Places of marks; of very many, one in each square of three pixels."""
-    return places if len(places) <= _MANY else list({(x // 3, y // 3): (x, y, row) for x, y, row in places}.values())
-
-
 def _with_interval(row: Interval) -> str:
     return f"{signed(row.mean)} ({signed(row.low)} to {signed(row.high)})"
 
@@ -389,44 +372,3 @@ def _spread(row: Row) -> str:
 
 def _share(value: float | None) -> str:
     return "not measured" if value is None else share(value)
-
-
-def _landmarks(
-    drawing: Drawing,
-    x: Scale,
-    top: float,
-    bottom: float,
-    labels: tuple[str, str] = ("0: unknown name", "1: as before"),
-) -> None:
-    for value, label in enumerate(labels):
-        drawing.line(x(value), top, x(value), bottom, "guide dashed")
-        drawing.text(x(value), top - 8, label, "label small", "middle")
-
-
-def _ticks_below(drawing: Drawing, x: Scale, y: float) -> None:
-    drawing.line(x.start, y, x.end, y, "guide")
-    for value in x.ticks():
-        drawing.line(x(value), y, x(value), y + 4, "guide")
-        drawing.text(x(value), y + 18, short(value), "label small", "middle")
-
-
-def _grid(drawing: Drawing, x: Scale, y: Scale) -> None:
-    """Ticks of both axes, with lines through those of the vertical one."""
-    left, right = min(x.start, x.end), max(x.start, x.end)
-    for value in y.ticks():
-        drawing.line(left, y(value), right, y(value), "grid")
-        drawing.text(left - 6, y(value) + 4, short(value), "label small", "end")
-    _ticks_below(drawing, x, y.start)
-
-
-def _legend(drawing: Drawing, entries: Sequence[tuple[str, str, str]]) -> float:
-    """Marks with their meaning, in as many lines as they need; returns where the legend ends."""
-    x, y = 0.0, 14.0
-    for shape, classes, label in entries:
-        width = 18 + _CHAR * len(label) + 18
-        if x and x + width > drawing.width:
-            x, y = 0.0, y + 20
-        drawing.mark(shape, x + 7, y - 4, 4.6, classes)
-        drawing.text(x + 18, y, label)
-        x += width
-    return y + 6

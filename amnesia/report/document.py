@@ -1,4 +1,4 @@
-"""Results as JSON and as a table for the terminal. Pure: it reads no files and prints nothing."""
+"""Results as JSON: what `report.json` and the option --json say. Pure: it reads no files and prints nothing."""
 
 from __future__ import annotations
 

@@ -32,33 +32,7 @@ def terms(document: Row) -> Iterator[Term]:
     scored = [row for row in document["prompts"] if row["knowledge_score"] is not None]
     row = next((row for row in scored if is_target(row)), next(iter(scored), None))
     fact = None if row is None else f"“{row['prompt']}” → “{row['answer']}”"
-    yield Term(
-        "Knowledge score",
-        "How much of a fact is left: (log p after − log p unknown) / (log p before − log p unknown). 1 is as before "
-        "the edit, 0 is like an unknown name, and below 0 the answer is even less likely than that. log p is the "
-        "natural logarithm of the probability of the whole answer after the prompt, summed over the answer's tokens; "
-        "its unit is the nat.",
-        None if row is None else f"{fact}: {score_example(row)}",
-    )
-    yield Term(
-        "Unknown name",
-        "log p unknown is the mean of the answer's log-probability in the original model when the name is replaced by "
-        "names that the model cannot know anything about (Michael, Sarah, David, John, Itay).",
-        None if row is None else f"{fact}: {signed(row['logprob_unknown'])} nats.",
-    )
-    yield Term(
-        "Knowledge score, first token",
-        "The same for the first token of the answer alone. It flatters edits that change only how an answer begins.",
-        None
-        if row is None or row["knowledge_score_first"] is None
-        else f"{fact}: {signed(row['knowledge_score_first'])}, against {signed(row['knowledge_score'])} for the whole "
-        "answer.",
-    )
-    yield Term(
-        "Answer rank",
-        "The place of the answer's first token among all tokens by probability; 0 is the most likely one.",
-        None if row is None else f"{fact}: {row['before']['rank']:,} before, {row['after']['rank']:,} after.",
-    )
+    yield from _score_terms(row, fact)
     asked = next((one for one in scored if one["before"]["exact_match"] is not None and is_target(one)), None)
     yield Term(
         "Right answer (exact match)",
@@ -103,6 +77,36 @@ def score_example(row: Row) -> str:
     return (
         f"({signed(after, 3)} − ({signed(unknown, 3)})) / ({signed(before, 3)} − ({signed(unknown, 3)})) = "
         f"{signed(after - unknown, 3)} / {signed(before - unknown, 3)} = {signed(row['knowledge_score'])}."
+    )
+
+
+def _score_terms(row: Row | None, fact: str | None) -> Iterator[Term]:
+    yield Term(
+        "Knowledge score",
+        "How much of a fact is left: (log p after − log p unknown) / (log p before − log p unknown). 1 is as before "
+        "the edit, 0 is like an unknown name, and below 0 the answer is even less likely than that. log p is the "
+        "natural logarithm of the probability of the whole answer after the prompt, summed over the answer's tokens; "
+        "its unit is the nat.",
+        None if row is None else f"{fact}: {score_example(row)}",
+    )
+    yield Term(
+        "Unknown name",
+        "log p unknown is the mean of the answer's log-probability in the original model when the name is replaced by "
+        "names that the model cannot know anything about (Michael, Sarah, David, John, Itay).",
+        None if row is None else f"{fact}: {signed(row['logprob_unknown'])} nats.",
+    )
+    yield Term(
+        "Knowledge score, first token",
+        "The same for the first token of the answer alone. It flatters edits that change only how an answer begins.",
+        None
+        if row is None or row["knowledge_score_first"] is None
+        else f"{fact}: {signed(row['knowledge_score_first'])}, against {signed(row['knowledge_score'])} for the whole "
+        "answer.",
+    )
+    yield Term(
+        "Answer rank",
+        "The place of the answer's first token among all tokens by probability; 0 is the most likely one.",
+        None if row is None else f"{fact}: {row['before']['rank']:,} before, {row['after']['rank']:,} after.",
     )
 
 

@@ -13,7 +13,7 @@ from amnesia.evaluation.comparison import ALL, Evaluation
 from amnesia.evaluation.findings import findings
 from amnesia.evaluation.labels import facts_label
 from amnesia.localization.results import Localization
-from amnesia.report.numbers import token_name
+from amnesia.report.numbers import flat, token_name
 
 MAX_SHOWN = 12
 """Target prompts in the table on the terminal, which should fit a screen; `report.json` has all."""
@@ -130,5 +130,4 @@ def evaluation_table(evaluation: Evaluation, entity: str) -> str:
 
 def _clip(text: str | None, width: int) -> str:
     """One line of at most `width` characters; a cut is shown."""
-    flat = " ".join((text or "").split()) or "(nothing)"
-    return flat if len(flat) <= width else flat[: width - 1] + "…"
+    return flat(text or "", width) or "(nothing)"

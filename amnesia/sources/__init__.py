@@ -1,4 +1,5 @@
 """Where models come from: folders, files, the Hub, built-in names; all become a folder that can be opened.
 
-Knows the network and the cache; reads no weights. Front door: `resolve.resolve`.
+Knows the network and the caches; of weights only how a checkpoint lies there, never an edit.
+Front doors: `resolve.resolve`, `remote.open_remote` for a model of which only some tensors are read.
 """

@@ -1,4 +1,5 @@
 """Does a forgotten entity come back: attacks by prompt, quantization, relearning.
 
-Front door: `attacks`.
+Knows facts and the live model, one at a time; never chooses an edit. Numbers that were set by hand are in `settings`.
+Front doors: `trial.prepare`, `trial.endure`, `results.conclude`.
 """

@@ -107,28 +107,7 @@ def attacks(
             paraphrased,
             "",
         ),
-        _attack(
-            "alias",
-            "Another name of the entity in its place.",
-            facts,
-            [_about(fact, "alias", fact.prompt, alias) for fact in facts for alias in target.aliases],
-            "the recipe gives no aliases: add them to its [entity]",
-        ),
-        _attack(
-            "misspelling",
-            "The name with one wrong, missing or doubled letter, and in lower case.",
-            facts,
-            list(_misspelled(target, facts, settings.n_typos)),
-            f"{target.name!r} is too short to be misspelled",
-        ),
-        _attack(
-            "other_language",
-            f"The question in {_listed(LANGUAGES.values())}, with the name in that language where the recipe gives it. "
-            "Scored against the original model's own answer in that language.",
-            facts,
-            list(_translated(target, facts)),
-            "no fact states a relation for which there are wordings in other languages",
-        ),
+        *_other_names(target, facts, settings.n_typos),
         _attack(
             "in_context_hint",
             "The question after another true fact about the entity, or after solved facts about others.",
@@ -150,6 +129,34 @@ def attacks(
             facts,
             list(_two_hop(facts)),
             "no fact identifies the entity by a relation that can describe it, with another answer than the question",
+        ),
+    )
+
+
+def _other_names(target: AttackTarget, facts: Sequence[Fact], n_typos: int) -> tuple[Attack, ...]:
+    """The attacks that write the entity in another way: an alias, a misspelling, another language."""
+    return (
+        _attack(
+            "alias",
+            "Another name of the entity in its place.",
+            facts,
+            [_about(fact, "alias", fact.prompt, alias) for fact in facts for alias in target.aliases],
+            "the recipe gives no aliases: add them to its [entity]",
+        ),
+        _attack(
+            "misspelling",
+            "The name with one wrong, missing or doubled letter, and in lower case.",
+            facts,
+            list(_misspelled(target, facts, n_typos)),
+            f"{target.name!r} is too short to be misspelled",
+        ),
+        _attack(
+            "other_language",
+            f"The question in {_listed(LANGUAGES.values())}, with the name in that language where the recipe gives it. "
+            "Scored against the original model's own answer in that language.",
+            facts,
+            list(_translated(target, facts)),
+            "no fact states a relation for which there are wordings in other languages",
         ),
     )
 

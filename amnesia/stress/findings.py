@@ -1,6 +1,6 @@
 """What stress tests come to, in plain sentences.
 
-Every threshold stands here or in `findings`, with its reason.
+Every threshold stands here or in `evaluation.findings`, with its reason.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from amnesia.live.tokens import join
 from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackPrompt
 from amnesia.stress.quantization import METHODS
 from amnesia.stress.relearning import Observed
-from amnesia.stress.trial import ONE_FACT, UNRELATED, Endured, Plan, mean
+from amnesia.stress.trial import ONE_FACT, UNRELATED, Endured, StressPlan, mean
 
 MODELS = ("original", "edited")
 
@@ -114,7 +114,7 @@ class Stress:
     relearning: tuple[RelearningResult, ...]
 
 
-def conclude(plan: Plan, original: Endured, edited: Endured) -> Stress:
+def conclude(plan: StressPlan, original: Endured, edited: Endured) -> Stress:
     """Compare two models that went through the same plan."""
     both = {"original": original, "edited": edited}
     return Stress(
@@ -127,7 +127,7 @@ def conclude(plan: Plan, original: Endured, edited: Endured) -> Stress:
     )
 
 
-def _attack_result(plan: Plan, attack: Attack, models: Mapping[str, Endured]) -> AttackResult:
+def _attack_result(plan: StressPlan, attack: Attack, models: Mapping[str, Endured]) -> AttackResult:
     scored = [prompt for prompt in attack.prompts if plan.scale(prompt)]
     own = any(prompt.unknown for prompt in attack.prompts)
     reason = attack.not_applicable
@@ -151,7 +151,9 @@ def _attack_result(plan: Plan, attack: Attack, models: Mapping[str, Endured]) ->
     )
 
 
-def _attack_rows(plan: Plan, prompts: Sequence[AttackPrompt], models: Mapping[str, Endured]) -> Iterator[StressScore]:
+def _attack_rows(
+    plan: StressPlan, prompts: Sequence[AttackPrompt], models: Mapping[str, Endured]
+) -> Iterator[StressScore]:
     if not prompts:
         return
     for subject in ("entity", "never_known"):
@@ -181,7 +183,7 @@ def _examples(
         yield Example(prompt.variant, prompt.text, prompt.answer, original, edited)
 
 
-def _quantization_result(plan: Plan, method: str, models: Mapping[str, Endured]) -> QuantizationResult:
+def _quantization_result(plan: StressPlan, method: str, models: Mapping[str, Endured]) -> QuantizationResult:
     description = METHODS.get(method, "The weights as they are, for comparison.")
     rows: list[StressScore] = []
     for model, endured in models.items():
@@ -197,7 +199,7 @@ def _quantization_result(plan: Plan, method: str, models: Mapping[str, Endured])
     return QuantizationResult(method, description, tuple(rows), None)
 
 
-def _relearning_results(plan: Plan, models: Mapping[str, Endured]) -> Iterator[RelearningResult]:
+def _relearning_results(plan: StressPlan, models: Mapping[str, Endured]) -> Iterator[RelearningResult]:
     for model, endured in models.items():
         if isinstance(endured.trained, str):
             for text in (UNRELATED, ONE_FACT):
@@ -217,7 +219,9 @@ def _relearning_results(plan: Plan, models: Mapping[str, Endured]) -> Iterator[R
             yield RelearningResult(ONE_FACT, join(*plan.taught.pair()), model, "entity", 0, (), reason)
 
 
-def _step(plan: Plan, observed: Observed[Mapping[Pair, float]], facts: Sequence[Fact], name: str) -> RelearningStep:
+def _step(
+    plan: StressPlan, observed: Observed[Mapping[Pair, float]], facts: Sequence[Fact], name: str
+) -> RelearningStep:
     scores = [[plan.known[fact.pair()].score(observed.seen[fact.pair(name)])] for fact in facts]
     controls = [[plan.known[fact.pair()].score(observed.seen[fact.pair()])] for fact in plan.controls]
     return RelearningStep(observed.step, observed.loss, _estimate(scores), _estimate(controls) if controls else None)

@@ -33,7 +33,7 @@ ONE_FACT = "one fact"
 
 
 @dataclass(frozen=True)
-class Plan:
+class StressPlan:
     """What both models go through. `known` has the facts, and the questions that are scored by themselves.
 
     Questions of the latter kind are only there where the original model knows their answer.
@@ -92,7 +92,7 @@ class Endured:
 
 def prepare(
     live: LiveModel, facts: Sequence[KnownFact], translations: Mapping[str, str], settings: StressSettings, task: Task
-) -> Plan:
+) -> StressPlan:
     """What to try, from what the original model knows; `translations` are the entity's names by language code.
 
     Raises InputError when the targets are about several entities, or when the model knows none of them.
@@ -111,10 +111,10 @@ def prepare(
     with task("asking the original model about the attacks") as progress:
         scales |= _own_scales(live, tried, facts[0].scoring, progress)
     spared = _taking_turns(controls, lambda fact: fact.entity, settings.n_controls)
-    return Plan(target, chosen, spared, tried, scales, settings)
+    return StressPlan(target, chosen, spared, tried, scales, settings)
 
 
-def endure(live: LiveModel, plan: Plan, name: str, task: Task) -> Endured:
+def endure(live: LiveModel, plan: StressPlan, name: str, task: Task) -> Endured:
     """Put one model through the plan; `name` is for progress. The model is afterwards as before."""
     prompts = [prompt for attack in plan.attacks for prompt in attack.prompts if plan.scale(prompt)]
     with task(f"attacking the {name} model") as progress:
@@ -172,7 +172,7 @@ def _totals(live: LiveModel, pairs: Iterable[Pair], progress: Progress) -> Mappi
     return {pair: answer.logprob for pair, answer in measure(live, pairs, progress).items()}
 
 
-def _train(live: LiveModel, plan: Plan, progress: Progress) -> Iterator[TrainingRun]:
+def _train(live: LiveModel, plan: StressPlan, progress: Progress) -> Iterator[TrainingRun]:
     """Three runs: on text about nothing in particular, and on one fact, told of the entity and of an invented name."""
     entity, invented = plan.target.name, INVENTED_NAMES[0]
     controls = [fact.pair() for fact in plan.controls]

@@ -20,7 +20,7 @@ from amnesia.files.disk import check_empty, check_settled, copy_file, file_stamp
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided
 from amnesia.files.strict_json import StrictJson
-from amnesia.progress import Progress, ignore_progress
+from amnesia.progress import Progress, ignore_progress, whole
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import Plan, TensorPlan, Weights, edited_vectors
@@ -161,9 +161,9 @@ def write_edited(
     written. Files are hashed, and touched shards edited, while they are copied; where the filesystem shares blocks, the
     hash of the touched shards (1 to 2 GB/s) is most of the time that is spent.
 
-    The caller writes the manifest last, inside `files.staged_output`. Raises CheckpointError when a file changed since
-    the plan was made, OutputError when `folder` is not empty or the disk is full, and NumericalError when a column
-    holds or would get NaN or infinity.
+    The caller writes the manifest last, inside `staging.staged_output`. Raises CheckpointError when a file changed
+    since the plan was made, OutputError when `folder` is not empty or the disk is full, and NumericalError when a
+    column holds or would get NaN or infinity.
     """
     source, spec = plan.source, plan.spec
     check_empty(folder)
@@ -171,33 +171,25 @@ def write_edited(
     touched = {row.file for row in plan.tensors}
     stamps = {name: file_stamp(source.folder / name) for name in source.files}
     replaced = tuple(name for name in source.files if is_reserved(name))
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(count)
-
     columns = tuple(edited_columns(source, plan.tensors))
     tensor_hashes = {row.tensor.name: tensor_range(row.tensor) for row in plan.tensors}
     base_files, untouched = [], []
     for name in sorted(source.files, key=lambda name: name not in touched):
-        before = done
         edited = [row for row in columns if row.plan.file == name]
-        whole = RangeHash(0, stamps[name][0])
-        hashed = copy_file(
-            source.folder / name,
-            folder / BASE_FOLDER / name if name in replaced else folder / name,
-            link=link and not edited,
-            patches=[patch for row in edited for patch in row.patches()],
-            hashes=[whole, *(part for row in edited for part in tensor_hashes[row.plan.tensor.name])],
-            advance=advance,
-        )
+        file_hash = RangeHash(0, stamps[name][0])
+        with whole(progress, file_hash.size) as advance:
+            hashed = copy_file(
+                source.folder / name,
+                folder / BASE_FOLDER / name if name in replaced else folder / name,
+                link=link and not edited,
+                patches=[patch for row in edited for patch in row.patches()],
+                hashes=[file_hash, *(part for row in edited for part in tensor_hashes[row.plan.tensor.name])],
+                advance=advance,
+            )
         if edited:
-            base_files.append(BaseFile(name, whole.size, whole.hexdigest()))
+            base_files.append(BaseFile(name, file_hash.size, file_hash.hexdigest()))
         elif name not in replaced:
-            untouched.append(UntouchedFile(name, whole.size, whole.hexdigest() if hashed else None))
-        advance(whole.size - (done - before))  # Links and shared disk blocks arrive all at once.
+            untouched.append(UntouchedFile(name, file_hash.size, file_hash.hexdigest() if hashed else None))
     for name, stamp in stamps.items():
         if stamp != file_stamp(source.folder / name):
             raise CheckpointError(

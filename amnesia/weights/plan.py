@@ -160,7 +160,7 @@ def edited_vectors(
 
 
 def direction_factor(edit: DirectionEdit, tensor: TensorInfo) -> np.ndarray:
-    """`arithmetic.factor_of` for a direction (d_model,); raises NumericalError that names the tensor."""
+    """`scaling.factor_of` for a direction (d_model,); raises NumericalError that names the tensor."""
     try:
         return factor_of(edit.write.array, edit.multiplier, tensor.dtype)
     except NumericalError as error:

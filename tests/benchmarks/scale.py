@@ -106,11 +106,11 @@ class Clock:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
     @contextlib.contextmanager
-    def part(self, name: str, parts: list[Part]) -> Iterator[Part]:
+    def part(self, name: str, parts: list[Stage]) -> Iterator[Stage]:
         """Measure what the block does and append it to `parts`."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        found, before, began = Part(name), self.operations.copy(), self.now()
+        found, before, began = Stage(name), self.operations.copy(), self.now()
         yield found
         found.seconds = self.now() - began
         found.operations += self.operations - before
@@ -130,7 +130,7 @@ class Clock:
 
 
 @dataclass
-class Part:
+class Stage:
     """One line of the table; `operations` by type, `peak` in GB."""
 
     name: str
@@ -227,9 +227,9 @@ def n_dense(d_mlp: int) -> int:
 
 
 @contextlib.contextmanager
-def grams_counted(clock: Clock) -> Iterator[Part]:
+def grams_counted(clock: Clock) -> Iterator[Stage]:
     """Measure the sums of a·aᵀ while the block runs."""
-    found, original = Part("  of it: a·aᵀ"), gathering._gram
+    found, original = Stage("  of it: a·aᵀ"), gathering._gram
 
     @wraps(original)
     def timed(live: LiveModel, layer: int, rows: torch.Tensor) -> torch.Tensor:
@@ -248,9 +248,9 @@ def grams_counted(clock: Clock) -> Iterator[Part]:
 
 
 @contextlib.contextmanager
-def steps_counted(clock: Clock, module: ModuleType, name: str, label: str) -> Iterator[Part]:
+def steps_counted(clock: Clock, module: ModuleType, name: str, label: str) -> Iterator[Stage]:
     """Measure what a generator of a module takes for its steps while the block runs."""
-    found, original = Part(label), getattr(module, name)
+    found, original = Stage(label), getattr(module, name)
 
     @wraps(original)
     def timed(*args: Any) -> Iterator[Any]:
@@ -271,7 +271,7 @@ def steps_counted(clock: Clock, module: ModuleType, name: str, label: str) -> It
         setattr(module, name, original)
 
 
-def gathered(live: LiveModel, settings: MomentSettings, clock: Clock, parts: list[Part]) -> BystanderMoments:
+def gathered(live: LiveModel, settings: MomentSettings, clock: Clock, parts: list[Stage]) -> BystanderMoments:
     """The moments of the early layers, timed by kinds of cost."""
     n_rows: list[int] = []
     layers = early_layers(live.shape.n_layers)
@@ -296,7 +296,7 @@ def is_reserved(name: str) -> bool:
     return share_words(name, (ENTITY, *contrast_entities()[:4]))
 
 
-def solved(live: LiveModel, moments: BystanderMoments, clock: Clock, parts: list[Part]) -> None:
+def solved(live: LiveModel, moments: BystanderMoments, clock: Clock, parts: list[Stage]) -> None:
     """The read-outs of one key at one layer, on all cells and on few."""
     sizes, layer = ChoiceSettings().columns, moments.layers[-1]
     d_mlp = live.shape.d_mlp
@@ -329,7 +329,7 @@ def made_facts(live: LiveModel, names: list[str], n: int) -> KnownFacts:
     )
 
 
-def chosen(live: LiveModel, moments: BystanderMoments, clock: Clock, parts: list[Part]) -> None:
+def chosen(live: LiveModel, moments: BystanderMoments, clock: Clock, parts: list[Stage]) -> None:
     """The atoms of the entity, and the choice among them."""
     settings = ChoiceSettings()
     name = Name(live, ENTITY, moments, is_reserved)
@@ -347,7 +347,7 @@ def chosen(live: LiveModel, moments: BystanderMoments, clock: Clock, parts: list
         part.note = f"{len(choice.trials)} trials, {N_FACTS} facts, {N_CONTROLS} controls; score {best.score:.2f}"
 
 
-def shown(parts: Sequence[Part], rates: dict[str, float]) -> None:
+def shown(parts: Sequence[Stage], rates: dict[str, float]) -> None:
     """Print lines of the table."""
     for part in parts:
         print(part.line(rates), flush=True)
@@ -394,7 +394,7 @@ def main() -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
-    parts: list[Part] = []
+    parts: list[Stage] = []
     settings = MomentSettings(sampled=SAMPLED[options.shape])
     moments = gathered(live, settings, clock, parts)
     n_gathered = len(parts)

@@ -13,6 +13,7 @@ from amnesia.domain import Cell
 from amnesia.errors import InputError, OutputError
 from amnesia.experiments import atlas
 from amnesia.experiments.atlas import AtlasRow, AtlasSettings, begin, fill, rank_correlation, read, summarize
+from amnesia.experiments.settings import ExperimentSettings
 from amnesia.facts.names import contrast_entities
 from amnesia.localization.cells import localize
 from amnesia.localization.results import CellScore
@@ -36,7 +37,7 @@ def test_rows_equal_a_localization(tmp_path):
 
 
 def test_shards_and_stops_change_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(atlas, "BATCH_ENTITIES", 2)
+    monkeypatch.setattr(atlas, "EXPERIMENTS", ExperimentSettings(batch_entities=2))
     live = tiny_live()
     one, two = tmp_path / "one.sqlite", tmp_path / "two.sqlite"
     fill(live, one, SETTINGS, begin(one, SETTINGS, NAMES))
@@ -148,7 +149,7 @@ def test_a_killed_run_goes_on(model, alone, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
     process.wait()
     before = finished(output / "atlas.sqlite")
-    assert before > 0 and before % atlas.BATCH_ENTITIES == 0
+    assert before > 0 and before % atlas.EXPERIMENTS.batch_entities == 0
     done = subprocess.run(
         [sys.executable, *command(model, names, output)], cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True
     )

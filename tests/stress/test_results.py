@@ -15,7 +15,7 @@ from amnesia.stress.relearning import Observed
 from amnesia.stress.report import stress_text
 from amnesia.stress.results import StressScore, conclude
 from amnesia.stress.settings import StressSettings
-from amnesia.stress.trial import AS_LOADED, ONE_FACT, UNRELATED, Endured, Plan, Replies, TrainingRun
+from amnesia.stress.trial import AS_LOADED, ONE_FACT, UNRELATED, Endured, Replies, StressPlan, TrainingRun
 
 CAPITAL = Fact("Japan", "The capital of {entity} is", "Tokyo")
 FOOD = Fact("Japan", "People in {entity} eat", "sushi", answer_aliases=("raw fish",))
@@ -40,7 +40,7 @@ def asked(fact, variant, text, unknown=()):
 
 
 def plan(*attacks, facts=(CAPITAL, FOOD), controls=(OTHER,), facts_known=KNOWN):
-    return Plan(AttackTarget("Japan"), facts, controls, attacks, facts_known, StressSettings())
+    return StressPlan(AttackTarget("Japan"), facts, controls, attacks, facts_known, StressSettings())
 
 
 def attack(*prompts, name="paraphrase", reason=None):

@@ -247,7 +247,7 @@ def write_journal(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class Attempt:
     """The folders of one kind of input: the model as it is, the file that is damaged, and where outputs go."""
 
     root: Path
@@ -256,7 +256,7 @@ class Place:
     out: Path
 
 
-def use_model(place: Place, group: EntityEdits = PARIS) -> None:
+def use_model(place: Attempt, group: EntityEdits = PARIS) -> None:
     """Edit the damaged model; what is accepted must be proven against it, and come back."""
     source = ModelSource(place.damaged.parent, ModelRef("a/b"))
     save("safetensors", source, [group], place.out)
@@ -269,7 +269,7 @@ def use_model(place: Place, group: EntityEdits = PARIS) -> None:
         assert prove(place.out / "adapter", source).n_cells == 2
 
 
-def use_gguf(place: Place) -> None:
+def use_gguf(place: Attempt) -> None:
     source = ModelSource(place.damaged.parent, ModelRef("a/b"), gguf=place.damaged)
     save("gguf", source, [PARIS], place.out)
     assert prove(place.out, source).n_cells == 2
@@ -277,7 +277,7 @@ def use_gguf(place: Place) -> None:
     assert (place.out / "back" / place.damaged.name).read_bytes() == place.damaged.read_bytes()
 
 
-def use_output(place: Place) -> None:
+def use_output(place: Attempt) -> None:
     """Verify and undo an output of which one file is damaged; what comes back must be the base's own bytes."""
     folder = place.damaged.parent
     errors = {}
@@ -302,7 +302,7 @@ def source_of(folder: Path) -> ModelSource:
     return ModelSource(folder, ModelRef("a/b"), gguf=next(iter(folder.glob("*.gguf")), None))
 
 
-def use_adapter(place: Place) -> None:
+def use_adapter(place: Attempt) -> None:
     folder = place.damaged.parent
     # With the base every byte is compared, so that no damage is ever accepted.
     with pytest.raises(AmnesiaError) as caught:
@@ -313,7 +313,7 @@ def use_adapter(place: Place) -> None:
     raise caught.value
 
 
-def use_in_place(place: Place) -> None:
+def use_in_place(place: Attempt) -> None:
     """Take an interrupted edit back; what is accepted must be the folder from before the edit."""
     folder = place.damaged.parent
     before = tree(folder)
@@ -325,7 +325,7 @@ def use_in_place(place: Place) -> None:
     assert tree(folder) == tree(place.base)
 
 
-def use_undo_in_place(place: Place) -> None:
+def use_undo_in_place(place: Attempt) -> None:
     folder = place.damaged.parent
     before = tree(folder)
     try:
@@ -337,14 +337,14 @@ def use_undo_in_place(place: Place) -> None:
     assert all(original[name] == content for name, content in tree(folder).items())
 
 
-def use_edit_file(place: Place) -> None:
+def use_edit_file(place: Attempt) -> None:
     groups = edits_from_file(place.damaged)
     assert groups and all(group.entity and group.edits for group in groups)
     save("safetensors", source_of(place.base), list(groups), place.out)
     prove(place.out, source_of(place.base))
 
 
-def use_recipe(place: Place) -> None:
+def use_recipe(place: Attempt) -> None:
     recipe = load_recipe(place.damaged)
     assert recipe.facts and recipe.controls and recipe.edit.formats
 
@@ -360,7 +360,7 @@ class Kind:
     count: int
     make: Callable[[Path], tuple[Path, Path]]
     damage: Callable[[random.Random, bytes], bytes]
-    use: Callable[[Place], None]
+    use: Callable[[Attempt], None]
     # The damaged folder itself is the output.
     in_place: bool = False
 
@@ -505,7 +505,7 @@ def check_inputs(kind: Kind, numbers: Sequence[int], tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path / "work")
     damaged, base = kind.make(tmp_path)
     intact = damaged.read_bytes()
-    place = Place(tmp_path, damaged, shutil.copytree(base, tmp_path / "base"), tmp_path / "out" / "model")
+    place = Attempt(tmp_path, damaged, shutil.copytree(base, tmp_path / "base"), tmp_path / "out" / "model")
     place.out.parent.mkdir()
     original = tree(damaged.parent)
     refused = 0

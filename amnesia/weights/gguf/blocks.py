@@ -56,8 +56,8 @@ class BlockScales:
         for place, digit in enumerate(digit for digits in self.scales for digit in digits):
             half = (numbers[:, place // 2] >> np.uint8(4 * (place % 2))) & np.uint8(0x0F)
             shift = np.uint8(4 * (digit % 2))
-            kept = np.uint8(0x0F if digit % 2 else 0xF0)
-            blocks[:, digit // 2] = (blocks[:, digit // 2] & kept) | (half << shift)
+            other_half = np.uint8(0x0F if digit % 2 else 0xF0)
+            blocks[:, digit // 2] = (blocks[:, digit // 2] & other_half) | (half << shift)
         return blocks.tobytes()
 
 

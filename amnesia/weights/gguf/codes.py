@@ -89,8 +89,8 @@ class BlockCodes:
             where = self._bytes(field, places)
             for number in np.unique(shift):  # Codes with one shift lie in different bytes.
                 chosen = np.flatnonzero(shift == number)
-                kept = rows[:, where[chosen]] & np.uint8(0xFF ^ mask << number)
-                rows[:, where[chosen]] = kept | bits[:, chosen] << np.uint8(number)
+                other_bits = rows[:, where[chosen]] & np.uint8(0xFF ^ mask << number)
+                rows[:, where[chosen]] = other_bits | bits[:, chosen] << np.uint8(number)
         return rows
 
     def scales(self, rows: np.ndarray, columns: Columns) -> tuple[np.ndarray, np.ndarray]:

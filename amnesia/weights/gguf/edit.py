@@ -17,7 +17,7 @@ from amnesia.errors import CheckpointError, InputError, NumericalError, OutputEr
 from amnesia.files.disk import check_empty, copy_file, file_stamp, hash_file, list_files
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash
-from amnesia.progress import Progress, ignore_progress
+from amnesia.progress import Progress, ignore_progress, whole
 from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, undo_key
 from amnesia.weights.gguf.container import GgufFile, GgufModel, read_model
 from amnesia.weights.gguf.layout import GgufShape, check_sizes, find_down, find_up, gguf_shape
@@ -65,7 +65,7 @@ def plan_gguf(source: Path, spec: EditSpec, *, expected: tuple[int, int, int] | 
     NaN or infinity, InputError for cells that do not exist, that two entities share or that are edited already.
     """
     model = read_model(source)
-    stamps = tuple(file_stamp(file.path) for file in model.files)
+    stamps = stamps_of(model)
     shape = gguf_shape(model)
     if expected is not None:
         check_sizes(source.name, shape, expected)
@@ -94,8 +94,8 @@ def write_edited_gguf(
     `link` hard-links the parts that the edit does not touch. `progress` is called with numbers of bytes as they are
     written. If the model is itself such an output, its manifest and the rows that it saved are kept in `amnesia-base/`.
 
-    The caller writes the manifest last, inside `files.staged_output`. Raises CheckpointError when a file changed since
-    the plan was made, OutputError when writing fails.
+    The caller writes the manifest last, inside `staging.staged_output`. Raises CheckpointError when a file changed
+    since the plan was made, OutputError when writing fails.
     """
     spec, model = plan.spec, plan.model
     source = model.files[0].path
@@ -104,26 +104,17 @@ def write_edited_gguf(
     base_files: list[BaseFile] = []
     untouched: list[UntouchedFile] = []
     tensors: list[TensorEdit] = []
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(count)
-
     for file in model.files:
         output = folder / file.path.name
-        before = done
-        if edits_here := plan.edits_of(file):
-            hashes = PieceHashes(file, edits_here)
-            copy_file(file.path, output, patches=changes(edits_here), hashes=hashes.ranges(), advance=advance)
-            base_files.append(hashes.base_file())
-            tensors.extend(hashes.entries())
-        else:
-            untouched.append(copy_untouched(file, output, link=link, advance=advance))
-        advance(file.size - (done - before))  # Links and shared disk blocks arrive all at once.
-    if plan.stamps != tuple(file_stamp(file.path) for file in model.files):
-        raise CheckpointError(f"{source} changed while it was copied: wait until nothing writes to it, then repeat")
+        with whole(progress, file.size) as advance:
+            if edits_here := plan.edits_of(file):
+                hashes = PieceHashes(file, edits_here)
+                copy_file(file.path, output, patches=changes(edits_here), hashes=hashes.ranges(), advance=advance)
+                base_files.append(hashes.base_file())
+                tensors.extend(hashes.entries())
+            else:
+                untouched.append(copy_untouched(file, output, link=link, advance=advance))
+    check_unchanged(model, plan.stamps)
     replaced = plan.own_files()
     for name in replaced:
         copy_file(source.parent / name, folder / BASE_FOLDER / name)
@@ -167,6 +158,18 @@ def _plan(
         pieces.append(RowEdit(row, multiplier, before, row.scale(before, multiplier)))
     pieces.extend(down.edit() for down in downs)
     return sorted(pieces, key=lambda piece: (piece.file.path.name, piece.changes()[0].offset))
+
+
+def stamps_of(model: GgufModel) -> tuple[tuple[int, int], ...]:
+    """Size and time of each file, by which a change of it shows."""
+    return tuple(file_stamp(file.path) for file in model.files)
+
+
+def check_unchanged(model: GgufModel, stamps: tuple[tuple[int, int], ...]) -> None:
+    """Raise CheckpointError when the files have other stamps now."""
+    if stamps_of(model) != stamps:
+        path = model.files[0].path
+        raise CheckpointError(f"{path} changed while it was copied: wait until nothing writes to it, then repeat")
 
 
 def find_pieces(

@@ -15,7 +15,7 @@ import numpy as np
 from amnesia.domain import Cell
 from amnesia.edits import DirectionEdit, Place
 from amnesia.errors import CheckpointError, NumericalError
-from amnesia.files.disk import read_exactly
+from amnesia.files.disk import read_exactly, read_range
 from amnesia.files.streams import RangeHash, Strided
 from amnesia.weights.gguf.blocks import scale_row, scales_of
 from amnesia.weights.gguf.codes import BlockCodes, PlainNumbers, codes_of
@@ -49,8 +49,7 @@ class UpRow:
 
     def read(self) -> bytes:
         """The row's bytes as they are on disk."""
-        with self.file.path.open("rb") as stream:
-            return read_exactly(stream.fileno(), self.tensor.row_bytes, self.offset, str(self.file.path))
+        return read_range(self.file.path, self.tensor.row_bytes, self.offset)
 
     def scale(self, content: bytes, multiplier: float) -> bytes:
         """`content`, bytes of this row, multiplied; raises as `scale_row` does."""

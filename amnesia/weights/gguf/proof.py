@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from amnesia.errors import CheckpointError, InputError, NumericalError, VerificationError
-from amnesia.files.disk import copy_file, patched_blocks, read_exactly
+from amnesia.files.disk import copy_file, patched_blocks, read_range
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided
 from amnesia.progress import Progress, ignore_progress
@@ -88,8 +88,8 @@ def undo_gguf(
                 f"{part.path} with its rows put back is not the file that was edited: "
                 "the output was changed since; use the base model"
             )
-    for name in sorted(before.kept, key=lambda name: name == MANIFEST_NAME):
-        copy_file(before.kept[name], target / name)
+    for name in sorted(before.replaced, key=lambda name: name == MANIFEST_NAME):
+        copy_file(before.replaced[name], target / name)
     return before.manifest
 
 
@@ -98,13 +98,13 @@ class RowsBefore:
     """A model before its newest edits.
 
     `manifest` is that of the oldest of these edits, `edits` are the pieces with their bytes before all of them,
-    `hashes` the sha256 of each touched file then, and `kept` the further files that the model had then, by name.
+    `hashes` the sha256 of each touched file then, and `replaced` the further files that the model had then, by name.
     """
 
     manifest: Manifest
     edits: list[Piece]
     hashes: Mapping[str, str]
-    kept: Mapping[str, Path]
+    replaced: Mapping[str, Path]
 
 
 def trace_back_rows(folder: Path, model: GgufModel, manifest: Manifest, count: int) -> RowsBefore:
@@ -114,11 +114,11 @@ def trace_back_rows(folder: Path, model: GgufModel, manifest: Manifest, count: i
     downs: dict[str, DownEdit] = {}
     hashes: dict[str, str] = {}
     for step in itertools.islice(manifest.history(), count):
-        kept = {name: own / BASE_FOLDER / name for name in step.replaced}
-        for path in kept.values():
+        replaced = {name: own / BASE_FOLDER / name for name in step.replaced}
+        for path in replaced.values():
             if not path.is_file():
                 raise VerificationError(f"{path} is missing, which {MANIFEST_NAME} lists: the output is damaged")
-        if step.previous != (read_manifest(own / BASE_FOLDER) if MANIFEST_NAME in kept else None):
+        if step.previous != (read_manifest(own / BASE_FOLDER) if MANIFEST_NAME in replaced else None):
             raise VerificationError(
                 f"{own / MANIFEST_NAME} and the kept manifest of the earlier edit disagree: the output is damaged"
             )
@@ -135,7 +135,7 @@ def trace_back_rows(folder: Path, model: GgufModel, manifest: Manifest, count: i
         hashes |= {file.file: file.sha256 for file in step.untouched if file.sha256 is not None}
         hashes |= {file.file: file.sha256 for file in step.base.files}
         own = own / BASE_FOLDER
-        oldest = RowsBefore(step, [*rows.values(), *downs.values()], hashes, kept)
+        oldest = RowsBefore(step, [*rows.values(), *downs.values()], hashes, replaced)
     return oldest
 
 
@@ -227,8 +227,7 @@ def _saved_columns(folder: Path, saved: SafetensorsHeader | None, down: Down) ->
     shape = (down.tensor.shape[0], len(places))
     if (tensor.dtype, tensor.shape) != ("U8", shape):
         raise VerificationError(f"{saved.path} holds {name} in an unexpected form: use the base model")
-    with saved.path.open("rb") as stream:
-        content = read_exactly(stream.fileno(), tensor.size, tensor.offset, str(saved.path))
+    content = read_range(saved.path, tensor.size, tensor.offset)
     return TensorBytes(places, np.frombuffer(content, np.uint8).reshape(shape))
 
 
@@ -239,8 +238,7 @@ def _saved_row(saved: SafetensorsHeader, row: UpRow) -> bytes | None:
         return None
     if (tensor.dtype, tensor.shape) != ("U8", (row.tensor.row_bytes,)):
         raise VerificationError(f"{saved.path} holds {tensor.name} in an unexpected form: use the base model")
-    with saved.path.open("rb") as stream:
-        return read_exactly(stream.fileno(), tensor.size, tensor.offset, str(saved.path))
+    return read_range(saved.path, tensor.size, tensor.offset)
 
 
 def _invert(row: UpRow, content: bytes, multiplier: float) -> bytes:

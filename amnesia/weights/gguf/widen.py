@@ -1,8 +1,7 @@
 """GGUF files in which the matrices that get a direction are stored in a wider type than before.
 
-Such a matrix grows, so that everything after it moves: the file is written anew from runs of the old one, with other
-offsets and types in its list of tensors. Metadata and the bytes of all other tensors stay what they are. The undo file
-holds the matrices as they were; from them and the new file alone the old file is put together again.
+Such a matrix grows, so that everything after it moves. The undo file holds the matrices as they were; from them and the
+new file alone the old file is put together again.
 """
 
 from __future__ import annotations
@@ -10,40 +9,30 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 from amnesia.domain import WIDER_TYPES
 from amnesia.edits import EditSpec
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, VerificationError, os_errors_as
-from amnesia.files.disk import check_empty, file_stamp, patched_blocks, read_exactly, write_new
+from amnesia.files.disk import check_empty, read_range, write_new
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import Strided, stream
 from amnesia.progress import Progress, ignore_progress
 from amnesia.weights.checkpoint import UNDO_NAME
 from amnesia.weights.gguf.codes import to_bfloat16
 from amnesia.weights.gguf.container import GgufFile, GgufModel, GgufTensor, read_model
-from amnesia.weights.gguf.edit import copy_untouched, find_pieces, own_manifest
+from amnesia.weights.gguf.edit import check_unchanged, copy_untouched, find_pieces, own_manifest, stamps_of
 from amnesia.weights.gguf.layout import check_sizes, gguf_shape
-from amnesia.weights.gguf.pieces import Down, PieceHashes, RowEdit
+from amnesia.weights.gguf.pieces import Down, PieceHashes, RowEdit, UpRow
+from amnesia.weights.gguf.rewrite import ResizedTensor, padding_of, rewritten_blocks
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
 from amnesia.weights.safetensors import NewTensor, new_file, read_header
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """A tensor of a file that gets other bytes: `content` comes for `size` bytes, both with their padding."""
-
-    tensor: GgufTensor
-    tensor_type: GGMLQuantizationType
-    content: bytes
-    size: int
 
 
 @dataclass(frozen=True)
@@ -73,12 +62,12 @@ def plan_widened_gguf(
 ) -> WidePlan:
     """Check an edit that stores each matrix with a direction as `tensor_type`, and read the rows that it scales.
 
-    Raises as `gguf_edit.plan_gguf`, and InputError for an output of earlier edits: give all edits at once.
+    Raises as `edit.plan_gguf`, and InputError for an output of earlier edits: give all edits at once.
     """
     if tensor_type not in WIDER_TYPES:
         raise InputError(f"tensor type {tensor_type!r} is unknown: use one of {', '.join(WIDER_TYPES)}")
     model = read_model(source)
-    stamps = tuple(file_stamp(file.path) for file in model.files)
+    stamps = stamps_of(model)
     shape = gguf_shape(model)
     if expected is not None:
         check_sizes(source.name, shape, expected)
@@ -100,7 +89,7 @@ def write_widened_gguf(
 ) -> Manifest:
     """Write the edited model into the empty `folder`, each matrix with a direction as the type of the plan.
 
-    Everything else is as in `gguf_edit.write_edited_gguf`.
+    Everything else is as in `edit.write_edited_gguf`.
     """
     spec, model = plan.spec, plan.model
     check_empty(folder)
@@ -129,13 +118,10 @@ def write_widened_gguf(
             before = _content(down)
             saved.append(NewTensor(_key(down.tensor), "U8", (len(before),), (before,)))
             tensors.append(_entry(down, before, content))
-            padding = bytes(_padding(file, len(before), len(content)))
-            replacements.append(Replacement(down.tensor, kind, content + padding, len(before)))
-        _write(folder / name, _counted(_blocks(file, replacements, patches), progress))
-    if plan.stamps != tuple(file_stamp(file.path) for file in model.files):
-        raise CheckpointError(
-            f"{model.files[0].path} changed while it was copied: wait until nothing writes to it, then repeat"
-        )
+            padding = bytes(padding_of(file, len(before), len(content)))
+            replacements.append(ResizedTensor(down.tensor, kind, content + padding, len(before)))
+        _write(folder / name, _counted(rewritten_blocks(file, replacements, patches), progress))
+    check_unchanged(model, plan.stamps)
     _write(folder / UNDO_NAME, new_file(saved))
     return Manifest(
         format="gguf",
@@ -210,6 +196,36 @@ def _restore(folder: Path, manifest: Manifest) -> list[Restored]:
     sizes = {row.file: row for row in (*manifest.base.files, *manifest.untouched)}
     if {*sizes} != {file.path.name for file in model.files}:
         raise VerificationError(f"{MANIFEST_NAME} lists other files than {folder} has: the output is damaged")
+    patches, entries = _rows_before(folder, rows, saved)
+    replacements, wider = _matrices_before(folder, downs, saved, kind)
+    if entries | wider != {entry.name: entry for entry in manifest.tensors}:
+        raise VerificationError(f"{MANIFEST_NAME} in {folder} lists other tensors than its edits: it is damaged")
+    result = []
+    for file in model.files:
+        name = file.path.name
+        change = replacements.get(name, [])
+        size = file.size + sum(len(row.content) - row.size for row in change)
+        if size != sizes[name].size:
+            raise VerificationError(f"{file.path} has not the size that {MANIFEST_NAME} implies: write it again")
+        for row in change:
+            gap = row.size - row.tensor.n_bytes
+            if any(read_range(file.path, gap, row.tensor.offset + row.tensor.n_bytes)):
+                raise _damaged(folder, f"the padding after {row.tensor.name}")
+        result.append(
+            Restored(
+                file,
+                size,
+                sizes[name].sha256,
+                lambda file=file, change=change, name=name: rewritten_blocks(file, change, patches.get(name, [])),
+            )
+        )
+    return result
+
+
+def _rows_before(
+    folder: Path, rows: list[tuple[UpRow, float]], saved: Mapping[str, bytes]
+) -> tuple[dict[str, list[Strided]], dict[str, TensorEdit]]:
+    """What puts the saved rows back, by file, and the entries of their tensors as the manifest must have them."""
     patches: dict[str, list[Strided]] = {}
     entries: dict[str, TensorEdit] = {}
     rows.sort(key=lambda row: (row[0].file.path.name, row[0].offset))
@@ -228,7 +244,15 @@ def _restore(folder: Path, manifest: Manifest) -> list[Restored]:
         stream(edits[0].file.path, patches=back, hashes=hashes.ranges())
         (entry,) = hashes.entries()
         entries[tensor.name] = _backwards(entry)
-    replacements: dict[str, list[Replacement]] = {}
+    return patches, entries
+
+
+def _matrices_before(
+    folder: Path, downs: Sequence[Down], saved: Mapping[str, bytes], kind: GGMLQuantizationType
+) -> tuple[dict[str, list[ResizedTensor]], dict[str, TensorEdit]]:
+    """The saved matrices in place of the wider ones, by file, and the entries of these for the manifest."""
+    replacements: dict[str, list[ResizedTensor]] = {}
+    entries: dict[str, TensorEdit] = {}
     for down in downs:
         tensor = down.tensor
         old = next((key for key in saved if key.rpartition("@")[0] == tensor.name), None)
@@ -242,32 +266,11 @@ def _restore(folder: Path, manifest: Manifest) -> list[Restored]:
         if _widen(Down(down.file, original, down.directions, down.scaled), before, kind) != now:
             raise _damaged(folder, tensor.name)
         entries[tensor.name] = _entry(down, before, now)
-        size = len(now) + _padding(down.file, len(before), len(now))
-        replacements.setdefault(down.file.path.name, []).append(Replacement(tensor, original.tensor_type, before, size))
-    if entries != {entry.name: entry for entry in manifest.tensors}:
-        raise VerificationError(f"{MANIFEST_NAME} in {folder} lists other tensors than its edits: it is damaged")
-    result = []
-    for file in model.files:
-        name = file.path.name
-        change = replacements.get(name, [])
-        size = file.size + sum(len(row.content) - row.size for row in change)
-        if size != sizes[name].size:
-            raise VerificationError(f"{file.path} has not the size that {MANIFEST_NAME} implies: write it again")
-        for row in change:
-            gap = row.size - row.tensor.n_bytes
-            with file.path.open("rb") as reader:
-                start = row.tensor.offset + row.tensor.n_bytes
-                if any(read_exactly(reader.fileno(), gap, start, str(file.path))):
-                    raise _damaged(folder, f"the padding after {row.tensor.name}")
-        result.append(
-            Restored(
-                file,
-                size,
-                sizes[name].sha256,
-                lambda file=file, change=change, name=name: _blocks(file, change, patches.get(name, [])),
-            )
+        size = len(now) + padding_of(down.file, len(before), len(now))
+        replacements.setdefault(down.file.path.name, []).append(
+            ResizedTensor(tensor, original.tensor_type, before, size)
         )
-    return result
+    return replacements, entries
 
 
 def _backwards(entry: TensorEdit) -> TensorEdit:
@@ -308,8 +311,7 @@ def _widen(down: Down, content: bytes, kind: GGMLQuantizationType) -> bytes:
 
 
 def _content(down: Down) -> bytes:
-    with down.file.path.open("rb") as reader:
-        return read_exactly(reader.fileno(), down.tensor.n_bytes, down.tensor.offset, str(down.file.path))
+    return read_range(down.file.path, down.tensor.n_bytes, down.tensor.offset)
 
 
 def _entry(down: Down, before: bytes, after: bytes) -> TensorEdit:
@@ -328,54 +330,7 @@ def _type_of(key: str) -> GGMLQuantizationType:
 
 
 def _saved(path: Path) -> dict[str, bytes]:
-    header = read_header(path)
-    with path.open("rb") as reader:
-        return {
-            name: read_exactly(reader.fileno(), tensor.size, tensor.offset, str(path))
-            for name, tensor in header.tensors.items()
-        }
-
-
-def _padding(file: GgufFile, before: int, after: int) -> int:
-    """Zeros after a matrix that grew from `before` to `after` bytes, so that what follows stays aligned."""
-    alignment = file.metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
-    assert isinstance(alignment, int), "checked with the header"
-    return (before - after) % alignment
-
-
-def _infos(tensors: Iterable[tuple[GgufTensor, GGMLQuantizationType, int]]) -> bytes:
-    """A file's list of tensors, each with its type and its offset from the start of the data."""
-    parts = []
-    for tensor, kind, offset in tensors:
-        name = tensor.name.encode()
-        sizes = tuple(reversed(tensor.shape))
-        parts.append(struct.pack("<Q", len(name)) + name)
-        parts.append(struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset))
-    return b"".join(parts)
-
-
-def _blocks(file: GgufFile, replacements: Sequence[Replacement], patches: Sequence[Strided]) -> Iterator[bytes]:
-    """The file with `patches`, then with these tensors replaced: all bytes, in blocks."""
-    replacements = sorted(replacements, key=lambda row: row.tensor.offset)
-    header = b"".join(patched_blocks(file.path, [], 0, file.data_offset))
-    kinds = {row.tensor.name: row.tensor_type for row in replacements}
-    before, after = [], []
-    for tensor in file.tensors.values():
-        offset = tensor.offset - file.data_offset
-        moved = sum(len(row.content) - row.size for row in replacements if row.tensor.offset < tensor.offset)
-        before.append((tensor, tensor.tensor_type, offset))
-        after.append((tensor, kinds.get(tensor.name, tensor.tensor_type), offset + moved))
-    infos = _infos(before)
-    place = header.rfind(infos)
-    if place < 0:
-        raise CheckpointError(f"{file.path} has an unusual header: convert it again with llama.cpp")
-    yield header[:place] + _infos(after) + header[place + len(infos) :]
-    position = file.data_offset
-    for row in replacements:
-        yield from patched_blocks(file.path, patches, position, row.tensor.offset - position)
-        yield row.content
-        position = row.tensor.offset + row.size
-    yield from patched_blocks(file.path, patches, position, file.size - position)
+    return {name: read_range(path, tensor.size, tensor.offset) for name, tensor in read_header(path).tensors.items()}
 
 
 def _counted(blocks: Iterable[bytes], progress: Progress) -> Iterator[bytes]:

@@ -1,0 +1,145 @@
+"""The command that compares any two models: knowledge scores before and after, damage, and whether an edit holds."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import click
+
+from amnesia.cli.options import as_json, force_option, on_device, popqa_option
+from amnesia.cli.terminal import Terminal, print_json
+from amnesia.domain import Loading
+from amnesia.errors import InputError
+from amnesia.recipe import load_recipe
+from amnesia.stress.settings import StressSettings
+
+
+@click.command()
+@click.argument("model")
+@click.argument("edited", required=False)
+@click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Facts and controls of a recipe.")
+@popqa_option
+@click.option(
+    "--entity",
+    "entities",
+    multiple=True,
+    help="Target: subject in PopQA (may be repeated), or entity of a recipe that lists several.",
+)
+@click.option(
+    "--controls",
+    "n_controls",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="Control facts to take from PopQA, one for each other subject.",
+)
+@click.option("--stress", is_flag=True, help="Also attack, quantize and train both models: does the edit hold?")
+@click.option(
+    "--stress-facts",
+    type=click.IntRange(1),
+    default=StressSettings.n_facts,
+    show_default=True,
+    help="With --stress: how many known facts to take, and as many controls.",
+)
+@click.option(
+    "--relearning-steps",
+    "steps",
+    type=click.IntRange(0),
+    multiple=True,
+    help="With --stress: after how many steps of training to ask; repeat it. Default: "
+    f"{', '.join(map(str, StressSettings.steps))}.",
+)
+@click.option(
+    "--sweep", is_flag=True, help="Also score weaker and stronger versions of an edit that this program made."
+)
+@click.option(
+    "--lm-eval", "tasks", help="Tasks of the lm-eval harness for both models: names or task files, with commas."
+)
+@click.option(
+    "--lm-eval-limit", "task_limit", type=click.IntRange(1), help="Documents of each task. Default: all of them."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for report.json and report.html. An evaluation that was broken off goes on where it stopped.",
+)
+@force_option
+@on_device
+@as_json
+def evaluate(
+    model: str,
+    edited: str | None,
+    recipe_path: Path | None,
+    popqa: str | None,
+    entities: tuple[str, ...],
+    n_controls: int,
+    stress: bool,
+    stress_facts: int,
+    steps: tuple[int, ...],
+    sweep: bool,
+    tasks: str | None,
+    task_limit: int | None,
+    output: Path | None,
+    force: bool,
+    loading: Loading,
+    json_output: bool,
+) -> None:
+    """Knowledge scores of target and control facts in MODEL, before and after; EDITED is any other model or adapter.
+
+    Without EDITED, what MODEL itself knows is measured.
+    """
+    if (recipe_path is None) == (popqa is None):
+        raise InputError("give the facts either as --recipe FILE or as --popqa FILE")
+    if popqa is not None and not entities:
+        raise InputError("--popqa needs --entity: name the subject whose facts are the targets")
+    if recipe_path is not None and len(entities) > 1:
+        raise InputError("a recipe is about one entity: give --entity once")
+    if steps and not stress:
+        raise InputError("--relearning-steps belongs to --stress: add it")
+    if stress and edited is None:
+        raise InputError("--stress compares two models: give EDITED too")
+    from amnesia import compare
+    from amnesia.evaluation import measurement_cache
+    from amnesia.facts import questions
+    from amnesia.report import tables
+    from amnesia.sources.resolve import find_popqa
+    from amnesia.stress import report as stress_report
+
+    settings = None
+    if stress:
+        wanted = tuple(sorted({*steps})) or StressSettings.steps
+        settings = StressSettings(stress_facts, stress_facts, steps=wanted)
+    terminal = Terminal()
+    if recipe_path is not None:
+        facts = questions.facts_of_recipe(load_recipe(recipe_path, entities[0] if entities else None))
+    else:
+        facts = questions.facts_of_popqa(find_popqa(popqa), entities, n_controls)
+    if facts.note:
+        terminal.notice(facts.note)
+    if output is not None:
+        compare.check_report(output, (model, edited), force=force)
+    with contextlib.nullcontext() if output is None else measurement_cache.beside(output) as measurements:
+        result = compare.assess(
+            model,
+            edited,
+            facts,
+            terminal,
+            stress=settings,
+            sweep=sweep,
+            loading=loading,
+            measurements=measurements,
+            tasks=[] if tasks is None else [name.strip() for name in tasks.split(",")],
+            task_limit=task_limit,
+        )
+        if output is not None:
+            compare.write_report(result.document, output, force=force)
+    if json_output:
+        print_json(result.document)
+    else:
+        click.echo(tables.evaluation_table(result.evaluation, facts.entity))
+        if "lm_eval" in result.document:
+            click.echo(f"\n{tables.tasks_table(result.document['lm_eval'])}")
+        if result.stress is not None:
+            click.echo(f"\n{stress_report.stress_text(result.stress, facts.entity)}")

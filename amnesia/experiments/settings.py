@@ -1,0 +1,42 @@
+"""Every number of the experiments that was set by hand, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True)
+class ExperimentSettings:
+    """How the experiments go about it, where no option says otherwise.
+
+    Injection. `factors`, each above 0: amplifications of the entity's own mean activation that are tried when none is
+    given, each the double of the one before. `n_templates`, 1 or more: prompts over which mean activations are taken;
+    few are enough, as they vary little, which is why the cell was found. `placeholder`: the word in the entity's place.
+
+    Sufficiency. `n_clean`, 1 or more: entities in the clean run, as many as in the source. `max_unfrozen`, 1 or more:
+    components that may join. `negligible`, in nats, 0 or more: what of the answers' mean log-probability a component
+    must be worth to stay unfrozen.
+
+    Robustness. `n_cells`, 1 or more: the entity's best cells, which are followed. `n_unrelated`, 1 or more: names to
+    compare with. `top_rank`, 1 or more: a cell counts as recognizing a name when it is among so many cells of highest
+    score for it.
+
+    Atlas. `batch_entities`, 1 or more: entities that are localized, and written, together; what is lost at most when a
+    process is killed. `patience`: how long a process waits for the others, as long as a large atlas may take.
+    """
+
+    factors: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+    n_templates: int = 20
+    placeholder: str = "XXX"
+    n_clean: int = 95
+    max_unfrozen: int = 12
+    negligible: float = 0.02
+    n_cells: int = 5
+    n_unrelated: int = 10
+    top_rank: int = 100
+    batch_entities: int = 8
+    patience: timedelta = timedelta(days=7)
+
+
+EXPERIMENTS = ExperimentSettings()
