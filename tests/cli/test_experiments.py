@@ -78,40 +78,32 @@ def test_matplotlib_is_needed_for_figures_only(model, tmp_path, monkeypatch):
     assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "layers.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("layers", "MODEL", "Japan", "--prompts", 3),
-        ("robustness", "MODEL", "Japan", "--given-only", "--n-unrelated", 1),
-        ("atlas", "MODEL", "Japan"),
-        ("sweep", "--recipe", "RECIPE", "--steps", 2),
-        ("inject", "--recipe", "RECIPE", "--value", 5),
-        ("sufficiency", "--recipe", "RECIPE", "--value", 5, "--max-unfrozen", 1),
-    ],
-    ids=lambda arguments: arguments[0],
-)
-def test_no_plots_needs_no_matplotlib(model, recipe, tmp_path, arguments):
+def test_no_plots_needs_no_matplotlib(model, recipe, tmp_path):
     # A process of its own, in which an import of matplotlib, from wherever it comes, is an error.
     blocked = (
-        "import sys\n"
+        "import json, sys\n"
         "class Blocker:\n"
         "    def find_spec(self, name, *_):\n"
         "        assert name.split('.')[0] != 'matplotlib', 'matplotlib is imported'\n"
         "sys.meta_path.insert(0, Blocker())\n"
         "from amnesia.cli.main import main\n"
-        "main()"
+        "for command in json.loads(sys.argv[1]):\n"
+        "    main(command, standalone_mode=False)"
     )
-    named = {"MODEL": model, "RECIPE": recipe}
-    command = [str(named.get(argument, argument)) for argument in arguments]
-    done = subprocess.run(
-        [sys.executable, "-c", blocked, *command, "--no-plots", "-o", tmp_path / "out"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    commands = [
+        ("layers", model, "Japan", "--prompts", 3),
+        ("robustness", model, "Japan", "--given-only", "--n-unrelated", 1),
+        ("atlas", model, "Japan"),
+        ("sweep", "--recipe", recipe, "--steps", 2),
+        ("inject", "--recipe", recipe, "--value", 5),
+        ("sufficiency", "--recipe", recipe, "--value", 5, "--max-unfrozen", 1),
+    ]
+    given = [[*map(str, command), "--no-plots", "-o", str(tmp_path / command[0])] for command in commands]
+    done = subprocess.run([sys.executable, "-c", blocked, json.dumps(given)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert {path.suffix for path in (tmp_path / "out").iterdir()} <= {".json", ".sqlite"}
-    assert json.loads((tmp_path / "out" / f"{arguments[0]}.json").read_text(encoding="utf-8"))["figure"] == arguments[0]
+    for name, *_ in commands:
+        assert {path.suffix for path in (tmp_path / name).iterdir()} <= {".json", ".sqlite"}
+        assert json.loads((tmp_path / name / f"{name}.json").read_text(encoding="utf-8"))["figure"] == name
 
 
 @pytest.mark.parametrize(
