@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from amnesia.choice import extraction
 from amnesia.choice.results import Extraction
 from amnesia.domain import Baseline
-from amnesia.edits import Edit, EntityEdits
+from amnesia.edits import Edits, edits_in
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.examination import conclude, examine, examine_after
 from amnesia.facts.questions import questions_of
@@ -54,33 +54,26 @@ def extract(model: PreTrainedModel, tokenizer: Tokenizer, recipe: Recipe) -> Ext
     return extraction.extract(wrap(freeze(model), tokenizer), recipe, cache=cache_folder())
 
 
-def edit(model: PreTrainedModel, edits: EntityEdits | Sequence[Edit]) -> None:
+def edit(model: PreTrainedModel, edits: Edits) -> None:
     """Write the edits into the weights in memory, for good.
 
     Raises InputError, before anything changes, when a cell or direction does not fit the model.
     """
-    apply_edits(wrap(model, None), _single(edits))
+    apply_edits(wrap(model, None), edits_in(edits))
 
 
-def edited(model: PreTrainedModel, edits: EntityEdits | Sequence[Edit]) -> contextlib.AbstractContextManager[None]:
+def edited(model: PreTrainedModel, edits: Edits) -> contextlib.AbstractContextManager[None]:
     """Act as if edited while a `with` block runs; the weights stay as they are. Raises InputError as `edit` does."""
-    return model_edited(wrap(model, None), _single(edits))
+    return model_edited(wrap(model, None), edits_in(edits))
 
 
-def evaluate(
-    model: PreTrainedModel, tokenizer: Tokenizer, recipe: Recipe, edits: EntityEdits | Sequence[Edit]
-) -> Evaluation:
+def evaluate(model: PreTrainedModel, tokenizer: Tokenizer, recipe: Recipe, edits: Edits) -> Evaluation:
     """Knowledge scores of the recipe's facts and controls with the edits against without them.
 
     The model must not be edited yet, and is not changed. Raises InputError when it knows none of the target facts.
     """
-    live = wrap(model, tokenizer)
+    live, chosen = wrap(model, tokenizer), edits_in(edits)
     before = examine(live, questions_of(recipe), recipe.scoring)
-    with model_edited(live, _single(edits)):
+    with model_edited(live, chosen):
         after = examine_after(live, before)
     return conclude(before, after)
-
-
-def _single(edits: EntityEdits | Sequence[Edit]) -> Sequence[Edit]:
-    """The edits themselves, without the entity that they are for."""
-    return edits.edits if isinstance(edits, EntityEdits) else edits

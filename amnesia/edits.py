@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -15,15 +15,27 @@ Part = Literal["all", "cells", "directions"]
 
 @dataclass(frozen=True)
 class EntityEdits:
-    """The edits that make the model forget one entity."""
+    """The edits that make the model forget one entity: any sequence of them, held as a tuple.
+
+    Raises InputError for an empty name, and for what is no edit.
+    """
 
     entity: str
     edits: tuple[Edit, ...]
 
+    def __post_init__(self) -> None:
+        if not self.entity:
+            raise InputError("an edit is for an entity without a name: name what the model should forget")
+        edits = _sequence(self.edits)
+        for edit in edits:
+            if not isinstance(edit, ColumnEdit | DirectionEdit):
+                raise _no_edit(edit)
+        object.__setattr__(self, "edits", edits)
+
 
 @dataclass(frozen=True)
 class EditSpec:
-    """An edit of a model as every writer takes it; raises InputError when an entity comes twice.
+    """An edit of a model as every writer takes it; raises InputError without any, and when an entity comes twice.
 
     `base` is what the user called the model. With `allow_overlap`, cells may be edited that an earlier edit or another
     entity of this one has.
@@ -35,6 +47,8 @@ class EditSpec:
     allow_overlap: bool = False
 
     def __post_init__(self) -> None:
+        if not self.groups:
+            raise nothing_to_edit()
         for index, group in enumerate(self.groups):
             if any(group.entity == other.entity for other in self.groups[:index]):
                 raise InputError(f"two edits are for {group.entity!r}: give each entity once, with all of its cells")
@@ -172,6 +186,60 @@ class DirectionEdit:
 
 Edit = ColumnEdit | DirectionEdit
 AnEdit = TypeVar("AnEdit", bound=Edit)
+Edits = EntityEdits | Sequence[EntityEdits] | Sequence[Edit]
+"""What Python users may give as an edit: that of an entity, those of several, or edits without their entity."""
+
+
+def edits_in(given: Edits) -> tuple[Edit, ...]:
+    """The edits of all entities together; raises InputError for anything else than edits."""
+    items = _items(given)
+    return tuple(edit for item in items for edit in (item.edits if isinstance(item, EntityEdits) else (item,)))
+
+
+def groups_in(given: Edits) -> tuple[EntityEdits, ...]:
+    """The edits by entity; edits without one are those of an entity that is named after its cells.
+
+    Raises InputError when there are none, for anything else than edits, and for directions without their entity.
+    """
+    items = _items(given)
+    if not items:
+        raise nothing_to_edit()
+    groups = tuple(item for item in items if isinstance(item, EntityEdits))
+    loose = tuple(item for item in items if not isinstance(item, EntityEdits))
+    return (*groups, named_after_cells(loose)) if loose else groups
+
+
+def named_after_cells(edits: Sequence[Edit]) -> EntityEdits:
+    """Edits of an entity that nobody named; raises InputError for directions, which have no short name."""
+    if directions_of(edits):
+        raise InputError("a direction is given without its entity: give EntityEdits with the entity's name")
+    return EntityEdits("cells " + ", ".join(str(edit.cell) for edit in columns_of(edits)), tuple(edits))
+
+
+def nothing_to_edit() -> InputError:
+    """The error for an edit that is empty."""
+    return InputError("nothing to edit: give at least one LAYER:NEURON")
+
+
+def _items(given: object) -> tuple[EntityEdits | Edit, ...]:
+    items = (given,) if isinstance(given, EntityEdits) else _sequence(given)
+    found: list[EntityEdits | Edit] = []
+    for item in items:
+        if not isinstance(item, EntityEdits | ColumnEdit | DirectionEdit):
+            raise _no_edit(item)
+        found.append(item)
+    return tuple(found)
+
+
+def _sequence(given: object) -> tuple[object, ...]:
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+
+
+def _no_edit(found: object) -> InputError:
+    return InputError(
+        f"{type(found).__name__} is no edit: give EntityEdits (of an Extraction, its `edits`), or a sequence of them "
+        "or of ColumnEdit and DirectionEdit"
+    )
 
 
 def columns_of(edits: Sequence[Edit]) -> tuple[ColumnEdit, ...]:
@@ -208,7 +276,7 @@ def check_edits(
     left unchanged by its multiplier.
     """
     if not edits:
-        raise InputError("nothing to edit: give at least one LAYER:NEURON")
+        raise nothing_to_edit()
     seen: set[Cell] = set()
     for edit in edits:
         layer = edit.cell.layer if isinstance(edit, ColumnEdit) else edit.layer

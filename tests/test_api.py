@@ -9,13 +9,15 @@ import torch
 
 import amnesia
 from amnesia.domain import Cell
-from amnesia.edits import ColumnEdit, EntityEdits
+from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
 from amnesia.errors import InputError
+from amnesia.outputs.write import plan_formats
 from amnesia.recipe import parse_recipe
 from support.commands import done
 from support.folders import ROOT, tree
 from support.gguf_edits import tiny
 from support.smollm2 import BRIEF_RECIPE, brief_texts
+from support.tiny import tiny_direction
 from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live, tiny_live
 from support.tracker import Silent
@@ -133,6 +135,63 @@ def test_a_gguf_is_saved_as_one(tmp_path):
     assert (tmp_path / "again" / "m.gguf").read_bytes() == model.read_bytes()
     with pytest.raises(InputError, match="tensor_type is for GGUF files, not for format safetensors"):
         amnesia.save(tmp_path, EDITS, tmp_path / "other", tensor_type="f16")
+
+
+def test_an_unknown_format_is_refused_before_anything_is_fetched(folder, tmp_path):
+    for model in (folder, amnesia.resolve(folder), "nobody/has-this-model"):
+        for name in ("onnx", ""):
+            with pytest.raises(InputError, match=f"no format '{name}': choose one of safetensors, adapter, gguf"):
+                amnesia.save(model, EDITS, tmp_path / "out", format=name)
+    with pytest.raises(InputError, match="no format 'onnx'"):
+        plan_formats(["onnx"], amnesia.resolve(folder), EditSpec((EDITS,), amnesia.ModelRef("m")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_cells_without_a_name_are_saved_as_the_command_does(folder, tmp_path):
+    manifest = amnesia.save(folder, [ColumnEdit(Cell(1, 11)), ColumnEdit(Cell(0, 2))], tmp_path / "python")
+    assert manifest.entity == "cells 1:11, 0:2"
+    done("edit", folder, "--cell", "1:11", "--cell", "0:2", "-o", tmp_path / "command")
+    assert tree(tmp_path / "python") == tree(tmp_path / "command")
+    with pytest.raises(InputError, match="a direction is given without its entity"):
+        amnesia.save(folder, [tiny_direction(0)], tmp_path / "out")
+
+
+def extraction_of(edits):
+    return amnesia.Extraction(edits, "strong", 0.0, 1.0, 1)
+
+
+@pytest.mark.parametrize("wrong", [extraction_of(EDITS), [extraction_of(EDITS)], "1:11", ["1:11"], None, [None], 7])
+def test_what_is_no_edit_is_refused_everywhere(live, recipe, folder, tmp_path, wrong):
+    with pytest.raises(InputError, match=r"is no edit: give EntityEdits \(of an Extraction, its `edits`\)"):
+        amnesia.edit(live.model, wrong)
+    with pytest.raises(InputError, match="is no edit"):
+        amnesia.edited(live.model, wrong)
+    with pytest.raises(InputError, match="is no edit"):
+        amnesia.evaluate(live.model, live.tokenizer, recipe, wrong)
+    with pytest.raises(InputError, match="is no edit"):
+        amnesia.save(folder, wrong, tmp_path / "out")
+    with pytest.raises(InputError, match="is no edit"):
+        EntityEdits("Japan", wrong)
+
+
+@pytest.mark.parametrize("empty", [[], (), EntityEdits("Japan", ()), [EntityEdits("Japan", ())]])
+def test_an_empty_edit_is_refused(live, folder, tmp_path, empty):
+    with pytest.raises(InputError, match="nothing to edit"):
+        amnesia.save(folder, empty, tmp_path / "out")
+    with pytest.raises(InputError, match="nothing to edit"):
+        amnesia.edit(live.model, empty)
+    assert not (tmp_path / "out").exists()
+
+
+def test_edits_of_several_entities_act_together(live):
+    peru = EntityEdits("Peru", [ColumnEdit(Cell(0, 2))])
+    amnesia.edit(live.model, [EDITS, peru])
+    other = tiny_live().model
+    for group in (EDITS, peru):
+        amnesia.edit(other, group)
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in live.model.state_dict().items())
+    with pytest.raises(InputError, match="cell 1:11 is listed twice"):
+        amnesia.edit(live.model, [EDITS, EntityEdits("Peru", EDITS.edits)])
 
 
 @pytest.mark.real

@@ -1,7 +1,7 @@
 import pytest
 
 from amnesia.domain import Cell, Fact, ModelRef
-from amnesia.edits import ColumnEdit, check_edits
+from amnesia.edits import ColumnEdit, EditSpec, EntityEdits, check_edits
 from amnesia.errors import AmnesiaError, InputError, first_line
 
 
@@ -95,3 +95,13 @@ def test_errors_are_also_of_the_builtin_kind_and_give_one_line():
 def test_models_by_name(text, ref):
     assert ModelRef.parse(text) == ref
     assert str(ref) == text
+
+
+def test_the_edits_of_an_entity_are_any_sequence_and_have_a_name():
+    edit = ColumnEdit(Cell(0, 1))
+    assert EntityEdits("Japan", [edit]) == EntityEdits("Japan", (edit,))
+    assert hash(EntityEdits("Japan", iter([edit]))) == hash(EntityEdits("Japan", (edit,)))
+    with pytest.raises(InputError, match="an entity without a name"):
+        EntityEdits("", (edit,))
+    with pytest.raises(InputError, match="nothing to edit"):
+        EditSpec((), ModelRef("m"))

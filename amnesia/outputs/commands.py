@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amnesia.domain import Format, ModelRef
-from amnesia.edits import EntityEdits
+from amnesia.edits import Edits, groups_in
 from amnesia.errors import InputError
 from amnesia.files.journal import recover
 from amnesia.files.staging import check_output
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 def save(
     model: ModelSource | ModelRef | Path | str,
-    edits: EntityEdits | Sequence[EntityEdits],
+    edits: Edits,
     output: Path | str,
     *,
     format: Format | None = None,
@@ -41,12 +40,15 @@ def save(
     tensors that get a direction in a wider type. With `link` untouched files are hard-linked; with `allow_overlap`
     columns may be edited again; `force` replaces an earlier output. Returns the manifest, which is in the folder, too.
 
+    Edits without an entity are named after their cells in the manifest, as the command does.
+
     Raises InputError for an edit that does not fit the model, SourceError when the model cannot be had, OutputError
     when the folder cannot be written, and the other errors of this package for damaged files.
     """
-    output, groups = Path(output), [edits] if isinstance(edits, EntityEdits) else edits
+    output, groups = Path(output), groups_in(edits)
     origin = str(model.origin if isinstance(model, ModelSource) else model)
-    name: Format = format or ("gguf" if origin.endswith(".gguf") else "safetensors")
+    name: Format = format if format is not None else "gguf" if origin.endswith(".gguf") else "safetensors"
+    write.check_format(name)
     if tensor_type is not None and name != "gguf":
         raise InputError(f"tensor_type is for GGUF files, not for format {name}: drop it")
     take_back_interrupted(Path(origin), tracker.notice)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amnesia.domain import Cell, Format
-from amnesia.edits import ColumnEdit, EditSpec, EntityEdits, names_of
+from amnesia.domain import FORMATS, Cell, Format
+from amnesia.edits import ColumnEdit, EditSpec, EntityEdits, named_after_cells, names_of
 from amnesia.errors import InputError, os_errors_as
 from amnesia.files.disk import read_small
 from amnesia.files.staging import staged_output
@@ -66,7 +66,7 @@ def edits_from_file(path: Path) -> tuple[EntityEdits, ...]:
 def edits_from_cells(cells: Sequence[str], multiplier: float, entity: str | None) -> EntityEdits:
     """Edits for cells as `Cell.parse` reads them; without a name the entity is named after its cells."""
     edits = tuple(ColumnEdit(Cell.parse(text), multiplier) for text in cells)
-    return EntityEdits(entity or "cells " + ", ".join(str(edit.cell) for edit in edits), edits)
+    return EntityEdits(entity, edits) if entity else named_after_cells(edits)
 
 
 def spec_of(
@@ -76,7 +76,7 @@ def spec_of(
     recipe_text: str | None = None,
     allow_overlap: bool = False,
 ) -> EditSpec:
-    """Edits of a model that the manifest names as the user did; raises InputError when an entity comes twice."""
+    """Edits of a model that the manifest names as the user did; raises what `EditSpec` raises."""
     return EditSpec(tuple(groups), source.ref, recipe_text, allow_overlap)
 
 
@@ -98,6 +98,12 @@ class FormatPlan:
         return needed_bytes(self.edit, link=link) if isinstance(self.edit, Plan) else self.edit.n_bytes
 
 
+def check_format(name: str) -> None:
+    """Raises InputError for a format that nobody writes."""
+    if name not in FORMATS:
+        raise InputError(f"there is no format {name!r}: choose one of {', '.join(FORMATS)}")
+
+
 def plan_formats(
     names: Sequence[Format],
     source: ModelSource | RemoteCheckpoint,
@@ -109,9 +115,11 @@ def plan_formats(
 
     `tensor_type` is for format "gguf": the type of the tensors that get a direction, their own by default. Of a model
     on the Hub only an adapter can be written. A GGUF must have the sizes of the model in the source's
-    folder, if that is another one. Raises InputError when the source has no `.gguf` file for format "gguf", and what
-    the planners raise.
+    folder, if that is another one. Raises InputError for an unknown format and when the source has no `.gguf` file for
+    format "gguf", and what the planners raise.
     """
+    for name in names:
+        check_format(name)
     if not isinstance(source, ModelSource):
         assert {*names} == {"adapter"}, "models are fetched for the other formats"
         return {"adapter": FormatPlan("adapter", None, Plan.of(source, spec))}
