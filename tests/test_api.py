@@ -194,6 +194,34 @@ def test_edits_of_several_entities_act_together(live):
         amnesia.edit(live.model, [EDITS, EntityEdits("Peru", EDITS.edits)])
 
 
+@pytest.mark.parametrize("format_name", ["safetensors", "adapter"])
+def test_a_model_that_was_edited_since_is_resolved_again(tmp_path, format_name):
+    folder = save_tiny_live(tmp_path / "m")
+    source = amnesia.resolve(folder)
+    amnesia.save(source, EDITS, tmp_path / "first", format=format_name)
+    done("edit", folder, "--cell", "0:2", "--entity", "Peru", "--in-place")
+    with pytest.raises(amnesia.CheckpointError, match=r"changed since it was read: .* resolve the model again"):
+        amnesia.save(source, EDITS, tmp_path / "second", format=format_name)
+    assert not (tmp_path / "second").exists()
+    manifest = amnesia.save(amnesia.resolve(folder), EDITS, tmp_path / "second", format=format_name)
+    assert [step.entity for step in manifest.history()] == ["Japan", "Peru"]
+
+
+@pytest.mark.parametrize("lost", ["shard", "tokenizer.json", "config.json", "folder"])
+@pytest.mark.parametrize("format_name", ["safetensors", "adapter"])
+def test_a_model_that_is_gone_since_is_named(tmp_path, format_name, lost):
+    folder = save_tiny_live(tmp_path / "m")
+    source = amnesia.resolve(folder)
+    amnesia.save(source, EDITS, tmp_path / "first", format=format_name)
+    if lost == "folder":
+        shutil.rmtree(folder)
+    else:
+        (next(folder.glob("*.safetensors")) if lost == "shard" else folder / lost).unlink()
+    with pytest.raises(amnesia.CheckpointError, match=r"is gone since it was read: .* resolve the model again"):
+        amnesia.save(source, EDITS, tmp_path / "second", format=format_name)
+    assert not (tmp_path / "second").exists()
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("recipe", ["brief", pytest.param("shipped", marks=pytest.mark.exhaustive)])
 def test_the_example_in_readme_runs(tmp_path, monkeypatch, capsys, recipe):

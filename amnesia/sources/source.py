@@ -33,7 +33,7 @@ class ModelSource:
 
     @cached_property
     def checkpoint(self) -> CheckpointSource:
-        """The folder, looked over once; raises what `open_source` raises."""
+        """The folder, looked over once: when its files change, resolve it anew. Raises what `open_source` raises."""
         return open_source(self.folder)
 
     @property

@@ -66,6 +66,7 @@ def write_adapter(plan: Plan[Weights], folder: Path) -> Manifest:
     rank = adapter_rank(max(plan.rank for plan in plans))
     check_mergeable(source, plans)
     check_empty(folder)
+    source.check_unchanged()
 
     tensors: list[TensorEdit] = []
 

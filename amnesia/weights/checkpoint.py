@@ -7,6 +7,7 @@ few pieces of a file, and the edited columns.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -85,10 +86,14 @@ class CheckpointSource:
             return read_vectors(file.fileno(), plan.tensor, plan.axis, tuple(plan.multipliers))
 
     def check_unchanged(self) -> None:
-        for name, stamp in self.stamps.items():
-            if not (self.folder / name).is_file() or file_stamp(self.folder / name) != stamp:
+        for name in self.files:
+            found = None
+            with contextlib.suppress(OSError):
+                found = file_stamp(self.folder / name)
+            if found is None or found != self.stamps.get(name, found):
                 raise CheckpointError(
-                    f"{self.folder / name} changed since it was read: wait until nothing writes to it, then repeat"
+                    f"{self.folder / name} {'is gone' if found is None else 'changed'} since it was read: wait until "
+                    "nothing writes to the folder, then repeat (in Python: resolve the model again first)"
                 )
 
 
@@ -143,8 +148,12 @@ def parse_config(where: str, content: bytes) -> Mapping[str, object]:
 
 
 def needed_bytes(plan: Plan[CheckpointSource], *, link: bool = False) -> int:
-    """Bytes that an edited copy takes on the disk; with `link` only the touched shards are copied."""
+    """Bytes that an edited copy takes on the disk; with `link` only the touched shards are copied.
+
+    Raises CheckpointError when a file changed since the plan was made.
+    """
     source, touched = plan.source, {row.file for row in plan.tensors}
+    source.check_unchanged()
     return sum((source.folder / name).stat().st_size for name in source.files if not link or name in touched)
 
 
