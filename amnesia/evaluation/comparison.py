@@ -11,6 +11,7 @@ from itertools import product
 from statistics import median
 
 from amnesia.domain import NEIGHBORHOODS, ROLES, SPLITS, Role, Split
+from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, check_known
 from amnesia.evaluation.results import Aggregate, Answer, AnswerSummary, Damage, PromptScore
 from amnesia.evaluation.scores import mean_interval
@@ -33,12 +34,18 @@ class Evaluation:
     alone: bool = False
 
     def whole(self, role: Role, split: Split) -> Aggregate | None:
-        """The aggregate of all facts of a role and split, or None where none of them was scored."""
+        """The aggregate of all facts of a role and split, or None where none of them was scored.
+
+        Raises InputError for a role or split that there is not.
+        """
+        for what, name, known in (("role", role, ROLES), ("split", split, SPLITS)):
+            if name not in known:
+                raise InputError(f"there is no {what} {name!r}: choose one of {', '.join(known)}")
         wanted = (role, split, ALL)
         return next((row for row in self.aggregates if (row.role, row.split, row.group) == wanted), None)
 
     def mean(self, role: Role, split: Split = "search") -> float | None:
-        """Mean knowledge score of a role and split, or None where nothing of them was scored."""
+        """Mean knowledge score of a role and split, or None where nothing of them was scored; see `whole`."""
         row = self.whole(role, split)
         return None if row is None else row.knowledge_score.mean
 

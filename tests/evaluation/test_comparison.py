@@ -45,6 +45,10 @@ def test_scores_and_aggregates_by_hand():
     assert evaluation.mean("target") == 0.0
     assert evaluation.mean("target", "held_out") == 0.5
     assert evaluation.mean("control", "held_out") is None
+    with pytest.raises(InputError, match="there is no role 'targets': choose one of target, control"):
+        evaluation.mean("targets")
+    with pytest.raises(InputError, match="there is no split 'heldout': choose one of search, held_out"):
+        evaluation.mean("target", "heldout")
     assert evaluation.accepted(Accept(max_target=0.0, max_held_out_target=0.5, min_control=1.0))
     assert not evaluation.accepted(Accept(max_target=0.2, max_held_out_target=0.4, min_control=0.95))
     assert not evaluation.accepted(Accept(max_target=0.2, max_held_out_target=0.5, min_control=1.1))
