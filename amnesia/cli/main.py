@@ -245,7 +245,7 @@ def extract(
     from amnesia.sources.resolve import resolve
 
     first = recipes[0]
-    if model is None and len(models := sorted({recipe.model.name for recipe in recipes})) > 1:
+    if model is None and len(models := sorted({str(recipe.model) for recipe in recipes})) > 1:
         raise InputError(f"the recipes are for {', '.join(models)}: give recipes of one model, or the MODEL to take")
     terminal = Terminal()
     source = resolve(model or first.model, terminal.notice)

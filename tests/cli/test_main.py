@@ -149,6 +149,19 @@ def test_edits_of_several_recipes_add_up_and_are_written_in_one_go(live, model, 
     assert f"the recipes are for {model}, elsewhere: give recipes of one model, or the MODEL to take" in told
 
 
+def test_recipes_for_two_revisions_of_a_model_are_not_taken_as_one(live, tmp_path):
+    recipes = []
+    for revision in ("v1", "v2"):
+        path = tmp_path / f"{revision}.toml"
+        text = recipe_text(live, "nobody/no-model", entity={"v1": "Japan", "v2": "Chile"}[revision])
+        named = text.replace('id = "nobody/no-model"', f'id = "nobody/no-model"\nrevision = "{revision}"')
+        assert named != text
+        path.write_text(named, encoding="utf-8")
+        recipes += ["--recipe", path]
+    told = refused("extract", *recipes)
+    assert "the recipes are for nobody/no-model@v1, nobody/no-model@v2: give recipes of one model" in told
+
+
 def test_extract_edit_verify_and_undo_fit_together(model, recipe, tmp_path):
     edit, edited, back = tmp_path / "edit.json", tmp_path / "edited", tmp_path / "back"
     document = json.loads(succeed("extract", "--recipe", recipe, "-o", edit, "--json").stdout)
