@@ -25,9 +25,10 @@ from amnesia.sources.source import ModelSource
 def load(folder: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveModel:
     """Load a local folder with plain transformers, evaluation mode, without gradients for the weights.
 
-    Raises SourceError when transformers cannot load the folder, InputError when its tokenizer is missing or the device
-    cannot be used, NumericalError when a weight is NaN or infinite.
+    Raises SourceError when transformers cannot load the folder, InputError when its tokenizer is missing or the type or
+    device cannot be used, NumericalError when a weight is NaN or infinite.
     """
+    check_dtype(loading.dtype)
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -62,6 +63,15 @@ def load(folder: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveMod
             ) from error
     check_finite(model, name)
     return wrap(freeze(model), tokenizer, name)
+
+
+def check_dtype(name: str) -> None:
+    """Raises InputError for a name that is neither "auto" nor that of a type of torch to compute in."""
+    found = getattr(torch, str(name), None)
+    if name != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise InputError(
+            f"dtype {name!r} cannot be used: choose another, for example float32, bfloat16, float16 or auto"
+        )
 
 
 def load_adapter(base: Path, adapter: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 
@@ -16,7 +17,7 @@ from amnesia.live.tokens import Placed, encode, place, templates_from
 from amnesia.localization.moments import Moments, stability, z_moments
 from amnesia.localization.results import CellScore, EntityCells, Localization
 from amnesia.progress import Progress
-from amnesia.recipe import LocalizeOptions
+from amnesia.recipe import BASELINES, LocalizeOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +116,8 @@ def localize(
     `prompts` replaces the package's templates; each holds `{entity}` or mentions the entity or one of its `aliases`,
     those that do not are counted in `n_skipped`. `layers` is a range, both ends included; default: all layers.
 
-    Raises InputError for a range outside the model and for an entity that no prompt mentions; NumericalError when
-    activations are NaN or infinite.
+    Raises InputError for an unknown baseline, for a range outside the model and for an entity that no prompt mentions;
+    NumericalError when activations are NaN or infinite.
     """
     names = list(dict.fromkeys([entities] if isinstance(entities, str) else entities))
     if not names or not all(map(str.strip, names)):
@@ -189,7 +190,12 @@ def cell_maps(
 
 
 def baseline_rows(live: LiveModel, baseline: Baseline, contrasts: Sequence[tuple[str, str]]) -> list[Placed]:
-    """The texts of a baseline: general sentences at their last token, or the given prompts about other entities."""
+    """The texts of a baseline: general sentences at their last token, or the given prompts about other entities.
+
+    Raises InputError for a baseline that there is not.
+    """
+    if baseline not in BASELINES:
+        raise InputError(f"there is no baseline {baseline!r}: choose one of {', '.join(BASELINES)}")
     if baseline == "generic":
         return [Placed(item.ids, len(item.ids) - 1) for item in encode(live.tokenizer, generic_sentences())]
     return place(live.tokenizer, contrasts)
@@ -244,9 +250,14 @@ def moments(
 
 
 def layer_range(live: LiveModel, layers: tuple[int, int] | None) -> tuple[int, ...]:
-    """The layers of an inclusive range, default all; raises InputError when the range leaves the model."""
+    """The layers of an inclusive range, default all; raises InputError for what is no range of the model."""
     last = live.shape.n_layers - 1
-    low, high = layers or (0, last)
+    if layers is None:
+        return tuple(range(last + 1))
+    pair = isinstance(layers, Sequence) and len(layers) == 2
+    if not pair or not all(isinstance(layer, Integral) for layer in layers):
+        raise InputError(f"layers {layers!r} are no range: give the first and the last, for example (0, {last})")
+    low, high = layers
     if not 0 <= low <= high <= last:
         raise InputError(f"layers {low}-{high} are out of range: {live.name} has layers 0–{last}; choose from these")
     return tuple(range(low, high + 1))

@@ -257,3 +257,9 @@ def test_unknown_architectures_and_slow_tokenizers_are_refused():
 def test_a_wrapped_model_without_its_modules_is_refused():
     with pytest.raises(LayoutError, match=r"has no module model.layers.2.mlp.down_proj"):
         wrap(tiny_model("llama").model, tiny_tokenizer())
+
+
+@pytest.mark.parametrize("dtype", ["float99", "int8", "nn", "", torch.float32, None])
+def test_a_type_to_compute_in_that_there_is_not(tmp_path, dtype):
+    with pytest.raises(InputError, match=r"dtype .* cannot be used: choose another, for example float32"):
+        load(tmp_path, "tiny", Loading(dtype))

@@ -121,6 +121,12 @@ def test_contrasts_are_spread_evenly():
     [
         ({"entities": "Atlantis", "prompts": ["the age of Japan"]}, "'Atlantis' appears in no prompt"),
         ({"entities": "Japan", "layers": (0, 3)}, "layers 0-3 are out of range: tiny has layers 0–2"),
+        ({"entities": "Japan", "layers": "0-1"}, r"layers '0-1' are no range: .* for example \(0, 2\)"),
+        ({"entities": "Japan", "layers": "01"}, "layers '01' are no range"),
+        ({"entities": "Japan", "layers": ("0", "1")}, "are no range"),
+        ({"entities": "Japan", "layers": (0, 1, 2)}, r"layers \(0, 1, 2\) are no range"),
+        ({"entities": "Japan", "layers": 1}, "layers 1 are no range"),
+        ({"entities": "Japan", "baseline": "foo"}, "there is no baseline 'foo': choose one of contrast, generic"),
         ({"entities": []}, "no entity given"),
         ({"entities": "Japan", "n_prompts": 101}, "n_prompts is 101: there are 100 templates"),
         ({"entities": "Japan", "prompts": ["the age of Japan"]}, "a single prompt shows no stability"),
