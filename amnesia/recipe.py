@@ -268,7 +268,10 @@ def _entity(document: Mapping[str, Any], wanted: str | None) -> tuple[Mapping[st
         raise RecipeError("[[entities]] lists a name twice: list each entity once")
     if wanted not in names:
         near = difflib.get_close_matches(wanted or "", names, 1) or names[:1]
-        raise RecipeError(f"this recipe lists {len(names)} entities: choose one with --entity, for example {near[0]!r}")
+        raise RecipeError(
+            f"this recipe lists {len(names)} entities: choose one with --entity (in Python: entity), for example "
+            f"{near[0]!r}"
+        )
     others = [index for index, name in enumerate(names) if name != wanted]
     controls = tuple(
         _fact({**row, "split": SPLITS[place % 2]}, "facts", names[index])

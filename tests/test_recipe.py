@@ -122,7 +122,9 @@ def test_a_table_of_entities_makes_the_others_controls():
 
 @pytest.mark.parametrize("wanted", [None, "Japn", "Atlantis"])
 def test_a_table_of_entities_needs_a_choice(wanted):
-    with pytest.raises(RecipeError, match=r"lists 3 entities: choose one with --entity, for example 'Japan'"):
+    with pytest.raises(
+        RecipeError, match=r"lists 3 entities: choose one with --entity \(in Python: entity\), for example 'Japan'"
+    ):
         parse_recipe(MODEL + BOTH, wanted)
 
 

@@ -109,11 +109,14 @@ def _check_vacant(output: Path, force: bool) -> None:
         own = occupied and force and is_own(output)
     if occupied and force and not own:
         raise OutputError(
-            f"{output} was not written by amnesia: --force replaces only its outputs; choose another output, or remove "
-            "this one yourself"
+            f"{output} was not written by amnesia: --force (in Python: force=True) replaces only its outputs; choose "
+            "another output, or remove this one yourself"
         )
     if occupied and not force:
-        raise OutputError(f"{output} exists and is not empty: choose another output, or replace it with --force")
+        raise OutputError(
+            f"{output} exists and is not empty: choose another output, or replace it with --force (in Python: "
+            "force=True)"
+        )
 
 
 def _in_cache(path: Path) -> bool:

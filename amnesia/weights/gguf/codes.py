@@ -276,6 +276,6 @@ def codes_of(tensor_type: GGMLQuantizationType, tensor: str) -> BlockCodes | Pla
         reason = REFUSED.get(tensor_type, "it is not a type of weights")
         raise CheckpointError(
             f"tensor {tensor} is {tensor_type.name}, whose weights cannot be chosen one by one because {reason}: "
-            "store it in a wider type with --tensor-type"
+            "store it in a wider type with --tensor-type (in Python: tensor_type)"
         )
     return CODES[tensor_type]

@@ -72,8 +72,8 @@ def plan_gguf(source: Path, spec: EditSpec, *, expected: tuple[int, int, int] | 
     previous = own_manifest(model)
     if previous is not None and previous.tensor_type is not None:
         raise InputError(
-            f"{source.parent} holds an edit with --tensor-type, on which no other is made: undo it, then give all "
-            "edits at once"
+            f"{source.parent} holds an edit with --tensor-type (in Python: tensor_type), on which no other is made: "
+            "undo it, then give all edits at once"
         )
     if previous is not None and not spec.allow_overlap:
         check_earlier(previous, spec.groups)

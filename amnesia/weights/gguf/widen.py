@@ -75,7 +75,7 @@ def plan_widened_gguf(
         raise InputError(f"{source.parent} is edited already: undo that, then give all edits at once")
     rows, downs = find_pieces(model, shape, spec.groups, None, allow_overlap=spec.allow_overlap)
     if not downs:
-        raise InputError("no direction changes a tensor: drop --tensor-type, which is for directions")
+        raise InputError("no direction changes a tensor: drop the tensor type, which is for directions")
     edits: list[RowEdit] = []
     for row, multiplier in rows:
         before = row.read()
@@ -289,7 +289,8 @@ def _widen(down: Down, content: bytes, kind: GGMLQuantizationType) -> bytes:
     tensor = down.tensor
     if tensor.shape[1] % GGML_QUANT_SIZES[kind][0]:
         raise CheckpointError(
-            f"{tensor.name} has rows of {tensor.shape[1]} values, not whole {kind.name} blocks: use --tensor-type f16"
+            f"{tensor.name} has rows of {tensor.shape[1]} values, not whole {kind.name} blocks: use --tensor-type f16 "
+            "(in Python: tensor_type='f16')"
         )
     raw = np.frombuffer(content, np.uint8).reshape(tensor.shape[0], -1)
     with np.errstate(all="ignore"):  # What is not finite is reported below.

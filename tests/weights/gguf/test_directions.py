@@ -263,7 +263,9 @@ def test_manifests_that_lie_are_found(tmp_path: Path):
 @pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.name) for kind in REFUSED])
 def test_types_without_codes_of_single_weights_name_the_remedy(tmp_path: Path, kind: GGMLQuantizationType):
     source = tiny(tmp_path / "tiny.gguf", kind)
-    with pytest.raises(CheckpointError, match=f"ffn_down.weight is {kind.name}, .*--tensor-type") as caught:
+    with pytest.raises(
+        CheckpointError, match=f"ffn_down.weight is {kind.name}, .*--tensor-type \\(in Python: tensor_type\\)"
+    ) as caught:
         write(source, tmp_path / "out", direction())
     assert "\n" not in str(caught.value)
     assert not any((tmp_path / "out").iterdir())

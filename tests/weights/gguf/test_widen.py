@@ -138,7 +138,9 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path):
     with pytest.raises(NumericalError, match="too large for F16"):
         widen(source, tmp_path / "c", direction(size=1e7))
     odd = write_gguf(tmp_path / "odd.gguf", Q8_0)
-    with pytest.raises(CheckpointError, match="not whole Q8_0 blocks: use --tensor-type f16"):
+    with pytest.raises(
+        CheckpointError, match=r"not whole Q8_0 blocks: use --tensor-type f16 \(in Python: tensor_type='f16'\)"
+    ):
         widen(odd, tmp_path / "d", direction(0, (1, 5)), tensor_type="q8_0")
     assert not any(any((tmp_path / name).iterdir()) for name in "abcd")
     widen(source, tmp_path / "out", direction(0))
