@@ -1,6 +1,7 @@
 """The Python interface on a model in memory, and the example in README."""
 
 import contextlib
+import inspect
 import re
 import shutil
 
@@ -192,6 +193,21 @@ def test_edits_of_several_entities_act_together(live):
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in live.model.state_dict().items())
     with pytest.raises(InputError, match="cell 1:11 is listed twice"):
         amnesia.edit(live.model, [EDITS, EntityEdits("Peru", EDITS.edits)])
+
+
+def test_who_is_told_of_what_takes_long(folder, tmp_path):
+    takes = {
+        name: {*inspect.signature(getattr(amnesia, name)).parameters} & {"tracker", "notice"}
+        for name in ("resolve", "run", "save", "verify", "undo")
+    }
+    assert takes == {name: {"notice" if name == "resolve" else "tracker"} for name in takes}
+    # So says the documentation of the package.
+    assert "All but `resolve` take a `tracker`" in " ".join(amnesia.__doc__.split())
+    amnesia.save(folder, EDITS, tmp_path / "out")
+    tracker = Silent()
+    amnesia.resolve(folder, notice=tracker.notice)
+    amnesia.verify(tmp_path / "out", folder, tracker=tracker)
+    assert tracker.lines == []
 
 
 @pytest.mark.parametrize("format_name", ["safetensors", "adapter"])

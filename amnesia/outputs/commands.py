@@ -87,6 +87,7 @@ def verify(
 
     With `base`, the model that was edited, every byte is compared with it; without, copied files are proven by their
     hashes. Returns what was proven, by folder: `folder` itself, or its subfolders where a run wrote several formats.
+    `tracker` gets notices, of what is fetched and of an interrupted edit that is taken back; a proof is no task of it.
     Raises VerificationError that names the first difference, SourceError when the base cannot be had.
     """
     from amnesia.outputs import proofs
