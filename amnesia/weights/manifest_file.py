@@ -75,7 +75,7 @@ def _manifest(value: object, depth: int) -> Manifest:
     if written != FORMAT_VERSION or isinstance(written, bool):
         raise VerificationError(
             f"{MANIFEST_NAME} has format_version {shown(written)}, but this version of amnesia reads {FORMAT_VERSION}: "
-            "use the version that wrote it"
+            "make the output again with this version"
         )
     row = _JSON.object(
         value,

@@ -67,7 +67,7 @@ def test_another_base_is_refused(tmp_path, source):
 
 def test_manifests_that_are_none(tmp_path):
     for document, message in (
-        ({"format_version": 3}, "use the version that wrote it"),
+        ({"format_version": 3}, "make the output again with this version"),
         ({"format_version": 4}, "lacks"),
     ):
         (tmp_path / "bad.json").write_text(json.dumps(document), encoding="utf-8")
