@@ -15,10 +15,14 @@ What the hashes cover, and why it differs by format:
 - `tensors[].before` and `.after` also have a scope. `tensor`: the tensor's complete data before and after the edit.
   `columns` (adapters): `before` covers the original columns, one after the other in the order of `indices`; `after`
   covers the data of the adapter's `lora_B`.
+- `edits_sha256` covers `edits`. An adapter's `lora_B` holds the product of a cell's multiplier and column, from which
+  nobody tells the multiplier without the base.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +33,7 @@ from amnesia.edits import DirectionEdit, EntityEdits, Place, columns_of, names_o
 from amnesia.errors import InputError
 from amnesia.weights.edit_rows import edit_json
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 FileScope = Literal["file", "header"]
 TensorScope = Literal["tensor", "columns"]
 
@@ -174,7 +178,8 @@ class Manifest:
                     for row in self.base.files
                 ],
             },
-            "edits": [{"entity": row.entity, **edit_json(edit)} for row in self.edits for edit in row.edits],
+            "edits": _rows_of(self.edits),
+            "edits_sha256": edits_hash(self.edits),
             "tensors": [
                 {
                     "name": row.name,
@@ -199,6 +204,15 @@ class Manifest:
             "previous": None if self.previous is None else self.previous.to_json(),
             "tensor_type": self.tensor_type,
         }
+
+
+def _rows_of(groups: Sequence[EntityEdits]) -> list[dict[str, Any]]:
+    return [{"entity": row.entity, **edit_json(edit)} for row in groups for edit in row.edits]
+
+
+def edits_hash(groups: Sequence[EntityEdits]) -> str:
+    """sha256 of all edits as the rows of the manifest, in compact JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(_rows_of(groups), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def check_earlier(earlier: Manifest, groups: Sequence[EntityEdits]) -> None:

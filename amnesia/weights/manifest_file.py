@@ -23,6 +23,7 @@ from amnesia.weights.manifest import (
     TensorEdit,
     TensorScope,
     UntouchedFile,
+    edits_hash,
 )
 
 # Bounds that no real manifest reaches; beyond them a file is damaged or hostile.
@@ -80,8 +81,8 @@ def _manifest(value: object, depth: int) -> Manifest:
     row = _JSON.object(
         value,
         "manifest",
-        "format_version tool libraries format base edits tensors untouched undo added replaced left_out recipe "
-        "scores previous tensor_type",
+        "format_version tool libraries format base edits edits_sha256 tensors untouched undo added replaced left_out "
+        "recipe scores previous tensor_type",
     )
     base = _JSON.object(row["base"], "base", "id revision files")
     files = tuple(_base_file(item) for item in _JSON.list(base["files"], "base.files"))
@@ -121,6 +122,8 @@ def _manifest(value: object, depth: int) -> Manifest:
     for tensor in manifest.tensors:
         if tensor.file not in known:
             raise _JSON.fail(f"places tensor {shown(tensor.name)} in {shown(tensor.file)}, which base.files lacks")
+    if edits_hash(edits) != _JSON.sha256(row["edits_sha256"], "edits_sha256"):
+        raise _JSON.fail("has other edits than its edits_sha256 says")
     names = [item.file for item in (*files, *manifest.untouched)]
     if len({*names}) != len(names) or len({tensor.name for tensor in manifest.tensors}) != len(manifest.tensors):
         raise _JSON.fail("lists a file or a tensor twice")

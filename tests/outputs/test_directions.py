@@ -1,6 +1,5 @@
 """Directions in files: equal to plain torch and to PEFT's merge, provable, and taken back to the last bit."""
 
-import json
 import zlib
 from dataclasses import replace
 from shutil import copytree
@@ -28,7 +27,7 @@ from amnesia.weights.adapter import WEIGHTS_NAME, write_adapter
 from amnesia.weights.checkpoint import UNDO_NAME, add_file, open_source, write_edited
 from amnesia.weights.manifest_file import manifest_bytes, parse_manifest, read_manifest, write_manifest
 from amnesia.weights.safetensors import read_header
-from support.checkpoints import weights, write_output
+from support.checkpoints import tell_otherwise, weights, write_output
 from support.folders import tree
 from support.tiny import D_MLP, D_MODEL, save_tiny, tiny_direction
 
@@ -262,13 +261,6 @@ def test_two_entities_may_share_columns_of_directions_but_no_scaled_cell(tmp_pat
         edit(source, tmp_path / "clash", [ColumnEdit(Cell(1, 1))], also=[rome])
 
 
-def damaged(folder, change):
-    path = folder / MANIFEST_NAME
-    document = json.loads(path.read_bytes())
-    change(document)
-    path.write_text(json.dumps(document))
-
-
 def set_edit(**changes):
     return lambda document: document["edits"][0].update(changes)
 
@@ -315,7 +307,7 @@ def originals(tmp_path_factory):
 def test_damaged_manifests_are_refused_in_one_line(originals, tmp_path, name, output):
     change, message = DAMAGES[name]
     work = copytree(originals / output, tmp_path / "work")
-    damaged(work, change)
+    tell_otherwise(work, change)
     with pytest.raises(AmnesiaError, match=message) as caught:
         verify(work, originals / "source")
     assert "\n" not in str(caught.value)

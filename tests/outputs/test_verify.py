@@ -17,7 +17,8 @@ from amnesia.outputs.verify import verify
 from amnesia.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, write_adapter
 from amnesia.weights.checkpoint import UNDO_NAME, open_source, write_edited
 from amnesia.weights.manifest_file import read_manifest, write_manifest
-from support.checkpoints import write_output
+from support import commands
+from support.checkpoints import tell_otherwise, write_output
 from support.tiny import save_tiny
 
 EDITS = (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(2, 47), 0.1), ColumnEdit(Cell(2, 0), -3.0))
@@ -193,11 +194,20 @@ def test_notices_an_undo_file_that_would_not_restore(work):
 )
 @pytest.mark.parametrize("with_base", [True, False])
 def test_manifests_that_do_not_tell_the_truth(work, change, message, with_base):
-    path = work / "out" / MANIFEST_NAME
-    document = json.loads(path.read_bytes())
-    change(document)
-    path.write_text(json.dumps(document))
+    tell_otherwise(work / "out", change)
     refused(work / "out", work / "source" if with_base else None, message)
+
+
+@pytest.mark.parametrize("changes", [{"multiplier": 1.5}, {"multiplier": -1.0000000000000002}, {"entity": "Lyon"}])
+@pytest.mark.parametrize("name", ["out", "adapter", "second"])
+def test_edits_that_were_changed_since_are_noticed(work, name, changes):
+    """Without the base nothing else tells the multiplier of an adapter's cell: its column of B is a product."""
+    path = work / name / MANIFEST_NAME
+    document = json.loads(path.read_bytes())
+    document["edits"][0].update(changes)
+    path.write_text(json.dumps(document))
+    refused(work / name, None, "has other edits than its edits_sha256 says")
+    assert "has other edits" in commands.refused("verify", work / name)
 
 
 def test_another_base_is_noticed(work):
@@ -251,7 +261,11 @@ def test_mutated_manifests_never_pass_for_another_edit(originals, data):
     place[keys[-1]] = value
     # 0 and 0.0 are equal, but a layer must be a whole number: what looks the same is accepted, what is equal may be.
     same, equal = json.dumps(json.loads(original)) == json.dumps(document), json.loads(original) == document
-    path.write_text(json.dumps(document))
+
+    def change(manifest):
+        manifest.update(document)
+
+    tell_otherwise(originals / "adapter", change)
     try:
         verify(originals / "adapter", originals / "source")
     except AmnesiaError as error:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from amnesia.edits import Edit
-from amnesia.files.staging import staged_output
+from amnesia.files.staging import MANIFEST_NAME, staged_output
 from amnesia.weights.checkpoint import add_file, open_source, write_edited
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import write_manifest
@@ -37,3 +40,13 @@ def write_output(
             manifest = add_file(manifest, staging, name, content)
         write_manifest(manifest, staging)
     return manifest
+
+
+def tell_otherwise(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Let `change` change the manifest's JSON in `folder`, and give the changed edits the hash that belongs to them."""
+    path = folder / MANIFEST_NAME
+    document = json.loads(path.read_bytes())
+    change(document)
+    rows = json.dumps(document["edits"], sort_keys=True, separators=(",", ":"))
+    document["edits_sha256"] = hashlib.sha256(rows.encode()).hexdigest()
+    path.write_text(json.dumps(document))

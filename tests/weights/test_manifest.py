@@ -72,7 +72,7 @@ def test_bytes_depend_on_nothing_but_the_content(tmp_path):
 
 def test_the_file_has_the_documented_fields():
     document = json.loads(manifest_bytes(example()))
-    assert document["format_version"] == 4
+    assert document["format_version"] == 5
     assert document["base"]["files"][0]["sha256"] == HASH
     assert document["edits"][0] == {"entity": "Paris", "layer": 2, "neuron": 10941, "multiplier": -1.0}
     assert document["tensors"][0]["sha256"] == {"before": HASH, "after": HASH[::-1], "scope": "tensor"}
@@ -110,6 +110,9 @@ def test_the_file_has_the_documented_fields():
         (("edits", 0, "multiplier"), 10**400),
         (("edits", 0, "multiplier"), None),
         (("edits", 0, "entity"), ""),
+        (("edits", 0, "multiplier"), 1.5),
+        (("edits_sha256",), None),
+        (("edits_sha256",), "0" * 64),
         (("tensors",), []),
         (("tensors", 0, "axis"), 2),
         (("tensors", 0, "layer"), 4),
