@@ -90,7 +90,7 @@ def run(
         for name, plan in plans.items():
             folder = staging if len(recipe.edit.formats) == 1 else staging / name
             folder.mkdir(exist_ok=True)
-            with tracker.task(f"writing {name}", plan.n_bytes()) as progress:
+            with tracker.task(f"writing {name}", plan.n_written()) as progress:
                 manifest = write_format(plan, folder, progress=progress)
             if line := rounding_notice(manifest):
                 tracker.notice(line)

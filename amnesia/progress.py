@@ -27,7 +27,7 @@ def unwatched(n_bytes: int) -> contextlib.AbstractContextManager[Progress]:
 class Tracker(Protocol):
     """Where long work reports: one line about what begins, and a context that counts its steps.
 
-    The steps are bytes where `n_bytes` says how many there will be, and prompts otherwise.
+    The steps are bytes where `n_bytes` says how many there will be, and prompts otherwise; with 0 none are counted.
     """
 
     def notice(self, line: str) -> None: ...

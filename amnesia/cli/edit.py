@@ -75,7 +75,7 @@ def edit(
             raise InputError("--in-place writes MODEL itself: drop -o, --link, --force, --format and --tensor-type")
         if not Path(model).exists() or model in BUILT_IN:
             raise InputError(f"{model} is not a folder or .gguf file here: only those can be edited in place")
-        with Terminal().task("editing in place"):
+        with Terminal().task("editing in place", 0):
             manifest = edit_in_place(Path(model), EditSpec(tuple(groups), ModelRef(model), allow_overlap=allow_overlap))
         _print_edit(manifest, Path(model), json_output)
         return
@@ -172,7 +172,7 @@ def undo(edited: Path, output: Path | None, in_place: bool, every_step: bool, fo
 
         commands.take_back_interrupted(edited, Terminal().notice)
         output = edited.parent if edited.is_file() else edited
-        with Terminal().task("restoring"):
+        with Terminal().task("restoring", 0):
             manifest = undo_in_place(output)
         click.echo(f"{manifest.entity} is back: {output} is as it was before the edit")
         return

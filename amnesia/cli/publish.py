@@ -47,7 +47,7 @@ def push(
     if not sys.stderr.isatty():
         disable_progress_bars()
     terminal = Terminal()
-    with terminal.task(f"publishing {repo_id}"):
+    with terminal.task(f"publishing {repo_id}", 0):
         done = hub.push(
             output,
             repo_id,
@@ -79,8 +79,14 @@ def replay(manifest: Path, output: Path, base: str | None, force: bool, json_out
     from amnesia.outputs.write import rounding_notice
 
     terminal = Terminal()
-    with terminal.task("replaying the edit"):
-        made = make_again(manifest, output, base=base, force=force, notice=terminal.notice)
+    made = make_again(
+        manifest,
+        output,
+        base=base,
+        force=force,
+        notice=terminal.notice,
+        watch=lambda n_bytes: terminal.task("replaying the edit", n_bytes),
+    )
     if line := rounding_notice(made):
         terminal.notice(line)
     if json_output:

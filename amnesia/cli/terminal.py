@@ -28,13 +28,17 @@ class Terminal:
 
     @contextlib.contextmanager
     def task(self, line: str, n_bytes: int | None = None) -> Generator[Progress]:
-        """Show `line`, and count bytes up to `n_bytes`, or prompts."""
+        """Show `line`, and count bytes up to `n_bytes`, prompts where it is None, and nothing where it is 0."""
         began = time.monotonic()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            unit = {"unit": " prompts"} if n_bytes is None else {"unit": "B", "unit_scale": True, "total": n_bytes}
-            with tqdm(desc=line, leave=False, file=sys.stderr, **unit) as bar:
+            shown: dict[str, Any] = {"unit": "B", "unit_scale": True, "total": n_bytes}
+            if n_bytes is None:
+                shown = {"unit": " prompts"}
+            elif n_bytes == 0:
+                shown = {"bar_format": "{desc}"}
+            with tqdm(desc=line, leave=False, file=sys.stderr, **shown) as bar:
                 yield bar.update
         else:
             yield lambda count: None

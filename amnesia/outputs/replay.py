@@ -12,6 +12,7 @@ from amnesia.edits import EditSpec
 from amnesia.errors import InputError, VerificationError, os_errors_as
 from amnesia.files.staging import MANIFEST_NAME, check_output
 from amnesia.outputs.write import plan_formats, staged, write_format
+from amnesia.progress import Watch, unwatched
 from amnesia.sources.remote import RemoteCheckpoint, open_remote
 from amnesia.sources.resolve import hub_ref, is_on_disk, resolve, resolve_file
 from amnesia.sources.source import ModelSource
@@ -26,12 +27,13 @@ def replay(
     base: str | None = None,
     force: bool = False,
     notice: Callable[[str], None] = lambda _: None,
+    watch: Watch = unwatched,
 ) -> Manifest:
     """Write into `output` what the manifest `path` (a file, or a folder that holds one) describes.
 
     `base` is the model that was edited, before its first edit or before the last one; without it the manifest's own
     name is used. Weights are proven to be the recorded ones. Files that an evaluation wrote (reports, charts) are not
-    made again. Returns the new manifest.
+    made again. `watch` gets the bytes that will be written, of each edit that must be made. Returns the new manifest.
 
     Raises VerificationError when the base is another model, SourceError when it cannot be had, and what `write.save`
     raises.
@@ -39,7 +41,7 @@ def replay(
     manifest = _read(path)
     check_output(output, force=force)
     source = _find(manifest, base, notice)
-    return _make(manifest, source, output, force)
+    return _make(manifest, source, output, force, watch)
 
 
 def _read(path: Path) -> Manifest:
@@ -59,20 +61,23 @@ def _find(manifest: Manifest, base: str | None, notice: Callable[[str], None]) -
     return resolve(name, notice=notice)
 
 
-def _make(manifest: Manifest, source: ModelSource | RemoteCheckpoint, output: Path, force: bool) -> Manifest:
+def _make(
+    manifest: Manifest, source: ModelSource | RemoteCheckpoint, output: Path, force: bool, watch: Watch
+) -> Manifest:
     with ExitStack() as stack:
         if manifest.previous is not None and _earlier(source) is None:
             output.resolve().parent.mkdir(parents=True, exist_ok=True)
             scratch = stack.enter_context(TemporaryDirectory(prefix=".amnesia-replay-", dir=output.resolve().parent))
             folder = Path(scratch) / "earlier"
-            _make(manifest.previous, source, folder, force=False)
+            _make(manifest.previous, source, folder, False, watch)
             whole = source.gguf if isinstance(source, ModelSource) else None
             gguf = None if whole is None else folder / whole.name
             source = ModelSource(folder, source.ref, gguf)
         spec = EditSpec(manifest.edits, manifest.base.ref, manifest.recipe, allow_overlap=True)
         plan = plan_formats((manifest.format,), source, spec, tensor_type=manifest.tensor_type)[manifest.format]
+        progress = stack.enter_context(watch(plan.n_written()))
         staging = stack.enter_context(staged(plan, output, force=force))
-        made = write_format(plan, staging)
+        made = write_format(plan, staging, progress=progress)
         _compare(made, manifest)
         made = replace(made, scores=manifest.scores)
         write_manifest(made, staging)

@@ -92,10 +92,14 @@ class FormatPlan:
     edit: Plan[Any] | GgufPlan | WidePlan
 
     def n_bytes(self, *, link: bool = False) -> int:
-        """Bytes that the format takes on the disk; adapters count as nothing."""
+        """Room that the format needs on the disk, in bytes; adapters count as nothing."""
         if self.format == "adapter":
             return 0
         return needed_bytes(self.edit, link=link) if isinstance(self.edit, Plan) else self.edit.n_bytes
+
+    def n_written(self, *, link: bool = False) -> int:
+        """Bytes of which the writer tells: those of the model's files, without what is linked."""
+        return self.n_bytes(link=link) if isinstance(self.edit, Plan) else self.edit.n_written(link=link)
 
 
 def check_format(name: str) -> None:
@@ -150,7 +154,8 @@ def write_format(
 ) -> Manifest:
     """Write one format of an edit into the empty `folder`, everything but the manifest, which is returned.
 
-    `progress` is called with numbers of bytes as they are written. Raises what the format's writer raises.
+    `progress` is called with numbers of bytes as they are written, `plan.n_written` in all. Raises what the format's
+    writer raises.
     """
     edit = plan.edit
     if isinstance(edit, Plan):
@@ -208,7 +213,7 @@ def save(
     """
     spec = spec_of(source, groups, allow_overlap=allow_overlap)
     plan = plan_formats((name,), source, spec, tensor_type=tensor_type)[name]
-    with watch(plan.n_bytes()) as progress, staged(plan, output, force=force, link=link) as staging:
+    with watch(plan.n_written(link=link)) as progress, staged(plan, output, force=force, link=link) as staging:
         manifest = write_format(plan, staging, link=link, progress=progress)
         write_manifest(manifest, staging)
     return manifest

@@ -186,11 +186,12 @@ def write_edited(
     for name in sorted(source.files, key=lambda name: name not in touched):
         edited = [row for row in columns if row.plan.file == name]
         file_hash = RangeHash(0, stamps[name][0])
-        with whole(progress, file_hash.size) as advance:
+        linked = link and not edited
+        with whole(ignore_progress if linked else progress, file_hash.size) as advance:
             hashed = copy_file(
                 source.folder / name,
                 folder / BASE_FOLDER / name if name in replaced else folder / name,
-                link=link and not edited,
+                link=linked,
                 patches=[patch for row in edited for patch in row.patches()],
                 hashes=[file_hash, *(part for row in edited for part in tensor_hashes[row.plan.tensor.name])],
                 advance=advance,

@@ -48,6 +48,10 @@ class GgufPlan:
         downs = {piece.tensor.name: piece.tensor.n_bytes for piece in self.pieces if isinstance(piece, DownEdit)}
         return sum(file.size for file in self.model.files) + sum(downs.values())
 
+    def n_written(self, *, link: bool) -> int:
+        """Bytes of the model's files that the writer copies, and tells of."""
+        return sum(file.size for file in self.model.files if not link or self.edits_of(file))
+
     def edits_of(self, file: GgufFile) -> list[Piece]:
         """What changes in one file."""
         return [piece for piece in self.pieces if piece.file is file]
@@ -106,8 +110,9 @@ def write_edited_gguf(
     tensors: list[TensorEdit] = []
     for file in model.files:
         output = folder / file.path.name
-        with whole(progress, file.size) as advance:
-            if edits_here := plan.edits_of(file):
+        edits_here = plan.edits_of(file)
+        with whole(ignore_progress if link and not edits_here else progress, file.size) as advance:
+            if edits_here:
                 hashes = PieceHashes(file, edits_here)
                 copy_file(file.path, output, patches=changes(edits_here), hashes=hashes.ranges(), advance=advance)
                 base_files.append(hashes.base_file())

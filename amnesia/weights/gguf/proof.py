@@ -75,7 +75,7 @@ def undo_gguf(
     with as_verification_error():
         manifest, model = read_output(folder)
         if manifest.tensor_type is not None:
-            undo_widened(folder, manifest, target)
+            undo_widened(folder, manifest, target, progress=progress)
             return manifest
         before = trace_back_rows(folder, model, manifest, steps_since(None, manifest) if every_step else 1)
     for part in model.files:

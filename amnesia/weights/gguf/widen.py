@@ -23,7 +23,7 @@ from amnesia.errors import CheckpointError, InputError, NumericalError, OutputEr
 from amnesia.files.disk import check_empty, read_range, write_new
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import Strided, stream
-from amnesia.progress import Progress, ignore_progress
+from amnesia.progress import Progress, ignore_progress, whole
 from amnesia.weights.checkpoint import UNDO_NAME
 from amnesia.weights.gguf.codes import to_bfloat16
 from amnesia.weights.gguf.container import GgufFile, GgufModel, GgufTensor, read_model
@@ -55,6 +55,20 @@ class WidePlan:
         tensors = [down.tensor for down in self.downs]
         grown = sum(tensor.n_bytes + 4 * math.prod(tensor.shape) for tensor in tensors)
         return sum(file.size for file in self.model.files) + grown
+
+    @property
+    def kind(self) -> GGMLQuantizationType:
+        """The type of the plan as the `gguf` package names it."""
+        return GGMLQuantizationType[self.tensor_type.upper()]
+
+    def n_written(self, *, link: bool) -> int:
+        """Bytes of the model's files that the writer writes, and tells of."""
+        copied = sum(file.size for file in self.model.files if not link or self.touches(file))
+        return copied + sum(_growth(down, self.kind) for down in self.downs)
+
+    def touches(self, file: GgufFile) -> bool:
+        """Whether the edit changes anything in a file."""
+        return any(piece.file is file for piece in (*self.rows, *self.downs))
 
 
 def plan_widened_gguf(
@@ -93,7 +107,7 @@ def write_widened_gguf(
     """
     spec, model = plan.spec, plan.model
     check_empty(folder)
-    kind = GGMLQuantizationType[plan.tensor_type.upper()]
+    kind = plan.kind
     files: list[BaseFile] = []
     untouched: list[UntouchedFile] = []
     tensors: list[TensorEdit] = []
@@ -102,9 +116,9 @@ def write_widened_gguf(
         name = file.path.name
         here = [edit for edit in plan.rows if edit.file is file]
         grown = [(down, _widen(down, _content(down), kind)) for down in plan.downs if down.file is file]
-        if not here and not grown:
-            untouched.append(copy_untouched(file, folder / name, link=link))
-            progress(file.size)
+        if not plan.touches(file):
+            with whole(ignore_progress if link else progress, file.size) as advance:
+                untouched.append(copy_untouched(file, folder / name, link=link, advance=advance))
             continue
         hashes = PieceHashes(file, here)
         patches = [patch for edit in here for patch in edit.changes()]
@@ -159,8 +173,11 @@ def verify_widened(folder: Path, manifest: Manifest, base: Path | None = None) -
             raise VerificationError(f"{path} differs from its source outside of what was declared: write it again")
 
 
-def undo_widened(folder: Path, manifest: Manifest, target: Path) -> None:
-    """Write the files from before the edit into the empty folder `target`; raises as `verify_widened`."""
+def undo_widened(folder: Path, manifest: Manifest, target: Path, *, progress: Progress = ignore_progress) -> None:
+    """Write the files from before the edit into the empty folder `target`; raises as `verify_widened`.
+
+    `progress` is called with numbers of bytes as they are written.
+    """
     for restored in _restore(folder, manifest):
         digest = hashlib.sha256()
 
@@ -169,7 +186,7 @@ def undo_widened(folder: Path, manifest: Manifest, target: Path) -> None:
                 digest.update(block)
                 yield block
 
-        _write(target / restored.file.path.name, blocks())
+        _write(target / restored.file.path.name, _counted(blocks(), progress))
         if restored.sha256 not in (None, digest.hexdigest()):
             raise VerificationError(
                 f"{restored.file.path} with its tensors put back is not the file that was edited: "
@@ -309,6 +326,13 @@ def _widen(down: Down, content: bytes, kind: GGMLQuantizationType) -> bytes:
             f"{tensor.name} has numbers that are not finite, or too large for {kind.name}: use another type"
         )
     return numbers.tobytes()
+
+
+def _growth(down: Down, kind: GGMLQuantizationType) -> int:
+    """Bytes by which a file grows, with padding, when the matrix is stored as `kind`."""
+    size, n_bytes = GGML_QUANT_SIZES[kind]
+    after = math.prod(down.tensor.shape) // size * n_bytes
+    return after + padding_of(down.file, down.tensor.n_bytes, after) - down.tensor.n_bytes
 
 
 def _content(down: Down) -> bytes:
