@@ -18,7 +18,7 @@ from torch import Tensor
 from amnesia.errors import NumericalError
 from amnesia.evaluation.results import Damage, TextScore
 from amnesia.evaluation.scores import mean_interval
-from amnesia.facts.texts import NeutralText, neutral_text
+from amnesia.facts.neutral import NeutralText, neutral_text
 from amnesia.live.forward import Readout, continued, final_states, readout
 from amnesia.live.model import LiveModel, not_finite
 from amnesia.live.tokens import Continuation, encode

@@ -44,9 +44,9 @@ from amnesia.evaluation.labels import kind_of
 from amnesia.evaluation.measurement import known_facts, measure
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.facts.names import share_words
+from amnesia.facts.neutral import neutral_text
 from amnesia.facts.popqa import PopqaRow, read_popqa
 from amnesia.facts.questions import Question, questions_of
-from amnesia.facts.texts import neutral_text
 from amnesia.files.cache import cache_folder
 from amnesia.files.strict_json import StrictJson
 from amnesia.live.loading import load

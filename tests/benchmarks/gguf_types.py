@@ -53,9 +53,9 @@ from amnesia.evaluation.damage import impression
 from amnesia.evaluation.labels import kind_of
 from amnesia.evaluation.measurement import known_facts, measure
 from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.facts.neutral import neutral_text
 from amnesia.facts.popqa import read_popqa
 from amnesia.facts.questions import questions_of
-from amnesia.facts.texts import neutral_text
 from amnesia.live.loading import load
 from amnesia.live.model import LiveModel
 from amnesia.recipe import Recipe

@@ -9,7 +9,7 @@ from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.errors import NumericalError
 from amnesia.evaluation.damage import N_CONTINUED, damage, divergence, impression, impression_after, read
-from amnesia.facts.texts import neutral_text
+from amnesia.facts.neutral import neutral_text
 from amnesia.live.forward import readout
 from amnesia.live.model import edited, wrap
 from amnesia.live.tokens import Continuation

@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from amnesia.facts import names, phrases, relations, texts
+from amnesia.facts import names, neutral, phrases, relations
 
 # Where the path of a file stands, and what reads it.
 READERS = {
     "names.toml": (names, "_NAMES_FILE", names._names),
     "texts.toml": (names, "_TEXTS_FILE", names._texts),
-    "neutral.toml": (texts, "_FILE", texts.neutral_text),
+    "neutral.toml": (neutral, "_FILE", neutral.neutral_text),
     "relations.toml": (relations, "_FILE", relations._data),
     "phrases.toml": (phrases, "_FILE", phrases._data),
 }

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from amnesia.evaluation import damage
-from amnesia.facts.texts import neutral_text
+from amnesia.facts.neutral import neutral_text
 from support.folders import DATA
 
 MODEL = "smollm2-135m"

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from amnesia.facts.names import code_snippets, contrast_entities, foreign_sentences, generic_sentences, unseen_names
-from amnesia.facts.texts import neutral_text
+from amnesia.facts.neutral import neutral_text
 
 
 def test_registers_and_languages():
