@@ -70,6 +70,16 @@ def test_imports_point_down(module):
     assert not wrong
 
 
+def test_the_map_in_readme_has_all_rooms_each_above_what_it_imports():
+    block = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Develop")[2].split("```")[1]
+    lines = [line.partition("  ")[0] for line in block.strip().splitlines()]
+    height = {name.strip(" /").removesuffix(".py"): -row for row, line in enumerate(lines) for name in line.split(",")}
+    assert sorted(height) == sorted(FLOOR.keys() - {"__main__"})
+    for module in MODULES.keys() - {"amnesia.__main__"}:
+        own, others = room_of(module), {room_of(other) for other in imported(MODULES[module])}
+        assert not {other for other in others - {own} if height[other] >= height[own]}, module
+
+
 def test_no_modules_import_each_other_in_a_circle():
     graphlib.TopologicalSorter({module: imported(path) for module, path in MODULES.items()}).prepare()
 

@@ -30,9 +30,9 @@ LATE = {
 @click.group(cls=Commands, late=LATE, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="amnesia")
 def main() -> None:
-    """Make a language model forget one named thing: find its entity cells, negate them, save the weights.
+    """Make a language model forget one named thing: find what stands for it, turn what that writes, save the weights.
 
-    MODEL is a Hub id (repo_id[@revision]), a model folder, a .gguf file, or the built-in smollm2-135m.
+    MODEL is a Hub id (repo_id[@revision]), a model folder, a .gguf file, or the built-in smollm2-135m or gemma-3-270m.
     """
 
 

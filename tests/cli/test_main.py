@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.live.loading import load
 from amnesia.report.page import report_html
+from amnesia.sources.built_in import BUILT_IN
 from amnesia.weights.manifest_file import read_manifest
 from support.commands import call, refused
 from support.folders import ROOT, tree
@@ -45,6 +46,10 @@ def recipe(live, model):
 @pytest.fixture
 def copy(model, tmp_path):
     return Path(shutil.copytree(model, tmp_path / "copy"))
+
+
+def test_help_names_every_built_in_model():
+    assert all(name in call("--help").stdout for name in BUILT_IN)
 
 
 def succeed(*arguments):
