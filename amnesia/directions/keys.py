@@ -12,7 +12,6 @@ from amnesia.facts.relations import relation_templates
 from amnesia.live.forward import activations
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import Placed, encode
-from amnesia.progress import Progress
 
 
 def wordings() -> tuple[str, ...]:
@@ -49,14 +48,12 @@ def token_texts(live: LiveModel, name: str, n: int) -> tuple[str, ...]:
     return tuple(text[slice(*item.offsets[last - back])] for back in range(n))
 
 
-def name_keys(
-    live: LiveModel, name: str, layers: Sequence[int], max_tokens: int, progress: Progress | None = None
-) -> Mapping[int, Tensor]:
+def name_keys(live: LiveModel, name: str, layers: Sequence[int], max_tokens: int) -> Mapping[int, Tensor]:
     """Keys (n_layers, d_mlp) of a name, float32, by token as in `name_rows`: means over its wordings."""
     rows = name_rows(live, name, max_tokens)
     flat = [(back, row) for back, own in rows.items() for row in own]
     total = {back: torch.zeros(len(layers), live.shape.d_mlp, device=live.device) for back in rows}
-    for indices, batch in activations(live, [row for _, row in flat], layers, progress):
+    for indices, batch in activations(live, [row for _, row in flat], layers):
         for index, values in zip(indices, batch, strict=True):
             total[flat[index][0]] += values
     return {back: total[back] / len(rows[back]) for back in rows}

@@ -31,7 +31,7 @@ def knowledge_score(after: float, before: float, unknown: float) -> float:
     return (after - unknown) / (before - unknown)
 
 
-def mean_interval(values: Sequence[float], seed: int = 0) -> Estimate:
+def mean_interval(values: Sequence[float]) -> Estimate:
     """Mean of `values` with its 95 % percentile bootstrap interval.
 
     Of changes (after − before of the same prompt) this is the paired bootstrap: prompts are drawn with both of their
@@ -42,7 +42,7 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> Estimate:
         raise NumericalError("mean of no values, or of NaN or infinity: there is nothing to report")
     if (array == array[0]).all():
         return Estimate(float(array[0]), float(array[0]), float(array[0]))
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     step = max(1, _MAX_DRAWS // array.size)
     means = [
         array[generator.integers(0, array.size, (min(step, N_RESAMPLES - start), array.size))].mean(1)

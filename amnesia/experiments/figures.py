@@ -92,9 +92,9 @@ def _cell(row: Document) -> str:
     return f"{row['layer']}:{row['neuron']}"
 
 
-def _panels(figure: Any, n: int, width: float = 6.4, height: float = 3.2, **options: Any) -> list[Any]:
-    """A column of `n` panels."""
-    figure.set_size_inches(width, height * n)
+def _panels(figure: Any, n: int, height: float, **options: Any) -> list[Any]:
+    """A column of `n` panels, each `height` inches high."""
+    figure.set_size_inches(6.4, height * n)
     return list(figure.subplots(n, 1, squeeze=False, **options)[:, 0])
 
 

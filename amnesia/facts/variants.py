@@ -33,7 +33,7 @@ class Variant:
     language: str | None = None
 
 
-def variants_of(name: str, given: Sequence[Variant] = (), n_typos: int = 3, seed: int = 0) -> tuple[Variant, ...]:
+def variants_of(name: str, given: Sequence[Variant] = (), n_typos: int = 3) -> tuple[Variant, ...]:
     """The name itself, given forms (aliases, translations), and generated ones; each form once.
 
     There are `n_typos` typos of one edit and as many of two. Raises InputError for a name too short for as many.
@@ -45,8 +45,8 @@ def variants_of(name: str, given: Sequence[Variant] = (), n_typos: int = 3, seed
     if acronym := acronym_of(name):
         found.append(Variant(acronym, "acronym"))
     found += [Variant(name.lower(), "lower case"), Variant(name.upper(), "upper case")]
-    found += [Variant(typo, "typo") for typo in typos(name, n_typos, seed)]
-    found += [Variant(typo, "typo of 2 edits") for typo in typos(name, n_typos, seed, 2)]
+    found += [Variant(typo, "typo") for typo in typos(name, n_typos)]
+    found += [Variant(typo, "typo of 2 edits") for typo in typos(name, n_typos, 2)]
     return distinct(found)
 
 
@@ -64,16 +64,16 @@ def acronym_of(name: str) -> str | None:
     return "".join(initials) if len(initials) >= 3 else None
 
 
-def typos(name: str, n: int, seed: int = 0, n_edits: int = 1) -> tuple[str, ...]:
+def typos(name: str, n: int, n_edits: int = 1) -> tuple[str, ...]:
     """`n` different misspellings at an edit distance of `n_edits`: letters swapped, left out, or doubled.
 
     First letters of words stay. Raises InputError for a name that is too short for as many.
     """
-    draw = random.Random(seed)
+    draw = random.Random(0)
     reached = {name}
     for _ in range(n_edits):
         reached = {typo for text in reached for typo in _one_edit(text)}
-    # In a fixed order, so that the same seed draws the same ones; two edits may also come to one, or to none.
+    # In a fixed order, so that the same ones are drawn each time; two edits may also come to one, or to none.
     options = sorted(reached)
     draw.shuffle(options)
     found: list[str] = []

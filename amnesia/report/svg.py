@@ -23,6 +23,9 @@ def number(value: float) -> str:
     return "0" if text == "-0" else text
 
 
+_MOST_TICKS = 6
+
+
 @dataclass(frozen=True)
 class Scale:
     """Maps values from `low` to `high` linearly onto places from `start` to `end`; beyond, the ends are used."""
@@ -36,11 +39,11 @@ class Scale:
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 
-    def ticks(self, most: int = 6) -> list[float]:
-        """Round values within the scale, at most `most`, in steps of 1, 2 or 5 times a power of ten."""
+    def ticks(self) -> list[float]:
+        """Round values within the scale, at most `_MOST_TICKS`, in steps of 1, 2 or 5 times a power of ten."""
         span = self.high - self.low
-        power = 10.0 ** math.floor(math.log10(span / most))
-        step = next(factor * power for factor in (1, 2, 5, 10, 20, 50) if span / (factor * power) <= most - 1)
+        power = 10.0 ** math.floor(math.log10(span / _MOST_TICKS))
+        step = next(factor * power for factor in (1, 2, 5, 10, 20, 50) if span / (factor * power) <= _MOST_TICKS - 1)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [round(n * step, 10) for n in range(first, last + 1)]
 

@@ -84,13 +84,9 @@ def whole(document: Row) -> list[Row]:
     return [row for row in document["aggregates"] if row["group"] == "all"]
 
 
-def families(document: Row, family: str, targets: bool | None = None) -> list[Row]:
-    """The aggregates of one way of grouping, of targets, of controls, or of both."""
-    return [
-        row
-        for row in document["aggregates"]
-        if row["group"].partition(":")[0] == family and (targets is None or is_target(row) is targets)
-    ]
+def families(document: Row, family: str) -> list[Row]:
+    """The aggregates of one way of grouping."""
+    return [row for row in document["aggregates"] if row["group"].partition(":")[0] == family]
 
 
 def scored(document: Row) -> list[Row]:
