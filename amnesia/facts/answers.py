@@ -40,7 +40,7 @@ def normalized(text: str) -> tuple[str, ...]:
     return tuple(word for word in "".join(chars).split() if word not in _ARTICLES)
 
 
-def first_line(generated: str) -> str:
+def answer_line(generated: str) -> str:
     """The part of a generated text in which an answer is looked for: up to the first line break that follows a word."""
     return next(iter(generated.strip().splitlines()), "").rstrip()
 
@@ -50,13 +50,13 @@ def matches(generated: str, answers: Sequence[str]) -> bool:
 
     Answers that consist of nothing but punctuation and articles match nothing.
     """
-    words = normalized(first_line(generated))
+    words = normalized(answer_line(generated))
     return any(_contains(words, answer) for answer in map(normalized, answers) if answer)
 
 
 def reply(generated: str, matched: bool) -> Reply:
     """What kind of reply a generated text is: without any word it is empty; a right answer is never a refusal."""
-    words = normalized(first_line(generated))
+    words = normalized(answer_line(generated))
     if not words:
         return "empty"
     if not matched and any(words[: len(own)] == own for own in map(tuple, map(str.split, REFUSALS))):

@@ -1,6 +1,6 @@
 import pytest
 
-from amnesia.facts.answers import first_line, matches, normalized, reply, same_answer
+from amnesia.facts.answers import answer_line, matches, normalized, reply, same_answer
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_replies():
 
 
 def test_lines_and_equal_answers():
-    assert first_line("\n a b \nc") == "a b"
+    assert answer_line("\n a b \nc") == "a b"
     assert same_answer("The Beatles", "beatles!")
     assert not same_answer("Beatles", "Beatle")
     assert not same_answer("!", "?")
