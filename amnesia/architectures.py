@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from amnesia.errors import LayoutError
+from amnesia.errors import LayoutError, clipped
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def layout_for(model_type: str | None) -> MlpLayout:
     """The row of `model_type`; raises LayoutError that lists the known ones."""
     if model_type is None or model_type not in LAYOUTS:
         raise LayoutError(
-            f"architecture {_shown(model_type)} is not supported: known are {', '.join(sorted(LAYOUTS))}; "
+            f"architecture {clipped(repr(model_type))} is not supported: known are {', '.join(sorted(LAYOUTS))}; "
             "use a model of one of these"
         )
     return LAYOUTS[model_type]
@@ -174,7 +174,7 @@ def shape_from_config(config: Mapping[str, Any]) -> MlpShape:
     """
     layout = layout_for(config.get("model_type"))
     if config.get("quantization_config"):
-        method = _shown(dict(config["quantization_config"]).get("quant_method", "unknown")).strip("'")
+        method = clipped(repr(dict(config["quantization_config"]).get("quant_method", "unknown"))).strip("'")
         raise LayoutError(
             f"the weights are quantized ({method}): columns of packed weights cannot be edited exactly; "
             "use the unquantized model, or its GGUF file"
@@ -194,7 +194,7 @@ def _expert_sizes(config: Mapping[str, Any], experts: ExpertLayout) -> tuple[int
     found = {key: config[key] for key in _N_EXPERTS_KEYS if config.get(key) is not None}
     if len(set(map(repr, found.values()))) != 1:
         raise LayoutError(
-            f"config.json has {_shown(found) if found else 'no number of experts'}: expected one number as "
+            f"config.json has {clipped(repr(found)) if found else 'no number of experts'}: expected one number as "
             f"{' or '.join(_N_EXPERTS_KEYS)}; the folder is damaged"
         )
     (key, n_experts), *_ = found.items()
@@ -213,13 +213,8 @@ def _expert_sizes(config: Mapping[str, Any], experts: ExpertLayout) -> tuple[int
 def _checked_size(key: str, size: object, low: int = 1) -> int:
     if not isinstance(size, int) or isinstance(size, bool) or size < low:
         kind = "a positive integer" if low else "a whole number"
-        raise LayoutError(f"config.json has {key} = {_shown(size)}: expected {kind}; the folder is damaged")
+        raise LayoutError(f"config.json has {key} = {clipped(repr(size))}: expected {kind}; the folder is damaged")
     return size
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def no_hooks(name: str) -> str:

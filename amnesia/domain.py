@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import total_ordering
 from typing import Literal
 
-from amnesia.errors import InputError
+from amnesia.errors import InputError, clipped
 
 Role = Literal["target", "control"]
 ROLES: tuple[Role, ...] = ("target", "control")
@@ -100,10 +100,9 @@ class Cell:
         """Read `layer:neuron` or `layer:expert:neuron`; raises InputError for anything else."""
         match = re.fullmatch(r"([0-9]{1,18}):(?:([0-9]{1,18}):)?([0-9]{1,18})", text.strip())
         if match is None:
-            shown = text if len(text) <= 80 else text[:77] + "..."
             raise InputError(
-                f"cell {shown!r} is malformed: expected LAYER:NEURON, for example 2:10941, or LAYER:EXPERT:NEURON in a "
-                "mixture of experts"
+                f"cell {clipped(text)!r} is malformed: expected LAYER:NEURON, for example 2:10941, or "
+                "LAYER:EXPERT:NEURON in a mixture of experts"
             )
         return cls(int(match[1]), int(match[3]), None if match[2] is None else int(match[2]))
 

@@ -60,6 +60,11 @@ def os_errors_as(kind: type[AmnesiaError], what: str, remedy: str) -> Generator[
         raise kind(f"{what} ({error.strerror}): {remedy}") from error
 
 
+def clipped(text: str) -> str:
+    """A text of any length for a message: 80 characters at most."""
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error of another library, for a message of one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from amnesia.errors import AmnesiaError
+from amnesia.errors import AmnesiaError, clipped
 from amnesia.files.disk import is_inside_name
 
 _MAX_INTEGER = 2**63
@@ -21,8 +21,7 @@ Unchecked = object  # A value as it was read. `StrictJson` has a method of the n
 
 def shown(value: object) -> str:
     """A value from a file in one short line, whatever it is."""
-    text = repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__
-    return text if len(text) <= 80 else text[:77] + "..."
+    return clipped(repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__)
 
 
 def json_bytes(document: Any) -> bytes:
