@@ -15,7 +15,7 @@ from amnesia.domain import ModelRef
 from amnesia.edits import DirectionEdit, Edit
 from amnesia.vector import Vector
 from amnesia.weights.gguf.edit import write_edited_gguf
-from amnesia.weights.gguf.proof import undo_gguf
+from amnesia.weights.gguf.proof import prove_gguf, undo_gguf
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import write_manifest
 from support.tiny import write_with
@@ -58,6 +58,11 @@ def write(source: Path, folder: Path, *changes: Edit, **options) -> Manifest:
     )
     write_manifest(manifest, folder)
     return manifest
+
+
+def proven(folder: Path, base: Path | None = None) -> Manifest:
+    """The manifest of `folder`, after the proof that `amnesia verify` makes of a GGUF."""
+    return prove_gguf(folder, base)[0]
 
 
 def undo(folder: Path, target: Path) -> Path:

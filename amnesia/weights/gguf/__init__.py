@@ -2,5 +2,5 @@
 
 Knows files and numbers of that format; knows nothing of prompts or torch.
 Front doors: `edit.write_edited_gguf`, `widen.write_widened_gguf` where tensors are stored in a wider type,
-`proof.verify_gguf` for what a file holds.
+`proof.prove_gguf` for what a file holds.
 """

@@ -28,7 +28,7 @@ from amnesia.weights.safetensors import SafetensorsHeader, read_header
 from amnesia.weights.scaling import inverse_multiplier
 
 
-def verify_gguf(folder: Path, base: Path | None = None) -> Manifest:
+def prove_gguf(folder: Path, base: Path | None = None) -> tuple[Manifest, GgufModel]:
     """Prove that the GGUF output in `folder` differs from its base in the declared rows and columns, as declared.
 
     Rows: multiplying the original rows gives the present ones. Columns: adding the directions to the original matrix
@@ -38,13 +38,8 @@ def verify_gguf(folder: Path, base: Path | None = None) -> Manifest:
     that the edit did not touch are compared with the sha256 with which they were copied, or where that is not known
     with their size.
 
-    Returns the manifest. Raises VerificationError that names the first difference.
+    Returns the manifest and the headers that were read. Raises VerificationError that names the first difference.
     """
-    return prove_gguf(folder, base)[0]
-
-
-def prove_gguf(folder: Path, base: Path | None = None) -> tuple[Manifest, GgufModel]:
-    """`verify_gguf`, for those who go on with the headers that it has read."""
     with as_verification_error():
         manifest, model = read_output(folder)
         if manifest.tensor_type is not None:

@@ -23,11 +23,24 @@ from amnesia.sources.source import ModelSource
 from amnesia.vector import Vector
 from amnesia.weights.edit_rows import edit_json
 from amnesia.weights.gguf.codes import CODES, REFUSED, PlainNumbers
-from amnesia.weights.gguf.proof import undo_gguf, verify_gguf
+from amnesia.weights.gguf.proof import undo_gguf
 from amnesia.weights.manifest_file import read_manifest, write_manifest
 from amnesia.weights.safetensors import read_header
 from support.commands import call
-from support.gguf_edits import D_MLP, DOWN, changed_bytes, delta, direction, load, logits, tensors, tiny, undo, write
+from support.gguf_edits import (
+    D_MLP,
+    DOWN,
+    changed_bytes,
+    delta,
+    direction,
+    load,
+    logits,
+    proven,
+    tensors,
+    tiny,
+    undo,
+    write,
+)
 from support.tiny import as_read, tiny_direction, tiny_model
 from support.tiny_gguf import D_MODEL, llama_gguf
 
@@ -65,7 +78,7 @@ def test_every_type_changes_codes_of_declared_columns_and_nothing_else(tmp_path:
     assert (entry.name, entry.axis, entry.indices) == (name, 1, edit.columns)
     assert set(entry.multipliers) == {1.0}
     assert entry.directions == (edit,)
-    assert verify_gguf(tmp_path / "out") == verify_gguf(tmp_path / "out", source) == manifest
+    assert proven(tmp_path / "out") == proven(tmp_path / "out", source) == manifest
     restored = undo(tmp_path / "out", tmp_path / "back")
     assert [path.name for path in restored.iterdir()] == ["tiny.gguf"]
     assert (restored / "tiny.gguf").read_bytes() == source.read_bytes()
@@ -145,7 +158,7 @@ def test_cells_and_directions_of_one_layer_give_what_the_matrix_gives(tmp_path: 
     expected = before[DOWN.format(0)] @ (key * scale) + delta(first, second) @ key
     found = after[DOWN.format(0)].astype(float) @ (key * scale)
     assert np.abs(found - expected).max() <= (1e-4 if kind == F32 else 0.1)
-    assert verify_gguf(tmp_path / "out") == verify_gguf(tmp_path / "out", source) == manifest
+    assert proven(tmp_path / "out") == proven(tmp_path / "out", source) == manifest
     assert (undo(tmp_path / "out", tmp_path / "back") / "tiny.gguf").read_bytes() == source.read_bytes()
 
 
@@ -169,16 +182,16 @@ def test_edits_on_top_of_each_other_verify_undo_and_replay(tmp_path: Path, kind:
     for number, (folder, step) in enumerate(zip(folders, steps, strict=True)):
         before = source if number == 0 else folders[number - 1] / "tiny.gguf"
         write(before, folder, *step, entity=f"Entity {number}")
-    verify_gguf(folders[2])
+    proven(folders[2])
     for base in (*folders[:2], source):
-        verify_gguf(folders[2], base)
+        proven(folders[2], base)
     for later, earlier in ((2, 1), (1, 0)):
         restored = undo(folders[later], tmp_path / f"undone{later}")
         expected = {path.relative_to(folders[earlier]): path for path in folders[earlier].rglob("*") if path.is_file()}
         found = {path.relative_to(restored): path for path in restored.rglob("*") if path.is_file()}
         assert found.keys() == expected.keys()
         assert all(path.read_bytes() == expected[name].read_bytes() for name, path in found.items())
-        verify_gguf(restored)
+        proven(restored)
     (tmp_path / "all").mkdir()
     undo_gguf(folders[2], tmp_path / "all", every_step=True)
     assert (tmp_path / "all" / "tiny.gguf").read_bytes() == original
@@ -199,7 +212,7 @@ def test_in_place_gives_the_same_bytes_and_takes_them_back(tmp_path: Path):
         states.append(source.read_bytes())
         assert states[-1] == (tmp_path / folder / "tiny.gguf").read_bytes()
         assert manifest.tensors == read_manifest(tmp_path / folder).tensors
-        assert verify_gguf(source.parent) == manifest
+        assert proven(source.parent) == manifest
     for state in states[-2::-1]:
         undo_in_place(source.parent)
         assert source.read_bytes() == state
@@ -219,16 +232,16 @@ def test_every_damage_of_an_output_is_found(tmp_path: Path):
         for place, base in itertools.product(sorted(places), (None, source)):
             path.write_bytes(good[:place] + bytes([good[place] ^ 0x11]) + good[place + 1 :])
             with pytest.raises(VerificationError) as caught:
-                verify_gguf(tmp_path / "out", base)
+                proven(tmp_path / "out", base)
             assert "\n" not in str(caught.value)
         path.write_bytes(good)
-    verify_gguf(tmp_path / "out")
+    proven(tmp_path / "out")
     saved.unlink()
     with pytest.raises(VerificationError, match="cannot be read"):
-        verify_gguf(tmp_path / "out")
+        proven(tmp_path / "out")
     write_manifest(replace(manifest, undo=None, added=()), tmp_path / "out")
     with pytest.raises(VerificationError, match="lacks the saved columns of blk.0.ffn_down.weight"):
-        verify_gguf(tmp_path / "out")
+        proven(tmp_path / "out")
 
 
 def test_manifests_that_lie_are_found(tmp_path: Path):
@@ -256,7 +269,7 @@ def test_manifests_that_lie_are_found(tmp_path: Path):
         write_manifest(as_read(lie), folder)
         for base in (None, source):
             with pytest.raises(VerificationError) as caught:
-                verify_gguf(folder, base)
+                proven(folder, base)
             assert "\n" not in str(caught.value)
 
 
@@ -339,5 +352,5 @@ def test_the_real_demo_file(tmp_path: Path, smollm2: ModelSource):
     after = tensors(tmp_path / "out" / source.name, DOWN.format(3))[DOWN.format(3)][:, columns].astype(float)
     # The atom is gone: nothing of what the columns wrote about the key is left.
     assert np.linalg.norm(after @ key) <= 0.02 * np.linalg.norm(matrix @ key)
-    assert verify_gguf(tmp_path / "out", source) == verify_gguf(tmp_path / "out") == manifest
+    assert proven(tmp_path / "out", source) == proven(tmp_path / "out") == manifest
     assert (undo(tmp_path / "out", tmp_path / "back") / source.name).read_bytes() == source.read_bytes()

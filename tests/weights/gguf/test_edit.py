@@ -23,9 +23,9 @@ from amnesia.sources.source import ModelSource
 from amnesia.weights.gguf.blocks import BLOCKS
 from amnesia.weights.gguf.edit import write_edited_gguf
 from amnesia.weights.gguf.layout import NOT_GATED
-from amnesia.weights.gguf.proof import undo_gguf, verify_gguf
+from amnesia.weights.gguf.proof import undo_gguf
 from amnesia.weights.manifest_file import read_manifest, write_manifest
-from support.gguf_edits import changed_bytes, load, logits, tensors, undo, write
+from support.gguf_edits import changed_bytes, load, logits, proven, tensors, undo, write
 from support.tiny import as_read, tiny_model, write_with
 from support.tiny_gguf import D_MLP, D_MODEL, gemma3_gguf, llama_gguf, phi3_gguf, write_gguf
 
@@ -55,7 +55,7 @@ def test_every_type_negates_declared_rows_and_nothing_else(tmp_path: Path, tenso
         ("blk.1.ffn_up.weight", (0, 11), 0),
     ]
     assert manifest.undo is None
-    assert verify_gguf(tmp_path / "out") == verify_gguf(tmp_path / "out", source) == manifest
+    assert proven(tmp_path / "out") == proven(tmp_path / "out", source) == manifest
     restored = undo(tmp_path / "out", tmp_path / "back")
     assert [path.name for path in restored.iterdir()] == ["tiny.gguf"]
     assert (restored / "tiny.gguf").read_bytes() == source.read_bytes()
@@ -72,8 +72,8 @@ def test_other_exact_multipliers_verify_and_undo(tmp_path: Path, kind: str, mult
     assert np.array_equal(np.delete(after[name], 5, 0), np.delete(before[name], 5, 0))
     # Zero cannot be divided out again, so that its rows are kept; powers of two need no memory.
     assert manifest.undo == ("amnesia-undo.safetensors" if multiplier == 0 else None)
-    verify_gguf(tmp_path / "out", source)
-    verify_gguf(tmp_path / "out")
+    proven(tmp_path / "out", source)
+    proven(tmp_path / "out")
     assert (undo(tmp_path / "out", tmp_path / "back") / "tiny.gguf").read_bytes() == source.read_bytes()
 
 
@@ -83,15 +83,15 @@ def test_multipliers_that_round_are_undone_from_saved_rows(tmp_path: Path, kind:
     changes = [*edits("0:1", multiplier=-1.3), *edits("0:2"), *edits("1:4", multiplier=0.7)]
     manifest = write(source, tmp_path / "out", *changes)
     assert manifest.undo is not None
-    verify_gguf(tmp_path / "out", source)
-    verify_gguf(tmp_path / "out")
+    proven(tmp_path / "out", source)
+    proven(tmp_path / "out")
     assert (undo(tmp_path / "out", tmp_path / "back") / "tiny.gguf").read_bytes() == source.read_bytes()
     (tmp_path / "out" / manifest.undo).unlink()
     with pytest.raises(VerificationError, match="cannot be read"):
-        verify_gguf(tmp_path / "out")
+        proven(tmp_path / "out")
     write_manifest(replace(manifest, undo=None, added=()), tmp_path / "out")
     with pytest.raises(VerificationError, match=r"was not saved and cannot be computed for multiplier -1\.3"):
-        verify_gguf(tmp_path / "out")
+        proven(tmp_path / "out")
 
 
 def test_a_multiplier_that_is_not_exact_is_refused_before_writing(tmp_path: Path):
@@ -187,7 +187,7 @@ def test_split_models_are_edited_part_by_part(tmp_path: Path):
         assert (tmp_path / "out" / part.name).samefile(part) == (part.name not in touched)
     assert sum(steps) == sum(len(before[name]) for name in touched)
     for base in (None, tmp_path / "base", parts[0], parts[1]):
-        assert verify_gguf(tmp_path / "out", base) == manifest
+        assert proven(tmp_path / "out", base) == manifest
     restored = undo(tmp_path / "out", tmp_path / "back")
     assert {path.name: path.read_bytes() for path in restored.iterdir()} == before
     assert {part.name: part.read_bytes() for part in parts} == before
@@ -197,12 +197,12 @@ def test_split_models_are_edited_part_by_part(tmp_path: Path):
     content = other.read_bytes()
     other.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(VerificationError, match=f"{other.name} differs from its source"):
-        verify_gguf(tmp_path / "copy")
+        proven(tmp_path / "copy")
     (tmp_path / "no").mkdir()
     with pytest.raises(VerificationError, match=f"{other.name} with its rows put back is not the file"):
         undo_gguf(tmp_path / "copy", tmp_path / "no")
     other.write_bytes(content)
-    assert {row.file: row.sha256 for row in verify_gguf(tmp_path / "copy").untouched} == {
+    assert {row.file: row.sha256 for row in proven(tmp_path / "copy").untouched} == {
         name: hashlib.sha256(before[name]).hexdigest() for name in before.keys() - touched
     }
 
@@ -228,16 +228,16 @@ def test_several_entities_and_an_edit_on_top_of_an_edit(tmp_path: Path):
     second = write(one, tmp_path / "two", *edits("0:5", multiplier=-1.7), entity="Eve")
     third = write(tmp_path / "two" / "tiny.gguf", tmp_path / "three", *edits("1:7", multiplier=0.3), entity="Fay")
     assert [step.entity for step in third.history()] == ["Fay", "Eve", "Ada, Bob"]
-    verify_gguf(tmp_path / "three")
+    proven(tmp_path / "three")
     for base in ("two", "one"):
-        verify_gguf(tmp_path / "three", tmp_path / base)
-    verify_gguf(tmp_path / "three", source)
+        proven(tmp_path / "three", tmp_path / base)
+    proven(tmp_path / "three", source)
     original = bytearray(source.read_bytes())
     original[-1] ^= 1
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "tiny.gguf").write_bytes(original)
     with pytest.raises(VerificationError, match="which the edit does not explain"):
-        verify_gguf(tmp_path / "three", tmp_path / "other")
+        proven(tmp_path / "three", tmp_path / "other")
     # Undoing one step after the other gives each folder back, to the byte and with everything in it.
     for later, earlier in [("three", "two"), ("two", "one")]:
         restored = undo(tmp_path / later, tmp_path / f"{later}-undone")
@@ -246,7 +246,7 @@ def test_several_entities_and_an_edit_on_top_of_an_edit(tmp_path: Path):
         assert found.keys() == expected.keys()
         for name, path in found.items():
             assert path.is_dir() or path.read_bytes() == expected[name].read_bytes(), name
-        verify_gguf(restored)
+        proven(restored)
     assert second.previous == read_manifest(tmp_path / "one")
     assert (undo(tmp_path / "one", tmp_path / "origin") / "tiny.gguf").read_bytes() == source.read_bytes()
 
@@ -257,7 +257,7 @@ def test_a_cell_that_two_entities_share_needs_leave(tmp_path: Path):
     with pytest.raises(InputError, match="0:1 is edited for both 'Ada' and 'Bob'"):
         write(source, tmp_path / "no", *edits("0:1"), also=also)
     write(source, tmp_path / "out", *edits("0:1"), also=also, allow_overlap=True)
-    verify_gguf(tmp_path / "out", source)
+    proven(tmp_path / "out", source)
     name = "blk.0.ffn_up.weight"
     assert np.array_equal(tensors(tmp_path / "out" / "tiny.gguf")[name][1], -2 * tensors(source)[name][1])
 
@@ -283,22 +283,22 @@ def test_every_damage_of_an_output_is_found(tmp_path: Path):
     for place, base in itertools.product(sorted(places), (None, source)):
         output.write_bytes(good[:place] + bytes([good[place] ^ 0x80]) + good[place + 1 :])
         with pytest.raises(VerificationError):
-            verify_gguf(tmp_path / "out", base)
+            proven(tmp_path / "out", base)
     output.write_bytes(good[:-1])
     with pytest.raises(VerificationError):
-        verify_gguf(tmp_path / "out")
+        proven(tmp_path / "out")
     output.write_bytes(source.read_bytes())
     for base in (None, source):
         with pytest.raises(VerificationError, match="sha256"):
-            verify_gguf(tmp_path / "out", base)
+            proven(tmp_path / "out", base)
     (tmp_path / "back").mkdir()
     with pytest.raises(VerificationError, match="not the file that was edited"):
         undo_gguf(tmp_path / "out", tmp_path / "back")
     output.write_bytes(good)
-    assert verify_gguf(tmp_path / "out") == manifest
+    assert proven(tmp_path / "out") == manifest
     (tmp_path / "out" / MANIFEST_NAME).unlink()
     with pytest.raises(VerificationError, match="not a complete output"):
-        verify_gguf(tmp_path / "out")
+        proven(tmp_path / "out")
 
 
 def test_another_base_and_manifests_that_lie_are_found(tmp_path: Path):
@@ -310,7 +310,7 @@ def test_another_base_and_manifests_that_lie_are_found(tmp_path: Path):
     with pytest.raises(
         VerificationError, match=f"at byte {source.stat().st_size - 1}, which the edit does not explain"
     ):
-        verify_gguf(tmp_path / "out", other)
+        proven(tmp_path / "out", other)
     entry = manifest.tensors[0]
     lies = [
         replace(manifest, tensors=(replace(entry, place=replace(entry.place, layer=1)), manifest.tensors[1])),
@@ -332,7 +332,7 @@ def test_another_base_and_manifests_that_lie_are_found(tmp_path: Path):
         write_manifest(as_read(lie), tmp_path / "out")
         for base in (None, source):
             with pytest.raises(VerificationError) as caught:
-                verify_gguf(tmp_path / "out", base)
+                proven(tmp_path / "out", base)
             assert "\n" not in str(caught.value)
 
 
@@ -378,5 +378,5 @@ def test_the_real_demo_file(tmp_path: Path, smollm2: ModelSource):
     for layer, neuron in [(0, 0), (7, 1535), (29, 600)]:
         name = f"blk.{layer}.ffn_up.weight"
         assert np.array_equal(after[name][neuron], -before[name][neuron])
-    assert verify_gguf(tmp_path / "out", source) == verify_gguf(tmp_path / "out") == manifest
+    assert proven(tmp_path / "out", source) == proven(tmp_path / "out") == manifest
     assert hash_file(undo(tmp_path / "out", tmp_path / "back") / source.name) == hash_file(source)

@@ -20,12 +20,11 @@ from amnesia.outputs.replay import replay
 from amnesia.weights.edit_rows import edit_json
 from amnesia.weights.gguf.blocks import BLOCKS
 from amnesia.weights.gguf.container import read_model
-from amnesia.weights.gguf.proof import verify_gguf
 from amnesia.weights.gguf.widen import plan_widened_gguf, write_widened_gguf
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import write_manifest
 from support.commands import done, refused
-from support.gguf_edits import DOWN, delta, direction, tiny, undo, write
+from support.gguf_edits import DOWN, delta, direction, proven, tiny, undo, write
 from support.tiny_gguf import write_gguf
 
 Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_1", "Q8_0"))
@@ -67,7 +66,7 @@ def test_a_matrix_is_stored_wider_and_everything_else_stays(tmp_path: Path, kind
             assert after.tensor_type == before.tensor_type
             assert np.array_equal(after.data, before.data)
     read_model(output)
-    assert verify_gguf(tmp_path / "out") == verify_gguf(tmp_path / "out", source) == manifest
+    assert proven(tmp_path / "out") == proven(tmp_path / "out", source) == manifest
     restored = undo(tmp_path / "out", tmp_path / "back")
     assert [path.name for path in restored.iterdir()] == ["tiny.gguf"]
     assert (restored / "tiny.gguf").read_bytes() == source.read_bytes()
@@ -79,7 +78,7 @@ def test_split_models_and_other_alignments(tmp_path: Path, options: dict):
     parts = sorted((tmp_path / "base").iterdir())
     before = {part.name: part.read_bytes() for part in parts}
     manifest = widen(parts[0], tmp_path / "out", direction(0), direction(1), link=True)
-    assert verify_gguf(tmp_path / "out") == verify_gguf(tmp_path / "out", tmp_path / "base") == manifest
+    assert proven(tmp_path / "out") == proven(tmp_path / "out", tmp_path / "base") == manifest
     assert {path.name: path.read_bytes() for path in undo(tmp_path / "out", tmp_path / "back").iterdir()} == before
     for file, tensor in read_model(tmp_path / "out" / parts[0].name).tensors():
         assert (tensor.offset - file.data_offset) % options.get("alignment", 32) == 0
@@ -90,7 +89,7 @@ def test_replay_makes_the_same_file(tmp_path: Path):
     widen(source, tmp_path / "out", direction(0))
     replay(tmp_path / "out", tmp_path / "again", base=str(source))
     assert (tmp_path / "again" / "tiny.gguf").read_bytes() == (tmp_path / "out" / "tiny.gguf").read_bytes()
-    verify_gguf(tmp_path / "again", source)
+    proven(tmp_path / "again", source)
 
 
 def test_every_damage_is_found(tmp_path: Path):
@@ -103,11 +102,11 @@ def test_every_damage_is_found(tmp_path: Path):
             path.write_bytes(good[:place] + bytes([good[place] ^ 0x11]) + good[place + 1 :])
             for base in (None, source):
                 with pytest.raises(VerificationError) as caught:
-                    verify_gguf(tmp_path / "out", base)
+                    proven(tmp_path / "out", base)
                 assert "\n" not in str(caught.value)
         path.write_bytes(good[:-1])
         with pytest.raises(VerificationError):
-            verify_gguf(tmp_path / "out")
+            proven(tmp_path / "out")
         path.write_bytes(good)
     entry = next(entry for entry in manifest.tensors if entry.directions)
     rest = tuple(row for row in manifest.tensors if row != entry)
@@ -120,13 +119,13 @@ def test_every_damage_is_found(tmp_path: Path):
     ):
         write_manifest(lie, tmp_path / "out")
         with pytest.raises(VerificationError):
-            verify_gguf(tmp_path / "out")
+            proven(tmp_path / "out")
     other = tmp_path / "other" / "tiny.gguf"
     other.parent.mkdir()
     other.write_bytes(source.read_bytes()[:-1] + b"\x55")
     write_manifest(manifest, tmp_path / "out")
     with pytest.raises(VerificationError, match="is not .*other"):
-        verify_gguf(tmp_path / "out", other)
+        proven(tmp_path / "out", other)
 
 
 def test_what_cannot_be_done_is_refused(tmp_path: Path):
