@@ -23,7 +23,24 @@ _BYTES: Mapping[Number, int] = {"F16": 2, "BF16": 2, "F32": 4}
 
 
 @dataclass(frozen=True)
-class BlockScales:
+class Block:
+    """The weights of `tensor_type` that are quantized together."""
+
+    tensor_type: GGMLQuantizationType
+
+    @property
+    def block_size(self) -> int:
+        """Weights of one block."""
+        return GGML_QUANT_SIZES[self.tensor_type][0]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return GGML_QUANT_SIZES[self.tensor_type][1]
+
+
+@dataclass(frozen=True)
+class BlockScales(Block):
     """The scales of one block of `tensor_type`, each a floating point number of type `number`.
 
     `scales` lists, for each scale, the positions of its hexadecimal digits in the block, least significant digit
@@ -32,15 +49,9 @@ class BlockScales:
     plain numbers: a multiplier may round plain numbers, but never scales.
     """
 
-    tensor_type: GGMLQuantizationType
     number: Number
     scales: tuple[tuple[int, ...], ...]
     quantized: bool
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one block."""
-        return GGML_QUANT_SIZES[self.tensor_type][1]
 
     def read(self, row: bytes) -> bytes:
         """The scales of `row` (whole blocks) as contiguous little-endian numbers, block after block."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType
 
 from amnesia.errors import CheckpointError, NumericalError
+from amnesia.weights.gguf.blocks import Block
 
 Columns = Sequence[int] | np.ndarray  # Indices of columns.
 # Scales and offsets of blocks (..., block_bytes), both (..., groups).
@@ -33,28 +34,17 @@ class Field:
 
 
 @dataclass(frozen=True)
-class BlockCodes:
+class BlockCodes(Block):
     """The codes of one block of `tensor_type`.
 
     `levels[code]` is what a code means; with `choices` only the codes of these levels are ever written. `affine` gives
     the scales and offsets of the block's groups of weights, in order.
     """
 
-    tensor_type: GGMLQuantizationType
     fields: tuple[Field, ...]
     levels: tuple[int, ...]
     affine: Affine
     choices: tuple[int, int] | None = None
-
-    @property
-    def block_size(self) -> int:
-        """Weights of one block."""
-        return GGML_QUANT_SIZES[self.tensor_type][0]
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one block."""
-        return GGML_QUANT_SIZES[self.tensor_type][1]
 
     @cached_property
     def by_level(self) -> tuple[np.ndarray, np.ndarray]:
