@@ -32,6 +32,7 @@ echo 'a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818  gemma.gg
 cat >look.py <<'PY'
 import sys
 
+sys.path.insert(0, sys.argv[1])
 import transformers
 from transformers import AutoTokenizer
 
@@ -45,6 +46,6 @@ if expected is None:
 sys.exit(pieces != expected)
 PY
 for version in 5.17.0 5.22.0 5.23.0; do
-    PYTHONPATH="transformers-$version" env/bin/python look.py 2>/dev/null
+    env/bin/python look.py "transformers-$version" 2>/dev/null
 done
 echo "as described"
