@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import hashlib
 import json
@@ -26,12 +25,13 @@ from amnesia.live.loading import load, load_adapter, load_source, merge_adapter
 from amnesia.live.model import LiveModel
 from amnesia.progress import Tracker
 from amnesia.report import document as report
+from amnesia.report.content import Tasks
 from amnesia.report.page import report_html
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
+from amnesia.stress.conclusion import conclude as conclude_stress
 from amnesia.stress.findings import stress_findings
 from amnesia.stress.results import Stress
-from amnesia.stress.results import conclude as conclude_stress
 from amnesia.stress.settings import StressSettings
 from amnesia.stress.trial import endure, prepare
 from amnesia.vector import Vector
@@ -42,11 +42,12 @@ from amnesia.weights.manifest_file import read_manifest
 
 @dataclass(frozen=True)
 class Assessment:
-    """The evaluation of two models, what stress did to them if that was asked for, and the content of `report.json`."""
+    """The evaluation of two models, the content of `report.json`, and what was asked for: stress, tasks of lm-eval."""
 
     evaluation: Evaluation
     document: dict[str, Any]
     stress: Stress | None = None
+    tasks: Tasks | None = None
 
 
 def assess(
@@ -111,20 +112,17 @@ def assess(
             merge_adapter(live)
             endured = conclude_stress(plan, original, endure(live, plan, "edited", tracker.task))
     evaluation = conclude(before, after)
+    task_scores = report.tasks_of(*scores) if tasks else None
     document = report.report_json(
         evaluation,
         facts.entity,
         source.ref,
         None if other is None else name_of(other),
         changed=manifest,
-        sections={
-            **({"lm_eval": report.tasks_json(*scores)} if tasks else {}),
-            **({} if endured is None else {"stress": dataclasses.asdict(endured)}),
-            **({} if swept is None else {"sweep": dataclasses.asdict(swept)}),
-        },
+        sections={"lm_eval": task_scores, "stress": endured, "sweep": swept},
         further=() if endured is None else stress_findings(endured, facts.entity),
     )
-    return Assessment(evaluation, document, endured)
+    return Assessment(evaluation, document, endured, task_scores)
 
 
 def _edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:

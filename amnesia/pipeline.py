@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def run(
                 accepted=accepted,
                 extraction=extraction,
                 changed=manifest,
-                sections={"sweep": asdict(swept)},
+                sections={"sweep": swept},
             )
             manifest = add_file(manifest, folder, REPORT_NAME, json_bytes(documents[name]))
             manifest = add_file(manifest, folder, PAGE_NAME, report_html(documents[name]).encode())

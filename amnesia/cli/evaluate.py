@@ -139,7 +139,7 @@ def evaluate(
         print_json(result.document)
     else:
         click.echo(tables.evaluation_table(result.evaluation, facts.entity))
-        if "lm_eval" in result.document:
-            click.echo(f"\n{tables.tasks_table(result.document['lm_eval'])}")
+        if result.tasks is not None:
+            click.echo(f"\n{tables.tasks_table(result.tasks)}")
         if result.stress is not None:
             click.echo(f"\n{stress_report.stress_text(result.stress, facts.entity)}")

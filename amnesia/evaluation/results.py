@@ -1,4 +1,4 @@
-"""Results of an evaluation: what prompts were worth before and after, their aggregates, damage, findings."""
+"""Results of an evaluation: what prompts were worth before and after, their aggregates, damage, curves, findings."""
 
 from __future__ import annotations
 
@@ -128,6 +128,30 @@ class Damage:
     perplexity_after: float
     texts: tuple[TextScore, ...]
     kl_controls: Estimate | None
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """Perplexity after the edit over that before it."""
+        return self.perplexity_after / self.perplexity_before
+
+
+@dataclass(frozen=True)
+class ScoreCurve:
+    """Mean knowledge score at each multiplier and its standard error (0 for a single fact), over `n` scored facts."""
+
+    role: Role
+    n: int
+    n_excluded: int
+    mean: tuple[float, ...]
+    standard_error: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class StrengthSweep:
+    """Curves of targets and controls over the `strengths` of an edit; a role without known facts has no curve."""
+
+    strengths: tuple[float, ...]
+    curves: tuple[ScoreCurve, ...]
 
 
 @dataclass(frozen=True)

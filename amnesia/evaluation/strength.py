@@ -13,6 +13,7 @@ from amnesia.domain import ROLES, Role
 from amnesia.edits import Edit, weakened
 from amnesia.errors import NumericalError
 from amnesia.evaluation.measurement import KnownFact, scores_of
+from amnesia.evaluation.results import ScoreCurve, StrengthSweep
 from amnesia.live.forward import answer_logprobs
 from amnesia.live.model import LiveModel, edited
 from amnesia.progress import Progress
@@ -31,25 +32,6 @@ class SweptFact:
     logprob_unknown: float
     knowledge_scores: tuple[float, ...]
     excluded: str | None
-
-
-@dataclass(frozen=True)
-class ScoreCurve:
-    """Mean knowledge score at each multiplier and its standard error (0 for a single fact), over `n` scored facts."""
-
-    role: Role
-    n: int
-    n_excluded: int
-    mean: tuple[float, ...]
-    standard_error: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class StrengthSweep:
-    """Curves of targets and controls over the `strengths` of an edit; a role without known facts has no curve."""
-
-    strengths: tuple[float, ...]
-    curves: tuple[ScoreCurve, ...]
 
 
 def swept_fact(known: KnownFact, scores: Sequence[float]) -> SweptFact:

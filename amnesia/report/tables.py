@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from amnesia.choice.results import Answers, Extraction
 from amnesia.domain import Format
@@ -13,6 +12,7 @@ from amnesia.evaluation.comparison import ALL, Evaluation
 from amnesia.evaluation.findings import findings
 from amnesia.evaluation.labels import facts_label
 from amnesia.localization.results import Localization
+from amnesia.report.content import Tasks
 from amnesia.report.numbers import flat, token_name
 
 MAX_SHOWN = 12
@@ -22,16 +22,14 @@ MAX_SHOWN = 12
 MARKS = {"damage": "DAMAGE:", "warning": "warning:", "info": "note:", "good": "good:"}
 
 
-def tasks_table(section: Mapping[str, Any]) -> str:
+def tasks_table(found: Tasks) -> str:
     """The metrics of lm-eval tasks on the terminal, without their standard errors."""
     lines = [f"{'lm-eval task':<32} {'metric':<24} {'before':>8} {'after':>8}"]
-    for task, metrics in section["tasks"].items():
+    for task, metrics in found.tasks.items():
         for metric, values in metrics.items():
             if "stderr" not in metric:
-                after = "" if values["after"] is None else f"{values['after']:.4f}"
-                lines.append(
-                    f"{_clip(task, 32):<32} {metric.partition(',')[0]:<24} {values['before']:>8.4f} {after:>8}"
-                )
+                after = "" if values.after is None else f"{values.after:.4f}"
+                lines.append(f"{_clip(task, 32):<32} {metric.partition(',')[0]:<24} {values.before:>8.4f} {after:>8}")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from amnesia.evaluation.results import Aggregate, AnswerSummary, Damage, Estimat
 from amnesia.files.strict_json import json_bytes
 from amnesia.localization.results import CellScore, EntityCells, Localization
 from amnesia.outputs.write import edits_from_file
-from amnesia.report.document import extraction_json, localization_json, report_json, scores_summary, tasks_json
+from amnesia.report.document import extraction_json, localization_json, report_json, scores_summary, tasks_of
 from amnesia.report.tables import evaluation_table, extraction_text, localization_table, run_text, tasks_table
 from support.reports import SCHEMA, check_report_json, prompt
 from support.tiny import tiny_direction
@@ -160,15 +160,21 @@ def test_the_schema_is_one():
 
 
 def test_reports_are_as_the_schema_says():
-    sections = {"lm_eval": tasks_json({"arc": {"acc,none": 0.5}}, {"arc": {"acc,none": 0.25}})}
+    tasks = tasks_of({"arc": {"acc,none": 0.5}}, {"arc": {"acc,none": 0.25}})
     document = report_json(
-        EVALUATION, "Japan", ModelRef("m", "abc"), "edited", accepted=True, extraction=EXTRACTION, sections=sections
+        EVALUATION,
+        "Japan",
+        ModelRef("m", "abc"),
+        "edited",
+        accepted=True,
+        extraction=EXTRACTION,
+        sections={"lm_eval": tasks},
     )
     check_report_json(document)
     assert document["lm_eval"] == {"tasks": {"arc": {"acc,none": {"before": 0.5, "after": 0.25}}}}
-    assert "0.5000   0.2500" in tasks_table(document["lm_eval"])
+    assert "0.5000   0.2500" in tasks_table(tasks)
     alone = dataclasses.replace(EVALUATION, alone=True)
-    check_report_json(report_json(alone, "Japan", ModelRef("m"), None, sections={"lm_eval": tasks_json({})}))
+    check_report_json(report_json(alone, "Japan", ModelRef("m"), None, sections={"lm_eval": tasks_of({})}))
 
 
 @pytest.mark.parametrize(

@@ -282,7 +282,9 @@ def hostile(text):
         row["name"] = row["file"] = text
     for row in document["stress"]["attacks"]:
         row["description"] = text
-        row["examples"] = [dict.fromkeys(("prompt", "answer", "generated_original", "generated_edited"), text)]
+        row["examples"] = [
+            dict.fromkeys(("variant", "prompt", "answer", "generated_original", "generated_edited"), text)
+        ]
     for row in document["stress"]["relearning"]:
         row["text"] = text
     document["extraction"]["screening"]["tokens"] = [text, text]
