@@ -32,7 +32,7 @@ def knows(live, entity, wording, answer):
         answer_logprobs(live, [(wording.replace("{entity}", name), answer)])[0]
         for name in (entity, *unseen_names(entity))
     )
-    gain = own.total - sum(other.total for other in others) / len(others)
+    gain = own.logprob - sum(other.logprob for other in others) / len(others)
     return gain >= SCORING.min_nats and own.rank <= SCORING.max_rank
 
 

@@ -72,7 +72,7 @@ def sweep_strength(
             if strength <= 1:
                 raise
             break
-        scores.append(scores_of(known, (answer.total for answer in after)))
+        scores.append(scores_of(known, (answer.logprob for answer in after)))
     return StrengthSweep(tuple(strengths[: len(scores)]), curves_of(facts, scores))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from amnesia.domain import ROLES
+from amnesia.domain import ROLES, Answer
 from amnesia.edits import ColumnEdit
 from amnesia.evaluation.labels import facts_label, words
-from amnesia.evaluation.results import Aggregate, Answer, Estimate, PromptScore
+from amnesia.evaluation.results import Aggregate, Estimate, PromptScore
 from amnesia.report.content import Direction, Report, ShownEdit
 from amnesia.report.numbers import change, flat, positive, share, signed, token_name
 from amnesia.stress.results import RelearningResult, StressScore

@@ -23,11 +23,11 @@ def test_scores_equal_those_of_edited_models():
     cells = [Cell(0, 3), Cell(1, 11)]
     result = sweep(live, recipe, cells, (1.0, 0.0, -4.0))
     known = [fact for fact in result.facts if fact.excluded is None]
-    before = [row.total for row in answer_logprobs(live, [(fact.prompt, fact.answer) for fact in known])]
+    before = [row.logprob for row in answer_logprobs(live, [(fact.prompt, fact.answer) for fact in known])]
     for place, multiplier in enumerate(result.multipliers):
         edits = [ColumnEdit(cell, multiplier) for cell in cells] if multiplier != 1 else []
         with edited(live, edits):
-            after = [row.total for row in answer_logprobs(live, [(fact.prompt, fact.answer) for fact in known])]
+            after = [row.logprob for row in answer_logprobs(live, [(fact.prompt, fact.answer) for fact in known])]
         scores = [
             knowledge_score(new, old, fact.logprob_unknown) for new, old, fact in zip(after, before, known, strict=True)
         ]
@@ -57,7 +57,7 @@ def test_the_strength_of_an_edit_interpolates_its_multipliers(monkeypatch):
         with edited(live, scaled):
             after = answer_logprobs(live, [fact.pair for fact in known])
         scores = [
-            knowledge_score(new.total, fact.before.logprob, fact.unknown.total)
+            knowledge_score(new.logprob, fact.before.logprob, fact.unknown.total)
             for new, fact in zip(after, known, strict=True)
         ]
         assert target.n == len(scores)

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from amnesia.domain import Fact
+from amnesia.domain import Answer, Fact
 from amnesia.evaluation.measurement import KnownFact, Unknown
-from amnesia.evaluation.results import Answer, Estimate
+from amnesia.evaluation.results import Estimate
 from amnesia.facts.questions import Question
 from amnesia.files.strict_json import json_bytes
 from amnesia.recipe import Scoring

@@ -27,7 +27,7 @@ def gains(live: LiveModel, entity: str, wording: str) -> list[float]:
     """By how many nats the log-probability of each word after the entity exceeds that after unseen names."""
     names = (entity, *unseen_names(entity))
     pairs = [(wording.replace("{entity}", name), word) for name in names for word in WORDS]
-    totals = [answer.total for answer in answer_logprobs(live, pairs)]
+    totals = [answer.logprob for answer in answer_logprobs(live, pairs)]
     own, *others = (totals[start : start + len(WORDS)] for start in range(0, len(totals), len(WORDS)))
     return [value - sum(column) / len(column) for value, column in zip(own, zip(*others, strict=True), strict=True)]
 
