@@ -71,42 +71,29 @@ def assess(
     are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for stress or a sweep without
     `edited`, for a sweep without a manifest, and for tasks without the harness; LayoutError for a sweep of experts.
     """
-    if stress is not None and edited is None:
-        raise InputError("stress tests compare two models: give EDITED too")
-    if sweep and edited is None:
-        raise InputError("a sweep leads from one model to the other: give EDITED too")
-    if tasks:
-        lm_eval.check_available()
+    _check_wanted(edited, stress, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
     swept_edits = _edits_between(source, other) if sweep and other is not None else ()
 
-    def cache(*folders: Path) -> MeasurementCache | None:
-        return None if measurements is None else MeasurementCache(measurements, fingerprint(folders, loading))
-
     live = load_source(source, loading, hooked=sweep)
     with tracker.task("asking the original model") as progress:
-        own = cache(source.folder)
-        before = examine(live, facts.questions, facts.scoring, progress, own)
+        before = examine(live, facts.questions, facts.scoring, progress, _cache(measurements, loading, source))
     scores = [_task_scores(live, tasks, task_limit, tracker)]
     if stress is not None:
         plan = prepare(live, before.facts, facts.translations, stress, tracker.task)
         original = endure(live, plan, "original", tracker.task)
-    swept = None
+    after = endured = swept = None
     if sweep:
         with tracker.task("weaker and stronger edits") as progress:
             swept = sweep_strength(live, before.facts, swept_edits, progress=progress)
-    after = endured = None
     if other is not None:
         del live
         gc.collect()
-        if (other.folder / CONFIG_NAME).exists():
-            live = load_adapter(source.folder, other.folder, str(other), loading)
-        else:
-            live = load(other.folder, str(other), loading)
+        live = _load_edited(source, other, loading)
         with tracker.task("asking the edited model") as progress:
-            after = examine_after(live, before, progress, cache(source.folder, other.folder))
+            after = examine_after(live, before, progress, _cache(measurements, loading, source, other))
         scores.append(_task_scores(live, tasks, task_limit, tracker))
         if stress is not None:
             merge_adapter(live)
@@ -123,6 +110,22 @@ def assess(
         further=() if endured is None else stress_findings(endured, facts.entity),
     )
     return Assessment(evaluation, document, endured, task_scores)
+
+
+def _check_wanted(edited: str | None, stress: StressSettings | None, sweep: bool, tasks: Sequence[str]) -> None:
+    if stress is not None and edited is None:
+        raise InputError("stress tests compare two models: give EDITED too")
+    if sweep and edited is None:
+        raise InputError("a sweep leads from one model to the other: give EDITED too")
+    if tasks:
+        lm_eval.check_available()
+
+
+def _load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> LiveModel:
+    """The edited model, or the original with the adapter whose folder `edited` is."""
+    if (edited.folder / CONFIG_NAME).exists():
+        return load_adapter(source.folder, edited.folder, str(edited), loading)
+    return load(edited.folder, str(edited), loading)
 
 
 def _edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
@@ -174,6 +177,11 @@ def _task_scores(
         found = lm_eval.task_scores(live, tasks, limit)
         progress(len(found))
     return found
+
+
+def _cache(path: Path | None, loading: Loading, *models: ModelSource) -> MeasurementCache | None:
+    """What is kept in the file `path` of the last of `models`, an adapter perhaps for the one before."""
+    return None if path is None else MeasurementCache(path, fingerprint([model.folder for model in models], loading))
 
 
 def fingerprint(folders: Sequence[Path], loading: Loading) -> str:

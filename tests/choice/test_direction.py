@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from amnesia.choice import extraction
 from amnesia.choice.atoms import Name, harm
 from amnesia.choice.direction import DirectionChoice, Trial
 from amnesia.choice.extraction import extract, extract_all, verdict
@@ -150,14 +151,18 @@ def test_columns_can_be_bounded_or_all(live, recipe, cache):
     assert 0 < sum(len(getattr(edit, "columns", [0])) for edit in two.edits.edits) <= 2
 
 
-def test_edits_of_several_recipes_add_up(live, recipe, cache):
+def test_edits_of_several_recipes_add_up(live, recipe, cache, monkeypatch):
     second = dataclasses.replace(
         recipe,
         target=Target("Peru"),
         facts=facts_known_to(live, ["Peru"]),
         controls=facts_known_to(live, ["Japan", "Norway", "Chile"]),
     )
+    asked = []
+    ask = extraction.known_facts
+    monkeypatch.setattr(extraction, "known_facts", lambda *rest, **options: asked.append(rest) or ask(*rest, **options))
     first, other = extract_all(live, [recipe, second], cache=cache)
+    assert len(asked) == 2, "the original model is asked about each recipe once"
     assert (first.edits.entity, other.edits.entity) == ("Japan", "Peru") and first.edits.edits and other.edits.edits
     known = [(fact.text(), fact.answer) for fact in recipe.facts]
     before = [row.logprob for row in answer_logprobs(live, known)]
