@@ -145,7 +145,7 @@ def test_a_run_with_the_recipe_of_a_table_loads_the_model_once(tmp_path, rows, m
     # The base once more beneath the saved adapter.
     assert loads == ["m", "safetensors", "m"]
     again = run(parse_recipe(tables[0]), tmp_path / "again")
-    assert found.accepted and found.extraction == again.extraction and found.reports == again.reports
+    assert found.output and found.extraction == again.extraction and found.reports == again.reports
     assert loads[3:] == loads[:3]
 
 
