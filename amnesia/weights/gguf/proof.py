@@ -194,7 +194,7 @@ def declared_edits(
     listed = {
         (entry.name, entry.file, entry.axis, index): (multiplier, entry.directions)
         for entry in manifest.tensors
-        for index, multiplier in zip(entry.indices, entry.multipliers, strict=True)
+        for index, multiplier in entry.multipliers.items()
     }
     if declared != listed:
         raise VerificationError(
