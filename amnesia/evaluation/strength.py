@@ -9,9 +9,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amnesia.domain import ROLES, Role
+from amnesia.domain import ROLES
 from amnesia.edits import Edit, weakened
 from amnesia.errors import NumericalError
+from amnesia.evaluation.labels import kind_of
 from amnesia.evaluation.measurement import KnownFact, scores_of
 from amnesia.evaluation.results import ScoreCurve, StrengthSweep
 from amnesia.live.forward import answer_logprobs
@@ -23,9 +24,12 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 @dataclass(frozen=True)
 class SweptFact:
-    """One fact: log-probability for an unknown entity and knowledge score at each multiplier, or why it has none."""
+    """One fact: log-probability for an unknown entity and knowledge score at each multiplier, or why it has none.
 
-    role: Role
+    `kind` is its role and split in one word, as reports have it.
+    """
+
+    kind: str
     entity: str
     prompt: str
     answer: str
@@ -38,7 +42,7 @@ def swept_fact(known: KnownFact, scores: Sequence[float]) -> SweptFact:
     assert known.unknown is not None, "a sweep asks about unknown entities in every fact"
     fact = known.question.fact
     return SweptFact(
-        known.question.role,
+        kind_of(known.question.role, fact.split),
         fact.entity,
         fact.text(),
         fact.answer,
