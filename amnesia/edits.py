@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -112,6 +112,32 @@ def by_projection(
         place: (dict(sorted(multipliers[place].items())), () if place[1] is not None else directions.get(place[0], ()))
         for place in sorted(multipliers, key=lambda place: (place[0], -1 if place[1] is None else place[1]))
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixEdit:
+    """What an edit does to one stored matrix: `multipliers` by index, ascending, then `directions` are added.
+
+    Every index that changes has a multiplier; it is 1 where only a direction changes it.
+    """
+
+    multipliers: Mapping[int, float]
+    directions: tuple[DirectionEdit, ...] = ()
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """All that change, ascending."""
+        return tuple(self.multipliers)
+
+    @property
+    def scaled(self) -> dict[int, float]:
+        """Multipliers of the scaled cells alone."""
+        return {index: multiplier for index, multiplier in self.multipliers.items() if multiplier != 1.0}
+
+    @property
+    def rank(self) -> int:
+        """How many matrices of rank one the edit adds: one for each scaled cell and each direction."""
+        return len(self.scaled) + len(self.directions)
 
 
 @dataclass(frozen=True)

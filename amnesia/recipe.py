@@ -20,19 +20,7 @@ PREFERENCES = ("few", "mild")
 
 # Every table and its keys, in the order in which the documentation lists them.
 KEYS: Mapping[str, tuple[str, ...]] = {
-    "": (
-        "description",
-        "model",
-        "entity",
-        "entities",
-        "localize",
-        "cells",
-        "edit",
-        "facts",
-        "controls",
-        "scoring",
-        "accept",
-    ),
+    "": tuple("description model entity entities localize cells edit facts controls scoring accept".split()),
     "model": ("id", "revision"),
     "entity": ("name", "aliases", "translations", "neighbors"),
     "entities": ("name", "aliases", "translations", "neighbors", "cells", "facts"),
@@ -51,6 +39,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 class Accept:
     """Bounds on mean knowledge scores: targets at most, held-out targets at most, (held-out) controls at least."""
 
+    # Dimensionless, any finite number; held-out wordings are harder. Set by hand, not measured.
     max_target: float = 0.2
     max_held_out_target: float = 0.4
     min_control: float = 0.95
@@ -60,8 +49,8 @@ class Accept:
 class Scoring:
     """When a fact counts as known: nats above an unknown entity, and rank of the answer's first token (0 is best)."""
 
-    min_nats: float = 1.0
-    max_rank: int = 10
+    min_nats: float = 1.0  # 0 or more: scores are divided by it at least. Set by hand, not measured.
+    max_rank: int = 10  # 0 or more. Set by hand, not measured.
 
 
 @dataclass(frozen=True)
@@ -98,7 +87,7 @@ class LocalizeOptions:
     """
 
     baseline: Baseline = "contrast"
-    n_prompts: int = 100
+    n_prompts: int = 100  # 2 to 100: all templates there are.
     layers: tuple[int, int] | None = None
 
 
@@ -113,10 +102,10 @@ class EditOptions:
     """
 
     method: str = "auto"
-    max_cells: int | None = None
+    max_cells: int | None = None  # 1 or more.
     prefer: str = "few"
     forms: bool = True
-    multiplier: float | None = None
+    multiplier: float | None = None  # Below 1.
     formats: tuple[Format, ...] = ("safetensors",)
     cells: tuple[ColumnEdit, ...] = ()
 

@@ -15,6 +15,7 @@ import numpy as np
 from amnesia.errors import CheckpointError, OutputError, os_errors_as
 from amnesia.files.locks import lock_folder
 from amnesia.files.streams import RangeHash, Strided, overwrite, stream
+from amnesia.progress import Progress, ignore_progress
 
 # Larger buffers fall out of the processor's cache between reading and hashing, and are slower.
 BLOCK = 2**20
@@ -129,8 +130,8 @@ def git_hash(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def hash_file(path: Path, offset: int = 0, size: int | None = None) -> str:
-    """sha256 of a file, or of `size` bytes from `offset`, in a buffer of one block.
+def hash_file(path: Path, offset: int = 0, size: int | None = None, *, progress: Progress = ignore_progress) -> str:
+    """sha256 of a file, or of `size` bytes from `offset`, in a buffer of one block; `progress` is told of bytes read.
 
     Raises CheckpointError when the file is shorter than asked.
     """
@@ -146,6 +147,7 @@ def hash_file(path: Path, offset: int = 0, size: int | None = None) -> str:
             if not count:
                 raise CheckpointError(f"{path} ends {left} bytes early: fetch it again")
             digest.update(view[:count])
+            progress(count)
             left -= count
     return digest.hexdigest()
 

@@ -11,7 +11,7 @@ from typing import Any
 from amnesia.domain import Format, ModelRef
 from amnesia.edits import columns_of, directions_of
 from amnesia.errors import InputError
-from amnesia.evaluation.labels import facts_label, is_target, role_of, split_of
+from amnesia.evaluation.labels import facts_label, parts_of
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.report.numbers import flat
 from amnesia.weights.adapter import adapter_rank
@@ -149,7 +149,7 @@ def _results(report: Mapping[str, Any], private: bool) -> str:
             "|---|---|---|---|",
         ]
         for row in report["aggregates"]:
-            label = facts_label(role_of(row), split_of(row), others="other entities")
+            label = facts_label(*parts_of(row["kind"]), others="other entities")
             score = row["knowledge_score"]
             if row["group"] == "all":
                 lines.append(
@@ -160,7 +160,8 @@ def _results(report: Mapping[str, Any], private: bool) -> str:
         excluded = report["n_excluded"]
         if excluded:
             lines.append(f"{excluded} facts that the base does not know were excluded and not scored.")
-        scored = [row for row in report["prompts"] if is_target(row) and row["knowledge_score"] is not None]
+        targets = [row for row in report["prompts"] if parts_of(row["kind"])[0] == "target"]
+        scored = [row for row in targets if row["knowledge_score"] is not None]
         if scored and not private:
             lines += ["", "| prompt | before | after | score |", "|---|---|---|---|"]
             for row in scored[:_MAX_ROWS]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from amnesia.errors import InputError
 from amnesia.files.journal import recover
 from amnesia.files.staging import check_output
 from amnesia.outputs import write
-from amnesia.progress import SILENT, Tracker
+from amnesia.progress import SILENT, Progress, Tracker
 from amnesia.sources.resolve import hub_ref, is_on_disk, resolve, resolve_file
 from amnesia.sources.source import ModelSource, Notice
 from amnesia.weights.manifest import Manifest
@@ -87,17 +88,23 @@ def verify(
 
     With `base`, the model that was edited, every byte is compared with it; without, copied files are proven by their
     hashes. Returns what was proven, by folder: `folder` itself, or its subfolders where a run wrote several formats.
-    `tracker` gets notices, of what is fetched and of an interrupted edit that is taken back; a proof is no task of it.
     Raises VerificationError that names the first difference, SourceError when the base cannot be had.
     """
     from amnesia.outputs import proofs
 
     folder = Path(folder)
     take_back_interrupted(folder, tracker.notice)
-    if isinstance(base, ModelSource):
-        return {path: proofs.prove(path, base) for path in proofs.outputs_in(folder)}
-    spec = None if base is None else str(base)
-    return {path: proofs.prove_against(path, spec, tracker.notice) for path in proofs.outputs_in(folder)}
+    reports = {}
+    for path in proofs.outputs_in(folder):
+
+        def watch(n_bytes: int, path: Path = path) -> contextlib.AbstractContextManager[Progress]:
+            return tracker.task(f"proving {path}", n_bytes)
+
+        if isinstance(base, ModelSource):
+            reports[path] = proofs.prove(path, base, watch)
+        else:
+            reports[path] = proofs.prove_against(path, None if base is None else str(base), tracker.notice, watch)
+    return reports
 
 
 def undo(

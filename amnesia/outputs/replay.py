@@ -40,7 +40,10 @@ def replay(
     """
     manifest = _read(path)
     check_output(output, force=force)
-    source = _find(manifest, base, notice)
+    name = str(manifest.base) if base is None else base
+    # Fetching it may take minutes.
+    notice(f"finding the model that was edited, {name}")
+    source = _find(manifest, name, notice)
     return _make(manifest, source, output, force, watch)
 
 
@@ -52,8 +55,7 @@ def _read(path: Path) -> Manifest:
             return parse_manifest(file.read())
 
 
-def _find(manifest: Manifest, base: str | None, notice: Callable[[str], None]) -> ModelSource | RemoteCheckpoint:
-    name = str(manifest.base) if base is None else base
+def _find(manifest: Manifest, name: str, notice: Callable[[str], None]) -> ModelSource | RemoteCheckpoint:
     if manifest.format == "gguf":
         return resolve_file(name, notice, name=manifest.base.files[0].file)
     if manifest.format == "adapter" and manifest.previous is None and not is_on_disk(name):

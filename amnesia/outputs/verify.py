@@ -29,6 +29,7 @@ from amnesia.outputs.history import (
     hash_with,
     trace_back,
 )
+from amnesia.progress import Progress, Watch, counted, ignore_progress, unwatched, whole
 from amnesia.weights.adapter import (
     CONFIG_NAME,
     KEY_PREFIX,
@@ -76,12 +77,14 @@ def verify(
     base: Path | None = None,
     *,
     is_of_base: Callable[[str], bool] = lambda _: True,
+    watch: Watch = unwatched,
 ) -> VerificationReport:
     """Re-read an output and prove that exactly the declared columns changed, by exactly the declared edits.
 
     `base` is the folder that was edited; after several edits on top of each other, the folder before any of them.
     Without it, files that were put into the output later by somebody else are left unproven, not refused.
-    `is_of_base` tells which files of `base` the output must have, where others have put more into that folder.
+    `is_of_base` tells which files of `base` the output must have, where others have put more into that folder. `watch`
+    gets the bytes that will be read of the output; an adapter is small, and read without it.
     Raises VerificationError naming the first difference, CheckpointError for damaged weights, and InputError for a
     GGUF output.
     """
@@ -93,12 +96,16 @@ def verify(
     steps, origins = trace_back(folder, list_files(folder), manifest)
     check_untouched(steps, origins)
     _check_declared(open_source(folder), steps)
+    size = sum(path.stat().st_size for path in {path for origin in origins for path in origin.values()})
     if base is None:
-        return _verify_alone(steps, origins)
+        with watch(size) as progress, whole(progress, size) as advance:
+            return _verify_alone(steps, origins, advance)
     count = _steps_since(base, manifest)
     origin = {name: path for name, path in origins[count - 1].items() if name != _REPOSITORY_FILE}
     names = {name for name in list_files(base) if name in origin or (name != _REPOSITORY_FILE and is_of_base(name))}
-    return _verify_against(base, names, steps[:count], origin)
+    size = sum(path.stat().st_size for path in origin.values())
+    with watch(size) as progress:
+        return _verify_against(base, names, steps[:count], origin, progress)
 
 
 def files_of_base(folder: Path) -> frozenset[str]:
@@ -137,7 +144,7 @@ def _check_declared(source: CheckpointSource, steps: Sequence[Step]) -> None:
 
 
 def _verify_against(
-    base: Path, names: AbstractSet[str], steps: Sequence[Step], origin: Mapping[str, Path]
+    base: Path, names: AbstractSet[str], steps: Sequence[Step], origin: Mapping[str, Path], progress: Progress
 ) -> VerificationReport:
     base_names = names - {name for step in steps for name in step.manifest.left_out}
     different = sorted(base_names ^ origin.keys())
@@ -147,16 +154,20 @@ def _verify_against(
     columns = columns_after({name: base / name for name in origin}, steps)
     proven = 0
     for name, path in sorted(origin.items()):
-        if name not in columns and path.samefile(base / name):
-            proven += path.stat().st_size  # A hard link to the base is the same bytes.
-        else:
-            proven += compare(blocks_with(base / name, columns.get(name, [])), path)
+        size = path.stat().st_size
+        with whole(progress, size) as advance:
+            if name not in columns and path.samefile(base / name):
+                proven += size  # A hard link to the base is the same bytes.
+            else:
+                proven += compare(counted(blocks_with(base / name, columns.get(name, [])), advance), path)
     for step in steps:
         _check_hashes(step, {row.file for newer in steps[: steps.index(step)] for row in newer.manifest.tensors})
     return _report(steps[0].manifest, steps, len(origin), proven, base_read=True, unproven=())
 
 
-def _verify_alone(steps: Sequence[Step], origins: Sequence[Mapping[str, Path]]) -> VerificationReport:
+def _verify_alone(
+    steps: Sequence[Step], origins: Sequence[Mapping[str, Path]], progress: Progress
+) -> VerificationReport:
     changed: set[str] = set()
     in_place: set[str] = set()
     hashes: dict[Path, str] = {}
@@ -173,11 +184,12 @@ def _verify_alone(steps: Sequence[Step], origins: Sequence[Mapping[str, Path]]) 
                 in_place.add(row.file)
         for name, sha256 in expected.items():
             path = origin[name]
+            advance = ignore_progress if path in hashes else progress
             # A shard that a newer edit touched too is proven by going back through both.
             if name in columns:
-                hashes[path] = _hash(blocks_with(path, columns[name]))
+                hashes[path] = _hash(counted(blocks_with(path, columns[name]), advance))
             elif path not in hashes:
-                hashes[path] = hash_file(path)
+                hashes[path] = hash_file(path, progress=advance)
             if hashes[path] != sha256:
                 what = "outside of the declared columns " if name in changed else ""
                 raise VerificationError(

@@ -177,35 +177,9 @@ def write_edited(
     source, spec = plan.source, plan.spec
     check_empty(folder)
     source.check_unchanged()
-    touched = {row.file for row in plan.tensors}
-    stamps = {name: file_stamp(source.folder / name) for name in source.files}
-    replaced = tuple(name for name in source.files if is_reserved(name))
     columns = tuple(edited_columns(source, plan.tensors))
     tensor_hashes = {row.tensor.name: tensor_range(row.tensor) for row in plan.tensors}
-    base_files, untouched = [], []
-    for name in sorted(source.files, key=lambda name: name not in touched):
-        edited = [row for row in columns if row.plan.file == name]
-        file_hash = RangeHash(0, stamps[name][0])
-        linked = link and not edited
-        with whole(ignore_progress if linked else progress, file_hash.size) as advance:
-            hashed = copy_file(
-                source.folder / name,
-                folder / BASE_FOLDER / name if name in replaced else folder / name,
-                link=linked,
-                patches=[patch for row in edited for patch in row.patches()],
-                hashes=[file_hash, *(part for row in edited for part in tensor_hashes[row.plan.tensor.name])],
-                advance=advance,
-            )
-        if edited:
-            base_files.append(BaseFile(name, file_hash.size, file_hash.hexdigest()))
-        elif name not in replaced:
-            untouched.append(UntouchedFile(name, file_hash.size, file_hash.hexdigest() if hashed else None))
-    for name, stamp in stamps.items():
-        if stamp != file_stamp(source.folder / name):
-            raise CheckpointError(
-                f"{source.folder / name} changed while it was copied: wait until nothing writes to it, then repeat"
-            )
-
+    base_files, untouched = _copy_edited(source, folder, columns, tensor_hashes, link=link, progress=progress)
     saved = [tensor for row in columns for tensor in row.saved()]
     if saved:
         with (folder / UNDO_NAME).open("xb") as file:
@@ -219,11 +193,53 @@ def write_edited(
         untouched=tuple(untouched),
         undo=UNDO_NAME if saved else None,
         added=(UNDO_NAME,) if saved else (),
-        replaced=replaced,
+        replaced=tuple(name for name in source.files if is_reserved(name)),
         left_out=source.left_out,
         recipe=spec.recipe_text,
         previous=source.manifest,
     )
+
+
+def _copy_edited(
+    source: CheckpointSource,
+    folder: Path,
+    columns: Sequence[EditedColumns],
+    tensor_hashes: Mapping[str, Sequence[RangeHash]],
+    *,
+    link: bool,
+    progress: Progress,
+) -> tuple[list[BaseFile], list[UntouchedFile]]:
+    """Copy or link all files, those with edited columns first, and say what the manifest says of both kinds.
+
+    `tensor_hashes` of each edited tensor are fed on the way. A file of the source that is named like one of ours goes
+    into `amnesia-base/`. Raises CheckpointError when a file changed meanwhile.
+    """
+    stamps = {name: file_stamp(source.folder / name) for name in source.files}
+    touched = {row.plan.file for row in columns}
+    base_files, untouched = [], []
+    for name in sorted(source.files, key=lambda name: name not in touched):
+        edited = [row for row in columns if row.plan.file == name]
+        file_hash = RangeHash(0, stamps[name][0])
+        linked = link and not edited
+        with whole(ignore_progress if linked else progress, file_hash.size) as advance:
+            hashed = copy_file(
+                source.folder / name,
+                folder / BASE_FOLDER / name if is_reserved(name) else folder / name,
+                link=linked,
+                patches=[patch for row in edited for patch in row.patches()],
+                hashes=[file_hash, *(part for row in edited for part in tensor_hashes[row.plan.tensor.name])],
+                advance=advance,
+            )
+        if edited:
+            base_files.append(BaseFile(name, file_hash.size, file_hash.hexdigest()))
+        elif not is_reserved(name):
+            untouched.append(UntouchedFile(name, file_hash.size, file_hash.hexdigest() if hashed else None))
+    for name, stamp in stamps.items():
+        if stamp != file_stamp(source.folder / name):
+            raise CheckpointError(
+                f"{source.folder / name} changed while it was copied: wait until nothing writes to it, then repeat"
+            )
+    return base_files, untouched
 
 
 def add_file(manifest: Manifest, folder: Path, name: str, content: bytes) -> Manifest:
@@ -286,8 +302,7 @@ class EditedColumns:
             file=plan.file,
             axis=plan.axis,
             place=Place(plan.layer, plan.expert),
-            indices=tuple(plan.multipliers),
-            multipliers=tuple(plan.multipliers.values()),
+            multipliers=plan.multipliers,
             before=before,
             after=after,
             directions=plan.directions,

@@ -17,7 +17,7 @@ MANIFEST = Manifest(
     format="safetensors",
     base=Base(ModelRef("org/base", "a" * 40), (BaseFile("model.safetensors", 9, HASH),)),
     edits=(EntityEdits('Ke$ha: "the\n---\nsinger"', EDITS),),
-    tensors=(TensorEdit("x", "model.safetensors", 1, Place(0), (1,), (-1.0,), HASH, HASH),),
+    tensors=(TensorEdit("x", "model.safetensors", 1, Place(0), HASH, HASH, multipliers={1: -1.0}),),
 )
 REPORT = {
     "aggregates": [

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from support.commands import done, refused
+from support.commands import call, done, refused
 from support.folders import files_in
 from support.tiny import save_tiny
 from support.tiny_gguf import write_gguf
@@ -33,6 +33,14 @@ def test_a_gguf_comes_again(tmp_path):
     done("edit", gguf, "--cell", "0:3", "-o", tmp_path / "out")
     done("replay", tmp_path / "out", "-o", tmp_path / "again")
     assert files_in(tmp_path / "again") == files_in(tmp_path / "out")
+
+
+def test_the_model_is_named_before_it_is_looked_for(tmp_path, source):
+    done("edit", source, "--cell", "0:3", "-o", tmp_path / "out")
+    result = call("replay", tmp_path / "out", "--base", tmp_path / "gone", "-o", tmp_path / "again")
+    first, error = result.stderr.splitlines()
+    assert first == f"finding the model that was edited, {tmp_path / 'gone'}"
+    assert error.startswith("error: ") and result.exit_code == 2
 
 
 @pytest.mark.parametrize("name", ["safetensors", "adapter"])

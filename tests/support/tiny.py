@@ -117,8 +117,7 @@ def as_read(manifest: Manifest) -> Manifest:
     tensors = []
     for row in manifest.tensors:
         multipliers, directions = joined.at(row.place)
-        indices, values = tuple(multipliers), tuple(multipliers.values())
-        tensors.append(replace(row, indices=indices, multipliers=values, directions=directions))
+        tensors.append(replace(row, multipliers=multipliers, directions=directions))
     return replace(manifest, tensors=tuple(tensors))
 
 

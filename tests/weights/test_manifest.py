@@ -32,10 +32,9 @@ def example(**changes):
                 "model-00001-of-00002.safetensors",
                 1,
                 Place(2),
-                (7, 10941),
-                (0.5, -1.0),
                 HASH,
                 HASH[::-1],
+                multipliers={7: 0.5, 10941: -1.0},
             ),
         ),
         untouched=(
@@ -197,8 +196,8 @@ def test_values_that_could_not_be_read_back_are_not_written(tmp_path):
         example(edits=(EntityEdits("Paris", ()),)),
         example(edits=(EntityEdits("A", (ColumnEdit(Cell(1, 1)),)), EntityEdits("A", (ColumnEdit(Cell(1, 2)),)))),
         example(undo="../x"),
-        example(tensors=(replace(example().tensors[0], multipliers=(0.5, -2.0)),)),
-        example(tensors=(replace(example().tensors[0], indices=(7, 8)),)),
+        example(tensors=(replace(example().tensors[0], multipliers={7: 0.5, 10941: -2.0}),)),
+        example(tensors=(replace(example().tensors[0], multipliers={7: 0.5, 8: -1.0}),)),
     ):
         with pytest.raises(VerificationError):
             write_manifest(bad, tmp_path)
