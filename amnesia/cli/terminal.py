@@ -14,10 +14,12 @@ from typing import Any
 import click
 
 from amnesia.errors import AmnesiaError, InputError, OutputError, os_errors_as
+from amnesia.files.disk import check_replaceable, read_small, replace_file
 from amnesia.files.strict_json import json_bytes
 from amnesia.progress import Progress
 
 EXIT_BAD_INPUT = 2
+_MAX_LINES = 2**26
 
 
 class Terminal:
@@ -87,14 +89,8 @@ def print_json(document: Any) -> None:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a result file so that an older one is replaced whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another file") from error
+    with os_errors_as(OutputError, f"{path} cannot be written", "choose another file"):
+        replace_file(path, content)
 
 
 def check_file(path: Path | None) -> None:
@@ -103,14 +99,15 @@ def check_file(path: Path | None) -> None:
         return
     with os_errors_as(OutputError, f"{path} cannot be written", "choose another file"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: give the name of a file")
+        check_replaceable(path)
 
 
 def lines_of(path: Path) -> list[str]:
+    with os_errors_as(InputError, f"prompts {path} cannot be read", "give a file with a prompt on each line"):
+        content = read_small(path, _MAX_LINES)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = content.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
         raise InputError(
             f"prompts {path} cannot be read as UTF-8 text: give a file with a prompt on each line"
         ) from error

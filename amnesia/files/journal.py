@@ -2,7 +2,10 @@
 
 Before the first write, a journal with the bytes that are about to be lost is forced to the disk. While it exists the
 folder is in between, and `recover` puts everything back; removing the journal is what makes a change final. So an
-interrupted change never happened, whenever the process was killed.
+interrupted change never happened, whenever the process was killed. Only what writes in the folder takes a change back.
+
+A journal may come with a folder from elsewhere. So it is believed only where it overwrites bytes of weights that have
+the size it says, and moves or removes files that this package writes.
 
 Small files that make room are moved to a folder beside the journal and back, so that each step can be repeated.
 """
@@ -13,7 +16,9 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +26,19 @@ from pathlib import Path
 import numpy as np
 
 from amnesia.errors import AmnesiaError, OutputError, VerificationError
-from amnesia.files.disk import JOURNAL_NAME, copy_file, locked, read_exactly, sync, write_new
+from amnesia.files.companions import is_written
+from amnesia.files.disk import JOURNAL_NAME, copy_file, locked, open_regular, read_exactly, sync, write_new
 from amnesia.files.streams import Strided, overwrite
 from amnesia.files.strict_json import StrictJson
 
 _PARTIAL_NAME = f"{JOURNAL_NAME}-partial"
 _OLD_NAME = f"{JOURNAL_NAME}-old"
 OWN_NAMES = (JOURNAL_NAME, _PARTIAL_NAME, _OLD_NAME)
+_FORMAT_VERSION = 2
+_WEIGHTS = (".safetensors", ".gguf")
+# A journal is held in memory; no edit in place has come near these bytes, of which its header takes a thousandth.
+_MAX_JOURNAL = 2**32
+_MAX_HEADER = 2**26
 
 
 @dataclass(frozen=True)
@@ -59,34 +70,21 @@ class Change:
 def apply(folder: Path, change: Change) -> None:
     """Make the change, or leave the folder as it was; the caller holds the folder's lock.
 
-    Raises OutputError when a file cannot be written.
+    Raises OutputError when a file cannot be written, as far as that can be asked before anything is.
     """
     for name in change.added:
         if name not in change.removed and os.path.lexists(folder / name):
             raise OutputError(f"{folder / name} is in the way: move it to another place")
+    _check_names(change, OutputError)
+    content = _to_bytes(folder, change)
+    _check_writable(folder, change, len(content))
     journal = folder / JOURNAL_NAME
     partial = folder / _PARTIAL_NAME
     try:
-        write_new(partial, [_to_bytes(change)])
+        write_new(partial, [content])
         partial.rename(journal)
         sync(folder)
-        for name in change.removed:
-            target = folder / _OLD_NAME / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).rename(target)
-        for name in {patch.file: None for patch in change.patches}:
-            overwrite(folder / name, [patch.after for patch in change.patches if patch.file == name])
-        _remove_empty(folder, change.removed)
-        for name, content in change.added.items():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, bytes):
-                write_new(target, [content])
-            else:
-                copy_file(folder / _OLD_NAME / content, target)
-                sync(target)
-            sync(target.parent)
-        sync(folder)
+        _make(folder, change)
         journal.unlink()
         sync(folder)
     except BaseException as error:
@@ -98,6 +96,59 @@ def apply(folder: Path, change: Change) -> None:
             ) from error
         raise
     _sweep(folder)
+
+
+def _make(folder: Path, change: Change) -> None:
+    for name in change.removed:
+        target = folder / _OLD_NAME / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).rename(target)
+    for name in {patch.file: None for patch in change.patches}:
+        overwrite(folder / name, [patch.after for patch in change.patches if patch.file == name])
+    _remove_empty(folder, change.removed)
+    for name, content in change.added.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            write_new(target, [content])
+        else:
+            copy_file(folder / _OLD_NAME / content, target)
+            sync(target)
+        sync(target.parent)
+    sync(folder)
+
+
+def _check_names(change: Change, error: type[AmnesiaError]) -> None:
+    """Raises `error` for a change of anything but weights and files that this package writes."""
+    for name in {patch.file: None for patch in change.patches}:
+        if not name.endswith(_WEIGHTS) or is_written(name):
+            raise error(f"{name} holds no weights that an edit in place changes: remove {JOURNAL_NAME}")
+    for name in (*change.removed, *change.added):
+        if not is_written(name):
+            raise error(f"{name} is no file that an edit in place writes or moves: leave it where it is")
+
+
+def _check_writable(folder: Path, change: Change, size: int) -> None:
+    """Raises OutputError for what would stop a change half-way, and stop taking it back as well."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    ends = [size, *(patch.after.end for patch in change.patches)]
+    ends += [len(content) for content in change.added.values() if isinstance(content, bytes)]
+    if size > _MAX_JOURNAL:
+        raise OutputError(f"the edit of {folder} needs a journal of {size} bytes: edit into a new folder with -o")
+    if limit != resource.RLIM_INFINITY and max(ends) > limit:
+        raise OutputError(
+            f"the edit of {folder} writes up to byte {max(ends)} of a file, the limit is {limit} (ulimit -f): raise it"
+        )
+    for path in {folder / patch.file: None for patch in change.patches}:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written ({error.strerror}): make it writable first") from error
+        mode = os.fstat(descriptor).st_mode
+        os.close(descriptor)
+        # The superuser may write to files that their owner has protected; that is no reason to do it.
+        if not stat.S_ISREG(mode) or not mode & 0o222:
+            raise OutputError(f"{path} is write-protected: make it writable first")
 
 
 def recover(folder: Path) -> bool:
@@ -122,7 +173,7 @@ def _settle(folder: Path) -> bool:
     found = journal.exists()
     try:
         if found:
-            _take_back(folder, _from_bytes(journal, journal.read_bytes()))
+            _take_back(folder, _read(folder, journal))
             journal.unlink()
             sync(folder)
         _sweep(folder)
@@ -130,8 +181,8 @@ def _settle(folder: Path) -> bool:
         if isinstance(error, AmnesiaError):
             raise
         raise OutputError(
-            f"the interrupted change of {folder} cannot be taken back ({error.filename}: {error.strerror}): make the "
-            "folder writable and repeat"
+            f"the interrupted change of {folder} cannot be taken back ({error.filename or JOURNAL_NAME}: "
+            f"{error.strerror}): make the folder writable and repeat"
         ) from error
     return found
 
@@ -139,6 +190,8 @@ def _settle(folder: Path) -> bool:
 def _take_back(folder: Path, change: Change) -> None:
     for name in {patch.file: None for patch in change.patches}:
         path = _own_file(folder, name)
+        if not path.is_file():
+            raise _foreign(folder, name)
         patches = [patch for patch in change.patches if patch.file == name]
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
@@ -198,10 +251,11 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _to_bytes(change: Change) -> bytes:
+def _to_bytes(folder: Path, change: Change) -> bytes:
     payload = b"".join(patch.before + patch.after.content for patch in change.patches)
     header = {
-        "format_version": 1,
+        "format_version": _FORMAT_VERSION,
+        "sizes": {row.file: (folder / row.file).stat().st_size for row in change.patches},
         "patches": [
             {
                 "file": row.file,
@@ -227,29 +281,48 @@ def _digest(*parts: bytes) -> bytes:
     return digest.hexdigest().encode()
 
 
-def _from_bytes(path: Path, content: bytes) -> Change:
-    check = StrictJson(str(path), VerificationError, "the journal is damaged, fetch the model again")
-    digest, _, rest = content.partition(b"\n")
-    if digest != _digest(rest):
-        raise check.fail("has another sha256 than expected")
-    line, _, payload = rest.partition(b"\n")
-    header = check.object(check.parse(line), "journal", "format_version patches removed added")
-    if header["format_version"] != 1:
-        raise check.fail("has another version than expected")
-    patches = []
-    position = 0
-    for item in check.list(header["patches"], "patches"):
-        row = check.object(item, "patches", "file offset stride item size")
-        numbers = {key: check.integer(row[key], key) for key in ("offset", "stride", "item", "size")}
-        size = numbers.pop("size")
-        item_size = numbers["item"]
-        if not 0 < item_size <= min(size, numbers["stride"]) or size % item_size or position + 2 * size > len(payload):
+def _read(folder: Path, path: Path) -> Change:
+    """The change that a journal describes; raises VerificationError when it is damaged or not one of this folder."""
+    check = StrictJson(str(path), VerificationError, "the journal is damaged, fetch the model again or remove it")
+    with open_regular(path, follow=False) as file:
+        size = os.fstat(file.fileno()).st_size
+        digest, line = file.readline(2 * hashlib.sha256().digest_size + 1), file.readline(_MAX_HEADER)
+        header = check.object(check.parse(line), "journal", "format_version sizes patches removed added")
+        if header["format_version"] != _FORMAT_VERSION:
+            raise check.fail("has another version than expected")
+        for name, expected in check.mapping(header["sizes"], "sizes").items():
+            target = _own_file(folder, check.file_name(name, "sizes"))
+            if not target.is_file() or target.stat().st_size != check.integer(expected, "sizes"):
+                raise check.fail(f"is about another {name} than the one beside it")
+        places = [_place(check, row, header["sizes"]) for row in check.list(header["patches"], "patches")]
+        # All that is read has room in the files that are there, whatever the journal says.
+        if len(digest) + len(line) + 2 * sum(length for *_, length in places) != size or size > _MAX_JOURNAL:
             raise check.fail("has a patch that does not fit")
-        before, after = payload[position : position + size], payload[position + size : position + 2 * size]
-        patches.append(Patch(check.file_name(row["file"], "file"), before, Strided(**numbers, content=after)))
-        position += 2 * size
-    return Change(
+        payload = file.read(size)
+    if digest != _digest(line, payload) + b"\n":
+        raise check.fail("has another sha256 than expected")
+    patches, position = [], 0
+    for name, numbers, length in places:
+        before, after = payload[position : position + length], payload[position + length : position + 2 * length]
+        patches.append(Patch(name, before, Strided(**numbers, content=after)))
+        position += 2 * length
+    change = Change(
         tuple(patches),
         check.file_names(header["removed"], "removed"),
         dict.fromkeys(check.file_names(header["added"], "added"), b""),
     )
+    _check_names(change, VerificationError)
+    return change
+
+
+def _place(check: StrictJson, value: object, sizes: Mapping[str, int]) -> tuple[str, dict[str, int], int]:
+    """File, offset, stride and item of a patch, and the number of its bytes, which lie within the file."""
+    row = check.object(value, "patches", "file offset stride item size")
+    name = check.file_name(row["file"], "file")
+    numbers = {key: check.integer(row[key], key) for key in ("offset", "stride", "item")}
+    item, length = numbers["item"], check.integer(row["size"], "size")
+    if not 0 < item <= min(length, numbers["stride"]) or length % item or name not in sizes:
+        raise check.fail("has a patch that does not fit")
+    if numbers["offset"] + (length // item - 1) * numbers["stride"] + item > sizes[name]:
+        raise check.fail("has a patch that does not fit")
+    return name, numbers, length

@@ -24,6 +24,7 @@ from jinja2 import TemplateError
 from amnesia.edits import EntityEdits
 from amnesia.errors import PublishError, os_errors_as
 from amnesia.files.cache import cache_folder
+from amnesia.files.companions import MODELFILE_NAME
 from amnesia.files.disk import list_files
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME
 from amnesia.files.strict_json import json_bytes
@@ -32,7 +33,7 @@ from amnesia.report.page import report_html
 from amnesia.sources.built_in import BUILT_IN
 from amnesia.weights.adapter import CONFIG_NAME, README_NAME, WEIGHTS_NAME
 from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, open_source
-from amnesia.weights.gguf.modelfile import MODELFILE_NAME, modelfile
+from amnesia.weights.gguf.modelfile import modelfile
 from amnesia.weights.gguf.proof import read_output
 from amnesia.weights.manifest import Base, Manifest, UntouchedFile
 from amnesia.weights.manifest_file import manifest_bytes, read_manifest

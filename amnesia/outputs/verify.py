@@ -42,7 +42,7 @@ from amnesia.weights.adapter import (
     target_modules,
     weights_blocks,
 )
-from amnesia.weights.checkpoint import CheckpointSource, open_source
+from amnesia.weights.checkpoint import CheckpointSource, open_source, other_weights
 from amnesia.weights.manifest import BaseFile, Manifest, TensorEdit
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import Weights, direction_factor, plan_edits
@@ -92,12 +92,20 @@ def verify(
         raise InputError(f"{folder} holds an edited {manifest.format} file: verify that file instead")
     steps, origins = trace_back(folder, list_files(folder), manifest)
     check_untouched(steps, origins)
-    _check_declared(open_source(folder), steps)
+    source = open_source(folder)
+    _check_declared(source, steps)
+    if others := other_weights(source):
+        raise VerificationError(
+            f"{folder / others[0]} is no part of the output, and may hold weights that were not edited, or an adapter "
+            "that is put on them: remove it"
+        )
     if base is None:
         return _verify_alone(steps, origins)
     count = _steps_since(base, manifest)
     origin = {name: path for name, path in origins[count - 1].items() if name != _REPOSITORY_FILE}
-    names = {name for name in list_files(base) if name in origin or (name != _REPOSITORY_FILE and is_of_base(name))}
+    copied = {name for name in open_source(base).files if name != _REPOSITORY_FILE and is_of_base(name)}
+    # The output may be a model that was edited in place, with files beside it that no copy gets.
+    names = copied | (origin.keys() & {*list_files(base)})
     return _verify_against(base, names, steps[:count], origin)
 
 
@@ -139,10 +147,9 @@ def _check_declared(source: CheckpointSource, steps: Sequence[Step]) -> None:
 def _verify_against(
     base: Path, names: AbstractSet[str], steps: Sequence[Step], origin: Mapping[str, Path]
 ) -> VerificationReport:
-    base_names = names - {name for step in steps for name in step.manifest.left_out}
-    different = sorted(base_names ^ origin.keys())
+    different = sorted(names ^ origin.keys())
     if different:
-        state = "lacks" if different[0] in base_names else "has, beyond the base and the manifest,"
+        state = "lacks" if different[0] in names else "has, beyond the base and the manifest,"
         raise VerificationError(f"the output {state} the file {different[0]}: make the output again")
     columns = columns_after({name: base / name for name in origin}, steps)
     proven = 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from amnesia.domain import ModelRef
 from amnesia.errors import CheckpointError, InputError, SourceError
-from amnesia.files.disk import check_settled, git_hash, hash_file
+from amnesia.files.disk import check_plain, check_settled, git_hash, hash_file
 from amnesia.sources.built_in import BUILT_IN, built_in
 from amnesia.sources.conversion import from_gguf
 from amnesia.sources.hub_errors import hub_errors
@@ -52,6 +52,7 @@ def resolve(
         return from_gguf(path, notice)
     if path.is_dir():
         check_settled(path)
+        check_plain(path)
         check_weights([item.name for item in path.iterdir()], spec)
         return ModelSource(path, ModelRef(spec))
     if path.exists():
@@ -114,6 +115,7 @@ def resolve_file(spec: str, notice: Notice = lambda _: None, *, name: str | None
         raise InputError(f"format gguf needs a .gguf model, {spec} is not one: give the path of a .gguf file")
     if not path.is_file():
         raise SourceError(f"{path} does not exist: give the path of a .gguf file")
+    check_settled(path.parent)
     return ModelSource(path.parent, ModelRef(spec), path)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from amnesia.domain import ModelRef
 from amnesia.edits import DirectionEdit, Place, names_of
 from amnesia.errors import CheckpointError, InputError, OutputError, os_errors_as
+from amnesia.files.companions import ADAPTER_NAMES, README_NAME
 from amnesia.files.disk import check_empty
 from amnesia.files.strict_json import json_bytes
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit
@@ -34,9 +35,7 @@ from amnesia.weights.scaling import converted, number_type, sum_dtype
 
 # Ranks that PEFT, vLLM and llama.cpp all load.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-WEIGHTS_NAME = "adapter_model.safetensors"
-CONFIG_NAME = "adapter_config.json"
-README_NAME = "README.md"
+CONFIG_NAME, WEIGHTS_NAME = ADAPTER_NAMES
 KEY_PREFIX = "base_model.model."
 # The types that an adapter can have.
 _DTYPES = ("F64", "F32", "F16", "BF16")

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from amnesia.domain import FORMATS, WIDER_TYPES, ModelRef
 from amnesia.edits import Edit, EntityEdits, Joined, Part, Place
 from amnesia.errors import InputError, VerificationError, os_errors_as
+from amnesia.files.companions import ADAPTER_NAMES, UNDO_NAME, is_written
 from amnesia.files.disk import check_settled, read_small
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.strict_json import StrictJson, shown
@@ -63,10 +64,7 @@ def read_manifest(folder: Path) -> Manifest:
     check_settled(folder)
     path = folder / MANIFEST_NAME
     with os_errors_as(VerificationError, f"{path} cannot be read", f"{folder} is not a complete output of amnesia"):
-        content = read_small(path, MAX_MANIFEST)
-    if len(content) > MAX_MANIFEST:
-        raise VerificationError(f"{path} has more than {MAX_MANIFEST} bytes: this is not a manifest")
-    return parse_manifest(content)
+        return parse_manifest(read_small(path, MAX_MANIFEST))
 
 
 def _manifest(value: object, depth: int) -> Manifest:
@@ -82,7 +80,7 @@ def _manifest(value: object, depth: int) -> Manifest:
         value,
         "manifest",
         "format_version tool libraries format base edits edits_sha256 tensors untouched undo added replaced left_out "
-        "recipe scores previous tensor_type",
+        "recipe scores previous tensor_type in_place",
     )
     base = _JSON.object(row["base"], "base", "id revision files")
     files = tuple(_base_file(item) for item in _JSON.list(base["files"], "base.files"))
@@ -99,9 +97,9 @@ def _manifest(value: object, depth: int) -> Manifest:
         edits=edits,
         tensors=tuple(_tensor(item, joined) for item in _JSON.list(row["tensors"], "tensors")),
         untouched=tuple(_untouched(item) for item in _JSON.list(row["untouched"], "untouched")),
-        undo=None if row["undo"] is None else _JSON.file_name(row["undo"], "undo"),
-        added=_JSON.file_names(row["added"], "added"),
-        replaced=_JSON.file_names(row["replaced"], "replaced"),
+        undo=_JSON.choice(row["undo"], "undo", (None, UNDO_NAME)),
+        added=_written(row["added"], "added", ADAPTER_NAMES if row["format"] == "adapter" else ()),
+        replaced=_written(row["replaced"], "replaced"),
         left_out=_JSON.file_names(row["left_out"], "left_out"),
         recipe=_JSON.optional_text(row["recipe"], "recipe"),
         scores={
@@ -110,6 +108,7 @@ def _manifest(value: object, depth: int) -> Manifest:
         },
         previous=None if row["previous"] is None else _manifest(row["previous"], depth - 1),
         tensor_type=_JSON.choice(row["tensor_type"], "tensor_type", (None, *WIDER_TYPES)),
+        in_place=_JSON.choice(row["in_place"], "in_place", (False, True)) is True,
         tool=_JSON.text(row["tool"], "tool"),
         libraries={
             name: _JSON.text(text, f"libraries.{name}")
@@ -128,6 +127,15 @@ def _manifest(value: object, depth: int) -> Manifest:
     if len({*names}) != len(names) or len({tensor.name for tensor in manifest.tensors}) != len(manifest.tensors):
         raise _JSON.fail("lists a file or a tensor twice")
     return manifest
+
+
+def _written(value: object, key: str, also: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of files that this package writes: `undo` removes what was added, and no output may bring other files."""
+    names = _JSON.file_names(value, key)
+    for name in names:
+        if not is_written(name) and name not in also:
+            raise _JSON.fail(f"has {shown(name)} in {key}, which no edit writes")
+    return names
 
 
 def _edits(rows: Sequence[Any]) -> tuple[EntityEdits, ...]:

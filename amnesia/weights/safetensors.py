@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from amnesia.errors import CheckpointError, os_errors_as
-from amnesia.files.disk import BLOCK, list_files, read_exactly, read_small
+from amnesia.files.disk import BLOCK, list_files, open_regular, read_exactly, read_small
 from amnesia.files.streams import Strided
 from amnesia.files.strict_json import StrictJson, shown
 
@@ -90,7 +90,7 @@ def split_name(name: str) -> tuple[str, int | None]:
 def read_header(path: Path) -> SafetensorsHeader:
     """Read and check the header; raises CheckpointError when the file is missing, truncated or contradicts itself."""
     with os_errors_as(CheckpointError, f"{path} cannot be read", "fetch it again"):
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file_size = os.fstat(file.fileno()).st_size
             return header_of(path, file_size, lambda start, size: read_exactly(file.fileno(), size, start, str(path)))
 
@@ -168,7 +168,8 @@ def read_weight_files(folder: Path) -> WeightFiles:
     index = folder / INDEX_FILE
     content = None
     if index.is_file():
-        content = read_small(index, MAX_INDEX)
+        with os_errors_as(CheckpointError, f"{index} cannot be read", "fetch the model again"):
+            content = read_small(index, MAX_INDEX)
     elif not (folder / SINGLE_FILE).is_file():
         raise CheckpointError(_no_weights(folder))
     return weight_files(

@@ -59,10 +59,10 @@ def test_a_base_on_the_hub_proves_a_folder_with_more_files(hub, base, output, tm
     # The folder has a file that no model needs, which is fetched for the proof and for nothing else.
     source = fetch("org/base", tmp_path / "whole")
     done("edit", source, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "all")
-    assert (tmp_path / "all" / "assets" / "logo.txt").exists()
+    assert (tmp_path / "all" / "additional_chat_templates" / "short.jinja").exists()
     assert not (resolve("org/base").folder / "assets").exists()
     assert "compared with the base" in done("verify", tmp_path / "all", "--base", "org/base")
-    assert (resolve("org/base").folder / "assets" / "logo.txt").exists()
+    assert (resolve("org/base").folder / "additional_chat_templates" / "short.jinja").exists()
     # What is in the cache for other reasons is not missed in an output that never had it.
     assert "compared with the base" in done("verify", output, "--base", "org/base")
     (output / "LICENSE").write_bytes(b"another licence")

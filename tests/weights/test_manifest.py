@@ -72,7 +72,7 @@ def test_bytes_depend_on_nothing_but_the_content(tmp_path):
 
 def test_the_file_has_the_documented_fields():
     document = json.loads(manifest_bytes(example()))
-    assert document["format_version"] == 5
+    assert document["format_version"] == 6
     assert document["base"]["files"][0]["sha256"] == HASH
     assert document["edits"][0] == {"entity": "Paris", "layer": 2, "neuron": 10941, "multiplier": -1.0}
     assert document["tensors"][0]["sha256"] == {"before": HASH, "after": HASH[::-1], "scope": "tensor"}
@@ -134,7 +134,13 @@ def test_the_file_has_the_documented_fields():
         (("untouched", 0, "size"), -1),
         (("untouched", 0, "sha256"), "0"),
         (("undo",), ".."),
+        (("undo",), "config.json"),
         (("added",), ["../x"]),
+        (("added",), ["config.json"]),
+        (("added",), ["adapter_config.json"]),
+        (("replaced",), ["sub/precious.txt"]),
+        (("replaced",), ["amnesia-base/model.ckpt"]),
+        (("in_place",), None),
         (("replaced",), "README.md"),
         (("left_out",), [None]),
         (("scores",), []),

@@ -8,6 +8,7 @@ tensors, kilobytes of key) is refused. Metadata that only a tokenizer needs is s
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import BinaryIO, TypeVar
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
 from amnesia.errors import CheckpointError, os_errors_as
+from amnesia.files.disk import open_regular
 
 # Limits far above any model's need (llama.cpp itself stops at 64 bytes of tensor name and 4 dimensions).
 MAX_KEYS = 4096
@@ -161,12 +163,9 @@ def read_model(path: Path) -> GgufModel:
 
 def read_header(path: Path) -> GgufFile:
     """Read and check the header of one file; raises CheckpointError that names the file and the fault."""
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is not a file: give a .gguf file")
     with os_errors_as(CheckpointError, f"{path} cannot be read", "give a .gguf file"):
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            return _Header(path, stream, size).read()
+        with open_regular(path) as stream:
+            return _Header(path, stream, os.fstat(stream.fileno()).st_size).read()
 
 
 def _integer(file: GgufFile, key: str, default: int | None = None) -> int:
