@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from amnesia.domain import Format
+from amnesia.domain import Format, ModelRef
 from amnesia.edits import Place, by_projection, check_edits
-from amnesia.errors import InputError, VerificationError
-from amnesia.files.disk import hash_file, list_files
+from amnesia.errors import InputError, VerificationError, os_errors_as
+from amnesia.files.disk import hash_file, list_files, read_small
 from amnesia.files.staging import MANIFEST_NAME
+from amnesia.files.strict_json import StrictJson, shown
 from amnesia.outputs.history import (
     Replacement,
     Step,
@@ -38,11 +39,12 @@ from amnesia.weights.adapter import (
     base_files,
     check_mergeable,
     config_bytes,
+    is_base,
     read_rows,
     target_modules,
     weights_blocks,
 )
-from amnesia.weights.checkpoint import CheckpointSource, open_source, other_weights
+from amnesia.weights.checkpoint import MAX_CONFIG, CheckpointSource, open_source, other_weights
 from amnesia.weights.manifest import BaseFile, Manifest, TensorEdit
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import Weights, direction_factor, plan_edits
@@ -270,7 +272,7 @@ def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationR
         compare(weights_blocks(source, plans, rank, tensors.append), weights)
         if tuple(tensors) != manifest.tensors:
             raise VerificationError(f"{MANIFEST_NAME} does not list the tensors and hashes of its edits: make it again")
-    config = config_bytes(modules, manifest.tensors[0].axis, rank, manifest.base.ref)
+    config = config_bytes(modules, manifest.tensors[0].axis, rank, _base_of(folder, manifest.base.ref))
     compare(iter([config]), folder / CONFIG_NAME)
     return VerificationReport(
         format=manifest.format,
@@ -282,6 +284,17 @@ def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationR
         base_read=source is not None,
         unproven=(),
     )
+
+
+def _base_of(folder: Path, base: ModelRef) -> ModelRef:
+    """The base as the settings of an adapter call it, if that may be so."""
+    path = folder / CONFIG_NAME
+    check = StrictJson(str(path), VerificationError, "the adapter is damaged, make it again")
+    with os_errors_as(VerificationError, f"{path} cannot be read", "the adapter is damaged, make it again"):
+        name = check.mapping(check.parse(read_small(path, MAX_CONFIG)), "settings").get("base_model_name_or_path")
+    if not isinstance(name, str) or not is_base(name, base):
+        raise check.fail(f"is for the base {shown(name)}, {MANIFEST_NAME} for {base}")
+    return replace(base, name=name)
 
 
 def _check_factors(weights: Path, manifest: Manifest) -> tuple[list[str], int]:

@@ -28,6 +28,7 @@ from amnesia.errors import CheckpointError, InputError, OutputError, os_errors_a
 from amnesia.files.companions import ADAPTER_NAMES, README_NAME
 from amnesia.files.disk import check_empty
 from amnesia.files.strict_json import json_bytes
+from amnesia.plain_text import for_markdown, for_terminal
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit
 from amnesia.weights.plan import Plan, TensorPlan, Weights, direction_factor, edited_vectors
 from amnesia.weights.safetensors import NewTensor, new_file
@@ -74,7 +75,9 @@ def write_adapter(plan: Plan[Weights], folder: Path) -> Manifest:
             file.writelines(weights_blocks(source, plans, rank, tensors.append))
         source.check_unchanged()
         modules = target_modules(source, plans)
-        (folder / CONFIG_NAME).write_bytes(config_bytes(modules, plans[0].axis, rank, spec.base))
+        (folder / CONFIG_NAME).write_bytes(
+            config_bytes(modules, plans[0].axis, rank, _found_by_peft(source, spec.base))
+        )
         readme = _readme(names_of(spec.groups), spec.base.name)
         (folder / README_NAME).write_text(readme, encoding="utf-8")
     return Manifest(
@@ -86,6 +89,16 @@ def write_adapter(plan: Plan[Weights], folder: Path) -> Manifest:
         recipe=spec.recipe_text,
         previous=source.manifest,
     )
+
+
+def _found_by_peft(source: Weights, base: ModelRef) -> ModelRef:
+    """The base as PEFT finds it, from whatever folder: on the Hub by its name and commit, else by its place here."""
+    return base if base.revision is not None else ModelRef(str(Path(source.name).resolve()))
+
+
+def is_base(name: object, base: ModelRef) -> bool:
+    """Whether the settings of an adapter may call its base so: as the manifest does, or by the place of a folder."""
+    return name == base.name or (base.revision is None and isinstance(name, str) and Path(name).is_absolute())
 
 
 def check_mergeable(source: Weights, plans: Sequence[TensorPlan]) -> None:
@@ -209,16 +222,17 @@ def config_bytes(modules: Sequence[str], axis: int, rank: int, base: ModelRef) -
 
 
 def _readme(entity: str, base: str) -> str:
+    name, subject = for_markdown(base), for_markdown(entity)
     return f"""---
 library_name: peft
-base_model: {json.dumps(base, ensure_ascii=False)}
+base_model: {for_terminal(json.dumps(base, ensure_ascii=False))}
 tags:
 - lora
 ---
 
-# {base} without {entity}
+# {name} without {subject}
 
-A LoRA adapter that suppresses what {base} knows about {entity}. Merged into the base with
+A LoRA adapter that suppresses what {name} knows about {subject}. Merged into the base with
 `merge_and_unload()` it changes columns of the MLP output projection, as listed in `amnesia.json`.
 To undo the edit, unload the adapter.
 """

@@ -95,7 +95,7 @@ def _manifest(value: object, depth: int) -> Manifest:
             ModelRef(_JSON.text(base["id"], "base.id"), _JSON.optional_text(base["revision"], "base.revision")), files
         ),
         edits=edits,
-        tensors=tuple(_tensor(item, joined) for item in _JSON.list(row["tensors"], "tensors")),
+        tensors=_tensors(_JSON.list(row["tensors"], "tensors"), joined),
         untouched=tuple(_untouched(item) for item in _JSON.list(row["untouched"], "untouched")),
         undo=_JSON.choice(row["undo"], "undo", (None, UNDO_NAME)),
         added=_written(row["added"], "added", ADAPTER_NAMES if row["format"] == "adapter" else ()),
@@ -166,15 +166,32 @@ def _untouched(value: object) -> UntouchedFile:
     )
 
 
-def _tensor(value: object, joined: Joined) -> TensorEdit:
+def _tensors(rows: Sequence[object], joined: Joined) -> tuple[TensorEdit, ...]:
+    """The edited tensors; two of the same part of a layer would be one, and many take time without bounds."""
+    found, parts = [], set()
+    for row in rows:
+        place = _place(row)
+        part = (place.layer, place.expert, place.part)
+        if part in parts:
+            raise _JSON.fail(f"lists two tensors of layer {place.layer} for the same part of its edits")
+        parts.add(part)
+        found.append(_tensor(row, place, joined))
+    return tuple(found)
+
+
+def _place(value: object) -> Place:
     row = _JSON.object(value, "tensors", "name file axis layer sha256", optional="expert part first share")
-    hashes = _JSON.object(row["sha256"], "tensors.sha256", "before after scope")
-    place = Place(
+    return Place(
         _JSON.integer(row["layer"], "tensors.layer"),
         _JSON.integer(row["expert"], "tensors.expert") if "expert" in row else None,
         _JSON.choice(row.get("part", "all"), "tensors.part", get_args(Part)),
         _JSON.integer(row.get("first", 0), "tensors.first"),
     )
+
+
+def _tensor(value: object, place: Place, joined: Joined) -> TensorEdit:
+    row = _JSON.mapping(value, "tensors")
+    hashes = _JSON.object(row["sha256"], "tensors.sha256", "before after scope")
     multipliers, directions = joined.at(place)
     if not multipliers:
         raise _JSON.fail(f"lists tensor {shown(row['name'])} of layer {place.layer}, in which its edits change nothing")

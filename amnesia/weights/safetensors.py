@@ -187,7 +187,7 @@ def weight_files(
     if index is None:
         header = read(SINGLE_FILE)
         return WeightFiles(dict.fromkeys(header.tensors, SINGLE_FILE), {SINGLE_FILE: header})
-    location = _location(f"{where}/{INDEX_FILE}", index)
+    location = location_of(where, index)
     if has(SINGLE_FILE) and SINGLE_FILE not in location.values():
         raise CheckpointError(
             f"{where} has {SINGLE_FILE} and an index of other files: remove the one that is not to be used"
@@ -214,8 +214,9 @@ def weight_files(
     return WeightFiles(location, headers)
 
 
-def _location(where: str, content: bytes) -> dict[str, str]:
-    json_file = StrictJson(where, CheckpointError, "fetch the model again")
+def location_of(where: str, content: bytes) -> dict[str, str]:
+    """Tensor → file, by the content of the index of the model `where`; raises CheckpointError."""
+    json_file = StrictJson(f"{where}/{INDEX_FILE}", CheckpointError, "fetch the model again")
     if len(content) > MAX_INDEX:
         raise json_file.fail(f"has more than {MAX_INDEX} bytes")
     index = json_file.mapping(json_file.parse(content), "index")

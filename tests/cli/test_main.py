@@ -435,7 +435,10 @@ def test_an_interrupted_run_leaves_no_output(model, recipe, tmp_path, kill):
     before = tree(model)
     process = in_process("run", recipe, "-o", tmp_path / "out")
     deadline = time.monotonic() + 300
-    while not (tmp_path / ".out.amnesia-partial").exists():  # The saved files are about to be evaluated.
+    while not [
+        *tmp_path.glob(".amnesia-*/new/amnesia.json"),
+        *tmp_path.glob(".amnesia-*/new/model*"),
+    ]:  # The saved files are about to be evaluated.
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)

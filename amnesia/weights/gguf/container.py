@@ -27,7 +27,8 @@ MAX_TENSORS = 65536
 MAX_NAME_BYTES = 512
 MAX_DIMENSIONS = 4
 MAX_ARRAY_DEPTH = 4
-MAX_ARRAY_STRINGS = 1 << 22
+MAX_ARRAY_STRINGS = 1 << 21
+MAX_NESTED_ARRAYS = 1 << 12
 # Longer strings (chat templates, licenses) are recorded by their length alone.
 MAX_KEPT_BYTES = 1024
 
@@ -185,6 +186,7 @@ class _Header:
         self._size = size
         self._position = 0
         self._strings_left = MAX_ARRAY_STRINGS
+        self._arrays_left = MAX_NESTED_ARRAYS
 
     def read(self) -> GgufFile:
         self._read_preamble()
@@ -290,8 +292,11 @@ class _Header:
         if depth > MAX_ARRAY_DEPTH:
             raise self._error(f"metadata key {key!r} nests more than {MAX_ARRAY_DEPTH} arrays")
         # Items of these kinds take time one by one, so that their number is bounded over the whole header.
-        self._strings_left -= length
-        if self._strings_left < 0:
+        if kind == GGUFValueType.STRING:
+            self._strings_left -= length
+        else:
+            self._arrays_left -= length
+        if self._strings_left < 0 or self._arrays_left < 0:
             raise self._error(f"metadata key {key!r} has {length} items, more than any tokenizer")
         if kind == GGUFValueType.STRING:
             for _ in range(length):
