@@ -186,6 +186,9 @@ def localize(
     if plot:
         if output is None:
             raise InputError("--plot needs a file to stand beside: give one with -o")
+        for suffix in () if output.exists() else (".svg", ".png"):
+            if output.with_suffix(suffix).exists():
+                raise InputError(f"{output.with_suffix(suffix)} exists, and no {output}: give another name with -o")
         figures.check_available()
     from amnesia.live.loading import load_source
     from amnesia.localization import cells

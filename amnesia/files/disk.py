@@ -55,7 +55,6 @@ def list_files(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder: give the folder that holds config.json")
     names = []
-    homes = _homes(folder)
     for parent, folders, files in os.walk(folder, onerror=_unreadable):
         if Path(parent) == folder:
             folders[:] = [name for name in folders if name not in (".git", ".cache")]
@@ -67,16 +66,22 @@ def list_files(folder: Path) -> tuple[str, ...]:
             relative = path.relative_to(folder).as_posix()
             if not path.is_file():
                 raise CheckpointError(f"{path} is not a regular file, or a broken link: remove or restore it")
-            if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
-                # What it leads to is no part of the model, and would be copied and published with it.
-                raise CheckpointError(
-                    f"{path} is a link to {path.resolve()}, outside of the model: put the file itself there, or remove "
-                    "the link"
-                )
+            check_inside(path, folder)
             if not is_inside_name(relative):
                 raise CheckpointError(f"{relative!r} in {folder} is not a portable file name: rename the file")
             names.append(relative)
     return tuple(sorted(names))
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Raises CheckpointError for a link that leads out of the model in `folder`.
+
+    What it leads to is no part of the model, and would be copied and published with it.
+    """
+    if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in _homes(folder)):
+        raise CheckpointError(
+            f"{path} is a link to {path.resolve()}, outside of the model: put the file itself there, or remove the link"
+        )
 
 
 def _homes(folder: Path) -> tuple[Path, ...]:

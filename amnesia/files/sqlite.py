@@ -8,7 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from amnesia.errors import OutputError, os_errors_as
-from amnesia.files.disk import check_replaceable
+from amnesia.files.disk import check_replaceable, open_regular
 
 # The number in a file's header by which SQLite tells what program a file is of: "amne".
 _APPLICATION_ID = 0x616D6E65
@@ -43,3 +43,15 @@ def database(path: Path, tables: str, purpose: str) -> Generator[sqlite3.Connect
         yield connection
     finally:
         connection.close()
+
+
+def remove_database(path: Path) -> None:
+    """Remove a database of this package, with the journal that SQLite left beside it; anything else stays."""
+    with contextlib.suppress(OSError):
+        check_replaceable(path)
+        with open_regular(path, follow=False) as file:
+            header = file.read(72)
+        # By the format of SQLite's files, the number of the program ends 72 bytes after their start.
+        if header.startswith(b"SQLite format 3\0") and header[68:] == _APPLICATION_ID.to_bytes(4, "big"):
+            path.unlink()
+            path.with_name(f"{path.name}-journal").unlink(missing_ok=True)

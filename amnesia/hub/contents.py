@@ -211,6 +211,7 @@ def _rename(
         base=origin,
         edits=edits,
         recipe=recipe,
+        left_out=(),  # Names of files on this machine.
         previous=None if previous is None else _rename(previous, base, matched, key, paths),
     )
 

@@ -1,13 +1,16 @@
 """What --force may replace, and what it must not."""
 
+import contextlib
 import hashlib
 import json
 import os
+import sqlite3
 
 import pytest
 
 from amnesia.domain import FORMATS
 from amnesia.errors import OutputError
+from amnesia.files.sqlite import database, remove_database
 from amnesia.files.staging import FORMAT_FOLDERS, MANIFEST_NAME, check_output, staged_output
 from support.folders import tree
 
@@ -164,3 +167,22 @@ def test_a_file_is_never_replaced(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError, match="was not written by amnesia"):
         check_output(tmp_path / "file", force=True)
+
+
+def test_a_database_of_another_program_is_left_alone(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "theirs")) as theirs, theirs:
+        theirs.execute("CREATE TABLE bookmarks (name TEXT)")
+    (tmp_path / "text").write_text("x" * 2000)
+    (tmp_path / "link").symlink_to("theirs")
+    before = tree(tmp_path)
+    for name in ("theirs", "text", "link"):
+        with pytest.raises(OutputError, match=f"{name} cannot be used as a test"):
+            with database(tmp_path / name, "CREATE TABLE IF NOT EXISTS ours (name TEXT);", "a test"):
+                pass
+        remove_database(tmp_path / name)
+    assert tree(tmp_path) == before
+    for _ in range(2):
+        with database(tmp_path / "ours", "CREATE TABLE IF NOT EXISTS ours (name TEXT);", "a test") as ours, ours:
+            ours.execute("INSERT INTO ours VALUES ('x')")
+    remove_database(tmp_path / "ours")
+    assert tree(tmp_path) == before

@@ -19,7 +19,7 @@ from typing import BinaryIO, TypeVar
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
 from amnesia.errors import CheckpointError, os_errors_as
-from amnesia.files.disk import open_regular
+from amnesia.files.disk import check_inside, open_regular
 
 # Limits far above any model's need (llama.cpp itself stops at 64 bytes of tensor name and 4 dimensions).
 MAX_KEYS = 4096
@@ -141,6 +141,9 @@ def read_model(path: Path) -> GgufModel:
         raise CheckpointError(
             f"{len(missing)} of {count} parts are missing beside {path.name}, the first is {missing[0]}: fetch them all"
         )
+    for part in paths:
+        if part != path:  # That one was named, wherever it leads.
+            check_inside(part, path.parent)
     files = tuple(read_header(part) for part in paths)
     names: set[str] = set()
     for number, file in enumerate(files):
