@@ -28,11 +28,11 @@ _TEXTS = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.*.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
+    "vocab.*",
     "merges.txt",
     "tekken.json",
     "*.tiktoken",
@@ -47,7 +47,7 @@ _TEXTS = (
     ".gitattributes",
 )
 # Vocabularies of SentencePiece, which are no text.
-_PIECES = ("tokenizer.model", "tokenizer.model.v?", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model")
+_PIECES = ("*.model", "tokenizer.model.*")
 PATTERNS = (*_TEXTS, *_PIECES, "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*", "license*", "notice*")
 _WEIGHTS = (
     ".safetensors .gguf .bin .pt .pth .ckpt .pkl .npy .npz .h5 .msgpack .ot .onnx .onnx_data .tflite .mlmodel "

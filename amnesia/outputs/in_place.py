@@ -24,6 +24,7 @@ from amnesia.outputs.history import Replacement, columns_before, hash_with, trac
 from amnesia.weights.checkpoint import (
     BASE_FOLDER,
     UNDO_NAME,
+    check_no_twins,
     edited_columns,
     is_reserved,
     open_source,
@@ -138,7 +139,9 @@ def _change_folder(folder: Path, spec: EditSpec) -> tuple[Change, Manifest]:
     tensors: list[TensorEdit] = []
     saved: list[NewTensor] = []
     plans = plan_edits(source, spec.groups, allow_overlap=spec.allow_overlap)
-    for columns in edited_columns(source, plans):
+    edited = tuple(edited_columns(source, plans))
+    check_no_twins(source, edited)
+    for columns in edited:
         plan = columns.plan
         hashes = hash_ranges(folder / plan.file, tensor_range(plan.tensor), columns.patches())
         tensors.append(columns.entry(*hashes))

@@ -8,6 +8,7 @@ few pieces of a file, and the edited columns.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -178,6 +179,7 @@ def write_edited(
     stamps = {name: file_stamp(source.folder / name) for name in source.files}
     replaced = tuple(name for name in source.files if is_reserved(name))
     columns = tuple(edited_columns(source, plan.tensors))
+    check_no_twins(source, columns)
     tensor_hashes = {row.tensor.name: tensor_range(row.tensor) for row in plan.tensors}
     base_files, untouched = [], []
     for name in sorted(source.files, key=lambda name: name not in touched):
@@ -306,6 +308,32 @@ def edited_columns(source: Weights, plans: Sequence[TensorPlan]) -> Iterator[Edi
             yield from worker.map(read, plans)
         finally:
             worker.shutdown(cancel_futures=True)
+
+
+def check_no_twins(source: CheckpointSource, columns: Sequence[EditedColumns]) -> None:
+    """Raises CheckpointError when the weights hold an edited column once more, in a tensor of another kind.
+
+    Averages of training, and copies under an older name, keep what the edit takes away, and loaders ignore them.
+    """
+
+    def kind(name: str) -> str:
+        return re.sub(r"\d+", "#", name)  # Layers differ by their number.
+
+    for row in columns:
+        edited, axis = row.plan.tensor, row.plan.axis
+        saved = {index: vector for index, vector in row.before.items() if any(vector)}
+        for file, header in source.weights.headers.items():
+            for tensor in header.tensors.values():
+                alike = (tensor.dtype, tensor.shape) == (edited.dtype, edited.shape)
+                if not saved or not alike or kind(tensor.name) == kind(edited.name):
+                    continue
+                with (source.folder / file).open("rb", buffering=0) as stream:
+                    found = read_vectors(stream.fileno(), tensor, axis, tuple(saved))
+                if any(found[index] == vector for index, vector in saved.items()):
+                    raise CheckpointError(
+                        f"{source.folder / file} holds columns of {edited.name} once more in {tensor.name}, where they "
+                        "would stay: save the model anew with transformers, without that tensor"
+                    )
 
 
 def tensor_range(tensor: TensorInfo) -> tuple[RangeHash, RangeHash]:

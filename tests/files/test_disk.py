@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -116,6 +117,13 @@ def test_an_error_leaves_the_older_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         replace_file(path, b"two")
     assert [(item.name, item.read_bytes()) for item in tmp_path.iterdir()] == [("cells.json", b"one")]
+
+
+def test_files_of_others_are_read_whole_by_one_function():
+    own = {"packaged.py", "relations.py"}  # They read files of this package.
+    for path in (ROOT / "amnesia").rglob("*.py"):
+        if path.name not in own:
+            assert not re.search(r"\.read_(bytes|text)\(|json\.load\(", path.read_text()), path
 
 
 def _umask():

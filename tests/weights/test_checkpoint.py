@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from amnesia.architectures import LAYOUTS
 from amnesia.domain import Cell, ModelRef
@@ -183,6 +183,21 @@ def test_only_what_a_model_needs_is_copied_and_the_rest_is_listed(tmp_path):
     assert tree(tmp_path / "back") == {
         name: content for name, content in tree(source).items() if name in {*COPIED, *shards}
     }
+
+
+@pytest.mark.parametrize("name", ["ema.layers.1.mlp.down_proj.weight", "lora.copy"])
+def test_a_column_that_the_weights_hold_once_more_is_refused(tmp_path, name):
+    source = save_tiny(tmp_path / "source", max_shard_size="1GB")
+    tensors = load_file(source / "model.safetensors")
+    twin = torch.randn(tensors["model.layers.1.mlp.down_proj.weight"].shape)
+    save_file(tensors | {name: twin}, source / "model.safetensors")
+    edit(source, tmp_path / "other", [ColumnEdit(Cell(1, 4))])
+    twin[:, 4] = tensors["model.layers.1.mlp.down_proj.weight"][:, 4]
+    save_file(tensors | {name: twin}, source / "model.safetensors")
+    edit(source, tmp_path / "another", [ColumnEdit(Cell(1, 5))])
+    with pytest.raises(CheckpointError, match=rf"holds columns of model.layers.1.* once more in {name}"):
+        edit(source, tmp_path / "out", [ColumnEdit(Cell(1, 4))])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
