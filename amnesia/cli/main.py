@@ -94,7 +94,7 @@ def mine(
     loading: Loading,
 ) -> None:
     """Write a recipe for ENTITY from the facts of a PopQA table that MODEL knows, controls included."""
-    check_file(output)
+    check_file(output, replaceable=False)
     mined = _mine(model, entity, popqa, aliases, loading)
     write_file(output, mined.recipe.text.encode())
     click.echo(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import json
 import sys
 import time
 from collections.abc import Generator, Mapping
@@ -93,13 +94,31 @@ def write_file(path: Path, content: bytes) -> None:
         replace_file(path, content)
 
 
-def check_file(path: Path | None) -> None:
-    """Minutes of work must not end in front of a file that cannot be written."""
+def check_file(path: Path | None, *, replaceable: bool = True) -> None:
+    """Raise OutputError for a result that cannot be written, or must not: minutes of work must not end in front of it.
+
+    An older one is replaced if it is a JSON file of this package and `replaceable`, and nothing else is.
+    """
     if path is None:
         return
     with os_errors_as(OutputError, f"{path} cannot be written", "choose another file"):
         path.parent.mkdir(parents=True, exist_ok=True)
         check_replaceable(path)
+        if not path.exists() or not path.stat().st_size or (replaceable and _is_result(read_small(path, _MAX_LINES))):
+            return
+    raise OutputError(
+        f"{path} exists, and {'is no result of amnesia' if replaceable else 'may have been mended by hand'}: choose "
+        "another file, or remove it"
+    )
+
+
+def _is_result(content: bytes) -> bool:
+    """Whether a JSON file lists entities, or edits of one: what `localize` and `extract` write."""
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and bool({"entities", "edits"} & document.keys())
 
 
 def lines_of(path: Path) -> list[str]:
