@@ -18,7 +18,7 @@ from amnesia.files.locks import lock_folder
 
 _NAME = re.compile(r"\.amnesia-[0-9a-f]{16}")
 # In a hidden folder: what it was made for, the new thing, and the older one that makes room for it.
-_MARK, _NEW, _OLD = "mark", "new", "old"
+MARK_NAME, _NEW, _OLD = "mark", "new", "old"
 _MAX_MARK = 2**16
 
 
@@ -32,23 +32,16 @@ def scratch_folder(beside: Path, *, alone: bool = False) -> Generator[Path]:
 
     Raises OSError and, if it must be `alone`, OutputError while another process makes the same thing.
     """
-    while True:
-        made = beside.with_name(f".amnesia-{secrets.token_hex(8)}")
-        made.mkdir(mode=0o700)
-        # Until it is locked, another process may take the folder for an abandoned one and remove it.
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            if (lock := lock_folder(made)) is not None:
-                break
+    made, lock = hidden_folder(beside)
     try:
-        (made / _MARK).write_bytes(_mark(made, beside))
-        for other in _hidden(beside):
+        for other in hidden_folders(beside):
             if other != made and not _remove_abandoned(other, beside) and alone:
                 raise OutputError(f"{beside} is in use by another process: wait for it, or choose another output")
         (made / _NEW).mkdir()
         yield made / _NEW
     finally:
         with contextlib.suppress(OSError):
-            _remove(made)
+            remove_hidden(made)
         os.close(lock)
 
 
@@ -57,22 +50,47 @@ def aside(new: Path) -> Path:
     return new.with_name(_OLD)
 
 
+def hidden_folder(beside: Path) -> tuple[Path, int]:
+    """A new hidden folder next to `beside`, marked as made for it, and the descriptor that keeps it locked.
+
+    Raises OSError.
+    """
+    while True:
+        made = beside.with_name(f".amnesia-{secrets.token_hex(8)}")
+        made.mkdir(mode=0o700)
+        # Until it is locked, another process may take the folder for an abandoned one and remove it.
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            if (lock := lock_folder(made)) is not None:
+                break
+    try:
+        (made / MARK_NAME).write_bytes(_mark(made, beside))
+    except BaseException:
+        os.close(lock)
+        raise
+    return made, lock
+
+
+def is_hidden_name(name: str) -> bool:
+    """Whether a folder of `hidden_folder` may be called so."""
+    return _NAME.fullmatch(name) is not None
+
+
 def _mark(folder: Path, beside: Path) -> bytes:
     return f"{folder.stat().st_ino} {beside.name}".encode("utf-8", "surrogateescape")
 
 
-def _hidden(beside: Path) -> Iterator[Path]:
+def hidden_folders(beside: Path) -> Iterator[Path]:
     """The folders next to `beside` that a process of this user made for it, or died too early to say for what."""
     for path in sorted(beside.parent.iterdir()):
-        if not _NAME.fullmatch(path.name):
+        if not is_hidden_name(path.name):
             continue
         with contextlib.suppress(OSError):
             status = path.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
                 continue
             inside = {item.name for item in path.iterdir()}
-            mark = read_small(path / _MARK, _MAX_MARK, follow=False) if _MARK in inside else b""
-            if mark == _mark(path, beside) or (not mark and inside <= {_MARK}):
+            mark = read_small(path / MARK_NAME, _MAX_MARK, follow=False) if MARK_NAME in inside else b""
+            if mark == _mark(path, beside) or (not mark and inside <= {MARK_NAME}):
                 yield path
 
 
@@ -89,14 +107,14 @@ def _remove_abandoned(folder: Path, beside: Path) -> bool:
             if (folder / _OLD).exists() and not os.path.lexists(beside):
                 (folder / _OLD).rename(beside)
             with contextlib.suppress(OSError):
-                _remove(folder)
+                remove_hidden(folder)
         finally:
             os.close(lock)
     return True
 
 
-def _remove(folder: Path) -> None:
-    """Remove a folder, manifests first and the mark last: what a kill leaves must not look complete, nor foreign."""
+def remove_hidden(folder: Path) -> None:
+    """Remove a hidden folder, manifests first, the mark last: what a kill leaves is neither complete nor foreign."""
     for path in folder.rglob(MANIFEST_NAME):
         path.unlink()
     for name in (_NEW, _OLD):

@@ -7,7 +7,7 @@ interrupted change never happened, whenever the process was killed. Only what wr
 A journal may come with a folder from elsewhere. So it is believed only where it overwrites bytes of weights that have
 the size it says, and moves or removes files that this package writes.
 
-Small files that make room are moved to a folder beside the journal and back, so that each step can be repeated.
+Small files that make room are moved to a hidden folder beside the journal and back, so that each step can be repeated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import resource
-import shutil
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,19 +25,21 @@ from pathlib import Path
 import numpy as np
 
 from amnesia.errors import AmnesiaError, OutputError, VerificationError
+from amnesia.files.cache import MARK_NAME, hidden_folder, hidden_folders, is_hidden_name, remove_hidden
 from amnesia.files.companions import is_written
-from amnesia.files.disk import JOURNAL_NAME, copy_file, locked, open_regular, read_exactly, sync, write_new
+from amnesia.files.disk import JOURNAL_NAME, copy_file, locked, open_regular, read_exactly, read_small, sync, write_new
 from amnesia.files.streams import Strided, overwrite
-from amnesia.files.strict_json import StrictJson
+from amnesia.files.strict_json import StrictJson, shown
 
-_PARTIAL_NAME = f"{JOURNAL_NAME}-partial"
-_OLD_NAME = f"{JOURNAL_NAME}-old"
-OWN_NAMES = (JOURNAL_NAME, _PARTIAL_NAME, _OLD_NAME)
 _FORMAT_VERSION = 2
 _WEIGHTS = (".safetensors", ".gguf")
+# In the hidden folder: the files that made room.
+_OLD = "files"
 # A journal is held in memory; no edit in place has come near these bytes, of which its header takes a thousandth.
 _MAX_JOURNAL = 2**32
 _MAX_HEADER = 2**26
+# A patch takes no more in the header, beyond its bytes.
+_MAX_ROW = 2**11
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,19 @@ def apply(folder: Path, change: Change) -> None:
         if name not in change.removed and os.path.lexists(folder / name):
             raise OutputError(f"{folder / name} is in the way: move it to another place")
     _check_names(change, OutputError)
-    content = _to_bytes(folder, change)
-    _check_writable(folder, change, len(content))
+    _check_writable(folder, change)
     journal = folder / JOURNAL_NAME
-    partial = folder / _PARTIAL_NAME
     try:
-        write_new(partial, [content])
-        partial.rename(journal)
-        sync(folder)
-        _make(folder, change)
-        journal.unlink()
-        sync(folder)
+        aside, lock = hidden_folder(journal)
+        try:
+            write_new(aside / JOURNAL_NAME, [_to_bytes(folder, aside.name, change)])
+            (aside / JOURNAL_NAME).rename(journal)
+            sync(folder)
+            _make(folder, aside, change)
+            journal.unlink()
+            sync(folder)
+        finally:
+            os.close(lock)
     except BaseException as error:
         _settle(folder)
         if isinstance(error, OSError) and not isinstance(error, AmnesiaError):
@@ -98,9 +101,9 @@ def apply(folder: Path, change: Change) -> None:
     _sweep(folder)
 
 
-def _make(folder: Path, change: Change) -> None:
+def _make(folder: Path, aside: Path, change: Change) -> None:
     for name in change.removed:
-        target = folder / _OLD_NAME / name
+        target = aside / _OLD / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (folder / name).rename(target)
     for name in {patch.file: None for patch in change.patches}:
@@ -112,7 +115,7 @@ def _make(folder: Path, change: Change) -> None:
         if isinstance(content, bytes):
             write_new(target, [content])
         else:
-            copy_file(folder / _OLD_NAME / content, target)
+            copy_file(aside / _OLD / content, target)
             sync(target)
         sync(target.parent)
     sync(folder)
@@ -128,8 +131,11 @@ def _check_names(change: Change, error: type[AmnesiaError]) -> None:
             raise error(f"{name} is no file that an edit in place writes or moves: leave it where it is")
 
 
-def _check_writable(folder: Path, change: Change, size: int) -> None:
+def _check_writable(folder: Path, change: Change) -> None:
     """Raises OutputError for what would stop a change half-way, and stop taking it back as well."""
+    size = len(_to_bytes(folder, "", replace(change, patches=()))) + sum(
+        len(patch.before) + len(patch.after.content) + _MAX_ROW for patch in change.patches
+    )
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     ends = [size, *(patch.after.end for patch in change.patches)]
     ends += [len(content) for content in change.added.values() if isinstance(content, bytes)]
@@ -157,7 +163,7 @@ def recover(folder: Path) -> bool:
     Raises OutputError while another process works on the folder, and VerificationError when files were changed since
     by something else.
     """
-    if not any((folder / name).exists() for name in OWN_NAMES):
+    if not os.path.lexists(folder / JOURNAL_NAME) and not any(hidden_folders(folder / JOURNAL_NAME)):
         return False
     with locked(folder):
         return _settle(folder)
@@ -170,12 +176,14 @@ def settle(folder: Path) -> None:
 
 def _settle(folder: Path) -> bool:
     journal = folder / JOURNAL_NAME
-    found = journal.exists()
+    found = os.path.lexists(journal)
     try:
         if found:
-            _take_back(folder, _read(folder, journal))
+            aside, change = _read(folder, journal)
+            _take_back(folder, aside, change)
             journal.unlink()
             sync(folder)
+            _remove_emptied(folder / aside)
         _sweep(folder)
     except OSError as error:
         if isinstance(error, AmnesiaError):
@@ -187,7 +195,7 @@ def _settle(folder: Path) -> bool:
     return found
 
 
-def _take_back(folder: Path, change: Change) -> None:
+def _take_back(folder: Path, aside: str, change: Change) -> None:
     for name in {patch.file: None for patch in change.patches}:
         path = _own_file(folder, name)
         if not path.is_file():
@@ -212,7 +220,7 @@ def _take_back(folder: Path, change: Change) -> None:
             _own_file(folder, name).unlink(missing_ok=True)
     _remove_empty(folder, tuple(change.added))
     for name in change.removed:
-        old, target = _own_file(folder, f"{_OLD_NAME}/{name}"), _own_file(folder, name)
+        old, target = _own_file(folder, f"{aside}/{_OLD}/{name}"), _own_file(folder, name)
         if old.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             old.replace(target)
@@ -244,17 +252,28 @@ def _remove_empty(folder: Path, names: Sequence[str]) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Without a journal, what lies beside it is of no use to anyone."""
-    (folder / _PARTIAL_NAME).unlink(missing_ok=True)
-    old = folder / _OLD_NAME
-    if old.is_dir() and not old.is_symlink():
-        shutil.rmtree(old, ignore_errors=True)
+    """Without a journal, what was made for one is of no use to anyone."""
+    for path in hidden_folders(folder / JOURNAL_NAME):
+        with contextlib.suppress(OSError):
+            remove_hidden(path)
 
 
-def _to_bytes(folder: Path, change: Change) -> bytes:
+def _remove_emptied(aside: Path) -> None:
+    """Remove what is left of the hidden folder of a journal also where the model was copied with it."""
+    mark = aside / MARK_NAME
+    with contextlib.suppress(OSError):
+        if read_small(mark, _MAX_ROW, follow=False).endswith(f" {JOURNAL_NAME}".encode()):
+            mark.unlink()
+        for path in sorted(aside.rglob("*"), reverse=True):
+            path.rmdir()
+        aside.rmdir()
+
+
+def _to_bytes(folder: Path, aside: str, change: Change) -> bytes:
     payload = b"".join(patch.before + patch.after.content for patch in change.patches)
     header = {
         "format_version": _FORMAT_VERSION,
+        "aside": aside,
         "sizes": {row.file: (folder / row.file).stat().st_size for row in change.patches},
         "patches": [
             {
@@ -281,15 +300,20 @@ def _digest(*parts: bytes) -> bytes:
     return digest.hexdigest().encode()
 
 
-def _read(folder: Path, path: Path) -> Change:
-    """The change that a journal describes; raises VerificationError when it is damaged or not one of this folder."""
+def _read(folder: Path, path: Path) -> tuple[str, Change]:
+    """The hidden folder of the files that made room, and the change that a journal describes.
+
+    Raises VerificationError when it is damaged, or not about this folder.
+    """
     check = StrictJson(str(path), VerificationError, "the journal is damaged, fetch the model again or remove it")
     with open_regular(path, follow=False) as file:
         size = os.fstat(file.fileno()).st_size
         digest, line = file.readline(2 * hashlib.sha256().digest_size + 1), file.readline(_MAX_HEADER)
-        header = check.object(check.parse(line), "journal", "format_version sizes patches removed added")
+        header = check.object(check.parse(line), "journal", "format_version aside sizes patches removed added")
         if header["format_version"] != _FORMAT_VERSION:
             raise check.fail("has another version than expected")
+        if not is_hidden_name(check.text(header["aside"], "aside")):
+            raise check.fail(f"has {shown(header['aside'])} as aside")
         for name, expected in check.mapping(header["sizes"], "sizes").items():
             target = _own_file(folder, check.file_name(name, "sizes"))
             if not target.is_file() or target.stat().st_size != check.integer(expected, "sizes"):
@@ -312,7 +336,7 @@ def _read(folder: Path, path: Path) -> Change:
         dict.fromkeys(check.file_names(header["added"], "added"), b""),
     )
     _check_names(change, VerificationError)
-    return change
+    return header["aside"], change
 
 
 def _place(check: StrictJson, value: object, sizes: Mapping[str, int]) -> tuple[str, dict[str, int], int]:

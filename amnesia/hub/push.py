@@ -68,7 +68,7 @@ def push(
     if create_pr and branch:
         raise InputError("a pull request is made against the main branch: drop --branch or --create-pr")
     folder = _the_output(output)
-    prove(folder)
+    prove(folder, with_others=leave_out)
     _require_token()
     manifest = read_manifest(folder)
     with _stating("nothing was published"):

@@ -57,10 +57,13 @@ def prove_against(folder: Path, base: str | None, notice: Notice) -> Verificatio
     return verify(folder, source.folder, is_of_base=lambda name: name in names or is_fetched(name))
 
 
-def prove(folder: Path, base: ModelSource | None = None) -> VerificationReport:
-    """Prove that the output differs from its base as declared; raises VerificationError for the first difference."""
+def prove(folder: Path, base: ModelSource | None = None, *, with_others: bool = False) -> VerificationReport:
+    """Prove that the output differs from its base as declared; raises VerificationError for the first difference.
+
+    `with_others` says that files that may be other weights may lie in its folder.
+    """
     if not is_gguf(folder):
-        return verify(folder, None if base is None else base.folder)
+        return verify(folder, None if base is None else base.folder, with_others=with_others)
     path = None if base is None else base.require_gguf()
     manifest, model = prove_gguf(folder, path)
     steps = [*manifest.history()][: steps_since(path, manifest)]

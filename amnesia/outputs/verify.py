@@ -78,12 +78,14 @@ def verify(
     base: Path | None = None,
     *,
     is_of_base: Callable[[str], bool] = lambda _: True,
+    with_others: bool = False,
 ) -> VerificationReport:
     """Re-read an output and prove that exactly the declared columns changed, by exactly the declared edits.
 
     `base` is the folder that was edited; after several edits on top of each other, the folder before any of them.
     Without it, files that were put into the output later by somebody else are left unproven, not refused.
-    `is_of_base` tells which files of `base` the output must have, where others have put more into that folder.
+    `is_of_base` tells which files of `base` the output must have, where others have put more into that folder. Unless
+    it may lie there `with_others`, nothing that may be other weights is accepted beside the output.
     Raises VerificationError naming the first difference, CheckpointError for damaged weights, and InputError for a
     GGUF output.
     """
@@ -96,7 +98,7 @@ def verify(
     check_untouched(steps, origins)
     source = open_source(folder)
     _check_declared(source, steps)
-    if others := other_weights(source):
+    if not with_others and (others := other_weights(source)):
         raise VerificationError(
             f"{folder / others[0]} is no part of the output, and may hold weights that were not edited, or an adapter "
             "that is put on them: remove it"

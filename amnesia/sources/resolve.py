@@ -45,6 +45,10 @@ HUB_PATTERNS = [
 ]  # fmt: skip
 
 
+# The star of a pattern also stands for a slash; below the top these are twins of what is there.
+_TWINS = ["*/*.model", "*/tokenizer.*", "*/*.tiktoken", "*/vocab.*"]
+
+
 def resolve(
     model: ModelRef | Path | str, notice: Notice = lambda _: None, *, also: Collection[str] = ()
 ) -> ModelSource:
@@ -174,7 +178,10 @@ def _fetch_files(ref: ModelRef, patterns: Collection[str], names: Collection[str
     with hub_errors(str(ref)):
         # A name may hold characters that mean something in a pattern.
         wanted = [*patterns, *map(glob.escape, names)]
-        folder = Path(snapshot_download(ref.name, revision=ref.revision, allow_patterns=wanted))
+        ignored = None if names else _TWINS
+        folder = Path(
+            snapshot_download(ref.name, revision=ref.revision, allow_patterns=wanted, ignore_patterns=ignored)
+        )
         _check_fetched(folder, str(ref), started)
     return folder
 

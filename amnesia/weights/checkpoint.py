@@ -115,7 +115,8 @@ def declared_files(manifest: Manifest | None) -> frozenset[str]:
         return frozenset()
     undo = () if manifest.undo is None else (manifest.undo,)
     kept = (f"{BASE_FOLDER}/{name}" for name in manifest.replaced)
-    return frozenset((MANIFEST_NAME, *undo, *manifest.added, *manifest.replaced, *kept))
+    of_earlier = (row.file for row in manifest.untouched if is_written(row.file))
+    return frozenset((MANIFEST_NAME, *undo, *manifest.added, *manifest.replaced, *kept, *of_earlier))
 
 
 def other_weights(source: CheckpointSource) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ def folder(tmp_path):
 
 def write_journal(folder, *, payload=b"", **fields):
     """A journal as this package would write it, but for what it says."""
-    header = {"format_version": 2, "sizes": {}, "patches": [], "removed": [], "added": [], **fields}
+    aside = ".amnesia-0123456789abcdef"
+    header = {"format_version": 2, "aside": aside, "sizes": {}, "patches": [], "removed": [], "added": [], **fields}
     line = json.dumps(header).encode() + b"\n"
     (folder / JOURNAL_NAME).write_bytes(hashlib.sha256(line + payload).hexdigest().encode() + b"\n" + line + payload)
 
@@ -44,13 +45,16 @@ def a_patch(folder, **fields):
         {"removed": ["config.json"], "added": ["amnesia.json"]},
         {"removed": ["../config.json"]},
         {"added": ["/etc/passwd"]},
+        {"aside": "sub"},
+        {"aside": ".."},
     ],
 )
 def test_files_that_no_edit_writes_stay(folder, fields):
     (folder / "sub").mkdir()
     (folder / "sub" / "precious.txt").write_text("precious")
-    (folder / ".amnesia-journal-old").mkdir()
-    (folder / ".amnesia-journal-old" / "config.json").write_text("{}")
+    for old in (folder / ".amnesia-0123456789abcdef" / "files", folder / ".amnesia-journal-old"):
+        old.mkdir(parents=True)
+        (old / "config.json").write_text("{}")
     write_journal(folder, **fields)
     before = tree(folder)
     with pytest.raises(VerificationError):
@@ -135,5 +139,5 @@ def test_who_writes_takes_it_back_and_nothing_more(folder, tmp_path):
     assert not (tmp_path / "copy" / JOURNAL_NAME).exists()
 
 
-def _killed(folder, change):
+def _killed(folder, aside, change):
     raise KeyboardInterrupt
