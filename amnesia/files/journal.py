@@ -124,7 +124,7 @@ def _make(folder: Path, aside: Path, change: Change) -> None:
 def _check_names(change: Change, error: type[AmnesiaError]) -> None:
     """Raises `error` for a change of anything but weights and files that this package writes."""
     for name in {patch.file: None for patch in change.patches}:
-        if not name.endswith(_WEIGHTS) or is_written(name):
+        if not name.lower().endswith(_WEIGHTS) or is_written(name):
             raise error(f"{name} holds no weights that an edit in place changes: remove {JOURNAL_NAME}")
     for name in (*change.removed, *change.added):
         if not is_written(name):
