@@ -117,13 +117,13 @@ def remove_hidden(folder: Path) -> None:
     """Remove a hidden folder, manifests first, the mark last: what a kill leaves is neither complete nor foreign."""
     for path in folder.rglob(MANIFEST_NAME):
         path.unlink()
-    for name in (_NEW, _OLD):
-        path = folder / name
+    for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    shutil.rmtree(folder)
+        elif path.name != MARK_NAME:
+            path.unlink()
+    (folder / MARK_NAME).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def cache_folder() -> Path:

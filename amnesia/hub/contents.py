@@ -118,8 +118,11 @@ def prepare(
     for name, content in (extra or {}).items():
         if name not in files:
             files[name] = content
-            if manifest.format == "gguf":  # Of a model folder they are files of the base like others.
+            if manifest.format == "gguf":
                 published = replace(published, added=(*published.added, name))
+            else:  # Of a model folder they are files of the base like others.
+                row = UntouchedFile(name, len(content), hashlib.sha256(content).hexdigest())
+                published = replace(published, untouched=(*published.untouched, row))
     if README_NAME in files and README_NAME not in (*manifest.added, *manifest.replaced):
         files[f"{BASE_FOLDER}/{README_NAME}"] = files.pop(README_NAME)
         published = replace(published, replaced=(*published.replaced, README_NAME))

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from amnesia.errors import InputError, OutputError, VerificationError, os_errors_as
-from amnesia.files.companions import is_companion
 from amnesia.files.disk import copy_file, hash_file, list_files
 from amnesia.files.staging import staged_output
 from amnesia.files.streams import RangeHash
@@ -46,7 +45,7 @@ def undo(
     declared = {row.file for step in steps for row in (*step.manifest.base.files, *step.manifest.untouched)}
     declared.update(name for step in steps for name in step.manifest.replaced)
     # What else came to lie in the folder is no part of the model.
-    files = {name: path for name, path in origins[-1].items() if name in declared or is_companion(name)}
+    files = {name: path for name, path in origins[-1].items() if name in declared}
     columns = columns_before(steps)
     # Going from the newest to the oldest edit, the last hash of a file is the one from before all of them.
     # Edits in place have no hash of a file, but those of its tensors.
