@@ -201,8 +201,9 @@ def read_small(path: Path, limit: int, *, follow: bool = True) -> bytes:
     Everything that is read whole is read by this function, because any of it may have come from elsewhere.
     """
     with open_regular(path, follow=follow) as file:
-        if os.fstat(file.fileno()).st_size <= limit:
-            content = file.read(limit + 1)
+        size = os.fstat(file.fileno()).st_size
+        if size <= limit:
+            content = file.read(size + 1)  # What is not there is not allocated either.
             if len(content) <= limit:
                 return content
     raise OSError(errno.EFBIG, f"it has more than {limit} bytes", str(path))

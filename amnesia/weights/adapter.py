@@ -25,6 +25,7 @@ import numpy as np
 from amnesia.domain import ModelRef
 from amnesia.edits import DirectionEdit, Place, names_of
 from amnesia.errors import CheckpointError, InputError, OutputError, os_errors_as
+from amnesia.files.cache import is_hidden_name
 from amnesia.files.companions import ADAPTER_NAMES, README_NAME
 from amnesia.files.disk import check_empty
 from amnesia.files.strict_json import json_bytes
@@ -93,7 +94,12 @@ def write_adapter(plan: Plan[Weights], folder: Path) -> Manifest:
 
 def _found_by_peft(source: Weights, base: ModelRef) -> ModelRef:
     """The base as PEFT finds it, from whatever folder: on the Hub by its name and commit, else by its place here."""
-    return base if base.revision is not None else ModelRef(str(Path(source.name).resolve()))
+    if base.revision is not None:
+        return base
+    named = Path(base.name).expanduser()
+    place = (named if named.is_dir() else Path(source.name)).resolve()
+    # A model that is made for a moment, to be edited once more, has no place.
+    return base if any(map(is_hidden_name, place.parts)) else ModelRef(str(place))
 
 
 def is_base(name: object, base: ModelRef) -> bool:

@@ -173,7 +173,9 @@ def _tensors(rows: Sequence[object], joined: Joined) -> tuple[TensorEdit, ...]:
         place = _place(row)
         part = (place.layer, place.expert, place.part)
         if part in parts:
-            raise _JSON.fail(f"lists two tensors of layer {place.layer} for the same part of its edits")
+            raise _JSON.fail(
+                f"lists tensors that do not follow from its edits, two of layer {place.layer} for the same part of them"
+            )
         parts.add(part)
         found.append(_tensor(row, place, joined))
     return tuple(found)

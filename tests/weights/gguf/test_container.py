@@ -164,7 +164,7 @@ def test_lying_headers_are_refused(tmp_path: Path, case: dict, fault: str):
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
     assert_refused(tmp_path / "none.gguf", "cannot be read")
-    assert_refused(tmp_path, "is not a file")
+    assert_refused(tmp_path, "not a regular file")
 
 
 def _read_or_refuse(path: Path) -> None:
