@@ -81,7 +81,7 @@ def _mark(folder: Path, beside: Path) -> bytes:
 
 def hidden_folders(beside: Path) -> Iterator[Path]:
     """The folders next to `beside` that a process of this user made for it, or died too early to say for what."""
-    for path in sorted(beside.parent.iterdir()):
+    for path in sorted(beside.parent.iterdir()) if beside.parent.is_dir() else ():
         if not is_hidden_name(path.name):
             continue
         with contextlib.suppress(OSError):
