@@ -93,7 +93,9 @@ def test_localize_with_own_prompts_counts_what_it_skips(model, tmp_path):
     document = json.loads(succeed("localize", model, "Japan", *options).stdout)
     assert (document["n_prompts"], document["n_skipped"]) == (2, 1)
     assert "entity 'Kenya' appears in no prompt" in refused("localize", model, "Kenya", "--prompts", prompts)
-    assert "cannot be read as UTF-8 text" in refused("localize", model, "Kenya", "--prompts", tmp_path / "missing")
+    assert "missing cannot be read (No such" in refused("localize", model, "Kenya", "--prompts", tmp_path / "missing")
+    prompts.write_bytes(b"\xff")
+    assert "cannot be read as UTF-8 text" in refused("localize", model, "Kenya", "--prompts", prompts)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_localize_with_own_prompts_counts_what_it_skips(model, tmp_path):
         (["Japan", "--layers", "2-1"], "layers '2-1' is malformed: expected A-B"),
         ([" "], "no entity given, or an empty one"),
         (["Japan", "--device", "abacus"], "device 'abacus' cannot be used"),
-        (["Japan", "-o", "."], ". is a folder: give the name of a file"),
+        (["Japan", "-o", "."], ". cannot be written (it is a folder): choose another file"),
     ],
 )
 def test_localize_refuses_bad_options(model, options, message):
@@ -117,7 +119,7 @@ def test_a_result_file_that_cannot_be_written(model, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     message = refused("localize", model, "Japan", "-o", tmp_path / "x.json")
     assert "x.json cannot be written (No space left on device): choose another file" in message
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
