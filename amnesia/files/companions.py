@@ -48,6 +48,7 @@ _TEXTS = (
 )
 # Vocabularies of SentencePiece, which are no text.
 _PIECES = ("*.model", "tokenizer.model.*")
+# All of these as one who fetches a model asks for them; the star then stands for a slash, too.
 PATTERNS = (*_TEXTS, *_PIECES, "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*", "license*", "notice*")
 _WEIGHTS = (
     ".safetensors .gguf .bin .pt .pth .ckpt .pkl .npy .npz .h5 .msgpack .ot .onnx .onnx_data .tflite .mlmodel "
@@ -72,6 +73,8 @@ def is_legal(name: str) -> bool:
 
 def is_companion(name: str) -> bool:
     """Whether a file of this name goes along with the weights of a model."""
+    if Path(name.lower()).suffix in _WEIGHTS:
+        return False
     return is_legal(name) or any(_matches(name, pattern) for pattern in (*_TEXTS, *_PIECES))
 
 
