@@ -68,14 +68,17 @@ def is_written(name: str) -> bool:
 
 def is_legal(name: str) -> bool:
     """Whether a file is called as a licence or a notice is."""
-    return "/" not in name and any(fnmatchcase(name.lower(), pattern) for pattern in _LEGAL)
+    lower = name.lower()
+    return "/" not in name and not _is_weights(lower) and any(fnmatchcase(lower, pattern) for pattern in _LEGAL)
+
+
+def _is_weights(name: str) -> bool:
+    return Path(name.lower()).suffix in _WEIGHTS
 
 
 def is_companion(name: str) -> bool:
     """Whether a file of this name goes along with the weights of a model."""
-    if Path(name.lower()).suffix in _WEIGHTS:
-        return False
-    return is_legal(name) or any(_matches(name, pattern) for pattern in (*_TEXTS, *_PIECES))
+    return is_legal(name) or (not _is_weights(name) and any(_matches(name, pattern) for pattern in (*_TEXTS, *_PIECES)))
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -106,7 +109,7 @@ def may_hold_weights(folder: Path, name: str) -> bool:
     """
     path = Path(name.lower())
     # transformers puts an adapter that lies beside the weights on the model.
-    if path.name in ADAPTER_NAMES or path.suffix in _WEIGHTS:
+    if path.name in ADAPTER_NAMES or _is_weights(name):
         return True
     if path.suffix in _PICTURES:
         return False
