@@ -58,15 +58,22 @@ def hidden_folder(beside: Path) -> tuple[Path, int]:
     while True:
         made = beside.with_name(f".amnesia-{secrets.token_hex(8)}")
         made.mkdir(mode=0o700)
-        # Until it is locked, another process may take the folder for an abandoned one and remove it.
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            if (lock := lock_folder(made)) is not None:
-                break
-    try:
-        (made / MARK_NAME).write_bytes(_mark(made, beside))
-    except BaseException:
-        os.close(lock)
-        raise
+        try:
+            # Until it is locked, another process may take the folder for an abandoned one and remove it.
+            if (lock := lock_folder(made)) is None:
+                continue
+        except (FileNotFoundError, BlockingIOError):
+            continue
+        except BaseException:
+            made.rmdir()
+            raise
+        try:
+            (made / MARK_NAME).write_bytes(_mark(made, beside))
+            break
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            os.close(lock)
+            raise
     return made, lock
 
 
