@@ -22,19 +22,7 @@ _MAX_RECIPE = 2**22
 
 # Every table and its keys, in the order in which the documentation lists them.
 KEYS: Mapping[str, tuple[str, ...]] = {
-    "": (
-        "description",
-        "model",
-        "entity",
-        "entities",
-        "localize",
-        "cells",
-        "edit",
-        "facts",
-        "controls",
-        "scoring",
-        "accept",
-    ),
+    "": tuple("description model entity entities localize cells edit facts controls scoring accept".split()),
     "model": ("id", "revision"),
     "entity": ("name", "aliases", "translations", "neighbors"),
     "entities": ("name", "aliases", "translations", "neighbors", "cells", "facts"),
