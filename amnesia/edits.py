@@ -158,7 +158,9 @@ class Joined:
     """An edit of several entities, to be asked what it changes where. Raises InputError when cells cancel out."""
 
     def __init__(self, groups: Sequence[EntityEdits]) -> None:
-        self._cells = join_cells(groups, allow_overlap=True)
+        self._scaled: dict[int, dict[int, float]] = {}
+        for cell, multiplier in join_cells(groups, allow_overlap=True).items():
+            self._scaled.setdefault(cell.layer, {})[cell.neuron] = multiplier
         self._directions = join_directions(groups)
         self._projections = by_projection(groups, allow_overlap=True)
 
@@ -168,7 +170,7 @@ class Joined:
         if place.part == "all":
             multipliers, directions = self._projections.get((place.layer, place.expert), ({}, ()))
         elif place.part == "cells":
-            multipliers = {cell.neuron: m for cell, m in self._cells.items() if cell.layer == place.layer}
+            multipliers = self._scaled.get(place.layer, {})
             directions = ()
         else:
             multipliers = dict.fromkeys(sorted({column for edit in directions for column in edit.columns}), 1.0)

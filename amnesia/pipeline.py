@@ -25,7 +25,7 @@ from amnesia.files.staging import PAGE_NAME, REPORT_NAME, check_output, staged_o
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.loading import load_source, loaded
 from amnesia.live.model import LiveModel
-from amnesia.outputs.write import plan_formats, rounding_notice, spec_of, write_format
+from amnesia.outputs.write import left_out_notice, plan_formats, rounding_notice, spec_of, write_format
 from amnesia.progress import SILENT, Tracker
 from amnesia.recipe import Recipe
 from amnesia.report import document
@@ -157,7 +157,7 @@ def _save(
             folder.mkdir(exist_ok=True)
             with tracker.task(f"writing {name}", plan.n_written()) as progress:
                 manifest = write_format(plan, folder, progress=progress)
-            if line := rounding_notice(manifest):
+            for line in filter(None, (rounding_notice(manifest), left_out_notice(manifest))):
                 tracker.notice(line)
             with (
                 loaded(name, source, folder, loading) as edited,

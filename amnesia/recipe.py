@@ -12,11 +12,13 @@ from typing import Any
 
 from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, Baseline, Cell, Fact, Format, ModelRef
 from amnesia.edits import ColumnEdit
-from amnesia.errors import RecipeError
+from amnesia.errors import RecipeError, os_errors_as
+from amnesia.files.disk import read_small
 
 BASELINES: tuple[Baseline, ...] = ("contrast", "generic")
 METHODS = ("auto", "single")
 PREFERENCES = ("few", "mild")
+_MAX_RECIPE = 2**22
 
 # Every table and its keys, in the order in which the documentation lists them.
 KEYS: Mapping[str, tuple[str, ...]] = {
@@ -63,10 +65,8 @@ class Translation:
 
 @dataclass(frozen=True)
 class Target:
-    """Whom the model should forget: the entity's name, other names, and names in other languages; of `[entity]`.
-
-    `neighbors` are names of others that are easily taken for it, which must stay.
-    """
+    """Whom the model should forget, of `[entity]`: its name, other names, names in other languages; and names of others
+    that are easily taken for it, which must stay."""
 
     entity: str
     aliases: tuple[str, ...] = ()
@@ -139,10 +139,10 @@ def load_recipe(path: Path | str, entity: str | None = None) -> Recipe:
 
     Raises RecipeError for a missing file, malformed TOML, unknown keys, missing sections and contradictions.
     """
+    with os_errors_as(RecipeError, f"recipe {path} cannot be read", "give a .toml file"):
+        content = read_small(Path(path), _MAX_RECIPE)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"recipe {path} cannot be read ({error.strerror}): give a .toml file") from error
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe {path} is not UTF-8 text: save it as UTF-8") from error
     return parse_recipe(text, entity, name=str(path))

@@ -98,7 +98,7 @@ def mine(
     loading: Loading,
 ) -> None:
     """Write a recipe for ENTITY from the facts of a PopQA table that MODEL knows, controls included."""
-    check_file(output)
+    check_file(output, replaceable=False)
     from amnesia.mining import mine_recipe
     from amnesia.sources.resolve import find_popqa
 
@@ -188,6 +188,9 @@ def localize(
     if plot:
         if output is None:
             raise InputError("--plot needs a file to stand beside: give one with -o")
+        for suffix in () if output.exists() else (".svg", ".png"):
+            if output.with_suffix(suffix).exists():
+                raise InputError(f"{output.with_suffix(suffix)} exists, and no {output}: give another name with -o")
         figures.check_available()
     from amnesia.live.loading import load_source
     from amnesia.localization import cells

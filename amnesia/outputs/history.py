@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia.errors import AmnesiaError, NumericalError, VerificationError, os_errors_as
-from amnesia.files.disk import patched_blocks, read_exactly, read_range
+from amnesia.files.disk import patched_blocks, read_exactly, read_range, read_small
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided, hash_ranges
 from amnesia.weights.checkpoint import BASE_FOLDER, undo_key
 from amnesia.weights.manifest import Manifest, TensorEdit
-from amnesia.weights.manifest_file import manifest_bytes
+from amnesia.weights.manifest_file import MAX_MANIFEST, manifest_bytes
 from amnesia.weights.plan import edited_vectors
 from amnesia.weights.residue import residue_key, restored
 from amnesia.weights.safetensors import (
@@ -68,7 +68,7 @@ def trace_back(
         if earlier is None or step.previous is None:
             agree = earlier is None and step.previous is None
         else:
-            agree = earlier.read_bytes() == manifest_bytes(step.previous)
+            agree = read_small(earlier, MAX_MANIFEST) == manifest_bytes(step.previous)
         if not agree:
             raise VerificationError(
                 f"{folder / MANIFEST_NAME} and the kept manifest of the earlier edit disagree: the output is damaged"

@@ -57,13 +57,16 @@ def prove_against(folder: Path, base: str | None, notice: Notice, watch: Watch =
     return verify(folder, source.folder, is_of_base=lambda name: name in names or is_fetched(name), watch=watch)
 
 
-def prove(folder: Path, base: ModelSource | None = None, watch: Watch = unwatched) -> VerificationReport:
+def prove(
+    folder: Path, base: ModelSource | None = None, watch: Watch = unwatched, *, with_others: bool = False
+) -> VerificationReport:
     """Prove that the output differs from its base as declared; raises VerificationError for the first difference.
 
-    `watch` gets the bytes that will be read of the output.
+    `watch` gets the bytes that will be read of the output. `with_others` says that files that may be other weights may
+    lie in its folder.
     """
     if not is_gguf(folder):
-        return verify(folder, None if base is None else base.folder, watch=watch)
+        return verify(folder, None if base is None else base.folder, watch=watch, with_others=with_others)
     path = None if base is None else base.require_gguf()
     manifest, model = prove_gguf(folder, path, watch=watch)
     steps = [*manifest.history()][: steps_since(path, manifest)]

@@ -33,7 +33,7 @@ from amnesia.edits import EntityEdits, MatrixEdit, Place, columns_of, names_of
 from amnesia.errors import InputError
 from amnesia.weights.edit_rows import edit_json
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 FileScope = Literal["file", "header"]
 TensorScope = Literal["tensor", "columns"]
 
@@ -119,7 +119,7 @@ class Manifest:
     does not have; `replaced` those whose original lies under `amnesia-base/`; `left_out` files of the base that were
     not copied. `scores` maps names of aggregates to means. `previous` is the manifest of the already edited model on
     which this edit was made. `tensor_type` is the type in which a GGUF stores the tensors that get a direction,
-    if not in their own.
+    if not in their own. `in_place` says that the folder is the model that was edited, not a copy of it.
     """
 
     format: Format
@@ -135,6 +135,7 @@ class Manifest:
     scores: Mapping[str, float | None] = field(default_factory=dict)
     previous: Manifest | None = None
     tensor_type: str | None = None
+    in_place: bool = False
     tool: str = field(default_factory=tool_version)
     libraries: Mapping[str, str] = field(default_factory=library_versions)
 
@@ -189,6 +190,7 @@ class Manifest:
             "scores": {name: None if score is None else float(score) for name, score in self.scores.items()},
             "previous": None if self.previous is None else self.previous.to_json(),
             "tensor_type": self.tensor_type,
+            "in_place": self.in_place,
         }
 
 

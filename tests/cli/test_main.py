@@ -43,7 +43,9 @@ def test_localize_with_own_prompts_counts_what_it_skips(model, tmp_path):
     document = json.loads(succeed("localize", model, "Japan", *options).stdout)
     assert (document["n_prompts"], document["n_skipped"]) == (2, 1)
     assert "entity 'Kenya' appears in no prompt" in refused("localize", model, "Kenya", "--prompts", prompts)
-    assert "cannot be read as UTF-8 text" in refused("localize", model, "Kenya", "--prompts", tmp_path / "missing")
+    assert "missing cannot be read (No such" in refused("localize", model, "Kenya", "--prompts", tmp_path / "missing")
+    prompts.write_bytes(b"\xff")
+    assert "cannot be read as UTF-8 text" in refused("localize", model, "Kenya", "--prompts", prompts)
 
 
 def test_edits_of_several_recipes_add_up_and_are_written_in_one_go(live, model, tmp_path):
@@ -159,7 +161,10 @@ def test_an_interrupted_run_leaves_no_output(model, recipe, tmp_path, kill):
     before = tree(model)
     process = in_process("run", recipe, "-o", tmp_path / "out")
     deadline = time.monotonic() + 300
-    while not (tmp_path / ".out.amnesia-partial").exists():  # The saved files are about to be evaluated.
+    while not [
+        *tmp_path.glob(".amnesia-*/new/amnesia.json"),
+        *tmp_path.glob(".amnesia-*/new/model*"),
+    ]:  # The saved files are about to be evaluated.
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 from collections import namedtuple
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from support.tiny_recipe import recipe_text, unknown_fact
         (["Japan", "--layers", "2-1"], "layers '2-1' is malformed: expected A-B"),
         ([" "], "no entity given, or an empty one"),
         (["Japan", "--device", "abacus"], "device 'abacus' cannot be used"),
-        (["Japan", "-o", "."], ". is a folder: give the name of a file"),
+        (["Japan", "-o", "."], ". cannot be written (it is a folder): choose another file"),
     ],
 )
 def test_localize_refuses_bad_options(model, options, message):
@@ -37,7 +36,7 @@ def test_a_result_file_that_cannot_be_written(model, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     message = refused("localize", model, "Japan", "-o", tmp_path / "x.json")
     assert "x.json cannot be written (No space left on device): choose another file" in message
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

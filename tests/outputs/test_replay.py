@@ -75,8 +75,8 @@ def test_another_base_is_refused(tmp_path, source):
 
 def test_manifests_that_are_none(tmp_path):
     for document, message in (
-        ({"format_version": 4}, "make the output again with this version"),
-        ({"format_version": 5}, "lacks"),
+        ({"format_version": 5}, "make the output again with this version"),
+        ({"format_version": 6}, "lacks"),
     ):
         (tmp_path / "bad.json").write_text(json.dumps(document), encoding="utf-8")
         assert message in refused("replay", tmp_path / "bad.json", "-o", tmp_path / "out")

@@ -93,7 +93,7 @@ def save_tiny(
     tied: bool = False,
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "20KB",
-    extras: Sequence[str] = ("README.md", "LICENSE", "chat_template.jinja", "assets/logo.txt"),
+    extras: Sequence[str] = ("README.md", "LICENSE", "chat_template.jinja", "additional_chat_templates/short.jinja"),
     seed: int = 0,
     fused: bool = False,
     **settings: object,
