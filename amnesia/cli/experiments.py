@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.experiment import Experiment, Subject, an_experiment, load_model, on_a_recipe
-from amnesia.cli.options import as_json, cells_option, factor_option, on_device, plots_option, value_option
+from amnesia.cli.experiment import (
+    Experiment,
+    Implant,
+    Subject,
+    an_experiment,
+    load_model,
+    on_a_recipe,
+    with_an_implant,
+)
+from amnesia.cli.options import as_json, cells_option, on_device, plots_option
 from amnesia.cli.terminal import Terminal, lines_of, print_json, write_file
 from amnesia.domain import Baseline, Cell, Loading
 from amnesia.errors import InputError, OutputError, os_errors_as
@@ -22,6 +30,7 @@ from amnesia.recipe import BASELINES, load_recipe, parse_layers, translation
 
 if TYPE_CHECKING:
     from amnesia.experiments.atlas import AtlasSummary
+    from amnesia.experiments.forms import Put
     from amnesia.recipe import Translation
 
 
@@ -81,56 +90,41 @@ def sweep(run: Experiment, subject: Subject, low: float, steps: int, tokens: str
 
 
 @click.command()
-@on_a_recipe
-@factor_option
-@value_option
-@click.option(
-    "--placeholder", default=EXPERIMENTS.placeholder, show_default=True, help="Word that stands in the entity's place."
-)
-@click.option("--seed", default=0, show_default=True, help="Of the wrong and random cells.")
+@with_an_implant
+@click.option("--seed", default=0, show_default=True, help="Of the wrong entity and of what is random.")
 @an_experiment("inject")
-def inject(
-    run: Experiment,
-    subject: Subject,
-    factor: float | None,
-    value: float | None,
-    placeholder: str,
-    seed: int,
-) -> None:
-    """Set the entity's cells at a placeholder, and ask the recipe's facts about it.
+def inject(run: Experiment, implant: Implant, seed: int) -> None:
+    """Inject the entity at a placeholder, and ask the recipe's facts about it.
 
-    Controls are the cells of another entity, random cells, the mean activations over many entities, and nothing. The
-    amplification is chosen on the search facts unless --factor or --value is given.
+    By default, what an early layer writes about each token of the entity's name is added at as many placeholders. With
+    --form cells, its cells are set there, amplified as serves the search facts best unless --factor or --value is
+    given. Controls are another entity, a random direction or cells, the mean over many entities, and nothing.
     """
     from amnesia.experiments import injection
 
-    live, cells = subject.load(run)
+    form, facts = implant.load(run)
     with run.task("asking about the placeholder") as progress:
-        result = injection.inject(
-            live,
-            subject.recipe,
-            cells,
-            factor=factor,
-            value=value,
-            placeholder=placeholder,
-            seed=seed,
-            progress=progress,
-        )
-    values = ", ".join(f"{cell} = {v:.1f}" for cell, v in zip(result.cells, result.values, strict=True))
-    lines = [f"{result.entity} at {placeholder!r}: {values}"]
+        result = injection.inject(form, facts, seed=seed, progress=progress)
+    lines = [f"{result.entity} at {result.put.placeholder!r}: {_put_text(result.put)}"]
     lines += [
-        f"{row.condition:<14} {row.success.mean:>5.0%} right ({row.success.low:.0%} to {row.success.high:.0%}), "
-        f"answers {row.gain.mean:+.2f} nats above nothing ({row.gain.low:+.2f} to {row.gain.high:+.2f})"
+        f"{row.condition:<14} score {row.score.mean:>5.2f} ({row.score.low:.2f} to {row.score.high:.2f}), "
+        f"first rank {row.first.mean:>4.0%}, written {row.success.mean:>4.0%}"
         for row in result.conditions
     ]
-    lines += [f"  {row.prompt!r} → {row.generated!r}" for row in result.answers if row.condition == "entity cells"]
+    lines += [f"  {row.prompt!r} → {row.generated!r}" for row in result.answers if row.condition == injection.OWN]
     run.write(result, lines)
 
 
+def _put_text(put: Put) -> str:
+    """What was injected, in a line."""
+    if put.form == "cells":
+        return ", ".join(f"{cell} = {value:.1f}" for cell, value in zip(put.cells, put.values, strict=True))
+    layers, tokens = (", ".join(map(str, each)) for each in (put.layers, map(repr, reversed(put.tokens))))
+    return f"direction of layer {layers} × {put.strength:g} for {tokens}"
+
+
 @click.command()
-@on_a_recipe
-@factor_option
-@value_option
+@with_an_implant
 @click.option(
     "--max-unfrozen",
     default=EXPERIMENTS.max_unfrozen,
@@ -139,19 +133,19 @@ def inject(
     help="Components to try.",
 )
 @an_experiment("sufficiency")
-def sufficiency(
-    run: Experiment, subject: Subject, factor: float | None, value: float | None, max_unfrozen: int
-) -> None:
-    """Freeze all but the injected cells, and find what the last token must recompute for the answers to come back."""
+def sufficiency(run: Experiment, implant: Implant, max_unfrozen: int) -> None:
+    """Freeze all but what is injected, and find what the last token must recompute for the answers to come back.
+
+    What is injected is chosen as `amnesia inject` does.
+    """
     from amnesia.experiments import sufficiency as experiment
 
-    live, cells = subject.load(run)
+    form, facts = implant.load(run)
     with run.task("freezing and thawing") as progress:
-        result = experiment.sufficiency(
-            live, subject.recipe, cells, factor=factor, value=value, max_unfrozen=max_unfrozen, progress=progress
-        )
+        result = experiment.sufficiency(form, facts, max_unfrozen=max_unfrozen, progress=progress)
     rows = [(name, getattr(result.references, name)) for name in ("clean", "frozen", "injected")]
-    lines = [f"{'run':<12} {'log p':>8} {'rank 0':>8}"]
+    lines = [f"{result.entity} at {result.put.placeholder!r}: {_put_text(result.put)}"]
+    lines.append(f"{'run':<12} {'log p':>8} {'rank 0':>8}")
     lines += [
         f"{name:<12} {row.mean_logprob:>8.2f} {row.n_rank_0:>4}/{result.n_facts}"
         for name, row in (*rows, ("unfrozen", result.outcome))

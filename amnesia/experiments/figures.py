@@ -178,12 +178,21 @@ def _sweep(figure: Any, document: Document) -> None:
     axes.set_title(f"{document['entity']}: {n} cell{'s' * (n > 1)} ({cells})", loc="left", pad=14)
 
 
+def _injected(put: Document) -> str:
+    """What was put at the placeholder, in a few words."""
+    if put["form"] == "direction":
+        layers = ", ".join(map(str, put["layers"]))
+        return f"direction of layer{'s' * (len(put['layers']) > 1)} {layers} × {put['strength']:g}"
+    n = len(put["cells"])
+    return f"{n} cell{'s' * (n > 1)}" + ("" if put["factor"] is None else f" × {put['factor']:g}")
+
+
 def _inject(figure: Any, document: Document) -> None:
-    rows = document["conditions"]
+    rows, put = document["conditions"], document["put"]
     names = [row["condition"] for row in rows][::-1]
     colors = [*[CONTROL] * (len(rows) - 1), TARGET]
     left, right = figure.subplots(1, 2, sharey=True)
-    for axes, key in ((left, "success"), (right, "gain")):
+    for axes, key in ((left, "score"), (right, "first")):
         estimates = [row[key] for row in rows][::-1]
         values = [row["mean"] for row in estimates]
         errors = [
@@ -193,25 +202,21 @@ def _inject(figure: Any, document: Document) -> None:
         axes.barh(names, values, color=colors, height=0.6)
         axes.errorbar(values, range(len(rows)), xerr=errors, fmt="none", ecolor=NEUTRAL, capsize=3, linewidth=1)
         axes.grid(axis="y", visible=False)
-    left.set_xlim(0, 1)
+    left.axvline(0, color=NEUTRAL, linewidth=0.8)
+    left.axvline(1, color=NEUTRAL, linewidth=0.8, linestyle="--")
+    left.set_xlabel("knowledge score (95 % interval)\n1: as with the name, 0: unknown name")
+    right.set_xlim(0, 1)
     # Numbers, so that a panel of zeros does not look empty.
     for line, row in enumerate(rows[::-1]):
-        left.annotate(
-            f"{row['success']['mean']:.0%}",
-            (row["success"]["high"], line),
+        right.annotate(
+            f"{row['first']['mean']:.0%}",
+            (row["first"]["high"], line),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
         )
-    left.set_xlabel("right answers (95 % interval)")
-    right.axvline(0, color=NEUTRAL, linewidth=0.8)
-    right.set_xlabel("log p of right answers\nabove nothing injected (nats)")
-    n, factor = len(document["cells"]), document["factor"]
-    strength = "" if factor is None else f" × {factor:g}"
-    figure.suptitle(
-        f"{document['entity']} injected at “{document['placeholder']}”: {n} cell{'s' * (n > 1)}{strength}, "
-        f"{rows[0]['n']} facts"
-    )
+    right.set_xlabel("right answers at first rank")
+    figure.suptitle(f"{document['entity']} injected at “{put['placeholder']}”: {_injected(put)}, {rows[0]['n']} facts")
 
 
 def _sufficiency(figure: Any, document: Document) -> None:
@@ -248,7 +253,7 @@ def _sufficiency(figure: Any, document: Document) -> None:
     bottom.set_yticks([0.4, 1.4], ["MLP", "attention"])
     bottom.set_xlabel("layer (coloured: recomputed at the last token; all else is frozen)")
     bottom.grid(visible=False)
-    figure.suptitle(f"{document['entity']} in {document['model']}: what must be recomputed")
+    figure.suptitle(f"{document['entity']} ({_injected(document['put'])}): what must be recomputed")
 
 
 def _robustness(figure: Any, document: Document) -> None:

@@ -95,8 +95,8 @@ def test_no_plots_needs_no_matplotlib(model, recipe, tmp_path):
         ("robustness", model, "Japan", "--given-only", "--n-unrelated", 1),
         ("atlas", model, "Japan"),
         ("sweep", "--recipe", recipe, "--steps", 2),
-        ("inject", "--recipe", recipe, "--value", 5),
-        ("sufficiency", "--recipe", recipe, "--value", 5, "--max-unfrozen", 1),
+        ("inject", "--recipe", recipe),
+        ("sufficiency", "--recipe", recipe, "--form", "cells", "--value", 5, "--max-unfrozen", 1),
     ]
     given = [[*map(str, command), "--no-plots", "-o", str(tmp_path / command[0])] for command in commands]
     done = subprocess.run([sys.executable, "-c", blocked, json.dumps(given)], cwd=ROOT, capture_output=True, text=True)
@@ -121,17 +121,46 @@ def test_mistakes_are_one_line(recipe, options, message):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_inject(recipe, tmp_path):
-    done = amnesia("inject", "--recipe", recipe, "--factor", 4, "-o", tmp_path / "out")
+@pytest.mark.parametrize(
+    ("options", "form", "title"),
+    [
+        (("--layers", "0-1", "--strength", 2), "direction", "direction of layers 0, 1 × 2"),
+        (("--form", "cells", "--factor", 4), "cells", "2 cells × 4"),
+    ],
+)
+def test_inject(recipe, tmp_path, options, form, title):
+    done = amnesia("inject", "--recipe", recipe, *options, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
-    document = check_figure(tmp_path / "out", "inject", "random cells", "mean entity")
+    document = check_figure(tmp_path / "out", "inject", "wrong entity", "mean entity", title)
+    assert document["put"]["form"] == form
     assert {row["condition"] for row in document["answers"]} == {row["condition"] for row in document["conditions"]}
+    assert done.stdout.splitlines()[0].startswith("Japan at 'XXX")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--factor", 2), "--factor is for --form cells, and the form is direction"),
+        (("--cell", "1:2"), "--cell is for --form cells"),
+        (("--top", 1), "--top is for --form cells"),
+        (("--form", "cells", "--layers", "0"), "--layers is for --form direction, and the form is cells"),
+        (("--layers", "7"), "layers 7-7 are out of range"),
+        (("--strength", "inf"), "inf is no amount to inject"),
+        (("--placeholder", ""), "the placeholder is empty"),
+    ],
+)
+def test_what_cannot_be_injected_is_one_line(recipe, options, message):
+    done = amnesia("inject", "--recipe", recipe, *options)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
 
 
 def test_sufficiency(recipe, tmp_path):
-    done = amnesia("sufficiency", "--recipe", recipe, "--value", 30, "--max-unfrozen", 2, "-o", tmp_path / "out")
+    done = amnesia("sufficiency", "--recipe", recipe, "--max-unfrozen", 2, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     document = check_figure(tmp_path / "out", "sufficiency", "all frozen", "attention")
+    assert document["put"]["form"] == "direction"
     assert len(document["steps"]) <= 2
 
 
