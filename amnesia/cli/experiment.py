@@ -36,8 +36,9 @@ from amnesia.experiments import figures
 from amnesia.recipe import Recipe, load_recipe, parse_layers
 
 if TYPE_CHECKING:
+    from amnesia.edits import DirectionEdit
     from amnesia.evaluation.measurement import KnownFact
-    from amnesia.experiments.forms import Form
+    from amnesia.experiments.forms import Form, Put
     from amnesia.live.model import LiveModel
 
 _OF_FORM = {"direction": ("layers", "strength"), "cells": ("cells", "top", "factor", "value")}
@@ -236,6 +237,30 @@ def with_an_implant(function: Callable[..., None]) -> Callable[..., None]:
         function(implant=Implant(subject, form, placeholder, layers, strength, factor, value), **rest)
 
     return command
+
+
+def put_text(put: Put) -> str:
+    """What was injected, in a line."""
+    if put.form == "cells":
+        return ", ".join(f"{cell} = {value:.1f}" for cell, value in zip(put.cells, put.values, strict=True))
+    layers, tokens = (", ".join(map(str, each)) for each in (put.layers, map(repr, reversed(put.tokens))))
+    return f"direction of layer {layers} × {put.strength:g} for {tokens}"
+
+
+def direction_at_the_end(run: Experiment, live: LiveModel, entity: str, reserved: list[str]) -> DirectionEdit:
+    """The direction of the entity's last token, on all columns, in which no name that shares words with `reserved` had
+    a part."""
+    from amnesia.choice.atoms import Name
+    from amnesia.directions.moments import early_layers, moments_of
+    from amnesia.edits import directions_of
+    from amnesia.facts.names import share_words
+    from amnesia.files.cache import cache_folder
+
+    with run.task("reading what should stay") as progress:
+        moments = moments_of(live, early_layers(live.shape.n_layers), cache_folder(), progress=progress)
+    atoms = Name(live, entity, moments, lambda other: share_words(other, reserved)).atoms(1)
+    (found,) = directions_of([atoms[0].edit(0.0)])
+    return found
 
 
 def load_model(model: ModelRef | str, terminal: Terminal, loading: Loading) -> LiveModel:

@@ -14,8 +14,10 @@ from amnesia.cli.experiment import (
     Implant,
     Subject,
     an_experiment,
+    direction_at_the_end,
     load_model,
     on_a_recipe,
+    put_text,
     with_an_implant,
 )
 from amnesia.cli.options import as_json, cells_option, on_device, plots_option
@@ -30,7 +32,6 @@ from amnesia.recipe import BASELINES, load_recipe, parse_layers, translation
 
 if TYPE_CHECKING:
     from amnesia.experiments.atlas import AtlasSummary
-    from amnesia.experiments.forms import Put
     from amnesia.recipe import Translation
 
 
@@ -105,7 +106,7 @@ def inject(run: Experiment, implant: Implant, seed: int) -> None:
     form, facts = implant.load(run)
     with run.task("asking about the placeholder") as progress:
         result = injection.inject(form, facts, seed=seed, progress=progress)
-    lines = [f"{result.entity} at {result.put.placeholder!r}: {_put_text(result.put)}"]
+    lines = [f"{result.entity} at {result.put.placeholder!r}: {put_text(result.put)}"]
     lines += [
         f"{row.condition:<14} score {row.score.mean:>5.2f} ({row.score.low:.2f} to {row.score.high:.2f}), "
         f"first rank {row.first.mean:>4.0%}, written {row.success.mean:>4.0%}"
@@ -113,14 +114,6 @@ def inject(run: Experiment, implant: Implant, seed: int) -> None:
     ]
     lines += [f"  {row.prompt!r} → {row.generated!r}" for row in result.answers if row.condition == injection.OWN]
     run.write(result, lines)
-
-
-def _put_text(put: Put) -> str:
-    """What was injected, in a line."""
-    if put.form == "cells":
-        return ", ".join(f"{cell} = {value:.1f}" for cell, value in zip(put.cells, put.values, strict=True))
-    layers, tokens = (", ".join(map(str, each)) for each in (put.layers, map(repr, reversed(put.tokens))))
-    return f"direction of layer {layers} × {put.strength:g} for {tokens}"
 
 
 @click.command()
@@ -144,7 +137,7 @@ def sufficiency(run: Experiment, implant: Implant, max_unfrozen: int) -> None:
     with run.task("freezing and thawing") as progress:
         result = experiment.sufficiency(form, facts, max_unfrozen=max_unfrozen, progress=progress)
     rows = [(name, getattr(result.references, name)) for name in ("clean", "frozen", "injected")]
-    lines = [f"{result.entity} at {result.put.placeholder!r}: {_put_text(result.put)}"]
+    lines = [f"{result.entity} at {result.put.placeholder!r}: {put_text(result.put)}"]
     lines.append(f"{'run':<12} {'log p':>8} {'rank 0':>8}")
     lines += [
         f"{name:<12} {row.mean_logprob:>8.2f} {row.n_rank_0:>4}/{result.n_facts}"
@@ -181,6 +174,13 @@ def sufficiency(run: Experiment, implant: Implant, max_unfrozen: int) -> None:
     type=click.IntRange(1),
     help="How many of these.",
 )
+@click.option(
+    "--direction/--no-direction",
+    "with_direction",
+    default=True,
+    show_default=True,
+    help="Follow the direction of the entity's last token, too; what should stay is read once per model.",
+)
 @cells_option
 @click.option(
     "--top",
@@ -202,11 +202,17 @@ def robustness(
     generate: bool,
     others: tuple[str, ...],
     n_unrelated: int,
+    with_direction: bool,
     cells: tuple[str, ...],
     top: int,
     layers: str | None,
 ) -> None:
-    """Follow the cells of ENTITY under other forms of its name: aliases, typos, initials, other case and scripts."""
+    """Follow the direction and the cells of ENTITY under other forms of its name: aliases, typos, initials, other case
+    and scripts.
+
+    The direction is that of the early layer that moves the residual stream furthest at the name's last token. Its
+    answer uᵀa is 1 at the name; unrelated names had no part in it.
+    """
     if recipe_path is not None:
         recipe = load_recipe(recipe_path, entity)
         entity, own, translations = recipe.target.entity, recipe.target.aliases, recipe.target.translations
@@ -226,28 +232,37 @@ def robustness(
 
     live = run.load(model)
     last = live.shape.n_layers - 1
+    others = others or experiment.unrelated_names([form.name for form in forms], n_unrelated)
+    directions = []
+    if with_direction:
+        directions.append(direction_at_the_end(run, live, entity, [*(form.name for form in forms), *others]))
     with run.task(f"localizing {len(forms)} forms of {entity}") as progress:
         result = experiment.robustness(
             live,
             entity,
             forms,
+            directions=directions,
             cells=chosen,
             n_cells=top,
-            n_unrelated=n_unrelated,
             unrelated=others,
             # In layer 0 a cell answers to the name's last token, whatever name that is.
             layers=span or (min(1, last), last),
             progress=progress,
         )
-    lines = [f"{'name':<28} {'kind':<16}" + "".join(f"{cell!s:>18}" for cell in result.cells)]
+    heads = [f"direction {row.layer}" for row in result.directions] + list(map(str, result.cells))
+    lines = [f"{'name':<28} {'kind':<16}" + "".join(f"{head:>18}" for head in heads)]
     for row in result.names:
-        values = "".join(f"{f'z {z:.1f}, #{rank}':>18}" for z, rank in zip(row.mean_z, row.ranks, strict=True))
-        lines.append(f"{_padded(row.name, 28)} {row.language or row.kind:<16}{values}")
-    lines += ["", f"{'kind':<16} {'names':>5} {'median rank':>12} {'mean z':>7} {'in top 100':>11}"]
-    lines += [
-        f"{row.kind:<16} {row.n:>5} {row.median_rank:>12.1f} {row.mean_z:>7.2f} {row.recognized:>11.0%}"
-        for row in result.kinds
-    ]
+        values = [f"{answer:.2f} ± {std:.2f}" for answer, std in zip(row.answers, row.std_answers, strict=True)]
+        values += [f"z {z:.1f}, #{rank}" for z, rank in zip(row.mean_z, row.ranks, strict=True)]
+        lines.append(
+            f"{_padded(row.name, 28)} {row.language or row.kind:<16}" + "".join(f"{value:>18}" for value in values)
+        )
+    lines += ["", f"{'kind':<16} {'names':>5} {'mean uᵀa':>9} {'median rank':>12} {'mean z':>7} {'in top 100':>11}"]
+    for row in result.kinds:
+        answer = "" if row.mean_answer is None else f"{row.mean_answer:.2f}"
+        lines.append(
+            f"{row.kind:<16} {row.n:>5} {answer:>9} {row.median_rank:>12.1f} {row.mean_z:>7.2f} {row.recognized:>11.0%}"
+        )
     run.write(result, lines)
 
 

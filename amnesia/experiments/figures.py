@@ -257,24 +257,31 @@ def _sufficiency(figure: Any, document: Document) -> None:
 
 
 def _robustness(figure: Any, document: Document) -> None:
-    rows, cells = document["names"], document["cells"]
-    figure.set_size_inches(2.2 + 0.72 * len(cells) + 2.2, 1.4 + 0.26 * len(rows))
-    axes = figure.subplots()
+    rows, cells, directions = document["names"], document["cells"], document["directions"]
+    figure.set_size_inches(4.4 + 0.72 * (len(cells) + 2 * len(directions)), 1.4 + 0.26 * len(rows))
     limit = max(1.0, *(abs(value) for row in rows for value in row["mean_z"]))
-    shown = axes.imshow([row["mean_z"] for row in rows], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    for y, row in enumerate(rows):
-        for x, (value, rank) in enumerate(zip(row["mean_z"], row["ranks"], strict=True)):
-            color = "white" if abs(value) > 0.6 * limit else NEUTRAL
-            axes.text(x, y, f"{value:.1f}\n#{rank}", ha="center", va="center", fontsize=6, color=color)
-    axes.set_xticks(range(len(cells)), [_cell(cell) for cell in cells], rotation=45, ha="right")
-    axes.set_yticks(
+    shown = [([_cell(row) for row in cells], "mean_z", limit, "mean z-score of cells")]
+    if directions:
+        heads = [f"direction\n{row['layer']}, token {row['token']}" for row in directions]
+        shown.insert(0, (heads, "answers", 1.0, "answer uᵀa of directions"))
+    widths = [len(columns) for columns, *_ in shown]
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False, width_ratios=widths)[0]
+    for axes, (columns, key, end, label) in zip(panels, shown, strict=True):
+        image = axes.imshow([row[key] for row in rows], cmap="RdBu_r", vmin=-end, vmax=end, aspect="auto")
+        for y, row in enumerate(rows):
+            for x, value in enumerate(row[key]):
+                color = "white" if abs(value) > 0.6 * end else NEUTRAL
+                text = f"{value:.2f}" if key == "answers" else f"{value:.1f}\n#{row['ranks'][x]}"
+                axes.text(x, y, text, ha="center", va="center", fontsize=6, color=color)
+        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+        split = sum(row["kind"] != "unrelated" for row in rows)
+        axes.axhline(split - 0.5, color=NEUTRAL, linewidth=1.2)
+        axes.grid(visible=False)
+        figure.colorbar(image, ax=axes, label=label, shrink=0.8)
+    panels[0].set_yticks(
         range(len(rows)), [f"{row['name']}  ({row['language'] or row['kind']})" for row in rows], fontsize=7
     )
-    split = sum(row["kind"] != "unrelated" for row in rows)
-    axes.axhline(split - 0.5, color=NEUTRAL, linewidth=1.2)
-    axes.grid(visible=False)
-    figure.colorbar(shown, ax=axes, label="mean z-score", shrink=0.8)
-    axes.set_title(f"{document['entity']}: z and rank of its cells", loc="left")
+    figure.suptitle(f"{document['entity']}: what answers to its names")
 
 
 def _atlas(figure: Any, document: Document) -> None:

@@ -92,7 +92,7 @@ def test_no_plots_needs_no_matplotlib(model, recipe, tmp_path):
     )
     commands = [
         ("layers", model, "Japan", "--prompts", 3),
-        ("robustness", model, "Japan", "--given-only", "--n-unrelated", 1),
+        ("robustness", model, "Japan", "--given-only", "--n-unrelated", 1, "--no-direction"),
         ("atlas", model, "Japan"),
         ("sweep", "--recipe", recipe, "--steps", 2),
         ("inject", "--recipe", recipe),
@@ -170,8 +170,13 @@ def test_robustness(model, tmp_path):
         "-o", tmp_path / "out",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    document = check_figure(tmp_path / "out", "robustness", "Michael Jordan", "unrelated")
+    document = check_figure(tmp_path / "out", "robustness", "Michael Jordan", "unrelated", "answer uᵀa of directions")
     assert len(document["cells"]) == 2
+    (direction,) = document["directions"]
+    assert direction["token"] == 0 and direction["n_columns"] == 48
+    # Random activations vary from text to text, but their mean at the name's last token is the key, whose answer is 1.
+    assert document["names"][0]["answers"][0] == pytest.approx(1, abs=0.3)
+    assert "mean uᵀa" in done.stdout
     assert [row["kind"] for row in document["names"]] == [
         "name", "given", "translation", "lower case", "upper case", "typo", "typo of 2 edits", "unrelated", "unrelated",
     ]  # fmt: skip
@@ -184,7 +189,9 @@ def test_robustness_of_a_recipe(model, recipe, tmp_path):
     path = tmp_path / "translated.toml"
     named = '[entity]\nname = "Japan"\naliases = ["Nippon"]\ntranslations = { ja = "日本", el = "Ιαπωνία" }'
     path.write_text(recipe.read_text(encoding="utf-8").replace('[entity]\nname = "Japan"', named), encoding="utf-8")
-    done = amnesia("robustness", model, "--recipe", path, "--given-only", "--n-unrelated", 1, "--json")
+    done = amnesia(
+        "robustness", model, "--recipe", path, "--given-only", "--n-unrelated", 1, "--no-direction", "--json"
+    )
     assert done.exit_code == 0, done.output
     assert [(row["name"], row["kind"], row["language"]) for row in json.loads(done.stdout)["names"][:-1]] == [
         ("Japan", "name", None), ("Nippon", "given", None), ("日本", "translation", "ja"), ("Ιαπωνία", "translation", "el"),
