@@ -129,21 +129,25 @@ def inject(run: Experiment, implant: Implant, seed: int) -> None:
 def sufficiency(run: Experiment, implant: Implant, max_unfrozen: int) -> None:
     """Freeze all but what is injected, and find what the last token must recompute for the answers to come back.
 
-    What is injected is chosen as `amnesia inject` does.
+    Then the entity's own tokens are recomputed, too, layer by layer: what that adds, the model looks up there. What is
+    injected is chosen as `amnesia inject` does.
     """
     from amnesia.experiments import sufficiency as experiment
 
     form, facts = implant.load(run)
     with run.task("freezing and thawing") as progress:
         result = experiment.sufficiency(form, facts, max_unfrozen=max_unfrozen, progress=progress)
-    rows = [(name, getattr(result.references, name)) for name in ("clean", "frozen", "injected")]
+    n = result.n_facts
+    rows = [(name, getattr(result.references, name)) for name in ("clean", "frozen", "injected", "last_token")]
     lines = [f"{result.entity} at {result.put.placeholder!r}: {put_text(result.put)}"]
     lines.append(f"{'run':<12} {'log p':>8} {'rank 0':>8}")
     lines += [
-        f"{name:<12} {row.mean_logprob:>8.2f} {row.n_rank_0:>4}/{result.n_facts}"
+        f"{name.replace('_', ' '):<12} {row.mean_logprob:>8.2f} {row.n_rank_0:>4}/{n}"
         for name, row in (*rows, ("unfrozen", result.outcome))
     ]
     lines.append("unfrozen: " + (", ".join(f"{row.component} {row.layer}" for row in result.unfrozen) or "nothing"))
+    lines.append("the entity's tokens recomputed, too, up to layer:")
+    lines += [f"{row.layer:<12} {row.mean_logprob:>8.2f} {row.n_rank_0:>4}/{n}" for row in result.enrichment]
     if result.n_left_out:
         lines.append(f"{result.n_left_out} facts left out: the text after the name has other tokens after other names")
     run.write(result, lines)

@@ -220,8 +220,8 @@ def _inject(figure: Any, document: Document) -> None:
 
 
 def _sufficiency(figure: Any, document: Document) -> None:
-    figure.set_size_inches(6.4, 4.6)
-    top, bottom = figure.subplots(2, 1, height_ratios=(3, 1.3))
+    figure.set_size_inches(6.4, 6.6)
+    top, bottom, last = figure.subplots(3, 1, height_ratios=(3, 1.3, 2))
     # The curve starts where all is frozen.
     first = {"n_unfrozen": 0, **document["references"]["frozen"]}
     steps = [first, *document["steps"]]
@@ -231,11 +231,12 @@ def _sufficiency(figure: Any, document: Document) -> None:
         ("injected", "nothing frozen", "--"),
         ("frozen", "all frozen", ":"),
         ("clean", "nothing frozen, no injection", "-."),
+        ("last_token", "all frozen but the last token", (0, (1, 3))),
     ):
         value = document["references"][level]["mean_logprob"]
         top.axhline(value, color=NEUTRAL, linewidth=0.8, linestyle=style, label=label)
     # Above the axes: the lines may lie anywhere, also on top of each other.
-    top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=7)
+    top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=7)
     for row in steps:
         top.annotate(
             f"{row['n_rank_0']}/{document['n_facts']}",
@@ -253,6 +254,13 @@ def _sufficiency(figure: Any, document: Document) -> None:
     bottom.set_yticks([0.4, 1.4], ["MLP", "attention"])
     bottom.set_xlabel("layer (coloured: recomputed at the last token; all else is frozen)")
     bottom.grid(visible=False)
+    rows = document["enrichment"]
+    last.plot([row["layer"] for row in rows], [row["mean_logprob"] for row in rows], color=TARGET, marker="o", ms=3)
+    last.axhline(document["references"]["injected"]["mean_logprob"], color=NEUTRAL, linewidth=0.8, linestyle="--")
+    last.axhline(document["references"]["last_token"]["mean_logprob"], color=NEUTRAL, linewidth=0.8, ls=(0, (1, 3)))
+    last.set_xlim(bottom.get_xlim())
+    last.set_xlabel("layer up to which the entity's tokens are recomputed, too")
+    last.set_ylabel("log p (nats)")
     figure.suptitle(f"{document['entity']} ({_injected(document['put'])}): what must be recomputed")
 
 

@@ -1,7 +1,8 @@
 """How little of the model must be recomputed for an injected entity to be recognized: all else is frozen.
 
 The clean run is the mean over many other entities. In the patched run every attention and MLP output from the entity's
-tokens onwards is what it was in the clean run, except what is injected and listed components of the last token.
+tokens onwards is what it was in the clean run, except what is injected and listed components: of the last token, which
+has to read the answer off, or of the entity's own tokens, where the model may look up more about it.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from amnesia.progress import Progress
 
 @dataclass(frozen=True, order=True)
 class Component:
-    """The attention or the MLP ("attention", "mlp") of one layer."""
+    """The attention or the MLP ("attention", "mlp") of one layer, at the "last" token or at those of the "entity"."""
 
     layer: int
     component: str
+    token: str = "last"
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,30 @@ class UnfreezingStep:
 
 
 @dataclass(frozen=True)
+class EnrichmentStep:
+    """The outcome with the entity's tokens unfrozen up to `layer`, and all of the last token."""
+
+    layer: int
+    mean_logprob: float
+    n_rank_0: int
+
+
+@dataclass(frozen=True)
 class References:
-    """Nothing frozen with and without the injection, and everything frozen with it."""
+    """Nothing frozen with and without the injection; with it, everything frozen, and all but the last token."""
 
     injected: Outcome
     clean: Outcome
     frozen: Outcome
+    last_token: Outcome
 
 
 @dataclass(frozen=True)
 class Sufficiency:
-    """The smallest set of unfrozen components that was found, on the way to it, and what each fact came to."""
+    """The smallest set of unfrozen components that was found, on the way to it, and what each fact came to.
+
+    `enrichment` says what more comes back when the entity's own tokens are recomputed, too, layer by layer.
+    """
 
     model: str
     entity: str
@@ -78,6 +93,7 @@ class Sufficiency:
     unfrozen: tuple[Component, ...]
     outcome: Outcome
     steps: tuple[UnfreezingStep, ...]
+    enrichment: tuple[EnrichmentStep, ...]
 
 
 @dataclass(frozen=True)
@@ -177,14 +193,19 @@ def patched(
     layers = {injection.layer for injection in injections}
 
     def frozen(kind: str, layer: int) -> Callable[[Tensor], Tensor]:
-        open_lines = torch.tensor([Component(layer, kind) in unfrozen for unfrozen in candidates])
+        last, entity = (
+            torch.tensor([Component(layer, kind, token) in unfrozen for unfrozen in candidates])
+            for token in ("last", "entity")
+        )
 
         def function(output: Tensor) -> Tensor:
             # What is injected is set before the output projection, where all of the layer's activations are.
-            first = len(clean.activations) if kind == "mlp" and layer in layers else 0
+            n_tokens = len(clean.activations)
+            first = n_tokens if kind == "mlp" and layer in layers else 0
             fixed = torch.zeros(n, n_tail, dtype=torch.bool)
             fixed[:, first:] = True
-            fixed[open_lines, -1] = False
+            fixed[last, -1] = False
+            fixed[entity, :n_tokens] = False
             output = output.clone()
             mean = clean.outputs[kind, layer].to(output)
             output[:, -n_tail:] = torch.where(fixed.to(output.device)[..., None], mean, output[:, -n_tail:])
@@ -209,9 +230,9 @@ def sufficiency(
     """Search the smallest set of last-token components that let what is injected bring the answers back.
 
     Components join one at a time, each the one that raises the answers' mean log-probability most, until as many
-    answers are ranked first as in the injected run with nothing frozen (where that ranks none first: until they are as
-    likely as there), or `max_unfrozen` have joined. Then those that nothing is lost without leave again. Only layers
-    after the first injected one can carry it, and are tried.
+    answers are ranked first as with nothing frozen, or with nothing frozen at the last token if these are fewer (where
+    that ranks none first: until they are as likely as there), or `max_unfrozen` have joined. Then those that nothing is
+    lost without leave again. Only layers after the first injected one can carry it, and are tried.
 
     Raises InputError when no fact can be run.
     """
@@ -232,12 +253,47 @@ def sufficiency(
         ]
 
     none: frozenset[Component] = frozenset()
+    later, kinds = range(form.layers[0] + 1, live.shape.n_layers), ("attention", "mlp")
+    pool = [Component(n, kind) for n in later for kind in kinds]
+    grown = [
+        frozenset((*pool, *(Component(n, kind, "entity") for n in later if n <= top for kind in kinds)))
+        for top in later
+    ]
+    frozen, last_token, *enriched = outcomes([none, frozenset(pool), *grown])
     references = References(
-        *outcomes([none], freeze=False), *outcomes([none], freeze=False, free=True), *outcomes([none])
+        *outcomes([none], freeze=False), *outcomes([none], freeze=False, free=True), frozen, last_token
     )
-    goal = references.injected
-    pool = [Component(n, kind) for n in range(form.layers[0] + 1, live.shape.n_layers) for kind in ("attention", "mlp")]
-    chosen, best, steps = none, references.frozen, []
+    goal = min(references.injected, last_token, key=lambda row: (row.n_rank_0, row.mean_logprob))
+    chosen, best, steps = _search(outcomes, pool, frozen, goal, max_unfrozen)
+    return Sufficiency(
+        live.name,
+        form.recipe.target.entity,
+        form.put,
+        live.shape.n_layers,
+        len(runs),
+        len(facts) - len(runs),
+        tuple(fact.text(word) for fact in runs),
+        tuple(fact.answer for fact in runs),
+        references,
+        tuple(sorted(chosen)),
+        best,
+        tuple(steps),
+        tuple(
+            EnrichmentStep(layer, row.mean_logprob, row.n_rank_0) for layer, row in zip(later, enriched, strict=True)
+        ),
+    )
+
+
+def _search(
+    outcomes: Callable[[Sequence[frozenset[Component]]], list[Outcome]],
+    pool: Sequence[Component],
+    frozen: Outcome,
+    goal: Outcome,
+    max_unfrozen: int,
+) -> tuple[frozenset[Component], Outcome, list[UnfreezingStep]]:
+    """The set of components that was found, from nothing unfrozen (`frozen`), its outcome, and the steps to it."""
+    chosen: frozenset[Component] = frozenset()
+    best, steps = frozen, []
     while not _reaches(best, goal) and len(chosen) < min(max_unfrozen, len(pool)):
         rest = [component for component in pool if component not in chosen]
         results = outcomes([chosen | {component} for component in rest])
@@ -254,20 +310,7 @@ def sufficiency(
         if results[top].n_rank_0 < best.n_rank_0 or results[top].mean_logprob < least:
             break
         chosen, best = chosen - {order[top]}, results[top]
-    return Sufficiency(
-        live.name,
-        form.recipe.target.entity,
-        form.put,
-        live.shape.n_layers,
-        len(runs),
-        len(facts) - len(runs),
-        tuple(fact.text(word) for fact in runs),
-        tuple(fact.answer for fact in runs),
-        references,
-        tuple(sorted(chosen)),
-        best,
-        tuple(steps),
-    )
+    return chosen, best, steps
 
 
 def _clean_runs(form: Form, facts: Sequence[KnownFact]) -> dict[Fact, CleanRun]:

@@ -17,6 +17,7 @@ FACT = Fact("Japan", "the capital of {entity} is in", "Tokyo")
 NAMES = ["Peru", "the Nile", "Michael Jordan"]
 CELL, VALUE = Cell(0, 5), 40.0
 OPEN = frozenset({Component(1, "attention"), Component(2, "attention"), Component(2, "mlp")})
+OPEN_ENTITY = frozenset({*OPEN, Component(1, "attention", "entity"), Component(2, "mlp", "entity")})
 ATTENTION = {"llama": "self_attn", "qwen2": "self_attn", "gemma2": "self_attn", "gpt2": "attn", "gpt_neox": "attention"}
 
 
@@ -51,7 +52,9 @@ def run(live, ids, change):
 
 
 @pytest.mark.parametrize("model_type", list(ATTENTION))
-@pytest.mark.parametrize("unfrozen", [frozenset(), OPEN], ids=["all frozen", "some open"])
+@pytest.mark.parametrize(
+    "unfrozen", [frozenset(), OPEN, OPEN_ENTITY], ids=["all frozen", "some open", "some of the entity's open"]
+)
 def test_frozen_logits_equal_a_direct_computation(model_type, unfrozen):
     live = tiny_live(model_type, bos=True)
     n_tail = 3  # The name's last token, " is" and " in".
@@ -76,12 +79,14 @@ def test_frozen_logits_equal_a_direct_computation(model_type, unfrozen):
 
     def freeze(kind, layer, output):
         output = output.clone()
-        last = output[-1].clone()
+        last, name = output[-1].clone(), output[-n_tail].clone()
         output[-n_tail:] = means[kind, layer]
         if (kind, layer) == ("mlp", 0):
             output[-n_tail] = written
         if Component(layer, kind) in unfrozen:
             output[-1] = last
+        if Component(layer, kind, "entity") in unfrozen:
+            output[-n_tail] = name
         return output
 
     (own,) = place(live.tokenizer, [(FACT.prompt, "XXX")])
@@ -123,18 +128,20 @@ def test_a_direction_is_added_to_the_clean_means_at_every_token_of_the_name():
         written = plain.projection(live.model, 0)(activations + 0.5 * (own - activations))
 
     def freeze(kind, layer, output):
-        output, last = output.clone(), output[-1].clone()
+        output, last, name = output.clone(), output[-1].clone(), output[-n_tail:-2].clone()
         output[-n_tail:] = means[kind, layer]
         if (kind, layer) == ("mlp", 0):
             output[-n_tail:-2] = written
-        if Component(layer, kind) in OPEN:
+        if Component(layer, kind) in OPEN_ENTITY:
             output[-1] = last
+        if Component(layer, kind, "entity") in OPEN_ENTITY:
+            output[-n_tail:-2] = name
         return output
 
     (placed,) = place(live.tokenizer, [(FACT.prompt, word)])
     expected = run(live, placed.ids, freeze).log_softmax(-1)
     clean = clean_run(live, FACT, [0], NAMES, word, n)
-    logprobs, _ = patched(live, clean, form.onto(clean.activations), [OPEN])
+    logprobs, _ = patched(live, clean, form.onto(clean.activations), [OPEN_ENTITY])
     assert logprobs[0].item() == pytest.approx(expected[clean.answer].item(), abs=1e-4)
 
 
@@ -146,14 +153,17 @@ def test_the_search_ends_with_what_it_reports(kind):
     form = cell_values(live, recipe, [CELL], facts, value=VALUE) if kind == "cells" else direction(live, recipe, (0,))
     result = sufficiency(form, facts, max_unfrozen=3)
     assert result.put.form == kind
-    goal = result.references.injected
+    goal = min(
+        result.references.injected, result.references.last_token, key=lambda row: (row.n_rank_0, row.mean_logprob)
+    )
     reached = (
         result.outcome.n_rank_0 >= goal.n_rank_0 if goal.n_rank_0 else result.outcome.mean_logprob >= goal.mean_logprob
     )
     assert reached or len(result.steps) == 3
     assert result.n_facts + result.n_left_out == len(facts)
     assert set(result.unfrozen) <= {Component(row.layer, row.component) for row in result.steps}
-    assert all(row.layer > 0 for row in result.unfrozen)
+    assert all(row.layer > 0 and row.token == "last" for row in result.unfrozen)
+    assert [row.layer for row in result.enrichment] == [1, 2]
     assert [row.n_unfrozen for row in result.steps] == list(range(1, len(result.steps) + 1))
     assert len(result.outcome.ranks) == result.n_facts
     assert result.outcome.n_rank_0 == result.outcome.ranks.count(0)
