@@ -50,7 +50,7 @@ def token_texts(live: LiveModel, name: str, n: int) -> tuple[str, ...]:
     return tuple(text[slice(*item.offsets[last - back])] for back in range(n))
 
 
-def name_keys(live: LiveModel, name: str, layers: Sequence[int], max_tokens: int | None = None) -> Mapping[int, Tensor]:
+def name_keys(live: LiveModel, name: str, layers: Sequence[int], max_tokens: int) -> Mapping[int, Tensor]:
     """Keys (n_layers, d_mlp) of a name, float32, by token as in `name_rows`: means over its wordings."""
     return mean_keys(live, name_rows(live, name, max_tokens), layers)
 
