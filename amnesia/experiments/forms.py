@@ -220,9 +220,9 @@ def direction(
 ) -> Direction:
     """What layers write about the recipe's entity, for as many placeholders as its name has tokens.
 
-    Without `layers`, the one of the early layers is taken in which it moves the residual stream furthest at the name's
-    last token; at others it may be a sink of attention, "the" for one, whose activations have another size. Raises
-    InputError for an empty placeholder and a strength that is not finite.
+    Without `layers`, the early layer is taken in which it moves the residual stream furthest at the token at which it
+    moves it least: one token may be a sink of attention ("the", for example), whose activations have another size.
+    Raises InputError for an empty placeholder and a strength that is not finite.
     """
     _check(placeholder, strength)
     name = recipe.target.entity
@@ -231,7 +231,7 @@ def direction(
     text = _placeholders(live, placeholder, len(keys))
     base = key_of(live, text, read, len(keys))
     moves = [[_move(live, read, n, keys[back], base[back], strength) for back in base] for n in range(len(read))]
-    places = list(range(len(read))) if layers is not None else [max(range(len(read)), key=lambda n: moves[n][0])]
+    places = list(range(len(read))) if layers is not None else [max(range(len(read)), key=lambda n: min(moves[n]))]
     put = DirectionPut(
         text,
         tuple(read[n] for n in places),
