@@ -16,13 +16,13 @@ from torch import Tensor
 
 from amnesia.directions.keys import mean_keys, name_rows, token_texts, wordings
 from amnesia.directions.moments import early_layers
-from amnesia.domain import Cell
+from amnesia.domain import Answer, Cell
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, check_known, known_facts
 from amnesia.experiments.settings import EXPERIMENTS
 from amnesia.facts.names import contrast_entities, name_wordings, share_words
 from amnesia.facts.questions import questions_of
-from amnesia.live.forward import AnswerLogprob, answer_logprobs
+from amnesia.live.forward import answer_logprobs
 from amnesia.live.interventions import Asked, Injection, injected, place_asked
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import Placed
@@ -286,7 +286,7 @@ def cell_values(
         for candidate in EXPERIMENTS.factors:
             put = set_cells(cells, [candidate * own for own in strength])
             found = answers_with(live, search, placeholder, put, progress)
-            tried.append(FactorTried(candidate, sum(row.total for row in found) / len(found)))
+            tried.append(FactorTried(candidate, sum(row.logprob for row in found) / len(found)))
         factor = max(tried, key=lambda row: row.mean_logprob).factor
     values = tuple(factor * own for own in strength)
     return CellValues(live, recipe, CellsPut(placeholder, tuple(cells), values, factor, len(search), tuple(tried)))
@@ -307,7 +307,7 @@ def answers_with(
     placeholder: str,
     put: Sequence[Injection],
     progress: Progress | None = None,
-) -> list[AnswerLogprob]:
+) -> list[Answer]:
     """What the model says of the placeholder in each fact while `put` is injected there."""
     asked = [Asked(fact.question.fact.prompt, placeholder, fact.question.fact.answer) for fact in facts]
     tokens = [row.token for row in place_asked(live, asked)]

@@ -98,8 +98,8 @@ def _ask(
             fact.answer,
             text,
             row.rank,
-            row.total,
-            known.score(row.total),
+            row.logprob,
+            known.score(row.logprob),
             matches(text, fact.right_answers),
         )
         for known, fact, row, text in zip(facts, own, found, texts, strict=True)

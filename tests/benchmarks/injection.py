@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
                 "other": others[0],
                 "n_tokens": form.n_tokens,
                 "layers": sorted({one.layer for one in put}),
-                "scores": [fact.score(answer.total) for fact, answer in zip(facts, answers, strict=True)],
+                "scores": [fact.score(answer.logprob) for fact, answer in zip(facts, answers, strict=True)],
                 "first": [answer.rank == 0 for answer in answers],
                 "first_of_the_name": [fact.before.rank == 0 for fact in facts],
                 "begins": [fact.question.fact.prompt.startswith("{entity}") for fact in facts],
