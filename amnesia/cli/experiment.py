@@ -9,26 +9,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from amnesia.cli.options import (
     as_json,
     cells_option,
     entity_option,
+    factor_option,
     force_option,
+    form_option,
     on_device,
     options,
     output_option,
+    placeholder_option,
     plots_option,
     recipe_option,
+    strength_option,
     top_option,
+    value_option,
+    written_by_option,
 )
 from amnesia.cli.terminal import Terminal, print_json
 from amnesia.domain import Cell, Loading, ModelRef
+from amnesia.errors import InputError
 from amnesia.experiments import figures
-from amnesia.recipe import Recipe, load_recipe
+from amnesia.recipe import Recipe, load_recipe, parse_layers
 
 if TYPE_CHECKING:
+    from amnesia.edits import DirectionEdit
+    from amnesia.evaluation.measurement import KnownFact
+    from amnesia.experiments.forms import Form, Put
     from amnesia.live.model import LiveModel
+
+_OF_FORM = {"direction": ("layers", "strength"), "cells": ("cells", "top", "factor", "value")}
+"""Which options only one form of an injection has."""
 
 
 class Experiment:
@@ -109,6 +123,46 @@ class Subject:
         return live, [row.cell for row in cell_map.top(self.top)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Implant:
+    """What an experiment injects at a placeholder, of whom, in which form."""
+
+    subject: Subject
+    form: str
+    placeholder: str
+    layers: str | None
+    strength: float
+    factor: float | None
+    value: float | None
+
+    def load(self, run: Experiment) -> tuple[Form, tuple[KnownFact, ...]]:
+        """The form, and the facts about the entity that the model knows."""
+        from amnesia.experiments import forms
+        from amnesia.localization.cells import layer_range
+
+        recipe = self.subject.recipe
+        if self.form == "cells":
+            live, cells = self.subject.load(run)
+        else:
+            live, cells = run.load(self.subject.model or recipe.model), []
+        layers = None if self.layers is None else layer_range(live, parse_layers(self.layers))
+        with run.task("asking about the facts") as progress:
+            facts = forms.known_targets(live, recipe, progress)
+        if self.form == "direction":
+            return forms.direction(live, recipe, layers, self.strength, self.placeholder), facts
+        with run.task("choosing the values") as progress:
+            return forms.cell_values(
+                live,
+                recipe,
+                cells,
+                facts,
+                factor=self.factor,
+                value=self.value,
+                placeholder=self.placeholder,
+                progress=progress,
+            ), facts
+
+
 def an_experiment(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorator: the options of every experiment. The command gets an `Experiment` in their place, as `run`."""
 
@@ -147,6 +201,66 @@ def on_a_recipe(function: Callable[..., None]) -> Callable[..., None]:
         function(subject=subject, **rest)
 
     return command
+
+
+def with_an_implant(function: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: the options of an experiment that injects a recipe's entity. The command gets an `Implant`."""
+
+    @on_a_recipe
+    @options(
+        form_option,
+        placeholder_option,
+        written_by_option,
+        strength_option,
+        factor_option,
+        value_option,
+    )
+    @functools.wraps(function)
+    def command(
+        subject: Subject,
+        form: str,
+        placeholder: str,
+        layers: str | None,
+        strength: float,
+        factor: float | None,
+        value: float | None,
+        **rest: Any,
+    ) -> None:
+        context = click.get_current_context()
+        flags = {option.name: option.opts[0] for option in context.command.params}
+        for other, names in _OF_FORM.items():
+            for name in names:
+                if other != form and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                    raise InputError(
+                        f"{flags[name]} is for --form {other}, and the form is {form}: give one or the other"
+                    )
+        function(implant=Implant(subject, form, placeholder, layers, strength, factor, value), **rest)
+
+    return command
+
+
+def put_text(put: Put) -> str:
+    """What was injected, in a line."""
+    if put.form == "cells":
+        return ", ".join(f"{cell} = {value:.1f}" for cell, value in zip(put.cells, put.values, strict=True))
+    layers, tokens = (", ".join(map(str, each)) for each in (put.layers, map(repr, reversed(put.tokens))))
+    return f"direction of layer {layers} × {put.strength:g} for {tokens}"
+
+
+def direction_at_the_end(run: Experiment, live: LiveModel, entity: str, reserved: list[str]) -> DirectionEdit:
+    """The direction of the entity's last token, on all columns, in which no name that shares words with `reserved` had
+    a part."""
+    from amnesia.choice.atoms import Name
+    from amnesia.directions.moments import early_layers, moments_of
+    from amnesia.edits import directions_of
+    from amnesia.facts.names import share_words
+    from amnesia.files.cache import cache_folder
+
+    with run.task("reading what should stay") as progress:
+        moments = moments_of(live, early_layers(live.shape.n_layers), cache_folder(), progress=progress)
+    atoms = Name(live, entity, moments, lambda other: share_words(other, reserved)).atoms(1)
+    (found,) = directions_of([atoms[0].edit(0.0)])
+    return found
 
 
 def load_model(model: ModelRef | str, terminal: Terminal, loading: Loading) -> LiveModel:

@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.experiment import Experiment, Subject, an_experiment, load_model, on_a_recipe
-from amnesia.cli.options import as_json, cells_option, factor_option, on_device, plots_option, value_option
+from amnesia.cli.experiment import (
+    Experiment,
+    Implant,
+    Subject,
+    an_experiment,
+    direction_at_the_end,
+    load_model,
+    on_a_recipe,
+    put_text,
+    with_an_implant,
+)
+from amnesia.cli.options import as_json, cells_option, on_device, plots_option
 from amnesia.cli.terminal import Terminal, lines_of, print_json, write_file
 from amnesia.domain import Baseline, Cell, Loading
 from amnesia.errors import InputError, OutputError, os_errors_as
@@ -82,56 +92,33 @@ def sweep(run: Experiment, subject: Subject, low: float, steps: int, tokens: str
 
 
 @click.command()
-@on_a_recipe
-@factor_option
-@value_option
-@click.option(
-    "--placeholder", default=EXPERIMENTS.placeholder, show_default=True, help="Word that stands in the entity's place."
-)
-@click.option("--seed", default=0, show_default=True, help="Of the wrong and random cells.")
+@with_an_implant
+@click.option("--seed", default=0, show_default=True, help="Of the wrong entity and of what is random.")
 @an_experiment("inject")
-def inject(
-    run: Experiment,
-    subject: Subject,
-    factor: float | None,
-    value: float | None,
-    placeholder: str,
-    seed: int,
-) -> None:
-    """Set the entity's cells at a placeholder, and ask the recipe's facts about it.
+def inject(run: Experiment, implant: Implant, seed: int) -> None:
+    """Inject the entity at a placeholder, and ask the recipe's facts about it.
 
-    Controls are the cells of another entity, random cells, the mean activations over many entities, and nothing. The
-    amplification is chosen on the search facts unless --factor or --value is given.
+    By default, what an early layer writes about each token of the entity's name is added at as many placeholders. With
+    --form cells, its cells are set there, amplified as serves the search facts best unless --factor or --value is
+    given. Controls are another entity, a random direction or cells, the mean over many entities, and nothing.
     """
     from amnesia.experiments import injection
 
-    live, cells = subject.load(run)
+    form, facts = implant.load(run)
     with run.task("asking about the placeholder") as progress:
-        result = injection.inject(
-            live,
-            subject.recipe,
-            cells,
-            factor=factor,
-            value=value,
-            placeholder=placeholder,
-            seed=seed,
-            progress=progress,
-        )
-    values = ", ".join(f"{cell} = {v:.1f}" for cell, v in zip(result.cells, result.values, strict=True))
-    lines = [f"{result.entity} at {placeholder!r}: {values}"]
+        result = injection.inject(form, facts, seed=seed, progress=progress)
+    lines = [f"{result.entity} at {result.put.placeholder!r}: {put_text(result.put)}"]
     lines += [
-        f"{row.condition:<14} {row.success.mean:>5.0%} right ({row.success.low:.0%} to {row.success.high:.0%}), "
-        f"answers {row.gain.mean:+.2f} nats above nothing ({row.gain.low:+.2f} to {row.gain.high:+.2f})"
+        f"{row.condition:<14} score {row.score.mean:>5.2f} ({row.score.low:.2f} to {row.score.high:.2f}), "
+        f"first rank {row.first.mean:>4.0%}, written {row.success.mean:>4.0%}"
         for row in result.conditions
     ]
-    lines += [f"  {row.prompt!r} → {row.generated!r}" for row in result.answers if row.condition == "entity cells"]
+    lines += [f"  {row.prompt!r} → {row.generated!r}" for row in result.answers if row.condition == injection.OWN]
     run.write(result, lines)
 
 
 @click.command()
-@on_a_recipe
-@factor_option
-@value_option
+@with_an_implant
 @click.option(
     "--max-unfrozen",
     default=EXPERIMENTS.max_unfrozen,
@@ -140,24 +127,28 @@ def inject(
     help="Components to try.",
 )
 @an_experiment("sufficiency")
-def sufficiency(
-    run: Experiment, subject: Subject, factor: float | None, value: float | None, max_unfrozen: int
-) -> None:
-    """Freeze all but the injected cells, and find what the last token must recompute for the answers to come back."""
+def sufficiency(run: Experiment, implant: Implant, max_unfrozen: int) -> None:
+    """Freeze all but what is injected, and find what the last token must recompute for the answers to come back.
+
+    Then the entity's own tokens are recomputed, too, layer by layer: what that adds, the model looks up there. What is
+    injected is chosen as `amnesia inject` does.
+    """
     from amnesia.experiments import sufficiency as experiment
 
-    live, cells = subject.load(run)
+    form, facts = implant.load(run)
     with run.task("freezing and thawing") as progress:
-        result = experiment.sufficiency(
-            live, subject.recipe, cells, factor=factor, value=value, max_unfrozen=max_unfrozen, progress=progress
-        )
-    rows = [(name, getattr(result.references, name)) for name in ("clean", "frozen", "injected")]
-    lines = [f"{'run':<12} {'log p':>8} {'rank 0':>8}"]
+        result = experiment.sufficiency(form, facts, max_unfrozen=max_unfrozen, progress=progress)
+    n = result.n_facts
+    rows = [(name, getattr(result.references, name)) for name in ("clean", "frozen", "injected", "last_token")]
+    lines = [f"{result.entity} at {result.put.placeholder!r}: {put_text(result.put)}"]
+    lines.append(f"{'run':<12} {'log p':>8} {'rank 0':>8}")
     lines += [
-        f"{name:<12} {row.mean_logprob:>8.2f} {row.n_rank_0:>4}/{result.n_facts}"
+        f"{name.replace('_', ' '):<12} {row.mean_logprob:>8.2f} {row.n_rank_0:>4}/{n}"
         for name, row in (*rows, ("unfrozen", result.outcome))
     ]
     lines.append("unfrozen: " + (", ".join(f"{row.component} {row.layer}" for row in result.unfrozen) or "nothing"))
+    lines.append("the entity's tokens recomputed, too, up to layer:")
+    lines += [f"{row.layer:<12} {row.mean_logprob:>8.2f} {row.n_rank_0:>4}/{n}" for row in result.enrichment]
     if result.n_left_out:
         lines.append(f"{result.n_left_out} facts left out: the text after the name has other tokens after other names")
     run.write(result, lines)
@@ -188,6 +179,13 @@ def sufficiency(
     type=click.IntRange(1),
     help="How many of these.",
 )
+@click.option(
+    "--direction/--no-direction",
+    "with_direction",
+    default=True,
+    show_default=True,
+    help="Follow the direction of the entity's last token, too; what should stay is read once per model.",
+)
 @cells_option
 @click.option(
     "--top",
@@ -209,11 +207,17 @@ def robustness(
     generate: bool,
     others: tuple[str, ...],
     n_unrelated: int,
+    with_direction: bool,
     cells: tuple[str, ...],
     top: int,
     layers: str | None,
 ) -> None:
-    """Follow the cells of ENTITY under other forms of its name: aliases, typos, initials, other case and scripts."""
+    """Follow the direction and the cells of ENTITY under other forms of its name: aliases, typos, initials, other case
+    and scripts.
+
+    The direction is that of the early layer that moves the residual stream furthest at the name's last token. Its
+    answer uᵀa is 1 at the name; unrelated names had no part in it.
+    """
     if recipe_path is not None:
         recipe = load_recipe(recipe_path, entity)
         entity, own, translations = recipe.target.entity, recipe.target.aliases, recipe.target.translations
@@ -233,28 +237,37 @@ def robustness(
 
     live = run.load(model)
     last = live.shape.n_layers - 1
+    others = others or experiment.unrelated_names([form.name for form in forms], n_unrelated)
+    directions = []
+    if with_direction:
+        directions.append(direction_at_the_end(run, live, entity, [*(form.name for form in forms), *others]))
     with run.task(f"localizing {len(forms)} forms of {entity}") as progress:
         result = experiment.robustness(
             live,
             entity,
             forms,
+            directions=directions,
             cells=chosen,
             n_cells=top,
-            n_unrelated=n_unrelated,
             unrelated=others,
             # In layer 0 a cell answers to the name's last token, whatever name that is.
             layers=span or (min(1, last), last),
             progress=progress,
         )
-    lines = [f"{'name':<28} {'kind':<16}" + "".join(f"{cell!s:>18}" for cell in result.cells)]
+    heads = [f"direction {row.layer}" for row in result.directions] + list(map(str, result.cells))
+    lines = [f"{'name':<28} {'kind':<16}" + "".join(f"{head:>18}" for head in heads)]
     for row in result.names:
-        values = "".join(f"{f'z {z:.1f}, #{rank}':>18}" for z, rank in zip(row.mean_z, row.ranks, strict=True))
-        lines.append(f"{_padded(row.name, 28)} {row.language or row.kind:<16}{values}")
-    lines += ["", f"{'kind':<16} {'names':>5} {'median rank':>12} {'mean z':>7} {'in top 100':>11}"]
-    lines += [
-        f"{row.kind:<16} {row.n:>5} {row.median_rank:>12.1f} {row.mean_z:>7.2f} {row.recognized:>11.0%}"
-        for row in result.kinds
-    ]
+        values = [f"{answer:.2f} ± {std:.2f}" for answer, std in zip(row.answers, row.std_answers, strict=True)]
+        values += [f"z {z:.1f}, #{rank}" for z, rank in zip(row.mean_z, row.ranks, strict=True)]
+        lines.append(
+            f"{_padded(row.name, 28)} {row.language or row.kind:<16}" + "".join(f"{value:>18}" for value in values)
+        )
+    lines += ["", f"{'kind':<16} {'names':>5} {'mean uᵀa':>9} {'median rank':>12} {'mean z':>7} {'in top 100':>11}"]
+    for row in result.kinds:
+        answer = "" if row.mean_answer is None else f"{row.mean_answer:.2f}"
+        lines.append(
+            f"{row.kind:<16} {row.n:>5} {answer:>9} {row.median_rank:>12.1f} {row.mean_z:>7.2f} {row.recognized:>11.0%}"
+        )
     run.write(result, lines)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from amnesia.domain import Loading
+from amnesia.experiments.settings import EXPERIMENTS
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -45,7 +46,22 @@ top_option = click.option(
     show_default=True,
     help="Without --cell: how many of the entity's best cells to use.",
 )
-factor_option = click.option("--factor", type=float, help="Amplification of the entity's own mean activation.")
+form_option = click.option(
+    "--form",
+    type=click.Choice(("direction", "cells")),
+    default="direction",
+    show_default=True,
+    help="What is injected: what a layer writes about the entity, or values of its cells.",
+)
+placeholder_option = click.option(
+    "--placeholder", default=EXPERIMENTS.placeholder, show_default=True, help="Word that stands in the entity's place."
+)
+written_by_option = click.option(
+    "--layers",
+    help="Layers of the direction, for example 0-2. Default: the early layer that moves the residual stream furthest.",
+)
+strength_option = click.option("--strength", type=float, default=1.0, show_default=True, help="Times the direction.")
+factor_option = click.option("--factor", type=float, help="Amplification of the cells' own mean activations.")
 value_option = click.option("--value", type=float, help="Activation to set every cell to, in place of --factor.")
 
 

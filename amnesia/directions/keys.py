@@ -21,21 +21,23 @@ def wordings() -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in texts if text not in held_out))
 
 
-def name_rows(live: LiveModel, name: str, max_tokens: int) -> dict[int, list[Placed]]:
-    """All wordings of a name up to each of its tokens, counted from its last one (0) backwards.
+def name_rows(
+    live: LiveModel, name: str, max_tokens: int | None = None, texts: Sequence[str] | None = None
+) -> dict[int, list[Placed]]:
+    """All wordings (or `texts`) of a name up to each of its tokens, counted from its last one (0) backwards.
 
     At most `max_tokens` of its tokens, as far as every wording has so many. What follows a token cannot change its
     activations, so that wordings that begin alike count once.
     """
-    texts = [(text.replace("{entity}", name), text.index("{entity}")) for text in wordings()]
+    filled = [(text.replace("{entity}", name), text.index("{entity}")) for text in texts or wordings()]
     spans = []
-    for item, (_, start) in zip(encode(live.tokenizer, [text for text, _ in texts]), texts, strict=True):
+    for item, (_, start) in zip(encode(live.tokenizer, [text for text, _ in filled]), filled, strict=True):
         spans.append((item.ids, item.token_at(start), item.token_at(start + len(name) - 1)))
-    n_tokens = min(max_tokens, *(last - first + 1 for _, first, last in spans))
+    n_tokens = min(last - first + 1 for _, first, last in spans)
     return {
         # But not at the first token of a row, which is a sink of attention.
         back: list(dict.fromkeys(Placed(ids[: last - back + 1], last - back) for ids, _, last in spans if last > back))
-        for back in range(n_tokens)
+        for back in range(n_tokens if max_tokens is None else min(n_tokens, max_tokens))
     }
 
 
@@ -50,10 +52,14 @@ def token_texts(live: LiveModel, name: str, n: int) -> tuple[str, ...]:
 
 def name_keys(live: LiveModel, name: str, layers: Sequence[int], max_tokens: int) -> Mapping[int, Tensor]:
     """Keys (n_layers, d_mlp) of a name, float32, by token as in `name_rows`: means over its wordings."""
-    rows = name_rows(live, name, max_tokens)
-    flat = [(back, row) for back, own in rows.items() for row in own]
-    total = {back: torch.zeros(len(layers), live.shape.d_mlp, device=live.device) for back in rows}
+    return mean_keys(live, name_rows(live, name, max_tokens), layers)
+
+
+def mean_keys(live: LiveModel, rows: Mapping[int, Sequence[Placed]], layers: Sequence[int]) -> Mapping[int, Tensor]:
+    """Mean activations (n_layers, d_mlp), float32, at the tokens of each group of rows, by the group's key."""
+    flat = [(group, row) for group, own in rows.items() for row in own]
+    total = {group: torch.zeros(len(layers), live.shape.d_mlp, device=live.device) for group in rows}
     for indices, batch in activations(live, [row for _, row in flat], layers):
         for index, values in zip(indices, batch, strict=True):
             total[flat[index][0]] += values
-    return {back: total[back] / len(rows[back]) for back in rows}
+    return {group: total[group] / len(rows[group]) for group in rows}

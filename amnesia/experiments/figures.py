@@ -178,12 +178,21 @@ def _sweep(figure: Any, document: Document) -> None:
     axes.set_title(f"{document['entity']}: {n} cell{'s' * (n > 1)} ({cells})", loc="left", pad=14)
 
 
+def _injected(put: Document) -> str:
+    """What was put at the placeholder, in a few words."""
+    if put["form"] == "direction":
+        layers = ", ".join(map(str, put["layers"]))
+        return f"direction of layer{'s' * (len(put['layers']) > 1)} {layers} × {put['strength']:g}"
+    n = len(put["cells"])
+    return f"{n} cell{'s' * (n > 1)}" + ("" if put["factor"] is None else f" × {put['factor']:g}")
+
+
 def _inject(figure: Any, document: Document) -> None:
-    rows = document["conditions"]
+    rows, put = document["conditions"], document["put"]
     names = [row["condition"] for row in rows][::-1]
     colors = [*[CONTROL] * (len(rows) - 1), TARGET]
     left, right = figure.subplots(1, 2, sharey=True)
-    for axes, key in ((left, "success"), (right, "gain")):
+    for axes, key in ((left, "score"), (right, "first")):
         estimates = [row[key] for row in rows][::-1]
         values = [row["mean"] for row in estimates]
         errors = [
@@ -193,30 +202,26 @@ def _inject(figure: Any, document: Document) -> None:
         axes.barh(names, values, color=colors, height=0.6)
         axes.errorbar(values, range(len(rows)), xerr=errors, fmt="none", ecolor=NEUTRAL, capsize=3, linewidth=1)
         axes.grid(axis="y", visible=False)
-    left.set_xlim(0, 1)
+    left.axvline(0, color=NEUTRAL, linewidth=0.8)
+    left.axvline(1, color=NEUTRAL, linewidth=0.8, linestyle="--")
+    left.set_xlabel("knowledge score (95 % interval)\n1: as with the name, 0: unknown name")
+    right.set_xlim(0, 1)
     # Numbers, so that a panel of zeros does not look empty.
     for line, row in enumerate(rows[::-1]):
-        left.annotate(
-            f"{row['success']['mean']:.0%}",
-            (row["success"]["high"], line),
+        right.annotate(
+            f"{row['first']['mean']:.0%}",
+            (row["first"]["high"], line),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
         )
-    left.set_xlabel("right answers (95 % interval)")
-    right.axvline(0, color=NEUTRAL, linewidth=0.8)
-    right.set_xlabel("log p of right answers\nabove nothing injected (nats)")
-    n, factor = len(document["cells"]), document["factor"]
-    strength = "" if factor is None else f" × {factor:g}"
-    figure.suptitle(
-        f"{document['entity']} injected at “{document['placeholder']}”: {n} cell{'s' * (n > 1)}{strength}, "
-        f"{rows[0]['n']} facts"
-    )
+    right.set_xlabel("right answers at first rank")
+    figure.suptitle(f"{document['entity']} injected at “{put['placeholder']}”: {_injected(put)}, {rows[0]['n']} facts")
 
 
 def _sufficiency(figure: Any, document: Document) -> None:
-    figure.set_size_inches(6.4, 4.6)
-    top, bottom = figure.subplots(2, 1, height_ratios=(3, 1.3))
+    figure.set_size_inches(6.4, 6.6)
+    top, bottom, last = figure.subplots(3, 1, height_ratios=(3, 1.3, 2))
     # The curve starts where all is frozen.
     first = {"n_unfrozen": 0, **document["references"]["frozen"]}
     steps = [first, *document["steps"]]
@@ -226,11 +231,12 @@ def _sufficiency(figure: Any, document: Document) -> None:
         ("injected", "nothing frozen", "--"),
         ("frozen", "all frozen", ":"),
         ("clean", "nothing frozen, no injection", "-."),
+        ("last_token", "all frozen but the last token", (0, (1, 3))),
     ):
         value = document["references"][level]["mean_logprob"]
         top.axhline(value, color=NEUTRAL, linewidth=0.8, linestyle=style, label=label)
     # Above the axes: the lines may lie anywhere, also on top of each other.
-    top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=7)
+    top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=7)
     for row in steps:
         top.annotate(
             f"{row['n_rank_0']}/{document['n_facts']}",
@@ -248,28 +254,42 @@ def _sufficiency(figure: Any, document: Document) -> None:
     bottom.set_yticks([0.4, 1.4], ["MLP", "attention"])
     bottom.set_xlabel("layer (coloured: recomputed at the last token; all else is frozen)")
     bottom.grid(visible=False)
-    figure.suptitle(f"{document['entity']} in {document['model']}: what must be recomputed")
+    rows = document["enrichment"]
+    last.plot([row["layer"] for row in rows], [row["mean_logprob"] for row in rows], color=TARGET, marker="o", ms=3)
+    last.axhline(document["references"]["injected"]["mean_logprob"], color=NEUTRAL, linewidth=0.8, linestyle="--")
+    last.axhline(document["references"]["last_token"]["mean_logprob"], color=NEUTRAL, linewidth=0.8, ls=(0, (1, 3)))
+    last.set_xlim(bottom.get_xlim())
+    last.set_xlabel("layer up to which the entity's tokens are recomputed, too")
+    last.set_ylabel("log p (nats)")
+    figure.suptitle(f"{document['entity']} ({_injected(document['put'])}): what must be recomputed")
 
 
 def _robustness(figure: Any, document: Document) -> None:
-    rows, cells = document["names"], document["cells"]
-    figure.set_size_inches(2.2 + 0.72 * len(cells) + 2.2, 1.4 + 0.26 * len(rows))
-    axes = figure.subplots()
+    rows, cells, directions = document["names"], document["cells"], document["directions"]
+    figure.set_size_inches(4.4 + 0.72 * (len(cells) + 2 * len(directions)), 1.4 + 0.26 * len(rows))
     limit = max(1.0, *(abs(value) for row in rows for value in row["mean_z"]))
-    shown = axes.imshow([row["mean_z"] for row in rows], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    for y, row in enumerate(rows):
-        for x, (value, rank) in enumerate(zip(row["mean_z"], row["ranks"], strict=True)):
-            color = "white" if abs(value) > 0.6 * limit else NEUTRAL
-            axes.text(x, y, f"{value:.1f}\n#{rank}", ha="center", va="center", fontsize=6, color=color)
-    axes.set_xticks(range(len(cells)), [_cell(cell) for cell in cells], rotation=45, ha="right")
-    axes.set_yticks(
+    shown = [([_cell(row) for row in cells], "mean_z", limit, "mean z-score of cells")]
+    if directions:
+        heads = [f"direction\n{row['layer']}, token {row['token']}" for row in directions]
+        shown.insert(0, (heads, "answers", 1.0, "answer uᵀa of directions"))
+    widths = [len(columns) for columns, *_ in shown]
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False, width_ratios=widths)[0]
+    for axes, (columns, key, end, label) in zip(panels, shown, strict=True):
+        image = axes.imshow([row[key] for row in rows], cmap="RdBu_r", vmin=-end, vmax=end, aspect="auto")
+        for y, row in enumerate(rows):
+            for x, value in enumerate(row[key]):
+                color = "white" if abs(value) > 0.6 * end else NEUTRAL
+                text = f"{value:.2f}" if key == "answers" else f"{value:.1f}\n#{row['ranks'][x]}"
+                axes.text(x, y, text, ha="center", va="center", fontsize=6, color=color)
+        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+        split = sum(row["kind"] != "unrelated" for row in rows)
+        axes.axhline(split - 0.5, color=NEUTRAL, linewidth=1.2)
+        axes.grid(visible=False)
+        figure.colorbar(image, ax=axes, label=label, shrink=0.8)
+    panels[0].set_yticks(
         range(len(rows)), [f"{row['name']}  ({row['language'] or row['kind']})" for row in rows], fontsize=7
     )
-    split = sum(row["kind"] != "unrelated" for row in rows)
-    axes.axhline(split - 0.5, color=NEUTRAL, linewidth=1.2)
-    axes.grid(visible=False)
-    figure.colorbar(shown, ax=axes, label="mean z-score", shrink=0.8)
-    axes.set_title(f"{document['entity']}: z and rank of its cells", loc="left")
+    figure.suptitle(f"{document['entity']}: what answers to its names")
 
 
 def _atlas(figure: Any, document: Document) -> None:

@@ -1,4 +1,4 @@
-"""Do the cells of an entity answer to its other names? Rank and z-score under variants, against unrelated names."""
+"""Do an entity's directions and cells answer to its other names? Under variants, against unrelated names."""
 
 from __future__ import annotations
 
@@ -7,26 +7,41 @@ from dataclasses import dataclass
 
 import torch
 
+from amnesia.directions.keys import name_rows
 from amnesia.domain import Cell
+from amnesia.edits import DirectionEdit
 from amnesia.errors import InputError
 from amnesia.experiments.settings import EXPERIMENTS
-from amnesia.facts.names import contrast_entities, share_words
+from amnesia.facts.names import contrast_entities, entity_templates, share_words
 from amnesia.facts.variants import Variant
+from amnesia.live.forward import activations
 from amnesia.live.model import LiveModel
 from amnesia.localization.cells import SETTINGS, CellMap, cell_maps
 from amnesia.progress import Progress
 
 
 @dataclass(frozen=True)
-class NameRow:
-    """The entity's cells under one name, in their order: rank by stability (1 is best), mean and std of z.
+class Followed:
+    """A direction: its layer, the token of the name whose key it was solved for (0 is the last), its columns."""
 
-    `language` is the code of a translation's language.
+    layer: int
+    token: int
+    n_columns: int
+
+
+@dataclass(frozen=True)
+class NameRow:
+    """What answers to one name: of each direction uᵀa, of each cell its rank by stability (1 is best) and z.
+
+    `answers` and `std_answers` are mean and standard deviation over prompts, at the name's token at which the mean is
+    greatest; 1 is the answer to the key that the direction was solved for. `language` is the code of a translation's.
     """
 
     name: str
     kind: str
     language: str | None
+    answers: tuple[float, ...]
+    std_answers: tuple[float, ...]
     ranks: tuple[int, ...]
     mean_z: tuple[float, ...]
     std_z: tuple[float, ...]
@@ -34,10 +49,12 @@ class NameRow:
 
 @dataclass(frozen=True)
 class KindSummary:
-    """Over the names of one kind and all cells: median rank, mean z, and the share of ranks within `top_rank`."""
+    """Over the names of one kind: mean answer of the directions (None without any), and of all cells median rank, mean
+    z, and the share of ranks within `top_rank`."""
 
     kind: str
     n: int
+    mean_answer: float | None
     median_rank: float
     mean_z: float
     recognized: float
@@ -51,9 +68,16 @@ class Robustness:
     entity: str
     n_prompts: int
     layers: tuple[int, ...]
+    directions: tuple[Followed, ...]
     cells: tuple[Cell, ...]
     names: tuple[NameRow, ...]
     kinds: tuple[KindSummary, ...]
+
+
+def unrelated_names(forms: Sequence[str], n: int = EXPERIMENTS.n_unrelated) -> tuple[str, ...]:
+    """A spread of `n` well-known names that share no word with any of the forms of a name."""
+    others = [name for name in contrast_entities() if not share_words(name, forms)]
+    return tuple(others[:: max(1, len(others) // max(1, n))][:n])
 
 
 def robustness(
@@ -61,25 +85,23 @@ def robustness(
     entity: str,
     variants: Sequence[Variant],
     *,
+    directions: Sequence[DirectionEdit] = (),
     cells: Sequence[Cell] = (),
     n_cells: int = EXPERIMENTS.n_cells,
-    n_unrelated: int = EXPERIMENTS.n_unrelated,
     unrelated: Sequence[str] = (),
     layers: tuple[int, int] | None = None,
     n_prompts: int = SETTINGS.n_prompts,
     progress: Progress | None = None,
 ) -> Robustness:
-    """Rank and z-scores of the entity's cells under each variant and under unrelated names.
+    """Answers of directions, ranks and z-scores of the entity's cells, under each variant and under unrelated names.
 
-    Without `cells`, the `n_cells` best for the entity's own name are taken, so that its own row is no evidence: the
-    others are. Ranks are among all cells of `layers`. Raises InputError for cells outside of these and for no variant.
+    Without `unrelated`, a spread of well-known names is taken. Without `cells`, the `n_cells` best for the entity's own
+    name are, so that its own row is no evidence: the others are. Ranks are among all cells of `layers`. Raises
+    InputError for cells outside of these and for no variant.
     """
     own = tuple(dict.fromkeys(variant.name for variant in variants))
-    others = list(unrelated) or [
-        name for name in contrast_entities() if not any(share_words(name, (form,)) for form in own)
-    ]
-    stride = 1 if unrelated else max(1, len(others) // max(1, n_unrelated))
-    rows = [*variants, *(Variant(name, "unrelated") for name in others[::stride][: len(unrelated) or n_unrelated])]
+    others = tuple(unrelated) or unrelated_names(own)
+    rows = [*variants, *(Variant(name, "unrelated") for name in others)]
     if not variants or variants[0].name != entity:
         rows.insert(0, Variant(entity, "name"))
     maps, _, _ = cell_maps(
@@ -98,18 +120,49 @@ def robustness(
                 f"cell {cell} is out of range: {live.name} was searched in layers {maps[0].layers[0]}–"
                 f"{maps[0].layers[-1]} with neurons 0–{live.shape.d_mlp - 1}; widen --layers or drop it"
             )
-    names = tuple(_row(row, cell_map, chosen) for row, cell_map in zip(rows, maps, strict=True))
+    texts = entity_templates()[:n_prompts]
+    names = tuple(
+        _row(row, _answers(live, row.name, directions, texts), cell_map, chosen)
+        for row, cell_map in zip(rows, maps, strict=True)
+    )
+    followed = tuple(Followed(edit.layer, edit.token, len(edit.columns)) for edit in directions)
     kinds = tuple(_summary(kind, names) for kind in dict.fromkeys(row.kind for row in names))
-    return Robustness(live.name, entity, n_prompts, maps[0].layers, chosen, names, kinds)
+    return Robustness(live.name, entity, n_prompts, maps[0].layers, followed, chosen, names, kinds)
 
 
-def _row(variant: Variant, cell_map: CellMap, cells: Sequence[Cell]) -> NameRow:
+@torch.inference_mode()
+def _answers(
+    live: LiveModel, name: str, directions: Sequence[DirectionEdit], texts: Sequence[str]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each direction's uᵀa over texts, at the name's token of the greatest mean."""
+    if not directions:
+        return (), ()
+    layers = sorted({edit.layer for edit in directions})
+    reads = torch.zeros(len(layers), live.shape.d_mlp, len(directions), device=live.device)
+    for n, edit in enumerate(directions):
+        reads[layers.index(edit.layer), list(edit.columns), n] = torch.tensor(edit.read.array.copy()).to(reads)
+    rows = [(back, row) for back, own in name_rows(live, name, texts=texts).items() for row in own]
+    found = torch.zeros(len(rows), len(directions))
+    for indices, batch in activations(live, [row for _, row in rows], layers):
+        found[list(indices)] = torch.einsum("bld,ldn->bn", batch, reads).cpu()
+    backs = torch.tensor([back for back, _ in rows])
+    by_token = [found[backs == back] for back in backs.unique()]
+    mean = torch.stack([own.mean(0) for own in by_token])
+    std = torch.stack([own.std(0, correction=0) for own in by_token])
+    at = mean.argmax(0, keepdim=True)
+    return tuple(mean.gather(0, at)[0].tolist()), tuple(std.gather(0, at)[0].tolist())
+
+
+def _row(
+    variant: Variant, answers: tuple[tuple[float, ...], tuple[float, ...]], cell_map: CellMap, cells: Sequence[Cell]
+) -> NameRow:
     indices = [cell_map.space.index(cell) for cell in cells]
     score, mean_z, std_z = (part.flatten() for part in (cell_map.score, cell_map.mean_z, cell_map.std_z))
     return NameRow(
         variant.name,
         variant.kind,
         variant.language,
+        *answers,
         tuple(int((score > score[index]).sum()) + 1 for index in indices),
         tuple(mean_z[indices].tolist()),
         tuple(std_z[indices].tolist()),
@@ -120,5 +173,7 @@ def _summary(kind: str, names: Sequence[NameRow]) -> KindSummary:
     rows = [row for row in names if row.kind == kind]
     ranks = torch.tensor([rank for row in rows for rank in row.ranks], dtype=torch.float64)
     z = torch.tensor([value for row in rows for value in row.mean_z], dtype=torch.float64)
+    answers = [value for row in rows for value in row.answers]
+    answer = sum(answers) / len(answers) if answers else None
     recognized = (ranks <= EXPERIMENTS.top_rank).double().mean().item()
-    return KindSummary(kind, len(rows), ranks.quantile(0.5).item(), z.mean().item(), recognized)
+    return KindSummary(kind, len(rows), answer, ranks.quantile(0.5).item(), z.mean().item(), recognized)

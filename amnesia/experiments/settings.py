@@ -10,9 +10,8 @@ from datetime import timedelta
 class ExperimentSettings:
     """How the experiments go about it, where no option says otherwise.
 
-    Injection. `factors`, each above 0: amplifications of the entity's own mean activation that are tried when none is
-    given, each the double of the one before. `n_templates`, 1 or more: prompts over which mean activations are taken;
-    few are enough, as they vary little, which is why the cell was found. `placeholder`: the word in the entity's place.
+    Injection. `placeholder`: the word in the entity's place. `factors`, each above 0: amplifications of a cell's own
+    mean activation that are tried when none is given, each the double of the one before.
 
     Sufficiency. `n_clean`, 1 or more: entities in the clean run, as many as in the source. `max_unfrozen`, 1 or more:
     components that may join. `negligible`, in nats, 0 or more: what of the answers' mean log-probability a component
@@ -26,9 +25,8 @@ class ExperimentSettings:
     process is killed. `patience`: how long a process waits for the others, as long as a large atlas may take.
     """
 
-    factors: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-    n_templates: int = 20
     placeholder: str = "XXX"
+    factors: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
     n_clean: int = 95
     max_unfrozen: int = 12
     negligible: float = 0.02

@@ -137,25 +137,32 @@ def _scaled(live: LiveModel, cells: Sequence[Cell], factors: Tensor) -> contextl
 
 @dataclass(frozen=True)
 class Injection:
-    """An activation to set at one token: of one cell to a number, or, without `neuron`, of a layer to a (d_mlp,)."""
+    """Activations to set at one token: of one cell to a number, or, without `neuron`, of a layer to a (d_mlp,).
+
+    With `add`, the value is added to what is there. The token is `back` tokens before the one that `injected` is given.
+    """
 
     layer: int
     neuron: int | None
     value: float | Tensor
+    add: bool = False
+    back: int = 0
 
 
 def injected(
     live: LiveModel, batch: Batch, tokens: Sequence[int], injections: Sequence[Sequence[Injection]]
 ) -> contextlib.AbstractContextManager[None]:
-    """Set activations while a batch runs: of each row of the caller's, at its token number `tokens`.
+    """Set activations while a batch runs: of each row of the caller's, at its token number `tokens`, one by one.
 
-    Generated tokens, which come one at a time after the prompts, are left alone.
+    Generated tokens, which come one at a time after the prompts, are left alone, and so is what lies before a text.
     """
     width = batch.inputs["input_ids"].shape[1]
     by_layer: dict[int, list[tuple[int, int, Injection]]] = {}
     for line, (index, padding) in enumerate(zip(batch.indices, batch.padding.tolist(), strict=True)):
         for injection in injections[index]:
-            by_layer.setdefault(injection.layer, []).append((line, padding + tokens[index], injection))
+            if injection.back <= tokens[index]:
+                spot = padding + tokens[index] - injection.back
+                by_layer.setdefault(injection.layer, []).append((line, spot, injection))
 
     def set_all(rows: list[tuple[int, int, Injection]]) -> Callable[[Tensor], Tensor | None]:
         def function(values: Tensor) -> Tensor | None:
@@ -163,11 +170,9 @@ def injected(
                 return None
             values = values.clone()
             for line, spot, injection in rows:
-                target = values[line, spot]
-                if injection.neuron is None:
-                    target.copy_(torch.as_tensor(injection.value))
-                else:
-                    target[injection.neuron] = injection.value
+                target = values[line, spot, slice(None) if injection.neuron is None else injection.neuron]
+                value = torch.as_tensor(injection.value).to(target)
+                target.copy_(target + value if injection.add else value)
             return values
 
         return function

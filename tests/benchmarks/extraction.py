@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import json
 import math
-import random
 import statistics
 import time
 from collections import defaultdict
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mined import TABLE, chosen_entities, lines, minable
 
 from amnesia.choice.atoms import Name, change_by
 from amnesia.choice.direction import DirectionChoice, Group, Trial
@@ -38,7 +38,6 @@ from amnesia.choice.forms import asked_as, forms_of
 from amnesia.choice.known import KnownFacts, mean_score, select_known
 from amnesia.choice.neighbors import neighbor_results
 from amnesia.directions.moments import BystanderMoments, early_layers, moments_of
-from amnesia.domain import ModelRef
 from amnesia.edits import Edit, directions_of
 from amnesia.errors import InputError
 from amnesia.evaluation.damage import Impression, impression
@@ -48,7 +47,7 @@ from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.own_facts import own_facts
 from amnesia.facts.names import share_words
 from amnesia.facts.neutral import neutral_text
-from amnesia.facts.popqa import PopqaRow, read_popqa
+from amnesia.facts.popqa import read_popqa
 from amnesia.facts.questions import Question, questions_of
 from amnesia.facts.relations import relation_templates
 from amnesia.files.cache import cache_folder
@@ -56,16 +55,13 @@ from amnesia.files.strict_json import StrictJson
 from amnesia.live.loading import load
 from amnesia.live.model import LiveModel, edited
 from amnesia.mining.own import from_model
-from amnesia.mining.table import from_table
 from amnesia.recipe import Recipe, Scoring
 from amnesia.sources.resolve import resolve
 from amnesia.vector import Vector
 from amnesia.weights.edit_rows import edit_json, read_edit
 
 JSON = StrictJson("the results file", InputError, "remove it")
-TABLE = Path(__file__).with_name("entities.tsv")
 NEIGHBORS = Path(__file__).with_name("neighbors.tsv")
-SCORING = Scoring(min_nats=1.0, max_rank=3)
 COLUMNS = (16, 32, 64, 128)
 METHODS = (
     "auto",
@@ -84,34 +80,6 @@ BOUNDS = {
     "their tenth percentile": lambda row: row["control_p10"] >= 0.8,
     "perplexity": lambda row: row["perplexity_ratio"] is not None and row["perplexity_ratio"] <= 1.01,
 }
-MIN_SEARCH, MIN_HELD_OUT = 3, 2
-
-
-def chosen_entities(rows: Sequence[PopqaRow], per_type: int, seed: int) -> list[tuple[str, str]]:
-    """(type, subject), the same number of each type as far as there are so many, drawn with a fixed seed."""
-    by_type: dict[str, dict[str, None]] = defaultdict(dict)
-    for row in rows:
-        by_type[row.type or "?"][row.subject] = None
-    drawn = []
-    for kind, subjects in sorted(by_type.items()):
-        names = list(subjects)
-        random.Random(seed).shuffle(names)
-        # Some have too few wordings that are known; others take their place.
-        drawn += [(place, kind, name) for place, name in enumerate(names[: 2 * per_type])]
-    # In turn, so that a run that was broken off has some of every type.
-    return [(kind, name) for _, kind, name in sorted(drawn, key=lambda row: row[:2])]
-
-
-def minable(live: LiveModel, rows: Sequence[PopqaRow], name: str, cache: MeasurementCache) -> Recipe | None:
-    """The entity's recipe, or None where the model knows too little: no first rank, or too few wordings."""
-    try:
-        recipe = from_table(live, rows, name, model=ModelRef(live.name), scoring=SCORING, cache=cache).recipe
-    except InputError:
-        return None
-    counts = [sum(fact.split == split for fact in recipe.facts) for split in ("search", "held_out")]
-    answers = measure(live, [fact.pair() for fact in recipe.facts], cache=cache)
-    ranks = [answer.rank for answer in answers.values()]
-    return recipe if counts[0] >= MIN_SEARCH and counts[1] >= MIN_HELD_OUT and 0 in ranks else None
 
 
 def search_part(live: LiveModel, recipe: Recipe, cache: MeasurementCache) -> tuple[KnownFacts, KnownFacts]:
@@ -334,11 +302,6 @@ def run(arguments: argparse.Namespace) -> None:
                 if method == "random direction":
                     edits = random_direction(live, edits, moments, index)
                 note(kind, recipe, method, edits, None)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """What the results file holds."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def summary(row: dict[str, Any]) -> str:

@@ -92,11 +92,11 @@ def test_no_plots_needs_no_matplotlib(model, recipe, tmp_path):
     )
     commands = [
         ("layers", model, "Japan", "--prompts", 3),
-        ("robustness", model, "Japan", "--given-only", "--n-unrelated", 1),
+        ("robustness", model, "Japan", "--given-only", "--n-unrelated", 1, "--no-direction"),
         ("atlas", model, "Japan"),
         ("sweep", "--recipe", recipe, "--steps", 2),
-        ("inject", "--recipe", recipe, "--value", 5),
-        ("sufficiency", "--recipe", recipe, "--value", 5, "--max-unfrozen", 1),
+        ("inject", "--recipe", recipe),
+        ("sufficiency", "--recipe", recipe, "--form", "cells", "--value", 5, "--max-unfrozen", 1),
     ]
     given = [[*map(str, command), "--no-plots", "-o", str(tmp_path / command[0])] for command in commands]
     done = subprocess.run([sys.executable, "-c", blocked, json.dumps(given)], cwd=ROOT, capture_output=True, text=True)
@@ -121,17 +121,46 @@ def test_mistakes_are_one_line(recipe, options, message):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_inject(recipe, tmp_path):
-    done = amnesia("inject", "--recipe", recipe, "--factor", 4, "-o", tmp_path / "out")
+@pytest.mark.parametrize(
+    ("options", "form", "title"),
+    [
+        (("--layers", "0-1", "--strength", 2), "direction", "direction of layers 0, 1 × 2"),
+        (("--form", "cells", "--factor", 4), "cells", "2 cells × 4"),
+    ],
+)
+def test_inject(recipe, tmp_path, options, form, title):
+    done = amnesia("inject", "--recipe", recipe, *options, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
-    document = check_figure(tmp_path / "out", "inject", "random cells", "mean entity")
+    document = check_figure(tmp_path / "out", "inject", "wrong entity", "mean entity", title)
+    assert document["put"]["form"] == form
     assert {row["condition"] for row in document["answers"]} == {row["condition"] for row in document["conditions"]}
+    assert done.stdout.splitlines()[0].startswith("Japan at 'XXX")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--factor", 2), "--factor is for --form cells, and the form is direction"),
+        (("--cell", "1:2"), "--cell is for --form cells"),
+        (("--top", 1), "--top is for --form cells"),
+        (("--form", "cells", "--layers", "0"), "--layers is for --form direction, and the form is cells"),
+        (("--layers", "7"), "layers 7-7 are out of range"),
+        (("--strength", "inf"), "inf is no amount to inject"),
+        (("--placeholder", ""), "the placeholder is empty"),
+    ],
+)
+def test_what_cannot_be_injected_is_one_line(recipe, options, message):
+    done = amnesia("inject", "--recipe", recipe, *options)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
 
 
 def test_sufficiency(recipe, tmp_path):
-    done = amnesia("sufficiency", "--recipe", recipe, "--value", 30, "--max-unfrozen", 2, "-o", tmp_path / "out")
+    done = amnesia("sufficiency", "--recipe", recipe, "--max-unfrozen", 2, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     document = check_figure(tmp_path / "out", "sufficiency", "all frozen", "attention")
+    assert document["put"]["form"] == "direction"
     assert len(document["steps"]) <= 2
 
 
@@ -141,8 +170,13 @@ def test_robustness(model, tmp_path):
         "-o", tmp_path / "out",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    document = check_figure(tmp_path / "out", "robustness", "Michael Jordan", "unrelated")
+    document = check_figure(tmp_path / "out", "robustness", "Michael Jordan", "unrelated", "answer uᵀa of directions")
     assert len(document["cells"]) == 2
+    (direction,) = document["directions"]
+    assert direction["token"] == 0 and direction["n_columns"] == 48
+    # Random activations vary from text to text, but their mean at the name's last token is the key, whose answer is 1.
+    assert document["names"][0]["answers"][0] == pytest.approx(1, abs=0.3)
+    assert "mean uᵀa" in done.stdout
     assert [row["kind"] for row in document["names"]] == [
         "name", "given", "translation", "lower case", "upper case", "typo", "typo of 2 edits", "unrelated", "unrelated",
     ]  # fmt: skip
@@ -155,7 +189,9 @@ def test_robustness_of_a_recipe(model, recipe, tmp_path):
     path = tmp_path / "translated.toml"
     named = '[entity]\nname = "Japan"\naliases = ["Nippon"]\ntranslations = { ja = "日本", el = "Ιαπωνία" }'
     path.write_text(recipe.read_text(encoding="utf-8").replace('[entity]\nname = "Japan"', named), encoding="utf-8")
-    done = amnesia("robustness", model, "--recipe", path, "--given-only", "--n-unrelated", 1, "--json")
+    done = amnesia(
+        "robustness", model, "--recipe", path, "--given-only", "--n-unrelated", 1, "--no-direction", "--json"
+    )
     assert done.exit_code == 0, done.output
     assert [(row["name"], row["kind"], row["language"]) for row in json.loads(done.stdout)["names"][:-1]] == [
         ("Japan", "name", None), ("Nippon", "given", None), ("日本", "translation", "ja"), ("Ιαπωνία", "translation", "el"),

@@ -1,13 +1,16 @@
-"""Ranks and z-scores under other names against a localization of each name."""
+"""Ranks and z-scores under other names against a localization of each name, answers against plain transformers."""
 
 import pytest
+import torch
 
 from amnesia.domain import Cell
 from amnesia.errors import InputError
-from amnesia.experiments.robustness import robustness
+from amnesia.experiments.robustness import Followed, robustness, unrelated_names
+from amnesia.facts.names import entity_templates
 from amnesia.facts.variants import Variant
 from amnesia.localization.cells import cell_maps
-from oracles.plain import FIVE
+from oracles import plain
+from support.tiny import tiny_direction
 from support.tiny_text import tiny_live
 
 FORMS = [
@@ -21,7 +24,7 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("model_type", FIVE)
+@pytest.mark.parametrize("model_type", plain.FIVE)
 def test_rows_equal_a_localization_of_each_name(model_type):
     live = tiny_live(model_type)
     result = robustness(live, "Michael Jordan", FORMS, n_cells=3, unrelated=("Paris", "Nowhere"), n_prompts=6)
@@ -48,9 +51,45 @@ def test_cells_outside_of_the_search_are_refused():
         robustness(tiny_live(), "Japan", [], cells=[Cell(0, 3)], layers=(1, 2), n_prompts=3)
 
 
+@pytest.mark.parametrize("model_type", plain.FIVE)
+def test_directions_answer_at_the_token_of_a_name_where_they_answer_most(model_type):
+    live = tiny_live(model_type)
+    directions = [tiny_direction(1), tiny_direction(0, columns=(3, 8, 40), seed=1)]
+    result = robustness(live, "Michael Jordan", FORMS, directions=directions, unrelated=("Nowhere",), n_prompts=3)
+    assert result.directions == (Followed(1, 0, 16), Followed(0, 0, 3))
+    for row in result.names:
+        # Every template ends with the name, whose tokens may be fewer where it begins the text.
+        found = []
+        for template in entity_templates()[:3]:
+            text, start = template.replace("{entity}", row.name), template.index("{entity}")
+            ids = live.tokenizer(text, return_offsets_mapping=True)
+            first = max(n for n, (low, high) in enumerate(ids["offset_mapping"]) if low <= start < high)
+            activations = plain.run(live.model, ids["input_ids"])[1]
+            found.append(
+                torch.stack(
+                    [
+                        activations[edit.layer, first:, list(edit.columns)] @ torch.tensor(edit.read.array)
+                        for edit in directions
+                    ]
+                ).flip(1)
+            )
+        n = min(own.shape[1] for own in found)
+        answers = torch.stack([own[:, :n] for own in found])
+        best = answers.mean(0).argmax(1)
+        at = torch.stack([answers[:, place, token] for place, token in enumerate(best)])
+        assert row.answers == pytest.approx(at.mean(1).tolist(), abs=1e-4)
+        assert row.std_answers == pytest.approx(at.std(1, correction=0).tolist(), abs=1e-4)
+    for kind in result.kinds:
+        values = [value for row in result.names if row.kind == kind.kind for value in row.answers]
+        assert kind.mean_answer == pytest.approx(sum(values) / len(values))
+
+
 def test_unrelated_names_share_no_word_with_any_form():
-    forms = [Variant("Japan", "name"), Variant("Paris", "given")]
-    result = robustness(tiny_live(), "Japan", forms, n_unrelated=4, n_prompts=3)
-    names = [row.name for row in result.names if row.kind == "unrelated"]
-    assert len(names) == 4
+    names = unrelated_names(["Japan", "Paris"], 4)
+    assert len(set(names)) == 4
     assert not set(names) & {"Japan", "Paris"}
+    forms = [Variant("Japan", "name"), Variant("Paris", "given")]
+    result = robustness(tiny_live(), "Japan", forms, unrelated=names, n_prompts=3)
+    assert [row.name for row in result.names if row.kind == "unrelated"] == list(names)
+    assert {row.answers for row in result.names} == {()}
+    assert {row.mean_answer for row in result.kinds} == {None}

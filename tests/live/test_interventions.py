@@ -57,7 +57,14 @@ def test_models_without_trees_give_the_same(monkeypatch):
 def test_injected_logits_equal_single_prompts(live):
     placed = place_asked(live, ASKED)
     vector = torch.linspace(-1, 1, live.shape.d_mlp)
-    injections = [[Injection(1, 5, 30.0), Injection(0, 2, -4.0)], [Injection(2, None, vector)], [], [], []]
+    # One at a token before the name's last one, one on top of another, and one that would lie before the text.
+    injections = [
+        [Injection(1, 5, 30.0), Injection(0, 2, -4.0), Injection(0, None, vector, add=True, back=1)],
+        [Injection(2, None, vector), Injection(2, None, vector, add=True), Injection(2, 7, 2.0, add=True)],
+        [],
+        [Injection(0, None, vector, back=placed[3].token + 1)],
+        [],
+    ]
     batch = collate(live, [row.ids for row in placed], [3, 1, 0])
     with torch.no_grad(), injected(live, batch, [row.token for row in placed], injections):
         logits = live.model(**batch.inputs).logits.float()
@@ -65,8 +72,10 @@ def test_injected_logits_equal_single_prompts(live):
 
         def put(layer, values, index=index):
             for one in injections[index]:
-                if one.layer == layer:
-                    values[placed[index].token, slice(None) if one.neuron is None else one.neuron] = one.value
+                token = placed[index].token - one.back
+                if one.layer == layer and token >= 0:
+                    cells = slice(None) if one.neuron is None else one.neuron
+                    values[token, cells] = one.value + (values[token, cells] if one.add else 0.0)
 
         expected = plain.run(live.model, placed[index].ids, put)[0]
         torch.testing.assert_close(logits[line, batch.padding[line] :], expected, atol=1e-4, rtol=0)

@@ -1,0 +1,55 @@
+"""What benchmarks over many entities share: which entities of `entities.tsv`, their recipes, and a file of results."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from amnesia.domain import ModelRef
+from amnesia.errors import InputError
+from amnesia.evaluation.measurement import measure
+from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.facts.popqa import PopqaRow
+from amnesia.live.model import LiveModel
+from amnesia.mining.table import from_table
+from amnesia.recipe import Recipe, Scoring
+
+TABLE = Path(__file__).with_name("entities.tsv")
+SCORING = Scoring(min_nats=1.0, max_rank=3)
+MIN_SEARCH, MIN_HELD_OUT = 3, 2
+
+
+def chosen_entities(rows: Sequence[PopqaRow], per_type: int, seed: int) -> list[tuple[str, str]]:
+    """(type, subject), the same number of each type as far as there are so many, drawn with a fixed seed."""
+    by_type: dict[str, dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        by_type[row.type or "?"][row.subject] = None
+    drawn = []
+    for kind, subjects in sorted(by_type.items()):
+        names = list(subjects)
+        random.Random(seed).shuffle(names)
+        # Some have too few wordings that are known; others take their place.
+        drawn += [(place, kind, name) for place, name in enumerate(names[: 2 * per_type])]
+    # In turn, so that a run that was broken off has some of every type.
+    return [(kind, name) for _, kind, name in sorted(drawn, key=lambda row: row[:2])]
+
+
+def minable(live: LiveModel, rows: Sequence[PopqaRow], name: str, cache: MeasurementCache) -> Recipe | None:
+    """The entity's recipe, or None where the model knows too little: no first rank, or too few wordings."""
+    try:
+        recipe = from_table(live, rows, name, model=ModelRef(live.name), scoring=SCORING, cache=cache).recipe
+    except InputError:
+        return None
+    counts = [sum(fact.split == split for fact in recipe.facts) for split in ("search", "held_out")]
+    answers = measure(live, [fact.pair() for fact in recipe.facts], cache=cache)
+    ranks = [answer.rank for answer in answers.values()]
+    return recipe if counts[0] >= MIN_SEARCH and counts[1] >= MIN_HELD_OUT and 0 in ranks else None
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """What the results file holds."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
