@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 from amnesia.domain import ModelRef
-from amnesia.errors import SourceError, first_line, os_errors_as
+from amnesia.errors import SourceError, os_errors_as
 from amnesia.files.cache import cache_folder, scratch_folder
 from amnesia.files.disk import hash_file
+from amnesia.progress import quiet
+from amnesia.sources.opening import open_gguf
 from amnesia.sources.source import ModelSource, Notice
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:
@@ -31,24 +29,8 @@ def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the weights of a `.gguf` file as float32 safetensors, with config and tokenizer, into `folder`."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    from amnesia.progress import quiet
-
+    model, tokenizer = open_gguf(gguf)
     with quiet():
-        try:
-            # Without this transformers 5 keeps the blocks quantized, which cannot be saved as plain weights.
-            plain = GgufConfig(dequantize=True)
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, quantization_config=plain, dtype=torch.float32
-            )
-            # Where it cannot be had an error is raised; that it may be None is in the annotations only.
-            tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise SourceError(
-                f"{gguf} cannot be read by transformers ({first_line(error)}): use the unquantized model instead"
-            ) from error
         # A path of this machine has no business in a file that people publish.
         model.config.name_or_path = ""
         model.save_pretrained(folder)

@@ -18,6 +18,7 @@ import numpy as np
 
 from amnesia.errors import CheckpointError, os_errors_as
 from amnesia.files.disk import BLOCK, list_files, read_exactly, read_small
+from amnesia.files.lfs import POINTER, check_no_pointer
 from amnesia.files.streams import Strided
 from amnesia.files.strict_json import StrictJson, shown
 
@@ -105,6 +106,8 @@ def header_of(path: Path, file_size: int, read: Callable[[int, int], bytes]) -> 
     if file_size < 8:
         raise json_file.fail(f"has {file_size} bytes, too few for a safetensors header")
     prefix = read(0, 8)
+    if prefix == POINTER[:8]:
+        check_no_pointer(str(path), read(0, min(file_size, len(POINTER))))
     (length,) = struct.unpack("<Q", prefix)
     if length > min(_MAX_HEADER, file_size - 8):
         raise json_file.fail(f"claims a header of {length} bytes in a file of {file_size}")
@@ -112,7 +115,8 @@ def header_of(path: Path, file_size: int, read: Callable[[int, int], bytes]) -> 
     if not content.startswith(b"{"):
         raise json_file.fail("has a header that does not start with {")
     rows = json_file.mapping(json_file.parse(content), "header")
-    for key, value in json_file.mapping(rows.get("__metadata__", {}), "__metadata__").items():
+    metadata = rows.get("__metadata__")
+    for key, value in json_file.mapping({} if metadata is None else metadata, "__metadata__").items():
         if not isinstance(value, str):
             raise json_file.fail(f"has metadata {shown(key)} that is not a string")
     tensors = [_tensor(json_file, name, row, 8 + length) for name, row in rows.items() if name != "__metadata__"]
@@ -203,6 +207,7 @@ def weight_files(
             raise CheckpointError(
                 f"{where}/{INDEX_FILE} places {shown(tensor)} in {name}, which lacks it: fetch the model again"
             )
+    # The index may leave tensors out, which programs find in the shards nevertheless.
     holders: dict[str, str] = {}
     for name, header in headers.items():
         for tensor in header.tensors:
@@ -210,7 +215,7 @@ def weight_files(
                 raise CheckpointError(
                     f"{where} holds {shown(tensor)} in {holders[tensor]} and again in {name}: fetch the model again"
                 )
-    return WeightFiles(location, headers)
+    return WeightFiles(holders, headers)
 
 
 def _location(where: str, content: bytes) -> dict[str, str]:
@@ -221,7 +226,11 @@ def _location(where: str, content: bytes) -> dict[str, str]:
     weight_map = json_file.mapping(index.get("weight_map"), "weight_map")
     if not weight_map:
         raise json_file.fail("has an empty weight_map")
-    return {tensor: json_file.file_name(name, f"the file of {tensor}") for tensor, name in weight_map.items()}
+    location = {tensor: json_file.file_name(name, f"the file of {tensor}") for tensor, name in weight_map.items()}
+    for tensor, name in location.items():
+        if not name.endswith(".safetensors"):
+            raise json_file.fail(f"places {shown(tensor)} in {shown(name)}, which is no safetensors file")
+    return location
 
 
 def _no_weights(folder: Path) -> str:
