@@ -21,6 +21,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from amnesia.domain import is_gguf_name
 from amnesia.edits import EntityEdits
 from amnesia.errors import PublishError, os_errors_as
 from amnesia.files.cache import cache_folder
@@ -110,7 +111,7 @@ def prepare(
     )
     if manifest.format == "adapter":
         files[CONFIG_NAME] = _adapter_config(folder / CONFIG_NAME, published.base)
-    weights = sorted(name for name in files if name.endswith(".gguf"))
+    weights = sorted(name for name in files if is_gguf_name(name))
     if MODELFILE_NAME not in files and (text := modelfile(weights)) is not None:
         files[MODELFILE_NAME] = text
         published = replace(published, added=(*published.added, MODELFILE_NAME))

@@ -19,12 +19,27 @@ def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:
     """Float32 folder of a `.gguf` file, converted once by transformers and kept in the cache by the file's hash."""
     if not path.is_file():
         raise SourceError(f"{path} does not exist: give the path of a .gguf file")
+    _check_header(path)
     folder = cache_folder() / "gguf" / hash_file(path)[:32]
     if not folder.exists():
         notice(f"converting {path.name} to float32 weights")
         with made_once(folder) as made:
             convert_gguf(path, made)
     return ModelSource(folder, ModelRef(str(path)), path)
+
+
+def _check_header(path: Path) -> None:
+    """Raise CheckpointError for what cannot be edited, SourceError for what transformers cannot read."""
+    from amnesia.weights.gguf.container import read_model
+    from amnesia.weights.gguf.layout import gguf_shape
+
+    model = read_model(path)
+    gguf_shape(model)
+    if len(model.files) > 1:
+        raise SourceError(
+            f"{path} is one of {len(model.files)} parts, which can be edited, but transformers reads whole files only: "
+            "join the parts with `llama-gguf-split --merge`"
+        )
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:

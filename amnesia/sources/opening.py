@@ -80,7 +80,8 @@ def _folder_of(files: Mapping[str, Path | bytes]) -> Generator[Path]:
                 target = view / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if isinstance(content, bytes):
-                    target.write_bytes(content)
+                    with target.open("xb") as file:
+                        file.write(content)
                 else:
                     with content.open("rb") as file:
                         check_no_pointer(str(content), file.read(len(POINTER)))
@@ -150,14 +151,14 @@ def _named_setting(path: Path, name: str, build: Callable[[dict[str, Any]], obje
         yield
     except Exception as error:
         settings = _object_in(path)
-        wrong = ""
+        wrong = []
         for key, value in settings.items():
             with contextlib.suppress(Exception):
                 build({other: kept for other, kept in settings.items() if other != key})
-                wrong = f" with {key} = {clipped(json.dumps(value))}"
-                break
+                wrong.append(f"{key} = {clipped(json.dumps(value))}")
+        having = " with " * bool(wrong) + " and ".join(wrong)
         raise CheckpointError(
-            f"{path.name} of {name} cannot be used{wrong} ({in_one_line(error)}): mend it, or fetch the file again"
+            f"{path.name} of {name} cannot be used{having} ({in_one_line(error)}): mend it, or fetch the file again"
         ) from error
 
 

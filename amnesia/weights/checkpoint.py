@@ -109,8 +109,8 @@ def open_source(folder: Path) -> CheckpointSource:
     check_settled(folder)
     files = list_files(folder)
     stamps = {name: file_stamp(folder / name) for name in files}
-    shape = shape_from_config(_read_config(folder))
     weights = read_weight_files(folder)
+    shape = shape_from_config(_read_config(folder))
     check_headers(str(folder), shape, weights)
     left_out = tuple(
         name

@@ -10,12 +10,13 @@ import json
 import os
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from amnesia.domain import is_gguf_name
 from amnesia.errors import CheckpointError, os_errors_as
 from amnesia.files.disk import BLOCK, list_files, read_exactly, read_small
 from amnesia.files.lfs import POINTER, check_no_pointer
@@ -24,6 +25,8 @@ from amnesia.files.strict_json import StrictJson, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 # Bits per element of every type that the format defines.
 DTYPE_BITS: Mapping[str, int] = {
@@ -174,7 +177,7 @@ def read_weight_files(folder: Path) -> WeightFiles:
     if index.is_file():
         content = read_small(index, MAX_INDEX)
     elif not (folder / SINGLE_FILE).is_file():
-        raise CheckpointError(_no_weights(folder))
+        raise CheckpointError(no_weights(str(folder), list_files(folder)))
     return weight_files(
         str(folder), content, lambda name: (folder / name).is_file(), lambda name: read_header(folder / name)
     )
@@ -233,14 +236,20 @@ def _location(where: str, content: bytes) -> dict[str, str]:
     return location
 
 
-def _no_weights(folder: Path) -> str:
-    pickles = [name for name in list_files(folder) if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    if pickles:
+def no_weights(where: str, names: Collection[str]) -> str:
+    """Why the folder or repository `where`, with files of these names, has no weights to read, and what to give."""
+    files = sorted(names)
+    if found := next(filter(is_gguf_name, files), None):
+        return f"{where} has no safetensors weights, but a GGUF: give the path of {found} itself, on this disk"
+    if found := next((name for name in files if name.endswith("/config.json")), None):
+        inner = found.removesuffix("/config.json")
+        return f"{where} has no safetensors weights, but a model in {inner}: give that folder, {where}/{inner}"
+    if found := next((name for name in files if name.endswith(PICKLE_SUFFIXES)), None):
         return (
-            f"{folder} holds pickle weights only ({pickles[0]}): convert them to safetensors first, for example with "
-            "`save_pretrained` of transformers"
+            f"{where} has only pickle weights ({found}), which can run code when loaded: convert them to "
+            "safetensors, for example with the Hub's convert Space, and use the result"
         )
-    return f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: give a folder with safetensors weights"
+    return f"{where} has no safetensors weights: expected {SINGLE_FILE} or a sharded index"
 
 
 def check_matrix(tensor: TensorInfo, axis: int, indices: Iterable[int]) -> None:

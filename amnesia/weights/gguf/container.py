@@ -18,6 +18,7 @@ from typing import BinaryIO, TypeVar
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
 from amnesia.errors import CheckpointError, os_errors_as
+from amnesia.files.lfs import POINTER, check_no_pointer
 
 # Limits far above any model's need (llama.cpp itself stops at 64 bytes of tensor name and 4 dimensions).
 MAX_KEYS = 4096
@@ -44,7 +45,7 @@ _SCALARS: Mapping[int, struct.Struct] = {
 }
 _U32 = _SCALARS[GGUFValueType.UINT32]
 _U64 = _SCALARS[GGUFValueType.UINT64]
-_PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?i:gguf))")
 _T = TypeVar("_T")
 
 
@@ -132,7 +133,10 @@ def read_model(path: Path) -> GgufModel:
             f"{path.name} has split.count = {declared} in its metadata: its name says something else; "
             "restore the original name"
         )
-    paths = [path.with_name(f"{match['stem']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
+    paths = [
+        path.with_name(f"{match['stem']}-{number:05d}-of-{count:05d}{match['suffix']}")
+        for number in range(1, count + 1)
+    ]
     missing = [part.name for part in paths if not part.is_file()]
     if missing:
         raise CheckpointError(
@@ -166,6 +170,8 @@ def read_header(path: Path) -> GgufFile:
     with os_errors_as(CheckpointError, f"{path} cannot be read", "give a .gguf file"):
         size = path.stat().st_size
         with path.open("rb") as stream:
+            check_no_pointer(str(path), stream.read(len(POINTER)))
+            stream.seek(0)
             return _Header(path, stream, size).read()
 
 
