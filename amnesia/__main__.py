@@ -24,4 +24,7 @@ def entry() -> None:
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        # `python -m` also finds modules in the working directory, which may be the folder of a model.
+        del sys.path[0]
     entry()

@@ -102,6 +102,8 @@ def _line_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         # What the system refuses (a permission, a name that is too long) it names well enough itself.
         return f"{error.filename or 'system'}: {error.strerror}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # That of torch is of its own.
+        return f"out of memory ({in_one_line(error)}): use --dtype bfloat16, --device auto, or a smaller model"
     return (
         f"{type(error).__name__} ({in_one_line(error)}) where none was expected: repeat the command as "
         "`amnesia --debug ...`, and report what it shows"

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from amnesia.domain import ModelRef
-from amnesia.errors import SourceError, os_errors_as
+from amnesia.errors import SourceError, library_errors_as, os_errors_as
 from amnesia.files.cache import cache_folder, scratch_folder
 from amnesia.files.disk import hash_file
 from amnesia.progress import quiet
@@ -45,7 +45,8 @@ def _check_header(path: Path) -> None:
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the weights of a `.gguf` file as float32 safetensors, with config and tokenizer, into `folder`."""
     model, tokenizer = open_gguf(gguf)
-    with quiet():
+    what, remedy = f"{gguf} cannot be converted", "free some space or set AMNESIA_CACHE"
+    with quiet(), library_errors_as(SourceError, what, remedy):
         # A path of this machine has no business in a file that people publish.
         model.config.name_or_path = ""
         model.save_pretrained(folder)

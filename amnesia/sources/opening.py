@@ -91,7 +91,10 @@ def _folder_of(files: Mapping[str, Path | bytes]) -> Generator[Path]:
 
 def _settings(path: Path) -> bytes:
     """The JSON object in a file, without what names code."""
-    return json.dumps(_without_code(_object_in(path))).encode()
+    settings = _without_code(_object_in(path))
+    if str(settings.get("tokenizer_class")).startswith("MistralCommon"):
+        del settings["tokenizer_class"]  # It gives no character offsets; tokenizer.json is read without it.
+    return json.dumps(settings).encode()
 
 
 def _object_in(path: Path) -> dict[str, Any]:
@@ -114,11 +117,38 @@ def open_tokenizer(view: Path, name: str, config: PreTrainedConfig | None = None
     """The tokenizer in a folder of `shown`; `name` is the model's, for messages. Raises InputError."""
     from transformers import AutoTokenizer
 
+    def load() -> PreTrainedTokenizerBase:
+        opened = AutoTokenizer.from_pretrained(view, config=config, trust_remote_code=False)
+        # Where it cannot be had an error is raised; that it may be None is in the annotations only.
+        return cast("PreTrainedTokenizerBase", opened)
+
     remedy = "expected tokenizer.json beside the weights, as the installed transformers and tokenizers read it"
     with quiet(), library_errors_as(InputError, f"{name} has no usable tokenizer", remedy):
-        opened = AutoTokenizer.from_pretrained(view, config=config, trust_remote_code=False)
-    # Where it cannot be had an error is raised; that it may be None is in the annotations only.
-    return cast("PreTrainedTokenizerBase", opened)
+        try:
+            return load()
+        except Exception as error:
+            raise ValueError(f"{_blamed(view, load)}{in_one_line(error)}") from error
+
+
+def _blamed(view: Path, load: Callable[[], object]) -> str:
+    """The file, and the setting in it, for which a tokenizer cannot be loaded; may be empty."""
+    from tokenizers import Tokenizer
+
+    if (view / "tokenizer.json").exists():
+        try:
+            Tokenizer.from_file(str(view / "tokenizer.json"))
+        except Exception:
+            return "tokenizer.json: "
+    path = view / "tokenizer_config.json"
+    if not path.exists():
+        return ""
+
+    def build(settings: dict[str, Any]) -> None:
+        path.write_text(json.dumps(settings), encoding="utf-8")
+        load()
+
+    wrong = _needless(_object_in(path), build)
+    return f"tokenizer_config.json with {wrong}: " if wrong else ""
 
 
 def open_config(view: Path, name: str) -> PreTrainedConfig:
@@ -150,16 +180,21 @@ def _named_setting(path: Path, name: str, build: Callable[[dict[str, Any]], obje
     try:
         yield
     except Exception as error:
-        settings = _object_in(path)
-        wrong = []
-        for key, value in settings.items():
-            with contextlib.suppress(Exception):
-                build({other: kept for other, kept in settings.items() if other != key})
-                wrong.append(f"{key} = {clipped(json.dumps(value))}")
-        having = " with " * bool(wrong) + " and ".join(wrong)
+        wrong = _needless(_object_in(path), build)
+        having = f" with {wrong}" if wrong else ""
         raise CheckpointError(
             f"{path.name} of {name} cannot be used{having} ({in_one_line(error)}): mend it, or fetch the file again"
         ) from error
+
+
+def _needless(settings: dict[str, Any], build: Callable[[dict[str, Any]], object]) -> str:
+    """The settings without one of which `build` works."""
+    found = []
+    for key, value in settings.items():
+        with contextlib.suppress(Exception):
+            build({other: kept for other, kept in settings.items() if other != key})
+            found.append(f"{key} = {clipped(json.dumps(value))}")
+    return " or ".join(found)
 
 
 def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM]:

@@ -100,7 +100,7 @@ TOKENIZER = {
 def test_a_tokenizer_that_cannot_be_used_is_named(model, damage):
     damage(model)
     line = refused("localize", model, "Japan")
-    assert "has no usable tokenizer" in line or "tokenizer_config.json" in line
+    assert "has no usable tokenizer (tokenizer" in line or "tokenizer_config.json " in line
 
 
 def test_a_token_without_an_embedding_is_named(model):

@@ -228,6 +228,7 @@ def test_the_format_of_mistral_gives_way_to_tokenizer_json(model, monkeypatch):
     (model / "tekken.json").write_text("{}")
     monkeypatch.setattr("transformers.integrations.mistral.tokenizer.is_mistral_common_available", lambda: True)
     change(model / "config.json", model_type="mistral", architectures=["MistralForCausalLM"])
+    change(model / "tokenizer_config.json", tokenizer_class="MistralCommonBackend")
     assert load(model, "m").tokenizer(PROMPT)["input_ids"] == tiny_tokenizer()(PROMPT)["input_ids"]
 
 
