@@ -170,7 +170,8 @@ def test_a_source_archive_is_not_built(cache, package_index, tmp_path):
     marker = tmp_path / "built"
     files = {
         "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        "setup.py": f"import pathlib, setuptools\npathlib.Path({str(marker)!r}).touch()\nsetuptools.setup()\n",
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "own"\nbackend-path = ["."]\n',
+        "own.py": f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n",
     }
     with tarfile.open(package_index / f"{stem}.tar.gz", "w:gz") as archive:
         for path, text in files.items():
