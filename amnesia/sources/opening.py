@@ -35,7 +35,13 @@ from amnesia.weights.safetensors import INDEX_FILE, read_header
 
 if TYPE_CHECKING:
     import torch
-    from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 # Settings that make the libraries fetch, import or choose code, or read other weights. How a model is computed is
 # decided here; that changes nothing but the order of additions.
@@ -197,11 +203,12 @@ def _needless(settings: dict[str, Any], build: Callable[[dict[str, Any]], object
     return " or ".join(found)
 
 
-def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM]:
-    """The class of transformers that builds the model of a configuration."""
-    from transformers import AutoModelForCausalLM
+def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
+    """The Auto class for a configuration: of causal language models, else of models that take images, too."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    return AutoModelForCausalLM
+    causal = type(config) in AutoModelForCausalLM._model_mapping
+    return AutoModelForCausalLM if causal else AutoModelForImageTextToText
 
 
 def describe(config: PreTrainedConfig) -> dict[str, torch.Tensor]:
@@ -238,7 +245,8 @@ def _check_shapes(described: Mapping[str, torch.Tensor], checkpoint: CheckpointS
     for key, tensor in described.items():
         # Files may leave out the name of the part that is not the head.
         found = checkpoint.weights.find(key) or checkpoint.weights.find(key.partition(".")[2])
-        if found is not None and found[1].shape != tuple(tensor.shape):
+        # Experts are transposed while some files are read.
+        if found is not None and sorted(found[1].shape) != sorted(tensor.shape):
             raise CheckpointError(
                 f"config.json of {name} describes {key} of shape {list(tensor.shape)}, but {found[0]} holds "
                 f"{list(found[1].shape)}: the weights do not belong to this config.json; fetch the model again"

@@ -35,6 +35,7 @@ from amnesia.weights.safetensors import (
     TensorInfo,
     WeightFiles,
     new_file,
+    no_weights,
     patches_of,
     read_vectors,
     read_weight_files,
@@ -109,8 +110,10 @@ def open_source(folder: Path) -> CheckpointSource:
     check_settled(folder)
     files = list_files(folder)
     stamps = {name: file_stamp(folder / name) for name in files}
-    weights = read_weight_files(folder)
+    if not {"config.json", SINGLE_FILE, INDEX_FILE} & {*files}:
+        raise CheckpointError(no_weights(str(folder), files))
     shape = shape_from_config(_read_config(folder))
+    weights = read_weight_files(folder)
     check_headers(str(folder), shape, weights)
     left_out = tuple(
         name
