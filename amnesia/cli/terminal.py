@@ -117,6 +117,16 @@ def _interrupted(error: KeyboardInterrupt) -> click.exceptions.Exit:
     return click.exceptions.Exit(EXIT_INTERRUPTED)
 
 
+@contextlib.contextmanager
+def noted_on_interrupt(line: str) -> Generator[None]:
+    """When the block is interrupted, let the command end with `line` about what is left of its work."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(line)
+        raise
+
+
 def _saying_what_is_written(callback: Callable[..., Any]) -> Callable[..., Any]:
     """The function of a command, whose interruption gets a note about what it has written, by looking."""
 

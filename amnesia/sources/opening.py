@@ -96,21 +96,26 @@ def _folder_of(files: Mapping[str, Path | bytes]) -> Generator[Path]:
 
 
 def _settings(path: Path) -> bytes:
-    """The JSON object in a file, without what names code."""
-    settings = _without_code(_object_in(path))
+    """The JSON object in a file, for the libraries to read."""
+    settings = _object_in(path)
     if str(settings.get("tokenizer_class")).startswith("MistralCommon"):
         del settings["tokenizer_class"]  # It gives no character offsets; tokenizer.json is read without it.
     return json.dumps(settings).encode()
 
 
 def _object_in(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, without what names code. Raises CheckpointError."""
     with os_errors_as(CheckpointError, f"{path} cannot be read", "fetch it again"):
         content = read_small(path, MAX_CONFIG)
     check_no_pointer(str(path), content)
     json_file = StrictJson(str(path), CheckpointError, "fetch it again")
     if len(content) > MAX_CONFIG:
         raise json_file.fail(f"has more than {MAX_CONFIG} bytes")
-    return json_file.mapping(json_file.parse(content), "the file")
+    settings = json_file.mapping(json_file.parse(content), "the file")
+    try:
+        return _without_code(settings)
+    except RecursionError as error:
+        raise json_file.fail("is nested too deeply") from error
 
 
 def _without_code(value: Any) -> Any:
@@ -299,7 +304,7 @@ def open_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             self.report = super().load_adapter(*arguments, **settings)
             return self.report
 
-    settings = _without_code(_object_in(folder / CONFIG_NAME))
+    settings = _object_in(folder / CONFIG_NAME)
     kind = settings.get("peft_type")
     if kind not in _ADAPTERS or settings.get("megatron_config"):
         raise InputError(

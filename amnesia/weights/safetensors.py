@@ -239,7 +239,7 @@ def _location(where: str, content: bytes) -> dict[str, str]:
 def no_weights(where: str, names: Collection[str]) -> str:
     """Why the folder or repository `where`, with files of these names, has no weights to read, and what to give."""
     files = sorted(names)
-    if "adapter_config.json" in files:
+    if {"adapter_config.json", "adapter_model.safetensors"} <= {*files}:
         return f"{where} is an adapter, not a model: give the model that it is for, or merge the two with PEFT"
     if found := next(filter(is_gguf_name, files), None):
         return f"{where} has no safetensors weights, but a GGUF: give the path of {found} itself, on this disk"

@@ -185,6 +185,14 @@ def test_an_interrupt_after_the_output_is_there_says_so(model, tmp_path, monkeyp
         assert place.exists()
 
 
+def test_an_interrupted_push_says_what_becomes_of_what_was_sent(tmp_path, monkeypatch):
+    monkeypatch.setattr("amnesia.hub.push.push", interrupt)
+    result = call("push", tmp_path, "me/forgets")
+    assert result.exit_code == 130
+    said = "what me/forgets already got stays there; repeat the push, which sends the rest"
+    assert result.stderr.splitlines()[-1] == f"interrupted: {said}"
+
+
 def test_an_interrupt_before_anything_is_written_says_so_too(model, tmp_path, monkeypatch):
     monkeypatch.setattr("amnesia.outputs.write.write_format", interrupt)
     (tmp_path / "out").mkdir()
