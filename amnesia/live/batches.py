@@ -136,4 +136,5 @@ def takes_trees(live: LiveModel, longest: int) -> bool:
     of two places is not that of their tokens, so a sliding window would cut off the wrong ones.
     """
     window = getattr(live.model.config, "sliding_window", None)
-    return live.model.config._attn_implementation in ("sdpa", "eager") and (window is None or longest <= window)
+    whole = not isinstance(window, int) or longest <= window
+    return live.model.config._attn_implementation in ("sdpa", "eager") and whole

@@ -131,7 +131,9 @@ def open_tokenizer(view: Path, name: str, config: PreTrainedConfig | None = None
     def load() -> PreTrainedTokenizerBase:
         opened = AutoTokenizer.from_pretrained(view, config=config, trust_remote_code=False)
         # Where it cannot be had an error is raised; that it may be None is in the annotations only.
-        return cast("PreTrainedTokenizerBase", opened)
+        tokenizer = cast("PreTrainedTokenizerBase", opened)
+        tokenizer("Some settings are looked at when the first text comes.")
+        return tokenizer
 
     remedy = "expected tokenizer.json beside the weights, as the installed transformers and tokenizers read it"
     with quiet(), library_errors_as(InputError, f"{name} has no usable tokenizer", remedy):

@@ -92,6 +92,7 @@ TOKENIZER = {
     "nothing": lambda folder: (folder / "tokenizer.json").write_text(""),
     "no text": lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff\xfe\x00"),
     "a number as special token": lambda folder: change(folder / "tokenizer_config.json", eos_token=7),
+    "a text as length": lambda folder: change(folder / "tokenizer_config.json", model_max_length="long"),
     "odd tokens": lambda folder: change(folder / "tokenizer_config.json", added_tokens_decoder={"x": {"content": 1}}),
 }
 
