@@ -43,8 +43,8 @@ if TYPE_CHECKING:
         PreTrainedTokenizerBase,
     )
 
-# Settings that make the libraries fetch, import or choose code, or read other weights. How a model is computed is
-# decided here; that changes nothing but the order of additions.
+# Settings that make the libraries fetch, import or choose code, read other weights, or answer in another form. How a
+# model is computed is decided here; that changes nothing but the order of additions.
 _NAMES_CODE = frozenset(
     ("auto_map", "custom_pipelines", "attn_implementation", "_attn_implementation", "experts_implementation",
      "_experts_implementation", "fusion_config", "kernel_config", "distributed_config", "transformers_weights",
@@ -263,10 +263,9 @@ def _check_shapes(described: Mapping[str, torch.Tensor], checkpoint: CheckpointS
 def _complete(found: object, name: str) -> PreTrainedModel:
     # With the loading info it is a pair, which the annotations of transformers leave out.
     model, info = cast("tuple[PreTrainedModel, Mapping[str, Any]]", found)
-    for what, keys in (("lacks", info["missing_keys"]), ("has other shapes for", info["mismatched_keys"])):
-        if keys:
-            # Transformers would fill them with random numbers.
-            raise SourceError(f"{name} {what} {len(keys)} of its weights, first {min(keys)}: fetch the model again")
+    if missing := info["missing_keys"]:
+        # Transformers would fill them with random numbers.
+        raise SourceError(f"{name} lacks {len(missing)} of its weights, first {min(missing)}: fetch the model again")
     return model
 
 
