@@ -69,7 +69,7 @@ def shown(checkpoint: CheckpointSource) -> Generator[Path]:
     """
     folder = checkpoint.folder
     files: dict[str, Path | bytes] = {name: folder / name for name in checkpoint.weights.headers}
-    for name in checkpoint.files:
+    for name in (*checkpoint.files, *checkpoint.left_out):
         # Templates may lie in a folder of their own.
         if any(fnmatchcase(name, pattern) for pattern in _READ) and name not in files:
             files[name] = _settings(folder / name) if name in _SETTINGS else folder / name
