@@ -24,6 +24,11 @@ FORMATS: tuple[Format, ...] = ("safetensors", "adapter", "gguf")
 WIDER_TYPES: tuple[str, ...] = ("f16", "bf16", "f32", "q8_0")
 
 
+def is_gguf_name(name: str) -> bool:
+    """Whether a path or the name of a file is that of a GGUF."""
+    return name.lower().endswith(".gguf")
+
+
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 

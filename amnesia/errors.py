@@ -60,6 +60,30 @@ def os_errors_as(kind: type[AmnesiaError], what: str, remedy: str) -> Generator[
         raise kind(f"{what} ({error.strerror}): {remedy}") from error
 
 
+@contextlib.contextmanager
+def library_errors_as(kind: type[AmnesiaError], what: str, remedy: str) -> Generator[None]:
+    """Turn whatever another library raises in the block into `kind` with the message "what (why): remedy".
+
+    Libraries raise what their own code happens to stumble on, so that no list of classes is ever complete. Errors of
+    this package pass as they are.
+    """
+    try:
+        yield
+    except (AmnesiaError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # Panics of libraries in Rust (tokenizers, safetensors) are no Exception.
+        raise kind(f"{what} ({in_one_line(error)}): {remedy}") from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error of another library says, in one line of 240 characters at most; its class if it says nothing."""
+    said = " ".join(str(error).split())
+    name = type(error).__name__
+    # The message of a KeyError is a key, that of a StopIteration nothing.
+    text = f"{name}: {said}" if said and isinstance(error, LookupError) else said or name
+    return text if len(text) <= 240 else text[:237] + "..."
+
+
 def clipped(text: str) -> str:
     """A text of any length for a message: 80 characters at most."""
     return text if len(text) <= 80 else text[:77] + "..."

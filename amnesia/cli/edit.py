@@ -10,7 +10,7 @@ import click
 
 from amnesia.cli.options import as_json, force_option
 from amnesia.cli.terminal import Terminal, print_json
-from amnesia.domain import FORMATS, WIDER_TYPES, Format, ModelRef
+from amnesia.domain import FORMATS, WIDER_TYPES, Format, ModelRef, is_gguf_name
 from amnesia.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def edit(
         return
     if output is None:
         raise InputError("no output: give a new folder with -o, or edit MODEL itself with --in-place")
-    name = format_name or ("gguf" if model.endswith(".gguf") else "safetensors")
+    name = format_name or ("gguf" if is_gguf_name(model) else "safetensors")
     if tensor_type is not None and name != "gguf":
         raise InputError("--tensor-type is for GGUF files: add --format gguf, or drop it")
     manifest = commands.save(

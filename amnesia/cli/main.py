@@ -29,7 +29,8 @@ LATE = {
 
 @click.group(cls=Commands, late=LATE, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="amnesia")
-def main() -> None:
+@click.option("--debug", is_flag=True, help="Show the traceback of an error, before its one line.")
+def main(debug: bool) -> None:
     """Make a language model forget one named thing: find what stands for it, turn what that writes, save the weights.
 
     MODEL is a Hub id (repo_id[@revision]), a model folder, a .gguf file, or the built-in smollm2-135m or gemma-3-270m.

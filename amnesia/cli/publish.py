@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from amnesia.cli.options import as_json, force_option
-from amnesia.cli.terminal import Terminal, print_json
+from amnesia.cli.terminal import Terminal, noted_on_interrupt, print_json
 
 
 @click.command()
@@ -50,7 +50,8 @@ def push(
     if not sys.stderr.isatty():
         disable_progress_bars()
     terminal = Terminal()
-    with terminal.task(f"publishing {repo_id}", 0):
+    kept = f"what {repo_id} already got stays there; repeat the push, which sends the rest"
+    with noted_on_interrupt(kept), terminal.task(f"publishing {repo_id}", 0):
         done = hub.push(
             output,
             repo_id,

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
+import functools
 import importlib
 import json
 import sys
 import time
-from collections.abc import Generator, Mapping
+import traceback
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from amnesia.errors import AmnesiaError, InputError, OutputError, os_errors_as
+from amnesia.errors import AmnesiaError, InputError, OutputError, in_one_line, os_errors_as
 from amnesia.files.disk import check_replaceable, read_small, replace_file
+from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.strict_json import json_bytes
 from amnesia.progress import Progress
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 _MAX_LINES = 2**26
 
 
@@ -49,7 +54,7 @@ class Terminal:
 
 
 class Commands(click.Group):
-    """A group whose commands turn the package's errors into one line and exit code 2.
+    """A group whose commands turn every error into one line and exit code 2, with its traceback under `--debug`.
 
     `late` maps names of commands to modules that are imported when the command is asked for: the editor works for less
     than a second, of which imports that it does not need would be a good part.
@@ -63,25 +68,95 @@ class Commands(click.Group):
         return sorted({*super().list_commands(ctx), *self._late})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = super().get_command(ctx, cmd_name)
         if cmd_name in self._late:
-            return getattr(importlib.import_module(self._late[cmd_name]), cmd_name)
-        return super().get_command(ctx, cmd_name)
+            command = getattr(importlib.import_module(self._late[cmd_name]), cmd_name)
+        if command is None or command.callback is None:
+            return command
+        watched = copy.copy(command)
+        watched.callback = _saying_what_is_written(command.callback)
+        return watched
+
+    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **settings)
+        except KeyboardInterrupt as error:
+            raise _interrupted(error) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except AmnesiaError as error:
-            click.echo(f"error: {' '.join(str(error).split())}", err=True)
-            ctx.exit(EXIT_BAD_INPUT)
-        except OSError as error:
-            # What the system refuses (a permission, a name that is too long) it names well enough itself.
-            if error.errno is None or error.errno == errno.EPIPE:
+        except KeyboardInterrupt as error:
+            raise _interrupted(error) from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except BaseException as error:  # Panics of libraries in Rust are no Exception.
+            if isinstance(error, SystemExit) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
                 raise
-            click.echo(f"error: {error.filename or 'system'}: {error.strerror}", err=True)
+            if ctx.params["debug"]:
+                click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+            click.echo(f"error: {_line_of(error)}", err=True)
             ctx.exit(EXIT_BAD_INPUT)
-        except KeyboardInterrupt:
-            click.echo("interrupted: nothing was written", err=True)
-            ctx.exit(130)
+
+
+def _line_of(error: BaseException) -> str:
+    if isinstance(error, AmnesiaError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno is not None:
+        # What the system refuses (a permission, a name that is too long) it names well enough itself.
+        return f"{error.filename or 'system'}: {error.strerror}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # That of torch is of its own.
+        return f"out of memory ({in_one_line(error)}): use --dtype bfloat16, --device auto, or a smaller model"
+    return (
+        f"{type(error).__name__} ({in_one_line(error)}) where none was expected: repeat the command as "
+        "`amnesia --debug ...`, and report what it shows"
+    )
+
+
+def _interrupted(error: KeyboardInterrupt) -> click.exceptions.Exit:
+    """Say what an interrupted command has left on the disk; returns what ends it."""
+    notes = getattr(error, "__notes__", ())
+    click.echo(f"interrupted: {'; '.join(notes) or 'nothing was written'}", err=True)
+    return click.exceptions.Exit(EXIT_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def noted_on_interrupt(line: str) -> Generator[None]:
+    """When the block is interrupted, let the command end with `line` about what is left of its work."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(line)
+        raise
+
+
+def _saying_what_is_written(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a command, whose interruption gets a note about what it has written, by looking."""
+
+    @functools.wraps(callback)
+    def command(*arguments: Any, **options: Any) -> Any:
+        places = [options.get("output")]
+        if options.get("in_place"):
+            model = Path(options.get("model") or options["edited"])
+            places = [(model.parent if model.is_file() else model) / MANIFEST_NAME]
+        before = [_state(place) for place in places]
+        try:
+            return callback(*arguments, **options)
+        except KeyboardInterrupt as error:
+            for place, state in zip(places, before, strict=True):
+                if _state(place) != state and not hasattr(error, "__notes__"):
+                    error.add_note(f"{place} was written")
+            raise
+
+    return command
+
+
+def _state(place: Path | None) -> list[tuple[str, int, int]]:
+    """What is at a place that a command writes: names, numbers and times of change."""
+    if place is None or not place.exists():
+        return []
+    found = [place, *(place.iterdir() if place.is_dir() else ())]
+    return [(path.name, status.st_ino, status.st_mtime_ns) for path in found for status in (path.lstat(),)]
 
 
 def print_json(document: Any) -> None:

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 
-from amnesia.errors import InputError, NumericalError, first_line
+from amnesia.errors import InputError, NumericalError, library_errors_as
 from amnesia.live.model import LiveModel
 
 INSTALL = "install it with pip install 'amnesia[lm-eval]'"
@@ -36,7 +36,8 @@ def task_scores(live: LiveModel, tasks: Sequence[str], limit: int | None = None)
     from lm_eval.models.huggingface import HFLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    try:
+    what = f"lm-eval cannot run {', '.join(tasks)}"
+    with library_errors_as(InputError, what, "see `lm-eval ls tasks` for their names"):
         found = lm_eval.simple_evaluate(
             model=HFLM(pretrained=live.model, tokenizer=live.tokenizer, backend="causal", batch_size=BATCH_ROWS),
             tasks=list(tasks),
@@ -45,10 +46,6 @@ def task_scores(live: LiveModel, tasks: Sequence[str], limit: int | None = None)
             bootstrap_iters=0,
             log_samples=False,
         )
-    except (KeyError, ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        raise InputError(
-            f"lm-eval cannot run {', '.join(tasks)} ({first_line(error)}): see `lm-eval ls tasks` for their names"
-        ) from error
     scores: Scores = {}
     for task, values in found["results"].items():
         for metric, value in values.items():

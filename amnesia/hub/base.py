@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amnesia.domain import ModelRef
-from amnesia.errors import PublishError, SourceError, first_line
+from amnesia.errors import PublishError, SourceError, library_errors_as
 from amnesia.hub.card import BaseCard
 from amnesia.hub.contents import hub_base
 from amnesia.sources.built_in import BUILT_IN
@@ -98,12 +98,8 @@ def _card_of(origin: HubFiles) -> BaseCard:
 def _metadata(card: str) -> dict[str, Any]:
     from huggingface_hub import ModelCard
 
-    try:
+    with library_errors_as(PublishError, "the card of the base has metadata that is not YAML", "mend it"):
         return ModelCard(card, ignore_metadata_errors=True).data.to_dict()
-    except ValueError as error:
-        raise PublishError(
-            f"the card of the base has metadata that is not YAML ({first_line(error)}): mend it"
-        ) from error
 
 
 def _fields(data: Mapping[str, Any], ref: ModelRef) -> BaseCard:

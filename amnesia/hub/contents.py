@@ -23,7 +23,7 @@ from typing import Any
 import tomli_w
 from jinja2 import TemplateError
 
-from amnesia.domain import ModelRef
+from amnesia.domain import ModelRef, is_gguf_name
 from amnesia.edits import EntityEdits
 from amnesia.errors import PublishError, os_errors_as
 from amnesia.files.cache import cache_folder
@@ -133,7 +133,7 @@ def prepare(
     )
     if manifest.format == "adapter":
         files[CONFIG_NAME] = _adapter_config(folder / CONFIG_NAME, published.base)
-    weights = sorted(name for name in files if name.endswith(".gguf"))
+    weights = sorted(name for name in files if is_gguf_name(name))
     if MODELFILE_NAME not in files and (text := modelfile(weights)) is not None:
         files[MODELFILE_NAME] = text
         published = replace(published, added=(*published.added, MODELFILE_NAME))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import ModelRef
+from amnesia.domain import ModelRef, is_gguf_name
 from amnesia.errors import CheckpointError, InputError, PublishError, SourceError
 from amnesia.files.disk import check_settled
 from amnesia.files.staging import MANIFEST_NAME
@@ -218,7 +218,7 @@ def _check_arrived(publication: Publication, there: HubFiles, plan: UploadPlan) 
             raise PublishError(f"{there} lacks {name} after the push: {remedy}")
         if not plan.hashes.is_same(name, there.files[name]):
             raise PublishError(f"{there} holds another {name} than was published: {remedy}")
-        if name.endswith((".safetensors", ".gguf")):
+        if name.endswith(".safetensors") or is_gguf_name(name):
             try:
                 found = start_of(there, name)
             except CheckpointError:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from amnesia.domain import ModelRef
+from amnesia.domain import ModelRef, is_gguf_name
 from amnesia.errors import PublishError
 from amnesia.files.companions import MODELFILE_NAME
 from amnesia.files.disk import git_hash, hash_file, read_small
@@ -95,10 +94,9 @@ def plan_upload(publication: Publication, there: HubFiles, origin: HubFiles | No
 
 def is_ours(name: str) -> bool:
     """Whether a file belongs to a model and its edit, so that it is stale when a push does not bring it."""
-    path = PurePosixPath(name)
     return (
-        path.suffix in (".safetensors", ".gguf")
-        or name.endswith(".safetensors.index.json")
+        name.endswith((".safetensors", ".safetensors.index.json"))
+        or is_gguf_name(name)
         or name.startswith(f"{BASE_FOLDER}/")
         or name in (MANIFEST_NAME, UNDO_NAME, REPORT_NAME, PAGE_NAME, MODELFILE_NAME, "adapter_config.json")
     )

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amnesia.live.model import LiveModel
+from amnesia.errors import InputError, clipped
+from amnesia.live.model import LiveModel, weight_of
 from amnesia.live.trees import LABEL, forests, visible
 
 MAX_BATCH_TOKENS = 1024
@@ -36,6 +37,7 @@ def batches(live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int = MA
 
     Left padding lets every row end at the same position; position ids count from each row's own first token.
     """
+    check_ids(live, rows)
     order = sorted(range(len(rows)), key=lambda index: (len(rows[index]), index))
     group: list[int] = []
     for index in order:
@@ -47,12 +49,23 @@ def batches(live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int = MA
         yield collate(live, rows, group)
 
 
+def check_ids(live: LiveModel, rows: Sequence[Sequence[int]]) -> None:
+    """Raise InputError for a token that the model has no embedding of; tokens may carry a `trees.LABEL`."""
+    n_tokens = weight_of(live.model.get_input_embeddings()).shape[0]
+    last = max((token % LABEL for row in rows for token in row), default=0)
+    if last >= n_tokens:
+        token = clipped(repr(live.tokenizer.convert_ids_to_tokens([last])[0]))
+        raise InputError(
+            f"token {token} of the tokenizer has number {last}, but {live.name} has {n_tokens} embeddings: "
+            "give the tokenizer that belongs to this model"
+        )
+
+
 def collate(live: LiveModel, rows: Sequence[Sequence[int]], indices: Sequence[int]) -> Batch:
     """One left-padded batch of the rows at `indices`."""
     width = max(len(rows[index]) for index in indices)
-    pad_id = live.tokenizer.pad_token_id or 0
     padding = torch.tensor([width - len(rows[index]) for index in indices], device=live.device)
-    ids = torch.tensor([[pad_id] * (width - len(rows[i])) + list(rows[i]) for i in indices], device=live.device)
+    ids = torch.tensor([[0] * (width - len(rows[i])) + list(rows[i]) for i in indices], device=live.device)
     mask = (torch.arange(width, device=live.device)[None] >= padding[:, None]).long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     return Batch(tuple(indices), {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, padding)
@@ -85,6 +98,7 @@ def passes(
     Tokens may carry a `trees.LABEL`. Where the attention of a model takes no mask of ours, the passes are plain
     left-padded batches. With `single`, the inputs of each pass have one line.
     """
+    check_ids(live, rows)
     if not takes_trees(live, max(map(len, rows), default=0)):
         plain = [[token % LABEL for token in row] for row in rows]
         for batch in batches(live, plain, 1 if single else max_tokens):
@@ -122,4 +136,5 @@ def takes_trees(live: LiveModel, longest: int) -> bool:
     of two places is not that of their tokens, so a sliding window would cut off the wrong ones.
     """
     window = getattr(live.model.config, "sliding_window", None)
-    return live.model.config._attn_implementation in ("sdpa", "eager") and (window is None or longest <= window)
+    whole = not isinstance(window, int) or longest <= window
+    return live.model.config._attn_implementation in ("sdpa", "eager") and whole

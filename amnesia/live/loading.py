@@ -3,66 +3,49 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping
+import weakref
+from collections.abc import Generator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from amnesia.architectures import no_hooks
 from amnesia.domain import DEFAULT_LOADING, Format, Loading
-from amnesia.errors import InputError, LayoutError, NumericalError, SourceError, first_line
+from amnesia.errors import InputError, LayoutError, NumericalError, library_errors_as
 from amnesia.live.model import LiveModel, freeze, wrap
-from amnesia.progress import quiet
+from amnesia.live.tokens import Tokenizer
 from amnesia.sources.conversion import convert_gguf
+from amnesia.sources.opening import open_adapter, open_config, open_model, open_tokenizer, shown
 from amnesia.sources.source import ModelSource
+from amnesia.weights.checkpoint import open_source
 
 
 def load(folder: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveModel:
     """Load a local folder with plain transformers, evaluation mode, without gradients for the weights.
 
-    Raises SourceError when transformers cannot load the folder, InputError when its tokenizer is missing or the type or
-    device cannot be used, NumericalError when a weight is NaN or infinite.
+    Raises what `open_source` and the functions of `sources.opening` raise, InputError when the type or device cannot be
+    used, NumericalError when a weight is NaN or infinite.
     """
     check_dtype(loading.dtype)
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{name} has no usable tokenizer ({first_line(error)}): expected tokenizer.json beside the weights"
-            ) from error
-        try:
-            found = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=loading.dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                device_map="auto" if loading.device == "auto" else None,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise SourceError(f"{name} cannot be loaded by transformers: {first_line(error)}") from error
-    # With the loading info it is a pair, which the annotations of transformers leave out.
-    model, info = cast("tuple[PreTrainedModel, Mapping[str, Any]]", found)
-    if info["missing_keys"]:
-        # Transformers would fill them with random numbers.
-        missing = sorted(info["missing_keys"])
-        raise SourceError(f"{name} lacks {len(missing)} of its weights, first {missing[0]}: fetch the model again")
+    checkpoint = open_source(folder)
+    with contextlib.ExitStack() as stack:
+        view = stack.enter_context(shown(checkpoint))
+        config = open_config(view, name)
+        tokenizer = open_tokenizer(view, name, config)
+        device_map = "auto" if loading.device == "auto" else None
+        model = open_model(view, name, config, checkpoint, loading.dtype, device_map)
+        if device_map:
+            # What finds no place in memory is read when it is needed.
+            weakref.finalize(model, stack.pop_all().close)
     chosen = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if chosen != "auto":
-        try:
+        with library_errors_as(InputError, f"device {chosen!r} cannot be used", "choose another, for example cpu"):
             model = model.to(chosen)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(
-                f"device {chosen!r} cannot be used ({first_line(error)}): choose another, for example cpu"
-            ) from error
     check_finite(model, name)
-    return wrap(freeze(model), tokenizer, name)
+    return wrap(freeze(model), cast(Tokenizer, tokenizer), name)
 
 
 def check_dtype(name: str) -> None:
@@ -75,17 +58,11 @@ def check_dtype(name: str) -> None:
 
 
 def load_adapter(base: Path, adapter: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveModel:
-    """Load a base model and put a PEFT adapter on it, unmerged. Raises what `load` raises, and SourceError."""
-    from peft import PeftModel
-
+    """Load a base model and put a PEFT adapter on it, unmerged. Raises what `load` and `open_adapter` raise."""
     live = load(base, name, loading)
-    with quiet():
-        try:
-            wrapped = PeftModel.from_pretrained(live.model, adapter)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            raise SourceError(f"adapter {adapter} cannot be loaded by PEFT: {first_line(error)}") from error
-    # PEFT puts its layers into the base model itself, whose module paths stay as they were.
-    return wrap(freeze(cast(PreTrainedModel, wrapped.get_base_model())), live.tokenizer, name)
+    model = open_adapter(live.model, adapter)
+    check_finite(model, name)
+    return wrap(freeze(model), live.tokenizer, name)
 
 
 def merge_adapter(live: LiveModel) -> None:

@@ -7,10 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from amnesia.errors import InputError
+from amnesia.errors import InputError, clipped
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+MAX_CHARACTERS = 50_000
+"""Of one text; set by hand: the memory of attention grows with the square of a text, here to about a gigabyte."""
 
 
 class Tokenizer(Protocol):
@@ -71,9 +75,14 @@ class Continuation:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoded]:
-    """Tokenize as the model is fed. Raises InputError for a text without tokens."""
+    """Tokenize as the model is fed. Raises InputError for a text without tokens, and for one beyond all measure."""
     if not texts:
         return []
+    if (longest := max(texts, key=len)) and len(longest) > MAX_CHARACTERS:
+        raise InputError(
+            f"text {clipped(repr(longest))} has {len(longest)} characters: names and prompts have at most "
+            f"{MAX_CHARACTERS}; shorten it"
+        )
     batch = tokenizer(list(texts), return_offsets_mapping=True, add_special_tokens=True)
     encoded = [
         Encoded(tuple(ids), tuple((start, end) for start, end in spans))

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amnesia.domain import Format, ModelRef
+from amnesia.domain import Format, ModelRef, is_gguf_name
 from amnesia.edits import Edits, groups_in
 from amnesia.errors import InputError
 from amnesia.files.disk import check_settled
@@ -49,7 +49,7 @@ def save(
     """
     output, groups = Path(output), groups_in(edits)
     origin = str(model.origin if isinstance(model, ModelSource) else model)
-    name: Format = format if format is not None else "gguf" if origin.endswith(".gguf") else "safetensors"
+    name: Format = format if format is not None else "gguf" if is_gguf_name(origin) else "safetensors"
     write.check_format(name)
     if tensor_type is not None and name != "gguf":
         raise InputError(f"tensor_type is for GGUF files, not for format {name}: drop it")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from amnesia.domain import Format
+from amnesia.domain import Format, is_gguf_name
 from amnesia.edits import EditSpec
 from amnesia.errors import InputError, OutputError, VerificationError
 from amnesia.files.cache import cache_folder
@@ -47,11 +47,11 @@ def edit_in_place(path: Path, spec: EditSpec) -> Manifest:
     in a cache, of Hugging Face or of this package, and files that other folders share by links, InputError for folders
     that hold copies of the weights that would stay as they are, and what `plan_edits` and `plan_gguf` raise.
     """
-    folder = path.parent if path.suffix == ".gguf" else path
+    folder = path.parent if is_gguf_name(path.name) else path
     _check_outside_caches(folder)
     with locked(folder):
         settle(folder)
-        change, manifest = (_change_gguf if path.suffix == ".gguf" else _change_folder)(path, spec)
+        change, manifest = (_change_gguf if is_gguf_name(path.name) else _change_folder)(path, spec)
         _check_unshared(folder, [*(patch.file for patch in change.patches), *change.removed])
         apply(folder, change)
     return manifest

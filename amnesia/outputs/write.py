@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amnesia.domain import FORMATS, Cell, Format
+from amnesia.domain import FORMATS, Cell, Format, is_gguf_name
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits, named_after_cells, names_of
 from amnesia.errors import InputError, os_errors_as
 from amnesia.files.companions import MODELFILE_NAME
@@ -172,7 +172,7 @@ def write_format(
         from amnesia.weights.gguf.widen import write_widened_gguf
 
         manifest = write_widened_gguf(edit, folder, link=link, progress=progress)
-    text = modelfile(sorted(path.name for path in folder.glob("*.gguf")))
+    text = modelfile(sorted(path.name for path in folder.iterdir() if is_gguf_name(path.name)))
     return manifest if text is None else add_file(manifest, folder, MODELFILE_NAME, text)
 
 

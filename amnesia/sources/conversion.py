@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 from amnesia.domain import ModelRef
-from amnesia.errors import SourceError, first_line, os_errors_as
+from amnesia.errors import SourceError, library_errors_as, os_errors_as
 from amnesia.files.cache import cache_folder, scratch_folder
 from amnesia.files.disk import check_settled, hash_file
+from amnesia.progress import quiet
+from amnesia.sources.opening import open_gguf
 from amnesia.sources.source import ModelSource, Notice
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:
@@ -22,6 +20,7 @@ def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:
     if not path.is_file():
         raise SourceError(f"{path} does not exist: give the path of a .gguf file")
     check_settled(path.parent)
+    _check_header(path)
     folder = cache_folder() / "gguf" / hash_file(path)[:32]
     if not folder.exists():
         notice(f"converting {path.name} to float32 weights")
@@ -30,26 +29,25 @@ def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:
     return ModelSource(folder, ModelRef(str(path)), path)
 
 
+def _check_header(path: Path) -> None:
+    """Raise CheckpointError for what cannot be edited, SourceError for what transformers cannot read."""
+    from amnesia.weights.gguf.container import read_model
+    from amnesia.weights.gguf.layout import gguf_shape
+
+    model = read_model(path)
+    gguf_shape(model)
+    if len(model.files) > 1:
+        raise SourceError(
+            f"{path} is one of {len(model.files)} parts, which can be edited, but transformers reads whole files only: "
+            "join the parts with `llama-gguf-split --merge`"
+        )
+
+
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the weights of a `.gguf` file as float32 safetensors, with config and tokenizer, into `folder`."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    from amnesia.progress import quiet
-
-    with quiet():
-        try:
-            # Without this transformers 5 keeps the blocks quantized, which cannot be saved as plain weights.
-            plain = GgufConfig(dequantize=True)
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, quantization_config=plain, dtype=torch.float32
-            )
-            # Where it cannot be had an error is raised; that it may be None is in the annotations only.
-            tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise SourceError(
-                f"{gguf} cannot be read by transformers ({first_line(error)}): use the unquantized model instead"
-            ) from error
+    model, tokenizer = open_gguf(gguf)
+    what, remedy = f"{gguf} cannot be converted", "free some space or set AMNESIA_CACHE"
+    with quiet(), library_errors_as(SourceError, what, remedy):
         # A path of this machine has no business in a file that people publish.
         model.config.name_or_path = ""
         model.save_pretrained(folder)

@@ -50,7 +50,7 @@ def hub_errors(shown: str, remedy: str = DEFAULT_REMEDY) -> Generator[None]:
         raise SourceError(f"{shown} cannot be reached ({reason(error)}): {remedy}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError) as error:
         raise SourceError(f"{shown} cannot be fetched ({reason(error)}): {remedy}") from error
-    except (KeyError, ValueError) as error:
+    except Exception as error:
         raise SourceError(f"{shown} gave an answer that is not understood ({error!r}): {remedy}") from error
 
 

@@ -23,7 +23,7 @@ from amnesia.files.disk import BLOCK, git_hash
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.sources.hub_errors import DEFAULT_REMEDY, hub_errors, reason
 from amnesia.sources.resolve import check_weights
-from amnesia.weights.checkpoint import MAX_CONFIG, parse_config
+from amnesia.weights.checkpoint import MAX_CONFIG, check_headers, parse_config
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import MAX_MANIFEST, parse_manifest
 from amnesia.weights.plan import TensorPlan
@@ -221,6 +221,7 @@ def open_remote(ref: ModelRef) -> RemoteCheckpoint:
     if index is None and SINGLE_FILE not in hub.files:
         raise CheckpointError(f"{hub} has neither {SINGLE_FILE} nor {INDEX_FILE}: give a repository that has them")
     weights = weight_files(str(hub), index, hub.files.__contains__, lambda name: _header(hub, name))
+    check_headers(str(hub), shape, weights)
     earlier = hub.content(MANIFEST_NAME, MAX_MANIFEST) if MANIFEST_NAME in hub.files else None
     return RemoteCheckpoint(hub, shape, weights, None if earlier is None else parse_manifest(earlier))
 

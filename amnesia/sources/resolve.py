@@ -15,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from amnesia.domain import ModelRef
+from amnesia.domain import ModelRef, is_gguf_name
 from amnesia.errors import CheckpointError, InputError, SourceError
 from amnesia.files.companions import (
     ADAPTER_NAMES,
@@ -31,12 +31,16 @@ from amnesia.sources.built_in import BUILT_IN, built_in
 from amnesia.sources.conversion import from_gguf
 from amnesia.sources.hub_errors import hub_errors
 from amnesia.sources.source import ModelSource, Notice
-from amnesia.weights.safetensors import INDEX_FILE, MAX_INDEX, location_of, read_weight_files
+from amnesia.weights.safetensors import INDEX_FILE, MAX_INDEX, location_of, no_weights, read_weight_files
 
 POPQA = ("akariasai/PopQA", "test.tsv")
+# A page of the Hub, as it is copied from a browser.
+_PAGE = re.compile(
+    r"(?:hf://|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)(?P<repo>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[\w.-]+)(?:/(?P<file>[^?#]+))?)?/?(?:[?#].*)?"
+)
 # The Hub keeps larger files in another storage, under their sha256.
 _MAX_GIT = 2**27
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Beside the companions of the weights: weights, adapters, and what an edit has put there. Other shards are fetched by
 # the names in the index; a repository may hold the same weights once more in other files.
 HUB_PATTERNS = [
@@ -58,17 +62,19 @@ def resolve(
     those named in `also`, as far as it has them. Raises SourceError when the model cannot be had.
     """
     spec, revision = (model.name, model.revision) if isinstance(model, ModelRef) else (str(model), None)
+    _refuse_address(spec)
     path = Path(spec).expanduser()
-    if revision and (spec in BUILT_IN or path.suffix == ".gguf" or path.exists()):
+    if revision and (spec in BUILT_IN or is_gguf_name(spec) or path.exists()):
         raise SourceError(f"{spec} has no revision {revision!r}: only models on the Hub have revisions, drop it")
     if spec in BUILT_IN and not path.exists():
         return built_in(spec, notice)
-    if path.suffix == ".gguf":
+    if is_gguf_name(spec) and not path.is_dir():
         return from_gguf(path, notice)
     if path.is_dir():
         check_settled(path)
         check_plain(path)
-        check_weights([item.name for item in path.iterdir()], spec)
+        inner = (found for pattern in ("*/config.json", "*/*/config.json") for found in path.glob(pattern))
+        check_weights([item.relative_to(path).as_posix() for item in (*path.iterdir(), *inner)], spec)
         return ModelSource(path, ModelRef(spec))
     if path.exists():
         raise SourceError(f"{spec} is a single file: expected a model folder, a .gguf file, or a Hub id")
@@ -83,6 +89,7 @@ def is_fetched(name: str) -> bool:
 
 def hub_ref(spec: str) -> ModelRef:
     """Repository and revision of `repo_id[@revision]`; raises SourceError for anything else."""
+    _refuse_address(spec)
     ref = ModelRef.parse(spec)
     if not ref.may_be_on_hub:
         raise SourceError(
@@ -94,7 +101,7 @@ def hub_ref(spec: str) -> ModelRef:
 def is_local(spec: str) -> bool:
     """Whether `spec` means a folder, a file, or a built-in model, and not a repository."""
     path = Path(spec).expanduser()
-    return spec in BUILT_IN or path.suffix == ".gguf" or path.exists()
+    return spec in BUILT_IN or is_gguf_name(spec) or path.exists()
 
 
 def is_on_disk(spec: str) -> bool:
@@ -121,12 +128,13 @@ def resolve_file(spec: str, notice: Notice = lambda _: None, *, name: str | None
 
     Where `spec` is a repository, `name` is the file in it, or one part of several, which are then fetched.
     """
+    _refuse_address(spec)
     if name is not None and not is_local(spec):
         return _file_from_hub(hub_ref(spec), name)
     path = Path(spec).expanduser()
     if spec in BUILT_IN and not path.exists():
         return built_in(spec, notice)
-    if path.suffix != ".gguf":
+    if not is_gguf_name(spec):
         raise InputError(f"format gguf needs a .gguf model, {spec} is not one: give the path of a .gguf file")
     if not path.is_file():
         raise SourceError(f"{path} does not exist: give the path of a .gguf file")
@@ -160,7 +168,7 @@ def _shards(folder: Path) -> tuple[str, ...]:
 
 
 def _file_from_hub(ref: ModelRef, name: str) -> ModelSource:
-    split = re.fullmatch(r"(.+)-\d{5}-of-(\d{5}\.gguf)", name)
+    split = re.fullmatch(r"(.+)-\d{5}-of-(\d{5}\.(?i:gguf))", name)
     pattern = glob.escape(name)
     if split is not None:
         pattern, name = f"{glob.escape(split[1])}-?????-of-{split[2]}", f"{split[1]}-00001-of-{split[2]}"
@@ -229,13 +237,21 @@ def find_popqa(spec: str | None) -> Path:
         return Path(hf_hub_download(*POPQA, repo_type="dataset"))
 
 
-def check_weights(names: list[str], shown: str) -> None:
-    if any(name.endswith(".safetensors") for name in names):
+def check_weights(names: Collection[str], shown: str) -> None:
+    """Raise SourceError, with what to give instead, when none of the files `names` holds safetensors."""
+    if not any(name.endswith(".safetensors") for name in names if "/" not in name):
+        raise SourceError(no_weights(shown, names))
+
+
+def _refuse_address(spec: str) -> None:
+    """Raise SourceError for what was copied from a browser, and say what the Hub calls it."""
+    page = _PAGE.fullmatch(spec)
+    if page is None and "://" not in spec:
         return
-    pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
-    if pickles:
-        raise SourceError(
-            f"{shown} has only pickle weights ({pickles[0]}), which can run code when loaded: convert them to "
-            "safetensors, for example with the Hub's convert Space, and use the result"
-        )
-    raise SourceError(f"{shown} has no safetensors weights: expected model.safetensors or a sharded index")
+    repo, revision, file = (None,) * 3 if page is None else page.group("repo", "revision", "file")
+    remedy = "download the model, and give its folder or .gguf file"
+    if repo and is_gguf_name(file or ""):
+        remedy = f"fetch the file with `hf download {repo} {file}`, and give its path"
+    elif repo:
+        remedy = f"give the Hub id, {repo}" + (f"@{revision}" if revision and revision != "main" else "")
+    raise SourceError(f"{spec} is an address, not a model: {remedy}")

@@ -16,23 +16,27 @@ from pathlib import Path
 
 from amnesia.architectures import MlpShape, shape_from_config
 from amnesia.edits import Place
-from amnesia.errors import CheckpointError, InputError, os_errors_as
+from amnesia.errors import CheckpointError, InputError, LayoutError, os_errors_as
 from amnesia.files.companions import BASE_FOLDER, UNDO_NAME, is_copied, is_written, may_hold_weights
 from amnesia.files.disk import check_empty, check_settled, copy_file, file_stamp, list_files, read_small
+from amnesia.files.lfs import check_no_pointer
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided
-from amnesia.files.strict_json import StrictJson
+from amnesia.files.strict_json import StrictJson, shown
 from amnesia.progress import Progress, ignore_progress, whole
+from amnesia.weights.consistency import check_layers, check_numbers
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import Plan, TensorPlan, Weights, edited_vectors
 from amnesia.weights.residue import added_to, residue, residue_key
 from amnesia.weights.safetensors import (
     INDEX_FILE,
+    SINGLE_FILE,
     NewTensor,
     TensorInfo,
     WeightFiles,
     new_file,
+    no_weights,
     patches_of,
     read_vectors,
     read_weight_files,
@@ -87,8 +91,11 @@ def open_source(folder: Path) -> CheckpointSource:
     check_settled(folder)
     files = list_files(folder)
     stamps = {name: file_stamp(folder / name) for name in files}
+    if not {"config.json", SINGLE_FILE, INDEX_FILE} & {*files}:
+        raise CheckpointError(no_weights(str(folder), files))
     shape = shape_from_config(_read_config(folder))
     weights = read_weight_files(folder)
+    check_headers(str(folder), shape, weights)
     manifest = read_manifest(folder) if MANIFEST_NAME in files else None
     ours = declared_files(manifest)
     with os_errors_as(CheckpointError, f"{folder} cannot be read", "check its permissions"):
@@ -107,6 +114,21 @@ def open_source(folder: Path) -> CheckpointSource:
         manifest,
         {name: stamp for name, stamp in stamps.items() if name in read},
     )
+
+
+def check_headers(name: str, shape: MlpShape, weights: WeightFiles) -> None:
+    """Raise LayoutError when the headers of the model `name` contradict its configuration, or show packed weights."""
+    check_numbers(name, weights)
+    check_layers(name, shape.layout.layers, shape.n_layers, weights)
+    for layer in range(shape.n_layers):
+        experts = shape.experts_in(layer)
+        for expert in (None,) if experts is None else (0, experts[0] - 1):
+            names = shape.layout.tensor_names(layer, expert)
+            if not any(map(weights.find, names)):
+                raise LayoutError(
+                    f"{name} has no output projection of layer {layer}: expected one of {', '.join(names)}; "
+                    "the weights do not belong to this config.json"
+                )
 
 
 def declared_files(manifest: Manifest | None) -> frozenset[str]:
@@ -137,12 +159,17 @@ def _read_config(folder: Path) -> Mapping[str, object]:
 
 def parse_config(where: str, content: bytes) -> Mapping[str, object]:
     """A model's `config.json`; raises CheckpointError naming the file `where`."""
+    check_no_pointer(where, content)
     json_file = StrictJson(where, CheckpointError, "fetch the model again")
     if len(content) > MAX_CONFIG:
         raise json_file.fail(f"has more than {MAX_CONFIG} bytes")
     config = json_file.mapping(json_file.parse(content), "configuration")
     json_file.text(config.get("model_type"), "model_type")
     json_file.mapping(config.get("quantization_config") or {}, "quantization_config")
+    if config.get("transformers_weights") not in (None, SINGLE_FILE, INDEX_FILE):
+        raise json_file.fail(
+            f"has transformers_weights = {shown(config['transformers_weights'])}, another set of files"
+        )
     return config
 
 

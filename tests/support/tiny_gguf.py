@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from gguf import GGUFWriter, get_tensor_name_map
 from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 # Rows of 256 values hold whole blocks of every type.
 D_MODEL, D_MLP, N_LAYERS = 256, 12, 2
@@ -133,10 +134,23 @@ def _finish(writer: GGUFWriter, path: Path, model: PreTrainedModel, tensor_type:
 
 
 def llama_gguf(
-    path: Path, model: PreTrainedModel, tensor_type: GGMLQuantizationType = GGMLQuantizationType.F32
+    path: Path,
+    model: PreTrainedModel,
+    tensor_type: GGMLQuantizationType = GGMLQuantizationType.F32,
+    *,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Path:
-    """A tiny Llama model converted as llama.cpp does; rows that are no whole blocks stay F32."""
-    return _finish(_start(path, model, "llama"), path, model, tensor_type)
+    """A tiny Llama model converted as llama.cpp does; rows that are no whole blocks stay F32.
+
+    `tokenizer` is a byte-level one, which goes into the file.
+    """
+    writer = _start(path, model, "llama")
+    if tokenizer is not None:
+        rows = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list(sorted(rows["vocab"], key=rows["vocab"].__getitem__))
+        writer.add_token_merges([" ".join(pair) for pair in rows["merges"]])
+    return _finish(writer, path, model, tensor_type)
 
 
 def phi3_gguf(path: Path, model: PreTrainedModel) -> Path:

@@ -20,6 +20,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantiz
 
 from amnesia.errors import CheckpointError, os_errors_as
 from amnesia.files.disk import check_inside, open_regular
+from amnesia.files.lfs import POINTER, check_no_pointer
 
 # Limits far above any model's need (llama.cpp itself stops at 64 bytes of tensor name and 4 dimensions).
 MAX_KEYS = 4096
@@ -47,7 +48,7 @@ _SCALARS: Mapping[int, struct.Struct] = {
 }
 _U32 = _SCALARS[GGUFValueType.UINT32]
 _U64 = _SCALARS[GGUFValueType.UINT64]
-_PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?i:gguf))")
 _T = TypeVar("_T")
 
 
@@ -135,7 +136,10 @@ def read_model(path: Path) -> GgufModel:
             f"{path.name} has split.count = {declared} in its metadata: its name says something else; "
             "restore the original name"
         )
-    paths = [path.with_name(f"{match['stem']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
+    paths = [
+        path.with_name(f"{match['stem']}-{number:05d}-of-{count:05d}{match['suffix']}")
+        for number in range(1, count + 1)
+    ]
     missing = [part.name for part in paths if not part.is_file()]
     if missing:
         raise CheckpointError(
@@ -169,6 +173,8 @@ def read_header(path: Path) -> GgufFile:
     """Read and check the header of one file; raises CheckpointError that names the file and the fault."""
     with os_errors_as(CheckpointError, f"{path} cannot be read", "give a .gguf file"):
         with open_regular(path) as stream:
+            check_no_pointer(str(path), stream.read(len(POINTER)))
+            stream.seek(0)
             return _Header(path, stream, os.fstat(stream.fileno()).st_size).read()
 
 

@@ -67,6 +67,8 @@ def gguf_shape(model: GgufModel) -> GgufShape:
     kind = model.metadata.get("general.type", "model")
     if kind != "model":
         raise CheckpointError(f"{name} is of type {kind!r}, not a model: give the model's own .gguf file")
+    if not any(file.tensors for file in model.files):
+        raise CheckpointError(f"{name} holds a vocabulary and no weights: give the file of the model itself")
     architecture = model.metadata.get("general.architecture")
     if architecture in NOT_GATED:
         raise CheckpointError(

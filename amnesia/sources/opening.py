@@ -1,0 +1,336 @@
+"""The one door through which transformers and PEFT read files: models, tokenizers, adapters, GGUF.
+
+They are shown a folder that holds nothing but links to files that were checked, and copies of settings without what
+names code. So no file decides by its presence what is read or run: no pickle, no Python, no adapter, no second set of
+weights beside those that were looked over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
+
+from amnesia.errors import (
+    CheckpointError,
+    InputError,
+    SourceError,
+    clipped,
+    in_one_line,
+    library_errors_as,
+    os_errors_as,
+)
+from amnesia.files.disk import read_small
+from amnesia.files.lfs import POINTER, check_no_pointer
+from amnesia.files.strict_json import StrictJson
+from amnesia.progress import quiet
+from amnesia.weights.adapter import CONFIG_NAME, WEIGHTS_NAME
+from amnesia.weights.checkpoint import MAX_CONFIG, CheckpointSource
+from amnesia.weights.safetensors import INDEX_FILE, read_header
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
+
+# Settings that make the libraries fetch, import or choose code, read other weights, or answer in another form. How a
+# model is computed is decided here; that changes nothing but the order of additions.
+_NAMES_CODE = frozenset(
+    ("auto_map", "custom_pipelines", "attn_implementation", "_attn_implementation", "experts_implementation",
+     "_experts_implementation", "fusion_config", "kernel_config", "distributed_config", "transformers_weights",
+     "output_attentions", "return_dict", "torchscript")
+)  # fmt: skip
+_SETTINGS = ("config.json", "tokenizer_config.json")
+_GENERATION = "generation_config.json"
+_READ = (
+    *_SETTINGS, _GENERATION, INDEX_FILE,
+    "tokenizer.json", "tokenizer.*.json", "tokenizer.model*", "special_tokens_map.json", "added_tokens.json",
+    "vocab.*", "merges.txt", "*.model", "*.tiktoken", "*.jinja",
+)  # fmt: skip
+# Adapters whose settings are numbers and names of modules. Others load models, tokenizers or adapters of their own.
+_ADAPTERS = ("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT")
+
+
+@contextlib.contextmanager
+def shown(checkpoint: CheckpointSource) -> Generator[Path]:
+    """A temporary folder in which transformers find a model and its tokenizer, and nothing else.
+
+    Raises CheckpointError for settings that are not JSON objects, and for pointers of Git LFS.
+    """
+    folder = checkpoint.folder
+    files: dict[str, Path | bytes] = {name: folder / name for name in checkpoint.weights.headers}
+    for name in (*checkpoint.files, *checkpoint.left_out):
+        # Templates may lie in a folder of their own.
+        if any(fnmatchcase(name, pattern) for pattern in _READ) and name not in files:
+            files[name] = _settings(folder / name) if name in _SETTINGS else folder / name
+    with _folder_of(files) as view:
+        yield view
+
+
+@contextlib.contextmanager
+def _folder_of(files: Mapping[str, Path | bytes]) -> Generator[Path]:
+    with contextlib.ExitStack() as stack:
+        with os_errors_as(SourceError, "no temporary folder can be made", "free space, or set TMPDIR to another disk"):
+            view = Path(stack.enter_context(TemporaryDirectory(prefix="amnesia-")))
+            for name, content in files.items():
+                target = view / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(content, bytes):
+                    with target.open("xb") as file:
+                        file.write(content)
+                else:
+                    with content.open("rb") as file:
+                        check_no_pointer(str(content), file.read(len(POINTER)))
+                    target.symlink_to(content.absolute())
+        yield view
+
+
+def _settings(path: Path) -> bytes:
+    """The JSON object in a file, for the libraries to read."""
+    settings = _object_in(path)
+    if str(settings.get("tokenizer_class")).startswith("MistralCommon"):
+        del settings["tokenizer_class"]  # It gives no character offsets; tokenizer.json is read without it.
+    return json.dumps(settings).encode()
+
+
+def _object_in(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, without what names code. Raises CheckpointError."""
+    with os_errors_as(CheckpointError, f"{path} cannot be read", "fetch it again"):
+        content = read_small(path, MAX_CONFIG)
+    check_no_pointer(str(path), content)
+    json_file = StrictJson(str(path), CheckpointError, "fetch it again")
+    if len(content) > MAX_CONFIG:
+        raise json_file.fail(f"has more than {MAX_CONFIG} bytes")
+    settings = json_file.mapping(json_file.parse(content), "the file")
+    try:
+        return _without_code(settings)
+    except RecursionError as error:
+        raise json_file.fail("is nested too deeply") from error
+
+
+def _without_code(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_code(item) for key, item in value.items() if key not in _NAMES_CODE}
+    return [_without_code(item) for item in value] if isinstance(value, list) else value
+
+
+def open_tokenizer(view: Path, name: str, config: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder of `shown`; `name` is the model's, for messages. Raises InputError."""
+    from transformers import AutoTokenizer
+
+    def load() -> PreTrainedTokenizerBase:
+        opened = AutoTokenizer.from_pretrained(view, config=config, trust_remote_code=False)
+        # Where it cannot be had an error is raised; that it may be None is in the annotations only.
+        tokenizer = cast("PreTrainedTokenizerBase", opened)
+        tokenizer("Some settings are looked at when the first text comes.")
+        return tokenizer
+
+    remedy = "expected tokenizer.json beside the weights, as the installed transformers and tokenizers read it"
+    with quiet(), library_errors_as(InputError, f"{name} has no usable tokenizer", remedy):
+        try:
+            return load()
+        except Exception as error:
+            raise ValueError(f"{_blamed(view, load)}{in_one_line(error)}") from error
+
+
+def _blamed(view: Path, load: Callable[[], object]) -> str:
+    """The file, and the setting in it, for which a tokenizer cannot be loaded; may be empty."""
+    from tokenizers import Tokenizer
+
+    if (view / "tokenizer.json").exists():
+        try:
+            Tokenizer.from_file(str(view / "tokenizer.json"))
+        except Exception:
+            return "tokenizer.json: "
+    path = view / "tokenizer_config.json"
+    if not path.exists():
+        return ""
+
+    def build(settings: dict[str, Any]) -> None:
+        path.write_text(json.dumps(settings), encoding="utf-8")
+        load()
+
+    wrong = _needless(_object_in(path), build)
+    return f"tokenizer_config.json with {wrong}: " if wrong else ""
+
+
+def open_config(view: Path, name: str) -> PreTrainedConfig:
+    """The configuration in a folder of `shown`, once a model can be built of it; `name` is for messages.
+
+    Raises CheckpointError that names the setting that stands in the way, in this file or that of the generation.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    def build(settings: dict[str, Any]) -> None:
+        describe(AutoConfig.for_model(**settings))
+
+    with quiet():
+        with _named_setting(view / "config.json", name, build):
+            config = AutoConfig.from_pretrained(view, trust_remote_code=False)
+            describe(config)
+        if (view / _GENERATION).exists():
+            with _named_setting(view / _GENERATION, name, GenerationConfig.from_dict):
+                GenerationConfig.from_pretrained(view)
+    return config
+
+
+@contextlib.contextmanager
+def _named_setting(path: Path, name: str, build: Callable[[dict[str, Any]], object]) -> Generator[None]:
+    """Turn what the block raises about the file `path` of the model `name` into a CheckpointError.
+
+    Libraries seldom say which setting they cannot do with: it is the one without which `build` works.
+    """
+    try:
+        yield
+    except Exception as error:
+        wrong = _needless(_object_in(path), build)
+        having = f" with {wrong}" if wrong else ""
+        raise CheckpointError(
+            f"{path.name} of {name} cannot be used{having} ({in_one_line(error)}): mend it, or fetch the file again"
+        ) from error
+
+
+def _needless(settings: dict[str, Any], build: Callable[[dict[str, Any]], object]) -> str:
+    """The settings without one of which `build` works."""
+    found = []
+    for key, value in settings.items():
+        with contextlib.suppress(Exception):
+            build({other: kept for other, kept in settings.items() if other != key})
+            found.append(f"{key} = {clipped(json.dumps(value))}")
+    return " or ".join(found)
+
+
+def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
+    """The Auto class for a configuration: of causal language models, else of models that take images, too."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    causal = type(config) in AutoModelForCausalLM._model_mapping
+    return AutoModelForCausalLM if causal else AutoModelForImageTextToText
+
+
+def describe(config: PreTrainedConfig) -> dict[str, torch.Tensor]:
+    """Names and shapes of the tensors of a model of this configuration; no memory is taken for their numbers."""
+    import torch
+
+    with torch.device("meta"):
+        return auto_class(config).from_config(config).state_dict()
+
+
+def open_model(
+    view: Path, name: str, config: PreTrainedConfig, checkpoint: CheckpointSource, dtype: str, device_map: str | None
+) -> PreTrainedModel:
+    """The model in a folder of `shown`, in the given type; `device_map` is that of transformers.
+
+    Raises CheckpointError when the configuration does not fit the tensors, before memory is taken for them, and
+    SourceError when transformers cannot load the model or would fill what is missing with random numbers.
+    """
+    _check_shapes(describe(config), checkpoint, name)
+    with quiet(), library_errors_as(SourceError, f"{name} cannot be loaded by transformers", "fetch the model again"):
+        found = auto_class(config).from_pretrained(
+            view,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            device_map=device_map,
+        )
+    return _complete(found, name)
+
+
+def _check_shapes(described: Mapping[str, torch.Tensor], checkpoint: CheckpointSource, name: str) -> None:
+    for key, tensor in described.items():
+        # Files may leave out the name of the part that is not the head.
+        found = checkpoint.weights.find(key) or checkpoint.weights.find(key.partition(".")[2])
+        # Experts are transposed while some files are read.
+        if found is not None and sorted(found[1].shape) != sorted(tensor.shape):
+            raise CheckpointError(
+                f"config.json of {name} describes {key} of shape {list(tensor.shape)}, but {found[0]} holds "
+                f"{list(found[1].shape)}: the weights do not belong to this config.json; fetch the model again"
+            )
+
+
+def _complete(found: object, name: str) -> PreTrainedModel:
+    # With the loading info it is a pair, which the annotations of transformers leave out.
+    model, info = cast("tuple[PreTrainedModel, Mapping[str, Any]]", found)
+    if missing := info["missing_keys"]:
+        # Transformers would fill them with random numbers.
+        raise SourceError(f"{name} lacks {len(missing)} of its weights, first {min(missing)}: fetch the model again")
+    return model
+
+
+def open_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in a `.gguf` file as float32, and its tokenizer, from nothing but this file. Raises SourceError."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with _folder_of({gguf.name: gguf}) as view:
+        what = f"{gguf} cannot be read by transformers"
+        with quiet(), library_errors_as(SourceError, what, "use the unquantized model instead"):
+            found = AutoModelForCausalLM.from_pretrained(
+                view,
+                gguf_file=gguf.name,
+                # Without this transformers 5 keeps the blocks quantized, which cannot be saved as plain weights.
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(view, gguf_file=gguf.name, trust_remote_code=False)
+    return _complete(found, str(gguf)), cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def open_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """A model with the PEFT adapter of a folder in it, unmerged; module paths stay as they were.
+
+    Raises InputError for adapters that hold more than numbers for named modules, CheckpointError for damaged files, and
+    SourceError when PEFT cannot load the adapter, or when not each of its tensors is for one of the model's modules.
+    """
+    from peft import PeftModel
+
+    class Reported(PeftModel):
+        """Keeps what PEFT found out about the keys, of which `from_pretrained` only warns, and only in part."""
+
+        def load_adapter(self, *arguments: Any, **settings: Any) -> Any:
+            self.report = super().load_adapter(*arguments, **settings)
+            return self.report
+
+    settings = _object_in(folder / CONFIG_NAME)
+    kind = settings.get("peft_type")
+    if kind not in _ADAPTERS or settings.get("megatron_config"):
+        raise InputError(
+            f"{folder / CONFIG_NAME} has peft_type {clipped(repr(kind))}{' for Megatron' * (kind in _ADAPTERS)}: "
+            f"supported are {', '.join(_ADAPTERS)}; merge the adapter with PEFT and give the merged model"
+        )
+    # It would choose the class that wraps the model, of which only the model is kept.
+    settings["task_type"] = None
+    read_header(folder / WEIGHTS_NAME)
+    files = {CONFIG_NAME: json.dumps(settings).encode(), WEIGHTS_NAME: folder / WEIGHTS_NAME}
+    with _folder_of(files) as view:
+        what = f"adapter {folder} cannot be loaded by PEFT"
+        with (
+            quiet(),
+            warnings.catch_warnings(action="ignore", category=UserWarning),  # Of missing keys: see below.
+            library_errors_as(SourceError, what, "give the adapter that was made for this model"),
+        ):
+            wrapped = cast("Reported", Reported.from_pretrained(model, str(view)))
+    for keys, state in (
+        (wrapped.report.unexpected_keys, "holds {n} tensors for which the model has no module"),
+        (wrapped.report.missing_keys, "lacks {n} of its tensors"),
+    ):
+        if keys:
+            raise SourceError(
+                f"adapter {folder} {state.format(n=len(keys))}, first {clipped(min(keys))}: "
+                "give the adapter that was made for this model, whole"
+            )
+    return cast("PreTrainedModel", wrapped.get_base_model())
