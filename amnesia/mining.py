@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tomli_w
 
-from amnesia.domain import DEFAULT_LOADING, SPLITS, Fact, Loading, ModelRef
+from amnesia.domain import DEFAULT_LOADING, SPLITS, Fact, Loading, ModelRef, name_key
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import known_facts
 from amnesia.evaluation.measurement_cache import MeasurementCache
@@ -202,9 +202,9 @@ def _by_popularity(rows: Sequence[PopqaRow], names: Sequence[str], relations: se
     """One row per subject, the most popular subject first; one of `relations` where the subject has it."""
     found: dict[str, PopqaRow] = {}
     for row in sorted(rows, key=lambda row: (-row.popularity, row.relation not in relations)):
-        own = row.subject.casefold() in {name.casefold() for name in names}
+        own = name_key(row.subject) in {name_key(name) for name in names}
         if row.relation in relation_templates() and not own and not share_words(row.answer, names):
-            found.setdefault(row.subject.casefold(), row)
+            found.setdefault(name_key(row.subject), row)
     return list(found.values())
 
 
