@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, Baseline, Cell, Fact, Format, ModelRef
+from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, Baseline, Cell, Fact, Format, ModelRef, name_key, tidy
 from amnesia.edits import ColumnEdit
 from amnesia.errors import RecipeError
 
@@ -20,19 +20,7 @@ PREFERENCES = ("few", "mild")
 
 # Every table and its keys, in the order in which the documentation lists them.
 KEYS: Mapping[str, tuple[str, ...]] = {
-    "": (
-        "description",
-        "model",
-        "entity",
-        "entities",
-        "localize",
-        "cells",
-        "edit",
-        "facts",
-        "controls",
-        "scoring",
-        "accept",
-    ),
+    "": tuple("description model entity entities localize cells edit facts controls scoring accept".split()),
     "model": ("id", "revision"),
     "entity": ("name", "aliases", "translations"),
     "entities": ("name", "aliases", "translations", "cells", "facts"),
@@ -71,6 +59,9 @@ class Translation:
     language: str
     name: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", tidy(self.name))
+
 
 @dataclass(frozen=True)
 class Target:
@@ -79,6 +70,10 @@ class Target:
     entity: str
     aliases: tuple[str, ...] = ()
     translations: tuple[Translation, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entity", tidy(self.entity))
+        object.__setattr__(self, "aliases", tuple(map(tidy, self.aliases)))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -258,27 +253,28 @@ def _entity(document: Mapping[str, Any], wanted: str | None) -> tuple[Mapping[st
         entity = _table(document, "entity", required=True)
         if "name" not in entity:
             raise RecipeError("[entity] lacks `name`: give the entity to forget")
-        name = _string(entity["name"], "entity.name")
-        if wanted is not None and wanted != name:
+        name = tidy(_string(entity["name"], "entity.name"))
+        if wanted is not None and name_key(wanted) != name_key(name):
             raise RecipeError(f"entity {wanted!r} is not in this recipe: it is about {name!r}")
         lists = {key: document[key] for key in ("cells", "facts") if key in document}
         return {**entity, **lists, "name": name}, "entity", ()
-    names = [_string(row.get("name"), "entities.name") for row in rows]
-    if len(set(names)) != len(names):
+    names = [tidy(_string(row.get("name"), "entities.name")) for row in rows]
+    if len({*map(name_key, names)}) != len(names):
         raise RecipeError("[[entities]] lists a name twice: list each entity once")
-    if wanted not in names:
+    chosen = next((index for index, name in enumerate(names) if name_key(name) == name_key(wanted or "")), None)
+    if chosen is None:
         near = difflib.get_close_matches(wanted or "", names, 1) or names[:1]
         raise RecipeError(
             f"this recipe lists {len(names)} entities: choose one with --entity (in Python: entity), for example "
             f"{near[0]!r}"
         )
-    others = [index for index, name in enumerate(names) if name != wanted]
+    others = [index for index in range(len(names)) if index != chosen]
     controls = tuple(
         _fact({**row, "split": SPLITS[place % 2]}, "facts", names[index])
         for place, index in enumerate(others)
         for row in _rows(rows[index], "facts", "facts")
     )
-    return {**rows[names.index(wanted)], "name": wanted}, "entities", controls
+    return {**rows[chosen], "name": names[chosen]}, "entities", controls
 
 
 def _check_splits(facts: Iterable[Fact], controls: Iterable[Fact], name: str) -> None:
@@ -289,9 +285,9 @@ def _check_splits(facts: Iterable[Fact], controls: Iterable[Fact], name: str) ->
             raise RecipeError(f"fact {fact.prompt!r} is in both splits: keep it in one")
     entities: dict[str, str] = {}
     for fact in controls:
-        if fact.entity == name:
+        if name_key(fact.entity) == name_key(name):
             raise RecipeError(f"control {fact.prompt!r} is about {name!r} itself: controls are facts about others")
-        if entities.setdefault(fact.entity, fact.split) != fact.split:
+        if entities.setdefault(name_key(fact.entity), fact.split) != fact.split:
             raise RecipeError(f"control entity {fact.entity!r} is in both splits: keep all its facts in one")
 
 

@@ -10,7 +10,7 @@ import click
 
 from amnesia.cli.options import alias_option, as_json, force_weak_option, on_device, popqa_option
 from amnesia.cli.terminal import Commands, Terminal, check_file, lines_of, print_json, write_file
-from amnesia.domain import DEFAULT_LOADING, Baseline, Loading
+from amnesia.domain import DEFAULT_LOADING, Baseline, Loading, name_key
 from amnesia.errors import InputError
 from amnesia.files.strict_json import json_bytes
 from amnesia.recipe import BASELINES, Recipe, load_recipe, parse_layers
@@ -123,7 +123,7 @@ def demo(output: Path, entity: str, list_only: bool, force: bool, json_output: b
     if list_only:
         click.echo("\n".join(shipped))
         return
-    name = entity.lower().replace(" ", "_")
+    name = name_key(entity).replace(" ", "_")
     if name not in shipped:
         raise InputError(f"no shipped recipe {entity!r}: choose one of {', '.join(shipped)}")
     _run(load_recipe(shipped[name]), output, force, DEFAULT_LOADING, json_output)

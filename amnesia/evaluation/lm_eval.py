@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from amnesia.errors import InputError, NumericalError, first_line
-from amnesia.live.model import LiveModel
+from amnesia.live.model import LiveModel, plain_generation
 
 INSTALL = "install it with pip install 'amnesia[lm-eval]'"
 BATCH_ROWS = 16
@@ -37,14 +37,15 @@ def task_scores(live: LiveModel, tasks: Sequence[str], limit: int | None = None)
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
-        found = lm_eval.simple_evaluate(
-            model=HFLM(pretrained=live.model, tokenizer=live.tokenizer, backend="causal", batch_size=BATCH_ROWS),
-            tasks=list(tasks),
-            limit=limit,
-            # Without bootstrapping: what the harness offers for means is computed in closed form.
-            bootstrap_iters=0,
-            log_samples=False,
-        )
+        with plain_generation(live):
+            found = lm_eval.simple_evaluate(
+                model=HFLM(pretrained=live.model, tokenizer=live.tokenizer, backend="causal", batch_size=BATCH_ROWS),
+                tasks=list(tasks),
+                limit=limit,
+                # Without bootstrapping: what the harness offers for means is computed in closed form.
+                bootstrap_iters=0,
+                log_samples=False,
+            )
     except (KeyError, ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         raise InputError(
             f"lm-eval cannot run {', '.join(tasks)} ({first_line(error)}): see `lm-eval ls tasks` for their names"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from amnesia.domain import Cell
+from amnesia.domain import Cell, tidy
 from amnesia.errors import InputError
 from amnesia.experiments.settings import EXPERIMENTS
 from amnesia.facts.names import contrast_entities, share_words
@@ -74,6 +74,7 @@ def robustness(
     Without `cells`, the `n_cells` best for the entity's own name are taken, so that its own row is no evidence: the
     others are. Ranks are among all cells of `layers`. Raises InputError for cells outside of these and for no variant.
     """
+    entity, unrelated = tidy(entity), tuple(map(tidy, unrelated))
     own = tuple(dict.fromkeys(variant.name for variant in variants))
     others = list(unrelated) or [
         name for name in contrast_entities() if not any(share_words(name, (form,)) for form in own)

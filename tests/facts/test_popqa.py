@@ -112,7 +112,9 @@ def test_quotes_stay_unless_a_program_has_set_them(write):
     )  # fmt: skip
     file = io.StringIO()
     writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\r\n")
-    writer.writerows([["subject", "relation", "object"], ["Rome", "country", 'the "Boot"'], ["Po\nPad", "country", "I\tt"]])
+    writer.writerows(
+        [["subject", "relation", "object"], ["Rome", "country", 'the "Boot"'], ["Po\nPad", "country", "I\tt"]]
+    )
     rome, po = read_popqa(write(file.getvalue()))
     assert (rome.subject, rome.answer, po.subject, po.answer) == ("Rome", 'the "Boot"', "Po Pad", "I t")
 
