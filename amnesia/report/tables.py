@@ -38,8 +38,11 @@ def tasks_table(section: Mapping[str, Any]) -> str:
 def run_text(extraction: Extraction, evaluations: Mapping[Format, Evaluation], accepted: bool) -> str:
     """What a run has to say on the terminal: the chosen edit, the before/after table, and the verdict."""
     entity, lines = extraction.edits.entity, [extraction_text(extraction)]
+    tables: dict[str, list[str]] = {}
     for name, evaluation in evaluations.items():
-        lines += ["", f"{entity}, before and after ({name}, as saved)", "", evaluation_table(evaluation, entity)]
+        tables.setdefault(evaluation_table(evaluation, entity), []).append(name)
+    for table, names in tables.items():
+        lines += ["", f"{entity}, before and after ({' and '.join(names)}, as saved)", "", table]
     if not evaluations:
         found = "no handle on the entity was found" if extraction.verdict == "none" else "only a weak handle was found"
         remedy = "" if extraction.verdict == "none" else "; --force writes it all the same"
