@@ -26,6 +26,7 @@ from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, Untou
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.safetensors import NewTensor, new_file
 from amnesia.weights.scaling import inverse_multiplier
+from amnesia.weights.steps import files_of_all_edits, trace_back
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,10 @@ class GgufPlan:
         return [piece for piece in self.pieces if piece.file is file]
 
     def own_files(self) -> tuple[str, ...]:
-        """What earlier edits left beside the model: manifest, saved rows, and the same of edits before."""
-        return () if self.previous is None else _own_files(self.model.files[0].path.parent)
+        """What earlier edits left beside the model: manifest, saved rows, further files, the same of edits before."""
+        if self.previous is None:
+            return ()
+        return files_of_all_edits(self.previous, list_files(self.model.files[0].path.parent))
 
 
 def plan_gguf(source: Path, spec: EditSpec, *, expected: tuple[int, int, int] | None = None) -> GgufPlan:
@@ -79,8 +82,9 @@ def plan_gguf(source: Path, spec: EditSpec, *, expected: tuple[int, int, int] | 
             f"{source.parent} holds an edit with --tensor-type (in Python: tensor_type), on which no other is made: "
             "undo it, then give all edits at once"
         )
-    if previous is not None and not spec.allow_overlap:
-        check_earlier(previous, spec.groups)
+    if previous is not None:
+        trace_back(source.parent, previous)
+        check_earlier(previous, spec.groups, "gguf", allow_overlap=spec.allow_overlap)
     pieces = _plan(model, shape, spec.groups, previous, spec.allow_overlap)
     saved = tuple(_saved(piece) for piece in pieces if not _is_reversible(piece))
     return GgufPlan(spec, model, tuple(pieces), saved, previous, stamps)
@@ -223,13 +227,6 @@ def own_manifest(model: GgufModel) -> Manifest | None:
                 f"move {min(names)} to a folder of its own, or write the earlier edit again"
             )
     return manifest
-
-
-def _own_files(folder: Path) -> tuple[str, ...]:
-    """What earlier edits left in `folder` beside the model: manifest, saved rows, and the same of edits before."""
-    return tuple(
-        name for name in list_files(folder) if name in (MANIFEST_NAME, UNDO_NAME) or name.split("/")[0] == BASE_FOLDER
-    )
 
 
 def _is_reversible(piece: Piece) -> bool:
