@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from amnesia.cli.options import as_json, force_option, on_device, popqa_option
-from amnesia.cli.terminal import Terminal, print_json
+from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import Loading
 from amnesia.errors import InputError
 from amnesia.recipe import load_recipe
@@ -138,8 +138,8 @@ def evaluate(
     if json_output:
         print_json(result.document)
     else:
-        click.echo(tables.evaluation_table(result.evaluation, facts.entity))
+        echo(tables.evaluation_table(result.evaluation, facts.entity), lines=True)
         if "lm_eval" in result.document:
-            click.echo(f"\n{tables.tasks_table(result.document['lm_eval'])}")
+            echo(f"\n{tables.tasks_table(result.document['lm_eval'])}", lines=True)
         if result.stress is not None:
-            click.echo(f"\n{stress_report.stress_text(result.stress, facts.entity)}")
+            echo(f"\n{stress_report.stress_text(result.stress, facts.entity)}", lines=True)

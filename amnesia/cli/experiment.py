@@ -22,7 +22,7 @@ from amnesia.cli.options import (
     recipe_option,
     top_option,
 )
-from amnesia.cli.terminal import Terminal, print_json
+from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import Cell, Loading, ModelRef
 from amnesia.experiments import figures
 from amnesia.recipe import Recipe, load_recipe
@@ -75,9 +75,10 @@ class Experiment:
         if self.json_output:
             print_json(document)
         else:
-            click.echo("\n".join(lines))
+            echo("\n".join(lines), lines=True)
             if self.folder is not None:
-                click.echo(f"\nwritten to {self.folder}")
+                echo()
+                echo(f"written to {self.folder}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import click
 
 from amnesia.cli.experiment import Experiment, Subject, an_experiment, load_model, on_a_recipe
 from amnesia.cli.options import as_json, cells_option, factor_option, on_device, plots_option, value_option
-from amnesia.cli.terminal import Terminal, lines_of, print_json, write_file
+from amnesia.cli.terminal import Terminal, echo, lines_of, print_json, write_file
 from amnesia.domain import Baseline, Cell, Loading, tidy
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.experiments import figures
@@ -340,7 +340,7 @@ def atlas(
     if json_output:
         print_json(document)
     else:
-        click.echo(_atlas_text(result, output))
+        echo(_atlas_text(result, output), lines=True)
 
 
 def _entities(given: tuple[str, ...], path: Path | None, popqa: str | None, n: int) -> dict[str, int | None]:

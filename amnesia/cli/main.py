@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amnesia.cli.options import alias_option, as_json, force_weak_option, on_device, popqa_option
-from amnesia.cli.terminal import Commands, Terminal, check_file, lines_of, print_json, write_file
+from amnesia.cli.terminal import Commands, Terminal, check_file, echo, lines_of, print_json, write_file
 from amnesia.domain import DEFAULT_LOADING, Baseline, Loading, name_key
 from amnesia.errors import InputError
 from amnesia.files.strict_json import json_bytes
@@ -97,7 +97,7 @@ def mine(
     check_file(output)
     mined = _mine(model, entity, popqa, aliases, loading)
     write_file(output, mined.recipe.text.encode())
-    click.echo(
+    echo(
         f"{len(mined.recipe.facts)} of {mined.n_targets} wordings about {mined.recipe.target.entity} and "
         f"{len(mined.recipe.controls)} of {mined.n_controls} facts about others are known; written to {output}"
     )
@@ -121,7 +121,7 @@ def demo(output: Path, entity: str, list_only: bool, force: bool, json_output: b
     """Make SmolLM2-135M forget something: `run` on a shipped recipe, with nothing to prepare."""
     shipped = {path.stem: path for path in sorted((_recipes_folder() / "smollm2-135m").glob("*.toml"))}
     if list_only:
-        click.echo("\n".join(shipped))
+        echo("\n".join(shipped), lines=True)
         return
     name = name_key(entity).replace(" ", "_")
     if name not in shipped:
@@ -145,9 +145,10 @@ def _run(recipe: Recipe, output: Path, force: bool, loading: Loading, json_outpu
         }
         print_json(document)
     else:
-        click.echo(tables.run_text(result.extraction, result.evaluations, result.accepted))
+        echo(tables.run_text(result.extraction, result.evaluations, result.accepted), lines=True)
         if result.output is not None:
-            click.echo(f"\nwritten to {result.output}")
+            echo()
+            echo(f"written to {result.output}")
     if not result.accepted:
         sys.exit(EXIT_REJECTED)
 
@@ -207,7 +208,7 @@ def localize(
     if json_output:
         print_json(document)
     elif output is None:
-        click.echo(tables.localization_table(result))
+        echo(tables.localization_table(result), lines=True)
 
 
 @main.command()
@@ -257,10 +258,12 @@ def extract(
         results = (extraction.extract(live, first, terminal.task, cache_folder()),)
         document = report.extraction_json(results[0])
     text = "\n".join(map(tables.extraction_text, results))
-    content = json_bytes(document)
     if output is not None:
-        write_file(output, content)
-    click.echo(content.decode() if json_output else text, nl=not json_output)
+        write_file(output, json_bytes(document))
+    if json_output:
+        print_json(document)
+    else:
+        echo(text, lines=True)
     if any(result.verdict == "none" for result in results):
         sys.exit(EXIT_REJECTED)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
+import json
+import os
 import sys
 import time
 from collections.abc import Generator, Mapping
@@ -14,7 +17,7 @@ from typing import Any
 import click
 
 from amnesia.errors import AmnesiaError, InputError, OutputError, os_errors_as
-from amnesia.files.strict_json import json_bytes
+from amnesia.plain_text import for_terminal
 from amnesia.progress import Progress
 
 EXIT_BAD_INPUT = 2
@@ -24,12 +27,12 @@ class Terminal:
     """Progress on standard error: one line for each task, with a bar where somebody watches."""
 
     def notice(self, line: str) -> None:
-        click.echo(line, err=True)
+        echo(line, err=True)
 
     @contextlib.contextmanager
     def task(self, line: str, n_bytes: int | None = None) -> Generator[Progress]:
         """Show `line`, and count bytes up to `n_bytes`, prompts where it is None, and nothing where it is 0."""
-        began = time.monotonic()
+        began, line = time.monotonic(), for_terminal(line)
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -42,7 +45,15 @@ class Terminal:
                 yield bar.update
         else:
             yield lambda count: None
-        click.echo(f"{line} ({time.monotonic() - began:.0f} s)", err=True)
+        echo(f"{line} ({time.monotonic() - began:.0f} s)", err=True)
+
+
+def echo(text: str = "", *, lines: bool = False, err: bool = False) -> None:
+    """Print one line, or with `lines` several: all that commands say passes here.
+
+    Names and texts that others wrote may stand in it, so that characters which steer the terminal are shown escaped.
+    """
+    click.echo(for_terminal(text, lines=lines), err=err)
 
 
 class Commands(click.Group):
@@ -64,25 +75,50 @@ class Commands(click.Group):
             return getattr(importlib.import_module(self._late[cmd_name]), cmd_name)
         return super().get_command(ctx, cmd_name)
 
+    def main(self, *args: Any, **settings: Any) -> Any:
+        prepare_streams()
+        return super().main(*args, **settings)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.ClickException as error:
+            vars(error)["message"] = for_terminal(str(error.message))
+            raise
         except AmnesiaError as error:
-            click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            echo(f"error: {' '.join(str(error).split())}", err=True)
             ctx.exit(EXIT_BAD_INPUT)
         except OSError as error:
             # What the system refuses (a permission, a name that is too long) it names well enough itself.
             if error.errno is None or error.errno == errno.EPIPE:
                 raise
-            click.echo(f"error: {error.filename or 'system'}: {error.strerror}", err=True)
+            echo(f"error: {error.filename or 'system'}: {error.strerror}", err=True)
             ctx.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt:
-            click.echo("interrupted: nothing was written", err=True)
+            echo("interrupted: nothing was written", err=True)
             ctx.exit(130)
 
 
+def prepare_streams() -> None:
+    """Make standard output and error take any text, and exist.
+
+    What their encoding lacks is shown escaped, so that no work ends in front of its last line. The number of one that
+    the caller has closed is taken, lest the next file that is opened gets it, and with it what libraries print.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_json(document: Any) -> None:
-    click.echo(json_bytes(document).decode(), nl=False)
+    """Print JSON in ASCII: in any encoding it is the same, and no character in it steers a terminal."""
+    click.echo(json.dumps(document, indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
 
 
 def write_file(path: Path, content: bytes) -> None:

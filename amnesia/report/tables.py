@@ -95,7 +95,7 @@ def localization_table(result: Localization) -> str:
 def evaluation_table(evaluation: Evaluation, entity: str) -> str:
     """Some target facts with the answers generated before and after, all means, damage, findings."""
     targets = [row for row in evaluation.prompts if row.role == "target" and row.knowledge_score is not None]
-    lines = [f"{'prompt':<44} {'before':<24} {'after':<24} {'score':>6}", "─" * 101]
+    lines = [f"{'prompt':<44} {'before':<24} {'after':<24} {'score':>6}", "-" * 101]
     # Evenly spaced, so that held-out wordings are among them.
     for row in targets[:: max(1, math.ceil(len(targets) / MAX_SHOWN))]:
         lines.append(
