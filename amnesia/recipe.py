@@ -59,9 +59,6 @@ class Translation:
     language: str
     name: str
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", tidy(self.name))
-
 
 @dataclass(frozen=True)
 class Target:
@@ -77,7 +74,8 @@ class Target:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entity", tidy(self.entity))
-        object.__setattr__(self, "aliases", tuple(map(tidy, self.aliases)))
+        for key in ("aliases", "neighbors"):
+            object.__setattr__(self, key, tuple(map(tidy, getattr(self, key))))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -173,6 +171,7 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
     model = _table(document, "model", required=True)
     if "id" not in model:
         raise RecipeError('[model] lacks `id`: give a Hub id, a path, or "smollm2-135m"')
+    revision = _string(model["revision"], "model.revision") if "revision" in model else None
     entity, section, others = _entity(document, wanted)
     name = entity["name"]
     localize, edit, scoring, accept = (_table(document, key) for key in ("localize", "edit", "scoring", "accept"))
@@ -188,10 +187,7 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
         raise RecipeError("[controls] is missing: add facts about other entities that must survive")
     _check_splits(facts, controls, name)
     return Recipe(
-        model=ModelRef(
-            _string(model["id"], "model.id"),
-            _string(model["revision"], "model.revision") if "revision" in model else None,
-        ),
+        model=ModelRef(_string(model["id"], "model.id"), revision),
         target=Target(
             name,
             _strings(entity.get("aliases", []), f"{section}.aliases"),
@@ -209,11 +205,10 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
 
 
 def _localization(table: Mapping[str, Any]) -> LocalizeOptions:
-    layers = table.get("layers")
     return LocalizeOptions(
         baseline=_choice(table.get("baseline", LocalizeOptions.baseline), "localize.baseline", BASELINES),
         n_prompts=_integer(table.get("n_prompts", LocalizeOptions.n_prompts), "localize.n_prompts", low=2),
-        layers=None if layers is None else parse_layers(_string(layers, "localize.layers")),
+        layers=parse_layers(_string(table["layers"], "localize.layers")) if "layers" in table else None,
     )
 
 
@@ -286,15 +281,14 @@ def _entity(document: Mapping[str, Any], wanted: str | None) -> tuple[Mapping[st
 
 def _check_splits(facts: Iterable[Fact], controls: Iterable[Fact], name: str) -> None:
     """Search and held-out parts must not share a target prompt or a control entity."""
-    prompts: dict[tuple[str, str], str] = {}
+    seen: dict[object, str] = {}
     for fact in facts:
-        if prompts.setdefault((fact.prompt, fact.answer), fact.split) != fact.split:
+        if seen.setdefault((fact.prompt, fact.answer), fact.split) != fact.split:
             raise RecipeError(f"fact {fact.prompt!r} is in both splits: keep it in one")
-    entities: dict[str, str] = {}
     for fact in controls:
         if name_key(fact.entity) == name_key(name):
             raise RecipeError(f"control {fact.prompt!r} is about {name!r} itself: controls are facts about others")
-        if entities.setdefault(name_key(fact.entity), fact.split) != fact.split:
+        if seen.setdefault(name_key(fact.entity), fact.split) != fact.split:
             raise RecipeError(f"control entity {fact.entity!r} is in both splits: keep all its facts in one")
 
 
@@ -376,7 +370,7 @@ def translation(code: str, name: Any, key: str) -> Translation:
     """A checked translation; raises RecipeError for a malformed code or an empty name, which stood at `key`."""
     if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
         raise RecipeError(f"unknown language code `{code}` in {key}: expected one as `ko` or `zh-Hant`")
-    return Translation(code, _string(name, f"{key}.{code}"))
+    return Translation(code, tidy(_string(name, f"{key}.{code}")))
 
 
 def _choice(value: Any, key: str, choices: tuple[Any, ...]) -> Any:
