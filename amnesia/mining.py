@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tomli_w
 
-from amnesia.domain import DEFAULT_LOADING, SPLITS, Fact, Loading, ModelRef, name_key
+from amnesia.domain import DEFAULT_LOADING, SPLITS, Fact, Loading, ModelRef, name_key, tidy
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import known_facts
 from amnesia.evaluation.measurement_cache import MeasurementCache
@@ -72,7 +72,7 @@ def mine(
     Raises InputError when the table has no row about the entity, when the model knows no fact about it or only a
     single wording, and when it knows no controls.
     """
-    scoring = scoring or Scoring()
+    scoring, aliases = scoring or Scoring(), tuple(map(tidy, aliases))
     name = next((row.subject for row in rows if is_about(row, entity)), entity)
     wordings = facts_for(rows, entity).facts
     if not wordings:

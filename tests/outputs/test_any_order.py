@@ -196,10 +196,8 @@ def test_nothing_is_built_on_an_output_that_could_not_be_taken_back(original, tm
     assert tree(folder) == before and not (tmp_path / "second").exists()
 
 
-def test_a_manifest_of_other_files_is_not_built_upon(original, tmp_path):
-    if (original / "tiny.gguf").exists():
-        pytest.skip("a GGUF beside other weights is edited below")
-    folder = copytree(original, tmp_path / "model")
+def test_a_manifest_of_other_files_is_not_built_upon(tmp_path):
+    folder = save_tiny(tmp_path / "model")
     tiny(folder / "tiny.gguf")
     edit_in_place(folder / "tiny.gguf", EditSpec((EntityEdits("Paris", (ColumnEdit(CELLS[0]),)),), ModelRef("a")))
     before = tree(folder)

@@ -117,7 +117,9 @@ def go_back(folder: Path, model: GgufModel, manifest: Manifest, count: int | Non
     states: list[GgufState] = []
     for step in trace_back(folder, manifest)[:count]:
         check_sizes(step)
-        _check_declared(step.manifest)
+        _check_scopes(step.manifest)
+        if step.manifest.tensor_type is not None:
+            raise VerificationError(f"{MANIFEST_NAME} builds on an edit with a tensor type: the output is damaged")
         _check_tensors(model, step.manifest, "after", [*rows.values(), *downs.values()])
         present = {place: edit.before for place, edit in rows.items()}
         for piece in _declared_edits(model, step, present, {name: edit.before for name, edit in downs.items()}):
@@ -157,16 +159,11 @@ def check_files(
                 proven.add((name, sha256))
 
 
-def _check_declared(manifest: Manifest) -> None:
-    """What only manifests of other formats say, or of an edit that nothing was built upon."""
-    if (
-        manifest.tensor_type is not None
-        or any(file.scope != "file" for file in manifest.base.files)
-        or any(entry.scope != "tensor" for entry in manifest.tensors)
-    ):
+def _check_scopes(manifest: Manifest) -> None:
+    if {row.scope for row in manifest.base.files} | {row.scope for row in manifest.tensors} != {"file", "tensor"}:
         raise VerificationError(
-            f"{MANIFEST_NAME} declares what no edit of a GGUF for {manifest.entity!r} does: the output is damaged, "
-            "write it again"
+            f"{MANIFEST_NAME} has hashes of another scope than edits of a GGUF have: the output is damaged, write it "
+            "again"
         )
 
 
@@ -194,12 +191,17 @@ def read_output(folder: Path) -> tuple[Manifest, GgufModel]:
     if manifest.format != "gguf":
         raise VerificationError(f"{folder} holds an output of format {manifest.format}: expected gguf")
     model = read_model(folder / manifest.base.files[0].file)
-    found = {file.path.name for file in model.files}
-    declared = {file.file for file in (*manifest.base.files, *manifest.untouched)}
-    if found != declared:
+    _check_scopes(manifest)
+    sizes = {file.path.name: file.size for file in model.files}
+    declared = {file.file: file.size for file in (*manifest.base.files, *manifest.untouched)}
+    different = sorted(sizes.keys() ^ declared.keys())
+    if manifest.tensor_type is None:
+        different = sorted(dict(declared.items() ^ sizes.items()))
+    if different:
+        name = different[0]
         raise VerificationError(
-            f"{MANIFEST_NAME} and {folder} do not agree on the part {min(found ^ declared)} of the model: the output "
-            "is damaged, write it again"
+            f"{MANIFEST_NAME} lists {name} with {declared.get(name, 0)} bytes, {folder} has {sizes.get(name, 0)}: "
+            "the output is damaged, write it again"
         )
     return manifest, model
 
