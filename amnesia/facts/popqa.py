@@ -20,6 +20,7 @@ import numpy as np
 from amnesia.domain import Fact, Split, name_key, tidy
 from amnesia.errors import InputError
 from amnesia.facts.relations import relation_templates
+from amnesia.files.disk import read_small
 
 # The columns that are read, with PopQA's names for them; only the first three must be there.
 COLUMNS: Mapping[str, str] = {
@@ -28,6 +29,7 @@ COLUMNS: Mapping[str, str] = {
 }  # fmt: skip
 N_NEEDED = 3
 MAX_DIGITS = 18
+_MAX_TABLE = 2**28
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def read_popqa(path: Path) -> tuple[PopqaRow, ...]:
     line.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_small(path, _MAX_TABLE).decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): give a PopQA .tsv file") from error
     except UnicodeDecodeError as error:

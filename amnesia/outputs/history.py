@@ -17,6 +17,7 @@ from amnesia.errors import AmnesiaError, NumericalError, VerificationError, os_e
 from amnesia.files.disk import patched_blocks, read_exactly, read_range
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided, hash_ranges
+from amnesia.progress import Progress, counted, ignore_progress
 from amnesia.weights.checkpoint import CheckpointSource, open_source, undo_key
 from amnesia.weights.manifest import Manifest, TensorEdit
 from amnesia.weights.plan import edited_vectors, plan_edits
@@ -73,6 +74,12 @@ class State:
     def files(self) -> Mapping[str, Path]:
         """Name of a file then → its path now."""
         return self.step.before
+
+    @property
+    def declared(self) -> frozenset[str]:
+        """Names of the files that were of the model then; what else lies in the folder came to it later."""
+        rows = (*self.manifest.base.files, *self.manifest.untouched)
+        return frozenset({row.file for row in rows} | {*self.manifest.replaced})
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """The bytes of a file then, in blocks of bounded size.
@@ -131,12 +138,19 @@ def check(states: Sequence[State]) -> None:
                 raise _not_original(path, "its header")
 
 
-def check_files(states: Sequence[State], base: Mapping[str, Path] | None = None, count: int = 0) -> None:
+def check_files(
+    states: Sequence[State],
+    base: Mapping[str, Path] | None = None,
+    count: int = 0,
+    progress: Progress = ignore_progress,
+) -> None:
     """Prove every file by its hash in each of the states, and of state number `count` by comparison with `base`.
 
-    Raises VerificationError that names the file and, where that is known, the first difference.
+    `progress` is told of the bytes of each file, as they are read for the first time. Raises VerificationError that
+    names the file and, where that is known, the first difference.
     """
     proven: set[tuple[Path, str]] = set()
+    told: set[Path] = set()
     for number, state in enumerate(states, start=1):
         touched = touched_by(state.manifest)
         for name, path in sorted(state.files.items()):
@@ -147,7 +161,8 @@ def check_files(states: Sequence[State], base: Mapping[str, Path] | None = None,
             if is_known and is_same:
                 continue  # A hard link to the base is the same bytes.
             digest = hashlib.sha256()
-            blocks = state.blocks(name)
+            blocks = state.blocks(name) if path in told else counted(state.blocks(name), progress)
+            told.add(path)
             for block in blocks if source is None else compared(blocks, source, path, str(source)):
                 digest.update(block)
             if sha256 not in (None, digest.hexdigest()):
@@ -176,11 +191,10 @@ def _check_declared(source: CheckpointSource, manifest: Manifest) -> None:
 
 def _check_made(row: EditedTensor) -> None:
     edit, tensor = row.edit, row.before.tensor
-    multipliers = dict(zip(edit.indices, edit.multipliers, strict=True))
     before = {index: row.before.vectors[index] for index in edit.indices}
     _patches(Replacement(tensor, edit.axis, before))  # What was saved may have any length.
     try:
-        made = edited_vectors(before, tensor, multipliers, edit.directions)
+        made = edited_vectors(before, tensor, edit.multipliers, edit.directions)
     except NumericalError as error:
         raise VerificationError(str(error)) from error
     for index, vector in made.items():
@@ -228,7 +242,6 @@ def _originals(
     edit: TensorEdit, tensor: TensorInfo, vectors: Mapping[int, bytes], saved: SafetensorsHeader | None
 ) -> dict[int, bytes]:
     """The columns of one edit before it, saved or computed from those after it."""
-    multipliers = dict(zip(edit.indices, edit.multipliers, strict=True))
     found: dict[int, bytes] = {}
     if edit.directions:
         bits = _saved(saved, residue_key(tensor.name))
@@ -237,11 +250,11 @@ def _originals(
                 f"directions were added to tensor {tensor.name}, and what takes them back was not saved: "
                 "fetch the base model again"
             )
-        found = restored(tensor, multipliers, edit.directions, vectors, bits)
+        found = restored(tensor, edit.multipliers, edit.directions, vectors, bits)
     for index in edit.indices:
         if index not in found:
             original = _saved(saved, undo_key(tensor.name, index))
-            found[index] = _inverted(vectors[index], tensor, multipliers[index]) if original is None else original
+            found[index] = _inverted(vectors[index], tensor, edit.multipliers[index]) if original is None else original
     return found
 
 

@@ -41,10 +41,13 @@ def undo(
     check(states)
     check_files(states[:-1])
     state = states[-1]
-    sizes = {name: path.stat().st_size for name, path in state.files.items()}
+    names = {name for each in states for name in each.declared}
+    # What else came to lie in the folder is no part of the model.
+    files = {name: path for name, path in state.files.items() if name in names}
+    sizes = {name: path.stat().st_size for name, path in files.items()}
     total = sum(sizes.values())
     with watch(total) as progress, staged_output(output, force=force, needed_bytes=total, source=folder) as staging:
-        for name, path in state.files.items():
+        for name, path in files.items():
             expected = state.hashes.get(name)
             if name in state.columns:
                 found = _write(state.blocks(name), staging / name)

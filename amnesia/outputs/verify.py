@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from amnesia.domain import Format
+from amnesia.domain import Format, ModelRef
 from amnesia.edits import Place, by_projection, check_edits
-from amnesia.errors import InputError, VerificationError
-from amnesia.files.disk import hash_file, list_files
+from amnesia.errors import InputError, VerificationError, os_errors_as
+from amnesia.files.disk import hash_file, list_files, read_small
 from amnesia.files.staging import MANIFEST_NAME
+from amnesia.files.strict_json import StrictJson, shown
 from amnesia.outputs.history import check, check_files, compared, go_back
+from amnesia.progress import Watch, unwatched, whole
 from amnesia.weights.adapter import (
     CONFIG_NAME,
     KEY_PREFIX,
@@ -27,11 +29,12 @@ from amnesia.weights.adapter import (
     base_files,
     check_mergeable,
     config_bytes,
+    is_base,
     read_rows,
     target_modules,
     weights_blocks,
 )
-from amnesia.weights.checkpoint import open_source
+from amnesia.weights.checkpoint import MAX_CONFIG, open_source, other_weights
 from amnesia.weights.manifest import Manifest, TensorEdit
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import Weights, direction_factor, plan_edits
@@ -66,12 +69,16 @@ def verify(
     base: Path | None = None,
     *,
     is_of_base: Callable[[str], bool] = lambda _: True,
+    watch: Watch = unwatched,
+    with_others: bool = False,
 ) -> VerificationReport:
     """Re-read an output and prove that exactly the declared columns changed, by exactly the declared edits.
 
     `base` is the folder that was edited; after several edits on top of each other, the folder before any of them.
     Without it, files that were put into the output later by somebody else are left unproven, not refused.
-    `is_of_base` tells which files of `base` the output must have, where others have put more into that folder.
+    `is_of_base` tells which files of `base` the output must have, where others have put more into that folder. `watch`
+    gets the bytes that will be read of the output; an adapter is small, and read without it. Unless it may lie there
+    `with_others`, nothing that may be other weights is accepted beside the output.
     Raises VerificationError naming the first difference, CheckpointError for damaged weights, and InputError for a
     GGUF output.
     """
@@ -81,21 +88,30 @@ def verify(
     if manifest.format != "safetensors":
         raise InputError(f"{folder} holds an edited {manifest.format} file: verify that file instead")
     states = go_back(folder, manifest)
+    if not with_others and (others := other_weights(open_source(folder))):
+        raise VerificationError(
+            f"{folder / others[0]} is no part of the output, and may hold weights that were not edited, or an adapter "
+            "that is put on them: remove it"
+        )
+    size = sum(path.stat().st_size for path in {path for state in states for path in state.files.values()})
     if base is None:
         check(states)
-        check_files(states)
+        with watch(size) as progress, whole(progress, size) as advance:
+            check_files(states, progress=advance)
         proven = {name: path for name, path in states[-1].files.items() if name in states[-1].hashes}
         unproven = states[-1].files.keys() - proven.keys() - {_REPOSITORY_FILE}
     else:
         count = _steps_since(base, manifest)
         proven = {name: path for name, path in states[count - 1].files.items() if name != _REPOSITORY_FILE}
-        names = {name for name in list_files(base) if name in proven or (name != _REPOSITORY_FILE and is_of_base(name))}
-        base_names = names - {name for state in states[:count] for name in state.manifest.left_out}
-        if different := sorted(base_names ^ proven.keys()):
-            what = "lacks" if different[0] in base_names else "has, beyond the base and the manifest,"
+        copied = {name for name in open_source(base).files if name != _REPOSITORY_FILE and is_of_base(name)}
+        # The output may be a model that was edited in place, with files beside it that no copy gets.
+        names = copied | (proven.keys() & {*list_files(base)})
+        if different := sorted(names ^ proven.keys()):
+            what = "lacks" if different[0] in names else "has, beyond the base and the manifest,"
             raise VerificationError(f"the output {what} the file {different[0]}: make the output again")
         # Bytes first, because they tell where something differs, and hashes only that.
-        check_files(states, {name: base / name for name in proven}, count)
+        with watch(size) as progress, whole(progress, size) as advance:
+            check_files(states, {name: base / name for name in proven}, count, advance)
         check(states)
         states, unproven = states[:count], frozenset()
     edits = [edit for state in states for edit in state.manifest.tensors]
@@ -162,7 +178,7 @@ def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationR
         _compare(weights_blocks(source, plans, rank, tensors.append), weights)
         if tuple(tensors) != manifest.tensors:
             raise VerificationError(f"{MANIFEST_NAME} does not list the tensors and hashes of its edits: make it again")
-    config = config_bytes(modules, manifest.tensors[0].axis, rank, manifest.base.ref)
+    config = config_bytes(modules, manifest.tensors[0].axis, rank, _base_of(folder, manifest.base.ref))
     _compare(iter([config]), folder / CONFIG_NAME)
     return VerificationReport(
         format=manifest.format,
@@ -174,6 +190,17 @@ def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationR
         base_read=source is not None,
         unproven=(),
     )
+
+
+def _base_of(folder: Path, base: ModelRef) -> ModelRef:
+    """The base as the settings of an adapter call it, if that may be so."""
+    path = folder / CONFIG_NAME
+    check = StrictJson(str(path), VerificationError, "the adapter is damaged, make it again")
+    with os_errors_as(VerificationError, f"{path} cannot be read", "the adapter is damaged, make it again"):
+        name = check.mapping(check.parse(read_small(path, MAX_CONFIG)), "settings").get("base_model_name_or_path")
+    if not isinstance(name, str) or not is_base(name, base):
+        raise check.fail(f"is for the base {shown(name)}, {MANIFEST_NAME} for {base}")
+    return replace(base, name=name)
 
 
 def _check_factors(weights: Path, manifest: Manifest) -> tuple[list[str], int]:

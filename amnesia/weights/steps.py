@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia.errors import VerificationError
-from amnesia.files.disk import list_files
+from amnesia.files.disk import list_files, read_small
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.weights.checkpoint import BASE_FOLDER, CheckpointSource
 from amnesia.weights.manifest import Manifest
-from amnesia.weights.manifest_file import manifest_bytes
+from amnesia.weights.manifest_file import MAX_MANIFEST, manifest_bytes
 from amnesia.weights.safetensors import SafetensorsHeader, read_header
 
 
@@ -47,7 +47,7 @@ def trace_back(folder: Path, manifest: Manifest) -> tuple[Step, ...]:
         if earlier is None or current.previous is None:
             agree = earlier is None and current.previous is None
         else:
-            agree = earlier.read_bytes() == manifest_bytes(current.previous)
+            agree = read_small(earlier, MAX_MANIFEST) == manifest_bytes(current.previous)
         if not agree:
             raise VerificationError(
                 f"{folder / MANIFEST_NAME} and the kept manifest of the earlier edit disagree: the output is damaged"

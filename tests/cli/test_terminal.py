@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from amnesia.cli.terminal import Terminal
+from amnesia.cli.terminal import Terminal, check_file, write_file
+from amnesia.errors import OutputError
 from support.checkpoints import tell_otherwise
 from support.commands import call, done
 from support.folders import ROOT, tree
@@ -134,3 +135,24 @@ def test_a_closed_stream_stops_no_work_and_gets_no_file(tmp_path, closed):
         run = subprocess.run(["sh", "-c", line], capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
         assert run.returncode == 0, run.stderr
     assert tree(tmp_path / "back") == tree(model) == before
+
+
+@pytest.mark.parametrize("content", ["years of work", "{}", "[]", '{"name": "x"}', "[" * 100_000])
+def test_a_result_replaces_older_results_and_no_other_file(tmp_path, content):
+    path = tmp_path / "file"
+    check_file(path)
+    path.write_text(content)
+    with pytest.raises(OutputError, match="is no result of amnesia"):
+        check_file(path)
+    path.write_text('{"entity": "x", "edits": []}')
+    check_file(path)
+    with pytest.raises(OutputError, match="may have been mended by hand"):
+        check_file(path, replaceable=False)
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(OutputError, match="link cannot be written"):
+        check_file(tmp_path / "link")
+    write_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    with pytest.raises(OutputError, match="link cannot be written"):
+        write_file(tmp_path / "link", b"newer")
+    assert path.read_bytes() == b"new"

@@ -15,7 +15,7 @@ from amnesia.errors import CheckpointError, InputError, NumericalError, Verifica
 from amnesia.files.disk import copy_file, hash_file, patched_blocks, read_range
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided
-from amnesia.progress import Progress, ignore_progress
+from amnesia.progress import Progress, Watch, counted, ignore_progress, unwatched, whole
 from amnesia.weights.checkpoint import undo_key
 from amnesia.weights.gguf.container import GgufModel, read_model
 from amnesia.weights.gguf.edit import find_pieces
@@ -29,7 +29,7 @@ from amnesia.weights.scaling import inverse_multiplier
 from amnesia.weights.steps import Step, check_sizes, files_of_all_edits, hashes_before, touched_by, trace_back
 
 
-def prove_gguf(folder: Path, base: Path | None = None) -> tuple[Manifest, GgufModel]:
+def prove_gguf(folder: Path, base: Path | None = None, *, watch: Watch = unwatched) -> tuple[Manifest, GgufModel]:
     """Prove that the GGUF output in `folder` differs from its base in the declared rows and columns, as declared.
 
     Rows: multiplying the original rows gives the present ones. Columns: adding the directions to the original matrix
@@ -39,16 +39,22 @@ def prove_gguf(folder: Path, base: Path | None = None) -> tuple[Manifest, GgufMo
     that the edit did not touch are compared with the sha256 with which they were copied, or where that is not known
     with their size.
 
-    Returns the manifest and the headers that were read. Raises VerificationError that names the first difference.
+    `watch` gets the bytes that will be read. Returns the manifest and the headers that were read. Raises
+    VerificationError that names the first difference.
     """
     with as_verification_error():
         manifest, model = read_output(folder)
         if manifest.tensor_type is not None:
             trace_back(folder, manifest)
-            verify_widened(folder, manifest, base)
+            with watch(sum(row.size for row in (*manifest.base.files, *manifest.untouched))) as progress:
+                verify_widened(folder, manifest, base, progress=progress)
             return manifest, model
         origin = {} if base is None else _base_files(base, model)
-        check_files(go_back(folder, model, manifest), model, origin, steps_since(base, manifest))
+        states = go_back(folder, model, manifest)
+        known = {name for state in states for name in state.hashes} | origin.keys()
+        size = sum(file.size for file in model.files if file.path.name in known)
+        with watch(size) as progress, whole(progress, size) as advance:
+            check_files(states, model, origin, steps_since(base, manifest), advance)
     return manifest, model
 
 
@@ -139,13 +145,19 @@ def go_back(folder: Path, model: GgufModel, manifest: Manifest, count: int | Non
 
 
 def check_files(
-    states: Sequence[GgufState], model: GgufModel, base: Mapping[str, Path] | None = None, count: int = 0
+    states: Sequence[GgufState],
+    model: GgufModel,
+    base: Mapping[str, Path] | None = None,
+    count: int = 0,
+    progress: Progress = ignore_progress,
 ) -> None:
     """Prove every file by its hash in each of the states, and of state number `count` by comparison with `base`.
 
-    Raises VerificationError that names the file, and where it differs from the base the first byte.
+    `progress` is told of the bytes of each file, as they are read for the first time. Raises VerificationError that
+    names the file, and where it differs from the base the first byte.
     """
     proven: set[tuple[str, str]] = set()
+    told: set[str] = set()
     for number, state in enumerate(states, start=1):
         touched = touched_by(state.manifest)
         for file in model.files:
@@ -154,7 +166,9 @@ def check_files(
             sha256 = state.hashes.get(name)
             is_known = sha256 is None or (name not in touched and (name, sha256) in proven)
             if not is_known or source is not None:
-                _check_file(file.path, originals(state.edits, name), sha256, source)
+                advance = ignore_progress if name in told else progress
+                _check_file(file.path, originals(state.edits, name), sha256, source, advance)
+                told.add(name)
             if sha256 is not None:
                 proven.add((name, sha256))
 
@@ -227,7 +241,7 @@ def _declared_edits(
     listed = {
         (entry.name, entry.file, entry.axis, index): (multiplier, entry.directions)
         for entry in manifest.tensors
-        for index, multiplier in zip(entry.indices, entry.multipliers, strict=True)
+        for index, multiplier in entry.multipliers.items()
     }
     if declared != listed:
         raise VerificationError(
@@ -318,7 +332,9 @@ def _check_tensors(
             )
 
 
-def _check_file(path: Path, patches: Sequence[Strided], sha256: str | None, base: Path | None) -> None:
+def _check_file(
+    path: Path, patches: Sequence[Strided], sha256: str | None, base: Path | None, progress: Progress
+) -> None:
     """Check a file with its original rows put back against the hash of the source and against the source itself."""
     size = path.stat().st_size
     if base is not None and base.stat().st_size != size:
@@ -328,7 +344,7 @@ def _check_file(path: Path, patches: Sequence[Strided], sha256: str | None, base
     digest = hashlib.sha256()
     sources = None if base is None else patched_blocks(base, [], 0, size)
     position = 0
-    for restored in patched_blocks(path, patches, 0, size):
+    for restored in counted(patched_blocks(path, patches, 0, size), progress):
         digest.update(restored)
         source = restored if sources is None else next(sources)
         if restored != source:
