@@ -132,8 +132,8 @@ def _check(manifest: Manifest) -> None:
     names = [item.file for item in (*manifest.base.files, *manifest.untouched)]
     if len({*names}) != len(names) or len({tensor.name for tensor in manifest.tensors}) != len(manifest.tensors):
         raise _JSON.fail("lists a file or a tensor twice")
-    if {*files, *manifest.left_out} & {*manifest.added, *manifest.replaced} or {*names} & {*manifest.left_out}:
-        raise _JSON.fail("says of one file that it was edited or left out, and that it was added or replaced")
+    if files & {*manifest.added, *manifest.replaced} or {*names} & {*manifest.left_out}:
+        raise _JSON.fail("says of one file that it was edited and added or replaced, or that it was left out and not")
     if manifest.undo is not None and manifest.undo not in manifest.added:
         raise _JSON.fail(f"names {shown(manifest.undo)} for undoing, which added lacks")
     earlier = manifest.previous
