@@ -23,6 +23,7 @@ from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_o
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.loading import load, load_adapter, load_source, merge_adapter
 from amnesia.live.model import LiveModel
+from amnesia.live.tokens import chat_format
 from amnesia.progress import Tracker
 from amnesia.report import document as report
 from amnesia.report.content import Tasks
@@ -78,11 +79,12 @@ def assess(
     swept_edits = _edits_between(source, other) if sweep and other is not None else ()
 
     live = load_source(source, loading, hooked=sweep)
+    chat = None if stress is None else chat_format(live.tokenizer, tracker.notice)
     with tracker.task("asking the original model") as progress:
         before = examine(live, facts.questions, facts.scoring, progress, _cache(measurements, loading, source))
     scores = [_task_scores(live, tasks, task_limit, tracker)]
     if stress is not None:
-        plan = prepare(live, before.facts, facts.translations, stress, tracker.task)
+        plan = prepare(live, before.facts, facts.translations, stress, tracker.task, chat)
         original = endure(live, plan, "original", tracker.task)
     after = endured = swept = None
     if sweep:

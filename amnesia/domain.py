@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import unicodedata
 from dataclasses import dataclass
 from functools import total_ordering
 from typing import Literal
@@ -60,6 +62,25 @@ class ModelRef:
     def to_json(self) -> dict[str, str | None]:
         """The two keys by which reports and manifests name a model."""
         return {"id": self.name, "revision": self.revision}
+
+
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bb\u02bc\u00b4\u0060\u2032\uff07", "'"))
+
+
+def plain_apostrophes(text: str) -> str:
+    """The text with the straight apostrophe for each of the characters that people type for it."""
+    return text.translate(_APOSTROPHES)
+
+
+def tidy(name: str) -> str:
+    """A name as it is usually written: composed (Unicode NFC), without white space around it, single spaces in it."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+@functools.lru_cache(2**16)
+def name_key(name: str) -> str:
+    """What two spellings of a name have in common when they differ in case, normal form, spaces or apostrophes only."""
+    return unicodedata.normalize("NFC", tidy(plain_apostrophes(name)).casefold())
 
 
 @dataclass(frozen=True)
@@ -127,6 +148,10 @@ class Fact:
     split: Split = "search"
     answer_aliases: tuple[str, ...] = ()
     neighborhood: Neighborhood | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entity", tidy(self.entity))
+        object.__setattr__(self, "answer", tidy(self.answer))
 
     def text(self, entity: str | None = None) -> str:
         """The prompt with `entity` (default: the fact's own) filled in."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from amnesia.domain import Cell, ModelRef
+from amnesia.domain import Cell, ModelRef, tidy
 from amnesia.errors import InputError
 from amnesia.vector import Vector
 
@@ -24,6 +24,7 @@ class EntityEdits:
     edits: tuple[Edit, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "entity", tidy(self.entity))
         if not self.entity:
             raise InputError("an edit is for an entity without a name: name what the model should forget")
         edits = _sequence(self.edits)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, Baseline, Cell, Fact, Format, ModelRef
+from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, Baseline, Cell, Fact, Format, ModelRef, name_key, tidy
 from amnesia.edits import ColumnEdit
 from amnesia.errors import RecipeError, os_errors_as
 from amnesia.files.disk import read_small
@@ -72,6 +72,11 @@ class Target:
     aliases: tuple[str, ...] = ()
     translations: tuple[Translation, ...] = ()
     neighbors: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entity", tidy(self.entity))
+        for key in ("aliases", "neighbors"):
+            object.__setattr__(self, key, tuple(map(tidy, getattr(self, key))))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -167,6 +172,7 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
     model = _table(document, "model", required=True)
     if "id" not in model:
         raise RecipeError('[model] lacks `id`: give a Hub id, a path, or "smollm2-135m"')
+    revision = _string(model["revision"], "model.revision") if "revision" in model else None
     entity, section, others = _entity(document, wanted)
     name = entity["name"]
     localize, edit, scoring, accept = (_table(document, key) for key in ("localize", "edit", "scoring", "accept"))
@@ -182,10 +188,7 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
         raise RecipeError("[controls] is missing: add facts about other entities that must survive")
     _check_splits(facts, controls, name)
     return Recipe(
-        model=ModelRef(
-            _string(model["id"], "model.id"),
-            _string(model["revision"], "model.revision") if "revision" in model else None,
-        ),
+        model=ModelRef(_string(model["id"], "model.id"), revision),
         target=Target(
             name,
             _strings(entity.get("aliases", []), f"{section}.aliases"),
@@ -203,11 +206,10 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
 
 
 def _localization(table: Mapping[str, Any]) -> LocalizeOptions:
-    layers = table.get("layers")
     return LocalizeOptions(
         baseline=_choice(table.get("baseline", LocalizeOptions.baseline), "localize.baseline", BASELINES),
         n_prompts=_integer(table.get("n_prompts", LocalizeOptions.n_prompts), "localize.n_prompts", low=2),
-        layers=None if layers is None else parse_layers(_string(layers, "localize.layers")),
+        layers=parse_layers(_string(table["layers"], "localize.layers")) if "layers" in table else None,
     )
 
 
@@ -254,40 +256,39 @@ def _entity(document: Mapping[str, Any], wanted: str | None) -> tuple[Mapping[st
         entity = _table(document, "entity", required=True)
         if "name" not in entity:
             raise RecipeError("[entity] lacks `name`: give the entity to forget")
-        name = _string(entity["name"], "entity.name")
-        if wanted is not None and wanted != name:
+        name = tidy(_string(entity["name"], "entity.name"))
+        if wanted is not None and name_key(wanted) != name_key(name):
             raise RecipeError(f"entity {wanted!r} is not in this recipe: it is about {name!r}")
         lists = {key: document[key] for key in ("cells", "facts") if key in document}
         return {**entity, **lists, "name": name}, "entity", ()
-    names = [_string(row.get("name"), "entities.name") for row in rows]
-    if len(set(names)) != len(names):
+    names = [tidy(_string(row.get("name"), "entities.name")) for row in rows]
+    if len({*map(name_key, names)}) != len(names):
         raise RecipeError("[[entities]] lists a name twice: list each entity once")
-    if wanted not in names:
+    chosen = next((index for index, name in enumerate(names) if name_key(name) == name_key(wanted or "")), None)
+    if chosen is None:
         near = difflib.get_close_matches(wanted or "", names, 1) or names[:1]
         raise RecipeError(
             f"this recipe lists {len(names)} entities: choose one with --entity (in Python: entity), for example "
             f"{near[0]!r}"
         )
-    others = [index for index, name in enumerate(names) if name != wanted]
     controls = tuple(
         _fact({**row, "split": SPLITS[place % 2]}, "facts", names[index])
-        for place, index in enumerate(others)
+        for place, index in enumerate(index for index in range(len(names)) if index != chosen)
         for row in _rows(rows[index], "facts", "facts")
     )
-    return {**rows[names.index(wanted)], "name": wanted}, "entities", controls
+    return {**rows[chosen], "name": names[chosen]}, "entities", controls
 
 
 def _check_splits(facts: Iterable[Fact], controls: Iterable[Fact], name: str) -> None:
     """Search and held-out parts must not share a target prompt or a control entity."""
-    prompts: dict[tuple[str, str], str] = {}
+    seen: dict[object, str] = {}
     for fact in facts:
-        if prompts.setdefault((fact.prompt, fact.answer), fact.split) != fact.split:
+        if seen.setdefault((fact.prompt, fact.answer), fact.split) != fact.split:
             raise RecipeError(f"fact {fact.prompt!r} is in both splits: keep it in one")
-    entities: dict[str, str] = {}
     for fact in controls:
-        if fact.entity == name:
+        if name_key(fact.entity) == name_key(name):
             raise RecipeError(f"control {fact.prompt!r} is about {name!r} itself: controls are facts about others")
-        if entities.setdefault(fact.entity, fact.split) != fact.split:
+        if seen.setdefault(name_key(fact.entity), fact.split) != fact.split:
             raise RecipeError(f"control entity {fact.entity!r} is in both splits: keep all its facts in one")
 
 
@@ -369,7 +370,7 @@ def translation(code: str, name: Any, key: str) -> Translation:
     """A checked translation; raises RecipeError for a malformed code or an empty name, which stood at `key`."""
     if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
         raise RecipeError(f"unknown language code `{code}` in {key}: expected one as `ko` or `zh-Hant`")
-    return Translation(code, _string(name, f"{key}.{code}"))
+    return Translation(code, tidy(_string(name, f"{key}.{code}")))
 
 
 def _choice(value: Any, key: str, choices: tuple[Any, ...]) -> Any:

@@ -281,6 +281,21 @@ def test_malformed_cells(cell, message):
         parse_recipe(f"cells = [{cell}]\n{SMALLEST}")
 
 
+def test_names_in_a_recipe_are_the_same_however_they_are_typed():
+    text = (
+        'model.id = "m"\n[entity]\nname = " Beyonce\u0301\u00a0Knowles "\naliases = ["Queen  B"]\n'
+        '[[facts]]\nprompt = "{entity} sings"\nanswer = " Halo "\n'
+        '[controls]\nfacts = [{ entity = " Rihanna", prompt = "{entity} sings", answer = "Umbrella" }]'
+    )
+    for wanted in (None, "Beyonc\u00e9 Knowles", "beyonce\u0301 knowles "):
+        recipe = parse_recipe(text, wanted)
+        assert recipe.target.names == ("Beyonc\u00e9 Knowles", "Queen B")
+        assert {fact.entity for fact in recipe.facts} == {"Beyonc\u00e9 Knowles"}
+        assert (recipe.facts[0].answer, recipe.controls[0].entity) == ("Halo", "Rihanna")
+    with pytest.raises(RecipeError, match="is about 'Beyonc\u00e9 Knowles' itself"):
+        parse_recipe(text.replace(" Rihanna", "beyonc\u00e9 Knowles"))
+
+
 def test_an_entity_that_the_recipe_is_not_about():
     assert parse_recipe(SMALLEST, "Japan").target.entity == "Japan"
     with pytest.raises(RecipeError, match="entity 'Peru' is not in this recipe: it is about 'Japan'"):

@@ -11,6 +11,7 @@ from statistics import fmean
 from amnesia.choice.known import KnownFacts
 from amnesia.choice.results import NeighborResult
 from amnesia.directions.response import Response, response_of
+from amnesia.domain import name_key
 from amnesia.edits import Edit
 from amnesia.evaluation.measurement import measure
 from amnesia.evaluation.own_facts import own_facts
@@ -43,8 +44,8 @@ def begins_alike(neighbor: str, names: Sequence[str]) -> bool:
 
     A model reads from left to right: up to there both are the same to it, so that no edit can tell them apart.
     """
-    words = neighbor.casefold().split()
-    return any(words[: len(own)] == own for own in (name.casefold().split() for name in names))
+    words = name_key(neighbor).split()
+    return any(words[: len(own)] == own for own in (name_key(name).split() for name in names))
 
 
 def facts_about(

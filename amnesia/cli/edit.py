@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amnesia.cli.options import as_json, force_option
-from amnesia.cli.terminal import Terminal, print_json
+from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import FORMATS, WIDER_TYPES, Format, ModelRef, is_gguf_name
 from amnesia.errors import InputError
 
@@ -109,7 +109,7 @@ def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
     n = sum(len(row.indices) for row in manifest.tensors)
     share = min((row.share for row in manifest.tensors if row.share is not None), default=None)
     codes = "" if share is None else f", {share:.4f} of the edit kept by their codes"
-    click.echo(f"{n} columns in {len(manifest.tensors)} tensors edited ({manifest.format}{codes}); written to {output}")
+    echo(f"{n} columns in {len(manifest.tensors)} tensors edited ({manifest.format}{codes}); written to {output}")
 
 
 @click.command()
@@ -137,7 +137,7 @@ def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None,
         if json_output:
             print_json(dataclasses.asdict(report))
         else:
-            click.echo(
+            echo(
                 f"{output}: answers to {report.n_targets} target facts changed by {report.change:.2f} nats in the mean "
                 f"(log-probability {report.before:.2f} before, {report.after:.2f} after)"
             )
@@ -148,12 +148,12 @@ def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None,
         return
     for folder, row in reports.items():
         proof = "compared with the base" if row.base_read else "by the hashes in the manifest"
-        click.echo(
+        echo(
             f"{folder}: {row.n_cells} columns in {row.n_tensors} tensors changed as declared ({row.format}, "
             f"{row.entity}); {row.n_files} files proven {proof}"
         )
         if row.unproven:
-            click.echo(f"  {len(row.unproven)} files can only be proven with --base")
+            echo(f"  {len(row.unproven)} files can only be proven with --base")
 
 
 @click.command()
@@ -176,7 +176,7 @@ def undo(edited: Path, output: Path | None, in_place: bool, every_step: bool, fo
             return  # That was the newest edit; the one before it is another, which nobody has asked for.
         with Terminal().task("restoring", 0):
             manifest = undo_in_place(output)
-        click.echo(f"{manifest.entity} is back: {output} is as it was before the edit")
+        echo(f"{manifest.entity} is back: {output} is as it was before the edit")
         return
     manifest = commands.undo(edited, output, every_step=every_step, force=force, tracker=Terminal())
-    click.echo(f"{manifest.entity} is back: {manifest.base.ref.name} as it was, in {output}")
+    echo(f"{manifest.entity} is back: {manifest.base.ref.name} as it was, in {output}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amnesia.cli.options import as_json, force_option, on_device, popqa_option
-from amnesia.cli.terminal import Terminal, print_json
+from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import Loading
 from amnesia.errors import InputError
 from amnesia.recipe import load_recipe
@@ -132,7 +132,7 @@ def evaluate(
     if json_output:
         print_json(result.document)
     else:
-        click.echo(_shown(result, facts.entity))
+        echo(_shown(result, facts.entity), lines=True)
 
 
 def _check_facts(recipe: Path | None, popqa: str | None, entities: Sequence[str]) -> None:

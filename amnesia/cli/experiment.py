@@ -29,7 +29,7 @@ from amnesia.cli.options import (
     value_option,
     written_by_option,
 )
-from amnesia.cli.terminal import Terminal, print_json
+from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import Cell, Loading, ModelRef
 from amnesia.errors import InputError
 from amnesia.experiments import figures
@@ -89,9 +89,10 @@ class Experiment:
         if self.json_output:
             print_json(document)
         else:
-            click.echo("\n".join(lines))
+            echo("\n".join(lines), lines=True)
             if self.folder is not None:
-                click.echo(f"\nwritten to {self.folder}")
+                echo()
+                echo(f"written to {self.folder}")
 
 
 @dataclasses.dataclass(frozen=True)

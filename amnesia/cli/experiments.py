@@ -22,8 +22,8 @@ from amnesia.cli.experiment import (
     with_an_implant,
 )
 from amnesia.cli.options import as_json, cells_option, on_device, plots_option
-from amnesia.cli.terminal import Terminal, lines_of, print_json, write_file
-from amnesia.domain import Baseline, Cell, Loading
+from amnesia.cli.terminal import Terminal, echo, lines_of, print_json, write_file
+from amnesia.domain import Baseline, Cell, Loading, tidy
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.experiments import figures
 from amnesia.experiments.settings import EXPERIMENTS
@@ -357,7 +357,7 @@ def atlas(
     if json_output:
         print_json(document)
     else:
-        click.echo(_atlas_text(result, output))
+        echo(_atlas_text(result, output), lines=True)
 
 
 def _entities(given: tuple[str, ...], path: Path | None, popqa: str | None, n: int) -> dict[str, int | None]:
@@ -372,7 +372,7 @@ def _entities(given: tuple[str, ...], path: Path | None, popqa: str | None, n: i
         for row in sorted(read_popqa(find_popqa(popqa)), key=lambda row: -row.popularity):
             popularity.setdefault(row.subject, row.popularity)
         return dict(list(popularity.items())[:n])
-    return dict.fromkeys(line.strip() for line in (lines_of(path) if path is not None else given) if line.strip())
+    return dict.fromkeys(name for line in (lines_of(path) if path is not None else given) if (name := tidy(line)))
 
 
 def _atlas_text(result: AtlasSummary, output: Path) -> str:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from amnesia.cli.options import alias_option, as_json, force_weak_option, on_device, popqa_option
-from amnesia.cli.terminal import Commands, Terminal, check_file, lines_of, print_json, write_file
-from amnesia.domain import DEFAULT_LOADING, Baseline, Loading
+from amnesia.cli.terminal import Commands, Terminal, check_file, echo, lines_of, print_json, write_file
+from amnesia.domain import DEFAULT_LOADING, Baseline, Loading, name_key
 from amnesia.errors import InputError
 from amnesia.files.strict_json import json_bytes
 from amnesia.recipe import BASELINES, Recipe, load_recipe, parse_layers
@@ -117,7 +117,7 @@ def mine(
         model, entity, find_popqa(popqa) if popqa else None, Terminal(), aliases=aliases, loading=loading
     )
     write_file(output, mined.recipe.text.encode())
-    click.echo(
+    echo(
         f"{len(mined.recipe.facts)} of {mined.n_targets} wordings about {mined.recipe.target.entity} and "
         f"{len(mined.recipe.controls)} of {mined.n_controls} facts about others are known; written to {output}"
     )
@@ -133,9 +133,9 @@ def demo(output: Path, entity: str, list_only: bool, force: bool, json_output: b
     """Make SmolLM2-135M forget something: `run` on a shipped recipe, with nothing to prepare."""
     shipped = {path.stem: path for path in sorted((_recipes_folder() / "smollm2-135m").glob("*.toml"))}
     if list_only:
-        click.echo("\n".join(shipped))
+        echo("\n".join(shipped), lines=True)
         return
-    name = entity.lower().replace(" ", "_")
+    name = name_key(entity).replace(" ", "_")
     if name not in shipped:
         raise InputError(f"no shipped recipe {entity!r}: choose one of {', '.join(shipped)}")
     _run(load_recipe(shipped[name]), output, force, DEFAULT_LOADING, json_output)
@@ -160,9 +160,10 @@ def _show_run(result: RunResult, json_output: bool) -> None:
         }
         print_json(document)
     else:
-        click.echo(tables.run_text(result.extraction, result.evaluations, result.accepted))
+        echo(tables.run_text(result.extraction, result.evaluations, result.accepted), lines=True)
         if result.output is not None:
-            click.echo(f"\nwritten to {result.output}")
+            echo()
+            echo(f"written to {result.output}")
     if not result.accepted:
         sys.exit(EXIT_REJECTED)
 
@@ -225,7 +226,7 @@ def localize(
     if json_output:
         print_json(document)
     elif output is None:
-        click.echo(tables.localization_table(result))
+        echo(tables.localization_table(result), lines=True)
 
 
 @main.command()
@@ -275,10 +276,12 @@ def extract(
         results = (extraction.extract(live, first, terminal.task, cache_folder()),)
         document = report.extraction_json(results[0])
     text = "\n".join(map(tables.extraction_text, results))
-    content = json_bytes(document)
     if output is not None:
-        write_file(output, content)
-    click.echo(content.decode() if json_output else text, nl=not json_output)
+        write_file(output, json_bytes(document))
+    if json_output:
+        print_json(document)
+    else:
+        echo(text, lines=True)
     if any(result.verdict == "none" for result in results):
         sys.exit(EXIT_REJECTED)
 

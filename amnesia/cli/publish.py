@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from amnesia.cli.options import as_json, force_option
-from amnesia.cli.terminal import Terminal, noted_on_interrupt, print_json
+from amnesia.cli.terminal import Terminal, echo, noted_on_interrupt, print_json
 
 
 @click.command()
@@ -66,7 +66,7 @@ def push(
     if json_output:
         print_json(dataclasses.asdict(done))
         return
-    click.echo(
+    echo(
         f"{done.n_files} files at {done.pull_request or done.url} (commit {done.commit}): {done.n_sent} sent, "
         f"{done.n_copied} copied from the base by the Hub, {done.n_unchanged} already there, {done.n_deleted} removed"
     )
@@ -98,4 +98,4 @@ def replay(manifest: Path, output: Path, base: str | None, force: bool, json_out
         print_json(made.to_json())
     else:
         n = sum(len(row.indices) for row in made.tensors)
-        click.echo(f"{n} columns in {len(made.tensors)} tensors as recorded ({made.format}); written to {output}")
+        echo(f"{n} columns in {len(made.tensors)} tensors as recorded ({made.format}); written to {output}")

@@ -7,7 +7,9 @@ import copy
 import errno
 import functools
 import importlib
+import io
 import json
+import os
 import sys
 import time
 import traceback
@@ -20,7 +22,7 @@ import click
 from amnesia.errors import AmnesiaError, InputError, OutputError, in_one_line, os_errors_as
 from amnesia.files.disk import check_replaceable, read_small, replace_file
 from amnesia.files.staging import MANIFEST_NAME
-from amnesia.files.strict_json import json_bytes
+from amnesia.plain_text import for_terminal
 from amnesia.progress import Progress
 
 EXIT_BAD_INPUT = 2
@@ -32,12 +34,12 @@ class Terminal:
     """Progress on standard error: one line for each task, with a bar where somebody watches."""
 
     def notice(self, line: str) -> None:
-        click.echo(line, err=True)
+        echo(line, err=True)
 
     @contextlib.contextmanager
     def task(self, line: str, n_bytes: int | None = None) -> Generator[Progress]:
         """Show `line`, and count bytes up to `n_bytes`, prompts where it is None, and nothing where it is 0."""
-        began = time.monotonic()
+        began, line = time.monotonic(), for_terminal(line)
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -50,7 +52,15 @@ class Terminal:
                 yield bar.update
         else:
             yield lambda count: None
-        click.echo(f"{line} ({time.monotonic() - began:.0f} s)", err=True)
+        echo(f"{line} ({time.monotonic() - began:.0f} s)", err=True)
+
+
+def echo(text: str = "", *, lines: bool = False, err: bool = False) -> None:
+    """Print one line, or with `lines` several: all that commands say passes here.
+
+    Names and texts that others wrote may stand in it, so that characters which steer the terminal are shown escaped.
+    """
+    click.echo(for_terminal(text, lines=lines), err=err)
 
 
 class Commands(click.Group):
@@ -83,19 +93,26 @@ class Commands(click.Group):
         except KeyboardInterrupt as error:
             raise _interrupted(error) from error
 
+    def main(self, *args: Any, **settings: Any) -> Any:
+        prepare_streams()
+        return super().main(*args, **settings)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise _interrupted(error) from error
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.ClickException as error:
+            vars(error)["message"] = for_terminal(str(error.message))
+            raise
+        except (click.exceptions.Exit, click.Abort):
             raise
         except BaseException as error:  # Panics of libraries in Rust are no Exception.
             if isinstance(error, SystemExit) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
                 raise
             if ctx.params["debug"]:
-                click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-            click.echo(f"error: {_line_of(error)}", err=True)
+                echo("".join(traceback.format_exception(error)).rstrip(), lines=True, err=True)
+            echo(f"error: {_line_of(error)}", err=True)
             ctx.exit(EXIT_BAD_INPUT)
 
 
@@ -116,7 +133,7 @@ def _line_of(error: BaseException) -> str:
 def _interrupted(error: KeyboardInterrupt) -> click.exceptions.Exit:
     """Say what an interrupted command has left on the disk; returns what ends it."""
     notes = getattr(error, "__notes__", ())
-    click.echo(f"interrupted: {'; '.join(notes) or 'nothing was written'}", err=True)
+    echo(f"interrupted: {'; '.join(notes) or 'nothing was written'}", err=True)
     return click.exceptions.Exit(EXIT_INTERRUPTED)
 
 
@@ -159,8 +176,26 @@ def _state(place: Path | None) -> list[tuple[str, int, int]]:
     return [(path.name, status.st_ino, status.st_mtime_ns) for path in found for status in (path.lstat(),)]
 
 
+def prepare_streams() -> None:
+    """Make standard output and error take any text, and exist.
+
+    What their encoding lacks is shown escaped, so that no work ends in front of its last line. The number of one that
+    the caller has closed is taken, lest the next file that is opened gets it, and with it what libraries print.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_json(document: Any) -> None:
-    click.echo(json_bytes(document).decode(), nl=False)
+    """Print JSON in ASCII: in any encoding it is the same, and no character in it steers a terminal."""
+    click.echo(json.dumps(document, indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
 
 
 def write_file(path: Path, content: bytes) -> None:

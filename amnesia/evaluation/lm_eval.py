@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from amnesia.errors import InputError, NumericalError, library_errors_as
-from amnesia.live.model import LiveModel
+from amnesia.live.model import LiveModel, plain_generation
 
 INSTALL = "install it with pip install 'amnesia[lm-eval]'"
 BATCH_ROWS = 16
@@ -37,7 +37,7 @@ def task_scores(live: LiveModel, tasks: Sequence[str], limit: int | None = None)
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     what = f"lm-eval cannot run {', '.join(tasks)}"
-    with library_errors_as(InputError, what, "see `lm-eval ls tasks` for their names"):
+    with library_errors_as(InputError, what, "see `lm-eval ls tasks` for their names"), plain_generation(live):
         found = lm_eval.simple_evaluate(
             model=HFLM(pretrained=live.model, tokenizer=live.tokenizer, backend="causal", batch_size=BATCH_ROWS),
             tasks=list(tasks),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from amnesia.domain import tidy
 from amnesia.errors import InputError
 from amnesia.facts.names import entity_templates, share_words
 from amnesia.live.forward import mlp_outputs
@@ -71,7 +72,7 @@ def layer_significance(
     chosen = layer_range(live, layers)
     if not 3 <= n_prompts <= len(entity_templates()):
         raise InputError(f"n_prompts is {n_prompts}: give 3 to {len(entity_templates())}, for the cosines to vary")
-    names = list(dict.fromkeys(entities))
+    names = list(dict.fromkeys(map(tidy, entities)))
     templates = entity_templates()[:n_prompts]
     own = [(template, name) for name in names for template in templates]
     contrasts = contrast_pairs(templates)

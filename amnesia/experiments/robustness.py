@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from amnesia.directions.keys import name_rows
-from amnesia.domain import Cell
+from amnesia.domain import Cell, tidy
 from amnesia.edits import DirectionEdit
 from amnesia.errors import InputError
 from amnesia.experiments.settings import EXPERIMENTS
@@ -99,6 +99,7 @@ def robustness(
     name are, so that its own row is no evidence: the others are. Ranks are among all cells of `layers`. Raises
     InputError for cells outside of these and for no variant.
     """
+    entity, unrelated = tidy(entity), tuple(map(tidy, unrelated))
     own = tuple(dict.fromkeys(variant.name for variant in variants))
     others = tuple(unrelated) or unrelated_names(own)
     rows = [*variants, *(Variant(name, "unrelated") for name in others)]

@@ -1,19 +1,22 @@
 """What a model wrote, held against the answers that are right. Pure functions of text.
 
 A text matches an answer when, after both are normalized, the words of the answer occur one after the other among the
-words of the text's first line. Normalization is that of SQuAD (Rajpurkar et al., 2016): lower case, without
-punctuation, without articles, single spaces.
+words of the text's first line. Normalization follows SQuAD (Rajpurkar et al., 2016): lower case, without articles,
+single spaces. Punctuation is not dropped but parts words as loosely as a reader takes it: "Spider-Man" is "Spider Man"
+and "Spiderman", and "Paris" is found in "Paris/London" and "Paris-based". Signs that belong to a name (C++, C#), to a
+negative number or to a decimal fraction stay.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 import unicodedata
 from collections.abc import Sequence
 
-from amnesia.domain import Reply
+from amnesia.domain import Reply, plain_apostrophes
 
-# At the beginning of a text, after `normalized` (which drops apostrophes and articles).
+# At the beginning of a text; articles count for nothing.
 REFUSALS: tuple[str, ...] = (
     "i dont know", "i do not know", "i am not sure", "im not sure", "i am not aware", "im not aware",
     "i am not familiar", "im not familiar", "i dont have", "i do not have", "i cannot", "i cant", "i am unable",
@@ -22,22 +25,47 @@ REFUSALS: tuple[str, ...] = (
     "there is no information",
 )  # fmt: skip
 
-_ARTICLES = frozenset(("a", "an", "the"))
+_ARTICLES = re.compile(r"(?<![^ ])(?:an?|the)(?![^ ])")
+_WORD_SIGNS = re.compile(
+    r"(?<=\w)[+#]+(?!\w)"  # C++, C#, A+
+    r"|(?<=\d)\.(?=\d)"  # 3.14
+    r"|(?<![^\s(])[-−](?=\d)"  # −5, but not 1939-1945
+)
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_MINUS = "−"
 
 
 @functools.lru_cache(2**16)
-def normalized(text: str) -> tuple[str, ...]:
-    """The words of a text in lower case, without punctuation and articles.
+def normalized(text: str) -> str:
+    """The words of a text in lower case without articles, parted by a space, or by "-" where only signs part them.
 
-    Characters of scripts that are written without spaces are words of their own.
+    Of Latin letters the accents are dropped. Characters of scripts that are written without spaces are words of their
+    own.
     """
-    text = unicodedata.normalize("NFKC", text).casefold()
+    text = _THOUSANDS.sub("", unicodedata.normalize("NFKC", plain_apostrophes(text)))
+    text = text.replace(" & ", " and ").replace("&", "-and-")
+    kept = {match.start() + n for match in _WORD_SIGNS.finditer(text) for n in range(len(match[0]))}
     chars = []
-    for char in text:
-        if unicodedata.category(char)[0] in "PS":
+    for place, char in enumerate(text):
+        if place in kept:
+            chars.append(_MINUS if char == "-" else char)
+        elif unicodedata.category(char)[0] in "PS":
+            chars.append("-")
+        elif unicodedata.category(char) != "Cf":  # Characters that only steer how others are shown.
+            chars.append(f" {char} " if unicodedata.east_asian_width(char) in "WF" else char)
+    plain = re.sub(r"[-\s]*\s[-\s]*", " ", _without_accents("".join(chars).casefold())).strip("- ")
+    return " ".join(_ARTICLES.sub("", re.sub("-+", "-", plain)).split())
+
+
+def _without_accents(text: str) -> str:
+    letters: list[str] = []
+    base = ""
+    for char in unicodedata.normalize("NFD", text):
+        if unicodedata.combining(char) and base.startswith("LATIN"):
             continue
-        chars.append(f" {char} " if unicodedata.east_asian_width(char) in "WF" else char)
-    return tuple(word for word in "".join(chars).split() if word not in _ARTICLES)
+        base = unicodedata.name(char, "")
+        letters.append(char)
+    return unicodedata.normalize("NFC", "".join(letters))
 
 
 def answer_line(generated: str) -> str:
@@ -51,7 +79,7 @@ def matches(generated: str, answers: Sequence[str]) -> bool:
     Answers that consist of nothing but punctuation and articles match nothing.
     """
     words = normalized(answer_line(generated))
-    return any(_contains(words, answer) for answer in map(normalized, answers) if answer)
+    return any(_pattern(answer).search(words) for answer in map(normalized, answers) if answer)
 
 
 def reply(generated: str, matched: bool) -> Reply:
@@ -59,16 +87,22 @@ def reply(generated: str, matched: bool) -> Reply:
     words = normalized(answer_line(generated))
     if not words:
         return "empty"
-    if not matched and any(words[: len(own)] == own for own in map(tuple, map(str.split, REFUSALS))):
-        return "refusal"
-    return "answer"
+    return "refusal" if not matched and any(_pattern(own).match(words) for own in REFUSALS) else "answer"
 
 
-def _contains(words: tuple[str, ...], part: tuple[str, ...]) -> bool:
-    return any(words[start : start + len(part)] == part for start in range(len(words) - len(part) + 1))
+@functools.lru_cache(2**14)
+def _pattern(words: str) -> re.Pattern[str]:
+    """Finds normalized words as a run of whole words: a sign between two parts is as good as a space, or nothing."""
+    parts = {" ": "[ -]", "-": "[ -]?"}
+    letters = "-?".join
+    return re.compile(
+        "(?<![^ -])"
+        + "".join(parts.get(piece) or letters(map(re.escape, piece)) for piece in re.split("([ -])", words))
+        + "(?![^ -])"
+    )
 
 
 def same_answer(first: str, second: str) -> bool:
     """Whether two answers are the same after normalization."""
     words = normalized(first)
-    return bool(words) and words == normalized(second)
+    return bool(words) and _pattern(words).fullmatch(normalized(second)) is not None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import Split
+from amnesia.domain import Split, name_key
 from amnesia.errors import InputError
 from amnesia.facts.packaged import check_keys, distinct, read_data
 
@@ -139,7 +139,7 @@ def unseen_names(entity: str, aliases: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def _words(name: str) -> tuple[str, ...]:
-    words = re.findall(r"\w+", name.casefold())
+    words = re.findall(r"\w+", name_key(name))
     return tuple(words[1:] if words[:1] == ["the"] and len(words) > 1 else words)
 
 

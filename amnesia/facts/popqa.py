@@ -6,19 +6,18 @@ elsewhere.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import random
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
-from amnesia.domain import Fact, Split
+from amnesia.domain import Fact, Split, name_key, tidy
 from amnesia.errors import InputError
 from amnesia.facts.relations import relation_templates
 from amnesia.files.disk import read_small
@@ -62,39 +61,65 @@ def read_popqa(path: Path) -> tuple[PopqaRow, ...]:
     """All rows of a tab-separated table of facts, in its order: PopQA, or one with the columns of `COLUMNS`.
 
     A table of one's own needs subject, relation and object. Aliases are a JSON list, or separated by `|`; popularity
-    is a whole number. Other columns are allowed. Raises InputError for a file that cannot be read, missing columns, and
-    malformed rows, naming the line.
+    is a whole number. Other columns are allowed. Quotes stay as they are, but for fields that a program has quoted, as
+    `records` says. Raises InputError for a file that cannot be read, missing columns, and malformed rows, naming the
+    line.
     """
     try:
-        # The encoding drops a byte order mark; newline="" lets the csv module see line ends inside quotes.
-        with io.StringIO(read_small(path, _MAX_TABLE).decode("utf-8-sig"), newline="") as file:
-            reader = csv.reader(file, delimiter="\t", strict=True)
-            header = next(reader, [])
-            columns = {
-                name: own
-                for name, upstream in COLUMNS.items()
-                if (own := next((column for column in (name, upstream) if column in header), None)) is not None
-            }
-            missing = [name for name in list(COLUMNS)[:N_NEEDED] if name not in columns]
-            if missing:
-                raise InputError(
-                    f"{path} lacks the column(s) {', '.join(missing)}: expected a tab-separated file with the columns "
-                    f"{', '.join(COLUMNS)}, or the upstream popQA.tsv"
-                )
-            # Blank lines carry no row, and the upstream file ends with one.
-            return tuple(
-                _row(columns, header, fields, f"{path}, line {reader.line_num}") for fields in reader if fields
-            )
+        text = read_small(path, _MAX_TABLE).decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): give a PopQA .tsv file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: save it as UTF-8") from error
-    except csv.Error as error:
-        raise InputError(f"{path} is not a well-formed tab-separated file ({error}): check its quotes") from error
+    rows = records(text)
+    header = [name.strip() for name in next(rows, (0, []))[1]]
+    columns = {
+        name: own
+        for name, upstream in COLUMNS.items()
+        if (own := next((column for column in (name, upstream) if column in header), None)) is not None
+    }
+    missing = [name for name in list(COLUMNS)[:N_NEEDED] if name not in columns]
+    if missing:
+        raise InputError(
+            f"{path} lacks the column(s) {', '.join(missing)}: expected a tab-separated file with the columns "
+            f"{', '.join(COLUMNS)}, or the upstream popQA.tsv"
+        )
+    # Blank lines carry no row, and the upstream file ends with one.
+    return tuple(_row(columns, header, fields, f"{path}, line {line}") for line, fields in rows if fields != [""])
+
+
+_FIELD = re.compile(r'(?:"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>[^\t\r\n]*))(?P<end>\t|\r\n?|\n|\Z)')
+_LINE_END = re.compile(r"\r\n?|\n")
+
+
+def records(text: str) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a tab-separated table as (number of the line, fields).
+
+    Programs quote a field where it holds a quote, which is then doubled, a tab or a line break, or they quote every
+    field, the header's too. All other quotes are the author's own: `"Heroes"`, `"Weird Al" Yankovic`.
+    """
+    line, row = 1, []
+    every: bool | None = None
+    for match in _FIELD.finditer(text):
+        row.append(match)
+        if match["end"] == "\t":
+            continue
+        if every is None:
+            every = all(field["quoted"] is not None for field in row)
+        yield line, [_content(field, every) for field in row]
+        line += sum(len(_LINE_END.findall(field[0])) for field in row)
+        row = []
+
+
+def _content(field: re.Match[str], every: bool) -> str:
+    inside = field["quoted"]
+    if inside is None or not (every or re.search(r'""|[\t\r\n]', inside)):
+        return field[0].removesuffix(field["end"])
+    return inside.replace('""', '"')
 
 
 def facts_for(rows: Iterable[PopqaRow], entity: str) -> PopqaFacts:
-    """Every wording of every row about `entity` (any case), those for the search and those held out from it.
+    """Every wording of every row about `entity` (as `is_about`), those for the search and those held out from it.
 
     Raises InputError when no row is about `entity`.
     """
@@ -123,13 +148,13 @@ def worded(rows: Iterable[PopqaRow]) -> tuple[Fact, ...]:
 
 def one_per_subject(rows: Iterable[PopqaRow], names: Iterable[str], seed: int = 0) -> tuple[PopqaRow, ...]:
     """Rows that have wordings, one for each subject that is none of `names`; equal arguments give equal draws."""
-    taken = {name.casefold() for name in names}
+    taken = {name_key(name) for name in names}
     pool = [row for row in rows if row.relation in relation_templates()]
     random.Random(seed).shuffle(pool)
     chosen = []
     for row in pool:
-        if row.subject.casefold() not in taken:
-            taken.add(row.subject.casefold())
+        if name_key(row.subject) not in taken:
+            taken.add(name_key(row.subject))
             chosen.append(row)
     return tuple(chosen)
 
@@ -151,7 +176,7 @@ def _row(columns: Mapping[str, str], header: Sequence[str], fields: Sequence[str
     if len(fields) != len(header):
         raise InputError(f"{place} has {len(fields)} fields: expected {len(header)}, as in the header")
     by_header = dict(zip(header, fields, strict=True))
-    values = {name: by_header[own].strip() for name, own in columns.items()}
+    values = {name: tidy(by_header[own]) for name, own in columns.items()}
     for name in list(COLUMNS)[:N_NEEDED]:
         if not values[name]:
             raise InputError(f"{place}: `{columns[name]}` is empty: every row needs one")
@@ -171,11 +196,13 @@ def _row(columns: Mapping[str, str], header: Sequence[str], fields: Sequence[str
 
 
 def _aliases(text: str, column: str, place: str) -> list[str]:
-    if column != COLUMNS["aliases"] and not text.startswith("["):
-        return [alias for part in text.split("|") if (alias := part.strip())]
     try:
         answers = json.loads(text)
+        if column != COLUMNS["aliases"] and not isinstance(answers, list):
+            raise ValueError("one word, which may be a number")
     except (ValueError, RecursionError) as error:
+        if column != COLUMNS["aliases"]:
+            return [alias for part in text.split("|") if (alias := part.strip())]
         raise InputError(f"{place}: `{column}` is not JSON ({error}): expected a list of strings") from error
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise InputError(f"{place}: `{column}` is {text}: expected a list of strings")
@@ -183,8 +210,8 @@ def _aliases(text: str, column: str, place: str) -> list[str]:
 
 
 def is_about(row: PopqaRow, entity: str) -> bool:
-    """Whether the row's subject is the entity, without regard to case."""
-    return row.subject.casefold() == entity.strip().casefold()
+    """Whether the row's subject is the entity, without regard to case, normal form, spaces and kind of apostrophe."""
+    return name_key(row.subject) == name_key(entity)
 
 
 def _unknown_relations(rows: Iterable[PopqaRow]) -> tuple[tuple[str, int], ...]:

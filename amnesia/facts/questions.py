@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
 
-from amnesia.domain import NEIGHBORHOODS, Fact, Neighborhood, Role, Split
+from amnesia.domain import NEIGHBORHOODS, Fact, Neighborhood, Role, Split, name_key, tidy
 from amnesia.errors import InputError
 from amnesia.facts.answers import same_answer
 from amnesia.facts.names import kind_of, share_words, shares_a_word
@@ -90,7 +90,7 @@ def facts_of_popqa(path: Path, entities: Sequence[str], n_controls: int) -> Fact
     targets: list[Question] = []
     unworded: Counter[str] = Counter()
     names = []
-    for entity in dict.fromkeys(entities):
+    for entity in dict.fromkeys(map(tidy, entities)):
         own = facts_for(rows, entity)
         unworded.update(dict(own.n_unknown_relation))
         by_answer = {(row.relation, row.answer): row for row in rows if is_about(row, entity)}
@@ -175,8 +175,8 @@ def types_in(rows: Sequence[PopqaRow]) -> Types:
     for row in rows:
         # A relation that says nothing of its subjects makes a type of its own, so that nobody is without one.
         kind = row.type or subject_types().get(row.relation, row.relation)
-        found.setdefault(row.subject.casefold(), set()).add(kind)
-    return lambda fact: frozenset(found[fact.entity.casefold()])
+        found.setdefault(name_key(row.subject), set()).add(kind)
+    return lambda fact: frozenset(found[name_key(fact.entity)])
 
 
 def by_turns(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from amnesia.domain import tidy
 from amnesia.errors import InputError
 
 Kind = Literal[
@@ -32,12 +33,16 @@ class Variant:
     kind: Kind
     language: str | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", tidy(self.name))
+
 
 def variants_of(name: str, given: Sequence[Variant] = (), n_typos: int = 3) -> tuple[Variant, ...]:
     """The name itself, given forms (aliases, translations), and generated ones; each form once.
 
     There are `n_typos` typos of one edit and as many of two. Raises InputError for a name too short for as many.
     """
+    name = tidy(name)
     words = name.split()
     found = [Variant(name, "name"), *given]
     if len(words) > 1:

@@ -229,10 +229,12 @@ def generate(
     progress: Progress | None = None,
     around: Around | None = None,
 ) -> list[str]:
-    """Greedy continuation of each prompt, decoded without special tokens; `around` is entered for each batch."""
+    """Greedy continuation of each prompt up to a special token; `around` is entered for each batch."""
     results = [""] * len(prompts)
     rows = [item.ids for item in encode(live.tokenizer, prompts)]
-    for batch, new in _greedy(live, rows, max_new_tokens, live.model.generation_config.eos_token_id, around):
+    # What decoding drops says no more: an end, a turn of the other side.
+    ends = [token for token, added in live.tokenizer.added_tokens_decoder.items() if added.special]
+    for batch, new in _greedy(live, rows, max_new_tokens, ends or None, around):
         for index, text in zip(batch.indices, live.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
             results[index] = text
         if progress:
@@ -254,7 +256,7 @@ def _greedy(
     live: LiveModel,
     rows: Sequence[Sequence[int]],
     n_tokens: int,
-    stop: int | list[int] | None,
+    stop: list[int] | None,
     around: Around | None = None,
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Batches of rows with the tokens that follow them, (batch, at most n_tokens); `stop` ends a row early."""

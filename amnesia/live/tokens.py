@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from amnesia.errors import InputError, clipped
+from amnesia.domain import plain_apostrophes, tidy
+from amnesia.errors import InputError, clipped, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +23,12 @@ class Tokenizer(Protocol):
     """What is asked of a fast tokenizer of transformers. Token ids are those of the model."""
 
     def __call__(
-        self, text: str | list[str], *, add_special_tokens: bool = True, return_offsets_mapping: bool = False
+        self,
+        text: str | list[str],
+        *,
+        add_special_tokens: bool = True,
+        return_offsets_mapping: bool = False,
+        return_special_tokens_mask: bool = False,
     ) -> Mapping[str, Any]: ...
 
     def __len__(self) -> int: ...
@@ -31,16 +38,25 @@ class Tokenizer(Protocol):
     def convert_ids_to_tokens(self, ids: list[int]) -> Any: ...
 
     def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool = True, add_generation_prompt: bool = False
+        self,
+        conversation: list[dict[str, str]],
+        *,
+        tokenize: bool = True,
+        add_generation_prompt: bool = False,
+        **variables: Any,
     ) -> Any: ...
 
     # Transformers finds its special tokens late: `pad_token_id`, `bos_token`, ..., each None where there is none.
     def __getattr__(self, key: str, /) -> Any: ...
 
 
+Chat = Callable[[str], str]
+"""What a chat model is fed before its answer to a message."""
+
+
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one text, special tokens included, and the character span (start, end) of each token."""
+    """Token ids of one text, with the special tokens before it, and the character span (start, end) of each token."""
 
     ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
@@ -75,7 +91,10 @@ class Continuation:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoded]:
-    """Tokenize as the model is fed. Raises InputError for a text without tokens, and for one beyond all measure."""
+    """Tokenize as the model is fed. Raises InputError for a text without tokens, and for one beyond all measure.
+
+    Special tokens that the tokenizer itself puts after every text, as its end, are left out: all texts here go on.
+    """
     if not texts:
         return []
     if (longest := max(texts, key=len)) and len(longest) > MAX_CHARACTERS:
@@ -83,11 +102,11 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoded]:
             f"text {clipped(repr(longest))} has {len(longest)} characters: names and prompts have at most "
             f"{MAX_CHARACTERS}; shorten it"
         )
-    batch = tokenizer(list(texts), return_offsets_mapping=True, add_special_tokens=True)
-    encoded = [
-        Encoded(tuple(ids), tuple((start, end) for start, end in spans))
-        for ids, spans in zip(batch["input_ids"], batch["offset_mapping"], strict=True)
-    ]
+    batch = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True)
+    encoded = []
+    for ids, spans, added in zip(*map(batch.get, ("input_ids", "offset_mapping", "special_tokens_mask")), strict=True):
+        end = max((place for place, mark in enumerate(added, start=1) if not mark), default=0)
+        encoded.append(Encoded(tuple(ids[:end]), tuple((start, stop) for start, stop in spans[:end])))
     for text, item in zip(texts, encoded, strict=True):
         if not item.ids:
             raise InputError(f"text {text!r} has no tokens: give a non-empty prompt")
@@ -115,9 +134,10 @@ def templates_from(prompts: Sequence[str], names: Sequence[str]) -> list[tuple[s
     aliases) becomes the placeholder, and stays written as it is. Raises InputError when no prompt is left.
     """
     pairs = []
-    for prompt in prompts:
+    for given in prompts:
+        prompt = unicodedata.normalize("NFC", given)
         if "{entity}" in prompt:
-            pairs.append((prompt, names[0]))
+            pairs.append((prompt, tidy(names[0])))
         elif span := mention_span(prompt, names):
             pairs.append((prompt[: span[0]] + "{entity}" + prompt[span[1] :], prompt[slice(*span)]))
     if not pairs:
@@ -129,18 +149,19 @@ def templates_from(prompts: Sequence[str], names: Sequence[str]) -> list[tuple[s
 
 
 def mention_span(text: str, names: Sequence[str]) -> tuple[int, int] | None:
-    """Character span of the last whole-word mention of any of `names` in `text`, or None.
+    """Character span of the last whole-word mention of any of `names` in a composed (NFC) `text`, or None.
 
-    Of two mentions that end together the longer one counts ("Michael Jordan", not the alias "Jordan" in it).
+    Either apostrophe and any spaces may stand in a mention. Of two mentions that end together the longer one counts
+    ("Michael Jordan", not the alias "Jordan" in it).
     """
+    plain = plain_apostrophes(text)
     found = []
-    for name in names:
-        start = text.find(name)
-        while start >= 0:
-            end = start + len(name)
+    for name in filter(None, map(tidy, names)):
+        pattern = r"\s+".join(map(re.escape, plain_apostrophes(name).split()))
+        for match in re.finditer(f"(?=({pattern}))", plain):
+            start, end = match.span(1)
             if not _joined(text[start - 1 : start], name[0]) and not _joined(name[-1], text[end : end + 1]):
                 found.append((end, -start))
-            start = text.find(name, start + 1)
     if not found:
         return None
     end, negative_start = max(found)
@@ -154,21 +175,49 @@ def _joined(left: str, right: str) -> bool:
     )
 
 
-def chat_format(tokenizer: Tokenizer) -> Callable[[str], str] | None:
-    """What a chat model is fed before its answer to a message, as a function of the message; None without a template.
+_THOUGHT = re.compile(
+    r"(?P<left>[<\[])(?P<end>/?)(?P<name>[\w:]*(?:think|thought|reason)\w*)(?P<right>[>\]])", re.IGNORECASE
+)
 
-    The text is meant for `encode`, which adds the special tokens that the tokenizer itself puts before every text.
+
+def chat_format(tokenizer: Tokenizer, notice: Callable[[str], None] = lambda line: None) -> Chat | None:
+    """What a chat model is fed before its answer to a message, as a function of the message.
+
+    None without a template, and, after a `notice`, where the template takes no message of a user alone. Thinking is
+    switched off where the template can, and a block of thoughts is closed, so that what follows is the answer. The text
+    is meant for `encode`, which adds the special tokens that the tokenizer itself puts before every text.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
-    adds_bos = bool(tokenizer.bos_token) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    adds_bos = bool(tokenizer.bos_token) and encode(tokenizer, ["a"])[0].ids[0] == tokenizer.bos_token_id
 
     def text(message: str) -> str:
         chat = [{"role": "user", "content": message}]
-        fed = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return fed.removeprefix(tokenizer.bos_token) if adds_bos else fed
+        # Templates read what they know of these, and nothing else.
+        off = {"enable_thinking": False, "thinking": False}
+        fed = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **off)
+        return _without_thoughts(fed.removeprefix(tokenizer.bos_token) if adds_bos else fed, message, template)
 
+    try:
+        template = tokenizer.get_chat_template()
+        if "a question" not in text("a question"):
+            raise ValueError("it leaves the message out")
+    except Exception as error:  # A template is a program: it raises what it likes.
+        notice(f"the chat template cannot be used ({first_line(error)}): questions in chat form are left out")
+        return None
     return text
+
+
+def _without_thoughts(fed: str, message: str, template: str) -> str:
+    """The text with its block of thoughts closed, an empty one where the template knows thoughts and opened none."""
+    said = [*_THOUGHT.finditer(fed, max(0, fed.rfind(message.strip())))]
+    known = [mark for mark in _THOUGHT.finditer(template) if mark["end"]]
+    if (said and said[-1]["end"]) or not (said or known):
+        return fed
+    mark = (said or known)[-1]
+    left, name, right = mark["left"], mark["name"], mark["right"]
+    begin = fed.rstrip() if said else f"{fed}{left}{name}{right}"
+    return f"{begin}\n\n{left}/{name}{right}\n\n"
 
 
 def join(prompt: str, answer: str) -> str:

@@ -8,7 +8,7 @@ from numbers import Integral
 
 import torch
 
-from amnesia.domain import Baseline, Cell
+from amnesia.domain import Baseline, Cell, tidy
 from amnesia.errors import InputError
 from amnesia.facts.names import contrast_entities, entity_templates, generic_sentences, share_words
 from amnesia.live.forward import activations
@@ -119,8 +119,8 @@ def localize(
     Raises InputError for an unknown baseline, for a range outside the model and for an entity that no prompt mentions;
     NumericalError when activations are NaN or infinite.
     """
-    names = list(dict.fromkeys([entities] if isinstance(entities, str) else entities))
-    if not names or not all(map(str.strip, names)):
+    names = list(dict.fromkeys(map(tidy, [entities] if isinstance(entities, str) else entities)))
+    if not names or not all(names):
         raise InputError("no entity given, or an empty one: name at least one")
     maps, n_used, n_skipped = cell_maps(
         live,

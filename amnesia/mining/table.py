@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
-from amnesia.domain import SPLITS, Fact, ModelRef
+from amnesia.domain import SPLITS, Fact, ModelRef, name_key, tidy
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import known_facts
 from amnesia.evaluation.measurement_cache import MeasurementCache
@@ -50,7 +50,7 @@ def from_table(
     Raises InputError when the table has no row about the entity, when the model knows no fact about it or only a
     single wording, and when it knows no controls.
     """
-    scoring = scoring or Scoring()
+    scoring, aliases = scoring or Scoring(), tuple(map(tidy, aliases))
     name = next((row.subject for row in rows if is_about(row, entity)), entity)
     wordings = facts_for(rows, entity).facts
     if not wordings:
@@ -133,7 +133,7 @@ def _by_popularity(rows: Sequence[PopqaRow], names: Sequence[str], relations: se
     """One row per subject, the most popular subject first; one of `relations` where the subject has it."""
     found: dict[str, PopqaRow] = {}
     for row in sorted(rows, key=lambda row: (-row.popularity, row.relation not in relations)):
-        own = row.subject.casefold() in {name.casefold() for name in names}
+        own = name_key(row.subject) in {name_key(name) for name in names}
         if row.relation in relation_templates() and not own and not share_words(row.answer, names):
-            found.setdefault(row.subject.casefold(), row)
+            found.setdefault(name_key(row.subject), row)
     return list(found.values())

@@ -1,23 +1,26 @@
-"""Columns of a checkpoint before and after its edits, and its bytes with other columns in place.
+"""A model before each of its edits, from the bytes of the edited folder alone.
 
-`verify` and `undo` share this: the one computes what the edit must have written, the other what it must have found.
+`verify` and `undo` share this, so that what the one accepts the other takes back: the one compares the states with
+what the manifests and the base say, the other writes one of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from amnesia.edits import Place
 from amnesia.errors import AmnesiaError, NumericalError, VerificationError, os_errors_as
-from amnesia.files.disk import patched_blocks, read_exactly, read_range, read_small
+from amnesia.files.disk import patched_blocks, read_exactly, read_range
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided, hash_ranges
-from amnesia.weights.checkpoint import BASE_FOLDER, undo_key
+from amnesia.progress import Progress, counted, ignore_progress
+from amnesia.weights.checkpoint import CheckpointSource, open_source, undo_key
 from amnesia.weights.manifest import Manifest, TensorEdit
-from amnesia.weights.manifest_file import MAX_MANIFEST, manifest_bytes
-from amnesia.weights.plan import edited_vectors
+from amnesia.weights.plan import edited_vectors, plan_edits
 from amnesia.weights.residue import residue_key, restored
 from amnesia.weights.safetensors import (
     SafetensorsHeader,
@@ -28,6 +31,7 @@ from amnesia.weights.safetensors import (
     read_vectors,
 )
 from amnesia.weights.scaling import check_dtype, inverse_multiplier, scale_bytes
+from amnesia.weights.steps import Step, check_sizes, hashes_before, touched_by, trace_back
 
 
 @dataclass(frozen=True)
@@ -40,126 +44,165 @@ class Replacement:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One edit and the files as it left them: names in that state → paths in the folder that is being read."""
+class EditedTensor:
+    """What one edit did to a tensor: all columns that it or a newer edit changed, as they were after it and before."""
 
-    manifest: Manifest
-    files: Mapping[str, Path]
-
-    def saved_columns(self) -> SafetensorsHeader | None:
-        """Header of the file with what is needed, beside the edit, to give columns back."""
-        return None if self.manifest.undo is None else read_header(self.files[self.manifest.undo])
+    edit: TensorEdit
+    after: Replacement
+    before: Replacement
 
 
-def trace_back(
-    folder: Path, names: Sequence[str], manifest: Manifest
-) -> tuple[tuple[Step, ...], list[dict[str, Path]]]:
-    """All edits of a folder, newest first, and for each the files of the state before it.
+@dataclass(frozen=True)
+class State:
+    """A model as one of its edits found it.
 
-    Raises VerificationError when files that a manifest declares are missing, or when `amnesia-base/` holds others.
+    `tensors` are those that this edit changed, `columns` what that and all newer edits changed, by file, as it was;
+    `hashes` holds the sha256 of files then, as far as manifests say.
     """
-    files = {name: folder / name for name in names}
-    steps, origins = [], []
-    for step in manifest.history():
-        steps.append(Step(step, files))
-        files = _files_before(step, files)
-        origins.append(files)
-        earlier = files.get(MANIFEST_NAME)
-        if earlier is None or step.previous is None:
-            agree = earlier is None and step.previous is None
-        else:
-            agree = read_small(earlier, MAX_MANIFEST) == manifest_bytes(step.previous)
-        if not agree:
-            raise VerificationError(
-                f"{folder / MANIFEST_NAME} and the kept manifest of the earlier edit disagree: the output is damaged"
-            )
-    return tuple(steps), origins
+
+    step: Step
+    tensors: tuple[EditedTensor, ...]
+    columns: Mapping[str, Sequence[Replacement]]
+    hashes: Mapping[str, str]
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the edit that found the model so."""
+        return self.step.manifest
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """Name of a file then → its path now."""
+        return self.step.before
+
+    @property
+    def declared(self) -> frozenset[str]:
+        """Names of the files that were of the model then; what else lies in the folder came to it later."""
+        rows = (*self.manifest.base.files, *self.manifest.untouched)
+        return frozenset({row.file for row in rows} | {*self.manifest.replaced})
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """The bytes of a file then, in blocks of bounded size.
+
+        Raises VerificationError when a column that was saved has another length than in the tensor.
+        """
+        patches = [patch for row in self.columns.get(name, ()) for patch in _patches(row)]
+        return patched_blocks(self.files[name], patches)
 
 
-def _files_before(manifest: Manifest, files: Mapping[str, Path]) -> dict[str, Path]:
-    replaced = {name: f"{BASE_FOLDER}/{name}" for name in manifest.replaced}
-    declared = [MANIFEST_NAME, *manifest.added, *replaced.values(), *(row.file for row in manifest.base.files)]
-    missing = sorted({*declared, *([manifest.undo] if manifest.undo else [])} - files.keys())
-    if missing:
-        raise VerificationError(f"{missing[0]} is missing, but {MANIFEST_NAME} declares it: the output is damaged")
-    before = {
-        name: path
-        for name, path in files.items()
-        if name != MANIFEST_NAME and name not in manifest.added and not name.startswith(f"{BASE_FOLDER}/")
-    }
-    surplus = sorted(name for name in files if name.startswith(f"{BASE_FOLDER}/") and name not in replaced.values())
-    if surplus:
-        raise VerificationError(f"{surplus[0]} is not declared in {MANIFEST_NAME}: remove it, or make the output again")
-    return before | {name: files[path] for name, path in replaced.items()}
+def go_back(folder: Path, manifest: Manifest, count: int | None = None) -> tuple[State, ...]:
+    """The states before the newest `count` edits of a folder (all by default), newest first; `check` proves them.
 
-
-def check_untouched(steps: Sequence[Step], origins: Sequence[Mapping[str, Path]]) -> None:
-    """Raises VerificationError when a file that the edits left as it was is missing now, or has another size."""
-    for step, origin in zip(steps, origins, strict=True):
-        for row in step.manifest.untouched:
-            if row.file not in origin:
-                raise VerificationError(
-                    f"{row.file} is missing, but {MANIFEST_NAME} declares it: the output is damaged, make it again"
-                )
-            size = origin[row.file].stat().st_size
-            if size != row.size:
-                raise VerificationError(
-                    f"{origin[row.file]} has {size} bytes, {MANIFEST_NAME} declares {row.size}: the output is damaged, "
-                    "make it again"
-                )
-
-
-def columns_before(steps: Sequence[Step], *, proven: bool = False) -> dict[str, list[Replacement]]:
-    """For each touched file the columns as they were before the oldest of `steps` (newest first).
-
-    Raises VerificationError when a column can neither be computed back nor was saved, and, where it is to be `proven`,
-    when the declared edit does not make of it what is there.
+    Raises VerificationError when files are missing or have another size than declared, when the tensors of a manifest
+    do not follow from its edits, and when a column can neither be computed back nor was saved.
     """
-    state = _Columns(steps[0].files)
+    steps = trace_back(folder, manifest)[:count]
+    source = open_source(folder)
+    columns = _Columns(steps[0].after)
+    hashes: dict[str, str] = {}
+    states = []
     for step in steps:
+        check_sizes(step)
+        _check_declared(source, step.manifest)
         saved = step.saved_columns()
+        tensors = []
         for edit in step.manifest.tensors:
-            tensor, vectors = state.read(edit)
-            originals = _originals(edit, tensor, vectors, saved)
-            if proven:
-                _check_made(edit, tensor, originals, vectors)
-            vectors.update(originals)
-    return state.replacements()
+            tensor, vectors = columns.read(edit)
+            after = Replacement(tensor, edit.axis, dict(vectors))
+            vectors.update(_originals(edit, tensor, vectors, saved))
+            tensors.append(EditedTensor(edit, after, Replacement(tensor, edit.axis, dict(vectors))))
+        hashes = hashes_before(step.manifest, hashes)
+        states.append(State(step, tuple(tensors), columns.replacements(), hashes))
+    return tuple(states)
 
 
-def _check_made(edit: TensorEdit, tensor: TensorInfo, before: Mapping[int, bytes], after: Mapping[int, bytes]) -> None:
+def check(states: Sequence[State]) -> None:
+    """Prove that each edit made of its columns what was there, and that tensors and headers have the declared hashes.
+
+    Raises VerificationError for the first that is not so. Files of which the whole hash is declared are left to
+    `check_files`.
+    """
+    for state in states:
+        for row in state.tensors:
+            path = state.files[row.edit.file]
+            if _hash_with(path, row.after) != row.edit.after:
+                raise VerificationError(
+                    f"{path} has a tensor {row.edit.name} whose sha256 is not the one in {MANIFEST_NAME}"
+                )
+            _check_made(row)
+            if _hash_with(path, row.before) != row.edit.before:
+                raise _not_original(path, row.edit.name)
+        for entry in state.manifest.base.files:
+            path = state.files[entry.file]
+            if entry.scope == "header" and hashlib.sha256(read_header(path).content).hexdigest() != entry.sha256:
+                raise _not_original(path, "its header")
+
+
+def check_files(
+    states: Sequence[State],
+    base: Mapping[str, Path] | None = None,
+    count: int = 0,
+    progress: Progress = ignore_progress,
+) -> None:
+    """Prove every file by its hash in each of the states, and of state number `count` by comparison with `base`.
+
+    `progress` is told of the bytes of each file, as they are read for the first time. Raises VerificationError that
+    names the file and, where that is known, the first difference.
+    """
+    proven: set[tuple[Path, str]] = set()
+    told: set[Path] = set()
+    for number, state in enumerate(states, start=1):
+        touched = touched_by(state.manifest)
+        for name, path in sorted(state.files.items()):
+            source = base[name] if base is not None and number == count and name in base else None
+            sha256 = state.hashes.get(name)
+            is_known = sha256 is None or (name not in touched and (path, sha256) in proven)
+            is_same = source is None or (name not in state.columns and path.samefile(source))
+            if is_known and is_same:
+                continue  # A hard link to the base is the same bytes.
+            digest = hashlib.sha256()
+            blocks = state.blocks(name) if path in told else counted(state.blocks(name), progress)
+            told.add(path)
+            for block in blocks if source is None else compared(blocks, source, path, str(source)):
+                digest.update(block)
+            if sha256 not in (None, digest.hexdigest()):
+                raise _not_original(path, "bytes outside of the declared columns" if name in state.columns else "bytes")
+            proven.add((path, digest.hexdigest()))
+
+
+def _not_original(path: Path, what: str) -> VerificationError:
+    return VerificationError(
+        f"{path} does not become the original when the edit is taken back: {what} differ from what {MANIFEST_NAME} "
+        "declares; make the output again, or fetch the base model"
+    )
+
+
+def _check_declared(source: CheckpointSource, manifest: Manifest) -> None:
+    """The tensors of a manifest must be those that its edits mean for this architecture."""
+    plans = plan_edits(source, manifest.edits, allow_overlap=True)
+    expected = [(plan.tensor.name, plan.file, plan.axis, Place(plan.layer, plan.expert), "tensor") for plan in plans]
+    found = [(row.name, row.file, row.axis, row.place, row.scope) for row in manifest.tensors]
+    if found != expected:
+        raise VerificationError(
+            f"{MANIFEST_NAME} lists tensors that do not follow from its edits for {manifest.entity!r}: "
+            "the manifest is damaged, make the output again"
+        )
+
+
+def _check_made(row: EditedTensor) -> None:
+    edit, tensor = row.edit, row.before.tensor
+    before = {index: row.before.vectors[index] for index in edit.indices}
+    _patches(Replacement(tensor, edit.axis, before))  # What was saved may have any length.
     try:
         made = edited_vectors(before, tensor, edit.multipliers, edit.directions)
     except NumericalError as error:
         raise VerificationError(str(error)) from error
     for index, vector in made.items():
-        if vector != after[index]:
+        if vector != row.after.vectors[index]:
             raise VerificationError(
                 f"tensor {tensor.name}, neuron {index} is not what the declared edit makes of its original: the output "
                 "is damaged, make it again"
             )
-
-
-def columns_after(base: Mapping[str, Path], steps: Sequence[Step]) -> dict[str, list[Replacement]]:
-    """For each touched file the columns that `steps` (newest first) must have made of those in the files `base`.
-
-    Raises VerificationError when the edited folder could not give a column back.
-    """
-    state = _Columns(base)
-    for step in reversed(steps):
-        saved = step.saved_columns()
-        for edit in step.manifest.tensors:
-            tensor, vectors = state.read(edit)
-            before = {index: vectors[index] for index in edit.indices}
-            vectors.update(edited_vectors(before, tensor, edit.multipliers, edit.directions))
-            # The way back is proven too, so that `undo` does not depend on the base.
-            for index, original in _originals(edit, tensor, vectors, saved).items():
-                if original != before[index]:
-                    raise VerificationError(
-                        f"taking the edit of tensor {tensor.name}, neuron {index} back would not give the original: "
-                        "the output is damaged, make it again"
-                    )
-    return state.replacements()
 
 
 class _Columns:
@@ -173,8 +216,6 @@ class _Columns:
     def read(self, edit: TensorEdit) -> tuple[TensorInfo, dict[int, bytes]]:
         """The tensor of an edit, and its columns in their present state; the caller replaces them there."""
         if edit.file not in self._headers:
-            if edit.file not in self._files:
-                raise VerificationError(f"{edit.file} is missing, but {MANIFEST_NAME} declares it: fetch it again")
             self._headers[edit.file] = read_header(self._files[edit.file])
         tensor = self._headers[edit.file].find(edit.name)
         if tensor is None:
@@ -188,11 +229,12 @@ class _Columns:
         return tensor, vectors
 
     def replacements(self) -> dict[str, list[Replacement]]:
+        """All columns as they are at this moment, by file."""
         rows: dict[str, list[Replacement]] = {}
         for (file, name, axis), vectors in self._columns.items():
             tensor = self._headers[file].find(name)
             assert tensor is not None, "it was read before"
-            rows.setdefault(file, []).append(Replacement(tensor, axis, vectors))
+            rows.setdefault(file, []).append(Replacement(tensor, axis, dict(vectors)))
         return rows
 
 
@@ -232,56 +274,51 @@ def _inverted(vector: bytes, tensor: TensorInfo, multiplier: float) -> bytes:
     return scale_bytes(vector, tensor.dtype, inverse).raw
 
 
-def replacement_patches(replacements: Sequence[Replacement]) -> list[Strided]:
+def _patches(row: Replacement) -> list[Strided]:
     """Columns as bytes of their file; raises VerificationError when one has another length than in the tensor."""
-    for row in replacements:
-        length = row.tensor.shape[1 - row.axis] * row.tensor.item_size
-        for index, vector in row.vectors.items():
-            if len(vector) != length:
-                raise VerificationError(
-                    f"the saved column {index} of {row.tensor.name} has {len(vector)} bytes, expected {length}"
-                )
-    return [patch for row in replacements for patch in patches_of(row.tensor, row.axis, row.vectors)]
+    length = row.tensor.shape[1 - row.axis] * row.tensor.item_size
+    for index, vector in row.vectors.items():
+        if len(vector) != length:
+            raise VerificationError(
+                f"the saved column {index} of {row.tensor.name} has {len(vector)} bytes, expected {length}"
+            )
+    return patches_of(row.tensor, row.axis, row.vectors)
 
 
-def blocks_with(path: Path, replacements: Sequence[Replacement]) -> Iterator[bytes]:
-    """The bytes of a file with columns replaced, in blocks of bounded size.
-
-    Raises VerificationError when a replacement has another length than its column.
-    """
-    return patched_blocks(path, replacement_patches(replacements))
-
-
-def hash_with(path: Path, row: Replacement) -> str:
+def _hash_with(path: Path, row: Replacement) -> str:
     """sha256 of a tensor's data with columns replaced."""
-    restored = RangeHash(row.tensor.offset, row.tensor.size, patched=True)
-    return hash_ranges(path, [restored], replacement_patches([row]))[0]
+    whole = RangeHash(row.tensor.offset, row.tensor.size, patched=True)
+    return hash_ranges(path, [whole], _patches(row))[0]
 
 
-def compare(expected: Iterator[bytes], path: Path) -> int:
-    """Compare a file with the bytes it should have; returns their number.
+def compared(blocks: Iterator[bytes], source: Path, path: Path, other: str) -> Iterator[bytes]:
+    """`blocks`, after each has been found equal to what stands in the file `source`.
 
-    Raises VerificationError that names the first different byte and, in safetensors files, its tensor and position.
+    Raises VerificationError that says where `path` differs from the `other`: by the first different byte, or in
+    safetensors files by tensor and position.
     """
     position = 0
-    with os_errors_as(VerificationError, f"{path} cannot be read", "the output is damaged"):
-        with path.open("rb", buffering=0) as file:
+    with os_errors_as(VerificationError, f"{source} cannot be read", "fetch it again"):
+        with source.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            for block in expected:
-                found = read_exactly(file.fileno(), min(len(block), max(0, size - position)), position, str(path))
+            for block in blocks:
+                found = read_exactly(file.fileno(), min(len(block), max(0, size - position)), position, str(source))
                 if found != block:
-                    place = next(
-                        (at for at, (a, b) in enumerate(zip(found, block, strict=False)) if a != b), len(found)
+                    pairs = enumerate(zip(found, block, strict=False))
+                    place = _place(path, position + next((at for at, (a, b) in pairs if a != b), len(found)))
+                    raise VerificationError(
+                        f"{path} differs from {other} at {place}: the output is damaged, or this is not its base"
                     )
-                    raise VerificationError(_describe(path, position + place))
                 position += len(block)
+                yield block
     if size != position:
-        raise VerificationError(f"{path} has {size} bytes, expected {position}: the output is damaged")
-    return position
+        raise VerificationError(
+            f"{path} differs from {other} in size, by {size - position:+d} bytes: the output is damaged, or this is "
+            "not its base"
+        )
 
 
-def _describe(path: Path, offset: int) -> str:
-    place = f"byte {offset}"
+def _place(path: Path, offset: int) -> str:
     if path.suffix == ".safetensors":
         try:
             tensors = read_header(path).tensors.values()
@@ -289,8 +326,8 @@ def _describe(path: Path, offset: int) -> str:
             tensors = ()  # The header itself is what differs; the offset has to do.
         for tensor in tensors:
             if tensor.offset <= offset < tensor.offset + tensor.size:
-                place = f"tensor {tensor.name}"
-                if len(tensor.shape) == 2 and tensor.item_size:
-                    row, column = divmod((offset - tensor.offset) // tensor.item_size, tensor.shape[1])
-                    place += f", row {row}, column {column}"
-    return f"{path} differs from what its manifest and the base say at {place}: the output is damaged, make it again"
+                if len(tensor.shape) != 2 or not tensor.item_size:
+                    return f"tensor {tensor.name}"
+                row, column = divmod((offset - tensor.offset) // tensor.item_size, tensor.shape[1])
+                return f"tensor {tensor.name}, row {row}, column {column}"
+    return f"byte {offset}"

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from amnesia.domain import Format, is_gguf_name
 from amnesia.edits import EditSpec
-from amnesia.errors import InputError, OutputError, VerificationError
+from amnesia.errors import InputError, OutputError
 from amnesia.files.cache import cache_folder
 from amnesia.files.disk import list_files, locked
 from amnesia.files.journal import Change, Patch, apply, settle
 from amnesia.files.staging import MANIFEST_NAME, check_outside_cache
-from amnesia.files.streams import RangeHash, hash_ranges, stream
-from amnesia.outputs.history import Replacement, columns_before, hash_with, trace_back
+from amnesia.files.streams import hash_ranges, stream
+from amnesia.outputs.history import check, check_files, go_back
 from amnesia.weights.checkpoint import (
     BASE_FOLDER,
     UNDO_NAME,
@@ -31,13 +31,15 @@ from amnesia.weights.checkpoint import (
     other_weights,
     tensor_range,
 )
+from amnesia.weights.gguf import proof
 from amnesia.weights.gguf.edit import plan_gguf
-from amnesia.weights.gguf.pieces import PieceHashes, changes, originals
-from amnesia.weights.gguf.proof import as_verification_error, declared_edits, read_output
+from amnesia.weights.gguf.pieces import PieceHashes, changes
+from amnesia.weights.gguf.proof import as_verification_error, read_output
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
 from amnesia.weights.manifest_file import manifest_bytes, read_manifest
 from amnesia.weights.plan import plan_edits
-from amnesia.weights.safetensors import NewTensor, TensorInfo, new_file, patches_of, read_vectors
+from amnesia.weights.safetensors import NewTensor, TensorInfo, new_file, patches_of
+from amnesia.weights.steps import check_whole, own_files
 
 
 def edit_in_place(path: Path, spec: EditSpec) -> Manifest:
@@ -73,16 +75,11 @@ def undo_in_place(folder: Path) -> Manifest:
             raise InputError(f"{folder} holds tensors of another size than before: take the edit back with -o FOLDER")
         patches = _original_rows(folder) if manifest.format == "gguf" else _original_columns(folder, manifest)
         replaced = {name: f"{BASE_FOLDER}/{name}" for name in manifest.replaced}
-        # Nothing need have come to where files of an earlier edit were: not every edit saves columns.
-        ours = [name for name in manifest.replaced if not is_reserved(name)]
-        removed = dict.fromkeys([MANIFEST_NAME, *manifest.added, *ours, *replaced.values()])
+        removed = own_files(manifest, list_files(folder))
         # The manifest of the edit before comes last.
         added = {name: replaced[name] for name in sorted(replaced, key=lambda name: name == MANIFEST_NAME)}
-        missing = [name for name in removed if not (folder / name).is_file()]
-        if missing:
-            raise VerificationError(f"{missing[0]} is missing in {folder}: the output is damaged")
         _check_unshared(folder, [*(patch.file for patch in patches), *removed])
-        apply(folder, Change(patches, tuple(removed), added))
+        apply(folder, Change(patches, removed, added))
     return manifest
 
 
@@ -135,6 +132,7 @@ def _change_folder(folder: Path, spec: EditSpec) -> tuple[Change, Manifest]:
             f"{folder} holds {others[0]}, which may be another copy of the weights, or an adapter that is put on them: "
             "it would still know the entity; move it away, or edit into a new folder with -o"
         )
+    check_whole(source)
     patches: list[Patch] = []
     tensors: list[TensorEdit] = []
     saved: list[NewTensor] = []
@@ -204,47 +202,29 @@ def _change_gguf(path: Path, spec: EditSpec) -> tuple[Change, Manifest]:
         else:
             untouched.append(UntouchedFile(file.path.name, file.size))
     manifest = _manifest("gguf", spec, files, tensors, untouched, plan.previous)
-    own = plan.own_files()
+    own = tuple(name for name in plan.own_files() if is_reserved(name))
     manifest, added = _bookkeeping(manifest, own, plan.saved)
     return Change(patches, own, added), manifest
 
 
 def _original_columns(folder: Path, manifest: Manifest) -> tuple[Patch, ...]:
-    steps, _ = trace_back(folder, list_files(folder), manifest)
-    rows = columns_before(steps[:1])
-    expected = {edit.name: edit.before for edit in manifest.tensors}
-    patches: list[Patch] = []
-    for file, replacements in rows.items():
-        for row in replacements:
-            _check_original(folder / file, row, expected[row.tensor.name])
-            with (folder / file).open("rb", buffering=0) as stream:
-                now = read_vectors(stream.fileno(), row.tensor, row.axis, tuple(row.vectors))
-            patches.extend(_patches(file, row.tensor, row.axis, now, dict(row.vectors)))
-    return tuple(patches)
-
-
-def _check_original(path: Path, row: Replacement, sha256: str) -> None:
-    if hash_with(path, row) != sha256:
-        raise VerificationError(
-            f"tensor {row.tensor.name} of {path} does not become the original when the edit is taken back: it was "
-            "changed after the edit; fetch the base model again"
-        )
+    states = go_back(folder, manifest, 1)
+    check(states)
+    check_files(states)
+    return tuple(
+        patch
+        for row in states[0].tensors
+        for patch in _patches(row.edit.file, row.after.tensor, row.after.axis, row.after.vectors, row.before.vectors)
+    )
 
 
 def _original_rows(folder: Path) -> tuple[Patch, ...]:
     with as_verification_error():
         manifest, model = read_output(folder)
-        edits = declared_edits(folder, model, manifest)
-    for entry in manifest.base.files:
-        restored = RangeHash(0, entry.size, patched=True)
-        stream(folder / entry.file, patches=originals(edits, entry.file), hashes=[restored])
-        if restored.hexdigest() != entry.sha256:
-            raise VerificationError(
-                f"{folder / entry.file} with its rows put back is not the file that was edited: it was changed since; "
-                "fetch the base model again"
-            )
+        states = proof.go_back(folder, model, manifest, 1)
+        proof.check_files(states, model)
     return tuple(
         Patch(piece.file.path.name, after.content, before)
-        for piece in edits
+        for piece in states[0].edits
         for before, after in zip(piece.originals(), piece.changes(), strict=True)
     )

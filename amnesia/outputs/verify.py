@@ -1,15 +1,14 @@
 """Proof, from the bytes on disk, that an output is exactly what its manifest says.
 
-With the base model at hand every byte is compared. Without it, hashes prove the edited tensors, taking the edit back in
-memory must give the sha256 that each touched shard had before, and the other files must have the sha256 with which they
-were copied. Of files whose bytes are shared with the base only the size is known: they stay unproven and are listed.
+Hashes prove the edited tensors, taking the edit back in memory must give the sha256 that each touched shard had before,
+and the other files must have the sha256 with which they were copied. Of files whose bytes are shared with the base only
+the size is known: they stay unproven and are listed, unless the base is at hand, with which every byte is compared.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,18 +18,8 @@ from amnesia.errors import InputError, VerificationError, os_errors_as
 from amnesia.files.disk import hash_file, list_files, read_small
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.strict_json import StrictJson, shown
-from amnesia.outputs.history import (
-    Replacement,
-    Step,
-    blocks_with,
-    check_untouched,
-    columns_after,
-    columns_before,
-    compare,
-    hash_with,
-    trace_back,
-)
-from amnesia.progress import Progress, Watch, counted, ignore_progress, unwatched, whole
+from amnesia.outputs.history import check, check_files, compared, go_back
+from amnesia.progress import Watch, unwatched, whole
 from amnesia.weights.adapter import (
     CONFIG_NAME,
     KEY_PREFIX,
@@ -45,11 +34,12 @@ from amnesia.weights.adapter import (
     target_modules,
     weights_blocks,
 )
-from amnesia.weights.checkpoint import MAX_CONFIG, CheckpointSource, open_source, other_weights
-from amnesia.weights.manifest import BaseFile, Manifest, TensorEdit
+from amnesia.weights.checkpoint import MAX_CONFIG, open_source, other_weights
+from amnesia.weights.manifest import Manifest, TensorEdit
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import Weights, direction_factor, plan_edits
 from amnesia.weights.safetensors import TensorInfo, read_header, read_vectors
+from amnesia.weights.steps import trace_back
 
 # The Hub writes this file into every repository; it tells git how to store files and is no part of the model.
 _REPOSITORY_FILE = ".gitattributes"
@@ -97,27 +87,44 @@ def verify(
         return verify_adapter(folder, None if base is None else open_source(base))
     if manifest.format != "safetensors":
         raise InputError(f"{folder} holds an edited {manifest.format} file: verify that file instead")
-    steps, origins = trace_back(folder, list_files(folder), manifest)
-    check_untouched(steps, origins)
-    source = open_source(folder)
-    _check_declared(source, steps)
-    if not with_others and (others := other_weights(source)):
+    states = go_back(folder, manifest)
+    if not with_others and (others := other_weights(open_source(folder))):
         raise VerificationError(
             f"{folder / others[0]} is no part of the output, and may hold weights that were not edited, or an adapter "
             "that is put on them: remove it"
         )
-    size = sum(path.stat().st_size for path in {path for origin in origins for path in origin.values()})
+    size = sum(path.stat().st_size for path in {path for state in states for path in state.files.values()})
     if base is None:
+        check(states)
         with watch(size) as progress, whole(progress, size) as advance:
-            return _verify_alone(steps, origins, advance)
-    count = _steps_since(base, manifest)
-    origin = {name: path for name, path in origins[count - 1].items() if name != _REPOSITORY_FILE}
-    copied = {name for name in open_source(base).files if name != _REPOSITORY_FILE and is_of_base(name)}
-    # The output may be a model that was edited in place, with files beside it that no copy gets.
-    names = copied | (origin.keys() & {*list_files(base)})
-    size = sum(path.stat().st_size for path in origin.values())
-    with watch(size) as progress:
-        return _verify_against(base, names, steps[:count], origin, progress)
+            check_files(states, progress=advance)
+        proven = {name: path for name, path in states[-1].files.items() if name in states[-1].hashes}
+        unproven = states[-1].files.keys() - proven.keys() - {_REPOSITORY_FILE}
+    else:
+        count = _steps_since(base, manifest)
+        proven = {name: path for name, path in states[count - 1].files.items() if name != _REPOSITORY_FILE}
+        copied = {name for name in open_source(base).files if name != _REPOSITORY_FILE and is_of_base(name)}
+        # The output may be a model that was edited in place, with files beside it that no copy gets.
+        names = copied | (proven.keys() & {*list_files(base)})
+        if different := sorted(names ^ proven.keys()):
+            what = "lacks" if different[0] in names else "has, beyond the base and the manifest,"
+            raise VerificationError(f"the output {what} the file {different[0]}: make the output again")
+        # Bytes first, because they tell where something differs, and hashes only that.
+        with watch(size) as progress, whole(progress, size) as advance:
+            check_files(states, {name: base / name for name in proven}, count, advance)
+        check(states)
+        states, unproven = states[:count], frozenset()
+    edits = [edit for state in states for edit in state.manifest.tensors]
+    return VerificationReport(
+        format=manifest.format,
+        entity=manifest.entity,
+        n_cells=len({(edit.name, index) for edit in edits for index in edit.indices}),
+        n_tensors=len({edit.name for edit in edits}),
+        n_files=len(proven),
+        n_bytes=sum(path.stat().st_size for path in proven.values()),
+        base_read=base is not None,
+        unproven=tuple(sorted(unproven)),
+    )
 
 
 def files_of_base(folder: Path) -> frozenset[str]:
@@ -125,8 +132,7 @@ def files_of_base(folder: Path) -> frozenset[str]:
 
     Raises what `read_manifest` raises, and VerificationError when declared files are missing.
     """
-    _, origins = trace_back(folder, list_files(folder), read_manifest(folder))
-    return frozenset().union(*origins)
+    return frozenset().union(*(step.before for step in trace_back(folder, read_manifest(folder))))
 
 
 def _steps_since(base: Path, manifest: Manifest) -> int:
@@ -142,124 +148,10 @@ def _steps_since(base: Path, manifest: Manifest) -> int:
     )
 
 
-def _check_declared(source: CheckpointSource, steps: Sequence[Step]) -> None:
-    """The tensors of a manifest must be those that its edits mean for this architecture."""
-    for step in steps:
-        plans = plan_edits(source, step.manifest.edits, allow_overlap=True)
-        expected = [(plan.tensor.name, plan.file, plan.axis, Place(plan.layer, plan.expert)) for plan in plans]
-        found = [(row.name, row.file, row.axis, row.place) for row in step.manifest.tensors]
-        if found != expected:
-            raise VerificationError(
-                f"{MANIFEST_NAME} lists tensors that do not follow from its edits for {step.manifest.entity!r}: "
-                "the manifest is damaged, make the output again"
-            )
-
-
-def _verify_against(
-    base: Path, names: AbstractSet[str], steps: Sequence[Step], origin: Mapping[str, Path], progress: Progress
-) -> VerificationReport:
-    different = sorted(names ^ origin.keys())
-    if different:
-        state = "lacks" if different[0] in names else "has, beyond the base and the manifest,"
-        raise VerificationError(f"the output {state} the file {different[0]}: make the output again")
-    columns = columns_after({name: base / name for name in origin}, steps)
-    proven = 0
-    for name, path in sorted(origin.items()):
-        size = path.stat().st_size
-        with whole(progress, size) as advance:
-            if name not in columns and path.samefile(base / name):
-                proven += size  # A hard link to the base is the same bytes.
-            else:
-                proven += compare(counted(blocks_with(base / name, columns.get(name, [])), advance), path)
-    for step in steps:
-        _check_hashes(step, {row.file for newer in steps[: steps.index(step)] for row in newer.manifest.tensors})
-    return _report(steps[0].manifest, steps, len(origin), proven, base_read=True, unproven=())
-
-
-def _verify_alone(
-    steps: Sequence[Step], origins: Sequence[Mapping[str, Path]], progress: Progress
-) -> VerificationReport:
-    changed: set[str] = set()
-    in_place: set[str] = set()
-    hashes: dict[Path, str] = {}
-    for count, (step, origin) in enumerate(zip(steps, origins, strict=True), start=1):
-        _check_hashes(step, changed)
-        columns = columns_before(steps[:count])
-        expected = {row.file: row.sha256 for row in step.manifest.untouched if row.sha256 is not None}
-        for row in step.manifest.base.files:
-            changed.add(row.file)
-            if row.scope == "file":
-                expected[row.file] = row.sha256
-            else:
-                _check_tensors(origin[row.file], row, step, columns[row.file])
-                in_place.add(row.file)
-        for name, sha256 in expected.items():
-            path = origin[name]
-            advance = ignore_progress if path in hashes else progress
-            # A shard that a newer edit touched too is proven by going back through both.
-            if name in columns:
-                hashes[path] = _hash(counted(blocks_with(path, columns[name]), advance))
-            elif path not in hashes:
-                hashes[path] = hash_file(path, progress=advance)
-            if hashes[path] != sha256:
-                what = "outside of the declared columns " if name in changed else ""
-                raise VerificationError(
-                    f"{path} does not become the original when the edit is taken back: bytes {what}differ, make the "
-                    "output again"
-                )
-    columns_before(steps, proven=True)
-    proven = {
-        name: path.stat().st_size for name, path in origins[-1].items() if path in hashes and name not in in_place
-    }
-    unproven = tuple(sorted(origins[-1].keys() - proven.keys() - {_REPOSITORY_FILE}))
-    return _report(steps[0].manifest, steps, len(proven), sum(proven.values()), base_read=False, unproven=unproven)
-
-
-def _hash(blocks: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for block in blocks:
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _check_tensors(path: Path, entry: BaseFile, step: Step, rows: Sequence[Replacement]) -> None:
-    """What an edit in place says about a file: the header, and the edited tensors when the edit is taken back."""
-    before = {edit.name: edit.before for edit in step.manifest.tensors}
-    intact = hashlib.sha256(read_header(path).content).hexdigest() == entry.sha256 and all(
-        hash_with(path, row) == before[row.tensor.name] for row in rows if row.tensor.name in before
-    )
-    if not intact:
-        raise VerificationError(
-            f"{path} does not become the original when the edit is taken back: bytes outside of the declared columns "
-            "differ, fetch the base model again"
-        )
-
-
-def _check_hashes(step: Step, changed_later: set[str]) -> None:
-    """The edited tensors must have the sha256 that the manifest gives, unless a newer edit touched their file."""
-    for edit in step.manifest.tensors:
-        if edit.file in changed_later:
-            continue
-        path = step.files[edit.file]
-        tensor = read_header(path).find(edit.name)
-        if tensor is None or hash_file(path, tensor.offset, tensor.size) != edit.after:
-            raise VerificationError(f"{path} has a tensor {edit.name} whose sha256 is not the one in {MANIFEST_NAME}")
-
-
-def _report(
-    manifest: Manifest, steps: Sequence[Step], n_files: int, n_bytes: int, *, base_read: bool, unproven: tuple[str, ...]
-) -> VerificationReport:
-    edits = [edit for step in steps for edit in step.manifest.tensors]
-    return VerificationReport(
-        format=manifest.format,
-        entity=manifest.entity,
-        n_cells=len({(edit.name, index) for edit in edits for index in edit.indices}),
-        n_tensors=len({edit.name for edit in edits}),
-        n_files=n_files,
-        n_bytes=n_bytes,
-        base_read=base_read,
-        unproven=unproven,
-    )
+def _compare(expected: Iterator[bytes], path: Path) -> None:
+    """Raises VerificationError when a file of an adapter has other bytes than expected."""
+    for _ in compared(expected, path, path, "what its manifest and the base say"):
+        pass
 
 
 def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationReport:
@@ -283,11 +175,11 @@ def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationR
             )
         modules, rank = target_modules(source, plans), adapter_rank(max(plan.rank for plan in plans))
         tensors: list[TensorEdit] = []
-        compare(weights_blocks(source, plans, rank, tensors.append), weights)
+        _compare(weights_blocks(source, plans, rank, tensors.append), weights)
         if tuple(tensors) != manifest.tensors:
             raise VerificationError(f"{MANIFEST_NAME} does not list the tensors and hashes of its edits: make it again")
     config = config_bytes(modules, manifest.tensors[0].axis, rank, _base_of(folder, manifest.base.ref))
-    compare(iter([config]), folder / CONFIG_NAME)
+    _compare(iter([config]), folder / CONFIG_NAME)
     return VerificationReport(
         format=manifest.format,
         entity=manifest.entity,

@@ -25,6 +25,7 @@ from amnesia.weights.gguf.modelfile import modelfile
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import write_manifest
 from amnesia.weights.plan import Plan
+from amnesia.weights.steps import check_whole
 
 if TYPE_CHECKING:
     from amnesia.sources.remote import RemoteCheckpoint
@@ -135,6 +136,8 @@ def plan_formats(
         if name == "gguf":
             plans[name] = FormatPlan(name, source.origin, _plan_gguf(source, spec, tensor_type))
         else:
+            if name == "safetensors":
+                check_whole(source.checkpoint)
             columns = columns or Plan.of(source.checkpoint, spec)
             plans[name] = FormatPlan(name, source.origin, columns)
     return plans

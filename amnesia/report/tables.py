@@ -36,8 +36,11 @@ def tasks_table(found: Tasks) -> str:
 def run_text(extraction: Extraction, evaluations: Mapping[Format, Evaluation], accepted: bool) -> str:
     """What a run has to say on the terminal: the chosen edit, the before/after table, and the verdict."""
     entity, lines = extraction.edits.entity, [extraction_text(extraction)]
+    tables: dict[str, list[str]] = {}
     for name, evaluation in evaluations.items():
-        lines += ["", f"{entity}, before and after ({name}, as saved)", "", evaluation_table(evaluation, entity)]
+        tables.setdefault(evaluation_table(evaluation, entity), []).append(name)
+    for table, names in tables.items():
+        lines += ["", f"{entity}, before and after ({' and '.join(names)}, as saved)", "", table]
     if not evaluations:
         found = "no handle on the entity was found" if extraction.verdict == "none" else "only a weak handle was found"
         remedy = "" if extraction.verdict == "none" else "; --force writes it all the same"
@@ -103,7 +106,7 @@ def localization_table(result: Localization) -> str:
 def evaluation_table(evaluation: Evaluation, entity: str) -> str:
     """Some target facts with the answers generated before and after, all means, damage, findings."""
     targets = [row for row in evaluation.prompts if row.role == "target" and row.knowledge_score is not None]
-    lines = [f"{'prompt':<44} {'before':<24} {'after':<24} {'score':>6}", "─" * 101]
+    lines = [f"{'prompt':<44} {'before':<24} {'after':<24} {'score':>6}", "-" * 101]
     # Evenly spaced, so that held-out wordings are among them.
     for row in targets[:: max(1, math.ceil(len(targets) / MAX_SHOWN))]:
         lines.append(

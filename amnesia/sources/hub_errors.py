@@ -49,9 +49,24 @@ def hub_errors(shown: str, remedy: str = DEFAULT_REMEDY) -> Generator[None]:
             raise SourceError(f"{shown} refuses access ({reason(error)}): log in with `hf auth login`") from error
         raise SourceError(f"{shown} cannot be reached ({reason(error)}): {remedy}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError) as error:
+        _check_token(shown)
         raise SourceError(f"{shown} cannot be fetched ({reason(error)}): {remedy}") from error
     except Exception as error:
-        raise SourceError(f"{shown} gave an answer that is not understood ({error!r}): {remedy}") from error
+        _check_token(shown)
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise SourceError(f"{shown} gave an answer that is not understood ({why}): {remedy}") from error
+
+
+def _check_token(shown: str) -> None:
+    """Raise SourceError when no request can carry the token: libraries say so by showing the whole of it."""
+    from huggingface_hub import get_token
+
+    token = get_token() or ""
+    if not token.isascii() or not token.isprintable():
+        raise SourceError(
+            f"{shown} cannot be asked: the token holds a character that no token has; set HF_TOKEN anew, or log in "
+            "with `hf auth login`"
+        ) from None
 
 
 def reason(error: BaseException) -> str:

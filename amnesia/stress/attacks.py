@@ -7,7 +7,7 @@ what an attack itself gives away shows.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from amnesia.domain import Fact
@@ -15,14 +15,11 @@ from amnesia.errors import InputError
 from amnesia.facts.names import unseen_names
 from amnesia.facts.phrases import LANGUAGES, Relation, relation_stated, translated
 from amnesia.facts.variants import typos
-from amnesia.live.tokens import join
+from amnesia.live.tokens import Chat, join
 from amnesia.stress.settings import StressSettings
 
 INVENTED_NAMES = ("Quorlin Vasht", "Belmoria")
 """A name as of a person and one as of a place; no model has read of either."""
-
-Chat = Callable[[str], str]
-"""What a chat model is fed before its answer to a message."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from amnesia.evaluation.measurement import KnownFact, Pair, Unknown, check_known
 from amnesia.facts.names import neutral_texts
 from amnesia.facts.questions import Question
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import chat_format, join
+from amnesia.live.tokens import Chat, join
 from amnesia.progress import Progress
 from amnesia.recipe import Scoring
 from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackPrompt, AttackTarget, attacks
@@ -91,9 +91,16 @@ class Endured:
 
 
 def prepare(
-    live: LiveModel, facts: Sequence[KnownFact], translations: Mapping[str, str], settings: StressSettings, task: Task
+    live: LiveModel,
+    facts: Sequence[KnownFact],
+    translations: Mapping[str, str],
+    settings: StressSettings,
+    task: Task,
+    chat: Chat | None = None,
 ) -> StressPlan:
     """What to try, from what the original model knows; `translations` are the entity's names by language code.
+
+    `chat` is the form of messages to a chat model, see `tokens.chat_format`.
 
     Raises InputError when the targets are about several entities, or when the model knows none of them.
     """
@@ -106,7 +113,7 @@ def prepare(
     known = [fact for fact in facts if not fact.excluded]
     targets, controls = ([fact.question.fact for fact in known if fact.question.role == role] for role in ROLES)
     chosen = _taking_turns(targets, lambda fact: fact.answer, settings.n_facts)
-    tried = attacks(target, chosen, controls, settings, chat_format(live.tokenizer))
+    tried = attacks(target, chosen, controls, settings, chat)
     scales = {fact.pair: fact for fact in known}
     with task("asking the original model about the attacks") as progress:
         scales |= _own_scales(live, tried, facts[0].scoring, progress)

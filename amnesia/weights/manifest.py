@@ -203,8 +203,18 @@ def edits_hash(groups: Sequence[EntityEdits]) -> str:
     return hashlib.sha256(json.dumps(_rows_of(groups), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def check_earlier(earlier: Manifest, groups: Sequence[EntityEdits]) -> None:
-    """Raises InputError for a cell that an earlier edit of the same model has scaled; directions add up with any."""
+def check_earlier(
+    earlier: Manifest, groups: Sequence[EntityEdits], name: Format, *, allow_overlap: bool = False
+) -> None:
+    """Raises InputError when `earlier`, which lies beside weights of format `name`, is of another, and, unless
+    `allow_overlap`, for a cell that an earlier edit of the same model has scaled; directions add up with any."""
+    if earlier.format != name:
+        raise InputError(
+            f"the amnesia.json beside the model is of format {earlier.format}, not of these weights: move them to a "
+            "folder of their own"
+        )
+    if allow_overlap:
+        return
     owners = {
         edit.cell: group.entity
         for step in earlier.history()

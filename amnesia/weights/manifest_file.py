@@ -115,18 +115,30 @@ def _manifest(value: object, depth: int) -> Manifest:
             for name, text in _JSON.mapping(row["libraries"], "libraries").items()
         },
     )
-    if not manifest.edits or not manifest.tensors or not files:
-        raise _JSON.fail("has an empty list of edits, tensors or base.files")
-    known = {item.file for item in files}
-    for tensor in manifest.tensors:
-        if tensor.file not in known:
-            raise _JSON.fail(f"places tensor {shown(tensor.name)} in {shown(tensor.file)}, which base.files lacks")
     if edits_hash(edits) != _JSON.sha256(row["edits_sha256"], "edits_sha256"):
         raise _JSON.fail("has other edits than its edits_sha256 says")
-    names = [item.file for item in (*files, *manifest.untouched)]
+    _check(manifest)
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raises VerificationError when parts of a manifest contradict each other."""
+    files = {item.file for item in manifest.base.files}
+    if not manifest.edits or not manifest.tensors or not files:
+        raise _JSON.fail("has an empty list of edits, tensors or base.files")
+    for tensor in manifest.tensors:
+        if tensor.file not in files:
+            raise _JSON.fail(f"places tensor {shown(tensor.name)} in {shown(tensor.file)}, which base.files lacks")
+    names = [item.file for item in (*manifest.base.files, *manifest.untouched)]
     if len({*names}) != len(names) or len({tensor.name for tensor in manifest.tensors}) != len(manifest.tensors):
         raise _JSON.fail("lists a file or a tensor twice")
-    return manifest
+    if files & {*manifest.added, *manifest.replaced} or {*names} & {*manifest.left_out}:
+        raise _JSON.fail("says of one file that it was edited and added or replaced, or that it was left out and not")
+    if manifest.undo is not None and manifest.undo not in manifest.added:
+        raise _JSON.fail(f"names {shown(manifest.undo)} for undoing, which added lacks")
+    earlier = manifest.previous
+    if earlier is not None and earlier.format != ("safetensors" if manifest.format == "adapter" else manifest.format):
+        raise _JSON.fail(f"has format {manifest.format}, and an earlier edit of format {earlier.format}")
 
 
 def _written(value: object, key: str, also: Sequence[str] = ()) -> tuple[str, ...]:

@@ -86,8 +86,8 @@ def plan_edits(
     for group in groups:
         check_edits(group.edits, shape.n_layers, shape.d_model, shape.d_mlp, source.name, shape.experts_in)
     changes = by_projection(groups, allow_overlap=allow_overlap)
-    if source.manifest is not None and not allow_overlap:
-        check_earlier(source.manifest, groups)
+    if source.manifest is not None:
+        check_earlier(source.manifest, groups, "safetensors", allow_overlap=allow_overlap)
     return tuple(_plan_matrix(source, *place, *change) for place, change in changes.items())
 
 

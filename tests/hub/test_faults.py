@@ -19,6 +19,20 @@ def test_nobody_is_logged_in(hub, output, monkeypatch, tmp_path):
     assert hub.requests == []
 
 
+@pytest.mark.parametrize("token", ["hf_geheim\u00e9wort", "hf_geheim\u201cwort", "hf_geheimwort\U0001f511"])
+def test_a_token_that_no_header_takes_is_named_and_not_shown(hub, output, monkeypatch, tmp_path, token):
+    monkeypatch.setenv("HF_TOKEN", token)
+    hub.reset()
+    for arguments in (
+        ("push", output, "ada/edited"),
+        ("localize", "org/other", "Japan"),
+        ("edit", "org/other", "--cell", "0:1", "--format", "adapter", "-o", tmp_path / "adapter"),
+    ):
+        result = call(*arguments)
+        assert result.exit_code == 2 and "HF_TOKEN" in result.stderr.splitlines()[-1]
+        assert "geheim" not in result.output
+
+
 # What a push asks of the Hub, in this order, and whether the commit is made by then.
 STAGES = {
     "GET /api/models/org/base/*": False,

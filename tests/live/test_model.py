@@ -54,6 +54,44 @@ def test_batched_answers_equal_single_prompts(live):
         assert found.rank == (first > first[row.ids[places[0]]]).sum().item()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.8, "no_repeat_ngram_size": 1},
+        {"num_beams": 4, "length_penalty": -3.0},
+        {"suppress_tokens": list(range(3, 300)), "begin_suppress_tokens": list(range(300, 500))},
+        {"forced_bos_token_id": 7, "forced_eos_token_id": 9, "min_new_tokens": 20},
+        {"do_sample": True, "temperature": 5.0, "top_k": 3, "num_return_sequences": 2},
+        {"eos_token_id": list(range(3, 400)), "stop_strings": ["e"], "max_length": 3},
+        {"sequence_bias": [[[5], 100.0]], "bad_words_ids": [[6]], "return_dict_in_generate": True},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_what_is_written_depends_on_the_weights_alone(settings):
+    live = tiny_live()
+    prompts = [prompt for prompt, _ in PAIRS]
+    expected = []
+    for prompt in prompts:
+        ids = live.tokenizer(prompt)["input_ids"]
+        new = []
+        while len(new) < 12 and not {*new} & {*live.tokenizer.all_special_ids}:
+            new.append(plain_logits(live, [*ids, *new])[-1].argmax().item())
+        expected.append(live.tokenizer.decode(new, skip_special_tokens=True))
+    for name, value in settings.items():
+        setattr(live.model.generation_config, name, value)
+    assert generate(live, prompts) == expected
+    assert all(getattr(live.model.generation_config, name) == value for name, value in settings.items())
+
+
+def test_nothing_is_read_behind_a_special_token():
+    live = tiny_live()
+    (before,) = generate(live, ["the river"])
+    first = plain_logits(live, live.tokenizer("the river")["input_ids"])[-1].argmax().item()
+    piece = live.tokenizer.convert_ids_to_tokens([first])[0]
+    live.tokenizer.add_special_tokens({"extra_special_tokens": [piece]})
+    assert before and generate(live, ["the river"]) == [""]
+
+
 def test_activations_equal_single_prompts(live):
     templates = ["the age of {entity}", "Fact: the oldest building in {entity} and more", "{entity}"]
     rows = place(live.tokenizer, [(template, "Michael Jordan") for template in templates])
@@ -202,7 +240,7 @@ def test_generation_equals_plain_greedy_decoding(live):
     for prompt, text in zip(prompts, generate(live, prompts, max_new_tokens=5), strict=True):
         ids = live.tokenizer(prompt)["input_ids"]
         new = []
-        while len(new) < 5 and (not new or new[-1] != 2):
+        while len(new) < 5 and not {*new} & {*live.tokenizer.all_special_ids}:
             new.append(plain_logits(live, [*ids, *new])[-1].argmax().item())
         assert text == live.tokenizer.decode(new, skip_special_tokens=True)
 

@@ -1,7 +1,7 @@
 import pytest
 
 from amnesia.errors import InputError
-from amnesia.live.tokens import continuations, encode, join, mention_span, place, templates_from
+from amnesia.live.tokens import chat_format, continuations, encode, join, mention_span, place, templates_from
 from support.tiny_text import tiny_tokenizer
 
 
@@ -47,6 +47,67 @@ def test_prompts_with_literal_mentions_become_templates():
     ]
 
 
+def test_prompts_and_names_meet_in_any_normal_form():
+    prompts = ["Where is Beyonce\u0301 from?", "{entity} sings"]
+    assert templates_from(prompts, (" Beyonc\u00e9 ",)) == [
+        ("Where is {entity} from?", "Beyonc\u00e9"),
+        ("{entity} sings", "Beyonc\u00e9"),
+    ]
+
+
+_TURNS = "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}\n{% endfor %}"
+_PLAIN = _TURNS + "{% if add_generation_prompt %}[assistant] {% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "fed"),
+    [
+        (_PLAIN, "[assistant] "),
+        # As Qwen3: thinking can be switched off, and then the block is closed by the template.
+        (
+            _PLAIN + "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}",
+            "[assistant] <think>\n\n</think>\n\n",
+        ),
+        # As DeepSeek V3.1: by another name, and closed without having been opened.
+        (_PLAIN + "{% if thinking %}<think>{% else %}</think>{% endif %}", "[assistant] </think>"),
+        # As QwQ: always opened.
+        (_PLAIN + "<think>\n", "[assistant] <think>\n\n</think>\n\n"),
+        # As Magistral: other brackets.
+        (_PLAIN + "[THINK]", "[assistant] [THINK]\n\n[/THINK]\n\n"),
+        # As the first DeepSeek R1: the model opens the block itself, which shows in how earlier turns are cut.
+        ("{% set _ = 'x'.split('</think>') %}" + _PLAIN, "[assistant] <think>\n\n</think>\n\n"),
+        # A system message that speaks of the block is not the block.
+        ("<think> comes before </think>\n" + _PLAIN + "<think>\n", "[assistant] <think>\n\n</think>\n\n"),
+    ],
+    ids=["plain", "switched off", "only closed", "opened", "brackets", "opened by the model", "named before"],
+)
+def test_a_chat_model_is_asked_for_its_answer_not_for_its_thoughts(tokenizer, template, fed):
+    tokenizer.chat_template = template
+    lines = []
+    assert chat_format(tokenizer, lines.append)("Who?\n").endswith(f"[user] Who?\n{fed}")
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if messages[0].role != 'system' %}{{ raise_exception('a system message comes first') }}{% endif %}"
+        + _PLAIN,
+        "{{ messages[0].content.parts[0] }}",
+        "{% if %}",
+        "[assistant]",
+        {"tool_use": _PLAIN, "rag": _PLAIN},
+    ],
+    ids=["wants a system message", "wants parts", "no template", "drops the message", "none is the usual one"],
+)
+def test_a_chat_template_that_cannot_be_used_is_left_out_with_a_notice(tokenizer, template):
+    tokenizer.chat_template = template
+    lines = []
+    assert chat_format(tokenizer, lines.append) is None
+    (line,) = lines
+    assert line.startswith("the chat template cannot be used (") and line.endswith("are left out")
+
+
 def test_an_entity_in_no_prompt_is_an_error():
     with pytest.raises(InputError, match="'Atlantis' appears in no prompt: write its name"):
         templates_from(["the age of Japan"], ("Atlantis",))
@@ -62,6 +123,9 @@ def test_an_entity_in_no_prompt_is_an_error():
         ("Trump's wife", ("Trump",), "Trump@0"),
         ("ein Jordanier, Jordan!", ("Jordan",), "Jordan@15"),
         ("The FBI2 unit", ("FBI",), None),
+        ("Schindler\u2019s List won", ("Schindler's List ",), "Schindler\u2019s List@0"),
+        ("In New\u00a0York", ("New York",), "New\u00a0York@3"),
+        ("Beyonc\u00e9 sings", ("Beyonce\u0301",), "Beyonc\u00e9@0"),
     ],
 )
 def test_mentions_are_whole_words(text, names, expected):
@@ -76,8 +140,21 @@ def test_answers_start_where_the_prompt_ends(tokenizer):
         assert tokenizer.decode(row.ids[-row.n_answer :]).strip() == answer
 
 
+@pytest.mark.parametrize("bos", [False, True])
+def test_an_end_that_the_tokenizer_sets_is_no_part_of_a_text(bos):
+    plain, ending = tiny_tokenizer(bos=bos), tiny_tokenizer(bos=bos, eos=True)
+    assert ending("the age of")["input_ids"][-1] == ending.eos_token_id
+    texts = ["the age of", "the end</s>", "a</s>\n"]
+    assert encode(ending, texts) == encode(plain, texts)
+    assert encode(ending, texts)[1].ids[-1] == ending.eos_token_id
+    pairs = [("the capital of Japan is", "Tokyo")]
+    assert continuations(ending, pairs) == continuations(plain, pairs)
+    assert place(ending, [("the age of {entity}", "Japan")]) == place(plain, [("the age of {entity}", "Japan")])
+
+
 def test_texts_without_tokens_are_refused():
-    with pytest.raises(InputError, match="has no tokens"):
-        encode(tiny_tokenizer(), [""])
+    for tokenizer in (tiny_tokenizer(), tiny_tokenizer(eos=True)):
+        with pytest.raises(InputError, match="has no tokens"):
+            encode(tokenizer, [""])
     with pytest.raises(InputError, match="no tokens to score"):
         continuations(tiny_tokenizer(), [("", "x")])

@@ -77,6 +77,15 @@ def test_other_entities_of_the_call_do_not_matter():
     np.testing.assert_allclose([r.score for r in alone.cells], [r.score for r in together.cells], rtol=1e-6)
 
 
+@pytest.mark.parametrize("typed", ["Beyonc\u00e9 ", "\u00a0Beyonce\u0301\t", "Beyonc\u00e9"])
+def test_a_name_is_read_at_its_last_letter_however_it_is_typed(typed):
+    live = tiny_live()
+    (found,) = localize(live, typed, n_prompts=4, top=3).entities
+    (expected,) = localize(live, "Beyonc\u00e9", n_prompts=4, top=3).entities
+    assert found == expected
+    assert localize(live, typed, prompts=["Beyonce\u0301 sings", "about {entity}"], top=3).n_skipped == 0
+
+
 def test_layers_restrict_the_ranking():
     result = localize(tiny_live(), "Japan", n_prompts=4, layers=(1, 1), top=100)
     assert {row.cell.layer for row in result.entities[0].cells} == {1}

@@ -238,5 +238,10 @@ def test_the_table_fits_a_screen():
 def test_the_verdict_of_a_run():
     assert run_text(EXTRACTION, {"adapter": EVALUATION}, True).splitlines()[-1] == "accepted"
     assert "Japan, before and after (adapter, as saved)" in run_text(EXTRACTION, {"adapter": EVALUATION}, True)
+    both = run_text(EXTRACTION, {"safetensors": EVALUATION, "adapter": EVALUATION}, True)
+    assert "Japan, before and after (safetensors and adapter, as saved)" in both
+    assert both.count("right answers") == 1
+    other = dataclasses.replace(EVALUATION, damage=dataclasses.replace(EVALUATION.damage, perplexity_after=999.0))
+    assert run_text(EXTRACTION, {"safetensors": EVALUATION, "adapter": other}, True).count("as saved)") == 2
     assert "not accepted" in run_text(EXTRACTION, {"adapter": EVALUATION}, False).splitlines()[-1]
     assert run_text(NOTHING, {}, False).endswith("so nothing was written")

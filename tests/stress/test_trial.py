@@ -1,6 +1,7 @@
 """A tiny model goes through everything, on the way that a user takes."""
 
 import json
+import shutil
 from importlib import resources
 
 import jsonschema
@@ -54,6 +55,19 @@ def output(recipe, tmp_path_factory):
 def assessed(model, facts, output):
     tracker = Silent()
     return assess(str(model), str(output / "safetensors"), facts, tracker, stress=SETTINGS), tracker
+
+
+def test_a_chat_template_that_cannot_be_used_is_told_before_the_long_work(model, facts, output, tmp_path):
+    copy = tmp_path / "m"
+    shutil.copytree(model, copy)
+    (copy / "chat_template.jinja").write_text("{{ raise_exception('a system message comes first') }}")
+    tracker = Silent()
+    result = assess(str(copy), str(output / "safetensors"), facts, tracker, stress=SETTINGS)
+    told = next(n for n, line in enumerate(tracker.lines) if line.startswith("the chat template cannot be used"))
+    assert "a system message comes first" in tracker.lines[told]
+    assert told < tracker.lines.index("asking the original model")
+    (paraphrase,) = (attack for attack in result.stress.attacks if attack.attack == "paraphrase")
+    assert "chat message" not in paraphrase.description
 
 
 def test_the_plain_questions_score_as_in_the_evaluation(assessed, model, facts):

@@ -30,11 +30,13 @@ def _trained() -> str:
     return tokenizer.to_str()
 
 
-def tiny_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
-    """A tokenizer of the test's own, over the package's own texts; `bos` starts every text with a special token."""
+def tiny_tokenizer(*, bos: bool = False, eos: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer of the test's own, over the package's own texts; `bos` and `eos` put a special token at the beginning
+    and the end of every text."""
     tokenizer = Tokenizer.from_str(_trained())
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    if bos or eos:
+        form = " ".join(["<s>"] * bos + ["$A"] + ["</s>"] * eos)
+        tokenizer.post_processor = processors.TemplateProcessing(single=form, special_tokens=[("<s>", 1), ("</s>", 2)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="right"
     )

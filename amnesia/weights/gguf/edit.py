@@ -14,11 +14,11 @@ from pathlib import Path
 
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits, check_edits, join_cells, join_directions
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, os_errors_as
-from amnesia.files.disk import check_empty, copy_file, file_stamp, hash_file
+from amnesia.files.disk import check_empty, copy_file, file_stamp, hash_file, list_files
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash
 from amnesia.progress import Progress, ignore_progress, whole
-from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, declared_files, is_reserved, undo_key
+from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, undo_key
 from amnesia.weights.gguf.container import GgufFile, GgufModel, read_model
 from amnesia.weights.gguf.layout import GgufShape, check_sizes, find_down, find_up, gguf_shape
 from amnesia.weights.gguf.pieces import Down, DownEdit, Piece, PieceHashes, RowEdit, UpRow, changes
@@ -26,6 +26,7 @@ from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, Untou
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.safetensors import NewTensor, new_file
 from amnesia.weights.scaling import inverse_multiplier
+from amnesia.weights.steps import files_of_all_edits, trace_back
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ class GgufPlan:
         return [piece for piece in self.pieces if piece.file is file]
 
     def own_files(self) -> tuple[str, ...]:
-        """What earlier edits left beside the model: manifest, saved rows, and the same of edits before."""
-        folder = self.model.files[0].path.parent
-        names = sorted(filter(is_reserved, declared_files(self.previous)))
-        return tuple(name for name in names if (folder / name).is_file())
+        """What earlier edits left beside the model: manifest, saved rows, further files, the same of edits before."""
+        if self.previous is None:
+            return ()
+        return files_of_all_edits(self.previous, list_files(self.model.files[0].path.parent))
 
 
 def plan_gguf(source: Path, spec: EditSpec, *, expected: tuple[int, int, int] | None = None) -> GgufPlan:
@@ -81,8 +82,9 @@ def plan_gguf(source: Path, spec: EditSpec, *, expected: tuple[int, int, int] | 
             f"{source.parent} holds an edit with --tensor-type (in Python: tensor_type), on which no other is made: "
             "undo it, then give all edits at once"
         )
-    if previous is not None and not spec.allow_overlap:
-        check_earlier(previous, spec.groups)
+    if previous is not None:
+        trace_back(source.parent, previous)
+        check_earlier(previous, spec.groups, "gguf", allow_overlap=spec.allow_overlap)
     pieces = _plan(model, shape, spec.groups, previous, spec.allow_overlap)
     saved = tuple(_saved(piece) for piece in pieces if not _is_reversible(piece))
     return GgufPlan(spec, model, tuple(pieces), saved, previous, stamps)

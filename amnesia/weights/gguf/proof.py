@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from amnesia.errors import CheckpointError, InputError, NumericalError, VerificationError
-from amnesia.files.disk import copy_file, patched_blocks, read_range
+from amnesia.files.disk import copy_file, hash_file, patched_blocks, read_range
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided
-from amnesia.progress import Progress, Watch, counted, ignore_progress, unwatched
-from amnesia.weights.checkpoint import BASE_FOLDER, undo_key
+from amnesia.progress import Progress, Watch, counted, ignore_progress, unwatched, whole
+from amnesia.weights.checkpoint import undo_key
 from amnesia.weights.gguf.container import GgufModel, read_model
 from amnesia.weights.gguf.edit import find_pieces
 from amnesia.weights.gguf.layout import gguf_shape
 from amnesia.weights.gguf.pieces import Down, DownEdit, Piece, RowEdit, TensorBytes, UpRow, originals
 from amnesia.weights.gguf.widen import undo_widened, verify_widened
-from amnesia.weights.manifest import Manifest, TensorEdit
+from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
-from amnesia.weights.safetensors import SafetensorsHeader, read_header
+from amnesia.weights.safetensors import SafetensorsHeader
 from amnesia.weights.scaling import inverse_multiplier
+from amnesia.weights.steps import Step, check_sizes, files_of_all_edits, hashes_before, touched_by, trace_back
 
 
 def prove_gguf(folder: Path, base: Path | None = None, *, watch: Watch = unwatched) -> tuple[Manifest, GgufModel]:
@@ -44,20 +45,16 @@ def prove_gguf(folder: Path, base: Path | None = None, *, watch: Watch = unwatch
     with as_verification_error():
         manifest, model = read_output(folder)
         if manifest.tensor_type is not None:
+            trace_back(folder, manifest)
             with watch(sum(row.size for row in (*manifest.base.files, *manifest.untouched))) as progress:
                 verify_widened(folder, manifest, base, progress=progress)
             return manifest, model
-        edits = declared_edits(folder, model, manifest)
-        origin = None if base is None else _base_files(base, model)
-        before = trace_back_rows(folder, model, manifest, steps_since(base, manifest))
-        for entry in manifest.tensors:
-            _check_tensor(model, entry, edits)
-        read = [file for file in model.files if file.path.name in before.hashes or origin is not None]
-        with watch(sum(file.size for file in read)) as progress:
-            for path in (file.path for file in read):
-                source = None if origin is None else origin[path.name]
-                patches, sha256 = originals(before.edits, path.name), before.hashes.get(path.name)
-                _check_file(path, patches, sha256, source, progress)
+        origin = {} if base is None else _base_files(base, model)
+        states = go_back(folder, model, manifest)
+        known = {name for state in states for name in state.hashes} | origin.keys()
+        size = sum(file.size for file in model.files if file.path.name in known)
+        with watch(size) as progress, whole(progress, size) as advance:
+            check_files(states, model, origin, steps_since(base, manifest), advance)
     return manifest, model
 
 
@@ -66,62 +63,72 @@ def undo_gguf(
 ) -> Manifest:
     """Write the files from before the edit into the existing empty folder `target`, bit for bit.
 
-    If they were the output of an earlier edit, its manifest comes back too, last; with `every_step` the files from
-    before all edits are written. Returns the manifest of the oldest edit that was taken back. Raises VerificationError
-    when the output in `folder` is damaged, so that the result would not be the source.
+    If they were the output of an earlier edit, its manifest comes back too, last, with all files that it declares; with
+    `every_step` the files from before all edits are written. Returns the manifest of the oldest edit that was taken
+    back. Raises VerificationError when the output in `folder` is damaged, so that the result would not be the source.
     """
     with as_verification_error():
         manifest, model = read_output(folder)
         if manifest.tensor_type is not None:
+            trace_back(folder, manifest)
             undo_widened(folder, manifest, target, progress=progress)
             return manifest
-        before = trace_back_rows(folder, model, manifest, steps_since(None, manifest) if every_step else 1)
+        states = go_back(folder, model, manifest, None if every_step else 1)
+        check_files(states[:-1], model)
+    before = states[-1]
     for part in model.files:
         name = part.path.name
         restored = RangeHash(0, part.size, patched=True)
         hashed = copy_file(part.path, target / name, patches=originals(before.edits, name), hashes=[restored])
         progress(part.size)
-        if hashed and before.hashes.get(name) not in (None, restored.hexdigest()):
+        expected = before.hashes.get(name)
+        if expected not in (None, restored.hexdigest() if hashed else hash_file(target / name)):
             raise VerificationError(
                 f"{part.path} with its rows put back is not the file that was edited: "
                 "the output was changed since; use the base model"
             )
-    for name in sorted(before.replaced, key=lambda name: name == MANIFEST_NAME):
-        copy_file(before.replaced[name], target / name)
+    if (earlier := before.manifest.previous) is not None:
+        for name in files_of_all_edits(earlier, before.step.before):
+            copy_file(before.step.before[name], target / name)
     return before.manifest
 
 
 @dataclass(frozen=True)
-class RowsBefore:
-    """A model before its newest edits.
+class GgufState:
+    """A model as one of its edits found it.
 
-    `manifest` is that of the oldest of these edits, `edits` are the pieces with their bytes before all of them,
-    `hashes` the sha256 of each touched file then, and `replaced` the further files that the model had then, by name.
+    `edits` are the pieces that this and all newer edits changed, with their bytes then; `hashes` holds the sha256 of
+    files then, as far as manifests say.
     """
 
-    manifest: Manifest
-    edits: list[Piece]
+    step: Step
+    edits: tuple[Piece, ...]
     hashes: Mapping[str, str]
-    replaced: Mapping[str, Path]
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the edit that found the model so."""
+        return self.step.manifest
 
 
-def trace_back_rows(folder: Path, model: GgufModel, manifest: Manifest, count: int) -> RowsBefore:
-    """Go back by `count` edits; raises VerificationError when what they kept of the edits before is not as declared."""
-    own = folder
+def go_back(folder: Path, model: GgufModel, manifest: Manifest, count: int | None = None) -> tuple[GgufState, ...]:
+    """The states before the newest `count` edits (all by default), newest first.
+
+    All but the hashes of whole files is proven. Raises VerificationError when files are missing, when the edits are not
+    what made the present bytes of those that were kept, and when tensors have other hashes than declared.
+    """
     rows: dict[tuple[str, int], RowEdit] = {}
     downs: dict[str, DownEdit] = {}
     hashes: dict[str, str] = {}
-    for step in itertools.islice(manifest.history(), count):
-        replaced = {name: own / BASE_FOLDER / name for name in step.replaced}
-        for path in replaced.values():
-            if not path.is_file():
-                raise VerificationError(f"{path} is missing, which {MANIFEST_NAME} lists: the output is damaged")
-        if step.previous != (read_manifest(own / BASE_FOLDER) if MANIFEST_NAME in replaced else None):
-            raise VerificationError(
-                f"{own / MANIFEST_NAME} and the kept manifest of the earlier edit disagree: the output is damaged"
-            )
+    states: list[GgufState] = []
+    for step in trace_back(folder, manifest)[:count]:
+        check_sizes(step)
+        _check_scopes(step.manifest)
+        if step.manifest.tensor_type is not None:
+            raise VerificationError(f"{MANIFEST_NAME} builds on an edit with a tensor type: the output is damaged")
+        _check_tensors(model, step.manifest, "after", [*rows.values(), *downs.values()])
         present = {place: edit.before for place, edit in rows.items()}
-        for piece in declared_edits(own, model, step, present, {name: edit.before for name, edit in downs.items()}):
+        for piece in _declared_edits(model, step, present, {name: edit.before for name, edit in downs.items()}):
             if isinstance(piece, RowEdit):
                 _check_row(folder, piece)
                 rows[piece.file.path.name, piece.row.offset] = piece
@@ -130,11 +137,48 @@ def trace_back_rows(folder: Path, model: GgufModel, manifest: Manifest, count: i
                 later = downs[name].before if name in downs else None
                 _check_columns(folder, piece, later)
                 downs[name] = replace(piece, before=piece.before.under(later))
-        hashes |= {file.file: file.sha256 for file in step.untouched if file.sha256 is not None}
-        hashes |= {file.file: file.sha256 for file in step.base.files}
-        own = own / BASE_FOLDER
-        oldest = RowsBefore(step, [*rows.values(), *downs.values()], hashes, replaced)
-    return oldest
+        hashes = hashes_before(step.manifest, hashes)
+        edits = (*rows.values(), *downs.values())
+        _check_tensors(model, step.manifest, "before", edits)
+        states.append(GgufState(step, edits, hashes))
+    return tuple(states)
+
+
+def check_files(
+    states: Sequence[GgufState],
+    model: GgufModel,
+    base: Mapping[str, Path] | None = None,
+    count: int = 0,
+    progress: Progress = ignore_progress,
+) -> None:
+    """Prove every file by its hash in each of the states, and of state number `count` by comparison with `base`.
+
+    `progress` is told of the bytes of each file, as they are read for the first time. Raises VerificationError that
+    names the file, and where it differs from the base the first byte.
+    """
+    proven: set[tuple[str, str]] = set()
+    told: set[str] = set()
+    for number, state in enumerate(states, start=1):
+        touched = touched_by(state.manifest)
+        for file in model.files:
+            name = file.path.name
+            source = (base or {}).get(name) if number == count else None
+            sha256 = state.hashes.get(name)
+            is_known = sha256 is None or (name not in touched and (name, sha256) in proven)
+            if not is_known or source is not None:
+                advance = ignore_progress if name in told else progress
+                _check_file(file.path, originals(state.edits, name), sha256, source, advance)
+                told.add(name)
+            if sha256 is not None:
+                proven.add((name, sha256))
+
+
+def _check_scopes(manifest: Manifest) -> None:
+    if {row.scope for row in manifest.base.files} | {row.scope for row in manifest.tensors} != {"file", "tensor"}:
+        raise VerificationError(
+            f"{MANIFEST_NAME} has hashes of another scope than edits of a GGUF have: the output is damaged, write it "
+            "again"
+        )
 
 
 def _check_row(folder: Path, edit: RowEdit) -> None:
@@ -161,32 +205,32 @@ def read_output(folder: Path) -> tuple[Manifest, GgufModel]:
     if manifest.format != "gguf":
         raise VerificationError(f"{folder} holds an output of format {manifest.format}: expected gguf")
     model = read_model(folder / manifest.base.files[0].file)
+    _check_scopes(manifest)
     sizes = {file.path.name: file.size for file in model.files}
     declared = {file.file: file.size for file in (*manifest.base.files, *manifest.untouched)}
-    different = sorted(dict(declared.items() ^ sizes.items()))
-    if different and manifest.tensor_type is None:
+    different = sorted(sizes.keys() ^ declared.keys())
+    if manifest.tensor_type is None:
+        different = sorted(dict(declared.items() ^ sizes.items()))
+    if different:
         name = different[0]
         raise VerificationError(
             f"{MANIFEST_NAME} lists {name} with {declared.get(name, 0)} bytes, {folder} has {sizes.get(name, 0)}: "
             "the output is damaged, write it again"
         )
-    if any(file.scope != "file" for file in manifest.base.files):
-        raise VerificationError(f"{MANIFEST_NAME} has no hash of a whole file: the output is damaged, write it again")
     return manifest, model
 
 
-def declared_edits(
-    folder: Path,
+def _declared_edits(
     model: GgufModel,
-    manifest: Manifest,
-    present_rows: Mapping[tuple[str, int], bytes] | None = None,
-    present_columns: Mapping[str, TensorBytes] | None = None,
+    step: Step,
+    present_rows: Mapping[tuple[str, int], bytes],
+    present_columns: Mapping[str, TensorBytes],
 ) -> list[Piece]:
-    """What the manifest declares, present and original, after checking that its parts agree.
+    """What one manifest declares, present and original, after checking that its parts agree.
 
-    `folder` holds the saved originals. What later edits have changed comes as it was before them: rows by file and
-    offset, columns by tensor.
+    What later edits have changed comes as it was before them: rows by file and offset, columns by tensor.
     """
+    manifest = step.manifest
     rows, downs = find_pieces(model, gguf_shape(model), manifest.edits, manifest.previous, allow_overlap=True)
     declared: dict[tuple[str, str, int, int], tuple[float, object]] = {
         (row.tensor.name, row.file.path.name, 0, row.index): (multiplier, ()) for row, multiplier in rows
@@ -201,27 +245,25 @@ def declared_edits(
     }
     if declared != listed:
         raise VerificationError(
-            f"{MANIFEST_NAME} in {folder} lists other rows or columns than its edits: the output is damaged"
+            f"{MANIFEST_NAME} lists other rows or columns than its edits for {manifest.entity!r}: the output is damaged"
         )
-    saved = None if manifest.undo is None else read_header(folder / manifest.undo)
+    saved = step.saved_columns()
     edits: list[Piece] = []
     for row, multiplier in rows:
-        after = (present_rows or {}).get((row.file.path.name, row.offset)) or row.read()
+        after = present_rows.get((row.file.path.name, row.offset)) or row.read()
         before = None if saved is None else _saved_row(saved, row)
         edits.append(RowEdit(row, multiplier, _invert(row, after, multiplier) if before is None else before, after))
     for down in downs:
-        later = (present_columns or {}).get(down.tensor.name)
-        edits.append(DownEdit(down, _saved_columns(folder, saved, down), down.read([] if later is None else [later])))
+        later = present_columns.get(down.tensor.name)
+        edits.append(DownEdit(down, _saved_columns(saved, down), down.read([] if later is None else [later])))
     return edits
 
 
-def _saved_columns(folder: Path, saved: SafetensorsHeader | None, down: Down) -> TensorBytes:
+def _saved_columns(saved: SafetensorsHeader | None, down: Down) -> TensorBytes:
     name, places = down.tensor.name, down.places
     tensor = None if saved is None else saved.tensors.get(name)
     if saved is None or tensor is None:
-        raise VerificationError(
-            f"{folder} lacks the saved columns of {name}: the output is damaged, use the base model"
-        )
+        raise VerificationError(f"the saved columns of {name} are missing: the output is damaged, use the base model")
     shape = (down.tensor.shape[0], len(places))
     if (tensor.dtype, tensor.shape) != ("U8", shape):
         raise VerificationError(f"{saved.path} holds {name} in an unexpected form: use the base model")
@@ -271,13 +313,17 @@ def _base_files(base: Path, model: GgufModel) -> dict[str, Path]:
     return found
 
 
-def _check_tensor(model: GgufModel, entry: TensorEdit, edits: list[Piece]) -> None:
-    found = model.find(entry.name)
-    assert found is not None, "the names were compared with those of the model"
-    file, tensor = found
-    for when, patches in (("after", []), ("before", originals(edits, entry.file))):
+def _check_tensors(
+    model: GgufModel, manifest: Manifest, when: Literal["before", "after"], edits: Sequence[Piece]
+) -> None:
+    """The edited tensors must have the declared sha256, with the original bytes of `edits` put back."""
+    for entry in manifest.tensors:
+        found = model.find(entry.name)
+        if found is None:
+            raise VerificationError(f"{MANIFEST_NAME} lists tensor {entry.name}, which is missing: write it again")
+        file, tensor = found
         digest = hashlib.sha256()
-        for block in patched_blocks(file.path, patches, tensor.offset, tensor.n_bytes):
+        for block in patched_blocks(file.path, originals(edits, entry.file), tensor.offset, tensor.n_bytes):
             digest.update(block)
         if digest.hexdigest() != getattr(entry, when):
             raise VerificationError(
