@@ -142,7 +142,7 @@ def reserved_names(recipe: Recipe) -> list[str]:
 def _direction(
     live: LiveModel, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task, cache: Path | None
 ) -> tuple[tuple[Edit, ...], int, Answers | None, Screening]:
-    layers = early_layers(live.shape.n_layers)
+    layers = live.watchable(early_layers(live.shape.n_layers))
     if recipe.localization.layers is not None:
         layers = layer_range(live, recipe.localization.layers)
     with task("reading what should stay") as progress:

@@ -236,8 +236,7 @@ def _sentences() -> tuple[str, ...]:
 
 def _sentence_rows(live: LiveModel) -> list[tuple[int, ...]]:
     """The sentences as tokens, as far as the model has positions for them."""
-    room = getattr(live.model.config, "max_position_embeddings", None)
-    return [item.ids[:room] for item in encode(live.tokenizer, _sentences())]
+    return [item.ids[: live.n_positions] for item in encode(live.tokenizer, _sentences())]
 
 
 def _written(live: LiveModel, layers: Sequence[int], progress: Progress | None) -> Iterator[Tensor]:
@@ -254,7 +253,7 @@ def _sampled(
     starts = [item.ids[: settings.beginning + 1] for item in encode(live.tokenizer, _sentences())]
     starts = [ids for ids in starts if len(ids) == settings.beginning + 1]
     # Short where the model's positions end early.
-    room = getattr(live.model.config, "max_position_embeddings", None) or settings.length
+    room = live.n_positions or settings.length
     length = max(1, min(settings.length, room - settings.beginning - 1))
     n_rows = math.ceil(settings.sampled / length)
     rows = [starts[index % len(starts)] for index in range(n_rows)]
@@ -274,7 +273,7 @@ def _sampled(
         seen: dict[int, list[Tensor]] = {layer: [] for layer in layers}
 
         def record(layer: int, seen: dict[int, list[Tensor]] = seen) -> Callable[[Tensor], None]:
-            return lambda values: seen[layer].append(values.float().to(live.device))
+            return lambda values: seen[layer].append(live.padded(values.float().to(live.device)))
 
         with (
             hooks(live, {layer: record(layer) for layer in layers}),

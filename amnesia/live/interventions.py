@@ -106,8 +106,10 @@ def _answers(
     lines = torch.tensor([line for line, slots in zip(one.lines, heads, strict=True) for _ in slots])
     places = torch.tensor([slot for slots in heads for slot in slots])
     spots = (None if single else lines, places)
-    # Cells of the last layer are scaled at places by their number in the pass, so that all must be there.
-    sparing = all(cell.layer < live.shape.n_layers - 1 for cell in cells)
+    # Cells of the last layer are scaled at places by their number in the pass, so that all must be there. What else is
+    # in the block of a mixture of experts needs them, too.
+    last = live.shape.n_layers - 1
+    sparing = live.shape.experts_in(last) is None and all(cell.layer < last for cell in cells)
     with at_head(live, *spots), at_last_mlp(live, *spots) if sparing else contextlib.nullcontext():
         logits = live.model(**one.inputs, use_cache=False).logits.float()  # (n_copies, n_heads, vocabulary)
     wanted = torch.tensor([token for row in rows for token in row.ids[-row.n_answer :]], device=logits.device)
@@ -186,12 +188,12 @@ def replaced_outputs(
     handles = []
     try:
         for (component, layer), function in functions.items():
-            module = live.out_proj(layer) if component == "mlp" else live.attention_out_proj(layer)
+            modules = (live.whole_mlp(layer),) if component == "mlp" else live.mixers(layer)
 
             def hook(_module: object, _args: object, output: Tensor, function=function) -> Tensor:
                 return function(output)
 
-            handles.append(module.register_forward_hook(hook))
+            handles += (module.register_forward_hook(hook) for module in modules)
         yield
     finally:
         for handle in handles:

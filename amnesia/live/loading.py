@@ -11,7 +11,13 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from amnesia.architectures import no_hooks
 from amnesia.domain import DEFAULT_LOADING, Format, Loading
@@ -37,7 +43,7 @@ def load(folder: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveMod
                 f"{name} has no usable tokenizer ({first_line(error)}): expected tokenizer.json beside the weights"
             ) from error
         try:
-            found = AutoModelForCausalLM.from_pretrained(
+            found = auto_class(folder).from_pretrained(
                 folder,
                 dtype=loading.dtype,
                 use_safetensors=True,
@@ -63,6 +69,13 @@ def load(folder: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveMod
             ) from error
     check_finite(model, name)
     return wrap(freeze(model), tokenizer, name)
+
+
+def auto_class(folder: Path) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
+    """The Auto class for a folder: that of causal language models, else that of models that take images, too."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    causal = type(config) in AutoModelForCausalLM._model_mapping
+    return AutoModelForCausalLM if causal else AutoModelForImageTextToText
 
 
 def check_dtype(name: str) -> None:
@@ -119,7 +132,7 @@ def load_source(source: ModelSource, loading: Loading = DEFAULT_LOADING, *, hook
     `hooked` says that its activations will be watched or changed. Raises what `open_source` and `load` raise, and
     LayoutError when a mixture of experts should be hooked.
     """
-    if source.checkpoint.shape.n_experts and hooked:
+    if hooked and not source.checkpoint.shape.d_mlp:
         raise LayoutError(no_hooks(str(source)))
     return load(source.folder, str(source), loading)
 

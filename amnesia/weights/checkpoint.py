@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from amnesia.architectures import MlpShape, shape_from_config
+from amnesia.architectures import MlpShape, configured, find_shape
 from amnesia.edits import Place
 from amnesia.errors import CheckpointError, InputError, os_errors_as
 from amnesia.files.disk import check_empty, check_settled, copy_file, file_stamp, is_inside_name, list_files, read_small
@@ -106,8 +106,10 @@ def open_source(folder: Path) -> CheckpointSource:
     check_settled(folder)
     files = list_files(folder)
     stamps = {name: file_stamp(folder / name) for name in files}
-    shape = shape_from_config(_read_config(folder))
+    config = _read_config(folder)
+    configured(config)  # Refuses what it must before a header is read.
     weights = read_weight_files(folder)
+    shape = find_shape(config, weights.sizes, str(folder))
     left_out = tuple(
         name
         for name in files
