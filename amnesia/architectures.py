@@ -67,8 +67,13 @@ class MlpLayout:
         return f"{prefix}{self.layers}.{layer}."
 
 
+# Names that several rows share.
 _EXPERTS = ExpertLayout()
-_SHARED = "mlp.shared_experts.down_proj"
+_GEMMA_EXPERTS = ExpertLayout(("experts.down_proj",), None)
+_LLAMA4 = ("feed_forward.down_proj", "feed_forward.shared_expert.down_proj")
+_LLAMA4_EXPERTS = ExpertLayout(("feed_forward.experts.down_proj",), None, neuron_axis=0)
+_QWEN = ("mlp.down_proj", "mlp.shared_expert.down_proj")
+_DEEPSEEK = ("mlp.down_proj", "mlp.shared_experts.down_proj")
 
 LAYOUTS: Mapping[str, MlpLayout] = {
     row.model_type: row
@@ -77,10 +82,47 @@ LAYOUTS: Mapping[str, MlpLayout] = {
         MlpLayout("mistral"),
         MlpLayout("qwen2"),
         MlpLayout("qwen3"),
+        MlpLayout("qwen3_5"),  # The Auto class for causal language models builds the language model alone.
+        MlpLayout("qwen3_5_text"),
+        MlpLayout("qwen3_vl", prefix=_MULTIMODAL),
+        MlpLayout("gemma"),
         MlpLayout("gemma2"),
+        MlpLayout("gemma3", prefix=_MULTIMODAL),
         MlpLayout("gemma3_text"),
+        MlpLayout("gemma4", prefix=_MULTIMODAL, experts=_GEMMA_EXPERTS),
+        MlpLayout("gemma4_text", experts=_GEMMA_EXPERTS),
+        MlpLayout("gemma4_unified", prefix=_MULTIMODAL),
+        MlpLayout("gemma4_unified_text"),
+        MlpLayout("mistral3", prefix=_MULTIMODAL),
+        MlpLayout("ministral3"),
+        MlpLayout("phi3"),  # Gate and up are fused in one tensor; the output projection is an ordinary one.
+        MlpLayout("phi", ("mlp.fc2",), mixers=("self_attn.dense",)),
+        MlpLayout("smollm3"),
+        MlpLayout("olmo"),
         MlpLayout("olmo2"),
-        MlpLayout("phi3"),
+        MlpLayout("olmo3"),
+        MlpLayout("granite"),
+        MlpLayout(
+            "granitemoehybrid",
+            ("shared_mlp.output_linear",),
+            experts=ExpertLayout(("block_sparse_moe.output_linear.weight", "block_sparse_moe.experts.down_proj"), None),
+        ),
+        MlpLayout("lfm2", ("feed_forward.w2",)),
+        MlpLayout("falcon_h1", ("feed_forward.down_proj",)),
+        MlpLayout("exaone4"),
+        MlpLayout("seed_oss"),
+        MlpLayout("hunyuan_v1_dense"),
+        MlpLayout("ernie4_5"),
+        MlpLayout("glm"),
+        MlpLayout("glm4"),
+        MlpLayout("cohere"),
+        MlpLayout("cohere2"),
+        MlpLayout("stablelm"),
+        MlpLayout("starcoder2", ("mlp.c_proj",)),
+        MlpLayout("nemotron"),
+        MlpLayout("arcee"),
+        MlpLayout("apertus"),
+        MlpLayout("gpt_neox", ("mlp.dense_4h_to_h",), prefix="gpt_neox.", mixers=("attention.dense",)),
         MlpLayout(
             "gpt2",
             ("mlp.c_proj",),
@@ -91,10 +133,24 @@ LAYOUTS: Mapping[str, MlpLayout] = {
             n_layers_key="n_layer",
             d_model_key="n_embd",
         ),
-        MlpLayout("gpt_neox", ("mlp.dense_4h_to_h",), prefix="gpt_neox.", mixers=("attention.dense",)),
         MlpLayout("mixtral", experts=ExpertLayout(out_proj="block_sparse_moe.experts.{expert}.w2")),
         MlpLayout("olmoe", experts=_EXPERTS),
+        MlpLayout("qwen2_moe", _QWEN, experts=_EXPERTS),
         MlpLayout("qwen3_moe", experts=_EXPERTS),
+        MlpLayout("qwen3_next", _QWEN, experts=_EXPERTS),
+        MlpLayout("qwen3_5_moe", _QWEN, experts=_EXPERTS),
+        MlpLayout("qwen3_5_moe_text", _QWEN, experts=_EXPERTS),
+        MlpLayout("deepseek_v2", _DEEPSEEK, experts=_EXPERTS),
+        MlpLayout("deepseek_v3", _DEEPSEEK, experts=_EXPERTS),
+        MlpLayout("glm4_moe", _DEEPSEEK, experts=_EXPERTS),
+        MlpLayout("ernie4_5_moe", _DEEPSEEK, experts=_EXPERTS),
+        MlpLayout("llama4", _LLAMA4, experts=_LLAMA4_EXPERTS),
+        MlpLayout("llama4_text", _LLAMA4, experts=_LLAMA4_EXPERTS),
+        MlpLayout(
+            "lfm2_moe",
+            ("feed_forward.w2",),
+            experts=ExpertLayout(("feed_forward.experts.down_proj",), "feed_forward.experts.{expert}.w2"),
+        ),
     )
 }
 
@@ -183,6 +239,13 @@ class MlpShape:
     def fused(self, layer: int) -> str:
         """Name of the parameter that holds the output projections of all experts of `layer` in memory."""
         return self.tensor(layer, 0)[0].removesuffix("[0]")
+
+
+def listed() -> str:
+    """The table for README: models, then mixtures of experts, by `model_type` of `config.json`."""
+    groups = [sorted(name for name, row in LAYOUTS.items() if (row.experts is not None) == mixed) for mixed in (0, 1)]
+    models, mixtures = (", ".join(f"`{name}`" for name in group) for group in groups)
+    return f"{models}. With experts: {mixtures}."
 
 
 def layout_for(model_type: str | None) -> MlpLayout:

@@ -101,6 +101,8 @@ class BystanderMoments:
     ) -> tuple[Tensor, Tensor]:
         """C (d_mlp, d_mlp) of one layer in float64, ridge included, and keys at the last tokens of other names.
 
+        Both are of the layer's own width.
+
         Names for which `is_reserved` holds, and vocabulary rows that end in one of `tokens`, count as never seen.
         """
         place = self.layers.index(layer)
@@ -114,8 +116,10 @@ class BystanderMoments:
         if own:
             found = torch.cat([batch[:, 0] for _, batch in activations(live, own, [layer])])
             second.sub_(_gram(live, layer, found), alpha=self.settings.vocabulary / len(self.vocabulary))
+        width = live.shape.width(layer)
+        second = second[:width, :width]
         second.diagonal().add_(self.settings.ridge * second.diagonal().mean())
-        return second, self.name_keys[seen & last, place].float()
+        return second, self.name_keys[seen & last, place, :width].float()
 
 
 def early_layers(n_layers: int) -> tuple[int, ...]:

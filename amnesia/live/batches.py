@@ -143,7 +143,7 @@ def takes_trees(live: LiveModel, longest: int) -> bool:
     does is tried, once for each model: a tree against its rows alone.
     """
     config = live.text_config
-    windows = [window for name in _WINDOWS if (window := getattr(config, name, None)) is not None]
+    windows = [window for name in _WINDOWS if (window := getattr(config, name, None))]
     if config._attn_implementation not in ("sdpa", "eager") or any(longest > window for window in windows):
         return False
     if live.model not in _TAKES_TREES:
@@ -162,14 +162,14 @@ def _is_recurrent(live: LiveModel) -> bool:
 
 @torch.inference_mode()
 def _tree_agrees(live: LiveModel) -> bool:
-    """Whether the final states of a few texts in one tree are those of each text alone."""
+    """Whether the logits of a few texts in one tree are those of each text alone."""
     rows = [item.ids for item in encode(live.tokenizer, PROBES)]
     (one,) = _tree_passes(live, rows, sum(map(len, rows)), 1)
     try:
-        states = live.model.base_model(**one.inputs, use_cache=False).last_hidden_state
+        logits = live.model(**one.inputs, use_cache=False).logits
         for index, line, slots in zip(one.indices, one.lines, one.slots, strict=True):
-            alone = live.model.base_model(**collate(live, rows, [index]).inputs, use_cache=False).last_hidden_state[0]
-            if not agree(live, states[line, list(slots)], alone):
+            alone = live.model(**collate(live, rows, [index]).inputs, use_cache=False).logits[0]
+            if not agree(live, logits[line, list(slots)], alone):
                 return False
     except (RuntimeError, ValueError, TypeError, IndexError):  # A model with a mask of its own may not run at all.
         return False

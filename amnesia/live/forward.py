@@ -114,7 +114,9 @@ def write_gradients(
         inner[:, 1:-1] = text[:, :-2]
 
         def at(values: Tensor, inner: Tensor = inner) -> Tensor:
-            return values[inner.to(values.device)].float().to(live.device)
+            # Beside a mixture of experts, the tokens of all rows may come one after the other.
+            rows = values.reshape(*inner.shape, values.shape[-1])
+            return rows[inner.to(values.device)].float().to(live.device)
 
         yield (
             torch.stack([live.padded(at(seen[layer])) for layer in layers], dim=1),

@@ -82,7 +82,8 @@ def varied_logprobs(
     else:
         for one in passes(live, texts, single=True):
             heads = [slots[-rows[i].n_answer :] for i, slots in zip(one.indices, one.slots, strict=True)]
-            step = max(1, MAX_BATCH_TOKENS // one.inputs["input_ids"].shape[1])
+            # Beside a mixture of experts a batch cannot grow: what the experts write has the size that it had before.
+            step = 1 if live.shape.n_experts else max(1, MAX_BATCH_TOKENS // one.inputs["input_ids"].shape[1])
             for start in range(0, len(multipliers), step):
                 factors = torch.tensor(multipliers[start : start + step])[:, None]
                 with _scaled(live, cells, factors):
@@ -188,12 +189,12 @@ def replaced_outputs(
     handles = []
     try:
         for (component, layer), function in functions.items():
-            modules = (live.whole_mlp(layer),) if component == "mlp" else live.mixers(layer)
+            module = live.whole_mlp(layer) if component == "mlp" else live.mixer(layer)
 
             def hook(_module: object, _args: object, output: Tensor, function=function) -> Tensor:
                 return function(output)
 
-            handles += (module.register_forward_hook(hook) for module in modules)
+            handles.append(module.register_forward_hook(hook))
         yield
     finally:
         for handle in handles:

@@ -87,11 +87,19 @@ class LiveModel:
         block = self.model.get_submodule(self.shape.layer_path(layer))
         return next((found for name in NORMS_AFTER if (found := getattr(block, name, None)) is not None), None)
 
-    def mixers(self, layer: int) -> tuple[nn.Module, ...]:
-        """The output projections of attention, or of what stands in its place: one, or several side by side."""
-        path = self.shape.layer_path(layer)
-        found = (_submodule(self.model, f"{path}.{name}") for name in self.shape.layout.mixers)
-        return tuple(module for module in found if module is not None)
+    def mixer(self, layer: int) -> nn.Module:
+        """The output projection of attention, or of what stands in its place.
+
+        Raises LayoutError for a layer with several side by side, which no single one stands for.
+        """
+        path, names = self.shape.layer_path(layer), self.shape.layout.mixers
+        found = [module for name in names if (module := _submodule(self.model, f"{path}.{name}")) is not None]
+        if len(found) != 1:
+            raise LayoutError(
+                f"layer {layer} of {self.name} has {len(found)} of {', '.join(names)}: expected one, through which all "
+                "that attention writes can be replaced; this experiment needs another model"
+            )
+        return found[0]
 
 
 def weight_of(module: nn.Module) -> nn.Parameter:
@@ -163,10 +171,21 @@ def plain_generation(live: LiveModel) -> Generator[None]:
 @contextlib.contextmanager
 def hooks(live: LiveModel, by_layer: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Generator[None]:
     """Call a function on the activations (batch, tokens, d_mlp) of given layers; a returned tensor replaces them."""
+    shapes: dict[int, torch.Size] = {}
 
-    def hook_of(function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
+    def shape_of(layer: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            shapes[layer] = args[0].shape[:-1]
+
+        return hook
+
+    def hook_of(layer: int, function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            replaced = function(args[0])
+            # Beside a mixture of experts, the tokens of all rows may come one after the other: (tokens, d_mlp).
+            if args[0].ndim == 3:
+                replaced = function(args[0])
+            elif (replaced := function(args[0].unflatten(0, shapes[layer]))) is not None:
+                replaced = replaced.flatten(0, 1)
             return None if replaced is None else (replaced, *args[1:])
 
         return hook
@@ -174,7 +193,10 @@ def hooks(live: LiveModel, by_layer: Mapping[int, Callable[[Tensor], Tensor | No
     handles = []
     try:
         for layer, function in by_layer.items():
-            handles.append(live.out_proj(layer).register_forward_pre_hook(hook_of(function)))
+            if live.shape.experts_in(layer) is not None:
+                block = live.model.get_submodule(live.shape.layer_path(layer))
+                handles.append(block.register_forward_pre_hook(shape_of(layer)))
+            handles.append(live.out_proj(layer).register_forward_pre_hook(hook_of(layer, function)))
         yield
     finally:
         for handle in handles:
