@@ -34,11 +34,11 @@ KEYS: Mapping[str, tuple[str, ...]] = {
         "accept",
     ),
     "model": ("id", "revision"),
-    "entity": ("name", "aliases", "translations"),
-    "entities": ("name", "aliases", "translations", "cells", "facts"),
+    "entity": ("name", "aliases", "translations", "neighbors"),
+    "entities": ("name", "aliases", "translations", "neighbors", "cells", "facts"),
     "localize": ("baseline", "n_prompts", "layers"),
     "cells": ("layer", "expert", "neuron", "multiplier"),
-    "edit": ("method", "max_cells", "prefer", "multiplier", "format"),
+    "edit": ("method", "max_cells", "prefer", "forms", "multiplier", "format"),
     "facts": ("prompt", "answer", "answer_aliases", "split"),
     "controls": ("facts",),
     "controls.facts": ("entity", "prompt", "answer", "answer_aliases", "split", "neighborhood"),
@@ -74,11 +74,15 @@ class Translation:
 
 @dataclass(frozen=True)
 class Target:
-    """Whom the model should forget: the entity's name, other names, and names in other languages; of `[entity]`."""
+    """Whom the model should forget: the entity's name, other names, and names in other languages; of `[entity]`.
+
+    `neighbors` are names of others that are easily taken for it, which must stay.
+    """
 
     entity: str
     aliases: tuple[str, ...] = ()
     translations: tuple[Translation, ...] = ()
+    neighbors: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,13 +108,14 @@ class EditOptions:
 
     `method` "auto" takes a direction on as many columns as it needs, "single" the column of a single cell. `max_cells`
     bounds the columns of all directions together (None: no bound); `prefer` says whether the edit takes few columns or
-    is the mildest, which changes all. `multiplier` is None for "auto": the choice finds it. `cells` is empty unless the
-    recipe fixes the edit.
+    is the mildest, which changes all. With `forms`, other forms of the name go with it. `multiplier` is None for
+    "auto": the choice finds it. `cells` is empty unless the recipe fixes the edit.
     """
 
     method: str = "auto"
     max_cells: int | None = None
     prefer: str = "few"
+    forms: bool = True
     multiplier: float | None = None
     formats: tuple[Format, ...] = ("safetensors",)
     cells: tuple[ColumnEdit, ...] = ()
@@ -196,6 +201,7 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
             name,
             _strings(entity.get("aliases", []), f"{section}.aliases"),
             _translations(entity.get("translations", {}), f"{section}.translations"),
+            _strings(entity.get("neighbors", []), f"{section}.neighbors"),
         ),
         facts=facts,
         controls=controls,
@@ -236,6 +242,7 @@ def _edit(table: Mapping[str, Any], cells: tuple[ColumnEdit, ...]) -> EditOption
         method=method,
         max_cells=_integer(table["max_cells"], "edit.max_cells", low=1) if "max_cells" in table else None,
         prefer=_choice(table.get("prefer", EditOptions.prefer), "edit.prefer", PREFERENCES),
+        forms=_boolean(table.get("forms", EditOptions.forms), "edit.forms"),
         multiplier=None if multiplier == "auto" else multiplier,
         formats=tuple(dict.fromkeys(_choice(item, "edit.format", FORMATS) for item in formats)),
         cells=cells,
@@ -379,6 +386,12 @@ def translation(code: str, name: Any, key: str) -> Translation:
 def _choice(value: Any, key: str, choices: tuple[Any, ...]) -> Any:
     if value not in choices:
         raise RecipeError(f"{key} = {value!r}: expected one of {', '.join(choices)}")
+    return value
+
+
+def _boolean(value: Any, key: str) -> bool:
+    if not isinstance(value, bool):
+        raise RecipeError(f"{key} = {value!r}: expected true or false")
     return value
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from amnesia.directions.keys import name_keys
-from amnesia.directions.moments import BystanderMoments
+from amnesia.directions.moments import BystanderMoments, gram
+from amnesia.directions.response import Response
 from amnesia.directions.solve import ReadOut, read_outs, supports
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit, DirectionEdit, Edit
@@ -21,11 +22,43 @@ _NEAREST = 0.2  # Share of other names, the nearest in what the layer writes, wh
 
 
 @dataclass(frozen=True, eq=False)
+class Change:
+    """Nats by which each token of a text makes its rest likelier once an edit acts, to first order.
+
+    `text` (n_tokens,) is of text about nothing in particular, `near` (n_near,) of texts about the entity's neighbors.
+    """
+
+    text: Tensor
+    near: Tensor
+
+    def __add__(self, other: Change) -> Change:
+        return Change(self.text + other.text, self.near + other.near)
+
+    def times(self, factor: float) -> Change:
+        """The change by an edit of `factor` times the size."""
+        return Change(factor * self.text, factor * self.near)
+
+    @property
+    def harm(self) -> float:
+        """KL(original || edited) to expect on text, nats per token: half the mean square, to second order."""
+        return _divergence(self.text)
+
+    @property
+    def near_harm(self) -> float:
+        """The same on texts about neighbors; 0 without any."""
+        return _divergence(self.near)
+
+
+def _divergence(change: Tensor) -> float:
+    return 0.5 * change.square().mean().item() if len(change) else 0.0
+
+
+@dataclass(frozen=True, eq=False)
 class Atom:
     """One layer and token: key (d_mlp,), write v = W(k − n) (d_model,), and the read-out on some or all cells.
 
     `shift` is how far the residual stream moves at the name when the atom is taken away, in the stream's own units.
-    `change` (n_tokens,) are the nats by which each token of a text makes its rest likelier then, to first order.
+    `change` is what texts lose then.
     """
 
     layer: int
@@ -35,7 +68,7 @@ class Atom:
     spread: Tensor
     shift: float
     read_out: ReadOut
-    change: Tensor
+    change: Change
 
     @property
     def place(self) -> tuple[int, int]:
@@ -64,20 +97,25 @@ class Atom:
         )
 
 
-def harm(atoms: Sequence[Atom], multiplier: float) -> float:
-    """KL(original || edited) to expect on text, nats per token: ½ E[(what the atoms change together)²]."""
-    together = torch.stack([atom.change for atom in atoms]).sum(0)
-    return 0.5 * (1.0 - multiplier) ** 2 * together.square().mean().item()
+def change_by(atoms: Sequence[Atom], multiplier: float) -> Change:
+    """What texts lose when atoms are turned together by `multiplier`."""
+    return sum((atom.change for atom in atoms[1:]), atoms[0].change).times(1.0 - multiplier)
 
 
 @dataclass(frozen=True)
 class Name:
-    """A name in a model, and the moments of its bystanders. `is_reserved` says which other names count as unseen."""
+    """A name in a model, and the moments of its bystanders. `is_reserved` says which other names count as unseen.
+
+    `near` says what texts about its neighbors answer to, if there are any: with the share `near_share` of C they count
+    among the bystanders.
+    """
 
     live: LiveModel
     text: str
     moments: BystanderMoments
     is_reserved: Callable[[str], bool]
+    near: Response | None = None
+    near_share: float = 0.0
 
     @torch.inference_mode()
     def atoms(self, max_tokens: int) -> list[Atom]:
@@ -135,7 +173,16 @@ class Name:
             for text in (name, f" {name}")
         ]
         own = frozenset(ids[0] for ids in forms if len(ids) == 1)
-        return self.moments.without(self.live, layer, self.is_reserved, own)
+        second, names = self.moments.without(self.live, layer, self.is_reserved, own)
+        if self.near is not None and self.near_share:
+            rows = self.near.activations[:, self.moments.layers.index(layer)].float()
+            second.add_(gram(self.live, layer, rows)[: len(second), : len(second)], alpha=self.near_share / len(rows))
+        return second, names
 
-    def _change(self, layer: int, read_out: ReadOut, write: Tensor) -> Tensor:
-        return self.moments.response.to(self.moments.layers.index(layer), read_out.cells, read_out.u, write)
+    def _change(self, layer: int, read_out: ReadOut, write: Tensor) -> Change:
+        place = self.moments.layers.index(layer)
+        text, near = (
+            torch.zeros(0) if response is None else response.to(place, read_out.cells, read_out.u, write)
+            for response in (self.moments.response, self.near)
+        )
+        return Change(text, near)

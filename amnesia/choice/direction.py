@@ -1,8 +1,9 @@
 """Choose atoms, their multiplier and how many columns they change: the mildest edit that makes the model forget.
 
 Candidates are single atoms, all tokens of the name at one layer, and pairs. Each is taken at the weakest multiplier
-that reaches the goal. Which of them harms least on text is told without a pass of the model (`atoms.harm`); the one
-that is chosen is proven on all search facts and controls, on the fewest columns that keep within the bounds.
+that reaches the goal. Which of them harms least on text is told without a pass of the model (`atoms.Change`); the one
+that is chosen is proven on all search facts, controls and facts about neighbors, on the fewest columns that keep within
+the bounds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from amnesia.choice.atoms import Atom, Name, harm
+from amnesia.choice.atoms import Atom, Change, Name, change_by
 from amnesia.choice.known import KnownFacts, mean_score, some
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.edits import Edit
@@ -20,57 +21,68 @@ from amnesia.live.model import LiveModel, edited
 from amnesia.progress import Progress
 
 Group = tuple[Atom, ...]
-_FEW = 128  # Columns that an edit should keep to where it can.
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Atoms with one multiplier: mean knowledge score of search facts (no unit), and the harm to expect on text."""
+    """Atoms with one multiplier: mean knowledge score of search facts (no unit), and what texts are expected to lose.
+
+    The `change` is that of all that acts then, with what acted before.
+    """
 
     atoms: Group
     multiplier: float
     score: float
-
-    @property
-    def harm(self) -> float:
-        """Divergence in nats per token, as `atoms.harm`."""
-        return harm(self.atoms, self.multiplier)
+    change: Change
 
     @property
     def edits(self) -> tuple[Edit, ...]:
         """The edit, in the order of layers."""
-        return tuple(atom.edit(self.multiplier) for atom in sorted(self.atoms, key=lambda atom: atom.place))
+        return edits_of(self.atoms, self.multiplier)
 
 
 @dataclass(frozen=True)
 class JudgedTrial(Trial):
-    """A trial whose mean knowledge score of controls (dimensionless) was measured, too."""
+    """A trial whose mean knowledge scores of controls and of facts about neighbors were measured, too; 1 without any
+    neighbors."""
 
     control: float
+    neighbor: float
+
+
+def edits_of(atoms: Group, multiplier: float) -> tuple[Edit, ...]:
+    """Atoms as an edit, in the order of layers."""
+    return tuple(atom.edit(multiplier) for atom in sorted(atoms, key=lambda atom: atom.place))
 
 
 @dataclass
 class DirectionChoice:
-    """The choice for one entity.
+    """The choice for one name.
 
-    `trials` are all that was measured, in order, the screening of `atoms` first; `judged` those by the controls, too.
+    Where the model is edited already, while the choice is made, `beside` is what texts lose by that. `trials` are all
+    that was measured, in order, the screening of `atoms` first; `dense` the best on all columns, `judged` those whose
+    controls were asked, too.
     """
 
     live: LiveModel
     name: Name
     targets: KnownFacts
     controls: KnownFacts
+    neighbors: KnownFacts = ()
     settings: ChoiceSettings = field(default_factory=ChoiceSettings)
     max_columns: int | None = None
     progress: Progress | None = None
+    beside: Change | None = None
     atoms: list[Atom] = field(default_factory=list)
+    dense: list[Trial] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     judged: list[JudgedTrial] = field(default_factory=list)
 
     def choose(self) -> JudgedTrial:
         """The best trial; its score may miss the goal where nothing reaches it."""
         self.atoms = self.name.atoms(self.settings.max_tokens)
-        return self.on_few_columns(self.mildest(self.atoms))
+        self.dense = self.mildest(self.atoms)
+        return self.on_few_columns(self.dense)
 
     def mildest(self, atoms: Sequence[Atom]) -> list[Trial]:
         """Of the atoms, alone and together, those that harm least where they reach the goal, on all columns.
@@ -83,7 +95,9 @@ class DirectionChoice:
         alone = [self._measure((atom,), strong, few) for atom in atoms[: self.settings.n_screened]]
         # By what it makes forget for its harm; where that is more than needed, it will be taken weaker.
         alone.sort(
-            key=lambda trial: (max(trial.score, 3 * self.settings.goal) - 1.0) / math.sqrt(max(trial.harm, 1e-12))
+            key=lambda trial: (
+                (max(trial.score, 3 * self.settings.goal) - 1.0) / math.sqrt(max(trial.change.harm, 1e-12))
+            )
         )
         # An atom that does nothing alone does little beside others; where all do little, they need each other.
         useful = [trial for trial in alone if trial.score <= self.settings.useful] or alone
@@ -92,7 +106,7 @@ class DirectionChoice:
         together = [tuple(atom for atom in atoms if atom.layer == layer)[:2] for layer in layers]
         groups = [(atom,) for atom in best] + together + list(itertools.combinations(best, 2))
         found = self._weakest(groups, few)
-        if found[0].score > self.settings.goal or found[0].harm > self.settings.max_harm / 2:
+        if found[0].score > self.settings.goal or found[0].change.harm > self.settings.max_harm / 2:
             found = self._weakest([(best[0], trial.atoms[0]) for trial in alone[1 : self.settings.n_paired + 2]], few)
         return found
 
@@ -110,8 +124,8 @@ class DirectionChoice:
         for multiplier in self._multipliers():
             for group in list(left):
                 atoms = tuple(sorted(group, key=lambda atom: atom.place))
-                limit = min((trial.harm for trial in reached), default=math.inf)
-                if harm(atoms, multiplier) >= limit or multiplier >= missed.get(group, math.inf):
+                limit = min((self._cost(trial.change) for trial in reached), default=(True, math.inf))
+                if self._cost(self._change(atoms, multiplier)) >= limit or multiplier >= missed.get(group, math.inf):
                     continue
                 trial = self._measure(atoms, multiplier, few)
                 if trial.score <= goal:
@@ -122,50 +136,94 @@ class DirectionChoice:
                 if turned or trial.score <= goal:
                     del left[group]
         missing = self.settings.harm_of_score
-        order = sorted(self.trials, key=lambda trial: trial.harm + missing * max(0.0, trial.score - goal))
-        unlike = {frozenset(trial.atoms): trial for trial in reversed([order[0], *sorted(reached, key=order.index)])}
-        return sorted(unlike.values(), key=order.index)[: self.settings.n_paired]
+        mild = min(self.trials, key=lambda trial: trial.change.harm + missing * max(0.0, trial.score - goal))
+        order = sorted(reached, key=lambda trial: self._cost(trial.change))
+        if mild.score > goal:
+            order.insert(0, mild)
+        unlike: dict[frozenset[Atom], Trial] = {}
+        for trial in order:
+            unlike.setdefault(frozenset(trial.atoms), trial)
+        return list(unlike.values())[: self.settings.n_paired]
 
     def on_few_columns(self, dense: Sequence[Trial]) -> JudgedTrial:
         """The trial on the fewest columns that keeps within the bounds; else the best of those tried.
 
-        That is the one that forgets most, spares controls, harms text least, in this order.
+        That is the one that forgets most, spares controls and neighbors, harms text least, in this order. Where no
+        trial spares the neighbors, because none can tell them from the entity, the one counts that spares most of them.
         """
         settings = self.settings
         offered = [(atoms, trial) for trial in dense for atoms in self.sizes(trial)]
         last = max((pair for pair in offered if pair[1] is dense[0]), key=lambda pair: pair[0][0].size)
-        offered.sort(key=lambda pair: (_size(pair[0]), harm(pair[0], pair[1].multiplier)))
-        mild = [(atoms, trial) for atoms, dense in offered if (trial := self._within_cap(atoms, dense))]
-        for atoms, trial in mild if last in mild else [*mild, last]:
-            fitted = self.fitted(atoms, trial)
-            with edited(self.live, fitted.edits):
-                control = mean_score(self.live, self.controls)
-            found = JudgedTrial(fitted.atoms, fitted.multiplier, fitted.score, control)
-            self.judged.append(found)
-            spares = found.control >= settings.min_control and found.harm <= self._cap(atoms)
-            if spares and found.score <= settings.goal / 2:
-                return found
+        offered.sort(key=lambda pair: (_size(pair[0]), self._cost(self._change(pair[0], pair[1].multiplier))))
+        candidates = [
+            # What is weaker than it was offered has given up all that went beyond the goal.
+            (atoms, multiplier, settings.goal if multiplier > trial.multiplier else settings.goal + settings.slack)
+            for atoms, trial in offered
+            if (multiplier := self._within_cap(atoms, trial.multiplier)) is not None
+        ]
+        if not any(atoms is last[0] for atoms, *_ in candidates):
+            candidates.append((last[0], last[1].multiplier, settings.goal + settings.slack))
+        sparing = []
+        for atoms, multiplier, goal in candidates:
+            found = self._judged(self.fitted(atoms, multiplier))
+            spares = found.control >= settings.min_control and found.change.harm <= self._cap(atoms)
+            if spares and found.score <= goal:
+                if found.neighbor >= settings.min_neighbor:
+                    return found
+                sparing.append(found)
+        if sparing:
+            # Of the fewest columns, unless others keep much more of the neighbors.
+            return max(sparing, key=lambda trial: math.floor(4 * trial.neighbor))
         return min(
-            self.judged, key=lambda trial: (max(trial.score, 0.1), trial.control < settings.min_control, trial.harm)
+            self.judged,
+            key=lambda trial: (
+                max(trial.score, 0.1),
+                trial.control < settings.min_control,
+                trial.neighbor < settings.min_neighbor,
+                trial.change.harm,
+            ),
         )
 
-    def _within_cap(self, atoms: Group, dense: Trial) -> Trial | None:
-        """What to try the atoms with: the multiplier of `dense`, or the strongest that harms no more than is allowed.
+    def _judged(self, trial: Trial) -> JudgedTrial:
+        with edited(self.live, trial.edits):
+            control = mean_score(self.live, self.controls)
+            neighbor = mean_score(self.live, self.neighbors) if self.neighbors else 1.0
+        found = JudgedTrial(trial.atoms, trial.multiplier, trial.score, trial.change, control, neighbor)
+        self.judged.append(found)
+        return found
+
+    def _within_cap(self, atoms: Group, multiplier: float) -> float | None:
+        """The multiplier to try the atoms with: the one given, or the strongest that harms no more than is allowed.
 
         Many an edit goes beyond the goal. A weaker one is for 128 columns alone, for the sake of changing no more.
         """
-        now, allowed = harm(atoms, dense.multiplier), self._cap(atoms)
-        if now <= allowed:
-            return dense
-        if _size(atoms) != _FEW:
+        allowed = self._cap(atoms)
+        if self._change(atoms, multiplier).harm <= allowed:
+            return multiplier
+        if _size(atoms) != self.settings.few:
             return None
-        # The harm grows with the square of what is taken away.
-        multiplier = 1.0 - (1.0 - dense.multiplier) * math.sqrt(allowed / now)
-        return replace(dense, multiplier=math.ceil(100 * multiplier) / 100)
+        # The harm is a quadratic function of what is taken away, the strength.
+        whole = change_by(atoms, 0.0)
+        before = whole.times(0.0) if self.beside is None else self.beside
+        mixed = (before.text * whole.text).mean().item()
+        room = mixed**2 + 4 * whole.harm * (allowed - before.harm)
+        if before.harm >= allowed or room < 0 or not whole.harm:
+            return None
+        weaker = math.ceil(100 * (1.0 - (math.sqrt(room) - mixed) / (2 * whole.harm))) / 100
+        return weaker if weaker < 1.0 else None
 
     def _cap(self, atoms: Group) -> float:
         """The harm that is allowed: from 128 columns on more, for the sake of all the columns that stay as they are."""
-        return self.settings.max_harm * (self.settings.margin if _size(atoms) < _FEW else 1.0)
+        return self.settings.max_harm * (self.settings.margin if _size(atoms) < self.settings.few else 1.0)
+
+    def _cost(self, change: Change) -> tuple[bool, float]:
+        """What counts among trials that reach the goal: whether the harm is more than allowed, then harm on text and,
+        by their weight, on texts about neighbors, in nats per token of text."""
+        return change.harm > self.settings.max_harm, change.harm + self.settings.near_cost * change.near_harm
+
+    def _change(self, atoms: Group, multiplier: float) -> Change:
+        change = change_by(atoms, multiplier)
+        return change if self.beside is None else self.beside + change
 
     def sizes(self, dense: Trial) -> list[Group]:
         """The atoms on equal numbers of columns, the fewest first; on all where the recipe sets no bound."""
@@ -181,27 +239,39 @@ class DirectionChoice:
             groups.append(dense.atoms)
         return groups or self.sizes(replace(dense, atoms=dense.atoms[:1]))
 
-    def fitted(self, atoms: Group, dense: Trial) -> Trial:
-        """The same atoms on fewer columns, with a multiplier one step stronger where that is needed; on all facts."""
-        stronger = [multiplier for multiplier in self._multipliers() if multiplier < dense.multiplier]
-        if stronger and harm(atoms, dense.multiplier) <= self._cap(atoms) < harm(atoms, stronger[0]):
-            stronger = []
-        trials = []
-        for multiplier in (dense.multiplier, *stronger[:1]):
-            trials.append(self._measure(atoms, multiplier, self.targets))
+    def fitted(self, atoms: Group, multiplier: float) -> Trial:
+        """Atoms on few columns with a multiplier, or with a stronger one where that is needed or costs little.
+
+        Measured on all facts. Held-out wordings fall less than those of the search, so that an edit goes beyond the
+        goal as long as its harm is small.
+        """
+        settings = self.settings
+        found = self._measure(atoms, multiplier, self.targets)
+        for stronger in (other for other in self._multipliers() if other < multiplier):
+            harm = self._change(atoms, stronger).harm
+            needed = found.score > settings.goal and harm <= max(self._cap(atoms), found.change.harm)
             # Nor will a small step do where little is forgotten.
-            if trials[-1].score <= self.settings.goal or trials[-1].score > self.settings.useful:
+            if found.score > settings.useful or not (needed or (found.score > settings.beyond and harm <= self._cheap)):
                 break
-        return min(trials, key=lambda trial: (trial.score > self.settings.goal, trial.score))
+            trial = self._measure(atoms, stronger, self.targets)
+            if trial.score >= found.score:
+                break
+            found = trial
+        return found
+
+    @property
+    def _cheap(self) -> float:
+        """Harm up to which an edit goes beyond the goal."""
+        return self.settings.max_harm * self.settings.cheap
 
     def _multipliers(self) -> tuple[float, ...]:
         fine = self.live.norm_after(0) is not None
         return self.settings.fine_multipliers if fine else self.settings.multipliers
 
     def _measure(self, atoms: Group, multiplier: float, targets: KnownFacts) -> Trial:
-        edits = Trial(atoms, multiplier, math.nan).edits
-        with edited(self.live, edits):
-            trial = Trial(atoms, multiplier, mean_score(self.live, targets))
+        with edited(self.live, edits_of(atoms, multiplier)):
+            score = mean_score(self.live, targets)
+        trial = Trial(atoms, multiplier, score, self._change(atoms, multiplier))
         self.trials.append(trial)
         if self.progress:
             self.progress(1)

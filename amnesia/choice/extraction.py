@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import DirectionChoice
+from amnesia.choice.forms import Forms, forms_of, n_columns
 from amnesia.choice.known import KnownFacts, mean_score, select_known
-from amnesia.choice.results import Answers, Extraction, Screening, Verdict
+from amnesia.choice.neighbors import begins_alike, facts_about, near_response, neighbor_results, neighbors_of
+from amnesia.choice.results import Answers, Extraction, FormResult, NeighborResult, Screening, Verdict
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.choice.shown import answers_of, screening_of
 from amnesia.directions.moments import early_layers, moments_of
@@ -60,19 +62,37 @@ def choose(
     Fixed `[[cells]]` are only verified. Method "auto" turns a direction, on as few columns as keep within the bounds;
     "single" is the source's form, one cell whose column is negated.
     """
-    answers = screening = None
-    edits: tuple[Edit, ...]
     if recipe.edit.cells:
-        edits, tried = recipe.edit.cells, len(recipe.edit.cells)
+        found = _Chosen(recipe.edit.cells, len(recipe.edit.cells))
     elif recipe.edit.method == "single":
-        edits, tried = _single(live, recipe, targets, controls, task)
+        found = _single(live, recipe, targets, controls, task)
     else:
-        edits, tried, answers, screening = _direction(live, recipe, targets, controls, task, cache)
-    with edited(live, edits):
+        found = _direction(live, recipe, targets, controls, task, cache)
+    with edited(live, found.edits):
         target, control = mean_score(live, targets), mean_score(live, controls)
-    judged = verdict(target, control, recipe.accept) if edits else "none"
-    chosen = EntityEdits(recipe.target.entity, edits)
-    return Extraction(chosen, judged, target, control, tried, answers, screening)
+    return Extraction(
+        EntityEdits(recipe.target.entity, found.edits),
+        verdict(target, control, recipe.accept) if found.edits else "none",
+        target,
+        control,
+        found.tried,
+        found.answers,
+        found.screening,
+        found.forms,
+        found.neighbors,
+    )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """An edit, how much was measured for it, and what there is to tell of the choice, as `Extraction` has it."""
+
+    edits: tuple[Edit, ...]
+    tried: int
+    answers: Answers | None = None
+    screening: Screening | None = None
+    forms: tuple[FormResult, ...] = ()
+    neighbors: tuple[NeighborResult, ...] = ()
 
 
 def verdict(target: float, control: float, accept: Accept) -> Verdict:
@@ -141,7 +161,8 @@ def reserved_names(recipe: Recipe) -> list[str]:
 
 def _direction(
     live: LiveModel, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task, cache: Path | None
-) -> tuple[tuple[Edit, ...], int, Answers | None, Screening]:
+) -> _Chosen:
+    """The edit for the name, and for those of its forms that need one of their own."""
     layers = live.watchable(early_layers(live.shape.n_layers))
     if recipe.localization.layers is not None:
         layers = layer_range(live, recipe.localization.layers)
@@ -151,16 +172,47 @@ def _direction(
     settings = ChoiceSettings()
     if recipe.edit.prefer == "mild":
         settings = replace(settings, columns=())
+    with task("asking about neighbors") as progress:
+        neighbors = facts_about(
+            live, neighbors_of(recipe.target, reserved_names(recipe)), recipe.target, recipe.scoring, progress
+        )
+        apart = tuple(fact for fact in neighbors if not begins_alike(fact.question.fact.entity, recipe.target.names))
+        near = near_response(live, apart, layers)
+    name = Name(
+        live,
+        recipe.target.entity,
+        moments,
+        lambda other: share_words(other, reserved),
+        near,
+        settings.near_share,
+    )
+    max_columns = recipe.edit.max_cells
     with task("choosing the edit") as progress:
-        name = Name(live, recipe.target.entity, moments, lambda other: share_words(other, reserved))
-        choice = DirectionChoice(live, name, targets, controls, settings, recipe.edit.max_cells, progress)
+        others = forms_of(recipe.target, settings.n_typos) if recipe.edit.forms else ()
+        forms = Forms(live, targets, controls, apart, settings, others)
+        share = settings.name_share if forms.known else 1.0
+        own = replace(settings, max_harm=share * settings.max_harm)
+        choice = DirectionChoice(live, name, targets, controls, apart, own, max_columns, progress)
         best = choice.choose()
-    return best.edits, len(choice.trials), answers_of(name, best.edits), screening_of(choice, best)
+        edits = forms.add(best, name, max_columns, progress)
+        if forms.known and len(edits) == len(best.edits) and n_columns(edits) > settings.few:
+            # No form needs the harm that was left to them: with it, fewer columns may do.
+            choice.settings = settings
+            again = choice.on_few_columns(choice.dense)
+            with_forms = forms.add(again, name, max_columns, progress)
+            if n_columns(with_forms) < n_columns(edits):
+                best, edits = again, with_forms
+    return _Chosen(
+        edits,
+        len(choice.trials),
+        answers_of(name, best.edits),
+        screening_of(choice, best),
+        forms.results(best.edits, edits),
+        neighbor_results(live, neighbors, edits),
+    )
 
 
-def _single(
-    live: LiveModel, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task
-) -> tuple[tuple[Edit, ...], int]:
+def _single(live: LiveModel, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task) -> _Chosen:
     """The source's two steps: candidates by stability, each verified by intervention with each allowed multiplier.
 
     The one that lowers the targets most of those that spare the controls; controls are asked only where targets fell.
@@ -179,5 +231,5 @@ def _single(
                 break
             with edited(live, [edit]):
                 if mean_score(live, controls) >= recipe.accept.min_control:
-                    return (edit,), len(alone)
-    return (), len(alone)
+                    return _Chosen((edit,), len(alone))
+    return _Chosen((), len(alone))

@@ -64,11 +64,37 @@ class Screening:
 
 
 @dataclass(frozen=True)
+class FormResult:
+    """Another form of the entity's name, by which the original model knows it.
+
+    Mean knowledge scores of search facts asked with this form, between an unknown entity and the name itself in the
+    original model: `before` in that model, `alone` with the edit for the name itself, `after` with the whole edit.
+    """
+
+    name: str
+    kind: str
+    before: float
+    alone: float
+    after: float
+
+
+@dataclass(frozen=True)
+class NeighborResult:
+    """Another name that shares a word with the entity's: the mean knowledge score of `n_facts` that the model itself
+    states about it, with the edit."""
+
+    name: str
+    n_facts: int
+    score: float
+
+
+@dataclass(frozen=True)
 class Extraction:
     """The edit chosen for one entity and the knowledge scores that it reached on the search facts.
 
     `target` and `control` are mean knowledge scores; `candidates_tried` counts what was measured on the way.
-    `screening` is there where directions were considered, `answers` where one was chosen.
+    `screening` is there where directions were considered, `answers` where one was chosen; `forms` and `neighbors` are
+    those that were asked about.
     """
 
     edits: EntityEdits
@@ -78,3 +104,5 @@ class Extraction:
     candidates_tried: int
     answers: Answers | None = None
     screening: Screening | None = None
+    forms: tuple[FormResult, ...] = ()
+    neighbors: tuple[NeighborResult, ...] = ()

@@ -111,11 +111,11 @@ class BystanderMoments:
         last = torch.tensor([row.is_last for row in self.names])
         share = self.settings.names / len(self.names)
         # Without copies in float64 beside C, which has gigabytes in a large model.
-        second.sub_(_gram(live, layer, self.name_keys[~seen, place].float()), alpha=share)
+        second.sub_(gram(live, layer, self.name_keys[~seen, place].float()), alpha=share)
         own = [Placed(row, len(row) - 1) for row in self.vocabulary if row[-1] in tokens]
         if own:
             found = torch.cat([batch[:, 0] for _, batch in activations(live, own, [layer])])
-            second.sub_(_gram(live, layer, found), alpha=self.settings.vocabulary / len(self.vocabulary))
+            second.sub_(gram(live, layer, found), alpha=self.settings.vocabulary / len(self.vocabulary))
         width = live.shape.width(layer)
         second = second[:width, :width]
         second.diagonal().add_(self.settings.ridge * second.diagonal().mean())
@@ -325,7 +325,7 @@ def _add(live: LiveModel, layers: Sequence[int], second: Tensor, batches: Iterab
     def flush() -> None:
         block = torch.cat(waiting)
         for place, layer in enumerate(layers):
-            total[place] += _gram(live, layer, block[:, place])
+            total[place] += gram(live, layer, block[:, place])
         waiting.clear()
 
     for batch in batches:
@@ -339,7 +339,7 @@ def _add(live: LiveModel, layers: Sequence[int], second: Tensor, batches: Iterab
     second.add_(total, alpha=share / count)
 
 
-def _gram(live: LiveModel, layer: int, rows: Tensor) -> Tensor:
+def gram(live: LiveModel, layer: int, rows: Tensor) -> Tensor:
     """Σ w·a·aᵀ (d_mlp, d_mlp) over rows a (n, d_mlp) of one layer, in float32."""
     if live.norm_after(layer) is None:
         return rows.T @ rows

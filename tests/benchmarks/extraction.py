@@ -24,17 +24,19 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from amnesia.choice.atoms import Name, harm
+from amnesia.choice.atoms import Name, change_by
 from amnesia.choice.direction import DirectionChoice, Group, Trial
 from amnesia.choice.extraction import choose, reserved_names
-from amnesia.choice.known import KnownFacts, select_known
+from amnesia.choice.forms import asked_as, forms_of
+from amnesia.choice.known import KnownFacts, mean_score, select_known
+from amnesia.choice.neighbors import neighbor_results
 from amnesia.directions.moments import BystanderMoments, early_layers, moments_of
 from amnesia.domain import ModelRef
 from amnesia.edits import Edit, directions_of
@@ -43,10 +45,12 @@ from amnesia.evaluation.damage import Impression, impression
 from amnesia.evaluation.labels import kind_of
 from amnesia.evaluation.measurement import known_facts, measure
 from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.evaluation.own_facts import own_facts
 from amnesia.facts.names import share_words
 from amnesia.facts.neutral import neutral_text
 from amnesia.facts.popqa import PopqaRow, read_popqa
 from amnesia.facts.questions import Question, questions_of
+from amnesia.facts.relations import relation_templates
 from amnesia.files.cache import cache_folder
 from amnesia.files.strict_json import StrictJson
 from amnesia.live.loading import load
@@ -59,9 +63,10 @@ from amnesia.weights.edit_rows import edit_json, read_edit
 
 JSON = StrictJson("the results file", InputError, "remove it")
 TABLE = Path(__file__).with_name("entities.tsv")
+NEIGHBORS = Path(__file__).with_name("neighbors.tsv")
 SCORING = Scoring(min_nats=1.0, max_rank=3)
 COLUMNS = (16, 32, 64, 128)
-METHODS = ("auto", *(f"{size} columns" for size in COLUMNS), "all columns", "single, -1", "single, best")
+METHODS = ("auto", "name only", *(f"{size} columns" for size in COLUMNS), "all columns", "single, -1", "single, best")
 NULLS = ("wrong entity", "random direction")
 BOUNDS = {
     "target": lambda row: row["target"] <= 0.2,
@@ -139,11 +144,12 @@ class Chooser:
     ) -> tuple[tuple[Edit, ...], float]:
         """The edit, and the seconds it took."""
         start = time.perf_counter()
-        if method.startswith("single"):
-            single = replace(recipe.edit, method="single", multiplier=-1.0 if method.endswith("-1") else None)
-            return choose(
-                self.live, replace(recipe, edit=single), targets, controls, quiet
-            ).edits.edits, time.perf_counter() - start
+        if method in ("auto", "name only") or method.startswith("single"):
+            options = replace(recipe.edit, forms=method == "auto")
+            if method.startswith("single"):
+                options = replace(options, method="single", multiplier=-1.0 if method.endswith("-1") else None)
+            found = choose(self.live, replace(recipe, edit=options), targets, controls, quiet, cache_folder())
+            return found.edits.edits, time.perf_counter() - start
         if self._last is None or self._last[0] != recipe.target.entity:
             reserved = (*recipe.target.names, *reserved_names(recipe))
             name = Name(self.live, recipe.target.entity, self.moments, lambda other: share_words(other, reserved))
@@ -152,12 +158,11 @@ class Chooser:
             self._last = (recipe.target.entity, choice, dense, time.perf_counter() - start)
             start = time.perf_counter()
         _, choice, dense, seconds = self._last
-        if method == "auto":
-            found = choice.on_few_columns(dense)
-        else:
-            size = group_size(dense[0].atoms) if method == "all columns" else int(method.split()[0])
-            fits = [(atoms, trial) for trial in dense for atoms in choice.sizes(trial) if group_size(atoms) == size]
-            found = choice.fitted(*min(fits, key=lambda pair: harm(pair[0], pair[1].multiplier)))
+        size = group_size(dense[0].atoms) if method == "all columns" else int(method.split()[0])
+        fits = [
+            (atoms, trial.multiplier) for trial in dense for atoms in choice.sizes(trial) if group_size(atoms) == size
+        ]
+        found = choice.fitted(*min(fits, key=lambda pair: change_by(*pair).harm))
         return found.edits, seconds + time.perf_counter() - start
 
 
@@ -187,6 +192,15 @@ def perplexity_ratios(live: LiveModel, original: Impression, edits: Sequence[Edi
     return found | {"all": math.exp(sum(lost for _, lost, _ in rows) / sum(n for *_, n in rows))}
 
 
+def neighbor_pairs() -> dict[str, tuple[str, ...]]:
+    """Names that share a word with an entity, by entity; of `neighbors.tsv`."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for line in NEIGHBORS.read_text(encoding="utf-8").splitlines()[1:]:
+        entity, neighbor = line.split("\t")
+        found[entity].append(neighbor)
+    return {entity: tuple(names) for entity, names in found.items()}
+
+
 def tenth_percentile(values: Sequence[float]) -> float:
     """The value below which a tenth of them are."""
     return sorted(values)[round(0.1 * (len(values) - 1))]
@@ -197,6 +211,7 @@ class Judge:
 
     def __init__(self, live: LiveModel, cache: MeasurementCache) -> None:
         self._live, self._cache = live, cache
+        self._pairs = neighbor_pairs()
         self._neutral: Impression = impression(live, [])
 
     def judge(self, recipe: Recipe, edits: Sequence[Edit], *, all_bounds: bool) -> dict[str, Any]:
@@ -216,8 +231,28 @@ class Judge:
             "perplexity_ratio": ratios.pop("all", None),
             "perplexity_by_register": ratios,
             "n": {kind: len(found) for kind, found in by_kind.items()},
+            "forms": self._forms(recipe, edits),
+            "neighbors": self._neighbors(recipe, edits),
             "scores": scores,
         }
+
+    def _forms(self, recipe: Recipe, edits: Sequence[Edit]) -> dict[str, float]:
+        """Mean score of every form of the name that brings out half of what the name does, over all target facts."""
+        questions = [row for row in questions_of(recipe) if row.role == "target"]
+        facts = known_facts(self._live, questions, recipe.scoring, cache=self._cache, unlikely=True)
+        facts = tuple(fact for fact in facts if not fact.excluded)
+        asked = {form: asked_as(facts, form.name) for form in forms_of(recipe.target, n_typos=2)}
+        known = {form: own for form, own in asked.items() if mean_score(self._live, own) >= 0.5}
+        with edited(self._live, edits):
+            return {f"{form.kind}: {form.name}": mean_score(self._live, own) for form, own in known.items()}
+
+    def _neighbors(self, recipe: Recipe, edits: Sequence[Edit]) -> dict[str, tuple[int, float]]:
+        """Number of facts and mean score of what the model states about each neighbor in a held-out wording."""
+        names = self._pairs.get(recipe.target.entity, ())
+        asked = [(name, each.held_out[0]) for name in names for each in relation_templates().values()]
+        facts = own_facts(self._live, asked, (), recipe.scoring, cache=self._cache)
+        rows = neighbor_results(self._live, facts, edits)
+        return {row.name: (row.n_facts, row.score) for row in rows}
 
 
 @contextlib.contextmanager
@@ -239,10 +274,14 @@ def run(arguments: argparse.Namespace) -> None:
     judge = Judge(live, cache)
     recipes: list[tuple[str, Recipe]] = []
     counts: dict[str, int] = defaultdict(int)
+    neighbors = neighbor_pairs()
     for kind, name in chosen_entities(rows, arguments.per_type, arguments.seed):
         if arguments.types and kind not in arguments.types:
             continue
+        if arguments.entities and name not in arguments.entities:
+            continue
         if counts[kind] < arguments.per_type and (recipe := minable(live, rows, name, cache)) is not None:
+            recipe = replace(recipe, target=replace(recipe.target, neighbors=neighbors.get(name, ())))
             counts[kind] += 1
             recipes.append((kind, recipe))
             print(f"{kind}: {name}, {len(recipe.facts)} wordings, {len(recipe.controls)} controls", flush=True)
@@ -293,8 +332,16 @@ def summary(row: dict[str, Any]) -> str:
     return (
         f"{row['target']:.2f} / {row['held_out_target']:.2f}, controls {row['held_out_control']:.3f} "
         f"(tenth percentile {row['control_p10']:.2f}), perplexity {perplexity}, "
-        f"{columns_in(row)} columns{seconds}; " + ("all bounds met" if not missed else f"missed: {', '.join(missed)}")
+        f"{columns_in(row)} columns{seconds}; forms {worst(row['forms'].values(), max)}, neighbors "
+        f"{worst((score for _, score in row['neighbors'].values()), min)}; "
+        + ("all bounds met" if not missed else f"missed: {', '.join(missed)}")
     )
+
+
+def worst(scores: Iterable[float], by: Callable[[Iterable[float]], float]) -> str:
+    """The worst of scores with two digits."""
+    found = list(scores)
+    return f"{by(found):.2f}" if found else "none"
 
 
 def columns_in(row: dict[str, Any]) -> int:
@@ -343,6 +390,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m", help="a built-in model, a folder or a Hub id")
     parser.add_argument("--per-type", type=int, default=12)
     parser.add_argument("--types", nargs="*", help="only entities of these types")
+    parser.add_argument("--entities", nargs="*", help="only these entities")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of entities")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--methods", nargs="*", choices=(*METHODS, *NULLS), default=["auto", *NULLS])

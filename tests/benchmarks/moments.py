@@ -67,7 +67,7 @@ def mean_gram(live: LiveModel, layers: tuple[int, ...], batches: Iterator[Tensor
     for batch in batches:
         count += len(batch)
         for place, layer in enumerate(layers):
-            total[place] += gathering._gram(live, layer, batch[:, place]).cpu()
+            total[place] += gathering.gram(live, layer, batch[:, place]).cpu()
     return total, count
 
 

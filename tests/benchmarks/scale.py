@@ -229,7 +229,7 @@ def n_dense(d_mlp: int) -> int:
 @contextlib.contextmanager
 def grams_counted(clock: Clock) -> Iterator[Stage]:
     """Measure the sums of a·aᵀ while the block runs."""
-    found, original = Stage("  of it: a·aᵀ"), gathering._gram
+    found, original = Stage("  of it: a·aᵀ"), gathering.gram
 
     @wraps(original)
     def timed(live: LiveModel, layer: int, rows: torch.Tensor) -> torch.Tensor:
@@ -240,11 +240,11 @@ def grams_counted(clock: Clock) -> Iterator[Stage]:
         clock.operations["float32"] += 2 * len(rows) * rows.shape[1] ** 2
         return result
 
-    gathering._gram = timed
+    gathering.gram = timed
     try:
         yield found
     finally:
-        gathering._gram = original
+        gathering.gram = original
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from amnesia.choice.atoms import Name, harm
+from amnesia.choice.atoms import Name, change_by
 from amnesia.choice.direction import DirectionChoice, Trial
 from amnesia.choice.extraction import extract, extract_all, verdict
 from amnesia.choice.settings import ChoiceSettings
@@ -194,14 +194,14 @@ def test_the_weakest_multiplier_that_reaches_the_goal_is_found(live, cache, need
     class Scripted(DirectionChoice):
         def _measure(self, atoms, multiplier, targets):
             score = 0.5 if multiplier > needed else -0.2
-            self.trials.append(Trial(atoms, multiplier, score))
+            self.trials.append(Trial(atoms, multiplier, score, self._change(atoms, multiplier)))
             return self.trials[-1]
 
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     atoms = name.atoms(1)
     found = Scripted(live, name, (), ()).mildest(atoms)[0]
     assert (found.multiplier, found.score) == (needed, -0.2)
-    assert found.harm == min(harm([atom], needed) for atom in atoms)
+    assert found.change.harm == min(change_by([atom], needed).harm for atom in atoms)
 
 
 def n_columns(trial):
@@ -221,38 +221,38 @@ def test_more_columns_are_taken_where_few_harm(live, recipe, cache):
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     known = [known_by(live, facts) for facts in (recipe.facts, recipe.controls)]
     settings = ChoiceSettings(goal=2.0, columns=(8, 32), max_harm=math.inf, min_control=-9.0)
-    assert n_columns(DirectionChoice(live, name, *known, settings).choose()) == 8
+    assert n_columns(DirectionChoice(live, name, *known, settings=settings).choose()) == 8
     # Too much harm for any: all columns of the mildest.
-    none = DirectionChoice(live, name, *known, dataclasses.replace(settings, max_harm=0.0))
+    none = DirectionChoice(live, name, *known, settings=dataclasses.replace(settings, max_harm=0.0))
     assert {atom.size for atom in none.choose().atoms} == {live.shape.d_mlp}
     # Controls that nothing spares: everything was tried, and what harms text least of what forgets enough.
-    choice = DirectionChoice(live, name, *known, dataclasses.replace(settings, min_control=math.inf))
+    choice = DirectionChoice(live, name, *known, settings=dataclasses.replace(settings, min_control=math.inf))
     found = choice.choose()
     judged = [trial for trial in choice.judged if trial.score <= max(found.score, 0.1)]
     assert {8, 32, live.shape.d_mlp} <= {n_columns(trial) for trial in choice.judged}
-    assert found.harm == min(trial.harm for trial in judged)
+    assert found.change.harm == min(trial.change.harm for trial in judged)
 
 
-def test_128_columns_are_taken_with_a_weaker_multiplier_where_all_of_it_would_harm(live, recipe, cache, monkeypatch):
-    monkeypatch.setattr("amnesia.choice.direction._FEW", 8)
+def test_128_columns_are_taken_with_a_weaker_multiplier_where_all_of_it_would_harm(live, recipe, cache):
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     known = known_by(live, recipe.facts)
-    settings = ChoiceSettings(goal=2.0, columns=(8,), max_harm=math.inf, min_control=-9.0)
-    free = DirectionChoice(live, name, known, known, settings).choose()
-    bounded = dataclasses.replace(settings, max_harm=free.harm / 1.2)
-    found = DirectionChoice(live, name, known, known, bounded).choose()
+    settings = ChoiceSettings(goal=2.0, columns=(8,), few=8, max_harm=math.inf, min_control=-9.0, cheap=0.0)
+    free = DirectionChoice(live, name, known, known, settings=settings).choose()
+    bounded = dataclasses.replace(settings, max_harm=free.change.harm / 1.2)
+    found = DirectionChoice(live, name, known, known, settings=bounded).choose()
     assert n_columns(free) == n_columns(found) == 8
-    assert free.multiplier < found.multiplier < 1.0 and 0.9 * bounded.max_harm < found.harm <= bounded.max_harm
+    assert free.multiplier < found.multiplier < 1.0 and 0.9 * bounded.max_harm < found.change.harm <= bounded.max_harm
 
 
 def test_two_atoms_of_a_layer_do_not_scale_one_cell_twice(live, cache):
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     atom = name.atoms(1)[0]
     twin = dataclasses.replace(atom, token=1)
-    choice = DirectionChoice(live, name, (), (), ChoiceSettings(columns=(1, 2, 8)), max_columns=8)
-    assert [n_columns(Trial(group, 0.0, 0.0)) for group in choice.sizes(Trial((atom, twin), 0.0, 0.0))] == [8]
+    choice = DirectionChoice(live, name, (), (), settings=ChoiceSettings(columns=(1, 2, 8)), max_columns=8)
+    both = Trial((atom, twin), 0.0, 0.0, change_by((atom, twin), 0.0))
+    assert [sum(own.size for own in group) for group in choice.sizes(both)] == [8]
     choice.max_columns = 1
-    (only,) = choice.sizes(Trial((atom, twin), 0.0, 0.0))
+    (only,) = choice.sizes(both)
     assert [found.place for found in only] == [atom.place] and only[0].size == 1
 
 

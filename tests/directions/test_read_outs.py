@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from amnesia.choice.atoms import Name, harm
+from amnesia.choice.atoms import Name, change_by
 from amnesia.choice.shown import BINS, answers_of
 from amnesia.directions.keys import name_keys, token_texts, wordings
 from amnesia.directions.moments import MomentSettings, _vocabulary, early_layers, moments_of
@@ -372,7 +372,7 @@ def test_an_atom_taken_away_leaves_what_any_name_gets(model_type):
             # At the key, W'k = W(k − (k − n)) = Wn.
             mean = weight @ atom.key - atom.write
             assert torch.allclose((weight + delta) @ atom.key, mean, atol=1e-4 * float(weight.norm()))
-        assert harm([dense], -1.0) == pytest.approx(4 * harm([dense], 0.0), rel=1e-5)
+        assert change_by([dense], -1.0).harm == pytest.approx(4 * change_by([dense], 0.0).harm, rel=1e-5)
         assert math.isfinite(dense.shift)
         # One cell is the source's form: its column, scaled.
         (cell,) = found[1].read_out.cells.tolist()

@@ -1,0 +1,116 @@
+"""Other forms of a name: lower case, capitals, aliases. What the model knows behind them is to go with the name.
+
+The key of "harry potter" is another one than that of "Harry Potter", so that an edit that answers to the one may leave
+what stands behind the other. Each form in which the original model knows the facts gets an edit of its own where it
+needs one, chosen as that of the name while this acts, as far as the harm that is allowed lasts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from amnesia.choice.atoms import Name
+from amnesia.choice.direction import DirectionChoice, JudgedTrial
+from amnesia.choice.known import KnownFacts, mean_score, some
+from amnesia.choice.results import FormResult
+from amnesia.choice.settings import ChoiceSettings
+from amnesia.edits import DirectionEdit, Edit
+from amnesia.facts.variants import Variant, variants_of
+from amnesia.live.model import LiveModel, edited
+from amnesia.progress import Progress
+from amnesia.recipe import Target
+
+_KINDS = ("given", "translation", "last name", "acronym", "lower case", "upper case", "typo")
+
+
+def forms_of(target: Target, n_typos: int) -> tuple[Variant, ...]:
+    """The forms of a name that a choice considers: those that the recipe gives, and others that are made from it."""
+    given = [Variant(alias, "given") for alias in target.aliases]
+    given += [Variant(row.name, "translation", row.language) for row in target.translations]
+    found = variants_of(target.entity, given, n_typos if len(target.entity) > 3 else 0)
+    return tuple(form for form in found if form.kind in _KINDS)
+
+
+def asked_as(facts: KnownFacts, form: str) -> KnownFacts:
+    """The same facts, asked with another form of the entity's name.
+
+    Scores are those of the name: 1 where the form brings out as much as the name does in the original model, 0 where it
+    brings out as much as an unknown entity.
+    """
+    return tuple(
+        replace(fact, question=replace(fact.question, fact=replace(fact.question.fact, entity=form))) for fact in facts
+    )
+
+
+@dataclass
+class Forms:
+    """The forms of a name, beside an edit for the name itself: what it leaves of them, and what they get of their own.
+
+    `known` are the facts under each form by which the original model knows the entity, and their mean score in it. The
+    model is as it was when this is made.
+    """
+
+    live: LiveModel
+    targets: KnownFacts
+    controls: KnownFacts
+    neighbors: KnownFacts
+    settings: ChoiceSettings
+    forms: Sequence[Variant]
+    known: dict[Variant, tuple[KnownFacts, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        few = some(self.targets, self.settings.n_facts)
+        for form in self.forms:
+            facts = asked_as(few, form.name)
+            score = mean_score(self.live, facts)
+            if score >= self.settings.known_form:
+                self.known[form] = facts, score
+
+    def add(
+        self, best: JudgedTrial, name: Name, max_columns: int | None, progress: Progress | None
+    ) -> tuple[Edit, ...]:
+        """The edit that was chosen for the name, with what the forms need beside it.
+
+        Nothing is added that would go beyond the harm that is allowed, or does not help.
+        """
+        found, change, neighbor = best.edits, best.change, best.neighbor
+        settings = replace(self.settings, goal=self.settings.form_goal, margin=1.0, n_paired=2)
+        for form, (facts, _) in self.known.items():
+            with edited(self.live, found):
+                before = mean_score(self.live, facts)
+                left = None if max_columns is None else max_columns - n_columns(found)
+                if before <= settings.goal + settings.slack or (left is not None and left < 1):
+                    continue
+                choice = DirectionChoice(
+                    self.live,
+                    replace(name, text=form.name),
+                    facts,
+                    self.controls,
+                    self.neighbors,
+                    settings,
+                    left,
+                    progress,
+                    change,
+                )
+                own = choice.choose()
+            spares = own.control >= settings.min_control and own.neighbor >= min(settings.min_neighbor, neighbor - 0.02)
+            if spares and own.change.harm <= settings.max_harm and own.score <= before - settings.form_gain:
+                found, change = (*found, *own.edits), own.change
+        return found
+
+    def results(self, alone: Sequence[Edit], edits: Sequence[Edit]) -> tuple[FormResult, ...]:
+        """Each form with its mean score once the edit for the name acts `alone`, and with all `edits`."""
+        scores = []
+        for part in (alone, edits):
+            with edited(self.live, part):
+                scores.append([mean_score(self.live, facts) for facts, _ in self.known.values()])
+        return tuple(
+            FormResult(form.name, form.kind, before, *after)
+            for (form, (_, before)), *after in zip(self.known.items(), *scores, strict=True)
+        )
+
+
+def n_columns(edits: Iterable[Edit]) -> int:
+    """How many columns edits change, those of each counted."""
+    return sum(len(edit.columns) if isinstance(edit, DirectionEdit) else 1 for edit in edits)

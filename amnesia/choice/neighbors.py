@@ -1,0 +1,71 @@
+"""Neighbors of a name: others that share a word with it, which an edit that acts at that word can take along.
+
+What the model itself says about them stands for what it knows of them, so that no table is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from amnesia.choice.known import KnownFacts
+from amnesia.choice.results import NeighborResult
+from amnesia.directions.response import Response, response_of
+from amnesia.edits import Edit
+from amnesia.evaluation.measurement import measure
+from amnesia.evaluation.own_facts import own_facts
+from amnesia.facts.names import contrast_entities, share_words, shares_a_word
+from amnesia.facts.relations import relation_templates
+from amnesia.live.model import LiveModel, edited
+from amnesia.live.tokens import encode, join
+from amnesia.progress import Progress
+from amnesia.recipe import Scoring, Target
+
+MAX_NEIGHBORS = 8
+"""Neighbors that are asked about, those that the recipe names first."""
+
+
+def neighbors_of(target: Target, reserved: Sequence[str]) -> tuple[str, ...]:
+    """Names that share a word with the entity's: those of the recipe, then well-known ones.
+
+    Well-known names that overlap with `reserved` ones, which are held out, are none.
+    """
+    others = (
+        name
+        for name in contrast_entities()
+        if shares_a_word(name, target.names) and not share_words(name, (*target.names, *reserved))
+    )
+    return tuple(dict.fromkeys((*target.neighbors, *others)))[:MAX_NEIGHBORS]
+
+
+def begins_alike(neighbor: str, names: Sequence[str]) -> bool:
+    """Whether a neighbor's name begins with a whole name of the entity, as "Miami Heat" does with "Miami".
+
+    A model reads from left to right: up to there both are the same to it, so that no edit can tell them apart.
+    """
+    words = neighbor.casefold().split()
+    return any(words[: len(own)] == own for own in (name.casefold().split() for name in names))
+
+
+def facts_about(
+    live: LiveModel, names: Sequence[str], target: Target, scoring: Scoring, progress: Progress | None = None
+) -> KnownFacts:
+    """What the model itself says about names, in the first wording of every relation, and not about the target."""
+    asked = [(name, each.search[0]) for name in names for each in relation_templates().values()]
+    return own_facts(live, asked, target.names, scoring, progress)
+
+
+def near_response(live: LiveModel, facts: KnownFacts, layers: Sequence[int]) -> Response | None:
+    """What statements of the facts answer to; None without any."""
+    rows = [item.ids for item in encode(live.tokenizer, [join(*fact.pair) for fact in facts])]
+    return response_of(live, rows, layers) if rows else None
+
+
+def neighbor_results(live: LiveModel, facts: KnownFacts, edits: Sequence[Edit]) -> tuple[NeighborResult, ...]:
+    """The mean score of each neighbor's facts with an edit."""
+    with edited(live, edits):
+        after = measure(live, [fact.pair for fact in facts])
+    scores: dict[str, list[float]] = {}
+    for fact in facts:
+        scores.setdefault(fact.question.fact.entity, []).append(fact.score(after[fact.pair].logprob))
+    return tuple(NeighborResult(name, len(found), fmean(found)) for name, found in scores.items())
