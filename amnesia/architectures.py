@@ -24,7 +24,7 @@ _MULTIMODAL = "model.language_model."
 _PREFIXES = (_MULTIMODAL, "language_model.model.", "model.", "")
 
 # The output projections of what mixes tokens, of which a layer has one: full and linear attention, convolution.
-_MIXERS = ("self_attn.o_proj", "linear_attn.out_proj", "conv.out_proj", "mamba.out_proj")
+_MIXERS = ("self_attn.o_proj", "self_attn.out_proj", "linear_attn.out_proj", "conv.out_proj", "mamba.out_proj")
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,16 @@ def test_files_and_memory_have_the_same_layers(source, live):
     assert shape.n_experts or len(shape.plain_layers) == shape.n_layers
 
 
+def test_one_projection_of_each_layer_ends_what_mixes_tokens(source, live):
+    for layer in range(live.shape.n_layers):
+        if model_type(source) == "falcon_h1":
+            with pytest.raises(LayoutError, match=r"has 2 of self_attn.o_proj, .*: expected one"):
+                live.mixer(layer)
+        else:
+            weight = live.mixer(layer).weight
+            assert live.shape.d_model in weight.shape
+
+
 def test_the_edited_files_are_the_model_edited_in_memory(source, live, tmp_path):
     edits = [ColumnEdit(cell, -3.0) for cell in some_cells(live.shape)]
     save("safetensors", source, [EntityEdits("Paris", tuple(edits))], tmp_path / "out")
