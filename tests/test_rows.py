@@ -196,6 +196,36 @@ def test_varied_multipliers_are_single_edits(live):
                 assert found[number, column].item() == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "stored"),
+    [
+        (
+            "gemma4_text",
+            {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16},
+            "model.layers.1.experts.down_proj[2]",
+        ),
+        (
+            "granitemoehybrid",
+            {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 16},
+            "model.layers.1.block_sparse_moe.output_linear.weight[2]",
+        ),
+    ],
+)
+def test_rows_that_may_have_experts(tmp_path, name, settings, stored):
+    tiny_model(name, vocab_size=VOCAB_SIZE, **settings).save_pretrained(tmp_path / "base")
+    source = ModelSource(tmp_path / "base", ModelRef("a/b"))
+    assert source.checkpoint.shape.tensor(1, 2) == (stored, 1)
+    edits = [ColumnEdit(cell, -3.0) for cell in (Cell(1, 5), Cell(1, 7, 2))]
+    save("safetensors", source, [EntityEdits("Paris", tuple(edits))], tmp_path / "out")
+    copy = wrap(plain(source.folder), None)
+    ids = list(range(5, 40))
+    before = logits(copy.model, ids)
+    apply_edits(copy, edits)
+    after = logits(plain(tmp_path / "out"), ids)
+    torch.testing.assert_close(logits(copy.model, ids), after, atol=1e-4 * before.std().item(), rtol=1e-5)
+    assert (after - before).abs().max() > 1e-3 * before.std()
+
+
 class MadeUpConfig(LlamaConfig):
     model_type = "made_up"
 

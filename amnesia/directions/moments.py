@@ -286,11 +286,7 @@ def _sampled(
         ):
             torch.manual_seed(first)
             model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
-        written = [torch.cat(seen[layer], 1) for layer in layers]
-        # Without the first token, and what every layer saw: some run no more of a prompt than its last token.
-        lengths = [one.shape[1] for one in written]
-        n_tokens = min(max(lengths) - 1, *lengths)
-        found = torch.stack([one[:, -n_tokens:].flatten(0, 1) for one in written], dim=1)
+        found = torch.stack([torch.cat(seen[layer], 1)[:, 1:].flatten(0, 1) for layer in layers], dim=1)
         if progress:
             progress(len(found))
         yield found

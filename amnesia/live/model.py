@@ -159,13 +159,21 @@ def not_finite(live: LiveModel, what: str, cause: str = "its weights are damaged
 @contextlib.contextmanager
 def plain_generation(live: LiveModel) -> Generator[None]:
     """Without the model's own settings of generation, which transformers puts where a given configuration says nothing:
-    penalties of repetition, other ends of a text."""
-    own = live.model.generation_config
+    penalties of repetition, other ends of a text.
+
+    All layers run whole prompts, as hooks expect. Those of Gemma 4 that share keys and values would run no more than
+    the last token, unless hidden states are asked for.
+    """
+    own, config = live.model.generation_config, live.text_config
     live.model.generation_config = GenerationConfig()
+    shares = bool(getattr(config, "num_kv_shared_layers", 0))
+    with_states = config.output_hidden_states
+    config.output_hidden_states = with_states or shares
     try:
         yield
     finally:
         live.model.generation_config = own
+        config.output_hidden_states = with_states
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ from amnesia.evaluation.damage import read
 from amnesia.facts.names import entity_templates
 from amnesia.live import batches
 from amnesia.live.batches import passes, takes_trees
-from amnesia.live.forward import activations, readout
-from amnesia.live.model import freeze, wrap
+from amnesia.live.forward import activations, generate, readout
+from amnesia.live.model import freeze, hooks, wrap
 from amnesia.live.tokens import Continuation, place
 from support.tiny_text import VOCAB_SIZE, tiny_live, tiny_tokenizer
 
@@ -91,6 +91,16 @@ def test_masks_are_of_floats(model_type):
         (one,) = passes(live, [[5, 6, 7], [5, 6, 8]])
         assert one.inputs["attention_mask"].dtype == dtype
         assert one.inputs["attention_mask"].min() == torch.finfo(dtype).min
+
+
+def test_all_layers_see_whole_prompts_in_generation():
+    """Gemma 4 could spare layers without keys of their own most of a prompt: what is set there would not be noticed."""
+    live = tiny_live("gemma4_text")
+    n_tokens, seen = len(live.tokenizer("the river was")["input_ids"]), []
+    with hooks(live, {2: lambda values: seen.append(values.shape[1])}):
+        generate(live, ["the river was"], max_new_tokens=3)
+    assert seen[0] == n_tokens and set(seen[1:]) <= {1}
+    assert not live.text_config.output_hidden_states
 
 
 ROWS = [Continuation((5, 9, 30, 31), 2), Continuation(tuple(range(40, 60)), 19)]
