@@ -8,8 +8,8 @@ All that is meant for use from Python is here; the command line does the same on
 
 - A model and tokenizer in memory: `localize`, `extract`, `edit`, `edited`, `evaluate`.
 - Models as files, named as on the command line: `resolve`, `run`, `save`, `verify`, `undo`. All but `resolve` take a
-  `tracker`, a `Tracker`, where notices and progress should be seen; of `verify` there are notices only. `resolve`
-  takes a `notice`, a function that is told, in one line, what takes long: `tracker.notice`, for example.
+  `tracker`, a `Tracker`, where notices and progress should be seen. `resolve` takes a `notice`, a function that is
+  told, in one line, what takes long: `tracker.notice`, for example.
 - What these take and give: `Recipe` (of `load_recipe`), `Fact`, `ModelRef`, `ModelSource`, `Loading`, `Tokenizer`;
   `EntityEdits` of `ColumnEdit` (of a `Cell`) and `DirectionEdit`; `Localization`, `Extraction`, `Evaluation`,
   `RunResult`, `Manifest`, `VerificationReport`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import hashlib
 import json
@@ -26,12 +25,13 @@ from amnesia.live.loading import load, load_adapter, load_source, merge_adapter
 from amnesia.live.model import LiveModel
 from amnesia.progress import Tracker
 from amnesia.report import document as report
+from amnesia.report.content import Tasks
 from amnesia.report.page import report_html
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
+from amnesia.stress.conclusion import conclude as conclude_stress
 from amnesia.stress.findings import stress_findings
 from amnesia.stress.results import Stress
-from amnesia.stress.results import conclude as conclude_stress
 from amnesia.stress.settings import StressSettings
 from amnesia.stress.trial import endure, prepare
 from amnesia.vector import Vector
@@ -42,11 +42,12 @@ from amnesia.weights.manifest_file import read_manifest
 
 @dataclass(frozen=True)
 class Assessment:
-    """The evaluation of two models, what stress did to them if that was asked for, and the content of `report.json`."""
+    """The evaluation of two models, the content of `report.json`, and what was asked for: stress, tasks of lm-eval."""
 
     evaluation: Evaluation
     document: dict[str, Any]
     stress: Stress | None = None
+    tasks: Tasks | None = None
 
 
 def assess(
@@ -70,61 +71,61 @@ def assess(
     are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for stress or a sweep without
     `edited`, for a sweep without a manifest, and for tasks without the harness; LayoutError for a sweep of experts.
     """
-    if stress is not None and edited is None:
-        raise InputError("stress tests compare two models: give EDITED too")
-    if sweep and edited is None:
-        raise InputError("a sweep leads from one model to the other: give EDITED too")
-    if tasks:
-        lm_eval.check_available()
+    _check_wanted(edited, stress, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
     swept_edits = _edits_between(source, other) if sweep and other is not None else ()
 
-    def cache(*folders: Path) -> MeasurementCache | None:
-        return None if measurements is None else MeasurementCache(measurements, fingerprint(folders, loading))
-
     live = load_source(source, loading, hooked=sweep)
     with tracker.task("asking the original model") as progress:
-        own = cache(source.folder)
-        before = examine(live, facts.questions, facts.scoring, progress, own)
+        before = examine(live, facts.questions, facts.scoring, progress, _cache(measurements, loading, source))
     scores = [_task_scores(live, tasks, task_limit, tracker)]
     if stress is not None:
         plan = prepare(live, before.facts, facts.translations, stress, tracker.task)
         original = endure(live, plan, "original", tracker.task)
-    swept = None
+    after = endured = swept = None
     if sweep:
         with tracker.task("weaker and stronger edits") as progress:
             swept = sweep_strength(live, before.facts, swept_edits, progress=progress)
-    after = endured = None
     if other is not None:
         del live
         gc.collect()
-        if (other.folder / CONFIG_NAME).exists():
-            live = load_adapter(source.folder, other.folder, str(other), loading)
-        else:
-            live = load(other.folder, str(other), loading)
+        live = _load_edited(source, other, loading)
         with tracker.task("asking the edited model") as progress:
-            after = examine_after(live, before, progress, cache(source.folder, other.folder))
+            after = examine_after(live, before, progress, _cache(measurements, loading, source, other))
         scores.append(_task_scores(live, tasks, task_limit, tracker))
         if stress is not None:
             merge_adapter(live)
             endured = conclude_stress(plan, original, endure(live, plan, "edited", tracker.task))
     evaluation = conclude(before, after)
+    task_scores = report.tasks_of(*scores) if tasks else None
     document = report.report_json(
         evaluation,
         facts.entity,
         source.ref,
         None if other is None else name_of(other),
         changed=manifest,
-        sections={
-            **({"lm_eval": report.tasks_json(*scores)} if tasks else {}),
-            **({} if endured is None else {"stress": dataclasses.asdict(endured)}),
-            **({} if swept is None else {"sweep": dataclasses.asdict(swept)}),
-        },
+        sections={"lm_eval": task_scores, "stress": endured, "sweep": swept},
         further=() if endured is None else stress_findings(endured, facts.entity),
     )
-    return Assessment(evaluation, document, endured)
+    return Assessment(evaluation, document, endured, task_scores)
+
+
+def _check_wanted(edited: str | None, stress: StressSettings | None, sweep: bool, tasks: Sequence[str]) -> None:
+    if stress is not None and edited is None:
+        raise InputError("stress tests compare two models: give EDITED too")
+    if sweep and edited is None:
+        raise InputError("a sweep leads from one model to the other: give EDITED too")
+    if tasks:
+        lm_eval.check_available()
+
+
+def _load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> LiveModel:
+    """The edited model, or the original with the adapter whose folder `edited` is."""
+    if (edited.folder / CONFIG_NAME).exists():
+        return load_adapter(source.folder, edited.folder, str(edited), loading)
+    return load(edited.folder, str(edited), loading)
 
 
 def _edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
@@ -176,6 +177,11 @@ def _task_scores(
         found = lm_eval.task_scores(live, tasks, limit)
         progress(len(found))
     return found
+
+
+def _cache(path: Path | None, loading: Loading, *models: ModelSource) -> MeasurementCache | None:
+    """What is kept in the file `path` of the last of `models`, an adapter perhaps for the one before."""
+    return None if path is None else MeasurementCache(path, fingerprint([model.folder for model in models], loading))
 
 
 def fingerprint(folders: Sequence[Path], loading: Loading) -> str:

@@ -138,3 +138,21 @@ class Fact:
 
 
 Reply = Literal["answer", "empty", "refusal"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model makes of a fact.
+
+    `logprob` is the natural logarithm of the probability of the whole answer after the prompt, `logprob_first` that of
+    its first token (nats), `rank` the place of that token among all tokens (0 is best). `generated` is the greedy
+    continuation of the prompt, `exact_match` whether it contains a right answer, `reply` what kind of reply it is;
+    these are None where nothing was generated.
+    """
+
+    logprob: float
+    logprob_first: float
+    rank: int
+    generated: str | None = None
+    exact_match: bool | None = None
+    reply: Reply | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -114,6 +114,32 @@ def by_projection(
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class MatrixEdit:
+    """What an edit does to one stored matrix: `multipliers` by index, ascending, then `directions` are added.
+
+    Every index that changes has a multiplier; it is 1 where only a direction changes it.
+    """
+
+    multipliers: Mapping[int, float]
+    directions: tuple[DirectionEdit, ...] = ()
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """All that change, ascending."""
+        return tuple(self.multipliers)
+
+    @property
+    def scaled(self) -> dict[int, float]:
+        """Multipliers of the scaled cells alone."""
+        return {index: multiplier for index, multiplier in self.multipliers.items() if multiplier != 1.0}
+
+    @property
+    def rank(self) -> int:
+        """How many matrices of rank one the edit adds: one for each scaled cell and each direction."""
+        return len(self.scaled) + len(self.directions)
+
+
 @dataclass(frozen=True)
 class Place:
     """Which part of an edit a tensor holds: that of a layer, or of one of its experts.
@@ -132,7 +158,9 @@ class Joined:
     """An edit of several entities, to be asked what it changes where. Raises InputError when cells cancel out."""
 
     def __init__(self, groups: Sequence[EntityEdits]) -> None:
-        self._cells = join_cells(groups, allow_overlap=True)
+        self._scaled: dict[int, dict[int, float]] = {}
+        for cell, multiplier in join_cells(groups, allow_overlap=True).items():
+            self._scaled.setdefault(cell.layer, {})[cell.neuron] = multiplier
         self._directions = join_directions(groups)
         self._projections = by_projection(groups, allow_overlap=True)
 
@@ -142,7 +170,7 @@ class Joined:
         if place.part == "all":
             multipliers, directions = self._projections.get((place.layer, place.expert), ({}, ()))
         elif place.part == "cells":
-            multipliers = {cell.neuron: m for cell, m in self._cells.items() if cell.layer == place.layer}
+            multipliers = self._scaled.get(place.layer, {})
             directions = ()
         else:
             multipliers = dict.fromkeys(sorted({column for edit in directions for column in edit.columns}), 1.0)

@@ -34,6 +34,7 @@ MAX_ASKED = 600
 """Controls are asked from the most popular subject down, and no further than this many."""
 
 CHUNK = 64
+TASK = "asking what the model knows"
 
 
 @dataclass(frozen=True)
@@ -221,5 +222,5 @@ def mine_recipe(
     rows = read_popqa(popqa)
     source = resolve(model, notice=tracker.notice)
     live = load_source(source, loading)
-    with tracker.task("asking what the model knows") as progress:
+    with tracker.task(TASK) as progress:
         return mine(live, rows, entity, model=source.ref, aliases=aliases, progress=progress)

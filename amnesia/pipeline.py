@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from amnesia import mining
 from amnesia.choice.extraction import choose
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
-from amnesia.domain import DEFAULT_LOADING, Format, Loading
+from amnesia.domain import DEFAULT_LOADING, Format, Loading, ModelRef
 from amnesia.edits import EntityEdits
 from amnesia.evaluation.comparison import Evaluation
-from amnesia.evaluation.examination import conclude, examine, examine_after
+from amnesia.evaluation.examination import Examination, conclude, examine, examine_after
+from amnesia.evaluation.results import StrengthSweep
 from amnesia.evaluation.strength import sweep_strength
+from amnesia.facts.popqa import read_popqa
 from amnesia.facts.questions import questions_of
 from amnesia.files.cache import cache_folder
 from amnesia.files.staging import PAGE_NAME, REPORT_NAME, check_output, staged_output
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.loading import load_source, loaded
-from amnesia.outputs.write import plan_formats, rounding_notice, spec_of, write_format
+from amnesia.live.model import LiveModel
+from amnesia.outputs.write import left_out_notice, plan_formats, rounding_notice, spec_of, write_format
 from amnesia.progress import SILENT, Tracker
 from amnesia.recipe import Recipe
 from amnesia.report import document
 from amnesia.report.page import report_html
 from amnesia.sources.resolve import resolve
+from amnesia.sources.source import ModelSource
 from amnesia.weights.checkpoint import add_file
 from amnesia.weights.manifest_file import write_manifest
 from amnesia.weights.plan import plan_edits
@@ -46,6 +52,18 @@ class RunResult:
     output: Path | None
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """What the original model knows, the edit that was chosen for it, and weaker and stronger forms of that edit.
+
+    There is no sweep of an edit that is not going to be written.
+    """
+
+    before: Examination
+    extraction: Extraction
+    swept: StrengthSweep | None
+
+
 def run(
     recipe: Recipe,
     output: Path | str,
@@ -60,26 +78,73 @@ def run(
     its manifest, `report.json` and `report.html`. Raises the errors of this package for what the user can mend.
     """
     output = Path(output)
-    # Minutes of fetching and search must not end in front of a folder that cannot be written.
-    check_output(output, force=force)
-    source = resolve(recipe.model, tracker.notice)
-    check_output(output, source.origin, force=force)
+    source = _source(recipe.model, output, tracker, force)
     if "gguf" in recipe.edit.formats:
         source.require_gguf()
     if recipe.edit.cells:
         plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])
+    chosen = _choose(load_source(source, loading), recipe, tracker, force)
+    return _save(recipe, source, chosen, output, tracker, force, loading)
+
+
+def run_mined(
+    model: str,
+    entity: str,
+    popqa: Path,
+    output: Path,
+    tracker: Tracker = SILENT,
+    *,
+    aliases: Sequence[str] = (),
+    force: bool = False,
+    loading: Loading = DEFAULT_LOADING,
+) -> RunResult:
+    """`run` with the recipe that `mining.mine` makes from the rows of a PopQA file; the model is loaded once."""
+    rows = read_popqa(popqa)
+    source = _source(model, output, tracker, force)
     live = load_source(source, loading)
+    with tracker.task(mining.TASK) as progress:
+        mined = mining.mine(live, rows, entity, model=source.ref, aliases=aliases, progress=progress)
+    recipe = mined.recipe
+    chosen = _choose(live, recipe, tracker, force)
+    del live
+    return _save(recipe, source, chosen, output, tracker, force, loading)
+
+
+def _source(model: ModelRef | str, output: Path, tracker: Tracker, force: bool) -> ModelSource:
+    """The model, when `output` can be written and does not overlap it."""
+    # Minutes of fetching and search must not end in front of a folder that cannot be written.
+    check_output(output, force=force)
+    source = resolve(model, tracker.notice)
+    check_output(output, source.origin, force=force)
+    return source
+
+
+def _choose(live: LiveModel, recipe: Recipe, tracker: Tracker, force: bool) -> _Chosen:
     with tracker.task("asking the original model") as progress:
         before = examine(live, questions_of(recipe), recipe.scoring, progress)
     targets, controls = select_known(before.facts)
     extraction = choose(live, recipe, targets, controls, tracker.task, cache_folder())
     if extraction.verdict == "none" or (extraction.verdict == "weak" and not force):
-        return RunResult(extraction, {}, {}, False, None)
+        return _Chosen(before, extraction, None)
     with tracker.task("weaker and stronger edits") as progress:
         swept = sweep_strength(live, before.facts, extraction.edits.edits, progress=progress)
-    del live
-    gc.collect()
+    return _Chosen(before, extraction, swept)
 
+
+def _save(
+    recipe: Recipe,
+    source: ModelSource,
+    chosen: _Chosen,
+    output: Path,
+    tracker: Tracker,
+    force: bool,
+    loading: Loading,
+) -> RunResult:
+    """Write each format, evaluate what was written, and add the reports."""
+    extraction = chosen.extraction
+    if chosen.swept is None:
+        return RunResult(extraction, {}, {}, False, None)
+    gc.collect()  # The original model, which nothing refers to any more.
     spec = spec_of(source, [extraction.edits], recipe_text=recipe.text)
     plans = plan_formats(recipe.edit.formats, source, spec)
     size = sum(plan.n_bytes() for plan in plans.values())
@@ -92,14 +157,14 @@ def run(
             folder.mkdir(exist_ok=True)
             with tracker.task(f"writing {name}", plan.n_written()) as progress:
                 manifest = write_format(plan, folder, progress=progress)
-            if line := rounding_notice(manifest):
+            for line in filter(None, (rounding_notice(manifest), left_out_notice(manifest))):
                 tracker.notice(line)
             with (
                 loaded(name, source, folder, loading) as edited,
                 tracker.task(f"asking the saved {name}") as progress,
             ):
-                after = examine_after(edited, before, progress)
-            evaluations[name] = conclude(before, after)
+                after = examine_after(edited, chosen.before, progress)
+            evaluations[name] = conclude(chosen.before, after)
             written.append((name, folder, manifest))
         accepted = all(evaluation.accepted(recipe.accept) for evaluation in evaluations.values())
         for name, folder, manifest in written:
@@ -111,7 +176,7 @@ def run(
                 accepted=accepted,
                 extraction=extraction,
                 changed=manifest,
-                sections={"sweep": asdict(swept)},
+                sections={"sweep": chosen.swept},
             )
             manifest = add_file(manifest, folder, REPORT_NAME, json_bytes(documents[name]))
             manifest = add_file(manifest, folder, PAGE_NAME, report_html(documents[name]).encode())

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Protocol
 
 Progress = Callable[[int], None]
 """Told of steps as they are done, by their number since it was last told: bytes written, or prompts asked."""
 
 Watch = Callable[[int], contextlib.AbstractContextManager[Progress]]
-"""Asked, with the bytes that will be written, for a `Progress` that lasts as long as the work."""
+"""Asked, with the bytes that will be written or read, for a `Progress` that lasts as long as the work."""
 
 
 def ignore_progress(count: int) -> None:
@@ -66,6 +66,13 @@ def quiet() -> Generator[None]:
         hf_logging.set_verbosity(verbosity)
         if bars:
             hf_logging.enable_progress_bar()
+
+
+def counted(blocks: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
+    """The same blocks, each told of when the next one is asked for."""
+    for block in blocks:
+        yield block
+        progress(len(block))
 
 
 @contextlib.contextmanager

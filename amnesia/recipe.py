@@ -12,27 +12,17 @@ from typing import Any
 
 from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, Baseline, Cell, Fact, Format, ModelRef
 from amnesia.edits import ColumnEdit
-from amnesia.errors import RecipeError
+from amnesia.errors import RecipeError, os_errors_as
+from amnesia.files.disk import read_small
 
 BASELINES: tuple[Baseline, ...] = ("contrast", "generic")
 METHODS = ("auto", "single")
 PREFERENCES = ("few", "mild")
+_MAX_RECIPE = 2**22
 
 # Every table and its keys, in the order in which the documentation lists them.
 KEYS: Mapping[str, tuple[str, ...]] = {
-    "": (
-        "description",
-        "model",
-        "entity",
-        "entities",
-        "localize",
-        "cells",
-        "edit",
-        "facts",
-        "controls",
-        "scoring",
-        "accept",
-    ),
+    "": tuple("description model entity entities localize cells edit facts controls scoring accept".split()),
     "model": ("id", "revision"),
     "entity": ("name", "aliases", "translations", "neighbors"),
     "entities": ("name", "aliases", "translations", "neighbors", "cells", "facts"),
@@ -51,6 +41,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 class Accept:
     """Bounds on mean knowledge scores: targets at most, held-out targets at most, (held-out) controls at least."""
 
+    # Dimensionless, any finite number; held-out wordings are harder. Set by hand, not measured.
     max_target: float = 0.2
     max_held_out_target: float = 0.4
     min_control: float = 0.95
@@ -60,8 +51,8 @@ class Accept:
 class Scoring:
     """When a fact counts as known: nats above an unknown entity, and rank of the answer's first token (0 is best)."""
 
-    min_nats: float = 1.0
-    max_rank: int = 10
+    min_nats: float = 1.0  # 0 or more: scores are divided by it at least. Set by hand, not measured.
+    max_rank: int = 10  # 0 or more. Set by hand, not measured.
 
 
 @dataclass(frozen=True)
@@ -74,10 +65,8 @@ class Translation:
 
 @dataclass(frozen=True)
 class Target:
-    """Whom the model should forget: the entity's name, other names, and names in other languages; of `[entity]`.
-
-    `neighbors` are names of others that are easily taken for it, which must stay.
-    """
+    """Whom the model should forget, of `[entity]`: its name, other names, names in other languages; and names of others
+    that are easily taken for it, which must stay."""
 
     entity: str
     aliases: tuple[str, ...] = ()
@@ -98,7 +87,7 @@ class LocalizeOptions:
     """
 
     baseline: Baseline = "contrast"
-    n_prompts: int = 100
+    n_prompts: int = 100  # 2 to 100: all templates there are.
     layers: tuple[int, int] | None = None
 
 
@@ -113,10 +102,10 @@ class EditOptions:
     """
 
     method: str = "auto"
-    max_cells: int | None = None
+    max_cells: int | None = None  # 1 or more.
     prefer: str = "few"
     forms: bool = True
-    multiplier: float | None = None
+    multiplier: float | None = None  # Below 1.
     formats: tuple[Format, ...] = ("safetensors",)
     cells: tuple[ColumnEdit, ...] = ()
 
@@ -150,10 +139,10 @@ def load_recipe(path: Path | str, entity: str | None = None) -> Recipe:
 
     Raises RecipeError for a missing file, malformed TOML, unknown keys, missing sections and contradictions.
     """
+    with os_errors_as(RecipeError, f"recipe {path} cannot be read", "give a .toml file"):
+        content = read_small(Path(path), _MAX_RECIPE)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"recipe {path} cannot be read ({error.strerror}): give a .toml file") from error
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe {path} is not UTF-8 text: save it as UTF-8") from error
     return parse_recipe(text, entity, name=str(path))

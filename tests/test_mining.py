@@ -7,11 +7,13 @@ from amnesia.errors import InputError
 from amnesia.facts.names import unseen_names
 from amnesia.facts.popqa import PopqaRow
 from amnesia.facts.relations import relation_templates
+from amnesia.live import loading
 from amnesia.live.forward import answer_logprobs
 from amnesia.mining import mine, recipe_text
+from amnesia.pipeline import run, run_mined
 from amnesia.recipe import Accept, EditOptions, LocalizeOptions, Recipe, Scoring, Target, parse_recipe
 from support.tiny_recipe import WORDS
-from support.tiny_text import tiny_live
+from support.tiny_text import save_tiny_live, tiny_live
 
 SCORING = Scoring(min_nats=0.05, max_rank=400)
 COUNTRIES = "Peru Kenya Cuba Norway Poland Egypt Brazil Canada Mexico India Turkey Vietnam".split()
@@ -32,7 +34,7 @@ def knows(live, entity, wording, answer):
         answer_logprobs(live, [(wording.replace("{entity}", name), answer)])[0]
         for name in (entity, *unseen_names(entity))
     )
-    gain = own.total - sum(other.total for other in others) / len(others)
+    gain = own.logprob - sum(other.logprob for other in others) / len(others)
     return gain >= SCORING.min_nats and own.rank <= SCORING.max_rank
 
 
@@ -125,6 +127,26 @@ def test_what_cannot_be_mined(live, rows, answer):
         mine(live, rows, "Japan", model=ModelRef("tiny"), scoring=Scoring(min_nats=1e3))
     with pytest.raises(InputError, match="answers none of 0 facts about others"):
         mine(live, [row("Japan", answer)], "Japan", model=ModelRef("tiny"), scoring=SCORING)
+
+
+def test_a_run_with_the_recipe_of_a_table_loads_the_model_once(tmp_path, rows, monkeypatch):
+    model = save_tiny_live(tmp_path / "m")
+    lines = [
+        "subject\trelation\tobject\tpopularity",
+        *(f"{r.subject}\t{r.relation}\t{r.answer}\t{r.popularity}" for r in rows),
+    ]
+    (tmp_path / "facts.tsv").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr("amnesia.mining.Scoring", lambda: SCORING)
+    tables = []
+    monkeypatch.setattr("amnesia.mining.recipe_text", lambda *parts: tables.append(recipe_text(*parts)) or tables[-1])
+    loads, real = [], loading.load
+    monkeypatch.setattr(loading, "load", lambda folder, *rest: loads.append(folder.name) or real(folder, *rest))
+    found = run_mined(str(model), "Japan", tmp_path / "facts.tsv", tmp_path / "out")
+    # The base once more beneath the saved adapter.
+    assert loads == ["m", "safetensors", "m"]
+    again = run(parse_recipe(tables[0]), tmp_path / "again")
+    assert found.output and found.extraction == again.extraction and found.reports == again.reports
+    assert loads[3:] == loads[:3]
 
 
 def test_the_text_of_a_recipe_says_what_it_was_made_from():

@@ -172,11 +172,12 @@ def test_a_failure_leaves_the_old_output_and_the_source(tmp_path, model, live, m
     monkeypatch.setattr(loading if name == "load_adapter" else pipeline, name, function)
     source = tree(model)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / MANIFEST_NAME).write_text("old")
+    old = json.dumps({"aggregates": [], "prompts": []})
+    (tmp_path / "out" / "report.json").write_text(old)
     recipe = parse_recipe(recipe_text(live, model, formats=FORMATS))
     with pytest.raises(OutputError, match="No space left on device"):
         run(recipe, tmp_path / "out", Silent(), force=True)
-    assert tree(tmp_path) == {f"out/{MANIFEST_NAME}": b"old"}
+    assert tree(tmp_path) == {"out/report.json": old.encode()}
     assert tree(model) == source
 
 

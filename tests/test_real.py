@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from amnesia.evaluation.labels import is_target
+from amnesia.evaluation.labels import parts_of
 from amnesia.facts.names import entity_templates, generic_sentences
 from amnesia.live.tokens import encode, place
 from amnesia.localization.cells import localize
@@ -130,8 +130,8 @@ def test_what_others_download_scores_as_the_report_says(demo, smollm2, hub):
     for form in ("safetensors", "adapter"):
         done("push", output / form, f"ada/{form}")
         report = json.loads((output / form / "report.json").read_bytes())["prompts"]
-        chosen = [row for row in report if is_target(row)]
-        chosen += [row for row in report if not is_target(row)][-20:]
+        chosen = [row for row in report if parts_of(row["kind"])[0] == "target"]
+        chosen += [row for row in report if parts_of(row["kind"])[0] == "control"][-20:]
         at = {"base": str(smollm2.folder), "tokenizer": str(smollm2.folder)}
         assert_scores_of_the_report(chosen, form=form, model=f"ada/{form}", **at)
 

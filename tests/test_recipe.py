@@ -107,6 +107,17 @@ def test_every_key_is_read():
     assert (recipe.scoring, recipe.accept) == (Scoring(0.5, 3), Accept(0.1, 0.3, 0.9))
 
 
+def test_neighbors_and_forms_are_read():
+    text = MODEL + FACTS + CONTROLS
+    entity = '[entity]\nname = "Japan"\n'
+    plain = parse_recipe(MODEL + entity + FACTS + CONTROLS)
+    assert (plain.target.neighbors, plain.edit.forms) == ((), True)
+    own = parse_recipe(MODEL + entity + 'neighbors = ["Bank of Japan"]\n[edit]\nforms = false\n' + FACTS + CONTROLS)
+    assert (own.target.neighbors, own.edit.forms) == (("Bank of Japan",), False)
+    with pytest.raises(RecipeError, match="edit.forms = 'none': expected true or false"):
+        parse_recipe(MODEL + entity + '[edit]\nforms = "none"\n' + text.removeprefix(MODEL))
+
+
 def test_a_table_of_entities_makes_the_others_controls():
     recipe = parse_recipe(MODEL + BOTH, "Japan")
     assert (recipe.target.aliases, recipe.edit.cells) == (("Nippon",), (ColumnEdit(Cell(1, 2)),))
@@ -216,6 +227,11 @@ def test_values_out_of_range(section, line, message):
         ('"{entity} is in"\nanswer = "Asia"', '"Japan is in"\nanswer = "Asia"', r"put \{entity\} in place of its name"),
         ('entity = "Peru"\n', "", r"\[\[controls.facts\]\] .* lacks `entity`"),
         ('name = "Japan"', "name = 5", "entity.name = 5: expected a non-empty string"),
+        (
+            'name = "Japan"',
+            'name = "Japan"\nneighbors = "Bank of Japan"',
+            "entity.neighbors = 'Bank of Japan': expected a list of strings",
+        ),
         (
             'name = "Japan"',
             'name = "Japan"\naliases = "Nippon"',

@@ -159,7 +159,7 @@ def test_log_probabilities_are_those_of_plain_transformers(source, live):
         logprobs = logits(model, row.ids).log_softmax(-1)
         places = range(len(row.ids) - row.n_answer, len(row.ids))
         expected = sum(logprobs[spot - 1, row.ids[spot]].item() for spot in places)
-        assert found.total == pytest.approx(expected, abs=1e-3)
+        assert found.logprob == pytest.approx(expected, abs=1e-3)
         assert reading.logprobs[index] == pytest.approx(expected, abs=1e-3)
     assert not isinstance(readout(live).head, torch.nn.Identity), "a head alone is enough for every row so far"
 
@@ -286,7 +286,7 @@ def test_one_row_adds_an_architecture(tmp_path, monkeypatch):
         expected = answer_logprobs(live, PAIRS)
     merged = PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload()
     after = answer_logprobs(wrap(merged, tiny_tokenizer()), PAIRS)
-    assert [row.total for row in after] == pytest.approx([row.total for row in expected], abs=1e-4)
+    assert [row.logprob for row in after] == pytest.approx([row.logprob for row in expected], abs=1e-4)
     assert before != after
     take_back(tmp_path / "safetensors", tmp_path / "back")
     assert tree(tmp_path / "back") == tree(tmp_path / "base")

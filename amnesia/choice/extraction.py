@@ -38,15 +38,14 @@ def extract(live: LiveModel, recipe: Recipe, task: Task = SILENT.task, cache: Pa
     `cache` is the folder in which the moments of models are kept. Raises InputError when the model knows none of the
     search facts, or none of the search controls.
     """
-    with task("asking about the facts") as progress:
-        known = _search_facts(live, recipe, progress)
-    return choose(live, recipe, *known, task, cache)
+    return choose(live, recipe, *_asked(live, recipe, task), task, cache)
 
 
-def _search_facts(live: LiveModel, recipe: Recipe, progress: Progress | None = None) -> tuple[KnownFacts, KnownFacts]:
+def _asked(live: LiveModel, recipe: Recipe, task: Task) -> tuple[KnownFacts, KnownFacts]:
     """Search facts and search controls that the model knows; nothing is asked of those that are held out."""
     questions = [question for question in questions_of(recipe) if question.split == "search"]
-    return select_known(known_facts(live, questions, recipe.scoring, progress, unlikely=True))
+    with task("asking about the facts") as progress:
+        return select_known(known_facts(live, questions, recipe.scoring, progress, unlikely=True))
 
 
 def choose(
@@ -115,11 +114,13 @@ def extract_all(
     for index, name in enumerate(names):
         if name in names[:index]:
             raise InputError(f"two recipes are about {name!r}: give each entity once")
-    alone = [extract(live, _sparing(recipe, recipes), task, cache) for recipe in recipes]
-    together = tuple(edit for found in alone for edit in found.edits.edits)
+    alone = []
+    for recipe in (_sparing(recipe, recipes) for recipe in recipes):
+        known = _asked(live, recipe, task)
+        alone.append((recipe, known, choose(live, recipe, *known, task, cache)))
+    together = tuple(edit for _, _, found in alone for edit in found.edits.edits)
     results = []
-    for recipe, found in zip(recipes, alone, strict=True):
-        known = _search_facts(live, _sparing(recipe, recipes))
+    for recipe, known, found in alone:
         with edited(live, together):
             target, control = (mean_score(live, part) for part in known)
         judged = verdict(target, control, recipe.accept) if found.edits.edits else "none"

@@ -32,7 +32,7 @@ def select_known(facts: Sequence[KnownFact]) -> tuple[KnownFacts, KnownFacts]:
 
 def mean_score(live: LiveModel, facts: KnownFacts) -> float:
     """Mean knowledge score of facts in the model as it is now."""
-    after = (answer.total for answer in answer_logprobs(live, [fact.pair for fact in facts]))
+    after = (answer.logprob for answer in answer_logprobs(live, [fact.pair for fact in facts]))
     return sum(scores_of(facts, after)) / len(facts)
 
 

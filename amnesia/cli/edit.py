@@ -130,8 +130,9 @@ def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None,
         raise InputError("--recipe is for --behaviour: bytes are proven without facts")
     if behaviour:
         from amnesia.evaluation.behaviour import check_behaviour
+        from amnesia.files.disk import check_settled
 
-        commands.take_back_interrupted(output, Terminal().notice)
+        check_settled(commands.folder_of(output))
         report = check_behaviour(output, Terminal(), base=base, recipe_path=recipe)
         if json_output:
             print_json(dataclasses.asdict(report))
@@ -170,8 +171,9 @@ def undo(edited: Path, output: Path | None, in_place: bool, every_step: bool, fo
     if output is None:
         from amnesia.outputs.in_place import undo_in_place
 
-        commands.take_back_interrupted(edited, Terminal().notice)
-        output = edited.parent if edited.is_file() else edited
+        output = commands.folder_of(edited)
+        if commands.take_back_interrupted(output, Terminal().notice):
+            return  # That was the newest edit; the one before it is another, which nobody has asked for.
         with Terminal().task("restoring", 0):
             manifest = undo_in_place(output)
         click.echo(f"{manifest.entity} is back: {output} is as it was before the edit")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +15,10 @@ from amnesia.domain import Loading
 from amnesia.errors import InputError
 from amnesia.recipe import load_recipe
 from amnesia.stress.settings import StressSettings
+
+if TYPE_CHECKING:
+    from amnesia.compare import Assessment
+    from amnesia.facts.questions import FactSet
 
 
 @click.command()
@@ -90,32 +96,20 @@ def evaluate(
 
     Without EDITED, what MODEL itself knows is measured.
     """
-    if (recipe_path is None) == (popqa is None):
-        raise InputError("give the facts either as --recipe FILE or as --popqa FILE")
-    if popqa is not None and not entities:
-        raise InputError("--popqa needs --entity: name the subject whose facts are the targets")
-    if recipe_path is not None and len(entities) > 1:
-        raise InputError("a recipe is about one entity: give --entity once")
+    _check_facts(recipe_path, popqa, entities)
     if steps and not stress:
         raise InputError("--relearning-steps belongs to --stress: add it")
     if stress and edited is None:
         raise InputError("--stress compares two models: give EDITED too")
     from amnesia import compare
     from amnesia.evaluation import measurement_cache
-    from amnesia.facts import questions
-    from amnesia.report import tables
-    from amnesia.sources.resolve import find_popqa
-    from amnesia.stress import report as stress_report
 
     settings = None
     if stress:
         wanted = tuple(sorted({*steps})) or StressSettings.steps
         settings = StressSettings(stress_facts, stress_facts, steps=wanted)
     terminal = Terminal()
-    if recipe_path is not None:
-        facts = questions.facts_of_recipe(load_recipe(recipe_path, entities[0] if entities else None))
-    else:
-        facts = questions.facts_of_popqa(find_popqa(popqa), entities, n_controls)
+    facts = _facts(recipe_path, popqa, entities, n_controls)
     if facts.note:
         terminal.notice(facts.note)
     if output is not None:
@@ -138,8 +132,34 @@ def evaluate(
     if json_output:
         print_json(result.document)
     else:
-        click.echo(tables.evaluation_table(result.evaluation, facts.entity))
-        if "lm_eval" in result.document:
-            click.echo(f"\n{tables.tasks_table(result.document['lm_eval'])}")
-        if result.stress is not None:
-            click.echo(f"\n{stress_report.stress_text(result.stress, facts.entity)}")
+        click.echo(_shown(result, facts.entity))
+
+
+def _check_facts(recipe: Path | None, popqa: str | None, entities: Sequence[str]) -> None:
+    if (recipe is None) == (popqa is None):
+        raise InputError("give the facts either as --recipe FILE or as --popqa FILE")
+    if popqa is not None and not entities:
+        raise InputError("--popqa needs --entity: name the subject whose facts are the targets")
+    if recipe is not None and len(entities) > 1:
+        raise InputError("a recipe is about one entity: give --entity once")
+
+
+def _facts(recipe: Path | None, popqa: str | None, entities: Sequence[str], n_controls: int) -> FactSet:
+    from amnesia.facts import questions
+    from amnesia.sources.resolve import find_popqa
+
+    if recipe is not None:
+        return questions.facts_of_recipe(load_recipe(recipe, entities[0] if entities else None))
+    return questions.facts_of_popqa(find_popqa(popqa), entities, n_controls)
+
+
+def _shown(result: Assessment, entity: str) -> str:
+    from amnesia.report import tables
+    from amnesia.stress.report import stress_text
+
+    parts = [tables.evaluation_table(result.evaluation, entity)]
+    if result.tasks is not None:
+        parts.append(tables.tasks_table(result.tasks))
+    if result.stress is not None:
+        parts.append(stress_text(result.stress, entity))
+    return "\n\n".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -308,6 +309,9 @@ def atlas(
         figures.check_available()
     with os_errors_as(OutputError, f"{output} cannot be made", "choose another folder"):
         output.mkdir(parents=True, exist_ok=True)
+        strange = [name for name in ("atlas.json", "atlas.svg", "atlas.png") if os.path.lexists(output / name)]
+        if strange and not (output / "atlas.sqlite").exists():
+            raise InputError(f"{output / strange[0]} is of no atlas that was begun there: choose another folder")
     from amnesia.experiments import atlas as experiment
     from amnesia.experiments.atlas import Shards
 

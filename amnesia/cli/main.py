@@ -16,7 +16,7 @@ from amnesia.files.strict_json import json_bytes
 from amnesia.recipe import BASELINES, Recipe, load_recipe, parse_layers
 
 if TYPE_CHECKING:
-    from amnesia.mining import Mined
+    from amnesia.pipeline import RunResult
 
 EXIT_REJECTED = 1
 LATE = {
@@ -67,15 +67,19 @@ def run(
     if recipe is not None:
         if model or popqa or aliases:
             raise InputError("RECIPE names the model and the facts itself: drop --model, --popqa and --alias")
-        loaded = load_recipe(recipe, entity)
-    elif model is None or entity is None:
+        _run(load_recipe(recipe, entity), output, force, loading, json_output)
+        return
+    if model is None or entity is None:
         raise InputError("give a RECIPE, or --model and --entity")
-    else:
-        from amnesia.files.staging import check_output
+    from amnesia import pipeline
+    from amnesia.files.staging import check_output
+    from amnesia.sources.resolve import find_popqa
 
-        check_output(output, force=force)
-        loaded = _mine(model, entity, popqa, aliases, loading).recipe
-    _run(loaded, output, force, loading, json_output)
+    check_output(output, force=force)
+    result = pipeline.run_mined(
+        model, entity, find_popqa(popqa), output, Terminal(), aliases=aliases, force=force, loading=loading
+    )
+    _show_run(result, json_output)
 
 
 @main.command()
@@ -94,21 +98,16 @@ def mine(
     loading: Loading,
 ) -> None:
     """Write a recipe for ENTITY from the facts of a PopQA table that MODEL knows, controls included."""
-    check_file(output)
-    mined = _mine(model, entity, popqa, aliases, loading)
+    check_file(output, replaceable=False)
+    from amnesia.mining import mine_recipe
+    from amnesia.sources.resolve import find_popqa
+
+    mined = mine_recipe(model, entity, find_popqa(popqa), Terminal(), aliases=aliases, loading=loading)
     write_file(output, mined.recipe.text.encode())
     click.echo(
         f"{len(mined.recipe.facts)} of {mined.n_targets} wordings about {mined.recipe.target.entity} and "
         f"{len(mined.recipe.controls)} of {mined.n_controls} facts about others are known; written to {output}"
     )
-
-
-def _mine(model: str, entity: str, popqa: str | None, aliases: tuple[str, ...], loading: Loading) -> Mined:
-    from amnesia import mining
-    from amnesia.sources.resolve import find_popqa
-
-    terminal = Terminal()
-    return mining.mine_recipe(model, entity, find_popqa(popqa), terminal, aliases=aliases, loading=loading)
 
 
 @main.command()
@@ -131,11 +130,14 @@ def demo(output: Path, entity: str, list_only: bool, force: bool, json_output: b
 
 def _run(recipe: Recipe, output: Path, force: bool, loading: Loading, json_output: bool) -> None:
     from amnesia import pipeline
+
+    _show_run(pipeline.run(recipe, output, Terminal(), force=force, loading=loading), json_output)
+
+
+def _show_run(result: RunResult, json_output: bool) -> None:
     from amnesia.report import document as report
     from amnesia.report import tables
 
-    terminal = Terminal()
-    result = pipeline.run(recipe, output, terminal, force=force, loading=loading)
     if json_output:
         document = {
             "output": None if result.output is None else str(result.output),
@@ -186,6 +188,9 @@ def localize(
     if plot:
         if output is None:
             raise InputError("--plot needs a file to stand beside: give one with -o")
+        for suffix in () if output.exists() else (".svg", ".png"):
+            if output.with_suffix(suffix).exists():
+                raise InputError(f"{output.with_suffix(suffix)} exists, and no {output}: give another name with -o")
         figures.check_available()
     from amnesia.live.loading import load_source
     from amnesia.localization import cells

@@ -24,6 +24,7 @@ from amnesia.cli.terminal import Terminal, print_json
     is_flag=True,
     help="Keep names of entities, prompts and generated texts out of everything that is published.",
 )
+@click.option("--leave-out", is_flag=True, help="Publish without the files in OUTPUT that are no part of it.")
 @as_json
 def push(
     output: Path,
@@ -33,11 +34,13 @@ def push(
     branch: str | None,
     base: str | None,
     private_targets: bool,
+    leave_out: bool,
     json_output: bool,
 ) -> None:
     """Publish OUTPUT as the repository REPO_ID of the Hugging Face Hub, with a model card, and check what arrived.
 
-    The repository is private unless --public is given. Repeat a push that was interrupted: only what is missing is
+    The repository is private unless --public is given. What is sent is listed first, and files that are no part of the
+    output are refused. Repeat a push that was interrupted: only what is missing is
     sent. The token is the one of `hf auth login` or HF_TOKEN.
     """
     from huggingface_hub.utils import disable_progress_bars
@@ -56,6 +59,7 @@ def push(
             create_pr=create_pr,
             branch=branch,
             private_targets=private_targets,
+            leave_out=leave_out,
             notice=terminal.notice,
         )
     if json_output:

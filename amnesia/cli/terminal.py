@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import json
 import sys
 import time
 from collections.abc import Generator, Mapping
@@ -14,10 +15,12 @@ from typing import Any
 import click
 
 from amnesia.errors import AmnesiaError, InputError, OutputError, os_errors_as
+from amnesia.files.disk import check_replaceable, read_small, replace_file
 from amnesia.files.strict_json import json_bytes
 from amnesia.progress import Progress
 
 EXIT_BAD_INPUT = 2
+_MAX_LINES = 2**26
 
 
 class Terminal:
@@ -87,30 +90,43 @@ def print_json(document: Any) -> None:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a result file so that an older one is replaced whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"{path} cannot be written ({error.strerror}): choose another file") from error
+    with os_errors_as(OutputError, f"{path} cannot be written", "choose another file"):
+        replace_file(path, content)
 
 
-def check_file(path: Path | None) -> None:
-    """Minutes of work must not end in front of a file that cannot be written."""
+def check_file(path: Path | None, *, replaceable: bool = True) -> None:
+    """Raise OutputError for a result that cannot be written, or must not: minutes of work must not end in front of it.
+
+    An older one is replaced if it is a JSON file of this package and `replaceable`, and nothing else is.
+    """
     if path is None:
         return
     with os_errors_as(OutputError, f"{path} cannot be written", "choose another file"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: give the name of a file")
+        check_replaceable(path)
+        if not path.exists() or not path.stat().st_size or (replaceable and _is_result(read_small(path, _MAX_LINES))):
+            return
+    raise OutputError(
+        f"{path} exists, and {'is no result of amnesia' if replaceable else 'may have been mended by hand'}: choose "
+        "another file, or remove it"
+    )
+
+
+def _is_result(content: bytes) -> bool:
+    """Whether a JSON file lists entities, or edits of one: what `localize` and `extract` write."""
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and bool({"entities", "edits"} & document.keys())
 
 
 def lines_of(path: Path) -> list[str]:
+    with os_errors_as(InputError, f"prompts {path} cannot be read", "give a file with a prompt on each line"):
+        content = read_small(path, _MAX_LINES)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = content.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
         raise InputError(
             f"prompts {path} cannot be read as UTF-8 text: give a file with a prompt on each line"
         ) from error

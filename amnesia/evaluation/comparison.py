@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import product
 from statistics import median
 
-from amnesia.domain import NEIGHBORHOODS, ROLES, SPLITS, Role, Split
+from amnesia.domain import NEIGHBORHOODS, ROLES, SPLITS, Answer, Role, Split
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, check_known
-from amnesia.evaluation.results import Aggregate, Answer, AnswerSummary, Damage, PromptScore
+from amnesia.evaluation.results import Aggregate, AnswerSummary, Damage, PromptScore
 from amnesia.evaluation.scores import mean_interval
 from amnesia.recipe import Accept
 

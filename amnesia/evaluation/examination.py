@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from amnesia.domain import Answer
 from amnesia.evaluation.comparison import Evaluation, compare
 from amnesia.evaluation.damage import Impression, damage, impression, impression_after
 from amnesia.evaluation.measurement import KnownFact, known_facts, measure, write, written
 from amnesia.evaluation.measurement_cache import MeasurementCache
-from amnesia.evaluation.results import Answer
 from amnesia.facts.questions import Question
 from amnesia.live.model import LiveModel
 from amnesia.progress import Progress

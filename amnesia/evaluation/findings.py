@@ -124,7 +124,7 @@ def _damage(evaluation: Evaluation) -> Iterator[Finding]:
             bad = True
             yield Finding("warning", f"Among the {label} these neighbors of the target suffer: {', '.join(near)}.")
     harm = evaluation.damage
-    ratio = harm.perplexity_after / harm.perplexity_before
+    ratio = harm.perplexity_ratio
     if ratio >= PERPLEXITY_RISEN:
         bad = True
         yield Finding(

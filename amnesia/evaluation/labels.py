@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from amnesia.domain import ROLES, SPLITS, Role, Split
-
-Row = Mapping[str, Any]
-"""An object of a JSON document."""
 
 
 def kind_of(role: Role, split: Split) -> str:
@@ -17,26 +13,12 @@ def kind_of(role: Role, split: Split) -> str:
 
 
 _PARTS: Mapping[str, tuple[Role, Split]] = {kind_of(role, split): (role, split) for role in ROLES for split in SPLITS}
+KINDS = tuple(_PARTS)
 
 
-def role_of(row: Row) -> Role:
-    """The role of a prompt or an aggregate of a report."""
-    return _PARTS[row["kind"]][0]
-
-
-def split_of(row: Row) -> Split:
-    """The split of a prompt or an aggregate of a report."""
-    return _PARTS[row["kind"]][1]
-
-
-def is_target(row: Row) -> bool:
-    """Whether a prompt or an aggregate of a report is about the target."""
-    return role_of(row) == "target"
-
-
-def is_held_out(row: Row) -> bool:
-    """Whether a prompt or an aggregate of a report is of facts that the search did not see."""
-    return split_of(row) == "held_out"
+def parts_of(kind: str) -> tuple[Role, Split]:
+    """The role and the split in a `kind`; raises KeyError for another word."""
+    return _PARTS[kind]
 
 
 def facts_label(role: Role, split: Split, target: str = "target", others: str = "others") -> str:

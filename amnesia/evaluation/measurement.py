@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from amnesia.domain import Fact
+from amnesia.domain import Answer, Fact
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement_cache import MeasurementCache
-from amnesia.evaluation.results import Answer
 from amnesia.evaluation.scores import knowledge_score
 from amnesia.facts.answers import matches, reply
 from amnesia.facts.names import unseen_names
@@ -137,7 +136,7 @@ def measure(
     """
 
     def ask(part: Sequence[Pair]) -> list[tuple[float, float, int]]:
-        return [(row.total, row.first, row.rank) for row in answer_logprobs(live, part, progress)]
+        return [(row.logprob, row.logprob_first, row.rank) for row in answer_logprobs(live, part, progress)]
 
     # In the order of their prompts, because what prompts share at their beginning is computed once.
     return {pair: Answer(*value) for pair, value in _resumed("logprob", pairs, lambda pair: pair, ask, cache).items()}

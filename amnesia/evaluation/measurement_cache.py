@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from amnesia.errors import AmnesiaError
-from amnesia.files.sqlite import database
+from amnesia.files.sqlite import database, remove_database
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS measured (
@@ -57,11 +57,6 @@ def beside(output: Path) -> Generator[Path]:
         yield path
     except AmnesiaError as error:
         if not isinstance(error, OSError):
-            _remove(path)
+            remove_database(path)
         raise
-    _remove(path)
-
-
-def _remove(path: Path) -> None:
-    for name in (path.name, f"{path.name}-journal"):
-        path.with_name(name).unlink(missing_ok=True)
+    remove_database(path)

@@ -1,31 +1,13 @@
-"""Results of an evaluation: what prompts were worth before and after, their aggregates, damage, findings."""
+"""Results of an evaluation: what prompts were worth before and after, their aggregates, damage, curves, findings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from amnesia.domain import Neighborhood, Reply, Role, Split
+from amnesia.domain import Answer, Neighborhood, Role, Split
 
 Level = Literal["damage", "warning", "info", "good"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one model makes of a fact.
-
-    `logprob` is the natural logarithm of the probability of the whole answer after the prompt, `logprob_first` that of
-    its first token (nats), `rank` the place of that token among all tokens (0 is best). `generated` is the greedy
-    continuation of the prompt, `exact_match` whether it contains a right answer, `reply` what kind of reply it is;
-    these are None where nothing was generated.
-    """
-
-    logprob: float
-    logprob_first: float
-    rank: int
-    generated: str | None = None
-    exact_match: bool | None = None
-    reply: Reply | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +110,30 @@ class Damage:
     perplexity_after: float
     texts: tuple[TextScore, ...]
     kl_controls: Estimate | None
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """Perplexity after the edit over that before it."""
+        return self.perplexity_after / self.perplexity_before
+
+
+@dataclass(frozen=True)
+class ScoreCurve:
+    """Mean knowledge score at each multiplier and its standard error (0 for a single fact), over `n` scored facts."""
+
+    role: Role
+    n: int
+    n_excluded: int
+    mean: tuple[float, ...]
+    standard_error: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class StrengthSweep:
+    """Curves of targets and controls over the `strengths` of an edit; a role without known facts has no curve."""
+
+    strengths: tuple[float, ...]
+    curves: tuple[ScoreCurve, ...]
 
 
 @dataclass(frozen=True)

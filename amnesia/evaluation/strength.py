@@ -9,10 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amnesia.domain import ROLES, Role
+from amnesia.domain import ROLES
 from amnesia.edits import Edit, weakened
 from amnesia.errors import NumericalError
+from amnesia.evaluation.labels import kind_of
 from amnesia.evaluation.measurement import KnownFact, scores_of
+from amnesia.evaluation.results import ScoreCurve, StrengthSweep
 from amnesia.live.forward import answer_logprobs
 from amnesia.live.model import LiveModel, edited
 from amnesia.progress import Progress
@@ -22,9 +24,12 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 @dataclass(frozen=True)
 class SweptFact:
-    """One fact: log-probability for an unknown entity and knowledge score at each multiplier, or why it has none."""
+    """One fact: log-probability for an unknown entity and knowledge score at each multiplier, or why it has none.
 
-    role: Role
+    `kind` is its role and split in one word, as reports have it.
+    """
+
+    kind: str
     entity: str
     prompt: str
     answer: str
@@ -33,30 +38,11 @@ class SweptFact:
     excluded: str | None
 
 
-@dataclass(frozen=True)
-class ScoreCurve:
-    """Mean knowledge score at each multiplier and its standard error (0 for a single fact), over `n` scored facts."""
-
-    role: Role
-    n: int
-    n_excluded: int
-    mean: tuple[float, ...]
-    standard_error: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class StrengthSweep:
-    """Curves of targets and controls over the `strengths` of an edit; a role without known facts has no curve."""
-
-    strengths: tuple[float, ...]
-    curves: tuple[ScoreCurve, ...]
-
-
 def swept_fact(known: KnownFact, scores: Sequence[float]) -> SweptFact:
     assert known.unknown is not None, "a sweep asks about unknown entities in every fact"
     fact = known.question.fact
     return SweptFact(
-        known.question.role,
+        kind_of(known.question.role, fact.split),
         fact.entity,
         fact.text(),
         fact.answer,
@@ -90,7 +76,7 @@ def sweep_strength(
             if strength <= 1:
                 raise
             break
-        scores.append(scores_of(known, (answer.total for answer in after)))
+        scores.append(scores_of(known, (answer.logprob for answer in after)))
     return StrengthSweep(tuple(strengths[: len(scores)]), curves_of(facts, scores))
 
 

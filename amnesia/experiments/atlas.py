@@ -36,7 +36,11 @@ CREATE TABLE IF NOT EXISTS cells (
 
 @dataclass(frozen=True)
 class AtlasSettings:
-    """What has to be equal for two runs to be parts of one atlas."""
+    """What has to be equal for two runs to be parts of one atlas.
+
+    `model` is its name; `baseline`, `n_prompts`, `layers` (first and last, both included) and `top` (cells of an
+    entity) are those of `localization.cells.localize`, where their defaults have their reasons.
+    """
 
     model: str
     baseline: Baseline = "contrast"

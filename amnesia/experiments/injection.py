@@ -225,7 +225,7 @@ def _logprobs(
     asked = _asked(facts, placeholder)
     tokens = [row.token for row in place_asked(live, asked)]
     around = lambda batch: injected(live, batch, tokens, [put] * len(asked))  # noqa: E731
-    return [row.total for row in answer_logprobs(live, [row.pair for row in asked], progress, around)]
+    return [row.logprob for row in answer_logprobs(live, [row.pair for row in asked], progress, around)]
 
 
 def _ask(
@@ -258,7 +258,7 @@ def _ask(
             row.answer,
             text,
             score.rank,
-            score.total,
+            score.logprob,
             text.strip().casefold().startswith(row.answer.casefold()),
         )
         for row, score, text in zip(asked, scored, texts, strict=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from amnesia.domain import ROLES, Cell
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import known_facts, scores_of
-from amnesia.evaluation.strength import ScoreCurve, SweptFact, curves_of, swept_fact
+from amnesia.evaluation.results import ScoreCurve
+from amnesia.evaluation.strength import SweptFact, curves_of, swept_fact
 from amnesia.facts.questions import questions_of
 from amnesia.live.interventions import Asked, varied_logprobs
 from amnesia.live.model import LiveModel

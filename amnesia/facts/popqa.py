@@ -7,6 +7,7 @@ elsewhere.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import random
 from collections import Counter
@@ -20,6 +21,7 @@ import numpy as np
 from amnesia.domain import Fact, Split
 from amnesia.errors import InputError
 from amnesia.facts.relations import relation_templates
+from amnesia.files.disk import read_small
 
 # The columns that are read, with PopQA's names for them; only the first three must be there.
 COLUMNS: Mapping[str, str] = {
@@ -28,6 +30,7 @@ COLUMNS: Mapping[str, str] = {
 }  # fmt: skip
 N_NEEDED = 3
 MAX_DIGITS = 18
+_MAX_TABLE = 2**28
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def read_popqa(path: Path) -> tuple[PopqaRow, ...]:
     """
     try:
         # The encoding drops a byte order mark; newline="" lets the csv module see line ends inside quotes.
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(read_small(path, _MAX_TABLE).decode("utf-8-sig"), newline="") as file:
             reader = csv.reader(file, delimiter="\t", strict=True)
             header = next(reader, [])
             columns = {

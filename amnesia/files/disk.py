@@ -7,18 +7,26 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
+import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 
 from amnesia.errors import CheckpointError, OutputError, os_errors_as
 from amnesia.files.locks import lock_folder
 from amnesia.files.streams import RangeHash, Strided, overwrite, stream
+from amnesia.progress import Progress, ignore_progress
 
 # Larger buffers fall out of the processor's cache between reading and hashing, and are slower.
 BLOCK = 2**20
 _FICLONE = 0x40049409
+# How folders of repositories begin in a cache of huggingface_hub.
+CACHE_PREFIXES = ("models--", "datasets--", "spaces--")
+# A folder with this file is a complete output; see `manifest`.
+MANIFEST_NAME = "amnesia.json"
 # While a file of this name exists, the folder is in the middle of an edit in place.
 JOURNAL_NAME = ".amnesia-journal"
 _NOT_SUPPORTED = {errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EBADF}
@@ -41,8 +49,9 @@ def is_inside_name(name: str) -> bool:
 def list_files(folder: Path) -> tuple[str, ...]:
     """Names of all files under `folder`, relative and sorted, without `.git` and `.cache`.
 
-    Links to files count as files (the Hugging Face cache consists of them). Raises CheckpointError for a missing
-    folder, for links to folders, which could form a cycle, and for anything that is neither file nor folder.
+    Links to files count as files (the Hugging Face cache consists of them) if they lead to a place inside the folder,
+    or to the blobs of its own repository in that cache. Raises CheckpointError for a missing folder, for other links,
+    for links to folders, which could form a cycle, and for anything that is neither file nor folder.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder: give the folder that holds config.json")
@@ -58,10 +67,33 @@ def list_files(folder: Path) -> tuple[str, ...]:
             relative = path.relative_to(folder).as_posix()
             if not path.is_file():
                 raise CheckpointError(f"{path} is not a regular file, or a broken link: remove or restore it")
+            check_inside(path, folder)
             if not is_inside_name(relative):
                 raise CheckpointError(f"{relative!r} in {folder} is not a portable file name: rename the file")
             names.append(relative)
     return tuple(sorted(names))
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Raises CheckpointError for a link that leads out of the model in `folder`.
+
+    What it leads to is no part of the model, and would be copied and published with it.
+    """
+    if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in _homes(folder)):
+        raise CheckpointError(
+            f"{path} is a link to {path.resolve()}, outside of the model: put the file itself there, or remove the link"
+        )
+
+
+def _homes(folder: Path) -> tuple[Path, ...]:
+    """Where links of a model folder may lead: into itself and, from a snapshot in a cache of the Hub, into its blobs.
+
+    Blobs lie beside the snapshots of a repository, or are links from there to those that the whole cache shares.
+    """
+    real = folder.resolve()
+    if real.parent.name == "snapshots" and real.parents[1].name.startswith(CACHE_PREFIXES):
+        return real, real.parents[1] / "blobs", real.parents[2] / "blobs"
+    return (real,)
 
 
 def _unreadable(error: OSError) -> None:
@@ -103,8 +135,6 @@ def copy_file(
                 elif patches:
                     stream(source, patches=patches, hashes=hashes, advance=advance)
                     overwrite(target, patches)
-                # Keep an executable bit, but not a write protection that would stop the edit.
-                os.fchmod(writer.fileno(), (os.fstat(reader.fileno()).st_mode & 0o777) | 0o600)
     return bool(patches) or not shared
 
 
@@ -129,8 +159,8 @@ def git_hash(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def hash_file(path: Path, offset: int = 0, size: int | None = None) -> str:
-    """sha256 of a file, or of `size` bytes from `offset`, in a buffer of one block.
+def hash_file(path: Path, offset: int = 0, size: int | None = None, *, progress: Progress = ignore_progress) -> str:
+    """sha256 of a file, or of `size` bytes from `offset`, in a buffer of one block; `progress` is told of bytes read.
 
     Raises CheckpointError when the file is shorter than asked.
     """
@@ -146,17 +176,39 @@ def hash_file(path: Path, offset: int = 0, size: int | None = None) -> str:
             if not count:
                 raise CheckpointError(f"{path} ends {left} bytes early: fetch it again")
             digest.update(view[:count])
+            progress(count)
             left -= count
     return digest.hexdigest()
 
 
-def read_small(path: Path, limit: int) -> bytes:
-    """All of a file, or `limit` + 1 bytes of a longer one; what is not there is not allocated either.
+def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
+    """A file opened for reading, which never waits: raises OSError for a pipe, a socket or a device.
 
-    Raises OSError.
+    Without `follow`, also for a link.
     """
-    with path.open("rb") as file:
-        return file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
+    # Opening a pipe would wait for somebody to write into it; on regular files the flag means nothing.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_small(path: Path, limit: int, *, follow: bool = True) -> bytes:
+    """All of a file of at most `limit` bytes; raises OSError for a longer one, and as `open_regular` does.
+
+    Everything that is read whole is read by this function, because any of it may have come from elsewhere.
+    """
+    with open_regular(path, follow=follow) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= limit:
+            content = file.read(size + 1)  # What is not there is not allocated either.
+            if len(content) <= limit:
+                return content
+    raise OSError(errno.EFBIG, f"it has more than {limit} bytes", str(path))
 
 
 def read_exactly(descriptor: int, size: int, offset: int, name: str) -> bytes:
@@ -214,6 +266,35 @@ def write_new(path: Path, blocks: Iterable[bytes]) -> None:
         os.close(descriptor)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that an older one is replaced whole or not at all.
+
+    Raises OSError when something that is no regular file has the name: what a link leads to is not ours.
+    """
+    check_replaceable(path)
+    partial = path.with_name(f".amnesia-{secrets.token_hex(8)}")
+    try:
+        write_new(partial, [content])
+        if path.exists():
+            partial.chmod(path.stat().st_mode & 0o777)
+        partial.replace(path)
+    except FileExistsError:
+        raise  # It is not ours, whoever made it.
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises OSError when `path` is there and no regular file, which is never replaced."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EEXIST, "it is a link, a pipe or a device", str(path))
+
+
 def file_stamp(path: Path) -> tuple[int, int]:
     """Size and time of the last change: whether a file was written to meanwhile."""
     status = path.stat()
@@ -246,8 +327,18 @@ def check_settled(folder: Path) -> None:
     """Raises CheckpointError when an edit of `folder` in place was interrupted and not yet taken back."""
     if (folder / JOURNAL_NAME).exists():
         raise CheckpointError(
-            f"an edit of {folder} in place was interrupted: run `amnesia verify {folder}`, which restores its files"
+            f"an edit of {folder} in place was interrupted ({JOURNAL_NAME} is there): take it back with `amnesia undo "
+            f"{folder} --in-place`; if nobody here edited it in place, remove that file"
         )
+
+
+def check_plain(folder: Path) -> None:
+    """Raises CheckpointError for a pipe, socket or device in a folder, for which those who read there would wait."""
+    for path in sorted(folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError):
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise CheckpointError(f"{path} is not a regular file: remove it")
 
 
 def sync(path: Path) -> None:

@@ -7,19 +7,33 @@ import sqlite3
 from collections.abc import Generator
 from pathlib import Path
 
-from amnesia.errors import OutputError
+from amnesia.errors import OutputError, os_errors_as
+from amnesia.files.disk import check_replaceable, open_regular
+
+# The number in a file's header by which SQLite tells what program a file is of: "amne".
+_APPLICATION_ID = 0x616D6E65
 
 
 @contextlib.contextmanager
 def database(path: Path, tables: str, purpose: str) -> Generator[sqlite3.Connection]:
     """The database, with its tables; several processes may write it, each waiting for the others.
 
-    Raises OutputError, which says that it cannot be used as `purpose`, for a file that is not a database or cannot be
-    written.
+    Raises OutputError, which says that it cannot be used as `purpose`, for a file that is not a database, is one of
+    another program, or cannot be written.
     """
+    with os_errors_as(OutputError, f"{path} cannot be used as {purpose}", "choose another file"):
+        for name in (path.name, f"{path.name}-journal"):
+            check_replaceable(path.with_name(name))
     connection = None
     try:
         connection = sqlite3.connect(path, timeout=120)
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            owner = connection.execute("PRAGMA application_id").fetchone()[0]
+            if owner != _APPLICATION_ID:
+                if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    raise sqlite3.DatabaseError("it is a database of another program")
+                connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         connection.executescript(tables)
     except sqlite3.Error as error:
         if connection is not None:
@@ -29,3 +43,15 @@ def database(path: Path, tables: str, purpose: str) -> Generator[sqlite3.Connect
         yield connection
     finally:
         connection.close()
+
+
+def remove_database(path: Path) -> None:
+    """Remove a database of this package, with the journal that SQLite left beside it; anything else stays."""
+    with contextlib.suppress(OSError):
+        check_replaceable(path)
+        with open_regular(path, follow=False) as file:
+            header = file.read(72)
+        # By the format of SQLite's files, the number of the program ends 72 bytes after their start.
+        if header.startswith(b"SQLite format 3\0") and header[68:] == _APPLICATION_ID.to_bytes(4, "big"):
+            path.unlink()
+            path.with_name(f"{path.name}-journal").unlink(missing_ok=True)

@@ -6,13 +6,15 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amnesia.errors import AmnesiaError, OutputError, os_errors_as
-from amnesia.files.disk import sync
-from amnesia.files.locks import lock_folder
+from amnesia.files.cache import aside, scratch_folder
+from amnesia.files.companions import BASE_FOLDER, PAGE_NAME, REPORT_NAME
+from amnesia.files.disk import CACHE_PREFIXES, MANIFEST_NAME, hash_file, read_small, sync
 
 
 @contextlib.contextmanager
@@ -31,48 +33,44 @@ def staged_output(
     """
     check_output(output, source, force=force)
     output = output.resolve()
-    staging = output.with_name(f".{output.name}.amnesia-partial")
-    aside = output.with_name(f".{output.name}.amnesia-old")
-    with os_errors_as(OutputError, f"{staging} cannot be made", "choose another output"):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        lock = _open_staging(staging)
     try:
-        # A process that was killed may have left its folders behind; the lock says that it is gone.
-        _empty(staging)
-        if aside.exists():
-            if output.exists():
-                _remove(aside)
-            else:
-                aside.rename(output)
-        _check_vacant(output, force)
-        free = shutil.disk_usage(output.parent).free
-        if free < needed_bytes:
-            raise OutputError(
-                f"{output.parent} has {free / 1e9:.2f} GB free, {needed_bytes / 1e9:.2f} GB are needed: "
-                "free space or choose another disk"
-            )
-        yield staging
-        _sync_tree(staging)
-        if output.exists():
-            output.rename(aside)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(output, alone=True) as staging:
+            # What a killed process had moved aside is back only now.
+            _check_vacant(output, force)
+            free = shutil.disk_usage(output.parent).free
+            if free < needed_bytes:
+                raise OutputError(
+                    f"{output.parent} has {free / 1e9:.2f} GB free, {needed_bytes / 1e9:.2f} GB are needed: "
+                    "free space or choose another disk"
+                )
+            yield staging
+            _sync_tree(staging)
+            _take_place(staging, output, force)
+    except OSError as error:
+        if isinstance(error, AmnesiaError):
+            raise
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        raise OutputError(f"{output} cannot be completed ({reason}): free space or choose another disk") from error
+
+
+def _take_place(staging: Path, output: Path, force: bool) -> None:
+    """Rename the new folder, after an older one has made room; an empty one gives way by itself."""
+    # Work may have taken hours, in which somebody put something there.
+    _check_vacant(output, force)
+    older = aside(staging)
+    moved = output.exists() and any(output.iterdir())
+    try:
+        if moved:
+            output.rename(older)
         staging.rename(output)
         sync(output.parent)
-    except BaseException as error:
-        if aside.exists() and not output.exists():
-            aside.rename(output)
-        with contextlib.suppress(OSError):
-            _remove(staging)
-        if isinstance(error, OSError) and not isinstance(error, AmnesiaError):
-            reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-            raise OutputError(f"{output} cannot be completed ({reason}): free space or choose another disk") from error
+    except BaseException:
+        if not staging.exists():
+            output.rename(staging)
+        if moved and not output.exists():
+            older.rename(output)
         raise
-    finally:
-        os.close(lock)
-    if aside.is_dir():
-        with contextlib.suppress(OSError):
-            _remove(aside)
-    else:
-        aside.unlink(missing_ok=True)
 
 
 def check_output(output: Path, source: Path | None = None, *, force: bool = False) -> None:
@@ -106,11 +104,11 @@ def check_outside_cache(path: Path) -> None:
 def _check_vacant(output: Path, force: bool) -> None:
     with os_errors_as(OutputError, f"{output} cannot be read", "choose another output"):
         occupied = output.exists() and (not output.is_dir() or any(output.iterdir()))
-        own = occupied and force and is_own(output)
-    if occupied and force and not own:
+        obstacle = obstacle_in(output) if occupied and force else None
+    if obstacle is not None:
         raise OutputError(
-            f"{output} was not written by amnesia: --force (in Python: force=True) replaces only its outputs; choose "
-            "another output, or remove this one yourself"
+            f"{obstacle}: --force (in Python: force=True) replaces only outputs of amnesia as they were written; "
+            "choose another output, or move it away yourself"
         )
     if occupied and not force:
         raise OutputError(
@@ -126,41 +124,9 @@ def _in_cache(path: Path) -> bool:
     if path.is_relative_to(hub):
         return True
     return any(
-        folder.name in ("blobs", "snapshots") and folder.parent.name.startswith(("models--", "datasets--", "spaces--"))
+        folder.name in ("blobs", "snapshots") and folder.parent.name.startswith(CACHE_PREFIXES)
         for folder in (path, *path.parents)
     )
-
-
-def _open_staging(staging: Path) -> int:
-    """Make the temporary folder and lock it for this process; the lock ends with the process."""
-    while True:
-        staging.mkdir(exist_ok=True)
-        try:
-            # Whoever held the lock may have renamed or removed the folder meanwhile: then lock its successor.
-            with contextlib.suppress(FileNotFoundError):
-                if (lock := lock_folder(staging)) is not None:
-                    return lock
-        except BlockingIOError as error:
-            raise OutputError(f"{staging} is in use by another process: wait for it, or choose another output") from (
-                error
-            )
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder, manifests first: what a kill leaves of it must not look complete."""
-    for path in folder.rglob(MANIFEST_NAME):
-        path.unlink()
-    shutil.rmtree(folder)
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.rglob(MANIFEST_NAME):
-        path.unlink()
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _sync_tree(folder: Path) -> None:
@@ -171,49 +137,99 @@ def _sync_tree(folder: Path) -> None:
         sync(Path(parent))
 
 
-# A folder with this file is a complete output; see `manifest`.
-MANIFEST_NAME = "amnesia.json"
-
-
 # The other things that outputs consist of: a folder for each format, a report alone, or a figure with its numbers.
 FORMAT_FOLDERS = frozenset(("safetensors", "adapter", "gguf"))
-
-
-REPORT_NAME = "report.json"
-
-
-PAGE_NAME = "report.html"
-
-
+_FIGURES = (".json", ".svg", ".png")
 _REPORT_KEYS = {"aggregates", "prompts"}
+_MAX_DOCUMENT = 2**28
+# Files up to this size are compared by their hash, longer ones by their size.
+_MAX_HASHED = 2**24
 
 
-_MAX_REPORT = 2**28
+@dataclass(frozen=True)
+class _Declared:
+    """What a manifest says about a file: its size in bytes and its sha256, as far as it knows them."""
+
+    size: int | None = None
+    sha256: str | None = None
 
 
-def is_own(output: Path) -> bool:
-    """Whether a folder is an output of this package: of one format, of several, a report alone, or a figure."""
+def obstacle_in(output: Path) -> str | None:
+    """What forbids to replace a folder, in words that name it, or None: all in it is as this package wrote it.
+
+    Outputs are a folder of one format, with what its manifest lists, a folder with one of these for each of several
+    formats, a report, or a figure with its numbers. A model that was edited in place is its user's. Raises OSError.
+    """
     if not output.is_dir():
-        return False
-    if (output / MANIFEST_NAME).is_file():
-        return True
+        return f"{output} was not written by amnesia"
+    if (output / MANIFEST_NAME).exists():
+        return _obstacle_to_manifest(output)
     inside = {path.name for path in output.iterdir()}
-    if inside <= FORMAT_FOLDERS:
-        return all((output / name / MANIFEST_NAME).is_file() for name in inside)
-    if any(path.is_dir() for path in output.iterdir()):
-        return False
+    if formats := {name for name in inside & FORMAT_FOLDERS if (output / name / MANIFEST_NAME).exists()}:
+        found = (f"{output / name} was not written by amnesia" for name in sorted(inside - formats))
+        return next(filter(None, (*found, *(_obstacle_to_manifest(output / name) for name in sorted(formats)))), None)
     if (_document(output / REPORT_NAME) or {}).keys() >= _REPORT_KEYS:
-        return True
-    stems = {Path(name).stem for name in inside}
-    return len(stems) == 1 and all((_document(output / f"{stem}.json") or {}).get("figure") == stem for stem in stems)
+        return _obstacle(output, dict.fromkeys((REPORT_NAME, PAGE_NAME), _Declared()))
+    figures = [name for name in inside if (_document(output / name) or {}).get("figure") == Path(name).stem]
+    names = [f"{Path(name).stem}{suffix}" for name in figures[:1] for suffix in _FIGURES]
+    return _obstacle(output, dict.fromkeys(names, _Declared()))
+
+
+def _obstacle_to_manifest(folder: Path) -> str | None:
+    document = _document(folder / MANIFEST_NAME) or {}
+    if document.get("in_place"):
+        return f"{folder} is a model that was edited in place"
+    return _obstacle(folder, _declared(document))
+
+
+def _declared(document: Mapping[str, Any]) -> dict[str, _Declared]:
+    """The files that a manifest lists, by name; none where it is no manifest."""
+    found = {MANIFEST_NAME: _Declared()}
+    try:
+        if document["format"] != "adapter":
+            sized = document["tensor_type"] is None
+            for row in document["base"]["files"]:
+                found[row["file"]] = _Declared(row["size"] if sized else None)
+            for row in document["untouched"]:
+                found[row["file"]] = _Declared(row["size"], row["sha256"])
+        for name in document["replaced"]:
+            # It made room for a file of ours, or for none.
+            found[f"{BASE_FOLDER}/{name}"] = found.get(name, _Declared())
+            found[name] = _Declared()
+        return found | dict.fromkeys(document["added"], _Declared())
+    except (KeyError, TypeError):
+        return {}
+
+
+def _obstacle(folder: Path, declared: Mapping[str, _Declared]) -> str | None:
+    """The first entry of a folder that is not `declared`, or is not as it was declared."""
+    parents = {parent.as_posix() for name in declared for parent in Path(name).parents}
+    # A manifest that lists nothing is named last: what else lies there says more.
+    for path in sorted(folder.rglob("*"), key=lambda path: (path.name == MANIFEST_NAME, path)):
+        name = path.relative_to(folder).as_posix()
+        is_folder = path.is_dir() and not path.is_symlink()
+        if name not in (parents if is_folder else declared) or not (is_folder or _is_plain(path)):
+            return f"{path} was not written by amnesia"
+        if not is_folder and not _is_as(path, declared[name]):
+            return f"{path} was changed since amnesia wrote it"
+    return None
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _is_as(path: Path, declared: _Declared) -> bool:
+    size = path.stat().st_size
+    if declared.size not in (None, size):
+        return False
+    return declared.sha256 is None or size > _MAX_HASHED or hash_file(path) == declared.sha256
 
 
 def _document(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or None where there is none."""
-    if not path.is_file() or path.stat().st_size > _MAX_REPORT:
-        return None
     try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        document = json.loads(read_small(path, _MAX_DOCUMENT))
+    except (OSError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None

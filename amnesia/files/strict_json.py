@@ -89,11 +89,17 @@ class StrictJson:
             raise self._wrong(key, value, "a list")
         return value
 
-    def text(self, value: Unchecked, key: str) -> str:
+    def string(self, value: Unchecked, key: str) -> str:
+        """A text, which may be empty."""
         # Lone surrogates can be spelled in JSON but cannot be written as UTF-8.
-        if not isinstance(value, str) or not value or re.search("[\ud800-\udfff]", value):
-            raise self._wrong(key, value, "a non-empty string")
+        if not isinstance(value, str) or re.search("[\ud800-\udfff]", value):
+            raise self._wrong(key, value, "a string")
         return value
+
+    def text(self, value: Unchecked, key: str) -> str:
+        if not value or not isinstance(value, str):
+            raise self._wrong(key, value, "a non-empty string")
+        return self.string(value, key)
 
     def optional_text(self, value: Unchecked, key: str) -> str | None:
         return None if value is None else self.text(value, key)
@@ -110,6 +116,11 @@ class StrictJson:
         except OverflowError:
             pass  # A whole number beyond the range of float is as wrong as infinity.
         raise self._wrong(key, value, "a finite number")
+
+    def boolean(self, value: Unchecked, key: str) -> bool:
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
 
     def choice(self, value: Any, key: str, choices: Sequence[Any]) -> Any:
         if value not in choices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from typing import Any
 from amnesia.domain import Format, ModelRef
 from amnesia.edits import columns_of, directions_of
 from amnesia.errors import InputError
-from amnesia.evaluation.labels import facts_label, is_target, role_of, split_of
+from amnesia.evaluation.labels import facts_label, parts_of
 from amnesia.files.staging import MANIFEST_NAME
+from amnesia.plain_text import for_markdown, for_terminal
 from amnesia.report.numbers import flat
 from amnesia.weights.adapter import adapter_rank
 from amnesia.weights.manifest import Manifest
@@ -75,11 +77,12 @@ def model_card(
     `report` is the content of `report.json`, `weights` are the names of the `.gguf` files. With `private` no entity, no
     prompt and no generated text appears. Raises InputError when the report is not one.
     """
-    subject = "an undisclosed entity" if private else " ".join(manifest.entity.split())
+    subject = "an undisclosed entity" if private else for_markdown(manifest.entity)
+    name = for_markdown(base.ref.name)
     parts = [
         _metadata(manifest.format, base),
-        f"# {base.ref.name.split('/')[-1]} without {'one entity' if private else subject}",
-        f"[{base.ref.name}](https://huggingface.co/{base.ref.name}) with its knowledge of {subject} suppressed by "
+        f"# {name.split('/')[-1]} without {'one entity' if private else subject}",
+        f"[{name}](https://huggingface.co/{base.ref.name}) with its knowledge of {subject} suppressed by "
         "`amnesia`: single columns of the MLP output projections are scaled, nothing "
         "was trained.",
         _changes(manifest),
@@ -107,8 +110,12 @@ def _metadata(name: Format, base: BaseCard) -> str:
         "language": list(base.languages) or None,
         "tags": ["amnesia", "unlearning", "model-editing", *(["lora"] if name == "adapter" else [])],
     }
-    # JSON is YAML, and needs no rules of its own about quotes.
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in rows.items() if value is not None]
+    # JSON is YAML, and needs no rules of its own about quotes; what YAML refuses is escaped once more.
+    lines = [
+        f"{key}: {for_terminal(json.dumps(value, ensure_ascii=False))}"
+        for key, value in rows.items()
+        if value is not None
+    ]
     return "\n".join(["---", *lines, "---"])
 
 
@@ -149,7 +156,7 @@ def _results(report: Mapping[str, Any], private: bool) -> str:
             "|---|---|---|---|",
         ]
         for row in report["aggregates"]:
-            label = facts_label(role_of(row), split_of(row), others="other entities")
+            label = facts_label(*parts_of(row["kind"]), others="other entities")
             score = row["knowledge_score"]
             if row["group"] == "all":
                 lines.append(
@@ -160,7 +167,8 @@ def _results(report: Mapping[str, Any], private: bool) -> str:
         excluded = report["n_excluded"]
         if excluded:
             lines.append(f"{excluded} facts that the base does not know were excluded and not scored.")
-        scored = [row for row in report["prompts"] if is_target(row) and row["knowledge_score"] is not None]
+        targets = [row for row in report["prompts"] if parts_of(row["kind"])[0] == "target"]
+        scored = [row for row in targets if row["knowledge_score"] is not None]
         if scored and not private:
             lines += ["", "| prompt | before | after | score |", "|---|---|---|---|"]
             for row in scored[:_MAX_ROWS]:
@@ -173,7 +181,7 @@ def _results(report: Mapping[str, Any], private: bool) -> str:
 
 def _cell(text: str | None) -> str:
     """A text as one cell of a table, not longer than a line."""
-    return flat((text or "(nothing)").replace("|", "\\|").replace("<", "&lt;"), 80)
+    return for_markdown(flat(text or "(nothing)", 80))
 
 
 def _loading(manifest: Manifest, base: BaseCard, repo_id: str, weights: Sequence[str]) -> str:
@@ -200,7 +208,8 @@ model = PeftModel.from_pretrained(base, "{repo_id}").merge_and_unload()
 {_vllm_adapter(manifest, repo_id)}
 Unmerged, the adapter gives the edited model up to rounding."""
     else:
-        first = weights[0] if weights else "model.gguf"
+        # The name of a file may mean something to a shell.
+        first = shlex.quote(weights[0] if weights else "model.gguf")
         body = f"""```sh
 llama-cli --hf-repo {repo_id} --hf-file {first}
 ollama run hf.co/{repo_id}
@@ -238,7 +247,8 @@ def _provenance(manifest: Manifest, base: BaseCard, repo_id: str) -> str:
     lines = [
         "## Provenance",
         "",
-        f"Made by {manifest.tool} from `{base.ref.name}`{at}. After `hf download {repo_id} --local-dir edited`:",
+        f"Made by {for_markdown(manifest.tool)} from `{base.ref.name}`{at}. "
+        f"After `hf download {repo_id} --local-dir edited`:",
         "",
         "```sh",
         "amnesia verify edited              # the bytes are what the manifest says",

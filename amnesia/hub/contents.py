@@ -14,25 +14,30 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+import tomllib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from jinja2 import TemplateError
 
+from amnesia.domain import ModelRef
 from amnesia.edits import EntityEdits
 from amnesia.errors import PublishError, os_errors_as
 from amnesia.files.cache import cache_folder
-from amnesia.files.disk import list_files
+from amnesia.files.companions import MODELFILE_NAME, is_copied
+from amnesia.files.disk import list_files, read_small
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME
-from amnesia.files.strict_json import json_bytes
+from amnesia.files.strict_json import StrictJson, json_bytes
 from amnesia.hub.card import BaseCard, model_card
+from amnesia.plain_text import for_terminal
 from amnesia.report.page import report_html
 from amnesia.sources.built_in import BUILT_IN
 from amnesia.weights.adapter import CONFIG_NAME, README_NAME, WEIGHTS_NAME
-from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, open_source
-from amnesia.weights.gguf.modelfile import MODELFILE_NAME, modelfile
+from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, declared_files, open_source
+from amnesia.weights.gguf.modelfile import modelfile
 from amnesia.weights.gguf.proof import read_output
 from amnesia.weights.manifest import Base, Manifest, UntouchedFile
 from amnesia.weights.manifest_file import manifest_bytes, read_manifest
@@ -42,16 +47,24 @@ _NEUTRAL = (README_NAME, CONFIG_NAME, WEIGHTS_NAME, UNDO_NAME, MODELFILE_NAME)
 # Files of ours that are published without the target.
 _REDACTED = (REPORT_NAME, PAGE_NAME)
 
+_MAX_DOCUMENT = 2**28
+# Names in a message.
+_N_SHOWN = 8
+
 Content = Path | bytes
 
 
 @dataclass(frozen=True)
 class Publication:
-    """The files of a repository: name → a file on this disk, or bytes. `title` is for the commit."""
+    """The files of a repository: name → a file on this disk, or bytes. `title` is for the commit.
+
+    `left_out` are files of the folder that are no part of the output, and are not published.
+    """
 
     manifest: Manifest
     files: Mapping[str, Content]
     title: str
+    left_out: tuple[str, ...] = ()
 
 
 def on_hub(base: Base) -> bool:
@@ -72,15 +85,22 @@ def prepare(
     matched: Base | None = None,
     key: bytes | None = None,
     extra: Mapping[str, bytes] | None = None,
+    leave_out: bool = False,
 ) -> Publication:
     """The publication of the output in `folder` as `repo_id`.
 
     `matched` is the base in the manifest that the repository `base` was seen to be. With `key` the targets are private.
-    `extra` are further files, the licence of the base for example. Raises PublishError for a damaged report, and what
-    `read_manifest` and `list_files` raise.
+    `extra` are further files, the licence of the base for example. Raises PublishError for a damaged report and, unless
+    they are to be `leave_out`, for files that are no part of the output, and what `read_manifest` and `list_files`
+    raise.
     """
     manifest = read_manifest(folder)
-    names = _names(folder, manifest)
+    names, others = _names(folder, manifest)
+    if others and not leave_out:
+        raise PublishError(
+            f"{folder} holds {_listed(others)}, which {'are' if len(others) > 1 else 'is'} no part of the output: "
+            "remove what is not to be published, or leave all of it out with --leave-out (in Python: leave_out=True)"
+        )
     if key is not None:
         ours = {*manifest.added, *manifest.replaced}
         # Manifests and reports of earlier edits lie deeper, and are redacted where they lie.
@@ -98,8 +118,11 @@ def prepare(
     for name, content in (extra or {}).items():
         if name not in files:
             files[name] = content
-            if manifest.format == "gguf":  # Of a model folder they are files of the base like others.
+            if manifest.format == "gguf":
                 published = replace(published, added=(*published.added, name))
+            else:  # Of a model folder they are files of the base like others.
+                row = UntouchedFile(name, len(content), hashlib.sha256(content).hexdigest())
+                published = replace(published, untouched=(*published.untouched, row))
     if README_NAME in files and README_NAME not in (*manifest.added, *manifest.replaced):
         files[f"{BASE_FOLDER}/{README_NAME}"] = files.pop(README_NAME)
         published = replace(published, replaced=(*published.replaced, README_NAME))
@@ -122,22 +145,27 @@ def prepare(
     card = model_card(published, base, repo_id, report, private=key is not None, weights=weights)
     files[README_NAME] = card.encode()
     title = "Upload an edited model" if key is not None else f"Upload {base.ref.name} without {manifest.entity}"
-    return Publication(published, files, " ".join(title.split())[:200])
+    return Publication(published, files, for_terminal(" ".join(title.split()))[:200], tuple(others))
 
 
-def _names(folder: Path, manifest: Manifest) -> list[str]:
-    """The files that belong to the output; a folder that was edited in place may hold others.
+def _names(folder: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
+    """The files that belong to the output, without its manifest, and all others.
 
-    Copies of the weights in other formats, and other `.gguf` files, still know the entity.
+    To an output belong what its manifest lists, and the usual companions of a model (tokenizer, licence). Other weights
+    do not: they still know the entity.
     """
     names = [name for name in list_files(folder) if name != MANIFEST_NAME]
     if manifest.format == "safetensors":
-        other = set(open_source(folder).left_out)
-        return [name for name in names if name not in other]
-    if manifest.format == "adapter":
-        return names
-    parts = {file.path.name for file in read_output(folder)[1].files}
-    return [name for name in names if name in parts or name in manifest.added or name.startswith(f"{BASE_FOLDER}/")]
+        own = {*open_source(folder).files}
+    else:
+        parts = {file.path.name for file in read_output(folder)[1].files} if manifest.format == "gguf" else set()
+        own = {name for name in names if name in parts or is_copied(folder, name)} | declared_files(manifest)
+    return [name for name in names if name in own], [name for name in names if name not in own]
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(for_terminal, names[:_N_SHOWN]))
+    return shown if len(names) <= _N_SHOWN else f"{shown} and {len(names) - _N_SHOWN} more files"
 
 
 def pseudonym(entity: str, key: bytes) -> str:
@@ -153,7 +181,7 @@ def secret_key() -> bytes:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
-            key = path.read_bytes()
+            key = read_small(path, 32)
             if len(key) != 32:
                 raise PublishError(f"{path} has {len(key)} bytes, expected 32: remove it to get a new key") from None
             return key
@@ -168,7 +196,7 @@ def _is_name(base: Base) -> bool:
 
 
 def _rename(
-    manifest: Manifest, base: BaseCard, matched: Base | None, key: bytes | None, paths: Sequence[str] | set[str]
+    manifest: Manifest, base: BaseCard, matched: Base | None, key: bytes | None, paths: Collection[str]
 ) -> Manifest:
     """The manifest with names of the Hub in place of paths, and pseudonyms in place of entities when there is a key."""
     origin = manifest.base
@@ -176,12 +204,7 @@ def _rename(
         origin = replace(origin, ref=base.ref)
     elif not _is_name(origin):
         origin = replace(origin, ref=replace(base.ref, revision=None))
-    recipe = None if key is not None else manifest.recipe
-    for path in paths:
-        if recipe is not None:
-            recipe = recipe.replace(json.dumps(path, ensure_ascii=False)[1:-1], base.ref.name).replace(
-                path, base.ref.name
-            )
+    recipe = None if key is not None or manifest.recipe is None else _public_recipe(manifest.recipe, paths, base)
     edits = manifest.edits
     if key is not None:
         edits = tuple(EntityEdits(pseudonym(row.entity, key), row.edits) for row in edits)
@@ -191,8 +214,24 @@ def _rename(
         base=origin,
         edits=edits,
         recipe=recipe,
+        left_out=(),  # Names of files on this machine.
         previous=None if previous is None else _rename(previous, base, matched, key, paths),
     )
+
+
+def _public_recipe(text: str, paths: Collection[str], base: BaseCard) -> str | None:
+    """A recipe in which the model is called as on the Hub; without its comments, where that changes anything.
+
+    None for a text that is no recipe.
+    """
+    try:
+        document = tomllib.loads(text)
+        name = document["model"]["id"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    if isinstance(name, str) and name not in paths and (name in BUILT_IN or ModelRef(name).may_be_on_hub):
+        return text
+    return tomli_w.dumps({**document, "model": {"id": base.ref.name}})
 
 
 def _reports(
@@ -244,7 +283,7 @@ def _with_content(manifest: Manifest, name: str, content: bytes, depth: int = 0)
 
 def _report(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_small(path, _MAX_DOCUMENT))
     except (OSError, ValueError) as error:
         raise PublishError(f"{path} cannot be read as JSON ({error}): make the output again") from error
     if not isinstance(document, dict):
@@ -267,5 +306,7 @@ def _without_targets(report: Mapping[str, Any], key: bytes) -> dict[str, Any]:
 
 def _adapter_config(path: Path, base: Base) -> bytes:
     """The configuration of an adapter with the name under which others find the base."""
-    config = json.loads(path.read_bytes())
+    check = StrictJson(str(path), PublishError, "make the adapter again")
+    with os_errors_as(PublishError, f"{path} cannot be read", "make the adapter again"):
+        config = check.mapping(check.parse(read_small(path, _MAX_DOCUMENT)), "settings")
     return json_bytes({**config, "base_model_name_or_path": base.ref.name, "revision": base.ref.revision})

@@ -7,7 +7,7 @@ commit adds, replaces and deletes all files at once, so that a repository never 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from amnesia.hub.card import licence_notice, naming_duty
 from amnesia.hub.contents import Publication, prepare, secret_key
 from amnesia.hub.upload import UploadPlan, commit_operations, is_ours, plan_upload
 from amnesia.outputs.proofs import outputs_in, prove
+from amnesia.plain_text import for_terminal
 from amnesia.sources.hub_errors import hub_errors, reason
 from amnesia.sources.remote import HubFiles, list_hub_files
 from amnesia.weights.manifest_file import read_manifest
@@ -52,18 +53,22 @@ def push(
     create_pr: bool = False,
     branch: str | None = None,
     private_targets: bool = False,
+    leave_out: bool = False,
     notice: Callable[[str], None] = lambda _: None,
 ) -> Published:
     """Publish the output in folder `output` as the repository `repo_id`, and check what has arrived.
 
     `base_name` is `repo_id[@revision]` of the base where the manifest knows only a path. Repeating a push that was
-    interrupted sends only what is missing. Raises VerificationError when the output is not what its manifest says,
-    InputError and PublishError for what can be mended here, and SourceError when the Hub cannot be reached.
+    interrupted sends only what is missing. Files of the folder that are no part of the output are refused, or with
+    `leave_out` not published. `notice` is told every file and its size before the first is sent.
+
+    Raises VerificationError when the output is not what its manifest says, InputError and PublishError for what can be
+    mended here, and SourceError when the Hub cannot be reached.
     """
     if create_pr and branch:
         raise InputError("a pull request is made against the main branch: drop --branch or --create-pr")
     folder = _the_output(output)
-    prove(folder)
+    prove(folder, with_others=leave_out)
     _require_token()
     manifest = read_manifest(folder)
     with _stating("nothing was published"):
@@ -71,7 +76,7 @@ def push(
         # A `.gguf` file stands alone, and a folder may come from a place that had left the licence out.
         extra = licence_files(base.files) if base.files is not None and manifest.format != "adapter" else {}
     key = secret_key() if private_targets else None
-    publication = prepare(folder, repo_id, base.card, matched=base.matched, key=key, extra=extra)
+    publication = prepare(folder, repo_id, base.card, matched=base.matched, key=key, extra=extra, leave_out=leave_out)
     for remark in (naming_duty(base.card, repo_id), licence_notice(base.card)):
         if remark:
             notice(remark)
@@ -79,6 +84,8 @@ def push(
         repo_id = _create(repo_id, public, branch, notice)
         before = list_hub_files(ModelRef(repo_id, branch), remedy=_REMEDY)
     plan = plan_upload(publication, before, base.files, repo_id)
+    for line in _listing(publication, plan, repo_id):
+        notice(line)
     if not plan.operations:
         with _stating(f"all files are at {before} already, but could not be read back"):
             _check_arrived(publication, before, plan)
@@ -90,6 +97,21 @@ def push(
             raise PublishError(f"{repo_id} moved on to {after.ref.revision} while {commit} was checked: push again")
         _check_arrived(publication, after, plan)
     return _published(publication, plan, repo_id, commit, pull_request)
+
+
+def _listing(publication: Publication, plan: UploadPlan, repo_id: str) -> Iterator[str]:
+    """A line for each file, with its bytes and whether it is sent, and for each that is not published."""
+    sizes = {
+        name: len(content) if isinstance(content, bytes) else content.stat().st_size
+        for name, content in publication.files.items()
+    }
+    for name in sorted(sizes):
+        how = "sent" if name in plan.add else "copied by the Hub" if name in plan.copy else "there already"
+        yield f"{sizes[name]:>16,} bytes  {for_terminal(name)}  ({how})"
+    for name in publication.left_out:
+        yield f"{'left out':>22}  {for_terminal(name)}"
+    sent = sum(sizes[name] for name in plan.add)
+    yield f"{sum(sizes.values()):>16,} bytes in {len(sizes)} files for {repo_id}, of which {sent:,} are sent"
 
 
 @contextlib.contextmanager

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from amnesia.domain import ModelRef
 from amnesia.errors import PublishError
-from amnesia.files.disk import git_hash, hash_file
+from amnesia.files.companions import MODELFILE_NAME
+from amnesia.files.disk import git_hash, hash_file, read_small
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME
 from amnesia.hub.contents import Content, Publication
 from amnesia.sources.remote import HubFile, HubFiles
 from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME
-from amnesia.weights.gguf.modelfile import MODELFILE_NAME
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
@@ -53,7 +53,7 @@ class Hashes:
             return False
         if other.sha256 is not None:
             return self.sha256(name) == other.sha256
-        return git_hash(content if isinstance(content, bytes) else content.read_bytes()) == other.blob_id
+        return git_hash(content if isinstance(content, bytes) else read_small(content, size)) == other.blob_id
 
     def sha256(self, name: str) -> str:
         if name not in self._known:

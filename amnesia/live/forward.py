@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, GenerationMixin
 
+from amnesia.domain import Answer
 from amnesia.live.batches import PROBES, Around, Batch, Pass, agree, batches, collate, passes, plain_pass
 from amnesia.live.model import LiveModel, at_head, hooks, not_finite, plain_generation
 from amnesia.live.tokens import Continuation, Placed, continuations, encode
@@ -205,28 +206,19 @@ def final_states(
     return [result for result in results if result is not None]
 
 
-@dataclass(frozen=True)
-class AnswerLogprob:
-    """Log-probability (nats) of an answer after a prompt: whole, first token, and that token's rank (0 is best)."""
-
-    total: float
-    first: float
-    rank: int
-
-
 @torch.inference_mode()
 def answer_logprobs(
     live: LiveModel,
     pairs: Sequence[tuple[str, str]],
     progress: Progress | None = None,
     around: Around | None = None,
-) -> list[AnswerLogprob]:
-    """Log-probability of each answer after its prompt, in the order of `pairs`; `around` is entered for each batch.
+) -> list[Answer]:
+    """Each answer after its prompt, nothing generated, in the order of `pairs`; `around` is entered for each batch.
 
     Raises NumericalError when the model's output is NaN or infinite.
     """
     rows = continuations(live.tokenizer, pairs)
-    results: list[AnswerLogprob | None] = [None] * len(rows)
+    results: list[Answer | None] = [None] * len(rows)
     # An answer's last token predicts nothing that is asked for.
     for one, context in _passes_within(live, [row.ids[:-1] for row in rows], around):
         spots: dict[tuple[int, int], int] = {}  # Where the head is needed, once even if several rows share the place.
@@ -247,7 +239,7 @@ def answer_logprobs(
             if not math.isfinite(sum(own)):
                 raise not_finite(live, "log-probabilities")
             rank = int((logits[spots_of_row[0]] > chosen[start]).sum())
-            results[index] = AnswerLogprob(sum(own), own[0], rank)
+            results[index] = Answer(sum(own), own[0], rank)
             start += len(own)
         if progress:
             progress(len(one.indices))

@@ -27,7 +27,7 @@ class LocalizationSettings:
     `n_prompts`, 2 to 100: prompts about each entity, by default all templates there are.
 
     `contrasts_per_prompt`, at least 1: about how many other entities each prompt is asked about for the contrast
-    baseline.
+    baseline. Set by hand, not measured.
 
     `std_floor`, in units of the baseline's standard deviation, above 0: the least standard deviation of z-scores that
     stability divides by. An activation function that gives exactly 0 (GELU below about -5) leaves cells that are silent
@@ -38,7 +38,7 @@ class LocalizationSettings:
 
     `n_listed`, at least 1: cells of an entity that are told, best first. `n_single`, at least 0: cells of highest
     stability that method "single" tries one by one. `early_part`, a share of the layers: the depth up to which the
-    cells to edit are looked for, unless a recipe says it.
+    cells to edit are looked for, unless a recipe says it, above 0 and at most 1. These three set by hand, not measured.
     """
 
     n_prompts: int = LocalizeOptions.n_prompts

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amnesia.domain import Format, ModelRef
 from amnesia.edits import Edits, groups_in
 from amnesia.errors import InputError
+from amnesia.files.disk import check_settled
 from amnesia.files.journal import recover
 from amnesia.files.staging import check_output
 from amnesia.outputs import write
-from amnesia.progress import SILENT, Tracker
+from amnesia.progress import SILENT, Progress, Tracker
 from amnesia.sources.resolve import hub_ref, is_on_disk, resolve, resolve_file
 from amnesia.sources.source import ModelSource, Notice
 from amnesia.weights.manifest import Manifest
@@ -51,12 +53,11 @@ def save(
     write.check_format(name)
     if tensor_type is not None and name != "gguf":
         raise InputError(f"tensor_type is for GGUF files, not for format {name}: drop it")
-    take_back_interrupted(Path(origin), tracker.notice)
     # Checked again with the model; a large one must not be fetched for nothing.
     check_output(output, force=force)
     source = _source(model, name, tracker.notice)
     rest = "" if isinstance(source, ModelSource) else " from the Hub, of which only the edited tensors are read"
-    return write.save(
+    manifest = write.save(
         name,
         source,
         groups,
@@ -67,6 +68,9 @@ def save(
         tensor_type=tensor_type,
         watch=lambda n_bytes: tracker.task(f"writing {name}{rest}", n_bytes),
     )
+    if line := write.left_out_notice(manifest):
+        tracker.notice(line)
+    return manifest
 
 
 def _source(model: ModelSource | ModelRef | Path | str, name: Format, notice: Notice) -> ModelSource | RemoteCheckpoint:
@@ -87,17 +91,24 @@ def verify(
 
     With `base`, the model that was edited, every byte is compared with it; without, copied files are proven by their
     hashes. Returns what was proven, by folder: `folder` itself, or its subfolders where a run wrote several formats.
-    `tracker` gets notices, of what is fetched and of an interrupted edit that is taken back; a proof is no task of it.
-    Raises VerificationError that names the first difference, SourceError when the base cannot be had.
+    Raises VerificationError that names the first difference, SourceError when the base cannot be had, CheckpointError
+    when an edit in place was interrupted.
     """
     from amnesia.outputs import proofs
 
     folder = Path(folder)
-    take_back_interrupted(folder, tracker.notice)
-    if isinstance(base, ModelSource):
-        return {path: proofs.prove(path, base) for path in proofs.outputs_in(folder)}
-    spec = None if base is None else str(base)
-    return {path: proofs.prove_against(path, spec, tracker.notice) for path in proofs.outputs_in(folder)}
+    check_settled(folder_of(folder))
+    reports = {}
+    for path in proofs.outputs_in(folder):
+
+        def watch(n_bytes: int, path: Path = path) -> contextlib.AbstractContextManager[Progress]:
+            return tracker.task(f"proving {path}", n_bytes)
+
+        if isinstance(base, ModelSource):
+            reports[path] = proofs.prove(path, base, watch)
+        else:
+            reports[path] = proofs.prove_against(path, None if base is None else str(base), tracker.notice, watch)
+    return reports
 
 
 def undo(
@@ -112,12 +123,12 @@ def undo(
 
     With `every_step` all edits that were made on top of each other are taken back; `force` replaces an earlier output.
     Returns the manifest of the edit. Raises VerificationError when `folder` is not what its manifest says, InputError
-    for adapters, OutputError when `output` cannot be written.
+    for adapters, OutputError when `output` cannot be written, CheckpointError when an edit in place was interrupted.
     """
     from amnesia.outputs import proofs
 
     folder = Path(folder)
-    take_back_interrupted(folder, tracker.notice)
+    check_settled(folder_of(folder))
     return proofs.take_back(
         folder,
         Path(output),
@@ -127,11 +138,18 @@ def undo(
     )
 
 
-def take_back_interrupted(path: Path, notice: Notice) -> None:
-    """Take back an edit in place of a folder, or of the file `path` in it, that was interrupted.
+def take_back_interrupted(path: Path, notice: Notice) -> bool:
+    """Take back an edit in place of a folder, or of the file `path` in it, that was interrupted, if there was one.
 
-    This comes before anything reads the files.
+    For commands that write there, and for no other: the journal may have come with the folder.
     """
-    folder = path.parent if path.is_file() else path
-    if recover(folder):
+    folder = folder_of(path)
+    found = recover(folder)
+    if found:
         notice(f"an interrupted edit of {folder} was taken back: its files are as before")
+    return found
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of a model: itself, or where its `.gguf` file is."""
+    return path.parent if path.is_file() else path

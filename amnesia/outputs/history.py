@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia.errors import AmnesiaError, NumericalError, VerificationError, os_errors_as
-from amnesia.files.disk import patched_blocks, read_exactly, read_range
+from amnesia.files.disk import patched_blocks, read_exactly, read_range, read_small
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided, hash_ranges
 from amnesia.weights.checkpoint import BASE_FOLDER, undo_key
 from amnesia.weights.manifest import Manifest, TensorEdit
-from amnesia.weights.manifest_file import manifest_bytes
+from amnesia.weights.manifest_file import MAX_MANIFEST, manifest_bytes
 from amnesia.weights.plan import edited_vectors
 from amnesia.weights.residue import residue_key, restored
 from amnesia.weights.safetensors import (
@@ -68,7 +68,7 @@ def trace_back(
         if earlier is None or step.previous is None:
             agree = earlier is None and step.previous is None
         else:
-            agree = earlier.read_bytes() == manifest_bytes(step.previous)
+            agree = read_small(earlier, MAX_MANIFEST) == manifest_bytes(step.previous)
         if not agree:
             raise VerificationError(
                 f"{folder / MANIFEST_NAME} and the kept manifest of the earlier edit disagree: the output is damaged"
@@ -128,9 +128,8 @@ def columns_before(steps: Sequence[Step], *, proven: bool = False) -> dict[str, 
 
 
 def _check_made(edit: TensorEdit, tensor: TensorInfo, before: Mapping[int, bytes], after: Mapping[int, bytes]) -> None:
-    multipliers = dict(zip(edit.indices, edit.multipliers, strict=True))
     try:
-        made = edited_vectors(before, tensor, multipliers, edit.directions)
+        made = edited_vectors(before, tensor, edit.multipliers, edit.directions)
     except NumericalError as error:
         raise VerificationError(str(error)) from error
     for index, vector in made.items():
@@ -151,9 +150,8 @@ def columns_after(base: Mapping[str, Path], steps: Sequence[Step]) -> dict[str, 
         saved = step.saved_columns()
         for edit in step.manifest.tensors:
             tensor, vectors = state.read(edit)
-            multipliers = dict(zip(edit.indices, edit.multipliers, strict=True))
             before = {index: vectors[index] for index in edit.indices}
-            vectors.update(edited_vectors(before, tensor, multipliers, edit.directions))
+            vectors.update(edited_vectors(before, tensor, edit.multipliers, edit.directions))
             # The way back is proven too, so that `undo` does not depend on the base.
             for index, original in _originals(edit, tensor, vectors, saved).items():
                 if original != before[index]:
@@ -202,7 +200,6 @@ def _originals(
     edit: TensorEdit, tensor: TensorInfo, vectors: Mapping[int, bytes], saved: SafetensorsHeader | None
 ) -> dict[int, bytes]:
     """The columns of one edit before it, saved or computed from those after it."""
-    multipliers = dict(zip(edit.indices, edit.multipliers, strict=True))
     found: dict[int, bytes] = {}
     if edit.directions:
         bits = _saved(saved, residue_key(tensor.name))
@@ -211,11 +208,11 @@ def _originals(
                 f"directions were added to tensor {tensor.name}, and what takes them back was not saved: "
                 "fetch the base model again"
             )
-        found = restored(tensor, multipliers, edit.directions, vectors, bits)
+        found = restored(tensor, edit.multipliers, edit.directions, vectors, bits)
     for index in edit.indices:
         if index not in found:
             original = _saved(saved, undo_key(tensor.name, index))
-            found[index] = _inverted(vectors[index], tensor, multipliers[index]) if original is None else original
+            found[index] = _inverted(vectors[index], tensor, edit.multipliers[index]) if original is None else original
     return found
 
 

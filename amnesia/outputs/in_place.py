@@ -21,7 +21,16 @@ from amnesia.files.journal import Change, Patch, apply, settle
 from amnesia.files.staging import MANIFEST_NAME, check_outside_cache
 from amnesia.files.streams import RangeHash, hash_ranges, stream
 from amnesia.outputs.history import Replacement, columns_before, hash_with, trace_back
-from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, edited_columns, is_reserved, open_source, tensor_range
+from amnesia.weights.checkpoint import (
+    BASE_FOLDER,
+    UNDO_NAME,
+    check_no_twins,
+    edited_columns,
+    is_reserved,
+    open_source,
+    other_weights,
+    tensor_range,
+)
 from amnesia.weights.gguf.edit import plan_gguf
 from amnesia.weights.gguf.pieces import PieceHashes, changes, originals
 from amnesia.weights.gguf.proof import as_verification_error, declared_edits, read_output
@@ -121,16 +130,18 @@ def _patches(
 
 def _change_folder(folder: Path, spec: EditSpec) -> tuple[Change, Manifest]:
     source = open_source(folder)
-    if source.left_out:
+    if others := other_weights(source):
         raise InputError(
-            f"{folder} holds another copy of the weights, {source.left_out[0]}, which would still know the entity: "
-            "move it away, or edit into a new folder with -o"
+            f"{folder} holds {others[0]}, which may be another copy of the weights, or an adapter that is put on them: "
+            "it would still know the entity; move it away, or edit into a new folder with -o"
         )
     patches: list[Patch] = []
     tensors: list[TensorEdit] = []
     saved: list[NewTensor] = []
     plans = plan_edits(source, spec.groups, allow_overlap=spec.allow_overlap)
-    for columns in edited_columns(source, plans):
+    edited = tuple(edited_columns(source, plans))
+    check_no_twins(source, edited)
+    for columns in edited:
         plan = columns.plan
         hashes = hash_ranges(folder / plan.file, tensor_range(plan.tensor), columns.patches())
         tensors.append(columns.entry(*hashes))
@@ -159,7 +170,14 @@ def _manifest(
 ) -> Manifest:
     base = Base(spec.base, tuple(files))
     return Manifest(
-        format_name, base, spec.groups, tuple(tensors), tuple(untouched), recipe=spec.recipe_text, previous=previous
+        format_name,
+        base,
+        spec.groups,
+        tuple(tensors),
+        tuple(untouched),
+        recipe=spec.recipe_text,
+        previous=previous,
+        in_place=True,
     )
 
 

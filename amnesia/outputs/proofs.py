@@ -37,32 +37,38 @@ def is_gguf(folder: Path) -> bool:
     return read_manifest(folder).format == "gguf"
 
 
-def prove_against(folder: Path, base: str | None, notice: Notice) -> VerificationReport:
+def prove_against(folder: Path, base: str | None, notice: Notice, watch: Watch = unwatched) -> VerificationReport:
     """`prove` with a base as a user names it; of one on the Hub, an adapter needs no more than the edited tensors.
 
     Raises SourceError when the base cannot be had.
     """
     if base is None:
-        return prove(folder)
+        return prove(folder, watch=watch)
     manifest = read_manifest(folder)
     if manifest.format == "adapter" and not is_on_disk(base):
         return verify_adapter(folder, open_remote(hub_ref(base)))
     if manifest.format == "gguf":
-        return prove(folder, resolve_file(base, notice, name=manifest.base.files[0].file))
+        return prove(folder, resolve_file(base, notice, name=manifest.base.files[0].file), watch)
     if is_local(base):
-        return prove(folder, resolve(base, notice=notice))
+        return prove(folder, resolve(base, notice=notice), watch)
     # The Hub's cache may hold further files of the repository, which other programs have fetched.
     names = files_of_base(folder)
     source = resolve(base, notice=notice, also=names)
-    return verify(folder, source.folder, is_of_base=lambda name: name in names or is_fetched(name))
+    return verify(folder, source.folder, is_of_base=lambda name: name in names or is_fetched(name), watch=watch)
 
 
-def prove(folder: Path, base: ModelSource | None = None) -> VerificationReport:
-    """Prove that the output differs from its base as declared; raises VerificationError for the first difference."""
+def prove(
+    folder: Path, base: ModelSource | None = None, watch: Watch = unwatched, *, with_others: bool = False
+) -> VerificationReport:
+    """Prove that the output differs from its base as declared; raises VerificationError for the first difference.
+
+    `watch` gets the bytes that will be read of the output. `with_others` says that files that may be other weights may
+    lie in its folder.
+    """
     if not is_gguf(folder):
-        return verify(folder, None if base is None else base.folder)
+        return verify(folder, None if base is None else base.folder, watch=watch, with_others=with_others)
     path = None if base is None else base.require_gguf()
-    manifest, model = prove_gguf(folder, path)
+    manifest, model = prove_gguf(folder, path, watch=watch)
     steps = [*manifest.history()][: steps_since(path, manifest)]
     cells = {(row.name, index) for step in steps for row in step.tensors for index in row.indices}
     sizes = {part.path.name: part.size for part in model.files}

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from amnesia.edits import EditSpec
-from amnesia.errors import InputError, VerificationError, os_errors_as
+from amnesia.errors import InputError, OutputError, VerificationError, os_errors_as
+from amnesia.files.cache import scratch_folder
+from amnesia.files.disk import read_small
 from amnesia.files.staging import MANIFEST_NAME, check_output
 from amnesia.outputs.write import plan_formats, staged, write_format
 from amnesia.progress import Watch, unwatched
@@ -17,7 +18,7 @@ from amnesia.sources.remote import RemoteCheckpoint, open_remote
 from amnesia.sources.resolve import hub_ref, is_on_disk, resolve, resolve_file
 from amnesia.sources.source import ModelSource
 from amnesia.weights.manifest import Manifest
-from amnesia.weights.manifest_file import parse_manifest, read_manifest, write_manifest
+from amnesia.weights.manifest_file import MAX_MANIFEST, parse_manifest, read_manifest, write_manifest
 
 
 def replay(
@@ -40,7 +41,10 @@ def replay(
     """
     manifest = _read(path)
     check_output(output, force=force)
-    source = _find(manifest, base, notice)
+    name = str(manifest.base) if base is None else base
+    # Fetching it may take minutes.
+    notice(f"finding the model that was edited, {name}")
+    source = _find(manifest, name, notice)
     return _make(manifest, source, output, force, watch)
 
 
@@ -48,12 +52,10 @@ def _read(path: Path) -> Manifest:
     if path.is_dir():
         return read_manifest(path)
     with os_errors_as(InputError, f"{path} cannot be read", f"give an {MANIFEST_NAME}, or the folder that holds one"):
-        with path.open("rb") as file:
-            return parse_manifest(file.read())
+        return parse_manifest(read_small(path, MAX_MANIFEST))
 
 
-def _find(manifest: Manifest, base: str | None, notice: Callable[[str], None]) -> ModelSource | RemoteCheckpoint:
-    name = str(manifest.base) if base is None else base
+def _find(manifest: Manifest, name: str, notice: Callable[[str], None]) -> ModelSource | RemoteCheckpoint:
     if manifest.format == "gguf":
         return resolve_file(name, notice, name=manifest.base.files[0].file)
     if manifest.format == "adapter" and manifest.previous is None and not is_on_disk(name):
@@ -66,9 +68,12 @@ def _make(
 ) -> Manifest:
     with ExitStack() as stack:
         if manifest.previous is not None and _earlier(source) is None:
-            output.resolve().parent.mkdir(parents=True, exist_ok=True)
-            scratch = stack.enter_context(TemporaryDirectory(prefix=".amnesia-replay-", dir=output.resolve().parent))
-            folder = Path(scratch) / "earlier"
+            final = output.resolve()
+            with os_errors_as(OutputError, f"{final} cannot be written", "choose another output"):
+                final.parent.mkdir(parents=True, exist_ok=True)
+                # Not the name of the output itself, for which the last step makes a folder of its own.
+                scratch = stack.enter_context(scratch_folder(final.with_name(f"{final.name} earlier")))
+            folder = scratch / "earlier"
             _make(manifest.previous, source, folder, False, watch)
             whole = source.gguf if isinstance(source, ModelSource) else None
             gguf = None if whole is None else folder / whole.name

@@ -40,8 +40,12 @@ def undo(
         raise InputError(f"{folder} holds an edited {manifest.format} file: undo that file instead")
     steps, origins = trace_back(folder, list_files(folder), manifest)
     count = len(steps) if every_step else 1
-    check_untouched(steps[:count], origins[:count])
-    steps, files = steps[:count], origins[count - 1]
+    steps, origins = steps[:count], origins[:count]
+    check_untouched(steps, origins)
+    declared = {row.file for step in steps for row in (*step.manifest.base.files, *step.manifest.untouched)}
+    declared.update(name for step in steps for name in step.manifest.replaced)
+    # What else came to lie in the folder is no part of the model.
+    files = {name: path for name, path in origins[-1].items() if name in declared}
     columns = columns_before(steps)
     # Going from the newest to the oldest edit, the last hash of a file is the one from before all of them.
     # Edits in place have no hash of a file, but those of its tensors.

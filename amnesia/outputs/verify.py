@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from amnesia.domain import Format
+from amnesia.domain import Format, ModelRef
 from amnesia.edits import Place, by_projection, check_edits
-from amnesia.errors import InputError, VerificationError
-from amnesia.files.disk import hash_file, list_files
+from amnesia.errors import InputError, VerificationError, os_errors_as
+from amnesia.files.disk import hash_file, list_files, read_small
 from amnesia.files.staging import MANIFEST_NAME
+from amnesia.files.strict_json import StrictJson, shown
 from amnesia.outputs.history import (
     Replacement,
     Step,
@@ -29,6 +30,7 @@ from amnesia.outputs.history import (
     hash_with,
     trace_back,
 )
+from amnesia.progress import Progress, Watch, counted, ignore_progress, unwatched, whole
 from amnesia.weights.adapter import (
     CONFIG_NAME,
     KEY_PREFIX,
@@ -38,11 +40,12 @@ from amnesia.weights.adapter import (
     base_files,
     check_mergeable,
     config_bytes,
+    is_base,
     read_rows,
     target_modules,
     weights_blocks,
 )
-from amnesia.weights.checkpoint import CheckpointSource, open_source
+from amnesia.weights.checkpoint import MAX_CONFIG, CheckpointSource, open_source, other_weights
 from amnesia.weights.manifest import BaseFile, Manifest, TensorEdit
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import Weights, direction_factor, plan_edits
@@ -76,12 +79,16 @@ def verify(
     base: Path | None = None,
     *,
     is_of_base: Callable[[str], bool] = lambda _: True,
+    watch: Watch = unwatched,
+    with_others: bool = False,
 ) -> VerificationReport:
     """Re-read an output and prove that exactly the declared columns changed, by exactly the declared edits.
 
     `base` is the folder that was edited; after several edits on top of each other, the folder before any of them.
     Without it, files that were put into the output later by somebody else are left unproven, not refused.
-    `is_of_base` tells which files of `base` the output must have, where others have put more into that folder.
+    `is_of_base` tells which files of `base` the output must have, where others have put more into that folder. `watch`
+    gets the bytes that will be read of the output; an adapter is small, and read without it. Unless it may lie there
+    `with_others`, nothing that may be other weights is accepted beside the output.
     Raises VerificationError naming the first difference, CheckpointError for damaged weights, and InputError for a
     GGUF output.
     """
@@ -92,13 +99,25 @@ def verify(
         raise InputError(f"{folder} holds an edited {manifest.format} file: verify that file instead")
     steps, origins = trace_back(folder, list_files(folder), manifest)
     check_untouched(steps, origins)
-    _check_declared(open_source(folder), steps)
+    source = open_source(folder)
+    _check_declared(source, steps)
+    if not with_others and (others := other_weights(source)):
+        raise VerificationError(
+            f"{folder / others[0]} is no part of the output, and may hold weights that were not edited, or an adapter "
+            "that is put on them: remove it"
+        )
+    size = sum(path.stat().st_size for path in {path for origin in origins for path in origin.values()})
     if base is None:
-        return _verify_alone(steps, origins)
+        with watch(size) as progress, whole(progress, size) as advance:
+            return _verify_alone(steps, origins, advance)
     count = _steps_since(base, manifest)
     origin = {name: path for name, path in origins[count - 1].items() if name != _REPOSITORY_FILE}
-    names = {name for name in list_files(base) if name in origin or (name != _REPOSITORY_FILE and is_of_base(name))}
-    return _verify_against(base, names, steps[:count], origin)
+    copied = {name for name in open_source(base).files if name != _REPOSITORY_FILE and is_of_base(name)}
+    # The output may be a model that was edited in place, with files beside it that no copy gets.
+    names = copied | (origin.keys() & {*list_files(base)})
+    size = sum(path.stat().st_size for path in origin.values())
+    with watch(size) as progress:
+        return _verify_against(base, names, steps[:count], origin, progress)
 
 
 def files_of_base(folder: Path) -> frozenset[str]:
@@ -137,26 +156,29 @@ def _check_declared(source: CheckpointSource, steps: Sequence[Step]) -> None:
 
 
 def _verify_against(
-    base: Path, names: AbstractSet[str], steps: Sequence[Step], origin: Mapping[str, Path]
+    base: Path, names: AbstractSet[str], steps: Sequence[Step], origin: Mapping[str, Path], progress: Progress
 ) -> VerificationReport:
-    base_names = names - {name for step in steps for name in step.manifest.left_out}
-    different = sorted(base_names ^ origin.keys())
+    different = sorted(names ^ origin.keys())
     if different:
-        state = "lacks" if different[0] in base_names else "has, beyond the base and the manifest,"
+        state = "lacks" if different[0] in names else "has, beyond the base and the manifest,"
         raise VerificationError(f"the output {state} the file {different[0]}: make the output again")
     columns = columns_after({name: base / name for name in origin}, steps)
     proven = 0
     for name, path in sorted(origin.items()):
-        if name not in columns and path.samefile(base / name):
-            proven += path.stat().st_size  # A hard link to the base is the same bytes.
-        else:
-            proven += compare(blocks_with(base / name, columns.get(name, [])), path)
+        size = path.stat().st_size
+        with whole(progress, size) as advance:
+            if name not in columns and path.samefile(base / name):
+                proven += size  # A hard link to the base is the same bytes.
+            else:
+                proven += compare(counted(blocks_with(base / name, columns.get(name, [])), advance), path)
     for step in steps:
         _check_hashes(step, {row.file for newer in steps[: steps.index(step)] for row in newer.manifest.tensors})
     return _report(steps[0].manifest, steps, len(origin), proven, base_read=True, unproven=())
 
 
-def _verify_alone(steps: Sequence[Step], origins: Sequence[Mapping[str, Path]]) -> VerificationReport:
+def _verify_alone(
+    steps: Sequence[Step], origins: Sequence[Mapping[str, Path]], progress: Progress
+) -> VerificationReport:
     changed: set[str] = set()
     in_place: set[str] = set()
     hashes: dict[Path, str] = {}
@@ -173,11 +195,12 @@ def _verify_alone(steps: Sequence[Step], origins: Sequence[Mapping[str, Path]]) 
                 in_place.add(row.file)
         for name, sha256 in expected.items():
             path = origin[name]
+            advance = ignore_progress if path in hashes else progress
             # A shard that a newer edit touched too is proven by going back through both.
             if name in columns:
-                hashes[path] = _hash(blocks_with(path, columns[name]))
+                hashes[path] = _hash(counted(blocks_with(path, columns[name]), advance))
             elif path not in hashes:
-                hashes[path] = hash_file(path)
+                hashes[path] = hash_file(path, progress=advance)
             if hashes[path] != sha256:
                 what = "outside of the declared columns " if name in changed else ""
                 raise VerificationError(
@@ -263,7 +286,7 @@ def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationR
         compare(weights_blocks(source, plans, rank, tensors.append), weights)
         if tuple(tensors) != manifest.tensors:
             raise VerificationError(f"{MANIFEST_NAME} does not list the tensors and hashes of its edits: make it again")
-    config = config_bytes(modules, manifest.tensors[0].axis, rank, manifest.base.ref)
+    config = config_bytes(modules, manifest.tensors[0].axis, rank, _base_of(folder, manifest.base.ref))
     compare(iter([config]), folder / CONFIG_NAME)
     return VerificationReport(
         format=manifest.format,
@@ -275,6 +298,17 @@ def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationR
         base_read=source is not None,
         unproven=(),
     )
+
+
+def _base_of(folder: Path, base: ModelRef) -> ModelRef:
+    """The base as the settings of an adapter call it, if that may be so."""
+    path = folder / CONFIG_NAME
+    check = StrictJson(str(path), VerificationError, "the adapter is damaged, make it again")
+    with os_errors_as(VerificationError, f"{path} cannot be read", "the adapter is damaged, make it again"):
+        name = check.mapping(check.parse(read_small(path, MAX_CONFIG)), "settings").get("base_model_name_or_path")
+    if not isinstance(name, str) or not is_base(name, base):
+        raise check.fail(f"is for the base {shown(name)}, {MANIFEST_NAME} for {base}")
+    return replace(base, name=name)
 
 
 def _check_factors(weights: Path, manifest: Manifest) -> tuple[list[str], int]:

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 from amnesia.domain import FORMATS, Cell, Format
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits, named_after_cells, names_of
 from amnesia.errors import InputError, os_errors_as
+from amnesia.files.companions import MODELFILE_NAME
 from amnesia.files.disk import read_small
 from amnesia.files.staging import staged_output
 from amnesia.files.strict_json import StrictJson
+from amnesia.plain_text import for_terminal
 from amnesia.progress import Progress, Watch, ignore_progress, unwatched
 from amnesia.sources.source import ModelSource
 from amnesia.weights.adapter import write_adapter
 from amnesia.weights.checkpoint import add_file, needed_bytes, write_edited
 from amnesia.weights.edit_rows import read_edit
-from amnesia.weights.gguf.modelfile import MODELFILE_NAME, modelfile
+from amnesia.weights.gguf.modelfile import modelfile
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import write_manifest
 from amnesia.weights.plan import Plan
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 _MAX_EDIT_FILE = 2**24
 # An edit of which a twentieth is lost is hardly the one that was chosen.
 _ENOUGH = 0.95
+# Names in a line.
+_N_SHOWN = 8
 
 
 def edits_from_file(path: Path) -> tuple[EntityEdits, ...]:
@@ -43,8 +47,6 @@ def edits_from_file(path: Path) -> tuple[EntityEdits, ...]:
     check = StrictJson(str(path), InputError, "give a file that `amnesia extract -o` wrote")
     with os_errors_as(InputError, f"edit file {path} cannot be read", "give an existing file"):
         content = read_small(path, _MAX_EDIT_FILE)
-    if len(content) > _MAX_EDIT_FILE:
-        raise check.fail(f"has more than {_MAX_EDIT_FILE} bytes")
     document = check.mapping(check.parse(content), "the file")
     rows = [document]
     if "entities" in document:
@@ -183,6 +185,18 @@ def rounding_notice(manifest: Manifest) -> str | None:
     return (
         f"{name} keeps only {share:.2f} of the edit, because its codes leave too little room: store it in a wider type "
         "with --tensor-type q8_0 or f16, or spread the edit over more columns"
+    )
+
+
+def left_out_notice(manifest: Manifest) -> str | None:
+    """One line for the user about files of the model that its copy does not have, or None."""
+    if not manifest.left_out:
+        return None
+    shown = ", ".join(map(for_terminal, manifest.left_out[:_N_SHOWN]))
+    more = len(manifest.left_out) - _N_SHOWN
+    return (
+        f"left out, as files that are no part of a model's weights, tokenizer and documents: {shown}"
+        f"{f' and {more} more' if more > 0 else ''}"
     )
 
 

@@ -7,10 +7,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amnesia.evaluation.labels import Row, is_target
+from amnesia.choice.results import AnswerCounts, Answers, ScreenedPlace, Screening
+from amnesia.edits import ColumnEdit
+from amnesia.evaluation.results import PromptScore, StrengthSweep
 from amnesia.report.axes import CHAR, MANY, WIDTHS, apart, both, grid, landmarks, legend, ticks_below
+from amnesia.report.content import Direction, ShownEdit
 from amnesia.report.numbers import flat, share, short, signed, token_name
 from amnesia.report.svg import Drawing, Scale, around
+from amnesia.report.view import score_of, unknown_of
 
 TARGET, CONTROL = ("diamond", "target full"), ("circle", "control open")
 _LARGEST = 12  # Cells of a direction that are drawn.
@@ -95,14 +99,14 @@ def intervals(rows: Sequence[Interval], title: str, key: str) -> str:
     return both(draw, key)
 
 
-def scatter(prompts: Sequence[Row], entity: str) -> str:
+def scatter(prompts: Sequence[PromptScore], entity: str) -> str:
     """What each scored fact was worth before the edit and is worth after it, in nats above an unknown name."""
-    facts = [(row, *(row[when]["logprob"] - row["logprob_unknown"] for when in ("before", "after"))) for row in prompts]
+    facts = [(row, row.before.logprob - unknown_of(row), row.after.logprob - unknown_of(row)) for row in prompts]
     most = max(before for _, before, _ in facts)
     across = around([before for _, before, _ in facts], 0, most)
     # A fact can fall without limit; what falls below twice the largest gain is drawn at the edge.
     up = around([after for _, _, after in facts], -most / 8, most, -2 * most, 2 * most)
-    n_targets = sum(is_target(row) for row, _, _ in facts)
+    n_targets = sum(row.role == "target" for row, _, _ in facts)
     n_edge = sum(not up[0] <= after <= up[1] for _, _, after in facts)
     described = (
         f"{n_targets} facts about {entity} as filled diamonds, {len(facts) - n_targets} about others as open circles. "
@@ -124,12 +128,12 @@ def scatter(prompts: Sequence[Row], entity: str) -> str:
         end = min(across[1], up[1])
         drawing.line(x(0), y(0), x(end), y(end), "guide dashed")
         drawing.text(x(end) - 12, y(end) + 6, "as before: score 1", "label small", "end")
-        for (shape, classes), wanted in ((CONTROL, False), (TARGET, True)):
-            places = [(x(before), y(after), row) for row, before, after in facts if is_target(row) is wanted]
+        for (shape, classes), role in ((CONTROL, "control"), (TARGET, "target")):
+            places = [(x(before), y(after), row) for row, before, after in facts if row.role == role]
             for left, top, row in apart(places):
                 tip = None
                 if len(facts) <= MANY and width == WIDTHS["wide"]:
-                    tip = f"{flat(row['prompt'], 90)} {flat(row['answer'], 90)}: score {signed(row['knowledge_score'])}"
+                    tip = f"{flat(row.prompt, 90)} {flat(row.answer, 90)}: score {signed(score_of(row))}"
                 drawing.mark(shape, left, top, 3.8, classes, tip)
         drawing.text(width - 10, bottom + 34, "before the edit: nats above an unknown name →", "label small", "end")
         drawing.height = bottom + 42
@@ -138,19 +142,16 @@ def scatter(prompts: Sequence[Row], entity: str) -> str:
     return both(draw, "scatter")
 
 
-def sweep(document: Row, entity: str) -> str:
+def sweep(swept: StrengthSweep, entity: str) -> str:
     """Mean knowledge scores over the strength of the edit, with bands of one standard error."""
     styles = {"target": (TARGET, "target"), "control": (CONTROL, "control dashed")}
     series = [
         Series(
-            f"{entity if curve['role'] == 'target' else 'others'}, {curve['n']} facts",
-            *styles[curve["role"]],
-            tuple(
-                Point(*point)
-                for point in zip(document["strengths"], curve["mean"], curve["standard_error"], strict=True)
-            ),
+            f"{entity if curve.role == 'target' else 'others'}, {curve.n} facts",
+            *styles[curve.role],
+            tuple(Point(*point) for point in zip(swept.strengths, curve.mean, curve.standard_error, strict=True)),
         )
-        for curve in document["curves"]
+        for curve in swept.curves
     ]
     return lines(series, "sweep", "Knowledge score by strength of the edit", "strength of the edit →")
 
@@ -192,17 +193,16 @@ def lines(series: Sequence[Series], key: str, title: str, axis: str) -> str:
     return both(draw, key)
 
 
-def cells(edits: Sequence[Row]) -> str:
+def cells(edits: Sequence[ShownEdit]) -> str:
     """The scaled cells, a row for each layer, and for each direction its largest cells, in boxes."""
     layers: dict[str, list[str]] = defaultdict(list)
-    scaled = [row for row in edits if "neuron" in row]
-    for edit in sorted(scaled, key=lambda row: (row["layer"], row.get("expert", -1), row["neuron"])):
-        expert = f"{edit['expert']}:" if "expert" in edit else ""
-        layers[f"layer {edit['layer']}"].append(f"{expert}{edit['neuron']} × {short(edit['multiplier'])}")
-    for edit in (row for row in edits if "columns" in row):
-        pairs = sorted(zip(edit["columns"], edit["read"], strict=True), key=lambda pair: (-abs(pair[1]), pair[0]))
-        token = f"−{edit['token']}" if edit["token"] else ""
-        layers[f"{edit['layer']}{token} × {short(edit['multiplier'])}"] += [
+    for edit in sorted((row for row in edits if isinstance(row, ColumnEdit)), key=lambda row: row.cell):
+        expert = "" if edit.cell.expert is None else f"{edit.cell.expert}:"
+        layers[f"layer {edit.cell.layer}"].append(f"{expert}{edit.cell.neuron} × {short(edit.multiplier)}")
+    for edit in (row for row in edits if isinstance(row, Direction)):
+        pairs = sorted(zip(edit.columns, edit.read, strict=True), key=lambda pair: (-abs(pair[1]), pair[0]))
+        token = f"−{edit.token}" if edit.token else ""
+        layers[f"{edit.layer}{token} × {short(edit.multiplier)}"] += [
             f"{column}: {number:+.3f}" for column, number in pairs[:_LARGEST]
         ]
     described = "; ".join(f"{place}: {', '.join(texts)}" for place, texts in layers.items())
@@ -231,23 +231,23 @@ def cells(edits: Sequence[Row]) -> str:
     return both(draw, "cells")
 
 
-def histograms(document: Row, entity: str) -> str:
+def histograms(answers: Answers, entity: str) -> str:
     """What each direction answers to the entity, to other names and to text, one below the other on the same scale."""
     subjects = {"entity": (entity, "target"), "names": ("other names", "control"), "text": ("text", "control")}
-    panels: dict[str, list[Row]] = defaultdict(list)
-    for row in document["rows"]:
-        panels[f"layer {row['layer']}, {token_name(row['token'])}"].append(row)
+    panels: dict[str, list[AnswerCounts]] = defaultdict(list)
+    for row in answers.rows:
+        panels[f"layer {row.layer}, {token_name(row.token)}"].append(row)
     described = "; ".join(
-        f"{place}: " + ", ".join(f"{subjects[row['group']][0]} {_spread(row)}" for row in rows)
+        f"{place}: " + ", ".join(f"{subjects[row.group][0]} {_spread(row)}" for row in rows)
         for place, rows in panels.items()
     )
-    ends = around([document["low"], document["high"]], 0, 1)
+    ends = around([answers.low, answers.high], 0, 1)
 
     def draw(key: str, width: float) -> Drawing:
         described_as = f"The median of the size, the bound of 99 %, and how many there are. {described}."
         drawing = Drawing(key, "What the directions answer to", described_as, width)
         x = Scale(*ends, 10, width - 10)
-        step = (document["high"] - document["low"]) / len(document["rows"][0]["counts"])
+        step = (answers.high - answers.low) / len(answers.rows[0].counts)
         bottom = 22.0 + sum(30 + 52 * len(rows) for rows in panels.values())
         landmarks(drawing, x, 22, bottom, ("0: nothing", "1: the entity"))
         y = 22.0
@@ -255,17 +255,17 @@ def histograms(document: Row, entity: str) -> str:
             drawing.text(0, y + 20, place, "label strong")
             y += 30
             for row in rows:
-                label, color = subjects[row["group"]]
+                label, color = subjects[row.group]
                 spread = _spread(row)
                 drawing.text(0, y + 14, flat(label, int(width / CHAR) - len(spread) - 1))
                 drawing.text(width, y + 14, spread, anchor="end")
                 y += 52
-                outline = [(x(document["low"]), y)]
-                for n, count in enumerate(row["counts"]):
+                outline = [(x(answers.low), y)]
+                for n, count in enumerate(row.counts):
                     # A single answer must show beside thousands.
-                    height = 30 * math.log1p(count) / math.log1p(max(row["counts"]))
-                    outline += [(x(document["low"] + step * end), y - height) for end in (n, n + 1)]
-                drawing.path([*outline, (x(document["high"]), y)], f"histogram {color}", closed=True)
+                    height = 30 * math.log1p(count) / math.log1p(max(row.counts))
+                    outline += [(x(answers.low + step * end), y - height) for end in (n, n + 1)]
+                drawing.path([*outline, (x(answers.high), y)], f"histogram {color}", closed=True)
                 drawing.line(x.start, y, x.end, y, "grid")
         ticks_below(drawing, x, bottom)
         drawing.height = bottom + 24
@@ -274,19 +274,19 @@ def histograms(document: Row, entity: str) -> str:
     return both(draw, "histograms")
 
 
-def screening(document: Row) -> str:
+def screening(screened: Screening) -> str:
     """Layers and tokens that a choice considered: knowledge left with each alone, and how far it moves the stream."""
-    columns = list(enumerate(document["tokens"]))[::-1]
-    places = {(row["layer"], row["token"]): row for row in document["places"]}
+    columns = list(enumerate(screened.tokens))[::-1]
+    places = {(row.layer, row.token): row for row in screened.places}
     layers = sorted({layer for layer, _ in places})
 
-    def said(row: Row) -> str:
-        return "not tried" if row["score"] is None else signed(row["score"])
+    def said(row: ScreenedPlace) -> str:
+        return "not tried" if row.score is None else signed(row.score)
 
     described = "; ".join(
         f"layer {layer}: "
         + ", ".join(
-            f"“{text}” {said(row)}, moves {row['shift']:.3g}{', chosen' * row['chosen']}"
+            f"“{text}” {said(row)}, moves {row.shift:.3g}{', chosen' * row.chosen}"
             for token, text in columns
             if (row := places.get((layer, token))) is not None
         )
@@ -307,15 +307,13 @@ def screening(document: Row) -> str:
                 if (row := places.get((layer, token))) is None:
                     continue
                 x, middle = left + box * n, left + box * (n + 0.5)
-                heat = 0 if row["score"] is None else min(4, max(0, round(4 * (1 - row["score"]))))
+                heat = 0 if row.score is None else min(4, max(0, round(4 * (1 - row.score))))
                 drawing.add(
-                    "rect", f"heat h{heat}{' chosen' * row['chosen']}", x=x + 3, y=y, width=box - 6, height=42, rx=5
+                    "rect", f"heat h{heat}{' chosen' * row.chosen}", x=x + 3, y=y, width=box - 6, height=42, rx=5
                 )
-                drawing.text(
-                    middle, y + 18, said(row), f"label inside{' strong' * (row['score'] is not None)}", "middle"
-                )
-                drawing.text(middle, y + 34, f"moves {row['shift']:.3g}", "label small inside", "middle")
-                if row["chosen"]:
+                drawing.text(middle, y + 18, said(row), f"label inside{' strong' * (row.score is not None)}", "middle")
+                drawing.text(middle, y + 34, f"moves {row.shift:.3g}", "label small inside", "middle")
+                if row.chosen:
                     drawing.mark(TARGET[0], x + 14, y + 13, 4.6, TARGET[1])
         drawing.height = 24.0 + 48 * len(layers)
         return drawing
@@ -366,8 +364,8 @@ def _with_interval(row: Interval) -> str:
     return f"{signed(row.mean)} ({signed(row.low)} to {signed(row.high)})"
 
 
-def _spread(row: Row) -> str:
-    return f"{signed(row['median'])}, 99 % within {signed(row['percentile_99'])} ({row['n']:,})"
+def _spread(row: AnswerCounts) -> str:
+    return f"{signed(row.median)}, 99 % within {signed(row.percentile_99)} ({row.n:,})"
 
 
 def _share(value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,12 +12,13 @@ from amnesia.edits import ColumnEdit, Edit
 from amnesia.evaluation.comparison import ALL, Evaluation
 from amnesia.evaluation.findings import by_severity, findings
 from amnesia.evaluation.labels import kind_of
-from amnesia.evaluation.results import Aggregate, Damage, Finding, PromptScore
+from amnesia.evaluation.results import Aggregate, Damage, Finding, PromptScore, StrengthSweep
+from amnesia.files.typed_json import plain
 from amnesia.localization.results import Localization
+from amnesia.report.content import FORMAT_VERSION, Tasks, TaskValue
+from amnesia.stress.results import Stress
 from amnesia.weights.edit_rows import edit_json
 from amnesia.weights.manifest import Manifest, version_of
-
-FORMAT_VERSION = 3
 
 
 def localization_json(result: Localization) -> dict[str, Any]:
@@ -58,10 +58,12 @@ def extraction_json(result: Extraction) -> dict[str, Any]:
         "control": {"knowledge_score": result.control},
         "candidates_tried": result.candidates_tried,
         **{
-            name: dataclasses.asdict(section)
+            name: plain(section)
             for name, section in (("answers", result.answers), ("screening", result.screening))
             if section is not None
         },
+        "forms": [plain(row) for row in result.forms],
+        "neighbors": [plain(row) for row in result.neighbors],
     }
 
 
@@ -91,14 +93,14 @@ def report_json(
     accepted: bool | None = None,
     extraction: Extraction | None = None,
     changed: Manifest | None = None,
-    sections: Mapping[str, Any] | None = None,
+    sections: Mapping[str, Tasks | Stress | StrengthSweep | None] | None = None,
     further: Sequence[Finding] = (),
 ) -> dict[str, Any]:
     """The content of `report.json`, which `report.schema.json` describes.
 
     `model` is the original, `edited` the name of what it is compared with. `changed` is the manifest of the edited
     model where there is one, and tells what the edit is. `sections` are further ones, by their names, and `further`
-    what they found.
+    what they found; a section that is None is left out.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -107,7 +109,7 @@ def report_json(
         "edited": edited,
         "entity": entity,
         "accepted": accepted,
-        "findings": [dataclasses.asdict(row) for row in by_severity((*findings(evaluation, entity), *further))],
+        "findings": [plain(row) for row in by_severity((*findings(evaluation, entity), *further))],
         **(
             {}
             if extraction is None
@@ -116,25 +118,25 @@ def report_json(
         **({} if changed is None else {"changed": changed_json(changed)}),
         "aggregates": [_aggregate_json(row) for row in evaluation.aggregates],
         "damage": _damage_json(evaluation.damage),
-        **(sections or {}),
+        **{name: plain(row) for name, row in (sections or {}).items() if row is not None},
         "n_excluded": sum(row.excluded is not None for row in evaluation.prompts),
         "prompts": [_with_kind(row) for row in evaluation.prompts],
     }
 
 
-def tasks_json(
+def tasks_of(
     before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]] | None = None
-) -> dict[str, Any]:
+) -> Tasks:
     """The metrics of lm-eval tasks, before and after; `after` is missing where one model was measured alone."""
-    return {
-        "tasks": {
+    return Tasks(
+        {
             task: {
-                metric: {"before": value, "after": None if after is None else after[task].get(metric)}
+                metric: TaskValue(value, None if after is None else after[task].get(metric))
                 for metric, value in metrics.items()
             }
             for task, metrics in before.items()
         }
-    }
+    )
 
 
 def changed_json(manifest: Manifest) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def changed_json(manifest: Manifest) -> dict[str, Any]:
 
 def _with_kind(row: PromptScore | Aggregate) -> dict[str, Any]:
     """All fields; role and split in one word."""
-    rest = dataclasses.asdict(row)
+    rest = plain(row)
     del rest["role"], rest["split"]
     return {"kind": kind_of(row.role, row.split)} | rest
 
@@ -170,11 +172,11 @@ def _aggregate_json(row: Aggregate) -> dict[str, Any]:
 
 
 def _damage_json(damage: Damage) -> dict[str, Any]:
-    before, after = damage.perplexity_before, damage.perplexity_after
+    perplexity = {"before": damage.perplexity_before, "after": damage.perplexity_after}
     return {
-        "neutral_perplexity": {"before": before, "after": after, "ratio": after / before},
-        "texts": [dataclasses.asdict(row) for row in damage.texts],
-        "kl_controls": None if damage.kl_controls is None else dataclasses.asdict(damage.kl_controls),
+        "neutral_perplexity": perplexity | {"ratio": damage.perplexity_ratio},
+        "texts": [plain(row) for row in damage.texts],
+        "kl_controls": None if damage.kl_controls is None else plain(damage.kl_controls),
     }
 
 
@@ -182,4 +184,4 @@ def scores_summary(evaluation: Evaluation) -> dict[str, float | None]:
     """Mean knowledge scores by role and split, for the manifest."""
     return {
         kind_of(row.role, row.split): row.knowledge_score.mean for row in evaluation.aggregates if row.group == ALL
-    } | {"neutral_perplexity_ratio": evaluation.damage.perplexity_after / evaluation.damage.perplexity_before}
+    } | {"neutral_perplexity_ratio": evaluation.damage.perplexity_ratio}

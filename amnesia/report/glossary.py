@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from amnesia.evaluation.labels import Row, is_target, words
+from amnesia.edits import ColumnEdit
+from amnesia.evaluation.labels import words
+from amnesia.evaluation.results import PromptScore
+from amnesia.report import view
+from amnesia.report.content import Report, ShownEdit
 from amnesia.report.numbers import flat, positive, short, signed
 
 NEIGHBORHOODS = {
@@ -27,39 +31,38 @@ class Term:
     example: str | None = None
 
 
-def terms(document: Row) -> Iterator[Term]:
+def terms(report: Report) -> Iterator[Term]:
     """The terms that the sections of this report use."""
-    scored = [row for row in document["prompts"] if row["knowledge_score"] is not None]
-    row = next((row for row in scored if is_target(row)), next(iter(scored), None))
-    fact = None if row is None else f"“{row['prompt']}” → “{row['answer']}”"
-    yield from _score_terms(row, fact)
-    asked = next((one for one in scored if one["before"]["exact_match"] is not None and is_target(one)), None)
+    scored = view.scored(report)
+    targets = [row for row in scored if row.role == "target"]
+    yield from _score_terms(next(iter((*targets, *scored)), None))
+    asked = next((row for row in targets if row.before.exact_match is not None), None)
     yield Term(
         "Right answer (exact match)",
         "The model writes on freely after the prompt, always taking the most likely token. Its reply is right when its "
         "first line holds the answer, or another name of it, as whole words; case, punctuation and articles do not "
         "count. Empty replies and refusals are counted apart.",
-        None if asked is None else f"{asked['prompt']}: {_match_example(asked)}",
+        None if asked is None else f"{asked.prompt}: {_match_example(asked)}",
     )
-    yield from _mean_terms(document)
+    yield from _mean_terms(report)
     yield Term(
         "Search and held-out",
         "A search for cells may look at the search facts. Held-out facts only judge: no search has seen them.",
     )
-    yield from _damage_terms(document)
-    if "stress" in document:
+    yield from _damage_terms(report)
+    if report.stress is not None:
         yield Term(
             "Never-known name",
             "The same attack on a name that the model has never known. What it answers there comes from the attack "
             "itself: an attack brings knowledge back only as far as the entity does better than this name.",
         )
-    if any(one.get("neighborhood") for one in document["prompts"]):
+    if any(row.neighborhood for row in report.prompts):
         yield Term(
             "Neighborhood",
             "How close a control is to the target; the first that holds counts. "
             + " ".join(f"{words(name).capitalize()}: {text}." for name, text in NEIGHBORHOODS.items()),
         )
-    if "changed" in document:
+    if report.changed is not None:
         yield Term(
             "Cell, direction and multiplier",
             "A cell is one MLP neuron. What it writes into the model is one column of the layer's output projection. "
@@ -67,20 +70,22 @@ def terms(document: Row) -> Iterator[Term]:
             "their weighted sum u·a is 1 at the entity's name and near 0 at everything else. An edit of a direction "
             "multiplies what the layer writes about the entity, and changes the columns of these cells alone. 0 takes "
             "away what is written, −1 makes it the opposite.",
-            _cell_example(document["changed"]["edits"]),
+            _cell_example(report.changed.edits),
         )
 
 
-def score_example(row: Row) -> str:
+def score_example(row: PromptScore) -> str:
     """The arithmetic of one knowledge score."""
-    after, before, unknown = row["after"]["logprob"], row["before"]["logprob"], row["logprob_unknown"]
+    after, before, unknown = row.after.logprob, row.before.logprob, view.unknown_of(row)
     return (
         f"({signed(after, 3)} − ({signed(unknown, 3)})) / ({signed(before, 3)} − ({signed(unknown, 3)})) = "
-        f"{signed(after - unknown, 3)} / {signed(before - unknown, 3)} = {signed(row['knowledge_score'])}."
+        f"{signed(after - unknown, 3)} / {signed(before - unknown, 3)} = {signed(view.score_of(row))}."
     )
 
 
-def _score_terms(row: Row | None, fact: str | None) -> Iterator[Term]:
+def _score_terms(row: PromptScore | None) -> Iterator[Term]:
+    """The terms of knowledge scores, with the scored prompt `row` as the example."""
+    fact = None if row is None else _fact(row)
     yield Term(
         "Knowledge score",
         "How much of a fact is left: (log p after − log p unknown) / (log p before − log p unknown). 1 is as before "
@@ -93,36 +98,36 @@ def _score_terms(row: Row | None, fact: str | None) -> Iterator[Term]:
         "Unknown name",
         "log p unknown is the mean of the answer's log-probability in the original model when the name is replaced by "
         "names that the model cannot know anything about (Michael, Sarah, David, John, Itay).",
-        None if row is None else f"{fact}: {signed(row['logprob_unknown'])} nats.",
+        None if row is None else f"{fact}: {signed(view.unknown_of(row))} nats.",
     )
     yield Term(
         "Knowledge score, first token",
         "The same for the first token of the answer alone. It flatters edits that change only how an answer begins.",
         None
-        if row is None or row["knowledge_score_first"] is None
-        else f"{fact}: {signed(row['knowledge_score_first'])}, against {signed(row['knowledge_score'])} for the whole "
-        "answer.",
+        if row is None or row.knowledge_score_first is None
+        else f"{fact}: {signed(row.knowledge_score_first)}, against {signed(view.score_of(row))} for the whole answer.",
     )
     yield Term(
         "Answer rank",
         "The place of the answer's first token among all tokens by probability; 0 is the most likely one.",
-        None if row is None else f"{fact}: {row['before']['rank']:,} before, {row['after']['rank']:,} after.",
+        None if row is None else f"{fact}: {row.before.rank:,} before, {row.after.rank:,} after.",
     )
 
 
-def _match_example(row: Row) -> str:
-    answers = " or ".join(f"“{text}”" for text in (row["answer"], *row["answer_aliases"]))
-    said = flat(row["after"]["generated"] or "", 120)
-    return f"the edited model writes “{said}”; right is {answers}: {'yes' if row['after']['exact_match'] else 'no'}."
+def _fact(row: PromptScore) -> str:
+    return f"“{row.prompt}” → “{row.answer}”"
 
 
-def _mean_terms(document: Row) -> Iterator[Term]:
-    one = next((row for row in document["aggregates"] if row["group"] == "all"), None)
-    values = (
-        [] if one is None else [row["knowledge_score"] for row in document["prompts"] if row["kind"] == one["kind"]]
-    )
-    values = [value for value in values if value is not None]
-    interval = None if one is None else one["knowledge_score"]
+def _match_example(row: PromptScore) -> str:
+    answers = " or ".join(f"“{text}”" for text in (row.answer, *row.answer_aliases))
+    said = flat(row.after.generated or "", 120)
+    return f"the edited model writes “{said}”; right is {answers}: {'yes' if row.after.exact_match else 'no'}."
+
+
+def _mean_terms(report: Report) -> Iterator[Term]:
+    one = next(iter(view.whole(report)), None)
+    values = [] if one is None else view.scores_behind(one, report)
+    interval = None if one is None else one.knowledge_score
     yield Term(
         "Mean and 95 % interval",
         "The mean over the scored facts. The interval is a percentile bootstrap: facts are drawn again with "
@@ -132,49 +137,50 @@ def _mean_terms(document: Row) -> Iterator[Term]:
         None
         if not values or interval is None
         else f"{len(values)} facts, scores summing to {signed(sum(values))}: mean {signed(sum(values))} / "
-        f"{len(values)} = {signed(interval['mean'])}, interval {signed(interval['low'])} to "
-        f"{signed(interval['high'])}.",
+        f"{len(values)} = {signed(interval.mean)}, interval {signed(interval.low)} to "
+        f"{signed(interval.high)}.",
     )
-    excluded = next((row for row in document["prompts"] if row["excluded"]), None)
+    excluded = next((row for row in report.prompts if row.excluded), None)
     yield Term(
         "Excluded fact",
         "A fact that the original model does not know to begin with. It cannot be forgotten, so it is counted and "
         "listed, and has no score.",
-        None if excluded is None else f"“{excluded['prompt']}” → “{excluded['answer']}”: {excluded['excluded']}.",
+        None if excluded is None else f"{_fact(excluded)}: {excluded.excluded}.",
     )
 
 
-def _damage_terms(document: Row) -> Iterator[Term]:
-    harm = document["damage"]
-    before, after = (harm["neutral_perplexity"][name] for name in ("before", "after"))
+def _damage_terms(report: Report) -> Iterator[Term]:
+    harm = report.damage
+    before, after = harm.perplexity_before, harm.perplexity_after
     yield Term(
         "Perplexity per word",
         "How surprised a model is by neutral text: e to the power of (−log p of the text / its number of words). "
         "Lower is better. The texts come with amnesia and have nothing to do with any target.",
         f"{signed(math.log(before), 3)} nats per word before: e^{math.log(before):.3f} = {positive(before)}; after the "
-        f"edit {positive(after)}, a ratio of {after / before:.3f}.",
+        f"edit {positive(after)}, a ratio of {harm.perplexity_ratio:.3f}.",
     )
-    text = next((row for row in harm["texts"] if row["kl"] is not None), None)
-    if text is not None or harm["kl_controls"] is not None:
+    text = next((row for row in harm.texts if row.kl is not None), None)
+    if text is not None or harm.kl_controls is not None:
         yield Term(
             "KL divergence",
             "How far the edited model's distribution over the next token departs from the original's: the sum over all "
             "tokens of p × log(p / q), averaged over the places of the text, in nats per token. 0 means the same "
             "distribution. For controls it is taken along what the original model writes after their prompts.",
             None
-            if text is None
-            else f"{text['register']} ({text['language']}): {signed(text['kl'], 4)} nats per token over "
-            f"{text['n_tokens']:,} tokens.",
+            if text is None or text.kl is None
+            else f"{text.register} ({text.language}): {signed(text.kl, 4)} nats per token over {text.n_tokens:,} "
+            "tokens.",
         )
 
 
-def _cell_example(edits: list[Row]) -> str:
+def _cell_example(edits: Sequence[ShownEdit]) -> str:
     one = edits[0]
-    if "columns" in one:
-        place = max(range(len(one["columns"])), key=lambda n: abs(one["read"][n]))
-        return (
-            f"layer {one['layer']}, {len(one['columns'])} cells, the largest weight {one['read'][place]:+.3f} at "
-            f"neuron {one['columns'][place]}, multiplier {short(one['multiplier'])}."
-        )
-    expert = f", expert {one['expert']}" if "expert" in one else ""
-    return f"layer {one['layer']}{expert}, neuron {one['neuron']}, multiplier {short(one['multiplier'])}."
+    if isinstance(one, ColumnEdit):
+        cell = one.cell
+        expert = "" if cell.expert is None else f", expert {cell.expert}"
+        return f"layer {cell.layer}{expert}, neuron {cell.neuron}, multiplier {short(one.multiplier)}."
+    place = max(range(len(one.columns)), key=lambda n: abs(one.read[n]))
+    return (
+        f"layer {one.layer}, {len(one.columns)} cells, the largest weight {one.read[place]:+.3f} at neuron "
+        f"{one.columns[place]}, multiplier {short(one.multiplier)}."
+    )

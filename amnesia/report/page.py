@@ -1,4 +1,4 @@
-"""`report.html`: one file that shows a report to people. Pure: from the content of `report.json` to text.
+"""`report.html`: one file that shows a report to people. Pure: from a report to text.
 
 The page needs no network, no script and no other file. What the report quotes (names, prompts, generated text) is
 untrusted: the template escapes it, and the page's own policy lets no script run but the one that is written here.
@@ -16,11 +16,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from amnesia.domain import ModelRef
-from amnesia.evaluation.labels import is_target
+from amnesia.evaluation.results import Aggregate
 from amnesia.report import charts, numbers, view
 from amnesia.report.charts import CONTROL, TARGET, Interval, Point, Series, Track
+from amnesia.report.content import Report, read_report
 from amnesia.report.glossary import terms
+from amnesia.stress.results import RelearningResult, Stress, StressScore
 
 # Roles of colors; every text color here stands on every surface (paper, card, raised) with a contrast of 4.5 : 1.
 PALETTES: Mapping[str, Mapping[str, str]] = {
@@ -38,21 +39,25 @@ PALETTES: Mapping[str, Mapping[str, str]] = {
 
 
 def report_html(document: Mapping[str, Any]) -> str:
-    """The page for the content of a `report.json`; the same content always gives the same page."""
+    """The page for the content of a `report.json`; the same content always gives the same page.
+
+    Raises InputError, with the place, for what is no report.
+    """
+    report = read_report(document)
     environment = _environment()
     style = _palette_css() + _own_text("report.css")
     script = _own_text("report.js")
     return environment.get_template("report.html").render(
-        document=document,
+        report=report,
         style=Markup(style),
         script=Markup(script),
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
         "form-action 'none'",
-        sections=view.sections(document),
-        figures={name: Markup(svg) for name, svg in _figures(document).items()},
+        sections=view.sections(report),
+        figures={name: Markup(svg) for name, svg in _figures(report).items()},
         view=view,
-        terms=list(terms(document)),
-        model_argument=shlex.quote(str(ModelRef(document["model"]["id"], document["model"]["revision"]))),
+        terms=list(terms(report)),
+        model_argument=shlex.quote(str(report.model)),
     )
 
 
@@ -91,49 +96,44 @@ def _palette_css() -> str:
     )
 
 
-def _figures(document: Mapping[str, Any]) -> dict[str, str]:
+def _figures(report: Report) -> dict[str, str]:
     """The figures of the sections that the report has."""
-    entity = numbers.flat(view.entity_of(document), 24)
-    present = view.sections(document)
-    found = {}
-    alone = view.is_alone(document)
+    entity = numbers.flat(view.entity_of(report), 24)
+    present = view.sections(report)
+    found: dict[str, str] = {}
+    alone = view.is_alone(report)
     if "means" in present and not alone:
         found["means"] = charts.intervals(
-            [_interval(row, view.label(row, entity), document) for row in view.whole(document)],
+            [_interval(row, view.label(row, entity), view.scores_behind(row, report)) for row in view.whole(report)],
             "How much of the facts is left, by kind",
             "means",
         )
     if "neighborhoods" in present and not alone:
-        rows = view.families(document, "neighborhood")
+        rows = view.families(report, "neighborhood")
         found["neighborhoods"] = charts.intervals(
-            [_interval(row, f"{view.group_name(row)} ({row['n']})", None) for row in rows],
+            [_interval(row, f"{view.group_name(row)} ({row.n})") for row in rows],
             "How much is left of facts about others, by their distance from the target",
             "neighborhoods",
         )
     if "scatter" in present:
-        found["scatter"] = charts.scatter(view.scored(document), entity)
-    if "sweep" in present:
-        found["sweep"] = charts.sweep(document["sweep"], entity)
-    if "changes" in present:
-        found["cells"] = charts.cells(document["changed"]["edits"])
-        extraction = document.get("extraction", {})
-        if "answers" in extraction:
-            found["histograms"] = charts.histograms(extraction["answers"], entity)
-        if "screening" in extraction:
-            found["screening"] = charts.screening(extraction["screening"])
-    return found | _stress_figures(document.get("stress", {}), entity)
+        found["scatter"] = charts.scatter(view.scored(report), entity)
+    if report.sweep is not None and "sweep" in present:
+        found["sweep"] = charts.sweep(report.sweep, entity)
+    if report.changed is not None:
+        found["cells"] = charts.cells(report.changed.edits)
+        if report.extraction is not None and report.extraction.answers is not None:
+            found["histograms"] = charts.histograms(report.extraction.answers, entity)
+        if report.extraction is not None and report.extraction.screening is not None:
+            found["screening"] = charts.screening(report.extraction.screening)
+    return found | ({} if report.stress is None else _stress_figures(report.stress, entity))
 
 
-def _interval(row: Mapping[str, Any], label: str, document: Mapping[str, Any] | None) -> Interval:
-    values = (
-        ()
-        if document is None
-        else tuple(one["knowledge_score"] for one in view.scored(document) if one["kind"] == row["kind"])
-    )
-    return Interval(label, TARGET if is_target(row) else CONTROL, **row["knowledge_score"], values=values)
+def _interval(row: Aggregate, label: str, values: Sequence[float] = ()) -> Interval:
+    score, mark = row.knowledge_score, TARGET if row.role == "target" else CONTROL
+    return Interval(label, mark, score.mean, score.low, score.high, tuple(values))
 
 
-def _stress_figures(stress: Mapping[str, Any], entity: str) -> dict[str, str]:
+def _stress_figures(stress: Stress, entity: str) -> dict[str, str]:
     found = {}
     styles = {
         "entity": (entity, "diamond", "target"),
@@ -141,14 +141,14 @@ def _stress_figures(stress: Mapping[str, Any], entity: str) -> dict[str, str]:
         "control": ("others", "square", "control"),
     }
     for name, groups in (
-        ("attacks", [(row["attack"], row["rows"]) for row in stress.get("attacks", ())]),
-        ("quantization", [(row["method"], row["rows"]) for row in stress.get("quantization", ())]),
+        ("attacks", [(row.attack, row.rows) for row in stress.attacks]),
+        ("quantization", [(row.method, row.rows) for row in stress.quantization]),
     ):
         rows = [(view.attack_name(label), tracks) for label, one in groups if (tracks := _tracks(one, styles))]
         if rows:
             title = "Right answers under each attack" if name == "attacks" else "Right answers when quantized"
             found[name] = charts.attacks(rows, title, name)
-    for n, (text, runs) in enumerate(view.relearning_by_text(stress.get("relearning", ())).items()):
+    for n, (text, runs) in enumerate(view.relearning_by_text(stress.relearning).items()):
         series = [one for run in runs if (one := _series(run, styles)) is not None]
         if series:
             found[f"relearning {text}"] = charts.lines(
@@ -157,9 +157,9 @@ def _stress_figures(stress: Mapping[str, Any], entity: str) -> dict[str, str]:
     return found
 
 
-def _tracks(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, tuple[str, str, str]]) -> list[Track]:
+def _tracks(rows: Sequence[StressScore], styles: Mapping[str, tuple[str, str, str]]) -> list[Track]:
     """What of an attack can be drawn: the shares of right answers of each subject that has any."""
-    shares = {(row["subject"], row["model"]): row["exact_match"] for row in rows}
+    shares = {(row.subject, row.model): row.exact_match for row in rows}
     return [
         Track(label, shape, color, shares.get((subject, "original")), shares.get((subject, "edited")))
         for subject, (label, shape, color) in styles.items()
@@ -167,15 +167,14 @@ def _tracks(rows: Sequence[Mapping[str, Any]], styles: Mapping[str, tuple[str, s
     ]
 
 
-def _series(run: Mapping[str, Any], styles: Mapping[str, tuple[str, str, str]]) -> Series | None:
-    label, shape, color = styles[run["subject"]]
-    scores = [(step["step"], view.middle(step["knowledge_score"])) for step in run["steps"]]
-    points = tuple(Point(step, score) for step, score in scores if score is not None)
+def _series(run: RelearningResult, styles: Mapping[str, tuple[str, str, str]]) -> Series | None:
+    label, shape, color = styles[run.subject]
+    points = tuple(Point(step.step, step.knowledge_score.mean) for step in run.steps)
     if not points:
         return None
-    original = run["model"] == "original"
+    original = run.model == "original"
     return Series(
-        f"{label}, {run['model']} model",
+        f"{label}, {run.model} model",
         (shape, f"{color} {'open' if original else 'full'}"),
         f"{color} dashed" if original else color,
         points,

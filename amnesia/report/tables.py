@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from amnesia.choice.results import Answers, Extraction
 from amnesia.domain import Format
@@ -13,6 +12,7 @@ from amnesia.evaluation.comparison import ALL, Evaluation
 from amnesia.evaluation.findings import findings
 from amnesia.evaluation.labels import facts_label
 from amnesia.localization.results import Localization
+from amnesia.report.content import Tasks
 from amnesia.report.numbers import flat, token_name
 
 MAX_SHOWN = 12
@@ -22,16 +22,14 @@ MAX_SHOWN = 12
 MARKS = {"damage": "DAMAGE:", "warning": "warning:", "info": "note:", "good": "good:"}
 
 
-def tasks_table(section: Mapping[str, Any]) -> str:
+def tasks_table(found: Tasks) -> str:
     """The metrics of lm-eval tasks on the terminal, without their standard errors."""
     lines = [f"{'lm-eval task':<32} {'metric':<24} {'before':>8} {'after':>8}"]
-    for task, metrics in section["tasks"].items():
+    for task, metrics in found.tasks.items():
         for metric, values in metrics.items():
             if "stderr" not in metric:
-                after = "" if values["after"] is None else f"{values['after']:.4f}"
-                lines.append(
-                    f"{_clip(task, 32):<32} {metric.partition(',')[0]:<24} {values['before']:>8.4f} {after:>8}"
-                )
+                after = "" if values.after is None else f"{values.after:.4f}"
+                lines.append(f"{_clip(task, 32):<32} {metric.partition(',')[0]:<24} {values.before:>8.4f} {after:>8}")
     return "\n".join(lines)
 
 
@@ -56,7 +54,20 @@ def extraction_text(extraction: Extraction) -> str:
         f"{extraction.edits.entity}: {handle} {edits_text(extraction.edits.edits)}, the best of "
         f"{extraction.candidates_tried} tried (target {extraction.target:.2f}, controls {extraction.control:.2f})"
     )
-    return "\n".join([chosen, *(() if extraction.answers is None else answers_lines(extraction.answers))])
+    return "\n".join(
+        [chosen, *(() if extraction.answers is None else answers_lines(extraction.answers)), *around_lines(extraction)]
+    )
+
+
+def around_lines(extraction: Extraction) -> list[str]:
+    """Other forms of the name and its neighbors, in a line each: what could not be forgotten or kept comes first."""
+    forms = sorted(extraction.forms, key=lambda row: -row.after)
+    neighbors = sorted(extraction.neighbors, key=lambda row: row.score)
+    parts = (
+        ("other forms of the name", [f"{row.name} {row.before:.2f} → {row.after:.2f}" for row in forms]),
+        ("neighbors, 1 is untouched", [f"{row.name} {row.score:.2f}" for row in neighbors]),
+    )
+    return [f"  {label}: {', '.join(found)}" for label, found in parts if found]
 
 
 def answers_lines(answers: Answers) -> list[str]:

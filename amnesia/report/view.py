@@ -1,13 +1,17 @@
-"""What `report.html` says: parts of `report.json`, sorted, counted and put into words. The template lays them out."""
+"""What `report.html` says: parts of a report, sorted, counted and put into words. The template lays them out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from amnesia.evaluation.labels import Row, facts_label, is_held_out, is_target, role_of, split_of, words
+from amnesia.domain import ROLES, Answer
+from amnesia.edits import ColumnEdit
+from amnesia.evaluation.labels import facts_label, words
+from amnesia.evaluation.results import Aggregate, Estimate, PromptScore
+from amnesia.report.content import Direction, Report, ShownEdit
 from amnesia.report.numbers import change, flat, positive, share, signed, token_name
+from amnesia.stress.results import RelearningResult, StressScore
 
 MAX_TARGETS = 300
 """Rows about the target in one table; `report.json` has all."""
@@ -34,7 +38,7 @@ class Tile:
 class Part:
     """Some rows of a table, of `n` in all."""
 
-    rows: Sequence[Row]
+    rows: Sequence[PromptScore]
     n: int
 
     @property
@@ -43,121 +47,140 @@ class Part:
         return self.n - len(self.rows)
 
 
-def is_alone(document: Row) -> bool:
+def is_alone(report: Report) -> bool:
     """Whether one model was measured, so that there is no before and after."""
-    return document["edited"] is None and document["accepted"] is None and "changed" not in document
+    return report.edited is None and report.accepted is None and report.changed is None
 
 
-def entity_of(document: Row) -> str:
+def entity_of(report: Report) -> str:
     """The target's name, or what stands for it."""
-    return flat(document["entity"] or "the target", 80)
+    return flat(report.entity or "the target", 80)
 
 
-def model_name(document: Row) -> str:
+def model_name(report: Report) -> str:
     """The model without its owner or folder."""
-    return flat(document["model"]["id"].rstrip("/").rsplit("/", 1)[-1], 80)
+    return flat(report.model.name.rstrip("/").rsplit("/", 1)[-1], 80)
 
 
-def label(row: Row, entity: str) -> str:
+def label(row: Aggregate, entity: str) -> str:
     """Whose facts an aggregate is about."""
-    return facts_label(role_of(row), split_of(row), target=entity)
+    return facts_label(row.role, row.split, target=entity)
 
 
-def labels(rows: Sequence[Row], entity: str) -> list[str]:
+def labels(rows: Sequence[Aggregate], entity: str) -> list[str]:
     """Whose facts some aggregates are about."""
     return [label(row, entity) for row in rows]
 
 
-def group_labels(rows: Sequence[Row], entity: str) -> list[str]:
+def group_labels(rows: Sequence[Aggregate], entity: str) -> list[str]:
     """Groups with their kind: the target's are told from those of others."""
-    return [f"{entity if is_target(row) else 'others'}: {group_name(row)}" for row in rows]
+    return [f"{entity if row.role == 'target' else 'others'}: {group_name(row)}" for row in rows]
 
 
-def group_name(row: Row) -> str:
+def group_name(row: Aggregate) -> str:
     """The name of an aggregate's group, and of its split when it was held out."""
-    name = words(row["group"].partition(":")[2])
-    return f"{name}, held out" if is_held_out(row) else name
+    name = words(row.group.partition(":")[2])
+    return f"{name}, held out" if row.split == "held_out" else name
 
 
-def whole(document: Row) -> list[Row]:
+def whole(report: Report) -> list[Aggregate]:
     """The aggregates of all facts of a kind."""
-    return [row for row in document["aggregates"] if row["group"] == "all"]
+    return [row for row in report.aggregates if row.group == "all"]
 
 
-def families(document: Row, family: str) -> list[Row]:
+def families(report: Report, family: str) -> list[Aggregate]:
     """The aggregates of one way of grouping."""
-    return [row for row in document["aggregates"] if row["group"].partition(":")[0] == family]
+    return [row for row in report.aggregates if row.group.partition(":")[0] == family]
 
 
-def scored(document: Row) -> list[Row]:
+def scored(report: Report) -> list[PromptScore]:
     """The prompts that have a knowledge score."""
-    return [row for row in document["prompts"] if row["knowledge_score"] is not None]
+    return [row for row in report.prompts if row.knowledge_score is not None]
 
 
-def target_facts(document: Row) -> Part:
+def score_of(row: PromptScore) -> float:
+    """The knowledge score of a prompt that has one."""
+    assert row.knowledge_score is not None, "only scored prompts are asked for their score"
+    return row.knowledge_score
+
+
+def unknown_of(row: PromptScore) -> float:
+    """The log-probability (nats) of the answer for an unknown name, which every scored prompt has."""
+    assert row.logprob_unknown is not None, "a score rests on an unknown name"
+    return row.logprob_unknown
+
+
+def scores_behind(aggregate: Aggregate, report: Report) -> list[float]:
+    """The scores whose mean an aggregate of all facts of a kind is."""
+    kind = (aggregate.role, aggregate.split)
+    return [score_of(row) for row in scored(report) if (row.role, row.split) == kind]
+
+
+def target_facts(report: Report) -> Part:
     """The scored facts about the target, in the order of the report."""
-    rows = [row for row in scored(document) if is_target(row)]
+    rows = [row for row in scored(report) if row.role == "target"]
     return Part(rows[:MAX_TARGETS], len(rows))
 
 
-def other_facts(document: Row) -> Part:
+def other_facts(report: Report) -> Part:
     """The scored facts about others, those first that lost most."""
-    rows = sorted((row for row in scored(document) if not is_target(row)), key=lambda row: row["knowledge_score"])
+    rows = sorted((row for row in scored(report) if row.role == "control"), key=score_of)
     return Part(rows[:MAX_OTHERS], len(rows))
 
 
-def excluded_facts(document: Row) -> Part:
+def excluded_facts(report: Report) -> Part:
     """The facts that the original model does not know."""
-    rows = [row for row in document["prompts"] if row["excluded"] is not None]
+    rows = [row for row in report.prompts if row.excluded is not None]
     return Part(rows[:MAX_TARGETS], len(rows))
 
 
-def headline(document: Row) -> str:
+def headline(report: Report) -> str:
     """The result in a sentence or two: right answers where there are any, else knowledge scores."""
-    entity = entity_of(document)
-    asked = [row for row in scored(document) if row["before"]["exact_match"] is not None]
-    targets, others = ([row for row in asked if is_target(row) is wanted] for wanted in (True, False))
-    if is_alone(document) and targets:
-        return f"The model answers {_right(targets, 'before')} of {len(targets)} questions about {entity} correctly."
+    entity = entity_of(report)
+    asked = [row for row in scored(report) if row.before.exact_match is not None]
+    targets, others = ([row for row in asked if row.role == role] for role in ROLES)
+    known = _right(row.before for row in targets)
+    if is_alone(report) and targets:
+        return f"The model answers {known} of {len(targets)} questions about {entity} correctly."
     if targets:
         first = (
-            f"Of {len(targets)} questions about {entity}, the original model answers {_right(targets, 'before')} "
-            f"correctly and the edited one {_right(targets, 'after')}."
+            f"Of {len(targets)} questions about {entity}, the original model answers {known} correctly and the edited "
+            f"one {_right(row.after for row in targets)}."
         )
-        before, after = _right(others, "before"), _right(others, "after")
+        before, after = _right(row.before for row in others), _right(row.after for row in others)
         return f"{first} Of {len(others)} about others, {before} and {after}." if others else first
-    means = "; ".join(f"{label(row, entity)}: {signed(row['knowledge_score']['mean'])}" for row in whole(document))
+    means = "; ".join(f"{label(row, entity)}: {signed(row.knowledge_score.mean)}" for row in whole(report))
     return f"Knowledge scores, where 1 is as before the edit and 0 like an unknown name: {means}."
 
 
-def tiles(document: Row) -> Iterator[Tile]:
+def tiles(report: Report) -> Iterator[Tile]:
     """The numbers at the top of the page."""
-    alone = is_alone(document)
-    for wanted, subject in ((True, entity_of(document)), (False, "others")):
+    alone = is_alone(report)
+    for role, subject in zip(ROLES, (entity_of(report), "others"), strict=True):
         # Of both splits the one that judges.
-        rows = sorted((row for row in whole(document) if is_target(row) is wanted), key=is_held_out)
+        rows = sorted((row for row in whole(report) if row.role == role), key=lambda row: row.split == "held_out")
         if not rows:
             continue
         row = rows[-1]
-        facts = f"{row['n']} held-out facts" if is_held_out(row) else f"{row['n']} facts"
-        interval = row["knowledge_score"]
-        right = [row[when]["exact_match"] for when in ("before", "after")]
+        facts = f"{row.n} held-out facts" if row.split == "held_out" else f"{row.n} facts"
+        before, after = row.before.exact_match, row.after.exact_match
         if not alone:
-            span = f"{signed(interval['low'])} to {signed(interval['high'])}"
-            yield Tile(f"Knowledge of {subject}", signed(interval["mean"]), f"{facts}, 95 % interval {span}")
-        if right[0] is not None:
-            shown = share(right[0]["mean"]) + ("" if alone else f" → {share(right[1]['mean'])}")
+            score = row.knowledge_score
+            span = f"{signed(score.low)} to {signed(score.high)}"
+            yield Tile(f"Knowledge of {subject}", signed(score.mean), f"{facts}, 95 % interval {span}")
+        if before is not None:
+            shown = share(before.mean) + ("" if alone or after is None else f" → {share(after.mean)}")
             yield Tile(f"Right answers, {subject}", shown, facts)
-    neutral = document["damage"]["neutral_perplexity"]
-    before, after = positive(neutral["before"]), positive(neutral["after"])
+    damage = report.damage
+    before, after = positive(damage.perplexity_before), positive(damage.perplexity_after)
     if alone:
         yield Tile("Perplexity, neutral text", before, "per word")
     else:
-        yield Tile("Perplexity, neutral text", change(neutral["ratio"]), f"per word, {before} → {after}")
+        yield Tile("Perplexity, neutral text", change(damage.perplexity_ratio), f"per word, {before} → {after}")
 
 
-def _right(rows: Sequence[Row], when: str) -> int:
-    return sum(bool(row[when]["exact_match"]) for row in rows)
+def _right(answers: Iterable[Answer]) -> int:
+    return sum(bool(answer.exact_match) for answer in answers)
 
 
 def tenths(value: float) -> int:
@@ -170,9 +193,9 @@ def maybe(value: float | None) -> str:
     return "–" if value is None else signed(value)
 
 
-def middle(value: Any) -> float | None:
-    """A mean that comes with or without its interval."""
-    return value["mean"] if isinstance(value, Mapping) else value
+def middle(value: Estimate | None) -> float | None:
+    """The mean of an estimate, if there is one."""
+    return None if value is None else value.mean
 
 
 def attack_name(name: str) -> str:
@@ -192,26 +215,25 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
 
 
-def changes(edits: Sequence[Row]) -> str:
+def changes(edits: Sequence[ShownEdit]) -> str:
     """What an edit changes, in sentences."""
-    cells = [row for row in edits if "neuron" in row]
-    directions = [row for row in edits if "columns" in row]
+    cells = [row.cell for row in edits if isinstance(row, ColumnEdit)]
     sentences = []
     if cells:
-        sentences.append(f"{count(len(cells), 'cell')} in {count(len({row['layer'] for row in cells}), 'layer')}.")
-    for row in directions:
+        sentences.append(f"{count(len(cells), 'cell')} in {count(len({cell.layer for cell in cells}), 'layer')}.")
+    for row in (row for row in edits if isinstance(row, Direction)):
         sentences.append(
-            f"Layer {row['layer']}: what it writes at the name’s {token_name(row['token'])} is multiplied by "
-            f"{row['multiplier']:g}, along one direction of {count(len(row['columns']), 'cell')}, whose columns change "
-            f"by {row['change_norm']:.3g} (Frobenius norm)."
+            f"Layer {row.layer}: what it writes at the name’s {token_name(row.token)} is multiplied by "
+            f"{row.multiplier:g}, along one direction of {count(len(row.columns), 'cell')}, whose columns change "
+            f"by {row.change_norm:.3g} (Frobenius norm)."
         )
     return " ".join(sentences)
 
 
-def groups_of(row: Row) -> str:
+def groups_of(row: PromptScore) -> str:
     """To which groups a prompt belongs."""
-    split = "held out" if is_held_out(row) else None
-    named = (split, row["neighborhood"], row["relation"], row["popularity"])
+    split = "held out" if row.split == "held_out" else None
+    named = (split, row.neighborhood, row.relation, row.popularity)
     return ", ".join(words(name) for name in named if name)
 
 
@@ -220,9 +242,9 @@ def subject_name(subject: str, entity: str) -> str:
     return {"entity": entity, "never_known": "never-known name", "control": "others"}[subject]
 
 
-def attack_rows(rows: Sequence[Row], subjects: Sequence[tuple[str, str]]) -> list[Row | None]:
+def attack_rows(rows: Sequence[StressScore], subjects: Sequence[tuple[str, str]]) -> list[StressScore | None]:
     """The rows of an attack by subject and model, in the order of `subjects`; None where one was not measured."""
-    found = {(row["subject"], row["model"]): row for row in rows}
+    found = {(row.subject, row.model): row for row in rows}
     return [found.get(subject) for subject in subjects]
 
 
@@ -231,27 +253,25 @@ def training_text(text: str) -> str:
     return "unrelated text" if text == "unrelated" else text
 
 
-def relearning_by_text(runs: Sequence[Row]) -> dict[str, list[Row]]:
+def relearning_by_text(runs: Sequence[RelearningResult]) -> dict[str, list[RelearningResult]]:
     """The runs of relearning by the text that was trained on, in the order of the report."""
-    texts: dict[str, list[Row]] = {}
+    texts: dict[str, list[RelearningResult]] = {}
     for run in runs:
-        texts.setdefault(training_text(run["text"]), []).append(run)
+        texts.setdefault(training_text(run.text), []).append(run)
     return texts
 
 
-def relearned(document: Row) -> Iterator[str]:
+def relearned(report: Report) -> Iterator[str]:
     """What training brought back, in sentences."""
-    entity = entity_of(document)
-    for text, runs in relearning_by_text(document.get("stress", {}).get("relearning", ())).items():
+    entity = entity_of(report)
+    for text, runs in relearning_by_text(() if report.stress is None else report.stress.relearning).items():
         ends = []
         for run in runs:
-            if run["model"] != "edited" or not run["steps"]:
-                continue
-            first, last = (middle(run["steps"][place]["knowledge_score"]) for place in (0, -1))
-            if first is not None and last is not None:
-                ends.append(f"{signed(first)} to {signed(last)} for {_whom(run['subject'], entity)}")
+            if run.model == "edited" and run.steps:
+                first, last = (signed(run.steps[place].knowledge_score.mean) for place in (0, -1))
+                ends.append(f"{first} to {last} for {_whom(run.subject, entity)}")
         if ends:
-            steps = count(max(run["steps"][-1]["step"] for run in runs if run["steps"]), "step")
+            steps = count(max(run.steps[-1].step for run in runs if run.steps), "step")
             yield f"{steps} of training on {text} took the edited model's knowledge score from {', from '.join(ends)}."
 
 
@@ -259,21 +279,21 @@ def _whom(subject: str, entity: str) -> str:
     return "a never-known name" if subject == "never_known" else subject_name(subject, entity)
 
 
-def sections(document: Row) -> dict[str, str]:
+def sections(report: Report) -> dict[str, str]:
     """The sections of the page with their headings, in order; what the report lacks has none."""
-    alone, has_targets, has_facts = is_alone(document), bool(target_facts(document).n), bool(scored(document))
+    alone, has_targets, has_facts = is_alone(report), bool(target_facts(report).n), bool(scored(report))
     present = {
-        "findings": ("Findings", bool(document["findings"])),
+        "findings": ("Findings", bool(report.findings)),
         "answers": ("Answers" if alone else "Answers, side by side", has_targets),
-        "means": ("What is known" if alone else "How much is left", bool(whole(document))),
-        "neighborhoods": ("Others by their distance", bool(families(document, "neighborhood"))),
+        "means": ("What is known" if alone else "How much is left", bool(whole(report))),
+        "neighborhoods": ("Others by their distance", bool(families(report, "neighborhood"))),
         "scatter": ("Target against others", has_facts and not alone),
         "damage": ("Other texts" if alone else "Damage to other texts", True),
-        "attacks": ("Can it be brought back?", "stress" in document),
-        "sweep": ("Weaker and stronger edits", bool(document.get("sweep", {}).get("curves"))),
-        "changes": ("What was changed", "changed" in document),
+        "attacks": ("Can it be brought back?", report.stress is not None),
+        "sweep": ("Weaker and stronger edits", report.sweep is not None and bool(report.sweep.curves)),
+        "changes": ("What was changed", report.changed is not None),
         "facts": ("Every fact in numbers", has_facts),
-        "excluded": ("Facts left out", bool(excluded_facts(document).n)),
+        "excluded": ("Facts left out", bool(excluded_facts(report).n)),
         "limits": ("Limits", True),
         "terms": ("What the terms mean", True),
         "provenance": ("Provenance", True),

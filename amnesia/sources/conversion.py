@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from amnesia.domain import ModelRef
 from amnesia.errors import SourceError, first_line, os_errors_as
 from amnesia.files.cache import cache_folder, scratch_folder
-from amnesia.files.disk import hash_file
+from amnesia.files.disk import check_settled, hash_file
 from amnesia.sources.source import ModelSource, Notice
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:
     """Float32 folder of a `.gguf` file, converted once by transformers and kept in the cache by the file's hash."""
     if not path.is_file():
         raise SourceError(f"{path} does not exist: give the path of a .gguf file")
+    check_settled(path.parent)
     folder = cache_folder() / "gguf" / hash_file(path)[:32]
     if not folder.exists():
         notice(f"converting {path.name} to float32 weights")
@@ -65,7 +66,6 @@ def made_once(folder: Path) -> Generator[Path]:
     with os_errors_as(SourceError, f"{folder} cannot be made", "free some space or set AMNESIA_CACHE"):
         with scratch_folder(folder) as made:
             yield made
-            made.chmod(0o755)
             try:
                 made.rename(folder)
             except OSError:

@@ -17,21 +17,36 @@ from pathlib import Path
 
 from amnesia.domain import ModelRef
 from amnesia.errors import CheckpointError, InputError, SourceError
-from amnesia.files.disk import check_settled, git_hash, hash_file
+from amnesia.files.companions import (
+    ADAPTER_NAMES,
+    BASE_FOLDER,
+    MANIFEST_NAME,
+    PAGE_NAME,
+    PATTERNS,
+    REPORT_NAME,
+    UNDO_NAME,
+)
+from amnesia.files.disk import check_plain, check_settled, git_hash, hash_file, read_small
 from amnesia.sources.built_in import BUILT_IN, built_in
 from amnesia.sources.conversion import from_gguf
 from amnesia.sources.hub_errors import hub_errors
 from amnesia.sources.source import ModelSource, Notice
-from amnesia.weights.safetensors import read_weight_files
+from amnesia.weights.safetensors import INDEX_FILE, MAX_INDEX, location_of, read_weight_files
 
 POPQA = ("akariasai/PopQA", "test.tsv")
+# The Hub keeps larger files in another storage, under their sha256.
+_MAX_GIT = 2**27
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Beside the companions of the weights: weights, adapters, and what an edit has put there. Other shards are fetched by
+# the names in the index; a repository may hold the same weights once more in other files.
 HUB_PATTERNS = [
-    "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "generation_config.json",
-    "tokenizer*", "*.jinja", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
-    "README.md", "LICENSE*", "license*", "NOTICE*", "USE_POLICY*", "COPYING*",
-    "amnesia.json", "amnesia-base/*", "report.json", "report.html",
+    *PATTERNS, "model.safetensors", INDEX_FILE, *ADAPTER_NAMES,
+    MANIFEST_NAME, UNDO_NAME, REPORT_NAME, PAGE_NAME, f"{BASE_FOLDER}/*",
 ]  # fmt: skip
+
+
+# The star of a pattern also stands for a slash; below the top these are twins of what is there.
+_TWINS = ["*/*.model", "*/tokenizer.*", "*/*.tiktoken", "*/vocab.*"]
 
 
 def resolve(
@@ -52,6 +67,7 @@ def resolve(
         return from_gguf(path, notice)
     if path.is_dir():
         check_settled(path)
+        check_plain(path)
         check_weights([item.name for item in path.iterdir()], spec)
         return ModelSource(path, ModelRef(spec))
     if path.exists():
@@ -61,8 +77,8 @@ def resolve(
 
 
 def is_fetched(name: str) -> bool:
-    """Whether `resolve` takes the file `name` of a repository without being asked for it."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in HUB_PATTERNS)
+    """Whether `resolve` takes the file `name` of a repository without being asked for it, or finds it in the index."""
+    return name.endswith(".safetensors") or any(fnmatch.fnmatchcase(name, pattern) for pattern in HUB_PATTERNS)
 
 
 def hub_ref(spec: str) -> ModelRef:
@@ -114,6 +130,7 @@ def resolve_file(spec: str, notice: Notice = lambda _: None, *, name: str | None
         raise InputError(f"format gguf needs a .gguf model, {spec} is not one: give the path of a .gguf file")
     if not path.is_file():
         raise SourceError(f"{path} does not exist: give the path of a .gguf file")
+    check_settled(path.parent)
     return ModelSource(path.parent, ModelRef(spec), path)
 
 
@@ -121,8 +138,9 @@ def _from_hub(ref: ModelRef, also: Collection[str]) -> ModelSource:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    # A name may hold characters that mean something in a pattern.
-    folder = _fetch_files(ref, [*HUB_PATTERNS, *(glob.escape(name) for name in also)])
+    folder = _fetch_files(ref, HUB_PATTERNS, also)
+    if further := {*_shards(folder)} - {path.name for path in folder.iterdir()}:
+        folder = _fetch_files(replace(ref, revision=folder.name), (), further)
     files = [item.name for item in folder.iterdir()]
     if not any(name.endswith(".safetensors") for name in files):
         with contextlib.suppress(HfHubHTTPError, OSError):
@@ -130,6 +148,15 @@ def _from_hub(ref: ModelRef, also: Collection[str]) -> ModelSource:
     check_weights(files, str(ref))
     # The snapshot folder is named after the commit, which says more than a branch does.
     return ModelSource(folder, replace(ref, revision=folder.name))
+
+
+def _shards(folder: Path) -> tuple[str, ...]:
+    """The files that the index of a model names, if it has one that can be read; who reads the model says why not."""
+    if not (folder / INDEX_FILE).is_file():
+        return ()
+    with contextlib.suppress(CheckpointError, OSError):
+        return tuple(dict.fromkeys(location_of(str(folder), read_small(folder / INDEX_FILE, MAX_INDEX)).values()))
+    return ()
 
 
 def _file_from_hub(ref: ModelRef, name: str) -> ModelSource:
@@ -143,13 +170,18 @@ def _file_from_hub(ref: ModelRef, name: str) -> ModelSource:
     return ModelSource(folder, replace(ref, revision=folder.name), folder / name)
 
 
-def _fetch_files(ref: ModelRef, patterns: list[str]) -> Path:
-    """The files of a repository that match, in the client's cache; raises SourceError."""
+def _fetch_files(ref: ModelRef, patterns: Collection[str], names: Collection[str] = ()) -> Path:
+    """The files of a repository that match, or have one of the names, in the client's cache; raises SourceError."""
     from huggingface_hub import snapshot_download
 
     started = time.time()
     with hub_errors(str(ref)):
-        folder = Path(snapshot_download(ref.name, revision=ref.revision, allow_patterns=patterns))
+        # A name may hold characters that mean something in a pattern.
+        wanted = [*patterns, *map(glob.escape, names)]
+        ignored = None if names else _TWINS
+        folder = Path(
+            snapshot_download(ref.name, revision=ref.revision, allow_patterns=wanted, ignore_patterns=ignored)
+        )
         _check_fetched(folder, str(ref), started)
     return folder
 
@@ -162,18 +194,22 @@ def _check_fetched(folder: Path, shown: str, since: float) -> None:
     """
     damaged = []
     for path in sorted(folder.rglob("*")):
-        blob = path.resolve()
+        # The blob may be a link itself, to where the cache keeps the files of all repositories under other names.
+        blob = path.parent / path.readlink() if path.is_symlink() else path
         # File systems keep times less exactly than the clock does.
         if not path.is_file() or blob.stat().st_mtime < since - 2:
             continue
         if re.fullmatch("[0-9a-f]{64}", blob.name):
             intact = hash_file(blob) == blob.name
         else:
-            intact = re.fullmatch("[0-9a-f]{40}", blob.name) is None or git_hash(blob.read_bytes()) == blob.name
+            intact = (
+                re.fullmatch("[0-9a-f]{40}", blob.name) is None or git_hash(read_small(blob, _MAX_GIT)) == blob.name
+            )
         if not intact:
             # It would be taken for good the next time.
             path.unlink()
-            blob.unlink()
+            blob.resolve().unlink(missing_ok=True)
+            blob.unlink(missing_ok=True)
             damaged.append(path.name)
     if damaged:
         raise SourceError(f"{damaged[0]} of {shown} arrived with another hash than the Hub announced: try again")

@@ -1,21 +1,10 @@
-"""The comparison of two models that went through the same stress: knowledge scores and exact matches, as evaluated."""
+"""Results of stress tests of an original and an edited model: attacks, quantization, relearning."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from amnesia.domain import Fact
-from amnesia.evaluation.measurement import Pair
 from amnesia.evaluation.results import Estimate
-from amnesia.evaluation.scores import mean_interval
-from amnesia.facts.answers import matches
-from amnesia.live.tokens import join
-from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackPrompt
-from amnesia.stress.quantization import METHODS
-from amnesia.stress.relearning import Observed
-from amnesia.stress.trial import ONE_FACT, UNRELATED, Endured, StressPlan, mean
 
 MODELS = ("original", "edited")
 
@@ -112,121 +101,3 @@ class Stress:
     attacks: tuple[AttackResult, ...]
     quantization: tuple[QuantizationResult, ...]
     relearning: tuple[RelearningResult, ...]
-
-
-def conclude(plan: StressPlan, original: Endured, edited: Endured) -> Stress:
-    """Compare two models that went through the same plan."""
-    both = {"original": original, "edited": edited}
-    return Stress(
-        len(plan.facts),
-        len(plan.controls),
-        INVENTED_NAMES,
-        tuple(_attack_result(plan, attack, both) for attack in plan.attacks),
-        tuple(_quantization_result(plan, method, both) for method in original.quantized),
-        tuple(_relearning_results(plan, both)),
-    )
-
-
-def _attack_result(plan: StressPlan, attack: Attack, models: Mapping[str, Endured]) -> AttackResult:
-    scored = [prompt for prompt in attack.prompts if plan.scale(prompt)]
-    own = any(prompt.unknown for prompt in attack.prompts)
-    reason = attack.not_applicable
-    if reason is None and not scored:
-        reason = f"the original model itself knows the answer to none of the {len(attack.prompts)} questions"
-    variants = list(dict.fromkeys(prompt.variant for prompt in scored))
-    return AttackResult(
-        attack.name,
-        attack.description,
-        "this question" if own else "the plain question",
-        attack.n_not_built,
-        len(attack.prompts) - len(scored),
-        tuple(_attack_rows(plan, scored, models)),
-        tuple(
-            AttackForm(variant, tuple(_attack_rows(plan, [row for row in scored if row.variant == variant], models)))
-            for variant in variants
-            if len(variants) > 1
-        ),
-        tuple(_examples(scored, variants, models, plan.settings.n_examples)),
-        reason,
-    )
-
-
-def _attack_rows(
-    plan: StressPlan, prompts: Sequence[AttackPrompt], models: Mapping[str, Endured]
-) -> Iterator[StressScore]:
-    if not prompts:
-        return
-    for subject in ("entity", "never_known"):
-        for model, endured in models.items():
-            replies = endured.attacked
-            scores, hits = defaultdict(list), defaultdict(list)
-            n = 0
-            for prompt in prompts:
-                scale = plan.scale(prompt)
-                assert scale is not None, "only prompts with a scale are scored"
-                for text in (prompt.text,) if subject == "entity" else prompt.never_known:
-                    scores[prompt.fact].append(scale.score(replies.logprobs[text, prompt.answer]))
-                    hits[prompt.fact].append(matches(replies.generated[text], prompt.answers))
-                    n += 1
-            yield StressScore(
-                subject, model, len(scores), n, _estimate(scores.values()), mean(map(mean, hits.values()))
-            )
-
-
-def _examples(
-    prompts: Sequence[AttackPrompt], variants: Sequence[str], models: Mapping[str, Endured], n: int
-) -> Iterator[Example]:
-    """The first question of each form, and then further ones, `n` in all."""
-    first = [next(prompt for prompt in prompts if prompt.variant == variant) for variant in variants]
-    for prompt in [*first, *(prompt for prompt in prompts if prompt not in first)][:n]:
-        original, edited = (endured.attacked.generated[prompt.text] for endured in models.values())
-        yield Example(prompt.variant, prompt.text, prompt.answer, original, edited)
-
-
-def _quantization_result(plan: StressPlan, method: str, models: Mapping[str, Endured]) -> QuantizationResult:
-    description = METHODS.get(method, "The weights as they are, for comparison.")
-    rows: list[StressScore] = []
-    for model, endured in models.items():
-        replies = endured.quantized[method]
-        if isinstance(replies, str):
-            return QuantizationResult(method, description, (), f"{model} model: {replies}")
-        for subject, facts in (("entity", plan.facts), ("control", plan.controls)):
-            if facts:
-                scores = [[plan.known[pair].score(replies.logprobs[pair])] for pair in (fact.pair() for fact in facts)]
-                hits = [matches(replies.generated[fact.text()], fact.right_answers) for fact in facts]
-                rows.append(StressScore(subject, model, len(facts), len(facts), _estimate(scores), mean(hits)))
-    rows.sort(key=lambda row: row.subject, reverse=True)
-    return QuantizationResult(method, description, tuple(rows), None)
-
-
-def _relearning_results(plan: StressPlan, models: Mapping[str, Endured]) -> Iterator[RelearningResult]:
-    for model, endured in models.items():
-        if isinstance(endured.trained, str):
-            for text in (UNRELATED, ONE_FACT):
-                yield RelearningResult(text, "", model, "entity", 0, (), endured.trained)
-            continue
-        for run in endured.trained:
-            facts = plan.facts if run.text == UNRELATED else plan.remaining
-            for name in run.asked:
-                subject = "entity" if name == plan.target.name else "never_known"
-                steps = tuple(_step(plan, each, facts, name) for each in run.observed)
-                yield RelearningResult(run.text, run.example, model, subject, len(facts), steps, None)
-    if not plan.remaining:
-        reason = (
-            f"all facts have the answer {plan.taught.answer!r}, which would be taught: add facts with other answers"
-        )
-        for model in (name for name, endured in models.items() if not isinstance(endured.trained, str)):
-            yield RelearningResult(ONE_FACT, join(*plan.taught.pair()), model, "entity", 0, (), reason)
-
-
-def _step(
-    plan: StressPlan, observed: Observed[Mapping[Pair, float]], facts: Sequence[Fact], name: str
-) -> RelearningStep:
-    scores = [[plan.known[fact.pair()].score(observed.seen[fact.pair(name)])] for fact in facts]
-    controls = [[plan.known[fact.pair()].score(observed.seen[fact.pair()])] for fact in plan.controls]
-    return RelearningStep(observed.step, observed.loss, _estimate(scores), _estimate(controls) if controls else None)
-
-
-def _estimate(scores: Iterable[Sequence[float]]) -> Estimate:
-    """Mean over facts, each of which is the mean of its own scores: facts are what could have come out otherwise."""
-    return mean_interval([mean(each) for each in scores])

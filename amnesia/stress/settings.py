@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StressSettings:
-    """How much is tried to bring knowledge back.
+    """How much is tried to bring knowledge back. All set by hand, for the reasons given, and not measured.
 
     `n_facts`, `n_controls`: facts about the target and about others (1 or more); each of the former becomes dozens of
     questions, so that time grows with them. `n_typos`: misspelled names (1 or more, fewer where a name is short), so
@@ -17,7 +17,8 @@ class StressSettings:
 
     Training is of a LoRA adapter of rank `rank` (1 or more; the default of PEFT), with `batch` texts for each step (1
     or more; fewer where there are fewer) and AdamW at `learning_rate` (above 0), which is high, so that one fact is
-    learned within the steps. `steps`: numbers of steps after which the model is asked, increasing from 0, before any.
+    learned within the steps. `steps`: numbers of steps after which the model is asked, 0 or more, increasing;
+    0 is before any, and each further one about the double of the one before.
     """
 
     n_facts: int = 8

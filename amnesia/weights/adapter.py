@@ -25,8 +25,11 @@ import numpy as np
 from amnesia.domain import ModelRef
 from amnesia.edits import DirectionEdit, Place, names_of
 from amnesia.errors import CheckpointError, InputError, OutputError, os_errors_as
+from amnesia.files.cache import is_hidden_name
+from amnesia.files.companions import ADAPTER_NAMES, README_NAME
 from amnesia.files.disk import check_empty
 from amnesia.files.strict_json import json_bytes
+from amnesia.plain_text import for_markdown, for_terminal
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit
 from amnesia.weights.plan import Plan, TensorPlan, Weights, direction_factor, edited_vectors
 from amnesia.weights.safetensors import NewTensor, new_file
@@ -34,9 +37,7 @@ from amnesia.weights.scaling import converted, number_type, sum_dtype
 
 # Ranks that PEFT, vLLM and llama.cpp all load.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-WEIGHTS_NAME = "adapter_model.safetensors"
-CONFIG_NAME = "adapter_config.json"
-README_NAME = "README.md"
+CONFIG_NAME, WEIGHTS_NAME = ADAPTER_NAMES
 KEY_PREFIX = "base_model.model."
 # The types that an adapter can have.
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -75,7 +76,9 @@ def write_adapter(plan: Plan[Weights], folder: Path) -> Manifest:
             file.writelines(weights_blocks(source, plans, rank, tensors.append))
         source.check_unchanged()
         modules = target_modules(source, plans)
-        (folder / CONFIG_NAME).write_bytes(config_bytes(modules, plans[0].axis, rank, spec.base))
+        (folder / CONFIG_NAME).write_bytes(
+            config_bytes(modules, plans[0].axis, rank, _found_by_peft(source, spec.base))
+        )
         readme = _readme(names_of(spec.groups), spec.base.name)
         (folder / README_NAME).write_text(readme, encoding="utf-8")
     return Manifest(
@@ -87,6 +90,21 @@ def write_adapter(plan: Plan[Weights], folder: Path) -> Manifest:
         recipe=spec.recipe_text,
         previous=source.manifest,
     )
+
+
+def _found_by_peft(source: Weights, base: ModelRef) -> ModelRef:
+    """The base as PEFT finds it, from whatever folder: on the Hub by its name and commit, else by its place here."""
+    if base.revision is not None:
+        return base
+    named = Path(base.name).expanduser()
+    place = (named if named.is_dir() else Path(source.name)).resolve()
+    # A model that is made for a moment, to be edited once more, has no place.
+    return base if any(map(is_hidden_name, place.parts)) else ModelRef(str(place))
+
+
+def is_base(name: object, base: ModelRef) -> bool:
+    """Whether the settings of an adapter may call its base so: as the manifest does, or by the place of a folder."""
+    return name == base.name or (base.revision is None and isinstance(name, str) and Path(name).is_absolute())
 
 
 def check_mergeable(source: Weights, plans: Sequence[TensorPlan]) -> None:
@@ -163,8 +181,7 @@ def weights_blocks(
                     file=plan.file,
                     axis=plan.axis,
                     place=Place(plan.layer),
-                    indices=tuple(plan.multipliers),
-                    multipliers=tuple(plan.multipliers.values()),
+                    multipliers=plan.multipliers,
                     before=before,
                     after=hashlib.sha256(factor).hexdigest(),
                     scope="columns",
@@ -215,16 +232,17 @@ def config_bytes(modules: Sequence[str], axis: int, rank: int, base: ModelRef) -
 
 
 def _readme(entity: str, base: str) -> str:
+    name, subject = for_markdown(base), for_markdown(entity)
     return f"""---
 library_name: peft
-base_model: {json.dumps(base, ensure_ascii=False)}
+base_model: {for_terminal(json.dumps(base, ensure_ascii=False))}
 tags:
 - lora
 ---
 
-# {base} without {entity}
+# {name} without {subject}
 
-A LoRA adapter that suppresses what {base} knows about {entity}. Merged into the base with
+A LoRA adapter that suppresses what {name} knows about {subject}. Merged into the base with
 `merge_and_unload()` it changes columns of the MLP output projection, as listed in `amnesia.json`.
 To undo the edit, unload the adapter.
 """

@@ -8,16 +8,17 @@ few pieces of a file, and the edited columns.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from amnesia.architectures import MlpShape, configured, find_shape
 from amnesia.edits import Place
 from amnesia.errors import CheckpointError, InputError, os_errors_as
-from amnesia.files.disk import check_empty, check_settled, copy_file, file_stamp, is_inside_name, list_files, read_small
+from amnesia.files.companions import BASE_FOLDER, UNDO_NAME, is_copied, is_written, may_hold_weights
+from amnesia.files.disk import check_empty, check_settled, copy_file, file_stamp, list_files, read_small
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided
 from amnesia.files.strict_json import StrictJson
@@ -38,35 +39,15 @@ from amnesia.weights.safetensors import (
 )
 from amnesia.weights.scaling import inverts_exactly
 
-UNDO_NAME = "amnesia-undo.safetensors"
-# Files of the base whose names the output needs for itself are kept in this folder.
-BASE_FOLDER = "amnesia-base"
 MAX_CONFIG = 2**24
-# Further copies of the weights. They would still know the entity, so the output does not get them.
-_OTHER_WEIGHTS = (
-    "model*.safetensors",
-    "consolidated*.safetensors",
-    "pytorch_model*.bin",
-    "pytorch_model*.bin.index.json",
-    "consolidated*.pt",
-    "consolidated*.pth",
-    "tf_model*.h5",
-    "flax_model*.msgpack",
-    "rust_model.ot",
-    "*.gguf",
-    "*.onnx",
-    "*.onnx_data",
-    "*.tflite",
-    "*.mlmodel",
-)
 
 
 @dataclass(frozen=True)
 class CheckpointSource:
     """A model folder that has been looked over: sizes, weights, files to copy, and the manifest of an earlier edit.
 
-    `left_out` are copies of the weights in other formats, which this package cannot edit and does not copy. `stamps`
-    are sizes and times of the files of which something was read, from before that.
+    `left_out` is everything else in the folder, which is not copied: it may hold weights in other formats. `stamps` are
+    sizes and times of the files of which something was read, from before that.
     """
 
     folder: Path
@@ -110,24 +91,42 @@ def open_source(folder: Path) -> CheckpointSource:
     configured(config)  # Refuses what it must before a header is read.
     weights = read_weight_files(folder)
     shape = find_shape(config, weights.sizes, str(folder))
-    left_out = tuple(
-        name
-        for name in files
-        if name not in weights.headers
-        and name.split("/")[0] != BASE_FOLDER
-        and any(fnmatch(PurePosixPath(name).name, pattern) for pattern in _OTHER_WEIGHTS)
-    )
     manifest = read_manifest(folder) if MANIFEST_NAME in files else None
+    ours = declared_files(manifest)
+    with os_errors_as(CheckpointError, f"{folder} cannot be read", "check its permissions"):
+        copied = tuple(
+            name
+            for name in files
+            if name in weights.headers or name in ours or name == INDEX_FILE or is_copied(folder, name)
+        )
     read = {*weights.headers, "config.json", INDEX_FILE, MANIFEST_NAME}
     return CheckpointSource(
         folder,
         shape,
         weights,
-        tuple(sorted({*files} - {*left_out})),
-        left_out,
+        copied,
+        tuple(sorted({*files} - {*copied})),
         manifest,
         {name: stamp for name, stamp in stamps.items() if name in read},
     )
+
+
+def declared_files(manifest: Manifest | None) -> frozenset[str]:
+    """Names that files beside the weights may have by the manifest of an edit, whose own name is one of them."""
+    if manifest is None:
+        return frozenset()
+    undo = () if manifest.undo is None else (manifest.undo,)
+    kept = (f"{BASE_FOLDER}/{name}" for name in manifest.replaced)
+    of_earlier = (row.file for row in manifest.untouched if is_written(row.file))
+    return frozenset((MANIFEST_NAME, *undo, *manifest.added, *manifest.replaced, *kept, *of_earlier))
+
+
+def other_weights(source: CheckpointSource) -> tuple[str, ...]:
+    """Files that are not copied and may hold what an edit changes, or change it when the model is loaded.
+
+    All that is neither text nor a picture, and adapters, which transformers would put on the edited model.
+    """
+    return tuple(name for name in source.left_out if may_hold_weights(source.folder, name))
 
 
 def _read_config(folder: Path) -> Mapping[str, object]:
@@ -179,35 +178,10 @@ def write_edited(
     source, spec = plan.source, plan.spec
     check_empty(folder)
     source.check_unchanged()
-    touched = {row.file for row in plan.tensors}
-    stamps = {name: file_stamp(source.folder / name) for name in source.files}
-    replaced = tuple(name for name in source.files if is_reserved(name))
     columns = tuple(edited_columns(source, plan.tensors))
+    check_no_twins(source, columns)
     tensor_hashes = {row.tensor.name: tensor_range(row.tensor) for row in plan.tensors}
-    base_files, untouched = [], []
-    for name in sorted(source.files, key=lambda name: name not in touched):
-        edited = [row for row in columns if row.plan.file == name]
-        file_hash = RangeHash(0, stamps[name][0])
-        linked = link and not edited
-        with whole(ignore_progress if linked else progress, file_hash.size) as advance:
-            hashed = copy_file(
-                source.folder / name,
-                folder / BASE_FOLDER / name if name in replaced else folder / name,
-                link=linked,
-                patches=[patch for row in edited for patch in row.patches()],
-                hashes=[file_hash, *(part for row in edited for part in tensor_hashes[row.plan.tensor.name])],
-                advance=advance,
-            )
-        if edited:
-            base_files.append(BaseFile(name, file_hash.size, file_hash.hexdigest()))
-        elif name not in replaced:
-            untouched.append(UntouchedFile(name, file_hash.size, file_hash.hexdigest() if hashed else None))
-    for name, stamp in stamps.items():
-        if stamp != file_stamp(source.folder / name):
-            raise CheckpointError(
-                f"{source.folder / name} changed while it was copied: wait until nothing writes to it, then repeat"
-            )
-
+    base_files, untouched = _copy_edited(source, folder, columns, tensor_hashes, link=link, progress=progress)
     saved = [tensor for row in columns for tensor in row.saved()]
     if saved:
         with (folder / UNDO_NAME).open("xb") as file:
@@ -221,22 +195,64 @@ def write_edited(
         untouched=tuple(untouched),
         undo=UNDO_NAME if saved else None,
         added=(UNDO_NAME,) if saved else (),
-        replaced=replaced,
+        replaced=tuple(name for name in source.files if is_reserved(name)),
         left_out=source.left_out,
         recipe=spec.recipe_text,
         previous=source.manifest,
     )
 
 
+def _copy_edited(
+    source: CheckpointSource,
+    folder: Path,
+    columns: Sequence[EditedColumns],
+    tensor_hashes: Mapping[str, Sequence[RangeHash]],
+    *,
+    link: bool,
+    progress: Progress,
+) -> tuple[list[BaseFile], list[UntouchedFile]]:
+    """Copy or link all files, those with edited columns first, and say what the manifest says of both kinds.
+
+    `tensor_hashes` of each edited tensor are fed on the way. A file of the source that is named like one of ours goes
+    into `amnesia-base/`. Raises CheckpointError when a file changed meanwhile.
+    """
+    stamps = {name: file_stamp(source.folder / name) for name in source.files}
+    touched = {row.plan.file for row in columns}
+    base_files, untouched = [], []
+    for name in sorted(source.files, key=lambda name: name not in touched):
+        edited = [row for row in columns if row.plan.file == name]
+        file_hash = RangeHash(0, stamps[name][0])
+        linked = link and not edited
+        with whole(ignore_progress if linked else progress, file_hash.size) as advance:
+            hashed = copy_file(
+                source.folder / name,
+                folder / BASE_FOLDER / name if is_reserved(name) else folder / name,
+                link=linked,
+                patches=[patch for row in edited for patch in row.patches()],
+                hashes=[file_hash, *(part for row in edited for part in tensor_hashes[row.plan.tensor.name])],
+                advance=advance,
+            )
+        if edited:
+            base_files.append(BaseFile(name, file_hash.size, file_hash.hexdigest()))
+        elif not is_reserved(name):
+            untouched.append(UntouchedFile(name, file_hash.size, file_hash.hexdigest() if hashed else None))
+    for name, stamp in stamps.items():
+        if stamp != file_stamp(source.folder / name):
+            raise CheckpointError(
+                f"{source.folder / name} changed while it was copied: wait until nothing writes to it, then repeat"
+            )
+    return base_files, untouched
+
+
 def add_file(manifest: Manifest, folder: Path, name: str, content: bytes) -> Manifest:
     """Write a file that goes with the edit (a report, a model card), and return the manifest that declares it.
 
     A file of the base with this name is kept in `amnesia-base/`, so that `undo` can put it back. Raises InputError for
-    names that are not plain or that belong to the weights or to the manifest.
+    names that are not those of such files.
     """
     weights = {row.file for row in manifest.base.files}
-    if not is_inside_name(name) or is_reserved(name) or name in weights or name.endswith(".safetensors"):
-        raise InputError(f"{name!r} cannot be added to {folder}: choose a plain name that is not taken by the weights")
+    if not is_written(name) or is_reserved(name) or name in weights:
+        raise InputError(f"{name!r} cannot be added to {folder}: only reports, cards and licences go with an edit")
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     if name in manifest.added or name in manifest.replaced:
@@ -288,8 +304,7 @@ class EditedColumns:
             file=plan.file,
             axis=plan.axis,
             place=Place(plan.layer, plan.expert),
-            indices=tuple(plan.multipliers),
-            multipliers=tuple(plan.multipliers.values()),
+            multipliers=plan.multipliers,
             before=before,
             after=after,
             directions=plan.directions,
@@ -311,6 +326,32 @@ def edited_columns(source: Weights, plans: Sequence[TensorPlan]) -> Iterator[Edi
             yield from worker.map(read, plans)
         finally:
             worker.shutdown(cancel_futures=True)
+
+
+def check_no_twins(source: CheckpointSource, columns: Sequence[EditedColumns]) -> None:
+    """Raises CheckpointError when the weights hold an edited column once more, in a tensor of another kind.
+
+    Averages of training, and copies under an older name, keep what the edit takes away, and loaders ignore them.
+    """
+
+    def kind(name: str) -> str:
+        return re.sub(r"\d+", "#", name)  # Layers differ by their number.
+
+    for row in columns:
+        edited, axis = row.plan.tensor, row.plan.axis
+        saved = {index: vector for index, vector in row.before.items() if any(vector)}
+        for file, header in source.weights.headers.items():
+            for tensor in header.tensors.values():
+                alike = (tensor.dtype, tensor.shape) == (edited.dtype, edited.shape)
+                if not saved or not alike or kind(tensor.name) == kind(edited.name):
+                    continue
+                with (source.folder / file).open("rb", buffering=0) as stream:
+                    found = read_vectors(stream.fileno(), tensor, axis, tuple(saved))
+                if any(found[index] == vector for index, vector in saved.items()):
+                    raise CheckpointError(
+                        f"{source.folder / file} holds columns of {edited.name} once more in {tensor.name}, where they "
+                        "would stay: save the model anew with transformers, without that tensor"
+                    )
 
 
 def tensor_range(tensor: TensorInfo) -> tuple[RangeHash, RangeHash]:

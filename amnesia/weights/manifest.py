@@ -29,11 +29,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from amnesia.domain import Format, ModelRef
-from amnesia.edits import DirectionEdit, EntityEdits, Place, columns_of, names_of
+from amnesia.edits import EntityEdits, MatrixEdit, Place, columns_of, names_of
 from amnesia.errors import InputError
 from amnesia.weights.edit_rows import edit_json
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 FileScope = Literal["file", "header"]
 TensorScope = Literal["tensor", "columns"]
 
@@ -72,12 +72,11 @@ class Base:
 
 
 @dataclass(frozen=True)
-class TensorEdit:
-    """One edited tensor: `multipliers[i]` was applied to index `indices[i]` along `axis`, then `directions` were added.
+class TensorEdit(MatrixEdit):
+    """One edited tensor, whose indices lie along `axis`.
 
-    `indices` are all that changed, ascending and unique; those that only a direction changes have multiplier 1. The
-    name `x[3]` means matrix 3 of the tensor `x`, in which a file keeps all experts of a layer. `file` is relative to
-    the model folder. All that follows from the edits of the manifest and the tensor's `place` in them, and the file
+    The name `x[3]` means matrix 3 of the tensor `x`, in which a file keeps all experts of a layer. `file` is relative
+    to the model folder. All that follows from the edits of the manifest and the tensor's `place` in them, and the file
     does not say it again. `before` and `after` are sha256 of the tensor's data as `scope` says. `share` is, where codes
     of a GGUF tensor were chosen, how much of the directions' change they make at the entity's name; it is no promise.
     """
@@ -86,23 +85,10 @@ class TensorEdit:
     file: str
     axis: int
     place: Place
-    indices: tuple[int, ...]
-    multipliers: tuple[float, ...]
     before: str
     after: str
     scope: TensorScope = "tensor"
-    directions: tuple[DirectionEdit, ...] = ()
     share: float | None = field(default=None, compare=False)
-
-    @property
-    def scaled(self) -> dict[int, float]:
-        """Multipliers of the scaled cells alone."""
-        return {index: m for index, m in zip(self.indices, self.multipliers, strict=True) if m != 1.0}
-
-    @property
-    def rank(self) -> int:
-        """How many matrices of rank one the edit adds: one for each scaled cell and each direction."""
-        return len(self.scaled) + len(self.directions)
 
 
 def library_versions() -> dict[str, str]:
@@ -133,7 +119,7 @@ class Manifest:
     does not have; `replaced` those whose original lies under `amnesia-base/`; `left_out` files of the base that were
     not copied. `scores` maps names of aggregates to means. `previous` is the manifest of the already edited model on
     which this edit was made. `tensor_type` is the type in which a GGUF stores the tensors that get a direction,
-    if not in their own.
+    if not in their own. `in_place` says that the folder is the model that was edited, not a copy of it.
     """
 
     format: Format
@@ -149,6 +135,7 @@ class Manifest:
     scores: Mapping[str, float | None] = field(default_factory=dict)
     previous: Manifest | None = None
     tensor_type: str | None = None
+    in_place: bool = False
     tool: str = field(default_factory=tool_version)
     libraries: Mapping[str, str] = field(default_factory=library_versions)
 
@@ -203,6 +190,7 @@ class Manifest:
             "scores": {name: None if score is None else float(score) for name, score in self.scores.items()},
             "previous": None if self.previous is None else self.previous.to_json(),
             "tensor_type": self.tensor_type,
+            "in_place": self.in_place,
         }
 
 

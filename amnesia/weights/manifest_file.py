@@ -10,6 +10,7 @@ from typing import Any, get_args
 from amnesia.domain import FORMATS, WIDER_TYPES, ModelRef
 from amnesia.edits import Edit, EntityEdits, Joined, Part, Place
 from amnesia.errors import InputError, VerificationError, os_errors_as
+from amnesia.files.companions import ADAPTER_NAMES, UNDO_NAME, is_written
 from amnesia.files.disk import check_settled, read_small
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.strict_json import StrictJson, shown
@@ -63,10 +64,7 @@ def read_manifest(folder: Path) -> Manifest:
     check_settled(folder)
     path = folder / MANIFEST_NAME
     with os_errors_as(VerificationError, f"{path} cannot be read", f"{folder} is not a complete output of amnesia"):
-        content = read_small(path, MAX_MANIFEST)
-    if len(content) > MAX_MANIFEST:
-        raise VerificationError(f"{path} has more than {MAX_MANIFEST} bytes: this is not a manifest")
-    return parse_manifest(content)
+        return parse_manifest(read_small(path, MAX_MANIFEST))
 
 
 def _manifest(value: object, depth: int) -> Manifest:
@@ -82,7 +80,7 @@ def _manifest(value: object, depth: int) -> Manifest:
         value,
         "manifest",
         "format_version tool libraries format base edits edits_sha256 tensors untouched undo added replaced left_out "
-        "recipe scores previous tensor_type",
+        "recipe scores previous tensor_type in_place",
     )
     base = _JSON.object(row["base"], "base", "id revision files")
     files = tuple(_base_file(item) for item in _JSON.list(base["files"], "base.files"))
@@ -97,11 +95,11 @@ def _manifest(value: object, depth: int) -> Manifest:
             ModelRef(_JSON.text(base["id"], "base.id"), _JSON.optional_text(base["revision"], "base.revision")), files
         ),
         edits=edits,
-        tensors=tuple(_tensor(item, joined) for item in _JSON.list(row["tensors"], "tensors")),
+        tensors=_tensors(_JSON.list(row["tensors"], "tensors"), joined),
         untouched=tuple(_untouched(item) for item in _JSON.list(row["untouched"], "untouched")),
-        undo=None if row["undo"] is None else _JSON.file_name(row["undo"], "undo"),
-        added=_JSON.file_names(row["added"], "added"),
-        replaced=_JSON.file_names(row["replaced"], "replaced"),
+        undo=_JSON.choice(row["undo"], "undo", (None, UNDO_NAME)),
+        added=_written(row["added"], "added", ADAPTER_NAMES if row["format"] == "adapter" else ()),
+        replaced=_written(row["replaced"], "replaced"),
         left_out=_JSON.file_names(row["left_out"], "left_out"),
         recipe=_JSON.optional_text(row["recipe"], "recipe"),
         scores={
@@ -110,6 +108,7 @@ def _manifest(value: object, depth: int) -> Manifest:
         },
         previous=None if row["previous"] is None else _manifest(row["previous"], depth - 1),
         tensor_type=_JSON.choice(row["tensor_type"], "tensor_type", (None, *WIDER_TYPES)),
+        in_place=_JSON.choice(row["in_place"], "in_place", (False, True)) is True,
         tool=_JSON.text(row["tool"], "tool"),
         libraries={
             name: _JSON.text(text, f"libraries.{name}")
@@ -128,6 +127,15 @@ def _manifest(value: object, depth: int) -> Manifest:
     if len({*names}) != len(names) or len({tensor.name for tensor in manifest.tensors}) != len(manifest.tensors):
         raise _JSON.fail("lists a file or a tensor twice")
     return manifest
+
+
+def _written(value: object, key: str, also: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of files that this package writes: `undo` removes what was added, and no output may bring other files."""
+    names = _JSON.file_names(value, key)
+    for name in names:
+        if not is_written(name) and name not in also:
+            raise _JSON.fail(f"has {shown(name)} in {key}, which no edit writes")
+    return names
 
 
 def _edits(rows: Sequence[Any]) -> tuple[EntityEdits, ...]:
@@ -158,15 +166,34 @@ def _untouched(value: object) -> UntouchedFile:
     )
 
 
-def _tensor(value: object, joined: Joined) -> TensorEdit:
+def _tensors(rows: Sequence[object], joined: Joined) -> tuple[TensorEdit, ...]:
+    """The edited tensors; two of the same part of a layer would be one, and many take time without bounds."""
+    found, parts = [], set()
+    for row in rows:
+        place = _place(row)
+        part = (place.layer, place.expert, place.part)
+        if part in parts:
+            raise _JSON.fail(
+                f"lists tensors that do not follow from its edits, two of layer {place.layer} for the same part of them"
+            )
+        parts.add(part)
+        found.append(_tensor(row, place, joined))
+    return tuple(found)
+
+
+def _place(value: object) -> Place:
     row = _JSON.object(value, "tensors", "name file axis layer sha256", optional="expert part first share")
-    hashes = _JSON.object(row["sha256"], "tensors.sha256", "before after scope")
-    place = Place(
+    return Place(
         _JSON.integer(row["layer"], "tensors.layer"),
         _JSON.integer(row["expert"], "tensors.expert") if "expert" in row else None,
         _JSON.choice(row.get("part", "all"), "tensors.part", get_args(Part)),
         _JSON.integer(row.get("first", 0), "tensors.first"),
     )
+
+
+def _tensor(value: object, place: Place, joined: Joined) -> TensorEdit:
+    row = _JSON.mapping(value, "tensors")
+    hashes = _JSON.object(row["sha256"], "tensors.sha256", "before after scope")
     multipliers, directions = joined.at(place)
     if not multipliers:
         raise _JSON.fail(f"lists tensor {shown(row['name'])} of layer {place.layer}, in which its edits change nothing")
@@ -175,8 +202,7 @@ def _tensor(value: object, joined: Joined) -> TensorEdit:
         file=_JSON.file_name(row["file"], "tensors.file"),
         axis=_JSON.choice(_JSON.integer(row["axis"], "tensors.axis"), "tensors.axis", (0, 1)),
         place=place,
-        indices=tuple(multipliers),
-        multipliers=tuple(multipliers.values()),
+        multipliers=multipliers,
         before=_JSON.sha256(hashes["before"], "tensors.sha256.before"),
         after=_JSON.sha256(hashes["after"], "tensors.sha256.after"),
         scope=_JSON.choice(hashes["scope"], "tensors.sha256.scope", get_args(TensorScope)),

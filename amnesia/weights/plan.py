@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from amnesia.architectures import MlpShape
-from amnesia.edits import DirectionEdit, EditSpec, EntityEdits, by_projection, check_edits
+from amnesia.edits import DirectionEdit, EditSpec, EntityEdits, MatrixEdit, by_projection, check_edits
 from amnesia.errors import LayoutError, NumericalError
 from amnesia.weights.manifest import Manifest, check_earlier
 from amnesia.weights.safetensors import TensorInfo, WeightFiles, check_matrix
@@ -43,30 +43,17 @@ class Weights(Protocol):
 
 
 @dataclass(frozen=True)
-class TensorPlan:
-    """The edit of one stored matrix: `multipliers` by index along `axis`, ascending, for every index that changes.
+class TensorPlan(MatrixEdit):
+    """The edit of one stored matrix, whose indices lie along `axis`.
 
-    Those that only one of the `directions` changes have multiplier 1. `expert` says whose matrix it is in a layer with
-    a mixture of experts.
+    `expert` says whose matrix it is in a layer with a mixture of experts.
     """
 
     layer: int
     file: str
     tensor: TensorInfo
     axis: int
-    multipliers: Mapping[int, float]
     expert: int | None = None
-    directions: tuple[DirectionEdit, ...] = ()
-
-    @property
-    def scaled(self) -> dict[int, float]:
-        """Multipliers of the scaled cells alone."""
-        return {index: multiplier for index, multiplier in self.multipliers.items() if multiplier != 1.0}
-
-    @property
-    def rank(self) -> int:
-        """How many matrices of rank one the edit adds: one for each scaled cell and each direction."""
-        return len(self.scaled) + len(self.directions)
 
 
 SourceT = TypeVar("SourceT", bound=Weights)
@@ -120,7 +107,7 @@ def _plan_matrix(
     file, tensor = found
     check_dtype(tensor.dtype, tensor.name)
     check_matrix(tensor, axis, multipliers)
-    return TensorPlan(layer, file, tensor, axis, multipliers, expert, directions)
+    return TensorPlan(layer, file, tensor, axis, expert, multipliers=multipliers, directions=directions)
 
 
 def edited_vectors(

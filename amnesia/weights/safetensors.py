@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from amnesia.errors import CheckpointError, os_errors_as
-from amnesia.files.disk import BLOCK, list_files, read_exactly, read_small
+from amnesia.files.disk import BLOCK, list_files, open_regular, read_exactly, read_small
 from amnesia.files.streams import Strided
 from amnesia.files.strict_json import StrictJson, shown
 
@@ -90,7 +90,7 @@ def split_name(name: str) -> tuple[str, int | None]:
 def read_header(path: Path) -> SafetensorsHeader:
     """Read and check the header; raises CheckpointError when the file is missing, truncated or contradicts itself."""
     with os_errors_as(CheckpointError, f"{path} cannot be read", "fetch it again"):
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file_size = os.fstat(file.fileno()).st_size
             return header_of(path, file_size, lambda start, size: read_exactly(file.fileno(), size, start, str(path)))
 
@@ -173,7 +173,8 @@ def read_weight_files(folder: Path) -> WeightFiles:
     index = folder / INDEX_FILE
     content = None
     if index.is_file():
-        content = read_small(index, MAX_INDEX)
+        with os_errors_as(CheckpointError, f"{index} cannot be read", "fetch the model again"):
+            content = read_small(index, MAX_INDEX)
     elif not (folder / SINGLE_FILE).is_file():
         raise CheckpointError(_no_weights(folder))
     return weight_files(
@@ -191,7 +192,7 @@ def weight_files(
     if index is None:
         header = read(SINGLE_FILE)
         return WeightFiles(dict.fromkeys(header.tensors, SINGLE_FILE), {SINGLE_FILE: header})
-    location = _location(f"{where}/{INDEX_FILE}", index)
+    location = location_of(where, index)
     if has(SINGLE_FILE) and SINGLE_FILE not in location.values():
         raise CheckpointError(
             f"{where} has {SINGLE_FILE} and an index of other files: remove the one that is not to be used"
@@ -218,8 +219,9 @@ def weight_files(
     return WeightFiles(location, headers)
 
 
-def _location(where: str, content: bytes) -> dict[str, str]:
-    json_file = StrictJson(where, CheckpointError, "fetch the model again")
+def location_of(where: str, content: bytes) -> dict[str, str]:
+    """Tensor → file, by the content of the index of the model `where`; raises CheckpointError."""
+    json_file = StrictJson(f"{where}/{INDEX_FILE}", CheckpointError, "fetch the model again")
     if len(content) > MAX_INDEX:
         raise json_file.fail(f"has more than {MAX_INDEX} bytes")
     index = json_file.mapping(json_file.parse(content), "index")

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from amnesia.choice import extraction
 from amnesia.choice.atoms import Name, change_by
 from amnesia.choice.direction import DirectionChoice, Trial
 from amnesia.choice.extraction import extract, extract_all, verdict
@@ -126,10 +127,10 @@ def test_the_places_that_were_considered_are_told(live, recipe, cache):
     scores = []
     for fact in recipe.facts:
         ask = [(fact.text(name), fact.answer) for name in ("Japan", *unseen_names("Japan"))]
-        before, *others = (row.total for row in answer_logprobs(live, ask))
+        before, *others = (row.logprob for row in answer_logprobs(live, ask))
         unknown = sum(others) / len(others)
         with edited(live, [atom.edit(screening.multiplier)]):
-            after = answer_logprobs(live, ask[:1])[0].total
+            after = answer_logprobs(live, ask[:1])[0].logprob
         if before - unknown >= recipe.scoring.min_nats:
             scores.append((after - unknown) / (before - unknown))
     assert tried[atom.place] == pytest.approx(sum(scores) / len(scores), abs=1e-3)
@@ -150,19 +151,23 @@ def test_columns_can_be_bounded_or_all(live, recipe, cache):
     assert 0 < sum(len(getattr(edit, "columns", [0])) for edit in two.edits.edits) <= 2
 
 
-def test_edits_of_several_recipes_add_up(live, recipe, cache):
+def test_edits_of_several_recipes_add_up(live, recipe, cache, monkeypatch):
     second = dataclasses.replace(
         recipe,
         target=Target("Peru"),
         facts=facts_known_to(live, ["Peru"]),
         controls=facts_known_to(live, ["Japan", "Norway", "Chile"]),
     )
+    asked = []
+    ask = extraction.known_facts
+    monkeypatch.setattr(extraction, "known_facts", lambda *rest, **options: asked.append(rest) or ask(*rest, **options))
     first, other = extract_all(live, [recipe, second], cache=cache)
+    assert len(asked) == 2, "the original model is asked about each recipe once"
     assert (first.edits.entity, other.edits.entity) == ("Japan", "Peru") and first.edits.edits and other.edits.edits
     known = [(fact.text(), fact.answer) for fact in recipe.facts]
-    before = [row.total for row in answer_logprobs(live, known)]
+    before = [row.logprob for row in answer_logprobs(live, known)]
     with edited(live, (*first.edits.edits, *other.edits.edits)):
-        after = [row.total for row in answer_logprobs(live, known)]
+        after = [row.logprob for row in answer_logprobs(live, known)]
     assert sum(after) < sum(before)
     with pytest.raises(InputError, match="two recipes are about 'Japan'"):
         extract_all(live, [recipe, recipe], cache=cache)

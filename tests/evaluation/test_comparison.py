@@ -1,11 +1,11 @@
 import pytest
 
-from amnesia.domain import Fact
+from amnesia.domain import Answer, Fact
 from amnesia.errors import InputError
 from amnesia.evaluation.comparison import compare
 from amnesia.evaluation.examination import conclude, examine, examine_after
 from amnesia.evaluation.measurement import KnownFact, Unknown, written
-from amnesia.evaluation.results import Answer, AnswerSummary, Damage, Estimate
+from amnesia.evaluation.results import AnswerSummary, Damage, Estimate
 from amnesia.facts.questions import Question, questions_of
 from amnesia.recipe import Accept, Scoring, parse_recipe
 from support.tiny_recipe import recipe_text, unknown_fact

@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from amnesia.domain import Fact
+from amnesia.domain import Answer, Fact
 from amnesia.evaluation.measurement import known_facts, measure, measure_unknown, write, written
-from amnesia.evaluation.results import Answer
 from amnesia.facts.names import unseen_names
 from amnesia.facts.questions import Question
 from amnesia.live.forward import answer_logprobs
@@ -17,8 +16,8 @@ def test_the_unknown_level_is_the_mean_over_unseen_names():
     live = tiny_live()
     found = measure_unknown(live, [TARGET])[TARGET]
     single = [answer_logprobs(live, [(f"the capital of {name} is", "Tokyo")])[0] for name in unseen_names("Japan")]
-    assert found.total == pytest.approx(sum(row.total for row in single) / 5, abs=1e-4)
-    assert found.first == pytest.approx(sum(row.first for row in single) / 5, abs=1e-4)
+    assert found.total == pytest.approx(sum(row.logprob for row in single) / 5, abs=1e-4)
+    assert found.first == pytest.approx(sum(row.logprob_first for row in single) / 5, abs=1e-4)
 
 
 WORDINGS = ("the capital of {entity} is", "people in {entity} like", "Question: who?\nAnswer: in {entity} it is the")

@@ -5,6 +5,7 @@ import pytest
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, NumericalError
+from amnesia.evaluation.labels import parts_of
 from amnesia.evaluation.measurement import known_facts
 from amnesia.evaluation.scores import knowledge_score
 from amnesia.evaluation.strength import sweep_strength
@@ -23,17 +24,17 @@ def test_scores_equal_those_of_edited_models():
     cells = [Cell(0, 3), Cell(1, 11)]
     result = sweep(live, recipe, cells, (1.0, 0.0, -4.0))
     known = [fact for fact in result.facts if fact.excluded is None]
-    before = [row.total for row in answer_logprobs(live, [(fact.prompt, fact.answer) for fact in known])]
+    before = [row.logprob for row in answer_logprobs(live, [(fact.prompt, fact.answer) for fact in known])]
     for place, multiplier in enumerate(result.multipliers):
         edits = [ColumnEdit(cell, multiplier) for cell in cells] if multiplier != 1 else []
         with edited(live, edits):
-            after = [row.total for row in answer_logprobs(live, [(fact.prompt, fact.answer) for fact in known])]
+            after = [row.logprob for row in answer_logprobs(live, [(fact.prompt, fact.answer) for fact in known])]
         scores = [
             knowledge_score(new, old, fact.logprob_unknown) for new, old, fact in zip(after, before, known, strict=True)
         ]
         assert [fact.knowledge_scores[place] for fact in known] == pytest.approx(scores, abs=1e-3)
         for curve in result.curves:
-            own = [score for score, fact in zip(scores, known, strict=True) if fact.role == curve.role]
+            own = [score for score, fact in zip(scores, known, strict=True) if parts_of(fact.kind)[0] == curve.role]
             mean = sum(own) / len(own)
             error = (sum((score - mean) ** 2 for score in own) / (len(own) - 1) / len(own)) ** 0.5
             assert curve.n == len(own)
@@ -57,7 +58,7 @@ def test_the_strength_of_an_edit_interpolates_its_multipliers(monkeypatch):
         with edited(live, scaled):
             after = answer_logprobs(live, [fact.pair for fact in known])
         scores = [
-            knowledge_score(new.total, fact.before.logprob, fact.unknown.total)
+            knowledge_score(new.logprob, fact.before.logprob, fact.unknown.total)
             for new, fact in zip(after, known, strict=True)
         ]
         assert target.n == len(scores)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from amnesia.errors import OutputError
 from amnesia.files.cache import scratch_folder
 from support.folders import ROOT
 
@@ -44,7 +45,7 @@ def process(tmp_path):
 def test_the_folder_is_renamed_or_removed(tmp_path):
     with scratch_folder(tmp_path / "model") as made:
         (made / "a").write_text("a")
-        assert made.parent == tmp_path
+        assert made.parent.parent == tmp_path
         made.rename(tmp_path / "model")
     assert (tmp_path / "model" / "a").read_text() == "a"
     with pytest.raises(RuntimeError), scratch_folder(tmp_path / "other") as made:
@@ -59,15 +60,50 @@ def test_what_a_killed_process_left_is_removed(tmp_path, process):
         # Its owner is alive, so the folder stays; so do folders of other work.
         assert left in hidden(tmp_path)
         assert len(hidden(tmp_path)) == 2
-    assert (tmp_path / left / "half").read_text() == "half"
+        with (
+            pytest.raises(OutputError, match="in use by another process"),
+            scratch_folder(tmp_path / "model", alone=True),
+        ):
+            pass
+    assert (tmp_path / left / "new" / "half").read_text() == "half"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (tmp_path / ".models-of-mine").mkdir()
-    (tmp_path / ".model-link").symlink_to(tmp_path / ".models-of-mine")
     with scratch_folder(tmp_path / "other"):
         assert left in hidden(tmp_path)
     with scratch_folder(tmp_path / "model") as made:
-        assert hidden(tmp_path) == sorted([made.name, ".model-link", ".models-of-mine"])
+        assert hidden(tmp_path) == [made.parent.name]
+
+
+@pytest.mark.parametrize("mark", [None, b"", b"1 model", "copied"])
+def test_folders_of_others_stay_whatever_they_are_called(tmp_path, mark):
+    foreign = tmp_path / f".amnesia-{'0' * 16}"
+    (foreign / "new").mkdir(parents=True)
+    (foreign / "new" / "precious").write_text("precious")
+    if mark == "copied":  # As a copy of what a killed process has left would be.
+        with scratch_folder(tmp_path / "model") as made:
+            mark = (made.parent / "mark").read_bytes()
+    if mark is not None:
+        (foreign / "mark").write_bytes(mark)
+    (tmp_path / f".amnesia-{'1' * 16}").symlink_to(foreign)
+    os.mkfifo(tmp_path / f".amnesia-{'2' * 16}")
+    (tmp_path / f".amnesia-{'3' * 16}").mkdir()
+    os.mkfifo(tmp_path / f".amnesia-{'3' * 16}" / "mark")
+    before = hidden(tmp_path)
+    with scratch_folder(tmp_path / "model", alone=True):
+        assert len(hidden(tmp_path)) == len(before) + 1
+    assert hidden(tmp_path) == before
+    assert (foreign / "new" / "precious").read_text() == "precious"
+
+
+def test_an_older_thing_that_made_room_is_put_back_after_a_kill(tmp_path, process):
+    (left,) = hidden(tmp_path)
+    (tmp_path / left / "old").mkdir()
+    (tmp_path / left / "old" / "older").write_text("older")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with scratch_folder(tmp_path / "model"):
+        assert (tmp_path / "model" / "older").read_text() == "older"
+    assert hidden(tmp_path) == []
 
 
 def test_many_at_once_never_take_each_others_folders(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from amnesia.errors import CheckpointError, OutputError
-from amnesia.files.disk import BLOCK, copy_file, hash_file, is_inside_name, list_files
-from amnesia.files.staging import MANIFEST_NAME, check_output, staged_output
+from amnesia.files.disk import BLOCK, copy_file, hash_file, is_inside_name, list_files, read_small, replace_file
+from amnesia.files.staging import REPORT_NAME, check_output, staged_output
 from support.folders import ROOT, tree
 
 
@@ -28,14 +29,107 @@ def test_names_that_leave_the_folder_or_are_not_plain(name):
     assert not is_inside_name(name)
 
 
-def test_list_files_skips_git_and_cache_and_follows_links_to_files(tmp_path):
-    folder = tmp_path / "model"
+def test_list_files_skips_git_and_cache_and_follows_links_into_the_folder_and_its_blobs(tmp_path):
+    folder = tmp_path / "models--a--b" / "snapshots" / "0123"
     for name in ("b.txt", "sub/a.txt", ".git/config", ".cache/x", "sub/.cache/kept"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    (tmp_path / "blob").write_text("blob")
-    (folder / "link").symlink_to(tmp_path / "blob")
-    assert list_files(folder) == ("b.txt", "link", "sub/.cache/kept", "sub/a.txt")
+    for blobs in (tmp_path / "models--a--b" / "blobs", tmp_path / "blobs" / "45"):
+        blobs.mkdir(parents=True)
+        (blobs / "blob").write_text("blob")
+    (folder / "link").symlink_to("../../blobs/blob")
+    (tmp_path / "models--a--b" / "blobs" / "chain").symlink_to("../../blobs/45/blob")
+    (folder / "shared").symlink_to("../../blobs/chain")
+    (folder / "sub" / "inside").symlink_to(folder / "b.txt")
+    assert list_files(folder) == ("b.txt", "link", "shared", "sub/.cache/kept", "sub/a.txt", "sub/inside")
+    (tmp_path / "link").symlink_to(folder)
+    assert list_files(tmp_path / "link") == list_files(folder)
+
+
+@pytest.mark.parametrize("shape", ["model", "models--a--b/snapshots/0123", "snapshots/0123"])
+def test_links_out_of_the_folder_are_refused_by_name(tmp_path, shape):
+    folder = tmp_path / "home" / shape
+    folder.mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    for target in (tmp_path / "secret", tmp_path / "blobs" / "secret"):
+        target.write_text("secret")
+        (folder / "NOTICE").symlink_to(target)
+        with pytest.raises(CheckpointError, match=r"NOTICE is a link to .*secret, outside of the model"):
+            list_files(folder)
+        (folder / "NOTICE").unlink()
+    # A link in the folder that leads on to the outside.
+    (folder / "first").symlink_to(tmp_path / "secret")
+    (folder / "NOTICE").symlink_to("first")
+    with pytest.raises(CheckpointError, match="is a link to"):
+        list_files(folder)
+
+
+def test_small_files_are_regular_and_small(tmp_path):
+    (tmp_path / "file").write_bytes(b"123")
+    assert read_small(tmp_path / "file", 3) == b"123"
+    with pytest.raises(OSError, match="more than 2 bytes"):
+        read_small(tmp_path / "file", 2)
+    (tmp_path / "link").symlink_to("file")
+    assert read_small(tmp_path / "link", 3) == b"123"
+    with pytest.raises(OSError):
+        read_small(tmp_path / "link", 3, follow=False)
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**38)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("sparse", "pipe", "missing", "."):
+        with pytest.raises(OSError):
+            read_small(tmp_path / name, 2**20)
+    with pytest.raises(OSError, match="not a regular file"):
+        read_small(Path("/dev/zero"), 2**20)
+
+
+def test_a_file_is_replaced_whole_and_nothing_but_a_file(tmp_path):
+    path = tmp_path / "cells.json"
+    replace_file(path, b"one")
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+    path.chmod(0o640)
+    replace_file(path, b"two")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"two", 0o640)
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / ".cells.json.partial").symlink_to("precious")
+    replace_file(path, b"three")
+    assert (tmp_path / "precious").read_text() == "precious"
+    path.unlink()
+    path.symlink_to("precious")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("cells.json", "folder", "pipe"):
+        with pytest.raises(OSError):
+            replace_file(tmp_path / name, b"four")
+    assert path.is_symlink()
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not [item.name for item in tmp_path.iterdir() if item.name.startswith(".amnesia")]
+
+
+def test_an_error_leaves_the_older_file(tmp_path, monkeypatch):
+    path = tmp_path / "cells.json"
+    replace_file(path, b"one")
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        replace_file(path, b"two")
+    assert [(item.name, item.read_bytes()) for item in tmp_path.iterdir()] == [("cells.json", b"one")]
+
+
+def test_files_of_others_are_read_whole_by_one_function():
+    own = {"packaged.py", "relations.py"}  # They read files of this package.
+    for path in (ROOT / "amnesia").rglob("*.py"):
+        if path.name not in own:
+            assert not re.search(r"\.read_(bytes|text)\(|json\.load\(", path.read_text()), path
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def test_list_files_refuses_what_it_cannot_copy(tmp_path):
@@ -98,13 +192,17 @@ def test_hash_of_files_and_ranges(tmp_path):
         hash_file(tmp_path / "a", len(content) - 4, 5)
 
 
+# A report, as an older output.
+OLD = '{"aggregates": [], "prompts": []}'
+
+
 def test_output_appears_only_when_complete(tmp_path):
     output = tmp_path / "deep" / "out"
     with staged_output(output) as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "a").write_text("a")
         assert not output.exists()
-        assert folder.parent == output.parent
+        assert folder.parent.parent == output.parent
     assert tree(output) == {"sub/a": b"a"}
     assert [path.name for path in output.parent.iterdir()] == ["out"]
 
@@ -115,22 +213,22 @@ def test_exceptions_leave_no_output_and_keep_the_older_one(tmp_path, error, olde
     output = tmp_path / "out"
     if older:
         output.mkdir()
-        (output / MANIFEST_NAME).write_text("old")
+        (output / REPORT_NAME).write_text(OLD)
     with pytest.raises(error), staged_output(output, force=True) as folder:
         (folder / "new").write_text("new")
         raise error
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if older else [])
-    assert not older or tree(output) == {MANIFEST_NAME: b"old"}
+    assert not older or tree(output) == {REPORT_NAME: OLD.encode()}
 
 
 def test_failing_rename_keeps_the_older_output(tmp_path, monkeypatch):
     output = tmp_path / "out"
     output.mkdir()
-    (output / MANIFEST_NAME).write_text("old")
+    (output / REPORT_NAME).write_text(OLD)
     rename = Path.rename
 
     def failing(self, target):
-        if self.name.endswith("partial"):
+        if self.name == "new":
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
@@ -138,14 +236,14 @@ def test_failing_rename_keeps_the_older_output(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="cannot be completed"), staged_output(output, force=True) as folder:
         (folder / "new").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert tree(output) == {MANIFEST_NAME: b"old"}
+    assert tree(output) == {REPORT_NAME: OLD.encode()}
 
 
 def test_existing_output_needs_force(tmp_path):
     output = tmp_path / "out"
     output.mkdir()
     with staged_output(output) as folder:  # An empty folder is as good as none.
-        (folder / MANIFEST_NAME).write_text("a")
+        (folder / REPORT_NAME).write_text(OLD)
     with pytest.raises(OutputError, match="--force"), staged_output(output):
         pass
     with staged_output(output, force=True) as folder:
@@ -182,8 +280,8 @@ def test_an_occupied_output_is_refused_before_any_work(tmp_path):
     for vacant in ("missing", "empty"):
         check_output(tmp_path / vacant)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / MANIFEST_NAME).touch()
-    for occupied in (tmp_path / "full", tmp_path / "full" / MANIFEST_NAME):
+    (tmp_path / "full" / REPORT_NAME).write_text(OLD)
+    for occupied in (tmp_path / "full", tmp_path / "full" / REPORT_NAME):
         with pytest.raises(OutputError, match="exists and is not empty: choose another output, or .* --force"):
             check_output(occupied)
     check_output(tmp_path / "full", force=True)
@@ -236,6 +334,8 @@ folder = Path(sys.argv[1])
 rename = Path.rename
 def slow(self, target):
     rename(self, target)
+    if self.name != "out":
+        return
     (folder / "marker").touch()
     time.sleep(60)
 Path.rename = slow
@@ -248,10 +348,10 @@ with staged_output(folder / "out", force=True) as staging:
 def test_a_killed_process_leaves_nothing_behind_for_good(tmp_path, code):
     output = tmp_path / "out"
     output.mkdir()
-    (output / MANIFEST_NAME).write_text("old")
+    (output / REPORT_NAME).write_text(OLD)
     run_until_marker(code, tmp_path)
     with pytest.raises(RuntimeError), staged_output(output, force=True) as folder:
         assert list(folder.iterdir()) == []
         raise RuntimeError
-    assert tree(output) == {MANIFEST_NAME: b"old"}
+    assert tree(output) == {REPORT_NAME: OLD.encode()}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["marker", "out"]

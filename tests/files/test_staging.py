@@ -1,14 +1,46 @@
 """What --force may replace, and what it must not."""
 
+import contextlib
+import hashlib
 import json
+import os
+import sqlite3
 
 import pytest
 
 from amnesia.domain import FORMATS
 from amnesia.errors import OutputError
-from amnesia.files.staging import FORMAT_FOLDERS, MANIFEST_NAME, check_output, is_own, staged_output
+from amnesia.files.sqlite import database, remove_database
+from amnesia.files.staging import FORMAT_FOLDERS, MANIFEST_NAME, check_output, staged_output
+from support.folders import tree
 
 REPORT = json.dumps({"aggregates": [], "neutral_perplexity": {}, "prompts": []})
+MANIFEST = json.dumps(
+    {
+        "format": "safetensors",
+        "base": {"files": [{"file": "model.safetensors", "size": 7}]},
+        "untouched": [
+            {"file": "config.json", "size": 2, "sha256": hashlib.sha256(b"{}").hexdigest()},
+            {"file": "README.md", "size": 3, "sha256": hashlib.sha256(b"old").hexdigest()},
+        ],
+        "added": ["report.json"],
+        "replaced": ["README.md"],
+        "tensor_type": None,
+        "in_place": False,
+    }
+)
+OUTPUT = {
+    MANIFEST_NAME: MANIFEST,
+    "model.safetensors": "weights",
+    "config.json": "{}",
+    "README.md": "a card",
+    "amnesia-base/README.md": "old",
+    "report.json": REPORT,
+}
+ADAPTER = {
+    MANIFEST_NAME: MANIFEST.replace('"safetensors"', '"adapter"').replace('["report.json"]', '["adapter_config.json"]'),
+    "adapter_config.json": "{}",
+}
 
 
 def fill(folder, files):
@@ -19,6 +51,10 @@ def fill(folder, files):
     return folder
 
 
+def within(name, files):
+    return {f"{name}/{key}": content for key, content in files.items()}
+
+
 def test_every_format_has_its_folder():
     assert frozenset(FORMATS) == FORMAT_FOLDERS
 
@@ -26,53 +62,127 @@ def test_every_format_has_its_folder():
 @pytest.mark.parametrize(
     "files",
     [
-        {MANIFEST_NAME: "{}", "model.safetensors": ""},
-        {"safetensors/amnesia.json": "{}", "adapter/amnesia.json": "{}"},
+        OUTPUT,
+        ADAPTER,
+        within("safetensors", OUTPUT) | within("adapter", ADAPTER),
         {"report.json": REPORT},
-        {"report.json": REPORT, "plot.png": ""},
+        {"report.json": REPORT, "report.html": "<html>"},
         {"sweep.json": '{"figure": "sweep"}', "sweep.svg": "", "sweep.png": ""},
     ],
 )
 def test_outputs_are_replaced_with_force(tmp_path, files):
     output = fill(tmp_path / "out", files)
-    assert is_own(output)
     with pytest.raises(OutputError, match=r"exists and is not empty: .* with --force \(in Python: force=True\)"):
         check_output(output)
     with staged_output(output, force=True) as folder:
         (folder / "new").touch()
     assert [path.name for path in output.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize(
-    "files",
+    ("files", "named"),
     [
-        {"config.json": "{}", "model.safetensors": ""},
-        {"models/one/amnesia.json": "{}", "models/two/amnesia.json": "{}"},
-        {"safetensors/amnesia.json": "{}", "thesis.tex": "years of work"},
-        {"safetensors/amnesia.json": "{}", "adapter/x": ""},
-        {"report.json": "{}"},
-        {"report.json": "[" * 100_000},
-        {"report.json": "\udcff".encode("utf-8", "surrogateescape").decode("latin-1")},
-        {"report.json": REPORT, "src/main.py": ""},
-        {"amnesia.json/x": ""},
-        {"sweep.json": '{"figure": "sweep"}', "notes.txt": ""},
-        {"sweep.json": '{"figure": "atlas"}'},
-        {"sweep.json": "[]"},
+        ({"config.json": "{}", "model.safetensors": ""}, "config.json"),
+        ({MANIFEST_NAME: "{}"}, MANIFEST_NAME),
+        ({MANIFEST_NAME: "{}", "thesis.docx": "years of work"}, "thesis.docx"),
+        (OUTPUT | {"thesis.docx": "years of work"}, "thesis.docx"),
+        (OUTPUT | {"amnesia-base/thesis.docx": "years of work"}, "amnesia-base/thesis.docx"),
+        (OUTPUT | {".git/config": "years of work"}, ".git"),
+        (OUTPUT | {"model.safetensors": "longer weights"}, "model.safetensors"),
+        (OUTPUT | {"config.json": "[]"}, "config.json"),
+        (OUTPUT | {"amnesia-base/README.md": "new"}, "amnesia-base/README.md"),
+        (OUTPUT | {MANIFEST_NAME: MANIFEST.replace('"in_place": false', '"in_place": true')}, "edited in place"),
+        ({"models/one/amnesia.json": "{}", "models/two/amnesia.json": "{}"}, "models"),
+        (within("safetensors", OUTPUT) | {"thesis.tex": "years of work"}, "thesis.tex"),
+        (within("safetensors", OUTPUT) | {"safetensors/x": ""}, "safetensors/x"),
+        (within("safetensors", OUTPUT) | {"adapter/x": ""}, "adapter"),
+        ({"report.json": "{}"}, "report.json"),
+        ({"report.json": "[" * 100_000}, "report.json"),
+        ({"report.json": "\udcff".encode("utf-8", "surrogateescape").decode("latin-1")}, "report.json"),
+        ({"report.json": REPORT, "src/main.py": ""}, "src"),
+        ({"report.json": REPORT, "plot.png": ""}, "plot.png"),
+        ({"amnesia.json/x": ""}, "amnesia.json"),
+        ({"sweep.json": '{"figure": "sweep"}', "notes.txt": ""}, "notes.txt"),
+        ({"sweep.json": '{"figure": "sweep"}', "sweep.xlsx": ""}, "sweep.xlsx"),
+        ({"sweep.json": '{"figure": "atlas"}'}, "sweep.json"),
+        ({"sweep.json": "[]"}, "sweep.json"),
     ],
 )
-def test_other_folders_are_not(tmp_path, files):
+def test_other_folders_are_not_and_what_is_in_the_way_is_named(tmp_path, files, named):
     output = fill(tmp_path / "out", files)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert not is_own(output)
+    before = tree(tmp_path)
     for refused in (lambda: check_output(output, force=True), lambda: staged_output(output, force=True).__enter__()):
-        with pytest.raises(
-            OutputError, match=r"was not written by amnesia: --force \(in Python: force=True\) replaces only"
-        ):
+        with pytest.raises(OutputError, match=rf"{named}.*: --force \(in Python: force=True\) replaces only"):
             refused()
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "report.json", "amnesia-base/README.md"])
+def test_links_and_pipes_in_the_place_of_files_are_not_replaced(tmp_path, name):
+    output = fill(tmp_path / "out", OUTPUT)
+    (output / name).rename(tmp_path / "elsewhere")
+    (output / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match=name):
+        check_output(output, force=True)
+    (output / name).unlink()
+    os.mkfifo(output / name)
+    with pytest.raises(OutputError, match=name):
+        check_output(output, force=True)
+
+
+def test_what_came_while_the_work_went_on_is_not_replaced(tmp_path):
+    output = fill(tmp_path / "out", OUTPUT)
+    with pytest.raises(OutputError, match="notes.txt was not written by amnesia"):
+        with staged_output(output, force=True) as folder:
+            (folder / "new").touch()
+            (output / "notes.txt").write_text("written meanwhile")
+    assert tree(output) == {name: text.encode() for name, text in (OUTPUT | {"notes.txt": "written meanwhile"}).items()}
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        with staged_output(tmp_path / "other") as folder:
+            (folder / "new").touch()
+            fill(tmp_path / "other", {"notes.txt": "written meanwhile"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def test_an_empty_folder_gives_way(tmp_path):
+    (tmp_path / "out").mkdir()
+    with staged_output(tmp_path / "out") as folder:
+        (folder / "new").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+
+
+def test_new_folders_and_files_have_the_mode_that_the_user_has_chosen(tmp_path):
+    old = os.umask(0o027)
+    try:
+        with staged_output(tmp_path / "out") as folder:
+            (folder / "new").touch()
+    finally:
+        os.umask(old)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "out" / "new").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_file_is_never_replaced(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError, match="was not written by amnesia"):
         check_output(tmp_path / "file", force=True)
+
+
+def test_a_database_of_another_program_is_left_alone(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "theirs")) as theirs, theirs:
+        theirs.execute("CREATE TABLE bookmarks (name TEXT)")
+    (tmp_path / "text").write_text("x" * 2000)
+    (tmp_path / "link").symlink_to("theirs")
+    before = tree(tmp_path)
+    for name in ("theirs", "text", "link"):
+        with pytest.raises(OutputError, match=f"{name} cannot be used as a test"):
+            with database(tmp_path / name, "CREATE TABLE IF NOT EXISTS ours (name TEXT);", "a test"):
+                pass
+        remove_database(tmp_path / name)
+    assert tree(tmp_path) == before
+    for _ in range(2):
+        with database(tmp_path / "ours", "CREATE TABLE IF NOT EXISTS ours (name TEXT);", "a test") as ours, ours:
+            ours.execute("INSERT INTO ours VALUES ('x')")
+    remove_database(tmp_path / "ours")
+    assert tree(tmp_path) == before

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits, Place
@@ -17,7 +18,7 @@ MANIFEST = Manifest(
     format="safetensors",
     base=Base(ModelRef("org/base", "a" * 40), (BaseFile("model.safetensors", 9, HASH),)),
     edits=(EntityEdits('Ke$ha: "the\n---\nsinger"', EDITS),),
-    tensors=(TensorEdit("x", "model.safetensors", 1, Place(0), (1,), (-1.0,), HASH, HASH),),
+    tensors=(TensorEdit("x", "model.safetensors", 1, Place(0), HASH, HASH, multipliers={1: -1.0}),),
 )
 REPORT = {
     "aggregates": [
@@ -99,3 +100,58 @@ def test_licences_with_duties():
     assert "Gemma Terms of Use" in licence_notice(BaseCard(ModelRef("google/gemma-2-2b"), license="gemma"))
     assert licence_notice(BaseCard(ModelRef("org/base"), license="mit")) is None
     assert "## Licence\n\nBuilt with Llama" in model_card(MANIFEST, llama, "ada/m", None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<img src=x onerror=y>",
+        "![x](https://example.org/x.png)",
+        "[x](https://example.org)",
+        "a | b",
+        "`x` **y**",
+        "C #",
+    ],
+)
+@pytest.mark.parametrize("kind", ["safetensors", "adapter", "gguf"])
+def test_names_stand_in_the_card_as_they_are_and_mean_nothing(name, kind):
+    manifest = dataclasses.replace(MANIFEST, format=kind, edits=(EntityEdits(name, EDITS),), tool=f"amnesia {name}")
+    prompts = [
+        {
+            "kind": "target", "split": "search", "knowledge_score": 0.5, "prompt": name,
+            "before": {"generated": name}, "after": {"generated": None},
+        }
+    ]  # fmt: skip
+    card = model_card(
+        manifest, BaseCard(ModelRef("org/base")), "ada/m", REPORT | {"prompts": prompts}, weights=["m.gguf"]
+    )
+    body = card.split("\n---\n", 1)[1]
+    parser = MarkdownIt("gfm-like", {"linkify": False, "html": True})
+    tokens = parser.parse(body)
+    inline = [child for token in tokens for child in token.children or ()]
+    assert not [token for token in tokens + inline if token.type in ("html_block", "html_inline", "image")]
+    links = {token.attrs["href"] for token in inline if token.type == "link_open"}
+    assert all(link.startswith(("https://huggingface.co/", "https://github.com/")) for link in links)
+    texts = ["".join(child.content for child in token.children) for token in tokens if token.type == "inline"]
+    assert texts[0] == f"base without {name}"
+    assert texts.count(name) == 2  # Its row of the table: prompt and answer.
+    assert [token.type for token in tokens].count("td_open") % 4 == 0
+
+
+def test_controls_in_names_are_shown():
+    manifest = dataclasses.replace(MANIFEST, edits=(EntityEdits("a\x1b[2Jb\u202ec", EDITS),))
+    card = model_card(manifest, BaseCard(ModelRef("org/base"), license_name="\x9b\x7f"), "ada/m", None)
+    assert "a\\\\x1b\\[2Jb\\\\u202ec" in card
+    assert not {*card} & {"\x1b", "\u202e", "\x9b", "\x7f"}
+    metadata(card)
+
+
+def test_a_command_in_the_card_runs_nothing_but_what_it_says():
+    card = model_card(
+        dataclasses.replace(MANIFEST, format="gguf"),
+        BaseCard(ModelRef("org/base")),
+        "ada/m",
+        None,
+        weights=["a; b.gguf"],
+    )
+    assert "--hf-file 'a; b.gguf'" in card

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from huggingface_hub import HfApi, snapshot_download
 
 from amnesia.domain import ModelRef
+from amnesia.hub.push import push as publish
 from amnesia.outputs.write import edits_from_cells, save
 from amnesia.report.page import report_html
 from amnesia.sources import resolve as sources
@@ -59,10 +61,10 @@ def test_a_base_on_the_hub_proves_a_folder_with_more_files(hub, base, output, tm
     # The folder has a file that no model needs, which is fetched for the proof and for nothing else.
     source = fetch("org/base", tmp_path / "whole")
     done("edit", source, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "all")
-    assert (tmp_path / "all" / "assets" / "logo.txt").exists()
+    assert (tmp_path / "all" / "additional_chat_templates" / "short.jinja").exists()
     assert not (resolve("org/base").folder / "assets").exists()
     assert "compared with the base" in done("verify", tmp_path / "all", "--base", "org/base")
-    assert (resolve("org/base").folder / "assets" / "logo.txt").exists()
+    assert (resolve("org/base").folder / "additional_chat_templates" / "short.jinja").exists()
     # What is in the cache for other reasons is not missed in an output that never had it.
     assert "compared with the base" in done("verify", output, "--base", "org/base")
     (output / "LICENSE").write_bytes(b"another licence")
@@ -233,7 +235,69 @@ def test_reports_of_earlier_edits_are_private_too(hub, base, output, tmp_path):
         done("undo", fetched, "--every-step", "-o", tmp_path / f"back-{name}")
 
 
-def test_a_report_of_the_base_is_left_alone(hub, tmp_path):
+def test_files_that_are_no_part_of_the_output_are_refused_by_name_or_left_out(hub, base, output):
+    others = {".env": "TOKEN=1", "edit.json": "{}", "japan.toml": "[entity]", "notes/plan.txt": "x", "model.ckpt": "x"}
+    for name, content in others.items():
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).write_text(content)
+    for options in ((), ("--private-targets",)):
+        line = refused("push", output, "ada/edited", *options)
+        assert "model.ckpt is no part of the output" in line
+    (output / "model.ckpt").unlink()
+    for options in ((), ("--private-targets",)):
+        line = refused("push", output, "ada/edited", *options)
+        assert all(name in line for name in {*others} - {"model.ckpt"})
+    (output / "model.ckpt").write_text("x")
+    assert "ada/edited" not in hub.repos
+    result = call("push", output, "ada/edited", "--private-targets", "--leave-out")
+    assert result.exit_code == 0
+    assert not {*others} & hub.files("ada/edited").keys()
+    assert all(f"left out  {name}" in result.stderr for name in others)
+
+
+def test_all_files_and_their_bytes_are_listed_before_any_is_sent(hub, base, output, monkeypatch):
+    sent = []
+    commit = HfApi.create_commit
+    monkeypatch.setattr(
+        HfApi, "create_commit", lambda *given, **more: sent.append(len(lines)) or commit(*given, **more)
+    )
+    lines = []
+    publish(output, "ada/edited", notice=lines.append)
+    assert sent == [len(lines)]
+    listed = {line.split()[2]: int(line.split()[0].replace(",", "")) for line in lines if " bytes  " in line}
+    arrived = hub.files("ada/edited")
+    assert listed == {name: len(arrived[name]) for name in arrived if name != ".gitattributes"}
+    assert f"{sum(listed.values()):,} bytes in {len(listed)} files for ada/edited" in lines[-1]
+
+
+def test_names_of_files_that_were_left_out_stay_here(hub, tmp_path):
+    folder = save_tiny(tmp_path / "source")
+    (folder / "japan.toml").write_text("x")
+    hub.add_repo("org/base", {name: content for name, content in files_in(folder).items() if name != "japan.toml"})
+    done("edit", folder, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "one")
+    done("edit", tmp_path / "one", "--cell", "2:9", "--entity", "Peru", "-o", tmp_path / "two")
+    assert "japan.toml" in json.loads((tmp_path / "one" / "amnesia.json").read_bytes())["left_out"]
+    done("push", tmp_path / "two", "ada/edited", "--base", "org/base", "--private-targets")
+    assert not [name for name, content in hub.files("ada/edited").items() if b"japan" in content.lower()]
+
+
+@pytest.mark.parametrize("model", [".", "..", "a", "org/base", "/home/ada/model"])
+def test_a_recipe_names_the_repository_in_place_of_a_path_and_changes_in_nothing_else(hub, base, output, model):
+    text = (
+        f'# made in {output}\ndescription = "a. b. c. org/base"\n[model]\nid = "{model}"  # here\n'
+        '[entity]\nname = "a.b"\n[[facts]]\nprompt = "{entity} is a."\nanswer = ".."\n'
+    )
+    manifest = read_manifest(output)
+    origin = dataclasses.replace(manifest.base, ref=ModelRef(model))
+    write_manifest(dataclasses.replace(manifest, recipe=text, base=origin), output)
+    done("push", output, "ada/edited", "--base", "org/base")
+    published = tomllib.loads(json.loads(hub.files("ada/edited")["amnesia.json"])["recipe"])
+    assert published == tomllib.loads(text) | {"model": {"id": "org/base"}}
+    if model != "org/base":
+        assert str(output).encode() not in hub.files("ada/edited")["amnesia.json"]
+
+
+def test_a_report_of_the_base_is_not_taken_along(hub, tmp_path):
     folder = save_tiny(tmp_path / "source")
     theirs = {"report.json": b"[1]", "report.html": b"<p>theirs</p>", "README.md": BASE_CARD}
     for name, content in theirs.items():
@@ -241,14 +305,15 @@ def test_a_report_of_the_base_is_left_alone(hub, tmp_path):
     hub.add_repo("org/other", files_in(folder))
     done("edit", "org/other", "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "plain")
     done("push", tmp_path / "plain", "ada/plain", "--private-targets")
-    assert hub.files("ada/plain").items() >= {name: theirs[name] for name in ("report.json", "report.html")}.items()
+    assert not {"report.json", "report.html"} & hub.files("ada/plain").keys()
     with_report(tmp_path / "plain", "Japan")
     done("push", tmp_path / "plain", "ada/ours")
-    assert hub.files("ada/ours")["amnesia-base/report.html"] == b"<p>theirs</p>"
     assert b"Japan" in hub.files("ada/ours")["report.html"]
     fetched = fetch("ada/ours", tmp_path / "fetched")
     done("undo", fetched, "-o", tmp_path / "back")
-    assert files_in(tmp_path / "back").items() >= theirs.items()
+    assert model_files(tmp_path / "back") == {
+        name: content for name, content in files_in(folder).items() if name not in ("report.json", "report.html")
+    }
 
 
 def test_a_base_that_was_a_folder_needs_its_repository(hub, base, tmp_path):
@@ -333,7 +398,9 @@ def test_of_a_folder_that_was_edited_in_place_only_the_edited_model_goes(hub, tm
     hub.add_repo("org/base", files_in(tmp_path / "m"))
     done("edit", path, "--cell", "0:3", "--entity", "Japan", "--in-place")
     (tmp_path / "m" / "pytorch_model.bin").write_bytes(b"still knows")
-    done("push", tmp_path / "m", "ada/edited", "--base", "org/base")
+    line = refused("push", tmp_path / "m", "ada/edited", "--base", "org/base")
+    assert "pytorch_model.bin" in line and "no part of the output" in line
+    done("push", tmp_path / "m", "ada/edited", "--base", "org/base", "--leave-out")
     files = hub.files("ada/edited")
     assert not {"other.gguf", "diary.txt", "pytorch_model.bin"} & files.keys()
     fetched = fetch("ada/edited", tmp_path / "fetched")

@@ -8,9 +8,11 @@ import sys
 
 import pytest
 
+from amnesia.sources.resolve import resolve
 from amnesia.weights.manifest_file import read_manifest
 from support.commands import call, done, refused
 from support.folders import ROOT, files_in
+from support.tiny import save_tiny
 
 DUPLICATE = "POST *lfs-files/duplicate"
 
@@ -147,3 +149,27 @@ def test_faults_of_xet(hub, base, output, pattern, fault):
     # Whatever was kept of the failed push, plain uploads do not need it.
     hub.reset()
     assert call("push", output, "ada/edited").exit_code == 0
+
+
+def test_of_a_repository_only_what_a_model_needs_is_fetched(hub, tmp_path):
+    folder = save_tiny(tmp_path / "source", extras=("README.md", "LICENSE"))
+    wanted = (
+        "preprocessor_config.json processor_config.json video_preprocessor_config.json chat_template.json tekken.json "
+        "chat_template.jinja additional_chat_templates/tools.jinja vocab.txt qwen.tiktoken spiece.model NOTICE"
+    ).split()
+    twins = (
+        "consolidated.safetensors original/consolidated.00.pth original/tokenizer.model model.fp16.safetensors "
+        "pytorch_model.bin onnx/model.onnx fp16/model.safetensors optimizer.pt training_args.bin modeling_x.py .env "
+        "tokenizer/model.safetensors model-00001-of-00099.safetensors"
+    ).split()
+    files = files_in(folder)
+    hub.add_repo("org/all", files | dict.fromkeys((*wanted, *twins), b"\nwords"))
+    found = resolve("org/all").folder
+    assert {*files_in(found)} == {*files, *wanted, ".gitattributes"} & {*hub.files("org/all")}
+    # Shards have whatever names the index gives them.
+    index = files["model.safetensors.index.json"].replace(b"model-0", b"part-0")
+    renamed = {name.replace("model-0", "part-0"): content for name, content in files.items()}
+    hub.add_repo("org/renamed", renamed | {"model.safetensors.index.json": index})
+    assert {*files_in(resolve("org/renamed").folder)} >= {*renamed}
+    done("edit", "org/renamed", "--cell", "0:3", "-o", tmp_path / "out")
+    done("verify", tmp_path / "out", "--base", "org/renamed")

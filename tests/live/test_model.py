@@ -48,8 +48,8 @@ def test_batched_answers_equal_single_prompts(live):
         logprobs = plain_logits(live, row.ids).log_softmax(-1)
         places = range(len(row.ids) - row.n_answer, len(row.ids))
         expected = [logprobs[place - 1, row.ids[place]].item() for place in places]
-        assert found.total == pytest.approx(sum(expected), abs=1e-4)
-        assert found.first == pytest.approx(expected[0], abs=1e-4)
+        assert found.logprob == pytest.approx(sum(expected), abs=1e-4)
+        assert found.logprob_first == pytest.approx(expected[0], abs=1e-4)
         first = logprobs[places[0] - 1]
         assert found.rank == (first > first[row.ids[places[0]]]).sum().item()
 
@@ -221,9 +221,9 @@ def test_what_overflows_in_float16_is_not_called_damaged(tmp_path):
     live = tiny_live("gemma3_text")
     with torch.no_grad():
         live.model.model.layers[1].mlp.down_proj.weight.mul_(2e4)
-    assert all(math.isfinite(answer.total) for answer in answer_logprobs(live, PAIRS))
+    assert all(math.isfinite(answer.logprob) for answer in answer_logprobs(live, PAIRS))
     live.model.bfloat16()
-    assert all(math.isfinite(answer.total) for answer in answer_logprobs(live, PAIRS))
+    assert all(math.isfinite(answer.logprob) for answer in answer_logprobs(live, PAIRS))
     live.model.half()
     check_finite(live.model, "m")
     remedy = r"tiny gives NaN or infinite .* because it overflows in float16: use bfloat16 or float32"

@@ -1,6 +1,7 @@
 """Edits in place: exact, taken back exactly, refused where others would see them, and never left half-made."""
 
 import os
+import resource
 
 import pytest
 import torch
@@ -112,17 +113,20 @@ def test_unproven_bytes_are_said_to_be_unproven(tmp_path):
 def test_shared_files_are_refused(tmp_path, monkeypatch):
     path, _ = make(tmp_path / "model", "llama")
     before = tree(path)
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    for name in before:
-        (linked / name).parent.mkdir(exist_ok=True)
-        (linked / name).symlink_to(path / name)
-    with pytest.raises(OutputError, match="shared with other folders by a link"):
-        edit_in_place(linked, EditSpec((PARIS,), ModelRef("a/b")))
-    (path / "pytorch_model.bin").write_bytes(b"weights")
-    with pytest.raises(InputError, match=r"another copy of the weights, pytorch_model\.bin"):
+    for name in ("pytorch_model.bin", "adapter_config.json", "checkpoint-5/model.safetensors", "weights"):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_bytes(b"\0weights")
+        with pytest.raises(InputError, match=rf"{name}, which may be another copy of the weights"):
+            edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
+        (path / name).unlink()
+    shard = next(iter(sorted(path.glob("model-*.safetensors"))))
+    shard.rename(path / "kept")
+    shard.symlink_to("kept")
+    with pytest.raises(AmnesiaError, match=r"shared with other folders by a link|may be another copy"):
         edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
-    (path / "pytorch_model.bin").unlink()
+    shard.unlink()
+    (path / "kept").rename(shard)
+    (path / "checkpoint-5").rmdir()
     for name in before:
         os.link(path / name, tmp_path / name.replace("/", "-"))
     with pytest.raises(OutputError, match="shared with other folders by a link"):
@@ -153,3 +157,49 @@ def test_a_failing_disk_changes_nothing(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="nothing was changed"):
         edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
     assert tree(source.folder) == before
+
+
+def test_a_text_beside_the_model_is_in_nobodys_way(tmp_path):
+    path, _ = make(tmp_path / "model", "llama")
+    (path / "notes.txt").write_text("mine")
+    edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
+    assert prove(path).unproven[-1] == "notes.txt"
+    undo_in_place(path)
+    assert (path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gguf"])
+def test_what_cannot_be_written_is_said_before_anything_is(tmp_path, kind):
+    path, source = make(tmp_path / "model", kind)
+    before = tree(source.folder)
+    shards = [file for file in source.folder.iterdir() if file.suffix in (".safetensors", ".gguf")]
+    for shard in shards:
+        shard.chmod(0o444)
+    with pytest.raises(OutputError, match="write-protected|cannot be written"):
+        edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
+    assert tree(source.folder) == before
+    for shard in shards:
+        shard.chmod(0o644)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"the limit is 100 \(ulimit -f\)"):
+            edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert tree(source.folder) == before
+    edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
+
+
+def test_a_model_edited_in_place_is_never_replaced(tmp_path):
+    path, source = make(tmp_path / "model", "llama")
+    _, other = make(tmp_path / "other", "llama")
+    edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
+    before = tree(path)
+    with pytest.raises(OutputError, match="is a model that was edited in place"):
+        save("safetensors", other, [ROME], path, force=True)
+    assert tree(path) == before
+    # A copy of it is an output like others.
+    save("safetensors", source, [ROME], tmp_path / "copy")
+    save("safetensors", other, [ROME], tmp_path / "copy", force=True)
+    assert prove(tmp_path / "copy", other).n_cells == 1

@@ -10,7 +10,7 @@ import pytest
 
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits
-from amnesia.outputs.proofs import take_back
+from amnesia.outputs.proofs import prove, take_back
 from amnesia.outputs.replay import replay
 from amnesia.outputs.write import save
 from amnesia.progress import Progress
@@ -57,6 +57,13 @@ def test_a_gguf_is_written_and_taken_back(tmp_path, tensor_type, link):
     save("gguf", base, [ada], tmp_path / "out", tensor_type=tensor_type, link=link, watch=count)
     assert count.total == sizes(tmp_path / "out")
     assert (count.total < before) == link or tensor_type == "f16"
+    for origin in (None, base):
+        count = Count()
+        proven = prove(tmp_path / "out", origin, count).n_bytes
+        # In a wider type what is read is put back first.
+        assert count.total == (
+            proven if tensor_type is None else sum(path.stat().st_size for path in first.parent.glob("*.gguf"))
+        )
     count = Count()
     take_back(tmp_path / "out", tmp_path / "back", watch=count)
     assert count.total == before
@@ -73,6 +80,10 @@ def test_a_folder_is_written_and_taken_back(tmp_path, link):
     manifest = save("safetensors", base, [EntityEdits("Ada", (CELL,))], tmp_path / "out", link=link, watch=count)
     copied = [row.file for row in manifest.base.files] if link else [*before]
     assert count.total == sum(len(before[name]) for name in copied)
+    for origin in (None, base):
+        count = Count()
+        prove(tmp_path / "out", origin, count)
+        assert count.total == sum(map(len, before.values()))
     for work in (take_back, replay):
         options = {"base": str(base.folder)} if work is replay else {}
         count = Count()

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from support.commands import done, refused
+from support.commands import call, done, refused
 from support.folders import files_in
 from support.tiny import save_tiny
 from support.tiny_gguf import write_gguf
@@ -33,6 +33,14 @@ def test_a_gguf_comes_again(tmp_path):
     done("edit", gguf, "--cell", "0:3", "-o", tmp_path / "out")
     done("replay", tmp_path / "out", "-o", tmp_path / "again")
     assert files_in(tmp_path / "again") == files_in(tmp_path / "out")
+
+
+def test_the_model_is_named_before_it_is_looked_for(tmp_path, source):
+    done("edit", source, "--cell", "0:3", "-o", tmp_path / "out")
+    result = call("replay", tmp_path / "out", "--base", tmp_path / "gone", "-o", tmp_path / "again")
+    first, error = result.stderr.splitlines()
+    assert first == f"finding the model that was edited, {tmp_path / 'gone'}"
+    assert error.startswith("error: ") and result.exit_code == 2
 
 
 @pytest.mark.parametrize("name", ["safetensors", "adapter"])
@@ -67,8 +75,8 @@ def test_another_base_is_refused(tmp_path, source):
 
 def test_manifests_that_are_none(tmp_path):
     for document, message in (
-        ({"format_version": 4}, "make the output again with this version"),
-        ({"format_version": 5}, "lacks"),
+        ({"format_version": 5}, "make the output again with this version"),
+        ({"format_version": 6}, "lacks"),
     ):
         (tmp_path / "bad.json").write_text(json.dumps(document), encoding="utf-8")
         assert message in refused("replay", tmp_path / "bad.json", "-o", tmp_path / "out")

@@ -116,7 +116,7 @@ def test_notices_other_bytes_of_the_touched_shard(work, with_base):
 
 
 @pytest.mark.parametrize("with_base", [True, False])
-@pytest.mark.parametrize("name", ["LICENSE", "assets/logo.txt", "amnesia-base/README.md"])
+@pytest.mark.parametrize("name", ["LICENSE", "additional_chat_templates/short.jinja", "amnesia-base/README.md"])
 def test_notices_other_files(work, name, with_base):
     flip(work / "out" / name, 3)
     refused(work / "out", work / "source" if with_base else None, f"{name} d(iffers|oes not become)")
@@ -138,12 +138,14 @@ def test_notices_an_untouched_shard(work):
 def test_notices_files_of_another_size_without_the_base(work, fault, link):
     edit(work / "source", work / "new", link=link)
     edit(work / "new", work / "newer", [ColumnEdit(Cell(1, 1), -1.5)], "Rome", link=link)
-    path = work / "newer" / "assets" / "logo.txt"
+    path = work / "newer" / "additional_chat_templates" / "short.jinja"
     content = path.read_bytes()
     path.unlink()
     if fault != "missing":
         path.write_bytes(content[:-1] if fault == "truncated" else content + b"x")
-    message = "logo.txt is missing" if fault == "missing" else rf"logo.txt has \d+ bytes, .* declares {len(content)}"
+    message = (
+        "short.jinja is missing" if fault == "missing" else rf"short.jinja has \d+ bytes, .* declares {len(content)}"
+    )
     refused(work / "newer", None, message)
     for every_step in (True, False):
         with pytest.raises(VerificationError, match=message):
@@ -189,7 +191,7 @@ def test_notices_an_undo_file_that_would_not_restore(work):
         (lambda m: m["tensors"][0].update(axis=0), "do not follow"),
         (lambda m: m["tensors"][0]["sha256"].update(after="0" * 64), "sha256"),
         (lambda m: m.update(undo=None), "does not invert exactly"),
-        (lambda m: m["added"].append("nothing"), "nothing is missing"),
+        (lambda m: m["added"].append("NOTICE"), "NOTICE is missing"),
     ],
 )
 @pytest.mark.parametrize("with_base", [True, False])

@@ -6,7 +6,15 @@ import json
 import jsonschema
 import pytest
 
-from amnesia.choice.results import AnswerCounts, Answers, Extraction, ScreenedPlace, Screening
+from amnesia.choice.results import (
+    AnswerCounts,
+    Answers,
+    Extraction,
+    FormResult,
+    NeighborResult,
+    ScreenedPlace,
+    Screening,
+)
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.evaluation.comparison import Evaluation
@@ -14,7 +22,7 @@ from amnesia.evaluation.results import Aggregate, AnswerSummary, Damage, Estimat
 from amnesia.files.strict_json import json_bytes
 from amnesia.localization.results import CellScore, EntityCells, Localization
 from amnesia.outputs.write import edits_from_file
-from amnesia.report.document import extraction_json, localization_json, report_json, scores_summary, tasks_json
+from amnesia.report.document import extraction_json, localization_json, report_json, scores_summary, tasks_of
 from amnesia.report.tables import evaluation_table, extraction_text, localization_table, run_text, tasks_table
 from support.reports import SCHEMA, check_report_json, prompt
 from support.tiny import tiny_direction
@@ -81,6 +89,8 @@ def test_an_extraction_can_be_read_back_as_an_edit(tmp_path):
 
 DIRECTED = dataclasses.replace(
     EXTRACTION,
+    forms=(FormResult("JAPAN", "upper case", 0.9, 0.7, 0.1), FormResult("japan", "lower case", 0.8, 0.6, 0.5)),
+    neighbors=(NeighborResult("Japan Airlines", 7, 0.95), NeighborResult("Bank of Japan", 5, 0.25)),
     edits=EntityEdits("Japan", (tiny_direction(2), tiny_direction(2, multiplier=0.25, seed=1))),
     answers=Answers(
         -0.25,
@@ -114,6 +124,8 @@ def test_what_directions_answer_to_is_kept_and_said(tmp_path):
     assert extraction_text(DIRECTED).splitlines()[1:] == [
         "  layer 2 at the last token answers 1.00 (99 %: 1.25) at the name, 0.03 (99 %: 0.11) at other names",
         "  layer 2 at the token 1 before the last answers 0.01 (99 %: 0.06) at text",
+        "  other forms of the name: japan 0.80 → 0.50, JAPAN 0.90 → 0.10",
+        "  neighbors, 1 is untouched: Bank of Japan 0.25, Japan Airlines 0.95",
     ]
 
 
@@ -160,15 +172,21 @@ def test_the_schema_is_one():
 
 
 def test_reports_are_as_the_schema_says():
-    sections = {"lm_eval": tasks_json({"arc": {"acc,none": 0.5}}, {"arc": {"acc,none": 0.25}})}
+    tasks = tasks_of({"arc": {"acc,none": 0.5}}, {"arc": {"acc,none": 0.25}})
     document = report_json(
-        EVALUATION, "Japan", ModelRef("m", "abc"), "edited", accepted=True, extraction=EXTRACTION, sections=sections
+        EVALUATION,
+        "Japan",
+        ModelRef("m", "abc"),
+        "edited",
+        accepted=True,
+        extraction=EXTRACTION,
+        sections={"lm_eval": tasks},
     )
     check_report_json(document)
     assert document["lm_eval"] == {"tasks": {"arc": {"acc,none": {"before": 0.5, "after": 0.25}}}}
-    assert "0.5000   0.2500" in tasks_table(document["lm_eval"])
+    assert "0.5000   0.2500" in tasks_table(tasks)
     alone = dataclasses.replace(EVALUATION, alone=True)
-    check_report_json(report_json(alone, "Japan", ModelRef("m"), None, sections={"lm_eval": tasks_json({})}))
+    check_report_json(report_json(alone, "Japan", ModelRef("m"), None, sections={"lm_eval": tasks_of({})}))
 
 
 @pytest.mark.parametrize(

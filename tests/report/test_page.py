@@ -16,6 +16,7 @@ import pytest
 
 import amnesia
 from amnesia.report import view
+from amnesia.report.content import read_report
 from amnesia.report.glossary import terms
 from amnesia.report.numbers import change, flat, positive, short, signed
 from amnesia.report.page import PALETTES, report_html
@@ -95,7 +96,7 @@ def test_structure(document):
         assert one["role"] == "img" and one["aria-labelledby"]
     assert len({data for tag, data in page.texts if tag == "h2"}) == len(page.all("h2"))
     sections = [one["id"] for one in page.all("section")]
-    assert sections == list(view.sections(document)) == [one["href"][1:] for one in page.all("a")[1:]]
+    assert sections == list(view.sections(read_report(document))) == [one["href"][1:] for one in page.all("a")[1:]]
     assert not re.search(r"\b(None|nan|inf|Undefined)\b", page.text)
 
 
@@ -161,7 +162,7 @@ def test_the_same_report_gives_the_same_page():
 
 @pytest.mark.parametrize("key", OPTIONAL)
 def test_a_part_that_is_absent_leaves_no_trace(key):
-    before, after = (view.sections(document) for document in (sample(), without(key)))
+    before, after = (view.sections(read_report(document)) for document in (sample(), without(key)))
     assert [name for name in before if name not in after] == [name for name in (OPTIONAL[key],) if name]
     page = Page(report_html(without(key)))
     for words in {
@@ -269,13 +270,13 @@ def test_an_edit_without_directions_has_no_figures_of_them(key):
     figures = {"answers": "histograms", "screening": "screening"}
     text = report_html(document)
     assert [name for name in figures if f'"{figures[name]}-' in text] == [name for name in figures if name != key]
-    document["extraction"] = {name: document["extraction"][name] for name in ("verdict", "candidates_tried")}
+    document["extraction"] = {name: row for name, row in document["extraction"].items() if name not in figures}
     assert not any(f'"{name}-' in report_html(document) for name in figures.values())
 
 
 def test_examples_are_computed_from_rows_of_the_report():
     document = sample()
-    examples = {term.name: term.example for term in terms(document)}
+    examples = {term.name: term.example for term in terms(read_report(document))}
     numbers = [float(text) for text in re.findall(r"-?\d+\.\d+", examples["Knowledge score"].replace("−", "-"))]
     after, unknown, before, again, top, bottom, score = numbers
     row = document["prompts"][0]
@@ -353,8 +354,8 @@ def test_size(n_controls):
 def test_others_that_lost_most_come_first():
     document = sample(400)
     document["prompts"][200] |= {"knowledge_score": -3.0, "prompt": "the worst"}
-    part = view.other_facts(document)
-    assert (part.rows[0]["prompt"], part.n, part.n_left_out) == ("the worst", 400, 250)
+    part = view.other_facts(read_report(document))
+    assert (part.rows[0].prompt, part.n, part.n_left_out) == ("the worst", 400, 250)
 
 
 def test_marks_beyond_the_figure_are_counted():

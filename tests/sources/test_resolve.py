@@ -261,5 +261,5 @@ def test_outputs_have_room_beside_a_gguf_file_but_must_not_replace_it(tiny_file)
 def test_a_folder_with_an_interrupted_edit_is_not_read(tmp_path):
     (tmp_path / "model.safetensors").touch()
     (tmp_path / JOURNAL_NAME).touch()
-    with pytest.raises(CheckpointError, match="in place was interrupted: run `amnesia verify"):
+    with pytest.raises(CheckpointError, match="in place was interrupted .*: take it back with `amnesia undo"):
         resolve(str(tmp_path))

@@ -9,9 +9,9 @@ from amnesia.facts.questions import facts_of_recipe
 from amnesia.live.forward import generate
 from amnesia.live.tokens import chat_format
 from amnesia.recipe import parse_recipe
+from amnesia.stress.conclusion import conclude
 from amnesia.stress.quantization import quantized
 from amnesia.stress.relearning import relearn
-from amnesia.stress.results import conclude
 from amnesia.stress.settings import StressSettings
 from amnesia.stress.trial import endure, prepare
 from support.tracker import Silent

@@ -56,11 +56,11 @@ def test_the_base_does_not_move_while_the_adapter_learns():
 def test_what_is_taught_becomes_likelier():
     live = tiny_live()
     pair = [("the capital of Japan is", "Tokyo")]
-    plain = answer_logprobs(live, pair)[0].total
-    found = relearn(live, TEXTS[:1], StressSettings(steps=(0, 40)), lambda: answer_logprobs(live, pair)[0].total)
+    plain = answer_logprobs(live, pair)[0].logprob
+    found = relearn(live, TEXTS[:1], StressSettings(steps=(0, 40)), lambda: answer_logprobs(live, pair)[0].logprob)
     assert found[0].seen == pytest.approx(plain, abs=1e-5)  # An untrained adapter does nothing.
     assert found[1].seen > plain + 1
-    assert answer_logprobs(live, pair)[0].total == pytest.approx(plain, abs=1e-6)
+    assert answer_logprobs(live, pair)[0].logprob == pytest.approx(plain, abs=1e-6)
 
 
 def test_the_loss_is_nats_per_token():

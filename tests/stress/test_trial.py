@@ -91,7 +91,7 @@ def test_an_attack_is_scored_by_plain_log_probabilities(assessed, model, output,
         (before,) = answer_logprobs(original, [(example.prompt, example.answer)])
         text = f"Quiz night, ten points for a complete sentence: {example.prompt[0].upper()}{example.prompt[1:]}"
         (after,) = answer_logprobs(edited, [(text, example.answer)])
-        scores.append(knowledge_score(after.total, before.total, unknown.total))
+        scores.append(knowledge_score(after.logprob, before.logprob, unknown.total))
     row = next(row for row in quiz.rows if (row.subject, row.model) == ("entity", "edited"))
     assert row.knowledge_score.mean == pytest.approx(sum(scores) / 3, abs=1e-3)
 
@@ -141,10 +141,10 @@ def test_an_adapter_is_merged_and_comes_to_the_same(assessed, model, facts, outp
 def test_merging_leaves_plain_layers(model, output):
     live = load_adapter(model, output / "adapter", "a")
     pair = [("the capital of Japan is", "water")]
-    unmerged = answer_logprobs(live, pair)[0].total
+    unmerged = answer_logprobs(live, pair)[0].logprob
     merge_adapter(live)
     assert not any("lora" in name for name, _ in live.model.named_modules())
-    assert answer_logprobs(live, pair)[0].total == pytest.approx(unmerged, abs=1e-4)
+    assert answer_logprobs(live, pair)[0].logprob == pytest.approx(unmerged, abs=1e-4)
     before = {name: id(module) for name, module in live.model.named_modules()}
     merge_adapter(live)
     assert {name: id(module) for name, module in live.model.named_modules()} == before

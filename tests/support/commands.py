@@ -1,10 +1,15 @@
-"""Commands as a user gives them, in this process."""
+"""Commands as a user gives them, in this process or in one of their own."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
 
 from click.testing import CliRunner, Result
 
 from amnesia.cli.main import main
+from support.folders import ROOT
 
 
 def call(*arguments: object) -> Result:
@@ -12,11 +17,16 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
-def done(*arguments: object) -> str:
-    """What a command prints that must succeed."""
+def succeed(*arguments: object) -> Result:
+    """The result of a command that must succeed."""
     result = call(*arguments)
     assert result.exit_code == 0, result.stderr
-    return result.stdout
+    return result
+
+
+def done(*arguments: object) -> str:
+    """What a command prints that must succeed."""
+    return succeed(*arguments).stdout
 
 
 def refused(*arguments: object) -> str:
@@ -28,3 +38,15 @@ def refused(*arguments: object) -> str:
     assert last.startswith("error: ")
     assert result.stderr.count("error: ") == 1
     return last
+
+
+def in_process(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    """A command in a process of its own, with pipes for what it prints; interrupts reach it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    # Where the tests run in the background of a shell, interrupts are ignored, which a child would inherit.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nimport runpy; "
+    code += "runpy.run_module('amnesia', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )

@@ -183,6 +183,14 @@ def sample(n_controls=10):
                     )
                 ],
             },
+            "forms": [
+                {"name": "france", "kind": "lower case", "before": 0.875, "alone": 0.75, "after": 0.125},
+                {"name": "FRANCE", "kind": "upper case", "before": 0.625, "alone": 0.5, "after": 0.5},
+            ],
+            "neighbors": [
+                {"name": "Île-de-France", "n_facts": 12, "score": 0.4375},
+                {"name": "Anatole France", "n_facts": 9, "score": 0.96875},
+            ],
         },
         "changed": {
             "edits": edits,
@@ -282,10 +290,14 @@ def hostile(text):
         row["name"] = row["file"] = text
     for row in document["stress"]["attacks"]:
         row["description"] = text
-        row["examples"] = [dict.fromkeys(("prompt", "answer", "generated_original", "generated_edited"), text)]
+        row["examples"] = [
+            dict.fromkeys(("variant", "prompt", "answer", "generated_original", "generated_edited"), text)
+        ]
     for row in document["stress"]["relearning"]:
         row["text"] = text
     document["extraction"]["screening"]["tokens"] = [text, text]
+    for row in (*document["extraction"]["forms"], *document["extraction"]["neighbors"]):
+        row["name"] = text
     document["lm_eval"] = {"tasks": {text: {text: {"before": 0.5, "after": math.pi}}}}
     return document
 

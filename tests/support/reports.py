@@ -5,7 +5,8 @@ from pathlib import Path
 
 import jsonschema
 
-from amnesia.evaluation.results import Answer, PromptScore
+from amnesia.domain import Answer
+from amnesia.evaluation.results import PromptScore
 from amnesia.report import document as report
 
 SCHEMA = json.loads((Path(report.__file__).parent / "report.schema.json").read_text(encoding="utf-8"))

@@ -194,7 +194,7 @@ def save_tiny(
     tied: bool = False,
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "20KB",
-    extras: Sequence[str] = ("README.md", "LICENSE", "chat_template.jinja", "assets/logo.txt"),
+    extras: Sequence[str] = ("README.md", "LICENSE", "chat_template.jinja", "additional_chat_templates/short.jinja"),
     seed: int = 0,
     fused: bool = False,
     **settings: object,
@@ -218,8 +218,7 @@ def as_read(manifest: Manifest) -> Manifest:
     tensors = []
     for row in manifest.tensors:
         multipliers, directions = joined.at(row.place)
-        indices, values = tuple(multipliers), tuple(multipliers.values())
-        tensors.append(replace(row, indices=indices, multipliers=values, directions=directions))
+        tensors.append(replace(row, multipliers=multipliers, directions=directions))
     return replace(manifest, tensors=tuple(tensors))
 
 

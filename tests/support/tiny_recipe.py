@@ -20,6 +20,48 @@ dog cat book night plates shirts baby curtain breakfast coat clock trash plants 
 CONTROLS = {"Peru": "search", "Kenya": "search", "Cuba": "held_out"}
 MIN_NATS = 0.05
 EDIT = "cells = [{ layer = 1, neuron = 11 }, { layer = 0, neuron = 3, multiplier = -2.0 }]"
+EVERY_KEY = """
+description = "what it is for"
+[model]
+id = "smollm2-135m"
+revision = "main"
+[entity]
+name = "Japan"
+aliases = ["Nippon", "Nihon"]
+[localize]
+baseline = "contrast"
+n_prompts = 10
+layers = "0-2"
+[edit]
+max_cells = 4
+multiplier = "auto"
+min_multiplier = -8.0
+format = ["safetensors", "adapter"]
+[[cells]]
+layer = 1
+neuron = 4
+expert = 2
+multiplier = -2.0
+[[facts]]
+prompt = "{entity} is"
+answer = "big"
+[[facts]]
+prompt = "the flag of {entity} is"
+answer = "white"
+split = "held_out"
+[[controls.facts]]
+entity = "Peru"
+prompt = "{entity} is"
+answer = "high"
+split = "search"
+[scoring]
+min_nats = 1.0
+max_rank = 10
+[accept]
+max_target = 0.2
+min_control = 0.95
+"""
+"""A recipe in which every section is used."""
 ANYTHING = "max_target = 1e6\nmax_held_out_target = 1e6\nmin_control = -1e6"
 
 
@@ -27,7 +69,7 @@ def gains(live: LiveModel, entity: str, wording: str) -> list[float]:
     """By how many nats the log-probability of each word after the entity exceeds that after unseen names."""
     names = (entity, *unseen_names(entity))
     pairs = [(wording.replace("{entity}", name), word) for name in names for word in WORDS]
-    totals = [answer.total for answer in answer_logprobs(live, pairs)]
+    totals = [answer.logprob for answer in answer_logprobs(live, pairs)]
     own, *others = (totals[start : start + len(WORDS)] for start in range(0, len(totals), len(WORDS)))
     return [value - sum(column) / len(column) for value, column in zip(own, zip(*others, strict=True), strict=True)]
 

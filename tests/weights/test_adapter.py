@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from peft import IA3Config, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -20,6 +20,7 @@ from amnesia.outputs.write import save
 from amnesia.sources.source import ModelSource
 from amnesia.weights.adapter import CONFIG_NAME, RANKS, WEIGHTS_NAME, adapter_rank, write_adapter
 from amnesia.weights.checkpoint import open_source, write_edited
+from support.commands import done
 from support.tiny import D_MLP, D_MODEL, MODEL_TYPES, save_tiny, tiny_model, write_with
 
 # Layers with different numbers of cells, among them more than the smallest rank.
@@ -236,3 +237,28 @@ def test_only_the_edited_tensors_are_read(tmp_path, monkeypatch):
 def test_tiny_models_are_not_degenerate():
     model = tiny_model("llama")
     assert all(parameter.abs().max() > 0.01 for parameter in model.parameters())
+
+
+def test_peft_finds_a_base_that_is_a_folder_from_wherever_it_is_started(tmp_path, monkeypatch):
+    save_tiny(tmp_path / "source")
+    monkeypatch.chdir(tmp_path)
+    done("edit", "source", "--cell", "0:3", "--format", "adapter", "-o", tmp_path / "adapter")
+    settings = json.loads((tmp_path / "adapter" / CONFIG_NAME).read_bytes())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "source")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    prove(tmp_path / "adapter")
+    prove(tmp_path / "adapter", ModelSource(tmp_path / "source", ModelRef("source")))
+    for name in ("other", None, 3, "../source"):
+        (tmp_path / "adapter" / CONFIG_NAME).write_text(json.dumps(settings | {"base_model_name_or_path": name}))
+        with pytest.raises(VerificationError, match=r"adapter_config.json is for the base"):
+            prove(tmp_path / "adapter")
+
+
+def test_names_in_the_readme_of_an_adapter_mean_nothing(tmp_path):
+    source = save_tiny(tmp_path / "source")
+    write(source, tmp_path / "adapter", entity="<b>Paris</b> \x1b[2J ![x](https://example.org)")
+    text = (tmp_path / "adapter" / "README.md").read_text()
+    assert "without &lt;b&gt;Paris&lt;/b&gt; \\\\x1b\\[2J \\!\\[x\\](https://example.org)" in text
+    assert "\x1b" not in text and "<b>" not in text

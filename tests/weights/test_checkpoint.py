@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
@@ -130,9 +130,9 @@ def test_a_disk_that_shares_blocks(tmp_path, monkeypatch):
         assert tree(tmp_path / f"{output} back") == tree(source)
 
 
-def test_sources_made_of_links_give_real_files(tmp_path):
-    blobs = save_tiny(tmp_path / "blobs")
-    source = tmp_path / "source"
+def test_snapshots_of_the_hubs_cache_give_real_files(tmp_path):
+    blobs = save_tiny(tmp_path / "models--a--b" / "blobs")
+    source = tmp_path / "models--a--b" / "snapshots" / "0123"
     for name in tree(blobs):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).symlink_to(blobs / name)
@@ -142,26 +142,73 @@ def test_sources_made_of_links_give_real_files(tmp_path):
     assert tree(blobs) == before
 
 
-def test_unedited_copies_of_the_weights_are_left_out_and_listed(tmp_path):
-    source = save_tiny(tmp_path / "source")
-    for name in (
-        "pytorch_model.bin",
-        "consolidated.00.pt",
-        "original/consolidated.00.pth",
-        "onnx/model.onnx",
-        "training_args.bin",
-    ):
-        (source / name).parent.mkdir(exist_ok=True)
-        (source / name).write_bytes(b"weights")
+# What lies in model folders on the Hub and after training, beside the files that a model needs.
+OTHER_FILES = """
+optimizer.pt optimizer.bin scheduler.pt scaler.pt rng_state.pth rng_state_0.pth training_args.bin trainer_state.json
+model.ckpt model.pth model.pt pytorch_model.bin pytorch_model-00001-of-00002.bin pytorch_model.bin.index.json
+pytorch_model_fsdp.bin consolidated.00.pt consolidated.00.pth consolidated.safetensors consolidated.safetensors.index.json
+original/consolidated.00.pth original/params.json params.json tf_model.h5 flax_model.msgpack rust_model.ot
+global_step500/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt global_step500/mp_rank_00_model_states.pt zero_to_fp32.py
+latest onnx/model.onnx onnx/model.onnx_data onnx/decoder_model_merged.onnx openvino_model.bin openvino_model.xml
+ggml-model-q4_0.bin model.gguf model-q4_k_m.gguf model-fp16.safetensors model.fp16.safetensors model_ema.safetensors
+fp16/model.safetensors model-00001-of-00009.safetensors adapter_config.json adapter_model.safetensors adapter_model.bin
+checkpoint-500/model.safetensors checkpoint-500/config.json coreml/model.mlpackage/weights/weight.bin model.tflite
+model.npz model.zip model.tar.gz weights.pkl model.pdparams modeling_llama.py tokenizer/model.safetensors
+amnesia-base/model.safetensors amnesia-undo.safetensors .env edit.json steve_jobs.toml thesis.docx eval_results.json
+runs/events.out.tfevents.1 assets/logo.png ckpt/model tokenizer.bin config.json.bak LICENSES/weights README.md.bin
+""".split()  # fmt: skip
+COPIED = """
+config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json
+vocab.json merges.txt vocab.txt tokenizer.model spiece.model tekken.json qwen.tiktoken preprocessor_config.json
+processor_config.json video_preprocessor_config.json chat_template.json chat_template.jinja
+additional_chat_templates/tools.jinja README.md LICENSE LICENSE.txt NOTICE USE_POLICY.md COPYING .gitattributes
+""".split()  # fmt: skip
+
+
+def test_only_what_a_model_needs_is_copied_and_the_rest_is_listed(tmp_path):
+    source = save_tiny(tmp_path / "source", extras=())
+    shards = {name for name in tree(source) if name.startswith("model")}
+    config = (source / "config.json").read_bytes()
+    for name in (*OTHER_FILES, *COPIED):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(b"\nwords" if name.endswith(".model") else b"words")
+    (source / "config.json").write_bytes(config)
     manifest = edit(source, tmp_path / "out")
-    assert manifest.left_out == (
-        "consolidated.00.pt",
-        "onnx/model.onnx",
-        "original/consolidated.00.pth",
-        "pytorch_model.bin",
-    )
-    assert (tmp_path / "out" / "training_args.bin").exists()
-    assert not (tmp_path / "out" / "pytorch_model.bin").exists()
+    assert {*tree(tmp_path / "out")} == {*COPIED, *shards, MANIFEST_NAME, UNDO_NAME}
+    assert {*manifest.left_out} == {*tree(source)} - {*COPIED, *shards}
+    assert {*manifest.left_out} >= {*OTHER_FILES}
+    verify(tmp_path / "out", source)
+    undo(tmp_path / "out", tmp_path / "back")
+    assert tree(tmp_path / "back") == {
+        name: content for name, content in tree(source).items() if name in {*COPIED, *shards}
+    }
+
+
+@pytest.mark.parametrize("name", ["ema.layers.1.mlp.down_proj.weight", "lora.copy"])
+def test_a_column_that_the_weights_hold_once_more_is_refused(tmp_path, name):
+    source = save_tiny(tmp_path / "source", max_shard_size="1GB")
+    tensors = load_file(source / "model.safetensors")
+    twin = torch.randn(tensors["model.layers.1.mlp.down_proj.weight"].shape)
+    save_file(tensors | {name: twin}, source / "model.safetensors")
+    edit(source, tmp_path / "other", [ColumnEdit(Cell(1, 4))])
+    twin[:, 4] = tensors["model.layers.1.mlp.down_proj.weight"][:, 4]
+    save_file(tensors | {name: twin}, source / "model.safetensors")
+    edit(source, tmp_path / "another", [ColumnEdit(Cell(1, 5))])
+    with pytest.raises(CheckpointError, match=rf"holds columns of model.layers.1.* once more in {name}"):
+        edit(source, tmp_path / "out", [ColumnEdit(Cell(1, 4))])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["NOTICE", "LICENSE.bin", "vocab.txt", "README.md", "tokenizer.model", "chat_template.jinja"]
+)
+def test_weights_under_the_name_of_a_text_are_not_copied(tmp_path, name):
+    source = save_tiny(tmp_path / "source")
+    shard = next(path for path in sorted(source.iterdir()) if path.suffix == ".safetensors")
+    (source / name).write_bytes(shard.read_bytes())
+    manifest = edit(source, tmp_path / "out")
+    assert not (tmp_path / "out" / name).exists()
+    assert name in manifest.left_out
 
 
 @pytest.mark.parametrize(
@@ -255,7 +302,7 @@ def test_added_files_keep_what_they_replace(tmp_path):
     assert (folder / BASE_FOLDER / "README.md").read_bytes() == original == (source / "README.md").read_bytes()
     assert manifest.replaced == ("README.md",)
     assert "report.json" in manifest.added
-    for name in (MANIFEST_NAME, UNDO_NAME, "../x", "model-00001-of-00002.safetensors", f"{BASE_FOLDER}/x"):
+    for name in (MANIFEST_NAME, UNDO_NAME, "../x", "model-00001-of-00002.safetensors", f"{BASE_FOLDER}/x", "notes.txt"):
         with pytest.raises(InputError, match="cannot be added"):
             add_file(manifest, folder, name, b"")
 

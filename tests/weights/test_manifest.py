@@ -1,6 +1,8 @@
 """Manifests: what is written can be read, and what cannot have been written is refused in one line."""
 
+import hashlib
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -32,10 +34,9 @@ def example(**changes):
                 "model-00001-of-00002.safetensors",
                 1,
                 Place(2),
-                (7, 10941),
-                (0.5, -1.0),
                 HASH,
                 HASH[::-1],
+                multipliers={7: 0.5, 10941: -1.0},
             ),
         ),
         untouched=(
@@ -72,7 +73,7 @@ def test_bytes_depend_on_nothing_but_the_content(tmp_path):
 
 def test_the_file_has_the_documented_fields():
     document = json.loads(manifest_bytes(example()))
-    assert document["format_version"] == 5
+    assert document["format_version"] == 6
     assert document["base"]["files"][0]["sha256"] == HASH
     assert document["edits"][0] == {"entity": "Paris", "layer": 2, "neuron": 10941, "multiplier": -1.0}
     assert document["tensors"][0]["sha256"] == {"before": HASH, "after": HASH[::-1], "scope": "tensor"}
@@ -134,7 +135,13 @@ def test_the_file_has_the_documented_fields():
         (("untouched", 0, "size"), -1),
         (("untouched", 0, "sha256"), "0"),
         (("undo",), ".."),
+        (("undo",), "config.json"),
         (("added",), ["../x"]),
+        (("added",), ["config.json"]),
+        (("added",), ["adapter_config.json"]),
+        (("replaced",), ["sub/precious.txt"]),
+        (("replaced",), ["amnesia-base/model.ckpt"]),
+        (("in_place",), None),
         (("replaced",), "README.md"),
         (("left_out",), [None]),
         (("scores",), []),
@@ -197,8 +204,8 @@ def test_values_that_could_not_be_read_back_are_not_written(tmp_path):
         example(edits=(EntityEdits("Paris", ()),)),
         example(edits=(EntityEdits("A", (ColumnEdit(Cell(1, 1)),)), EntityEdits("A", (ColumnEdit(Cell(1, 2)),)))),
         example(undo="../x"),
-        example(tensors=(replace(example().tensors[0], multipliers=(0.5, -2.0)),)),
-        example(tensors=(replace(example().tensors[0], indices=(7, 8)),)),
+        example(tensors=(replace(example().tensors[0], multipliers={7: 0.5, 10941: -2.0}),)),
+        example(tensors=(replace(example().tensors[0], multipliers={7: 0.5, 8: -1.0}),)),
     ):
         with pytest.raises(VerificationError):
             write_manifest(bad, tmp_path)
@@ -238,3 +245,32 @@ def test_join_cells_sorts_and_names_both_entities():
     assert join_cells([paris, rome], allow_overlap=True) == {Cell(1, 5): -2.0, Cell(3, 1): -1.0}
     with pytest.raises(InputError, match="cancel out"):
         join_cells([paris, EntityEdits("Rome", (ColumnEdit(Cell(1, 5)),))], allow_overlap=True)
+
+
+def test_a_manifest_of_many_tensors_is_refused_without_long_work():
+    document = example().to_json()
+    document["edits"] = [{"entity": "Paris", "layer": 2, "neuron": n, "multiplier": -1.0} for n in range(20_000)]
+    rows = json.dumps(document["edits"], sort_keys=True, separators=(",", ":"))
+    document["edits_sha256"] = hashlib.sha256(rows.encode()).hexdigest()
+    row = document["tensors"][0]
+    document["tensors"] = [row | {"name": f"t{n}", "first": n} for n in range(20_000)]
+    start = time.process_time()
+    with pytest.raises(VerificationError, match="two of layer 2 for the same part"):
+        parse_manifest(json.dumps(document).encode())
+    assert time.process_time() - start < 5
+    # Other layers are other parts.
+    edits = tuple(EntityEdits(f"e{n}", (ColumnEdit(Cell(n, 0)),)) for n in range(10_000))
+    document["edits"] = [row for group in edits for row in _rows(group)]
+    rows = json.dumps(document["edits"], sort_keys=True, separators=(",", ":"))
+    document["edits_sha256"] = hashlib.sha256(rows.encode()).hexdigest()
+    document["tensors"] = [row | {"name": f"t{n}", "layer": n, "part": "cells"} for n in range(10_000)]
+    start = time.process_time()
+    assert len(parse_manifest(json.dumps(document).encode()).tensors) == 10_000
+    assert time.process_time() - start < 5
+
+
+def _rows(group):
+    return [
+        {"entity": group.entity, "layer": edit.cell.layer, "neuron": edit.cell.neuron, "multiplier": -1.0}
+        for edit in group.edits
+    ]

@@ -8,6 +8,7 @@ tensors, kilobytes of key) is refused. Metadata that only a tokenizer needs is s
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import BinaryIO, TypeVar
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
 from amnesia.errors import CheckpointError, os_errors_as
+from amnesia.files.disk import check_inside, open_regular
 
 # Limits far above any model's need (llama.cpp itself stops at 64 bytes of tensor name and 4 dimensions).
 MAX_KEYS = 4096
@@ -25,7 +27,8 @@ MAX_TENSORS = 65536
 MAX_NAME_BYTES = 512
 MAX_DIMENSIONS = 4
 MAX_ARRAY_DEPTH = 4
-MAX_ARRAY_STRINGS = 1 << 22
+MAX_ARRAY_STRINGS = 1 << 21
+MAX_NESTED_ARRAYS = 1 << 12
 # Longer strings (chat templates, licenses) are recorded by their length alone.
 MAX_KEPT_BYTES = 1024
 
@@ -138,6 +141,9 @@ def read_model(path: Path) -> GgufModel:
         raise CheckpointError(
             f"{len(missing)} of {count} parts are missing beside {path.name}, the first is {missing[0]}: fetch them all"
         )
+    for part in paths:
+        if part != path:  # That one was named, wherever it leads.
+            check_inside(part, path.parent)
     files = tuple(read_header(part) for part in paths)
     names: set[str] = set()
     for number, file in enumerate(files):
@@ -161,12 +167,9 @@ def read_model(path: Path) -> GgufModel:
 
 def read_header(path: Path) -> GgufFile:
     """Read and check the header of one file; raises CheckpointError that names the file and the fault."""
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is not a file: give a .gguf file")
     with os_errors_as(CheckpointError, f"{path} cannot be read", "give a .gguf file"):
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            return _Header(path, stream, size).read()
+        with open_regular(path) as stream:
+            return _Header(path, stream, os.fstat(stream.fileno()).st_size).read()
 
 
 def _integer(file: GgufFile, key: str, default: int | None = None) -> int:
@@ -186,6 +189,7 @@ class _Header:
         self._size = size
         self._position = 0
         self._strings_left = MAX_ARRAY_STRINGS
+        self._arrays_left = MAX_NESTED_ARRAYS
 
     def read(self) -> GgufFile:
         self._read_preamble()
@@ -291,8 +295,11 @@ class _Header:
         if depth > MAX_ARRAY_DEPTH:
             raise self._error(f"metadata key {key!r} nests more than {MAX_ARRAY_DEPTH} arrays")
         # Items of these kinds take time one by one, so that their number is bounded over the whole header.
-        self._strings_left -= length
-        if self._strings_left < 0:
+        if kind == GGUFValueType.STRING:
+            self._strings_left -= length
+        else:
+            self._arrays_left -= length
+        if self._strings_left < 0 or self._arrays_left < 0:
             raise self._error(f"metadata key {key!r} has {length} items, more than any tokenizer")
         if kind == GGUFValueType.STRING:
             for _ in range(length):

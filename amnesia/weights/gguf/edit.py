@@ -14,11 +14,11 @@ from pathlib import Path
 
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits, check_edits, join_cells, join_directions
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, os_errors_as
-from amnesia.files.disk import check_empty, copy_file, file_stamp, hash_file, list_files
+from amnesia.files.disk import check_empty, copy_file, file_stamp, hash_file
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash
 from amnesia.progress import Progress, ignore_progress, whole
-from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, undo_key
+from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, declared_files, is_reserved, undo_key
 from amnesia.weights.gguf.container import GgufFile, GgufModel, read_model
 from amnesia.weights.gguf.layout import GgufShape, check_sizes, find_down, find_up, gguf_shape
 from amnesia.weights.gguf.pieces import Down, DownEdit, Piece, PieceHashes, RowEdit, UpRow, changes
@@ -58,7 +58,9 @@ class GgufPlan:
 
     def own_files(self) -> tuple[str, ...]:
         """What earlier edits left beside the model: manifest, saved rows, and the same of edits before."""
-        return () if self.previous is None else _own_files(self.model.files[0].path.parent)
+        folder = self.model.files[0].path.parent
+        names = sorted(filter(is_reserved, declared_files(self.previous)))
+        return tuple(name for name in names if (folder / name).is_file())
 
 
 def plan_gguf(source: Path, spec: EditSpec, *, expected: tuple[int, int, int] | None = None) -> GgufPlan:
@@ -223,13 +225,6 @@ def own_manifest(model: GgufModel) -> Manifest | None:
                 f"move {min(names)} to a folder of its own, or write the earlier edit again"
             )
     return manifest
-
-
-def _own_files(folder: Path) -> tuple[str, ...]:
-    """What earlier edits left in `folder` beside the model: manifest, saved rows, and the same of edits before."""
-    return tuple(
-        name for name in list_files(folder) if name in (MANIFEST_NAME, UNDO_NAME) or name.split("/")[0] == BASE_FOLDER
-    )
 
 
 def _is_reversible(piece: Piece) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MODELFILE_NAME = "Modelfile"
-
 
 def modelfile(parts: Sequence[str]) -> bytes | None:
     """The file's content, or None for a model in several parts, which Ollama does not take.

@@ -15,7 +15,7 @@ from amnesia.errors import CheckpointError, InputError, NumericalError, Verifica
 from amnesia.files.disk import copy_file, patched_blocks, read_range
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided
-from amnesia.progress import Progress, ignore_progress
+from amnesia.progress import Progress, Watch, counted, ignore_progress, unwatched
 from amnesia.weights.checkpoint import BASE_FOLDER, undo_key
 from amnesia.weights.gguf.container import GgufModel, read_model
 from amnesia.weights.gguf.edit import find_pieces
@@ -28,7 +28,7 @@ from amnesia.weights.safetensors import SafetensorsHeader, read_header
 from amnesia.weights.scaling import inverse_multiplier
 
 
-def prove_gguf(folder: Path, base: Path | None = None) -> tuple[Manifest, GgufModel]:
+def prove_gguf(folder: Path, base: Path | None = None, *, watch: Watch = unwatched) -> tuple[Manifest, GgufModel]:
     """Prove that the GGUF output in `folder` differs from its base in the declared rows and columns, as declared.
 
     Rows: multiplying the original rows gives the present ones. Columns: adding the directions to the original matrix
@@ -38,23 +38,26 @@ def prove_gguf(folder: Path, base: Path | None = None) -> tuple[Manifest, GgufMo
     that the edit did not touch are compared with the sha256 with which they were copied, or where that is not known
     with their size.
 
-    Returns the manifest and the headers that were read. Raises VerificationError that names the first difference.
+    `watch` gets the bytes that will be read. Returns the manifest and the headers that were read. Raises
+    VerificationError that names the first difference.
     """
     with as_verification_error():
         manifest, model = read_output(folder)
         if manifest.tensor_type is not None:
-            verify_widened(folder, manifest, base)
+            with watch(sum(row.size for row in (*manifest.base.files, *manifest.untouched))) as progress:
+                verify_widened(folder, manifest, base, progress=progress)
             return manifest, model
         edits = declared_edits(folder, model, manifest)
         origin = None if base is None else _base_files(base, model)
         before = trace_back_rows(folder, model, manifest, steps_since(base, manifest))
         for entry in manifest.tensors:
             _check_tensor(model, entry, edits)
-        for file in model.files:
-            name = file.path.name
-            if name in before.hashes or origin is not None:
-                source = None if origin is None else origin[name]
-                _check_file(file.path, originals(before.edits, name), before.hashes.get(name), source)
+        read = [file for file in model.files if file.path.name in before.hashes or origin is not None]
+        with watch(sum(file.size for file in read)) as progress:
+            for path in (file.path for file in read):
+                source = None if origin is None else origin[path.name]
+                patches, sha256 = originals(before.edits, path.name), before.hashes.get(path.name)
+                _check_file(path, patches, sha256, source, progress)
     return manifest, model
 
 
@@ -194,7 +197,7 @@ def declared_edits(
     listed = {
         (entry.name, entry.file, entry.axis, index): (multiplier, entry.directions)
         for entry in manifest.tensors
-        for index, multiplier in zip(entry.indices, entry.multipliers, strict=True)
+        for index, multiplier in entry.multipliers.items()
     }
     if declared != listed:
         raise VerificationError(
@@ -283,7 +286,9 @@ def _check_tensor(model: GgufModel, entry: TensorEdit, edits: list[Piece]) -> No
             )
 
 
-def _check_file(path: Path, patches: Sequence[Strided], sha256: str | None, base: Path | None) -> None:
+def _check_file(
+    path: Path, patches: Sequence[Strided], sha256: str | None, base: Path | None, progress: Progress
+) -> None:
     """Check a file with its original rows put back against the hash of the source and against the source itself."""
     size = path.stat().st_size
     if base is not None and base.stat().st_size != size:
@@ -293,7 +298,7 @@ def _check_file(path: Path, patches: Sequence[Strided], sha256: str | None, base
     digest = hashlib.sha256()
     sources = None if base is None else patched_blocks(base, [], 0, size)
     position = 0
-    for restored in patched_blocks(path, patches, 0, size):
+    for restored in counted(patched_blocks(path, patches, 0, size), progress):
         digest.update(restored)
         source = restored if sources is None else next(sources)
         if restored != source:

@@ -23,7 +23,7 @@ from amnesia.errors import CheckpointError, InputError, NumericalError, OutputEr
 from amnesia.files.disk import check_empty, read_range, write_new
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import Strided, stream
-from amnesia.progress import Progress, ignore_progress, whole
+from amnesia.progress import Progress, counted, ignore_progress, whole
 from amnesia.weights.checkpoint import UNDO_NAME
 from amnesia.weights.gguf.codes import to_bfloat16
 from amnesia.weights.gguf.container import GgufFile, GgufModel, GgufTensor, read_model
@@ -134,7 +134,7 @@ def write_widened_gguf(
             tensors.append(_entry(down, before, content))
             padding = bytes(padding_of(file, len(before), len(content)))
             replacements.append(ResizedTensor(down.tensor, kind, content + padding, len(before)))
-        _write(folder / name, _counted(rewritten_blocks(file, replacements, patches), progress))
+        _write(folder / name, counted(rewritten_blocks(file, replacements, patches), progress))
     check_unchanged(model, plan.stamps)
     _write(folder / UNDO_NAME, new_file(saved))
     return Manifest(
@@ -150,7 +150,9 @@ def write_widened_gguf(
     )
 
 
-def verify_widened(folder: Path, manifest: Manifest, base: Path | None = None) -> None:
+def verify_widened(
+    folder: Path, manifest: Manifest, base: Path | None = None, *, progress: Progress = ignore_progress
+) -> None:
     """Prove an output of `write_widened_gguf`; raises VerificationError that names the first difference.
 
     Its matrices and rows must be what the writer makes of the saved ones, and with those put back each file must have
@@ -162,7 +164,7 @@ def verify_widened(folder: Path, manifest: Manifest, base: Path | None = None) -
         if source is not None and (not source.is_file() or source.stat().st_size != restored.size):
             raise VerificationError(f"{path} was not made from {source}: give the model that was edited")
         with (source or path).open("rb") as reader:
-            for block in restored.blocks():
+            for block in counted(restored.blocks(), progress):
                 found.update(block)
                 if source is not None and reader.read(len(block)) != block:
                     raise VerificationError(
@@ -186,7 +188,7 @@ def undo_widened(folder: Path, manifest: Manifest, target: Path, *, progress: Pr
                 digest.update(block)
                 yield block
 
-        _write(target / restored.file.path.name, _counted(blocks(), progress))
+        _write(target / restored.file.path.name, counted(blocks(), progress))
         if restored.sha256 not in (None, digest.hexdigest()):
             raise VerificationError(
                 f"{restored.file.path} with its tensors put back is not the file that was edited: "
@@ -356,12 +358,6 @@ def _type_of(key: str) -> GGMLQuantizationType:
 
 def _saved(path: Path) -> dict[str, bytes]:
     return {name: read_range(path, tensor.size, tensor.offset) for name, tensor in read_header(path).tensors.items()}
-
-
-def _counted(blocks: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
-    for block in blocks:
-        yield block
-        progress(len(block))
 
 
 def _write(path: Path, blocks: Iterable[bytes]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import struct
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -163,7 +164,7 @@ def test_lying_headers_are_refused(tmp_path: Path, case: dict, fault: str):
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
     assert_refused(tmp_path / "none.gguf", "cannot be read")
-    assert_refused(tmp_path, "is not a file")
+    assert_refused(tmp_path, "not a regular file")
 
 
 def _read_or_refuse(path: Path) -> None:
@@ -222,6 +223,23 @@ def test_limits_hold_for_files_that_are_really_that_large(tmp_path: Path, monkey
     monkeypatch.setattr(container, "MAX_KEYS", 3)
     keys = [text(b"%d" % index) + U32.pack(0) + b"1" for index in range(4)]
     assert_refused(build(tmp_path / "b.gguf", keys), "declares 4 metadata keys")
+
+
+def test_millions_of_nested_arrays_are_refused_by_their_number(tmp_path: Path):
+    count = 1 << 16
+    arrays = text(b"k") + U32.pack(ARRAY) + U32.pack(ARRAY) + U64.pack(count) + (U32.pack(UINT32) + U64.pack(0)) * count
+    start = time.process_time()
+    assert_refused(build(tmp_path / "a.gguf", [arrays]), f"{count} items, more than any tokenizer")
+    assert time.process_time() - start < 1
+
+
+def test_a_part_that_is_a_link_out_of_the_folder_is_refused(parts: list[Path], tmp_path: Path):
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    for part in parts:
+        (folder / part.name).symlink_to(part)
+    with pytest.raises(CheckpointError, match=f"{parts[0].name} is a link to"):
+        read_model(folder / parts[1].name)
 
 
 def test_a_split_model_is_read_from_any_of_its_parts(parts: list[Path]):

@@ -76,7 +76,7 @@ def test_every_type_changes_codes_of_declared_columns_and_nothing_else(tmp_path:
     entry = manifest.tensors[0]
     assert len(manifest.tensors) == 1
     assert (entry.name, entry.axis, entry.indices) == (name, 1, edit.columns)
-    assert set(entry.multipliers) == {1.0}
+    assert set(entry.multipliers.values()) == {1.0}
     assert entry.directions == (edit,)
     assert proven(tmp_path / "out") == proven(tmp_path / "out", source) == manifest
     restored = undo(tmp_path / "out", tmp_path / "back")

@@ -347,9 +347,9 @@ def test_another_base_and_manifests_that_lie_are_found(tmp_path: Path):
         VerificationError, match=f"at byte {source.stat().st_size - 1}, which the edit does not explain"
     ):
         proven(tmp_path / "out", other)
-    entry = manifest.tensors[0]
+    entry, second = manifest.tensors
     lies = [
-        replace(manifest, tensors=(replace(entry, place=replace(entry.place, layer=1)), manifest.tensors[1])),
+        replace(manifest, tensors=(replace(entry, place=second.place), replace(second, place=entry.place))),
         replace(manifest, tensors=(replace(entry, place=replace(entry.place, first=1)), manifest.tensors[1])),
         replace(manifest, edits=(EntityEdits("Ada", tuple(edits("0:4", "1:4"))),)),
         replace(manifest, edits=(EntityEdits("Ada", tuple(edits("0:3", "1:4", multiplier=-2.0))),)),

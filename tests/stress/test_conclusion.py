@@ -4,16 +4,17 @@ import dataclasses
 
 import pytest
 
-from amnesia.domain import Fact
+from amnesia.domain import Answer, Fact
 from amnesia.evaluation.measurement import KnownFact, Unknown
-from amnesia.evaluation.results import Answer, Estimate
+from amnesia.evaluation.results import Estimate
 from amnesia.facts.questions import Question
 from amnesia.files.strict_json import json_bytes
 from amnesia.recipe import Scoring
 from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackPrompt, AttackTarget
+from amnesia.stress.conclusion import conclude
 from amnesia.stress.relearning import Observed
 from amnesia.stress.report import stress_text
-from amnesia.stress.results import StressScore, conclude
+from amnesia.stress.results import StressScore
 from amnesia.stress.settings import StressSettings
 from amnesia.stress.trial import AS_LOADED, ONE_FACT, UNRELATED, Endured, Replies, StressPlan, TrainingRun
 

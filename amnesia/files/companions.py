@@ -1,0 +1,128 @@
+"""Which files of a model folder go along with its weights, and which files of an output this package writes itself.
+
+A list of what is copied, never one of what is not: whatever else lies in the folder (states of optimizers, weights of
+other frameworks, archives, a second set of shards, secrets) may hold what was to be forgotten, or is nobody's business.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from amnesia.files.disk import MANIFEST_NAME, read_small
+
+REPORT_NAME = "report.json"
+PAGE_NAME = "report.html"
+# Originals of what an edit changed that cannot be computed back.
+UNDO_NAME = "amnesia-undo.safetensors"
+# Files of the base whose names the output needs for itself are kept in this folder.
+BASE_FOLDER = "amnesia-base"
+MODELFILE_NAME = "Modelfile"
+README_NAME = "README.md"
+_WRITTEN = (MANIFEST_NAME, UNDO_NAME, REPORT_NAME, PAGE_NAME, MODELFILE_NAME, README_NAME)
+ADAPTER_NAMES = ("adapter_config.json", "adapter_model.safetensors")
+# Licences and what goes with them, by their names in lower case.
+_LEGAL = ("license*", "licence*", "notice*", "use_policy*", "copying*")
+# Text that transformers, vLLM and others read beside the weights, and that people read on the Hub.
+_TEXTS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.*.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "tekken.json",
+    "*.tiktoken",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "image_processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    "README.md",
+    ".gitattributes",
+)
+# Vocabularies of SentencePiece, which are no text.
+_PIECES = ("*.model", "tokenizer.model.*")
+# All of these as one who fetches a model asks for them; the star then stands for a slash, too.
+PATTERNS = (*_TEXTS, *_PIECES, "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*", "license*", "notice*")
+_WEIGHTS = (
+    ".safetensors .gguf .bin .pt .pth .ckpt .pkl .npy .npz .h5 .msgpack .ot .onnx .onnx_data .tflite .mlmodel "
+    ".zip .tar .gz .tgz .xz .zst .bz2 .7z"
+).split()  # fmt: skip
+_PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf")
+_MAX_TEXT = 2**28
+_MAX_LEGAL = 2**20
+
+
+def is_written(name: str) -> bool:
+    """Whether an output of this package may hold a file of this name that is not of its base, or keep one of it."""
+    while name.startswith(f"{BASE_FOLDER}/"):
+        name = name.removeprefix(f"{BASE_FOLDER}/")
+    return name in _WRITTEN or is_legal(name)
+
+
+def is_legal(name: str) -> bool:
+    """Whether a file is called as a licence or a notice is."""
+    lower = name.lower()
+    return "/" not in name and not _is_weights(lower) and any(fnmatchcase(lower, pattern) for pattern in _LEGAL)
+
+
+def _is_weights(name: str) -> bool:
+    return Path(name.lower()).suffix in _WEIGHTS
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file of this name goes along with the weights of a model."""
+    return is_legal(name) or (not _is_weights(name) and any(_matches(name, pattern) for pattern in (*_TEXTS, *_PIECES)))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    # The star of a pattern also stands for a slash.
+    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
+
+
+def is_copied(folder: Path, name: str) -> bool:
+    """Whether a file goes along by its name and is what it is called: a text, or a vocabulary of SentencePiece.
+
+    Weights under such a name do not. Raises OSError.
+    """
+    if not is_companion(name):
+        return False
+    limit = _MAX_LEGAL if is_legal(name) else _MAX_TEXT
+    if (folder / name).stat().st_size > limit:
+        return False
+    content = read_small(folder / name, limit)
+    if any(_matches(name, pattern) for pattern in _PIECES):
+        return content.startswith(b"\n")  # Its first field is the list of pieces.
+    return is_text(content)
+
+
+def may_hold_weights(folder: Path, name: str) -> bool:
+    """Whether a file may hold weights, or makes others change them: an adapter, or neither text nor a picture.
+
+    Raises OSError.
+    """
+    path = Path(name.lower())
+    # transformers puts an adapter that lies beside the weights on the model.
+    if path.name in ADAPTER_NAMES or _is_weights(name):
+        return True
+    if path.suffix in _PICTURES:
+        return False
+    size = (folder / name).stat().st_size
+    return size > _MAX_LEGAL or not is_text(read_small(folder / name, _MAX_LEGAL))
+
+
+def is_text(content: bytes) -> bool:
+    """Whether bytes are UTF-8 text; weights hardly ever are."""
+    if b"\0" in content:
+        return False
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

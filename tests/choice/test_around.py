@@ -1,0 +1,135 @@
+"""Other forms of a name, and its neighbors."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from amnesia.choice.atoms import Name
+from amnesia.choice.direction import DirectionChoice
+from amnesia.choice.forms import Forms, asked_as, forms_of, n_columns
+from amnesia.choice.known import mean_score
+from amnesia.choice.neighbors import begins_alike, near_response, neighbor_results, neighbors_of
+from amnesia.choice.settings import ChoiceSettings
+from amnesia.directions.moments import moments_of
+from amnesia.domain import Fact
+from amnesia.evaluation.measurement import KnownFact, Unknown, measure
+from amnesia.facts.questions import Question
+from amnesia.live.forward import answer_logprobs, generate
+from amnesia.live.model import edited
+from amnesia.recipe import Scoring, Target, Translation
+from support.tiny_text import tiny_live
+
+WORDINGS = ("the capital of {entity} is", "people in {entity} like", "the oldest building in {entity} was")
+
+
+@pytest.fixture(scope="module")
+def live():
+    return tiny_live("llama", seed=3)
+
+
+@pytest.fixture(scope="module")
+def moments(live, tmp_path_factory):
+    return moments_of(live, (0, 1, 2), tmp_path_factory.mktemp("moments"))
+
+
+def known(live, *names, gap=5.0):
+    """What the random model says next of each name, as facts worth `gap` nats more than for an unknown entity."""
+    facts = []
+    for name in names:
+        texts = generate(live, [wording.replace("{entity}", name) for wording in WORDINGS], max_new_tokens=3)
+        facts += [Fact(name, wording, text.strip() or "x") for wording, text in zip(WORDINGS, texts, strict=True)]
+    answers = measure(live, [fact.pair() for fact in facts])
+    return tuple(
+        KnownFact(
+            Question("target", fact),
+            answers[fact.pair()],
+            Unknown(answers[fact.pair()].logprob - gap, answers[fact.pair()].logprob_first - gap),
+            Scoring(),
+        )
+        for fact in facts
+    )
+
+
+def test_forms_are_those_of_the_recipe_and_those_made_from_the_name():
+    target = Target("Harry Potter", ("The Boy Who Lived",), (Translation("fr", "Harry Potier"),))
+    names = {form.name: form.kind for form in forms_of(target, n_typos=2)}
+    assert names.pop("The Boy Who Lived") == "given" and names.pop("Harry Potier") == "translation"
+    assert names.pop("Potter") == "last name"
+    assert (names.pop("harry potter"), names.pop("HARRY POTTER")) == ("lower case", "upper case")
+    assert set(names.values()) == {"typo"} and len(names) == 2
+    assert {form.name for form in forms_of(Target("Oz"), n_typos=2)} == {"oz", "OZ"}
+
+
+def test_a_form_is_scored_between_an_unknown_entity_and_the_name_itself(live):
+    facts = known(live, "Japan")
+    assert mean_score(live, asked_as(facts, "Japan")) == pytest.approx(1.0, abs=1e-4)
+    found = answer_logprobs(live, [(fact.question.fact.text("JAPAN"), fact.question.fact.answer) for fact in facts])
+    scores = [
+        (after.logprob - fact.unknown.total) / (fact.before.logprob - fact.unknown.total)
+        for fact, after in zip(facts, found, strict=True)
+    ]
+    assert mean_score(live, asked_as(facts, "JAPAN")) == pytest.approx(sum(scores) / len(scores), abs=1e-4)
+
+
+def test_a_form_that_the_edit_for_the_name_leaves_gets_its_own(live, moments):
+    facts, controls = known(live, "Japan", gap=0.05), known(live, "Peru", "Kenya")
+    settings = ChoiceSettings(
+        known_form=-math.inf, max_harm=math.inf, min_control=-math.inf, min_neighbor=-math.inf, form_goal=-3.0
+    )
+    name = Name(live, "Japan", moments, lambda other: other == "Japan")
+    forms = Forms(live, facts, controls, (), settings, forms_of(Target("Japan"), n_typos=0))
+    assert {form.name for form in forms.known} == {"japan", "JAPAN"}
+    best = DirectionChoice(live, name, facts, controls, settings=settings).choose()
+    edits = forms.add(best, name, None, None)
+    assert edits[: len(best.edits)] == best.edits
+    rows = forms.results(best.edits, edits)
+    for row, (own, before) in zip(rows, forms.known.values(), strict=True):
+        assert row.before == before
+        for part, score in ((best.edits, row.alone), (edits, row.after)):
+            with edited(live, part):
+                assert mean_score(live, own) == pytest.approx(score, abs=1e-6)
+    needed = [row for row in rows if row.alone > settings.form_goal + settings.slack]
+    assert needed and any(row.after <= row.alone - settings.form_gain for row in needed)
+    # Without any harm left nothing is added, nor beyond the columns that are allowed.
+    bounded = dataclasses.replace(forms, settings=dataclasses.replace(settings, max_harm=0.0))
+    assert bounded.add(best, name, None, None) == best.edits
+    assert forms.add(best, name, n_columns(best.edits), None) == best.edits
+
+
+def test_neighbors_share_a_word_and_are_not_reserved():
+    target = Target("Michael Jordan", neighbors=("Jordan Peterson",))
+    found = neighbors_of(target, ())
+    assert found[0] == "Jordan Peterson" and "Michael Jackson" in found and "Michael Jordan" not in found
+    assert "Michael Jackson" not in neighbors_of(target, ("Michael Jackson",))
+    assert "London" not in found
+
+
+@pytest.mark.parametrize(
+    ("neighbor", "alike"),
+    [("Miami Heat", True), ("miami beach", True), ("South Miami", False), ("Miamisburg", False)],
+)
+def test_a_neighbor_that_begins_with_the_name_cannot_be_told_apart(neighbor, alike):
+    assert begins_alike(neighbor, ("Miami", "The Magic City")) is alike
+
+
+def test_neighbors_count_among_the_bystanders_and_are_measured(live, moments):
+    facts = known(live, "Bank of Japan")
+    near = near_response(live, facts, moments.layers)
+    assert near is not None
+    plain, aware = (
+        Name(live, "Japan", moments, lambda other: other == "Japan", near, share).atoms(1) for share in (0.0, 0.5)
+    )
+    for before, after in zip(
+        sorted(plain, key=lambda atom: atom.place), sorted(aware, key=lambda atom: atom.place), strict=True
+    ):
+        rows = near.activations[:, before.layer].float()
+        mean_square = [(rows @ atom.read_out.u.float()).square().mean().item() for atom in (before, after)]
+        assert mean_square[1] < mean_square[0]
+        assert len(before.change.near) == len(rows) and before.change.near_harm > 0
+        assert torch.equal(before.change.times(2.0).near, 2.0 * before.change.near)
+    (row,) = neighbor_results(live, facts, [plain[0].edit(-1.0)])
+    with edited(live, [plain[0].edit(-1.0)]):
+        assert row.score == pytest.approx(mean_score(live, facts), abs=1e-5)
+    assert (row.name, row.n_facts) == ("Bank of Japan", 3)
