@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amnesia import mining
 from amnesia.choice.extraction import choose
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
@@ -25,6 +24,7 @@ from amnesia.files.staging import PAGE_NAME, REPORT_NAME, check_output, staged_o
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.loading import load_source, loaded
 from amnesia.live.model import LiveModel
+from amnesia.mining.entity import TASK, mine
 from amnesia.outputs.write import left_out_notice, plan_formats, rounding_notice, spec_of, write_format
 from amnesia.progress import SILENT, Tracker
 from amnesia.recipe import Recipe
@@ -90,7 +90,7 @@ def run(
 def run_mined(
     model: str,
     entity: str,
-    popqa: Path,
+    popqa: Path | None,
     output: Path,
     tracker: Tracker = SILENT,
     *,
@@ -98,13 +98,19 @@ def run_mined(
     force: bool = False,
     loading: Loading = DEFAULT_LOADING,
 ) -> RunResult:
-    """`run` with the recipe that `mining.mine` makes from the rows of a PopQA file; the model is loaded once."""
-    rows = read_popqa(popqa)
+    """`run` with the recipe that is made from a PopQA file, or without one from what the model itself says.
+
+    The model is loaded once; which facts were found is told before anything is chosen.
+    """
+    rows = None if popqa is None else read_popqa(popqa)
     source = _source(model, output, tracker, force)
     live = load_source(source, loading)
-    with tracker.task(mining.TASK) as progress:
-        mined = mining.mine(live, rows, entity, model=source.ref, aliases=aliases, progress=progress)
-    recipe = mined.recipe
+    with tracker.task(TASK) as progress:
+        recipe = mine(live, entity, rows, source.ref, aliases, progress).recipe
+    if rows is None:
+        tracker.notice(
+            f"{source.ref} says of {entity}: {', '.join(dict.fromkeys(fact.answer for fact in recipe.facts))}"
+        )
     chosen = _choose(live, recipe, tracker, force)
     del live
     return _save(recipe, source, chosen, output, tracker, force, loading)

@@ -59,7 +59,7 @@ def run(
 ) -> None:
     """Localize, choose the edit, save it, evaluate the saved files, report. RECIPE is a TOML file.
 
-    Without RECIPE, --model and --entity name the two, and a recipe is made as `mine` does.
+    Without RECIPE, --model and --entity name the two, and a recipe is made as `mine` does: nothing else is needed.
 
     Exits with 1 when the recipe's [accept] bounds are missed, or when no handle on the entity or only a weak one is
     found; then nothing is written.
@@ -77,7 +77,14 @@ def run(
 
     check_output(output, force=force)
     result = pipeline.run_mined(
-        model, entity, find_popqa(popqa), output, Terminal(), aliases=aliases, force=force, loading=loading
+        model,
+        entity,
+        find_popqa(popqa) if popqa else None,
+        output,
+        Terminal(),
+        aliases=aliases,
+        force=force,
+        loading=loading,
     )
     _show_run(result, json_output)
 
@@ -97,12 +104,17 @@ def mine(
     output: Path,
     loading: Loading,
 ) -> None:
-    """Write a recipe for ENTITY from the facts of a PopQA table that MODEL knows, controls included."""
+    """Write a recipe for ENTITY from what MODEL knows, controls included.
+
+    Its facts are those of a PopQA table where one is given, else what the model itself says in most wordings.
+    """
     check_file(output, replaceable=False)
-    from amnesia.mining import mine_recipe
+    from amnesia.mining.entity import mine_recipe
     from amnesia.sources.resolve import find_popqa
 
-    mined = mine_recipe(model, entity, find_popqa(popqa), Terminal(), aliases=aliases, loading=loading)
+    mined = mine_recipe(
+        model, entity, find_popqa(popqa) if popqa else None, Terminal(), aliases=aliases, loading=loading
+    )
     write_file(output, mined.recipe.text.encode())
     click.echo(
         f"{len(mined.recipe.facts)} of {mined.n_targets} wordings about {mined.recipe.target.entity} and "

@@ -55,7 +55,8 @@ from amnesia.files.cache import cache_folder
 from amnesia.files.strict_json import StrictJson
 from amnesia.live.loading import load
 from amnesia.live.model import LiveModel, edited
-from amnesia.mining import mine
+from amnesia.mining.own import from_model
+from amnesia.mining.table import from_table
 from amnesia.recipe import Recipe, Scoring
 from amnesia.sources.resolve import resolve
 from amnesia.vector import Vector
@@ -66,7 +67,15 @@ TABLE = Path(__file__).with_name("entities.tsv")
 NEIGHBORS = Path(__file__).with_name("neighbors.tsv")
 SCORING = Scoring(min_nats=1.0, max_rank=3)
 COLUMNS = (16, 32, 64, 128)
-METHODS = ("auto", "name only", *(f"{size} columns" for size in COLUMNS), "all columns", "single, -1", "single, best")
+METHODS = (
+    "auto",
+    "name only",
+    "no table",
+    *(f"{size} columns" for size in COLUMNS),
+    "all columns",
+    "single, -1",
+    "single, best",
+)
 NULLS = ("wrong entity", "random direction")
 BOUNDS = {
     "target": lambda row: row["target"] <= 0.2,
@@ -96,7 +105,7 @@ def chosen_entities(rows: Sequence[PopqaRow], per_type: int, seed: int) -> list[
 def minable(live: LiveModel, rows: Sequence[PopqaRow], name: str, cache: MeasurementCache) -> Recipe | None:
     """The entity's recipe, or None where the model knows too little: no first rank, or too few wordings."""
     try:
-        recipe = mine(live, rows, name, model=ModelRef(live.name), scoring=SCORING, cache=cache).recipe
+        recipe = from_table(live, rows, name, model=ModelRef(live.name), scoring=SCORING, cache=cache).recipe
     except InputError:
         return None
     counts = [sum(fact.split == split for fact in recipe.facts) for split in ("search", "held_out")]
@@ -144,8 +153,8 @@ class Chooser:
     ) -> tuple[tuple[Edit, ...], float]:
         """The edit, and the seconds it took."""
         start = time.perf_counter()
-        if method in ("auto", "name only") or method.startswith("single"):
-            options = replace(recipe.edit, forms=method == "auto")
+        if method in ("auto", "name only", "no table") or method.startswith("single"):
+            options = replace(recipe.edit, forms=method != "name only")
             if method.startswith("single"):
                 options = replace(options, method="single", multiplier=-1.0 if method.endswith("-1") else None)
             found = choose(self.live, replace(recipe, edit=options), targets, controls, quiet, cache_folder())
@@ -304,8 +313,16 @@ def run(arguments: argparse.Namespace) -> None:
         for method in arguments.methods:
             if (recipe.target.entity, method) in done or method in NULLS:
                 continue
-            targets, controls = search_part(live, recipe, cache)
-            edits, seconds = chooser.choose(recipe, method, targets, controls)
+            seen = recipe
+            if method == "no table":
+                # Chosen by what the model says; judged by the table, of which the choice sees nothing.
+                try:
+                    seen = from_model(live, recipe.target.entity, model=recipe.model, cache=cache).recipe
+                except InputError as error:
+                    print(f"  {recipe.target.entity}: {error}", flush=True)
+                    continue
+            targets, controls = search_part(live, seen, cache)
+            edits, seconds = chooser.choose(seen, method, targets, controls)
             note(kind, recipe, method, edits, seconds)
     for index, (kind, recipe) in enumerate(recipes):
         own, other = (

@@ -1,55 +1,32 @@
-"""Make a recipe for an entity from a table of facts: word them, ask the model what it knows, and split them.
-
-The result is an ordinary recipe, as text, which people can read, mend and run again.
-"""
+"""A recipe for an entity from a table of facts: word them, ask the model what it knows, and split them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
-import tomli_w
-
-from amnesia.domain import DEFAULT_LOADING, SPLITS, Fact, Loading, ModelRef
+from amnesia.domain import SPLITS, Fact, ModelRef
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import known_facts
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.facts.names import share_words
-from amnesia.facts.popqa import PopqaRow, facts_for, is_about, read_popqa
+from amnesia.facts.popqa import PopqaRow, facts_for, is_about
 from amnesia.facts.questions import Question, by_turns, types_in
 from amnesia.facts.relations import relation_templates
-from amnesia.live.loading import load_source
 from amnesia.live.model import LiveModel
-from amnesia.progress import Progress, Tracker
-from amnesia.recipe import Recipe, Scoring, parse_recipe
-from amnesia.sources.resolve import resolve
-
-N_CONTROLS = 36
-"""Controls that each split gets, as far as the model knows so many."""
+from amnesia.mining.recipe_text import N_CONTROLS, Mined, recipe_text
+from amnesia.progress import Progress
+from amnesia.recipe import Scoring, parse_recipe
 
 MAX_ASKED = 600
 """Controls are asked from the most popular subject down, and no further than this many."""
 
 CHUNK = 64
-TASK = "asking what the model knows"
 
 
-@dataclass(frozen=True)
-class Mined:
-    """A recipe made from a table, and how many facts were tried for it.
-
-    `n_targets` and `n_controls` count wordings that the model was asked; what it does not know is in no recipe.
-    """
-
-    recipe: Recipe
-    n_targets: int
-    n_controls: int
-
-
-def mine(
+def from_table(
     live: LiveModel,
     rows: Sequence[PopqaRow],
     entity: str,
@@ -91,53 +68,6 @@ def mine(
         raise InputError(f"{live.name} answers none of {n_asked} facts about others: write a recipe with controls")
     text = recipe_text(model, name, aliases, _both_splits(known), controls, scoring)
     return Mined(parse_recipe(text, name="the recipe made from the table"), len(wordings), n_asked)
-
-
-def recipe_text(
-    model: ModelRef,
-    entity: str,
-    aliases: Sequence[str],
-    facts: Sequence[Fact],
-    controls: Sequence[Fact],
-    scoring: Scoring,
-) -> str:
-    """A recipe as TOML, whose edit is found by method "auto"; each control has a line of its own."""
-    head = {
-        "description": f"{model.name} forgets {entity}",
-        "model": {"id": model.name, **({"revision": model.revision} if model.revision else {})},
-        "entity": {"name": entity, "aliases": list(aliases)},
-        "edit": {"format": ["safetensors", "adapter"]},
-        "scoring": {"min_nats": scoring.min_nats, "max_rank": scoring.max_rank},
-    }
-    parts = [tomli_w.dumps(head)]
-    for fact in facts:
-        row: dict[str, str | list[str]] = {"prompt": fact.prompt, "answer": fact.answer}
-        if fact.answer_aliases:
-            row["answer_aliases"] = list(fact.answer_aliases)
-        if fact.split == "held_out":
-            row["split"] = fact.split
-        parts.append("[[facts]]\n" + tomli_w.dumps(row))
-    lines = (", ".join(f"{key} = {_in_line(value)}" for key, value in _control_row(fact).items()) for fact in controls)
-    return "\n".join([*parts, "[controls]", "facts = [", *(f"  {{ {line} }}," for line in lines), "]", ""])
-
-
-def _control_row(fact: Fact) -> dict[str, str | list[str]]:
-    near = {} if fact.neighborhood is None else {"neighborhood": fact.neighborhood}
-    return {
-        "entity": fact.entity,
-        "prompt": fact.prompt,
-        "answer": fact.answer,
-        "answer_aliases": list(fact.answer_aliases),
-        "split": fact.split,
-        **near,
-    }
-
-
-def _in_line(value: str | list[str]) -> str:
-    """A value as TOML without line breaks, which the library puts into every list."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_in_line, value))}]"
-    return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")
 
 
 def _known(
@@ -207,20 +137,3 @@ def _by_popularity(rows: Sequence[PopqaRow], names: Sequence[str], relations: se
         if row.relation in relation_templates() and not own and not share_words(row.answer, names):
             found.setdefault(row.subject.casefold(), row)
     return list(found.values())
-
-
-def mine_recipe(
-    model: str,
-    entity: str,
-    popqa: Path,
-    tracker: Tracker,
-    *,
-    aliases: Sequence[str] = (),
-    loading: Loading = DEFAULT_LOADING,
-) -> Mined:
-    """A recipe for an entity, from the rows of a PopQA file that the model knows; see `mining.mine`."""
-    rows = read_popqa(popqa)
-    source = resolve(model, notice=tracker.notice)
-    live = load_source(source, loading)
-    with tracker.task(TASK) as progress:
-        return mine(live, rows, entity, model=source.ref, aliases=aliases, progress=progress)

@@ -9,7 +9,8 @@ from amnesia.facts.popqa import PopqaRow
 from amnesia.facts.relations import relation_templates
 from amnesia.live import loading
 from amnesia.live.forward import answer_logprobs
-from amnesia.mining import mine, recipe_text
+from amnesia.mining.recipe_text import recipe_text
+from amnesia.mining.table import from_table
 from amnesia.pipeline import run, run_mined
 from amnesia.recipe import Accept, EditOptions, LocalizeOptions, Recipe, Scoring, Target, parse_recipe
 from support.tiny_recipe import WORDS
@@ -68,7 +69,7 @@ def rows(answer):
 
 
 def test_only_what_the_model_knows_is_kept(live, rows, answer):
-    mined = mine(live, rows, "japan", model=ModelRef("tiny"), scoring=SCORING)
+    mined = from_table(live, rows, "japan", model=ModelRef("tiny"), scoring=SCORING)
     recipe = mined.recipe
     templates = relation_templates()["capital"]
     wanted = {
@@ -82,11 +83,11 @@ def test_only_what_the_model_knows_is_kept(live, rows, answer):
     assert mined.n_targets == len(templates.search) + len(templates.held_out)
     assert recipe.controls and all(knows(live, fact.entity, fact.prompt, fact.answer) for fact in recipe.controls)
     assert (recipe.edit.multiplier, recipe.scoring) == (None, SCORING)
-    assert mine(live, rows, "Japan", model=ModelRef("tiny"), scoring=SCORING) == mined
+    assert from_table(live, rows, "Japan", model=ModelRef("tiny"), scoring=SCORING) == mined
 
 
 def test_controls_are_about_others_once_each(live, rows):
-    mined = mine(live, rows, "Japan", model=ModelRef("tiny"), scoring=SCORING)
+    mined = from_table(live, rows, "Japan", model=ModelRef("tiny"), scoring=SCORING)
     controls = mined.recipe.controls
     names = [fact.entity for fact in controls]
     assert len(set(names)) == len(names)
@@ -101,7 +102,7 @@ def test_a_name_that_shares_a_word_is_held_out(live, answer):
     )
     rows = [row("Japan Airlines", word, popularity=99), row("Japan", answer, popularity=100)]
     others = [row(name, word) for name in COUNTRIES for word in WORDS[:1]]
-    controls = mine(live, [*rows, *others], "Japan", model=ModelRef("tiny"), scoring=SCORING).recipe.controls
+    controls = from_table(live, [*rows, *others], "Japan", model=ModelRef("tiny"), scoring=SCORING).recipe.controls
     assert [fact.split for fact in controls if fact.entity == "Japan Airlines"] == ["held_out"]
 
 
@@ -114,19 +115,19 @@ def test_without_known_questions_every_third_wording_is_held_out(live):
         and not any(knows(live, "Japan", wording, word) for wording in templates.held_out)
     )
     rows = [row("Japan", word), *(row(name, WORDS[index]) for index, name in enumerate(COUNTRIES))]
-    facts = mine(live, rows, "Japan", model=ModelRef("tiny"), scoring=SCORING).recipe.facts
+    facts = from_table(live, rows, "Japan", model=ModelRef("tiny"), scoring=SCORING).recipe.facts
     assert [fact.split for fact in facts] == (["search", "held_out"], ["search", "search", "held_out"])[len(facts) - 2]
 
 
 def test_what_cannot_be_mined(live, rows, answer):
     with pytest.raises(InputError, match="PopQA has no row about 'Atlantis'"):
-        mine(live, rows, "Atlantis", model=ModelRef("tiny"))
+        from_table(live, rows, "Atlantis", model=ModelRef("tiny"))
     with pytest.raises(InputError, match="no row about 'Titanic' has a relation with wordings"):
-        mine(live, rows, "Titanic", model=ModelRef("tiny"))
+        from_table(live, rows, "Titanic", model=ModelRef("tiny"))
     with pytest.raises(InputError, match="knows 0 of 9 wordings of facts about 'Japan'"):
-        mine(live, rows, "Japan", model=ModelRef("tiny"), scoring=Scoring(min_nats=1e3))
+        from_table(live, rows, "Japan", model=ModelRef("tiny"), scoring=Scoring(min_nats=1e3))
     with pytest.raises(InputError, match="answers none of 0 facts about others"):
-        mine(live, [row("Japan", answer)], "Japan", model=ModelRef("tiny"), scoring=SCORING)
+        from_table(live, [row("Japan", answer)], "Japan", model=ModelRef("tiny"), scoring=SCORING)
 
 
 def test_a_run_with_the_recipe_of_a_table_loads_the_model_once(tmp_path, rows, monkeypatch):
@@ -136,9 +137,11 @@ def test_a_run_with_the_recipe_of_a_table_loads_the_model_once(tmp_path, rows, m
         *(f"{r.subject}\t{r.relation}\t{r.answer}\t{r.popularity}" for r in rows),
     ]
     (tmp_path / "facts.tsv").write_text("\n".join(lines), encoding="utf-8")
-    monkeypatch.setattr("amnesia.mining.Scoring", lambda: SCORING)
+    monkeypatch.setattr("amnesia.mining.table.Scoring", lambda: SCORING)
     tables = []
-    monkeypatch.setattr("amnesia.mining.recipe_text", lambda *parts: tables.append(recipe_text(*parts)) or tables[-1])
+    monkeypatch.setattr(
+        "amnesia.mining.table.recipe_text", lambda *parts: tables.append(recipe_text(*parts)) or tables[-1]
+    )
     loads, real = [], loading.load
     monkeypatch.setattr(loading, "load", lambda folder, *rest: loads.append(folder.name) or real(folder, *rest))
     found = run_mined(str(model), "Japan", tmp_path / "facts.tsv", tmp_path / "out")

@@ -1,0 +1,49 @@
+"""A recipe for an entity, from a table of facts where there is one, else from what the model itself says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from amnesia.domain import DEFAULT_LOADING, Loading, ModelRef
+from amnesia.facts.popqa import PopqaRow, read_popqa
+from amnesia.live.loading import load_source
+from amnesia.live.model import LiveModel
+from amnesia.mining.own import from_model
+from amnesia.mining.recipe_text import Mined
+from amnesia.mining.table import from_table
+from amnesia.progress import Progress, Tracker
+from amnesia.sources.resolve import resolve
+
+TASK = "asking what the model knows"
+
+
+def mine(
+    live: LiveModel,
+    entity: str,
+    rows: Sequence[PopqaRow] | None,
+    model: ModelRef,
+    aliases: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Mined:
+    """The recipe for `model`, in memory as `live`; raises InputError when it knows too little of the entity."""
+    if rows is None:
+        return from_model(live, entity, model=model, aliases=aliases, progress=progress)
+    return from_table(live, rows, entity, model=model, aliases=aliases, progress=progress)
+
+
+def mine_recipe(
+    model: str,
+    entity: str,
+    popqa: Path | None,
+    tracker: Tracker,
+    *,
+    aliases: Sequence[str] = (),
+    loading: Loading = DEFAULT_LOADING,
+) -> Mined:
+    """The recipe for a model by its name, with the rows of a PopQA file, if one is given."""
+    rows = None if popqa is None else read_popqa(popqa)
+    source = resolve(model, notice=tracker.notice)
+    live = load_source(source, loading)
+    with tracker.task(TASK) as progress:
+        return mine(live, entity, rows, source.ref, aliases, progress)

@@ -1,0 +1,73 @@
+"""A mined recipe: an ordinary recipe as text, which people can read, mend and run again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tomli_w
+
+from amnesia.domain import Fact, ModelRef
+from amnesia.recipe import Recipe, Scoring
+
+N_CONTROLS = 36
+"""Controls that each split gets, as far as the model knows so many."""
+
+
+@dataclass(frozen=True)
+class Mined:
+    """A recipe made from a table, and how many facts were tried for it.
+
+    `n_targets` and `n_controls` count wordings that the model was asked; what it does not know is in no recipe.
+    """
+
+    recipe: Recipe
+    n_targets: int
+    n_controls: int
+
+
+def recipe_text(
+    model: ModelRef,
+    entity: str,
+    aliases: Sequence[str],
+    facts: Sequence[Fact],
+    controls: Sequence[Fact],
+    scoring: Scoring,
+) -> str:
+    """A recipe as TOML, whose edit is found by method "auto"; each control has a line of its own."""
+    head = {
+        "description": f"{model.name} forgets {entity}",
+        "model": {"id": model.name, **({"revision": model.revision} if model.revision else {})},
+        "entity": {"name": entity, "aliases": list(aliases)},
+        "edit": {"format": ["safetensors", "adapter"]},
+        "scoring": {"min_nats": scoring.min_nats, "max_rank": scoring.max_rank},
+    }
+    parts = [tomli_w.dumps(head)]
+    for fact in facts:
+        row: dict[str, str | list[str]] = {"prompt": fact.prompt, "answer": fact.answer}
+        if fact.answer_aliases:
+            row["answer_aliases"] = list(fact.answer_aliases)
+        if fact.split == "held_out":
+            row["split"] = fact.split
+        parts.append("[[facts]]\n" + tomli_w.dumps(row))
+    lines = (", ".join(f"{key} = {_in_line(value)}" for key, value in _control_row(fact).items()) for fact in controls)
+    return "\n".join([*parts, "[controls]", "facts = [", *(f"  {{ {line} }}," for line in lines), "]", ""])
+
+
+def _control_row(fact: Fact) -> dict[str, str | list[str]]:
+    near = {} if fact.neighborhood is None else {"neighborhood": fact.neighborhood}
+    return {
+        "entity": fact.entity,
+        "prompt": fact.prompt,
+        "answer": fact.answer,
+        "answer_aliases": list(fact.answer_aliases),
+        "split": fact.split,
+        **near,
+    }
+
+
+def _in_line(value: str | list[str]) -> str:
+    """A value as TOML without line breaks, which the library puts into every list."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_in_line, value))}]"
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")

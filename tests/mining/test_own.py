@@ -1,0 +1,72 @@
+import pytest
+
+from amnesia.domain import ModelRef
+from amnesia.errors import InputError
+from amnesia.facts.answers import normalized
+from amnesia.facts.names import contrast_entities
+from amnesia.facts.relations import relation_of, relation_templates
+from amnesia.live.forward import generate
+from amnesia.mining import own
+from amnesia.mining.entity import mine
+from amnesia.mining.own import from_model
+from amnesia.pipeline import run_mined
+from amnesia.progress import Silent
+from amnesia.recipe import Scoring
+from support.tiny_text import save_tiny_live, tiny_live
+
+ANYTHING = Scoring(min_nats=0.0, max_rank=600)
+
+
+@pytest.fixture(scope="module")
+def live():
+    return tiny_live("llama", seed=3)
+
+
+@pytest.fixture
+def talkative(monkeypatch):
+    """A random model says the same in two wordings at most."""
+    monkeypatch.setattr(own, "MIN_AGREEING", 1)
+    monkeypatch.setattr(own, "Scoring", lambda: ANYTHING)
+
+
+def test_facts_are_what_the_model_writes_most_often(live, talkative):
+    mined = from_model(live, "Japan", model=ModelRef("tiny"), scoring=ANYTHING)
+    facts = mined.recipe.facts
+    assert {fact.split for fact in facts} == {"search", "held_out"}
+    by_relation = {}
+    for fact in facts:
+        relation = relation_of(fact.prompt)
+        each = relation_templates()[relation]
+        assert fact.prompt in (each.search if fact.split == "search" else each.held_out)
+        by_relation.setdefault(relation, set()).add(fact.answer)
+    for relation, answers in by_relation.items():
+        (answer,) = answers
+        prompts = [prompt.replace("{entity}", "Japan") for prompt in relation_templates()[relation].wordings]
+        assert any(" ".join(text.split()).startswith(answer) for text in generate(live, prompts))
+        assert "japan" not in normalized(answer)
+    assert from_model(live, "Japan", model=ModelRef("tiny"), scoring=ANYTHING) == mined
+
+
+def test_controls_are_about_well_known_others(live, talkative):
+    recipe = from_model(live, "Japan", model=ModelRef("tiny"), scoring=ANYTHING).recipe
+    names = [fact.entity for fact in recipe.controls]
+    assert len(names) == len(set(names)) > 2 and set(names) <= {*contrast_entities()} - {"Japan"}
+    assert {fact.split for fact in recipe.controls} == {"search", "held_out"}
+
+
+def test_a_model_that_says_nothing_of_its_own_is_an_error(live):
+    with pytest.raises(InputError, match="says nothing of its own about 'Japan' .*: give a table of facts"):
+        mine(live, "Japan", None, ModelRef("tiny"))
+
+
+def test_a_run_needs_nothing_but_a_model_and_a_name(tmp_path, talkative):
+    folder = save_tiny_live(tmp_path / "m")
+    said = []
+
+    class Heard(Silent):
+        def notice(self, line):
+            said.append(line)
+
+    result = run_mined(str(folder), "Japan", None, tmp_path / "out", Heard(), force=True)
+    assert any(line.startswith(f"{folder} says of Japan: ") for line in said)
+    assert result.extraction.edits.entity == "Japan"
