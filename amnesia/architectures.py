@@ -1,160 +1,251 @@
-"""Where each architecture keeps its MLP. To support an architecture, add one row to `LAYOUTS`."""
+"""Where each architecture keeps its MLP. To support an architecture, add one row to `LAYOUTS`.
+
+A row has names alone. Which of them a model has, under which prefix and how wide, is found by looking: in the headers
+of its files, or among the parameters in memory. Both are asked by a `Sizes`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from amnesia.errors import LayoutError, clipped
+
+Sizes = Callable[[str], tuple[int, ...] | None]
+"""Shape of the tensor of a name, None where there is none."""
+
+TEXT_CONFIG = "text_config"
+"""Where the configuration of a model that takes images, too, keeps that of its language model."""
+
+_MULTIMODAL = "model.language_model."
+# Files of the same model have one of these, or the row's own, before `layers`: as transformers 5 saves a multimodal
+# model, as others are on the Hub, as a plain language model is saved, and as the model without its head is.
+_PREFIXES = (_MULTIMODAL, "language_model.model.", "model.", "")
+
+# The output projections of what mixes tokens, of which a layer has one: full and linear attention, convolution.
+_MIXERS = ("self_attn.o_proj", "self_attn.out_proj", "linear_attn.out_proj", "conv.out_proj", "mamba.out_proj")
 
 
 @dataclass(frozen=True)
 class ExpertLayout:
-    """Where the layers with a mixture of experts keep the output projections of their experts.
+    """Where the layers with a mixture of experts keep the output projections of their routed experts.
 
-    `out_proj` is the module path below the layer, with `{expert}`, under which files hold each expert's matrix, with
-    `neuron_axis` 1. `fused` is the parameter in which transformers 5 keeps all of them in memory, and in files that it
-    was told to save as in memory: (n_experts, d_model, d_mlp). `dense_layers_key` and `step_key` name the settings that
-    leave layers without experts: a list of layers, and a period.
+    `fused` are names of the tensor below the layer in which transformers 5 keeps all of them in memory, and of what
+    files call it: (n_experts, d_model, d_mlp), or with `neuron_axis` 0 (n_experts, d_mlp, d_model). `out_proj` is the
+    module path below the layer, with `{expert}`, under which files hold each expert's matrix (d_model, d_mlp) instead.
     """
 
-    out_proj: str
-    fused: str
-    d_mlp_key: str
-    dense_layers_key: str | None = None
-    step_key: str | None = None
+    fused: tuple[str, ...] = ("mlp.experts.down_proj",)
+    out_proj: str | None = "mlp.experts.{expert}.down_proj"
+    neuron_axis: int = 1
 
 
 @dataclass(frozen=True)
 class MlpLayout:
     """Names and orientation of the MLP output projection of one architecture.
 
-    Module paths start at the causal language model; tensors on disk have the same path plus `.weight`, with or
-    without the leading `prefix` (GPT-2 on the Hub lacks it). `neuron_axis` is the axis of the stored weight that
-    is indexed by neurons: 1 for `nn.Linear` (d_model, d_mlp), 0 for GPT-2's `Conv1D` (d_mlp, d_model).
-    `attention` is the output projection of the attention.
+    `out_proj` are module paths below a layer, of which each layer has one, or none where it has `experts` alone: that
+    of its MLP, or of the expert that every token passes through. `neuron_axis` is the axis of the stored weight that is
+    indexed by neurons: 1 for `nn.Linear` (d_model, d_mlp), 0 for GPT-2's `Conv1D` (d_mlp, d_model). `prefix` comes
+    before `layers` in the model that the Auto classes of transformers build; adapters name modules by it. `mixers` are
+    paths of the output projections of attention, or of what stands in its place; a layer has at least one.
     """
 
     model_type: str
-    prefix: str
-    layers: str
-    out_proj: str
-    neuron_axis: int
+    out_proj: tuple[str, ...] = ("mlp.down_proj",)
+    prefix: str = "model."
+    layers: str = "layers"
+    neuron_axis: int = 1
+    mixers: tuple[str, ...] = _MIXERS
     n_layers_key: str = "num_hidden_layers"
     d_model_key: str = "hidden_size"
-    d_mlp_key: str = "intermediate_size"
-    attention: str = "self_attn.o_proj"
     experts: ExpertLayout | None = None
 
-    def out_proj_path(self, layer: int) -> str:
-        """Module path of the output projection of `layer`, for example `model.layers.2.mlp.down_proj`."""
-        return f"{self.prefix}{self.layers}.{layer}.{self.out_proj}"
-
-    def mlp_path(self, layer: int) -> str:
-        """Module path of the MLP of `layer`, which maps (..., d_model) to the same."""
-        return self.out_proj_path(layer).rpartition(".")[0]
-
-    def attention_path(self, layer: int) -> str:
-        """Module path of the output projection of the attention of `layer`."""
-        return f"{self.prefix}{self.layers}.{layer}.{self.attention}"
-
-    def fused_path(self, layer: int) -> str:
-        """Path of the parameter that holds the output projections of all experts of `layer` in memory."""
-        assert self.experts is not None, "only asked of architectures with experts"
-        return f"{self.prefix}{self.layers}.{layer}.{self.experts.fused}"
-
-    def tensor_names(self, layer: int, expert: int | None = None) -> tuple[str, ...]:
-        """Names under which the weight of the output projection may be stored, most usual first.
-
-        `name[3]` stands for matrix 3 of a tensor with three axes.
-        """
-        if expert is None:
-            names = [f"{self.layers}.{layer}.{self.out_proj}.weight"]
-        else:
-            assert self.experts is not None, "only cells of models with experts name one"
-            path = self.experts.out_proj.format(expert=expert)
-            names = [f"{self.layers}.{layer}.{path}.weight", f"{self.layers}.{layer}.{self.experts.fused}[{expert}]"]
-        return tuple(prefix + name for name in names for prefix in (self.prefix, ""))
+    def below(self, prefix: str, layer: int) -> str:
+        """What the names of all that belongs to a layer begin with, for example `model.layers.2.`."""
+        return f"{prefix}{self.layers}.{layer}."
 
 
-def _llama_like(model_type: str, experts: ExpertLayout | None = None) -> MlpLayout:
-    return MlpLayout(model_type, "model.", "layers", "mlp.down_proj", neuron_axis=1, experts=experts)
-
-
-# Architectures with experts name their number in one of these ways, transformers 5 sometimes in the other one.
-_N_EXPERTS_KEYS = ("num_local_experts", "num_experts")
-_FUSED = "mlp.experts.down_proj"
-
+# Names that several rows share.
+_EXPERTS = ExpertLayout()
+_GEMMA_EXPERTS = ExpertLayout(("experts.down_proj",), None)
+_LLAMA4 = ("feed_forward.down_proj", "feed_forward.shared_expert.down_proj")
+_LLAMA4_EXPERTS = ExpertLayout(("feed_forward.experts.down_proj",), None, neuron_axis=0)
+_QWEN = ("mlp.down_proj", "mlp.shared_expert.down_proj")
+_DEEPSEEK = ("mlp.down_proj", "mlp.shared_experts.down_proj")
 
 LAYOUTS: Mapping[str, MlpLayout] = {
     row.model_type: row
     for row in (
-        _llama_like("llama"),
-        _llama_like("mistral"),
-        _llama_like("qwen2"),
-        _llama_like("qwen3"),
-        _llama_like("gemma2"),
-        _llama_like("gemma3_text"),
-        _llama_like("olmo2"),
-        _llama_like("phi3"),  # Gate and up are fused in one tensor; the output projection is an ordinary one.
+        MlpLayout("llama"),
+        MlpLayout("mistral"),
+        MlpLayout("qwen2"),
+        MlpLayout("qwen3"),
+        MlpLayout("qwen3_5"),  # The Auto class for causal language models builds the language model alone.
+        MlpLayout("qwen3_5_text"),
+        MlpLayout("qwen3_vl", prefix=_MULTIMODAL),
+        MlpLayout("gemma"),
+        MlpLayout("gemma2"),
+        MlpLayout("gemma3", prefix=_MULTIMODAL),
+        MlpLayout("gemma3_text"),
+        MlpLayout("gemma4", prefix=_MULTIMODAL, experts=_GEMMA_EXPERTS),
+        MlpLayout("gemma4_text", experts=_GEMMA_EXPERTS),
+        MlpLayout("gemma4_unified", prefix=_MULTIMODAL),
+        MlpLayout("gemma4_unified_text"),
+        MlpLayout("mistral3", prefix=_MULTIMODAL),
+        MlpLayout("ministral3"),
+        MlpLayout("phi3"),  # Gate and up are fused in one tensor; the output projection is an ordinary one.
+        MlpLayout("phi", ("mlp.fc2",), mixers=("self_attn.dense",)),
+        MlpLayout("smollm3"),
+        MlpLayout("olmo"),
+        MlpLayout("olmo2"),
+        MlpLayout("olmo3"),
+        MlpLayout("granite"),
+        MlpLayout(
+            "granitemoehybrid",
+            ("shared_mlp.output_linear",),
+            experts=ExpertLayout(("block_sparse_moe.output_linear.weight", "block_sparse_moe.experts.down_proj"), None),
+        ),
+        MlpLayout("lfm2", ("feed_forward.w2",)),
+        MlpLayout("falcon_h1", ("feed_forward.down_proj",)),
+        MlpLayout("exaone4"),
+        MlpLayout("seed_oss"),
+        MlpLayout("hunyuan_v1_dense"),
+        MlpLayout("ernie4_5"),
+        MlpLayout("glm"),
+        MlpLayout("glm4"),
+        MlpLayout("cohere"),
+        MlpLayout("cohere2"),
+        MlpLayout("stablelm"),
+        MlpLayout("starcoder2", ("mlp.c_proj",)),
+        MlpLayout("nemotron"),
+        MlpLayout("arcee"),
+        MlpLayout("apertus"),
+        MlpLayout("gpt_neox", ("mlp.dense_4h_to_h",), prefix="gpt_neox.", mixers=("attention.dense",)),
         MlpLayout(
             "gpt2",
-            "transformer.",
-            "h",
-            "mlp.c_proj",
+            ("mlp.c_proj",),
+            prefix="transformer.",
+            layers="h",
             neuron_axis=0,
+            mixers=("attn.c_proj",),
             n_layers_key="n_layer",
             d_model_key="n_embd",
-            d_mlp_key="n_inner",
-            attention="attn.c_proj",
         ),
+        MlpLayout("mixtral", experts=ExpertLayout(out_proj="block_sparse_moe.experts.{expert}.w2")),
+        MlpLayout("olmoe", experts=_EXPERTS),
+        MlpLayout("qwen2_moe", _QWEN, experts=_EXPERTS),
+        MlpLayout("qwen3_moe", experts=_EXPERTS),
+        MlpLayout("qwen3_next", _QWEN, experts=_EXPERTS),
+        MlpLayout("qwen3_5_moe", _QWEN, experts=_EXPERTS),
+        MlpLayout("qwen3_5_moe_text", _QWEN, experts=_EXPERTS),
+        MlpLayout("deepseek_v2", _DEEPSEEK, experts=_EXPERTS),
+        MlpLayout("deepseek_v3", _DEEPSEEK, experts=_EXPERTS),
+        MlpLayout("glm4_moe", _DEEPSEEK, experts=_EXPERTS),
+        MlpLayout("ernie4_5_moe", _DEEPSEEK, experts=_EXPERTS),
+        MlpLayout("llama4", _LLAMA4, experts=_LLAMA4_EXPERTS),
+        MlpLayout("llama4_text", _LLAMA4, experts=_LLAMA4_EXPERTS),
         MlpLayout(
-            "gpt_neox",
-            "gpt_neox.",
-            "layers",
-            "mlp.dense_4h_to_h",
-            neuron_axis=1,
-            attention="attention.dense",
-        ),
-        _llama_like("mixtral", ExpertLayout("block_sparse_moe.experts.{expert}.w2", _FUSED, "intermediate_size")),
-        _llama_like("olmoe", ExpertLayout("mlp.experts.{expert}.down_proj", _FUSED, "intermediate_size")),
-        _llama_like(
-            "qwen3_moe",
-            ExpertLayout(
-                "mlp.experts.{expert}.down_proj",
-                _FUSED,
-                "moe_intermediate_size",
-                dense_layers_key="mlp_only_layers",
-                step_key="decoder_sparse_step",
-            ),
+            "lfm2_moe",
+            ("feed_forward.w2",),
+            experts=ExpertLayout(("feed_forward.experts.down_proj",), "feed_forward.experts.{expert}.w2"),
         ),
     )
 }
 
 
 @dataclass(frozen=True)
-class MlpShape:
-    """Layout of a particular model together with its sizes.
+class Projection:
+    """The output projection of one layer's MLP: its module path below the layer, and how many neurons it reads."""
 
-    `d_mlp` is the width of layers without experts. Layers in `dense_layers`, and those that `step` passes over, have
-    none; the others have `n_experts` of width `d_expert`.
+    path: str
+    d_mlp: int
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The routed experts of one layer: the name of their tensors below the layer, with `{expert}`, number and width."""
+
+    name: str
+    n_experts: int
+    d_mlp: int
+
+
+@dataclass(frozen=True)
+class MlpShape:
+    """What a particular model was found to have: the prefix of its names, and the projections of each layer.
+
+    `plain` is None for layers that have nothing but a mixture of experts, `mixtures` for those without one.
     """
 
     layout: MlpLayout
-    n_layers: int
+    prefix: str
     d_model: int
-    d_mlp: int
-    n_experts: int = 0
-    d_expert: int = 0
-    dense_layers: frozenset[int] = frozenset()
-    step: int = 1
+    plain: tuple[Projection | None, ...]
+    mixtures: tuple[Mixture | None, ...]
+    d_mlp: int = field(init=False)
+    """Width of the widest layer outside the mixtures, 0 if there is none. Narrower ones are padded with zeros."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "d_mlp", max(row.d_mlp if row else 0 for row in self.plain))
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.plain)
+
+    @property
+    def n_experts(self) -> int:
+        """Of the layers that have a mixture; 0 when none has."""
+        return max(row.n_experts if row else 0 for row in self.mixtures)
+
+    @property
+    def plain_layers(self) -> tuple[int, ...]:
+        """The layers whose activations can be watched: all but those that have nothing but a mixture of experts."""
+        return tuple(layer for layer, row in enumerate(self.plain) if row is not None)
+
+    def width(self, layer: int) -> int:
+        """Neurons of a layer outside its mixture of experts."""
+        row = self.plain[layer]
+        return 0 if row is None else row.d_mlp
 
     def experts_in(self, layer: int) -> tuple[int, int] | None:
         """(n_experts, d_mlp of each) of a layer with a mixture of experts, None for a layer without."""
-        if not self.n_experts or layer in self.dense_layers or (layer + 1) % self.step:
-            return None
-        return self.n_experts, self.d_expert
+        row = self.mixtures[layer]
+        return None if row is None else (row.n_experts, row.d_mlp)
+
+    def layer_path(self, layer: int) -> str:
+        """Module path of a layer, for example `model.layers.2`."""
+        return self.layout.below(self.prefix, layer)[:-1]
+
+    def out_proj_path(self, layer: int, prefix: str | None = None) -> str:
+        """Module path of the output projection of `layer`, with another `prefix` than was found if one is given."""
+        row = self.plain[layer]
+        assert row is not None, "asked of layers in `plain_layers` only"
+        return self.layout.below(self.prefix if prefix is None else prefix, layer) + row.path
+
+    def tensor(self, layer: int, expert: int | None = None) -> tuple[str, int]:
+        """Name and neuron axis of the matrix of a layer, or of one of its experts.
+
+        `name[3]` stands for matrix 3 of a tensor with three axes.
+        """
+        if expert is None:
+            return f"{self.out_proj_path(layer)}.weight", self.layout.neuron_axis
+        row, experts = self.mixtures[layer], self.layout.experts
+        assert row is not None and experts is not None, "only cells of layers with experts name one"
+        name = self.layout.below(self.prefix, layer) + row.name.format(expert=expert)
+        return name, experts.neuron_axis if name.endswith("]") else 1
+
+    def fused(self, layer: int) -> str:
+        """Name of the parameter that holds the output projections of all experts of `layer` in memory."""
+        return self.tensor(layer, 0)[0].removesuffix("[0]")
+
+
+def listed() -> str:
+    """The table for README: models, then mixtures of experts, by `model_type` of `config.json`."""
+    groups = [sorted(name for name, row in LAYOUTS.items() if (row.experts is not None) == mixed) for mixed in (0, 1)]
+    models, mixtures = (", ".join(f"`{name}`" for name in group) for group in groups)
+    return f"{models}. With experts: {mixtures}."
 
 
 def layout_for(model_type: str | None) -> MlpLayout:
@@ -167,11 +258,17 @@ def layout_for(model_type: str | None) -> MlpLayout:
     return LAYOUTS[model_type]
 
 
-def shape_from_config(config: Mapping[str, Any]) -> MlpShape:
-    """Layout and sizes from a model's `config.json`.
+@dataclass(frozen=True)
+class Configured:
+    """What `config.json` says: the row of its architecture, how many layers there are, and the width between them."""
 
-    Raises LayoutError for unknown architectures, quantized weights, and configurations without the needed sizes.
-    """
+    layout: MlpLayout
+    n_layers: int
+    d_model: int
+
+
+def configured(config: Mapping[str, Any]) -> Configured:
+    """Raises LayoutError for unknown architectures, quantized weights, and configurations without the needed sizes."""
     layout = layout_for(config.get("model_type"))
     if config.get("quantization_config"):
         method = clipped(repr(dict(config["quantization_config"]).get("quant_method", "unknown"))).strip("'")
@@ -179,42 +276,110 @@ def shape_from_config(config: Mapping[str, Any]) -> MlpShape:
             f"the weights are quantized ({method}): columns of packed weights cannot be edited exactly; "
             "use the unquantized model, or its GGUF file"
         )
-    sizes = [config.get(key) for key in (layout.n_layers_key, layout.d_model_key, layout.d_mlp_key)]
-    if layout.model_type == "gpt2" and sizes[2] is None and isinstance(sizes[1], int):
-        sizes[2] = 4 * sizes[1]  # GPT-2 leaves n_inner empty and means four times n_embd.
-    keys = (layout.n_layers_key, layout.d_model_key, layout.d_mlp_key)
-    n_layers, d_model, d_mlp = (_checked_size(key, size) for key, size in zip(keys, sizes, strict=True))
-    return MlpShape(
-        layout, n_layers, d_model, d_mlp, *(_expert_sizes(config, layout.experts) if layout.experts else ())
-    )
+    text = config.get(TEXT_CONFIG)
+    text = text if isinstance(text, Mapping) else config
+    keys = (layout.n_layers_key, layout.d_model_key)
+    n_layers, d_model = (_checked_size(key, text.get(key)) for key in keys)
+    return Configured(layout, n_layers, d_model)
 
 
-def _expert_sizes(config: Mapping[str, Any], experts: ExpertLayout) -> tuple[int, int, frozenset[int], int]:
-    """Number of experts, their d_mlp, the layers that have none, and the period of the layers that do."""
-    found = {key: config[key] for key in _N_EXPERTS_KEYS if config.get(key) is not None}
-    if len(set(map(repr, found.values()))) != 1:
-        raise LayoutError(
-            f"config.json has {clipped(repr(found)) if found else 'no number of experts'}: expected one number as "
-            f"{' or '.join(_N_EXPERTS_KEYS)}; the folder is damaged"
-        )
-    (key, n_experts), *_ = found.items()
-    # A model that can have layers without experts may have no others.
-    _checked_size(key, n_experts, low=0 if experts.dense_layers_key else 1)
-    d_expert = config.get(experts.d_mlp_key)
-    if n_experts:
-        _checked_size(experts.d_mlp_key, d_expert)
-    step = _checked_size(str(experts.step_key), config.get(experts.step_key, 1))
-    layers = config.get(experts.dense_layers_key) or []
-    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
-        raise LayoutError(f"config.json has {experts.dense_layers_key} that is not a list of layers: it is damaged")
-    return n_experts, d_expert or 0, frozenset(layers), step
-
-
-def _checked_size(key: str, size: object, low: int = 1) -> int:
-    if not isinstance(size, int) or isinstance(size, bool) or size < low:
-        kind = "a positive integer" if low else "a whole number"
-        raise LayoutError(f"config.json has {key} = {clipped(repr(size))}: expected {kind}; the folder is damaged")
+def _checked_size(key: str, size: object) -> int:
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise LayoutError(f"config.json has {key} = {clipped(repr(size))}: expected a positive integer; it is damaged")
     return size
+
+
+def find_shape(config: Mapping[str, Any], sizes: Sizes, model: str) -> MlpShape:
+    """Look for the output projections of every layer of `model`, a name for messages.
+
+    Raises what `configured` raises, and LayoutError when a layer has none, or several in one role, or when they are
+    not of the size that the configuration gives.
+    """
+    found = configured(config)
+    return _Search(found, sizes, model).shape()
+
+
+_FoundT = TypeVar("_FoundT")
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The search for the projections of one model."""
+
+    of: Configured
+    sizes: Sizes
+    model: str
+
+    def shape(self) -> MlpShape:
+        layout = self.of.layout
+        every = range(self.of.n_layers)
+        prefixes = dict.fromkeys((layout.prefix, *_PREFIXES))
+        fitting = [prefix for prefix in prefixes if any(self._has(layout.below(prefix, layer)) for layer in every)]
+        if len(fitting) != 1:
+            have = f"weights under {', '.join(map(repr, fitting))}" if fitting else "no output projection of an MLP"
+            expected = ", ".join(f"{layout.below(prefix, 0)}{layout.out_proj[0]}" for prefix in prefixes)
+            raise self._error(have, f"{'one' if fitting else 'one of the names'} of {expected}")
+        (prefix,) = fitting
+        plain = tuple(self._plain(layout.below(prefix, layer)) for layer in every)
+        mixtures = tuple(self._mixture(layout.below(prefix, layer)) for layer in every)
+        for layer, row in enumerate(zip(plain, mixtures, strict=True)):
+            if row == (None, None):
+                raise self._error(
+                    f"no output projection in layer {layer}",
+                    f"{layout.below(prefix, layer)}{' or '.join(layout.out_proj)}",
+                )
+        counts = {row.n_experts for row in mixtures if row is not None}
+        if len(counts) > 1:
+            raise self._error(f"layers of {' and '.join(map(str, sorted(counts)))} experts", "as many in each")
+        return MlpShape(layout, prefix, self.of.d_model, plain, mixtures)
+
+    def _has(self, below: str) -> bool:
+        return self._plain(below) is not None or self._mixture(below) is not None
+
+    def _plain(self, below: str) -> Projection | None:
+        rows = []
+        for path in self.of.layout.out_proj:
+            size = self.sizes(f"{below}{path}.weight")
+            if size is not None:
+                rows.append(Projection(path, self._width(f"{below}{path}.weight", size, self.of.layout.neuron_axis)))
+        return self._only(rows, below)
+
+    def _mixture(self, below: str) -> Mixture | None:
+        experts = self.of.layout.experts
+        if experts is None:
+            return None
+        rows = []
+        for name in experts.fused:
+            size = self.sizes(below + name)
+            if size is not None and len(size) == 3:
+                width = self._width(below + name, size[1:], experts.neuron_axis)
+                rows.append(Mixture(f"{name}[{{expert}}]", size[0], width))
+        if experts.out_proj is not None:
+            name, widths = f"{experts.out_proj}.weight", []
+            while (size := self.sizes(one := below + name.format(expert=len(widths)))) is not None:
+                widths.append(self._width(one, size, 1))
+            if widths:
+                if len(set(widths)) > 1:
+                    raise self._error(f"experts of different widths below {below}", "one width")
+                rows.append(Mixture(name, len(widths), widths[0]))
+        return self._only(rows, below)
+
+    def _width(self, name: str, size: tuple[int, ...], axis: int) -> int:
+        if len(size) != 2 or size[1 - axis] != self.of.d_model:
+            raise self._error(
+                f"tensor {name} of shape {list(size)}", f"{self.of.d_model} on axis {1 - axis}, as config.json says"
+            )
+        return size[axis]
+
+    def _only(self, rows: list[_FoundT], below: str) -> _FoundT | None:
+        if len(rows) > 1:
+            raise self._error(f"{len(rows)} output projections below {below}", "one")
+        return rows[0] if rows else None
+
+    def _error(self, found: str, expected: str) -> LayoutError:
+        return LayoutError(
+            f"{self.model} has {found}: expected {expected}; the weights do not belong to this config.json"
+        )
 
 
 def no_hooks(name: str) -> str:

@@ -294,15 +294,16 @@ def check_edits(
     edits: Sequence[Edit],
     n_layers: int,
     d_model: int,
-    d_mlp: int,
+    d_mlp: int | Callable[[int], int],
     model: str,
     experts_in: Callable[[int], tuple[int, int] | None] = no_experts,
 ) -> tuple[Edit, ...]:
     """Sorted edits, cells first, after checking that each fits the model and that no cell appears twice.
 
-    `experts_in` gives the number of experts in a layer and the neurons of each, or None for a layer without experts,
-    which has `d_mlp` neurons. Raises InputError naming the first cell or direction that is out of range, repeated, or
-    left unchanged by its multiplier.
+    `d_mlp` is the number of neurons of every layer, or gives that of each: 0 for a layer that has nothing but a mixture
+    of experts. `experts_in` gives the number of experts in a layer and the neurons of each, or None for a layer
+    without. Raises InputError naming the first cell or direction that is out of range, repeated, or left unchanged by
+    its multiplier.
     """
     if not edits:
         raise nothing_to_edit()
@@ -317,20 +318,19 @@ def check_edits(
         if not abs(edit.multiplier) < float("inf") or edit.multiplier == 1.0:
             what = f"cell {edit.cell}" if isinstance(edit, ColumnEdit) else f"a direction of layer {layer}"
             raise InputError(f"multiplier {edit.multiplier} of {what} changes nothing or is not finite: use -1")
+        width = d_mlp if isinstance(d_mlp, int) else d_mlp(layer)
         if isinstance(edit, DirectionEdit):
-            _check_direction(edit, d_model, d_mlp, model, experts_in(layer))
+            _check_direction(edit, d_model, width, model)
             continue
         if edit.cell in seen:
             raise InputError(f"cell {edit.cell} is listed twice: give each cell once")
         seen.add(edit.cell)
-        _check_cell(edit.cell, d_mlp, model, experts_in(layer))
+        _check_cell(edit.cell, width, model, experts_in(layer))
     return (*sorted(columns_of(edits)), *sorted(directions_of(edits), key=lambda edit: edit.layer))
 
 
-def _check_direction(
-    edit: DirectionEdit, d_model: int, d_mlp: int, model: str, experts: tuple[int, int] | None
-) -> None:
-    if experts is not None:
+def _check_direction(edit: DirectionEdit, d_model: int, d_mlp: int, model: str) -> None:
+    if not d_mlp:
         raise InputError(
             f"layer {edit.layer} of {model} has a mixture of experts: directions need a layer without; edit its cells"
         )
@@ -355,11 +355,13 @@ def _check_direction(
 
 
 def _check_cell(cell: Cell, d_mlp: int, model: str, experts: tuple[int, int] | None) -> None:
-    n_neurons = d_mlp if experts is None else experts[1]
-    _check_expert(cell, experts, model)
+    if cell.expert is not None or not d_mlp:
+        _check_expert(cell, experts, model)
+    routed = cell.expert is not None and experts is not None
+    n_neurons = experts[1] if routed else d_mlp
     if not 0 <= cell.neuron < n_neurons:
-        find = "run `amnesia localize` on this model to find its cells" if experts is None else "give one of these"
-        owner = f"layer {cell.layer}" if experts is None else f"each expert of layer {cell.layer}"
+        find = "give one of these" if routed else "run `amnesia localize` on this model to find its cells"
+        owner = f"each expert of layer {cell.layer}" if routed else f"layer {cell.layer}"
         raise InputError(
             f"neuron {cell.neuron} is out of range: {owner} of {model} has neurons 0–{n_neurons - 1}; {find}"
         )

@@ -1,132 +1,100 @@
-"""The table of architectures, against what transformers really builds."""
-
-import json
+"""What is found of a model in its configuration and its tensors: made-up sizes here, whole models in `test_rows.py`."""
 
 import pytest
-import torch
-from safetensors import safe_open
 
-from amnesia.architectures import LAYOUTS, layout_for, shape_from_config
+from amnesia.architectures import LAYOUTS, ExpertLayout, Mixture, MlpLayout, Projection, find_shape, layout_for
 from amnesia.errors import LayoutError
-from amnesia.weights.safetensors import read_weight_files
-from support.tiny import D_MLP, D_MODEL, MODEL_TYPES, MOE_TYPES, N_EXPERTS, N_LAYERS, save_tiny, tiny_model
 
-# Layer 0 has no experts by the list, layer 1 has some, layer 2 has none by the period.
-MIXED = {"moe_intermediate_size": 16, "mlp_only_layers": [0], "decoder_sparse_step": 2}
-QWEN = {
-    "model_type": "qwen3_moe",
-    "num_hidden_layers": 4,
-    "hidden_size": 8,
-    "intermediate_size": 12,
-    "num_experts": 4,
-    "moe_intermediate_size": 6,
-}
-GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_inner": None}
 LLAMA = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 12}
+GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_inner": None}
+QWEN = {"model_type": "qwen3_moe", "num_hidden_layers": 3, "hidden_size": 8}
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_rows_fit_the_modules_of_transformers(model_type):
-    model = tiny_model(model_type)
-    shape = shape_from_config(model.config.to_dict())
-    assert (shape.n_layers, shape.d_model, shape.d_mlp) == (N_LAYERS, D_MODEL, D_MLP)
-    for layer in range(N_LAYERS):
-        module = model.get_submodule(shape.layout.out_proj_path(layer))
-        expected = (D_MLP, D_MODEL) if shape.layout.neuron_axis == 0 else (D_MODEL, D_MLP)
-        assert tuple(module.weight.shape) == expected
-        # Whatever the orientation is called, the module maps d_mlp activations to d_model outputs.
-        assert module(torch.zeros(1, D_MLP)).shape == (1, D_MODEL)
-    names = {name for name, _ in model.named_modules()}
-    assert shape.layout.out_proj_path(N_LAYERS) not in names
+def tensors(prefix="model.", n_layers=2, size=(8, 12), path="mlp.down_proj", layers="layers"):
+    return {f"{prefix}{layers}.{layer}.{path}.weight": size for layer in range(n_layers)}
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_rows_fit_the_tensors_on_disk(tmp_path, model_type):
-    save_tiny(tmp_path, model_type, extras=())
-    names = set()
-    for path in tmp_path.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            names |= set(file.keys())
-    for layer in range(N_LAYERS):
-        assert len(names & set(LAYOUTS[model_type].tensor_names(layer))) == 1
+def experts(layer, size=(8, 6), n=4):
+    return {f"model.layers.{layer}.mlp.experts.{expert}.down_proj.weight": size for expert in range(n)}
 
 
-def settings_of(model_type):
-    return MIXED if model_type == "qwen3_moe" else {}
+def found(config, names):
+    return find_shape(config, names.get, "the model")
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("model_type", MOE_TYPES)
-def test_rows_of_experts_fit_memory_and_disk(tmp_path, model_type, fused):
-    model = tiny_model(model_type, **settings_of(model_type))
-    save_tiny(tmp_path, model_type, extras=(), fused=fused, **settings_of(model_type))
-    config = json.loads((tmp_path / "config.json").read_text())
-    shape = shape_from_config(config)
-    assert shape == shape_from_config(model.config.to_dict())
-    weights = read_weight_files(tmp_path)
-    for layer in range(N_LAYERS):
-        experts = shape.experts_in(layer)
-        assert (experts is None) == (model_type == "qwen3_moe" and layer != 1)
-        if experts is None:
-            assert model.get_submodule(shape.layout.out_proj_path(layer)).weight.shape == (D_MODEL, D_MLP)
-            assert sum(weights.find(name) is not None for name in shape.layout.tensor_names(layer)) == 1
-            continue
-        assert experts == (N_EXPERTS, 16 if model_type == "qwen3_moe" else D_MLP)
-        assert model.get_parameter(shape.layout.fused_path(layer)).shape == (N_EXPERTS, D_MODEL, experts[1])
-        for expert in range(N_EXPERTS):
-            found = [weights.find(name) for name in shape.layout.tensor_names(layer, expert)]
-            assert [place[1].shape for place in found if place is not None] == [(D_MODEL, experts[1])]
-        assert not any(weights.find(name) for name in shape.layout.tensor_names(layer, N_EXPERTS))
-
-
-def test_layers_without_experts_follow_from_the_configuration():
-    def with_experts(**change):
-        shape = shape_from_config(QWEN | change)
-        return [layer for layer in range(4) if shape.experts_in(layer)]
-
-    assert with_experts() == with_experts(mlp_only_layers=None) == [0, 1, 2, 3]
-    assert with_experts(mlp_only_layers=[1, 7]) == [0, 2, 3]
-    assert with_experts(decoder_sparse_step=2) == [1, 3]
-    assert with_experts(decoder_sparse_step=2, mlp_only_layers=[3]) == [1]
-    assert with_experts(num_experts=0, moe_intermediate_size=None) == []
-    assert with_experts(num_local_experts=4) == [0, 1, 2, 3]
-    assert shape_from_config(QWEN).experts_in(0) == (4, 6)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"num_experts": None}, r"has no number of experts: expected one number as num_local_experts or num_experts"),
-        ({"num_local_experts": 8}, r"has \{'num_local_experts': 8, 'num_experts': 4\}: expected one number"),
-        ({"num_experts": -1}, r"num_experts = -1: expected a whole number"),
-        ({"num_experts": True}, r"num_experts = True: expected"),
-        ({"moe_intermediate_size": None}, r"moe_intermediate_size = None: expected a positive integer"),
-        ({"decoder_sparse_step": 0}, r"decoder_sparse_step = 0: expected a positive integer"),
-        ({"mlp_only_layers": 3}, r"mlp_only_layers that is not a list of layers"),
-        ({"mlp_only_layers": ["0"]}, r"mlp_only_layers that is not a list of layers"),
-    ],
-)
-def test_experts_that_cannot_be_used(change, message):
-    with pytest.raises(LayoutError, match=message):
-        shape_from_config(QWEN | change)
-    with pytest.raises(LayoutError, match="num_local_experts = 0: expected a positive integer"):
-        shape_from_config({**QWEN, "model_type": "mixtral", "num_experts": None, "num_local_experts": 0})
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model.", "model.", ""])
+def test_the_prefix_is_the_one_under_which_there_are_weights(prefix):
+    # Vision towers have layers of their own, with names that end alike.
+    tower = tensors("model.vision_tower.encoder.", 30, (9, 20)) | tensors("vision_tower.", 30, (9, 20))
+    shape = found(LLAMA, tensors(prefix) | tower)
+    assert (shape.prefix, shape.n_layers, shape.d_model, shape.d_mlp) == (prefix, 2, 8, 12)
+    assert shape.tensor(1) == (f"{prefix}layers.1.mlp.down_proj.weight", 1)
 
 
 def test_the_hub_stores_gpt2_without_its_prefix():
-    assert layout_for("gpt2").tensor_names(1) == ("transformer.h.1.mlp.c_proj.weight", "h.1.mlp.c_proj.weight")
+    for prefix in ("transformer.", ""):
+        shape = found(GPT2, tensors(prefix, size=(32, 8), path="mlp.c_proj", layers="h"))
+        assert shape.tensor(1) == (f"{prefix}h.1.mlp.c_proj.weight", 0)
+        assert shape.d_mlp == 32
+        assert shape.out_proj_path(1, shape.layout.prefix) == "transformer.h.1.mlp.c_proj"
 
 
-def test_gpt2_may_leave_out_the_size_of_its_mlp():
-    assert shape_from_config(GPT2).d_mlp == 32
-    assert shape_from_config({**GPT2, "n_inner": 20}).d_mlp == 20
+def test_sizes_of_a_multimodal_model_are_those_of_its_text_configuration():
+    config = {"model_type": "llama", "hidden_size": 99, "text_config": LLAMA, "vision_config": {"hidden_size": 4}}
+    assert found(config, tensors()).d_model == 8
+
+
+def test_the_width_of_each_layer_is_that_of_its_tensor():
+    names = tensors(n_layers=1) | {"model.layers.1.mlp.down_proj.weight": (8, 24)}
+    shape = found(LLAMA | {"intermediate_size": 77}, names)
+    assert (shape.width(0), shape.width(1), shape.d_mlp) == (12, 24, 24)
+
+
+def test_layers_with_experts_are_those_that_have_some():
+    shape = found(QWEN, tensors(n_layers=1) | experts(1) | {"model.layers.2.mlp.experts.down_proj": (4, 8, 6)})
+    assert [shape.experts_in(layer) for layer in range(3)] == [None, (4, 6), (4, 6)]
+    assert shape.plain == (Projection("mlp.down_proj", 12), None, None)
+    assert shape.mixtures[2] == Mixture("mlp.experts.down_proj[{expert}]", 4, 6)
+    assert (shape.n_experts, shape.d_mlp, shape.plain_layers) == (4, 12, (0,))
+    assert shape.tensor(1, 3) == ("model.layers.1.mlp.experts.3.down_proj.weight", 1)
+    assert shape.tensor(2, 3) == ("model.layers.2.mlp.experts.down_proj[3]", 1)
+    assert found(QWEN, tensors(n_layers=3)).n_experts == 0
+
+
+def test_experts_whose_rows_are_neurons(monkeypatch):
+    row = MlpLayout("made_up", ("mlp.shared.down",), experts=ExpertLayout(("mlp.experts.down",), None, neuron_axis=0))
+    monkeypatch.setitem(LAYOUTS, "made_up", row)
+    config = {"model_type": "made_up", "num_hidden_layers": 2, "hidden_size": 8}
+    names = {f"model.layers.{layer}.mlp.experts.down": (4, 6, 8) for layer in range(2)}
+    shape = found(config, names | tensors(size=(8, 5), path="mlp.shared.down"))
+    assert (shape.experts_in(1), shape.width(1)) == ((4, 6), 5)
+    assert shape.tensor(1, 2) == ("model.layers.1.mlp.experts.down[2]", 0)
+    assert shape.tensor(1) == ("model.layers.1.mlp.shared.down.weight", 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "names", "message"),
+    [
+        (LLAMA, {}, r"the model has no output projection of an MLP: expected one of the names of model.layers.0.mlp"),
+        (LLAMA, tensors() | tensors(""), r"has weights under 'model.', '': expected one of"),
+        (LLAMA, tensors(n_layers=1), r"has no output projection in layer 1: expected model.layers.1.mlp.down_proj"),
+        (LLAMA, tensors(size=(9, 12)), r"down_proj.weight of shape \[9, 12\]: expected 8 on axis 0, as config.json"),
+        (LLAMA, tensors(size=(8,)), r"of shape \[8\]: expected 8 on axis 0"),
+        (QWEN, experts(0) | experts(1) | experts(2, n=3), r"layers of 3 and 4 experts: expected as many in each"),
+        (QWEN, {**experts(0), "model.layers.0.mlp.experts.2.down_proj.weight": (8, 5)}, r"experts of different widths"),
+        (QWEN, {**experts(0), "model.layers.0.mlp.experts.down_proj": (4, 8, 6)}, r"2 output projections below"),
+    ],
+)
+def test_weights_that_do_not_fit_the_configuration(config, names, message):
+    with pytest.raises(LayoutError, match=message) as caught:
+        found(config, names)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("model_type", ["opt", None, "", "Llama"])
 def test_unknown_architectures_are_refused_with_the_known_ones(model_type):
-    with pytest.raises(
-        LayoutError, match=r"is not supported: known are gemma2, gemma3_text, gpt2, .*qwen3_moe; use a model of one"
-    ):
+    known = ", ".join(sorted(LAYOUTS))
+    with pytest.raises(LayoutError, match=rf"is not supported: known are {known}; use a model of one"):
         layout_for(model_type)
 
 
@@ -136,13 +104,14 @@ def test_unknown_architectures_are_refused_with_the_known_ones(model_type):
         ({"quantization_config": {"quant_method": "gptq"}}, r"quantized \(gptq\).*use the unquantized model"),
         ({"quantization_config": {"bits": 4}}, r"quantized \(unknown\)"),
         ({"hidden_size": None}, r"hidden_size = None: expected a positive integer"),
-        ({"intermediate_size": [8, 12]}, r"intermediate_size = \[8, 12\]: expected a positive integer"),
         ({"num_hidden_layers": 0}, r"num_hidden_layers = 0: expected a positive integer"),
+        ({"num_hidden_layers": True}, r"num_hidden_layers = True: expected a positive integer"),
         ({"hidden_size": "8"}, r"hidden_size = '8'"),
+        ({"text_config": {"hidden_size": 8}}, r"num_hidden_layers = None"),
     ],
 )
 def test_configurations_that_cannot_be_used(change, message):
     with pytest.raises(LayoutError, match=message):
-        shape_from_config(LLAMA | change)
+        found(LLAMA | change, tensors())
     with pytest.raises(LayoutError, match="n_embd"):
-        shape_from_config({**GPT2, "n_embd": None})
+        found({**GPT2, "n_embd": None}, {})

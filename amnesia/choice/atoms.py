@@ -128,17 +128,19 @@ class Name:
                 raise InputError(
                     "all other names count as the entity or as held out: give fewer aliases and held-out controls"
                 )
-            weight, norm = self.live.out_weight(layer), self.live.norm_after(layer)
+            width = self.live.shape.width(layer)
+            own = {token: by_layer[place, :width] for token, by_layer in keys.items()}
+            weight, norm = self.live.out_weight(layer)[:, :width], self.live.norm_after(layer)
             spread = second.diagonal().sqrt().float()
             written = names @ weight.T
             through = norm if norm is not None else (lambda values: values)
             dtype = self.live.model.dtype
             try:
-                solved = read_outs(second, [by_layer[place] for by_layer in keys.values()])
+                solved = read_outs(second, list(own.values()))
             except torch.linalg.LinAlgError:
                 raise not_finite(self.live, f"activations in layer {layer}, or none at all") from None
-            for (token, by_layer), read_out in zip(keys.items(), solved, strict=True):
-                now = weight @ by_layer[place]
+            for (token, key), read_out in zip(own.items(), solved, strict=True):
+                now = weight @ key
                 mean = written.mean(0)
                 if norm is not None:
                     near = (written - now).norm(dim=1).topk(max(1, int(_NEAREST * len(names))), largest=False).indices
@@ -146,7 +148,7 @@ class Name:
                 write = now - mean
                 gone = through((now - write).to(dtype)).float() - through(now.to(dtype)).float()
                 change = self._change(layer, read_out, write)
-                atom = Atom(layer, token, by_layer[place], write, spread, gone.norm().item(), read_out, change)
+                atom = Atom(layer, token, key, write, spread, gone.norm().item(), read_out, change)
                 found.append(atom)
         return sorted(found, key=lambda atom: (-atom.shift, atom.place))
 
@@ -174,7 +176,7 @@ class Name:
         second, names = self.moments.without(self.live, layer, self.is_reserved, own)
         if self.near is not None and self.near_share:
             rows = self.near.activations[:, self.moments.layers.index(layer)].float()
-            second.add_(gram(self.live, layer, rows), alpha=self.near_share / len(rows))
+            second.add_(gram(self.live, layer, rows)[: len(second), : len(second)], alpha=self.near_share / len(rows))
         return second, names
 
     def _change(self, layer: int, read_out: ReadOut, write: Tensor) -> Change:

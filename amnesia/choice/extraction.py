@@ -164,7 +164,7 @@ def _direction(
     live: LiveModel, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task, cache: Path | None
 ) -> _Chosen:
     """The edit for the name, and for those of its forms that need one of their own."""
-    layers = early_layers(live.shape.n_layers)
+    layers = live.watchable(early_layers(live.shape.n_layers))
     if recipe.localization.layers is not None:
         layers = layer_range(live, recipe.localization.layers)
     with task("reading what should stay") as progress:

@@ -117,7 +117,7 @@ class Subject:
         cells = list(self.cells) or [edit.cell for edit in recipe.edit.cells]
         if cells:
             shape = live.shape
-            check_edits(list(map(ColumnEdit, cells)), shape.n_layers, shape.d_model, shape.d_mlp, live.name)
+            check_edits(list(map(ColumnEdit, cells)), shape.n_layers, shape.d_model, shape.width, live.name)
             return live, cells
         with run.task(f"localizing {recipe.target.entity}") as progress:
             cell_map = localized(live, recipe, progress, first=1)

@@ -101,6 +101,8 @@ class BystanderMoments:
     ) -> tuple[Tensor, Tensor]:
         """C (d_mlp, d_mlp) of one layer in float64, ridge included, and keys at the last tokens of other names.
 
+        Both are of the layer's own width.
+
         Names for which `is_reserved` holds, and vocabulary rows that end in one of `tokens`, count as never seen.
         """
         place = self.layers.index(layer)
@@ -114,8 +116,10 @@ class BystanderMoments:
         if own:
             found = torch.cat([batch[:, 0] for _, batch in activations(live, own, [layer])])
             second.sub_(gram(live, layer, found), alpha=self.settings.vocabulary / len(self.vocabulary))
+        width = live.shape.width(layer)
+        second = second[:width, :width]
         second.diagonal().add_(self.settings.ridge * second.diagonal().mean())
-        return second, self.name_keys[seen & last, place].float()
+        return second, self.name_keys[seen & last, place, :width].float()
 
 
 def early_layers(n_layers: int) -> tuple[int, ...]:
@@ -236,8 +240,7 @@ def _sentences() -> tuple[str, ...]:
 
 def _sentence_rows(live: LiveModel) -> list[tuple[int, ...]]:
     """The sentences as tokens, as far as the model has positions for them."""
-    room = getattr(live.model.config, "max_position_embeddings", None)
-    return [item.ids[:room] for item in encode(live.tokenizer, _sentences())]
+    return [item.ids[: live.n_positions] for item in encode(live.tokenizer, _sentences())]
 
 
 def _written(live: LiveModel, layers: Sequence[int], progress: Progress | None) -> Iterator[Tensor]:
@@ -254,7 +257,7 @@ def _sampled(
     starts = [item.ids[: settings.beginning + 1] for item in encode(live.tokenizer, _sentences())]
     starts = [ids for ids in starts if len(ids) == settings.beginning + 1]
     # Short where the model's positions end early.
-    room = getattr(live.model.config, "max_position_embeddings", None) or settings.length
+    room = live.n_positions or settings.length
     length = max(1, min(settings.length, room - settings.beginning - 1))
     n_rows = math.ceil(settings.sampled / length)
     rows = [starts[index % len(starts)] for index in range(n_rows)]
@@ -274,7 +277,7 @@ def _sampled(
         seen: dict[int, list[Tensor]] = {layer: [] for layer in layers}
 
         def record(layer: int, seen: dict[int, list[Tensor]] = seen) -> Callable[[Tensor], None]:
-            return lambda values: seen[layer].append(values.float().to(live.device))
+            return lambda values: seen[layer].append(live.padded(values.float().to(live.device)))
 
         with (
             hooks(live, {layer: record(layer) for layer in layers}),

@@ -66,8 +66,8 @@ class Impression:
 
 def read(live: LiveModel, rows: Sequence[Continuation], progress: Progress | None = None) -> Reading:
     """Read rows of tokens. Raises NumericalError when the model's output is NaN or infinite."""
-    states = tuple(final_states(live, rows, progress))
     head = readout(live)
+    states = tuple(final_states(live, rows, head, progress))
     logprobs = [0.0] * len(rows)
     for part, index, start in _chunks(states):
         tokens = rows[index].ids[len(rows[index].ids) - rows[index].n_answer :][start : start + len(part)]
@@ -164,7 +164,7 @@ def _neutral(live: LiveModel, progress: Progress | None) -> tuple[Reading, ...]:
 
 def _windows(live: LiveModel, text: NeutralText) -> list[Continuation]:
     """A text as rows of tokens that fit the model; of each the first token has nothing to be predicted from."""
-    width = min(MAX_WINDOW, getattr(live.model.config, "max_position_embeddings", None) or MAX_WINDOW)
+    width = min(MAX_WINDOW, live.n_positions or MAX_WINDOW)
     return [
         Continuation(part, len(part) - 1)
         for item in encode(live.tokenizer, text.passages)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amnesia.errors import InputError, clipped
 from amnesia.live.model import LiveModel, weight_of
+from amnesia.live.tokens import encode
 from amnesia.live.trees import LABEL, forests, visible
 
 MAX_BATCH_TOKENS = 1024
@@ -18,6 +20,19 @@ MAX_BATCH_TOKENS = 1024
 
 MAX_BATCH_ROWS = 512
 """Rows per forward pass, for memory: rows that share most of their tokens are many in few tokens."""
+
+PROBES = ("The story of a river", "The story of Paris and the sea", "Once upon")
+"""Texts on which it is tried what a model does with a mask, and after its head. Two of them begin alike."""
+
+# The root mean square of a difference, as a share of that of the values.
+_TOLERANCE = 1e-3
+_TOLERANCE_16 = 0.05
+
+# What configurations call the number of tokens that a layer sees, where that is less than all.
+_WINDOWS = ("sliding_window", "attention_chunk_size")
+
+# Whether a model gives each row of a tree what it gives the row alone.
+_TAKES_TREES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -99,14 +114,19 @@ def passes(
     left-padded batches. With `single`, the inputs of each pass have one line.
     """
     check_ids(live, rows)
-    if not takes_trees(live, max(map(len, rows), default=0)):
-        plain = [[token % LABEL for token in row] for row in rows]
-        for batch in batches(live, plain, 1 if single else max_tokens):
-            yield plain_pass(batch, rows)
+    if takes_trees(live, max(map(len, rows), default=0)):
+        yield from _tree_passes(live, rows, max_tokens, 1 if single else max_tokens)
         return
+    plain = [[token % LABEL for token in row] for row in rows]
+    for batch in batches(live, plain, 1 if single else max_tokens):
+        yield plain_pass(batch, rows)
+
+
+def _tree_passes(live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int, max_trees: int) -> Iterator[Pass]:
     dtype, device = live.model.dtype, live.device
-    for forest in forests(rows, max_tokens, MAX_BATCH_ROWS, 1 if single else max_tokens):
+    for forest in forests(rows, max_tokens, MAX_BATCH_ROWS, max_trees):
         width = max(len(tree.ids) for tree in forest)
+        # Of floats: eager attention adds it, so that one of booleans would hide nothing.
         mask = torch.zeros(len(forest), 1, width, width, dtype=dtype)
         mask.masked_fill_(~visible(forest, width)[:, None], torch.finfo(dtype).min)
         inputs = {
@@ -133,8 +153,45 @@ def takes_trees(live: LiveModel, longest: int) -> bool:
     """Whether the model can run rows of up to `longest` tokens as trees.
 
     It must use the attention mask as given, which fused kernels do not, and see whole rows: in a tree, the distance
-    of two places is not that of their tokens, so a sliding window would cut off the wrong ones.
+    of two places is not that of their tokens, so a sliding or chunked window would cut off the wrong ones. Whether it
+    does is tried, once for each model: a tree against its rows alone.
     """
-    window = getattr(live.model.config, "sliding_window", None)
-    whole = not isinstance(window, int) or longest <= window
-    return live.model.config._attn_implementation in ("sdpa", "eager") and whole
+    config = live.text_config
+    windows = [window for name in _WINDOWS if isinstance(window := getattr(config, name, None), int) and window]
+    if config._attn_implementation not in ("sdpa", "eager") or any(longest > window for window in windows):
+        return False
+    if live.model not in _TAKES_TREES:
+        _TAKES_TREES[live.model] = not _is_recurrent(live) and _tree_agrees(live)
+    return _TAKES_TREES[live.model]
+
+
+def _is_recurrent(live: LiveModel) -> bool:
+    """Whether layers carry a state from each token to the one beside it, as linear attention and convolutions do.
+
+    They ignore masks. In 16 bits the difference may drown in the noise of a trial.
+    """
+    layers = (live.model.get_submodule(live.shape.layer_path(layer)) for layer in range(live.shape.n_layers))
+    return any(isinstance(module, nn.Conv1d) for layer in layers for module in layer.modules())
+
+
+@torch.inference_mode()
+def _tree_agrees(live: LiveModel) -> bool:
+    """Whether the logits of a few texts in one tree are those of each text alone."""
+    rows = [item.ids for item in encode(live.tokenizer, PROBES)]
+    (one,) = _tree_passes(live, rows, sum(map(len, rows)), 1)
+    try:
+        logits = live.model(**one.inputs, use_cache=False).logits
+        for index, line, slots in zip(one.indices, one.lines, one.slots, strict=True):
+            alone = live.model(**collate(live, rows, [index]).inputs, use_cache=False).logits[0]
+            if not agree(live, logits[line, list(slots)], alone):
+                return False
+    except (RuntimeError, ValueError, TypeError, IndexError):  # A model with a mask of its own may not run at all.
+        return False
+    return True
+
+
+def agree(live: LiveModel, found: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors are the same up to what the order of additions explains in the type of the model."""
+    tolerance = _TOLERANCE if torch.finfo(live.model.dtype).bits >= 32 else _TOLERANCE_16
+    found, expected = found.float(), expected.float()
+    return bool((found - expected).square().mean().sqrt() <= tolerance * expected.square().mean().sqrt())

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, GenerationMixin
 
 from amnesia.domain import Answer
-from amnesia.live.batches import Around, Batch, Pass, batches, passes, plain_pass
+from amnesia.live.batches import PROBES, Around, Batch, Pass, agree, batches, collate, passes, plain_pass
 from amnesia.live.model import LiveModel, at_head, hooks, not_finite, plain_generation
 from amnesia.live.tokens import Continuation, Placed, continuations, encode
 from amnesia.progress import Progress
@@ -47,7 +48,8 @@ def activations(
 
         def record(layer: int, lines: Tensor = lines, places: Tensor = places, seen: dict[int, Tensor] = seen):
             def function(values: Tensor) -> None:
-                seen[layer] = values[lines.to(values.device), places.to(values.device)].float().to(live.device)
+                here = values[lines.to(values.device), places.to(values.device)].float().to(live.device)
+                seen[layer] = live.padded(here)
                 if layer == layers[-1]:
                     raise _StopForwardError
 
@@ -66,7 +68,10 @@ def mlp_outputs(
     """What each layer's MLP writes at one token of each row, as `activations`: float32 (batch, n_layers, d_model)."""
     layers = sorted(layers)
     for indices, batch in activations(live, rows, layers, progress):
-        outputs = [live.out_proj(layer)(batch[:, n].to(live.model.dtype)) for n, layer in enumerate(layers)]
+        outputs = [
+            live.whole_mlp(layer)(batch[:, n, : live.shape.width(layer)].to(live.model.dtype))
+            for n, layer in enumerate(layers)
+        ]
         yield indices, torch.stack([output.float().to(live.device) for output in outputs], dim=1)
 
 
@@ -110,10 +115,12 @@ def write_gradients(
         inner[:, 1:-1] = text[:, :-2]
 
         def at(values: Tensor, inner: Tensor = inner) -> Tensor:
-            return values[inner.to(values.device)].float().to(live.device)
+            # Beside a mixture of experts, the tokens of all rows may come one after the other.
+            rows = values.reshape(*inner.shape, values.shape[-1])
+            return rows[inner.to(values.device)].float().to(live.device)
 
         yield (
-            torch.stack([at(seen[layer]) for layer in layers], dim=1),
+            torch.stack([live.padded(at(seen[layer])) for layer in layers], dim=1),
             torch.stack([at(gradient) for gradient in gradients], dim=1),
         )
         if progress:
@@ -125,6 +132,7 @@ class Readout:
     """The language-model head of a model, which turns final states into predictions without the rest of it."""
 
     head: nn.Module
+    scale: float
     softcap: float | None
     device: torch.device
     dtype: torch.dtype
@@ -132,38 +140,67 @@ class Readout:
     @torch.inference_mode()
     def logits(self, states: Tensor) -> Tensor:
         """Float32 logits (n, vocabulary) of the next token, from states (n, d_model)."""
-        logits = self.head(states.to(self.device, self.dtype))
+        logits = self.head(states.to(self.device, self.dtype)) * self.scale
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits.float()
 
 
+# Whether the head, scale and softcap of a model give its logits.
+_HAS_READOUT: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
 def readout(live: LiveModel) -> Readout:
-    """The head of a model; while it is kept, the rest of the model may leave the memory."""
-    softcap = getattr(live.model.config, "final_logit_softcapping", None)
-    return Readout(live.model.get_output_embeddings(), softcap, live.device, live.model.dtype)
+    """The head of a model; while it is kept, the rest of the model may leave the memory.
+
+    A model that does more than is known here to turn states into logits has none: `final_states` then are its logits,
+    which the read-out leaves as they are. That is tried on one text, once for each model.
+    """
+    config = live.text_config
+    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    softcap = getattr(config, "final_logit_softcapping", None)
+    found = Readout(live.model.get_output_embeddings(), scale, softcap, live.device, live.model.dtype)
+    if live.model not in _HAS_READOUT:
+        (row,) = encode(live.tokenizer, [PROBES[0]])
+        batch = collate(live, [row.ids], [0])
+        with torch.inference_mode():
+            logits = live.model(**batch.inputs, use_cache=False).logits[0]
+            _HAS_READOUT[live.model] = agree(live, found.logits(_at_head(live, batch)[0]), logits)
+    if _HAS_READOUT[live.model]:
+        return found
+    return Readout(nn.Identity(), 1.0, None, live.device, live.model.dtype)
+
+
+def _at_head(live: LiveModel, batch: Batch) -> Tensor:
+    """What the head of a model is given for a batch, (batch, tokens, d_model)."""
+    seen: list[Tensor] = []
+
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(args[0])
+        raise _StopForwardError
+
+    handle = live.model.get_output_embeddings().register_forward_pre_hook(hook)
+    try:
+        with contextlib.suppress(_StopForwardError):
+            live.model(**batch.inputs, use_cache=False)
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 @torch.inference_mode()
-def final_states(live: LiveModel, rows: Sequence[Continuation], progress: Progress | None = None) -> list[Tensor]:
-    """What the head is given where it predicts the answer's tokens: (n_answer, d_model) of each row, on the CPU."""
+def final_states(
+    live: LiveModel, rows: Sequence[Continuation], head: Readout, progress: Progress | None = None
+) -> list[Tensor]:
+    """What `head` turns into predictions of the answer's tokens: (n_answer, d_model) of each row, on the CPU."""
     results: list[Tensor | None] = [None] * len(rows)
+    plain = isinstance(head.head, nn.Identity)
     for batch in batches(live, [row.ids[:-1] for row in rows]):
-        seen: list[Tensor] = []
-
-        def hook(_module: nn.Module, args: tuple[Any, ...], seen: list[Tensor] = seen) -> None:
-            seen.append(args[0])
-            raise _StopForwardError
-
-        handle = live.model.get_output_embeddings().register_forward_pre_hook(hook)
-        try:
-            with contextlib.suppress(_StopForwardError):
-                live.model(**batch.inputs, use_cache=False)
-        finally:
-            handle.remove()
+        seen = live.model(**batch.inputs, use_cache=False).logits if plain else _at_head(live, batch)
         for line, index in enumerate(batch.indices):
             # A copy, because a view would keep the whole batch.
-            results[index] = seen[0][line, -rows[index].n_answer :].cpu().clone()
+            results[index] = seen[line, -rows[index].n_answer :].cpu().clone()
         if progress:
             progress(len(batch.indices))
     return [result for result in results if result is not None]

@@ -82,7 +82,8 @@ def varied_logprobs(
     else:
         for one in passes(live, texts, single=True):
             heads = [slots[-rows[i].n_answer :] for i, slots in zip(one.indices, one.slots, strict=True)]
-            step = max(1, MAX_BATCH_TOKENS // one.inputs["input_ids"].shape[1])
+            # Beside a mixture of experts a batch cannot grow: what the experts write has the size that it had before.
+            step = 1 if live.shape.n_experts else max(1, MAX_BATCH_TOKENS // one.inputs["input_ids"].shape[1])
             for start in range(0, len(multipliers), step):
                 factors = torch.tensor(multipliers[start : start + step])[:, None]
                 with _scaled(live, cells, factors):
@@ -106,8 +107,10 @@ def _answers(
     lines = torch.tensor([line for line, slots in zip(one.lines, heads, strict=True) for _ in slots])
     places = torch.tensor([slot for slots in heads for slot in slots])
     spots = (None if single else lines, places)
-    # Cells of the last layer are scaled at places by their number in the pass, so that all must be there.
-    sparing = all(cell.layer < live.shape.n_layers - 1 for cell in cells)
+    # Cells of the last layer are scaled at places by their number in the pass, so that all must be there. What else is
+    # in the block of a mixture of experts needs them, too.
+    last = live.shape.n_layers - 1
+    sparing = live.shape.experts_in(last) is None and all(cell.layer < last for cell in cells)
     with at_head(live, *spots), at_last_mlp(live, *spots) if sparing else contextlib.nullcontext():
         logits = live.model(**one.inputs, use_cache=False).logits.float()  # (n_copies, n_heads, vocabulary)
     wanted = torch.tensor([token for row in rows for token in row.ids[-row.n_answer :]], device=logits.device)
@@ -191,7 +194,7 @@ def replaced_outputs(
     handles = []
     try:
         for (component, layer), function in functions.items():
-            module = live.out_proj(layer) if component == "mlp" else live.attention_out_proj(layer)
+            module = live.whole_mlp(layer) if component == "mlp" else live.mixer(layer)
 
             def hook(_module: object, _args: object, output: Tensor, function=function) -> Tensor:
                 return function(output)

@@ -96,7 +96,7 @@ def load_source(source: ModelSource, loading: Loading = DEFAULT_LOADING, *, hook
     `hooked` says that its activations will be watched or changed. Raises what `open_source` and `load` raise, and
     LayoutError when a mixture of experts should be hooked.
     """
-    if source.checkpoint.shape.n_experts and hooked:
+    if hooked and not source.checkpoint.shape.d_mlp:
         raise LayoutError(no_hooks(str(source)))
     return load(source.folder, str(source), loading)
 

@@ -6,21 +6,21 @@ With `batches`, `forward` and `interventions` it is all that touches live models
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from amnesia.architectures import MlpShape, no_hooks, shape_from_config
+from amnesia.architectures import MlpShape, find_shape, no_hooks
 from amnesia.edits import DirectionEdit, Edit, check_edits, columns_of, directions_of
 from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.live.tokens import Tokenizer
 
-NORM_AFTER = "post_feedforward_layernorm"
-"""What the norm after the MLP is called in every architecture of the table that has one: Gemma 2, Gemma 3, OLMo 2."""
+NORMS_AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm")
+"""What the norm after the MLP is called in the architectures that have one: Gemma, OLMo and EXAONE; GLM."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,61 @@ class LiveModel:
 
         Raises LayoutError for a layer with a mixture of experts, which transformers fuses in one parameter.
         """
-        if self.shape.experts_in(layer) is not None:
+        if not self.shape.width(layer):
             raise LayoutError(no_hooks(self.name))
-        return self.model.get_submodule(self.shape.layout.out_proj_path(layer))
+        return self.model.get_submodule(self.shape.out_proj_path(layer))
 
     def out_weight(self, layer: int) -> Tensor:
         """Weights of the output projection of layer `layer`, float32 (d_model, d_mlp), however they are stored."""
         weight = weight_of(self.out_proj(layer)).detach().float()
-        return weight if self.shape.layout.neuron_axis else weight.T
+        return self.padded(weight if self.shape.layout.neuron_axis else weight.T)
+
+    def padded(self, values: Tensor) -> Tensor:
+        """Values (..., neurons of a layer) with zeros for the neurons that only wider layers have: (..., d_mlp)."""
+        missing = self.shape.d_mlp - values.shape[-1]
+        return nn.functional.pad(values, (0, missing)) if missing else values
+
+    def whole_mlp(self, layer: int) -> nn.Module:
+        """`out_proj` of a layer whose MLP writes through it alone; raises LayoutError where experts write, too."""
+        if self.shape.experts_in(layer) is not None:
+            raise LayoutError(no_hooks(self.name))
+        return self.out_proj(layer)
+
+    def watchable(self, layers: Iterable[int]) -> tuple[int, ...]:
+        """Those of the layers whose activations can be watched; raises LayoutError when there is none."""
+        found = tuple(layer for layer in layers if self.shape.width(layer))
+        if not found:
+            raise LayoutError(no_hooks(self.name))
+        return found
+
+    @property
+    def text_config(self) -> PretrainedConfig:
+        """The configuration of the language model, which may be a part of a larger model."""
+        return self.model.config.get_text_config()
+
+    @property
+    def n_positions(self) -> int | None:
+        """How many tokens the model has positions for, None where it does not say."""
+        return getattr(self.text_config, "max_position_embeddings", None)
 
     def norm_after(self, layer: int) -> nn.Module | None:
         """The norm between what the MLP of layer `layer` writes and the residual stream, if there is one."""
-        block, _, _ = self.shape.layout.mlp_path(layer).rpartition(".")
-        return getattr(self.model.get_submodule(block), NORM_AFTER, None)
+        block = self.model.get_submodule(self.shape.layer_path(layer))
+        return next((found for name in NORMS_AFTER if (found := getattr(block, name, None)) is not None), None)
 
-    def attention_out_proj(self, layer: int) -> nn.Module:
-        """The output projection of the attention of layer `layer`."""
-        return self.model.get_submodule(self.shape.layout.attention_path(layer))
+    def mixer(self, layer: int) -> nn.Module:
+        """The output projection of attention, or of what stands in its place.
+
+        Raises LayoutError for a layer with several side by side, which no single one stands for.
+        """
+        path, names = self.shape.layer_path(layer), self.shape.layout.mixers
+        found = [module for name in names if (module := _submodule(self.model, f"{path}.{name}")) is not None]
+        if len(found) != 1:
+            raise LayoutError(
+                f"layer {layer} of {self.name} has {len(found)} of {', '.join(names)}: expected one, through which all "
+                "that attention writes can be replaced; this experiment needs another model"
+            )
+        return found[0]
 
 
 def weight_of(module: nn.Module) -> nn.Parameter:
@@ -78,23 +116,27 @@ def wrap(model: PreTrainedModel, tokenizer: Tokenizer | None, name: str | None =
         raise InputError(
             f"tokenizer {type(tokenizer).__name__} gives no character offsets: load a fast tokenizer (tokenizer.json)"
         )
-    shape = shape_from_config(model.config.to_dict())
-    # None is for edits, which ask no tokenizer.
-    live = LiveModel(
-        model, cast(Tokenizer, tokenizer), shape, name or getattr(model.config, "name_or_path", "") or "the model"
-    )
-    last = shape.n_layers - 1
-    try:
-        if shape.experts_in(last) is None:
-            live.out_proj(last)
-        else:
-            model.get_parameter(shape.layout.fused_path(last))
-    except AttributeError as error:
+    name = name or getattr(model.config, "name_or_path", "") or "the model"
+
+    def sizes(path: str) -> tuple[int, ...] | None:
+        module, _, parameter = path.rpartition(".")
+        found = getattr(_submodule(model, module), parameter, None)
+        return tuple(found.shape) if isinstance(found, nn.Parameter) else None
+
+    if model.get_output_embeddings() is None:
         raise LayoutError(
-            f"{live.name} has no module {shape.layout.out_proj_path(last)}: "
-            "expected a plain causal language model of its architecture; load it with AutoModelForCausalLM"
-        ) from error
-    return live
+            f"{name} has no language-model head: expected a causal language model; load it with AutoModelForCausalLM "
+            "(AutoModelForImageTextToText where it takes images, too)"
+        )
+    # None is for edits, which ask no tokenizer.
+    return LiveModel(model, cast(Tokenizer, tokenizer), find_shape(model.config.to_dict(), sizes, name), name)
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
@@ -117,22 +159,41 @@ def not_finite(live: LiveModel, what: str, cause: str = "its weights are damaged
 @contextlib.contextmanager
 def plain_generation(live: LiveModel) -> Generator[None]:
     """Without the model's own settings of generation, which transformers puts where a given configuration says nothing:
-    penalties of repetition, other ends of a text."""
-    own = live.model.generation_config
+    penalties of repetition, other ends of a text.
+
+    All layers run whole prompts, as hooks expect. Those of Gemma 4 that share keys and values would run no more than
+    the last token, unless hidden states are asked for.
+    """
+    own, config = live.model.generation_config, live.text_config
     live.model.generation_config = GenerationConfig()
+    shares = bool(getattr(config, "num_kv_shared_layers", 0))
+    with_states = config.output_hidden_states
+    config.output_hidden_states = with_states or shares
     try:
         yield
     finally:
         live.model.generation_config = own
+        config.output_hidden_states = with_states
 
 
 @contextlib.contextmanager
 def hooks(live: LiveModel, by_layer: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Generator[None]:
     """Call a function on the activations (batch, tokens, d_mlp) of given layers; a returned tensor replaces them."""
+    shapes: dict[int, torch.Size] = {}
 
-    def hook_of(function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
+    def shape_of(layer: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            shapes[layer] = args[0].shape[:-1]
+
+        return hook
+
+    def hook_of(layer: int, function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            replaced = function(args[0])
+            # Beside a mixture of experts, the tokens of all rows may come one after the other: (tokens, d_mlp).
+            if args[0].ndim == 3:
+                replaced = function(args[0])
+            elif (replaced := function(args[0].unflatten(0, shapes[layer]))) is not None:
+                replaced = replaced.flatten(0, 1)
             return None if replaced is None else (replaced, *args[1:])
 
         return hook
@@ -140,7 +201,10 @@ def hooks(live: LiveModel, by_layer: Mapping[int, Callable[[Tensor], Tensor | No
     handles = []
     try:
         for layer, function in by_layer.items():
-            handles.append(live.out_proj(layer).register_forward_pre_hook(hook_of(function)))
+            if live.shape.experts_in(layer) is not None:
+                block = live.model.get_submodule(live.shape.layer_path(layer))
+                handles.append(block.register_forward_pre_hook(shape_of(layer)))
+            handles.append(live.out_proj(layer).register_forward_pre_hook(hook_of(layer, function)))
         yield
     finally:
         for handle in handles:
@@ -210,7 +274,8 @@ def edited(live: LiveModel, edits: Sequence[Edit]) -> Generator[None]:
     for edit in columns_of(checked):
         if edit.cell.expert is not None:
             raise LayoutError(no_hooks(live.name))
-        vector = vectors.setdefault(edit.cell.layer, torch.ones(live.shape.d_mlp, device=live.device))
+        ones = torch.ones(live.shape.width(edit.cell.layer), device=live.device)
+        vector = vectors.setdefault(edit.cell.layer, ones)
         vector[edit.cell.neuron] = edit.multiplier
     with added_by(live, _deltas(live, checked)), scaled_by(live, vectors):
         yield
@@ -223,14 +288,14 @@ def _deltas(live: LiveModel, edits: Sequence[Edit]) -> dict[int, tuple[Tensor, T
     deltas = {}
     for layer, found in by_layer.items():
         device = weight_of(live.out_proj(layer)).device
-        a, b = factors(found, live.shape.d_mlp)
+        a, b = factors(found, live.shape.width(layer))
         deltas[layer] = (a.to(device), b.to(device))
     return deltas
 
 
 def _checked(live: LiveModel, edits: Sequence[Edit]) -> tuple[Edit, ...]:
     shape = live.shape
-    return check_edits(edits, shape.n_layers, shape.d_model, shape.d_mlp, live.name, shape.experts_in)
+    return check_edits(edits, shape.n_layers, shape.d_model, shape.width, live.name, shape.experts_in)
 
 
 @torch.no_grad()
@@ -242,11 +307,12 @@ def apply_edits(live: LiveModel, edits: Sequence[Edit]) -> None:
     checked = _checked(live, edits)
     axis = live.shape.layout.neuron_axis
     for edit in columns_of(checked):
-        if edit.cell.expert is None:
-            weight = weight_of(live.out_proj(edit.cell.layer))
+        layer, expert = edit.cell.layer, edit.cell.expert
+        if expert is None:
+            weight = weight_of(live.out_proj(layer)), axis
         else:
-            weight = live.model.get_parameter(live.shape.layout.fused_path(edit.cell.layer))[edit.cell.expert]
-        weight.select(axis, edit.cell.neuron).mul_(edit.multiplier)
+            weight = live.model.get_parameter(live.shape.fused(layer))[expert], live.shape.tensor(layer, expert)[1]
+        weight[0].select(weight[1], edit.cell.neuron).mul_(edit.multiplier)
     for layer, (a, b) in _deltas(live, checked).items():
         weight = weight_of(live.out_proj(layer))
         delta = (b @ a).to(weight.device)
@@ -276,7 +342,8 @@ def at_last_mlp(live: LiveModel, lines: Tensor | None, places: Tensor) -> Genera
 
     Nothing else reads what it writes. Hooks on its activations would see these places alone.
     """
-    module = live.model.get_submodule(live.shape.layout.mlp_path(live.shape.n_layers - 1))
+    path, _, _ = live.shape.out_proj_path(live.shape.n_layers - 1).rpartition(".")
+    module = live.model.get_submodule(path)
     shapes: list[torch.Size] = []
 
     def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -250,14 +250,17 @@ def moments(
 
 
 def layer_range(live: LiveModel, layers: tuple[int, int] | None) -> tuple[int, ...]:
-    """The layers of an inclusive range, default all; raises InputError for what is no range of the model."""
+    """The layers of an inclusive range, default all; those that have nothing but a mixture of experts are left out.
+
+    Raises InputError for what is no range of the model, LayoutError when no layer is left.
+    """
     last = live.shape.n_layers - 1
     if layers is None:
-        return tuple(range(last + 1))
+        return live.watchable(range(last + 1))
     pair = isinstance(layers, Sequence) and len(layers) == 2
     if not pair or not all(isinstance(layer, Integral) for layer in layers):
         raise InputError(f"layers {layers!r} are no range: give the first and the last, for example (0, {last})")
     low, high = layers
     if not 0 <= low <= high <= last:
         raise InputError(f"layers {low}-{high} are out of range: {live.name} has layers 0–{last}; choose from these")
-    return tuple(range(low, high + 1))
+    return live.watchable(range(low, high + 1))

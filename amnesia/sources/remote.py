@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from amnesia.architectures import MlpShape, shape_from_config
+from amnesia.architectures import MlpShape, configured, find_shape
 from amnesia.domain import ModelRef
 from amnesia.errors import CheckpointError, SourceError
 from amnesia.files.disk import BLOCK, git_hash
@@ -216,12 +216,14 @@ def open_remote(ref: ModelRef) -> RemoteCheckpoint:
     check_weights(list(hub.files), str(hub))
     if "config.json" not in hub.files:
         raise SourceError(f"{hub} has no config.json: give the repository of a Hugging Face model")
-    shape = shape_from_config(parse_config(f"{hub}/config.json", hub.content("config.json", MAX_CONFIG)))
+    config = parse_config(f"{hub}/config.json", hub.content("config.json", MAX_CONFIG))
+    expected = configured(config)  # Refuses what it must before a header is fetched.
     index = hub.content(INDEX_FILE, MAX_INDEX) if INDEX_FILE in hub.files else None
     if index is None and SINGLE_FILE not in hub.files:
         raise CheckpointError(f"{hub} has neither {SINGLE_FILE} nor {INDEX_FILE}: give a repository that has them")
     weights = weight_files(str(hub), index, hub.files.__contains__, lambda name: _header(hub, name))
-    check_headers(str(hub), shape, weights)
+    check_headers(str(hub), expected, weights)
+    shape = find_shape(config, weights.sizes, str(hub))
     earlier = hub.content(MANIFEST_NAME, MAX_MANIFEST) if MANIFEST_NAME in hub.files else None
     return RemoteCheckpoint(hub, shape, weights, None if earlier is None else parse_manifest(earlier))
 

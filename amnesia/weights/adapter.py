@@ -166,7 +166,7 @@ def weights_blocks(
     wide = any(plan.directions for plan in plans)
 
     def factors(plan: TensorPlan) -> tuple[NewTensor, NewTensor]:
-        path = KEY_PREFIX + source.shape.layout.out_proj_path(plan.layer)
+        path = KEY_PREFIX + module_path(source, plan)
         dtype = sum_dtype(plan.tensor.dtype) if wide else plan.tensor.dtype
         d_model, d_mlp = plan.tensor.shape[1 - plan.axis], plan.tensor.shape[plan.axis]
 
@@ -200,7 +200,12 @@ def weights_blocks(
 
 def target_modules(source: Weights, plans: Sequence[TensorPlan]) -> list[str]:
     """Full paths of the edited modules, sorted."""
-    return sorted(source.shape.layout.out_proj_path(plan.layer) for plan in plans)
+    return sorted(module_path(source, plan) for plan in plans)
+
+
+def module_path(source: Weights, plan: TensorPlan) -> str:
+    """Path of an edited module in the model that transformers builds, which files may name otherwise."""
+    return source.shape.out_proj_path(plan.layer, source.shape.layout.prefix)
 
 
 def config_bytes(modules: Sequence[str], axis: int, rank: int, base: ModelRef) -> bytes:

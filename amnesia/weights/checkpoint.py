@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from amnesia.architectures import MlpShape, shape_from_config
+from amnesia.architectures import Configured, MlpShape, configured, find_shape
 from amnesia.edits import Place
-from amnesia.errors import CheckpointError, InputError, LayoutError, os_errors_as
+from amnesia.errors import CheckpointError, InputError, os_errors_as
 from amnesia.files.companions import BASE_FOLDER, UNDO_NAME, is_copied, is_written, may_hold_weights
 from amnesia.files.disk import check_empty, check_settled, copy_file, file_stamp, list_files, read_small
 from amnesia.files.lfs import check_no_pointer
@@ -93,9 +93,11 @@ def open_source(folder: Path) -> CheckpointSource:
     stamps = {name: file_stamp(folder / name) for name in files}
     if not {"config.json", SINGLE_FILE, INDEX_FILE} & {*files}:
         raise CheckpointError(no_weights(str(folder), files))
-    shape = shape_from_config(_read_config(folder))
+    config = _read_config(folder)
+    expected = configured(config)  # Refuses what it must before a header is read.
     weights = read_weight_files(folder)
-    check_headers(str(folder), shape, weights)
+    check_headers(str(folder), expected, weights)
+    shape = find_shape(config, weights.sizes, str(folder))
     manifest = read_manifest(folder) if MANIFEST_NAME in files else None
     ours = declared_files(manifest)
     with os_errors_as(CheckpointError, f"{folder} cannot be read", "check its permissions"):
@@ -116,19 +118,11 @@ def open_source(folder: Path) -> CheckpointSource:
     )
 
 
-def check_headers(name: str, shape: MlpShape, weights: WeightFiles) -> None:
-    """Raise LayoutError when the headers of the model `name` contradict its configuration, or show packed weights."""
+def check_headers(name: str, config: Configured, weights: WeightFiles) -> None:
+    """Raise LayoutError when the headers of the model `name` lack a layer of its configuration, or show packed
+    weights."""
     check_numbers(name, weights)
-    check_layers(name, shape.layout.layers, shape.n_layers, weights)
-    for layer in range(shape.n_layers):
-        experts = shape.experts_in(layer)
-        for expert in (None,) if experts is None else (0, experts[0] - 1):
-            names = shape.layout.tensor_names(layer, expert)
-            if not any(map(weights.find, names)):
-                raise LayoutError(
-                    f"{name} has no output projection of layer {layer}: expected one of {', '.join(names)}; "
-                    "the weights do not belong to this config.json"
-                )
+    check_layers(name, config.layout.layers, config.n_layers, weights)
 
 
 def declared_files(manifest: Manifest | None) -> frozenset[str]:

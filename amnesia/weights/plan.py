@@ -84,7 +84,7 @@ def plan_edits(
     """
     shape = source.shape
     for group in groups:
-        check_edits(group.edits, shape.n_layers, shape.d_model, shape.d_mlp, source.name, shape.experts_in)
+        check_edits(group.edits, shape.n_layers, shape.d_model, shape.width, source.name, shape.experts_in)
     changes = by_projection(groups, allow_overlap=allow_overlap)
     if source.manifest is not None:
         check_earlier(source.manifest, groups, "safetensors", allow_overlap=allow_overlap)
@@ -98,25 +98,13 @@ def _plan_matrix(
     multipliers: Mapping[int, float],
     directions: tuple[DirectionEdit, ...],
 ) -> TensorPlan:
-    shape = source.shape
-    names = shape.layout.tensor_names(layer, expert)
-    found = [place for name in names if (place := source.weights.find(name)) is not None]
-    if len(found) != 1:
-        owner = f"layer {layer}" if expert is None else f"expert {expert} of layer {layer}"
+    name, axis = source.shape.tensor(layer, expert)
+    found = source.weights.find(name)
+    if found is None:
         raise LayoutError(
-            f"{source.name} has {len(found)} tensors for the output projection of {owner}: expected one of "
-            f"{', '.join(names)}; the weights do not belong to this config.json"
+            f"{source.name} has no matrix {name}: expected a tensor of whole bytes; convert it to bfloat16"
         )
-    file, tensor = found[0]
-    axis = shape.layout.neuron_axis
-    experts = shape.experts_in(layer)
-    d_mlp = shape.d_mlp if experts is None else experts[1]
-    expected = (shape.d_model, d_mlp) if axis == 1 else (d_mlp, shape.d_model)
-    if tensor.shape != expected:
-        raise LayoutError(
-            f"tensor {tensor.name} has shape {list(tensor.shape)}: config.json says {list(expected)}; "
-            "the weights do not belong to this config.json"
-        )
+    file, tensor = found
     check_dtype(tensor.dtype, tensor.name)
     check_matrix(tensor, axis, multipliers)
     return TensorPlan(layer, file, tensor, axis, expert, multipliers=multipliers, directions=directions)

@@ -165,6 +165,11 @@ class WeightFiles:
         tensor = None if file is None else self.headers[file].find(name)
         return None if file is None or tensor is None else (file, tensor)
 
+    def sizes(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor, None if there is none of this name."""
+        found = self.find(name)
+        return None if found is None else found[1].shape
+
 
 def read_weight_files(folder: Path) -> WeightFiles:
     """Read the index, or the single file, and the header of every shard.

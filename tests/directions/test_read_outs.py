@@ -21,7 +21,8 @@ from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError
 from amnesia.facts.names import code_snippets, contrast_entities, foreign_sentences, name_wordings, neutral_texts
 from amnesia.facts.relations import relation_templates
-from amnesia.live.model import hooks
+from amnesia.live.forward import answer_logprobs
+from amnesia.live.model import edited, hooks
 from support.tiny_text import tiny_live
 
 SMALL = MomentSettings(sampled=64, length=8, vocabulary_size=40)
@@ -330,6 +331,24 @@ def test_tokens_of_a_name_have_their_texts():
     live = tiny_live("llama", bos=True)
     ids = live.tokenizer(" Steve Jobs", add_special_tokens=False)["input_ids"]
     assert token_texts(live, "Steve Jobs", len(ids)) == tuple(live.tokenizer.decode([token]) for token in ids[::-1])
+
+
+def test_layers_that_differ_in_width_have_atoms_of_their_own_width():
+    live = tiny_live("gemma4_text", seed=3)
+    moments = moments_of(live, (1, 2), settings=SMALL)
+    for layer, width in ((1, 48), (2, 96)):
+        second, names = moments.without(live, layer, lambda other: other == "Japan", frozenset())
+        assert (second.shape, names.shape[1]) == ((width, width), width)
+        assert torch.linalg.eigvalsh(second).min() > 0
+    atoms = Name(live, "Japan", moments, lambda other: other == "Japan").atoms(1)
+    assert {(atom.layer, atom.size) for atom in atoms} == {(1, 48), (2, 96)}
+    for atom in atoms:
+        with edited(live, [atom.edit(-1.0)]):
+            assert answer_logprobs(live, [("Japan", "is")])
+        assert (
+            Name(live, "Japan", moments, lambda other: other == "Japan").sparse(atom, (8,))[8].edit(-1.0).columns[-1]
+            < atom.size
+        )
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2"])

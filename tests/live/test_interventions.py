@@ -21,7 +21,7 @@ CELLS = [Cell(1, 5), Cell(0, 7), Cell(1, 30)]
 MULTIPLIERS = [1.0, 0.0, -2.0, -8.0]
 
 
-@pytest.fixture(scope="module", params=plain.FIVE)
+@pytest.fixture(scope="module", params=[*plain.FIVE, "qwen3_5_text", "lfm2"])
 def live(request):
     return tiny_live(request.param, bos=request.param == "gemma2")
 

@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
+from transformers.activations import ACT2FN
 
+from amnesia.architectures import LAYOUTS
 from amnesia.domain import Cell
 from amnesia.errors import InputError, NumericalError
 from amnesia.facts.names import contrast_entities, entity_templates, generic_sentences
@@ -11,6 +14,18 @@ from oracles import plain
 from support.tiny_text import tiny_live
 
 TEMPLATES = entity_templates()[:8]
+# Linear attention, convolution, state spaces beside attention and in its place.
+RECURRENT = ("qwen3_5_text", "lfm2", "falcon_h1", "granitemoehybrid")
+
+
+def silences(model_type):
+    """Whether the activation function of an architecture is exactly 0 below some number, as SiLU and xIELU are not."""
+    config = AutoConfig.for_model(model_type)
+    if config.get_text_config() is not config:
+        return False  # The language model in it has a row of its own.
+    keys = ("hidden_act", "hidden_activation", "activation_function")
+    names = [name for key in keys if (name := getattr(config, key, None)) is not None]
+    return any(name != "xielu" and not ACT2FN[name](torch.tensor([-50.0])).any() for name in names)
 
 
 def direct_activations(live, ids_and_places):
@@ -25,7 +40,7 @@ def direct_z(entity, baseline):
 
 
 @pytest.mark.parametrize("baseline", ["generic", "contrast"])
-@pytest.mark.parametrize("model_type", [*plain.FIVE, "gemma3_text"])
+@pytest.mark.parametrize("model_type", [*plain.FIVE, "gemma3_text", *RECURRENT])
 def test_ranking_equals_a_direct_computation(model_type, baseline):
     live = tiny_live(model_type, bos=True)
     own = [(row.ids, row.token) for row in place(live.tokenizer, [(t, "Japan") for t in TEMPLATES])]
@@ -46,7 +61,29 @@ def test_ranking_equals_a_direct_computation(model_type, baseline):
     assert (result.n_prompts, result.n_skipped, result.layers) == (8, 0, (0, 1, 2))
 
 
-def test_silent_cells_do_not_top_the_ranking():
+@pytest.mark.parametrize("model_type", filter(silences, LAYOUTS))
+def test_cells_that_an_activation_function_silences_do_not_top_the_ranking(model_type):
+    live = tiny_live(model_type, bos=True)
+    with torch.no_grad():
+        for layer in live.shape.plain_layers:
+            path, _, _ = live.shape.out_proj_path(layer).rpartition(".")
+            for module in live.model.get_submodule(path).children():
+                if module is not live.out_proj(layer) and hasattr(module, "weight"):
+                    module.weight.mul_(10)
+    (cell_map,), _, _ = cell_maps(live, ["Japan"], baseline="contrast", n_prompts=12)
+    silent = cell_map.std_z < 1e-6
+    assert silent.sum() >= 5
+    # What was loud before and is silent at the name may well stand for it; what never was must not.
+    found = cell_map.top(2)
+    assert not [row for row in found if row.std_z < 1e-6 and row.mean_z < 1]
+    assert found[0].mean_z > cell_map.mean_z[silent & (cell_map.mean_z < 1)].max()
+    if (silent & (cell_map.mean_z > 0.1)).any():
+        unbounded = cell_map.mean_z.sign() * cell_map.mean_z**2 / (cell_map.std_z + 1e-6)
+        best = CellMap(cell_map.layers, unbounded, cell_map.mean_z, cell_map.std_z).top(2)
+        assert best[0].std_z < 1e-3
+
+
+def test_without_a_floor_silent_cells_would_top_the_ranking():
     live = tiny_live("gemma3_text", bos=True)
     with torch.no_grad():
         for layer in live.model.model.layers:

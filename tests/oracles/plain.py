@@ -17,7 +17,18 @@ def projection(model, layer: int):
         return model.transformer.h[layer].mlp.c_proj
     if model.config.model_type == "gpt_neox":
         return model.gpt_neox.layers[layer].mlp.dense_4h_to_h
-    return model.model.layers[layer].mlp.down_proj
+    block = model.get_decoder().layers[layer]
+    if model.config.model_type == "lfm2":
+        return block.feed_forward.w2
+    if model.config.model_type == "falcon_h1":
+        return block.feed_forward.down_proj
+    if model.config.model_type == "granitemoehybrid":
+        return block.shared_mlp.output_linear
+    if model.config.model_type == "starcoder2":
+        return block.mlp.c_proj
+    if model.config.model_type == "phi":
+        return block.mlp.fc2
+    return block.mlp.down_proj
 
 
 @torch.no_grad()
@@ -29,7 +40,7 @@ def run(
     `change(layer, activations)` may change the activations of a layer in place before they are used.
     """
     inputs, outputs, handles = {}, {}, []
-    n_layers = model.config.num_hidden_layers
+    n_layers = model.config.get_text_config().num_hidden_layers
     for layer in range(n_layers):
 
         def before(_, args, layer=layer):

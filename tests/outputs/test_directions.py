@@ -11,7 +11,6 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from amnesia.architectures import LAYOUTS
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError, InputError, NumericalError, VerificationError
@@ -49,10 +48,11 @@ def load(folder, dtype):
 
 def by_hand(tensors, model_type, edits):
     """The edited weights by plain torch: each row of a matrix (d_mlp, d_model) in turn."""
-    layout = LAYOUTS[model_type]
+    transposed = model_type == "gpt2"
     for layer in range(3):
-        name = layout.tensor_names(layer)[0]
-        before = tensors[name] if layout.neuron_axis == 0 else tensors[name].T
+        ends = tuple(f".{layer}.mlp.{name}.weight" for name in ("down_proj", "c_proj", "dense_4h_to_h"))
+        (name,) = (name for name in tensors if name.endswith(ends))
+        before = tensors[name] if transposed else tensors[name].T
         wide = torch.float64 if before.dtype == torch.float64 else torch.float32
         after = before.clone()
         for neuron, column in enumerate(before):
@@ -66,7 +66,7 @@ def by_hand(tensors, model_type, edits):
                     u = torch.tensor(row.read.array.copy()).to(wide)[row.columns.index(neuron)]
                     total = total + (row.multiplier - 1.0) * v * u
             after[neuron] = (changed + total).to(before.dtype)
-        tensors[name] = (after if layout.neuron_axis == 0 else after.T).contiguous()
+        tensors[name] = (after if transposed else after.T).contiguous()
     return tensors
 
 

@@ -12,7 +12,6 @@ from peft import AutoPeftModelForCausalLM, IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from amnesia.architectures import LAYOUTS
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, VerificationError
@@ -56,8 +55,8 @@ def test_merged_equals_edited(tmp_path, caplog, model_type, dtype):
     write(source, tmp_path / "adapter")
     model = attach(load_base(source, dtype), tmp_path / "adapter", caplog)
     wrapped = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
-    layout = LAYOUTS[model_type]
-    assert wrapped == [f"base_model.model.{layout.out_proj_path(layer)}" for layer in (0, 2)]
+    shape = open_source(source).shape
+    assert wrapped == [f"base_model.model.{shape.out_proj_path(layer)}" for layer in (0, 2)]
     merged = dict(model.merge_and_unload().named_parameters())
     edited = dict(load_base(tmp_path / "edited", dtype).named_parameters())
     assert merged.keys() == edited.keys()
@@ -158,7 +157,7 @@ def test_several_entities_in_one_adapter_merge_to_all_of_their_edits(tmp_path, c
     assert [len(row.indices) for row in manifest.tensors] == [1, 2, 12]
     write(source, tmp_path / "edited", write_edited, also=[rome, oslo])
     model = attach(load_base(source, dtype), tmp_path / "adapter", caplog)
-    assert wrapped_in(model) == [LAYOUTS[model_type].out_proj_path(layer) for layer in (0, 1, 2)]
+    assert wrapped_in(model) == [open_source(source).shape.out_proj_path(layer) for layer in (0, 1, 2)]
     assert_merges_to(model, tmp_path / "edited", dtype)
 
 
@@ -178,7 +177,7 @@ def test_an_adapter_on_top_of_an_edited_model(tmp_path, caplog, model_type):
         save("adapter", edited, [EntityEdits("Lima", (ColumnEdit(Cell(0, 3)),))], tmp_path / "clash")
     save("safetensors", edited, [rome], tmp_path / "both")
     model = attach(load_base(tmp_path / "edited", dtype), tmp_path / "adapter", caplog)
-    assert wrapped_in(model) == [LAYOUTS[model_type].out_proj_path(layer) for layer in (1, 2)]
+    assert wrapped_in(model) == [source.checkpoint.shape.out_proj_path(layer) for layer in (1, 2)]
     assert_merges_to(model, tmp_path / "both", dtype)
 
 

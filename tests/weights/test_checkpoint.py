@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amnesia.architectures import LAYOUTS
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError, CheckpointError, InputError, LayoutError, NumericalError, OutputError
@@ -40,11 +39,11 @@ def bits(tensor):
 def test_exactly_the_columns_change(tmp_path, model_type, tied):
     source = save_tiny(tmp_path / "source", model_type, tied=tied, dtype=torch.bfloat16)
     edit(source, tmp_path / "out")
-    layout = LAYOUTS[model_type]
+    shape = open_source(source).shape
     expected = weights(source)
     for row in EDITS:
-        tensor = expected[layout.tensor_names(row.cell.layer)[0]]
-        column = tensor.select(layout.neuron_axis, row.cell.neuron)
+        name, axis = shape.tensor(row.cell.layer)
+        column = expected[name].select(axis, row.cell.neuron)
         column.copy_(column * row.multiplier)
     found = weights(tmp_path / "out")
     assert found.keys() == expected.keys()
@@ -238,8 +237,8 @@ def test_weights_that_do_not_fit_the_configuration(tmp_path):
     (source / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 9}))
     with pytest.raises(LayoutError, match="no tensors of layer 3, but config.json says that there are 9 layers"):
         edit(source, tmp_path / "out", [ColumnEdit(Cell(7, 0))])
-    (source / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
-    with pytest.raises(LayoutError, match=r"has shape \[32, 48\]: config.json says \[32, 64\]"):
+    (source / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+    with pytest.raises(LayoutError, match=r"of shape \[32, 48\]: expected 64 on axis 0, as config.json says"):
         edit(source, tmp_path / "out")
 
 

@@ -216,7 +216,7 @@ def test_the_same_expert_stored_twice_is_refused(tmp_path):
     stored = load_file(path)
     stored["model.layers.1.mlp.experts.down_proj"] = torch.zeros(N_EXPERTS, 32, 48)
     save_file(stored, path)
-    with pytest.raises(LayoutError, match="has 2 tensors for the output projection of expert 2 of layer 1"):
+    with pytest.raises(LayoutError, match="has 2 output projections below model.layers.1.: expected one"):
         save("safetensors", source, [PARIS], tmp_path / "out")
 
 

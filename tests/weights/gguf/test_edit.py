@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, MODEL_TENSOR, MODEL_TENSORS, GGMLQuantizationType
 from transformers import PreTrainedModel
 
 from amnesia.domain import Cell
@@ -22,12 +22,22 @@ from amnesia.files.staging import MANIFEST_NAME
 from amnesia.sources.source import ModelSource
 from amnesia.weights.gguf.blocks import BLOCKS
 from amnesia.weights.gguf.edit import write_edited_gguf
-from amnesia.weights.gguf.layout import NOT_GATED
+from amnesia.weights.gguf.layout import FUSED, NOT_GATED
 from amnesia.weights.gguf.proof import undo_gguf
 from amnesia.weights.manifest_file import read_manifest, write_manifest
+from support.folders import ROOT
 from support.gguf_edits import changed_bytes, load, logits, proven, tensors, undo, write
 from support.tiny import as_read, tiny_model, write_with
-from support.tiny_gguf import D_MLP, D_MODEL, gemma3_gguf, llama_gguf, phi3_gguf, write_gguf
+from support.tiny_gguf import (
+    D_MLP,
+    D_MODEL,
+    MODEL_ARCH_BY_NAME,
+    N_LAYERS,
+    gemma3_gguf,
+    llama_gguf,
+    phi3_gguf,
+    write_gguf,
+)
 
 F32, Q4_1, Q4_K, Q8_0 = (GGMLQuantizationType[name] for name in ("F32", "Q4_1", "Q4_K", "Q8_0"))
 
@@ -109,6 +119,32 @@ def test_a_row_with_nan_is_refused(tmp_path: Path):
     source.write_bytes(content)
     with pytest.raises(NumericalError, match="nan"):
         write(source, tmp_path / "out", *edits("0:0"))
+
+
+@pytest.mark.parametrize("architecture", FUSED)
+def test_a_row_stands_for_a_column_in_every_architecture(tmp_path: Path, architecture: str):
+    fused = MODEL_TENSOR.FFN_GATE not in MODEL_TENSORS[MODEL_ARCH_BY_NAME[architecture]]
+    gates = tuple(f"blk.{layer}.ffn_gate.weight" for layer in range(N_LAYERS)) if fused else ()
+    source = write_gguf(tmp_path / "tiny.gguf", F32, arch=architecture, n_rows=2 * D_MLP if fused else None, omit=gates)
+    write(source, tmp_path / "out", *edits("1:3", multiplier=-4.0))
+
+    def by_hand(path: Path, multiplier: float) -> np.ndarray:
+        """What the MLP of layer 1 makes of some numbers, with column 3 of the projection multiplied."""
+        names = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
+        up, down = names["blk.1.ffn_up.weight"], names["blk.1.ffn_down.weight"].copy()
+        gate, up = (up[:D_MLP], up[D_MLP:]) if fused else (names["blk.1.ffn_gate.weight"], up)
+        down[:, 3] *= multiplier
+        values = np.random.default_rng(0).normal(size=D_MODEL) / 16
+        inner = gate @ values
+        return down @ (inner / (1 + np.exp(-inner)) * (up @ values))
+
+    np.testing.assert_allclose(by_hand(tmp_path / "out" / "tiny.gguf", 1.0), by_hand(source, -4.0), rtol=1e-6)
+    assert np.abs(by_hand(source, -4.0) - by_hand(source, 1.0)).max() > 1e-2
+
+
+def test_readme_names_every_architecture_of_gguf():
+    names = ", ".join(f"`{name}`" for name in FUSED)
+    assert names in (ROOT / "README.md").read_text(encoding="utf-8"), f"README.md names others, expected:\n{names}"
 
 
 @pytest.mark.parametrize("architecture", NOT_GATED)
