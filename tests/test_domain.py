@@ -41,10 +41,10 @@ def test_cells_sort_by_layer_expert_and_neuron():
     ],
 )
 def test_cells_of_experts_must_exist(cell, message):
-    experts = {1: (4, 5)}.get
-    check_edits([ColumnEdit(Cell(0, 5)), ColumnEdit(Cell(1, 4, 3))], 2, 4, 6, "m", experts)
+    experts, widths = {1: (4, 5)}.get, {0: 6, 1: 0}.__getitem__
+    check_edits([ColumnEdit(Cell(0, 5)), ColumnEdit(Cell(1, 4, 3))], 2, 4, widths, "m", experts)
     with pytest.raises(InputError, match=message):
-        check_edits([ColumnEdit(cell)], 2, 4, 6, "m", experts)
+        check_edits([ColumnEdit(cell)], 2, 4, widths, "m", experts)
 
 
 @pytest.mark.parametrize(
