@@ -196,13 +196,13 @@ def _direction(
         choice = DirectionChoice(live, name, targets, controls, apart, own, max_columns, progress)
         best = choice.choose()
         edits = forms.add(best, name, max_columns, progress)
-        if forms.known and len(edits) == len(best.edits) and n_columns(edits) > settings.few:
-            # No form needs the harm that was left to them: with it, fewer columns may do.
+        if forms.known and len(edits) == len(best.edits):
+            # No form needs the harm that was left to them: with it, the edit for the name may be better.
             choice.settings = settings
             again = choice.on_few_columns(choice.dense)
-            with_forms = forms.add(again, name, max_columns, progress)
-            if n_columns(with_forms) < n_columns(edits):
-                best, edits = again, with_forms
+            n_new, n_old = n_columns(again.edits), n_columns(best.edits)
+            if n_new < n_old or (n_new == n_old and again.score < best.score):
+                best, edits = again, forms.add(again, name, max_columns, progress)
     return _Chosen(
         edits,
         len(choice.trials),
