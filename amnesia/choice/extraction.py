@@ -55,8 +55,9 @@ def choose(
     controls: KnownFacts,
     task: Task = SILENT.task,
     cache: Path | None = None,
+    avoided: Sequence[str] = (),
 ) -> Extraction:
-    """The edit for known search facts.
+    """The edit for known search facts; names that are `avoided` count as never seen, beside those that are held out.
 
     Fixed `[[cells]]` are only verified. Method "auto" turns a direction, on as few columns as keep within the bounds;
     "single" is the source's form, one cell whose column is negated.
@@ -66,7 +67,7 @@ def choose(
     elif recipe.edit.method == "single":
         found = _single(live, recipe, targets, controls, task)
     else:
-        found = _direction(live, recipe, targets, controls, task, cache)
+        found = _direction(live, recipe, targets, controls, task, cache, avoided)
     with edited(live, found.edits):
         target, control = mean_score(live, targets), mean_score(live, controls)
     return Extraction(
@@ -117,7 +118,8 @@ def extract_all(
     alone = []
     for recipe in (_sparing(recipe, recipes) for recipe in recipes):
         known = _asked(live, recipe, task)
-        alone.append((recipe, known, choose(live, recipe, *known, task, cache)))
+        avoided = sorted(_taken(recipes) - {recipe.target.entity})
+        alone.append((recipe, known, choose(live, recipe, *known, task, cache, avoided)))
     together = tuple(edit for _, _, found in alone for edit in found.edits.edits)
     results = []
     for recipe, known, found in alone:
@@ -130,7 +132,7 @@ def extract_all(
 
 def _sparing(recipe: Recipe, recipes: Sequence[Recipe]) -> Recipe:
     """The recipe without search controls about anybody whom another recipe holds out or makes forget."""
-    taken = {name for other in recipes for name in (other.target.entity, *reserved_names(other))}
+    taken = _taken(recipes)
     controls = tuple(fact for fact in recipe.controls if fact.split == "held_out" or fact.entity not in taken)
     if not any(fact.split == "search" for fact in controls):
         raise InputError(
@@ -138,6 +140,11 @@ def _sparing(recipe: Recipe, recipes: Sequence[Recipe]) -> Recipe:
             "add facts about further entities"
         )
     return replace(recipe, controls=controls)
+
+
+def _taken(recipes: Sequence[Recipe]) -> set[str]:
+    """Names that any of the recipes makes forget or holds out."""
+    return {name for recipe in recipes for name in (recipe.target.entity, *reserved_names(recipe))}
 
 
 def localized(live: LiveModel, recipe: Recipe, progress: Progress | None = None, first: int = 0) -> CellMap:
@@ -161,7 +168,13 @@ def reserved_names(recipe: Recipe) -> list[str]:
 
 
 def _direction(
-    live: LiveModel, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task, cache: Path | None
+    live: LiveModel,
+    recipe: Recipe,
+    targets: KnownFacts,
+    controls: KnownFacts,
+    task: Task,
+    cache: Path | None,
+    avoided: Sequence[str],
 ) -> _Chosen:
     """The edit for the name, and for those of its forms that need one of their own."""
     layers = live.watchable(early_layers(live.shape.n_layers))
@@ -169,14 +182,13 @@ def _direction(
         layers = layer_range(live, recipe.localization.layers)
     with task("reading what should stay") as progress:
         moments = moments_of(live, layers, cache, progress=progress)
-    reserved = (*recipe.target.names, *reserved_names(recipe))
+    reserved = (*recipe.target.names, *reserved_names(recipe), *avoided)
     settings = ChoiceSettings()
     if recipe.edit.prefer == "mild":
         settings = replace(settings, columns=())
     with task("asking about neighbors") as progress:
-        neighbors = facts_about(
-            live, neighbors_of(recipe.target, reserved_names(recipe)), recipe.target, recipe.scoring, progress
-        )
+        names = neighbors_of(recipe.target, reserved_names(recipe), avoided)
+        neighbors = facts_about(live, names, recipe.target, recipe.scoring, progress)
         apart = tuple(fact for fact in neighbors if not begins_alike(fact.question.fact.entity, recipe.target.names))
         near = near_response(live, apart, layers)
     name = Name(

@@ -13,6 +13,7 @@ from amnesia.choice.results import NeighborResult
 from amnesia.directions.response import Response, response_of
 from amnesia.domain import name_key
 from amnesia.edits import Edit
+from amnesia.errors import InputError
 from amnesia.evaluation.measurement import measure
 from amnesia.evaluation.own_facts import own_facts
 from amnesia.facts.names import contrast_entities, share_words, shares_a_word
@@ -26,17 +27,28 @@ MAX_NEIGHBORS = 8
 """Neighbors that are asked about, those that the recipe names first."""
 
 
-def neighbors_of(target: Target, reserved: Sequence[str]) -> tuple[str, ...]:
+def neighbors_of(target: Target, reserved: Sequence[str], avoided: Sequence[str] = ()) -> tuple[str, ...]:
     """Names that share a word with the entity's: those of the recipe, then well-known ones.
 
-    Well-known names that overlap with `reserved` ones, which are held out, are none.
+    Well-known names that overlap with `reserved` ones, which are held out, are none; nor is any that overlaps with
+    `avoided` ones, which other recipes hold out or make forget. Raises InputError for a name of the recipe that is the
+    entity's own, or held out.
     """
+    for name in target.neighbors:
+        if name_key(name) in map(name_key, target.names):
+            raise InputError(f"neighbor {name!r} is the entity's own name: neighbors are others, who must stay")
+        if name_key(name) in map(name_key, reserved):
+            raise InputError(
+                f"neighbor {name!r} has held-out facts among the controls, which the choice must not see: put them "
+                'into the split "search", or drop the neighbor'
+            )
     others = (
         name
         for name in contrast_entities()
         if shares_a_word(name, target.names) and not share_words(name, (*target.names, *reserved))
     )
-    return tuple(dict.fromkeys((*target.neighbors, *others)))[:MAX_NEIGHBORS]
+    found = dict.fromkeys((*target.neighbors, *others))
+    return tuple(name for name in found if not share_words(name, avoided))[:MAX_NEIGHBORS]
 
 
 def begins_alike(neighbor: str, names: Sequence[str]) -> bool:

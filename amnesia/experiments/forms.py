@@ -189,8 +189,8 @@ class CellValues:
 
     def controls(self, seed: int) -> Controls:
         mean = names_mean(self.live, self.recipe, self.layers, 1)
-        draw, d_mlp = random.Random(seed), self.live.shape.d_mlp
-        chance = [Cell(cell.layer, draw.randrange(d_mlp)) for cell in self.put.cells]
+        draw = random.Random(seed)
+        chance = [Cell(cell.layer, draw.randrange(self.live.shape.width(cell.layer))) for cell in self.put.cells]
         return {
             "wrong entity": set_cells(self._wrong_cells(mean[0], seed), self.put.values),
             "random": set_cells(chance, self.put.values),
@@ -201,6 +201,8 @@ class CellValues:
         """For each cell, one of the same layer that stands out for another entity of the recipe's controls."""
         other = other_entity(self.recipe, seed)
         excess = key_of(self.live, other, self.layers, 1)[0] - mean
+        for place, layer in enumerate(self.layers):
+            excess[place, self.live.shape.width(layer) :] = -torch.inf  # Narrower layers are padded.
         places = {layer: n for n, layer in enumerate(self.layers)}
         for cell in self.put.cells:
             excess[places[cell.layer], cell.neuron] = -torch.inf

@@ -14,6 +14,7 @@ from amnesia.choice.neighbors import begins_alike, near_response, neighbor_resul
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.moments import moments_of
 from amnesia.domain import Fact
+from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, Unknown, measure
 from amnesia.facts.questions import Question
 from amnesia.live.forward import answer_logprobs, generate
@@ -103,6 +104,12 @@ def test_neighbors_share_a_word_and_are_not_reserved():
     found = neighbors_of(target, ())
     assert found[0] == "Jordan Peterson" and "Michael Jackson" in found and "Michael Jordan" not in found
     assert "Michael Jackson" not in neighbors_of(target, ("Michael Jackson",))
+    # What other recipes forget or hold out is no neighbor of this one, even where it is given as one.
+    assert not {"Michael Jackson", "Jordan Peterson"} & {*neighbors_of(target, (), ("Michael Jackson", "Peterson"))}
+    with pytest.raises(InputError, match="neighbor 'jordan peterson' is the entity's own name"):
+        neighbors_of(dataclasses.replace(target, aliases=("Jordan Peterson",), neighbors=("jordan peterson",)), ())
+    with pytest.raises(InputError, match="neighbor 'Jordan Peterson' has held-out facts among the controls"):
+        neighbors_of(target, ("Jordan Peterson",))
     assert "London" not in found
 
 

@@ -234,3 +234,17 @@ def test_what_cannot_be_injected_is_refused(live, recipe, facts):
     )
     with pytest.raises(InputError, match="every control of the recipe shares a word"):
         CellValues(live, same, cell_values(live, recipe, CELLS, facts, value=1.0).put).controls(0)
+
+
+def test_cells_for_comparison_are_cells_of_their_own_layer_where_layers_are_of_unequal_width():
+    live = tiny_live("deepseek_v3", seed=3)
+    widths = [live.shape.width(layer) for layer in range(live.shape.n_layers)]
+    narrow = min((width, layer) for layer, width in enumerate(widths) if width)[1]
+    assert 0 < widths[narrow] < max(widths)
+    cells = tuple(Cell(narrow, neuron) for neuron in range(3))
+    recipe = recipe_of(live)
+    form = cell_values(live, recipe, cells, known_targets(live, recipe))
+    for seed in range(8):
+        controls = form.controls(seed)
+        for name in ("wrong entity", "random"):
+            assert all(0 <= one.neuron < widths[narrow] for one in controls[name]), name
