@@ -11,6 +11,7 @@ from typing import Any
 from amnesia.choice.extraction import choose
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
+from amnesia.choice.settings import ChoiceSettings
 from amnesia.domain import DEFAULT_LOADING, Format, Loading, ModelRef
 from amnesia.edits import EntityEdits
 from amnesia.evaluation.comparison import Evaluation
@@ -130,11 +131,22 @@ def _choose(live: LiveModel, recipe: Recipe, tracker: Tracker, force: bool) -> _
         before = examine(live, questions_of(recipe), recipe.scoring, progress)
     targets, controls = select_known(before.facts)
     extraction = choose(live, recipe, targets, controls, tracker.task, cache_folder())
+    if line := neighbors_notice(extraction):
+        tracker.notice(line)
     if extraction.verdict == "none" or (extraction.verdict == "weak" and not force):
         return _Chosen(before, extraction, None)
     with tracker.task("weaker and stronger edits") as progress:
         swept = sweep_strength(live, before.facts, extraction.edits.edits, progress=progress)
     return _Chosen(before, extraction, swept)
+
+
+def neighbors_notice(extraction: Extraction) -> str | None:
+    """Which neighbors of the name an edit takes along, with their scores; None where it keeps all of them."""
+    lost = sorted(
+        (row for row in extraction.neighbors if row.score < ChoiceSettings.min_neighbor), key=lambda row: row.score
+    )
+    shown = ", ".join(f"{row.name} {row.score:.2f}" for row in lost)
+    return f"what the model says of neighbors is lost in part (1 is untouched): {shown}" if lost else None
 
 
 def _save(

@@ -22,6 +22,7 @@ from amnesia.evaluation.results import Aggregate, AnswerSummary, Damage, Estimat
 from amnesia.files.strict_json import json_bytes
 from amnesia.localization.results import CellScore, EntityCells, Localization
 from amnesia.outputs.write import edits_from_file
+from amnesia.pipeline import neighbors_notice
 from amnesia.report.document import extraction_json, localization_json, report_json, scores_summary, tasks_of
 from amnesia.report.tables import evaluation_table, extraction_text, localization_table, run_text, tasks_table
 from support.reports import SCHEMA, check_report_json, prompt
@@ -245,3 +246,10 @@ def test_the_verdict_of_a_run():
     assert run_text(EXTRACTION, {"safetensors": EVALUATION, "adapter": other}, True).count("as saved)") == 2
     assert "not accepted" in run_text(EXTRACTION, {"adapter": EVALUATION}, False).splitlines()[-1]
     assert run_text(NOTHING, {}, False).endswith("so nothing was written")
+
+
+def test_neighbors_that_go_along_are_named_before_anything_is_written():
+    assert neighbors_notice(DIRECTED) == (
+        "what the model says of neighbors is lost in part (1 is untouched): Bank of Japan 0.25"
+    )
+    assert neighbors_notice(dataclasses.replace(DIRECTED, neighbors=DIRECTED.neighbors[:1])) is None
