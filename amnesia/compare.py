@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import DEFAULT_LOADING, Cell, Loading
+from amnesia.domain import DEFAULT_LOADING, Cell, Loading, ModelRef
 from amnesia.edits import ColumnEdit, DirectionEdit, Edit, EntityEdits, join_cells, join_directions
 from amnesia.errors import InputError
 from amnesia.evaluation import lm_eval
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.examination import conclude, examine, examine_after
 from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.evaluation.results import Finding
 from amnesia.evaluation.strength import sweep_strength
 from amnesia.facts.questions import FactSet
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_output, staged_output
@@ -28,6 +29,7 @@ from amnesia.progress import Tracker
 from amnesia.report import document as report
 from amnesia.report.content import Tasks
 from amnesia.report.page import report_html
+from amnesia.servers.server import Server, connect
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
 from amnesia.stress.conclusion import conclude as conclude_stress
@@ -112,6 +114,43 @@ def assess(
         further=() if endured is None else stress_findings(endured, facts.entity),
     )
     return Assessment(evaluation, document, endured, task_scores)
+
+
+def assess_servers(original: str, edited: str | None, facts: FactSet, tracker: Tracker) -> Assessment:
+    """The same of models that servers have, by their addresses; nothing is kept for a second call.
+
+    Raises InputError when both addresses name one model, and what `servers.server.connect` raises.
+    """
+    first = connect(original)
+    second = None if edited is None else connect(edited)
+    if second is not None and second.engine == first.engine:
+        raise InputError(f"both addresses name {first.name} at {first.url}: give two models")
+    trusted = [_trusted(server) for server in (first, second) if server is not None]
+    for finding in trusted:
+        tracker.notice(finding.text)
+    with tracker.task("asking the original model") as progress:
+        before = examine(first, facts.questions, facts.scoring, progress)
+    after = None
+    if second is not None:
+        with tracker.task("asking the edited model") as progress:
+            after = examine_after(second, before, progress)
+    evaluation = conclude(before, after)
+    document = report.report_json(
+        evaluation,
+        facts.entity,
+        ModelRef(first.name),
+        None if second is None else second.name,
+        further=trusted,
+    )
+    return Assessment(evaluation, document)
+
+
+def _trusted(server: Server) -> Finding:
+    return Finding(
+        "info",
+        f"{server.name} was asked through the server at {server.url}, whose log-probabilities passed the checks: two "
+        f"answers to the same question differed by {server.spread:.4f} nats at most.",
+    )
 
 
 def _check_wanted(edited: str | None, stress: StressSettings | None, sweep: bool, tasks: Sequence[str]) -> None:

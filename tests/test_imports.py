@@ -20,7 +20,7 @@ FLOORS = (
     "architectures edits files",
     "recipe weights",
     "facts sources",
-    "live outputs",
+    "live outputs servers",
     "evaluation localization directions",
     "choice experiments mining stress",
     "api report",
@@ -34,7 +34,19 @@ MODULES = {
     for path in sorted((ROOT / "amnesia").rglob("*.py"))
     if path.name != "__init__.py"
 }
-NO_TORCH = ("domain", "edits", "recipe", "files", "weights", "facts", "outputs", "hub", "cli", "amnesia.report.page")
+NO_TORCH = (
+    "domain",
+    "edits",
+    "recipe",
+    "files",
+    "weights",
+    "facts",
+    "outputs",
+    "servers",
+    "hub",
+    "cli",
+    "amnesia.report.page",
+)
 MAX_LINES = 400
 MAX_BODY = 60  # Lines of a function without its signature and docstring.
 

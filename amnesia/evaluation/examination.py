@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from amnesia.domain import Answer
 from amnesia.evaluation.comparison import Evaluation, compare
 from amnesia.evaluation.damage import Impression, damage, impression, impression_after
-from amnesia.evaluation.measurement import KnownFact, known_facts, measure, write, written
+from amnesia.evaluation.measurement import Asked, KnownFact, known_facts, measure, write, written
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.facts.questions import Question
-from amnesia.live.model import LiveModel
 from amnesia.progress import Progress
 from amnesia.recipe import Scoring
 
@@ -33,7 +32,7 @@ class Reexamination:
 
 
 def examine(
-    live: LiveModel,
+    live: Asked,
     questions: Sequence[Question],
     scoring: Scoring,
     progress: Progress | None = None,
@@ -55,7 +54,7 @@ def examine(
 
 
 def examine_after(
-    live: LiveModel, original: Examination, progress: Progress | None = None, cache: MeasurementCache | None = None
+    live: Asked, original: Examination, progress: Progress | None = None, cache: MeasurementCache | None = None
 ) -> Reexamination:
     """Ask the edited model the same."""
     found = measure(live, [fact.pair for fact in original.facts], progress, cache)

@@ -146,7 +146,10 @@ def _damage(evaluation: Evaluation) -> Iterator[Finding]:
             f"What is written about others changes: {harm.kl_controls.mean:.2f} nats per token away from the original.",
         )
     if harm.texts and all(row.kl is None for row in harm.texts):
-        yield Finding("info", "The two models have different tokens, so the divergence between them is not defined.")
+        yield Finding(
+            "info",
+            "There is no divergence between the two models: they have different tokens, or answer through a server.",
+        )
     if not bad:
         yield Finding(
             "good", f"No damage seen: facts about others are kept, perplexity of neutral text {ratio - 1:+.1%}."
