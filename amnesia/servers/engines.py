@@ -102,9 +102,8 @@ class EchoEngine:
     def _choice(self, body: dict[str, Any]) -> dict[str, Any]:
         check = self.client.reply(_NO_ECHO)
         found = check.mapping(self.client.post("/v1/completions", {"model": self.model, **body}), "the reply")
-        (choice,) = check.list(found.get("choices"), "choices") or [None]
-        row = check.mapping(choice, "choices[0]")
-        usage = found.get("usage") or {}
+        row = check.mapping(next(iter(check.list(found.get("choices"), "choices")), None), "choices[0]")
+        usage = check.mapping(found.get("usage"), "usage")
         return {"text": row.get("text"), "logprobs": row.get("logprobs"), "n_tokens": usage.get("prompt_tokens")}
 
     def _step(self, logprob: object, top: object) -> Step:
@@ -192,13 +191,13 @@ def check_trust(engine: Engine, url: str) -> float:
     spread = max(
         abs(one.logprob - other.logprob)
         for rows, others in zip(first, second, strict=True)
-        for one, other in zip(rows, others, strict=True)
+        for one, other in zip(rows, others, strict=False)
     )
 
     def bad(problem: str) -> SourceError:
         return SourceError(f"log-probabilities of the server at {url} cannot be used: {problem}; serve it otherwise")
 
-    if max(step.logprob for step in steps) > _ROUNDING:
+    if max(value for step in steps for value in (step.logprob, *step.top)) > _ROUNDING:
         raise bad("one is above 0")
     if (total := max(sum(map(math.exp, sorted(step.top)[-TOP:])) for step in steps)) > 1 + _ROUNDING:
         raise bad(f"the {TOP} likeliest tokens have a probability of {total:.2f} together, expected 1 at most")

@@ -188,6 +188,9 @@ def shifting():
         (each(lambda own: own / 9), "likeliest tokens have a probability of .* together, expected 1 at most"),
         (each(lambda own: 0.0 if own < -9 else -1e-6), "likeliest tokens have a probability of"),
         (each(lambda own: "high"), "has 'high' as logprobs"),
+        (each(lambda own: 1e300), "cannot be used: one is above 0"),
+        (lambda body, reply: {**reply, "choices": []}, r"has None as choices\[0\], expected an object"),
+        (lambda body, reply: {**reply, "usage": [1]}, "has 'list' as usage, expected an object"),
         (shifting(), "asked twice, they differ by .* nats, expected 0.5 at most"),
     ],
 )
