@@ -7,6 +7,7 @@ original model, the effect of the edit in transformers, and the error, by which 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -50,21 +51,21 @@ class Runtime:
 
 
 RUNTIMES = (
-    Runtime("llamacpp", ("xllamacpp==2026.10.11549",), "gguf", 0.2, 0.3),
-    Runtime("mistralrs", ("mistralrs==0.9.5",), "gguf", 0.2, 0.3),
+    Runtime("llamacpp", ("xllamacpp==2026.10.11549",), "gguf", 0.2, 0.5),
+    Runtime("mistralrs", ("mistralrs==0.9.5",), "gguf", 0.2, 0.5),
     Runtime(
         "openvino",
         ("openvino-genai==2026.4.1.0", "openvino", "openvino-tokenizers", "openvino-telemetry"),
         "gguf",
         0.2,
-        0.3,
+        0.5,
         "the minimum of a block of Q4_1 becomes an integer zero point",
     ),
     Runtime("ctranslate2", ("ctranslate2==4.8.5",), "safetensors", 1e-3, 1e-3),
-    Runtime("mlx", ("mlx-cpu==0.32.4", "mlx-lm==0.32.2"), "safetensors", 1e-3, 1e-3),
+    Runtime("mlx", ("mlx==0.32.4", "mlx-cpu==0.32.4", "mlx-lm==0.32.2"), "safetensors", 1e-3, 1e-3),
     Runtime(
         "onnxruntime",
-        ("onnxruntime-genai==0.18.0", "onnxruntime", "onnx", "onnx-ir", "flatbuffers"),
+        ("onnxruntime-genai==0.18.0", "onnxruntime", "onnx", "onnx-ir", "flatbuffers", "protobuf"),
         "safetensors",
         1e-3,
         1e-3,
@@ -118,7 +119,8 @@ def in_transformers(live: LiveModel) -> np.ndarray:
 
 def environment(runtime: Runtime) -> Path:
     """The Python that has the program; what it needs beside its own wheels, it takes from the tests' environment."""
-    folder = cache_folder() / "runtimes" / "-".join((runtime.name, *runtime.requirements[:1]))
+    wanted = hashlib.sha256(" ".join(runtime.requirements).encode()).hexdigest()[:8]
+    folder = cache_folder() / "runtimes" / f"{runtime.name}-{wanted}"
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         for command in (

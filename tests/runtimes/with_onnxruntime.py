@@ -1,15 +1,16 @@
 """Built by the builder of onnxruntime-genai, from a model folder."""
 
+import subprocess
 import sys
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnxruntime_genai as og
-from onnxruntime_genai.models.builder import create_model
 from programs import ids_of, save
 
 with TemporaryDirectory() as folder, TemporaryDirectory() as cache:
-    create_model(None, sys.argv[1], folder, "fp32", "cpu", cache)
+    options = ("-i", sys.argv[1], "-o", folder, "-c", cache, "-p", "fp32", "-e", "cpu")
+    subprocess.run([sys.executable, "-m", "onnxruntime_genai.models.builder", *options], check=True)
     model = og.Model(folder)
     rows = []
     for ids in ids_of(sys.argv[2]):
