@@ -125,9 +125,11 @@ def assess_servers(original: str, edited: str | None, facts: FactSet, tracker: T
     second = None if edited is None else connect(edited)
     if second is not None and second.engine == first.engine:
         raise InputError(f"both addresses name {first.name} at {first.url}: give two models")
-    trusted = [_trusted(server) for server in (first, second) if server is not None]
-    for finding in trusted:
-        tracker.notice(finding.text)
+    servers = [server for server in (first, second) if server is not None]
+    for server in servers:
+        tracker.notice(
+            f"{server.name} at {server.url}: answers to the same question differ by {server.spread:.4f} nats"
+        )
     with tracker.task("asking the original model") as progress:
         before = examine(first, facts.questions, facts.scoring, progress)
     after = None
@@ -140,7 +142,7 @@ def assess_servers(original: str, edited: str | None, facts: FactSet, tracker: T
         facts.entity,
         ModelRef(first.name),
         None if second is None else second.name,
-        further=trusted,
+        further=list(dict.fromkeys(map(_trusted, servers))),
     )
     return Assessment(evaluation, document)
 
@@ -148,8 +150,8 @@ def assess_servers(original: str, edited: str | None, facts: FactSet, tracker: T
 def _trusted(server: Server) -> Finding:
     return Finding(
         "info",
-        f"{server.name} was asked through the server at {server.url}, whose log-probabilities passed the checks: two "
-        f"answers to the same question differed by {server.spread:.4f} nats at most.",
+        f"{server.name} was asked through a server, whose log-probabilities passed the checks: two answers to the same "
+        f"question differed by {server.spread:.4f} nats at most.",
     )
 
 

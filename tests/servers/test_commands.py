@@ -41,7 +41,8 @@ def test_two_servers_are_evaluated_as_the_two_models(run, servers, tmp_path):
     addresses = ("--server", base, "--server-edited", edited)
     result = succeed("evaluate", *addresses, "--recipe", run / "japan.toml", "-o", tmp_path / "report", "--json")
     found = json.loads(result.stdout)
-    assert "m.gguf was asked through the server at" in result.stderr
+    assert f"m.gguf at {base}: answers to the same question differ by 0.0" in result.stderr
+    assert base not in result.stdout
     plain = json.loads(done("evaluate", run / "m", run / "out", "--recipe", run / "japan.toml", "--json"))
     check_report_json(found)
     assert json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8")) == found
