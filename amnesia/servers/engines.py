@@ -144,7 +144,7 @@ class LlamaCppEngine:
     def _forced(self, prompt: list[int], n: int, n_probs: int, how: dict[str, Any]) -> list[Any]:
         """What is said of the `n` tokens that the model is made to write after a prompt."""
         body = {"prompt": prompt, "n_predict": n, "n_probs": n_probs, "response_fields": ["completion_probabilities"]}
-        check = self.client.reply("expected log-probabilities of each token; bring llama.cpp up to date")
+        check = self.client.reply("start llama.cpp with more context (-c) for each of its slots, or a newer version")
         rows = check.list(self._complete({**body, **how}).get("completion_probabilities"), "completion_probabilities")
         if len(rows) != n:
             raise check.fail(f"has log-probabilities of {len(rows)} tokens, and {n} were to be written")

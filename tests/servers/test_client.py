@@ -100,7 +100,7 @@ def test_a_reply_without_end_is_not_read(monkeypatch):
     ("reply", "message"),
     [
         ((200, b"<html>"), "is not valid JSON .*expected an OpenAI-compatible server"),
-        ((200, [1]), "has 'list' as the reply, expected an object"),
+        ((200, [1]), "has list as the reply, expected an object"),
         ((200, {"data": [{"name": "x"}]}), "has None as data.id, expected a non-empty string"),
         ((200, {"data": []}), r"has 0 models \(none\): give URL#MODEL"),
         ((404, {"detail": "Not Found"}), r"refuses /v1/models \(HTTP 404: .*Not Found"),
@@ -190,7 +190,7 @@ def shifting():
         (each(lambda own: "high"), "has 'high' as logprobs"),
         (each(lambda own: 1e300), "cannot be used: one is above 0"),
         (lambda body, reply: {**reply, "choices": []}, r"has None as choices\[0\], expected an object"),
-        (lambda body, reply: {**reply, "usage": [1]}, "has 'list' as usage, expected an object"),
+        (lambda body, reply: {**reply, "usage": [1]}, "has list as usage, expected an object"),
         (shifting(), "asked twice, they differ by .* nats, expected 0.5 at most"),
     ],
 )

@@ -8,9 +8,11 @@ from amnesia.live.loading import load
 from support.commands import done, refused, succeed
 from support.llamacpp import llamacpp_server
 from support.reports import check_report_json
+from support.smollm2 import brief_texts
+from support.tiny import tiny_model
 from support.tiny_gguf import llama_gguf
 from support.tiny_recipe import recipe_text
-from support.tiny_text import save_tiny_live
+from support.tiny_text import VOCAB_SIZE, tiny_tokenizer
 
 STRONG = "cells = [{ layer = 1, neuron = 11, multiplier = -9.0 }, { layer = 0, neuron = 3, multiplier = -9.0 }]"
 
@@ -19,7 +21,9 @@ STRONG = "cells = [{ layer = 1, neuron = 11, multiplier = -9.0 }, { layer = 0, n
 def run(tmp_path_factory):
     """A model, its recipe, and the edited model in the folder `out`."""
     home = tmp_path_factory.mktemp("served")
-    model = save_tiny_live(home / "m")
+    model = home / "m"
+    tiny_model("llama", vocab_size=VOCAB_SIZE, max_position_embeddings=512).save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
     (home / "japan.toml").write_text(recipe_text(load(model, "m"), model, edit=STRONG), encoding="utf-8")
     done("run", home / "japan.toml", "-o", home / "out")
     return home
@@ -39,11 +43,12 @@ def servers(run):
 def test_two_servers_are_evaluated_as_the_two_models(run, servers, tmp_path):
     base, edited = servers
     addresses = ("--server", base, "--server-edited", edited)
-    result = succeed("evaluate", *addresses, "--recipe", run / "japan.toml", "-o", tmp_path / "report", "--json")
+    with brief_texts():
+        result = succeed("evaluate", *addresses, "--recipe", run / "japan.toml", "-o", tmp_path / "report", "--json")
+        plain = json.loads(done("evaluate", run / "m", run / "out", "--recipe", run / "japan.toml", "--json"))
     found = json.loads(result.stdout)
     assert f"m.gguf at {base}: answers to the same question differ by 0.0" in result.stderr
     assert base not in result.stdout
-    plain = json.loads(done("evaluate", run / "m", run / "out", "--recipe", run / "japan.toml", "--json"))
     check_report_json(found)
     assert json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8")) == found
     assert (found["model"]["id"], found["edited"]) == ("m.gguf", "out.gguf")
@@ -61,7 +66,8 @@ def test_two_servers_are_evaluated_as_the_two_models(run, servers, tmp_path):
 
 
 def test_one_server_alone(run, servers):
-    shown = done("evaluate", "--server", servers[0], "--recipe", run / "japan.toml")
+    with brief_texts():
+        shown = done("evaluate", "--server", servers[0], "--recipe", run / "japan.toml")
     assert "target, search wordings" in shown
     assert "divergence" not in shown
 

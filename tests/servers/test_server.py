@@ -76,6 +76,15 @@ def test_a_text_without_tokens_of_its_own_is_refused(asked):
         server.answer_logprobs([("the capital", "the capital")])
 
 
+def test_a_text_that_is_longer_than_the_context_is_refused(tmp_path):
+    live = tiny_live()
+    path = llama_gguf(tmp_path / "tiny.gguf", live.model, tokenizer=live.tokenizer)
+    with llamacpp_server(path) as address:
+        server = connect(address)
+        with pytest.raises(SourceError, match="start llama.cpp with more context|exceeds the available context"):
+            server.text_logprobs(["The story of a river. " * 40])
+
+
 def test_one_of_several_models_is_named_behind_the_address():
     live = tiny_live()
     with serving(openai_server(live, "base", "org/forgets")) as server:
