@@ -119,7 +119,7 @@ def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
 @click.option("--recipe", type=click.Path(path_type=Path), help="Facts for --behaviour. Default: those of OUTPUT.")
 @as_json
 def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None, json_output: bool) -> None:
-    """Prove from the bytes that exactly the declared columns of OUTPUT changed, and nothing else.
+    """Prove from the bytes that only the declared columns changed. All else in OUTPUT must be its base's.
 
     With --behaviour the models are loaded instead, and OUTPUT may be any model or adapter folder that should have the
     edit, for example one that was merged elsewhere: its answers about the targets must not be those of the base.
@@ -163,7 +163,7 @@ def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None,
 @click.option("--every-step", is_flag=True, help="Take back all edits that were made on top of each other.")
 @force_option
 def undo(edited: Path, output: Path | None, in_place: bool, every_step: bool, force: bool) -> None:
-    """Restore the original bytes of the model in the folder EDITED, from its manifest."""
+    """Restore the original bytes of an edited model. The manifest in the folder EDITED says how."""
     from amnesia.outputs import commands
 
     if in_place == (output is not None) or (in_place and (every_step or force)):
