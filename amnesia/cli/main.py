@@ -29,6 +29,9 @@ GROUPS = {
         "edit": "amnesia.cli.edit",
         "undo": "amnesia.cli.edit",
     },
+    "Try": {
+        "chat": "amnesia.cli.chat",
+    },
     "Prove": {
         "evaluate": "amnesia.cli.evaluate",
         "verify": "amnesia.cli.edit",

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from amnesia.progress import Progress
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 _MAX_LINES = 2**26
+_WIDE = 72  # Columns of a terminal in which two texts are read side by side; set by hand.
 
 
 class Terminal:
@@ -221,9 +222,50 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def print_json(document: Any) -> None:
+def print_json(document: Any, *, in_line: bool = False) -> None:
     """Print JSON in ASCII: in any encoding it is the same, and no character in it steers a terminal."""
-    click.echo(json.dumps(document, indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
+    indent = None if in_line else 2
+    click.echo(json.dumps(document, indent=indent, allow_nan=False).replace("\x7f", "\\u007f"))
+
+
+@contextlib.contextmanager
+def growing(titles: Sequence[str]) -> Generator[Callable[[Sequence[str]], None]]:
+    """Show texts with their titles while they grow: side by side, or below each other where there is little room.
+
+    Where standard output is no terminal, they are printed when they are done. The block gets what shows them.
+    """
+    texts = [""] * len(titles)
+
+    def show(grown: Sequence[str]) -> None:
+        texts[:] = (for_terminal(text.rstrip("\ufffd").strip(), lines=True) for text in grown)
+
+    if not sys.stdout.isatty():
+        try:
+            yield show
+        finally:
+            for title, text in zip(titles, texts, strict=True):
+                click.echo(f"{for_terminal(title)}: {text}")
+        return
+    from rich.console import Console, Group, RenderableType
+    from rich.live import Live
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    heads = [Text(for_terminal(title), "bold") for title in titles]
+
+    def drawn() -> RenderableType:
+        bodies = [Text(text) for text in texts]
+        if console.width < _WIDE:
+            return Group(*(part for pair in zip(heads, bodies, strict=True) for part in pair))
+        table = Table(
+            *(Column(head, ratio=1, overflow="fold") for head in heads), box=None, expand=True, padding=(0, 2, 0, 0)
+        )
+        table.add_row(*bodies)
+        return table
+
+    with Live(get_renderable=drawn, console=console, refresh_per_second=12):
+        yield show
 
 
 def write_file(path: Path, content: bytes) -> None:
