@@ -25,6 +25,7 @@ GROUPS = {
         "run": _HERE,
         "demo": _HERE,
         "mine": _HERE,
+        "init": "amnesia.cli.init",
         "extract": _HERE,
         "edit": "amnesia.cli.edit",
         "undo": "amnesia.cli.edit",
