@@ -36,6 +36,7 @@ GROUPS = {
     "Prove": {
         "evaluate": "amnesia.cli.evaluate",
         "verify": "amnesia.cli.edit",
+        "diff": "amnesia.cli.diff",
         "replay": "amnesia.cli.publish",
     },
     "Publish": {
