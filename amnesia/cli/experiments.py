@@ -327,6 +327,7 @@ def atlas(
             raise InputError(f"{output / strange[0]} is of no atlas that was begun there: choose another folder")
     from amnesia.experiments import atlas as experiment
     from amnesia.experiments.atlas import Shards
+    from amnesia.experiments.atlas_file import read
 
     terminal = Terminal()
     shards = Shards()
@@ -344,7 +345,7 @@ def atlas(
         with terminal.task(f"localizing {len(pending)} of {len(names)} entities in {live.name}") as progress:
             experiment.fill(live, output / file, settings, pending, shards.index, shards.count, progress)
         shards.wait()
-        found.append((*experiment.read(output / file), live.shape.n_layers))
+        found.append((*read(output / file), live.shape.n_layers))
         del live
     if not shards.first:
         return
