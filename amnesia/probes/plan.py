@@ -17,7 +17,7 @@ from amnesia.facts.answers import matches, same_answer
 from amnesia.facts.forms import ASKED
 from amnesia.live.tokens import Chat
 from amnesia.probes.settings import ProbeSettings
-from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackTarget, attacks
+from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackPrompt, AttackTarget, attacks
 from amnesia.stress.settings import StressSettings
 from amnesia.stress.trial import taking_turns
 
@@ -137,9 +137,13 @@ def _of_nobody(fact: Fact, place: int) -> Fact:
 
 
 def _attacking(subject: str, tried: Sequence[Attack]) -> Iterator[Asked]:
-    """The questions of attacks, and of those on the target the same about an invented name."""
+    """A question of each attack for each fact, by turns in its forms; of the target's, the same about invented names."""
     for attack in tried:
-        for place, prompt in enumerate(attack.prompts):
+        by_fact: dict[Fact, list[AttackPrompt]] = defaultdict(list)
+        for prompt in attack.prompts:
+            by_fact[prompt.fact].append(prompt)
+        for place, forms in enumerate(by_fact.values()):
+            prompt = forms[place % len(forms)]
             yield Asked(attack.name, subject, prompt.fact, prompt.text, prompt.answers)
             if subject == "entity":
                 text = prompt.never_known[place % len(prompt.never_known)]

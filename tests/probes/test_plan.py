@@ -47,6 +47,16 @@ def test_never_known_names_get_the_questions_about_the_target():
     assert {row.probe for row in plan.asked if row.subject == "never_known"} >= {"question", "role_play", "paraphrase"}
 
 
+def test_each_fact_gets_one_form_of_each_attack_in_turn():
+    plan = planned()
+    for subject in ("entity", "never_known"):
+        asked = [row for row in plan.asked if (row.probe, row.subject) == ("paraphrase", subject)]
+        assert [row.fact for row in asked] == list(TARGETS)
+    first, second = (row.text for row in plan.asked if (row.probe, row.subject) == ("paraphrase", "entity"))
+    assert first == "As everybody knows, the capital of Japan is"
+    assert second == "Quiz night, ten points for the answer. On which continent is Japan?\nYour answer: It is in"
+
+
 def test_sentences_and_questions_are_told_apart():
     plan = planned()
     assert [row.text for row in plan.asked if (row.probe, row.subject) == ("question", "entity")] == [
