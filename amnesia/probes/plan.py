@@ -137,7 +137,7 @@ def _of_nobody(fact: Fact, place: int) -> Fact:
 
 
 def _attacking(subject: str, tried: Sequence[Attack]) -> Iterator[Asked]:
-    """A question of each attack for each fact, by turns in its forms; of the target's, the same about invented names."""
+    """A question of each attack for each fact, by turns in its forms; on the target, the same about invented names."""
     for attack in tried:
         by_fact: dict[Fact, list[AttackPrompt]] = defaultdict(list)
         for prompt in attack.prompts:
