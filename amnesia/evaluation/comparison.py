@@ -13,13 +13,11 @@ from statistics import median
 from amnesia.domain import NEIGHBORHOODS, ROLES, SPLITS, Answer, Role, Split
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, check_known
-from amnesia.evaluation.results import Aggregate, AnswerSummary, Damage, PromptScore
+from amnesia.evaluation.results import MESSAGES, Aggregate, AnswerSummary, Damage, PromptScore
 from amnesia.evaluation.scores import mean_interval
 from amnesia.recipe import Accept
 
 ALL = "all"
-MESSAGES = "form:message"
-"""The group of what is asked as messages to a chat model."""
 
 
 @dataclass(frozen=True)

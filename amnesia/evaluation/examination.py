@@ -51,6 +51,7 @@ def examine(
     It writes only where it knows the fact, because nothing else is scored. Answers are put into `cache`; texts, which
     take seconds, are read anew.
     """
+    choices = right_choices(live, progress, cache)
     asked = with_messages(questions, chat_format(live.tokenizer, notice))
     facts = known_facts(live, asked, scoring, progress, cache)
     texts = write(live, [fact.prompt for fact in facts if not fact.excluded], progress, cache)
@@ -59,21 +60,21 @@ def examine(
         for fact in facts
     )
     prompts = [question.fact.text() for question in questions if question.role == "control"]
-    return Examination(facts, impression(live, prompts, progress), right_choices(live, progress, cache))
+    return Examination(facts, impression(live, prompts, progress), choices)
 
 
 def examine_after(
     live: LiveModel, original: Examination, progress: Progress | None = None, cache: MeasurementCache | None = None
 ) -> Reexamination:
     """Ask the edited model the same."""
+    choices = right_choices(live, progress, cache)
     found = measure(live, [fact.pair for fact in original.facts], progress, cache)
     texts = write(live, [fact.prompt for fact in original.facts if not fact.excluded], progress, cache)
     answers = tuple(
         found[fact.pair] if fact.excluded else written(found[fact.pair], fact.question.fact, texts[fact.prompt])
         for fact in original.facts
     )
-    seen = impression_after(live, original.impression, progress)
-    return Reexamination(answers, seen, right_choices(live, progress, cache))
+    return Reexamination(answers, impression_after(live, original.impression, progress), choices)
 
 
 def conclude(before: Examination, after: Reexamination | None) -> Evaluation:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 
 from amnesia.domain import ROLES, SPLITS, Role
-from amnesia.evaluation.comparison import MESSAGES, Evaluation
+from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.labels import words
-from amnesia.evaluation.results import Finding, Level, PromptScore
+from amnesia.evaluation.results import MESSAGES, Finding, Level, PromptScore
 
 FORGOTTEN = 0.2
 """Mean knowledge score of the targets up to which they count as forgotten: the default bound of recipes."""

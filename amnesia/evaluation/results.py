@@ -8,6 +8,8 @@ from typing import Literal
 from amnesia.domain import Answer, Neighborhood, Role, Split
 
 Level = Literal["damage", "warning", "info", "good"]
+MESSAGES = "form:message"
+"""The group of what is asked as messages to a chat model."""
 
 
 @dataclass(frozen=True)

@@ -78,16 +78,15 @@ def _probes(plan: ProbePlan, models: Mapping[str, Probed]) -> Iterator[Probe]:
             f"Answers are drawn by their probability: the share of facts that {k} of them bring out.",
             {model: _leaked(plan, k, one) for model, one in models.items()},
         )
-    for place, name in enumerate(PLACES):
-        none = next((one.ranks for one in models.values() if isinstance(one.ranks, str)), "")
-        yield _probe(
-            f"lens_{name}",
-            f"The answer’s first token is among the {settings.top_rank} likeliest at some layer, read out at "
-            + ("the last token of the name." if name == "name" else "the token before the answer."),
-            {} if none else {model: _read_out(plan, place, one) for model, one in models.items()},
-            measure="answers read out",
-            none=none,
-        )
+    none = next((one.ranks for one in models.values() if isinstance(one.ranks, str)), "")
+    yield _probe(
+        "lens_answer",
+        f"The answer’s first token is among the {settings.top_rank} likeliest at some layer, read out at the token "
+        "before the answer.",
+        {} if none else {model: _read_out(plan, one) for model, one in models.items()},
+        measure="answers read out",
+        none=none,
+    )
     yield _probe(
         "free_text",
         "The model is told to write about the name, with the likeliest token taken every time.",
@@ -178,8 +177,9 @@ def _ranks(plan: ProbePlan, place: int, probed: Probed) -> Iterator[tuple[str, F
             yield from ((subject, fact, probed.ranks[fact][place]) for fact in facts)
 
 
-def _read_out(plan: ProbePlan, place: int, probed: Probed) -> Values:
-    top = plan.settings.top_rank
+def _read_out(plan: ProbePlan, probed: Probed) -> Values:
+    # At the name's last token the answers of the demo model are at no layer among its likeliest tokens.
+    top, place = plan.settings.top_rank, PLACES.index("answer")
     return {(subject, fact): float(min(ranks) < top) for subject, fact, ranks in _ranks(plan, place, probed)}
 
 

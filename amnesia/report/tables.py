@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from amnesia.choice.results import Answers, Extraction
 from amnesia.domain import Format
 from amnesia.edits import Edit, columns_of, directions_of
-from amnesia.evaluation.comparison import ALL, MESSAGES, Evaluation
+from amnesia.evaluation.comparison import ALL, Evaluation
 from amnesia.evaluation.findings import findings
 from amnesia.evaluation.labels import facts_label
+from amnesia.evaluation.results import MESSAGES
 from amnesia.localization.results import Localization
 from amnesia.report.content import Tasks
 from amnesia.report.numbers import flat, token_name

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from amnesia.domain import ROLES
 from amnesia.edits import ColumnEdit
-from amnesia.evaluation.comparison import MESSAGES
 from amnesia.evaluation.labels import facts_label, words
-from amnesia.evaluation.results import Aggregate, Estimate, PromptScore
+from amnesia.evaluation.results import MESSAGES, Aggregate, Estimate, PromptScore
 from amnesia.probes.findings import probe_name as probe_name
 from amnesia.probes.results import Probe, ProbeScore
 from amnesia.report.content import Direction, Report, ShownEdit

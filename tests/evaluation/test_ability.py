@@ -9,6 +9,7 @@ from amnesia.evaluation import ability
 from amnesia.evaluation.results import AbilityField, Estimate
 from amnesia.facts.ability import ChoiceQuestion, ability_questions
 from amnesia.live.model import edited
+from support.tiny import D_MLP, N_LAYERS
 from support.tiny_text import tiny_live
 
 FEW = tuple(ability_questions()[::45])
@@ -60,5 +61,5 @@ def test_the_same_model_twice_changes_nothing_and_one_model_alone_is_both():
     before = ability.right_choices(live)
     assert ability.ability(before, ability.right_choices(live)).change == Estimate(0.0, 0.0, 0.0)
     assert ability.ability(before, None) == ability.ability(before, before)
-    with edited(live, (ColumnEdit(Cell(0, 3), -90.0),)):
+    with edited(live, [ColumnEdit(Cell(layer, neuron), -9.0) for layer in range(N_LAYERS) for neuron in range(D_MLP)]):
         assert ability.right_choices(live) != before

@@ -218,7 +218,7 @@ def test_a_chat_model_is_asked_in_messages_without_thinking():
     whole = [sum((f.question.role, f.question.split) == kind for f in plain.facts) for kind in KINDS]
     assert counts == [(number + 1) // 2 for number in whole] and all(counts)
     assert messages[0].prompt == (
-        "<s>[user] Complete this sentence: The capital of Japan is ...\n[assistant]<think>\n\n</think>\nThe capital of Japan is"
+        "<s>[user] Complete this sentence: The capital of Japan is ...\n[assistant]<think>\n\n</think>The capital of Japan is"
     )
     evaluation = conclude(asked, examine_after(live, asked))
     assert [row.n + row.n_excluded for row in evaluation.aggregates if row.group == "form:message"] == counts

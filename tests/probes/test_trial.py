@@ -50,7 +50,7 @@ def test_a_model_without_an_edit_scores_as_before_on_every_probe(model, recipe):
     with edited(live, (ColumnEdit(Cell(0, 3), -40.0),)):
         assert probe(live, plan, "edited", SILENT.task) != before
     names = [row.probe for row in found.probes if not row.not_applicable]
-    assert {"cloze", "multiple_choice", "role_play", "leak@1", "leak@3", "lens_name", "lens_answer"} <= {*names}
+    assert {"cloze", "multiple_choice", "role_play", "leak@1", "leak@3", "lens_answer"} <= {*names}
     assert all(0.0 <= row.share.low <= row.share.high <= 1.0 for one in found.probes for row in one.rows)
 
 

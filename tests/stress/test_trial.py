@@ -179,9 +179,9 @@ def test_a_model_is_the_same_after_all_that(model, facts):
 
 def test_facts_take_turns_by_answer():
     live_facts = [Fact("Japan", f"{n} {{entity}}", answer) for n, answer in enumerate("AABABC")]
-    from amnesia.stress.trial import _taking_turns
+    from amnesia.stress.trial import taking_turns
 
-    chosen = _taking_turns(live_facts, lambda fact: fact.answer, 4)
+    chosen = taking_turns(live_facts, lambda fact: fact.answer, 4)
     assert [fact.prompt for fact in chosen] == ["0 {entity}", "2 {entity}", "5 {entity}", "1 {entity}"]
 
 

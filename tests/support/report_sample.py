@@ -304,7 +304,7 @@ def sample(n_controls=10):
             "n_controls": 8,
             "n_samples": 20,
             "never_known": ["Odrun Velk"],
-            "probes": [probe("multiple_choice", 0.25), probe("leak@5"), probe("lens_name", rows=[], not_applicable="why not")],
+            "probes": [probe("multiple_choice", 0.25), probe("leak@5"), probe("lens_answer", rows=[], not_applicable="why not")],
             "lens": [
                 {"place": "answer", "subject": "entity", "model": model, "n": 8, "ranks": [900.0, 12.5, last]}
                 for model, last in (("original", 0.0), ("edited", 340.5))
