@@ -120,7 +120,7 @@ def report_json(
         "aggregates": [_aggregate_json(row) for row in evaluation.aggregates],
         "damage": _damage_json(evaluation.damage),
         **{name: plain(row) for name, row in (sections or {}).items() if row is not None},
-        "n_excluded": sum(row.excluded is not None for row in evaluation.prompts),
+        "n_excluded": sum(row.excluded is not None and not row.is_message for row in evaluation.prompts),
         "prompts": [_with_kind(row) for row in evaluation.prompts],
     }
 

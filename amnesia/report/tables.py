@@ -106,7 +106,9 @@ def localization_table(result: Localization) -> str:
 
 def evaluation_table(evaluation: Evaluation, entity: str) -> str:
     """Some target facts with the answers generated before and after, all means, damage, findings."""
-    targets = [row for row in evaluation.prompts if row.role == "target" and row.knowledge_score is not None]
+    # Messages begin with what every message begins with, which is all that a line would show.
+    asked = [row for row in evaluation.prompts if row.role == "target" and not row.is_message]
+    targets = [row for row in asked if row.knowledge_score is not None]
     lines = [f"{'prompt':<44} {'before':<24} {'after':<24} {'score':>6}", "-" * 101]
     # Evenly spaced, so that held-out wordings are among them.
     for row in targets[:: max(1, math.ceil(len(targets) / MAX_SHOWN))]:
