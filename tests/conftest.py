@@ -58,7 +58,7 @@ def pytest_runtest_setup(item):
         os.environ.pop("AMNESIA_CACHE", None)
     else:
         os.environ["AMNESIA_CACHE"] = cache
-    ask_common_questions(cache == own_cache.name and item.path.name not in ("test_ability.py", "test_packaged.py"))
+    ask_common_questions(is_brief=item.path.name not in ("test_ability.py", "test_packaged.py"))
 
 
 def ask_common_questions(is_brief):

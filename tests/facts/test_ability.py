@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from amnesia.facts.ability import N_OPTIONS, ability_questions
 from amnesia.facts.names import contrast_entities, unseen_names
 from amnesia.facts.neutral import neutral_text
@@ -26,3 +28,12 @@ def test_they_name_nobody():
 def test_neutral_text_answers_none_of_them():
     whole = " ".join(" ".join(passage.split()) for text in neutral_text() for passage in text.passages)
     assert not [row.prompt for row in ability_questions() if f"{row.prompt} {row.options[0]}" in whole]
+
+
+@pytest.mark.real
+def test_the_demo_model_answers_many_of_every_field_and_not_all(smollm2_live):
+    from amnesia.evaluation.ability import ability, right_choices
+
+    found = ability(right_choices(smollm2_live), None)
+    assert 0.6 < found.before.low < found.before.high < 0.95
+    assert all(row.right_before > 2 * found.chance * row.n for row in found.fields)
