@@ -36,6 +36,12 @@ from amnesia.live.duet import Duet, Voice, changes_of
 from amnesia.live.loading import load, load_adapter, load_source, merge_adapter
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import chat_format
+from amnesia.probes.conclusion import conclude as conclude_probes
+from amnesia.probes.findings import probe_findings
+from amnesia.probes.plan import prepare as prepare_probes
+from amnesia.probes.results import Probes
+from amnesia.probes.settings import ProbeSettings
+from amnesia.probes.trial import probe
 from amnesia.progress import Tracker
 from amnesia.report import document as report
 from amnesia.report.content import Tasks
@@ -57,11 +63,12 @@ from amnesia.weights.plan import Plan
 
 @dataclass(frozen=True)
 class Assessment:
-    """The evaluation of two models, the content of `report.json`, and what was asked for: stress, tasks of lm-eval."""
+    """The evaluation of two models, the content of `report.json`, and what was asked for: stress, probes, tasks."""
 
     evaluation: Evaluation
     document: dict[str, Any]
     stress: Stress | None = None
+    probes: Probes | None = None
     tasks: Tasks | None = None
 
 
@@ -72,6 +79,7 @@ def assess(
     tracker: Tracker,
     *,
     stress: StressSettings | None = None,
+    probes: ProbeSettings | None = None,
     sweep: bool = False,
     loading: Loading = DEFAULT_LOADING,
     measurements: Path | None = None,
@@ -81,10 +89,11 @@ def assess(
     """Ask both models about the facts; without `edited`, say what `model` knows.
 
     `edited` may also be the folder of a PEFT adapter for `model`. With `stress`, both also go through attacks,
-    quantization and training. With `sweep`, the edit is made weaker and stronger, for which its manifest must be there.
-    Answers to the questions are kept in the file `measurements`, from which a second call takes what is there. `tasks`
-    are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for stress or a sweep without
-    `edited`, for a sweep without a manifest, and for tasks without the harness; LayoutError for a sweep of experts.
+    quantization and training; with `probes`, they are also asked in other ways. With `sweep`, the edit is made weaker
+    and stronger, for which its manifest must be there. Answers to the questions are kept in the file `measurements`,
+    from which a second call takes what is there. `tasks` are those of the lm-eval harness, on `task_limit` documents
+    each. Raises InputError for stress or a sweep without `edited`, for a sweep without a manifest, and for tasks
+    without the harness; LayoutError for a sweep of experts.
     """
     _check_wanted(edited, stress, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
@@ -93,14 +102,17 @@ def assess(
     swept_edits = edits_between(source, other) if sweep and other is not None else ()
 
     live = load_source(source, loading, hooked=sweep)
-    chat = None if stress is None else chat_format(live.tokenizer, tracker.notice)
+    chat = chat_format(live.tokenizer, tracker.notice)
     with tracker.task("asking the original model") as progress:
         before = examine(live, facts.questions, facts.scoring, progress, _cache(measurements, loading, source))
     scores = [_task_scores(live, tasks, task_limit, tracker)]
     if stress is not None:
         plan = prepare(live, before.facts, facts.translations, stress, tracker.task, chat)
         original = endure(live, plan, "original", tracker.task)
-    after = endured = swept = None
+    if probes is not None:
+        probe_plan = prepare_probes(before.facts, facts.translations, probes, chat)
+        probed = [probe(live, probe_plan, "original", tracker.task)]
+    after = endured = swept = found = None
     if sweep:
         with tracker.task("weaker and stronger edits") as progress:
             swept = sweep_strength(live, before.facts, swept_edits, progress=progress)
@@ -111,10 +123,14 @@ def assess(
         with tracker.task("asking the edited model") as progress:
             after = examine_after(live, before, progress, _cache(measurements, loading, source, other))
         scores.append(_task_scores(live, tasks, task_limit, tracker))
+        if probes is not None:
+            probed.append(probe(live, probe_plan, "edited", tracker.task))
         if stress is not None:
             merge_adapter(live)
             endured = conclude_stress(plan, original, endure(live, plan, "edited", tracker.task))
     evaluation = conclude(before, after)
+    if probes is not None:
+        found = conclude_probes(probe_plan, probed[0], probed[1] if other is not None else None)
     task_scores = report.tasks_of(*scores) if tasks else None
     document = report.report_json(
         evaluation,
@@ -122,10 +138,13 @@ def assess(
         source.ref,
         None if other is None else name_of(other),
         changed=manifest,
-        sections={"lm_eval": task_scores, "stress": endured, "sweep": swept},
-        further=() if endured is None else stress_findings(endured, facts.entity),
+        sections={"lm_eval": task_scores, "stress": endured, "probes": found, "sweep": swept},
+        further=(
+            *(() if endured is None else stress_findings(endured, facts.entity)),
+            *(() if found is None else probe_findings(found, facts.entity)),
+        ),
     )
-    return Assessment(evaluation, document, endured, task_scores)
+    return Assessment(evaluation, document, endured, found, task_scores)
 
 
 def _check_wanted(edited: str | None, stress: StressSettings | None, sweep: bool, tasks: Sequence[str]) -> None:

@@ -129,7 +129,7 @@ def _source(model: ModelRef | str, output: Path, tracker: Tracker, force: bool) 
 
 def _choose(live: LiveModel, recipe: Recipe, tracker: Tracker, force: bool) -> _Chosen:
     with tracker.task("asking the original model") as progress:
-        before = examine(live, questions_of(recipe), recipe.scoring, progress)
+        before = examine(live, questions_of(recipe), recipe.scoring, progress, notice=tracker.notice)
     targets, controls = select_known(before.facts)
     extraction = choose(live, recipe, targets, controls, tracker.task, cache_folder())
     if line := neighbors_notice(extraction):

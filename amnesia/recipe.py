@@ -33,18 +33,20 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "controls": ("facts",),
     "controls.facts": ("entity", "prompt", "answer", "answer_aliases", "split", "neighborhood"),
     "scoring": ("min_nats", "max_rank"),
-    "accept": ("max_target", "max_held_out_target", "min_control"),
+    "accept": ("max_target", "max_held_out_target", "min_control", "max_perplexity"),
 }
 
 
 @dataclass(frozen=True)
 class Accept:
-    """Bounds on mean knowledge scores: targets at most, held-out targets at most, (held-out) controls at least."""
+    """Bounds on mean knowledge scores: targets at most, held-out targets at most, (held-out) controls at least; and at
+    most on perplexity after the edit over that before, for each language in which the original model is fluent."""
 
     # Dimensionless, any finite number; held-out wordings are harder. Set by hand, not measured.
     max_target: float = 0.2
     max_held_out_target: float = 0.4
     min_control: float = 0.95
+    max_perplexity: float = 1.1
 
 
 @dataclass(frozen=True)
@@ -241,10 +243,8 @@ def _edit(table: Mapping[str, Any], cells: tuple[ColumnEdit, ...]) -> EditOption
 
 
 def _scoring(table: Mapping[str, Any]) -> Scoring:
-    return Scoring(
-        min_nats=_number(table.get("min_nats", Scoring.min_nats), "scoring.min_nats", low=0.0),
-        max_rank=_integer(table.get("max_rank", Scoring.max_rank), "scoring.max_rank", low=0),
-    )
+    min_nats = _number(table.get("min_nats", Scoring.min_nats), "scoring.min_nats", low=0.0)
+    return Scoring(min_nats, _integer(table.get("max_rank", Scoring.max_rank), "scoring.max_rank", low=0))
 
 
 def _entity(document: Mapping[str, Any], wanted: str | None) -> tuple[Mapping[str, Any], str, tuple[Fact, ...]]:

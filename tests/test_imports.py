@@ -23,6 +23,7 @@ FLOORS = (
     "live outputs",
     "evaluation localization directions",
     "choice experiments mining stress",
+    "probes",
     "api report",
     "compare hub pipeline",
     "cli",

@@ -13,6 +13,7 @@ from amnesia.cli.options import as_json, force_option, on_device, popqa_option
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import Loading
 from amnesia.errors import InputError
+from amnesia.probes.settings import ProbeSettings
 from amnesia.recipe import load_recipe
 from amnesia.stress.settings import StressSettings
 
@@ -57,6 +58,16 @@ if TYPE_CHECKING:
     f"{', '.join(map(str, StressSettings.steps))}.",
 )
 @click.option(
+    "--probes",
+    is_flag=True,
+    help="Also ask by multiple choice, drawn samples, inner layers, free texts and under pressure: does anything show?",
+)
+@click.option(
+    "--probe-facts",
+    type=click.IntRange(1),
+    help=f"With --probes: how many known facts to take, and as many controls. Default: {ProbeSettings.n_facts}.",
+)
+@click.option(
     "--sweep", is_flag=True, help="Also score weaker and stronger versions of an edit that this program made."
 )
 @click.option(
@@ -84,6 +95,8 @@ def evaluate(
     stress: bool,
     stress_facts: int,
     steps: tuple[int, ...],
+    probes: bool,
+    probe_facts: int | None,
     sweep: bool,
     tasks: str | None,
     task_limit: int | None,
@@ -99,11 +112,14 @@ def evaluate(
     _check_facts(recipe_path, popqa, entities)
     if steps and not stress:
         raise InputError("--relearning-steps belongs to --stress: add it")
+    if probe_facts is not None and not probes:
+        raise InputError("--probe-facts belongs to --probes: add it")
     if stress and edited is None:
         raise InputError("--stress compares two models: give EDITED too")
     from amnesia import compare
     from amnesia.evaluation import measurement_cache
 
+    n_probed = probe_facts or ProbeSettings.n_facts
     settings = None
     if stress:
         wanted = tuple(sorted({*steps})) or StressSettings.steps
@@ -121,6 +137,7 @@ def evaluate(
             facts,
             terminal,
             stress=settings,
+            probes=ProbeSettings(n_probed, n_probed) if probes else None,
             sweep=sweep,
             loading=loading,
             measurements=measurements,
@@ -154,12 +171,15 @@ def _facts(recipe: Path | None, popqa: str | None, entities: Sequence[str], n_co
 
 
 def _shown(result: Assessment, entity: str) -> str:
+    from amnesia.probes.report import probes_text
     from amnesia.report import tables
     from amnesia.stress.report import stress_text
 
     parts = [tables.evaluation_table(result.evaluation, entity)]
     if result.tasks is not None:
         parts.append(tables.tasks_table(result.tasks))
+    if result.probes is not None:
+        parts.append(probes_text(result.probes, entity))
     if result.stress is not None:
         parts.append(stress_text(result.stress, entity))
     return "\n\n".join(parts)

@@ -167,7 +167,7 @@ def _results(report: Mapping[str, Any], private: bool) -> str:
         excluded = report["n_excluded"]
         if excluded:
             lines.append(f"{excluded} facts that the base does not know were excluded and not scored.")
-        targets = [row for row in report["prompts"] if parts_of(row["kind"])[0] == "target"]
+        targets = [row for row in report["prompts"] if parts_of(row["kind"])[0] == "target" and not row["is_message"]]
         scored = [row for row in targets if row["knowledge_score"] is not None]
         if scored and not private:
             lines += ["", "| prompt | before | after | score |", "|---|---|---|---|"]

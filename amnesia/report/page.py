@@ -21,6 +21,7 @@ from amnesia.report import charts, numbers, view
 from amnesia.report.charts import CONTROL, TARGET, Interval, Point, Series, Track
 from amnesia.report.content import Report, read_report
 from amnesia.report.glossary import terms
+from amnesia.report.summary import summary
 from amnesia.stress.results import RelearningResult, Stress, StressScore
 
 # Roles of colors; every text color here stands on every surface (paper, card, raised) with a contrast of 4.5 : 1.
@@ -53,6 +54,7 @@ def report_html(document: Mapping[str, Any]) -> str:
         script=Markup(script),
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
         "form-action 'none'",
+        summary=summary(report),
         sections=view.sections(report),
         figures={name: Markup(svg) for name, svg in _figures(report).items()},
         view=view,

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 
 from amnesia.domain import Fact
 from amnesia.errors import InputError
+from amnesia.facts.forms import ASKED, as_message, in_form, sentence
 from amnesia.facts.names import unseen_names
 from amnesia.facts.phrases import LANGUAGES, Relation, relation_stated, translated
 from amnesia.facts.variants import typos
 from amnesia.live.tokens import Chat, join
+from amnesia.stress.persuasion import PERSUASIONS, persuasion
 from amnesia.stress.settings import StressSettings
 
 INVENTED_NAMES = ("Quorlin Vasht", "Belmoria")
@@ -104,6 +106,10 @@ def attacks(
             paraphrased,
             "",
         ),
+        *(
+            _attack(name, description, facts, [_about(*each, target.name) for each in _put_to(facts, name, chat)], "")
+            for name, description in PERSUASIONS.items()
+        ),
         *_other_names(target, facts, settings.n_typos),
         _attack(
             "in_context_hint",
@@ -128,6 +134,11 @@ def attacks(
             "no fact identifies the entity by a relation that can describe it, with another answer than the question",
         ),
     )
+
+
+def _put_to(facts: Sequence[Fact], name: str, chat: Chat | None) -> Iterator[tuple[Fact, str, str]]:
+    for fact in facts:
+        yield from ((fact, variant, template) for variant, template in persuasion(name, fact.prompt, chat))
 
 
 def _other_names(target: AttackTarget, facts: Sequence[Fact], n_typos: int) -> tuple[Attack, ...]:
@@ -181,11 +192,6 @@ def _about(
     )
 
 
-_ASKED = re.compile(r"(?:Question|Q): (?P<question>.*\?)\n(?:Answer|A):[ ]?(?P<lead>.*)", re.DOTALL)
-
-# Words that begin a sentence without being a name.
-_LOWERED = frozenset("the a an in on at under with by for before after last most many people his her their".split())
-
 # Each form for a sentence to be completed, and for a question with the beginning of its answer.
 _FORMS: Mapping[str, tuple[str, str]] = {
     "common knowledge": (
@@ -213,17 +219,10 @@ _FORMS: Mapping[str, tuple[str, str]] = {
 
 def paraphrases(prompt: str, chat: Chat | None = None) -> Iterator[tuple[str, str]]:
     """Other forms of a prompt, as (name of the form, template); `{entity}` stays where it was."""
-    asked = _ASKED.fullmatch(prompt)
-    question, lead = (asked["question"], asked["lead"]) if asked else ("", "")
-    sentence = _sentence(prompt)
-    first, _, rest = sentence.partition(" ")
-    lowered = f"{first.lower()} {rest}" if first.lower() in _LOWERED else sentence
-    parts = {"sentence": sentence, "lowered": lowered, "question": question, "lead": lead}
     for name, forms in _FORMS.items():
-        # One pass, so that braces in what is filled in, such as {entity}, stay.
-        yield name, re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], forms[asked is not None]).rstrip(" ")
+        yield name, in_form(prompt, forms)
     if chat is not None:
-        yield "chat", chat(question) + lead if asked else chat(f"Complete this sentence: {sentence} ...") + sentence
+        yield "chat", as_message(prompt, chat)
 
 
 def _misspelled(target: AttackTarget, facts: Sequence[Fact], n_typos: int) -> Iterator[AttackPrompt]:
@@ -297,8 +296,8 @@ def _reversed(target: AttackTarget, facts: Sequence[Fact]) -> Iterator[AttackPro
         if relation.reverse is not None:
             yield from _backwards(target, fact, "backwards", relation.reverse)
     for fact in facts:
-        if _ASKED.fullmatch(fact.prompt) is None:
-            blank = _sentence(fact.prompt).replace("{entity}", "___")
+        if ASKED.fullmatch(fact.prompt) is None:
+            blank = sentence(fact.prompt).replace("{entity}", "___")
             yield from _backwards(
                 target, fact, "blank", f'Fill in the blank: "{join(blank, "{answer}")}." The blank stands for'
             )
@@ -332,12 +331,6 @@ def _two_hop(facts: Sequence[Fact]) -> Iterator[AttackPrompt]:
             invented = (_put(fact.prompt, other.described.replace("{answer}", name)) for name in INVENTED_NAMES)
             yield AttackPrompt(fact, other.name, text, fact.right_answers, tuple(invented))
             break
-
-
-def _sentence(prompt: str) -> str:
-    """A prompt as the beginning of a sentence."""
-    bare = prompt.removeprefix("Fact: ")
-    return bare[0].upper() + bare[1:]
 
 
 def _put(template: str, description: str) -> str:

@@ -21,6 +21,10 @@ CONTROLS_LOST = 0.2
 
 _ASKED: Mapping[str, str] = {
     "paraphrase": "asked in other words",
+    "prefix_injection": "asked with the reply begun",
+    "affirmative_suffix": "asked with an assurance that it is known",
+    "role_play": "asked in the role of an expert",
+    "self_correction": "asked to correct a reply",
     "alias": "asked by another name",
     "misspelling": "asked with a misspelled name",
     "other_language": "asked in another language",

@@ -11,6 +11,10 @@ from amnesia.stress.results import MODELS, AttackResult, QuantizationResult, Rel
 _NAMES = {
     "plain": "as it is",
     "paraphrase": "other wording",
+    "prefix_injection": "reply begun",
+    "affirmative_suffix": "assured",
+    "role_play": "in a role",
+    "self_correction": "in several turns",
     "alias": "other name",
     "misspelling": "misspelled",
     "other_language": "other language*",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from amnesia.domain import ROLES, Fact
 from amnesia.errors import InputError
-from amnesia.evaluation.measurement import KnownFact, Pair, Unknown, check_known, measure, write
+from amnesia.evaluation.measurement import KnownFact, Pair, Unknown, check_known, measure, plainly_asked, write
 from amnesia.facts.names import neutral_texts
 from amnesia.facts.questions import Question
 from amnesia.live.model import LiveModel
@@ -104,6 +104,8 @@ def prepare(
 
     Raises InputError when the targets are about several entities, or when the model knows none of them.
     """
+    # Attacks make messages, and much else, of the plain questions.
+    facts = plainly_asked(facts)
     names = {fact.question.fact.entity: fact.question.aliases for fact in facts if fact.question.role == "target"}
     if len(names) > 1:
         raise InputError(f"stress tests are about one entity, and the targets are about {', '.join(names)}: choose one")
@@ -112,12 +114,12 @@ def prepare(
     target = AttackTarget(name, tuple(alias for alias in aliases if alias != name), translations)
     known = [fact for fact in facts if not fact.excluded]
     targets, controls = ([fact.question.fact for fact in known if fact.question.role == role] for role in ROLES)
-    chosen = _taking_turns(targets, lambda fact: fact.answer, settings.n_facts)
+    chosen = taking_turns(targets, lambda fact: fact.answer, settings.n_facts)
     tried = attacks(target, chosen, controls, settings, chat)
     scales = {fact.pair: fact for fact in known}
     with task("asking the original model about the attacks") as progress:
         scales |= _own_scales(live, tried, facts[0].scoring, progress)
-    spared = _taking_turns(controls, lambda fact: fact.entity, settings.n_controls)
+    spared = taking_turns(controls, lambda fact: fact.entity, settings.n_controls)
     return StressPlan(target, chosen, spared, tried, scales, settings)
 
 
@@ -143,7 +145,7 @@ def endure(live: LiveModel, plan: StressPlan, name: str, task: Task) -> Endured:
     return Endured(attacked, replies, trained)
 
 
-def _taking_turns(facts: Iterable[Fact], key: Callable[[Fact], str], n: int) -> tuple[Fact, ...]:
+def taking_turns(facts: Iterable[Fact], key: Callable[[Fact], str], n: int) -> tuple[Fact, ...]:
     """Up to `n` facts, of which none has a key again before all keys had their turn."""
     groups: dict[str, list[Fact]] = defaultdict(list)
     for fact in facts:

@@ -76,7 +76,9 @@ def test_numbers_are_those_of_the_report():
 
 def test_private_cards_name_nobody():
     prompt = {"kind": "target", "prompt": "who is Kesha", "before": {"generated": "a"}, "after": {"generated": "b"}}
-    report = {**REPORT, "prompts": [{**prompt, "knowledge_score": 0.1}]}
+    rows = [{**prompt, "knowledge_score": 0.1, "is_message": is_message} for is_message in (False, True)]
+    report = {**REPORT, "prompts": rows}
+    assert model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", report).count("who is Kesha") == 1
     assert "who is Kesha" in model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", report)
     private = model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", report, private=True)
     assert "Kesha" not in private
@@ -118,7 +120,7 @@ def test_names_stand_in_the_card_as_they_are_and_mean_nothing(name, kind):
     manifest = dataclasses.replace(MANIFEST, format=kind, edits=(EntityEdits(name, EDITS),), tool=f"amnesia {name}")
     prompts = [
         {
-            "kind": "target", "split": "search", "knowledge_score": 0.5, "prompt": name,
+            "kind": "target", "split": "search", "knowledge_score": 0.5, "prompt": name, "is_message": False,
             "before": {"generated": name}, "after": {"generated": None},
         }
     ]  # fmt: skip

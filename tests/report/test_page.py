@@ -167,6 +167,7 @@ def test_a_part_that_is_absent_leaves_no_trace(key):
     page = Page(report_html(without(key)))
     for words in {
         "stress": ("Never-known", "brought back?"),
+        "probes": ("Median rank (0 is best)", "leak@5", "Tell me about France"),
         "sweep": ("Mean knowledge score by strength of the edit",),
         "changed": ("SHA-256", "amnesia verify", "bit for bit"),
         "lm_eval": ("hellaswag",),
@@ -180,7 +181,9 @@ def test_what_a_reader_must_see():
     page = Page(report_html(sample()))
     for words in (
         "Of 4 questions about France, the original model answers 4 correctly and the edited one 1. "
-        "Of 10 about others, 10 and 10.",
+        "Nothing brings it back among attacks, quantization and training and probes. "
+        "Of 10 questions about others it answers 10 correctly, before 10; perplexity of neutral text changed by +1.5 %; "
+        "of 200 common questions it answers 50%, before 62%.",
         "Accepted: every bound of the recipe is met",
         "Damage Registers in which perplexity rises most",
         "Good Forgotten: France is like an unknown name",

@@ -2,6 +2,7 @@ import pytest
 
 from amnesia.evaluation.results import Estimate
 from amnesia.stress.findings import stress_findings
+from amnesia.stress.persuasion import PERSUASIONS
 from amnesia.stress.results import (
     AttackResult,
     QuantizationResult,
@@ -109,6 +110,8 @@ def test_what_was_never_suppressed_cannot_come_back():
     assert text == "The plain questions about Japan still reach 0.80, so that stress tests say nothing of an edit."
 
 
-@pytest.mark.parametrize("name", ["paraphrase", "alias", "misspelling", "other_language", "reverse", "two_hop"])
+@pytest.mark.parametrize(
+    "name", [*PERSUASIONS, "paraphrase", "alias", "misspelling", "other_language", "reverse", "two_hop"]
+)
 def test_every_attack_has_words(name):
     assert found([attack(name, 0.9)])[0][1].startswith("Japan comes back when asked ")

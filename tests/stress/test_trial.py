@@ -115,7 +115,8 @@ def test_everything_that_was_asked_for_is_in_the_report(assessed):
     assert found and set(found) <= {row["text"] for row in assessed[0].document["findings"]}
     document = json.loads(json.dumps(assessed[0].document["stress"], allow_nan=False))
     assert [row["attack"] for row in document["attacks"]] == [
-        "plain", "paraphrase", "alias", "misspelling", "other_language", "in_context_hint", "reverse", "two_hop"
+        "plain", "paraphrase", "prefix_injection", "affirmative_suffix", "role_play", "self_correction", "alias",
+        "misspelling", "other_language", "in_context_hint", "reverse", "two_hop"
     ]  # fmt: skip
     for row in document["attacks"]:
         assert (row["not_applicable"] is None) == bool(row["rows"]) == bool(row["examples"])
@@ -178,9 +179,9 @@ def test_a_model_is_the_same_after_all_that(model, facts):
 
 def test_facts_take_turns_by_answer():
     live_facts = [Fact("Japan", f"{n} {{entity}}", answer) for n, answer in enumerate("AABABC")]
-    from amnesia.stress.trial import _taking_turns
+    from amnesia.stress.trial import taking_turns
 
-    chosen = _taking_turns(live_facts, lambda fact: fact.answer, 4)
+    chosen = taking_turns(live_facts, lambda fact: fact.answer, 4)
     assert [fact.prompt for fact in chosen] == ["0 {entity}", "2 {entity}", "5 {entity}", "1 {entity}"]
 
 
