@@ -13,7 +13,7 @@ from amnesia.cli.options import as_json, force_option, on_device, popqa_option
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import Loading
 from amnesia.errors import InputError
-from amnesia.recipe import load_recipe
+from amnesia.recipe_file import load_recipe
 from amnesia.stress.settings import StressSettings
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from amnesia.evaluation.examination import conclude, examine, examine_after
 from amnesia.evaluation.measurement import KnownFact, Unknown, written
 from amnesia.evaluation.results import AnswerSummary, Damage, Estimate
 from amnesia.facts.questions import Question, questions_of
-from amnesia.recipe import Accept, Scoring, parse_recipe
+from amnesia.recipe import Accept, Scoring
+from amnesia.recipe_file import parse_recipe
 from support.tiny_recipe import recipe_text, unknown_fact
 from support.tiny_text import tiny_live
 
