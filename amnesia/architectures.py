@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from amnesia.errors import LayoutError, clipped
+from amnesia.errors import InputError, LayoutError, clipped
 
 Sizes = Callable[[str], tuple[int, ...] | None]
 """Shape of the tensor of a name, None where there is none."""
@@ -382,9 +382,17 @@ class _Search:
         )
 
 
+def check_range(layers: tuple[int, int], n_layers: int, name: str) -> None:
+    """Raises InputError when layers, the first and the last, are not all in the model called `name`."""
+    low, high = layers
+    if not 0 <= low <= high < n_layers:
+        raise InputError(f"layers {low}-{high} are out of range: {name} has layers 0–{n_layers - 1}; choose from these")
+
+
 def no_hooks(name: str) -> str:
     """Why the activations of a mixture of experts cannot be seen or changed, and what can be done instead."""
     return (
         f"{name} is a mixture of experts, which transformers fuses in memory so that no single one can be watched: its "
-        "cells cannot be searched, but `amnesia edit` writes an edit of known ones (LAYER:EXPERT:NEURON)"
+        "cells cannot be searched, nor the experiments done; `amnesia edit` writes an edit of known cells "
+        "(LAYER:EXPERT:NEURON), and `amnesia evaluate` measures it"
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import DEFAULT_LOADING, Cell, Loading
+from amnesia.domain import DEFAULT_LOADING, Cell, Loading, name_key
 from amnesia.edits import (
     ColumnEdit,
     DirectionEdit,
@@ -56,7 +56,7 @@ from amnesia.stress.trial import endure, prepare
 from amnesia.vector import Vector
 from amnesia.weights.adapter import CONFIG_NAME
 from amnesia.weights.checkpoint import EditedColumns, edited_columns
-from amnesia.weights.manifest import version_of
+from amnesia.weights.manifest import Manifest, version_of
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import Plan
 
@@ -101,6 +101,8 @@ def assess(
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
     swept_edits = edits_between(source, other) if sweep and other is not None else ()
 
+    if manifest is not None:
+        facts = _spared(facts, manifest, tracker)
     live = load_source(source, loading, hooked=sweep)
     chat = chat_format(live.tokenizer, tracker.notice)
     with tracker.task("asking the original model") as progress:
@@ -154,6 +156,18 @@ def _check_wanted(edited: str | None, stress: StressSettings | None, sweep: bool
         raise InputError("a sweep leads from one model to the other: give EDITED too")
     if tasks:
         lm_eval.check_available()
+
+
+def _spared(facts: FactSet, manifest: Manifest, tracker: Tracker) -> FactSet:
+    """The facts without controls about entities that the edits forget, too, of which a line tells."""
+    groups = [group for step in manifest.history() for group in step.edits]
+    forgotten = {name_key(group.entity): group.entity for group in groups}
+    lost = [row for row in facts.questions if row.role == "control" and name_key(row.fact.entity) in forgotten]
+    if not lost:
+        return facts
+    names = ", ".join(dict.fromkeys(forgotten[name_key(row.fact.entity)] for row in lost))
+    tracker.notice(f"no controls, because the edited model is to forget them, too: {names}")
+    return replace(facts, questions=tuple(row for row in facts.questions if row not in lost))
 
 
 def load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> LiveModel:

@@ -73,7 +73,8 @@ def join_cells(groups: Sequence[EntityEdits], *, allow_overlap: bool = False) ->
             if edit.cell in owners and not allow_overlap:
                 raise InputError(
                     f"cell {edit.cell} is edited for both {owners[edit.cell]!r} and {group.entity!r}: the second edit "
-                    "would undo or distort the first; drop one, or allow the overlap"
+                    "would undo or distort the first; drop one, or allow the overlap "
+                    "(`amnesia edit --allow-overlap`; in Python: allow_overlap=True)"
                 )
             owners[edit.cell] = group.entity
             total[edit.cell] = total.get(edit.cell, 1.0) * edit.multiplier

@@ -85,7 +85,7 @@ def run(
         source.require_gguf()
     if recipe.edit.cells:
         plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])
-    chosen = _choose(load_source(source, loading), recipe, tracker, force)
+    chosen = _choose(load_source(source, loading, layers=recipe.localization.layers), recipe, tracker, force)
     return _save(recipe, source, chosen, output, tracker, force, loading)
 
 

@@ -1,5 +1,6 @@
 """The same examples in every run, so that a test fails because of a change and not because of a draw; and a Hub."""
 
+import gc
 import os
 import tomllib
 from pathlib import Path
@@ -43,6 +44,12 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
     items.sort(key=lambda item: item.get_closest_marker("real") is None)
+
+
+def pytest_collection_finish():
+    """What importing has made stays to the end: collections of garbage, of which commands ask some, need not look."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

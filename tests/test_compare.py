@@ -15,7 +15,7 @@ from amnesia.facts.questions import facts_of_recipe
 from amnesia.live.loading import load
 from amnesia.live.model import apply_edits
 from amnesia.pipeline import run
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from support.commands import done
 from support.reports import check_report_json
 from support.tiny_recipe import recipe_text
@@ -62,6 +62,18 @@ def test_a_sweep_passes_through_both_models(tmp_path, model, recipe, facts):
         assert curve["mean"][strengths.index(0.0)] == 1.0
         assert curve["mean"][strengths.index(1.0)] == pytest.approx(sum(known) / len(known), abs=1e-3)
         assert (curve["n"], curve["n_excluded"]) == (len(known), len(scores) - len(known))
+
+
+def test_what_the_edited_model_forgets_too_is_no_control(tmp_path, model, facts):
+    done("edit", model, "--cell", "0:3", "--entity", "kenya", "-o", tmp_path / "once")
+    done("edit", tmp_path / "once", "--cell", "1:11", "--entity", "Japan", "-o", tmp_path / "both")
+    tracker = Silent()
+    found = assess(str(model), str(tmp_path / "both"), facts, tracker).evaluation
+    controls = {row.fact.entity for row in facts.questions if row.role == "control"}
+    assert "Kenya" in controls
+    assert {row.entity for row in found.prompts if row.role == "control"} == controls - {"Kenya"}
+    assert "no controls, because the edited model is to forget them, too: kenya" in tracker.lines
+    assert {row.entity for row in found.prompts if row.role == "target"} == {"Japan"}
 
 
 def test_a_sweep_needs_to_know_the_cells(model, facts):

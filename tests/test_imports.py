@@ -19,7 +19,7 @@ FLOORS = (
     "domain",
     "architectures edits files",
     "recipe weights",
-    "facts sources",
+    "facts recipe_file sources",
     "live outputs",
     "evaluation localization directions",
     "choice experiments mining stress",
@@ -35,7 +35,19 @@ MODULES = {
     for path in sorted((ROOT / "amnesia").rglob("*.py"))
     if path.name != "__init__.py"
 }
-NO_TORCH = ("domain", "edits", "recipe", "files", "weights", "facts", "outputs", "hub", "cli", "amnesia.report.page")
+NO_TORCH = (
+    "domain",
+    "edits",
+    "recipe",
+    "recipe_file",
+    "files",
+    "weights",
+    "facts",
+    "outputs",
+    "hub",
+    "cli",
+    "amnesia.report.page",
+)
 MAX_LINES = 400
 MAX_BODY = 60  # Lines of a function without its signature and docstring.
 

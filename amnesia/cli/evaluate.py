@@ -14,7 +14,7 @@ from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import Loading
 from amnesia.errors import InputError
 from amnesia.probes.settings import ProbeSettings
-from amnesia.recipe import load_recipe
+from amnesia.recipe_file import load_recipe
 from amnesia.stress.settings import StressSettings
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from amnesia.cli.terminal import Commands, Terminal, check_file, echo, lines_of,
 from amnesia.domain import DEFAULT_LOADING, Baseline, Loading, name_key
 from amnesia.errors import InputError
 from amnesia.files.strict_json import json_bytes
-from amnesia.recipe import BASELINES, Recipe, load_recipe, parse_layers
+from amnesia.recipe import BASELINES, Recipe
+from amnesia.recipe_file import load_recipe, parse_layers
 
 if TYPE_CHECKING:
     from amnesia.pipeline import RunResult
@@ -144,6 +145,9 @@ def mine(
     Its facts are those of a PopQA table where one is given, else what the model itself says in most wordings.
     """
     check_file(output, replaceable=False)
+    from amnesia.facts.names import given_names
+
+    given_names([entity])
     from amnesia.mining.entity import mine_recipe
     from amnesia.sources.resolve import find_popqa
 
@@ -228,6 +232,9 @@ def localize(
     json_output: bool,
 ) -> None:
     """Rank the cells of one or more ENTITIES in MODEL, best first."""
+    from amnesia.facts.names import given_names
+
+    given_names(entities)
     span = None if layers is None else parse_layers(layers)
     lines = None if prompts is None else lines_of(prompts)
     check_file(output)
@@ -247,7 +254,7 @@ def localize(
     from amnesia.sources.resolve import resolve
 
     terminal = Terminal()
-    live = load_source(resolve(model, notice=terminal.notice), loading)
+    live = load_source(resolve(model, notice=terminal.notice), loading, layers=span)
     with terminal.task("localizing") as progress:
         result = cells.localize(
             live, entities, baseline=baseline, prompts=lines, aliases=aliases, layers=span, top=top, progress=progress
@@ -302,7 +309,7 @@ def extract(
         raise InputError(f"the recipes are for {', '.join(models)}: give recipes of one model, or the MODEL to take")
     terminal = Terminal()
     source = resolve(model or first.model, terminal.notice)
-    live = load_source(source, loading)
+    live = load_source(source, loading, layers=first.localization.layers)
     if len(recipes) > 1:
         results = extraction.extract_all(live, recipes, terminal.task, cache_folder())
         document = {"entities": [report.extraction_json(result) for result in results]}

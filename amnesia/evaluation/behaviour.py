@@ -16,7 +16,8 @@ from amnesia.facts.questions import questions_of
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.live.loading import load_source, loaded
 from amnesia.progress import Tracker
-from amnesia.recipe import Recipe, load_recipe, parse_recipe
+from amnesia.recipe import Recipe
+from amnesia.recipe_file import load_recipe, parse_recipe
 from amnesia.sources.resolve import resolve
 from amnesia.weights.adapter import CONFIG_NAME
 from amnesia.weights.manifest_file import read_manifest

@@ -92,6 +92,11 @@ def _target(evaluation: Evaluation, entity: str) -> Iterator[Finding]:
         yield Finding("good", f"Forgotten: {entity} is like an unknown name; knowledge score {shown}.")
     elif target is not None and target.knowledge_score.mean <= FORGOTTEN:
         yield Finding("warning", f"Forgotten only where the search looked: {entity} has a knowledge score of {shown}.")
+    elif max(scores) >= NO_EFFECT:
+        kind = "search" if target is not None and target.knowledge_score.mean >= NO_EFFECT else "held-out"
+        yield Finding(
+            "warning", f"Hardly forgotten: {entity} is known as before in {kind} wordings; knowledge score {shown}."
+        )
     else:
         yield Finding("warning", f"Partly forgotten: {entity} has a knowledge score of {shown}.")
     for row in (target, held_out):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from amnesia.domain import FORMATS
 from amnesia.files.disk import MANIFEST_NAME, read_small
 
 REPORT_NAME = "report.json"
@@ -57,6 +58,12 @@ _WEIGHTS = (
 _PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf")
 _MAX_TEXT = 2**28
 _MAX_LEGAL = 2**20
+
+
+def output_instead(path: Path) -> Path | None:
+    """The output that is meant by a folder of it named after a format, which it does not have; or None."""
+    is_output = path.name in FORMATS and (path.parent / MANIFEST_NAME).is_file()
+    return path.parent if is_output and not path.exists() else None
 
 
 def is_written(name: str) -> bool:

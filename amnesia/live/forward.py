@@ -339,7 +339,8 @@ def _following(
         do_sample=is_drawn,
         **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if is_drawn else {}),
         max_new_tokens=n_tokens,
-        pad_token_id=live.tokenizer.pad_token_id or 0,
+        # After an early end; where there is no token for it, an end, which decoding drops, too.
+        pad_token_id=stop[0] if stop and live.tokenizer.pad_token_id is None else live.tokenizer.pad_token_id or 0,
         eos_token_id=stop,
     )
     model = cast(GenerationMixin, live.model)

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from amnesia.architectures import no_hooks
+from amnesia.architectures import check_range, no_hooks
 from amnesia.domain import DEFAULT_LOADING, Format, Loading
 from amnesia.errors import InputError, LayoutError, NumericalError, library_errors_as
 from amnesia.live.model import LiveModel, freeze, wrap
@@ -107,12 +107,21 @@ def check_finite(model: nn.Module, name: str) -> None:
             )
 
 
-def load_source(source: ModelSource, loading: Loading = DEFAULT_LOADING, *, hooked: bool = True) -> LiveModel:
+def load_source(
+    source: ModelSource,
+    loading: Loading = DEFAULT_LOADING,
+    *,
+    hooked: bool = True,
+    layers: tuple[int, int] | None = None,
+) -> LiveModel:
     """Load a model after its files have been looked over: damage is then named by file, before anything is read.
 
-    `hooked` says that its activations will be watched or changed. Raises what `open_source` and `load` raise, and
-    LayoutError when a mixture of experts should be hooked.
+    `hooked` says that its activations will be watched or changed, in `layers` (the first and the last) where that is
+    known. Raises what `open_source` and `load` raise, LayoutError when a mixture of experts should be hooked, and
+    InputError for layers that it does not have.
     """
+    if layers is not None:
+        check_range(layers, source.checkpoint.shape.n_layers, str(source))
     if hooked and not source.checkpoint.shape.d_mlp:
         raise LayoutError(no_hooks(str(source)))
     return load(source.folder, str(source), loading)

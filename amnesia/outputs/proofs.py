@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from amnesia.errors import InputError, VerificationError
+from amnesia.files.companions import output_instead
 from amnesia.files.staging import MANIFEST_NAME, staged_output
 from amnesia.outputs.undo import undo
 from amnesia.outputs.verify import VerificationReport, files_of_base, verify, verify_adapter
@@ -26,10 +27,24 @@ def outputs_in(folder: Path) -> list[Path]:
     folder = folder.parent if folder.is_file() else folder
     if (folder / MANIFEST_NAME).exists():
         return [folder]
+    if (output := output_instead(folder)) is not None:
+        raise VerificationError(f"{folder} does not exist: the output has one format and is {output} itself; give that")
     found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
     if not found:
         raise VerificationError(f"{folder} has no {MANIFEST_NAME}: it is not a complete output; make it again")
     return found
+
+
+def model_in(folder: Path) -> Path:
+    """The output in `folder` that is a whole model; it may hold several formats, as a run writes them.
+
+    Raises InputError when several are, and what `outputs_in` raises.
+    """
+    found = outputs_in(folder)
+    whole = [path for path in found if read_manifest(path).format != "adapter"]
+    if len(whole) > 1:
+        raise InputError(f"{folder} holds {len(whole)} edited models: undo one of {', '.join(map(str, whole))}")
+    return (whole or found)[0]
 
 
 def is_gguf(folder: Path) -> bool:
@@ -92,15 +107,10 @@ def take_back(
 ) -> Manifest:
     """Restore the original files of an edited model into `output`, bit for bit; returns the manifest of the edit.
 
-    `watch` gets the bytes that will be written.
-    `folder` may hold several formats, as a run writes them, if only one of them is a whole model. Raises
-    VerificationError when the folder is not what its manifest says, InputError for adapters.
+    `watch` gets the bytes that will be written. `folder` is what `model_in` takes. Raises VerificationError when it is
+    not what its manifest says, InputError for adapters.
     """
-    found = outputs_in(folder)
-    whole = [path for path in found if read_manifest(path).format != "adapter"]
-    if len(whole) > 1:
-        raise InputError(f"{folder} holds {len(whole)} edited models: undo one of {', '.join(map(str, whole))}")
-    folder = (whole or found)[0]
+    folder = model_in(folder)
     if not is_gguf(folder):
         return undo(folder, output, force=force, every_step=every_step, watch=watch)
     manifest = read_manifest(folder)

@@ -25,6 +25,7 @@ from amnesia.files.companions import (
     PATTERNS,
     REPORT_NAME,
     UNDO_NAME,
+    output_instead,
 )
 from amnesia.files.disk import check_plain, check_settled, git_hash, hash_file, read_small
 from amnesia.sources.built_in import BUILT_IN, built_in
@@ -90,6 +91,8 @@ def is_fetched(name: str) -> bool:
 def hub_ref(spec: str) -> ModelRef:
     """Repository and revision of `repo_id[@revision]`; raises SourceError for anything else."""
     _refuse_address(spec)
+    if (output := output_instead(Path(spec).expanduser())) is not None:
+        raise SourceError(f"model {spec!r} does not exist: the output has one format and is {output} itself; give that")
     ref = ModelRef.parse(spec)
     if not ref.may_be_on_hub:
         raise SourceError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from amnesia.domain import Fact
 from amnesia.errors import InputError
+from amnesia.facts.answers import gives_away, overlap
 from amnesia.facts.forms import ASKED, as_message, in_form, sentence
 from amnesia.facts.names import unseen_names
 from amnesia.facts.phrases import LANGUAGES, Relation, relation_stated, translated
@@ -266,7 +267,7 @@ def _hinted(
         # Each fact takes the next one in turn, so that not all have the same hint.
         for hint in (*facts[index + 1 :], *facts[:index]):
             text = join(hint.prompt, hint.answer)
-            if not _gives_away(text, fact.answer) and not _gives_away(fact.answer, hint.answer):
+            if not gives_away(text, fact.answer) and not gives_away(fact.answer, hint.answer):
                 yield _about(fact, "fact about the entity", f"{text}.\n{fact.prompt}", target.name)
                 break
         examples = _examples(fact, solved, target, n_solved)
@@ -285,7 +286,7 @@ def _examples(fact: Fact, solved: Sequence[Fact], target: AttackTarget, n_solved
     chosen: dict[str, Fact] = {}
     for other in sorted(solved, key=distance):
         text = join(other.text(), other.answer)
-        told = any(_gives_away(text, word) for word in (fact.answer, *target.names))
+        told = any(gives_away(text, word) for word in (fact.answer, *target.names))
         if not told and other.entity not in chosen and len(chosen) < n_solved:
             chosen[other.entity] = other
     return list(chosen.values())
@@ -305,7 +306,7 @@ def _reversed(target: AttackTarget, facts: Sequence[Fact]) -> Iterator[AttackPro
 
 def _backwards(target: AttackTarget, fact: Fact, variant: str, template: str) -> Iterator[AttackPrompt]:
     """A question for the entity by the answer, unless one of the two names gives the other away."""
-    if any(_gives_away(fact.answer, name) or _gives_away(name, fact.answer) for name in target.names):
+    if any(overlap(fact.answer, name) for name in target.names):
         return
     yield AttackPrompt(
         fact,
@@ -325,7 +326,7 @@ def _two_hop(facts: Sequence[Fact]) -> Iterator[AttackPrompt]:
         start = index % max(1, len(inner))
         for described, other in (*inner[start:], *inner[:start]):
             assert other.described is not None
-            if other == relation or _gives_away(other.described.replace("{answer}", described.answer), fact.answer):
+            if other == relation or gives_away(other.described.replace("{answer}", described.answer), fact.answer):
                 continue
             text = _put(fact.prompt, other.described.replace("{answer}", described.answer))
             invented = (_put(fact.prompt, other.described.replace("{answer}", name)) for name in INVENTED_NAMES)
@@ -348,17 +349,12 @@ def _stating(facts: Sequence[Fact]) -> Iterator[tuple[Fact, Relation]]:
     stated = [(fact, relation) for fact in facts if (relation := relation_stated(fact)) is not None]
     for fact, relation in stated:
         others = [other.answer for other, same in stated if same == relation and other.answer != fact.answer]
-        if not any(_gives_away(other, fact.answer) for other in others):
+        if not any(gives_away(other, fact.answer) for other in others):
             yield fact, relation
 
 
 def _unseen(target: AttackTarget) -> tuple[str, ...]:
     return unseen_names(target.name, target.aliases)
-
-
-def _gives_away(text: str, answer: str) -> bool:
-    """Whether a text contains an answer as whole words, without regard to case."""
-    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def _listed(names: Iterable[str]) -> str:

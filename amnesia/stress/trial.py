@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from amnesia.domain import ROLES, Fact
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, Pair, Unknown, check_known, measure, plainly_asked, write
+from amnesia.facts.answers import overlap
 from amnesia.facts.names import neutral_texts
 from amnesia.facts.questions import Question
 from amnesia.live.model import LiveModel
@@ -58,9 +59,7 @@ class StressPlan:
     @property
     def remaining(self) -> tuple[Fact, ...]:
         """The facts whose answer is not, and does not contain, the one that is taught, nor is contained in it."""
-        taught = self.taught.answer.casefold()
-        answers = ((fact, fact.answer.casefold()) for fact in self.facts)
-        return tuple(fact for fact, answer in answers if taught not in answer and answer not in taught)
+        return tuple(fact for fact in self.facts if not overlap(fact.answer, self.taught.answer))
 
 
 @dataclass(frozen=True)

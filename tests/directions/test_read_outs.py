@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from shutil import copy
 
 import numpy as np
 import pytest
@@ -41,6 +43,15 @@ def live():
 @pytest.fixture(scope="module")
 def moments(live):
     return moments_of(live, (0, 1), settings=SMALL)
+
+
+@pytest.fixture(scope="module")
+def kept(live, tmp_path_factory):
+    """The file in which the moments are kept."""
+    folder = tmp_path_factory.mktemp("kept")
+    moments_of(live, (0, 1), folder, SMALL)
+    (file,) = folder.glob("moments-*.safetensors")
+    return file
 
 
 class TestReadOuts:
@@ -187,9 +198,8 @@ class TestMoments:
         assert live.model.generation_config is own
 
     @pytest.mark.parametrize("damage", ["shape", "nan", "folder"])
-    def test_what_is_kept_wrongly_is_made_again(self, live, moments, tmp_path, damage):
-        moments_of(live, (0, 1), tmp_path, SMALL)
-        (file,) = tmp_path.glob("moments-*.safetensors")
+    def test_what_is_kept_wrongly_is_made_again(self, live, moments, kept, tmp_path, damage):
+        file = Path(copy(kept, tmp_path))
         tensors = load_file(file)
         file.unlink()
         if damage == "folder":  # Nothing can be kept there; the run goes on without.

@@ -11,7 +11,8 @@ from amnesia.evaluation.findings import findings
 from amnesia.evaluation.measurement import KnownFact, Unknown, written
 from amnesia.evaluation.results import AnswerSummary, Damage, Estimate, LanguageScore
 from amnesia.facts.questions import Question, questions_of
-from amnesia.recipe import Accept, Scoring, parse_recipe
+from amnesia.recipe import Accept, Scoring
+from amnesia.recipe_file import parse_recipe
 from support.tiny_recipe import recipe_text, unknown_fact
 from support.tiny_text import tiny_live
 

@@ -15,7 +15,7 @@ from amnesia.probes.plan import prepare
 from amnesia.probes.settings import ProbeSettings
 from amnesia.probes.trial import probe
 from amnesia.progress import SILENT
-from amnesia.recipe import load_recipe
+from amnesia.recipe_file import load_recipe
 from support.smollm2 import BRIEF_RECIPE
 
 pytestmark = pytest.mark.real

@@ -18,7 +18,7 @@ from amnesia.probes.plan import prepare
 from amnesia.probes.settings import ProbeSettings
 from amnesia.probes.trial import probe
 from amnesia.progress import SILENT
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from amnesia.report.page import report_html
 from support.commands import done, refused
 from support.reports import check_report_json

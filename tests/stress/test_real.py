@@ -8,7 +8,7 @@ from amnesia.facts.answers import matches
 from amnesia.facts.questions import facts_of_recipe
 from amnesia.live.forward import generate
 from amnesia.live.tokens import chat_format
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from amnesia.stress.conclusion import conclude
 from amnesia.stress.quantization import quantized
 from amnesia.stress.relearning import relearn

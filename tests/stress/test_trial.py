@@ -18,7 +18,7 @@ from amnesia.files.strict_json import json_bytes
 from amnesia.live.forward import answer_logprobs
 from amnesia.live.loading import load, load_adapter, merge_adapter
 from amnesia.pipeline import run
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from amnesia.stress.findings import stress_findings
 from amnesia.stress.settings import StressSettings
 from amnesia.stress.trial import endure, prepare

@@ -17,7 +17,7 @@ from amnesia.live.model import apply_edits, edited, freeze, wrap
 from amnesia.outputs.in_place import edit_in_place, undo_in_place
 from amnesia.outputs.proofs import prove, take_back
 from amnesia.outputs.write import edits_from_cells, edits_from_file, save
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from amnesia.sources.source import ModelSource
 from amnesia.weights.edit_rows import edit_json
 from amnesia.weights.manifest_file import manifest_bytes, parse_manifest, read_manifest, write_manifest

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits, check_edits, join_cells, join_directions
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, os_errors_as
-from amnesia.files.disk import check_empty, copy_file, file_stamp, hash_file, list_files
+from amnesia.files.disk import check_empty, copy_file, file_stamp, hash_file
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash
 from amnesia.progress import Progress, ignore_progress, whole
@@ -26,7 +26,7 @@ from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, Untou
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.safetensors import NewTensor, new_file
 from amnesia.weights.scaling import inverse_multiplier
-from amnesia.weights.steps import files_of_all_edits, trace_back
+from amnesia.weights.steps import files_of_all_edits, names_in, trace_back
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class GgufPlan:
         """What earlier edits left beside the model: manifest, saved rows, further files, the same of edits before."""
         if self.previous is None:
             return ()
-        return files_of_all_edits(self.previous, list_files(self.model.files[0].path.parent))
+        return files_of_all_edits(self.previous, names_in(self.model.files[0].path.parent, self.previous))
 
 
 def plan_gguf(source: Path, spec: EditSpec, *, expected: tuple[int, int, int] | None = None) -> GgufPlan:
