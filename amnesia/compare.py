@@ -32,8 +32,10 @@ from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
 from amnesia.stress.conclusion import conclude as conclude_stress
 from amnesia.stress.findings import stress_findings
-from amnesia.stress.results import Stress
-from amnesia.stress.settings import StressSettings
+from amnesia.stress.relearning import conclude_relearning, plan_relearning, retrain, retrain_peer
+from amnesia.stress.relearning_report import relearning_findings
+from amnesia.stress.results import Relearning, Stress
+from amnesia.stress.settings import RelearningSettings, StressSettings
 from amnesia.stress.trial import endure, prepare
 from amnesia.vector import Vector
 from amnesia.weights.adapter import CONFIG_NAME
@@ -48,6 +50,7 @@ class Assessment:
     evaluation: Evaluation
     document: dict[str, Any]
     stress: Stress | None = None
+    relearning: Relearning | None = None
     tasks: Tasks | None = None
 
 
@@ -58,6 +61,7 @@ def assess(
     tracker: Tracker,
     *,
     stress: StressSettings | None = None,
+    relearning: RelearningSettings | None = None,
     sweep: bool = False,
     loading: Loading = DEFAULT_LOADING,
     measurements: Path | None = None,
@@ -66,27 +70,31 @@ def assess(
 ) -> Assessment:
     """Ask both models about the facts; without `edited`, say what `model` knows.
 
-    `edited` may also be the folder of a PEFT adapter for `model`. With `stress`, both also go through attacks,
-    quantization and training. With `sweep`, the edit is made weaker and stronger, for which its manifest must be there.
-    Answers to the questions are kept in the file `measurements`, from which a second call takes what is there. `tasks`
-    are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for stress or a sweep without
-    `edited`, for a sweep without a manifest, and for tasks without the harness; LayoutError for a sweep of experts.
+    `edited` may also be the folder of a PEFT adapter for `model`. With `stress`, both also go through attacks and
+    quantization; with `relearning`, both are fine-tuned, beside the original after LoRA unlearning. With `sweep`, the
+    edit is made weaker and stronger, for which its manifest must be there. Answers to the questions are kept in
+    `measurements`, from which a second call takes what is there. `tasks` are those of the lm-eval harness, on
+    `task_limit` documents each. Raises InputError for stress, relearning or a sweep without `edited`, for a sweep
+    without a manifest, and for tasks without the harness; LayoutError for a sweep of experts.
     """
-    _check_wanted(edited, stress, sweep, tasks)
+    _check_wanted(edited, stress or relearning, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
     swept_edits = _edits_between(source, other) if sweep and other is not None else ()
 
     live = load_source(source, loading, hooked=sweep)
-    chat = None if stress is None else chat_format(live.tokenizer, tracker.notice)
+    chat = chat_format(live.tokenizer, tracker.notice) if stress or relearning else None
     with tracker.task("asking the original model") as progress:
         before = examine(live, facts.questions, facts.scoring, progress, _cache(measurements, loading, source))
     scores = [_task_scores(live, tasks, task_limit, tracker)]
     if stress is not None:
         plan = prepare(live, before.facts, facts.translations, stress, tracker.task, chat)
         original = endure(live, plan, "original", tracker.task)
-    after = endured = swept = None
+    if relearning is not None:
+        training = plan_relearning(live, before.facts, relearning, tracker, chat)
+        trained = retrain(live, training, "original", tracker), retrain_peer(live, training, tracker)
+    after = endured = relearned = swept = None
     if sweep:
         with tracker.task("weaker and stronger edits") as progress:
             swept = sweep_strength(live, before.facts, swept_edits, progress=progress)
@@ -97,9 +105,12 @@ def assess(
         with tracker.task("asking the edited model") as progress:
             after = examine_after(live, before, progress, _cache(measurements, loading, source, other))
         scores.append(_task_scores(live, tasks, task_limit, tracker))
-        if stress is not None:
+        if stress or relearning:
             merge_adapter(live)
+        if stress is not None:
             endured = conclude_stress(plan, original, endure(live, plan, "edited", tracker.task))
+        if relearning is not None:
+            relearned = conclude_relearning(training, *trained, retrain(live, training, "edited", tracker))
     evaluation = conclude(before, after)
     task_scores = report.tasks_of(*scores) if tasks else None
     document = report.report_json(
@@ -108,15 +119,18 @@ def assess(
         source.ref,
         None if other is None else name_of(other),
         changed=manifest,
-        sections={"lm_eval": task_scores, "stress": endured, "sweep": swept},
-        further=() if endured is None else stress_findings(endured, facts.entity),
+        sections={"lm_eval": task_scores, "stress": endured, "relearning": relearned, "sweep": swept},
+        further=(
+            *(() if endured is None else stress_findings(endured, facts.entity)),
+            *(() if relearned is None else relearning_findings(relearned, facts.entity)),
+        ),
     )
-    return Assessment(evaluation, document, endured, task_scores)
+    return Assessment(evaluation, document, endured, relearned, task_scores)
 
 
-def _check_wanted(edited: str | None, stress: StressSettings | None, sweep: bool, tasks: Sequence[str]) -> None:
+def _check_wanted(edited: str | None, stress: object, sweep: bool, tasks: Sequence[str]) -> None:
     if stress is not None and edited is None:
-        raise InputError("stress tests compare two models: give EDITED too")
+        raise InputError("stress tests and relearning compare two models: give EDITED too")
     if sweep and edited is None:
         raise InputError("a sweep leads from one model to the other: give EDITED too")
     if tasks:

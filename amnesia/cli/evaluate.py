@@ -14,7 +14,7 @@ from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import Loading
 from amnesia.errors import InputError
 from amnesia.recipe import load_recipe
-from amnesia.stress.settings import StressSettings
+from amnesia.stress.settings import RelearningSettings, StressSettings
 
 if TYPE_CHECKING:
     from amnesia.compare import Assessment
@@ -40,21 +40,26 @@ if TYPE_CHECKING:
     show_default=True,
     help="Control facts to take from PopQA, one for each other subject.",
 )
-@click.option("--stress", is_flag=True, help="Also attack, quantize and train both models: does the edit hold?")
+@click.option("--stress", is_flag=True, help="Also attack and quantize both models: does the edit hold?")
 @click.option(
     "--stress-facts",
     type=click.IntRange(1),
     default=StressSettings.n_facts,
     show_default=True,
-    help="With --stress: how many known facts to take, and as many controls.",
+    help="With --stress or --relearning: how many known facts to take, and as many controls.",
+)
+@click.option(
+    "--relearning",
+    is_flag=True,
+    help="Also fine-tune both models, and one that forgot by LoRA unlearning: does it come back? Takes long.",
 )
 @click.option(
     "--relearning-steps",
     "steps",
     type=click.IntRange(0),
     multiple=True,
-    help="With --stress: after how many steps of training to ask; repeat it. Default: "
-    f"{', '.join(map(str, StressSettings.steps))}.",
+    help="With --relearning: after how many steps of training to ask; repeat it. Default: "
+    f"{', '.join(map(str, RelearningSettings.steps))}.",
 )
 @click.option(
     "--sweep", is_flag=True, help="Also score weaker and stronger versions of an edit that this program made."
@@ -83,6 +88,7 @@ def evaluate(
     n_controls: int,
     stress: bool,
     stress_facts: int,
+    relearning: bool,
     steps: tuple[int, ...],
     sweep: bool,
     tasks: str | None,
@@ -97,17 +103,14 @@ def evaluate(
     Without EDITED, what MODEL itself knows is measured.
     """
     _check_facts(recipe_path, popqa, entities)
-    if steps and not stress:
-        raise InputError("--relearning-steps belongs to --stress: add it")
-    if stress and edited is None:
-        raise InputError("--stress compares two models: give EDITED too")
+    if steps and not relearning:
+        raise InputError("--relearning-steps belongs to --relearning: add it")
+    if (stress or relearning) and edited is None:
+        raise InputError(f"--{'stress' if stress else 'relearning'} compares two models: give EDITED too")
     from amnesia import compare
     from amnesia.evaluation import measurement_cache
 
-    settings = None
-    if stress:
-        wanted = tuple(sorted({*steps})) or StressSettings.steps
-        settings = StressSettings(stress_facts, stress_facts, steps=wanted)
+    wanted = tuple(sorted({*steps})) or RelearningSettings.steps
     terminal = Terminal()
     facts = _facts(recipe_path, popqa, entities, n_controls)
     if facts.note:
@@ -120,7 +123,8 @@ def evaluate(
             edited,
             facts,
             terminal,
-            stress=settings,
+            stress=StressSettings(stress_facts, stress_facts) if stress else None,
+            relearning=RelearningSettings(stress_facts, stress_facts, steps=wanted) if relearning else None,
             sweep=sweep,
             loading=loading,
             measurements=measurements,
@@ -155,6 +159,7 @@ def _facts(recipe: Path | None, popqa: str | None, entities: Sequence[str], n_co
 
 def _shown(result: Assessment, entity: str) -> str:
     from amnesia.report import tables
+    from amnesia.stress.relearning_report import relearning_text
     from amnesia.stress.report import stress_text
 
     parts = [tables.evaluation_table(result.evaluation, entity)]
@@ -162,4 +167,6 @@ def _shown(result: Assessment, entity: str) -> str:
         parts.append(tables.tasks_table(result.tasks))
     if result.stress is not None:
         parts.append(stress_text(result.stress, entity))
+    if result.relearning is not None:
+        parts.append(relearning_text(result.relearning, entity))
     return "\n\n".join(parts)

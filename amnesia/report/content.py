@@ -14,7 +14,7 @@ from amnesia.evaluation.labels import KINDS, parts_of
 from amnesia.evaluation.results import Aggregate, AnswerSummary, Damage, Finding, PromptScore, StrengthSweep
 from amnesia.files.strict_json import StrictJson
 from amnesia.files.typed_json import TypedJson
-from amnesia.stress.results import Stress
+from amnesia.stress.results import Relearning, Stress
 from amnesia.weights.edit_rows import read_edit
 
 FORMAT_VERSION = 3
@@ -115,6 +115,7 @@ class Report:
     changed: Changed | None = None
     lm_eval: Tasks | None = None
     stress: Stress | None = None
+    relearning: Relearning | None = None
     sweep: StrengthSweep | None = None
 
 

@@ -16,7 +16,7 @@ from amnesia.evaluation.results import Aggregate, Damage, Finding, PromptScore, 
 from amnesia.files.typed_json import plain
 from amnesia.localization.results import Localization
 from amnesia.report.content import FORMAT_VERSION, Tasks, TaskValue
-from amnesia.stress.results import Stress
+from amnesia.stress.results import Relearning, Stress
 from amnesia.weights.edit_rows import edit_json
 from amnesia.weights.manifest import Manifest, version_of
 
@@ -93,7 +93,7 @@ def report_json(
     accepted: bool | None = None,
     extraction: Extraction | None = None,
     changed: Manifest | None = None,
-    sections: Mapping[str, Tasks | Stress | StrengthSweep | None] | None = None,
+    sections: Mapping[str, Tasks | Stress | Relearning | StrengthSweep | None] | None = None,
     further: Sequence[Finding] = (),
 ) -> dict[str, Any]:
     """The content of `report.json`, which `report.schema.json` describes.

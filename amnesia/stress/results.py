@@ -1,4 +1,4 @@
-"""Results of stress tests of an original and an edited model: attacks, quantization, relearning."""
+"""Results of stress tests of an original and an edited model: attacks and quantization; relearning."""
 
 from __future__ import annotations
 
@@ -80,15 +80,34 @@ class RelearningStep:
 
 @dataclass(frozen=True)
 class RelearningResult:
-    """One run of training: on what, which model, and about whom the `n` facts are that were asked at each step."""
+    """One training: on what text and in which way, which model, and about whom the `n` facts are that were asked.
+
+    `model` is "original", "edited" or "unlearned": the original after LoRA unlearning. Without steps there is why.
+    """
 
     text: str
     example: str
+    way: str
     model: str
     subject: str
     n: int
     steps: tuple[RelearningStep, ...]
     not_applicable: str | None
+
+
+@dataclass(frozen=True)
+class Relearning:
+    """All trainings; `never_known` is the invented name.
+
+    LoRA unlearning took `unlearning_steps`, or could not be done for the reason in `no_unlearning`.
+    """
+
+    n_facts: int
+    n_controls: int
+    never_known: str
+    unlearning_steps: int | None
+    no_unlearning: str | None
+    runs: tuple[RelearningResult, ...]
 
 
 @dataclass(frozen=True)
@@ -100,4 +119,3 @@ class Stress:
     never_known: tuple[str, ...]
     attacks: tuple[AttackResult, ...]
     quantization: tuple[QuantizationResult, ...]
-    relearning: tuple[RelearningResult, ...]

@@ -140,13 +140,15 @@ def test_the_sample_is_a_report():
     for document in (sample(), alone(), without(*OPTIONAL)):
         jsonschema.validate(document, schema)
     stress = sample()["stress"]
+    relearning = sample()["relearning"]
     rows = stress["attacks"][0]["rows"] + stress["quantization"][0]["rows"]
     for kind, found in (
         (results.Stress, [stress]),
         (results.AttackResult, stress["attacks"]),
         (results.QuantizationResult, stress["quantization"]),
-        (results.RelearningResult, stress["relearning"]),
-        (results.RelearningStep, stress["relearning"][0]["steps"]),
+        (results.Relearning, [relearning]),
+        (results.RelearningResult, relearning["runs"]),
+        (results.RelearningStep, relearning["runs"][0]["steps"]),
         (results.AttackForm, stress["attacks"][0]["variants"]),
         (results.Example, stress["attacks"][2]["examples"]),
         (results.StressScore, rows),
