@@ -101,7 +101,7 @@ def assess(
     if other is not None:
         del live
         gc.collect()
-        live = _load_edited(source, other, loading)
+        live = load_edited(source, other, loading)
         with tracker.task("asking the edited model") as progress:
             after = examine_after(live, before, progress, _cache(measurements, loading, source, other))
         scores.append(_task_scores(live, tasks, task_limit, tracker))
@@ -137,7 +137,7 @@ def _check_wanted(edited: str | None, stress: object, sweep: bool, tasks: Sequen
         lm_eval.check_available()
 
 
-def _load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> LiveModel:
+def load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> LiveModel:
     """The edited model, or the original with the adapter whose folder `edited` is."""
     if (edited.folder / CONFIG_NAME).exists():
         return load_adapter(source.folder, edited.folder, str(edited), loading)

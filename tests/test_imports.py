@@ -25,6 +25,7 @@ FLOORS = (
     "choice experiments mining stress",
     "api report",
     "compare hub pipeline",
+    "bench",
     "cli",
     "__main__",
 )

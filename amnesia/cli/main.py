@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EXIT_REJECTED = 1
 LATE = {
     "evaluate": "amnesia.cli.evaluate",
+    "bench": "amnesia.cli.bench",
     **dict.fromkeys(("edit", "verify", "undo"), "amnesia.cli.edit"),
     **dict.fromkeys(("push", "replay"), "amnesia.cli.publish"),
     **dict.fromkeys(("layers", "sweep", "inject", "sufficiency", "robustness", "atlas"), "amnesia.cli.experiments"),

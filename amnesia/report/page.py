@@ -45,26 +45,33 @@ def report_html(document: Mapping[str, Any]) -> str:
     Raises InputError, with the place, for what is no report.
     """
     report = read_report(document)
-    environment = _environment()
-    style = _palette_css() + _own_text("report.css")
-    script = _own_text("report.js")
-    return environment.get_template("report.html").render(
+    entity = numbers.flat(view.entity_of(report), 24)
+    trainings = {} if report.relearning is None else _relearning_figures(report.relearning, entity)
+    return render(
+        "report.html",
         report=report,
-        style=Markup(style),
-        script=Markup(script),
-        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
-        "form-action 'none'",
         sections=view.sections(report),
         figures={name: Markup(svg) for name, svg in _figures(report).items()},
-        relearning_figures={}
-        if report.relearning is None
-        else {
-            title: Markup(svg)
-            for title, svg in _relearning_figures(report.relearning, numbers.flat(view.entity_of(report), 24)).items()
-        },
+        relearning_figures={title: Markup(svg) for title, svg in trainings.items()},
         view=view,
         terms=list(terms(report)),
         model_argument=shlex.quote(str(report.model)),
+    )
+
+
+def render(template: str, **content: Any) -> str:
+    """A page of this package's look, whose policy lets nothing but its own style and script be used."""
+    style, script = _palette_css() + _own_text("report.css"), _own_text("report.js")
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup(style),
+            script=Markup(script),
+            policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
+            "form-action 'none'",
+            **content,
+        )
     )
 
 
@@ -177,7 +184,7 @@ def _relearning_figures(relearning: Relearning, entity: str) -> dict[str, str]:
             )
             if (model, subject) in runs
         ]
-        title = f"Knowledge score while fine-tuned ({way}) on {TEXTS[text]}"
+        title = f"Knowledge score while fine-tuned ({way}) on {TEXTS.get(text, text)}"
         found[title] = charts.lines(series, f"relearning-{n}", title, "training steps →")
     return found
 

@@ -256,7 +256,7 @@ def training_name(run: RelearningResult) -> str:
 
 def trained_model(model: str) -> str:
     """Which model was trained."""
-    return f"{MODELS[model]} model" if model != "unlearned" else MODELS[model]
+    return MODELS[model] if model == "unlearned" else f"{model} model"
 
 
 def relearned(report: Report) -> Iterator[str]:
@@ -264,11 +264,13 @@ def relearned(report: Report) -> Iterator[str]:
     if report.relearning is None:
         return
     for (text, way), runs in by_training(report.relearning).items():
-        run = runs["edited", "entity"]
+        run = runs.get(("edited", "entity"))
+        if run is None:
+            continue
         first, last = (signed(run.steps[place].knowledge_score.mean) for place in (0, -1))
         steps = count(run.steps[-1].step, "step")
         yield (
-            f"{steps} of fine-tuning ({way}) on {TEXTS[text]} took the edited model’s knowledge score of "
+            f"{steps} of fine-tuning ({way}) on {TEXTS.get(text, text)} took the edited model’s knowledge score of "
             f"{entity_of(report)} from {first} to {last}."
         )
 

@@ -168,7 +168,7 @@ def trainable(live: LiveModel, way: Way, seed: int) -> Generator[Any]:
 
 def _freeze(live: LiveModel, frozen: dict[str, bool]) -> None:
     for name, parameter in live.model.named_parameters():
-        parameter.requires_grad_(frozen[name])
+        parameter.requires_grad_(frozen.get(name, False))
         parameter.grad = None
 
 
