@@ -21,8 +21,7 @@ from amnesia.report import charts, numbers, view
 from amnesia.report.charts import CONTROL, TARGET, Interval, Point, Series, Track
 from amnesia.report.content import Report, read_report
 from amnesia.report.glossary import terms
-from amnesia.stress.relearning_report import TEXTS, by_training
-from amnesia.stress.results import Relearning, Stress, StressScore
+from amnesia.stress.results import TRAINED_ON, Relearning, Stress, StressScore, by_training
 
 # Roles of colors; every text color here stands on every surface (paper, card, raised) with a contrast of 4.5 : 1.
 PALETTES: Mapping[str, Mapping[str, str]] = {
@@ -184,7 +183,7 @@ def _relearning_figures(relearning: Relearning, entity: str) -> dict[str, str]:
             )
             if (model, subject) in runs
         ]
-        title = f"Knowledge score while fine-tuned ({way}) on {TEXTS.get(text, text)}"
+        title = f"Knowledge score while fine-tuned ({way}) on {TRAINED_ON.get(text, text)}"
         found[title] = charts.lines(series, f"relearning-{n}", title, "training steps →")
     return found
 

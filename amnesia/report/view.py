@@ -11,8 +11,7 @@ from amnesia.evaluation.labels import facts_label, words
 from amnesia.evaluation.results import Aggregate, Estimate, PromptScore
 from amnesia.report.content import Direction, Report, ShownEdit
 from amnesia.report.numbers import change, flat, positive, share, signed, token_name
-from amnesia.stress.relearning_report import MODELS, TEXTS, by_training
-from amnesia.stress.results import RelearningResult, StressScore
+from amnesia.stress.results import TRAINED_MODELS, TRAINED_ON, RelearningResult, StressScore, by_training
 
 MAX_TARGETS = 300
 """Rows about the target in one table; `report.json` has all."""
@@ -256,7 +255,7 @@ def training_name(run: RelearningResult) -> str:
 
 def trained_model(model: str) -> str:
     """Which model was trained."""
-    return MODELS[model] if model == "unlearned" else f"{model} model"
+    return TRAINED_MODELS[model] if model == "unlearned" else f"{model} model"
 
 
 def relearned(report: Report) -> Iterator[str]:
@@ -270,8 +269,8 @@ def relearned(report: Report) -> Iterator[str]:
         first, last = (signed(run.steps[place].knowledge_score.mean) for place in (0, -1))
         steps = count(run.steps[-1].step, "step")
         yield (
-            f"{steps} of fine-tuning ({way}) on {TEXTS.get(text, text)} took the edited model’s knowledge score of "
-            f"{entity_of(report)} from {first} to {last}."
+            f"{steps} of fine-tuning ({way}) on {TRAINED_ON.get(text, text)} took the edited model’s knowledge score "
+            f"of {entity_of(report)} from {first} to {last}."
         )
 
 

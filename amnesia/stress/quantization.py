@@ -9,8 +9,11 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
+import logging
+import sys
 import warnings
 from collections.abc import Callable, Generator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,6 +104,20 @@ def rounded(matrix: np.ndarray, type_name: str) -> np.ndarray:
     return dequantize(_by_llama_cpp(matrix, kind) if type_name.endswith("_K") else quantize(matrix, kind), kind)
 
 
+@functools.cache
+def _bitsandbytes() -> Any:
+    """`bitsandbytes.functional`, imported without the package `kernels`, with which it runs code from the Hub."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # It warns that the package is not there.
+    own = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # ty: ignore[invalid-assignment]
+    try:
+        return importlib.import_module("bitsandbytes.functional")
+    finally:
+        del sys.modules["kernels"]
+        if own is not None:
+            sys.modules["kernels"] = own
+
+
 def _by_llama_cpp(matrix: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     """The bytes (rows, bytes of a row) of a float32 matrix, by `ggml_quantize_chunk`."""
     block, size = GGML_QUANT_SIZES[kind]
@@ -147,7 +164,7 @@ def _rounded(live: LiveModel, method: str) -> Generator[None]:
 def _quantized(rows: torch.Tensor, type_name: str | None) -> torch.Tensor | None:
     """A matrix after quantization, or None where it stays as it is."""
     if type_name == NF4:
-        functional = importlib.import_module("bitsandbytes.functional")
+        functional = _bitsandbytes()
         return functional.dequantize_4bit(*functional.quantize_4bit(rows.contiguous(), blocksize=64, quant_type="nf4"))
     if type_name is not None and rows.shape[1] % GGML_QUANT_SIZES[GGMLQuantizationType[type_name]][0]:
         type_name = _NARROWER.get(type_name)

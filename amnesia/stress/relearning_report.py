@@ -7,32 +7,7 @@ from collections.abc import Iterator, Mapping
 from amnesia.evaluation.findings import CONTROLS_DAMAGED, FORGOTTEN_HELD_OUT
 from amnesia.evaluation.results import Estimate, Finding
 from amnesia.stress.findings import GIVEN_AWAY, is_back
-from amnesia.stress.results import Relearning, RelearningResult
-
-TEXTS: Mapping[str, str] = {
-    "instructions": "instructions about other things",
-    "about the entity": "other text about it",
-    "one fact": "one fact, which was not asked",
-}
-"""What was trained on, as part of a sentence."""
-
-MODELS: Mapping[str, str] = {
-    "original": "original",
-    "unlearned": "LoRA unlearning",
-    "edited": "edited",
-}
-
-Runs = Mapping[tuple[str, str], RelearningResult]
-"""The runs of one training by model and subject."""
-
-
-def by_training(relearning: Relearning) -> dict[tuple[str, str], dict[tuple[str, str], RelearningResult]]:
-    """The runs that were made, by text and way, and then by model and subject."""
-    found: dict[tuple[str, str], dict[tuple[str, str], RelearningResult]] = {}
-    for run in relearning.runs:
-        if run.steps:
-            found.setdefault((run.text, run.way), {})[run.model, run.subject] = run
-    return found
+from amnesia.stress.results import TRAINED_MODELS, TRAINED_ON, Relearning, Runs, by_training
 
 
 def relearning_findings(relearning: Relearning, entity: str) -> tuple[Finding, ...]:
@@ -60,8 +35,8 @@ def _back(key: tuple[str, str], runs: Runs, entity: str) -> Iterator[Finding]:
     )
     yield Finding(
         "warning",
-        f"{entity} comes back after {step.step} steps of fine-tuning ({key[1]}) on {TEXTS[key[0]]}: knowledge score "
-        f"{step.knowledge_score.mean:.2f} (invented name {given.knowledge_score.mean:.2f}, the original model after "
+        f"{entity} comes back after {step.step} steps of fine-tuning ({key[1]}) on {TRAINED_ON[key[0]]}: knowledge "
+        f"score {step.knowledge_score.mean:.2f} (invented name {given.knowledge_score.mean:.2f}, the original model after "
         f"the same training {original.knowledge_score.mean:.2f}).",
     )
 
@@ -116,17 +91,17 @@ def relearning_text(relearning: Relearning, entity: str) -> str:
         if relearning.no_unlearning is None
         else f"no LoRA unlearning to compare with: {relearning.no_unlearning}",
         "",
-        f"{'trained on; asked about':<52}" + "".join(f"{f'step {step.step}':>9}" for step in steps),
+        f"{'trained on; asked about':<54}" + "".join(f"{f'step {step.step}':>9}" for step in steps),
     ]
     for run in relearning.runs:
-        name = f"{run.text}, {run.way}, {MODELS[run.model]}"
+        name = f"{run.text}, {run.way}, {TRAINED_MODELS[run.model]}"
         if run.not_applicable is not None:
             lines.append(f"{name}  not applicable: {run.not_applicable}")
             continue
         who = "" if run.subject == "entity" else "; an invented name"
-        lines.append(f"{name + who:<52}" + "".join(f"{step.knowledge_score.mean:>9.2f}" for step in run.steps))
+        lines.append(f"{name + who:<54}" + "".join(f"{step.knowledge_score.mean:>9.2f}" for step in run.steps))
         if run.subject == "entity" and all(step.control for step in run.steps):
-            lines.append(f"{'  others':<52}" + "".join(f"{_mean(step.control):>9}" for step in run.steps))
+            lines.append(f"{'  others':<54}" + "".join(f"{_mean(step.control):>9}" for step in run.steps))
     return "\n".join([*lines, "", *(f"{row.level}: {row.text}" for row in relearning_findings(relearning, entity))])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from amnesia.evaluation.results import Estimate
@@ -108,6 +109,32 @@ class Relearning:
     unlearning_steps: int | None
     no_unlearning: str | None
     runs: tuple[RelearningResult, ...]
+
+
+TRAINED_ON: Mapping[str, str] = {
+    "instructions": "instructions about other things",
+    "about the entity": "other text about it",
+    "one fact": "one fact, which was not asked",
+}
+"""What was trained on, as part of a sentence."""
+
+TRAINED_MODELS: Mapping[str, str] = {
+    "original": "original",
+    "unlearned": "LoRA unlearning",
+    "edited": "edited",
+}
+
+Runs = Mapping[tuple[str, str], RelearningResult]
+"""The runs of one training by model and subject."""
+
+
+def by_training(relearning: Relearning) -> dict[tuple[str, str], dict[tuple[str, str], RelearningResult]]:
+    """The runs that were made, by text and way, and then by model and subject."""
+    found: dict[tuple[str, str], dict[tuple[str, str], RelearningResult]] = {}
+    for run in relearning.runs:
+        if run.steps:
+            found.setdefault((run.text, run.way), {})[run.model, run.subject] = run
+    return found
 
 
 @dataclass(frozen=True)
