@@ -269,7 +269,7 @@ def relearned(report: Report) -> Iterator[str]:
         first, last = (signed(run.steps[place].knowledge_score.mean) for place in (0, -1))
         steps = count(run.steps[-1].step, "step")
         yield (
-            f"{steps} of fine-tuning ({way}) on {TRAINED_ON.get(text, text)} took the edited model’s knowledge score "
+            f"{steps} of fine-tuning ({way}) on {TRAINED_ON.get(text, text)} took the edited model's knowledge score "
             f"of {entity_of(report)} from {first} to {last}."
         )
 

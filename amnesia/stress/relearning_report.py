@@ -36,8 +36,8 @@ def _back(key: tuple[str, str], runs: Runs, entity: str) -> Iterator[Finding]:
     yield Finding(
         "warning",
         f"{entity} comes back after {step.step} steps of fine-tuning ({key[1]}) on {TRAINED_ON[key[0]]}: knowledge "
-        f"score {step.knowledge_score.mean:.2f} (invented name {given.knowledge_score.mean:.2f}, the original model after "
-        f"the same training {original.knowledge_score.mean:.2f}).",
+        f"score {step.knowledge_score.mean:.2f} (invented name {given.knowledge_score.mean:.2f}, the original model "
+        f"after the same training {original.knowledge_score.mean:.2f}).",
     )
 
 

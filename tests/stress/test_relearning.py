@@ -1,6 +1,7 @@
 """A tiny model is trained in every way, and what that comes to is put into words."""
 
 import json
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -90,7 +91,8 @@ def test_how_long_it_takes_is_said_before_it_begins(trained):
 
 def test_no_text_has_an_answer_that_is_asked(trained):
     plan, _, live, *_ = trained
-    answers = sorted({answer for fact in plan.known.values() for answer in fact.question.fact.right_answers})
+    targets = [fact.question.fact for fact in plan.known.values() if fact.question.role == "target"]
+    answers = sorted({answer for fact in targets for answer in fact.right_answers})
     for text in (INSTRUCTIONS, ABOUT):
         lessons = plan.lessons[text]
         assert lessons and not [pair for pair in lessons if matches(pair[1].replace("\n", " "), answers)]
@@ -133,7 +135,7 @@ def test_a_model_in_sixteen_bits_is_trained_by_an_adapter_alone(model):
     plan = plan_relearning(live, known, SETTINGS, Silent(), None)
     found = retrain(live, plan, "original", Silent())
     assert "load the model in float32" in found.runs[INSTRUCTIONS, SETTINGS.ways[1]]
-    result = conclude_relearning(plan, found, "not here", found)
+    result = conclude_relearning(plan, found, "not here", replace(found, model="edited"))
     assert result.no_unlearning == "not here"
     text = relearning_text(result, "Japan")
     assert "no LoRA unlearning to compare with: not here" in text
