@@ -236,6 +236,9 @@ def test_the_command_writes_a_report_that_can_be_read(model, tmp_path):
     )
     assert done.exit_code == 0, done.output
     document = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert [step["step"] for step in document["relearning"]["runs"][0]["steps"]] == [0, 1]
+    assert "relearning will take about" in done.stderr
+    assert "Japan after fine-tuning: mean knowledge score, 2 facts" in done.stdout
     from importlib import resources
 
     schema = json.loads(resources.files("amnesia.report").joinpath("report.schema.json").read_text(encoding="utf-8"))
