@@ -50,8 +50,10 @@ from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
 from amnesia.stress.conclusion import conclude as conclude_stress
 from amnesia.stress.findings import stress_findings
-from amnesia.stress.results import Stress
-from amnesia.stress.settings import StressSettings
+from amnesia.stress.relearning import conclude_relearning, plan_relearning, retrain, retrain_peer
+from amnesia.stress.relearning_report import relearning_findings
+from amnesia.stress.results import Relearning, Stress
+from amnesia.stress.settings import RelearningSettings, StressSettings
 from amnesia.stress.trial import endure, prepare
 from amnesia.vector import Vector
 from amnesia.weights.adapter import CONFIG_NAME
@@ -68,6 +70,7 @@ class Assessment:
     evaluation: Evaluation
     document: dict[str, Any]
     stress: Stress | None = None
+    relearning: Relearning | None = None
     probes: Probes | None = None
     tasks: Tasks | None = None
 
@@ -79,6 +82,7 @@ def assess(
     tracker: Tracker,
     *,
     stress: StressSettings | None = None,
+    relearning: RelearningSettings | None = None,
     probes: ProbeSettings | None = None,
     sweep: bool = False,
     loading: Loading = DEFAULT_LOADING,
@@ -88,14 +92,15 @@ def assess(
 ) -> Assessment:
     """Ask both models about the facts; without `edited`, say what `model` knows.
 
-    `edited` may also be the folder of a PEFT adapter for `model`. With `stress`, both also go through attacks,
-    quantization and training; with `probes`, they are also asked in other ways. With `sweep`, the edit is made weaker
-    and stronger, for which its manifest must be there. Answers to the questions are kept in the file `measurements`,
-    from which a second call takes what is there. `tasks` are those of the lm-eval harness, on `task_limit` documents
-    each. Raises InputError for stress or a sweep without `edited`, for a sweep without a manifest, and for tasks
-    without the harness; LayoutError for a sweep of experts.
+    `edited` may also be the folder of a PEFT adapter for `model`. With `stress`, both also go through attacks and
+    quantization; with `relearning`, both are fine-tuned, beside the original after LoRA unlearning; with `probes`, they
+    are also asked in other ways. With `sweep`, the edit is made weaker and stronger, for which its manifest must be
+    there. Answers to the questions are kept in the file `measurements`, from which a second call takes what is there.
+    `tasks` are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for stress, relearning
+    or a sweep without `edited`, for a sweep without a manifest, and for tasks without the harness; LayoutError for a
+    sweep of experts.
     """
-    _check_wanted(edited, stress, sweep, tasks)
+    _check_wanted(edited, stress or relearning, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
@@ -111,10 +116,13 @@ def assess(
     if stress is not None:
         plan = prepare(live, before.facts, facts.translations, stress, tracker.task, chat)
         original = endure(live, plan, "original", tracker.task)
+    if relearning is not None:
+        training = plan_relearning(live, before.facts, relearning, tracker, chat)
+        trained = retrain(live, training, "original", tracker), retrain_peer(live, training, tracker)
     if probes is not None:
         probe_plan = prepare_probes(before.facts, facts.translations, probes, chat)
         probed = [probe(live, probe_plan, "original", tracker.task)]
-    after = endured = swept = found = None
+    after = endured = relearned = swept = found = None
     if sweep:
         with tracker.task("weaker and stronger edits") as progress:
             swept = sweep_strength(live, before.facts, swept_edits, progress=progress)
@@ -127,9 +135,12 @@ def assess(
         scores.append(_task_scores(live, tasks, task_limit, tracker))
         if probes is not None:
             probed.append(probe(live, probe_plan, "edited", tracker.task))
-        if stress is not None:
+        if stress or relearning:
             merge_adapter(live)
+        if stress is not None:
             endured = conclude_stress(plan, original, endure(live, plan, "edited", tracker.task))
+        if relearning is not None:
+            relearned = conclude_relearning(training, *trained, retrain(live, training, "edited", tracker))
     evaluation = conclude(before, after)
     if probes is not None:
         found = conclude_probes(probe_plan, probed[0], probed[1] if other is not None else None)
@@ -140,18 +151,25 @@ def assess(
         source.ref,
         None if other is None else name_of(other),
         changed=manifest,
-        sections={"lm_eval": task_scores, "stress": endured, "probes": found, "sweep": swept},
+        sections={
+            "lm_eval": task_scores,
+            "stress": endured,
+            "relearning": relearned,
+            "probes": found,
+            "sweep": swept,
+        },
         further=(
             *(() if endured is None else stress_findings(endured, facts.entity)),
+            *(() if relearned is None else relearning_findings(relearned, facts.entity)),
             *(() if found is None else probe_findings(found, facts.entity)),
         ),
     )
-    return Assessment(evaluation, document, endured, found, task_scores)
+    return Assessment(evaluation, document, endured, relearned, found, task_scores)
 
 
-def _check_wanted(edited: str | None, stress: StressSettings | None, sweep: bool, tasks: Sequence[str]) -> None:
+def _check_wanted(edited: str | None, stress: object, sweep: bool, tasks: Sequence[str]) -> None:
     if stress is not None and edited is None:
-        raise InputError("stress tests compare two models: give EDITED too")
+        raise InputError("stress tests and relearning compare two models: give EDITED too")
     if sweep and edited is None:
         raise InputError("a sweep leads from one model to the other: give EDITED too")
     if tasks:

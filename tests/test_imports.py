@@ -26,6 +26,7 @@ FLOORS = (
     "probes",
     "api report",
     "compare hub pipeline",
+    "bench",
     "cli",
     "__main__",
 )

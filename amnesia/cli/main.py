@@ -36,6 +36,7 @@ GROUPS = {
     },
     "Prove": {
         "evaluate": "amnesia.cli.evaluate",
+        "bench": "amnesia.cli.bench",
         "verify": "amnesia.cli.edit",
         "diff": "amnesia.cli.diff",
         "replay": "amnesia.cli.publish",
