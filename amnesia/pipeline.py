@@ -12,7 +12,7 @@ from amnesia.choice.extraction import choose
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
 from amnesia.choice.settings import ChoiceSettings
-from amnesia.domain import DEFAULT_LOADING, Format, Loading, ModelRef
+from amnesia.domain import DEFAULT_LOADING, OF_GGUF, Format, Loading, ModelRef
 from amnesia.edits import EntityEdits
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.examination import Examination, conclude, examine, examine_after
@@ -25,6 +25,7 @@ from amnesia.files.staging import PAGE_NAME, REPORT_NAME, check_output, staged_o
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.loading import load_source, loaded
 from amnesia.live.model import LiveModel
+from amnesia.mining.carrying import carried_over, known_notice
 from amnesia.mining.entity import TASK, mine
 from amnesia.outputs.write import left_out_notice, plan_formats, rounding_notice, spec_of, write_format
 from amnesia.progress import SILENT, Tracker
@@ -70,21 +71,27 @@ def run(
     output: Path | str,
     tracker: Tracker = SILENT,
     *,
+    model: ModelRef | str | None = None,
     force: bool = False,
     loading: Loading = DEFAULT_LOADING,
 ) -> RunResult:
     """Do what the recipe says and write `output`; only `force` writes a weak edit, and nothing writes none at all.
 
+    `model` forgets in place of the recipe's own; the manifest then has the recipe for that one (`mining.carrying`).
     One format fills `output` itself; several fill a subfolder each, named after the format. Every format's folder holds
     its manifest, `report.json` and `report.html`. Raises the errors of this package for what the user can mend.
     """
     output = Path(output)
-    source = _source(recipe.model, output, tracker, force)
-    if "gguf" in recipe.edit.formats:
+    source = _source(model or recipe.model, output, tracker, force)
+    if model is not None:
+        recipe, notices = carried_over(recipe, source.ref, source.checkpoint.shape.n_layers)
+        for line in notices:
+            tracker.notice(line)
+    if {*OF_GGUF} & {*recipe.edit.formats}:
         source.require_gguf()
     if recipe.edit.cells:
         plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])
-    chosen = _choose(load_source(source, loading), recipe, tracker, force)
+    chosen = _choose(load_source(source, loading), recipe, tracker, force, tell_known=model is not None)
     return _save(recipe, source, chosen, output, tracker, force, loading)
 
 
@@ -126,9 +133,11 @@ def _source(model: ModelRef | str, output: Path, tracker: Tracker, force: bool) 
     return source
 
 
-def _choose(live: LiveModel, recipe: Recipe, tracker: Tracker, force: bool) -> _Chosen:
+def _choose(live: LiveModel, recipe: Recipe, tracker: Tracker, force: bool, *, tell_known: bool = False) -> _Chosen:
     with tracker.task("asking the original model") as progress:
         before = examine(live, questions_of(recipe), recipe.scoring, progress)
+    if tell_known:
+        tracker.notice(known_notice(before.facts, live.name, recipe.target.entity))
     targets, controls = select_known(before.facts)
     extraction = choose(live, recipe, targets, controls, tracker.task, cache_folder())
     if line := neighbors_notice(extraction):

@@ -41,7 +41,7 @@ def main(debug: bool) -> None:
 @click.argument("recipe", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--entity", help="Which entity of a recipe that lists several; without RECIPE, the entity to forget.")
-@click.option("--model", help="Without RECIPE: the model that forgets.")
+@click.option("--model", help="The model that forgets; in place of the one that RECIPE names.")
 @popqa_option
 @alias_option
 @force_weak_option
@@ -60,15 +60,16 @@ def run(
 ) -> None:
     """Localize, choose the edit, save it, evaluate the saved files, report. RECIPE is a TOML file.
 
+    With --model another model forgets, by the same facts; what the recipe sets that does not fit that model is said.
     Without RECIPE, --model and --entity name the two, and a recipe is made as `mine` does: nothing else is needed.
 
     Exits with 1 when the recipe's [accept] bounds are missed, or when no handle on the entity or only a weak one is
     found; then nothing is written.
     """
     if recipe is not None:
-        if model or popqa or aliases:
-            raise InputError("RECIPE names the model and the facts itself: drop --model, --popqa and --alias")
-        _run(load_recipe(recipe, entity), output, force, loading, json_output)
+        if popqa or aliases:
+            raise InputError("RECIPE names the facts itself: drop --popqa and --alias")
+        _run(load_recipe(recipe, entity), output, force, loading, json_output, model)
         return
     if model is None or entity is None:
         raise InputError("give a RECIPE, or --model and --entity")
@@ -141,10 +142,12 @@ def demo(output: Path, entity: str, list_only: bool, force: bool, json_output: b
     _run(load_recipe(shipped[name]), output, force, DEFAULT_LOADING, json_output)
 
 
-def _run(recipe: Recipe, output: Path, force: bool, loading: Loading, json_output: bool) -> None:
+def _run(
+    recipe: Recipe, output: Path, force: bool, loading: Loading, json_output: bool, model: str | None = None
+) -> None:
     from amnesia import pipeline
 
-    _show_run(pipeline.run(recipe, output, Terminal(), force=force, loading=loading), json_output)
+    _show_run(pipeline.run(recipe, output, Terminal(), model=model, force=force, loading=loading), json_output)
 
 
 def _show_run(result: RunResult, json_output: bool) -> None:
