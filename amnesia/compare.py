@@ -19,9 +19,10 @@ from amnesia.evaluation.examination import conclude, examine, examine_after
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.strength import sweep_strength
 from amnesia.facts.questions import FactSet
+from amnesia.files.companions import LORA_NAME
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_output, staged_output
 from amnesia.files.strict_json import json_bytes
-from amnesia.live.loading import load, load_adapter, load_source, merge_adapter
+from amnesia.live.loading import load, load_adapter, load_lora, load_source, merge_adapter
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import chat_format
 from amnesia.progress import Tracker
@@ -66,11 +67,12 @@ def assess(
 ) -> Assessment:
     """Ask both models about the facts; without `edited`, say what `model` knows.
 
-    `edited` may also be the folder of a PEFT adapter for `model`. With `stress`, both also go through attacks,
-    quantization and training. With `sweep`, the edit is made weaker and stronger, for which its manifest must be there.
-    Answers to the questions are kept in the file `measurements`, from which a second call takes what is there. `tasks`
-    are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for stress or a sweep without
-    `edited`, for a sweep without a manifest, and for tasks without the harness; LayoutError for a sweep of experts.
+    `edited` may also be the folder of an adapter for `model`, of PEFT or of llama.cpp. With `stress`, both also go
+    through attacks, quantization and training. With `sweep`, the edit is made weaker and stronger, for which its
+    manifest must be there. Answers to the questions are kept in the file `measurements`, from which a second call
+    takes what is there. `tasks` are those of the lm-eval harness, on `task_limit` documents each. Raises InputError
+    for stress or a sweep without `edited`, for a sweep without a manifest, and for tasks without the harness;
+    LayoutError for a sweep of experts.
     """
     _check_wanted(edited, stress, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
@@ -127,6 +129,8 @@ def _load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> 
     """The edited model, or the original with the adapter whose folder `edited` is."""
     if (edited.folder / CONFIG_NAME).exists():
         return load_adapter(source.folder, edited.folder, str(edited), loading)
+    if (edited.folder / LORA_NAME).exists():
+        return load_lora(source.folder, edited.folder / LORA_NAME, str(edited), loading)
     return load(edited.folder, str(edited), loading)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amnesia.domain import ADAPTERS, FORMATS
 from amnesia.errors import AmnesiaError, OutputError, os_errors_as
 from amnesia.files.cache import aside, scratch_folder
 from amnesia.files.companions import BASE_FOLDER, PAGE_NAME, REPORT_NAME
@@ -138,7 +139,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 # The other things that outputs consist of: a folder for each format, a report alone, or a figure with its numbers.
-FORMAT_FOLDERS = frozenset(("safetensors", "adapter", "gguf"))
+FORMAT_FOLDERS = frozenset(FORMATS)
 _FIGURES = (".json", ".svg", ".png")
 _REPORT_KEYS = {"aggregates", "prompts"}
 _MAX_DOCUMENT = 2**28
@@ -186,7 +187,7 @@ def _declared(document: Mapping[str, Any]) -> dict[str, _Declared]:
     """The files that a manifest lists, by name; none where it is no manifest."""
     found = {MANIFEST_NAME: _Declared()}
     try:
-        if document["format"] != "adapter":
+        if document["format"] not in ADAPTERS:
             sized = document["tensor_type"] is None
             for row in document["base"]["files"]:
                 found[row["file"]] = _Declared(row["size"] if sized else None)
