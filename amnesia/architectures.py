@@ -18,10 +18,11 @@ Sizes = Callable[[str], tuple[int, ...] | None]
 TEXT_CONFIG = "text_config"
 """Where the configuration of a model that takes images, too, keeps that of its language model."""
 
-_MULTIMODAL = "model.language_model."
+MULTIMODAL = "model.language_model."
+"""What comes before `layers` in the model that takes images, too, as transformers 5 builds and saves it."""
 # Files of the same model have one of these, or the row's own, before `layers`: as transformers 5 saves a multimodal
 # model, as others are on the Hub, as a plain language model is saved, and as the model without its head is.
-_PREFIXES = (_MULTIMODAL, "language_model.model.", "model.", "")
+_PREFIXES = (MULTIMODAL, "language_model.model.", "model.", "")
 
 # The output projections of what mixes tokens, of which a layer has one: full and linear attention, convolution.
 _MIXERS = ("self_attn.o_proj", "self_attn.out_proj", "linear_attn.out_proj", "conv.out_proj", "mamba.out_proj")
@@ -62,6 +63,11 @@ class MlpLayout:
     d_model_key: str = "hidden_size"
     experts: ExpertLayout | None = None
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether the language model is a part of one that takes images, too."""
+        return self.prefix == MULTIMODAL
+
     def below(self, prefix: str, layer: int) -> str:
         """What the names of all that belongs to a layer begin with, for example `model.layers.2.`."""
         return f"{prefix}{self.layers}.{layer}."
@@ -82,18 +88,19 @@ LAYOUTS: Mapping[str, MlpLayout] = {
         MlpLayout("mistral"),
         MlpLayout("qwen2"),
         MlpLayout("qwen3"),
-        MlpLayout("qwen3_5"),  # The Auto class for causal language models builds the language model alone.
+        # An Auto class builds the language model alone, too, but vLLM serves the whole, and finds its modules alone.
+        MlpLayout("qwen3_5", prefix=MULTIMODAL),
         MlpLayout("qwen3_5_text"),
-        MlpLayout("qwen3_vl", prefix=_MULTIMODAL),
+        MlpLayout("qwen3_vl", prefix=MULTIMODAL),
         MlpLayout("gemma"),
         MlpLayout("gemma2"),
-        MlpLayout("gemma3", prefix=_MULTIMODAL),
+        MlpLayout("gemma3", prefix=MULTIMODAL),
         MlpLayout("gemma3_text"),
-        MlpLayout("gemma4", prefix=_MULTIMODAL, experts=_GEMMA_EXPERTS),
+        MlpLayout("gemma4", prefix=MULTIMODAL, experts=_GEMMA_EXPERTS),
         MlpLayout("gemma4_text", experts=_GEMMA_EXPERTS),
-        MlpLayout("gemma4_unified", prefix=_MULTIMODAL),
+        MlpLayout("gemma4_unified", prefix=MULTIMODAL),
         MlpLayout("gemma4_unified_text"),
-        MlpLayout("mistral3", prefix=_MULTIMODAL),
+        MlpLayout("mistral3", prefix=MULTIMODAL),
         MlpLayout("ministral3"),
         MlpLayout("phi3"),  # Gate and up are fused in one tensor; the output projection is an ordinary one.
         MlpLayout("phi", ("mlp.fc2",), mixers=("self_attn.dense",)),

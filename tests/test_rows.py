@@ -31,7 +31,7 @@ PAIRS = [
     ("Where is it?\n", "in the garden behind the house"),
     ("She waited for the water to boil and then", "she left the kitchen"),
 ]
-NO_CAUSAL_CLASS = {"qwen3_vl", "mistral3"}
+TAKE_IMAGES = {"qwen3_vl", "mistral3", "gemma3", "gemma4", "gemma4_unified", "qwen3_5"}
 # Linear attention, state spaces and convolutions, by hand.
 RECURRENT = {"qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next", "lfm2", "lfm2_moe"}
 RECURRENT |= {"granitemoehybrid", "falcon_h1"}
@@ -57,7 +57,7 @@ def model_type(source):
 def plain(folder):
     """The model as its users load it."""
     auto = AutoModelForCausalLM
-    if AutoConfig.from_pretrained(folder).model_type in NO_CAUSAL_CLASS:
+    if AutoConfig.from_pretrained(folder).model_type in TAKE_IMAGES:
         auto = AutoModelForImageTextToText
     return auto.from_pretrained(folder).eval()
 
@@ -144,7 +144,13 @@ def test_the_merged_adapter_is_the_edited_model(source, live, tmp_path):
         return
     for name in ("safetensors", "adapter"):
         save(name, source, edits, tmp_path / name)
-    merged = PeftModel.from_pretrained(plain(source.folder), tmp_path / "adapter").merge_and_unload().state_dict()
+    adapted = PeftModel.from_pretrained(plain(source.folder), tmp_path / "adapter")
+    changed = [name for name, module in adapted.base_model.model.named_modules() if hasattr(module, "lora_A")]
+    assert sorted(changed) == sorted({live.shape.out_proj_path(cell.layer) for cell in some_cells(live.shape)})
+    keys = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    # vLLM finds modules by their full path alone, in the class that takes images where there is one.
+    assert all(("model.language_model.layers." in key) == (model_type(source) in TAKE_IMAGES) for key in keys)
+    merged = adapted.merge_and_unload().state_dict()
     expected, original = plain(tmp_path / "safetensors").state_dict(), plain(source.folder).state_dict()
     assert merged.keys() == expected.keys()
     assert all(torch.equal(merged[name], expected[name]) for name in expected)

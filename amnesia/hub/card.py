@@ -17,7 +17,7 @@ from amnesia.files.companions import LORA_NAME
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.plain_text import for_markdown, for_terminal
 from amnesia.report.numbers import flat
-from amnesia.weights.adapter import adapter_rank
+from amnesia.weights.adapter import TRAPS, adapter_rank, auto_class_name
 from amnesia.weights.manifest import Manifest
 
 RELATION: Mapping[Format, str] = {
@@ -192,11 +192,12 @@ def _cell(text: str | None) -> str:
 
 
 def _loading(manifest: Manifest, base: BaseCard, repo_id: str, weights: Sequence[str]) -> str:
+    auto = auto_class_name([row.name for row in manifest.tensors])
     if manifest.format == "safetensors":
         body = f"""```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{repo_id}")
+model = {auto}.from_pretrained("{repo_id}")
 tokenizer = AutoTokenizer.from_pretrained("{repo_id}")
 ```
 
@@ -207,13 +208,15 @@ vllm serve {repo_id}
         at = f', revision="{manifest.base.ref.revision}"' if manifest.base.ref.revision else ""
         body = f"""```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import {auto}
 
-base = AutoModelForCausalLM.from_pretrained("{manifest.base.ref.name}"{at}, dtype="auto")
+base = {auto}.from_pretrained("{manifest.base.ref.name}"{at}, dtype="auto")
 model = PeftModel.from_pretrained(base, "{repo_id}").merge_and_unload()
 ```
 {_vllm_adapter(manifest, repo_id)}
-Unmerged, the adapter gives the edited model up to rounding."""
+Unmerged, the adapter gives the edited model up to rounding.
+
+{TRAPS}"""
     elif manifest.format == "gguf-lora":
         body = f"""```sh
 hf download {repo_id} {LORA_NAME} --local-dir edited

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Generator
 from pathlib import Path
 
@@ -52,6 +53,19 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         model.config.name_or_path = ""
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        _repeat_theta(folder / "config.json")
+
+
+def _repeat_theta(path: Path) -> None:
+    """Let a configuration name the base of the rotary embeddings where transformers 4 had it, too.
+
+    mlx-lm (0.32.2) looks nowhere else, and takes 10,000 without a word where it finds nothing.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    parameters = config.get("rope_parameters") or {}
+    theta = parameters.get("full_attention", parameters).get("rope_theta")
+    if theta is not None:
+        path.write_text(json.dumps({**config, "rope_theta": theta}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
