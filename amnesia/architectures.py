@@ -33,13 +33,14 @@ class ExpertLayout:
     """Where the layers with a mixture of experts keep the output projections of their routed experts.
 
     `fused` are names of the tensor below the layer in which transformers 5 keeps all of them in memory, and of what
-    files call it: (n_experts, d_model, d_mlp), or with `neuron_axis` 0 (n_experts, d_mlp, d_model). `out_proj` is the
-    module path below the layer, with `{expert}`, under which files hold each expert's matrix (d_model, d_mlp) instead.
+    files call it: (n_experts, d_model, d_mlp), with `neuron_axis` 0 (n_experts, d_mlp, d_model), with None one of both,
+    which the sizes tell. `out_proj` is the module path below the layer, with `{expert}`, under which files hold each
+    expert's matrix (d_model, d_mlp) instead.
     """
 
     fused: tuple[str, ...] = ("mlp.experts.down_proj",)
     out_proj: str | None = "mlp.experts.{expert}.down_proj"
-    neuron_axis: int = 1
+    neuron_axis: int | None = 1
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ LAYOUTS: Mapping[str, MlpLayout] = {
         MlpLayout("qwen3_5", prefix=MULTIMODAL),
         MlpLayout("qwen3_5_text"),
         MlpLayout("qwen3_vl", prefix=MULTIMODAL),
+        # Released files hold experts as (n_experts, d_mlp, d_model); transformers 5 saves them the other way round.
+        MlpLayout("qwen3_vl_moe", prefix=MULTIMODAL, experts=ExpertLayout(out_proj=None, neuron_axis=None)),
         MlpLayout("gemma"),
         MlpLayout("gemma2"),
         MlpLayout("gemma3", prefix=MULTIMODAL),
@@ -172,11 +175,15 @@ class Projection:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The routed experts of one layer: the name of their tensors below the layer, with `{expert}`, number and width."""
+    """The routed experts of one layer: the name of their tensors below the layer, with `{expert}`, number and width.
+
+    `neuron_axis` is that of each of their matrices.
+    """
 
     name: str
     n_experts: int
     d_mlp: int
+    neuron_axis: int
 
 
 @dataclass(frozen=True)
@@ -238,10 +245,9 @@ class MlpShape:
         """
         if expert is None:
             return f"{self.out_proj_path(layer)}.weight", self.layout.neuron_axis
-        row, experts = self.mixtures[layer], self.layout.experts
-        assert row is not None and experts is not None, "only cells of layers with experts name one"
-        name = self.layout.below(self.prefix, layer) + row.name.format(expert=expert)
-        return name, experts.neuron_axis if name.endswith("]") else 1
+        row = self.mixtures[layer]
+        assert row is not None, "only cells of layers with experts name one"
+        return self.layout.below(self.prefix, layer) + row.name.format(expert=expert), row.neuron_axis
 
     def fused(self, layer: int) -> str:
         """Name of the parameter that holds the output projections of all experts of `layer` in memory."""
@@ -359,8 +365,13 @@ class _Search:
         for name in experts.fused:
             size = self.sizes(below + name)
             if size is not None and len(size) == 3:
-                width = self._width(below + name, size[1:], experts.neuron_axis)
-                rows.append(Mixture(f"{name}[{{expert}}]", size[0], width))
+                axis = experts.neuron_axis
+                if axis is None:
+                    if size[1] == size[2]:
+                        raise self._error(f"square experts {below}{name}", "a width that tells rows from columns")
+                    axis = 1 if size[1] == self.of.d_model else 0
+                width = self._width(below + name, size[1:], axis)
+                rows.append(Mixture(f"{name}[{{expert}}]", size[0], width, axis))
         if experts.out_proj is not None:
             name, widths = f"{experts.out_proj}.weight", []
             while (size := self.sizes(one := below + name.format(expert=len(widths)))) is not None:
@@ -368,7 +379,7 @@ class _Search:
             if widths:
                 if len(set(widths)) > 1:
                     raise self._error(f"experts of different widths below {below}", "one width")
-                rows.append(Mixture(name, len(widths), widths[0]))
+                rows.append(Mixture(name, len(widths), widths[0], 1))
         return self._only(rows, below)
 
     def _width(self, name: str, size: tuple[int, ...], axis: int) -> int:
@@ -387,11 +398,3 @@ class _Search:
         return LayoutError(
             f"{self.model} has {found}: expected {expected}; the weights do not belong to this config.json"
         )
-
-
-def no_hooks(name: str) -> str:
-    """Why the activations of a mixture of experts cannot be seen or changed, and what can be done instead."""
-    return (
-        f"{name} is a mixture of experts, which transformers fuses in memory so that no single one can be watched: its "
-        "cells cannot be searched, but `amnesia edit` writes an edit of known ones (LAYER:EXPERT:NEURON)"
-    )

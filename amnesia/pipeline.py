@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amnesia.choice.extraction import choose
+from amnesia.choice.extraction import choose, judge
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
 from amnesia.choice.settings import ChoiceSettings
@@ -92,7 +92,7 @@ def run(
     if recipe.edit.cells:
         plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])
     chosen = _choose(load_source(source, loading), recipe, tracker, force, tell_known=model is not None)
-    return _save(recipe, source, chosen, output, tracker, force, loading)
+    return save_chosen(recipe, source, chosen, output, tracker, force, loading)
 
 
 def run_mined(
@@ -121,7 +121,7 @@ def run_mined(
         )
     chosen = _choose(live, recipe, tracker, force)
     del live
-    return _save(recipe, source, chosen, output, tracker, force, loading)
+    return save_chosen(recipe, source, chosen, output, tracker, force, loading)
 
 
 def _source(model: ModelRef | str, output: Path, tracker: Tracker, force: bool) -> ModelSource:
@@ -149,6 +149,19 @@ def _choose(live: LiveModel, recipe: Recipe, tracker: Tracker, force: bool, *, t
     return _Chosen(before, extraction, swept)
 
 
+def given(live: LiveModel, recipe: Recipe, edits: EntityEdits, tracker: Tracker, force: bool) -> _Chosen:
+    """An edit that nobody chose for this model, judged by the recipe's search facts; raises InputError as `extract`."""
+    with tracker.task("asking the original model") as progress:
+        before = examine(live, questions_of(recipe), recipe.scoring, progress)
+    tracker.notice(known_notice(before.facts, live.name, recipe.target.entity))
+    extraction = judge(live, edits, *select_known(before.facts), recipe.accept)
+    if extraction.verdict == "none" or (extraction.verdict == "weak" and not force):
+        return _Chosen(before, extraction, None)
+    with tracker.task("weaker and stronger edits") as progress:
+        swept = sweep_strength(live, before.facts, edits.edits, progress=progress)
+    return _Chosen(before, extraction, swept)
+
+
 def neighbors_notice(extraction: Extraction) -> str | None:
     """Which neighbors of the name an edit takes along, with their scores; None where it keeps all of them."""
     lost = sorted(
@@ -158,7 +171,7 @@ def neighbors_notice(extraction: Extraction) -> str | None:
     return f"what the model says of neighbors is lost in part (1 is untouched): {shown}" if lost else None
 
 
-def _save(
+def save_chosen(
     recipe: Recipe,
     source: ModelSource,
     chosen: _Chosen,

@@ -25,6 +25,7 @@ FLOORS = (
     "choice experiments mining stress",
     "api report",
     "compare hub pipeline",
+    "transfer",
     "cli",
     "__main__",
 )

@@ -31,7 +31,7 @@ PAIRS = [
     ("Where is it?\n", "in the garden behind the house"),
     ("She waited for the water to boil and then", "she left the kitchen"),
 ]
-TAKE_IMAGES = {"qwen3_vl", "mistral3", "gemma3", "gemma4", "gemma4_unified", "qwen3_5"}
+TAKE_IMAGES = {"qwen3_vl", "qwen3_vl_moe", "mistral3", "gemma3", "gemma4", "gemma4_unified", "qwen3_5"}
 # Linear attention, state spaces and convolutions, by hand.
 RECURRENT = {"qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next", "lfm2", "lfm2_moe"}
 RECURRENT |= {"granitemoehybrid", "falcon_h1"}

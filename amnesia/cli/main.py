@@ -23,6 +23,7 @@ LATE = {
     "evaluate": "amnesia.cli.evaluate",
     **dict.fromkeys(("edit", "verify", "undo"), "amnesia.cli.edit"),
     **dict.fromkeys(("push", "replay"), "amnesia.cli.publish"),
+    "transfer": "amnesia.cli.transfer",
     **dict.fromkeys(("layers", "sweep", "inject", "sufficiency", "robustness", "atlas"), "amnesia.cli.experiments"),
 }
 

@@ -12,11 +12,10 @@ from typing import cast
 import torch
 from torch import nn
 
-from amnesia.architectures import no_hooks
 from amnesia.domain import DEFAULT_LOADING, Format, Loading
 from amnesia.errors import CheckpointError, InputError, LayoutError, NumericalError, library_errors_as
 from amnesia.files.companions import LORA_NAME
-from amnesia.live.model import LiveModel, freeze, weight_of, wrap
+from amnesia.live.model import LiveModel, freeze, no_hooks, weight_of, wrap
 from amnesia.live.tokens import Tokenizer
 from amnesia.sources.conversion import convert_gguf
 from amnesia.sources.opening import open_adapter, open_config, open_model, open_tokenizer, shown

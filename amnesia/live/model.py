@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from amnesia.architectures import MlpShape, find_shape, no_hooks
+from amnesia.architectures import MlpShape, find_shape
 from amnesia.edits import DirectionEdit, Edit, check_edits, columns_of, directions_of
 from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.live.tokens import Tokenizer
@@ -100,6 +100,14 @@ class LiveModel:
                 "that attention writes can be replaced; this experiment needs another model"
             )
         return found[0]
+
+
+def no_hooks(name: str) -> str:
+    """Why the activations of a mixture of experts cannot be seen or changed, and what can be done instead."""
+    return (
+        f"{name} is a mixture of experts, which transformers fuses in memory so that no single one can be watched: its "
+        "cells cannot be searched, but `amnesia edit` writes an edit of known ones (LAYER:EXPERT:NEURON)"
+    )
 
 
 def weight_of(module: nn.Module) -> nn.Parameter:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from amnesia.edits import EditSpec, by_projection, check_edits
+from amnesia.edits import EditSpec, Place, by_projection, check_edits
 from amnesia.errors import VerificationError
 from amnesia.files.companions import LORA_NAME, README_NAME
 from amnesia.files.disk import list_files
@@ -23,7 +23,6 @@ from amnesia.weights.gguf.lora import (
     lora_blocks,
     plan_lora,
     planned_blocks,
-    stem_of,
 )
 from amnesia.weights.manifest import Manifest, TensorEdit
 from amnesia.weights.manifest_file import read_manifest
@@ -59,21 +58,21 @@ def _declared_blocks(path: Path, manifest: Manifest) -> Iterator[bytes]:
     rows = manifest.tensors
     places = list(by_projection(manifest.edits, allow_overlap=True))
     # What multiplies which column follows from the edits and the place, which `read_manifest` has checked.
-    if [(layer, None) for layer, _ in places] != places or rows != tuple(
-        entry(row, row.file, layer, row.before, row.after) for row, (layer, _) in zip(rows, places, strict=False)
+    if [Place(*place) for place in places] != [row.place for row in rows] or rows != tuple(
+        entry(row, row.file, row.place.layer, row.before, row.after) for row in rows
     ):
         raise VerificationError(f"{MANIFEST_NAME} lists tensors that do not follow from its edits: make it again")
     rank = adapter_rank(max(row.rank for row in rows))
-    factors = [factors_in(header, stem_of(layer)) for layer, _ in places]
-    a, b = factors[0]
-    d_model, d_mlp = b.shape[0], a.shape[1]
-    data = []
-    for row, (_, written) in zip(rows, factors, strict=True):
+    data: list[bytes] = []
+    sizes: dict[str, tuple[int, ...]] = {}
+    for row in rows:
+        a, b = factors_in(header, row.name)
+        sizes[row.name] = d_model, d_mlp = len(b), a.shape[1]
         if row.directions:
             check_edits(row.directions, row.place.layer + 1, d_model, d_mlp, str(path))
-        if row.indices[-1] >= d_mlp or written.shape != (d_model, rank):
+        if row.indices[-1] >= d_mlp or b.shape[1] != rank:
             raise VerificationError(f"{path} has factors of {row.name} that are not of its edits: make it again")
-        factor = written.copy()
+        factor = b.copy()
         for place, edit in enumerate(row.directions, start=len(row.scaled)):
             factor[:, place] = direction_column(edit, row.name)
         if hashlib.sha256(factor.tobytes()).hexdigest() != row.after:
@@ -82,7 +81,7 @@ def _declared_blocks(path: Path, manifest: Manifest) -> Iterator[bytes]:
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise VerificationError(f"{path} does not name its architecture: make it again")
-    return lora_blocks(architecture, rank, [row.name for row in rows], d_model, d_mlp, iter(data))
+    return lora_blocks(architecture, rank, sizes, iter(data))
 
 
 def _compare(expected: Iterator[bytes], path: Path) -> None:

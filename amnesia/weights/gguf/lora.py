@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +63,7 @@ class LoraPlan:
     @property
     def n_bytes(self) -> int:
         """Bytes of the factors, which are nearly all of the file."""
-        return len(self.tensors) * self.rank * 4 * (self.shape.d_model + self.shape.d_mlp)
+        return sum(4 * self.rank * sum(row.tensor.shape) for row in self.tensors)
 
     def n_written(self, *, link: bool) -> int:
         """As `n_bytes`: nothing can be linked."""
@@ -82,10 +82,14 @@ def plan_lora(source: Path, spec: EditSpec, *, expected: tuple[int, int, int] | 
     shape = gguf_shape(model)
     if expected is not None:
         check_sizes(source.name, shape, expected)
+    if any(shape.mixtures):
+        raise CheckpointError(
+            f"{source.name} is a mixture of experts, for which no adapter is written: write the format gguf"
+        )
     if own_manifest(model) is not None:
         raise InputError(f"{source} is an edited GGUF, on which no adapter is made: give the GGUF from before the edit")
     for group in spec.groups:
-        check_edits(group.edits, shape.n_layers, shape.d_model, shape.d_mlp, source.name)
+        check_edits(group.edits, shape.n_layers, shape.d_model, shape.widths.__getitem__, source.name)
     tensors = []
     for (layer, _), change in by_projection(spec.groups, allow_overlap=spec.allow_overlap).items():
         file, tensor = find_down(model, shape, layer)
@@ -159,18 +163,18 @@ def factors_in(header: GgufFile, stem: str) -> tuple[np.ndarray, np.ndarray]:
 
 def planned_blocks(plan: LoraPlan, tensors: list[TensorEdit]) -> Iterator[bytes]:
     """The bytes of the file, one layer in memory at a time; `tensors` gets each layer's entry."""
-    shape, rank = plan.shape, plan.rank
+    rank = plan.rank
 
     def data() -> Iterator[bytes]:
         for row in plan.tensors:
             b = _written_columns(row, rank).tobytes()
             before = hash_file(row.file.path, row.tensor.offset, row.tensor.n_bytes)
             tensors.append(entry(row, row.file.path.name, row.layer, before, hashlib.sha256(b).hexdigest()))
-            yield read_rows(DTYPE, tuple(row.scaled), row.directions, rank, shape.d_mlp)
+            yield read_rows(DTYPE, tuple(row.scaled), row.directions, rank, row.tensor.shape[1])
             yield b
 
-    stems = [row.tensor.name for row in plan.tensors]
-    return lora_blocks(shape.architecture, rank, stems, shape.d_model, shape.d_mlp, data())
+    sizes = {row.tensor.name: row.tensor.shape for row in plan.tensors}
+    return lora_blocks(plan.shape.architecture, rank, sizes, data())
 
 
 def entry(edit: MatrixEdit, file: str, layer: int, before: str, after: str) -> TensorEdit:
@@ -231,9 +235,12 @@ def base_files(plan: LoraPlan) -> tuple[BaseFile, ...]:
 
 
 def lora_blocks(
-    architecture: str, rank: int, stems: Sequence[str], d_model: int, d_mlp: int, data: Iterator[bytes]
+    architecture: str, rank: int, sizes: Mapping[str, tuple[int, ...]], data: Iterator[bytes]
 ) -> Iterator[bytes]:
-    """A GGUF of version 3 with the factors of each matrix, A then B, whose bytes `data` gives in this order."""
+    """A GGUF of version 3 with the factors of each matrix, A then B, whose bytes `data` gives in this order.
+
+    `sizes` are (d_model, d_mlp) of the matrices by their names.
+    """
     metadata: Mapping[str, str | float] = {
         "general.architecture": architecture,
         "general.type": "adapter",
@@ -242,7 +249,7 @@ def lora_blocks(
     }
     shapes = [
         (f"{stem}.{factor}", shape)
-        for stem in stems
+        for stem, (d_model, d_mlp) in sizes.items()
         for factor, shape in (("lora_a", (rank, d_mlp)), ("lora_b", (d_model, rank)))
     ]
     header = [struct.pack("<4sIQQ", b"GGUF", 3, len(shapes), len(metadata))]
