@@ -165,6 +165,10 @@ LAYOUTS: Mapping[str, MlpLayout] = {
 }
 
 
+GUESSED: dict[str, MlpLayout] = {}
+"""Rows that this process found for types without one, see `guessing`."""
+
+
 @dataclass(frozen=True)
 class Projection:
     """The output projection of one layer's MLP: its module path below the layer, and how many neurons it reads."""
@@ -254,21 +258,15 @@ class MlpShape:
         return self.tensor(layer, 0)[0].removesuffix("[0]")
 
 
-def listed() -> str:
-    """The table for README: models, then mixtures of experts, by `model_type` of `config.json`."""
-    groups = [sorted(name for name, row in LAYOUTS.items() if (row.experts is not None) == mixed) for mixed in (0, 1)]
-    models, mixtures = (", ".join(f"`{name}`" for name in group) for group in groups)
-    return f"{models}. With experts: {mixtures}."
-
-
 def layout_for(model_type: str | None) -> MlpLayout:
-    """The row of `model_type`; raises LayoutError that lists the known ones."""
-    if model_type is None or model_type not in LAYOUTS:
+    """The row of `model_type`, or what was guessed for it; raises LayoutError that lists the known ones."""
+    found = LAYOUTS.get(model_type or "") or GUESSED.get(model_type or "")
+    if found is None:
         raise LayoutError(
             f"architecture {clipped(repr(model_type))} is not supported: known are {', '.join(sorted(LAYOUTS))}; "
-            "use a model of one of these"
+            "use a model of one of these, or `amnesia --layout auto COMMAND`"
         )
-    return LAYOUTS[model_type]
+    return found
 
 
 @dataclass(frozen=True)

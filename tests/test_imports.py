@@ -18,6 +18,7 @@ FLOORS = (
     "errors plain_text progress vector",
     "domain",
     "architectures edits files",
+    "guessing",
     "recipe weights",
     "facts sources",
     "live outputs",

@@ -13,6 +13,7 @@ from amnesia.cli.terminal import Commands, Terminal, check_file, echo, lines_of,
 from amnesia.domain import DEFAULT_LOADING, Baseline, Loading, name_key
 from amnesia.errors import InputError
 from amnesia.files.strict_json import json_bytes
+from amnesia.guessing import ASKED
 from amnesia.recipe import BASELINES, Recipe, load_recipe, parse_layers
 
 if TYPE_CHECKING:
@@ -31,11 +32,17 @@ LATE = {
 @click.group(cls=Commands, late=LATE, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="amnesia")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error, before its one line.")
-def main(debug: bool) -> None:
+@click.option(
+    "--layout",
+    type=click.Choice(["auto"]),
+    help="Find out where a model of an unknown type has its MLPs, and prove it on the loaded model.",
+)
+def main(debug: bool, layout: str | None) -> None:
     """Make a language model forget one named thing: find what stands for it, turn what that writes, save the weights.
 
     MODEL is a Hub id (repo_id[@revision]), a model folder, a .gguf file, or the built-in smollm2-135m or gemma-3-270m.
     """
+    ASKED.set(layout is not None)
 
 
 @main.command()

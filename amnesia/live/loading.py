@@ -12,10 +12,12 @@ from typing import cast
 import torch
 from torch import nn
 
+from amnesia.architectures import GUESSED
 from amnesia.domain import DEFAULT_LOADING, Format, Loading
 from amnesia.errors import CheckpointError, InputError, LayoutError, NumericalError, library_errors_as
 from amnesia.files.companions import LORA_NAME
 from amnesia.live.model import LiveModel, freeze, no_hooks, weight_of, wrap
+from amnesia.live.proving import prove_layout
 from amnesia.live.tokens import Tokenizer
 from amnesia.sources.conversion import convert_gguf
 from amnesia.sources.opening import open_adapter, open_config, open_model, open_tokenizer, shown
@@ -45,7 +47,10 @@ def load(folder: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveMod
         with library_errors_as(InputError, f"device {chosen!r} cannot be used", "choose another, for example cpu"):
             model = model.to(chosen)
     check_finite(model, name)
-    return wrap(freeze(model), cast(Tokenizer, tokenizer), name)
+    live = wrap(freeze(model), cast(Tokenizer, tokenizer), name)
+    if live.shape.layout.model_type in GUESSED:
+        prove_layout(live)
+    return live
 
 
 def check_dtype(name: str) -> None:
