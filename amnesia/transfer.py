@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,16 +11,17 @@ import torch
 from amnesia.directions.keys import name_rows
 from amnesia.domain import DEFAULT_LOADING, Format, Loading, is_gguf_name, name_key
 from amnesia.edits import ColumnEdit, Edit, EditSpec, EntityEdits, named_after_cells
-from amnesia.errors import InputError
+from amnesia.errors import InputError, os_errors_as
 from amnesia.experiments.robustness import unrelated_names
 from amnesia.facts.names import entity_templates
 from amnesia.files.disk import read_small
-from amnesia.files.staging import MANIFEST_NAME, check_output
+from amnesia.files.staging import check_output
 from amnesia.live.forward import activations
 from amnesia.live.loading import load_source
 from amnesia.live.model import LiveModel
 from amnesia.mining.carrying import carried_over
 from amnesia.outputs import write
+from amnesia.outputs.proofs import outputs_in
 from amnesia.pipeline import RunResult, given, save_chosen
 from amnesia.progress import SILENT, Tracker
 from amnesia.recipe import Recipe, parse_recipe
@@ -87,18 +87,14 @@ def read_transferred(path: Path) -> tuple[tuple[EntityEdits, ...], str | None]:
 
     Raises InputError for an output that was made on top of another edit, and for what cannot be read.
     """
-    document = None
     if path.is_dir():
-        manifest = read_manifest(path)
+        manifest = read_manifest(outputs_in(path)[0])  # A run writes the same edit in each of its formats.
     else:
-        groups = None
-        try:
-            document = json.loads(read_small(path, MAX_MANIFEST))
-        except (OSError, ValueError, RecursionError):
-            groups = write.edits_from_file(path)  # Which says what is wrong.
-        if groups is not None or not isinstance(document, dict) or "edits_sha256" not in document:
-            return groups or write.edits_from_file(path), None
-        manifest = parse_manifest(read_small(path, MAX_MANIFEST))
+        with os_errors_as(InputError, f"edit {path} cannot be read", "give an output folder or an existing file"):
+            content = read_small(path, MAX_MANIFEST)
+        if b'"edits_sha256"' not in content:
+            return write.edits_from_file(path), None
+        manifest = parse_manifest(content)
     if manifest.previous is not None:
         raise InputError(
             f"{path} was made on top of the edit for {manifest.previous.entity!r}: transfer each edit by its own file"
@@ -128,7 +124,7 @@ def transfer(
     check_output(output, force=force)
     groups, text = read_transferred(path)
     if recipe is None and text is not None:
-        recipe = parse_recipe(text, groups[0].entity, f"the recipe in {path / MANIFEST_NAME}")
+        recipe = parse_recipe(text, groups[0].entity, f"the recipe in {path}")
     source = resolve(model, tracker.notice)
     check_output(output, source.origin, force=force)
     name: Format = format or ("gguf" if is_gguf_name(model) else "safetensors")
