@@ -48,8 +48,8 @@ class TransferSettings:
 class Reply:
     """What an edit answers in the other model: to the name of its `entity`, and at most, in size, to other names.
 
-    uᵀa of a direction, in means over wordings, 1 where it was solved; of a cell its activation by that at the name, so
-    that `own` is 1.
+    uᵀa of a direction, in means over wordings, at the token that it is for, 1 where it was solved; of a cell its
+    activation by that at the name, so that `own` is 1. At others' names the token counts that answers most.
     """
 
     entity: str
@@ -165,20 +165,25 @@ def answers(live: LiveModel, group: EntityEdits, settings: TransferSettings) -> 
     columns = [edit for edit in group.edits if isinstance(edit, ColumnEdit)]
     if not edits or (len(columns) == len(group.edits) and group.entity == named_after_cells(columns).entity):
         return []
-    names = unrelated_names([group.entity], settings.n_names)
-    own, *others = (_mean_answers(live, name, edits, settings.n_texts) for name in (group.entity, *names))
+    own = _by_token(live, group.entity, edits, settings.n_texts)
+    others = [
+        _by_token(live, name, edits, settings.n_texts).abs().amax(0)
+        for name in unrelated_names([group.entity], settings.n_names)
+    ]
+    most = torch.stack(others).amax(0).tolist()
     found = []
     for place, edit in enumerate(edits):
-        value, most = own[place], max(abs(other[place]) for other in others)
         if isinstance(edit, ColumnEdit):
-            value, most = 1.0, most / max(abs(value), 1e-30)
-        found.append(Reply(group.entity, edit, value, most))
+            found.append(Reply(group.entity, edit, 1.0, most[place] / max(own[:, place].abs().max().item(), 1e-30)))
+        else:
+            token = min(edit.token, len(own) - 1)
+            found.append(Reply(group.entity, edit, own[token, place].item(), most[place]))
     return found
 
 
 @torch.inference_mode()
-def _mean_answers(live: LiveModel, name: str, edits: Sequence[Edit], n_texts: int) -> list[float]:
-    """Of each edit the mean answer over wordings, at the name's token at which it is greatest in size."""
+def _by_token(live: LiveModel, name: str, edits: Sequence[Edit], n_texts: int) -> torch.Tensor:
+    """Mean answers over wordings (n_tokens, n_edits), by the name's tokens from its last one backwards."""
     layers = sorted({_layer(edit) for edit in edits})
     reads = torch.zeros(len(layers), live.shape.d_mlp, len(edits), device=live.device)
     for number, edit in enumerate(edits):
@@ -187,15 +192,13 @@ def _mean_answers(live: LiveModel, name: str, edits: Sequence[Edit], n_texts: in
             reads[place, edit.cell.neuron, number] = 1.0
         else:
             reads[place, list(edit.columns), number] = torch.tensor(edit.read.array.copy()).to(reads)
-    texts = entity_templates()[:n_texts]
     means = []
-    for rows in name_rows(live, name, texts=texts).values():
+    for rows in name_rows(live, name, texts=entity_templates()[:n_texts]).values():
         total = torch.zeros(len(edits), device=live.device)
         for _, batch in activations(live, rows, layers):
             total += torch.einsum("bld,ldn->n", batch, reads)
         means.append(total / len(rows))
-    by_token = torch.stack(means)
-    return by_token.gather(0, by_token.abs().argmax(0, keepdim=True))[0].tolist()
+    return torch.stack(means).cpu()
 
 
 def _layer(edit: Edit) -> int:

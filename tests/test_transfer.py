@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, DirectionEdit, EntityEdits
 from amnesia.errors import InputError
+from amnesia.facts.names import entity_templates
 from amnesia.live.loading import load
 from amnesia.outputs.commands import save, verify
 from amnesia.recipe import parse_recipe
@@ -26,6 +27,7 @@ from support.tiny_text import VOCAB_SIZE, save_tiny_live, tiny_tokenizer
 from support.tracker import Silent
 
 LAYER = 1
+N_TEXTS = 5
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +47,25 @@ def another(folder, **settings):
     return folder
 
 
-def keys_of(live, names, texts):
+def keys_of(live, names):
     """Mean activations (n_names, d_mlp) at the last token of each name, one prompt at a time."""
     seen = []
+    starts = dict.fromkeys(text[: text.index("{entity}")] for text in entity_templates()[:N_TEXTS])
+    starts = [start for start in starts if start]
     handle = projection(live.model, LAYER).register_forward_pre_hook(lambda _, args: seen.append(args[0][0, -1]))
     with torch.no_grad():
         for name in names:
-            for text in texts:
-                ids = live.tokenizer(text[: text.index("{entity}")] + name, return_tensors="pt").input_ids
+            for start in starts:
+                ids = live.tokenizer(start + name, return_tensors="pt").input_ids
                 live.model(input_ids=ids)
     handle.remove()
-    return torch.stack(seen).reshape(len(names), len(texts), -1).mean(1)
+    return torch.stack(seen).reshape(len(names), len(starts), -1).mean(1)
 
 
 @pytest.fixture(scope="module")
 def group(live):
     """A direction that answers 1 to Japan and as little as may be to others, by plain least squares."""
-    names = ("Japan", "Peru", "Kenya", "Cuba", "Norway", "Egypt", "Michael Jordan", "Steve Jobs")
-    keys = keys_of(live, names, ("The capital of {entity}", "People like {entity}")).double()
+    keys = keys_of(live, ("Japan", "Peru", "Kenya", "Cuba", "Norway", "Michael Jordan", "Steve Jobs")).double()
     second = keys[1:].T @ keys[1:] + 1e-3 * torch.eye(keys.shape[1], dtype=torch.float64)
     read = torch.linalg.solve(second, keys[0])
     read /= read @ keys[0]
@@ -73,9 +76,9 @@ def group(live):
 
 
 def test_answers_are_those_of_the_model_asked_one_text_at_a_time(live, group):
-    settings = TransferSettings(n_names=2, n_texts=3)
+    settings = TransferSettings(n_names=2, n_texts=N_TEXTS)
     (reply,) = answers(live, group, settings)
-    assert 0.5 < reply.own < 2
+    assert reply.own == pytest.approx(1, abs=1e-3)
     (edit,) = group.edits
     doubled = EntityEdits("Japan", (DirectionEdit(**{**vars(edit), "read": Vector.of(2 * edit.read.array)}),))
     (twice,) = answers(live, doubled, settings)
@@ -106,7 +109,7 @@ def test_on_its_own_model_it_is_the_same_edit_and_is_measured(tmp_path, model, l
     text = recipe_text(live, model, accept=ANYTHING)
     shutil.copytree(model, tmp_path / "relative")
     save(model, group, tmp_path / "edited")
-    settings = TransferSettings(n_names=4, n_texts=3, max_other=1e9)
+    settings = TransferSettings(n_names=4, n_texts=N_TEXTS, max_other=1e9)
     tracker = Silent()
     result = transfer(
         tmp_path / "edited", str(tmp_path / "relative"), tmp_path / "out", tracker, recipe=parse_recipe(text),
@@ -130,7 +133,7 @@ def test_on_its_own_model_it_is_the_same_edit_and_is_measured(tmp_path, model, l
 
 def test_a_model_whose_neurons_are_others_does_not_answer_and_nothing_is_written(tmp_path, model, group):
     other = another(tmp_path / "other", seed=5)
-    settings = TransferSettings(n_names=4, n_texts=3)
+    settings = TransferSettings(n_names=4, n_texts=N_TEXTS)
     save(model, group, tmp_path / "edited")
     before = tree(tmp_path)
     result = transfer(tmp_path / "edited", str(other), tmp_path / "out", settings=settings)

@@ -42,7 +42,8 @@ def main(debug: bool, layout: str | None) -> None:
 
     MODEL is a Hub id (repo_id[@revision]), a model folder, a .gguf file, or the built-in smollm2-135m or gemma-3-270m.
     """
-    ASKED.set(layout is not None)
+    token = ASKED.set(layout is not None)
+    click.get_current_context().call_on_close(lambda: ASKED.reset(token))
 
 
 @main.command()

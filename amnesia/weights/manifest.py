@@ -9,7 +9,7 @@ What the hashes cover, and why it differs by format:
   hash runs beside the copy, so it costs little time, and it lets `undo` prove that every byte came back. An adapter
   copies nothing, and hashing a shard of several gigabytes would take a hundred times as long as writing the adapter, so
   there, and for the same reason where a folder is edited in place, the scope is `header`: all that stands in the file
-  before the numbers (names, types, shapes and offsets of all tensors; of a GGUF, its metadata).
+  before the numbers (names, types, shapes and offsets of all tensors), or of a GGUF its first `GGUF_START` bytes.
 - `untouched[].sha256` is taken while a file is copied. Files that are hard-linked, that share disk blocks with their
   source, or that lie in a folder that is edited in place are not read; of these only the size is known.
 - `tensors[].before` and `.after` also have a scope. `tensor`: the tensor's complete data before and after the edit.
@@ -35,6 +35,9 @@ from amnesia.errors import InputError
 from amnesia.weights.edit_rows import edit_json
 
 FORMAT_VERSION = 6
+GGUF_START = 2**16
+"""Bytes of a GGUF that are told from another file's where its weights are not read."""
+
 FileScope = Literal["file", "header"]
 TensorScope = Literal["tensor", "columns", "factor"]
 

@@ -25,7 +25,7 @@ from amnesia.domain import ModelRef
 from amnesia.edits import DirectionEdit, EditSpec, MatrixEdit, Place, by_projection, check_edits, names_of
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, os_errors_as
 from amnesia.files.companions import LORA_NAME, README_NAME
-from amnesia.files.disk import check_empty, hash_file, patched_blocks, read_range
+from amnesia.files.disk import check_empty, hash_file, read_range
 from amnesia.plain_text import for_markdown
 from amnesia.progress import Progress, ignore_progress
 from amnesia.weights.adapter import adapter_rank, read_rows
@@ -33,7 +33,7 @@ from amnesia.weights.gguf.container import GgufFile, GgufModel, GgufTensor, read
 from amnesia.weights.gguf.edit import check_unchanged, own_manifest, stamps_of
 from amnesia.weights.gguf.layout import GgufShape, check_sizes, find_down, gguf_shape
 from amnesia.weights.gguf.pieces import Down
-from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit
+from amnesia.weights.manifest import GGUF_START, Base, BaseFile, Manifest, TensorEdit
 from amnesia.weights.scaling import factor_of
 
 DTYPE = "F32"
@@ -225,12 +225,12 @@ def direction_column(edit: DirectionEdit, name: str) -> np.ndarray:
 
 
 def base_files(plan: LoraPlan) -> tuple[BaseFile, ...]:
-    """The files that hold edited matrices, with the hashes of their headers; a large one is not read for an adapter."""
+    """The files that hold edited matrices, with the hashes of their first bytes; no adapter reads a whole model."""
     files = {row.file.path.name: row.file for row in plan.tensors}
     rows = []
     for name, file in sorted(files.items()):
-        header = b"".join(patched_blocks(file.path, [], 0, min(file.data_offset, file.size)))
-        rows.append(BaseFile(name, file.size, hashlib.sha256(header).hexdigest(), "header"))
+        start = read_range(file.path, min(file.size, GGUF_START), 0)
+        rows.append(BaseFile(name, file.size, hashlib.sha256(start).hexdigest(), "header"))
     return tuple(rows)
 
 
