@@ -187,7 +187,7 @@ class Mixture:
     name: str
     n_experts: int
     d_mlp: int
-    neuron_axis: int
+    neuron_axis: int = 1
 
 
 @dataclass(frozen=True)
@@ -377,7 +377,7 @@ class _Search:
             if widths:
                 if len(set(widths)) > 1:
                     raise self._error(f"experts of different widths below {below}", "one width")
-                rows.append(Mixture(name, len(widths), widths[0], 1))
+                rows.append(Mixture(name, len(widths), widths[0]))
         return self._only(rows, below)
 
     def _width(self, name: str, size: tuple[int, ...], axis: int) -> int:
