@@ -139,7 +139,6 @@ def _sync_tree(folder: Path) -> None:
 
 
 # The other things that outputs consist of: a folder for each format, a report alone, or a figure with its numbers.
-FORMAT_FOLDERS = frozenset(FORMATS)
 _FIGURES = (".json", ".svg", ".png")
 _REPORT_KEYS = {"aggregates", "prompts"}
 _MAX_DOCUMENT = 2**28
@@ -166,7 +165,7 @@ def obstacle_in(output: Path) -> str | None:
     if (output / MANIFEST_NAME).exists():
         return _obstacle_to_manifest(output)
     inside = {path.name for path in output.iterdir()}
-    if formats := {name for name in inside & FORMAT_FOLDERS if (output / name / MANIFEST_NAME).exists()}:
+    if formats := {name for name in inside & {*FORMATS} if (output / name / MANIFEST_NAME).exists()}:
         found = (f"{output / name} was not written by amnesia" for name in sorted(inside - formats))
         return next(filter(None, (*found, *(_obstacle_to_manifest(output / name) for name in sorted(formats)))), None)
     if (_document(output / REPORT_NAME) or {}).keys() >= _REPORT_KEYS:
