@@ -138,7 +138,6 @@ def _sync_tree(folder: Path) -> None:
         sync(Path(parent))
 
 
-# The other things that outputs consist of: a folder for each format, a report alone, or a figure with its numbers.
 _FIGURES = (".json", ".svg", ".png")
 _REPORT_KEYS = {"aggregates", "prompts"}
 _MAX_DOCUMENT = 2**28
