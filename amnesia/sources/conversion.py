@@ -10,10 +10,11 @@ from pathlib import Path
 from amnesia.domain import ModelRef
 from amnesia.errors import SourceError, library_errors_as, os_errors_as
 from amnesia.files.cache import cache_folder, scratch_folder
-from amnesia.files.disk import check_settled, hash_file
+from amnesia.files.disk import check_settled, hash_file, read_small
 from amnesia.progress import quiet
 from amnesia.sources.opening import open_gguf
 from amnesia.sources.source import ModelSource, Notice
+from amnesia.weights.checkpoint import MAX_CONFIG
 
 
 def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:
@@ -61,7 +62,7 @@ def _repeat_theta(path: Path) -> None:
 
     mlx-lm (0.32.2) looks nowhere else, and takes 10,000 without a word where it finds nothing.
     """
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads(read_small(path, MAX_CONFIG))
     parameters = config.get("rope_parameters") or {}
     theta = parameters.get("full_attention", parameters).get("rope_theta")
     if theta is not None:
