@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import tomli_w
 
@@ -50,7 +51,7 @@ def recipe_text(
         if fact.split == "held_out":
             row["split"] = fact.split
         parts.append("[[facts]]\n" + tomli_w.dumps(row))
-    lines = (", ".join(f"{key} = {_in_line(value)}" for key, value in _control_row(fact).items()) for fact in controls)
+    lines = (", ".join(f"{key} = {in_line(value)}" for key, value in _control_row(fact).items()) for fact in controls)
     return "\n".join([*parts, "[controls]", "facts = [", *(f"  {{ {line} }}," for line in lines), "]", ""])
 
 
@@ -66,8 +67,10 @@ def _control_row(fact: Fact) -> dict[str, str | list[str]]:
     }
 
 
-def _in_line(value: str | list[str]) -> str:
-    """A value as TOML without line breaks, which the library puts into every list."""
+def in_line(value: Any) -> str:
+    """A value as TOML without line breaks, which the library puts into every list and table."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {in_line(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_in_line, value))}]"
+        return f"[{', '.join(map(in_line, value))}]"
     return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")
