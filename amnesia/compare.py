@@ -29,11 +29,12 @@ from amnesia.evaluation.examination import conclude, examine, examine_after
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.strength import sweep_strength
 from amnesia.facts.questions import FactSet
+from amnesia.files.companions import LORA_NAME
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_output, staged_output
 from amnesia.files.streams import RangeHash, hash_ranges
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.duet import Duet, Voice, changes_of
-from amnesia.live.loading import load, load_adapter, load_source, merge_adapter
+from amnesia.live.loading import load, load_adapter, load_lora, load_source, merge_adapter
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import chat_format
 from amnesia.probes.conclusion import conclude as conclude_probes
@@ -92,13 +93,13 @@ def assess(
 ) -> Assessment:
     """Ask both models about the facts; without `edited`, say what `model` knows.
 
-    `edited` may also be the folder of a PEFT adapter for `model`. With `stress`, both also go through attacks and
-    quantization; with `relearning`, both are fine-tuned, beside the original after LoRA unlearning; with `probes`, they
-    are also asked in other ways. With `sweep`, the edit is made weaker and stronger, for which its manifest must be
-    there. Answers to the questions are kept in the file `measurements`, from which a second call takes what is there.
-    `tasks` are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for stress, relearning
-    or a sweep without `edited`, for a sweep without a manifest, and for tasks without the harness; LayoutError for a
-    sweep of experts.
+    `edited` may also be the folder of an adapter for `model`, of PEFT or of llama.cpp. With `stress`, both also go
+    through attacks and quantization; with `relearning`, both are fine-tuned, beside the original after LoRA unlearning;
+    with `probes`, they are also asked in other ways. With `sweep`, the edit is made weaker and stronger, for which its
+    manifest must be there. Answers to the questions are kept in the file `measurements`, from which a second call takes
+    what is there. `tasks` are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for
+    stress, relearning or a sweep without `edited`, for a sweep without a manifest, and for tasks without the harness;
+    LayoutError for a sweep of experts.
     """
     _check_wanted(edited, stress or relearning, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
@@ -192,6 +193,8 @@ def load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> L
     """The edited model, or the original with the adapter whose folder `edited` is."""
     if (edited.folder / CONFIG_NAME).exists():
         return load_adapter(source.folder, edited.folder, str(edited), loading)
+    if (edited.folder / LORA_NAME).exists():
+        return load_lora(source.folder, edited.folder / LORA_NAME, str(edited), loading)
     return load(edited.folder, str(edited), loading)
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amnesia.choice.extraction import choose
+from amnesia.choice.extraction import choose, judge
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
 from amnesia.choice.settings import ChoiceSettings
-from amnesia.domain import DEFAULT_LOADING, Format, Loading, ModelRef
+from amnesia.domain import DEFAULT_LOADING, OF_GGUF, Format, Loading, ModelRef
 from amnesia.edits import EntityEdits, by_projection
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.examination import Examination, conclude, examine, examine_after
@@ -26,6 +26,7 @@ from amnesia.files.staging import PAGE_NAME, REPORT_NAME, check_output, staged_o
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.loading import load_source, loaded
 from amnesia.live.model import LiveModel
+from amnesia.mining.carrying import carried_over, known_notice
 from amnesia.mining.entity import TASK, mine
 from amnesia.outputs.write import left_out_notice, plan_formats, rounding_notice, spec_of, write_format
 from amnesia.progress import SILENT, Tracker
@@ -71,22 +72,30 @@ def run(
     output: Path | str,
     tracker: Tracker = SILENT,
     *,
+    model: ModelRef | str | None = None,
     force: bool = False,
     loading: Loading = DEFAULT_LOADING,
 ) -> RunResult:
     """Do what the recipe says and write `output`; only `force` writes a weak edit, and nothing writes none at all.
 
+    `model` forgets in place of the recipe's own; the manifest then has the recipe for that one (`mining.carrying`).
     One format fills `output` itself; several fill a subfolder each, named after the format. Every format's folder holds
     its manifest, `report.json` and `report.html`. Raises the errors of this package for what the user can mend.
     """
     output = Path(output)
-    source = _source(recipe.model, output, tracker, force)
-    if "gguf" in recipe.edit.formats:
+    source = _source(model or recipe.model, output, tracker, force)
+    if model is not None:
+        recipe, notices = carried_over(recipe, source.ref, source.checkpoint.shape.n_layers)
+        for line in notices:
+            tracker.notice(line)
+    if {*OF_GGUF} & {*recipe.edit.formats}:
         source.require_gguf()
     if recipe.edit.cells:
         plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])
-    chosen = _choose(load_source(source, loading, layers=recipe.localization.layers), recipe, tracker, force)
-    return _save(recipe, source, chosen, output, tracker, force, loading)
+    live = load_source(source, loading, layers=recipe.localization.layers)
+    chosen = _choose(live, recipe, tracker, force, tell_known=model is not None)
+    del live
+    return save_chosen(recipe, source, chosen, output, tracker, force, loading)
 
 
 def run_mined(
@@ -115,7 +124,7 @@ def run_mined(
         )
     chosen = _choose(live, recipe, tracker, force)
     del live
-    return _save(recipe, source, chosen, output, tracker, force, loading)
+    return save_chosen(recipe, source, chosen, output, tracker, force, loading)
 
 
 def _source(model: ModelRef | str, output: Path, tracker: Tracker, force: bool) -> ModelSource:
@@ -127,9 +136,11 @@ def _source(model: ModelRef | str, output: Path, tracker: Tracker, force: bool) 
     return source
 
 
-def _choose(live: LiveModel, recipe: Recipe, tracker: Tracker, force: bool) -> _Chosen:
+def _choose(live: LiveModel, recipe: Recipe, tracker: Tracker, force: bool, *, tell_known: bool = False) -> _Chosen:
     with tracker.task("asking the original model") as progress:
         before = examine(live, questions_of(recipe), recipe.scoring, progress, notice=tracker.notice)
+    if tell_known:
+        tracker.notice(known_notice(before.facts, live.name, recipe.target.entity))
     targets, controls = select_known(before.facts)
     extraction = choose(live, recipe, targets, controls, tracker.task, cache_folder())
     if line := neighbors_notice(extraction):
@@ -138,6 +149,19 @@ def _choose(live: LiveModel, recipe: Recipe, tracker: Tracker, force: bool) -> _
         return _Chosen(before, extraction, None)
     with tracker.task("weaker and stronger edits") as progress:
         swept = sweep_strength(live, before.facts, extraction.edits.edits, progress=progress)
+    return _Chosen(before, extraction, swept)
+
+
+def given(live: LiveModel, recipe: Recipe, edits: EntityEdits, tracker: Tracker, force: bool) -> _Chosen:
+    """An edit that nobody chose for this model, judged by the recipe's search facts; raises InputError as `extract`."""
+    with tracker.task("asking the original model") as progress:
+        before = examine(live, questions_of(recipe), recipe.scoring, progress)
+    tracker.notice(known_notice(before.facts, live.name, recipe.target.entity))
+    extraction = judge(live, edits, *select_known(before.facts), recipe.accept)
+    if extraction.verdict == "none" or (extraction.verdict == "weak" and not force):
+        return _Chosen(before, extraction, None)
+    with tracker.task("weaker and stronger edits") as progress:
+        swept = sweep_strength(live, before.facts, edits.edits, progress=progress)
     return _Chosen(before, extraction, swept)
 
 
@@ -150,7 +174,7 @@ def neighbors_notice(extraction: Extraction) -> str | None:
     return f"what the model says of neighbors is lost in part (1 is untouched): {shown}" if lost else None
 
 
-def _save(
+def save_chosen(
     recipe: Recipe,
     source: ModelSource,
     chosen: _Chosen,

@@ -18,6 +18,7 @@ FLOORS = (
     "errors plain_text progress vector",
     "domain",
     "architectures edits files",
+    "guessing",
     "recipe weights",
     "facts recipe_file sources",
     "live outputs",
@@ -26,7 +27,7 @@ FLOORS = (
     "probes",
     "api report",
     "compare hub pipeline",
-    "bench",
+    "bench transfer",
     "cli",
     "__main__",
 )

@@ -83,6 +83,13 @@ def choose(
     )
 
 
+def judge(live: LiveModel, edits: EntityEdits, targets: KnownFacts, controls: KnownFacts, accept: Accept) -> Extraction:
+    """What an edit does to known search facts, however it was found."""
+    with edited(live, edits.edits):
+        target, control = mean_score(live, targets), mean_score(live, controls)
+    return Extraction(edits, verdict(target, control, accept), target, control, len(edits.edits))
+
+
 @dataclass(frozen=True)
 class _Chosen:
     """An edit, how much was measured for it, and what there is to tell of the choice, as `Extraction` has it."""

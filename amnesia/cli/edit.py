@@ -12,6 +12,7 @@ from amnesia.cli.options import as_json, force_option
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import FORMATS, WIDER_TYPES, Format, ModelRef, is_gguf_name
 from amnesia.errors import InputError
+from amnesia.guessing import ASKED
 
 # Names in a line.
 _N_SHOWN = 8
@@ -76,6 +77,12 @@ def edit(
         groups = [write.edits_from_cells(cells, -1.0 if multiplier is None else multiplier, entity)]
     else:
         groups = [group for path in edit_files for group in write.edits_from_file(path)]
+    if ASKED.get():
+        # Bytes say where a projection may be, and only the model that it is one.
+        from amnesia.live.loading import load_source
+        from amnesia.sources.resolve import resolve
+
+        load_source(resolve(model, Terminal().notice), hooked=False)
     if in_place:
         from amnesia.edits import EditSpec
         from amnesia.outputs.in_place import edit_in_place

@@ -13,6 +13,7 @@ from amnesia.cli.terminal import Commands, Terminal, check_file, echo, lines_of,
 from amnesia.domain import DEFAULT_LOADING, Baseline, Loading, name_key
 from amnesia.errors import InputError
 from amnesia.files.strict_json import json_bytes
+from amnesia.guessing import ASKED
 from amnesia.recipe import BASELINES, Recipe
 from amnesia.recipe_file import load_recipe, parse_layers
 
@@ -29,6 +30,7 @@ GROUPS = {
         "init": "amnesia.cli.init",
         "extract": _HERE,
         "edit": "amnesia.cli.edit",
+        "transfer": "amnesia.cli.transfer",
         "undo": "amnesia.cli.edit",
     },
     "Try": {
@@ -66,18 +68,25 @@ GROUPS = {
 )
 @click.version_option(package_name="amnesia")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error, before its one line.")
-def main(debug: bool) -> None:
+@click.option(
+    "--layout",
+    type=click.Choice(["auto"]),
+    help="Find out where a model of an unknown type has its MLPs, and prove it on the loaded model.",
+)
+def main(debug: bool, layout: str | None) -> None:
     """Make a language model forget one named thing: find what stands for it, turn what that writes, save the weights.
 
     MODEL is a Hub id (repo_id[@revision]), a model folder, a .gguf file, or the built-in smollm2-135m or gemma-3-270m.
     """
+    token = ASKED.set(layout is not None)
+    click.get_current_context().call_on_close(lambda: ASKED.reset(token))
 
 
 @main.command()
 @click.argument("recipe", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--entity", help="Which entity of a recipe that lists several; without RECIPE, the entity to forget.")
-@click.option("--model", help="Without RECIPE: the model that forgets.")
+@click.option("--model", help="The model that forgets; in place of the one that RECIPE names.")
 @popqa_option
 @alias_option
 @force_weak_option
@@ -96,15 +105,16 @@ def run(
 ) -> None:
     """Choose an edit, save it, ask the saved files, and report. RECIPE is a TOML file.
 
+    With --model another model forgets, by the same facts; what the recipe sets that does not fit that model is said.
     Without RECIPE, --model and --entity name the two, and a recipe is made as `mine` does: nothing else is needed.
 
     Exits with 1 when the recipe's [accept] bounds are missed, or when no handle on the entity or only a weak one is
     found; then nothing is written.
     """
     if recipe is not None:
-        if model or popqa or aliases:
-            raise InputError("RECIPE names the model and the facts itself: drop --model, --popqa and --alias")
-        _run(load_recipe(recipe, entity), output, force, loading, json_output)
+        if popqa or aliases:
+            raise InputError("RECIPE names the facts itself: drop --popqa and --alias")
+        _run(load_recipe(recipe, entity), output, force, loading, json_output, model)
         return
     if model is None or entity is None:
         raise InputError("give a RECIPE, or --model and --entity")
@@ -180,10 +190,12 @@ def demo(output: Path, entity: str, list_only: bool, force: bool, json_output: b
     _run(load_recipe(shipped[name]), output, force, DEFAULT_LOADING, json_output)
 
 
-def _run(recipe: Recipe, output: Path, force: bool, loading: Loading, json_output: bool) -> None:
+def _run(
+    recipe: Recipe, output: Path, force: bool, loading: Loading, json_output: bool, model: str | None = None
+) -> None:
     from amnesia import pipeline
 
-    _show_run(pipeline.run(recipe, output, Terminal(), force=force, loading=loading), json_output)
+    _show_run(pipeline.run(recipe, output, Terminal(), model=model, force=force, loading=loading), json_output)
 
 
 def _show_run(result: RunResult, json_output: bool) -> None:
