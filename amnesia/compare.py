@@ -6,15 +6,16 @@ import gc
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import DEFAULT_LOADING, Cell, Loading
-from amnesia.edits import ColumnEdit, DirectionEdit, Edit, EntityEdits, join_cells, join_directions
+from amnesia.domain import DEFAULT_LOADING, Loading
+from amnesia.edits import Edit
 from amnesia.errors import InputError
 from amnesia.evaluation import lm_eval
 from amnesia.evaluation.comparison import Evaluation
+from amnesia.evaluation.earlier import in_one
 from amnesia.evaluation.examination import conclude, examine, examine_after
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.strength import sweep_strength
@@ -35,7 +36,6 @@ from amnesia.stress.findings import stress_findings
 from amnesia.stress.results import Stress
 from amnesia.stress.settings import StressSettings
 from amnesia.stress.trial import endure, prepare
-from amnesia.vector import Vector
 from amnesia.weights.adapter import CONFIG_NAME
 from amnesia.weights.manifest import version_of
 from amnesia.weights.manifest_file import read_manifest
@@ -147,27 +147,7 @@ def _edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
     n_own = len(steps) - len(earlier)
     if n_own < 1 or steps[n_own:] != earlier:
         raise InputError(f"{edited} was not made of {model}, which has edits of its own: give the model it was made of")
-    return _in_one(steps[n_own - 1 :: -1])
-
-
-def _in_one(steps: Sequence[Sequence[EntityEdits]]) -> tuple[Edit, ...]:
-    """Edits made on top of each other, oldest first, as one edit of the same effect.
-
-    Within an edit columns are scaled before directions are added, so a cell that a later one scales also scales what
-    earlier directions have added there.
-    """
-    directions: list[DirectionEdit] = []
-    for groups in steps:
-        cells = join_cells(groups, allow_overlap=True)
-        directions = [_scaled(edit, cells) for edit in directions]
-        directions += [edit for found in join_directions(groups).values() for edit in found]
-    total = join_cells([group for groups in steps for group in groups], allow_overlap=True)
-    return (*(ColumnEdit(cell, multiplier) for cell, multiplier in total.items()), *directions)
-
-
-def _scaled(edit: DirectionEdit, cells: Mapping[Cell, float]) -> DirectionEdit:
-    factors = [cells.get(Cell(edit.layer, column), 1.0) for column in edit.columns]
-    return replace(edit, read=Vector.of([u * factor for u, factor in zip(edit.read.array, factors, strict=True)]))
+    return in_one(steps[n_own - 1 :: -1])
 
 
 def _task_scores(

@@ -25,6 +25,7 @@ FLOORS = (
     "choice experiments mining stress",
     "api report",
     "compare hub pipeline",
+    "queue",
     "cli",
     "__main__",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from amnesia.domain import Answer
@@ -41,17 +41,34 @@ def examine(
 ) -> Examination:
     """Ask the original model.
 
-    It writes only where it knows the fact, because nothing else is scored. Answers are put into `cache`; texts, which
-    take seconds, are read anew.
+    Answers are put into `cache`; texts, which take seconds, are read anew.
+    """
+    facts = answered(live, questions, scoring, progress, cache)
+    return Examination(facts, impression(live, control_prompts(questions), progress))
+
+
+def answered(
+    live: LiveModel,
+    questions: Sequence[Question],
+    scoring: Scoring,
+    progress: Progress | None = None,
+    cache: MeasurementCache | None = None,
+) -> tuple[KnownFact, ...]:
+    """What the original model knows of the questions, in their order, with what it writes after those that it knows.
+
+    Nothing else is scored, so that it writes nothing else.
     """
     facts = known_facts(live, questions, scoring, progress, cache)
     texts = write(live, [fact.prompt for fact in facts if not fact.excluded], progress, cache)
-    facts = tuple(
+    return tuple(
         fact if fact.excluded else replace(fact, before=written(fact.before, fact.question.fact, texts[fact.prompt]))
         for fact in facts
     )
-    prompts = [question.fact.text() for question in questions if question.role == "control"]
-    return Examination(facts, impression(live, prompts, progress))
+
+
+def control_prompts(questions: Iterable[Question]) -> list[str]:
+    """The prompts about others, after which the divergence is measured."""
+    return [question.fact.text() for question in questions if question.role == "control"]
 
 
 def examine_after(

@@ -61,6 +61,24 @@ def report_html(document: Mapping[str, Any]) -> str:
     )
 
 
+def summary_html(document: Mapping[str, Any]) -> str:
+    """The page for the content of a queue's `summary.json`, which links to the reports of its entities."""
+    rows = document["entities"]
+    style = _palette_css() + _own_text("report.css")
+    return (
+        _environment()
+        .get_template("summary.html")
+        .render(
+            rows=rows,
+            model=document["model"],
+            together=next((row["together"] for row in rows if row["together"]), None),
+            perplexity=document["perplexity_by_language"],
+            style=Markup(style),
+            policy=f"default-src 'none'; style-src {_hash(style)}; base-uri 'none'; form-action 'none'",
+        )
+    )
+
+
 @functools.cache
 def _environment() -> Environment:
     environment = Environment(
