@@ -132,14 +132,14 @@ def _run_list(
         found = run_queue(
             listed, model, find_popqa(popqa) if popqa else None, output, Terminal(), force=force, loading=loading
         )
-    # Of processes that were launched together, one speaks.
-    if os.environ.get("RANK", "0") == "0":
-        if json_output:
-            print_json(found.to_json())
-        else:
-            echo(summary_text(found), lines=True)
-            echo()
-            echo(f"written to {output}")
+    if os.environ.get("RANK", "0") != "0":
+        return  # Of processes that were launched together, one speaks; one that fails would end the others.
+    if json_output:
+        print_json(found.to_json())
+    else:
+        echo(summary_text(found), lines=True)
+        echo()
+        echo(f"written to {output}")
     if not found.accepted:
         sys.exit(EXIT_REJECTED)
 

@@ -16,7 +16,7 @@ import torch
 
 from amnesia.choice.extraction import choose
 from amnesia.choice.joint import Joint, Part, join
-from amnesia.choice.known import select_known
+from amnesia.choice.known import KnownFacts, select_known
 from amnesia.compare import fingerprint
 from amnesia.domain import DEFAULT_LOADING, Fact, Loading, name_key
 from amnesia.errors import InputError
@@ -145,38 +145,50 @@ class _Work:
             if own:
                 line = f"{name} ({place + 1} of {len(self.listed)})"
                 try:
-                    outcome = self._entity(folder, self.listed[place])
+                    recipe, facts = self._known(self.listed[place])
+                    known = select_known(facts)
                 except InputError as error:
                     # The model knows too little about this one, which is no reason to leave out the others.
                     write_unknown(folder, name, str(error))
                     self.tracker.notice(f"{line}: {error}")
-                else:
-                    scores = outcome.scores
-                    shown = "" if scores is None or scores.target is None else f", target {scores.target:.2f}"
-                    self.tracker.notice(f"{line}: {outcome.verdict} handle{shown}")
+                    return True
+                outcome = self._entity(folder, name, recipe, facts, known)
+                scores = outcome.scores
+                shown = "" if scores is None or scores.target is None else f", target {scores.target:.2f}"
+                self.tracker.notice(f"{line}: {outcome.verdict} handle{shown}")
         return own
 
-    def _entity(self, folder: Path, listed: Listed) -> Outcome:
+    def _known(self, listed: Listed) -> tuple[Recipe, tuple[KnownFact, ...]]:
+        """An entity's recipe, mined where the list gives none, and what the original model knows of its facts."""
         recipe = listed.recipe
         if recipe is None:
             with self.tracker.task(f"{listed.name}: {TASK}") as progress:
-                recipe = mine(
-                    self.live, listed.name, self.rows, self.source.ref, progress=progress, cache=self.cache
-                ).recipe
-        whole, recipe = recipe, without_listed(recipe, self.queue.names)
+                found = mine(self.live, listed.name, self.rows, self.source.ref, (), progress, self.cache)
+            recipe = found.recipe
+        questions = questions_of(without_listed(recipe, self.queue.names))
         with self.tracker.task(f"{listed.name}: asking the original model") as progress:
-            facts = answered(self.live, questions_of(recipe), recipe.scoring, progress, self.cache)
-        targets, controls = select_known(facts)
-        avoided = [name for name in self.queue.names if name != listed.name]
-        extraction = choose(self.live, recipe, targets, controls, self.tracker.task, cache_folder(), avoided)
+            return recipe, answered(self.live, questions, recipe.scoring, progress, self.cache)
+
+    def _entity(
+        self,
+        folder: Path,
+        name: str,
+        recipe: Recipe,
+        facts: Sequence[KnownFact],
+        known: tuple[KnownFacts, KnownFacts],
+    ) -> Outcome:
+        """Choose the entity's edit, measure it alone, and write its folder."""
+        avoided = [other for other in self.queue.names if other != name]
+        seen = without_listed(recipe, self.queue.names)
+        extraction = choose(self.live, seen, *known, self.tracker.task, cache_folder(), avoided)
         evaluation = None
         if extraction.verdict == "strong" or (extraction.verdict == "weak" and self.force):
-            with self.tracker.task(f"{listed.name}: asking with the edit in memory") as progress:
+            with self.tracker.task(f"{name}: asking with the edit in memory") as progress:
                 before = self._examination(facts)
                 with edited(self.live, extraction.edits.edits):
                     after = examine_after(self.live, before, progress)
             evaluation = conclude(before, after)
-        return write_outcome(folder, listed.name, whole, extraction, evaluation, self.source.ref)
+        return write_outcome(folder, name, recipe, extraction, evaluation, self.source.ref)
 
     def _examination(self, facts: Sequence[KnownFact]) -> Examination:
         """What the original model knows, with its impression of neutral text, which is read once."""

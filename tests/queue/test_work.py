@@ -238,8 +238,63 @@ def test_the_command_prints_one_table_and_rejects(written, entities, monkeypatch
         (output / "summary.json").read_text(encoding="utf-8")
     )
     monkeypatch.setenv("RANK", "1")
-    assert call("run", "--entities", entities, "-o", output).stdout == ""
+    silent = call("run", "--entities", entities, "-o", output)
+    assert (silent.exit_code, silent.stdout) == (0, "")
     assert results(output) == before
+
+
+def test_where_the_model_knows_nobody_nothing_is_written(model, tmp_path):
+    (tmp_path / "list.txt").write_text("Japan\nAtlantis\n", encoding="utf-8")
+    rows = ["subject\trelation\tobject", "Japan\tcapital\tTokyo", "Peru\tcapital\tLima", "Kenya\tcapital\tNairobi"]
+    (tmp_path / "facts.tsv").write_text("\n".join(rows), encoding="utf-8")
+    command = ("run", "--entities", tmp_path / "list.txt", "--model", model, "--popqa", tmp_path / "facts.tsv")
+    result = call(*command, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "no row about 'Atlantis'" in result.stdout and "no edit was written" in result.stdout
+    assert not any((tmp_path / "out" / "joint").iterdir())
+    document = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert [(row["verdict"], row["scores"], row["together"]) for row in document["entities"]] == [
+        ("unknown", None, None)
+    ] * 2
+    assert "No edit was written." in (tmp_path / "out" / "summary.html").read_text(encoding="utf-8")
+
+
+def test_what_fails_for_all_is_no_result_of_one(entities, tmp_path, monkeypatch):
+    def fail(*_):
+        raise InputError("the weights lie on two devices")
+
+    monkeypatch.setattr(work, "choose", fail)
+    with pytest.raises(InputError, match="two devices"):
+        run_queue(read_list(entities), None, None, tmp_path / "out", Silent())
+    assert not list((tmp_path / "out").rglob("result.json"))
+
+
+def test_names_are_quoted_on_the_page(written):
+    summary, output, _ = written
+    document = summary.to_json()
+    document["entities"][0]["entity"] = "<script>alert(1)</script>"
+    page = summary_html(document)
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
+    for row in document["entities"][:2]:
+        assert f'href="{row["folder"]}/report.html"' in page and (output / row["folder"] / "report.html").is_file()
+
+
+@pytest.mark.exhaustive
+def test_processes_that_are_launched_together_give_one_table(entities, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+    done = subprocess.run(
+        [*launch, "-m", "amnesia", "run", "--entities", entities, "-o", tmp_path / "out"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert done.stdout.count("2 of 3 accepted") == 1
+    for line in ("Japan (1 of 3): ", "Canada (2 of 3): ", "Norway (3 of 3): "):
+        assert done.stderr.count(line) == 1, done.stderr
 
 
 def test_all_edits_can_be_taken_back(written, model, tmp_path):
