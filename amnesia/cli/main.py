@@ -302,7 +302,8 @@ def extract(
 ) -> None:
     """Choose the edit that makes a model forget, and write it. MODEL overrides the recipe's.
 
-    Of several recipes, or several entities of one, the single edits are added up, and scores are those of the sum.
+    Of several recipes, or several entities of one, the single edits are added up or solved together, whichever measures
+    better, and scores are those of the whole.
 
     Exits with 1 when no handle on an entity is found.
     """

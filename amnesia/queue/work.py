@@ -19,7 +19,7 @@ from amnesia.choice.joint import Joint, Part, join
 from amnesia.choice.known import KnownFacts, select_known
 from amnesia.compare import fingerprint
 from amnesia.domain import DEFAULT_LOADING, Fact, Loading, name_key
-from amnesia.errors import InputError
+from amnesia.errors import InputError, OutputError
 from amnesia.evaluation.damage import Reading, impression
 from amnesia.evaluation.earlier import Earlier, earlier_edits
 from amnesia.evaluation.examination import Examination, answered, conclude, control_prompts, examine_after
@@ -27,7 +27,7 @@ from amnesia.evaluation.measurement import KnownFact
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.facts.popqa import read_popqa
 from amnesia.facts.questions import questions_of
-from amnesia.files.cache import cache_folder
+from amnesia.files.cache import cache_folder, remove_abandoned
 from amnesia.files.disk import hash_file, replace_file
 from amnesia.files.staging import check_output
 from amnesia.files.strict_json import json_bytes
@@ -75,8 +75,11 @@ def run_queue(
     about stops nobody else. Raises InputError when `output` holds a queue of something else, and the errors of this
     package for what the user can mend.
     """
-    if not (output / SETTINGS_NAME).exists():
+    try:
         check_output(output)
+    except OutputError:
+        if not (output / SETTINGS_NAME).exists():
+            raise
     source = resolve(model_of(listed, model), tracker.notice)
     for row in listed:
         if row.recipe is not None and "gguf" in row.recipe.edit.formats:
@@ -90,6 +93,8 @@ def run_queue(
     while not work.is_joined():
         if not work.joint_claimed():
             time.sleep(_POLL)
+    for folder in (*map(queue.entity, range(len(listed))), queue.joint):
+        remove_abandoned(folder)
     summary = summarize(queue, source.ref)
     document = summary.to_json()
     replace_file(output / SUMMARY_NAME, json_bytes(document))
