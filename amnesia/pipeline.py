@@ -13,10 +13,11 @@ from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.domain import DEFAULT_LOADING, Format, Loading, ModelRef
-from amnesia.edits import EditSpec, EntityEdits, names_of
+from amnesia.edits import EditSpec, EntityEdits, by_projection, names_of
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.earlier import Earlier, earlier_edits, findings_after
 from amnesia.evaluation.examination import Examination, conclude, examine, examine_after
+from amnesia.evaluation.merged import same_weights
 from amnesia.evaluation.results import Finding, StrengthSweep
 from amnesia.evaluation.strength import sweep_strength
 from amnesia.facts.popqa import read_popqa
@@ -223,8 +224,10 @@ def save_and_ask(
     evaluations: dict[Format, Evaluation] = {}
     documents: dict[Format, dict[str, Any]] = {}
     further: dict[Format, tuple[Finding, ...]] = {}
+    told: tuple[Finding, ...] = ()
     with staged_output(output, force=force, needed_bytes=size, source=source.origin) as staging:
         written = []
+        layers = {layer for layer, _ in by_projection(spec.groups, allow_overlap=True)}
         for name, plan in plans.items():
             folder = staging if len(formats) == 1 else staging / name
             folder.mkdir(exist_ok=True)
@@ -232,13 +235,21 @@ def save_and_ask(
                 manifest = write_format(plan, folder, progress=progress)
             for line in filter(None, (rounding_notice(manifest), left_out_notice(manifest))):
                 tracker.notice(line)
-            with (
-                loaded(name, source, folder, loading) as edited,
-                tracker.task(f"asking the saved {name}") as progress,
-            ):
-                after = examine_after(edited, before, progress)
-                further[name] = findings_after(edited, earlier)
-            evaluations[name] = conclude(before, after)
+            same = None
+            if name == "adapter" and "safetensors" in evaluations:
+                with tracker.task("merging the saved adapter") as progress:
+                    asked, weights = evaluations["safetensors"], staging / "safetensors"
+                    same = same_weights(source, folder, weights, layers, asked, loading, progress)
+            if same is not None:
+                evaluations[name], further[name] = evaluations["safetensors"], (same.finding(), *told)
+            else:
+                with (
+                    loaded(name, source, folder, loading) as edited,
+                    tracker.task(f"asking the saved {name}") as progress,
+                ):
+                    after = examine_after(edited, before, progress)
+                    told = findings_after(edited, earlier)
+                evaluations[name], further[name] = conclude(before, after), told
             written.append((name, folder, manifest))
         accepted = all(map(accepts, evaluations.values()))
         for name, folder, manifest in written:
@@ -256,6 +267,6 @@ def save_and_ask(
             manifest = add_file(manifest, folder, REPORT_NAME, json_bytes(documents[name]))
             manifest = add_file(manifest, folder, PAGE_NAME, report_html(documents[name]).encode())
             write_manifest(replace(manifest, scores=document.scores_summary(evaluations[name])), folder)
-    for line in dict.fromkeys(row.text for found in further.values() for row in found):
-        tracker.notice(line)
+    for row in told:
+        tracker.notice(row.text)
     return Saved(evaluations, documents, accepted)
