@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from amnesia.domain import DEFAULT_LOADING, Loading
-from amnesia.edits import Edit
+from amnesia.edits import Edit, EditSpec, EntityEdits, columns_of, edits_in
 from amnesia.errors import InputError
 from amnesia.evaluation import lm_eval
 from amnesia.evaluation.comparison import Evaluation
@@ -21,7 +21,9 @@ from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.strength import sweep_strength
 from amnesia.facts.questions import FactSet
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_output, staged_output
+from amnesia.files.streams import RangeHash, hash_ranges
 from amnesia.files.strict_json import json_bytes
+from amnesia.live.duet import Duet, Voice, changes_of
 from amnesia.live.loading import load, load_adapter, load_source, merge_adapter
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import chat_format
@@ -37,8 +39,10 @@ from amnesia.stress.results import Stress
 from amnesia.stress.settings import StressSettings
 from amnesia.stress.trial import endure, prepare
 from amnesia.weights.adapter import CONFIG_NAME
+from amnesia.weights.checkpoint import EditedColumns, edited_columns
 from amnesia.weights.manifest import version_of
 from amnesia.weights.manifest_file import read_manifest
+from amnesia.weights.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def assess(
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
-    swept_edits = _edits_between(source, other) if sweep and other is not None else ()
+    swept_edits = edits_between(source, other) if sweep and other is not None else ()
 
     live = load_source(source, loading, hooked=sweep)
     chat = None if stress is None else chat_format(live.tokenizer, tracker.notice)
@@ -93,7 +97,7 @@ def assess(
     if other is not None:
         del live
         gc.collect()
-        live = _load_edited(source, other, loading)
+        live = load_edited(source, other, loading)
         with tracker.task("asking the edited model") as progress:
             after = examine_after(live, before, progress, _cache(measurements, loading, source, other))
         scores.append(_task_scores(live, tasks, task_limit, tracker))
@@ -123,14 +127,14 @@ def _check_wanted(edited: str | None, stress: StressSettings | None, sweep: bool
         lm_eval.check_available()
 
 
-def _load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> LiveModel:
+def load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> LiveModel:
     """The edited model, or the original with the adapter whose folder `edited` is."""
     if (edited.folder / CONFIG_NAME).exists():
         return load_adapter(source.folder, edited.folder, str(edited), loading)
     return load(edited.folder, str(edited), loading)
 
 
-def _edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
+def edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
     """All edits that lead from one model to the other, by the manifests of both.
 
     Raises InputError when `edited` has no manifest, or was not made of `model` as far as the manifests tell.
@@ -148,6 +152,63 @@ def _edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
     if n_own < 1 or steps[n_own:] != earlier:
         raise InputError(f"{edited} was not made of {model}, which has edits of its own: give the model it was made of")
     return in_one(steps[n_own - 1 :: -1])
+
+
+def open_duet(
+    model: str,
+    edited: str | None,
+    groups: Sequence[EntityEdits],
+    tracker: Tracker,
+    loading: Loading = DEFAULT_LOADING,
+) -> Duet:
+    """A model and its edited self, to be asked at once: by the manifest of `edited`, or by the edits `groups`.
+
+    The weights are in memory once, unless `edited` has no manifest or its edit is one of routed experts: then it is
+    loaded beside the model, which the tracker is told. Raises InputError unless there is one of the two, for edits that
+    do not fit the model, and for an output that was made of another; LayoutError for edits of experts without files.
+    """
+    if (edited is None) == (not groups):
+        raise InputError("give the edited model either as EDITED or by its edit: --edit FILE")
+    source = resolve(model, notice=tracker.notice)
+    other = None if edited is None else resolve(edited, notice=tracker.notice)
+    edits = edits_in(groups)
+    if other is not None and (other.folder / MANIFEST_NAME).exists():
+        edits = edits_between(source, other)
+    if other is not None and (not edits or any(edit.cell.expert is not None for edit in columns_of(edits))):
+        why = "has an edit of experts" if edits else f"has no {MANIFEST_NAME} that says what was edited"
+        tracker.notice(f"{other} {why}: it is loaded as a second model")
+        first = load_source(source, loading, hooked=False)
+        return Duet((Voice(first), Voice(load_edited(source, other, loading))))
+    spec = EditSpec((EntityEdits("what is edited", edits),), source.ref, allow_overlap=True)
+    columns = tuple(edited_columns(source.checkpoint, Plan.of(source.checkpoint, spec).tensors))
+    if other is not None:
+        _check_made_of(source, other, columns)
+    live = load_source(source, loading)
+    return Duet((Voice(live, changes_of(columns, live)),))
+
+
+def _check_made_of(model: ModelSource, edited: ModelSource, columns: Sequence[EditedColumns]) -> None:
+    """Raise InputError unless the tensors of a model are those that the edits of `edited` found."""
+    steps = [*read_manifest(edited.folder).history()]
+    earlier = model.checkpoint.manifest
+    first = steps[len(steps) - (0 if earlier is None else len([*earlier.history()])) - 1]
+    found = {row.plan.tensor.name: row for row in columns}
+    for row in first.tensors:
+        columns_there = found.get(row.name)
+        if columns_there is None:
+            continue
+        if row.scope == "columns":
+            digest = hashlib.sha256(b"".join(columns_there.before[index] for index in row.indices)).hexdigest()
+        else:
+            tensor = columns_there.plan.tensor
+            whole = RangeHash(tensor.offset, tensor.size)
+            hash_ranges(model.folder / columns_there.plan.file, [whole])
+            digest = whole.hexdigest()
+        if digest != row.before:
+            raise InputError(
+                f"{edited} was made of {first.base.ref}, whose {row.name} is not that of {model}: give the model that "
+                "it was made of"
+            )
 
 
 def _task_scores(

@@ -92,7 +92,7 @@ def evaluate(
     loading: Loading,
     json_output: bool,
 ) -> None:
-    """Knowledge scores of target and control facts in MODEL, before and after; EDITED is any other model or adapter.
+    """Compare what MODEL and EDITED know of targets and controls. EDITED is any other model or adapter.
 
     Without EDITED, what MODEL itself knows is measured.
     """

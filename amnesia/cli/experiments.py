@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @click.option("--layers", help="Layers to look at, for example 0-9. Default: all.")
 @an_experiment("layers")
 def layers(run: Experiment, model: str, entities: tuple[str, ...], n_prompts: int, layers: str | None) -> None:
-    """Significance of each layer of MODEL for each of ENTITIES: how alike its MLP outputs are over many prompts."""
+    """Significance of each layer of MODEL for each of ENTITIES. It is how alike its MLP outputs are over prompts."""
     span = None if layers is None else parse_layers(layers)
     from amnesia.experiments.layers import layer_significance
 
@@ -71,7 +71,7 @@ def layers(run: Experiment, model: str, entities: tuple[str, ...], n_prompts: in
 )
 @an_experiment("sweep")
 def sweep(run: Experiment, subject: Subject, low: float, steps: int, tokens: str) -> None:
-    """Knowledge score of the recipe's facts and controls as cells are scaled from 1 through 0 to negative multipliers.
+    """Knowledge scores while cells are scaled from 1 to below 0. Scores are those of the recipe's facts and controls.
 
     MODEL overrides the recipe's. Without --cell, the recipe's own cells or the entity's best are scaled.
     """
@@ -96,7 +96,7 @@ def sweep(run: Experiment, subject: Subject, low: float, steps: int, tokens: str
 @click.option("--seed", default=0, show_default=True, help="Of the wrong entity and of what is random.")
 @an_experiment("inject")
 def inject(run: Experiment, implant: Implant, seed: int) -> None:
-    """Inject the entity at a placeholder, and ask the recipe's facts about it.
+    """Inject the entity at a placeholder, and ask its facts there. They are those of the recipe.
 
     By default, what an early layer writes about each token of the entity's name is added at as many placeholders. With
     --form cells, its cells are set there, amplified as serves the search facts best unless --factor or --value is
@@ -128,7 +128,7 @@ def inject(run: Experiment, implant: Implant, seed: int) -> None:
 )
 @an_experiment("sufficiency")
 def sufficiency(run: Experiment, implant: Implant, max_unfrozen: int) -> None:
-    """Freeze all but what is injected, and find what the last token must recompute for the answers to come back.
+    """Freeze all but what is injected; find what must run again. That is what the answers need at the last token.
 
     Then the entity's own tokens are recomputed, too, layer by layer: what that adds, the model looks up there. What is
     injected is chosen as `amnesia inject` does.
@@ -212,8 +212,8 @@ def robustness(
     top: int,
     layers: str | None,
 ) -> None:
-    """Follow the direction and the cells of ENTITY under other forms of its name: aliases, typos, initials, other case
-    and scripts.
+    """Follow what stands for ENTITY under other forms of its name. They are aliases, typos, initials, other case and
+    scripts.
 
     The direction is that of the early layer that moves the residual stream furthest at the name's last token. Its
     answer uᵀa is 1 at the name; unrelated names had no part in it.
@@ -311,7 +311,7 @@ def atlas(
     loading: Loading,
     json_output: bool,
 ) -> None:
-    """Localize many ENTITIES of MODEL into one SQLite table, and draw in which layers and for whom cells are found.
+    """Localize many ENTITIES of MODEL into one SQLite table. A figure shows in which layers they are found.
 
     A run that was killed goes on when the same command is given again. Under `accelerate launch` the processes share
     the work; on CPUs they talk over Gloo.
@@ -327,6 +327,7 @@ def atlas(
             raise InputError(f"{output / strange[0]} is of no atlas that was begun there: choose another folder")
     from amnesia.experiments import atlas as experiment
     from amnesia.experiments.atlas import Shards
+    from amnesia.experiments.atlas_file import read
 
     terminal = Terminal()
     shards = Shards()
@@ -344,7 +345,7 @@ def atlas(
         with terminal.task(f"localizing {len(pending)} of {len(names)} entities in {live.name}") as progress:
             experiment.fill(live, output / file, settings, pending, shards.index, shards.count, progress)
         shards.wait()
-        found.append((*experiment.read(output / file), live.shape.n_layers))
+        found.append((*read(output / file), live.shape.n_layers))
         del live
     if not shards.first:
         return

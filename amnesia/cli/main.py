@@ -29,15 +29,49 @@ if TYPE_CHECKING:
     from amnesia.pipeline import RunResult
 
 EXIT_REJECTED = 1
-LATE = {
-    "evaluate": "amnesia.cli.evaluate",
-    **dict.fromkeys(("edit", "verify", "undo"), "amnesia.cli.edit"),
-    **dict.fromkeys(("push", "replay"), "amnesia.cli.publish"),
-    **dict.fromkeys(("layers", "sweep", "inject", "sufficiency", "robustness", "atlas"), "amnesia.cli.experiments"),
+_HERE = "amnesia.cli.main"
+GROUPS = {
+    "Forget": {
+        "run": _HERE,
+        "demo": _HERE,
+        "mine": _HERE,
+        "init": "amnesia.cli.init",
+        "extract": _HERE,
+        "edit": "amnesia.cli.edit",
+        "undo": "amnesia.cli.edit",
+    },
+    "Try": {
+        "chat": "amnesia.cli.chat",
+    },
+    "Prove": {
+        "evaluate": "amnesia.cli.evaluate",
+        "verify": "amnesia.cli.edit",
+        "diff": "amnesia.cli.diff",
+        "replay": "amnesia.cli.publish",
+    },
+    "Publish": {
+        "push": "amnesia.cli.publish",
+    },
+    "Explore": {
+        "localize": _HERE,
+        "layers": "amnesia.cli.experiments",
+        "robustness": "amnesia.cli.experiments",
+        "sweep": "amnesia.cli.experiments",
+        "inject": "amnesia.cli.experiments",
+        "sufficiency": "amnesia.cli.experiments",
+        "atlas": "amnesia.cli.experiments",
+    },
 }
+"""Every command, with the module that has it, in the groups and the order in which help lists them."""
 
 
-@click.group(cls=Commands, late=LATE, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    "amnesia",
+    cls=Commands,
+    groups=GROUPS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog='Completion, here for bash (or zsh, fish): eval "$(_AMNESIA_COMPLETE=bash_source amnesia)"',
+)
 @click.version_option(package_name="amnesia")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error, before its one line.")
 def main(debug: bool) -> None:
@@ -75,7 +109,7 @@ def run(
     loading: Loading,
     json_output: bool,
 ) -> None:
-    """Localize, choose the edit, save it, evaluate the saved files, report. RECIPE is a TOML file.
+    """Choose an edit, save it, ask the saved files, and report. RECIPE is a TOML file.
 
     Without RECIPE, --model and --entity name the two, and a recipe is made as `mine` does: nothing else is needed.
 
@@ -159,7 +193,7 @@ def mine(
     output: Path,
     loading: Loading,
 ) -> None:
-    """Write a recipe for ENTITY from what MODEL knows, controls included.
+    """Write a recipe for ENTITY from what MODEL knows. It includes controls.
 
     Its facts are those of a PopQA table where one is given, else what the model itself says in most wordings.
     """
@@ -184,7 +218,7 @@ def mine(
 @force_weak_option
 @as_json
 def demo(output: Path, entity: str, list_only: bool, force: bool, json_output: bool) -> None:
-    """Make SmolLM2-135M forget something: `run` on a shipped recipe, with nothing to prepare."""
+    """Make SmolLM2-135M forget something, with nothing to prepare. It is `run` on a shipped recipe."""
     shipped = {path.stem: path for path in sorted((_recipes_folder() / "smollm2-135m").glob("*.toml"))}
     if list_only:
         echo("\n".join(shipped), lines=True)

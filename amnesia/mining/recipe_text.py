@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import tomli_w
 
@@ -75,7 +76,7 @@ def _fact_row(fact: Fact) -> dict[str, str | list[str]]:
 
 
 def _control_lines(controls: Sequence[Fact]) -> list[str]:
-    lines = (", ".join(f"{key} = {_in_line(value)}" for key, value in _control_row(fact).items()) for fact in controls)
+    lines = (", ".join(f"{key} = {in_line(value)}" for key, value in _control_row(fact).items()) for fact in controls)
     return ["[controls]", "facts = [", *(f"  {{ {line} }}," for line in lines), "]", ""]
 
 
@@ -91,8 +92,10 @@ def _control_row(fact: Fact) -> dict[str, str | list[str]]:
     }
 
 
-def _in_line(value: str | list[str]) -> str:
-    """A value as TOML without line breaks, which the library puts into every list."""
+def in_line(value: Any) -> str:
+    """A value as TOML without line breaks, which the library puts into every list and table."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {in_line(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_in_line, value))}]"
+        return f"[{', '.join(map(in_line, value))}]"
     return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")

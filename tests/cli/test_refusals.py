@@ -95,9 +95,9 @@ def test_recipes_that_are_wrong(tmp_path, model, text, message):
         (["--cell", "0:1", "--multiplier", "nan"], "is not finite"),
         (["--cell", "0:1", "--multiplier", "1e300"], "after multiplying by 1e+300"),
         (["--cell", "0:1", "--format", "gguf"], "format gguf needs a .gguf model"),
-        ([], "give the edit either as --edit FILE or as --cell LAYER:NEURON"),
-        (["--edit", "x.json", "--cell", "0:1"], "give the edit either as"),
-        (["--edit", "x.json", "--entity", "Japan"], "belong to --cell"),
+        ([], "give the edit in one way: as --edit FILE, as --cell LAYER:NEURON, or as --atlas FILE"),
+        (["--edit", "x.json", "--cell", "0:1"], "give the edit in one way"),
+        (["--edit", "x.json", "--entity", "Japan"], "belong to cells"),
         (["--edit", "missing.json"], "edit file missing.json cannot be read"),
     ],
 )

@@ -1,5 +1,6 @@
 """The table of many entities: the same rows however it was made, whole after a kill, and summaries by hand."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -12,11 +13,14 @@ import pytest
 from amnesia.domain import Cell
 from amnesia.errors import InputError, OutputError
 from amnesia.experiments import atlas
-from amnesia.experiments.atlas import AtlasRow, AtlasSettings, begin, fill, rank_correlation, read, summarize
+from amnesia.experiments.atlas import AtlasSettings, begin, fill, rank_correlation, summarize
+from amnesia.experiments.atlas_file import AtlasRow, read
 from amnesia.experiments.settings import ExperimentSettings
 from amnesia.facts.names import contrast_entities
+from amnesia.live.loading import load
 from amnesia.localization.cells import localize
 from amnesia.localization.results import CellScore
+from support.commands import refused, succeed
 from support.folders import ROOT
 from support.tiny_text import save_tiny_live, tiny_live
 
@@ -59,6 +63,36 @@ def test_other_settings_and_other_files_are_refused(tmp_path):
         begin(path, SETTINGS, NAMES)
     with pytest.raises(InputError, match="is not a file"):
         read(tmp_path / "none.sqlite")
+
+
+def test_an_edit_takes_the_cells_of_an_entity_from_an_atlas(tmp_path):
+    model = save_tiny_live(tmp_path / "m")
+    path = tmp_path / "atlas.sqlite"
+    settings = AtlasSettings(str(model), n_prompts=4, top=3)
+    fill(load(model, str(model)), path, settings, begin(path, settings, NAMES))
+    cells = [score.cell for score in read(path)[1][2].cells]
+    for n, options in ((1, ()), (3, ("--top", 3, "--multiplier", -2))):
+        edit = ("edit", model, "--entity", "michael  jordan", "--atlas", path, *options)
+        manifest = json.loads(succeed(*edit, "-o", tmp_path / f"out{n}", "--json").stdout)
+        assert [(row["layer"], row["neuron"]) for row in manifest["edits"]] == sorted(
+            (cell.layer, cell.neuron) for cell in cells[:n]
+        )
+        assert {(row["entity"], row["multiplier"]) for row in manifest["edits"]} == {
+            ("michael jordan", -1.0 if n == 1 else -2.0)
+        }
+    out = ("-o", tmp_path / "none")
+    assert "--atlas needs --entity" in refused("edit", model, "--atlas", path, *out)
+    asked = ("edit", model, "--atlas", path, *out, "--entity")
+    assert "and 'Pariss' is none of them: did you mean 'Paris'?" in refused(*asked, "Pariss")
+    assert "has 3 cells of 'Paris', wanted are 4: make it with a higher --top" in refused(*asked, "Paris", "--top", 4)
+    other = save_tiny_live(tmp_path / "other")
+    told = refused("edit", other, "--atlas", path, *out, "--entity", "Michael Jordan")
+    assert (
+        f"is an atlas of {model}, not of {other}: give that model, or, if the two are the same, --cell {cells[0]}"
+        in told
+    )
+    assert "--top is for --atlas" in refused("edit", model, "--cell", "0:1", "--top", 2, *out)
+    assert not (tmp_path / "none").exists()
 
 
 def row(entity, layer, neuron, score, popularity=None):
