@@ -10,21 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import DEFAULT_LOADING, Cell, Loading, name_key
+from amnesia.domain import DEFAULT_LOADING, Loading, name_key
 from amnesia.edits import (
-    ColumnEdit,
-    DirectionEdit,
     Edit,
     EditSpec,
     EntityEdits,
     columns_of,
     edits_in,
-    join_cells,
-    join_directions,
 )
 from amnesia.errors import InputError
 from amnesia.evaluation import lm_eval
 from amnesia.evaluation.comparison import Evaluation
+from amnesia.evaluation.earlier import in_one
 from amnesia.evaluation.examination import conclude, examine, examine_after
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.strength import sweep_strength
@@ -56,7 +53,6 @@ from amnesia.stress.relearning_report import relearning_findings
 from amnesia.stress.results import Relearning, Stress
 from amnesia.stress.settings import RelearningSettings, StressSettings
 from amnesia.stress.trial import endure, prepare
-from amnesia.vector import Vector
 from amnesia.weights.adapter import CONFIG_NAME
 from amnesia.weights.checkpoint import EditedColumns, edited_columns
 from amnesia.weights.manifest import Manifest, version_of
@@ -215,7 +211,7 @@ def edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
     n_own = len(steps) - len(earlier)
     if n_own < 1 or steps[n_own:] != earlier:
         raise InputError(f"{edited} was not made of {model}, which has edits of its own: give the model it was made of")
-    return _in_one(steps[n_own - 1 :: -1])
+    return in_one(steps[n_own - 1 :: -1])
 
 
 def open_duet(
@@ -273,26 +269,6 @@ def _check_made_of(model: ModelSource, edited: ModelSource, columns: Sequence[Ed
                 f"{edited} was made of {first.base.ref}, whose {row.name} is not that of {model}: give the model that "
                 "it was made of"
             )
-
-
-def _in_one(steps: Sequence[Sequence[EntityEdits]]) -> tuple[Edit, ...]:
-    """Edits made on top of each other, oldest first, as one edit of the same effect.
-
-    Within an edit columns are scaled before directions are added, so a cell that a later one scales also scales what
-    earlier directions have added there.
-    """
-    directions: list[DirectionEdit] = []
-    for groups in steps:
-        cells = join_cells(groups, allow_overlap=True)
-        directions = [_scaled(edit, cells) for edit in directions]
-        directions += [edit for found in join_directions(groups).values() for edit in found]
-    total = join_cells([group for groups in steps for group in groups], allow_overlap=True)
-    return (*(ColumnEdit(cell, multiplier) for cell, multiplier in total.items()), *directions)
-
-
-def _scaled(edit: DirectionEdit, cells: Mapping[Cell, float]) -> DirectionEdit:
-    factors = [cells.get(Cell(edit.layer, column), 1.0) for column in edit.columns]
-    return replace(edit, read=Vector.of([u * factor for u, factor in zip(edit.read.array, factors, strict=True)]))
 
 
 def _task_scores(

@@ -27,7 +27,7 @@ FLOORS = (
     "probes",
     "api report",
     "compare hub pipeline",
-    "bench transfer",
+    "bench queue transfer",
     "cli",
     "__main__",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,16 @@ from typing import TYPE_CHECKING
 import click
 
 from amnesia.cli.options import alias_option, as_json, force_weak_option, on_device, popqa_option
-from amnesia.cli.terminal import Commands, Terminal, check_file, echo, lines_of, print_json, write_file
+from amnesia.cli.terminal import (
+    Commands,
+    Terminal,
+    check_file,
+    echo,
+    lines_of,
+    noted_on_interrupt,
+    print_json,
+    write_file,
+)
 from amnesia.domain import DEFAULT_LOADING, Baseline, Loading, name_key
 from amnesia.errors import InputError
 from amnesia.files.strict_json import json_bytes
@@ -86,6 +96,12 @@ def main(debug: bool, layout: str | None) -> None:
 @click.argument("recipe", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--entity", help="Which entity of a recipe that lists several; without RECIPE, the entity to forget.")
+@click.option(
+    "--entities",
+    "list_file",
+    type=click.Path(path_type=Path),
+    help="Text file with many entities, a name or a recipe's path on each line; needs no RECIPE.",
+)
 @click.option("--model", help="The model that forgets; in place of the one that RECIPE names.")
 @popqa_option
 @alias_option
@@ -96,6 +112,7 @@ def run(
     recipe: Path | None,
     output: Path,
     entity: str | None,
+    list_file: Path | None,
     model: str | None,
     popqa: str | None,
     aliases: tuple[str, ...],
@@ -108,9 +125,17 @@ def run(
     With --model another model forgets, by the same facts; what the recipe sets that does not fit that model is said.
     Without RECIPE, --model and --entity name the two, and a recipe is made as `mine` does: nothing else is needed.
 
+    With --entities, each entity of a list is edited and measured alone, then all of them in one edit, with a summary.
+    The same command goes on where it was killed, and several processes that give it share the entities.
+
     Exits with 1 when the recipe's [accept] bounds are missed, or when no handle on the entity or only a weak one is
     found; then nothing is written.
     """
+    if list_file is not None:
+        if recipe is not None or entity or aliases:
+            raise InputError("--entities names the entities itself: drop RECIPE, --entity and --alias")
+        _run_list(list_file, output, model, popqa, force, loading, json_output)
+        return
     if recipe is not None:
         if popqa or aliases:
             raise InputError("RECIPE names the facts itself: drop --popqa and --alias")
@@ -134,6 +159,35 @@ def run(
         loading=loading,
     )
     _show_run(result, json_output)
+
+
+def _run_list(
+    path: Path, output: Path, model: str | None, popqa: str | None, force: bool, loading: Loading, json_output: bool
+) -> None:
+    from amnesia.queue.listed import model_of, read_list
+
+    listed = read_list(path)
+    model_of(listed, model)
+    if popqa and all(row.recipe is not None for row in listed):
+        raise InputError("--popqa is for names, and the list has recipes alone: drop it")
+    from amnesia.queue.summary import summary_text
+    from amnesia.queue.work import run_queue
+    from amnesia.sources.resolve import find_popqa
+
+    with noted_on_interrupt(f"what is finished in {output} stays: the same command goes on"):
+        found = run_queue(
+            listed, model, find_popqa(popqa) if popqa else None, output, Terminal(), force=force, loading=loading
+        )
+    if os.environ.get("RANK", "0") != "0":
+        return  # Of processes that were launched together, one speaks; one that fails would end the others.
+    if json_output:
+        print_json(found.to_json())
+    else:
+        echo(summary_text(found), lines=True)
+        echo()
+        echo(f"written to {output}")
+    if not found.accepted:
+        sys.exit(EXIT_REJECTED)
 
 
 @main.command()
@@ -302,7 +356,8 @@ def extract(
 ) -> None:
     """Choose the edit that makes a model forget, and write it. MODEL overrides the recipe's.
 
-    Of several recipes, or several entities of one, the single edits are added up, and scores are those of the sum.
+    Of several recipes, or several entities of one, the single edits are added up or solved together, whichever measures
+    better, and scores are those of the whole.
 
     Exits with 1 when no handle on an entity is found.
     """

@@ -106,12 +106,21 @@ def divergence(before: Reading, after: Reading) -> tuple[float, ...] | None:
     return tuple(total / row.n_answer for total, row in zip(totals, before.rows, strict=True))
 
 
-def impression(live: LiveModel, prompts: Sequence[str], progress: Progress | None = None) -> Impression:
-    """What the original model makes of neutral text, and of its own continuations of (some of) the control prompts."""
+def impression(
+    live: LiveModel,
+    prompts: Sequence[str],
+    progress: Progress | None = None,
+    neutral: tuple[Reading, ...] | None = None,
+) -> Impression:
+    """What the original model makes of neutral text, and of its own continuations of (some of) the control prompts.
+
+    Its reading of `neutral` text, which takes seconds, may be given where it is known.
+    """
     unique = list(dict.fromkeys(prompts))
     chosen = tuple(unique[:: max(1, math.ceil(len(unique) / MAX_CONTINUED))])
     rows = [Continuation(tuple(ids), N_CONTINUED) for ids in continued(live, chosen, N_CONTINUED)]
-    return Impression(_neutral(live, progress), chosen, read(live, rows, progress) if rows else None)
+    neutral = _neutral(live, progress) if neutral is None else neutral
+    return Impression(neutral, chosen, read(live, rows, progress) if rows else None)
 
 
 def impression_after(live: LiveModel, original: Impression, progress: Progress | None = None) -> Impression:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from amnesia.domain import Answer
@@ -48,19 +48,36 @@ def examine(
 ) -> Examination:
     """Ask the original model; with a chat template, half of the questions as messages, too.
 
-    It writes only where it knows the fact, because nothing else is scored. Answers are put into `cache`; texts, which
-    take seconds, are read anew.
+    Answers are put into `cache`; texts, which take seconds, are read anew.
     """
     choices = right_choices(live, progress, cache)
     asked = with_messages(questions, chat_format(live.tokenizer, notice))
-    facts = known_facts(live, asked, scoring, progress, cache)
+    facts = answered(live, asked, scoring, progress, cache)
+    return Examination(facts, impression(live, control_prompts(questions), progress), choices)
+
+
+def answered(
+    live: LiveModel,
+    questions: Sequence[Question],
+    scoring: Scoring,
+    progress: Progress | None = None,
+    cache: MeasurementCache | None = None,
+) -> tuple[KnownFact, ...]:
+    """What the original model knows of the questions, in their order, with what it writes after those that it knows.
+
+    Nothing else is scored, so that it writes nothing else.
+    """
+    facts = known_facts(live, questions, scoring, progress, cache)
     texts = write(live, [fact.prompt for fact in facts if not fact.excluded], progress, cache)
-    facts = tuple(
+    return tuple(
         fact if fact.excluded else replace(fact, before=written(fact.before, fact.question.fact, texts[fact.prompt]))
         for fact in facts
     )
-    prompts = [question.fact.text() for question in questions if question.role == "control"]
-    return Examination(facts, impression(live, prompts, progress), choices)
+
+
+def control_prompts(questions: Iterable[Question]) -> list[str]:
+    """The prompts about others, after which the divergence is measured."""
+    return [question.fact.text() for question in questions if question.role == "control"]
 
 
 def examine_after(

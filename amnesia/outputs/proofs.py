@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from amnesia.domain import OF_GGUF
+from amnesia.domain import ADAPTERS, OF_GGUF
 from amnesia.errors import InputError, VerificationError
 from amnesia.files.companions import LORA_NAME, output_instead
 from amnesia.files.staging import MANIFEST_NAME, staged_output

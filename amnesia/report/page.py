@@ -76,6 +76,18 @@ def render(template: str, **content: Any) -> str:
     )
 
 
+def summary_html(document: Mapping[str, Any]) -> str:
+    """The page for the content of a queue's `summary.json`, which links to the reports of its entities."""
+    rows = document["entities"]
+    return render(
+        "summary.html",
+        rows=rows,
+        model=document["model"],
+        together=next((row["together"] for row in rows if row["together"]), None),
+        perplexity=document["perplexity_by_language"],
+    )
+
+
 @functools.cache
 def _environment() -> Environment:
     environment = Environment(
