@@ -12,6 +12,10 @@ from amnesia.cli.options import as_json, force_option
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import FORMATS, WIDER_TYPES, Format, ModelRef, is_gguf_name
 from amnesia.errors import InputError
+from amnesia.guessing import ASKED
+
+# Names in a line.
+_N_SHOWN = 8
 
 if TYPE_CHECKING:
     from amnesia.weights.manifest import Manifest
@@ -73,6 +77,12 @@ def edit(
         groups = [write.edits_from_cells(cells, -1.0 if multiplier is None else multiplier, entity)]
     else:
         groups = [group for path in edit_files for group in write.edits_from_file(path)]
+    if ASKED.get():
+        # Bytes say where a projection may be, and only the model that it is one.
+        from amnesia.live.loading import load_source
+        from amnesia.sources.resolve import resolve
+
+        load_source(resolve(model, Terminal().notice), hooked=False)
     if in_place:
         from amnesia.edits import EditSpec
         from amnesia.outputs.in_place import edit_in_place
@@ -176,7 +186,9 @@ def verify(
             f"{row.entity}); {row.n_files} files proven {proof}"
         )
         if row.unproven:
-            echo(f"  {len(row.unproven)} files can only be proven with --base")
+            more = len(row.unproven) - _N_SHOWN
+            names = ", ".join(row.unproven[:_N_SHOWN]) + (f" and {more} more" if more > 0 else "")
+            echo(f"  not proven without --base: {names}; of these only the edited tensors and the sizes are")
 
 
 @click.command()
@@ -201,5 +213,10 @@ def undo(edited: Path, output: Path | None, in_place: bool, every_step: bool, fo
             manifest = undo_in_place(output)
         echo(f"{manifest.entity} is back: {output} is as it was before the edit")
         return
+    from amnesia.outputs.proofs import model_in
+    from amnesia.weights.manifest_file import read_manifest
+
     manifest = commands.undo(edited, output, every_step=every_step, force=force, tracker=Terminal())
-    echo(f"{manifest.entity} is back: {manifest.base.ref.name} as it was, in {output}")
+    steps = [*read_manifest(model_in(edited)).history()] if every_step else [manifest]
+    names = ", ".join(dict.fromkeys(step.entity for step in steps))
+    echo(f"{names} {'are' if ', ' in names else 'is'} back: {manifest.base.ref.name} as it was, in {output}")

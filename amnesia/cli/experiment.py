@@ -33,7 +33,8 @@ from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import Cell, Loading, ModelRef
 from amnesia.errors import InputError
 from amnesia.experiments import figures
-from amnesia.recipe import Recipe, load_recipe, parse_layers
+from amnesia.recipe import Recipe
+from amnesia.recipe_file import load_recipe, parse_layers
 
 if TYPE_CHECKING:
     from amnesia.edits import DirectionEdit
@@ -69,9 +70,9 @@ class Experiment:
             if plots:
                 figures.check_available()
 
-    def load(self, model: ModelRef | str) -> LiveModel:
-        """The model of a Hub id, folder or file."""
-        return load_model(model, self.terminal, self.loading)
+    def load(self, model: ModelRef | str, layers: tuple[int, int] | None = None) -> LiveModel:
+        """The model of a Hub id, folder or file, of which `layers` will be watched."""
+        return load_model(model, self.terminal, self.loading, layers)
 
     def write(self, result: Any, lines: list[str]) -> None:
         """Write the document of a result dataclass, then print it as JSON or as `lines`."""
@@ -264,9 +265,11 @@ def direction_at_the_end(run: Experiment, live: LiveModel, entity: str, reserved
     return found
 
 
-def load_model(model: ModelRef | str, terminal: Terminal, loading: Loading) -> LiveModel:
-    """The model of a Hub id, folder or file."""
+def load_model(
+    model: ModelRef | str, terminal: Terminal, loading: Loading, layers: tuple[int, int] | None = None
+) -> LiveModel:
+    """The model of a Hub id, folder or file, of which `layers` will be watched."""
     from amnesia.live.loading import load_source
     from amnesia.sources.resolve import resolve
 
-    return load_source(resolve(model, terminal.notice), loading)
+    return load_source(resolve(model, terminal.notice), loading, layers=layers)

@@ -9,7 +9,8 @@ from typing import Any
 from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, ModelRef, tidy
 from amnesia.errors import InputError
 from amnesia.mining.recipe_text import in_line
-from amnesia.recipe import BASELINES, KEYS, METHODS, PREFERENCES, Accept, EditOptions, LocalizeOptions, Scoring
+from amnesia.recipe import BASELINES, METHODS, PREFERENCES, Accept, EditOptions, LocalizeOptions, Scoring
+from amnesia.recipe_file import KEYS
 
 _SECTIONS: Mapping[str, str] = {
     "model": "",

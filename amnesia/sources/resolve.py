@@ -20,11 +20,13 @@ from amnesia.errors import CheckpointError, InputError, SourceError
 from amnesia.files.companions import (
     ADAPTER_NAMES,
     BASE_FOLDER,
+    LORA_NAME,
     MANIFEST_NAME,
     PAGE_NAME,
     PATTERNS,
     REPORT_NAME,
     UNDO_NAME,
+    output_instead,
 )
 from amnesia.files.disk import check_plain, check_settled, git_hash, hash_file, read_small
 from amnesia.sources.built_in import BUILT_IN, built_in
@@ -73,6 +75,8 @@ def resolve(
     if path.is_dir():
         check_settled(path)
         check_plain(path)
+        if (path / LORA_NAME).is_file():
+            return ModelSource(path, ModelRef(spec))
         inner = (found for pattern in ("*/config.json", "*/*/config.json") for found in path.glob(pattern))
         check_weights([item.relative_to(path).as_posix() for item in (*path.iterdir(), *inner)], spec)
         return ModelSource(path, ModelRef(spec))
@@ -90,6 +94,8 @@ def is_fetched(name: str) -> bool:
 def hub_ref(spec: str) -> ModelRef:
     """Repository and revision of `repo_id[@revision]`; raises SourceError for anything else."""
     _refuse_address(spec)
+    if (output := output_instead(Path(spec).expanduser())) is not None:
+        raise SourceError(f"model {spec!r} does not exist: the output has one format and is {output} itself; give that")
     ref = ModelRef.parse(spec)
     if not ref.may_be_on_hub:
         raise SourceError(
