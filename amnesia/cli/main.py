@@ -36,8 +36,8 @@ GROUPS = {
     "Forget": {
         "run": _HERE,
         "demo": _HERE,
-        "mine": _HERE,
-        "init": "amnesia.cli.init",
+        "mine": "amnesia.cli.recipes",
+        "init": "amnesia.cli.recipes",
         "extract": _HERE,
         "edit": "amnesia.cli.edit",
         "transfer": "amnesia.cli.transfer",
@@ -188,42 +188,6 @@ def _run_list(
         echo(f"written to {output}")
     if not found.accepted:
         sys.exit(EXIT_REJECTED)
-
-
-@main.command()
-@click.argument("model")
-@click.argument("entity")
-@popqa_option
-@alias_option
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="TOML file to write.")
-@on_device
-def mine(
-    model: str,
-    entity: str,
-    popqa: str | None,
-    aliases: tuple[str, ...],
-    output: Path,
-    loading: Loading,
-) -> None:
-    """Write a recipe for ENTITY from what MODEL knows. It includes controls.
-
-    Its facts are those of a PopQA table where one is given, else what the model itself says in most wordings.
-    """
-    check_file(output, replaceable=False)
-    from amnesia.facts.names import given_names
-
-    given_names([entity])
-    from amnesia.mining.entity import mine_recipe
-    from amnesia.sources.resolve import find_popqa
-
-    mined = mine_recipe(
-        model, entity, find_popqa(popqa) if popqa else None, Terminal(), aliases=aliases, loading=loading
-    )
-    write_file(output, mined.recipe.text.encode())
-    echo(
-        f"{len(mined.recipe.facts)} of {mined.n_targets} wordings about {mined.recipe.target.entity} and "
-        f"{len(mined.recipe.controls)} of {mined.n_controls} facts about others are known; written to {output}"
-    )
 
 
 @main.command()
