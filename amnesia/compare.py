@@ -75,10 +75,15 @@ def assess(
     _check_wanted(edited, stress, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
+    if loading.offload and other is not None and (other.folder / CONFIG_NAME).exists():
+        raise InputError(
+            f"{other} is an adapter, which PEFT cannot put on layers that --offload leaves on the disk: "
+            "give the merged model, or drop --offload"
+        )
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
     swept_edits = _edits_between(source, other) if sweep and other is not None else ()
 
-    live = load_source(source, loading, hooked=sweep)
+    live = load_source(source, loading, hooked=sweep, notice=tracker.notice)
     chat = None if stress is None else chat_format(live.tokenizer, tracker.notice)
     with tracker.task("asking the original model") as progress:
         before = examine(live, facts.questions, facts.scoring, progress, _cache(measurements, loading, source))

@@ -84,7 +84,7 @@ def run(
         source.require_gguf()
     if recipe.edit.cells:
         plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])
-    chosen = _choose(load_source(source, loading), recipe, tracker, force)
+    chosen = _choose(load_source(source, loading, notice=tracker.notice), recipe, tracker, force)
     return _save(recipe, source, chosen, output, tracker, force, loading)
 
 
@@ -105,7 +105,7 @@ def run_mined(
     """
     rows = None if popqa is None else read_popqa(popqa)
     source = _source(model, output, tracker, force)
-    live = load_source(source, loading)
+    live = load_source(source, loading, notice=tracker.notice)
     with tracker.task(TASK) as progress:
         recipe = mine(live, entity, rows, source.ref, aliases, progress).recipe
     if rows is None:

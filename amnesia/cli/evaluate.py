@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,11 @@ if TYPE_CHECKING:
     "--lm-eval-limit", "task_limit", type=click.IntRange(1), help="Documents of each task. Default: all of them."
 )
 @click.option(
+    "--offload",
+    is_flag=True,
+    help="Leave the layers on the disk and read each when it is run: for a model that is larger than the memory.",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
@@ -87,6 +93,7 @@ def evaluate(
     sweep: bool,
     tasks: str | None,
     task_limit: int | None,
+    offload: bool,
     output: Path | None,
     force: bool,
     loading: Loading,
@@ -101,6 +108,9 @@ def evaluate(
         raise InputError("--relearning-steps belongs to --stress: add it")
     if stress and edited is None:
         raise InputError("--stress compares two models: give EDITED too")
+    if stress and offload:
+        raise InputError("--stress trains and quantizes what is in memory, where --offload leaves nothing: drop one")
+    loading = dataclasses.replace(loading, offload=offload)
     from amnesia import compare
     from amnesia.evaluation import measurement_cache
 

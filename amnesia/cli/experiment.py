@@ -69,9 +69,9 @@ class Experiment:
             if plots:
                 figures.check_available()
 
-    def load(self, model: ModelRef | str) -> LiveModel:
-        """The model of a Hub id, folder or file."""
-        return load_model(model, self.terminal, self.loading)
+    def load(self, model: ModelRef | str, n_layers: int | None = None) -> LiveModel:
+        """The model of a Hub id, folder or file, or its first `n_layers` layers."""
+        return load_model(model, self.terminal, self.loading, n_layers)
 
     def write(self, result: Any, lines: list[str]) -> None:
         """Write the document of a result dataclass, then print it as JSON or as `lines`."""
@@ -264,9 +264,9 @@ def direction_at_the_end(run: Experiment, live: LiveModel, entity: str, reserved
     return found
 
 
-def load_model(model: ModelRef | str, terminal: Terminal, loading: Loading) -> LiveModel:
-    """The model of a Hub id, folder or file."""
+def load_model(model: ModelRef | str, terminal: Terminal, loading: Loading, n_layers: int | None = None) -> LiveModel:
+    """The model of a Hub id, folder or file, or its first `n_layers` layers."""
     from amnesia.live.loading import load_source
     from amnesia.sources.resolve import resolve
 
-    return load_source(resolve(model, terminal.notice), loading)
+    return load_source(resolve(model, terminal.notice, n_layers=n_layers), loading, notice=terminal.notice)

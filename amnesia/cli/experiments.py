@@ -23,7 +23,7 @@ from amnesia.cli.experiment import (
 )
 from amnesia.cli.options import as_json, cells_option, on_device, plots_option
 from amnesia.cli.terminal import Terminal, echo, lines_of, print_json, write_file
-from amnesia.domain import Baseline, Cell, Loading, tidy
+from amnesia.domain import Baseline, Cell, Loading, n_read, tidy
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.experiments import figures
 from amnesia.experiments.settings import EXPERIMENTS
@@ -47,7 +47,7 @@ def layers(run: Experiment, model: str, entities: tuple[str, ...], n_prompts: in
     span = None if layers is None else parse_layers(layers)
     from amnesia.experiments.layers import layer_significance
 
-    live = run.load(model)
+    live = run.load(model, n_read(span))
     with run.task("reading MLP outputs") as progress:
         result = layer_significance(live, entities, n_prompts=n_prompts, layers=span, progress=progress)
     lines = [f"{'entity':<28} {'layer':>5} {'S':>9}   runners-up"]
@@ -235,7 +235,8 @@ def robustness(
     chosen = [Cell.parse(text) for text in cells]
     from amnesia.experiments import robustness as experiment
 
-    live = run.load(model)
+    # What should stay is read from texts that the whole model writes.
+    live = run.load(model, None if with_direction else n_read(span))
     last = live.shape.n_layers - 1
     others = others or experiment.unrelated_names([form.name for form in forms], n_unrelated)
     directions = []
@@ -334,7 +335,8 @@ def atlas(
     for source, file in ((model, "atlas.sqlite"), (other, "compared.sqlite")):
         if source is None:
             continue
-        live = load_model(source, terminal, dataclasses.replace(loading, device=loading.device or shards.device))
+        device = loading.device or shards.device
+        live = load_model(source, terminal, dataclasses.replace(loading, device=device), n_read(span))
         settings = experiment.AtlasSettings(live.name, baseline, layers=span, top=top)
         if shards.first:
             experiment.begin(output / file, settings, names)

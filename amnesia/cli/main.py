@@ -10,7 +10,7 @@ import click
 
 from amnesia.cli.options import alias_option, as_json, force_weak_option, on_device, popqa_option
 from amnesia.cli.terminal import Commands, Terminal, check_file, echo, lines_of, print_json, write_file
-from amnesia.domain import DEFAULT_LOADING, Baseline, Loading, name_key
+from amnesia.domain import DEFAULT_LOADING, Baseline, Loading, n_read, name_key
 from amnesia.errors import InputError
 from amnesia.files.strict_json import json_bytes
 from amnesia.recipe import BASELINES, Recipe, load_recipe, parse_layers
@@ -213,7 +213,8 @@ def localize(
     from amnesia.sources.resolve import resolve
 
     terminal = Terminal()
-    live = load_source(resolve(model, notice=terminal.notice), loading)
+    source = resolve(model, terminal.notice, n_layers=n_read(span))
+    live = load_source(source, loading, notice=terminal.notice)
     with terminal.task("localizing") as progress:
         result = cells.localize(
             live, entities, baseline=baseline, prompts=lines, aliases=aliases, layers=span, top=top, progress=progress
@@ -268,7 +269,7 @@ def extract(
         raise InputError(f"the recipes are for {', '.join(models)}: give recipes of one model, or the MODEL to take")
     terminal = Terminal()
     source = resolve(model or first.model, terminal.notice)
-    live = load_source(source, loading)
+    live = load_source(source, loading, notice=terminal.notice)
     if len(recipes) > 1:
         results = extraction.extract_all(live, recipes, terminal.task, cache_folder())
         document = {"entities": [report.extraction_json(result) for result in results]}
