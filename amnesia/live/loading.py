@@ -53,6 +53,10 @@ def load(
     check_dtype(loading.dtype)
     checkpoint = open_source(folder, n_layers)
     device = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    cannot = f"device {device!r} cannot be used"
+    if device != "auto":
+        with library_errors_as(InputError, cannot, "choose another, for example cpu"):
+            torch.empty(0, device=device)
     with contextlib.ExitStack() as stack:
         view = stack.enter_context(shown(checkpoint))
         config = open_config(view, name)
@@ -70,7 +74,7 @@ def load(
             # What finds no place in memory is read when it is needed.
             weakref.finalize(model, stack.pop_all().close)
     if not device_map:
-        with library_errors_as(InputError, f"device {device!r} cannot be used", "choose another, for example cpu"):
+        with library_errors_as(InputError, cannot, "choose another, for example cpu"):
             model = model.to(device)
     check_finite(model, name)
     live = wrap(freeze(model), cast(Tokenizer, tokenizer), name, None if n_layers is None else whole)

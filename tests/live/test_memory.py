@@ -135,6 +135,7 @@ def test_experts_on_the_disk_answer_as_in_memory(tmp_path):
     ("options", "line"),
     [
         (("--stress",), "--stress trains and quantizes what is in memory"),
+        (("--device", "cuda:77"), "device 'cuda:77' cannot be used"),
         (("--device", "auto"), "--offload and --device auto both say what is left on the disk: drop one of them"),
     ],
 )
