@@ -13,10 +13,11 @@ from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.domain import DEFAULT_LOADING, Format, Loading, ModelRef
-from amnesia.edits import EntityEdits
+from amnesia.edits import EntityEdits, by_projection
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.examination import Examination, conclude, examine, examine_after
-from amnesia.evaluation.results import StrengthSweep
+from amnesia.evaluation.merged import same_weights
+from amnesia.evaluation.results import Finding, StrengthSweep
 from amnesia.evaluation.strength import sweep_strength
 from amnesia.facts.popqa import read_popqa
 from amnesia.facts.questions import questions_of
@@ -170,6 +171,8 @@ def _save(
     documents: dict[Format, dict[str, Any]] = {}
     with staged_output(output, force=force, needed_bytes=size, source=source.origin) as staging:
         written = []
+        layers = {layer for layer, _ in by_projection([extraction.edits])}
+        further: dict[Format, tuple[Finding, ...]] = {}
         for name, plan in plans.items():
             folder = staging if len(recipe.edit.formats) == 1 else staging / name
             folder.mkdir(exist_ok=True)
@@ -177,12 +180,20 @@ def _save(
                 manifest = write_format(plan, folder, progress=progress)
             for line in filter(None, (rounding_notice(manifest), left_out_notice(manifest))):
                 tracker.notice(line)
-            with (
-                loaded(name, source, folder, loading) as edited,
-                tracker.task(f"asking the saved {name}") as progress,
-            ):
-                after = examine_after(edited, chosen.before, progress)
-            evaluations[name] = conclude(chosen.before, after)
+            same = None
+            if name == "adapter" and "safetensors" in evaluations:
+                with tracker.task("merging the saved adapter") as progress:
+                    asked, weights = evaluations["safetensors"], staging / "safetensors"
+                    same = same_weights(source, folder, weights, layers, asked, loading, progress)
+            if same is not None:
+                evaluations[name], further[name] = evaluations["safetensors"], (same.finding(),)
+            else:
+                with (
+                    loaded(name, source, folder, loading) as edited,
+                    tracker.task(f"asking the saved {name}") as progress,
+                ):
+                    after = examine_after(edited, chosen.before, progress)
+                evaluations[name] = conclude(chosen.before, after)
             written.append((name, folder, manifest))
         accepted = all(evaluation.accepted(recipe.accept) for evaluation in evaluations.values())
         for name, folder, manifest in written:
@@ -195,6 +206,7 @@ def _save(
                 extraction=extraction,
                 changed=manifest,
                 sections={"sweep": chosen.swept},
+                further=further.get(name, ()),
             )
             manifest = add_file(manifest, folder, REPORT_NAME, json_bytes(documents[name]))
             manifest = add_file(manifest, folder, PAGE_NAME, report_html(documents[name]).encode())

@@ -5,12 +5,15 @@ import json
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amnesia import pipeline
-from amnesia.domain import Cell, ModelRef
+from amnesia.domain import DEFAULT_LOADING, Cell, ModelRef
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, OutputError, SourceError
+from amnesia.evaluation.merged import same_weights
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.live import loading
 from amnesia.live.loading import load, load_source
@@ -29,6 +32,7 @@ from support.tiny_text import save_tiny_live
 from support.tracker import Silent
 
 FORMATS = ("safetensors", "adapter")
+LAYERS = (0, 1)
 EDITS = (ColumnEdit(Cell(0, 3), -2.0), ColumnEdit(Cell(1, 11)))
 
 
@@ -106,6 +110,34 @@ def test_the_adapter_scores_like_the_edited_weights(written):
         assert edited.after.logprob == pytest.approx(adapted.after.logprob, abs=1e-4)
         assert edited.after.logprob != edited.before.logprob
         assert edited.after.generated == adapted.after.generated
+
+
+def test_an_adapter_that_merges_to_the_saved_weights_is_asked_a_handful_of_prompts(written, model):
+    result, output, _, tracker = written
+    assert "merging the saved adapter" in tracker.lines
+    assert "asking the saved adapter" not in tracker.lines
+    assert result.evaluations["adapter"] is result.evaluations["safetensors"]
+    found = json.loads((output / "adapter" / "report.json").read_text(encoding="utf-8"))["findings"]
+    (line,) = [row["text"] for row in found if row["text"].startswith("Merged by PEFT")]
+    base = AutoModelForCausalLM.from_pretrained(model)
+    merged = PeftModel.from_pretrained(base, output / "adapter").merge_and_unload().state_dict()
+    weights = AutoModelForCausalLM.from_pretrained(output / "safetensors").state_dict()
+    assert all(torch.allclose(tensor, weights[name], rtol=0, atol=1e-7) for name, tensor in merged.items())
+    assert "but for the rounding of" in line  # Multiples other than by −1 round twice in float32.
+    assert "within 0.000" in line
+
+
+def test_an_adapter_with_other_numbers_is_not_taken_for_the_saved_weights(tmp_path, model, live):
+    output = tmp_path / "out"
+    evaluation = run(parse_recipe(recipe_text(live, model, formats=FORMATS)), output).evaluations["safetensors"]
+    source, adapter = resolve(str(model)), output / "adapter"
+    found = same_weights(source, adapter, output / "safetensors", LAYERS, evaluation, DEFAULT_LOADING)
+    assert found is not None
+    assert found.n_asked > 1
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, path)
+    assert same_weights(source, adapter, output / "safetensors", LAYERS, evaluation, DEFAULT_LOADING) is None
 
 
 def test_a_single_format_fills_the_output_itself(tmp_path, model, live):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import weakref
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from amnesia.architectures import Configured, MlpLayout, MlpShape, no_hooks
@@ -134,6 +135,22 @@ def merge_adapter(live: LiveModel) -> None:
             module.merge()
             parent, _, child = name.rpartition(".")
             setattr(live.model.get_submodule(parent), child, module.get_base_layer())
+
+
+def weights_digest(live: LiveModel, without: Iterable[Tensor] = ()) -> str | None:
+    """SHA-256 (hex) of all weights and buffers in memory but some; None where some of them are elsewhere.
+
+    Models of one class and configuration with equal digests compute the same.
+    """
+    digest = hashlib.sha256()
+    left_out = {tensor.data_ptr() for tensor in without}
+    for name, tensor in sorted(live.model.state_dict().items()):
+        if tensor.is_meta:
+            return None
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.data_ptr() not in left_out:
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def check_finite(model: nn.Module, name: str) -> None:

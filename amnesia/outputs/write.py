@@ -132,7 +132,8 @@ def plan_formats(
         return {"adapter": FormatPlan("adapter", None, Plan.of(source, spec))}
     columns = None
     plans: dict[Format, FormatPlan] = {}
-    for name in names:
+    # The weights first, with which an adapter can be compared.
+    for name in sorted(names, key=FORMATS.index):
         if name == "gguf":
             plans[name] = FormatPlan(name, source.origin, _plan_gguf(source, spec, tensor_type))
         else:

@@ -1,0 +1,109 @@
+"""An adapter whose merge gives weights that were asked already: it is asked a handful of prompts, not everything again.
+
+Its merge by PEFT, in the type in which the weights are stored, is compared number by number with the saved weights.
+What remains is rounding: unmerged, an adapter adds what it changes without rounding it to the stored type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from amnesia.domain import ROLES, Loading
+from amnesia.evaluation.comparison import Evaluation
+from amnesia.evaluation.measurement import measure
+from amnesia.evaluation.results import Finding
+from amnesia.live.loading import load, load_adapter, loaded, merge_adapter, weights_digest
+from amnesia.live.model import LiveModel, weight_of
+from amnesia.progress import Progress
+from amnesia.sources.source import ModelSource
+
+N_ASKED = 4
+"""Target and control facts each that are asked of the unmerged adapter."""
+
+MAX_DIFFERENCE = 0.1
+"""Nats. Rounding to 16 bits moves answers by hundredths; a module that was left out, by nats."""
+
+
+@dataclass(frozen=True)
+class SameWeights:
+    """How the merge of an adapter compares with saved weights, and the unmerged adapter with their answers.
+
+    `n_rounded` numbers of the weights differ, each by no more than one rounding. `difference` is the largest one of
+    `n_asked` log-probabilities, in nats.
+    """
+
+    n_rounded: int
+    n_asked: int
+    difference: float
+
+    def finding(self) -> Finding:
+        """Where the figures of the adapter come from."""
+        how = f"but for the rounding of {self.n_rounded:,} numbers" if self.n_rounded else "bit for bit"
+        return Finding(
+            "info",
+            f"Merged by PEFT, the adapter gives the saved weights {how}: what was measured on them stands here too. "
+            f"Unmerged, it answers {self.n_asked} prompts within {self.difference:.4f} nats of them.",
+        )
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The edited matrices of a model by layer, and a digest of all else."""
+
+    edited: dict[int, Tensor]
+    digest: str | None
+
+    @classmethod
+    def of(cls, live: LiveModel, layers: Iterable[int]) -> _Weights:
+        edited: dict[int, Tensor] = {layer: weight_of(live.out_proj(layer)) for layer in layers}
+        return cls(edited, weights_digest(live, edited.values()))
+
+
+def same_weights(
+    source: ModelSource,
+    adapter: Path,
+    weights: Path,
+    layers: Collection[int],
+    evaluation: Evaluation,
+    loading: Loading,
+    progress: Progress | None = None,
+) -> SameWeights | None:
+    """The comparison of an adapter with `weights`, a folder whose model was evaluated; None where they differ.
+
+    `layers` are the edited ones. The models are in memory one after the other.
+    """
+    stored = replace(loading, dtype="auto")
+    expected = _Weights.of(load(weights, str(weights), stored), layers)
+    live = load_adapter(source.folder, adapter, str(adapter), stored)
+    merge_adapter(live)
+    found = _Weights.of(live, layers)
+    del live
+    if found.digest is None or found.digest != expected.digest:
+        return None
+    differences = [_n_rounded(found.edited[layer], expected.edited[layer]) for layer in layers]
+    if None in differences:
+        return None
+    answers = {}
+    for role in ROLES:
+        scored = (row for row in evaluation.prompts if row.role == role and row.excluded is None)
+        answers |= {(row.prompt, row.answer): row.after.logprob for row in islice(scored, N_ASKED)}
+    with loaded("adapter", source, adapter, loading) as unmerged:
+        asked = measure(unmerged, answers, progress)
+    difference = max(abs(asked[pair].logprob - logprob) for pair, logprob in answers.items())
+    if difference > MAX_DIFFERENCE:
+        return None
+    return SameWeights(sum(filter(None, differences)), len(answers), difference)
+
+
+def _n_rounded(found: Tensor, expected: Tensor) -> int | None:
+    """How many numbers differ, by no more than a rounding of the largest of their matrix; None where one does more."""
+    difference = (found.float() - expected.float()).abs()
+    if difference.max() > torch.finfo(expected.dtype).eps * expected.abs().max():
+        return None
+    return int(difference.count_nonzero())
