@@ -213,13 +213,13 @@ def weight_files(
         raise CheckpointError(
             f"{where} has {SINGLE_FILE} and an index of other files: remove the one that is not to be used"
         )
-    keep = wanted(location.keys())
+    n_shards, keep = len({*location.values()}), wanted(location.keys())
     location = {tensor: name for tensor, name in location.items() if tensor in keep}
     shards = sorted(set(location.values()))
     missing = [name for name in shards if not has(name)]
     if missing:
         raise CheckpointError(
-            f"{where} lacks {missing[0]}, {len(missing)} of {len(shards)} shards are missing: fetch the whole model"
+            f"{where} lacks {missing[0]}, {len(missing)} of {n_shards} shards are missing: fetch the whole model"
         )
     headers = {name: read(name) for name in shards}
     for tensor, name in location.items():
