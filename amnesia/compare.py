@@ -10,20 +10,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import DEFAULT_LOADING, Cell, Loading
-from amnesia.edits import ColumnEdit, DirectionEdit, Edit, EntityEdits, join_cells, join_directions
+from amnesia.domain import DEFAULT_LOADING, Loading, name_key
+from amnesia.edits import (
+    Edit,
+    EditSpec,
+    EntityEdits,
+    columns_of,
+    edits_in,
+)
 from amnesia.errors import InputError
 from amnesia.evaluation import lm_eval
 from amnesia.evaluation.comparison import Evaluation
+from amnesia.evaluation.earlier import in_one
 from amnesia.evaluation.examination import conclude, examine, examine_after
 from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.evaluation.results import Finding
 from amnesia.evaluation.strength import sweep_strength
 from amnesia.facts.questions import FactSet
+from amnesia.files.companions import LORA_NAME
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_output, staged_output
+from amnesia.files.streams import RangeHash, hash_ranges
 from amnesia.files.strict_json import json_bytes
-from amnesia.live.loading import load, load_adapter, load_source, merge_adapter
+from amnesia.live.duet import Duet, Voice, changes_of
+from amnesia.live.loading import load, load_adapter, load_lora, load_source, merge_adapter
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import chat_format
+from amnesia.probes.conclusion import conclude as conclude_probes
+from amnesia.probes.findings import probe_findings
+from amnesia.probes.plan import prepare as prepare_probes
+from amnesia.probes.results import Probes
+from amnesia.probes.settings import ProbeSettings
+from amnesia.probes.trial import probe
 from amnesia.progress import Tracker
 from amnesia.report import document as report
 from amnesia.report.content import Tasks
@@ -32,22 +49,27 @@ from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
 from amnesia.stress.conclusion import conclude as conclude_stress
 from amnesia.stress.findings import stress_findings
-from amnesia.stress.results import Stress
-from amnesia.stress.settings import StressSettings
+from amnesia.stress.relearning import conclude_relearning, plan_relearning, retrain, retrain_peer
+from amnesia.stress.relearning_report import relearning_findings
+from amnesia.stress.results import Relearning, Stress
+from amnesia.stress.settings import RelearningSettings, StressSettings
 from amnesia.stress.trial import endure, prepare
-from amnesia.vector import Vector
 from amnesia.weights.adapter import CONFIG_NAME
-from amnesia.weights.manifest import version_of
+from amnesia.weights.checkpoint import EditedColumns, edited_columns
+from amnesia.weights.manifest import Manifest, version_of
 from amnesia.weights.manifest_file import read_manifest
+from amnesia.weights.plan import Plan
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """The evaluation of two models, the content of `report.json`, and what was asked for: stress, tasks of lm-eval."""
+    """The evaluation of two models, the content of `report.json`, and what was asked for: stress, probes, tasks."""
 
     evaluation: Evaluation
     document: dict[str, Any]
     stress: Stress | None = None
+    relearning: Relearning | None = None
+    probes: Probes | None = None
     tasks: Tasks | None = None
 
 
@@ -58,6 +80,8 @@ def assess(
     tracker: Tracker,
     *,
     stress: StressSettings | None = None,
+    relearning: RelearningSettings | None = None,
+    probes: ProbeSettings | None = None,
     sweep: bool = False,
     loading: Loading = DEFAULT_LOADING,
     measurements: Path | None = None,
@@ -66,46 +90,59 @@ def assess(
 ) -> Assessment:
     """Ask both models about the facts; without `edited`, say what `model` knows.
 
-    `edited` may also be the folder of a PEFT adapter for `model`. With `stress`, both also go through attacks,
-    quantization and training. With `sweep`, the edit is made weaker and stronger, for which its manifest must be there.
-    Answers to the questions are kept in the file `measurements`, from which a second call takes what is there. `tasks`
-    are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for stress or a sweep without
-    `edited`, for a sweep without a manifest, and for tasks without the harness; LayoutError for a sweep of experts.
+    `edited` may also be the folder of an adapter for `model`, of PEFT or of llama.cpp. With `stress`, both also go
+    through attacks and quantization; with `relearning`, both are fine-tuned, beside the original after LoRA unlearning;
+    with `probes`, they are also asked in other ways. With `sweep`, the edit is made weaker and stronger, for which its
+    manifest must be there. Answers to the questions are kept in the file `measurements`, from which a second call takes
+    what is there. `tasks` are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for
+    stress, relearning or a sweep without `edited`, for a sweep without a manifest, and for tasks without the harness;
+    LayoutError for a sweep of experts.
     """
-    _check_wanted(edited, stress, sweep, tasks)
+    _check_wanted(edited, stress or relearning, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
-    if loading.offload and other is not None and (other.folder / CONFIG_NAME).exists():
-        raise InputError(
-            f"{other} is an adapter, which PEFT cannot put on layers that --offload leaves on the disk: "
-            "give the merged model, or drop --offload"
-        )
+    _check_offload(loading, other)
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
-    swept_edits = _edits_between(source, other) if sweep and other is not None else ()
+    swept_edits = edits_between(source, other) if sweep and other is not None else ()
 
+    if manifest is not None:
+        facts = _spared(facts, manifest, tracker)
     live = load_source(source, loading, hooked=sweep, notice=tracker.notice)
-    chat = None if stress is None else chat_format(live.tokenizer, tracker.notice)
+    chat = chat_format(live.tokenizer, tracker.notice)
     with tracker.task("asking the original model") as progress:
         before = examine(live, facts.questions, facts.scoring, progress, _cache(measurements, loading, source))
     scores = [_task_scores(live, tasks, task_limit, tracker)]
     if stress is not None:
         plan = prepare(live, before.facts, facts.translations, stress, tracker.task, chat)
         original = endure(live, plan, "original", tracker.task)
-    after = endured = swept = None
+    if relearning is not None:
+        training = plan_relearning(live, before.facts, relearning, tracker, chat)
+        trained = retrain(live, training, "original", tracker), retrain_peer(live, training, tracker)
+    if probes is not None:
+        probe_plan = prepare_probes(before.facts, facts.translations, probes, chat)
+        probed = [probe(live, probe_plan, "original", tracker.task)]
+    after = endured = relearned = swept = found = None
     if sweep:
         with tracker.task("weaker and stronger edits") as progress:
             swept = sweep_strength(live, before.facts, swept_edits, progress=progress)
     if other is not None:
         del live
         gc.collect()
-        live = _load_edited(source, other, loading)
+        live = load_edited(source, other, loading)
         with tracker.task("asking the edited model") as progress:
             after = examine_after(live, before, progress, _cache(measurements, loading, source, other))
         scores.append(_task_scores(live, tasks, task_limit, tracker))
-        if stress is not None:
+        if probes is not None:
+            probed.append(probe(live, probe_plan, "edited", tracker.task))
+        if stress or relearning:
             merge_adapter(live)
+        if stress is not None:
             endured = conclude_stress(plan, original, endure(live, plan, "edited", tracker.task))
+        if relearning is not None:
+            relearned = conclude_relearning(training, *trained, retrain(live, training, "edited", tracker))
     evaluation = conclude(before, after)
+    if probes is not None:
+        found = conclude_probes(probe_plan, probed[0], probed[1] if other is not None else None)
     task_scores = report.tasks_of(*scores) if tasks else None
     document = report.report_json(
         evaluation,
@@ -113,29 +150,61 @@ def assess(
         source.ref,
         None if other is None else name_of(other),
         changed=manifest,
-        sections={"lm_eval": task_scores, "stress": endured, "sweep": swept},
-        further=() if endured is None else stress_findings(endured, facts.entity),
+        sections={"lm_eval": task_scores, "stress": endured, "relearning": relearned, "probes": found, "sweep": swept},
+        further=_findings(facts.entity, endured, relearned, found),
     )
-    return Assessment(evaluation, document, endured, task_scores)
+    return Assessment(evaluation, document, endured, relearned, found, task_scores)
 
 
-def _check_wanted(edited: str | None, stress: StressSettings | None, sweep: bool, tasks: Sequence[str]) -> None:
+def _findings(
+    entity: str, endured: Stress | None, relearned: Relearning | None, found: Probes | None
+) -> tuple[Finding, ...]:
+    return (
+        *(() if endured is None else stress_findings(endured, entity)),
+        *(() if relearned is None else relearning_findings(relearned, entity)),
+        *(() if found is None else probe_findings(found, entity)),
+    )
+
+
+def _check_offload(loading: Loading, edited: ModelSource | None) -> None:
+    if loading.offload and edited and any((edited.folder / name).exists() for name in (CONFIG_NAME, LORA_NAME)):
+        raise InputError(
+            f"{edited} is an adapter, which cannot be put on layers that --offload leaves on the disk: "
+            "give the merged model, or drop --offload"
+        )
+
+
+def _check_wanted(edited: str | None, stress: object, sweep: bool, tasks: Sequence[str]) -> None:
     if stress is not None and edited is None:
-        raise InputError("stress tests compare two models: give EDITED too")
+        raise InputError("stress tests and relearning compare two models: give EDITED too")
     if sweep and edited is None:
         raise InputError("a sweep leads from one model to the other: give EDITED too")
     if tasks:
         lm_eval.check_available()
 
 
-def _load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> LiveModel:
+def _spared(facts: FactSet, manifest: Manifest, tracker: Tracker) -> FactSet:
+    """The facts without controls about entities that the edits forget, too, of which a line tells."""
+    groups = [group for step in manifest.history() for group in step.edits]
+    forgotten = {name_key(group.entity): group.entity for group in groups}
+    lost = [row for row in facts.questions if row.role == "control" and name_key(row.fact.entity) in forgotten]
+    if not lost:
+        return facts
+    names = ", ".join(dict.fromkeys(forgotten[name_key(row.fact.entity)] for row in lost))
+    tracker.notice(f"no controls, because the edited model is to forget them, too: {names}")
+    return replace(facts, questions=tuple(row for row in facts.questions if row not in lost))
+
+
+def load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> LiveModel:
     """The edited model, or the original with the adapter whose folder `edited` is."""
     if (edited.folder / CONFIG_NAME).exists():
         return load_adapter(source.folder, edited.folder, str(edited), loading)
+    if (edited.folder / LORA_NAME).exists():
+        return load_lora(source.folder, edited.folder / LORA_NAME, str(edited), loading)
     return load(edited.folder, str(edited), loading)
 
 
-def _edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
+def edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
     """All edits that lead from one model to the other, by the manifests of both.
 
     Raises InputError when `edited` has no manifest, or was not made of `model` as far as the manifests tell.
@@ -152,27 +221,64 @@ def _edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
     n_own = len(steps) - len(earlier)
     if n_own < 1 or steps[n_own:] != earlier:
         raise InputError(f"{edited} was not made of {model}, which has edits of its own: give the model it was made of")
-    return _in_one(steps[n_own - 1 :: -1])
+    return in_one(steps[n_own - 1 :: -1])
 
 
-def _in_one(steps: Sequence[Sequence[EntityEdits]]) -> tuple[Edit, ...]:
-    """Edits made on top of each other, oldest first, as one edit of the same effect.
+def open_duet(
+    model: str,
+    edited: str | None,
+    groups: Sequence[EntityEdits],
+    tracker: Tracker,
+    loading: Loading = DEFAULT_LOADING,
+) -> Duet:
+    """A model and its edited self, to be asked at once: by the manifest of `edited`, or by the edits `groups`.
 
-    Within an edit columns are scaled before directions are added, so a cell that a later one scales also scales what
-    earlier directions have added there.
+    The weights are in memory once, unless `edited` has no manifest or its edit is one of routed experts: then it is
+    loaded beside the model, which the tracker is told. Raises InputError unless there is one of the two, for edits that
+    do not fit the model, and for an output that was made of another; LayoutError for edits of experts without files.
     """
-    directions: list[DirectionEdit] = []
-    for groups in steps:
-        cells = join_cells(groups, allow_overlap=True)
-        directions = [_scaled(edit, cells) for edit in directions]
-        directions += [edit for found in join_directions(groups).values() for edit in found]
-    total = join_cells([group for groups in steps for group in groups], allow_overlap=True)
-    return (*(ColumnEdit(cell, multiplier) for cell, multiplier in total.items()), *directions)
+    if (edited is None) == (not groups):
+        raise InputError("give the edited model either as EDITED or by its edit: --edit FILE")
+    source = resolve(model, notice=tracker.notice)
+    other = None if edited is None else resolve(edited, notice=tracker.notice)
+    edits = edits_in(groups)
+    if other is not None and (other.folder / MANIFEST_NAME).exists():
+        edits = edits_between(source, other)
+    if other is not None and (not edits or any(edit.cell.expert is not None for edit in columns_of(edits))):
+        why = "has an edit of experts" if edits else f"has no {MANIFEST_NAME} that says what was edited"
+        tracker.notice(f"{other} {why}: it is loaded as a second model")
+        first = load_source(source, loading, hooked=False)
+        return Duet((Voice(first), Voice(load_edited(source, other, loading))))
+    spec = EditSpec((EntityEdits("what is edited", edits),), source.ref, allow_overlap=True)
+    columns = tuple(edited_columns(source.checkpoint, Plan.of(source.checkpoint, spec).tensors))
+    if other is not None:
+        _check_made_of(source, other, columns)
+    live = load_source(source, loading)
+    return Duet((Voice(live, changes_of(columns, live)),))
 
 
-def _scaled(edit: DirectionEdit, cells: Mapping[Cell, float]) -> DirectionEdit:
-    factors = [cells.get(Cell(edit.layer, column), 1.0) for column in edit.columns]
-    return replace(edit, read=Vector.of([u * factor for u, factor in zip(edit.read.array, factors, strict=True)]))
+def _check_made_of(model: ModelSource, edited: ModelSource, columns: Sequence[EditedColumns]) -> None:
+    """Raise InputError unless the tensors of a model are those that the edits of `edited` found."""
+    steps = [*read_manifest(edited.folder).history()]
+    earlier = model.checkpoint.manifest
+    first = steps[len(steps) - (0 if earlier is None else len([*earlier.history()])) - 1]
+    found = {row.plan.tensor.name: row for row in columns}
+    for row in first.tensors:
+        columns_there = found.get(row.name)
+        if columns_there is None:
+            continue
+        if row.scope == "columns":
+            digest = hashlib.sha256(b"".join(columns_there.before[index] for index in row.indices)).hexdigest()
+        else:
+            tensor = columns_there.plan.tensor
+            whole = RangeHash(tensor.offset, tensor.size)
+            hash_ranges(model.folder / columns_there.plan.file, [whole])
+            digest = whole.hexdigest()
+        if digest != row.before:
+            raise InputError(
+                f"{edited} was made of {first.base.ref}, whose {row.name} is not that of {model}: give the model that "
+                "it was made of"
+            )
 
 
 def _task_scores(

@@ -18,13 +18,16 @@ FLOORS = (
     "errors plain_text progress vector",
     "domain",
     "architectures edits files",
+    "guessing",
     "recipe weights",
-    "facts sources",
+    "facts recipe_file sources",
     "live outputs",
     "evaluation localization directions",
     "choice experiments mining stress",
+    "probes",
     "api report",
     "compare hub pipeline",
+    "bench queue transfer",
     "cli",
     "__main__",
 )
@@ -34,7 +37,19 @@ MODULES = {
     for path in sorted((ROOT / "amnesia").rglob("*.py"))
     if path.name != "__init__.py"
 }
-NO_TORCH = ("domain", "edits", "recipe", "files", "weights", "facts", "outputs", "hub", "cli", "amnesia.report.page")
+NO_TORCH = (
+    "domain",
+    "edits",
+    "recipe",
+    "recipe_file",
+    "files",
+    "weights",
+    "facts",
+    "outputs",
+    "hub",
+    "cli",
+    "amnesia.report.page",
+)
 MAX_LINES = 400
 MAX_BODY = 60  # Lines of a function without its signature and docstring.
 

@@ -12,6 +12,10 @@ from amnesia.cli.options import as_json, force_option
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import FORMATS, WIDER_TYPES, Format, ModelRef, is_gguf_name
 from amnesia.errors import InputError
+from amnesia.guessing import ASKED
+
+# Names in a line.
+_N_SHOWN = 8
 
 if TYPE_CHECKING:
     from amnesia.weights.manifest import Manifest
@@ -25,8 +29,10 @@ if TYPE_CHECKING:
 @click.option(
     "--cell", "cells", multiple=True, metavar="L:N", help="Layer and neuron (L:EXPERT:N with experts); repeatable."
 )
-@click.option("--multiplier", type=float, help="Multiplier of every --cell. Default: -1.")
-@click.option("--entity", help="Name of the entity of --cell, for the manifest.")
+@click.option("--atlas", type=click.Path(path_type=Path), help="Table of `atlas`: the best cell of --entity is edited.")
+@click.option("--top", type=click.IntRange(1), help="So many cells of --atlas. Default: 1.")
+@click.option("--multiplier", type=float, help="Multiplier of every cell. Default: -1.")
+@click.option("--entity", help="Whose cell --atlas is asked for; with --cell, a name for the manifest.")
 @click.option("--format", "format_name", type=click.Choice(FORMATS), help="Default: gguf for .gguf, else safetensors.")
 @click.option(
     "--tensor-type",
@@ -43,6 +49,8 @@ def edit(
     model: str,
     edit_files: tuple[Path, ...],
     cells: tuple[str, ...],
+    atlas: Path | None,
+    top: int | None,
     multiplier: float | None,
     entity: str | None,
     format_name: Format | None,
@@ -57,14 +65,24 @@ def edit(
     """Write an edited copy of MODEL. Needs no GPU, and never builds the model."""
     from amnesia.outputs import commands, write
 
-    if bool(edit_files) == bool(cells):
-        raise InputError("give the edit either as --edit FILE or as --cell LAYER:NEURON")
+    if sum(map(bool, (edit_files, cells, atlas))) != 1:
+        raise InputError("give the edit in one way: as --edit FILE, as --cell LAYER:NEURON, or as --atlas FILE")
     if edit_files and (multiplier is not None or entity is not None):
-        raise InputError("--multiplier and --entity belong to --cell: the edit file says both itself")
+        raise InputError("--multiplier and --entity belong to cells: the edit file says both itself")
+    if atlas is not None:
+        cells = _cells_of(atlas, model, entity, top)
+    elif top is not None:
+        raise InputError("--top is for --atlas: drop it")
     if cells:
         groups = [write.edits_from_cells(cells, -1.0 if multiplier is None else multiplier, entity)]
     else:
         groups = [group for path in edit_files for group in write.edits_from_file(path)]
+    if ASKED.get():
+        # Bytes say where a projection may be, and only the model that it is one.
+        from amnesia.live.loading import load_source
+        from amnesia.sources.resolve import resolve
+
+        load_source(resolve(model, Terminal().notice), hooked=False)
     if in_place:
         from amnesia.edits import EditSpec
         from amnesia.outputs.in_place import edit_in_place
@@ -98,6 +116,14 @@ def edit(
     _print_edit(manifest, output, json_output)
 
 
+def _cells_of(atlas: Path, model: str, entity: str | None, top: int | None) -> tuple[str, ...]:
+    if entity is None:
+        raise InputError("--atlas needs --entity: name the entity whose cells should be edited")
+    from amnesia.experiments.atlas_file import cells_of
+
+    return tuple(map(str, cells_of(atlas, entity, model, top or 1)))
+
+
 def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
     from amnesia.outputs.write import rounding_notice
 
@@ -119,7 +145,7 @@ def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
 @click.option("--recipe", type=click.Path(path_type=Path), help="Facts for --behaviour. Default: those of OUTPUT.")
 @as_json
 def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None, json_output: bool) -> None:
-    """Prove from the bytes that exactly the declared columns of OUTPUT changed, and nothing else.
+    """Prove from the bytes that only the declared columns changed. All else in OUTPUT must be its base's.
 
     With --behaviour the models are loaded instead, and OUTPUT may be any model or adapter folder that should have the
     edit, for example one that was merged elsewhere: its answers about the targets must not be those of the base.
@@ -153,7 +179,9 @@ def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None,
             f"{row.entity}); {row.n_files} files proven {proof}"
         )
         if row.unproven:
-            echo(f"  {len(row.unproven)} files can only be proven with --base")
+            more = len(row.unproven) - _N_SHOWN
+            names = ", ".join(row.unproven[:_N_SHOWN]) + (f" and {more} more" if more > 0 else "")
+            echo(f"  not proven without --base: {names}; of these only the edited tensors and the sizes are")
 
 
 @click.command()
@@ -163,7 +191,7 @@ def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None,
 @click.option("--every-step", is_flag=True, help="Take back all edits that were made on top of each other.")
 @force_option
 def undo(edited: Path, output: Path | None, in_place: bool, every_step: bool, force: bool) -> None:
-    """Restore the original bytes of the model in the folder EDITED, from its manifest."""
+    """Restore the original bytes of an edited model. The manifest in the folder EDITED says how."""
     from amnesia.outputs import commands
 
     if in_place == (output is not None) or (in_place and (every_step or force)):
@@ -178,5 +206,10 @@ def undo(edited: Path, output: Path | None, in_place: bool, every_step: bool, fo
             manifest = undo_in_place(output)
         echo(f"{manifest.entity} is back: {output} is as it was before the edit")
         return
+    from amnesia.outputs.proofs import model_in
+    from amnesia.weights.manifest_file import read_manifest
+
     manifest = commands.undo(edited, output, every_step=every_step, force=force, tracker=Terminal())
-    echo(f"{manifest.entity} is back: {manifest.base.ref.name} as it was, in {output}")
+    steps = [*read_manifest(model_in(edited)).history()] if every_step else [manifest]
+    names = ", ".join(dict.fromkeys(step.entity for step in steps))
+    echo(f"{names} {'are' if ', ' in names else 'is'} back: {manifest.base.ref.name} as it was, in {output}")

@@ -14,8 +14,9 @@ from amnesia.cli.options import as_json, force_option, on_device, popqa_option
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import Loading
 from amnesia.errors import InputError
-from amnesia.recipe import load_recipe
-from amnesia.stress.settings import StressSettings
+from amnesia.probes.settings import ProbeSettings
+from amnesia.recipe_file import load_recipe
+from amnesia.stress.settings import RelearningSettings, StressSettings
 
 if TYPE_CHECKING:
     from amnesia.compare import Assessment
@@ -41,21 +42,36 @@ if TYPE_CHECKING:
     show_default=True,
     help="Control facts to take from PopQA, one for each other subject.",
 )
-@click.option("--stress", is_flag=True, help="Also attack, quantize and train both models: does the edit hold?")
+@click.option("--stress", is_flag=True, help="Also attack and quantize both models: does the edit hold?")
 @click.option(
     "--stress-facts",
     type=click.IntRange(1),
     default=StressSettings.n_facts,
     show_default=True,
-    help="With --stress: how many known facts to take, and as many controls.",
+    help="With --stress or --relearning: how many known facts to take, and as many controls.",
+)
+@click.option(
+    "--relearning",
+    is_flag=True,
+    help="Also fine-tune both models, and one that forgot by LoRA unlearning: does it come back? Takes long.",
 )
 @click.option(
     "--relearning-steps",
     "steps",
     type=click.IntRange(0),
     multiple=True,
-    help="With --stress: after how many steps of training to ask; repeat it. Default: "
-    f"{', '.join(map(str, StressSettings.steps))}.",
+    help="With --relearning: after how many steps of training to ask; repeat it. Default: "
+    f"{', '.join(map(str, RelearningSettings.steps))}.",
+)
+@click.option(
+    "--probes",
+    is_flag=True,
+    help="Also ask by multiple choice, drawn samples, inner layers, free texts and under pressure: does anything show?",
+)
+@click.option(
+    "--probe-facts",
+    type=click.IntRange(1),
+    help=f"With --probes: how many known facts to take, and as many controls. Default: {ProbeSettings.n_facts}.",
 )
 @click.option(
     "--sweep", is_flag=True, help="Also score weaker and stronger versions of an edit that this program made."
@@ -89,7 +105,10 @@ def evaluate(
     n_controls: int,
     stress: bool,
     stress_facts: int,
+    relearning: bool,
     steps: tuple[int, ...],
+    probes: bool,
+    probe_facts: int | None,
     sweep: bool,
     tasks: str | None,
     task_limit: int | None,
@@ -99,25 +118,26 @@ def evaluate(
     loading: Loading,
     json_output: bool,
 ) -> None:
-    """Knowledge scores of target and control facts in MODEL, before and after; EDITED is any other model or adapter.
+    """Compare what MODEL and EDITED know of targets and controls. EDITED is any other model or adapter.
 
     Without EDITED, what MODEL itself knows is measured.
     """
     _check_facts(recipe_path, popqa, entities)
-    if steps and not stress:
-        raise InputError("--relearning-steps belongs to --stress: add it")
-    if stress and edited is None:
-        raise InputError("--stress compares two models: give EDITED too")
-    if stress and offload:
-        raise InputError("--stress trains and quantizes what is in memory, where --offload leaves nothing: drop one")
+    if steps and not relearning:
+        raise InputError("--relearning-steps belongs to --relearning: add it")
+    if probe_facts is not None and not probes:
+        raise InputError("--probe-facts belongs to --probes: add it")
+    if (stress or relearning) and edited is None:
+        raise InputError(f"--{'stress' if stress else 'relearning'} compares two models: give EDITED too")
+    if (stress or relearning or probes) and offload:
+        flag = "--stress" if stress else "--relearning" if relearning else "--probes"
+        raise InputError(f"{flag} works on what is in memory, where --offload leaves nothing: drop one")
     loading = dataclasses.replace(loading, offload=offload)
     from amnesia import compare
     from amnesia.evaluation import measurement_cache
 
-    settings = None
-    if stress:
-        wanted = tuple(sorted({*steps})) or StressSettings.steps
-        settings = StressSettings(stress_facts, stress_facts, steps=wanted)
+    n_probed = probe_facts or ProbeSettings.n_facts
+    wanted = tuple(sorted({*steps})) or RelearningSettings.steps
     terminal = Terminal()
     facts = _facts(recipe_path, popqa, entities, n_controls)
     if facts.note:
@@ -130,7 +150,9 @@ def evaluate(
             edited,
             facts,
             terminal,
-            stress=settings,
+            stress=StressSettings(stress_facts, stress_facts) if stress else None,
+            relearning=RelearningSettings(stress_facts, stress_facts, steps=wanted) if relearning else None,
+            probes=ProbeSettings(n_probed, n_probed) if probes else None,
             sweep=sweep,
             loading=loading,
             measurements=measurements,
@@ -164,12 +186,18 @@ def _facts(recipe: Path | None, popqa: str | None, entities: Sequence[str], n_co
 
 
 def _shown(result: Assessment, entity: str) -> str:
+    from amnesia.probes.report import probes_text
     from amnesia.report import tables
+    from amnesia.stress.relearning_report import relearning_text
     from amnesia.stress.report import stress_text
 
     parts = [tables.evaluation_table(result.evaluation, entity)]
     if result.tasks is not None:
         parts.append(tables.tasks_table(result.tasks))
+    if result.probes is not None:
+        parts.append(probes_text(result.probes, entity))
     if result.stress is not None:
         parts.append(stress_text(result.stress, entity))
+    if result.relearning is not None:
+        parts.append(relearning_text(result.relearning, entity))
     return "\n\n".join(parts)

@@ -23,13 +23,15 @@ from amnesia.cli.experiment import (
 )
 from amnesia.cli.options import as_json, cells_option, on_device, plots_option
 from amnesia.cli.terminal import Terminal, echo, lines_of, print_json, write_file
-from amnesia.domain import Baseline, Cell, Loading, n_read, tidy
+from amnesia.domain import Baseline, Cell, Loading, tidy
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.experiments import figures
 from amnesia.experiments.settings import EXPERIMENTS
+from amnesia.facts.names import given_names
 from amnesia.facts.variants import Variant, distinct, variants_of
 from amnesia.files.strict_json import json_bytes
-from amnesia.recipe import BASELINES, load_recipe, parse_layers, translation
+from amnesia.recipe import BASELINES
+from amnesia.recipe_file import load_recipe, parse_layers, translation
 
 if TYPE_CHECKING:
     from amnesia.experiments.atlas import AtlasSummary
@@ -43,11 +45,12 @@ if TYPE_CHECKING:
 @click.option("--layers", help="Layers to look at, for example 0-9. Default: all.")
 @an_experiment("layers")
 def layers(run: Experiment, model: str, entities: tuple[str, ...], n_prompts: int, layers: str | None) -> None:
-    """Significance of each layer of MODEL for each of ENTITIES: how alike its MLP outputs are over many prompts."""
+    """Significance of each layer of MODEL for each of ENTITIES. It is how alike its MLP outputs are over prompts."""
     span = None if layers is None else parse_layers(layers)
     from amnesia.experiments.layers import layer_significance
 
-    live = run.load(model, n_read(span))
+    given_names(entities)
+    live = run.load(model, span, whole=False)
     with run.task("reading MLP outputs") as progress:
         result = layer_significance(live, entities, n_prompts=n_prompts, layers=span, progress=progress)
     lines = [f"{'entity':<28} {'layer':>5} {'S':>9}   runners-up"]
@@ -71,7 +74,7 @@ def layers(run: Experiment, model: str, entities: tuple[str, ...], n_prompts: in
 )
 @an_experiment("sweep")
 def sweep(run: Experiment, subject: Subject, low: float, steps: int, tokens: str) -> None:
-    """Knowledge score of the recipe's facts and controls as cells are scaled from 1 through 0 to negative multipliers.
+    """Knowledge scores while cells are scaled from 1 to below 0. Scores are those of the recipe's facts and controls.
 
     MODEL overrides the recipe's. Without --cell, the recipe's own cells or the entity's best are scaled.
     """
@@ -96,7 +99,7 @@ def sweep(run: Experiment, subject: Subject, low: float, steps: int, tokens: str
 @click.option("--seed", default=0, show_default=True, help="Of the wrong entity and of what is random.")
 @an_experiment("inject")
 def inject(run: Experiment, implant: Implant, seed: int) -> None:
-    """Inject the entity at a placeholder, and ask the recipe's facts about it.
+    """Inject the entity at a placeholder, and ask its facts there. They are those of the recipe.
 
     By default, what an early layer writes about each token of the entity's name is added at as many placeholders. With
     --form cells, its cells are set there, amplified as serves the search facts best unless --factor or --value is
@@ -128,7 +131,7 @@ def inject(run: Experiment, implant: Implant, seed: int) -> None:
 )
 @an_experiment("sufficiency")
 def sufficiency(run: Experiment, implant: Implant, max_unfrozen: int) -> None:
-    """Freeze all but what is injected, and find what the last token must recompute for the answers to come back.
+    """Freeze all but what is injected; find what must run again. That is what the answers need at the last token.
 
     Then the entity's own tokens are recomputed, too, layer by layer: what that adds, the model looks up there. What is
     injected is chosen as `amnesia inject` does.
@@ -212,8 +215,7 @@ def robustness(
     top: int,
     layers: str | None,
 ) -> None:
-    """Follow the direction and the cells of ENTITY under other forms of its name: aliases, typos, initials, other case
-    and scripts.
+    """Follow what stands for ENTITY under other forms of its name. They are aliases, typos, initials, case, scripts.
 
     The direction is that of the early layer that moves the residual stream furthest at the name's last token. Its
     answer uᵀa is 1 at the name; unrelated names had no part in it.
@@ -225,6 +227,7 @@ def robustness(
         own, translations = (), ()
     else:
         raise InputError("no entity given: name it as ENTITY or by --recipe FILE")
+    given_names([entity])
     translations = (*translations, *map(_translation, translated))
     known = [
         *(Variant(name, "given") for name in (*own, *given)),
@@ -235,8 +238,7 @@ def robustness(
     chosen = [Cell.parse(text) for text in cells]
     from amnesia.experiments import robustness as experiment
 
-    # What should stay is read from texts that the whole model writes.
-    live = run.load(model, None if with_direction else n_read(span))
+    live = run.load(model, span, whole=with_direction)  # The whole writes texts for the direction.
     last = live.shape.n_layers - 1
     others = others or experiment.unrelated_names([form.name for form in forms], n_unrelated)
     directions = []
@@ -312,7 +314,7 @@ def atlas(
     loading: Loading,
     json_output: bool,
 ) -> None:
-    """Localize many ENTITIES of MODEL into one SQLite table, and draw in which layers and for whom cells are found.
+    """Localize many ENTITIES of MODEL into one SQLite table. A figure shows in which layers they are found.
 
     A run that was killed goes on when the same command is given again. Under `accelerate launch` the processes share
     the work; on CPUs they talk over Gloo.
@@ -328,15 +330,15 @@ def atlas(
             raise InputError(f"{output / strange[0]} is of no atlas that was begun there: choose another folder")
     from amnesia.experiments import atlas as experiment
     from amnesia.experiments.atlas import Shards
+    from amnesia.experiments.atlas_file import read
 
-    terminal = Terminal()
-    shards = Shards()
+    terminal, shards = Terminal(), Shards()
+    loading = dataclasses.replace(loading, device=loading.device or shards.device)
     found = []
     for source, file in ((model, "atlas.sqlite"), (other, "compared.sqlite")):
         if source is None:
             continue
-        device = loading.device or shards.device
-        live = load_model(source, terminal, dataclasses.replace(loading, device=device), n_read(span))
+        live = load_model(source, terminal, loading, span, whole=False)
         settings = experiment.AtlasSettings(live.name, baseline, layers=span, top=top)
         if shards.first:
             experiment.begin(output / file, settings, names)
@@ -346,7 +348,7 @@ def atlas(
         with terminal.task(f"localizing {len(pending)} of {len(names)} entities in {live.name}") as progress:
             experiment.fill(live, output / file, settings, pending, shards.index, shards.count, progress)
         shards.wait()
-        found.append((*experiment.read(output / file), live.shape.n_layers))
+        found.append((*read(output / file), live.shape.n_layers))
         del live
     if not shards.first:
         return

@@ -37,7 +37,7 @@ def push(
     leave_out: bool,
     json_output: bool,
 ) -> None:
-    """Publish OUTPUT as the repository REPO_ID of the Hugging Face Hub, with a model card, and check what arrived.
+    """Publish OUTPUT on the Hugging Face Hub, with a model card. What arrives as REPO_ID is checked.
 
     The repository is private unless --public is given. What is sent is listed first, and files that are no part of the
     output are refused. Repeat a push that was interrupted: only what is missing is
@@ -79,7 +79,7 @@ def push(
 @force_option
 @as_json
 def replay(manifest: Path, output: Path, base: str | None, force: bool, json_output: bool) -> None:
-    """Make an output again from its amnesia.json: identical weights, proven by the recorded hashes."""
+    """Make an output again, bit for bit, from its amnesia.json. The recorded hashes prove that it is the same."""
     from amnesia.outputs.replay import replay as make_again
     from amnesia.outputs.write import rounding_notice
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import difflib
 import errno
 import functools
 import importlib
@@ -13,7 +14,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from amnesia.progress import Progress
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 _MAX_LINES = 2**26
+_WIDE = 72  # Columns of a terminal in which two texts are read side by side; set by hand.
 
 
 class Terminal:
@@ -66,23 +68,31 @@ def echo(text: str = "", *, lines: bool = False, err: bool = False) -> None:
 class Commands(click.Group):
     """A group whose commands turn every error into one line and exit code 2, with its traceback under `--debug`.
 
-    `late` maps names of commands to modules that are imported when the command is asked for: the editor works for less
-    than a second, of which imports that it does not need would be a good part.
+    `groups` maps titles of help to names of commands, and these to modules that are imported when the command is asked
+    for: the editor works for less than a second, of which imports that it does not need would be a good part.
     """
 
-    def __init__(self, *args: Any, late: Mapping[str, str], **settings: Any) -> None:
+    def __init__(self, *args: Any, groups: Mapping[str, Mapping[str, str]], **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self._late = late
+        self._groups = groups
+        self._homes = {name: home for commands in groups.values() for name, home in commands.items()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *self._late})
+        return [*self._homes]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """All commands by groups, each with the first sentence of what it says of itself, whole."""
+        width = max(map(len, self._homes))
+        for title, names in self._groups.items():
+            commands = ((name, self.get_command(ctx, name)) for name in names)
+            with formatter.section(title):
+                rows = [(f"{name:<{width}}", command.get_short_help_str(500)) for name, command in commands if command]
+                formatter.write_dl(rows)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        command = super().get_command(ctx, cmd_name)
-        if cmd_name in self._late:
-            command = getattr(importlib.import_module(self._late[cmd_name]), cmd_name)
-        if command is None or command.callback is None:
-            return command
+        if cmd_name not in self._homes:
+            return None
+        command = getattr(importlib.import_module(self._homes[cmd_name]), cmd_name)
         watched = copy.copy(command)
         watched.callback = _saying_what_is_written(command.callback)
         return watched
@@ -92,6 +102,16 @@ class Commands(click.Group):
             return super().make_context(*arguments, **settings)
         except KeyboardInterrupt as error:
             raise _interrupted(error) from error
+        except click.UsageError as error:
+            raise _misused(error, "amnesia") from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = difflib.get_close_matches(args[0], self._homes, 1)
+        if args[0] not in self._homes and near and not ctx.resilient_parsing:
+            ctx.fail(f"no such command {args[0]!r}, did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **settings: Any) -> Any:
         prepare_streams()
@@ -102,9 +122,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise _interrupted(error) from error
-        except click.ClickException as error:
-            vars(error)["message"] = for_terminal(str(error.message))
-            raise
+        except click.UsageError as error:
+            raise _misused(error, " ".join(filter(None, ("amnesia", ctx.invoked_subcommand)))) from error
         except (click.exceptions.Exit, click.Abort):
             raise
         except BaseException as error:  # Panics of libraries in Rust are no Exception.
@@ -128,6 +147,16 @@ def _line_of(error: BaseException) -> str:
         f"{type(error).__name__} ({in_one_line(error)}) where none was expected: repeat the command as "
         "`amnesia --debug ...`, and report what it shows"
     )
+
+
+def _misused(error: click.UsageError, asked: str) -> click.exceptions.ClickException | click.exceptions.Exit:
+    """Say in one line what of the command `asked` cannot be understood; returns what ends it, which may be help."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error
+    said = " ".join(error.format_message().split()).rstrip(".")
+    said = said[:1].lower() + said[1:].replace("'. (", "' (")
+    echo(f"error: {said}: see `{asked if error.ctx is None else error.ctx.command_path} --help`", err=True)
+    return click.exceptions.Exit(EXIT_BAD_INPUT)
 
 
 def _interrupted(error: KeyboardInterrupt) -> click.exceptions.Exit:
@@ -193,9 +222,50 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def print_json(document: Any) -> None:
+def print_json(document: Any, *, in_line: bool = False) -> None:
     """Print JSON in ASCII: in any encoding it is the same, and no character in it steers a terminal."""
-    click.echo(json.dumps(document, indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
+    indent = None if in_line else 2
+    click.echo(json.dumps(document, indent=indent, allow_nan=False).replace("\x7f", "\\u007f"))
+
+
+@contextlib.contextmanager
+def growing(titles: Sequence[str]) -> Generator[Callable[[Sequence[str]], None]]:
+    """Show texts with their titles while they grow: side by side, or below each other where there is little room.
+
+    Where standard output is no terminal, they are printed when they are done. The block gets what shows them.
+    """
+    texts = [""] * len(titles)
+
+    def show(grown: Sequence[str]) -> None:
+        texts[:] = (for_terminal(text.rstrip("\ufffd").strip(), lines=True) for text in grown)
+
+    if not sys.stdout.isatty():
+        try:
+            yield show
+        finally:
+            for title, text in zip(titles, texts, strict=True):
+                click.echo(f"{for_terminal(title)}: {text}")
+        return
+    from rich.console import Console, Group, RenderableType
+    from rich.live import Live
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    heads = [Text(for_terminal(title), "bold") for title in titles]
+
+    def drawn() -> RenderableType:
+        bodies = [Text(text) for text in texts]
+        if console.width < _WIDE:
+            return Group(*(part for pair in zip(heads, bodies, strict=True) for part in pair))
+        table = Table(
+            *(Column(head, ratio=1, overflow="fold") for head in heads), box=None, expand=True, padding=(0, 2, 0, 0)
+        )
+        table.add_row(*bodies)
+        return table
+
+    with Live(get_renderable=drawn, console=console, refresh_per_second=12):
+        yield show
 
 
 def write_file(path: Path, content: bytes) -> None:

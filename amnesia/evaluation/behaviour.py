@@ -7,6 +7,7 @@ silently left out. Both models are loaded with the plain libraries and asked for
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from amnesia.facts.questions import questions_of
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.live.loading import load_source, loaded
 from amnesia.progress import Tracker
-from amnesia.recipe import Recipe, load_recipe, parse_recipe
+from amnesia.recipe import Recipe
+from amnesia.recipe_file import load_recipe, parse_recipe
 from amnesia.sources.resolve import resolve
 from amnesia.weights.adapter import CONFIG_NAME
+from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
 
 MIN_CHANGE = 0.1
@@ -53,7 +56,9 @@ def check_behaviour(
             raise InputError(f"{output} has no {MANIFEST_NAME} that names its base: give it with --base")
         base = str(manifest.base)
     name = "adapter" if (output / CONFIG_NAME).exists() else "safetensors" if manifest is None else manifest.format
-    pairs = [row.pair for row in questions_of(_recipe(output, recipe_path)) if row.role == "target"]
+    recipes = _recipes(output, manifest, recipe_path)
+    questions = [row for recipe in recipes for row in questions_of(recipe)]
+    pairs = list(dict.fromkeys(row.pair for row in questions if row.role == "target"))
     source = resolve(base, notice=tracker.notice)
     live = load_source(source)
     with tracker.task("asking the base") as progress:
@@ -77,14 +82,16 @@ def check_behaviour(
     return report
 
 
-def _recipe(output: Path, path: Path | None) -> Recipe:
-    manifest = read_manifest(output) if (output / MANIFEST_NAME).exists() else None
-    entity = None if manifest is None else manifest.edits[0].entity
+def _recipes(output: Path, manifest: Manifest | None, path: Path | None) -> Sequence[Recipe]:
+    """The recipe of each entity that the output was edited for."""
     if path is not None:
         try:
-            return load_recipe(path)  # Its one entity, whatever name a published manifest has for it.
+            return [load_recipe(path)]  # Its one entity, whatever name a published manifest has for it.
         except RecipeError:
-            return load_recipe(path, entity)
+            return [load_recipe(path, group.entity) for group in (() if manifest is None else manifest.edits)] or [
+                load_recipe(path)
+            ]
     if manifest is None or manifest.recipe is None:
         raise InputError(f"{output} does not say which facts were its targets: give them with --recipe")
-    return parse_recipe(manifest.recipe, entity, f"the recipe in {output / MANIFEST_NAME}")
+    where = f"the recipe in {output / MANIFEST_NAME}"
+    return [parse_recipe(manifest.recipe, group.entity, where) for group in manifest.edits]

@@ -115,9 +115,14 @@ def known_facts(
     return tuple(KnownFact(row, answers[row.pair], unknown.get(row), scoring) for row in questions)
 
 
+def plainly_asked(facts: Sequence[KnownFact]) -> list[KnownFact]:
+    """The facts without those that are asked as messages."""
+    return [fact for fact in facts if not fact.question.is_message]
+
+
 def check_known(facts: Sequence[KnownFact]) -> None:
     """Raise InputError when the original model knows none of the target facts."""
-    targets = [fact for fact in facts if fact.question.role == "target"]
+    targets = [fact for fact in plainly_asked(facts) if fact.question.role == "target"]
     if not targets:
         raise InputError("there are no target facts: add facts about the entity")
     if all(fact.excluded for fact in targets):

@@ -5,10 +5,8 @@ Every batch is committed at once, so that a run that was killed goes on where it
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +15,11 @@ import numpy as np
 
 from amnesia.domain import Baseline, Cell
 from amnesia.errors import InputError
+from amnesia.experiments.atlas_file import AtlasRow, opened
 from amnesia.experiments.settings import EXPERIMENTS
-from amnesia.files.sqlite import database
 from amnesia.live.model import LiveModel
 from amnesia.localization.cells import SETTINGS, baseline_moments, cell_maps, layer_range
-from amnesia.localization.results import CellScore
 from amnesia.progress import Progress
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS entities (entity TEXT PRIMARY KEY, place INTEGER NOT NULL, popularity INTEGER);
-CREATE TABLE IF NOT EXISTS cells (
-    entity TEXT NOT NULL REFERENCES entities, rank INTEGER NOT NULL, layer INTEGER NOT NULL, neuron INTEGER NOT NULL,
-    score REAL NOT NULL, mean_z REAL NOT NULL, std_z REAL NOT NULL, PRIMARY KEY (entity, rank)
-);
-"""
 
 
 @dataclass(frozen=True)
@@ -47,20 +35,6 @@ class AtlasSettings:
     n_prompts: int = SETTINGS.n_prompts
     layers: tuple[int, int] | None = None
     top: int = SETTINGS.n_listed
-
-
-@dataclass(frozen=True)
-class AtlasRow:
-    """One entity: its popularity (page views a month) where it is known, and its cells, best first."""
-
-    entity: str
-    popularity: int | None
-    cells: tuple[CellScore, ...]
-
-
-def opened(path: Path) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-    """The atlas in a file, which several processes may write. Raises OutputError; see `sqlite.database`."""
-    return database(path, _TABLES, "an atlas")
 
 
 def begin(path: Path, settings: AtlasSettings, entities: Mapping[str, int | None]) -> tuple[str, ...]:
@@ -125,22 +99,6 @@ def fill(
         ]
         with opened(path) as atlas, atlas:
             atlas.executemany("INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-
-
-def read(path: Path) -> tuple[str, tuple[AtlasRow, ...]]:
-    """The model's name and the entities that have cells, in the order in which they were given."""
-    if not path.is_file():
-        raise InputError(f"{path} is not a file: give the atlas that `amnesia atlas` wrote")
-    with opened(path) as atlas:
-        settings = dict(atlas.execute("SELECT key, value FROM settings"))
-        cells: dict[str, list[CellScore]] = {}
-        for entity, layer, neuron, *values in atlas.execute(
-            "SELECT entity, layer, neuron, score, mean_z, std_z FROM cells ORDER BY entity, rank"
-        ):
-            cells.setdefault(entity, []).append(CellScore(Cell(layer, neuron), *values))
-        entities = atlas.execute("SELECT entity, popularity FROM entities ORDER BY place").fetchall()
-    rows = tuple(AtlasRow(name, popularity, tuple(cells[name])) for name, popularity in entities if name in cells)
-    return json.loads(settings.get("model", '""')), rows
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from amnesia.domain import Cell
 from amnesia.live.batches import Batch, Pass, passes
-from amnesia.live.model import LiveModel, at_head, at_last_mlp, hooks, not_finite
+from amnesia.live.model import LiveModel, hooks, not_finite
+from amnesia.live.places import at_head, at_last_mlp
 from amnesia.live.tokens import Continuation, Placed, continuations, join, place
 from amnesia.live.trees import LABEL
 from amnesia.progress import Progress

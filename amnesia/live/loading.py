@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from amnesia.architectures import Configured, MlpLayout, MlpShape, no_hooks
+from amnesia.architectures import GUESSED, Configured, MlpLayout, MlpShape
 from amnesia.domain import DEFAULT_LOADING, Format, Loading
-from amnesia.errors import InputError, LayoutError, NumericalError, library_errors_as
+from amnesia.errors import CheckpointError, InputError, LayoutError, NumericalError, library_errors_as
+from amnesia.files.companions import LORA_NAME
 from amnesia.live.memory import need_of
-from amnesia.live.model import OFFLOADED_TOKENS, LiveModel, freeze, wrap
+from amnesia.live.model import OFFLOADED_TOKENS, LiveModel, check_range, freeze, no_hooks, weight_of, wrap
+from amnesia.live.proving import prove_layout
 from amnesia.live.tokens import Tokenizer
 from amnesia.sources.conversion import convert_gguf
 from amnesia.sources.opening import (
@@ -79,6 +81,8 @@ def load(
             model = model.to(device)
     check_finite(model, name)
     live = wrap(freeze(model), cast(Tokenizer, tokenizer), name, None if n_layers is None else whole)
+    if live.shape.layout.model_type in GUESSED:
+        prove_layout(live)
     return replace(live, max_tokens=OFFLOADED_TOKENS) if loading.offload else live
 
 
@@ -124,6 +128,26 @@ def load_adapter(base: Path, adapter: Path, name: str, loading: Loading = DEFAUL
     model = open_adapter(live.model, adapter)
     check_finite(model, name)
     return replace(wrap(freeze(model), live.tokenizer, name), max_tokens=live.max_tokens)
+
+
+def load_lora(base: Path, lora: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveModel:
+    """Load a base model and add to its weights what a LoRA file of llama.cpp that this package wrote holds for them.
+
+    Raises what `load` and `read_factors` raise, and CheckpointError when the factors do not fit the model.
+    """
+    from amnesia.weights.gguf.lora import read_factors
+
+    live = load(base, name, loading)
+    for layer, (a, b) in read_factors(lora).items():
+        fits = layer < live.shape.n_layers and (b.shape[0], a.shape[1]) == (live.shape.d_model, live.shape.width(layer))
+        if not fits:
+            raise CheckpointError(f"{lora} has factors for layer {layer} that do not fit {name}: give its own base")
+        weight = weight_of(live.out_proj(layer))
+        delta = torch.from_numpy(b @ a).to(weight.device)
+        with torch.no_grad():
+            weight.copy_(weight.float() + (delta if live.shape.layout.neuron_axis else delta.T))
+    check_finite(live.model, name)
+    return live
 
 
 def merge_adapter(live: LiveModel) -> None:
@@ -172,13 +196,17 @@ def load_source(
     loading: Loading = DEFAULT_LOADING,
     *,
     hooked: bool = True,
+    layers: tuple[int, int] | None = None,
     notice: Notice = lambda _: None,
 ) -> LiveModel:
     """Load a model after its files have been looked over: damage is then named by file, before anything is read.
 
-    `notice` is told what a large model takes. `hooked` says that its activations will be watched or changed. Raises
-    what `open_source` and `load` raise, and LayoutError when a mixture of experts should be hooked.
+    `hooked` says that its activations will be watched or changed, in `layers` (the first and the last) where that is
+    known. `notice` is told what a large model takes. Raises what `open_source` and `load` raise, LayoutError when a
+    mixture of experts should be hooked, and InputError for layers that it does not have.
     """
+    if layers is not None:
+        check_range(layers, source.checkpoint.shape.n_layers, str(source))
     if hooked and not source.checkpoint.shape.d_mlp:
         raise LayoutError(no_hooks(str(source)))
     return load(source.folder, str(source), loading, source.n_layers, notice)
@@ -191,6 +219,8 @@ def loaded(name: Format, source: ModelSource, folder: Path, loading: Loading = D
         yield load(folder, str(folder), loading)
     elif name == "adapter":
         yield load_adapter(source.folder, folder, str(folder), loading)
+    elif name == "gguf-lora":
+        yield load_lora(source.folder, folder / LORA_NAME, str(folder), loading)
     else:
         with TemporaryDirectory(prefix="amnesia-") as scratch:
             convert_gguf(folder / source.require_gguf().name, Path(scratch))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from amnesia.architectures import MlpShape, find_shape, no_hooks
+from amnesia.architectures import MlpShape, find_shape
 from amnesia.edits import DirectionEdit, Edit, check_edits, columns_of, directions_of
 from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.live.tokens import Tokenizer
@@ -115,6 +115,22 @@ class LiveModel:
                 "that attention writes can be replaced; this experiment needs another model"
             )
         return found[0]
+
+
+def check_range(layers: tuple[int, int], n_layers: int, name: str) -> None:
+    """Raises InputError when layers, the first and the last, are not all in the model called `name`."""
+    low, high = layers
+    if not 0 <= low <= high < n_layers:
+        raise InputError(f"layers {low}-{high} are out of range: {name} has layers 0–{n_layers - 1}; choose from these")
+
+
+def no_hooks(name: str) -> str:
+    """Why the activations of a mixture of experts cannot be seen or changed, and what can be done instead."""
+    return (
+        f"{name} is a mixture of experts, which transformers fuses in memory so that no single one can be watched: its "
+        "cells cannot be searched, nor the experiments done; `amnesia edit` writes an edit of known cells "
+        "(LAYER:EXPERT:NEURON), and `amnesia evaluate` measures it"
+    )
 
 
 def weight_of(module: nn.Module) -> nn.Parameter:
@@ -344,56 +360,3 @@ def apply_edits(live: LiveModel, edits: Sequence[Edit]) -> None:
         weight = weight_of(live.out_proj(layer))
         delta = (b @ a).to(weight.device)
         weight.copy_(weight.float() + (delta if axis else delta.T))
-
-
-@contextlib.contextmanager
-def at_head(live: LiveModel, lines: Tensor | None, places: Tensor) -> Generator[None]:
-    """Let the language-model head see only the given places (n,) of the given lines (n,), or of every line.
-
-    Logits are then (1, n, vocabulary), or (batch, n, vocabulary).
-    """
-
-    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (_picked(args[0], lines, places), *args[1:])
-
-    handle = live.model.get_output_embeddings().register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextlib.contextmanager
-def at_last_mlp(live: LiveModel, lines: Tensor | None, places: Tensor) -> Generator[None]:
-    """Let the MLP of the last layer see only given places, as `at_head`, and write nothing at the others.
-
-    Nothing else reads what it writes. Hooks on its activations would see these places alone.
-    """
-    path, _, _ = live.shape.out_proj_path(live.shape.n_layers - 1).rpartition(".")
-    module = live.model.get_submodule(path)
-    shapes: list[torch.Size] = []
-
-    def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        shapes.append(args[0].shape)
-        return (_picked(args[0], lines, places), *args[1:])
-
-    def after(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-        whole = output.new_zeros(shapes.pop())
-        at = places.to(output.device)
-        if lines is None:
-            whole[:, at] = output
-        else:
-            whole[lines.to(output.device), at] = output[0]
-        return whole
-
-    handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _picked(values: Tensor, lines: Tensor | None, places: Tensor) -> Tensor:
-    at = places.to(values.device)
-    return values[:, at] if lines is None else values[lines.to(values.device), at][None]

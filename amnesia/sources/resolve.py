@@ -21,13 +21,16 @@ from amnesia.errors import CheckpointError, InputError, LayoutError, SourceError
 from amnesia.files.companions import (
     ADAPTER_NAMES,
     BASE_FOLDER,
+    LORA_NAME,
     MANIFEST_NAME,
     PAGE_NAME,
     PATTERNS,
     REPORT_NAME,
     UNDO_NAME,
+    output_instead,
 )
 from amnesia.files.disk import check_plain, check_settled, git_hash, hash_file, read_small
+from amnesia.guessing import ASKED
 from amnesia.sources.built_in import BUILT_IN, built_in
 from amnesia.sources.conversion import from_gguf
 from amnesia.sources.hub_errors import hub_errors
@@ -69,6 +72,8 @@ def resolve(
     that its first `n_layers` layers need, and those named in `also`, as far as it has them. Raises SourceError when the
     model cannot be had.
     """
+    # A guessed layout is proven on the whole model.
+    n_layers = None if ASKED.get() else n_layers
     return replace(_resolved(model, notice, also, n_layers), n_layers=n_layers)
 
 
@@ -85,6 +90,8 @@ def _resolved(model: ModelRef | Path | str, notice: Notice, also: Collection[str
     if path.is_dir():
         check_settled(path)
         check_plain(path)
+        if (path / LORA_NAME).is_file():
+            return ModelSource(path, ModelRef(spec))
         inner = (found for pattern in ("*/config.json", "*/*/config.json") for found in path.glob(pattern))
         check_weights([item.relative_to(path).as_posix() for item in (*path.iterdir(), *inner)], spec)
         return ModelSource(path, ModelRef(spec))
@@ -102,6 +109,8 @@ def is_fetched(name: str) -> bool:
 def hub_ref(spec: str) -> ModelRef:
     """Repository and revision of `repo_id[@revision]`; raises SourceError for anything else."""
     _refuse_address(spec)
+    if (output := output_instead(Path(spec).expanduser())) is not None:
+        raise SourceError(f"model {spec!r} does not exist: the output has one format and is {output} itself; give that")
     ref = ModelRef.parse(spec)
     if not ref.may_be_on_hub:
         raise SourceError(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from amnesia.architectures import FINAL_NORMS, PREFIXES, Configured
+from amnesia.architectures import PREFIXES, Configured
+
+FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm")
+"""What the norm behind the last layer is called, beside `layers`."""
 
 
 def part_names(of: Configured, names: Collection[str]) -> frozenset[str]:

@@ -13,7 +13,7 @@ from amnesia.live import memory
 from amnesia.live.loading import load, load_source
 from amnesia.live.memory import need_of
 from amnesia.outputs.commands import save
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from amnesia.sources.resolve import resolve
 from amnesia.weights.checkpoint import open_source
 from support.commands import done, refused, succeed
@@ -134,7 +134,7 @@ def test_experts_on_the_disk_answer_as_in_memory(tmp_path):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (("--stress",), "--stress trains and quantizes what is in memory"),
+        (("--stress",), "--stress works on what is in memory, where --offload leaves nothing: drop one"),
         (("--device", "cuda:77"), "device 'cuda:77' cannot be used"),
         (("--device", "auto"), "--offload and --device auto both say what is left on the disk: drop one of them"),
     ],
@@ -147,4 +147,4 @@ def test_an_adapter_is_refused_before_anything_is_asked(model, recipe, tmp_path,
     done("edit", model, *CELLS, "--format", "adapter", "-o", tmp_path / "adapter")
     monkeypatch.setattr("amnesia.compare.load_source", lambda *_: pytest.fail("it was loaded"))
     line = refused("evaluate", model, tmp_path / "adapter", "--recipe", recipe, "--offload")
-    assert "is an adapter, which PEFT cannot put on layers that --offload leaves on the disk: give the merged" in line
+    assert "is an adapter, which cannot be put on layers that --offload leaves on the disk: give the merged" in line

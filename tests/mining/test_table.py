@@ -12,7 +12,8 @@ from amnesia.live.forward import answer_logprobs
 from amnesia.mining.recipe_text import recipe_text
 from amnesia.mining.table import from_table
 from amnesia.pipeline import run, run_mined
-from amnesia.recipe import Accept, EditOptions, LocalizeOptions, Recipe, Scoring, Target, parse_recipe
+from amnesia.recipe import Accept, EditOptions, LocalizeOptions, Recipe, Scoring, Target
+from amnesia.recipe_file import parse_recipe
 from support.tiny_recipe import WORDS
 from support.tiny_text import save_tiny_live, tiny_live
 

@@ -52,7 +52,7 @@ def test_only_what_the_layers_need_has_to_be_there(model):
 
 def test_the_cells_of_a_range_are_those_of_the_whole(model, monkeypatch):
     found = localized(model, "--layers", "0-1")
-    monkeypatch.setattr("amnesia.cli.main.n_read", lambda span: None)
+    monkeypatch.setattr("amnesia.cli.experiment.n_read", lambda span: None)
     assert localized(model, "--layers", "0-1") == found
 
 

@@ -12,9 +12,9 @@ from amnesia.cli.main import main
 from support.folders import ROOT
 
 
-def call(*arguments: object) -> Result:
-    """The result of `amnesia ARGUMENTS`; an exception that the command does not handle is raised."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+def call(*arguments: object, given: str | bytes | None = None) -> Result:
+    """The result of `amnesia ARGUMENTS`, `given` on standard input; an exception that it does not handle is raised."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=given, catch_exceptions=False)
 
 
 def succeed(*arguments: object) -> Result:
@@ -47,6 +47,5 @@ def in_process(*arguments: object, **options: object) -> subprocess.Popen[str]:
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nimport runpy; "
     code += "runpy.run_module('amnesia', run_name='__main__', alter_sys=True)"
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, env=environment, **{**pipes, **options})

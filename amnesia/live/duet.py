@@ -1,0 +1,211 @@
+"""A model and its edited self, which answer a prompt together, token by token.
+
+Both are rows of one batch over one copy of the weights: at the second row, what the edit changes in the columns of the
+output projections is added to what these write. That is the difference of the stored numbers, so that the second row
+is the model that the edited files hold, and not the edit before it was rounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor
+from transformers.generation.streamers import BaseStreamer
+
+from amnesia.errors import InputError, LayoutError
+from amnesia.live.batches import check_ids
+from amnesia.live.model import LiveModel, not_finite, plain_generation
+from amnesia.live.tokens import encode
+from amnesia.weights.checkpoint import EditedColumns
+from amnesia.weights.scaling import number_type
+
+Changes = Mapping[int, tuple[Tensor, Tensor]]
+"""What an edit adds to output projections, by layer: numbers of columns (n,) and what is added to each (n, d_model)."""
+
+Show = Callable[[Sequence[str]], None]
+"""Told of all texts whenever one of them has grown."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: the likeliest at temperature 0, else drawn, by a generator that begins with `seed`.
+
+    An answer has at most `max_tokens` tokens.
+    """
+
+    max_tokens: int = 100
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Voice:
+    """Rows of one model that answer together; with `changes`, the second of two is edited, by `strength` times them."""
+
+    live: LiveModel
+    changes: Changes | None = None
+    strength: float = 1.0
+
+    @property
+    def n_rows(self) -> int:
+        return 1 if self.changes is None else 2
+
+
+@dataclass(frozen=True)
+class Duet:
+    """The models that answer: one voice of two rows, or two voices of one, where the second is another model."""
+
+    voices: tuple[Voice, ...]
+
+    @property
+    def strength(self) -> float | None:
+        """Times the edit, which 1 is and 0 is not; None where the second model is another one."""
+        return self.voices[0].strength if len(self.voices) == 1 else None
+
+    def at(self, strength: float) -> Duet:
+        """The same with another strength; raises InputError where the second model is another one."""
+        if self.strength is None:
+            raise InputError(
+                "the strength cannot be changed: the second model is loaded as it is; give its edit with --edit"
+            )
+        return Duet((replace(self.voices[0], strength=strength),))
+
+    def answer(self, texts: Sequence[str], sampling: Sampling, show: Show = lambda texts: None) -> tuple[str, ...]:
+        """What each model makes of its text, special tokens left out; `texts` has one for each voice.
+
+        Raises InputError for a text that is longer than the model takes, NumericalError when it gives NaN.
+        """
+        done: list[str] = []
+        for voice, text in zip(self.voices, texts, strict=True):
+
+            def grown(rows: Sequence[Sequence[int]], live: LiveModel = voice.live, before: int = len(done)) -> None:
+                del done[before:]
+                done.extend(live.tokenizer.batch_decode([*map(list, rows)], skip_special_tokens=True))
+                show([*done, ""][:2])
+
+            grown(continued_rows(voice, text, sampling, grown))
+        return tuple(done)
+
+
+def changes_of(columns: Sequence[EditedColumns], live: LiveModel) -> Changes:
+    """What an edit adds to the weights of `live`; raises LayoutError for columns of routed experts."""
+    changes = {}
+    for row in columns:
+        if row.plan.expert is not None:
+            raise LayoutError(
+                f"cells of experts of {live.name} cannot be edited in memory: write the edited model first"
+            )
+        number = number_type(row.plan.tensor.dtype)
+
+        def as_loaded(vectors: Iterable[bytes], number: np.dtype = number) -> Tensor:
+            found = np.stack([np.frombuffer(vector, number).astype(np.float32) for vector in vectors])
+            return torch.from_numpy(found).to(live.model.dtype).float()
+
+        delta = as_loaded(row.after[index] for index in row.before) - as_loaded(row.before.values())
+        changes[row.plan.layer] = torch.tensor(list(row.before)), delta
+    return changes
+
+
+@contextlib.contextmanager
+def second_row_edited(voice: Voice) -> Generator[None]:
+    """Add the changes of a voice to what its output projections write at the second of two rows."""
+    handles = []
+    try:
+        for layer, (columns, delta) in (voice.changes or {}).items():
+
+            def hook(
+                _module: nn.Module, args: tuple[Tensor, ...], output: Tensor, columns=columns, delta=delta
+            ) -> Tensor:
+                # Beside a mixture of experts, the tokens of all rows may come one after the other.
+                activations = args[0].reshape(voice.n_rows, -1, args[0].shape[-1])[1]
+                added = activations[:, columns.to(output.device)].float() @ delta.to(output.device) * voice.strength
+                changed = output.clone(memory_format=torch.contiguous_format)
+                row = changed.view(voice.n_rows, -1, output.shape[-1])[1]
+                row.copy_(row.float() + added)
+                return changed
+
+            handles.append(voice.live.out_proj(layer).register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def continued_rows(
+    voice: Voice, text: str, sampling: Sampling, grown: Callable[[Sequence[Sequence[int]]], None]
+) -> tuple[tuple[int, ...], ...]:
+    """Token ids that follow a text in each row of a voice, up to a special token; `grown` gets those there are so far.
+
+    Raises InputError for a text that is longer than the model takes, NumericalError when it gives NaN.
+    """
+    live = voice.live
+    (row,) = encode(live.tokenizer, [text])
+    check_ids(live, [row.ids])
+    room = (live.n_positions or len(row.ids) + sampling.max_tokens) - len(row.ids)
+    if room < 1:
+        raise InputError(f"the prompt has {len(row.ids)} tokens, {live.name} takes {live.n_positions}: shorten it")
+    ends = {token for token, added in live.tokenizer.added_tokens_decoder.items() if added.special}
+    own = live.model.generation_config.eos_token_id if live.model.generation_config else None
+    ends.update(own if isinstance(own, list) else [] if own is None else [own])
+    drawn = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0} if sampling.temperature else {}
+    config = GenerationConfig(
+        max_new_tokens=min(sampling.max_tokens, room),
+        pad_token_id=live.tokenizer.pad_token_id or 0,
+        eos_token_id=sorted(ends) or None,
+        **(drawn or {"do_sample": False}),
+    )
+    ids = torch.tensor([row.ids] * voice.n_rows, device=live.device)
+    rows = _Rows(voice.n_rows, ends, grown)
+    with plain_generation(live), second_row_edited(voice), torch.random.fork_rng(enabled=bool(drawn)):
+        if drawn:
+            torch.manual_seed(sampling.seed)
+        cast(GenerationMixin, live.model).generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            logits_processor=[_Finite(live)],
+            streamer=rows,
+        )
+    return tuple(map(tuple, rows.rows))
+
+
+class _Rows(BaseStreamer):
+    """Collects the tokens of each row until one ends it."""
+
+    def __init__(self, n_rows: int, ends: set[int], grown: Callable[[Sequence[Sequence[int]]], None]) -> None:
+        self.rows: list[list[int]] = [[] for _ in range(n_rows)]
+        self._open = [True] * n_rows
+        self._ends, self._grown = ends, grown
+        self._begun = False
+
+    def put(self, value: Tensor) -> None:
+        if not self._begun:  # That is the prompt.
+            self._begun = True
+            return
+        for index, token in enumerate(value.tolist()):
+            self._open[index] &= token not in self._ends
+            if self._open[index]:
+                self.rows[index].append(token)
+        self._grown(self.rows)
+
+    def end(self) -> None:
+        pass
+
+
+class _Finite(LogitsProcessor):
+    """Passes all logits on that are numbers."""
+
+    def __init__(self, live: LiveModel) -> None:
+        self._live = live
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if scores.isnan().any():
+            raise not_finite(self._live, "logits", "the strength is too large, or its weights are damaged")
+        return scores

@@ -1,0 +1,183 @@
+"""Which tensors differ between any two checkpoints, and whether an edit of cells or of directions explains it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.quants import dequantize
+
+from amnesia.domain import Cell, is_gguf_name
+from amnesia.errors import AmnesiaError
+from amnesia.files.disk import read_exactly
+from amnesia.progress import SILENT, Tracker
+from amnesia.sources.resolve import resolve, resolve_file
+from amnesia.weights.checkpoint import open_source
+from amnesia.weights.difference import EPSILON, MatrixDifference, Stored, compare
+from amnesia.weights.gguf.container import GgufTensor, read_model
+from amnesia.weights.gguf.layout import gguf_shape
+from amnesia.weights.safetensors import DTYPE_BITS, TensorInfo, read_weight_files
+from amnesia.weights.scaling import number_type
+
+_MAX_RANK = 8
+"""Of a difference that passes for an edit of directions: so many at most in a layer; set by hand."""
+
+
+@dataclass(frozen=True)
+class DirectionsFound:
+    """A difference of low rank on some columns of a layer's output projection."""
+
+    layer: int
+    rank: int
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EditFound:
+    """An edit of this package that explains all differences: multipliers of cells, and directions."""
+
+    cells: tuple[tuple[Cell, float], ...]
+    directions: tuple[DirectionsFound, ...]
+
+
+@dataclass(frozen=True)
+class ModelDifference:
+    """How two checkpoints differ: tensors that only one has or that have another shape, and those that differ.
+
+    `n_compared` counts the matrices that both have. `edit` is what explains it all, where something does.
+    """
+
+    n_compared: int
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    tensors: tuple[MatrixDifference, ...]
+    edit: EditFound | None
+
+    @property
+    def same(self) -> bool:
+        return not (self.only_first or self.only_second or self.reshaped or self.tensors)
+
+
+Owners = Mapping[tuple[str, int], tuple[int, int | None, int]]
+"""Whose the vectors of a tensor along an axis are: the layer, the expert if any, and the index that neuron 0 has."""
+
+
+def diff(model: str, other: str, tracker: Tracker = SILENT) -> ModelDifference:
+    """Compare all tensors of two models as `resolve` takes them, or of two GGUF files as they are.
+
+    Where one of the two is a GGUF, it is compared as transformers read it. Raises what `resolve` and the readers raise.
+    """
+    if is_gguf_name(model) and is_gguf_name(other):
+        opened = [_gguf(resolve_file(name, tracker.notice).require_gguf()) for name in (model, other)]
+    else:
+        opened = [_folder(resolve(name, tracker.notice).folder) for name in (model, other)]
+    (first, owners), (second, _) = opened
+    both = [name for name in first if name in second]
+    reshaped = tuple(name for name in both if first[name].shape != second[name].shape)
+    pairs = [(first[name], second[name]) for name in both if name not in reshaped]
+    n_bytes = sum(one.n_bytes + two.n_bytes for one, two in pairs)
+    with tracker.task(f"comparing {len(pairs)} tensors", n_bytes) as progress:
+        found = tuple(row for one, two in pairs if (row := compare(one, two, progress)) is not None)
+    only = [tuple(name for name in these if name not in those) for these, those in ((first, second), (second, first))]
+    explained = None if reshaped or any(only) or not found else _edit(found, owners)
+    return ModelDifference(len(pairs), *only, reshaped, found, explained)
+
+
+def _edit(found: tuple[MatrixDifference, ...], owners: Owners) -> EditFound | None:
+    """The edit that gives all differences, or None."""
+    cells, directions = [], []
+    for row in found:
+        owner = owners.get((row.name, -1 if row.axis is None else row.axis))
+        if owner is None or row.dtypes[0] != row.dtypes[1]:
+            return None
+        layer, expert, start = owner
+        cells += [(Cell(layer, index - start, expert), by) for index, by in row.scaled.items()]
+        rest = tuple(index for index in row.indices if index not in row.scaled)
+        if rest:
+            rank = None if row.rank is None else row.rank - len(row.scaled)
+            if rank is None or not 1 <= rank <= min(_MAX_RANK, len(rest)) or rank == len(rest):
+                return None
+            directions.append(DirectionsFound(layer, rank, rest))
+    return EditFound(tuple(sorted(cells)), tuple(sorted(directions, key=lambda row: row.layer)))
+
+
+def _folder(folder: Path) -> tuple[dict[str, Stored], Owners]:
+    """The matrices of a safetensors checkpoint; of a tensor of experts, those of each."""
+    files = read_weight_files(folder)
+    found: dict[str, Stored] = {}
+    for header in files.headers.values():
+        for tensor in header.tensors.values():
+            # Not the kernels of convolutions, which are many and small.
+            fused = len(tensor.shape) == 3 and min(tensor.shape[1:]) > 1 and DTYPE_BITS[tensor.dtype] % 8 == 0
+            parts = [f"{tensor.name}[{place}]" for place in range(tensor.shape[0])] if fused else []
+            for name in parts or [tensor.name]:
+                part = header.find(name) if parts else tensor
+                found[name] = _plain(header.path, part or tensor)
+    owners: dict[tuple[str, int], tuple[int, int | None, int]] = {}
+    with contextlib.suppress(AmnesiaError):  # Any model can be compared, also one that cannot be edited.
+        shape = open_source(folder).shape
+        for layer in range(shape.n_layers):
+            experts = shape.experts_in(layer)
+            for expert in (None, *range(0 if experts is None else experts[0])):
+                if expert is not None or shape.width(layer):
+                    name, axis = shape.tensor(layer, expert)
+                    owners[name, axis] = (layer, expert, 0)
+    return found, owners
+
+
+def _plain(path: Path, tensor: TensorInfo) -> Stored:
+    whole = DTYPE_BITS[tensor.dtype] % 8 == 0
+    # Of numbers that are no whole bytes, each byte is a row.
+    rows, columns = (math.prod(tensor.shape[:-1]), *(tensor.shape[-1:] or (1,))) if whole else (tensor.size, 1)
+    number = number_type(tensor.dtype) if tensor.dtype in EPSILON else None
+    row_size = columns * tensor.item_size if whole else 1
+
+    def numbers(raw: bytes) -> np.ndarray:
+        return np.frombuffer(raw, number).reshape(-1, columns)
+
+    read = partial(_read, path, tensor.offset, row_size)
+    return Stored(tensor.name, tensor.dtype, (rows, columns), tensor.size, read, None if number is None else numbers)
+
+
+def _read(path: Path, offset: int, row_size: int, first: int, count: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return read_exactly(file.fileno(), count * row_size, offset + first * row_size, str(path))
+
+
+def _gguf(path: Path) -> tuple[dict[str, Stored], Owners]:
+    """The matrices of a GGUF, with numbers as the `gguf` package reads them."""
+    model = read_model(path)
+    found = {tensor.name: _quantized(file.path, tensor) for file, tensor in model.tensors()}
+    owners: dict[tuple[str, int], tuple[int, int | None, int]] = {}
+    with contextlib.suppress(AmnesiaError):
+        shape = gguf_shape(model)
+        for name in found:
+            if match := re.fullmatch(r"blk\.(\d+)\.ffn_(down|up)\.weight", name):
+                up = match[2] == "up"
+                layer = int(match[1])
+                owners[name, 0 if up else 1] = (layer, None, shape.first_row(layer) if up else 0)
+    return found, owners
+
+
+def _quantized(path: Path, tensor: GgufTensor) -> Stored:
+    columns, kind = tensor.shape[-1], tensor.tensor_type
+
+    def numbers(raw: bytes) -> np.ndarray:
+        return dequantize(np.frombuffer(raw, np.uint8).reshape(-1, tensor.row_bytes), kind).reshape(-1, columns)
+
+    readable = True
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        readable = False
+    read = partial(_read, path, tensor.offset, tensor.row_bytes)
+    shape = (math.prod(tensor.shape[:-1]), columns)
+    return Stored(tensor.name, kind.name, shape, tensor.n_bytes, read, numbers if readable else None)

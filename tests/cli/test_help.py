@@ -1,0 +1,59 @@
+"""What the command line says of itself: groups of commands, one line for each, and for what it cannot understand."""
+
+import os
+import subprocess
+import sys
+
+import click
+import pytest
+
+from amnesia.cli.main import GROUPS, main
+from support.commands import call, refused
+from support.folders import ROOT
+
+
+def test_every_command_is_in_one_group_with_a_summary_of_one_line():
+    lines = call("--help").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    names = [name for commands in GROUPS.values() for name in commands]
+    assert len(names) == len(set(names))
+    rows = {line.split()[0]: line for line in lines if line.startswith("  ") and line.split()[0] in names}
+    assert [line.removesuffix(":") for line in lines if line.removesuffix(":") in GROUPS] == [*GROUPS]
+    for name in names:
+        command = main.get_command(click.Context(main), name)
+        assert rows[name].split(maxsplit=1)[1] == command.get_short_help_str(1000), f"too long: {name}"
+        assert not rows[name].endswith("...") and command.name == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["foo"], "no such command 'foo': see `amnesia --help`"),
+        (["evalute"], "no such command 'evalute', did you mean 'evaluate'?: see `amnesia --help`"),
+        (["--foo"], "no such option '--foo': see `amnesia --help`"),
+        (["edit"], "missing argument 'MODEL': see `amnesia edit --help`"),
+        (["edit", "m", "n"], "got unexpected extra argument (n): see `amnesia edit --help`"),
+        (["localize", "m", "e", "--top", "0"], "invalid value for '--top': 0 is not in the range x>=1: see `amnesia l"),
+        (["undo", "m", "--output"], "option '--output' requires an argument: see `amnesia undo --help`"),
+        (["run", "--outputs", "x"], "no such option '--outputs'. Did you mean '--output'?: see `amnesia run --help`"),
+    ],
+)
+def test_what_is_not_understood_is_one_line_with_where_to_look(arguments, line):
+    assert refused(*arguments).startswith(f"error: {line}")
+    assert len(call(*arguments).stderr.splitlines()) == 1
+
+
+def test_without_a_command_there_is_help():
+    result = call()
+    assert result.exit_code == 2
+    assert result.output.startswith("Usage: amnesia")
+
+
+@pytest.mark.parametrize(("words", "found"), [("amnesia ev", "evaluate"), ("amnesia edit --tens", "--tensor-type")])
+def test_a_shell_completes_commands_and_options(words, found):
+    asked = {"_AMNESIA_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    environment = {**os.environ, **asked, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "amnesia"], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout == f"plain,{found}\n"

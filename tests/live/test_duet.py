@@ -1,0 +1,170 @@
+"""Two answers from one batch against two plain generations: token for token, whatever was edited and where it lies."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from amnesia.compare import open_duet
+from amnesia.domain import Cell
+from amnesia.edits import ColumnEdit, EntityEdits
+from amnesia.errors import InputError
+from amnesia.live.duet import Sampling, continued_rows
+from amnesia.live.tokens import chat_format
+from amnesia.outputs.commands import save
+from amnesia.progress import SILENT
+from support.tiny import tiny_direction
+from support.tiny_text import save_tiny_live
+
+PROMPTS = ("the capital of Japan is", "Once upon a time", "who is Michael Jordan")
+TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}<s>assistant:"
+EDITS = EntityEdits("Japan", (ColumnEdit(Cell(2, 9), 0.3), tiny_direction(1), tiny_direction(0, multiplier=0.25)))
+
+
+def plainly(folder: Path, message: str, n: int, *, chat: bool = False) -> list[int]:
+    """What transformers alone make of a message, token by token, without the end."""
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    if chat:
+        row = [{"role": "user", "content": message}]
+        given = tokenizer.apply_chat_template(row, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    else:
+        given = tokenizer(message, return_tensors="pt")
+    ends = sorted({tokenizer.eos_token_id, *tokenizer.all_special_ids})
+    model.generation_config = GenerationConfig()
+    config = GenerationConfig(do_sample=False, max_new_tokens=n, eos_token_id=ends, pad_token_id=0)
+    made = model.generate(**given, generation_config=config)[0, given["input_ids"].shape[1] :].tolist()
+    return made[: next((place for place, token in enumerate(made) if token in ends), len(made))]
+
+
+def both(duet, text, n=20):
+    """The token ids of both answers."""
+    return [list(row) for voice in duet.voices for row in continued_rows(voice, text, Sampling(n), lambda rows: None)]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "dtype"),
+    [("llama", torch.float32), ("gemma2", torch.bfloat16), ("gpt2", torch.float32), ("lfm2", torch.bfloat16)],
+)
+def test_both_answers_are_those_of_two_plain_generations(tmp_path, model_type, dtype):
+    model = save_tiny_live(tmp_path / "m", model_type, dtype=dtype)
+    save(model, EDITS, tmp_path / "out")
+    duet = open_duet(str(model), str(tmp_path / "out"), (), SILENT)
+    assert len(duet.voices) == 1
+    differ = 0
+    for prompt in PROMPTS:
+        expected = [plainly(folder, prompt, 20) for folder in (model, tmp_path / "out")]
+        assert both(duet, prompt) == expected
+        differ += expected[0] != expected[1]
+    assert differ
+    direct = open_duet(str(model), None, (EDITS,), SILENT)
+    assert [both(direct, prompt) for prompt in PROMPTS] == [both(duet, prompt) for prompt in PROMPTS]
+
+
+def test_a_chat_template_is_used_as_transformers_do(tmp_path):
+    model = save_tiny_live(tmp_path / "m")
+    (model / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    save(model, EDITS, tmp_path / "out")
+    duet = open_duet(str(model), str(tmp_path / "out"), (), SILENT)
+    form = chat_format(duet.voices[0].live.tokenizer)
+    for prompt in PROMPTS:
+        expected = [plainly(folder, prompt, 20, chat=True) for folder in (model, tmp_path / "out")]
+        assert both(duet, form(prompt)) == expected
+
+
+def test_strength_0_is_the_model_itself_1_the_edit_and_more_goes_on_from_there(tmp_path):
+    model = save_tiny_live(tmp_path / "m")
+    duet = open_duet(str(model), None, (EDITS,), SILENT)
+    before, after = both(duet, PROMPTS[0])
+    assert both(duet.at(0.0), PROMPTS[0]) == [before, before]
+    twice = [
+        EntityEdits(
+            "Japan",
+            (ColumnEdit(Cell(2, 9), -0.4), tiny_direction(1, multiplier=-3.0), tiny_direction(0, multiplier=-0.5)),
+        )
+    ]
+    save(model, twice, tmp_path / "twice")
+    assert both(duet.at(2.0), PROMPTS[0]) == [before, plainly(tmp_path / "twice", PROMPTS[0], 20)]
+    assert after != before
+
+
+def test_texts_are_shown_as_they_grow(tmp_path):
+    duet = open_duet(str(save_tiny_live(tmp_path / "m")), None, (EDITS,), SILENT)
+    seen = []
+    answers = duet.answer([PROMPTS[0]], Sampling(8), lambda texts: seen.append(tuple(texts)))
+    assert len(seen) >= 8 and seen[-1] == answers
+    assert all(len(row[0]) <= len(answers[0]) for row in seen)
+
+
+def test_drawing_is_the_same_with_the_same_seed_and_leaves_the_callers_numbers_alone(tmp_path):
+    duet = open_duet(str(save_tiny_live(tmp_path / "m")), None, (EDITS,), SILENT)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, again, other = (duet.answer([PROMPTS[0]], Sampling(20, 1.0, seed)) for seed in (3, 3, 4))
+    assert torch.rand(1) == expected
+    assert first == again != other
+
+
+def test_a_model_without_a_manifest_is_loaded_beside_the_first(tmp_path):
+    model, other = save_tiny_live(tmp_path / "m"), save_tiny_live(tmp_path / "o", "gpt2")
+    duet = open_duet(str(model), str(other), (), SILENT)
+    answers = [
+        row for voice in duet.voices for row in continued_rows(voice, PROMPTS[0], Sampling(9), lambda rows: None)
+    ]
+    assert [list(row) for row in answers] == [plainly(folder, PROMPTS[0], 9) for folder in (model, other)]
+    with pytest.raises(InputError, match="the strength cannot be changed"):
+        duet.at(2.0)
+
+
+def test_an_edit_of_experts_is_loaded_beside_the_first(tmp_path):
+    model = save_tiny_live(tmp_path / "m", "mixtral")
+    save(
+        model,
+        EntityEdits("Japan", tuple(ColumnEdit(Cell(1, n, e), -9.0) for n in range(9) for e in range(4))),
+        tmp_path / "out",
+    )
+    duet = open_duet(str(model), str(tmp_path / "out"), (), SILENT)
+    assert len(duet.voices) == 2
+    expected = [plainly(folder, PROMPTS[0], 9) for folder in (model, tmp_path / "out")]
+    assert [
+        list(row) for voice in duet.voices for row in continued_rows(voice, PROMPTS[0], Sampling(9), lambda _: None)
+    ] == expected
+
+
+@pytest.mark.parametrize("format", ["safetensors", "adapter"])
+def test_an_output_of_another_model_is_refused(tmp_path, format):
+    model = save_tiny_live(tmp_path / "m")
+    other = save_tiny_live(tmp_path / "other", dtype=torch.bfloat16)
+    save(model, EDITS, tmp_path / "out", format=format)
+    assert open_duet(str(model), str(tmp_path / "out"), (), SILENT).strength == 1.0
+    with pytest.raises(InputError, match="was made of .*whose .* is not that of .*other"):
+        open_duet(str(other), str(tmp_path / "out"), (), SILENT)
+
+
+def test_edits_on_top_of_each_other_are_all_heard(tmp_path):
+    model = save_tiny_live(tmp_path / "m")
+    save(model, EDITS, tmp_path / "one")
+    save(tmp_path / "one", EntityEdits("Peru", (ColumnEdit(Cell(0, 5), 4.0),)), tmp_path / "two")
+    for base in (model, tmp_path / "one"):
+        duet = open_duet(str(base), str(tmp_path / "two"), (), SILENT)
+        assert both(duet, PROMPTS[1]) == [plainly(folder, PROMPTS[1], 20) for folder in (base, tmp_path / "two")]
+
+
+@pytest.mark.real
+def test_the_real_model_answers_as_its_files_do(tmp_path, smollm2, smollm2_live):
+    from amnesia.live.duet import Duet, Voice, changes_of
+    from amnesia.weights.checkpoint import edited_columns
+    from amnesia.weights.plan import plan_edits
+
+    edits = EntityEdits("some cells", tuple(ColumnEdit(Cell(1, neuron), -4.0) for neuron in range(0, 1536, 12)))
+    save(smollm2.folder, edits, tmp_path / "out")
+    columns = tuple(edited_columns(smollm2.checkpoint, plan_edits(smollm2.checkpoint, (edits,))))
+    duet = Duet((Voice(smollm2_live, changes_of(columns, smollm2_live)),))
+    for prompt in ("Fact: Steve Jobs is the founder of", "The capital of France is"):
+        expected = [plainly(folder, prompt, 16) for folder in (smollm2.folder, tmp_path / "out")]
+        assert expected[0] != expected[1]
+        assert both(duet, prompt, 16) == expected

@@ -1,0 +1,134 @@
+"""What `diff` finds between two checkpoints, against edits that are known and numbers computed from whole tensors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from gguf.constants import GGMLQuantizationType
+from safetensors.torch import load_file, save_file
+
+from amnesia.domain import Cell
+from amnesia.edits import ColumnEdit, EntityEdits
+from amnesia.files.staging import MANIFEST_NAME
+from amnesia.outputs.commands import save
+from amnesia.outputs.diff import diff
+from support.checkpoints import weights
+from support.commands import call, refused
+from support.gguf_edits import direction, tiny, write
+from support.tiny import D_MLP, N_LAYERS, save_tiny, tiny_direction
+
+
+def edited(tmp_path, *edits, dtype=torch.float32, model_type="llama"):
+    """A tiny model and its edited copy, from which the manifest is gone."""
+    model = save_tiny(tmp_path / "m", model_type, dtype=dtype)
+    save(model, EntityEdits("Japan", edits), tmp_path / "out")
+    for name in (MANIFEST_NAME, "amnesia-undo.safetensors"):
+        (tmp_path / "out" / name).unlink(missing_ok=True)
+    return model, tmp_path / "out"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_scaled_cells_are_recognized_by_their_form(tmp_path, dtype, model_type):
+    edits = (ColumnEdit(Cell(1, 4)), ColumnEdit(Cell(1, 7), 0.3), ColumnEdit(Cell(2, 11), -8.0))
+    model, out = edited(tmp_path, *edits, dtype=dtype, model_type=model_type)
+    found = diff(str(model), str(out))
+    assert [cell for cell, _ in found.edit.cells] == [Cell(1, 4), Cell(1, 7), Cell(2, 11)]
+    assert [by for _, by in found.edit.cells] == pytest.approx([-1.0, 0.3, -8.0], rel=5e-3)
+    assert (found.edit.directions, len(found.tensors), found.same) == ((), 2, False)
+    before, after = weights(model), weights(out)
+    for row in found.tensors:
+        one, two = before[row.name].double(), after[row.name].double()
+        assert row.share == (one != two).double().mean().item()
+        assert row.largest == pytest.approx(((two - one).abs().max() / one.square().mean().sqrt()).item())
+        assert row.axis == (0 if model_type == "gpt2" else 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_directions_are_recognized_by_rank_and_columns(tmp_path, dtype, model_type):
+    first, second = tiny_direction(0), tiny_direction(0, tuple(range(1, D_MLP, 3)), multiplier=0.0, seed=1)
+    edits = (first, second, tiny_direction(2, seed=2), ColumnEdit(Cell(2, 4), -2.0))
+    model, out = edited(tmp_path, *edits, dtype=dtype, model_type=model_type)
+    found = diff(str(model), str(out)).edit
+    assert [(row.layer, row.rank, row.columns) for row in found.directions] == [
+        (0, 2, tuple(sorted((*first.columns, *second.columns)))),
+        (2, 1, first.columns),
+    ]
+    assert found.cells == ((Cell(2, 4), pytest.approx(-2.0)),)
+
+
+def test_what_no_edit_explains_is_not_called_one(tmp_path):
+    model = save_tiny(tmp_path / "m")
+    other = save_tiny(tmp_path / "o", seed=1)
+    found = diff(str(model), str(other))
+    assert found.edit is None and len(found.tensors) == found.n_compared == len(weights(model))
+    assert all(row.rank is None and row.share > 0.9 for row in found.tensors if min(row.shape) > 16)
+    result = call("diff", model, other)
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (
+        1,
+        f"{found.n_compared} of {found.n_compared} tensors differ",
+    )
+
+
+def test_exit_codes_are_those_of_diff(tmp_path):
+    model, out = edited(tmp_path, ColumnEdit(Cell(1, 4)))
+    result = call("diff", model, model)
+    assert (result.exit_code, result.stdout.splitlines()[-1].startswith("0 of ")) == (0, True)
+    result = call("diff", model, out)
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (1, "an edit as amnesia makes it: cells 1:4 × -1")
+    assert "1 of 48 columns multiplied (4 × -1), rank 1" in result.stdout
+    document = json.loads(call("diff", model, out, "--json").stdout)
+    assert document["edit"]["cells"] == [[{"layer": 1, "neuron": 4, "expert": None}, -1.0]]
+    assert (document["same"], document["tensors"][0]["scaled"]) == (False, {"4": -1.0})
+    assert "does not exist" in refused("diff", model, tmp_path / "none")
+
+
+def test_other_tensors_types_and_shapes_are_told(tmp_path):
+    model = save_tiny(tmp_path / "m", max_shard_size="1GB")
+    other = save_tiny(tmp_path / "o", max_shard_size="1GB")
+    path = other / "model.safetensors"
+    tensors = load_file(path)
+    names = sorted(name for name in tensors if name.endswith("o_proj.weight"))
+    tensors["more.weight"] = torch.ones(3)
+    tensors[names[0]] = tensors[names[0]].bfloat16()
+    tensors[names[1]] = torch.ones(5, 5)
+    del tensors[names[2]]
+    save_file(tensors, path, {"format": "pt"})
+    found = diff(str(model), str(other))
+    assert (found.only_first, found.only_second, found.reshaped) == ((names[2],), ("more.weight",), (names[1],))
+    (row,) = found.tensors
+    assert (row.name, row.dtypes, found.edit) == (names[0], ("F32", "BF16"), None)
+    assert N_LAYERS == 3 and row.largest < 0.05
+
+
+def test_two_gguf_files_are_compared_as_they_are(tmp_path):
+    source = tiny(tmp_path / "base" / "m.gguf", GGMLQuantizationType.F32)
+    write(source, tmp_path / "cells", ColumnEdit(Cell(0, 9), -1.0))
+    found = diff(str(source), str(tmp_path / "cells" / "m.gguf"))
+    assert found.edit.cells == ((Cell(0, 9), -1.0),)
+    one = direction()
+    write(source, tmp_path / "turned", one)
+    found = diff(str(source), str(tmp_path / "turned" / "m.gguf"))
+    assert [(row.layer, row.rank, row.columns) for row in found.edit.directions] == [(0, 1, one.columns)]
+    codes = tiny(tmp_path / "codes" / "m.gguf", GGMLQuantizationType.Q4_1)
+    write(codes, tmp_path / "chosen", one)
+    (row,) = diff(str(codes), str(tmp_path / "chosen" / "m.gguf")).tensors
+    assert set(row.indices) <= set(one.columns) and row.dtypes == ("Q4_1", "Q4_1") and row.rank is None
+
+
+def test_memory_does_not_grow_with_rows(tmp_path):
+    import tracemalloc
+
+    rng = np.random.default_rng(0)
+    for name in ("m", "o"):
+        save_tiny(tmp_path / name, max_shard_size="1GB")
+        path = tmp_path / name / "model.safetensors"
+        big = torch.from_numpy(rng.normal(size=(60_000, 64)).astype(np.float32))
+        save_file({**load_file(path), "big": big}, path, {"format": "pt"})
+    tracemalloc.start()
+    diff(str(tmp_path / "m"), str(tmp_path / "o"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * 60_000 * 64 * 8  # Less than the two matrices as the numbers that are computed with.
