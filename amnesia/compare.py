@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import DEFAULT_LOADING, Loading, name_key
+from amnesia.domain import DEFAULT_LOADING, Loading, ModelRef, name_key
 from amnesia.edits import (
     Edit,
     EditSpec,
@@ -45,6 +45,7 @@ from amnesia.progress import Tracker
 from amnesia.report import document as report
 from amnesia.report.content import Tasks
 from amnesia.report.page import report_html
+from amnesia.servers.server import Server, connect
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
 from amnesia.stress.conclusion import conclude as conclude_stress
@@ -172,6 +173,45 @@ def _check_offload(loading: Loading, edited: ModelSource | None) -> None:
             f"{edited} is an adapter, which cannot be put on layers that --offload leaves on the disk: "
             "give the merged model, or drop --offload"
         )
+
+
+def assess_servers(original: str, edited: str | None, facts: FactSet, tracker: Tracker) -> Assessment:
+    """The same of models that servers have, by their addresses; nothing is kept for a second call.
+
+    Raises InputError when both addresses name one model, and what `servers.server.connect` raises.
+    """
+    first = connect(original)
+    second = None if edited is None else connect(edited)
+    if second is not None and second.engine == first.engine:
+        raise InputError(f"both addresses name {first.name} at {first.url}: give two models")
+    servers = [server for server in (first, second) if server is not None]
+    for server in servers:
+        tracker.notice(
+            f"{server.name} at {server.url}: answers to the same question differ by {server.spread:.4f} nats"
+        )
+    with tracker.task("asking the original model") as progress:
+        before = examine(first, facts.questions, facts.scoring, progress)
+    after = None
+    if second is not None:
+        with tracker.task("asking the edited model") as progress:
+            after = examine_after(second, before, progress)
+    evaluation = conclude(before, after)
+    document = report.report_json(
+        evaluation,
+        facts.entity,
+        ModelRef(first.name),
+        None if second is None else second.name,
+        further=list(dict.fromkeys(map(_trusted, servers))),
+    )
+    return Assessment(evaluation, document)
+
+
+def _trusted(server: Server) -> Finding:
+    return Finding(
+        "info",
+        f"{server.name} was asked through a server, whose log-probabilities passed the checks: two answers to the same "
+        f"question differed by {server.spread:.4f} nats at most.",
+    )
 
 
 def _check_wanted(edited: str | None, stress: object, sweep: bool, tasks: Sequence[str]) -> None:

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @click.argument("edited", required=False)
+@click.option("--server", help="In place of MODEL: address of an OpenAI-compatible server, URL or URL#MODEL.")
+@click.option("--server-edited", help="In place of EDITED: address of the server that has it.")
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Facts and controls of a recipe.")
 @popqa_option
 @click.option(
@@ -97,8 +99,10 @@ if TYPE_CHECKING:
 @on_device
 @as_json
 def evaluate(
-    model: str,
+    model: str | None,
     edited: str | None,
+    server: str | None,
+    server_edited: str | None,
     recipe_path: Path | None,
     popqa: str | None,
     entities: tuple[str, ...],
@@ -120,9 +124,15 @@ def evaluate(
 ) -> None:
     """Compare what MODEL and EDITED know of targets and controls. EDITED is any other model or adapter.
 
-    Without EDITED, what MODEL itself knows is measured.
+    Without EDITED, what MODEL itself knows is measured. Models on servers (vLLM, SGLang, llama.cpp) are asked as they
+    are served, for log-probabilities with the tokens of the server; AMNESIA_SERVER_KEY is the key that servers want.
     """
     _check_facts(recipe_path, popqa, entities)
+    if server is None:
+        if model is None or server_edited is not None:
+            raise InputError("give MODEL, or the server of the original with --server")
+    elif model is not None or stress or relearning or probes or sweep or tasks or offload:
+        raise InputError("a server is only asked: drop MODEL, EDITED and what tests or trains them, or --server")
     if steps and not relearning:
         raise InputError("--relearning-steps belongs to --relearning: add it")
     if probe_facts is not None and not probes:
@@ -145,20 +155,24 @@ def evaluate(
     if output is not None:
         compare.check_report(output, (model, edited), force=force)
     with contextlib.nullcontext() if output is None else measurement_cache.beside(output) as measurements:
-        result = compare.assess(
-            model,
-            edited,
-            facts,
-            terminal,
-            stress=StressSettings(stress_facts, stress_facts) if stress else None,
-            relearning=RelearningSettings(stress_facts, stress_facts, steps=wanted) if relearning else None,
-            probes=ProbeSettings(n_probed, n_probed) if probes else None,
-            sweep=sweep,
-            loading=loading,
-            measurements=measurements,
-            tasks=[] if tasks is None else [name.strip() for name in tasks.split(",")],
-            task_limit=task_limit,
-        )
+        if model is None:
+            assert server is not None, "one of the two was given"
+            result = compare.assess_servers(server, server_edited, facts, terminal)
+        else:
+            result = compare.assess(
+                model,
+                edited,
+                facts,
+                terminal,
+                stress=StressSettings(stress_facts, stress_facts) if stress else None,
+                relearning=RelearningSettings(stress_facts, stress_facts, steps=wanted) if relearning else None,
+                probes=ProbeSettings(n_probed, n_probed) if probes else None,
+                sweep=sweep,
+                loading=loading,
+                measurements=measurements,
+                tasks=[] if tasks is None else [name.strip() for name in tasks.split(",")],
+                task_limit=task_limit,
+            )
         if output is not None:
             compare.write_report(result.document, output, force=force)
     if json_output:

@@ -9,14 +9,14 @@ from amnesia.domain import Answer
 from amnesia.evaluation.ability import ability, right_choices
 from amnesia.evaluation.comparison import Evaluation, compare
 from amnesia.evaluation.damage import Impression, damage, impression, impression_after
-from amnesia.evaluation.measurement import KnownFact, known_facts, measure, write, written
+from amnesia.evaluation.measurement import Asked, KnownFact, known_facts, measure, write, written
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.facts.forms import with_messages
 from amnesia.facts.questions import Question
-from amnesia.live.model import LiveModel
 from amnesia.live.tokens import chat_format
 from amnesia.progress import Progress
 from amnesia.recipe import Scoring
+from amnesia.servers.server import Server
 
 
 @dataclass(frozen=True)
@@ -39,25 +39,26 @@ class Reexamination:
 
 
 def examine(
-    live: LiveModel,
+    live: Asked,
     questions: Sequence[Question],
     scoring: Scoring,
     progress: Progress | None = None,
     cache: MeasurementCache | None = None,
     notice: Callable[[str], None] = lambda line: None,
 ) -> Examination:
-    """Ask the original model; with a chat template, half of the questions as messages, too.
+    """Ask the original model; with a chat template, half of the questions as messages, too, unless a server has it.
 
     Answers are put into `cache`; texts, which take seconds, are read anew.
     """
     choices = right_choices(live, progress, cache)
-    asked = with_messages(questions, chat_format(live.tokenizer, notice))
+    chat = None if isinstance(live, Server) else chat_format(live.tokenizer, notice)
+    asked = with_messages(questions, chat)
     facts = answered(live, asked, scoring, progress, cache)
     return Examination(facts, impression(live, control_prompts(questions), progress), choices)
 
 
 def answered(
-    live: LiveModel,
+    live: Asked,
     questions: Sequence[Question],
     scoring: Scoring,
     progress: Progress | None = None,
@@ -81,7 +82,7 @@ def control_prompts(questions: Iterable[Question]) -> list[str]:
 
 
 def examine_after(
-    live: LiveModel, original: Examination, progress: Progress | None = None, cache: MeasurementCache | None = None
+    live: Asked, original: Examination, progress: Progress | None = None, cache: MeasurementCache | None = None
 ) -> Reexamination:
     """Ask the edited model the same."""
     choices = right_choices(live, progress, cache)
