@@ -94,11 +94,12 @@ def assess(
     _check_wanted(edited, trials, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
+    _check_offload(loading, other)
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
     swept_edits = edits_between(source, other) if sweep and other is not None else ()
     if manifest is not None:
         facts = _spared(facts, manifest, tracker)
-    live = load_source(source, loading, hooked=sweep)
+    live = load_source(source, loading, hooked=sweep, notice=tracker.notice)
     with tracker.task("asking the original model") as progress:
         before = examine(
             live, facts.questions, facts.scoring, progress, _cache(measurements, loading, source), tracker.notice
@@ -137,6 +138,14 @@ def assess(
         further=found.findings,
     )
     return Assessment(evaluation, document, found.stress, found.relearning, found.probes, task_scores)
+
+
+def _check_offload(loading: Loading, edited: ModelSource | None) -> None:
+    if loading.offload and edited and any((edited.folder / name).exists() for name in (CONFIG_NAME, LORA_NAME)):
+        raise InputError(
+            f"{edited} is an adapter, which cannot be put on layers that --offload leaves on the disk: "
+            "give the merged model, or drop --offload"
+        )
 
 
 def assess_servers(original: str, edited: str | None, facts: FactSet, tracker: Tracker) -> Assessment:

@@ -278,14 +278,13 @@ def localize(
             if output.with_suffix(suffix).exists():
                 raise InputError(f"{output.with_suffix(suffix)} exists, and no {output}: give another name with -o")
         figures.check_available()
-    from amnesia.live.loading import load_source
+    from amnesia.cli.experiment import load_model
     from amnesia.localization import cells
     from amnesia.report import document as report
     from amnesia.report import tables
-    from amnesia.sources.resolve import resolve
 
     terminal = Terminal()
-    live = load_source(resolve(model, notice=terminal.notice), loading, layers=span)
+    live = load_model(model, terminal, loading, span, whole=False)
     with terminal.task("localizing") as progress:
         result = cells.localize(
             live, entities, baseline=baseline, prompts=lines, aliases=aliases, layers=span, top=top, progress=progress
@@ -341,7 +340,7 @@ def extract(
         raise InputError(f"the recipes are for {', '.join(models)}: give recipes of one model, or the MODEL to take")
     terminal = Terminal()
     source = resolve(model or first.model, terminal.notice)
-    live = load_source(source, loading, layers=first.localization.layers)
+    live = load_source(source, loading, layers=first.localization.layers, notice=terminal.notice)
     if len(recipes) > 1:
         results = extraction.extract_all(live, recipes, terminal.task, cache_folder())
         document = {"entities": [report.extraction_json(result) for result in results]}
