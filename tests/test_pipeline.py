@@ -220,7 +220,11 @@ def test_what_cannot_be_written_is_noticed_before_the_work(tmp_path, model, live
     for text, output, message in (
         (recipe_text(live, model), tmp_path / "out", "--force"),
         (recipe_text(live, model), model / "out", "overlaps the source"),
-        (recipe_text(live, model, formats=("gguf",)), tmp_path / "new", r"format gguf needs a .gguf model"),
+        (
+            recipe_text(live, model, formats=("gguf",)),
+            tmp_path / "new",
+            r"formats gguf and gguf-lora need a .gguf model",
+        ),
         (recipe_text(live, model, edit="cells = [{ layer = 7, neuron = 1 }]"), tmp_path / "new", "layer 7 is out of"),
         (recipe_text(live, model, edit="cells = [{ layer = 0, neuron = 48 }]"), tmp_path / "new", "neuron 48 is out"),
         (recipe_text(live, "./missing"), tmp_path / "new", "does not exist"),

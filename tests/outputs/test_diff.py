@@ -72,6 +72,13 @@ def test_what_no_edit_explains_is_not_called_one(tmp_path):
     )
 
 
+def test_a_copy_in_another_type_is_no_edit(tmp_path):
+    model = save_tiny(tmp_path / "m")
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(tmp_path / "o")
+    found = diff(str(model), str(tmp_path / "o"))
+    assert found.edit is None and not any(row.scaled for row in found.tensors)
+
+
 def test_exit_codes_are_those_of_diff(tmp_path):
     model, out = edited(tmp_path, ColumnEdit(Cell(1, 4)))
     result = call("diff", model, model)
