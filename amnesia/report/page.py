@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from amnesia.evaluation.results import Aggregate
+from amnesia.plain_text import for_terminal
 from amnesia.report import charts, numbers, view
 from amnesia.report.charts import CONTROL, TARGET, Interval, Point, Series, Track
 from amnesia.report.content import Report, read_report
@@ -96,11 +97,17 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # What a model writes may hold signs that are no text; they are shown as on the terminal.
+        finalize=_shown,
     )
     environment.filters |= {
         name: getattr(numbers, name) for name in ("signed", "short", "positive", "share", "change", "flat")
     }
     return environment
+
+
+def _shown(value: Any) -> Any:
+    return for_terminal(value, lines=True) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _own_text(name: str) -> str:
