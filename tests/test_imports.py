@@ -25,7 +25,7 @@ FLOORS = (
     "choice experiments mining stress",
     "probes",
     "api report",
-    "compare hub pipeline",
+    "compare hub pipeline record",
     "cli",
     "__main__",
 )
@@ -45,6 +45,7 @@ NO_TORCH = (
     "facts",
     "outputs",
     "hub",
+    "record",
     "cli",
     "amnesia.report.page",
 )

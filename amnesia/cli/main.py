@@ -39,6 +39,7 @@ GROUPS = {
         "verify": "amnesia.cli.edit",
         "diff": "amnesia.cli.diff",
         "replay": "amnesia.cli.publish",
+        "record": "amnesia.cli.record",
     },
     "Publish": {
         "push": "amnesia.cli.publish",

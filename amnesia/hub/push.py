@@ -15,10 +15,10 @@ from typing import Any
 from amnesia.domain import ModelRef, is_gguf_name
 from amnesia.errors import CheckpointError, InputError, PublishError, SourceError
 from amnesia.files.disk import check_settled
-from amnesia.files.staging import MANIFEST_NAME
+from amnesia.files.staging import MANIFEST_NAME, REPORT_NAME
 from amnesia.hub.base import MAX_SMALL, find_base, licence_files, start_of
-from amnesia.hub.card import licence_notice, naming_duty
-from amnesia.hub.contents import Publication, prepare, secret_key
+from amnesia.hub.card import licence_notice, missed_bounds, naming_duty
+from amnesia.hub.contents import Publication, prepare, report_in, secret_key
 from amnesia.hub.upload import UploadPlan, commit_operations, is_ours, plan_upload
 from amnesia.outputs.proofs import outputs_in, prove
 from amnesia.plain_text import for_terminal
@@ -54,13 +54,15 @@ def push(
     branch: str | None = None,
     private_targets: bool = False,
     leave_out: bool = False,
+    allow_failed: bool = False,
     notice: Callable[[str], None] = lambda _: None,
 ) -> Published:
     """Publish the output in folder `output` as the repository `repo_id`, and check what has arrived.
 
     `base_name` is `repo_id[@revision]` of the base where the manifest knows only a path. Repeating a push that was
     interrupted sends only what is missing. Files of the folder that are no part of the output are refused, or with
-    `leave_out` not published. `notice` is told every file and its size before the first is sent.
+    `leave_out` not published; an output whose report says that bounds were missed is refused, unless `allow_failed`.
+    `notice` is told every file and its size before the first is sent.
 
     Raises VerificationError when the output is not what its manifest says, InputError and PublishError for what can be
     mended here, and SourceError when the Hub cannot be reached.
@@ -69,8 +71,13 @@ def push(
         raise InputError("a pull request is made against the main branch: drop --branch or --create-pr")
     folder = _the_output(output)
     prove(folder, with_others=leave_out)
-    _require_token()
     manifest = read_manifest(folder)
+    if not allow_failed and missed_bounds(report_in(folder, manifest)):
+        raise InputError(
+            f"{folder} missed the bounds of its recipe, as its {REPORT_NAME} says: choose another edit, or publish it "
+            "as it is with --allow-failed (in Python: allow_failed=True), which the card then says first"
+        )
+    _require_token()
     with _stating("nothing was published"):
         base = find_base(manifest, base_name, notice)
         # A `.gguf` file stands alone, and a folder may come from a place that had left the licence out.
