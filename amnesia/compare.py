@@ -10,30 +10,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import DEFAULT_LOADING, Cell, Loading, name_key
+from amnesia.domain import DEFAULT_LOADING, Loading, ModelRef, name_key
 from amnesia.edits import (
-    ColumnEdit,
-    DirectionEdit,
     Edit,
     EditSpec,
     EntityEdits,
     columns_of,
     edits_in,
-    join_cells,
-    join_directions,
 )
 from amnesia.errors import InputError
 from amnesia.evaluation import lm_eval
 from amnesia.evaluation.comparison import Evaluation
+from amnesia.evaluation.earlier import in_one
 from amnesia.evaluation.examination import conclude, examine, examine_after
 from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.evaluation.results import Finding
 from amnesia.evaluation.strength import sweep_strength
 from amnesia.facts.questions import FactSet
+from amnesia.files.companions import LORA_NAME
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_output, staged_output
 from amnesia.files.streams import RangeHash, hash_ranges
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.duet import Duet, Voice, changes_of
-from amnesia.live.loading import load, load_adapter, load_source, merge_adapter
+from amnesia.live.loading import load, load_adapter, load_lora, load_source, merge_adapter
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import chat_format
 from amnesia.probes.conclusion import conclude as conclude_probes
@@ -46,14 +45,16 @@ from amnesia.progress import Tracker
 from amnesia.report import document as report
 from amnesia.report.content import Tasks
 from amnesia.report.page import report_html
+from amnesia.servers.server import Server, connect
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
 from amnesia.stress.conclusion import conclude as conclude_stress
 from amnesia.stress.findings import stress_findings
-from amnesia.stress.results import Stress
-from amnesia.stress.settings import StressSettings
+from amnesia.stress.relearning import conclude_relearning, plan_relearning, retrain, retrain_peer
+from amnesia.stress.relearning_report import relearning_findings
+from amnesia.stress.results import Relearning, Stress
+from amnesia.stress.settings import RelearningSettings, StressSettings
 from amnesia.stress.trial import endure, prepare
-from amnesia.vector import Vector
 from amnesia.weights.adapter import CONFIG_NAME
 from amnesia.weights.checkpoint import EditedColumns, edited_columns
 from amnesia.weights.manifest import Manifest, version_of
@@ -68,6 +69,7 @@ class Assessment:
     evaluation: Evaluation
     document: dict[str, Any]
     stress: Stress | None = None
+    relearning: Relearning | None = None
     probes: Probes | None = None
     tasks: Tasks | None = None
 
@@ -79,6 +81,7 @@ def assess(
     tracker: Tracker,
     *,
     stress: StressSettings | None = None,
+    relearning: RelearningSettings | None = None,
     probes: ProbeSettings | None = None,
     sweep: bool = False,
     loading: Loading = DEFAULT_LOADING,
@@ -88,14 +91,15 @@ def assess(
 ) -> Assessment:
     """Ask both models about the facts; without `edited`, say what `model` knows.
 
-    `edited` may also be the folder of a PEFT adapter for `model`. With `stress`, both also go through attacks,
-    quantization and training; with `probes`, they are also asked in other ways. With `sweep`, the edit is made weaker
-    and stronger, for which its manifest must be there. Answers to the questions are kept in the file `measurements`,
-    from which a second call takes what is there. `tasks` are those of the lm-eval harness, on `task_limit` documents
-    each. Raises InputError for stress or a sweep without `edited`, for a sweep without a manifest, and for tasks
-    without the harness; LayoutError for a sweep of experts.
+    `edited` may also be the folder of an adapter for `model`, of PEFT or of llama.cpp. With `stress`, both also go
+    through attacks and quantization; with `relearning`, both are fine-tuned, beside the original after LoRA unlearning;
+    with `probes`, they are also asked in other ways. With `sweep`, the edit is made weaker and stronger, for which its
+    manifest must be there. Answers to the questions are kept in the file `measurements`, from which a second call takes
+    what is there. `tasks` are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for
+    stress, relearning or a sweep without `edited`, for a sweep without a manifest, and for tasks without the harness;
+    LayoutError for a sweep of experts.
     """
-    _check_wanted(edited, stress, sweep, tasks)
+    _check_wanted(edited, stress or relearning, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
@@ -111,10 +115,13 @@ def assess(
     if stress is not None:
         plan = prepare(live, before.facts, facts.translations, stress, tracker.task, chat)
         original = endure(live, plan, "original", tracker.task)
+    if relearning is not None:
+        training = plan_relearning(live, before.facts, relearning, tracker, chat)
+        trained = retrain(live, training, "original", tracker), retrain_peer(live, training, tracker)
     if probes is not None:
         probe_plan = prepare_probes(before.facts, facts.translations, probes, chat)
         probed = [probe(live, probe_plan, "original", tracker.task)]
-    after = endured = swept = found = None
+    after = endured = relearned = swept = found = None
     if sweep:
         with tracker.task("weaker and stronger edits") as progress:
             swept = sweep_strength(live, before.facts, swept_edits, progress=progress)
@@ -127,9 +134,12 @@ def assess(
         scores.append(_task_scores(live, tasks, task_limit, tracker))
         if probes is not None:
             probed.append(probe(live, probe_plan, "edited", tracker.task))
-        if stress is not None:
+        if stress or relearning:
             merge_adapter(live)
+        if stress is not None:
             endured = conclude_stress(plan, original, endure(live, plan, "edited", tracker.task))
+        if relearning is not None:
+            relearned = conclude_relearning(training, *trained, retrain(live, training, "edited", tracker))
     evaluation = conclude(before, after)
     if probes is not None:
         found = conclude_probes(probe_plan, probed[0], probed[1] if other is not None else None)
@@ -140,18 +150,64 @@ def assess(
         source.ref,
         None if other is None else name_of(other),
         changed=manifest,
-        sections={"lm_eval": task_scores, "stress": endured, "probes": found, "sweep": swept},
+        sections={
+            "lm_eval": task_scores,
+            "stress": endured,
+            "relearning": relearned,
+            "probes": found,
+            "sweep": swept,
+        },
         further=(
             *(() if endured is None else stress_findings(endured, facts.entity)),
+            *(() if relearned is None else relearning_findings(relearned, facts.entity)),
             *(() if found is None else probe_findings(found, facts.entity)),
         ),
     )
-    return Assessment(evaluation, document, endured, found, task_scores)
+    return Assessment(evaluation, document, endured, relearned, found, task_scores)
 
 
-def _check_wanted(edited: str | None, stress: StressSettings | None, sweep: bool, tasks: Sequence[str]) -> None:
+def assess_servers(original: str, edited: str | None, facts: FactSet, tracker: Tracker) -> Assessment:
+    """The same of models that servers have, by their addresses; nothing is kept for a second call.
+
+    Raises InputError when both addresses name one model, and what `servers.server.connect` raises.
+    """
+    first = connect(original)
+    second = None if edited is None else connect(edited)
+    if second is not None and second.engine == first.engine:
+        raise InputError(f"both addresses name {first.name} at {first.url}: give two models")
+    servers = [server for server in (first, second) if server is not None]
+    for server in servers:
+        tracker.notice(
+            f"{server.name} at {server.url}: answers to the same question differ by {server.spread:.4f} nats"
+        )
+    with tracker.task("asking the original model") as progress:
+        before = examine(first, facts.questions, facts.scoring, progress)
+    after = None
+    if second is not None:
+        with tracker.task("asking the edited model") as progress:
+            after = examine_after(second, before, progress)
+    evaluation = conclude(before, after)
+    document = report.report_json(
+        evaluation,
+        facts.entity,
+        ModelRef(first.name),
+        None if second is None else second.name,
+        further=list(dict.fromkeys(map(_trusted, servers))),
+    )
+    return Assessment(evaluation, document)
+
+
+def _trusted(server: Server) -> Finding:
+    return Finding(
+        "info",
+        f"{server.name} was asked through a server, whose log-probabilities passed the checks: two answers to the same "
+        f"question differed by {server.spread:.4f} nats at most.",
+    )
+
+
+def _check_wanted(edited: str | None, stress: object, sweep: bool, tasks: Sequence[str]) -> None:
     if stress is not None and edited is None:
-        raise InputError("stress tests compare two models: give EDITED too")
+        raise InputError("stress tests and relearning compare two models: give EDITED too")
     if sweep and edited is None:
         raise InputError("a sweep leads from one model to the other: give EDITED too")
     if tasks:
@@ -174,6 +230,8 @@ def load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> L
     """The edited model, or the original with the adapter whose folder `edited` is."""
     if (edited.folder / CONFIG_NAME).exists():
         return load_adapter(source.folder, edited.folder, str(edited), loading)
+    if (edited.folder / LORA_NAME).exists():
+        return load_lora(source.folder, edited.folder / LORA_NAME, str(edited), loading)
     return load(edited.folder, str(edited), loading)
 
 
@@ -194,7 +252,7 @@ def edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
     n_own = len(steps) - len(earlier)
     if n_own < 1 or steps[n_own:] != earlier:
         raise InputError(f"{edited} was not made of {model}, which has edits of its own: give the model it was made of")
-    return _in_one(steps[n_own - 1 :: -1])
+    return in_one(steps[n_own - 1 :: -1])
 
 
 def open_duet(
@@ -252,26 +310,6 @@ def _check_made_of(model: ModelSource, edited: ModelSource, columns: Sequence[Ed
                 f"{edited} was made of {first.base.ref}, whose {row.name} is not that of {model}: give the model that "
                 "it was made of"
             )
-
-
-def _in_one(steps: Sequence[Sequence[EntityEdits]]) -> tuple[Edit, ...]:
-    """Edits made on top of each other, oldest first, as one edit of the same effect.
-
-    Within an edit columns are scaled before directions are added, so a cell that a later one scales also scales what
-    earlier directions have added there.
-    """
-    directions: list[DirectionEdit] = []
-    for groups in steps:
-        cells = join_cells(groups, allow_overlap=True)
-        directions = [_scaled(edit, cells) for edit in directions]
-        directions += [edit for found in join_directions(groups).values() for edit in found]
-    total = join_cells([group for groups in steps for group in groups], allow_overlap=True)
-    return (*(ColumnEdit(cell, multiplier) for cell, multiplier in total.items()), *directions)
-
-
-def _scaled(edit: DirectionEdit, cells: Mapping[Cell, float]) -> DirectionEdit:
-    factors = [cells.get(Cell(edit.layer, column), 1.0) for column in edit.columns]
-    return replace(edit, read=Vector.of([u * factor for u, factor in zip(edit.read.array, factors, strict=True)]))
 
 
 def _task_scores(

@@ -20,8 +20,12 @@ Split = Literal["search", "held_out"]
 SPLITS: tuple[Split, ...] = ("search", "held_out")
 Neighborhood = Literal["shared_name", "related", "same_relation", "same_type", "unrelated"]
 NEIGHBORHOODS: tuple[Neighborhood, ...] = ("shared_name", "related", "same_relation", "same_type", "unrelated")
-Format = Literal["safetensors", "adapter", "gguf"]
-FORMATS: tuple[Format, ...] = ("safetensors", "adapter", "gguf")
+Format = Literal["safetensors", "adapter", "gguf", "gguf-lora"]
+FORMATS: tuple[Format, ...] = ("safetensors", "adapter", "gguf", "gguf-lora")
+# Formats that are put on the base, of which nothing is copied: to take them back is not to load them.
+ADAPTERS: tuple[Format, ...] = ("adapter", "gguf-lora")
+# Formats that are made of a `.gguf` file and read nothing else.
+OF_GGUF: tuple[Format, ...] = ("gguf", "gguf-lora")
 # Types in which a GGUF can store the tensors that get a direction, if not in their own.
 WIDER_TYPES: tuple[str, ...] = ("f16", "bf16", "f32", "q8_0")
 

@@ -33,7 +33,7 @@ settings.load_profile("fixed")
 
 
 # Tests that run only where `-m` names their marker.
-OPT_IN = ("exhaustive", "llamacpp")
+OPT_IN = ("exhaustive", "runtimes")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -59,7 +59,7 @@ def pytest_runtest_setup(item):
     A hook comes before the fixtures of modules, too.
     """
     cache = own_cache.name
-    if item.get_closest_marker("real") or item.get_closest_marker("llamacpp"):
+    if item.get_closest_marker("real") or item.get_closest_marker("runtimes"):
         cache = users_cache
     if cache is None:
         os.environ.pop("AMNESIA_CACHE", None)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
 
 from amnesia.cli.main import main
 from amnesia.compare import assess, check_report
@@ -18,8 +19,9 @@ from amnesia.pipeline import run
 from amnesia.recipe_file import parse_recipe
 from support.commands import done
 from support.reports import check_report_json
+from support.tiny_gguf import llama_gguf
 from support.tiny_recipe import recipe_text
-from support.tiny_text import save_tiny_live
+from support.tiny_text import save_tiny_live, tiny_tokenizer
 from support.tracker import Silent
 
 FORMATS = ("safetensors", "adapter")
@@ -48,6 +50,20 @@ def test_what_was_saved_is_evaluated_as_in_the_run(tmp_path, model, recipe, fact
         check_report_json(found.document)
         assert found.document["edited"] == name
         assert found.document["changed"] == result.reports[name]["changed"]
+
+
+def test_a_lora_file_of_llama_cpp_is_evaluated_as_what_it_makes_of_its_gguf(tmp_path, model):
+    gguf = llama_gguf(tmp_path / "m.gguf", AutoModelForCausalLM.from_pretrained(model), tokenizer=tiny_tokenizer())
+    recipe = parse_recipe(recipe_text(load(model, "m"), gguf, formats=("safetensors", "gguf-lora")))
+    result = run(recipe, tmp_path / "out", Silent())
+    found = assess(str(gguf), str(tmp_path / "out" / "gguf-lora"), facts_of_recipe(recipe), Silent())
+    assert found.evaluation == result.evaluations["gguf-lora"]
+    assert found.document["edited"] == "gguf-lora"
+    whole, lora = (
+        [row.after.logprob for row in result.evaluations[name].prompts] for name in ("safetensors", "gguf-lora")
+    )
+    assert lora == pytest.approx(whole, abs=1e-4)
+    assert whole != [row.before.logprob for row in found.evaluation.prompts]
 
 
 def test_a_sweep_passes_through_both_models(tmp_path, model, recipe, facts):

@@ -9,6 +9,7 @@ from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, check_known, plainly_asked, scores_of
 from amnesia.live.forward import answer_logprobs
 from amnesia.live.model import LiveModel
+from amnesia.recipe import Recipe
 
 KnownFacts = tuple[KnownFact, ...]
 
@@ -28,6 +29,11 @@ def select_known(facts: Sequence[KnownFact]) -> tuple[KnownFacts, KnownFacts]:
             "the model knows none of the search controls: add facts about others that it answers correctly"
         )
     return targets, controls
+
+
+def reserved_names(recipe: Recipe) -> list[str]:
+    """The entities of the held-out controls: all that the choice learns of them, in order to keep away from them."""
+    return sorted({fact.entity for fact in recipe.controls if fact.split == "held_out"})
 
 
 def mean_score(live: LiveModel, facts: KnownFacts) -> float:

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from amnesia.evaluation.measurement import measure
+from amnesia.evaluation.measurement import Asked, measure
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.results import Ability, AbilityField
 from amnesia.evaluation.scores import mean_interval
 from amnesia.facts.ability import N_OPTIONS, ChoiceQuestion, ability_questions
-from amnesia.live.model import LiveModel
 from amnesia.progress import Progress
 
 
 def right_choices(
-    live: LiveModel, progress: Progress | None = None, cache: MeasurementCache | None = None
+    live: Asked, progress: Progress | None = None, cache: MeasurementCache | None = None
 ) -> tuple[bool, ...]:
     """Whether the model chooses the right option of each question of the package, in their order."""
     found = measure(

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from amnesia.domain import Answer
 from amnesia.evaluation.ability import ability, right_choices
 from amnesia.evaluation.comparison import Evaluation, compare
 from amnesia.evaluation.damage import Impression, damage, impression, impression_after
-from amnesia.evaluation.measurement import KnownFact, known_facts, measure, write, written
+from amnesia.evaluation.measurement import Asked, KnownFact, known_facts, measure, write, written
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.facts.forms import with_messages
 from amnesia.facts.questions import Question
-from amnesia.live.model import LiveModel
 from amnesia.live.tokens import chat_format
 from amnesia.progress import Progress
 from amnesia.recipe import Scoring
+from amnesia.servers.server import Server
 
 
 @dataclass(frozen=True)
@@ -39,32 +39,50 @@ class Reexamination:
 
 
 def examine(
-    live: LiveModel,
+    live: Asked,
     questions: Sequence[Question],
     scoring: Scoring,
     progress: Progress | None = None,
     cache: MeasurementCache | None = None,
     notice: Callable[[str], None] = lambda line: None,
 ) -> Examination:
-    """Ask the original model; with a chat template, half of the questions as messages, too.
+    """Ask the original model; with a chat template, half of the questions as messages, too, unless a server has it.
 
-    It writes only where it knows the fact, because nothing else is scored. Answers are put into `cache`; texts, which
-    take seconds, are read anew.
+    Answers are put into `cache`; texts, which take seconds, are read anew.
     """
     choices = right_choices(live, progress, cache)
-    asked = with_messages(questions, chat_format(live.tokenizer, notice))
-    facts = known_facts(live, asked, scoring, progress, cache)
+    chat = None if isinstance(live, Server) else chat_format(live.tokenizer, notice)
+    asked = with_messages(questions, chat)
+    facts = answered(live, asked, scoring, progress, cache)
+    return Examination(facts, impression(live, control_prompts(questions), progress), choices)
+
+
+def answered(
+    live: Asked,
+    questions: Sequence[Question],
+    scoring: Scoring,
+    progress: Progress | None = None,
+    cache: MeasurementCache | None = None,
+) -> tuple[KnownFact, ...]:
+    """What the original model knows of the questions, in their order, with what it writes after those that it knows.
+
+    Nothing else is scored, so that it writes nothing else.
+    """
+    facts = known_facts(live, questions, scoring, progress, cache)
     texts = write(live, [fact.prompt for fact in facts if not fact.excluded], progress, cache)
-    facts = tuple(
+    return tuple(
         fact if fact.excluded else replace(fact, before=written(fact.before, fact.question.fact, texts[fact.prompt]))
         for fact in facts
     )
-    prompts = [question.fact.text() for question in questions if question.role == "control"]
-    return Examination(facts, impression(live, prompts, progress), choices)
+
+
+def control_prompts(questions: Iterable[Question]) -> list[str]:
+    """The prompts about others, after which the divergence is measured."""
+    return [question.fact.text() for question in questions if question.role == "control"]
 
 
 def examine_after(
-    live: LiveModel, original: Examination, progress: Progress | None = None, cache: MeasurementCache | None = None
+    live: Asked, original: Examination, progress: Progress | None = None, cache: MeasurementCache | None = None
 ) -> Reexamination:
     """Ask the edited model the same."""
     choices = right_choices(live, progress, cache)

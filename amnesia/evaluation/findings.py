@@ -161,7 +161,7 @@ def _damage(evaluation: Evaluation) -> Iterator[Finding]:
             f"What is written about others changes: {harm.kl_controls.mean:.2f} nats per token away from the original.",
         )
     if harm.texts and all(row.kl is None for row in harm.texts):
-        yield Finding("info", "The two models have different tokens, so the divergence between them is not defined.")
+        yield Finding("info", "No divergence between the models: their tokens are not the same, or a server has them.")
     able = harm.ability
     if able is not None and able.change.high < 0:
         bad = True

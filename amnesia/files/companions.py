@@ -22,6 +22,8 @@ MODELFILE_NAME = "Modelfile"
 README_NAME = "README.md"
 _WRITTEN = (MANIFEST_NAME, UNDO_NAME, REPORT_NAME, PAGE_NAME, MODELFILE_NAME, README_NAME)
 ADAPTER_NAMES = ("adapter_config.json", "adapter_model.safetensors")
+# The LoRA file of llama.cpp.
+LORA_NAME = "lora.gguf"
 # Licences and what goes with them, by their names in lower case.
 _LEGAL = ("license*", "licence*", "notice*", "use_policy*", "copying*")
 # Text that transformers, vLLM and others read beside the weights, and that people read on the Hub.

@@ -13,10 +13,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from amnesia.architectures import check_range, no_hooks
+from amnesia.architectures import GUESSED
 from amnesia.domain import DEFAULT_LOADING, Format, Loading
-from amnesia.errors import InputError, LayoutError, NumericalError, library_errors_as
-from amnesia.live.model import LiveModel, freeze, wrap
+from amnesia.errors import CheckpointError, InputError, LayoutError, NumericalError, library_errors_as
+from amnesia.files.companions import LORA_NAME
+from amnesia.live.model import LiveModel, check_range, freeze, no_hooks, weight_of, wrap
+from amnesia.live.proving import prove_layout
 from amnesia.live.tokens import Tokenizer
 from amnesia.sources.conversion import convert_gguf
 from amnesia.sources.opening import open_adapter, open_config, open_model, open_tokenizer, shown
@@ -46,7 +48,10 @@ def load(folder: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveMod
         with library_errors_as(InputError, f"device {chosen!r} cannot be used", "choose another, for example cpu"):
             model = model.to(chosen)
     check_finite(model, name)
-    return wrap(freeze(model), cast(Tokenizer, tokenizer), name)
+    live = wrap(freeze(model), cast(Tokenizer, tokenizer), name)
+    if live.shape.layout.model_type in GUESSED:
+        prove_layout(live)
+    return live
 
 
 def check_dtype(name: str) -> None:
@@ -64,6 +69,26 @@ def load_adapter(base: Path, adapter: Path, name: str, loading: Loading = DEFAUL
     model = open_adapter(live.model, adapter)
     check_finite(model, name)
     return wrap(freeze(model), live.tokenizer, name)
+
+
+def load_lora(base: Path, lora: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveModel:
+    """Load a base model and add to its weights what a LoRA file of llama.cpp that this package wrote holds for them.
+
+    Raises what `load` and `read_factors` raise, and CheckpointError when the factors do not fit the model.
+    """
+    from amnesia.weights.gguf.lora import read_factors
+
+    live = load(base, name, loading)
+    for layer, (a, b) in read_factors(lora).items():
+        fits = layer < live.shape.n_layers and (b.shape[0], a.shape[1]) == (live.shape.d_model, live.shape.width(layer))
+        if not fits:
+            raise CheckpointError(f"{lora} has factors for layer {layer} that do not fit {name}: give its own base")
+        weight = weight_of(live.out_proj(layer))
+        delta = torch.from_numpy(b @ a).to(weight.device)
+        with torch.no_grad():
+            weight.copy_(weight.float() + (delta if live.shape.layout.neuron_axis else delta.T))
+    check_finite(live.model, name)
+    return live
 
 
 def merge_adapter(live: LiveModel) -> None:
@@ -134,6 +159,8 @@ def loaded(name: Format, source: ModelSource, folder: Path, loading: Loading = D
         yield load(folder, str(folder), loading)
     elif name == "adapter":
         yield load_adapter(source.folder, folder, str(folder), loading)
+    elif name == "gguf-lora":
+        yield load_lora(source.folder, folder / LORA_NAME, str(folder), loading)
     else:
         with TemporaryDirectory(prefix="amnesia-") as scratch:
             convert_gguf(folder / source.require_gguf().name, Path(scratch))

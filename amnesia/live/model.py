@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from amnesia.architectures import MlpShape, find_shape, no_hooks
+from amnesia.architectures import MlpShape, find_shape
 from amnesia.edits import DirectionEdit, Edit, check_edits, columns_of, directions_of
 from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.live.tokens import Tokenizer
@@ -100,6 +100,22 @@ class LiveModel:
                 "that attention writes can be replaced; this experiment needs another model"
             )
         return found[0]
+
+
+def check_range(layers: tuple[int, int], n_layers: int, name: str) -> None:
+    """Raises InputError when layers, the first and the last, are not all in the model called `name`."""
+    low, high = layers
+    if not 0 <= low <= high < n_layers:
+        raise InputError(f"layers {low}-{high} are out of range: {name} has layers 0–{n_layers - 1}; choose from these")
+
+
+def no_hooks(name: str) -> str:
+    """Why the activations of a mixture of experts cannot be seen or changed, and what can be done instead."""
+    return (
+        f"{name} is a mixture of experts, which transformers fuses in memory so that no single one can be watched: its "
+        "cells cannot be searched, nor the experiments done; `amnesia edit` writes an edit of known cells "
+        "(LAYER:EXPERT:NEURON), and `amnesia evaluate` measures it"
+    )
 
 
 def weight_of(module: nn.Module) -> nn.Parameter:

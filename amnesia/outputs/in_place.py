@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from amnesia.domain import Format, is_gguf_name
+from amnesia.domain import ADAPTERS, Format, is_gguf_name
 from amnesia.edits import EditSpec
 from amnesia.errors import InputError, OutputError
 from amnesia.files.cache import cache_folder
@@ -69,7 +69,7 @@ def undo_in_place(folder: Path) -> Manifest:
     with locked(folder):
         settle(folder)
         manifest = read_manifest(folder)
-        if manifest.format == "adapter":
+        if manifest.format in ADAPTERS:
             raise InputError(f"{folder} is an adapter, the base model was never changed: to undo it, do not load it")
         if manifest.tensor_type is not None:
             raise InputError(f"{folder} holds tensors of another size than before: take the edit back with -o FOLDER")

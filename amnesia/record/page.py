@@ -12,7 +12,7 @@ from amnesia.evaluation.results import Estimate, Finding
 from amnesia.record.content import Record, Tested, Way
 from amnesia.record.request import Field
 from amnesia.report.numbers import share, signed
-from amnesia.report.page import page_of
+from amnesia.report.page import render
 from amnesia.report.view import LEVELS, count
 
 _LABELS = {
@@ -33,7 +33,7 @@ _WAYS: dict[Way, str] = {
 
 def record_html(record: Record) -> str:
     """The page of a record; the same record always gives the same page."""
-    return page_of("record.html", "record.css", record=record, view=View(record), levels=LEVELS)
+    return render("record.html", "record.css", record=record, view=View(record), levels=LEVELS)
 
 
 class View:

@@ -15,7 +15,7 @@ from amnesia.evaluation.results import Aggregate, AnswerSummary, Damage, Finding
 from amnesia.files.strict_json import StrictJson
 from amnesia.files.typed_json import TypedJson
 from amnesia.probes.results import Probes
-from amnesia.stress.results import Stress
+from amnesia.stress.results import Relearning, Stress
 from amnesia.weights.edit_rows import read_edit
 
 FORMAT_VERSION = 3
@@ -116,6 +116,7 @@ class Report:
     changed: Changed | None = None
     lm_eval: Tasks | None = None
     stress: Stress | None = None
+    relearning: Relearning | None = None
     probes: Probes | None = None
     sweep: StrengthSweep | None = None
 

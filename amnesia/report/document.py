@@ -17,7 +17,7 @@ from amnesia.files.typed_json import plain
 from amnesia.localization.results import Localization
 from amnesia.probes.results import Probes
 from amnesia.report.content import FORMAT_VERSION, Tasks, TaskValue
-from amnesia.stress.results import Stress
+from amnesia.stress.results import Relearning, Stress
 from amnesia.weights.edit_rows import edit_json
 from amnesia.weights.manifest import Manifest, version_of
 
@@ -94,7 +94,7 @@ def report_json(
     accepted: bool | None = None,
     extraction: Extraction | None = None,
     changed: Manifest | None = None,
-    sections: Mapping[str, Tasks | Stress | Probes | StrengthSweep | None] | None = None,
+    sections: Mapping[str, Tasks | Stress | Relearning | Probes | StrengthSweep | None] | None = None,
     further: Sequence[Finding] = (),
 ) -> dict[str, Any]:
     """The content of `report.json`, which `report.schema.json` describes.

@@ -13,7 +13,7 @@ from amnesia.probes.findings import probe_name as probe_name
 from amnesia.probes.results import Probe, ProbeScore
 from amnesia.report.content import Direction, Report, ShownEdit
 from amnesia.report.numbers import change, flat, positive, share, signed, token_name
-from amnesia.stress.results import RelearningResult, StressScore
+from amnesia.stress.results import TRAINED_MODELS, TRAINED_ON, RelearningResult, StressScore, by_training
 
 MAX_TARGETS = 300
 """Rows about the target in one table; `report.json` has all."""
@@ -237,35 +237,30 @@ def attack_rows(rows: Sequence[StressScore], subjects: Sequence[tuple[str, str]]
     return [found.get(subject) for subject in subjects]
 
 
-def training_text(text: str) -> str:
-    """What a model was trained on, as part of a sentence."""
-    return "unrelated text" if text == "unrelated" else text
+def training_name(run: RelearningResult) -> str:
+    """On what a model was trained, and in which way."""
+    return f"{run.text}, {run.way}"
 
 
-def relearning_by_text(runs: Sequence[RelearningResult]) -> dict[str, list[RelearningResult]]:
-    """The runs of relearning by the text that was trained on, in the order of the report."""
-    texts: dict[str, list[RelearningResult]] = {}
-    for run in runs:
-        texts.setdefault(training_text(run.text), []).append(run)
-    return texts
+def trained_model(model: str) -> str:
+    """Which model was trained."""
+    return TRAINED_MODELS[model] if model == "unlearned" else f"{model} model"
 
 
 def relearned(report: Report) -> Iterator[str]:
     """What training brought back, in sentences."""
-    entity = entity_of(report)
-    for text, runs in relearning_by_text(() if report.stress is None else report.stress.relearning).items():
-        ends = []
-        for run in runs:
-            if run.model == "edited" and run.steps:
-                first, last = (signed(run.steps[place].knowledge_score.mean) for place in (0, -1))
-                ends.append(f"{first} to {last} for {_whom(run.subject, entity)}")
-        if ends:
-            steps = count(max(run.steps[-1].step for run in runs if run.steps), "step")
-            yield f"{steps} of training on {text} took the edited model's knowledge score from {', from '.join(ends)}."
-
-
-def _whom(subject: str, entity: str) -> str:
-    return "a never-known name" if subject == "never_known" else subject_name(subject, entity)
+    if report.relearning is None:
+        return
+    for (text, way), runs in by_training(report.relearning).items():
+        run = runs.get(("edited", "entity"))
+        if run is None:
+            continue
+        first, last = (signed(run.steps[place].knowledge_score.mean) for place in (0, -1))
+        steps = count(run.steps[-1].step, "step")
+        yield (
+            f"{steps} of fine-tuning ({way}) on {TRAINED_ON.get(text, text)} took the edited model's knowledge score "
+            f"of {entity_of(report)} from {first} to {last}."
+        )
 
 
 def sections(report: Report) -> dict[str, str]:
@@ -280,6 +275,7 @@ def sections(report: Report) -> dict[str, str]:
         "damage": ("Other texts" if alone else "Damage to other texts", True),
         "attacks": ("Can it be brought back?", report.stress is not None),
         "probes": ("Does anything still show?", report.probes is not None),
+        "relearning": ("Does training bring it back?", report.relearning is not None),
         "sweep": ("Weaker and stronger edits", report.sweep is not None and bool(report.sweep.curves)),
         "changes": ("What was changed", report.changed is not None),
         "facts": ("Every fact in numbers", has_facts),

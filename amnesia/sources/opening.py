@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
+from amnesia.architectures import LAYOUTS
 from amnesia.errors import (
     CheckpointError,
     InputError,
@@ -211,10 +212,11 @@ def _needless(settings: dict[str, Any], build: Callable[[dict[str, Any]], object
 
 
 def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
-    """The Auto class for a configuration: of causal language models, else of models that take images, too."""
+    """The Auto class for a configuration: of models that take images, too, or of causal language models."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    causal = type(config) in AutoModelForCausalLM._model_mapping
+    row = LAYOUTS.get(config.model_type)
+    causal = type(config) in AutoModelForCausalLM._model_mapping and not (row is not None and row.takes_images)
     return AutoModelForCausalLM if causal else AutoModelForImageTextToText
 
 

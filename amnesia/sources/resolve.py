@@ -20,6 +20,7 @@ from amnesia.errors import CheckpointError, InputError, SourceError
 from amnesia.files.companions import (
     ADAPTER_NAMES,
     BASE_FOLDER,
+    LORA_NAME,
     MANIFEST_NAME,
     PAGE_NAME,
     PATTERNS,
@@ -74,6 +75,8 @@ def resolve(
     if path.is_dir():
         check_settled(path)
         check_plain(path)
+        if (path / LORA_NAME).is_file():
+            return ModelSource(path, ModelRef(spec))
         inner = (found for pattern in ("*/config.json", "*/*/config.json") for found in path.glob(pattern))
         check_weights([item.relative_to(path).as_posix() for item in (*path.iterdir(), *inner)], spec)
         return ModelSource(path, ModelRef(spec))

@@ -23,6 +23,7 @@ from amnesia.files.lfs import check_no_pointer
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided
 from amnesia.files.strict_json import StrictJson, shown
+from amnesia.guessing import ASKED, guess
 from amnesia.progress import Progress, ignore_progress, whole
 from amnesia.weights.consistency import check_layers, check_numbers
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
@@ -94,6 +95,9 @@ def open_source(folder: Path) -> CheckpointSource:
     if not {"config.json", SINGLE_FILE, INDEX_FILE} & {*files}:
         raise CheckpointError(no_weights(str(folder), files))
     config = _read_config(folder)
+    if ASKED.get():
+        headers = read_weight_files(folder).headers.values()
+        guess(config, {row.name: row.shape for header in headers for row in header.tensors.values()}, str(folder))
     expected = configured(config)  # Refuses what it must before a header is read.
     weights = read_weight_files(folder)
     check_headers(str(folder), expected, weights)

@@ -249,7 +249,8 @@ def test_run_needs_a_recipe_or_a_model_and_an_entity(model, recipe, tmp_path):
     out = tmp_path / "out"
     assert "give a RECIPE, or --model and --entity" in refused("run", "-o", out)
     assert "give a RECIPE, or --model and --entity" in refused("run", "--model", model, "-o", out)
-    assert "RECIPE names the model and the facts itself" in refused("run", recipe, "--model", model, "-o", out)
+    assert "RECIPE names the facts itself" in refused("run", recipe, "--alias", "Nippon", "-o", out)
+    assert "model 'no/such/model' does not exist" in refused("run", recipe, "--model", "no/such/model", "-o", out)
     table = ("--popqa", tmp_path / "x.tsv")
     assert "x.tsv cannot be read" in refused("run", "--model", model, "--entity", "Japan", *table, "-o", out)
     assert "x.tsv cannot be read" in refused("mine", model, "Japan", *table, "-o", tmp_path / "my.toml")

@@ -17,7 +17,7 @@ from amnesia.choice.shown import BINS, answers_of
 from amnesia.directions.keys import name_keys, token_texts, wordings
 from amnesia.directions.moments import MomentSettings, _vocabulary, early_layers, moments_of
 from amnesia.directions.response import response_of
-from amnesia.directions.solve import read_outs, supports
+from amnesia.directions.solve import apart, read_outs, supports
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError
@@ -55,6 +55,21 @@ def kept(live, tmp_path_factory):
 
 
 class TestReadOuts:
+    def test_keys_of_other_groups_get_no_answer_and_bystanders_the_least(self):
+        """The oracle solves the equations of Lagrange for each read-out: least uᵀCu where the keys are answered so."""
+        c, keys = spd(12), torch.randn(12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        groups = ["a", "b", "a", "c"]
+        for place, found in enumerate(apart(c, keys, groups)):
+            chosen = [other for other in range(4) if other == place or groups[other] != groups[place]]
+            k, n = keys[:, chosen], len(chosen)
+            whole = torch.cat([torch.cat([2 * c, k], 1), torch.cat([k.T, torch.zeros(n, n)], 1)])
+            wanted = torch.tensor([float(other == place) for other in chosen], dtype=torch.float64)
+            u = torch.linalg.solve(whole, torch.cat([torch.zeros(12, dtype=torch.float64), wanted]))[:12]
+            torch.testing.assert_close(found.u, u)
+            assert found.leak == pytest.approx((u @ c @ u).item())
+        with pytest.raises(torch.linalg.LinAlgError):
+            apart(c, keys[:, [0, 0]], ["a", "b"])
+
     def test_answers_one_at_the_key_and_least_elsewhere(self):
         c, k = spd(12), torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         (found,) = read_outs(c, [k])

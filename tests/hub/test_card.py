@@ -6,7 +6,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from amnesia.domain import Cell, ModelRef
+from amnesia.domain import FORMATS, Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits, Place
 from amnesia.errors import InputError
 from amnesia.hub.card import BaseCard, licence_notice, model_card, naming_duty
@@ -35,11 +35,11 @@ def metadata(card):
     return yaml.safe_load(card[4:].split("\n---\n", 1)[0])
 
 
-@pytest.mark.parametrize("name", ["safetensors", "adapter", "gguf"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_metadata_is_read_back(name):
     base = BaseCard(ModelRef("org/base", "a" * 40), "other", "my licence: v2", "LICENSE", ("en", "no"))
     found = metadata(model_card(dataclasses.replace(MANIFEST, format=name), base, "ada/m", None, weights=["m.gguf"]))
-    relation = {"safetensors": "finetune", "adapter": "adapter", "gguf": "quantized"}[name]
+    relation = {"safetensors": "finetune", "adapter": "adapter", "gguf": "quantized", "gguf-lora": "adapter"}[name]
     assert (found["base_model"], found["base_model_relation"]) == ("org/base", relation)
     assert (found["license"], found["license_name"], found["license_link"]) == ("other", "my licence: v2", "LICENSE")
     # "no" is Norwegian, and false where YAML is not told that it is a string.
@@ -51,6 +51,7 @@ LOADING = {
     "safetensors": ['AutoModelForCausalLM.from_pretrained("ada/m")', "vllm serve ada/m"],
     "adapter": ['PeftModel.from_pretrained(base, "ada/m")', "vllm serve org/base --revision " + "a" * 40],
     "gguf": ["llama-cli --hf-repo ada/m --hf-file m.gguf", "ollama run hf.co/ada/m", "ollama create edited"],
+    "gguf-lora": ["llama-server -m BASE.gguf --lora edited/lora.gguf", "Ollama takes no adapters"],
 }
 
 
@@ -64,6 +65,18 @@ def test_the_body_has_all_that_a_reader_needs(name):
     assert "suppression, not erasure" in card
     assert f"amnesia verify edited --base org/base@{MANIFEST.base.ref.revision}" in card
     assert "Friends and Grandmothers in Silico" in card and "Yona, Itay" in card
+
+
+def test_the_class_that_takes_images_is_named_where_it_is_the_models(tmp_path):
+    tensors = tuple(
+        dataclasses.replace(row, name=f"model.language_model.layers.{n}.mlp.down_proj.weight")
+        for n, row in enumerate(MANIFEST.tensors)
+    )
+    for name in ("safetensors", "adapter"):
+        manifest = dataclasses.replace(MANIFEST, format=name, tensors=tensors)
+        card = model_card(manifest, BaseCard(ModelRef("org/base")), "ada/m", None)
+        assert "AutoModelForImageTextToText.from_pretrained" in card and "AutoModelForCausalLM" not in card
+        assert ('combination_type="cat"' in card) == (name == "adapter")
 
 
 def test_numbers_are_those_of_the_report():

@@ -6,8 +6,6 @@ from amnesia.stress.persuasion import PERSUASIONS
 from amnesia.stress.results import (
     AttackResult,
     QuantizationResult,
-    RelearningResult,
-    RelearningStep,
     Stress,
     StressScore,
 )
@@ -32,13 +30,8 @@ def quantized(method, entity, control=1.0, reason=None):
     return QuantizationResult(method, "", found, reason)
 
 
-def trained(text, subject, *scores, model="edited", reason=None):
-    steps = tuple(RelearningStep(5 * n, 1.0, Estimate(value, value, value), None) for n, value in enumerate(scores))
-    return RelearningResult(text, "Japan is far", model, subject, 4, steps, reason)
-
-
-def found(attacks=(), quantization=(), relearning=(), plain=0.1):
-    stress = Stress(4, 4, ("X",), (attack("plain", plain), *attacks), tuple(quantization), tuple(relearning))
+def found(attacks=(), quantization=(), plain=0.1):
+    stress = Stress(4, 4, ("X",), (attack("plain", plain), *attacks), tuple(quantization))
     return [(row.level, row.text) for row in stress_findings(stress, "Japan")]
 
 
@@ -48,9 +41,6 @@ NOTHING = [("good", "Nothing that was tried brought Japan back above a knowledge
 def test_nothing_came_back():
     assert found([attack("paraphrase", 0.4), attack("alias", 0, reason="no aliases")]) == NOTHING
     assert found(quantization=[quantized("Q4_0", 0.3, 0.81), quantized("int8", 0, reason="no")]) == NOTHING
-    assert found(relearning=[trained("one fact", "entity", reason="one answer")]) == NOTHING
-    original = [trained("unrelated", "entity", 1.0, model="original"), trained("unrelated", "never_known", 0.0)]
-    assert found(relearning=original) == NOTHING
 
 
 def test_what_an_attack_brings_back():
@@ -79,29 +69,6 @@ def test_what_quantization_brings_back_and_costs():
         ),
         ("warning", "Japan comes back when quantized as Q4_0: knowledge score 0.55."),
     ]
-
-
-def test_what_training_brings_back_first():
-    runs = [
-        trained("unrelated", "entity", 0.1, 0.2, 0.5),
-        trained("unrelated", "never_known", 0.0, 0.0, 0.4),  # So does an invented name.
-        trained("one fact", "entity", 0.1, 0.45, 0.7),
-        trained("one fact", "never_known", 0.0, 0.1, 0.2),
-    ]
-    assert found(relearning=runs) == [
-        (
-            "warning",
-            "Japan comes back after 5 steps of training on one fact ('Japan is far'), which was not asked: "
-            "knowledge score 0.45 (invented name 0.10).",
-        )
-    ]
-
-
-def test_what_training_teaches_any_name_is_said_not_to_come_back():
-    runs = [trained("one fact", "entity", 0.1, 0.5, 0.3), trained("one fact", "never_known", 0.0, 0.45, 0.2)]
-    ((level, text),) = found(relearning=runs)
-    assert level == "good"
-    assert "rose to 0.50 at most" in text
 
 
 def test_what_was_never_suppressed_cannot_come_back():

@@ -293,10 +293,19 @@ def sample(n_controls=10):
                     ],
                 }
             ],
-            "relearning": [
-                {"text": text, "model": model, "subject": subject, "n": 4, "example": text, "steps": steps, "not_applicable": None}
-                for text in ("unrelated", "one fact")
-                for model, subject in (("edited", "entity"), ("edited", "never_known"), ("original", "entity"))
+        },
+        "relearning": {
+            "n_facts": 4,
+            "n_controls": 2,
+            "never_known": "Quorlin Vasht",
+            "unlearning_steps": 35,
+            "no_unlearning": None,
+            "runs": [
+                {"text": text, "way": way, "model": model, "subject": subject, "n": 4, "example": text, "steps": steps, "not_applicable": None}
+                for text in ("instructions", "one fact")
+                for way in ("LoRA", "full")
+                for model in ("original", "unlearned", "edited")
+                for subject in ("entity", "never_known")
             ],
         },
         "probes": {
@@ -342,8 +351,8 @@ def hostile(text):
         row["examples"] = [
             dict.fromkeys(("variant", "prompt", "answer", "generated_original", "generated_edited"), text)
         ]
-    for row in document["stress"]["relearning"]:
-        row["text"] = text
+    for row in document["relearning"]["runs"]:
+        row["example"] = text
     document["extraction"]["screening"]["tokens"] = [text, text]
     for row in (*document["extraction"]["forms"], *document["extraction"]["neighbors"]):
         row["name"] = text
@@ -355,7 +364,8 @@ def hostile(text):
 
 
 OPTIONAL = {
-    "stress": "attacks", "probes": "probes", "sweep": "sweep", "changed": "changes", "lm_eval": None, "extraction": None,
+    "stress": "attacks", "relearning": "relearning", "probes": "probes", "sweep": "sweep", "changed": "changes",
+    "lm_eval": None, "extraction": None,
 }  # fmt: skip
 
 

@@ -196,14 +196,18 @@ def find_pieces(
     """
     cells, directions = join_cells(groups, allow_overlap=allow_overlap), join_directions(groups)
     every = [ColumnEdit(*item) for item in cells.items()] + [edit for group in directions.values() for edit in group]
-    check_edits(every, shape.n_layers, shape.d_model, shape.d_mlp, model.files[0].path.name)
+    name, widths = model.files[0].path.name, shape.widths
+    check_edits(every, shape.n_layers, shape.d_model, widths.__getitem__, name, shape.mixtures.__getitem__)
     rows = []
     for cell, multiplier in cells.items():
-        file, tensor = find_up(model, shape, cell.layer)
-        rows.append((UpRow(file, tensor, cell, shape.first_row), multiplier))
+        file, tensor = find_up(model, shape, cell.layer, cell.expert)
+        first = shape.first_row(cell.layer) if cell.expert is None else 0
+        rows.append((UpRow(file, tensor, cell, first), multiplier))
     scaled: dict[int, dict[int, float]] = {}
     for step in (groups, *(step.edits for step in (previous.history() if previous is not None else ()))):
         for cell, multiplier in join_cells(step, allow_overlap=True).items():
+            if cell.expert is not None:
+                continue
             layer = scaled.setdefault(cell.layer, {})
             layer[cell.neuron] = layer.get(cell.neuron, 1.0) * multiplier
     return rows, [
