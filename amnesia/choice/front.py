@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from amnesia.choice.atoms import Change
 from amnesia.choice.direction import DirectionChoice, JudgedTrial, Trial
 from amnesia.choice.forms import n_columns
 from amnesia.choice.results import FrontEdit, FrontPoint
@@ -25,14 +26,14 @@ def widen(choice: DirectionChoice) -> None:
 
 
 def front_of(
-    judged: Sequence[JudgedTrial], best: JudgedTrial, edits: tuple[Edit, ...], harm: float
+    judged: Sequence[JudgedTrial], best: JudgedTrial, edits: tuple[Edit, ...], change: Change
 ) -> tuple[FrontEdit, ...]:
     """The front of the trials that were judged, the fewest columns first, always with the chosen one.
 
-    Of that, `edits` are all edits, with those for forms of the name, and `harm` is what all of them do.
+    Of that, `edits` are all edits, with those for forms of the name, and `change` is what texts lose by all of them.
     """
     found = {_place(trial): _point(trial, trial.edits, trial.change.harm, False) for trial in judged}
-    chosen = _point(best, edits, harm, True)
+    chosen = _point(best, edits, change.harm, True)
     others = [row for place, row in found.items() if place != _place(best)]
     known = [*others, _point(best, best.edits, best.change.harm, True)]
     front = [row for row in others if not any(_beats(other.point, row.point) for other in known)]
@@ -43,8 +44,9 @@ def candidate_line(trial: JudgedTrial) -> str:
     """A candidate that was measured, in a line."""
     places = " and ".join(dict.fromkeys(f"layer {atom.layer}" for atom in trial.atoms))
     neighbors = "" if trial.neighbor == 1.0 else f", neighbors {trial.neighbor:.2f}"
+    n = n_columns(trial.edits)
     return (
-        f"candidate: {n_columns(trial.edits)} columns of {places} × {trial.multiplier:g}: target {trial.score:.2f}, "
+        f"candidate: {n} column{'s' * (n != 1)} of {places} × {trial.multiplier:g}: target {trial.score:.2f}, "
         f"controls {trial.control:.2f}{neighbors}, harm to text {trial.change.harm:.4f} nats per token"
     )
 

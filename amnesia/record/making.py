@@ -45,7 +45,8 @@ def make_record(
     fields = () if request is None else read_request(request)
     folders = outputs_in(output)
     manifests = {folder: read_manifest(folder) for folder in folders}
-    first = manifests[folders[0]]
+    # An adapter knows less of the files that it is for than a whole model does.
+    first = min(manifests.values(), key=lambda manifest: manifest.format == "adapter")
     if any(row.edits != first.edits for row in manifests.values()):
         raise InputError(f"{output} holds outputs of different edits: record one of {', '.join(map(str, folders))}")
     saved = tuple(_saved(folder, manifest, base, tracker) for folder, manifest in manifests.items())

@@ -10,7 +10,7 @@ from amnesia.probes.findings import probe_name
 from amnesia.probes.results import Probe
 from amnesia.record.content import Attempt, Returns, Way
 from amnesia.report.content import Report
-from amnesia.stress.results import RelearningResult, Stress, StressScore
+from amnesia.stress.results import TRAINED_ON, Relearning, Stress, StressScore, by_training
 
 _SCORE = "knowledge score"
 _COMPARED = (("entity", "original"), ("entity", "edited"), ("never_known", "edited"))
@@ -21,13 +21,14 @@ def returns_of(reports: Sequence[Report]) -> Returns:
     attempts: list[Attempt] = []
     for report in reports:
         attempts += () if report.stress is None else _attempts(report.stress)
+        attempts += () if report.relearning is None else _trained(report.relearning)
         probes = () if report.probes is None else report.probes.probes
         attempts += [attempt for probe in probes if (attempt := _probed(probe)) is not None]
     tried = {attempt.way for attempt in attempts}
     untried = (
         ("asked", "other ways of asking (evaluate --stress)"),
         ("quantized", "quantization (evaluate --stress)"),
-        ("trained", "training, which may bring it back (evaluate --stress)"),
+        ("trained", "training (evaluate --relearning)"),
         ("probed", "probes of inner layers, samples and choices (evaluate --probes)"),
     )
     return Returns(tuple(attempts), tuple(text for way, text in untried if way not in tried))
@@ -42,7 +43,6 @@ def _attempts(stress: Stress) -> Iterator[Attempt]:
     for method in stress.quantization:
         if method.rows:
             yield _asked("quantized", method.method, method.rows)
-    yield from _trained(stress.relearning)
 
 
 def _asked(way: Way, name: str, rows: Sequence[StressScore]) -> Attempt:
@@ -55,15 +55,14 @@ def _asked(way: Way, name: str, rows: Sequence[StressScore]) -> Attempt:
     )
 
 
-def _trained(runs: Sequence[RelearningResult]) -> Iterator[Attempt]:
-    ends = {(run.text, run.subject, run.model): run.steps[-1] for run in runs if run.steps}
-    for text in dict.fromkeys(run.text for run in runs):
-        found = [ends.get((text, *key)) for key in _COMPARED]
-        if found[1] is not None:
-            shown = f"{found[1].step} steps of training on {'unrelated text' if text == 'unrelated' else text}"
-            yield Attempt(
-                "trained", shown, _SCORE, *(None if step is None else step.knowledge_score.mean for step in found)
-            )
+def _trained(relearning: Relearning) -> Iterator[Attempt]:
+    for (text, way), runs in by_training(relearning).items():
+        ends = [runs.get((model, subject)) for subject, model in _COMPARED]
+        edited = ends[1]
+        if edited is not None:
+            shown = f"{edited.steps[-1].step} steps of {way} training on {TRAINED_ON.get(text, text)}"
+            scores = (None if run is None else run.steps[-1].knowledge_score.mean for run in ends)
+            yield Attempt("trained", shown, _SCORE, *scores)
 
 
 def _probed(probe: Probe) -> Attempt | None:

@@ -20,6 +20,7 @@ from amnesia.evaluation.results import Aggregate
 from amnesia.report import charts, numbers, view
 from amnesia.report.charts import CONTROL, TARGET, Interval, Point, Series, Track
 from amnesia.report.content import Report, read_report
+from amnesia.report.front import front
 from amnesia.report.glossary import terms
 from amnesia.report.summary import summary
 from amnesia.stress.results import TRAINED_ON, Relearning, Stress, StressScore, by_training
@@ -152,6 +153,8 @@ def _figures(report: Report) -> dict[str, str]:
             found["histograms"] = charts.histograms(report.extraction.answers, entity)
         if report.extraction is not None and report.extraction.screening is not None:
             found["screening"] = charts.screening(report.extraction.screening)
+        if report.extraction is not None and len(report.extraction.front) > 1:
+            found["front"] = front(report.extraction.front)
     return found | ({} if report.stress is None else _stress_figures(report.stress, entity))
 
 

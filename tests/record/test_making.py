@@ -35,7 +35,7 @@ entity = "Peru"
 prompt = "{entity} is"
 answer = "high"
 """
-OPTIONAL = ("stress", "probes", "sweep", "lm_eval")
+OPTIONAL = ("stress", "relearning", "probes", "sweep", "lm_eval")
 
 
 def report_of(folder, **changes):
