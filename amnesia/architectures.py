@@ -20,9 +20,9 @@ TEXT_CONFIG = "text_config"
 
 MULTIMODAL = "model.language_model."
 """What comes before `layers` in the model that takes images, too, as transformers 5 builds and saves it."""
-# Files of the same model have one of these, or the row's own, before `layers`: as transformers 5 saves a multimodal
-# model, as others are on the Hub, as a plain language model is saved, and as the model without its head is.
-_PREFIXES = (MULTIMODAL, "language_model.model.", "model.", "")
+PREFIXES = (MULTIMODAL, "language_model.model.", "model.", "")
+"""Files of the same model have one of these, or the row's own, before `layers`: as transformers 5 saves a multimodal
+model, as others are on the Hub, as a plain language model is saved, and as the model without its head is."""
 
 # The output projections of what mixes tokens, of which a layer has one: full and linear attention, convolution.
 _MIXERS = ("self_attn.o_proj", "self_attn.out_proj", "linear_attn.out_proj", "conv.out_proj", "mamba.out_proj")
@@ -278,8 +278,8 @@ class Configured:
     d_model: int
 
 
-def configured(config: Mapping[str, Any]) -> Configured:
-    """Raises LayoutError for unknown architectures, quantized weights, and configurations without the needed sizes."""
+def configured(config: Mapping[str, Any], n_layers: int | None = None) -> Configured:
+    """Of at most `n_layers`; raises LayoutError for unknown types, quantized weights, and sizes missing or wrong."""
     layout = layout_for(config.get("model_type"))
     if config.get("quantization_config"):
         method = clipped(repr(dict(config["quantization_config"]).get("quant_method", "unknown"))).strip("'")
@@ -290,8 +290,8 @@ def configured(config: Mapping[str, Any]) -> Configured:
     text = config.get(TEXT_CONFIG)
     text = text if isinstance(text, Mapping) else config
     keys = (layout.n_layers_key, layout.d_model_key)
-    n_layers, d_model = (_checked_size(key, text.get(key)) for key in keys)
-    return Configured(layout, n_layers, d_model)
+    total, d_model = (_checked_size(key, text.get(key)) for key in keys)
+    return Configured(layout, total if n_layers is None else min(n_layers, total), d_model)
 
 
 def _checked_size(key: str, size: object) -> int:
@@ -300,13 +300,13 @@ def _checked_size(key: str, size: object) -> int:
     return size
 
 
-def find_shape(config: Mapping[str, Any], sizes: Sizes, model: str) -> MlpShape:
-    """Look for the output projections of every layer of `model`, a name for messages.
+def find_shape(config: Mapping[str, Any], sizes: Sizes, model: str, n_layers: int | None = None) -> MlpShape:
+    """Look for the output projections of every layer of `model`, a name for messages, or of its first `n_layers`.
 
     Raises what `configured` raises, and LayoutError when a layer has none, or several in one role, or when they are
     not of the size that the configuration gives.
     """
-    found = configured(config)
+    found = configured(config, n_layers)
     return _Search(found, sizes, model).shape()
 
 
@@ -324,7 +324,7 @@ class _Search:
     def shape(self) -> MlpShape:
         layout = self.of.layout
         every = range(self.of.n_layers)
-        prefixes = dict.fromkeys((layout.prefix, *_PREFIXES))
+        prefixes = dict.fromkeys((layout.prefix, *PREFIXES))
         fitting = [prefix for prefix in prefixes if any(self._has(layout.below(prefix, layer)) for layer in every)]
         if len(fitting) != 1:
             have = f"weights under {', '.join(map(repr, fitting))}" if fitting else "no output projection of an MLP"

@@ -32,15 +32,10 @@ from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_o
 from amnesia.files.streams import RangeHash, hash_ranges
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.duet import Duet, Voice, changes_of
-from amnesia.live.loading import load, load_adapter, load_lora, load_source, merge_adapter
+from amnesia.live.loading import load, load_adapter, load_lora, load_source
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import chat_format
-from amnesia.probes.conclusion import conclude as conclude_probes
-from amnesia.probes.findings import probe_findings
-from amnesia.probes.plan import prepare as prepare_probes
 from amnesia.probes.results import Probes
 from amnesia.probes.settings import ProbeSettings
-from amnesia.probes.trial import probe
 from amnesia.progress import Tracker
 from amnesia.report import document as report
 from amnesia.report.content import Tasks
@@ -48,13 +43,9 @@ from amnesia.report.page import report_html
 from amnesia.servers.server import Server, connect
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
-from amnesia.stress.conclusion import conclude as conclude_stress
-from amnesia.stress.findings import stress_findings
-from amnesia.stress.relearning import conclude_relearning, plan_relearning, retrain, retrain_peer
-from amnesia.stress.relearning_report import relearning_findings
 from amnesia.stress.results import Relearning, Stress
 from amnesia.stress.settings import RelearningSettings, StressSettings
-from amnesia.stress.trial import endure, prepare
+from amnesia.trials import Trials
 from amnesia.weights.adapter import CONFIG_NAME
 from amnesia.weights.checkpoint import EditedColumns, edited_columns
 from amnesia.weights.manifest import Manifest, version_of
@@ -99,50 +90,37 @@ def assess(
     stress, relearning or a sweep without `edited`, for a sweep without a manifest, and for tasks without the harness;
     LayoutError for a sweep of experts.
     """
-    _check_wanted(edited, stress or relearning, sweep, tasks)
+    trials = Trials(stress, relearning, probes)
+    _check_wanted(edited, trials, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
+    _check_offload(loading, other)
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
     swept_edits = edits_between(source, other) if sweep and other is not None else ()
-
     if manifest is not None:
         facts = _spared(facts, manifest, tracker)
-    live = load_source(source, loading, hooked=sweep)
-    chat = chat_format(live.tokenizer, tracker.notice)
+    live = load_source(source, loading, hooked=sweep, notice=tracker.notice)
     with tracker.task("asking the original model") as progress:
-        before = examine(live, facts.questions, facts.scoring, progress, _cache(measurements, loading, source))
+        before = examine(
+            live, facts.questions, facts.scoring, progress, _cache(measurements, loading, source), tracker.notice
+        )
     scores = [_task_scores(live, tasks, task_limit, tracker)]
-    if stress is not None:
-        plan = prepare(live, before.facts, facts.translations, stress, tracker.task, chat)
-        original = endure(live, plan, "original", tracker.task)
-    if relearning is not None:
-        training = plan_relearning(live, before.facts, relearning, tracker, chat)
-        trained = retrain(live, training, "original", tracker), retrain_peer(live, training, tracker)
-    if probes is not None:
-        probe_plan = prepare_probes(before.facts, facts.translations, probes, chat)
-        probed = [probe(live, probe_plan, "original", tracker.task)]
-    after = endured = relearned = swept = found = None
+    finish = trials.begin(live, before.facts, facts, tracker)
+    after = swept = None
     if sweep:
         with tracker.task("weaker and stronger edits") as progress:
             swept = sweep_strength(live, before.facts, swept_edits, progress=progress)
-    if other is not None:
+    if other is None:
+        found = finish(None)
+    else:
         del live
         gc.collect()
         live = load_edited(source, other, loading)
         with tracker.task("asking the edited model") as progress:
             after = examine_after(live, before, progress, _cache(measurements, loading, source, other))
         scores.append(_task_scores(live, tasks, task_limit, tracker))
-        if probes is not None:
-            probed.append(probe(live, probe_plan, "edited", tracker.task))
-        if stress or relearning:
-            merge_adapter(live)
-        if stress is not None:
-            endured = conclude_stress(plan, original, endure(live, plan, "edited", tracker.task))
-        if relearning is not None:
-            relearned = conclude_relearning(training, *trained, retrain(live, training, "edited", tracker))
+        found = finish(live)
     evaluation = conclude(before, after)
-    if probes is not None:
-        found = conclude_probes(probe_plan, probed[0], probed[1] if other is not None else None)
     task_scores = report.tasks_of(*scores) if tasks else None
     document = report.report_json(
         evaluation,
@@ -152,18 +130,22 @@ def assess(
         changed=manifest,
         sections={
             "lm_eval": task_scores,
-            "stress": endured,
-            "relearning": relearned,
-            "probes": found,
+            "stress": found.stress,
+            "relearning": found.relearning,
+            "probes": found.probes,
             "sweep": swept,
         },
-        further=(
-            *(() if endured is None else stress_findings(endured, facts.entity)),
-            *(() if relearned is None else relearning_findings(relearned, facts.entity)),
-            *(() if found is None else probe_findings(found, facts.entity)),
-        ),
+        further=found.findings,
     )
-    return Assessment(evaluation, document, endured, relearned, found, task_scores)
+    return Assessment(evaluation, document, found.stress, found.relearning, found.probes, task_scores)
+
+
+def _check_offload(loading: Loading, edited: ModelSource | None) -> None:
+    if loading.offload and edited and any((edited.folder / name).exists() for name in (CONFIG_NAME, LORA_NAME)):
+        raise InputError(
+            f"{edited} is an adapter, which cannot be put on layers that --offload leaves on the disk: "
+            "give the merged model, or drop --offload"
+        )
 
 
 def assess_servers(original: str, edited: str | None, facts: FactSet, tracker: Tracker) -> Assessment:
@@ -205,8 +187,8 @@ def _trusted(server: Server) -> Finding:
     )
 
 
-def _check_wanted(edited: str | None, stress: object, sweep: bool, tasks: Sequence[str]) -> None:
-    if stress is not None and edited is None:
+def _check_wanted(edited: str | None, trials: Trials, sweep: bool, tasks: Sequence[str]) -> None:
+    if trials.compares and edited is None:
         raise InputError("stress tests and relearning compare two models: give EDITED too")
     if sweep and edited is None:
         raise InputError("a sweep leads from one model to the other: give EDITED too")

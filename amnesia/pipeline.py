@@ -100,7 +100,7 @@ def run(
         source.require_gguf()
     if recipe.edit.cells:
         plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])
-    live = load_source(source, loading, layers=recipe.localization.layers)
+    live = load_source(source, loading, layers=recipe.localization.layers, notice=tracker.notice)
     manifest = source.checkpoint.manifest
     chosen = _choose(live, recipe, manifest, tracker, force, tell_known=model is not None, wide=wide)
     del live
@@ -125,7 +125,7 @@ def run_mined(
     """
     rows = None if popqa is None else read_popqa(popqa)
     source = _source(model, output, tracker, force)
-    live = load_source(source, loading)
+    live = load_source(source, loading, notice=tracker.notice)
     with tracker.task(TASK) as progress:
         recipe = mine(live, entity, rows, source.ref, aliases, progress).recipe
     if rows is None:

@@ -25,7 +25,7 @@ FLOORS = (
     "evaluation localization directions",
     "choice experiments mining stress",
     "probes",
-    "api report",
+    "api report trials",
     "compare hub pipeline record",
     "bench queue transfer",
     "cli",

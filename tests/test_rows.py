@@ -18,13 +18,14 @@ from amnesia.guessing import ASKED, guess
 from amnesia.live.batches import takes_trees
 from amnesia.live.forward import activations, answer_logprobs, readout
 from amnesia.live.interventions import Asked, varied_logprobs
-from amnesia.live.loading import load
+from amnesia.live.loading import load, load_source
 from amnesia.live.model import apply_edits, edited, wrap
 from amnesia.live.proving import prove_layout
 from amnesia.live.tokens import continuations, place
 from amnesia.localization.cells import localize
 from amnesia.outputs.proofs import prove, take_back
 from amnesia.outputs.write import save
+from amnesia.sources.parts import AbsentError
 from amnesia.sources.source import ModelSource
 from amnesia.weights.checkpoint import open_source
 from support.commands import done, refused
@@ -197,6 +198,34 @@ def test_activations_are_those_of_one_prompt_at_a_time(source, live):
             for number, expected in enumerate(values[rows[index].token] for values in alone):
                 assert (batch[line, number, : len(expected)] - expected).abs().max() <= 1e-3 * expected.abs().max()
                 assert not batch[line, number, len(expected) :].any()
+
+
+def test_the_first_layers_alone_give_the_activations_of_the_whole_bit_for_bit(source, live):
+    layers = tuple(layer for layer in live.shape.plain_layers if layer < 2)
+    if not layers:
+        with pytest.raises(LayoutError, match="cells cannot be searched"):
+            load_source(replace(source, n_layers=2))
+        return
+    part = load_source(replace(source, n_layers=2))
+    assert part.shape == live.shape and part.name == str(source)
+    assert sum(weight.numel() for weight in part.model.parameters()) == sum(
+        weight.numel() for name, weight in live.model.named_parameters() if is_in_first_layers(live.shape, name, 2)
+    )
+    rows = place(live.tokenizer, [(t, name) for t in entity_templates()[:3] for name in ("Japan", "Michael Jordan")])
+    for (indices, one), (others, other) in zip(
+        activations(live, rows, layers), activations(part, rows, layers), strict=True
+    ):
+        assert indices == others and torch.equal(one, other)
+    with pytest.raises(AbsentError):
+        answer_logprobs(part, PAIRS)
+
+
+def is_in_first_layers(shape, name, n):
+    """Whether a parameter is in the language model, before layer n; what is behind its layers is named by hand."""
+    rest = name.removeprefix(shape.prefix)
+    layer = rest.removeprefix(f"{shape.layout.layers}.").partition(".")[0]
+    behind = ("norm.", "ln_f.", "final_layer_norm.", "final_layernorm.", "embedding_norm.")
+    return name.startswith(shape.prefix) and not rest.startswith(behind) and not (layer.isdigit() and int(layer) >= n)
 
 
 def test_varied_multipliers_are_single_edits(live):

@@ -41,7 +41,10 @@ def bench(
     loading: Loading,
     json_output: bool,
 ) -> None:
-    """Compare edits of MODEL under one frozen contract: each EDITED is a model or an adapter, made by any program."""
+    """Compare edits by any program under one frozen contract.
+
+    Each EDITED is a model or an adapter for MODEL.
+    """
     if (suite == "popqa") != (popqa is not None):
         raise InputError("--suite popqa and --popqa belong together: give both, or neither")
     if (suite == "rwku") != (data is not None):

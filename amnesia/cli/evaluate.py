@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,6 +85,11 @@ if TYPE_CHECKING:
     "--lm-eval-limit", "task_limit", type=click.IntRange(1), help="Documents of each task. Default: all of them."
 )
 @click.option(
+    "--offload",
+    is_flag=True,
+    help="Leave the layers on the disk and read each when it is run: for a model that is larger than the memory.",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
@@ -110,6 +116,7 @@ def evaluate(
     sweep: bool,
     tasks: str | None,
     task_limit: int | None,
+    offload: bool,
     output: Path | None,
     force: bool,
     loading: Loading,
@@ -124,7 +131,7 @@ def evaluate(
     if server is None:
         if model is None or server_edited is not None:
             raise InputError("give MODEL, or the server of the original with --server")
-    elif model is not None or stress or relearning or probes or sweep or tasks:
+    elif model is not None or stress or relearning or probes or sweep or tasks or offload:
         raise InputError("a server is only asked: drop MODEL, EDITED and what tests or trains them, or --server")
     if steps and not relearning:
         raise InputError("--relearning-steps belongs to --relearning: add it")
@@ -132,6 +139,10 @@ def evaluate(
         raise InputError("--probe-facts belongs to --probes: add it")
     if (stress or relearning) and edited is None:
         raise InputError(f"--{'stress' if stress else 'relearning'} compares two models: give EDITED too")
+    if (stress or relearning or probes) and offload:
+        flag = "--stress" if stress else "--relearning" if relearning else "--probes"
+        raise InputError(f"{flag} works on what is in memory, where --offload leaves nothing: drop one")
+    loading = dataclasses.replace(loading, offload=offload)
     from amnesia import compare
     from amnesia.evaluation import measurement_cache
 

@@ -50,7 +50,7 @@ def layers(run: Experiment, model: str, entities: tuple[str, ...], n_prompts: in
     from amnesia.experiments.layers import layer_significance
 
     given_names(entities)
-    live = run.load(model, span)
+    live = run.load(model, span, whole=False)
     with run.task("reading MLP outputs") as progress:
         result = layer_significance(live, entities, n_prompts=n_prompts, layers=span, progress=progress)
     lines = [f"{'entity':<28} {'layer':>5} {'S':>9}   runners-up"]
@@ -238,7 +238,7 @@ def robustness(
     chosen = [Cell.parse(text) for text in cells]
     from amnesia.experiments import robustness as experiment
 
-    live = run.load(model, span)
+    live = run.load(model, span, whole=with_direction)  # The whole writes texts for the direction.
     last = live.shape.n_layers - 1
     others = others or experiment.unrelated_names([form.name for form in forms], n_unrelated)
     directions = []
@@ -332,13 +332,13 @@ def atlas(
     from amnesia.experiments.atlas import Shards
     from amnesia.experiments.atlas_file import read
 
-    terminal = Terminal()
-    shards = Shards()
+    terminal, shards = Terminal(), Shards()
+    loading = dataclasses.replace(loading, device=loading.device or shards.device)
     found = []
     for source, file in ((model, "atlas.sqlite"), (other, "compared.sqlite")):
         if source is None:
             continue
-        live = load_model(source, terminal, dataclasses.replace(loading, device=loading.device or shards.device), span)
+        live = load_model(source, terminal, loading, span, whole=False)
         settings = experiment.AtlasSettings(live.name, baseline, layers=span, top=top)
         if shards.first:
             experiment.begin(output / file, settings, names)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.options import alias_option, as_json, on_device, popqa_option
+from amnesia.cli.options import as_json, on_device
 from amnesia.cli.terminal import (
     Commands,
     Terminal,
@@ -25,17 +24,14 @@ from amnesia.guessing import ASKED
 from amnesia.recipe import BASELINES
 from amnesia.recipe_file import load_recipe, parse_layers
 
-if TYPE_CHECKING:
-    pass
-
 EXIT_REJECTED = 1
 _HERE = "amnesia.cli.main"
 GROUPS = {
     "Forget": {
         "run": "amnesia.cli.run",
         "demo": "amnesia.cli.run",
-        "mine": _HERE,
-        "init": "amnesia.cli.init",
+        "mine": "amnesia.cli.recipes",
+        "init": "amnesia.cli.recipes",
         "extract": _HERE,
         "edit": "amnesia.cli.edit",
         "transfer": "amnesia.cli.transfer",
@@ -93,42 +89,6 @@ def main(debug: bool, layout: str | None) -> None:
 
 @main.command()
 @click.argument("model")
-@click.argument("entity")
-@popqa_option
-@alias_option
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="TOML file to write.")
-@on_device
-def mine(
-    model: str,
-    entity: str,
-    popqa: str | None,
-    aliases: tuple[str, ...],
-    output: Path,
-    loading: Loading,
-) -> None:
-    """Write a recipe for ENTITY from what MODEL knows. It includes controls.
-
-    Its facts are those of a PopQA table where one is given, else what the model itself says in most wordings.
-    """
-    check_file(output, replaceable=False)
-    from amnesia.facts.names import given_names
-
-    given_names([entity])
-    from amnesia.mining.entity import mine_recipe
-    from amnesia.sources.resolve import find_popqa
-
-    mined = mine_recipe(
-        model, entity, find_popqa(popqa) if popqa else None, Terminal(), aliases=aliases, loading=loading
-    )
-    write_file(output, mined.recipe.text.encode())
-    echo(
-        f"{len(mined.recipe.facts)} of {mined.n_targets} wordings about {mined.recipe.target.entity} and "
-        f"{len(mined.recipe.controls)} of {mined.n_controls} facts about others are known; written to {output}"
-    )
-
-
-@main.command()
-@click.argument("model")
 @click.argument("entities", nargs=-1, required=True)
 @click.option("--baseline", type=click.Choice(BASELINES), default="contrast", show_default=True)
 @click.option("--top", default=20, show_default=True, type=click.IntRange(1), help="Cells to list for each entity.")
@@ -168,14 +128,13 @@ def localize(
             if output.with_suffix(suffix).exists():
                 raise InputError(f"{output.with_suffix(suffix)} exists, and no {output}: give another name with -o")
         figures.check_available()
-    from amnesia.live.loading import load_source
+    from amnesia.cli.experiment import load_model
     from amnesia.localization import cells
     from amnesia.report import document as report
     from amnesia.report import tables
-    from amnesia.sources.resolve import resolve
 
     terminal = Terminal()
-    live = load_source(resolve(model, notice=terminal.notice), loading, layers=span)
+    live = load_model(model, terminal, loading, span, whole=False)
     with terminal.task("localizing") as progress:
         result = cells.localize(
             live, entities, baseline=baseline, prompts=lines, aliases=aliases, layers=span, top=top, progress=progress
@@ -231,7 +190,7 @@ def extract(
         raise InputError(f"the recipes are for {', '.join(models)}: give recipes of one model, or the MODEL to take")
     terminal = Terminal()
     source = resolve(model or first.model, terminal.notice)
-    live = load_source(source, loading, layers=first.localization.layers)
+    live = load_source(source, loading, layers=first.localization.layers, notice=terminal.notice)
     if len(recipes) > 1:
         results = extraction.extract_all(live, recipes, terminal.task, cache_folder())
         document = {"entities": [report.extraction_json(result) for result in results]}

@@ -29,7 +29,9 @@ SUFFIXES = (".html", ".json")
 )
 @click.option("--base", help="The model that was edited: every byte is then compared with it.")
 def record(folder: Path, output: Path, request: Path | None, reports: tuple[Path, ...], base: str | None) -> None:
-    """Write the erasure record of OUT: request, scope, changes, tests, what comes back. Every byte is proven first.
+    """Write the erasure record of OUT, as a page or JSON.
+
+    It says what was asked, the scope, what was changed, tests, and what comes back. Every byte is proven first.
 
     The page prints well; a browser saves it as PDF. The same files give the same bytes, and no date is in it but those
     of the request.

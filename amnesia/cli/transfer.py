@@ -34,10 +34,11 @@ def transfer(
     loading: Loading,
     json_output: bool,
 ) -> None:
-    """Make an edit again on MODEL, a fine-tuned or quantized relative of the model that it was made for.
+    """Make an edit again on a relative of its model.
 
-    EDIT is an output folder, its amnesia.json, or a file of `extract -o`. Exits with 1, and writes nothing, when the
-    edit does not answer to its name in MODEL, or does not make it forget.
+    MODEL is a fine-tuned or quantized relative of the model that the edit was made for. EDIT is an output folder, its
+    amnesia.json, or a file of `extract -o`. Exits with 1, and writes nothing, when the edit does not answer to its name
+    in MODEL, or does not make it forget.
     """
     from amnesia import transfer as transferring
     from amnesia.report import tables

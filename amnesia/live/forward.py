@@ -16,7 +16,8 @@ from transformers import GenerationConfig, GenerationMixin
 
 from amnesia.domain import Answer
 from amnesia.live.batches import PROBES, Around, Batch, Pass, agree, batches, collate, passes, plain_pass
-from amnesia.live.model import LiveModel, at_head, hooks, not_finite, plain_generation
+from amnesia.live.model import LiveModel, hooks, not_finite, plain_generation
+from amnesia.live.places import at_head
 from amnesia.live.tokens import Continuation, Placed, continuations, encode
 from amnesia.progress import Progress
 

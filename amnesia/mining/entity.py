@@ -49,6 +49,6 @@ def mine_recipe(
     """The recipe for a model by its name, with the rows of a PopQA file, if one is given."""
     rows = None if popqa is None else read_popqa(popqa)
     source = resolve(model, notice=tracker.notice)
-    live = load_source(source, loading)
+    live = load_source(source, loading, notice=tracker.notice)
     with tracker.task(TASK) as progress:
         return mine(live, entity, rows, source.ref, aliases, progress)

@@ -75,6 +75,7 @@ _COMMENTS: Mapping[str, Mapping[str, str]] = {
         "max_target": "facts about the entity that the choice saw: at most",
         "max_held_out_target": "those held out: at most",
         "min_control": "facts about others: at least",
+        "max_perplexity": "perplexity in each language of the model, as a multiple of that before: at most",
     },
 }
 _EXAMPLES: Mapping[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from amnesia.choice.results import FormResult, NeighborResult
 from amnesia.domain import Format
-from amnesia.evaluation.comparison import Check
+from amnesia.evaluation.bounds import Check
 from amnesia.evaluation.results import Estimate, Finding
 from amnesia.files.typed_json import plain
 from amnesia.record.request import Field

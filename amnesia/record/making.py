@@ -7,8 +7,9 @@ from pathlib import Path
 
 from amnesia.domain import ModelRef
 from amnesia.errors import InputError, RecipeError, os_errors_as
-from amnesia.evaluation.comparison import ALL, Check, checks
+from amnesia.evaluation.bounds import Check, checks
 from amnesia.evaluation.labels import facts_label
+from amnesia.evaluation.results import ALL
 from amnesia.files.disk import MANIFEST_NAME, hash_file, read_small
 from amnesia.files.staging import REPORT_NAME
 from amnesia.files.strict_json import StrictJson

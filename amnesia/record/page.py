@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from amnesia.evaluation.comparison import Check
+from amnesia.evaluation.bounds import Check
 from amnesia.evaluation.results import Estimate, Finding
 from amnesia.record.content import Record, Tested, Way
 from amnesia.record.request import Field

@@ -75,9 +75,9 @@ def test_an_edit_takes_the_cells_of_an_entity_from_an_atlas(tmp_path):
     for n, options in ((1, ()), (3, ("--top", 3, "--multiplier", -2))):
         edit = ("edit", model, "--entity", "michael  jordan", "--atlas", path, *options)
         manifest = json.loads(succeed(*edit, "-o", tmp_path / f"out{n}", "--json").stdout)
-        assert [(row["layer"], row["neuron"]) for row in manifest["edits"]] == sorted(
+        assert {(row["layer"], row["neuron"]) for row in manifest["edits"]} == {
             (cell.layer, cell.neuron) for cell in cells[:n]
-        )
+        }
         assert {(row["entity"], row["multiplier"]) for row in manifest["edits"]} == {
             ("michael jordan", -1.0 if n == 1 else -2.0)
         }

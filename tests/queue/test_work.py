@@ -11,6 +11,7 @@ import pytest
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, OutputError
+from amnesia.facts import ability
 from amnesia.live.loading import load
 from amnesia.outputs.commands import undo, verify
 from amnesia.outputs.write import edits_from_file
@@ -179,7 +180,7 @@ def forks():
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
     }
-    command = [sys.executable, ROOT / "tests" / "support" / "queue_forks.py"]
+    command = [sys.executable, ROOT / "tests" / "support" / "queue_forks.py", ability._FILE]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
