@@ -28,6 +28,7 @@ from amnesia.cli.terminal import Terminal, echo, noted_on_interrupt, print_json
 @click.option(
     "--allow-failed", is_flag=True, help="Publish an edit that missed the bounds of its recipe; the card says so."
 )
+@click.option("--space", is_flag=True, help="Show the report in a static Space of the same name, public if REPO_ID is.")
 @as_json
 def push(
     output: Path,
@@ -39,6 +40,7 @@ def push(
     private_targets: bool,
     leave_out: bool,
     allow_failed: bool,
+    space: bool,
     json_output: bool,
 ) -> None:
     """Publish OUTPUT on the Hugging Face Hub, with a model card. What arrives as REPO_ID is checked.
@@ -66,6 +68,7 @@ def push(
             private_targets=private_targets,
             leave_out=leave_out,
             allow_failed=allow_failed,
+            space=space,
             notice=terminal.notice,
         )
     if json_output:
@@ -75,6 +78,8 @@ def push(
         f"{done.n_files} files at {done.pull_request or done.url} (commit {done.commit}): {done.n_sent} sent, "
         f"{done.n_copied} copied from the base by the Hub, {done.n_unchanged} already there, {done.n_deleted} removed"
     )
+    if done.space is not None:
+        echo(f"report at {done.space}")
 
 
 @click.command()
