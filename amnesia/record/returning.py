@@ -46,13 +46,14 @@ def _attempts(stress: Stress) -> Iterator[Attempt]:
 
 
 def _asked(way: Way, name: str, rows: Sequence[StressScore]) -> Attempt:
-    scores = {(row.subject, row.model): row.knowledge_score for row in rows}
-    return Attempt(
-        way,
-        name,
-        _SCORE,
-        *(_mean(scores.get(key)) for key in _COMPARED),
-    )
+    """Knowledge scores; right answers where the edited model has none."""
+    by_subject = {(row.subject, row.model): row for row in rows}
+    found = [by_subject.get(key) for key in _COMPARED]
+    scores = [None if row is None or row.knowledge_score is None else row.knowledge_score.mean for row in found]
+    if scores[1] is None:
+        rates = (None if row is None else row.exact_match for row in found)
+        return Attempt(way, name, "share of right answers", *rates)
+    return Attempt(way, name, _SCORE, *scores)
 
 
 def _trained(relearning: Relearning) -> Iterator[Attempt]:

@@ -125,6 +125,9 @@ def test_further_reports_say_what_comes_back(edited, tmp_path):
     assert ways == {"asked", "quantized", "trained", "probed"}
     trained = next(row for row in record.returns.attempts if row.way == "trained")
     assert "24 steps" in trained.name and trained.edited == pytest.approx(0.5)
+    # Of a method without knowledge scores the right answers count.
+    quantized = next(row for row in record.returns.attempts if row.way == "quantized")
+    assert (quantized.measure, quantized.original, quantized.edited) == ("share of right answers", 1.0, 0.25)
     assert [row.file for row in record.documents] == ["amnesia.json", "report.json", "eval/report.json"]
     assert "Trained a little" in record_html(record)
     twice = refused("record", edited, "-o", tmp_path / "r.html", *["--report", tmp_path / "eval"] * 2)
@@ -161,7 +164,7 @@ def test_all_formats_of_a_run_are_in_one_record(edited, tmp_path):
     assert [row.format for row in record.saved] == ["adapter", "safetensors"]
     page = record_html(record)
     assert page.count("By adapter/report.json and safetensors/report.json") == 1
-    assert "left off" in page and "multipliers invert exactly" in page
+    assert "left off" in page and "multipliers invert exactly" in page and "undo file is" not in page
     other = ("--cell", "0:4", "--entity", "Japan", "-o", out / "gguf")
     done("edit", edited.parent / "source", *other)
     assert "different edits" in refused("record", out, "-o", tmp_path / "r.html")
