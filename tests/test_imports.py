@@ -26,7 +26,7 @@ FLOORS = (
     "choice experiments mining stress",
     "probes",
     "api report trials",
-    "compare hub pipeline",
+    "compare hub pipeline record",
     "bench queue transfer",
     "cli",
     "__main__",
@@ -48,6 +48,7 @@ NO_TORCH = (
     "outputs",
     "servers",
     "hub",
+    "record",
     "cli",
     "amnesia.report.page",
 )

@@ -21,6 +21,7 @@ from amnesia.plain_text import for_terminal
 from amnesia.report import charts, numbers, view
 from amnesia.report.charts import CONTROL, TARGET, Interval, Point, Series, Track
 from amnesia.report.content import Report, read_report
+from amnesia.report.front import front
 from amnesia.report.glossary import terms
 from amnesia.report.summary import summary
 from amnesia.stress.results import TRAINED_ON, Relearning, Stress, StressScore, by_training
@@ -61,9 +62,9 @@ def report_html(document: Mapping[str, Any]) -> str:
     )
 
 
-def render(template: str, **content: Any) -> str:
+def render(template: str, css: str = "report.css", **content: Any) -> str:
     """A page of this package's look, whose policy lets nothing but its own style and script be used."""
-    style, script = _palette_css() + _own_text("report.css"), _own_text("report.js")
+    style, script = _palette_css() + _own_text(css), _own_text("report.js")
     return (
         _environment()
         .get_template(template)
@@ -159,6 +160,8 @@ def _figures(report: Report) -> dict[str, str]:
             found["histograms"] = charts.histograms(report.extraction.answers, entity)
         if report.extraction is not None and report.extraction.screening is not None:
             found["screening"] = charts.screening(report.extraction.screening)
+        if report.extraction is not None and len(report.extraction.front) > 1:
+            found["front"] = front(report.extraction.front)
     return found | ({} if report.stress is None else _stress_figures(report.stress, entity))
 
 
