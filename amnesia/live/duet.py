@@ -142,11 +142,12 @@ def _edited_twin(voice: Voice, layer: int) -> nn.Module:
     columns, before, after = voice.changes[layer]
     module = voice.live.out_proj(layer)
     weight = weight_of(module).detach().clone()
-    values = torch.lerp(before, after, voice.strength).to(weight)  # Exactly the one or the other at 0 and 1.
+    # Exactly what is stored at 1.
+    values = after if voice.strength == 1.0 else before + (after - before) * voice.strength
     if voice.live.shape.layout.neuron_axis:
-        weight[:, columns.to(weight.device)] = values.T
+        weight[:, columns.to(weight.device)] = values.T.to(weight)
     else:
-        weight[columns.to(weight.device)] = values
+        weight[columns.to(weight.device)] = values.to(weight)
     twin = copy.copy(module)
     twin._parameters = {**module._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
     twin._forward_hooks = OrderedDict()
