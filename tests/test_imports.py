@@ -25,6 +25,7 @@ FLOORS = (
     "choice experiments mining stress",
     "api report",
     "compare hub pipeline",
+    "ui",
     "cli",
     "__main__",
 )

@@ -32,6 +32,7 @@ GROUPS = {
     },
     "Try": {
         "chat": "amnesia.cli.chat",
+        "ui": "amnesia.cli.ui",
     },
     "Prove": {
         "evaluate": "amnesia.cli.evaluate",

@@ -45,19 +45,29 @@ def report_html(document: Mapping[str, Any]) -> str:
     """
     report = read_report(document)
     environment = _environment()
-    style = _palette_css() + _own_text("report.css")
-    script = _own_text("report.js")
+    style, script = look(), _own_text("report.js")
     return environment.get_template("report.html").render(
         report=report,
         style=Markup(style),
         script=Markup(script),
-        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
-        "form-action 'none'",
+        policy=policy_of(style, script),
         sections=view.sections(report),
         figures={name: Markup(svg) for name, svg in _figures(report).items()},
         view=view,
         terms=list(terms(report)),
         model_argument=shlex.quote(str(report.model)),
+    )
+
+
+def look() -> str:
+    """The style of every page, in both color schemes."""
+    return _palette_css() + _own_text("report.css")
+
+
+def policy_of(style: str, script: str) -> str:
+    """The content security policy of a page that has this style and this script in it, and nothing from elsewhere."""
+    return (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
     )
 
 
