@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from amnesia.errors import AmnesiaError, InputError, in_one_line
@@ -34,6 +34,7 @@ class Job:
         self._work = work
         self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Event]()
         self._cancelled = threading.Event()
+        self.ended = False
 
     def cancel(self) -> None:
         """Let the work end where it next tells of something."""
@@ -90,6 +91,7 @@ class Job:
             self.cancel()
 
     def _put(self, kind: str, content: dict[str, Any]) -> None:
+        self.ended = kind in ENDS
         with contextlib.suppress(RuntimeError):  # The loop has ended, and with it the page.
             self._loop.call_soon_threadsafe(self._events.put_nowait, (kind, content))
 
@@ -100,15 +102,15 @@ class Worker:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "worker")
         self._job: Job | None = None
-        self._running: Future[None] | None = None
 
     def start(self, job: Job) -> None:
         """Begin a job, or raise InputError: only work that yields is ended for another."""
-        if self._job is not None and self._running is not None and not self._running.done():
+        if self._job is not None and not self._job.ended:
             if not self._job.yields:
                 raise InputError(f"a {self._job.name} is running: wait for its end, or cancel it")
             self._job.cancel()
-        self._job, self._running = job, self._pool.submit(job.run)
+        self._job = job
+        self._pool.submit(job.run)
 
     def cancel(self) -> None:
         """End the job that runs, if there is one."""

@@ -46,6 +46,9 @@ def serve(session: Session, show: Callable[[str], None]) -> None:
         host, token, worker = f"127.0.0.1:{listener.getsockname()[1]}", secrets.token_urlsafe(32), Worker()
         config = uvicorn.Config(
             app_of(session, worker, host, token),
+            http="h11",
+            ws="none",
+            lifespan="off",
             log_config=None,
             log_level="critical",
             server_header=False,

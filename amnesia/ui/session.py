@@ -72,7 +72,7 @@ class Session:
         self.source, self.live, self.recipe = source, live, recipe
         self.written: list[Path] = []
         self.form = chat_format(live.tokenizer)
-        self._subject: Subject | None = None
+        self.subject: Subject | None = None
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ class Session:
                 aliases=() if recipe is None else recipe.target.aliases,
                 progress=progress,
             )
-        self._subject = Subject(name)
+        self.subject = Subject(name)
         job.tell("cells", entity=name, **_ranked(cell_map))
         if recipe is None:
             with job.task(TASK) as progress:
@@ -113,7 +113,7 @@ class Session:
         job.tell("facts", prompts=_prompts(known))
         targets, controls = select_known(facts)
         found = choose(self.live, recipe, targets, controls, job.task, cache_folder())
-        self._subject = Subject(name, recipe, tuple(known), found)
+        self.subject = Subject(name, recipe, tuple(known), found)
         job.tell(
             "edit",
             verdict=found.verdict,
@@ -131,7 +131,7 @@ class Session:
         )
         job.tell("answer", before=before, after=after)
         self._map(job, voice, text)
-        facts = self._subject.facts if self._subject else ()
+        facts = self.subject.facts if self.subject else ()
         if facts:
             with job.task("asking about the facts") as progress, edited(self.live, edits):
                 after_all = [row.logprob for row in answer_logprobs(self.live, [fact.pair for fact in facts], progress)]
@@ -162,7 +162,7 @@ class Session:
 
     def _edits(self, wanted: Wanted) -> tuple[Edit, ...]:
         """What the sliders say, cells of their own in place of the same cells of the choice."""
-        subject = self._subject
+        subject = self.subject
         if subject is None or subject.entity != wanted.entity:
             raise InputError(f"{wanted.entity!r} is not what was last searched for: search for it again")
         own = {edit.cell for edit in wanted.cells}
@@ -185,7 +185,7 @@ class Session:
 
     def _recipe_text(self, edits: Sequence[Edit]) -> str:
         """The facts, by which the edit is chosen anew; with cells alone, these are listed and nothing is chosen."""
-        recipe = self._subject.recipe if self._subject else None
+        recipe = self.subject.recipe if self.subject else None
         if recipe is None:
             raise InputError("there are no facts for a recipe: save the edit itself, as a model or a file")
         cells = columns_of(edits)
@@ -199,7 +199,7 @@ class Session:
 
     def _edit_document(self, entity: str, edits: Sequence[Edit]) -> dict[str, Any]:
         """What `extract -o` writes, with the edit as it is now."""
-        found = self._subject.found if self._subject else None
+        found = self.subject.found if self.subject else None
         if found is None or edits != found.edits.edits:
             return {"entity": entity, "edits": [edit_json(edit) for edit in edits]}
         return extraction_json(replace(found, edits=EntityEdits(entity, tuple(edits))))

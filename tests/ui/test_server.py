@@ -27,6 +27,7 @@ from amnesia.ui.jobs import Worker
 from amnesia.ui.server import MAX_BODY, app_of
 from amnesia.ui.session import N_TOKENS, Session, Subject
 from support.folders import tree
+from support.tiny_gguf import llama_gguf
 
 HOST, TOKEN = "127.0.0.1:4321", "the-token"
 OURS = {"origin": f"http://{HOST}", "authorization": f"Bearer {TOKEN}"}
@@ -118,7 +119,7 @@ def test_nobody_else_gets_anything_done(client, session, action, changed, line):
     headers = {name: value for name, value in (OURS | changed).items() if value is not None}
     answer = client.post(f"/{action}?token={TOKEN}", json={"entity": "Japan"}, headers=headers)
     assert (answer.status_code, line in answer.text) == (403, True)
-    assert session._subject is None
+    assert session.subject is None
 
 
 @pytest.mark.parametrize(
@@ -190,15 +191,17 @@ def test_no_strength_changes_nothing_and_cells_of_ones_own_come_in_place(client)
     assert shown[1] == alone != shown[0]
 
 
-@pytest.mark.parametrize("form", ["safetensors", "adapter", "edit", "recipe"])
-def test_an_edit_is_saved_once_and_never_over_what_is_there(client, session, source, tmp_path, form):
+@pytest.mark.parametrize("form", ["safetensors", "adapter", "gguf", "edit", "recipe"])
+def test_an_edit_is_saved_once_and_never_over_what_is_there(client, session, source, live, tmp_path, form):
+    if form == "gguf":
+        source = session.source = dataclasses.replace(source, gguf=llama_gguf(tmp_path / "tiny.gguf", live.model))
     done(post(client, "search", {"entity": "Japan"}))
     wanted = {**EDIT, "strength": 0.5, "cells": [{"cell": "2:7", "multiplier": -3}]}
     expected = (ColumnEdit(Cell(1, 11), 0.0), ColumnEdit(Cell(0, 3), -0.5), ColumnEdit(Cell(2, 7), -3.0))
     path = tmp_path / "new" / "out"
     told = done(post(client, "save", {"edit": wanted, "format": form, "output": f" {path} "}))
     assert told["saved"] == {"path": str(path)} and session.written == [path]
-    if form in ("safetensors", "adapter"):
+    if form in ("safetensors", "adapter", "gguf"):
         (row,) = verify(path, source).values()
         assert (row.n_cells, row.entity) == (3, "Japan")
     elif form == "edit":
@@ -213,7 +216,7 @@ def test_an_edit_is_saved_once_and_never_over_what_is_there(client, session, sou
 def test_a_recipe_lists_cells_that_were_chosen_by_hand(source, live, recipe, tmp_path):
     without = parse_recipe(recipe.text.partition("\n")[2])
     session = Session(source, live)
-    session._subject = Subject("Japan", without)
+    session.subject = Subject("Japan", without)
     with served(session) as client:
         wanted = {**EDIT, "cells": [{"cell": "2:7", "multiplier": -3}]}
         done(post(client, "save", {"edit": wanted, "format": "recipe", "output": str(tmp_path / "r.toml")}))
@@ -320,7 +323,7 @@ def test_what_is_cancelled_ends_and_the_next_begins(source, live, recipe):
         assert client.post("/cancel", headers=OURS).status_code == 200
         session.gate.set()
         assert events(answer.result())[-1] == ("cancelled", {})
-        assert session._subject is None
+        assert session.subject is None
         done(post(client, "search", {"entity": "Japan"}))
 
 

@@ -36,6 +36,7 @@ function busy(name) {
 
 async function ask(name, body, hear = {}) {
   clearTimeout(waiting);
+  waiting = null;
   if (current && YIELDING.includes(current.name)) current.abort.abort();
   else if (current) return;
   const own = current = { name, abort: new AbortController() };
