@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from amnesia.outputs.verify import VerificationReport
     from amnesia.pipeline import RunResult, run
     from amnesia.progress import Tracker
-    from amnesia.recipe import Recipe, load_recipe
+    from amnesia.recipe import Recipe
+    from amnesia.recipe_file import load_recipe
     from amnesia.sources.resolve import resolve
     from amnesia.sources.source import ModelSource
     from amnesia.weights.manifest import Manifest
@@ -106,7 +107,8 @@ _HOMES = {
     "amnesia.outputs.verify": "VerificationReport",
     "amnesia.pipeline": "RunResult run",
     "amnesia.progress": "Tracker",
-    "amnesia.recipe": "Recipe load_recipe",
+    "amnesia.recipe": "Recipe",
+    "amnesia.recipe_file": "load_recipe",
     "amnesia.sources.resolve": "resolve",
     "amnesia.sources.source": "ModelSource",
     "amnesia.weights.manifest": "Manifest",

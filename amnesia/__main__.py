@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -11,6 +12,8 @@ def entry() -> None:
     if sys.platform == "win32":
         print("error: amnesia does not run on Windows, but on Linux and macOS: use WSL or a container", file=sys.stderr)
         sys.exit(2)
+    # Notices of the library, as of slower kernels while a model computes, have no place between lines of this program.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         from amnesia.cli.main import main
 

@@ -18,10 +18,11 @@ Sizes = Callable[[str], tuple[int, ...] | None]
 TEXT_CONFIG = "text_config"
 """Where the configuration of a model that takes images, too, keeps that of its language model."""
 
-_MULTIMODAL = "model.language_model."
-# Files of the same model have one of these, or the row's own, before `layers`: as transformers 5 saves a multimodal
-# model, as others are on the Hub, as a plain language model is saved, and as the model without its head is.
-_PREFIXES = (_MULTIMODAL, "language_model.model.", "model.", "")
+MULTIMODAL = "model.language_model."
+"""What comes before `layers` in the model that takes images, too, as transformers 5 builds and saves it."""
+PREFIXES = (MULTIMODAL, "language_model.model.", "model.", "")
+"""Files of the same model have one of these, or the row's own, before `layers`: as transformers 5 saves a multimodal
+model, as others are on the Hub, as a plain language model is saved, and as the model without its head is."""
 
 # The output projections of what mixes tokens, of which a layer has one: full and linear attention, convolution.
 _MIXERS = ("self_attn.o_proj", "self_attn.out_proj", "linear_attn.out_proj", "conv.out_proj", "mamba.out_proj")
@@ -32,13 +33,14 @@ class ExpertLayout:
     """Where the layers with a mixture of experts keep the output projections of their routed experts.
 
     `fused` are names of the tensor below the layer in which transformers 5 keeps all of them in memory, and of what
-    files call it: (n_experts, d_model, d_mlp), or with `neuron_axis` 0 (n_experts, d_mlp, d_model). `out_proj` is the
-    module path below the layer, with `{expert}`, under which files hold each expert's matrix (d_model, d_mlp) instead.
+    files call it: (n_experts, d_model, d_mlp), with `neuron_axis` 0 (n_experts, d_mlp, d_model), with None one of both,
+    which the sizes tell. `out_proj` is the module path below the layer, with `{expert}`, under which files hold each
+    expert's matrix (d_model, d_mlp) instead.
     """
 
     fused: tuple[str, ...] = ("mlp.experts.down_proj",)
     out_proj: str | None = "mlp.experts.{expert}.down_proj"
-    neuron_axis: int = 1
+    neuron_axis: int | None = 1
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ class MlpLayout:
     d_model_key: str = "hidden_size"
     experts: ExpertLayout | None = None
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether the language model is a part of one that takes images, too."""
+        return self.prefix == MULTIMODAL
+
     def below(self, prefix: str, layer: int) -> str:
         """What the names of all that belongs to a layer begin with, for example `model.layers.2.`."""
         return f"{prefix}{self.layers}.{layer}."
@@ -82,18 +89,21 @@ LAYOUTS: Mapping[str, MlpLayout] = {
         MlpLayout("mistral"),
         MlpLayout("qwen2"),
         MlpLayout("qwen3"),
-        MlpLayout("qwen3_5"),  # The Auto class for causal language models builds the language model alone.
+        # An Auto class builds the language model alone, too, but vLLM serves the whole, and finds its modules alone.
+        MlpLayout("qwen3_5", prefix=MULTIMODAL),
         MlpLayout("qwen3_5_text"),
-        MlpLayout("qwen3_vl", prefix=_MULTIMODAL),
+        MlpLayout("qwen3_vl", prefix=MULTIMODAL),
+        # Released files hold experts as (n_experts, d_mlp, d_model); transformers 5 saves them the other way round.
+        MlpLayout("qwen3_vl_moe", prefix=MULTIMODAL, experts=ExpertLayout(out_proj=None, neuron_axis=None)),
         MlpLayout("gemma"),
         MlpLayout("gemma2"),
-        MlpLayout("gemma3", prefix=_MULTIMODAL),
+        MlpLayout("gemma3", prefix=MULTIMODAL),
         MlpLayout("gemma3_text"),
-        MlpLayout("gemma4", prefix=_MULTIMODAL, experts=_GEMMA_EXPERTS),
+        MlpLayout("gemma4", prefix=MULTIMODAL, experts=_GEMMA_EXPERTS),
         MlpLayout("gemma4_text", experts=_GEMMA_EXPERTS),
-        MlpLayout("gemma4_unified", prefix=_MULTIMODAL),
+        MlpLayout("gemma4_unified", prefix=MULTIMODAL),
         MlpLayout("gemma4_unified_text"),
-        MlpLayout("mistral3", prefix=_MULTIMODAL),
+        MlpLayout("mistral3", prefix=MULTIMODAL),
         MlpLayout("ministral3"),
         MlpLayout("phi3"),  # Gate and up are fused in one tensor; the output projection is an ordinary one.
         MlpLayout("phi", ("mlp.fc2",), mixers=("self_attn.dense",)),
@@ -155,6 +165,10 @@ LAYOUTS: Mapping[str, MlpLayout] = {
 }
 
 
+GUESSED: dict[str, MlpLayout] = {}
+"""Rows that this process found for types without one, see `guessing`."""
+
+
 @dataclass(frozen=True)
 class Projection:
     """The output projection of one layer's MLP: its module path below the layer, and how many neurons it reads."""
@@ -165,11 +179,15 @@ class Projection:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The routed experts of one layer: the name of their tensors below the layer, with `{expert}`, number and width."""
+    """The routed experts of one layer: the name of their tensors below the layer, with `{expert}`, number and width.
+
+    `neuron_axis` is that of each of their matrices.
+    """
 
     name: str
     n_experts: int
     d_mlp: int
+    neuron_axis: int = 1
 
 
 @dataclass(frozen=True)
@@ -231,31 +249,24 @@ class MlpShape:
         """
         if expert is None:
             return f"{self.out_proj_path(layer)}.weight", self.layout.neuron_axis
-        row, experts = self.mixtures[layer], self.layout.experts
-        assert row is not None and experts is not None, "only cells of layers with experts name one"
-        name = self.layout.below(self.prefix, layer) + row.name.format(expert=expert)
-        return name, experts.neuron_axis if name.endswith("]") else 1
+        row = self.mixtures[layer]
+        assert row is not None, "only cells of layers with experts name one"
+        return self.layout.below(self.prefix, layer) + row.name.format(expert=expert), row.neuron_axis
 
     def fused(self, layer: int) -> str:
         """Name of the parameter that holds the output projections of all experts of `layer` in memory."""
         return self.tensor(layer, 0)[0].removesuffix("[0]")
 
 
-def listed() -> str:
-    """The table for README: models, then mixtures of experts, by `model_type` of `config.json`."""
-    groups = [sorted(name for name, row in LAYOUTS.items() if (row.experts is not None) == mixed) for mixed in (0, 1)]
-    models, mixtures = (", ".join(f"`{name}`" for name in group) for group in groups)
-    return f"{models}. With experts: {mixtures}."
-
-
 def layout_for(model_type: str | None) -> MlpLayout:
-    """The row of `model_type`; raises LayoutError that lists the known ones."""
-    if model_type is None or model_type not in LAYOUTS:
+    """The row of `model_type`, or what was guessed for it; raises LayoutError that lists the known ones."""
+    found = LAYOUTS.get(model_type or "") or GUESSED.get(model_type or "")
+    if found is None:
         raise LayoutError(
             f"architecture {clipped(repr(model_type))} is not supported: known are {', '.join(sorted(LAYOUTS))}; "
-            "use a model of one of these"
+            "use a model of one of these, or `amnesia --layout auto COMMAND`"
         )
-    return LAYOUTS[model_type]
+    return found
 
 
 @dataclass(frozen=True)
@@ -267,8 +278,8 @@ class Configured:
     d_model: int
 
 
-def configured(config: Mapping[str, Any]) -> Configured:
-    """Raises LayoutError for unknown architectures, quantized weights, and configurations without the needed sizes."""
+def configured(config: Mapping[str, Any], n_layers: int | None = None) -> Configured:
+    """Of at most `n_layers`; raises LayoutError for unknown types, quantized weights, and sizes missing or wrong."""
     layout = layout_for(config.get("model_type"))
     if config.get("quantization_config"):
         method = clipped(repr(dict(config["quantization_config"]).get("quant_method", "unknown"))).strip("'")
@@ -279,8 +290,8 @@ def configured(config: Mapping[str, Any]) -> Configured:
     text = config.get(TEXT_CONFIG)
     text = text if isinstance(text, Mapping) else config
     keys = (layout.n_layers_key, layout.d_model_key)
-    n_layers, d_model = (_checked_size(key, text.get(key)) for key in keys)
-    return Configured(layout, n_layers, d_model)
+    total, d_model = (_checked_size(key, text.get(key)) for key in keys)
+    return Configured(layout, total if n_layers is None else min(n_layers, total), d_model)
 
 
 def _checked_size(key: str, size: object) -> int:
@@ -289,13 +300,13 @@ def _checked_size(key: str, size: object) -> int:
     return size
 
 
-def find_shape(config: Mapping[str, Any], sizes: Sizes, model: str) -> MlpShape:
-    """Look for the output projections of every layer of `model`, a name for messages.
+def find_shape(config: Mapping[str, Any], sizes: Sizes, model: str, n_layers: int | None = None) -> MlpShape:
+    """Look for the output projections of every layer of `model`, a name for messages, or of its first `n_layers`.
 
     Raises what `configured` raises, and LayoutError when a layer has none, or several in one role, or when they are
     not of the size that the configuration gives.
     """
-    found = configured(config)
+    found = configured(config, n_layers)
     return _Search(found, sizes, model).shape()
 
 
@@ -313,7 +324,7 @@ class _Search:
     def shape(self) -> MlpShape:
         layout = self.of.layout
         every = range(self.of.n_layers)
-        prefixes = dict.fromkeys((layout.prefix, *_PREFIXES))
+        prefixes = dict.fromkeys((layout.prefix, *PREFIXES))
         fitting = [prefix for prefix in prefixes if any(self._has(layout.below(prefix, layer)) for layer in every)]
         if len(fitting) != 1:
             have = f"weights under {', '.join(map(repr, fitting))}" if fitting else "no output projection of an MLP"
@@ -352,8 +363,13 @@ class _Search:
         for name in experts.fused:
             size = self.sizes(below + name)
             if size is not None and len(size) == 3:
-                width = self._width(below + name, size[1:], experts.neuron_axis)
-                rows.append(Mixture(f"{name}[{{expert}}]", size[0], width))
+                axis = experts.neuron_axis
+                if axis is None:
+                    if size[1] == size[2]:
+                        raise self._error(f"square experts {below}{name}", "a width that tells rows from columns")
+                    axis = 1 if size[1] == self.of.d_model else 0
+                width = self._width(below + name, size[1:], axis)
+                rows.append(Mixture(f"{name}[{{expert}}]", size[0], width, axis))
         if experts.out_proj is not None:
             name, widths = f"{experts.out_proj}.weight", []
             while (size := self.sizes(one := below + name.format(expert=len(widths)))) is not None:
@@ -380,11 +396,3 @@ class _Search:
         return LayoutError(
             f"{self.model} has {found}: expected {expected}; the weights do not belong to this config.json"
         )
-
-
-def no_hooks(name: str) -> str:
-    """Why the activations of a mixture of experts cannot be seen or changed, and what can be done instead."""
-    return (
-        f"{name} is a mixture of experts, which transformers fuses in memory so that no single one can be watched: its "
-        "cells cannot be searched, but `amnesia edit` writes an edit of known ones (LAYER:EXPERT:NEURON)"
-    )

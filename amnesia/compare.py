@@ -10,58 +10,58 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import DEFAULT_LOADING, Cell, Loading
+from amnesia.domain import DEFAULT_LOADING, Loading, ModelRef, name_key
 from amnesia.edits import (
-    ColumnEdit,
-    DirectionEdit,
     Edit,
     EditSpec,
     EntityEdits,
     columns_of,
     edits_in,
-    join_cells,
-    join_directions,
 )
 from amnesia.errors import InputError
 from amnesia.evaluation import lm_eval
 from amnesia.evaluation.comparison import Evaluation
+from amnesia.evaluation.earlier import in_one
 from amnesia.evaluation.examination import conclude, examine, examine_after
 from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.evaluation.results import Finding
 from amnesia.evaluation.strength import sweep_strength
 from amnesia.facts.questions import FactSet
+from amnesia.files.companions import LORA_NAME
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_output, staged_output
 from amnesia.files.streams import RangeHash, hash_ranges
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.duet import Duet, Voice, changes_of
-from amnesia.live.loading import load, load_adapter, load_source, merge_adapter
+from amnesia.live.loading import load, load_adapter, load_lora, load_source
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import chat_format
+from amnesia.probes.results import Probes
+from amnesia.probes.settings import ProbeSettings
 from amnesia.progress import Tracker
 from amnesia.report import document as report
 from amnesia.report.content import Tasks
 from amnesia.report.page import report_html
+from amnesia.servers.server import Server, connect
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
-from amnesia.stress.conclusion import conclude as conclude_stress
-from amnesia.stress.findings import stress_findings
-from amnesia.stress.results import Stress
-from amnesia.stress.settings import StressSettings
-from amnesia.stress.trial import endure, prepare
-from amnesia.vector import Vector
+from amnesia.stress.results import Relearning, Stress
+from amnesia.stress.settings import RelearningSettings, StressSettings
+from amnesia.trials import Trials
 from amnesia.weights.adapter import CONFIG_NAME
 from amnesia.weights.checkpoint import EditedColumns, edited_columns
-from amnesia.weights.manifest import version_of
+from amnesia.weights.manifest import Manifest, version_of
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import Plan
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """The evaluation of two models, the content of `report.json`, and what was asked for: stress, tasks of lm-eval."""
+    """The evaluation of two models, the content of `report.json`, and what was asked for: stress, probes, tasks."""
 
     evaluation: Evaluation
     document: dict[str, Any]
     stress: Stress | None = None
+    relearning: Relearning | None = None
+    probes: Probes | None = None
     tasks: Tasks | None = None
 
 
@@ -72,6 +72,8 @@ def assess(
     tracker: Tracker,
     *,
     stress: StressSettings | None = None,
+    relearning: RelearningSettings | None = None,
+    probes: ProbeSettings | None = None,
     sweep: bool = False,
     loading: Loading = DEFAULT_LOADING,
     measurements: Path | None = None,
@@ -80,40 +82,44 @@ def assess(
 ) -> Assessment:
     """Ask both models about the facts; without `edited`, say what `model` knows.
 
-    `edited` may also be the folder of a PEFT adapter for `model`. With `stress`, both also go through attacks,
-    quantization and training. With `sweep`, the edit is made weaker and stronger, for which its manifest must be there.
-    Answers to the questions are kept in the file `measurements`, from which a second call takes what is there. `tasks`
-    are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for stress or a sweep without
-    `edited`, for a sweep without a manifest, and for tasks without the harness; LayoutError for a sweep of experts.
+    `edited` may also be the folder of an adapter for `model`, of PEFT or of llama.cpp. With `stress`, both also go
+    through attacks and quantization; with `relearning`, both are fine-tuned, beside the original after LoRA unlearning;
+    with `probes`, they are also asked in other ways. With `sweep`, the edit is made weaker and stronger, for which its
+    manifest must be there. Answers to the questions are kept in the file `measurements`, from which a second call takes
+    what is there. `tasks` are those of the lm-eval harness, on `task_limit` documents each. Raises InputError for
+    stress, relearning or a sweep without `edited`, for a sweep without a manifest, and for tasks without the harness;
+    LayoutError for a sweep of experts.
     """
-    _check_wanted(edited, stress, sweep, tasks)
+    trials = Trials(stress, relearning, probes)
+    _check_wanted(edited, trials, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
+    _check_offload(loading, other)
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
     swept_edits = edits_between(source, other) if sweep and other is not None else ()
-
-    live = load_source(source, loading, hooked=sweep)
-    chat = None if stress is None else chat_format(live.tokenizer, tracker.notice)
+    if manifest is not None:
+        facts = _spared(facts, manifest, tracker)
+    live = load_source(source, loading, hooked=sweep, notice=tracker.notice)
     with tracker.task("asking the original model") as progress:
-        before = examine(live, facts.questions, facts.scoring, progress, _cache(measurements, loading, source))
+        before = examine(
+            live, facts.questions, facts.scoring, progress, _cache(measurements, loading, source), tracker.notice
+        )
     scores = [_task_scores(live, tasks, task_limit, tracker)]
-    if stress is not None:
-        plan = prepare(live, before.facts, facts.translations, stress, tracker.task, chat)
-        original = endure(live, plan, "original", tracker.task)
-    after = endured = swept = None
+    finish = trials.begin(live, before.facts, facts, tracker)
+    after = swept = None
     if sweep:
         with tracker.task("weaker and stronger edits") as progress:
             swept = sweep_strength(live, before.facts, swept_edits, progress=progress)
-    if other is not None:
+    if other is None:
+        found = finish(None)
+    else:
         del live
         gc.collect()
         live = load_edited(source, other, loading)
         with tracker.task("asking the edited model") as progress:
             after = examine_after(live, before, progress, _cache(measurements, loading, source, other))
         scores.append(_task_scores(live, tasks, task_limit, tracker))
-        if stress is not None:
-            merge_adapter(live)
-            endured = conclude_stress(plan, original, endure(live, plan, "edited", tracker.task))
+        found = finish(live)
     evaluation = conclude(before, after)
     task_scores = report.tasks_of(*scores) if tasks else None
     document = report.report_json(
@@ -122,25 +128,92 @@ def assess(
         source.ref,
         None if other is None else name_of(other),
         changed=manifest,
-        sections={"lm_eval": task_scores, "stress": endured, "sweep": swept},
-        further=() if endured is None else stress_findings(endured, facts.entity),
+        sections={
+            "lm_eval": task_scores,
+            "stress": found.stress,
+            "relearning": found.relearning,
+            "probes": found.probes,
+            "sweep": swept,
+        },
+        further=found.findings,
     )
-    return Assessment(evaluation, document, endured, task_scores)
+    return Assessment(evaluation, document, found.stress, found.relearning, found.probes, task_scores)
 
 
-def _check_wanted(edited: str | None, stress: StressSettings | None, sweep: bool, tasks: Sequence[str]) -> None:
-    if stress is not None and edited is None:
-        raise InputError("stress tests compare two models: give EDITED too")
+def _check_offload(loading: Loading, edited: ModelSource | None) -> None:
+    if loading.offload and edited and any((edited.folder / name).exists() for name in (CONFIG_NAME, LORA_NAME)):
+        raise InputError(
+            f"{edited} is an adapter, which cannot be put on layers that --offload leaves on the disk: "
+            "give the merged model, or drop --offload"
+        )
+
+
+def assess_servers(original: str, edited: str | None, facts: FactSet, tracker: Tracker) -> Assessment:
+    """The same of models that servers have, by their addresses; nothing is kept for a second call.
+
+    Raises InputError when both addresses name one model, and what `servers.server.connect` raises.
+    """
+    first = connect(original)
+    second = None if edited is None else connect(edited)
+    if second is not None and second.engine == first.engine:
+        raise InputError(f"both addresses name {first.name} at {first.url}: give two models")
+    servers = [server for server in (first, second) if server is not None]
+    for server in servers:
+        tracker.notice(
+            f"{server.name} at {server.url}: answers to the same question differ by {server.spread:.4f} nats"
+        )
+    with tracker.task("asking the original model") as progress:
+        before = examine(first, facts.questions, facts.scoring, progress)
+    after = None
+    if second is not None:
+        with tracker.task("asking the edited model") as progress:
+            after = examine_after(second, before, progress)
+    evaluation = conclude(before, after)
+    document = report.report_json(
+        evaluation,
+        facts.entity,
+        ModelRef(first.name),
+        None if second is None else second.name,
+        further=list(dict.fromkeys(map(_trusted, servers))),
+    )
+    return Assessment(evaluation, document)
+
+
+def _trusted(server: Server) -> Finding:
+    return Finding(
+        "info",
+        f"{server.name} was asked through a server, whose log-probabilities passed the checks: two answers to the same "
+        f"question differed by {server.spread:.4f} nats at most.",
+    )
+
+
+def _check_wanted(edited: str | None, trials: Trials, sweep: bool, tasks: Sequence[str]) -> None:
+    if trials.compares and edited is None:
+        raise InputError("stress tests and relearning compare two models: give EDITED too")
     if sweep and edited is None:
         raise InputError("a sweep leads from one model to the other: give EDITED too")
     if tasks:
         lm_eval.check_available()
 
 
+def _spared(facts: FactSet, manifest: Manifest, tracker: Tracker) -> FactSet:
+    """The facts without controls about entities that the edits forget, too, of which a line tells."""
+    groups = [group for step in manifest.history() for group in step.edits]
+    forgotten = {name_key(group.entity): group.entity for group in groups}
+    lost = [row for row in facts.questions if row.role == "control" and name_key(row.fact.entity) in forgotten]
+    if not lost:
+        return facts
+    names = ", ".join(dict.fromkeys(forgotten[name_key(row.fact.entity)] for row in lost))
+    tracker.notice(f"no controls, because the edited model is to forget them, too: {names}")
+    return replace(facts, questions=tuple(row for row in facts.questions if row not in lost))
+
+
 def load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> LiveModel:
     """The edited model, or the original with the adapter whose folder `edited` is."""
     if (edited.folder / CONFIG_NAME).exists():
         return load_adapter(source.folder, edited.folder, str(edited), loading)
+    if (edited.folder / LORA_NAME).exists():
+        return load_lora(source.folder, edited.folder / LORA_NAME, str(edited), loading)
     return load(edited.folder, str(edited), loading)
 
 
@@ -161,7 +234,7 @@ def edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
     n_own = len(steps) - len(earlier)
     if n_own < 1 or steps[n_own:] != earlier:
         raise InputError(f"{edited} was not made of {model}, which has edits of its own: give the model it was made of")
-    return _in_one(steps[n_own - 1 :: -1])
+    return in_one(steps[n_own - 1 :: -1])
 
 
 def open_duet(
@@ -224,26 +297,6 @@ def _check_made_of(model: ModelSource, edited: ModelSource, columns: Sequence[Ed
                 f"{edited} was made of {first.base.ref}, whose {row.name} is not that of {model}: give the model that "
                 "it was made of"
             )
-
-
-def _in_one(steps: Sequence[Sequence[EntityEdits]]) -> tuple[Edit, ...]:
-    """Edits made on top of each other, oldest first, as one edit of the same effect.
-
-    Within an edit columns are scaled before directions are added, so a cell that a later one scales also scales what
-    earlier directions have added there.
-    """
-    directions: list[DirectionEdit] = []
-    for groups in steps:
-        cells = join_cells(groups, allow_overlap=True)
-        directions = [_scaled(edit, cells) for edit in directions]
-        directions += [edit for found in join_directions(groups).values() for edit in found]
-    total = join_cells([group for groups in steps for group in groups], allow_overlap=True)
-    return (*(ColumnEdit(cell, multiplier) for cell, multiplier in total.items()), *directions)
-
-
-def _scaled(edit: DirectionEdit, cells: Mapping[Cell, float]) -> DirectionEdit:
-    factors = [cells.get(Cell(edit.layer, column), 1.0) for column in edit.columns]
-    return replace(edit, read=Vector.of([u * factor for u, factor in zip(edit.read.array, factors, strict=True)]))
 
 
 def _task_scores(

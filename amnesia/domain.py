@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 import unicodedata
 from dataclasses import dataclass
 from functools import total_ordering
@@ -20,8 +21,12 @@ Split = Literal["search", "held_out"]
 SPLITS: tuple[Split, ...] = ("search", "held_out")
 Neighborhood = Literal["shared_name", "related", "same_relation", "same_type", "unrelated"]
 NEIGHBORHOODS: tuple[Neighborhood, ...] = ("shared_name", "related", "same_relation", "same_type", "unrelated")
-Format = Literal["safetensors", "adapter", "gguf"]
-FORMATS: tuple[Format, ...] = ("safetensors", "adapter", "gguf")
+Format = Literal["safetensors", "adapter", "gguf", "gguf-lora"]
+FORMATS: tuple[Format, ...] = ("safetensors", "adapter", "gguf", "gguf-lora")
+# Formats that are put on the base, of which nothing is copied: to take them back is not to load them.
+ADAPTERS: tuple[Format, ...] = ("adapter", "gguf-lora")
+# Formats that are made of a `.gguf` file and read nothing else.
+OF_GGUF: tuple[Format, ...] = ("gguf", "gguf-lora")
 # Types in which a GGUF can store the tensors that get a direction, if not in their own.
 WIDER_TYPES: tuple[str, ...] = ("f16", "bf16", "f32", "q8_0")
 
@@ -83,16 +88,23 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFC", tidy(plain_apostrophes(name)).casefold())
 
 
+def n_read(layers: tuple[int, int] | None) -> int:
+    """How many layers, from the first, an inclusive range of them is read from; without one, as many as there are."""
+    return sys.maxsize if layers is None else layers[1] + 1
+
+
 @dataclass(frozen=True)
 class Loading:
     """How a model comes into memory: a torch dtype's name or "auto" (as stored), and a torch device.
 
     Without a device it is cuda where there is one. With device "auto" accelerate spreads the layers over all devices,
-    and over memory and disk when these are too small.
+    and over memory and disk when these are too small. With `offload` the layers stay on the disk, from where each is
+    read when it is run.
     """
 
     dtype: str = "float32"
     device: str | None = None
+    offload: bool = False
 
 
 DEFAULT_LOADING = Loading()

@@ -73,7 +73,8 @@ def join_cells(groups: Sequence[EntityEdits], *, allow_overlap: bool = False) ->
             if edit.cell in owners and not allow_overlap:
                 raise InputError(
                     f"cell {edit.cell} is edited for both {owners[edit.cell]!r} and {group.entity!r}: the second edit "
-                    "would undo or distort the first; drop one, or allow the overlap"
+                    "would undo or distort the first; drop one, or allow the overlap "
+                    "(`amnesia edit --allow-overlap`; in Python: allow_overlap=True)"
                 )
             owners[edit.cell] = group.entity
             total[edit.cell] = total.get(edit.cell, 1.0) * edit.multiplier
@@ -159,9 +160,9 @@ class Joined:
     """An edit of several entities, to be asked what it changes where. Raises InputError when cells cancel out."""
 
     def __init__(self, groups: Sequence[EntityEdits]) -> None:
-        self._scaled: dict[int, dict[int, float]] = {}
+        self._scaled: dict[tuple[int, int | None], dict[int, float]] = {}
         for cell, multiplier in join_cells(groups, allow_overlap=True).items():
-            self._scaled.setdefault(cell.layer, {})[cell.neuron] = multiplier
+            self._scaled.setdefault((cell.layer, cell.expert), {})[cell.neuron] = multiplier
         self._directions = join_directions(groups)
         self._projections = by_projection(groups, allow_overlap=True)
 
@@ -171,7 +172,7 @@ class Joined:
         if place.part == "all":
             multipliers, directions = self._projections.get((place.layer, place.expert), ({}, ()))
         elif place.part == "cells":
-            multipliers = self._scaled.get(place.layer, {})
+            multipliers = self._scaled.get((place.layer, place.expert), {})
             directions = ()
         else:
             multipliers = dict.fromkeys(sorted({column for edit in directions for column in edit.columns}), 1.0)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amnesia.choice.extraction import choose
+from amnesia.choice.extraction import choose, judge
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
 from amnesia.choice.settings import ChoiceSettings
-from amnesia.domain import DEFAULT_LOADING, Format, Loading, ModelRef
-from amnesia.edits import EntityEdits, by_projection
+from amnesia.domain import DEFAULT_LOADING, OF_GGUF, Format, Loading, ModelRef
+from amnesia.edits import EditSpec, EntityEdits, by_projection, names_of
 from amnesia.evaluation.comparison import Evaluation
+from amnesia.evaluation.earlier import Earlier, earlier_edits, findings_after
 from amnesia.evaluation.examination import Examination, conclude, examine, examine_after
 from amnesia.evaluation.merged import same_weights
 from amnesia.evaluation.results import Finding, StrengthSweep
@@ -26,6 +27,7 @@ from amnesia.files.staging import PAGE_NAME, REPORT_NAME, check_output, staged_o
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.loading import load_source, loaded
 from amnesia.live.model import LiveModel
+from amnesia.mining.carrying import carried_over, known_notice
 from amnesia.mining.entity import TASK, mine
 from amnesia.outputs.write import left_out_notice, plan_formats, rounding_notice, spec_of, write_format
 from amnesia.progress import SILENT, Tracker
@@ -35,6 +37,7 @@ from amnesia.report.page import report_html
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
 from amnesia.weights.checkpoint import add_file
+from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import write_manifest
 from amnesia.weights.plan import plan_edits
 
@@ -58,12 +61,15 @@ class RunResult:
 class _Chosen:
     """What the original model knows, the edit that was chosen for it, and weaker and stronger forms of that edit.
 
+    `earlier` are the entities that it was edited for before.
+
     There is no sweep of an edit that is not going to be written.
     """
 
     before: Examination
     extraction: Extraction
     swept: StrengthSweep | None
+    earlier: tuple[Earlier, ...] = ()
 
 
 def run(
@@ -71,22 +77,31 @@ def run(
     output: Path | str,
     tracker: Tracker = SILENT,
     *,
+    model: ModelRef | str | None = None,
     force: bool = False,
     loading: Loading = DEFAULT_LOADING,
 ) -> RunResult:
     """Do what the recipe says and write `output`; only `force` writes a weak edit, and nothing writes none at all.
 
+    `model` forgets in place of the recipe's own; the manifest then has the recipe for that one (`mining.carrying`).
     One format fills `output` itself; several fill a subfolder each, named after the format. Every format's folder holds
     its manifest, `report.json` and `report.html`. Raises the errors of this package for what the user can mend.
     """
     output = Path(output)
-    source = _source(recipe.model, output, tracker, force)
-    if "gguf" in recipe.edit.formats:
+    source = _source(model or recipe.model, output, tracker, force)
+    if model is not None:
+        recipe, notices = carried_over(recipe, source.ref, source.checkpoint.shape.n_layers)
+        for line in notices:
+            tracker.notice(line)
+    if {*OF_GGUF} & {*recipe.edit.formats}:
         source.require_gguf()
     if recipe.edit.cells:
         plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])
-    chosen = _choose(load_source(source, loading), recipe, tracker, force)
-    return _save(recipe, source, chosen, output, tracker, force, loading)
+    live = load_source(source, loading, layers=recipe.localization.layers, notice=tracker.notice)
+    manifest = source.checkpoint.manifest
+    chosen = _choose(live, recipe, manifest, tracker, force, tell_known=model is not None)
+    del live
+    return save_chosen(recipe, source, chosen, output, tracker, force, loading)
 
 
 def run_mined(
@@ -106,16 +121,16 @@ def run_mined(
     """
     rows = None if popqa is None else read_popqa(popqa)
     source = _source(model, output, tracker, force)
-    live = load_source(source, loading)
+    live = load_source(source, loading, notice=tracker.notice)
     with tracker.task(TASK) as progress:
         recipe = mine(live, entity, rows, source.ref, aliases, progress).recipe
     if rows is None:
         tracker.notice(
             f"{source.ref} says of {entity}: {', '.join(dict.fromkeys(fact.answer for fact in recipe.facts))}"
         )
-    chosen = _choose(live, recipe, tracker, force)
+    chosen = _choose(live, recipe, source.checkpoint.manifest, tracker, force)
     del live
-    return _save(recipe, source, chosen, output, tracker, force, loading)
+    return save_chosen(recipe, source, chosen, output, tracker, force, loading)
 
 
 def _source(model: ModelRef | str, output: Path, tracker: Tracker, force: bool) -> ModelSource:
@@ -127,17 +142,43 @@ def _source(model: ModelRef | str, output: Path, tracker: Tracker, force: bool) 
     return source
 
 
-def _choose(live: LiveModel, recipe: Recipe, tracker: Tracker, force: bool) -> _Chosen:
+def _choose(
+    live: LiveModel,
+    recipe: Recipe,
+    manifest: Manifest | None,
+    tracker: Tracker,
+    force: bool,
+    *,
+    tell_known: bool = False,
+) -> _Chosen:
     with tracker.task("asking the original model") as progress:
-        before = examine(live, questions_of(recipe), recipe.scoring, progress)
+        before = examine(live, questions_of(recipe), recipe.scoring, progress, notice=tracker.notice)
+    if tell_known:
+        tracker.notice(known_notice(before.facts, live.name, recipe.target.entity))
     targets, controls = select_known(before.facts)
-    extraction = choose(live, recipe, targets, controls, tracker.task, cache_folder())
+    # What is forgotten already tells nothing of what must stay.
+    gone = [group.entity for step in (manifest.history() if manifest else ()) for group in step.edits]
+    extraction = choose(live, recipe, targets, controls, tracker.task, cache_folder(), gone)
     if line := neighbors_notice(extraction):
         tracker.notice(line)
     if extraction.verdict == "none" or (extraction.verdict == "weak" and not force):
         return _Chosen(before, extraction, None)
     with tracker.task("weaker and stronger edits") as progress:
         swept = sweep_strength(live, before.facts, extraction.edits.edits, progress=progress)
+        earlier = earlier_edits(live, manifest, progress)
+    return _Chosen(before, extraction, swept, earlier)
+
+
+def given(live: LiveModel, recipe: Recipe, edits: EntityEdits, tracker: Tracker, force: bool) -> _Chosen:
+    """An edit that nobody chose for this model, judged by the recipe's search facts; raises InputError as `extract`."""
+    with tracker.task("asking the original model") as progress:
+        before = examine(live, questions_of(recipe), recipe.scoring, progress)
+    tracker.notice(known_notice(before.facts, live.name, recipe.target.entity))
+    extraction = judge(live, edits, *select_known(before.facts), recipe.accept)
+    if extraction.verdict == "none" or (extraction.verdict == "weak" and not force):
+        return _Chosen(before, extraction, None)
+    with tracker.task("weaker and stronger edits") as progress:
+        swept = sweep_strength(live, before.facts, edits.edits, progress=progress)
     return _Chosen(before, extraction, swept)
 
 
@@ -150,7 +191,7 @@ def neighbors_notice(extraction: Extraction) -> str | None:
     return f"what the model says of neighbors is lost in part (1 is untouched): {shown}" if lost else None
 
 
-def _save(
+def save_chosen(
     recipe: Recipe,
     source: ModelSource,
     chosen: _Chosen,
@@ -164,17 +205,64 @@ def _save(
     if chosen.swept is None:
         return RunResult(extraction, {}, {}, False, None)
     gc.collect()  # The original model, which nothing refers to any more.
-    spec = spec_of(source, [extraction.edits], recipe_text=recipe.text)
-    plans = plan_formats(recipe.edit.formats, source, spec)
+    saved = save_and_ask(
+        source,
+        spec_of(source, [extraction.edits], recipe_text=recipe.text),
+        recipe.edit.formats,
+        chosen.before,
+        lambda evaluation: evaluation.accepted(recipe.accept),
+        output,
+        tracker,
+        force=force,
+        loading=loading,
+        extraction=extraction,
+        sections={"sweep": chosen.swept},
+        earlier=chosen.earlier,
+    )
+    return RunResult(extraction, saved.evaluations, saved.reports, saved.accepted, output)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the evaluation of each written format says, its `report.json`, and whether all of them are accepted."""
+
+    evaluations: dict[Format, Evaluation]
+    reports: dict[Format, dict[str, Any]]
+    accepted: bool
+
+
+def save_and_ask(
+    source: ModelSource,
+    spec: EditSpec,
+    formats: Sequence[Format],
+    before: Examination,
+    accepts: Callable[[Evaluation], bool],
+    output: Path,
+    tracker: Tracker,
+    *,
+    force: bool = False,
+    loading: Loading = DEFAULT_LOADING,
+    extraction: Extraction | None = None,
+    sections: Mapping[str, StrengthSweep | None] | None = None,
+    earlier: Sequence[Earlier] = (),
+) -> Saved:
+    """Write each format of an edit, ask the saved files what the original was asked, and add manifests and reports.
+
+    The original model should not be in memory any more. `accepts` says of an evaluation whether its bounds hold. The
+    report says how that fares which `earlier` edits made the model forget.
+    """
+    plans = plan_formats(formats, source, spec)
     size = sum(plan.n_bytes() for plan in plans.values())
+    entity = names_of(spec.groups)
     evaluations: dict[Format, Evaluation] = {}
     documents: dict[Format, dict[str, Any]] = {}
+    further: dict[Format, tuple[Finding, ...]] = {}
+    told: tuple[Finding, ...] = ()
     with staged_output(output, force=force, needed_bytes=size, source=source.origin) as staging:
         written = []
-        layers = {layer for layer, _ in by_projection([extraction.edits])}
-        further: dict[Format, tuple[Finding, ...]] = {}
+        layers = {layer for layer, _ in by_projection(spec.groups, allow_overlap=True)}
         for name, plan in plans.items():
-            folder = staging if len(recipe.edit.formats) == 1 else staging / name
+            folder = staging if len(formats) == 1 else staging / name
             folder.mkdir(exist_ok=True)
             with tracker.task(f"writing {name}", plan.n_written()) as progress:
                 manifest = write_format(plan, folder, progress=progress)
@@ -186,29 +274,32 @@ def _save(
                     asked, weights = evaluations["safetensors"], staging / "safetensors"
                     same = same_weights(source, folder, weights, layers, asked, loading, progress)
             if same is not None:
-                evaluations[name], further[name] = evaluations["safetensors"], (same.finding(),)
+                evaluations[name], further[name] = evaluations["safetensors"], (same.finding(), *told)
             else:
                 with (
                     loaded(name, source, folder, loading) as edited,
                     tracker.task(f"asking the saved {name}") as progress,
                 ):
-                    after = examine_after(edited, chosen.before, progress)
-                evaluations[name] = conclude(chosen.before, after)
+                    after = examine_after(edited, before, progress)
+                    told = findings_after(edited, earlier)
+                evaluations[name], further[name] = conclude(before, after), told
             written.append((name, folder, manifest))
-        accepted = all(evaluation.accepted(recipe.accept) for evaluation in evaluations.values())
+        accepted = all(map(accepts, evaluations.values()))
         for name, folder, manifest in written:
             documents[name] = document.report_json(
                 evaluations[name],
-                recipe.target.entity,
+                entity,
                 source.ref,
                 name,
                 accepted=accepted,
                 extraction=extraction,
                 changed=manifest,
-                sections={"sweep": chosen.swept},
-                further=further.get(name, ()),
+                sections=sections,
+                further=further[name],
             )
             manifest = add_file(manifest, folder, REPORT_NAME, json_bytes(documents[name]))
             manifest = add_file(manifest, folder, PAGE_NAME, report_html(documents[name]).encode())
             write_manifest(replace(manifest, scores=document.scores_summary(evaluations[name])), folder)
-    return RunResult(extraction, evaluations, documents, accepted, output)
+    for row in told:
+        tracker.notice(row.text)
+    return Saved(evaluations, documents, accepted)

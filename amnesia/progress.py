@@ -51,11 +51,14 @@ SILENT = Silent()
 
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
-    """Keep the progress bars and notices of transformers and PEFT off the terminal while the block runs."""
+    """Keep the progress bars and notices of transformers, PEFT and accelerate off the terminal while the block runs."""
     from transformers.utils import logging as hf_logging
 
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity(logging.ERROR)
+    others = logging.getLogger("accelerate")
+    level = others.level
+    others.setLevel(logging.ERROR)
     hf_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -64,6 +67,7 @@ def quiet() -> Generator[None]:
             yield
     finally:
         hf_logging.set_verbosity(verbosity)
+        others.setLevel(level)
         if bars:
             hf_logging.enable_progress_bar()
 

@@ -1,13 +1,17 @@
 """The same examples in every run, so that a test fails because of a change and not because of a draw; and a Hub."""
 
+import gc
 import os
+import tomllib
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import tomli_w
 from hypothesis import settings
 
 from support.commands import done
-from support.folders import files_in
+from support.folders import ROOT, files_in
 from support.hub_state import BASE_CARD
 from support.local_hub import LocalHub
 
@@ -16,15 +20,20 @@ n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if n_workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_workers)))
 
+# Of each field of general ability, questions in tests that are about something else.
+N_COMMON = 2
+WHOLE = ROOT / "amnesia" / "facts" / "ability.toml"
+
 users_cache = os.environ.get("AMNESIA_CACHE")
 own_cache = TemporaryDirectory(prefix="amnesia-tests-")
+own_data = TemporaryDirectory(prefix="amnesia-tests-data-")
 
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
 
 
 # Tests that run only where `-m` names their marker.
-OPT_IN = ("exhaustive", "llamacpp")
+OPT_IN = ("exhaustive", "runtimes")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -37,6 +46,12 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.get_closest_marker("real") is None)
 
 
+def pytest_collection_finish():
+    """What importing has made stays to the end: collections of garbage, of which commands ask some, need not look."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """What is kept of tiny models goes into a folder of the tests; the user's cache is for tests of its real models.
@@ -44,12 +59,28 @@ def pytest_runtest_setup(item):
     A hook comes before the fixtures of modules, too.
     """
     cache = own_cache.name
-    if item.get_closest_marker("real") or item.get_closest_marker("llamacpp"):
+    if item.get_closest_marker("real") or item.get_closest_marker("runtimes"):
         cache = users_cache
     if cache is None:
         os.environ.pop("AMNESIA_CACHE", None)
     else:
         os.environ["AMNESIA_CACHE"] = cache
+    ask_common_questions(is_brief=item.path.name not in ("test_ability.py", "test_packaged.py"))
+
+
+def ask_common_questions(is_brief):
+    """Let general ability be measured by few questions, or by all that there are."""
+    from amnesia.facts import ability
+
+    brief = Path(own_data.name) / WHOLE.name
+    if not brief.exists():
+        fields = tomllib.loads(WHOLE.read_text(encoding="utf-8"))["fields"]
+        few = [row | {"questions": row["questions"][:N_COMMON]} for row in fields]
+        brief.write_text(tomli_w.dumps({"fields": few}), encoding="utf-8")
+    wanted = brief if is_brief else WHOLE
+    if wanted != ability._FILE:
+        ability._FILE = wanted
+        ability.ability_questions.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
 from amnesia.errors import InputError
 from amnesia.outputs.write import plan_formats
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from support.commands import done
 from support.folders import ROOT, tree
 from support.gguf_edits import tiny

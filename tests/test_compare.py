@@ -1,9 +1,11 @@
 """Two models over the same questions, whatever made the second."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
 
 from amnesia.cli.main import main
 from amnesia.compare import assess, check_report
@@ -15,11 +17,12 @@ from amnesia.facts.questions import facts_of_recipe
 from amnesia.live.loading import load
 from amnesia.live.model import apply_edits
 from amnesia.pipeline import run
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from support.commands import done
 from support.reports import check_report_json
+from support.tiny_gguf import llama_gguf
 from support.tiny_recipe import recipe_text
-from support.tiny_text import save_tiny_live
+from support.tiny_text import save_tiny_live, tiny_tokenizer
 from support.tracker import Silent
 
 FORMATS = ("safetensors", "adapter")
@@ -40,14 +43,38 @@ def facts(recipe):
     return facts_of_recipe(recipe)
 
 
+def scores(row):
+    return {name: getattr(row, name) for name in ("knowledge_score", "knowledge_score_first")}
+
+
 def test_what_was_saved_is_evaluated_as_in_the_run(tmp_path, model, recipe, facts):
     result = run(recipe, tmp_path / "out", Silent())
     for name in FORMATS:
         found = assess(str(model), str(tmp_path / "out" / name), facts, Silent())
-        assert found.evaluation == result.evaluations[name]
+        expected = result.evaluations[name]
+        if name == "safetensors":
+            assert found.evaluation == expected
+        for one, other in zip(found.evaluation.prompts, expected.prompts, strict=True):
+            # The run has the adapter's figures from the weights that its merge gives.
+            assert one.after.logprob == pytest.approx(other.after.logprob, abs=1e-3)
+            assert replace(one, after=other.after, kl=other.kl, **scores(other)) == other
         check_report_json(found.document)
         assert found.document["edited"] == name
         assert found.document["changed"] == result.reports[name]["changed"]
+
+
+def test_a_lora_file_of_llama_cpp_is_evaluated_as_what_it_makes_of_its_gguf(tmp_path, model):
+    gguf = llama_gguf(tmp_path / "m.gguf", AutoModelForCausalLM.from_pretrained(model), tokenizer=tiny_tokenizer())
+    recipe = parse_recipe(recipe_text(load(model, "m"), gguf, formats=("safetensors", "gguf-lora")))
+    result = run(recipe, tmp_path / "out", Silent())
+    found = assess(str(gguf), str(tmp_path / "out" / "gguf-lora"), facts_of_recipe(recipe), Silent())
+    assert found.evaluation == result.evaluations["gguf-lora"]
+    assert found.document["edited"] == "gguf-lora"
+    whole, lora = (
+        [row.after.logprob for row in result.evaluations[name].prompts] for name in ("safetensors", "gguf-lora")
+    )
+    assert lora == pytest.approx(whole, abs=1e-4)
+    assert whole != [row.before.logprob for row in found.evaluation.prompts]
 
 
 def test_a_sweep_passes_through_both_models(tmp_path, model, recipe, facts):
@@ -62,6 +89,18 @@ def test_a_sweep_passes_through_both_models(tmp_path, model, recipe, facts):
         assert curve["mean"][strengths.index(0.0)] == 1.0
         assert curve["mean"][strengths.index(1.0)] == pytest.approx(sum(known) / len(known), abs=1e-3)
         assert (curve["n"], curve["n_excluded"]) == (len(known), len(scores) - len(known))
+
+
+def test_what_the_edited_model_forgets_too_is_no_control(tmp_path, model, facts):
+    done("edit", model, "--cell", "0:3", "--entity", "kenya", "-o", tmp_path / "once")
+    done("edit", tmp_path / "once", "--cell", "1:11", "--entity", "Japan", "-o", tmp_path / "both")
+    tracker = Silent()
+    found = assess(str(model), str(tmp_path / "both"), facts, tracker).evaluation
+    controls = {row.fact.entity for row in facts.questions if row.role == "control"}
+    assert "Kenya" in controls
+    assert {row.entity for row in found.prompts if row.role == "control"} == controls - {"Kenya"}
+    assert "no controls, because the edited model is to forget them, too: kenya" in tracker.lines
+    assert {row.entity for row in found.prompts if row.role == "target"} == {"Japan"}
 
 
 def test_a_sweep_needs_to_know_the_cells(model, facts):

@@ -18,14 +18,16 @@ FLOORS = (
     "errors plain_text progress vector",
     "domain",
     "architectures edits files",
+    "guessing",
     "recipe weights",
-    "facts sources",
-    "live outputs",
+    "facts recipe_file sources",
+    "live outputs servers",
     "evaluation localization directions",
     "choice experiments mining stress",
-    "api report",
+    "probes",
+    "api report trials",
     "compare hub pipeline",
-    "ui",
+    "bench queue transfer ui",
     "cli",
     "__main__",
 )
@@ -35,7 +37,20 @@ MODULES = {
     for path in sorted((ROOT / "amnesia").rglob("*.py"))
     if path.name != "__init__.py"
 }
-NO_TORCH = ("domain", "edits", "recipe", "files", "weights", "facts", "outputs", "hub", "cli", "amnesia.report.page")
+NO_TORCH = (
+    "domain",
+    "edits",
+    "recipe",
+    "recipe_file",
+    "files",
+    "weights",
+    "facts",
+    "outputs",
+    "servers",
+    "hub",
+    "cli",
+    "amnesia.report.page",
+)
 MAX_LINES = 400
 MAX_BODY = 60  # Lines of a function without its signature and docstring.
 

@@ -20,7 +20,7 @@ from amnesia.live.loading import load, load_source
 from amnesia.live.model import freeze, wrap
 from amnesia.outputs.proofs import outputs_in, prove
 from amnesia.pipeline import run
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from amnesia.report.page import report_html
 from amnesia.sources.resolve import resolve
 from amnesia.weights.edit_rows import edit_json

@@ -17,8 +17,8 @@ from amnesia.evaluation.labels import parts_of
 from amnesia.facts.names import entity_templates, generic_sentences
 from amnesia.live.tokens import encode, place
 from amnesia.localization.cells import localize
-from amnesia.recipe import load_recipe
-from oracles.scores_elsewhere import assert_scores_of_the_report
+from amnesia.recipe_file import load_recipe
+from oracles.scores_elsewhere import assert_scores_of_the_reports
 from support.commands import done
 from support.folders import DATA
 from support.smollm2 import BRIEF_RECIPE, MODEL, brief_texts
@@ -127,13 +127,15 @@ def test_the_demo_is_proven_and_can_be_undone(demo, smollm2, tmp_path):
 def test_what_others_download_scores_as_the_report_says(demo, smollm2, hub):
     # Pushed to a Hub, fetched by the plain libraries in another process, asked there.
     _, output, _ = demo
+    cases = []
     for form in ("safetensors", "adapter"):
         done("push", output / form, f"ada/{form}")
         report = json.loads((output / form / "report.json").read_bytes())["prompts"]
         chosen = [row for row in report if parts_of(row["kind"])[0] == "target"]
         chosen += [row for row in report if parts_of(row["kind"])[0] == "control"][-20:]
         at = {"base": str(smollm2.folder), "tokenizer": str(smollm2.folder)}
-        assert_scores_of_the_report(chosen, form=form, model=f"ada/{form}", **at)
+        cases.append((chosen, {"form": form, "model": f"ada/{form}", **at}))
+    assert_scores_of_the_reports(*cases)
 
 
 CAPITALS = """Canada Ottawa, Spain Madrid, Italy Rome, Germany Berlin, Russia Moscow, Greece Athens, Poland Warsaw,

@@ -5,7 +5,8 @@ import pytest
 from amnesia.domain import Cell, Fact, ModelRef
 from amnesia.edits import ColumnEdit
 from amnesia.errors import RecipeError
-from amnesia.recipe import KEYS, Accept, LocalizeOptions, Scoring, Translation, load_recipe, parse_layers, parse_recipe
+from amnesia.recipe import Accept, LocalizeOptions, Scoring, Translation
+from amnesia.recipe_file import KEYS, load_recipe, parse_layers, parse_recipe
 
 MODEL = '[model]\nid = "m"\n'
 ENTITY = '[entity]\nname = "Japan"\n'
@@ -134,7 +135,8 @@ def test_a_table_of_entities_makes_the_others_controls():
 @pytest.mark.parametrize("wanted", [None, "Japn", "Atlantis"])
 def test_a_table_of_entities_needs_a_choice(wanted):
     with pytest.raises(
-        RecipeError, match=r"lists 3 entities: choose one with --entity \(in Python: entity\), for example 'Japan'"
+        RecipeError,
+        match=r"lists 3 entities: choose one with --entity \(`robustness`: ENTITY; in Python: entity\), for example 'Japan'",
     ):
         parse_recipe(MODEL + BOTH, wanted)
 

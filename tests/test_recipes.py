@@ -5,7 +5,7 @@ import pytest
 
 from amnesia.domain import ModelRef
 from amnesia.facts.names import unseen_names
-from amnesia.recipe import load_recipe
+from amnesia.recipe_file import load_recipe
 from support.folders import ROOT
 
 RECIPES = ROOT / "recipes"

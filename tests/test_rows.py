@@ -1,27 +1,34 @@
 """Every row of the table of architectures, with a tiny model: files, memory, adapter and plain transformers agree."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
-from amnesia.architectures import LAYOUTS, MlpLayout, listed
+from amnesia.architectures import GUESSED, LAYOUTS, MlpLayout
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.errors import CheckpointError, LayoutError
 from amnesia.evaluation.damage import read
 from amnesia.facts.names import entity_templates
+from amnesia.guessing import ASKED, guess
 from amnesia.live.batches import takes_trees
 from amnesia.live.forward import activations, answer_logprobs, readout
 from amnesia.live.interventions import Asked, varied_logprobs
-from amnesia.live.loading import load
+from amnesia.live.loading import load, load_source
 from amnesia.live.model import apply_edits, edited, wrap
+from amnesia.live.proving import prove_layout
 from amnesia.live.tokens import continuations, place
 from amnesia.localization.cells import localize
 from amnesia.outputs.proofs import prove, take_back
 from amnesia.outputs.write import save
+from amnesia.sources.parts import AbsentError
 from amnesia.sources.source import ModelSource
+from amnesia.weights.checkpoint import open_source
+from support.commands import done, refused
 from support.folders import ROOT, tree
 from support.tiny import N_EXPERTS, tiny_model
 from support.tiny_text import VOCAB_SIZE, tiny_tokenizer
@@ -31,7 +38,7 @@ PAIRS = [
     ("Where is it?\n", "in the garden behind the house"),
     ("She waited for the water to boil and then", "she left the kitchen"),
 ]
-NO_CAUSAL_CLASS = {"qwen3_vl", "mistral3"}
+TAKE_IMAGES = {"qwen3_vl", "qwen3_vl_moe", "mistral3", "gemma3", "gemma4", "gemma4_unified", "qwen3_5"}
 # Linear attention, state spaces and convolutions, by hand.
 RECURRENT = {"qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next", "lfm2", "lfm2_moe"}
 RECURRENT |= {"granitemoehybrid", "falcon_h1"}
@@ -50,6 +57,13 @@ def live(source):
     return load(source.folder, "tiny")
 
 
+def listed() -> str:
+    """The table for README: models, then mixtures of experts, by `model_type` of `config.json`."""
+    groups = [sorted(name for name, row in LAYOUTS.items() if (row.experts is not None) == mixed) for mixed in (0, 1)]
+    models, mixtures = (", ".join(f"`{name}`" for name in group) for group in groups)
+    return f"{models}. With experts: {mixtures}."
+
+
 def model_type(source):
     return source.checkpoint.shape.layout.model_type
 
@@ -57,7 +71,7 @@ def model_type(source):
 def plain(folder):
     """The model as its users load it."""
     auto = AutoModelForCausalLM
-    if AutoConfig.from_pretrained(folder).model_type in NO_CAUSAL_CLASS:
+    if AutoConfig.from_pretrained(folder).model_type in TAKE_IMAGES:
         auto = AutoModelForImageTextToText
     return auto.from_pretrained(folder).eval()
 
@@ -144,7 +158,13 @@ def test_the_merged_adapter_is_the_edited_model(source, live, tmp_path):
         return
     for name in ("safetensors", "adapter"):
         save(name, source, edits, tmp_path / name)
-    merged = PeftModel.from_pretrained(plain(source.folder), tmp_path / "adapter").merge_and_unload().state_dict()
+    adapted = PeftModel.from_pretrained(plain(source.folder), tmp_path / "adapter")
+    changed = [name for name, module in adapted.base_model.model.named_modules() if hasattr(module, "lora_A")]
+    assert sorted(changed) == sorted({live.shape.out_proj_path(cell.layer) for cell in some_cells(live.shape)})
+    keys = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    # vLLM finds modules by their full path alone, in the class that takes images where there is one.
+    assert all(("model.language_model.layers." in key) == (model_type(source) in TAKE_IMAGES) for key in keys)
+    merged = adapted.merge_and_unload().state_dict()
     expected, original = plain(tmp_path / "safetensors").state_dict(), plain(source.folder).state_dict()
     assert merged.keys() == expected.keys()
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
@@ -178,6 +198,34 @@ def test_activations_are_those_of_one_prompt_at_a_time(source, live):
             for number, expected in enumerate(values[rows[index].token] for values in alone):
                 assert (batch[line, number, : len(expected)] - expected).abs().max() <= 1e-3 * expected.abs().max()
                 assert not batch[line, number, len(expected) :].any()
+
+
+def test_the_first_layers_alone_give_the_activations_of_the_whole_bit_for_bit(source, live):
+    layers = tuple(layer for layer in live.shape.plain_layers if layer < 2)
+    if not layers:
+        with pytest.raises(LayoutError, match="cells cannot be searched"):
+            load_source(replace(source, n_layers=2))
+        return
+    part = load_source(replace(source, n_layers=2))
+    assert part.shape == live.shape and part.name == str(source)
+    assert sum(weight.numel() for weight in part.model.parameters()) == sum(
+        weight.numel() for name, weight in live.model.named_parameters() if is_in_first_layers(live.shape, name, 2)
+    )
+    rows = place(live.tokenizer, [(t, name) for t in entity_templates()[:3] for name in ("Japan", "Michael Jordan")])
+    for (indices, one), (others, other) in zip(
+        activations(live, rows, layers), activations(part, rows, layers), strict=True
+    ):
+        assert indices == others and torch.equal(one, other)
+    with pytest.raises(AbsentError):
+        answer_logprobs(part, PAIRS)
+
+
+def is_in_first_layers(shape, name, n):
+    """Whether a parameter is in the language model, before layer n; what is behind its layers is named by hand."""
+    rest = name.removeprefix(shape.prefix)
+    layer = rest.removeprefix(f"{shape.layout.layers}.").partition(".")[0]
+    behind = ("norm.", "ln_f.", "final_layer_norm.", "final_layernorm.", "embedding_norm.")
+    return name.startswith(shape.prefix) and not rest.startswith(behind) and not (layer.isdigit() and int(layer) >= n)
 
 
 def test_varied_multipliers_are_single_edits(live):
@@ -302,3 +350,85 @@ def save_model(model, folder):
 def test_readme_has_the_table():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert listed() in text, f"README.md names other architectures, expected:\n{listed()}"
+
+
+@pytest.fixture
+def asked():
+    """The user asks to find the layout of unknown types."""
+    token = ASKED.set(True)
+    yield
+    ASKED.reset(token)
+    GUESSED.clear()
+
+
+def save_made_up(folder, hidden_size=32, intermediate_size=48, layers=3):
+    """A model of an unknown type, all layers of which are equally wide."""
+    AutoConfig.register("plain_made_up", PlainMadeUpConfig, exist_ok=True)
+    AutoModelForCausalLM.register(PlainMadeUpConfig, PlainMadeUpForCausalLM, exist_ok=True)
+    sizes = {"num_hidden_layers": layers, "hidden_size": hidden_size, "num_attention_heads": 4}
+    config = PlainMadeUpConfig(vocab_size=VOCAB_SIZE, intermediate_size=intermediate_size, **sizes)
+    model = PlainMadeUpForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.3)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+class PlainMadeUpConfig(LlamaConfig):
+    model_type = "plain_made_up"
+
+
+class PlainMadeUpForCausalLM(LlamaForCausalLM):
+    config_class = PlainMadeUpConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp = MadeUpMlp(config)
+
+
+def test_the_layout_of_an_unknown_type_is_found_and_proven_where_that_is_asked(tmp_path):
+    folder = save_made_up(tmp_path / "m")
+    edit = ("edit", folder, "--cell", "1:5", "--cell", "2:40", "-o", tmp_path / "out")
+    assert "'plain_made_up' is not supported" in refused(*edit)
+    assert "2 columns in 2 tensors edited" in done("--layout", "auto", *edit)
+    GUESSED.clear()
+    before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "out"))
+    for name, tensor in before.items():
+        expected = tensor.clone()
+        for layer, neuron in ((1, 5), (2, 40)):
+            if name == f"model.layers.{layer}.mlp.back.weight":
+                expected[:, neuron] *= -1
+        assert torch.equal(after[name], expected), name
+    assert "changed as declared" in done("--layout", "auto", "verify", tmp_path / "out", "--base", folder)
+    GUESSED.clear()
+
+
+def test_a_guess_must_be_the_only_one(tmp_path, asked):
+    folder = save_made_up(tmp_path / "square", intermediate_size=32)
+    with pytest.raises(LayoutError, match=r"unknown type 'plain_made_up' and has .*model\.layers\.N\.mlp\.back"):
+        open_source(folder)
+    config = {"model_type": "odd", "num_hidden_layers": 2, "hidden_size": 8}
+    shapes = {f"h.{layer}.{path}.weight": (8, 12) for layer in range(2) for path in ("mix", "mlp.down")}
+    with pytest.raises(LayoutError, match="has none of intermediate_size, ffn_dim"):
+        guess(config, shapes, "odd")
+    with pytest.raises(LayoutError, match=r"has h\.N\.mix, h\.N\.mlp\.down: expected one matrix of shape \[8, 12\]"):
+        guess(config | {"ffn_dim": 12}, shapes, "odd")
+    guess(config | {"ffn_dim": 12}, {name: shape for name, shape in shapes.items() if "mix" not in name}, "odd")
+    assert (GUESSED["odd"].out_proj, GUESSED["odd"].prefix, GUESSED["odd"].layers) == (("mlp.down",), "", "h")
+
+
+def test_a_module_that_is_no_output_projection_is_found_out(tmp_path, asked):
+    live = load(save_made_up(tmp_path / "m"), "m")
+    assert live.shape.layout is GUESSED["plain_made_up"]
+    shape = live.shape
+    object.__setattr__(shape, "plain", (*shape.plain[:-1], replace(shape.plain[-1], path="mlp.widen")))
+    with pytest.raises(LayoutError, match=r"model\.layers\.2\.mlp\.widen of m is a Linear: it is not the output"):
+        prove_layout(live)
+    live = load(tmp_path / "m", "m")
+    with torch.no_grad():
+        live.out_proj(1).weight.zero_()
+    with pytest.raises(LayoutError, match=r"model\.layers\.1\.mlp\.back of m changes nothing"):
+        prove_layout(live)

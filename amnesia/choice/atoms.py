@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -166,13 +166,7 @@ class Name:
 
     def _bystanders(self, layer: int) -> tuple[Tensor, Tensor]:
         """Second moments (d_mlp, d_mlp) of all that must stay beside the name, and keys (n, d_mlp) of other names."""
-        names = {self.text, self.text.removeprefix("the "), self.text.removeprefix("The ")}
-        forms = [
-            self.live.tokenizer(text, add_special_tokens=False)["input_ids"]
-            for name in names
-            for text in (name, f" {name}")
-        ]
-        own = frozenset(ids[0] for ids in forms if len(ids) == 1)
+        own = own_tokens(self.live, [self.text])
         second, names = self.moments.without(self.live, layer, self.is_reserved, own)
         if self.near is not None and self.near_share:
             rows = self.near.activations[:, self.moments.layers.index(layer)].float()
@@ -186,3 +180,12 @@ class Name:
             for response in (self.moments.response, self.near)
         )
         return Change(text, near)
+
+
+def own_tokens(live: LiveModel, names: Iterable[str]) -> frozenset[int]:
+    """The tokens of the vocabulary that are one of the names as a whole."""
+    plain = {part for name in names for part in (name, name.removeprefix("the "), name.removeprefix("The "))}
+    forms = [
+        live.tokenizer(text, add_special_tokens=False)["input_ids"] for name in plain for text in (name, f" {name}")
+    ]
+    return frozenset(ids[0] for ids in forms if len(ids) == 1)

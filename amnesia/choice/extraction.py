@@ -13,7 +13,8 @@ from pathlib import Path
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import DirectionChoice
 from amnesia.choice.forms import Forms, forms_of, n_columns
-from amnesia.choice.known import KnownFacts, mean_score, select_known
+from amnesia.choice.joint import Part, combined, join
+from amnesia.choice.known import KnownFacts, mean_score, reserved_names, select_known
 from amnesia.choice.neighbors import begins_alike, facts_about, near_response, neighbor_results, neighbors_of
 from amnesia.choice.results import Answers, Extraction, FormResult, NeighborResult, Screening, Verdict
 from amnesia.choice.settings import ChoiceSettings
@@ -83,6 +84,13 @@ def choose(
     )
 
 
+def judge(live: LiveModel, edits: EntityEdits, targets: KnownFacts, controls: KnownFacts, accept: Accept) -> Extraction:
+    """What an edit does to known search facts, however it was found."""
+    with edited(live, edits.edits):
+        target, control = mean_score(live, targets), mean_score(live, controls)
+    return Extraction(edits, verdict(target, control, accept), target, control, len(edits.edits))
+
+
 @dataclass(frozen=True)
 class _Chosen:
     """An edit, how much was measured for it, and what there is to tell of the choice, as `Extraction` has it."""
@@ -107,7 +115,7 @@ def verdict(target: float, control: float, accept: Accept) -> Verdict:
 def extract_all(
     live: LiveModel, recipes: Sequence[Recipe], task: Task = SILENT.task, cache: Path | None = None
 ) -> tuple[Extraction, ...]:
-    """One edit for each recipe, to be added up. Scores are those of the whole edit.
+    """One edit for each recipe, all of them joined as `joint.join` does. Scores are those of the whole edit.
 
     No choice sees anybody whom any of the recipes holds out. Raises InputError when two recipes are about one entity.
     """
@@ -116,21 +124,24 @@ def extract_all(
         if name in names[:index]:
             raise InputError(f"two recipes are about {name!r}: give each entity once")
     alone = []
-    for recipe in (_sparing(recipe, recipes) for recipe in recipes):
+    for recipe in (sparing(recipe, recipes) for recipe in recipes):
         known = _asked(live, recipe, task)
         avoided = sorted(_taken(recipes) - {recipe.target.entity})
         alone.append((recipe, known, choose(live, recipe, *known, task, cache, avoided)))
-    together = tuple(edit for _, _, found in alone for edit in found.edits.edits)
+    parts = [Part(recipe, found.edits, *known) for recipe, known, found in alone if found.edits.edits]
+    joined = {group.entity: group for group in join(live, parts, task, cache).groups} if parts else {}
+    together = combined(edit for group in joined.values() for edit in group.edits)
     results = []
     for recipe, known, found in alone:
         with edited(live, together):
             target, control = (mean_score(live, part) for part in known)
         judged = verdict(target, control, recipe.accept) if found.edits.edits else "none"
-        results.append(replace(found, verdict=judged, target=target, control=control))
+        edits = joined.get(found.edits.entity, found.edits)
+        results.append(replace(found, edits=edits, verdict=judged, target=target, control=control))
     return tuple(results)
 
 
-def _sparing(recipe: Recipe, recipes: Sequence[Recipe]) -> Recipe:
+def sparing(recipe: Recipe, recipes: Sequence[Recipe]) -> Recipe:
     """The recipe without search controls about anybody whom another recipe holds out or makes forget."""
     taken = _taken(recipes)
     controls = tuple(fact for fact in recipe.controls if fact.split == "held_out" or fact.entity not in taken)
@@ -160,11 +171,6 @@ def localized(live: LiveModel, recipe: Recipe, progress: Progress | None = None,
         progress=progress,
     )
     return cell_map
-
-
-def reserved_names(recipe: Recipe) -> list[str]:
-    """The entities of the held-out controls: all that the choice learns of them, in order to keep away from them."""
-    return sorted({fact.entity for fact in recipe.controls if fact.split == "held_out"})
 
 
 def _direction(

@@ -6,19 +6,20 @@ from collections.abc import Sequence
 
 from amnesia.domain import ROLES
 from amnesia.errors import InputError
-from amnesia.evaluation.measurement import KnownFact, check_known, scores_of
+from amnesia.evaluation.measurement import KnownFact, check_known, plainly_asked, scores_of
 from amnesia.live.forward import answer_logprobs
 from amnesia.live.model import LiveModel
+from amnesia.recipe import Recipe
 
 KnownFacts = tuple[KnownFact, ...]
 
 
 def select_known(facts: Sequence[KnownFact]) -> tuple[KnownFacts, KnownFacts]:
-    """Search facts and search controls that the original model knows; held-out facts are dropped here.
+    """Search facts and search controls that the original model knows; held-out facts and messages are dropped here.
 
     Raises InputError when either is empty.
     """
-    search = [fact for fact in facts if fact.question.split == "search"]
+    search = [fact for fact in plainly_asked(facts) if fact.question.split == "search"]
     check_known(search)
     targets, controls = (
         tuple(fact for fact in search if fact.question.role == role and not fact.excluded) for role in ROLES
@@ -28,6 +29,11 @@ def select_known(facts: Sequence[KnownFact]) -> tuple[KnownFacts, KnownFacts]:
             "the model knows none of the search controls: add facts about others that it answers correctly"
         )
     return targets, controls
+
+
+def reserved_names(recipe: Recipe) -> list[str]:
+    """The entities of the held-out controls: all that the choice learns of them, in order to keep away from them."""
+    return sorted({fact.entity for fact in recipe.controls if fact.split == "held_out"})
 
 
 def mean_score(live: LiveModel, facts: KnownFacts) -> float:

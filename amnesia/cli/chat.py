@@ -16,7 +16,8 @@ from amnesia.cli.options import as_json, on_device
 from amnesia.cli.terminal import Terminal, echo, growing, print_json
 from amnesia.domain import Fact, Loading
 from amnesia.errors import AmnesiaError, InputError
-from amnesia.recipe import Recipe, load_recipe, parse_recipe
+from amnesia.recipe import Recipe
+from amnesia.recipe_file import load_recipe, parse_recipe
 
 if TYPE_CHECKING:
     from amnesia.live.duet import Duet, Sampling

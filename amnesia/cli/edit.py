@@ -12,6 +12,10 @@ from amnesia.cli.options import as_json, force_option
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import FORMATS, WIDER_TYPES, Format, ModelRef, is_gguf_name
 from amnesia.errors import InputError
+from amnesia.guessing import ASKED
+
+# Names in a line.
+_N_SHOWN = 8
 
 if TYPE_CHECKING:
     from amnesia.weights.manifest import Manifest
@@ -73,6 +77,12 @@ def edit(
         groups = [write.edits_from_cells(cells, -1.0 if multiplier is None else multiplier, entity)]
     else:
         groups = [group for path in edit_files for group in write.edits_from_file(path)]
+    if ASKED.get():
+        # Bytes say where a projection may be, and only the model that it is one.
+        from amnesia.live.loading import load_source
+        from amnesia.sources.resolve import resolve
+
+        load_source(resolve(model, Terminal().notice), hooked=False)
     if in_place:
         from amnesia.edits import EditSpec
         from amnesia.outputs.in_place import edit_in_place
@@ -133,8 +143,11 @@ def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
 @click.option("--base", help="The model that was edited: every byte is then compared with it.")
 @click.option("--behaviour", is_flag=True, help="Load OUTPUT and its base and ask both about the target facts.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Facts for --behaviour. Default: those of OUTPUT.")
+@click.option("--server", help="With --behaviour: URL or URL#MODEL of a server that should have the edit, too.")
 @as_json
-def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None, json_output: bool) -> None:
+def verify(
+    output: Path, base: str | None, behaviour: bool, recipe: Path | None, server: str | None, json_output: bool
+) -> None:
     """Prove from the bytes that only the declared columns changed. All else in OUTPUT must be its base's.
 
     With --behaviour the models are loaded instead, and OUTPUT may be any model or adapter folder that should have the
@@ -144,12 +157,14 @@ def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None,
 
     if recipe is not None and not behaviour:
         raise InputError("--recipe is for --behaviour: bytes are proven without facts")
+    if server is not None and not behaviour:
+        raise InputError("--server is for --behaviour: a server shows no bytes; add it")
     if behaviour:
         from amnesia.evaluation.behaviour import check_behaviour
         from amnesia.files.disk import check_settled
 
         check_settled(commands.folder_of(output))
-        report = check_behaviour(output, Terminal(), base=base, recipe_path=recipe)
+        report = check_behaviour(output, Terminal(), base=base, recipe_path=recipe, server=server)
         if json_output:
             print_json(dataclasses.asdict(report))
         else:
@@ -157,6 +172,8 @@ def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None,
                 f"{output}: answers to {report.n_targets} target facts changed by {report.change:.2f} nats in the mean "
                 f"(log-probability {report.before:.2f} before, {report.after:.2f} after)"
             )
+            if report.share is not None:
+                echo(f"{server}: {report.share:.2f} of that change (log-probability {report.served:.2f})")
         return
     reports = commands.verify(output, base, tracker=Terminal())
     if json_output:
@@ -169,7 +186,9 @@ def verify(output: Path, base: str | None, behaviour: bool, recipe: Path | None,
             f"{row.entity}); {row.n_files} files proven {proof}"
         )
         if row.unproven:
-            echo(f"  {len(row.unproven)} files can only be proven with --base")
+            more = len(row.unproven) - _N_SHOWN
+            names = ", ".join(row.unproven[:_N_SHOWN]) + (f" and {more} more" if more > 0 else "")
+            echo(f"  not proven without --base: {names}; of these only the edited tensors and the sizes are")
 
 
 @click.command()
@@ -194,5 +213,10 @@ def undo(edited: Path, output: Path | None, in_place: bool, every_step: bool, fo
             manifest = undo_in_place(output)
         echo(f"{manifest.entity} is back: {output} is as it was before the edit")
         return
+    from amnesia.outputs.proofs import model_in
+    from amnesia.weights.manifest_file import read_manifest
+
     manifest = commands.undo(edited, output, every_step=every_step, force=force, tracker=Terminal())
-    echo(f"{manifest.entity} is back: {manifest.base.ref.name} as it was, in {output}")
+    steps = [*read_manifest(model_in(edited)).history()] if every_step else [manifest]
+    names = ", ".join(dict.fromkeys(step.entity for step in steps))
+    echo(f"{names} {'are' if ', ' in names else 'is'} back: {manifest.base.ref.name} as it was, in {output}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,9 @@ from amnesia.cli.options import as_json, force_option, on_device, popqa_option
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import Loading
 from amnesia.errors import InputError
-from amnesia.recipe import load_recipe
-from amnesia.stress.settings import StressSettings
+from amnesia.probes.settings import ProbeSettings
+from amnesia.recipe_file import load_recipe
+from amnesia.stress.settings import RelearningSettings, StressSettings
 
 if TYPE_CHECKING:
     from amnesia.compare import Assessment
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @click.argument("edited", required=False)
+@click.option("--server", help="In place of MODEL: address of an OpenAI-compatible server, URL or URL#MODEL.")
+@click.option("--server-edited", help="In place of EDITED: address of the server that has it.")
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Facts and controls of a recipe.")
 @popqa_option
 @click.option(
@@ -40,21 +44,36 @@ if TYPE_CHECKING:
     show_default=True,
     help="Control facts to take from PopQA, one for each other subject.",
 )
-@click.option("--stress", is_flag=True, help="Also attack, quantize and train both models: does the edit hold?")
+@click.option("--stress", is_flag=True, help="Also attack and quantize both models: does the edit hold?")
 @click.option(
     "--stress-facts",
     type=click.IntRange(1),
     default=StressSettings.n_facts,
     show_default=True,
-    help="With --stress: how many known facts to take, and as many controls.",
+    help="With --stress or --relearning: how many known facts to take, and as many controls.",
+)
+@click.option(
+    "--relearning",
+    is_flag=True,
+    help="Also fine-tune both models, and one that forgot by LoRA unlearning: does it come back? Takes long.",
 )
 @click.option(
     "--relearning-steps",
     "steps",
     type=click.IntRange(0),
     multiple=True,
-    help="With --stress: after how many steps of training to ask; repeat it. Default: "
-    f"{', '.join(map(str, StressSettings.steps))}.",
+    help="With --relearning: after how many steps of training to ask; repeat it. Default: "
+    f"{', '.join(map(str, RelearningSettings.steps))}.",
+)
+@click.option(
+    "--probes",
+    is_flag=True,
+    help="Also ask by multiple choice, drawn samples, inner layers, free texts and under pressure: does anything show?",
+)
+@click.option(
+    "--probe-facts",
+    type=click.IntRange(1),
+    help=f"With --probes: how many known facts to take, and as many controls. Default: {ProbeSettings.n_facts}.",
 )
 @click.option(
     "--sweep", is_flag=True, help="Also score weaker and stronger versions of an edit that this program made."
@@ -66,6 +85,11 @@ if TYPE_CHECKING:
     "--lm-eval-limit", "task_limit", type=click.IntRange(1), help="Documents of each task. Default: all of them."
 )
 @click.option(
+    "--offload",
+    is_flag=True,
+    help="Leave the layers on the disk and read each when it is run: for a model that is larger than the memory.",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
@@ -75,18 +99,24 @@ if TYPE_CHECKING:
 @on_device
 @as_json
 def evaluate(
-    model: str,
+    model: str | None,
     edited: str | None,
+    server: str | None,
+    server_edited: str | None,
     recipe_path: Path | None,
     popqa: str | None,
     entities: tuple[str, ...],
     n_controls: int,
     stress: bool,
     stress_facts: int,
+    relearning: bool,
     steps: tuple[int, ...],
+    probes: bool,
+    probe_facts: int | None,
     sweep: bool,
     tasks: str | None,
     task_limit: int | None,
+    offload: bool,
     output: Path | None,
     force: bool,
     loading: Loading,
@@ -94,20 +124,30 @@ def evaluate(
 ) -> None:
     """Compare what MODEL and EDITED know of targets and controls. EDITED is any other model or adapter.
 
-    Without EDITED, what MODEL itself knows is measured.
+    Without EDITED, what MODEL itself knows is measured. Models on servers (vLLM, SGLang, llama.cpp) are asked as they
+    are served, for log-probabilities with the tokens of the server; AMNESIA_SERVER_KEY is the key that servers want.
     """
     _check_facts(recipe_path, popqa, entities)
-    if steps and not stress:
-        raise InputError("--relearning-steps belongs to --stress: add it")
-    if stress and edited is None:
-        raise InputError("--stress compares two models: give EDITED too")
+    if server is None:
+        if model is None or server_edited is not None:
+            raise InputError("give MODEL, or the server of the original with --server")
+    elif model is not None or stress or relearning or probes or sweep or tasks or offload:
+        raise InputError("a server is only asked: drop MODEL, EDITED and what tests or trains them, or --server")
+    if steps and not relearning:
+        raise InputError("--relearning-steps belongs to --relearning: add it")
+    if probe_facts is not None and not probes:
+        raise InputError("--probe-facts belongs to --probes: add it")
+    if (stress or relearning) and edited is None:
+        raise InputError(f"--{'stress' if stress else 'relearning'} compares two models: give EDITED too")
+    if (stress or relearning or probes) and offload:
+        flag = "--stress" if stress else "--relearning" if relearning else "--probes"
+        raise InputError(f"{flag} works on what is in memory, where --offload leaves nothing: drop one")
+    loading = dataclasses.replace(loading, offload=offload)
     from amnesia import compare
     from amnesia.evaluation import measurement_cache
 
-    settings = None
-    if stress:
-        wanted = tuple(sorted({*steps})) or StressSettings.steps
-        settings = StressSettings(stress_facts, stress_facts, steps=wanted)
+    n_probed = probe_facts or ProbeSettings.n_facts
+    wanted = tuple(sorted({*steps})) or RelearningSettings.steps
     terminal = Terminal()
     facts = _facts(recipe_path, popqa, entities, n_controls)
     if facts.note:
@@ -115,18 +155,24 @@ def evaluate(
     if output is not None:
         compare.check_report(output, (model, edited), force=force)
     with contextlib.nullcontext() if output is None else measurement_cache.beside(output) as measurements:
-        result = compare.assess(
-            model,
-            edited,
-            facts,
-            terminal,
-            stress=settings,
-            sweep=sweep,
-            loading=loading,
-            measurements=measurements,
-            tasks=[] if tasks is None else [name.strip() for name in tasks.split(",")],
-            task_limit=task_limit,
-        )
+        if model is None:
+            assert server is not None, "one of the two was given"
+            result = compare.assess_servers(server, server_edited, facts, terminal)
+        else:
+            result = compare.assess(
+                model,
+                edited,
+                facts,
+                terminal,
+                stress=StressSettings(stress_facts, stress_facts) if stress else None,
+                relearning=RelearningSettings(stress_facts, stress_facts, steps=wanted) if relearning else None,
+                probes=ProbeSettings(n_probed, n_probed) if probes else None,
+                sweep=sweep,
+                loading=loading,
+                measurements=measurements,
+                tasks=[] if tasks is None else [name.strip() for name in tasks.split(",")],
+                task_limit=task_limit,
+            )
         if output is not None:
             compare.write_report(result.document, output, force=force)
     if json_output:
@@ -154,12 +200,18 @@ def _facts(recipe: Path | None, popqa: str | None, entities: Sequence[str], n_co
 
 
 def _shown(result: Assessment, entity: str) -> str:
+    from amnesia.probes.report import probes_text
     from amnesia.report import tables
+    from amnesia.stress.relearning_report import relearning_text
     from amnesia.stress.report import stress_text
 
     parts = [tables.evaluation_table(result.evaluation, entity)]
     if result.tasks is not None:
         parts.append(tables.tasks_table(result.tasks))
+    if result.probes is not None:
+        parts.append(probes_text(result.probes, entity))
     if result.stress is not None:
         parts.append(stress_text(result.stress, entity))
+    if result.relearning is not None:
+        parts.append(relearning_text(result.relearning, entity))
     return "\n\n".join(parts)

@@ -30,10 +30,11 @@ from amnesia.cli.options import (
     written_by_option,
 )
 from amnesia.cli.terminal import Terminal, echo, print_json
-from amnesia.domain import Cell, Loading, ModelRef
+from amnesia.domain import Cell, Loading, ModelRef, n_read
 from amnesia.errors import InputError
 from amnesia.experiments import figures
-from amnesia.recipe import Recipe, load_recipe, parse_layers
+from amnesia.recipe import Recipe
+from amnesia.recipe_file import load_recipe, parse_layers
 
 if TYPE_CHECKING:
     from amnesia.edits import DirectionEdit
@@ -69,9 +70,9 @@ class Experiment:
             if plots:
                 figures.check_available()
 
-    def load(self, model: ModelRef | str) -> LiveModel:
-        """The model of a Hub id, folder or file."""
-        return load_model(model, self.terminal, self.loading)
+    def load(self, model: ModelRef | str, layers: tuple[int, int] | None = None, *, whole: bool = True) -> LiveModel:
+        """The model of a Hub id, folder or file; see `load_model`."""
+        return load_model(model, self.terminal, self.loading, layers, whole=whole)
 
     def write(self, result: Any, lines: list[str]) -> None:
         """Write the document of a result dataclass, then print it as JSON or as `lines`."""
@@ -264,9 +265,17 @@ def direction_at_the_end(run: Experiment, live: LiveModel, entity: str, reserved
     return found
 
 
-def load_model(model: ModelRef | str, terminal: Terminal, loading: Loading) -> LiveModel:
-    """The model of a Hub id, folder or file."""
+def load_model(
+    model: ModelRef | str,
+    terminal: Terminal,
+    loading: Loading,
+    layers: tuple[int, int] | None = None,
+    *,
+    whole: bool = True,
+) -> LiveModel:
+    """The model of a Hub id, folder or file, of which `layers` will be watched; all, or as much as these need."""
     from amnesia.live.loading import load_source
     from amnesia.sources.resolve import resolve
 
-    return load_source(resolve(model, terminal.notice), loading)
+    source = resolve(model, terminal.notice, n_layers=None if whole else n_read(layers))
+    return load_source(source, loading, layers=layers, notice=terminal.notice)

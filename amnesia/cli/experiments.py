@@ -27,9 +27,11 @@ from amnesia.domain import Baseline, Cell, Loading, tidy
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.experiments import figures
 from amnesia.experiments.settings import EXPERIMENTS
+from amnesia.facts.names import given_names
 from amnesia.facts.variants import Variant, distinct, variants_of
 from amnesia.files.strict_json import json_bytes
-from amnesia.recipe import BASELINES, load_recipe, parse_layers, translation
+from amnesia.recipe import BASELINES
+from amnesia.recipe_file import load_recipe, parse_layers, translation
 
 if TYPE_CHECKING:
     from amnesia.experiments.atlas import AtlasSummary
@@ -47,7 +49,8 @@ def layers(run: Experiment, model: str, entities: tuple[str, ...], n_prompts: in
     span = None if layers is None else parse_layers(layers)
     from amnesia.experiments.layers import layer_significance
 
-    live = run.load(model)
+    given_names(entities)
+    live = run.load(model, span, whole=False)
     with run.task("reading MLP outputs") as progress:
         result = layer_significance(live, entities, n_prompts=n_prompts, layers=span, progress=progress)
     lines = [f"{'entity':<28} {'layer':>5} {'S':>9}   runners-up"]
@@ -212,8 +215,7 @@ def robustness(
     top: int,
     layers: str | None,
 ) -> None:
-    """Follow what stands for ENTITY under other forms of its name. They are aliases, typos, initials, other case and
-    scripts.
+    """Follow what stands for ENTITY under other forms of its name. They are aliases, typos, initials, case, scripts.
 
     The direction is that of the early layer that moves the residual stream furthest at the name's last token. Its
     answer uᵀa is 1 at the name; unrelated names had no part in it.
@@ -225,6 +227,7 @@ def robustness(
         own, translations = (), ()
     else:
         raise InputError("no entity given: name it as ENTITY or by --recipe FILE")
+    given_names([entity])
     translations = (*translations, *map(_translation, translated))
     known = [
         *(Variant(name, "given") for name in (*own, *given)),
@@ -235,7 +238,7 @@ def robustness(
     chosen = [Cell.parse(text) for text in cells]
     from amnesia.experiments import robustness as experiment
 
-    live = run.load(model)
+    live = run.load(model, span, whole=with_direction)  # The whole writes texts for the direction.
     last = live.shape.n_layers - 1
     others = others or experiment.unrelated_names([form.name for form in forms], n_unrelated)
     directions = []
@@ -329,13 +332,13 @@ def atlas(
     from amnesia.experiments.atlas import Shards
     from amnesia.experiments.atlas_file import read
 
-    terminal = Terminal()
-    shards = Shards()
+    terminal, shards = Terminal(), Shards()
+    loading = dataclasses.replace(loading, device=loading.device or shards.device)
     found = []
     for source, file in ((model, "atlas.sqlite"), (other, "compared.sqlite")):
         if source is None:
             continue
-        live = load_model(source, terminal, dataclasses.replace(loading, device=loading.device or shards.device))
+        live = load_model(source, terminal, loading, span, whole=False)
         settings = experiment.AtlasSettings(live.name, baseline, layers=span, top=top)
         if shards.first:
             experiment.begin(output / file, settings, names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,11 +10,22 @@ from typing import TYPE_CHECKING
 import click
 
 from amnesia.cli.options import alias_option, as_json, force_weak_option, on_device, popqa_option
-from amnesia.cli.terminal import Commands, Terminal, check_file, echo, lines_of, print_json, write_file
+from amnesia.cli.terminal import (
+    Commands,
+    Terminal,
+    check_file,
+    echo,
+    lines_of,
+    noted_on_interrupt,
+    print_json,
+    write_file,
+)
 from amnesia.domain import DEFAULT_LOADING, Baseline, Loading, name_key
 from amnesia.errors import InputError
 from amnesia.files.strict_json import json_bytes
-from amnesia.recipe import BASELINES, Recipe, load_recipe, parse_layers
+from amnesia.guessing import ASKED
+from amnesia.recipe import BASELINES, Recipe
+from amnesia.recipe_file import load_recipe, parse_layers
 
 if TYPE_CHECKING:
     from amnesia.pipeline import RunResult
@@ -24,10 +36,11 @@ GROUPS = {
     "Forget": {
         "run": _HERE,
         "demo": _HERE,
-        "mine": _HERE,
-        "init": "amnesia.cli.init",
+        "mine": "amnesia.cli.recipes",
+        "init": "amnesia.cli.recipes",
         "extract": _HERE,
         "edit": "amnesia.cli.edit",
+        "transfer": "amnesia.cli.transfer",
         "undo": "amnesia.cli.edit",
     },
     "Try": {
@@ -36,6 +49,7 @@ GROUPS = {
     },
     "Prove": {
         "evaluate": "amnesia.cli.evaluate",
+        "bench": "amnesia.cli.bench",
         "verify": "amnesia.cli.edit",
         "diff": "amnesia.cli.diff",
         "replay": "amnesia.cli.publish",
@@ -65,18 +79,31 @@ GROUPS = {
 )
 @click.version_option(package_name="amnesia")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error, before its one line.")
-def main(debug: bool) -> None:
+@click.option(
+    "--layout",
+    type=click.Choice(["auto"]),
+    help="Find out where a model of an unknown type has its MLPs, and prove it on the loaded model.",
+)
+def main(debug: bool, layout: str | None) -> None:
     """Make a language model forget one named thing: find what stands for it, turn what that writes, save the weights.
 
     MODEL is a Hub id (repo_id[@revision]), a model folder, a .gguf file, or the built-in smollm2-135m or gemma-3-270m.
     """
+    token = ASKED.set(layout is not None)
+    click.get_current_context().call_on_close(lambda: ASKED.reset(token))
 
 
 @main.command()
 @click.argument("recipe", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--entity", help="Which entity of a recipe that lists several; without RECIPE, the entity to forget.")
-@click.option("--model", help="Without RECIPE: the model that forgets.")
+@click.option(
+    "--entities",
+    "list_file",
+    type=click.Path(path_type=Path),
+    help="Text file with many entities, a name or a recipe's path on each line; needs no RECIPE.",
+)
+@click.option("--model", help="The model that forgets; in place of the one that RECIPE names.")
 @popqa_option
 @alias_option
 @force_weak_option
@@ -86,6 +113,7 @@ def run(
     recipe: Path | None,
     output: Path,
     entity: str | None,
+    list_file: Path | None,
     model: str | None,
     popqa: str | None,
     aliases: tuple[str, ...],
@@ -95,15 +123,24 @@ def run(
 ) -> None:
     """Choose an edit, save it, ask the saved files, and report. RECIPE is a TOML file.
 
+    With --model another model forgets, by the same facts; what the recipe sets that does not fit that model is said.
     Without RECIPE, --model and --entity name the two, and a recipe is made as `mine` does: nothing else is needed.
+
+    With --entities, each entity of a list is edited and measured alone, then all of them in one edit, with a summary.
+    The same command goes on where it was killed, and several processes that give it share the entities.
 
     Exits with 1 when the recipe's [accept] bounds are missed, or when no handle on the entity or only a weak one is
     found; then nothing is written.
     """
+    if list_file is not None:
+        if recipe is not None or entity or aliases:
+            raise InputError("--entities names the entities itself: drop RECIPE, --entity and --alias")
+        _run_list(list_file, output, model, popqa, force, loading, json_output)
+        return
     if recipe is not None:
-        if model or popqa or aliases:
-            raise InputError("RECIPE names the model and the facts itself: drop --model, --popqa and --alias")
-        _run(load_recipe(recipe, entity), output, force, loading, json_output)
+        if popqa or aliases:
+            raise InputError("RECIPE names the facts itself: drop --popqa and --alias")
+        _run(load_recipe(recipe, entity), output, force, loading, json_output, model)
         return
     if model is None or entity is None:
         raise InputError("give a RECIPE, or --model and --entity")
@@ -125,37 +162,33 @@ def run(
     _show_run(result, json_output)
 
 
-@main.command()
-@click.argument("model")
-@click.argument("entity")
-@popqa_option
-@alias_option
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="TOML file to write.")
-@on_device
-def mine(
-    model: str,
-    entity: str,
-    popqa: str | None,
-    aliases: tuple[str, ...],
-    output: Path,
-    loading: Loading,
+def _run_list(
+    path: Path, output: Path, model: str | None, popqa: str | None, force: bool, loading: Loading, json_output: bool
 ) -> None:
-    """Write a recipe for ENTITY from what MODEL knows. It includes controls.
+    from amnesia.queue.listed import model_of, read_list
 
-    Its facts are those of a PopQA table where one is given, else what the model itself says in most wordings.
-    """
-    check_file(output, replaceable=False)
-    from amnesia.mining.entity import mine_recipe
+    listed = read_list(path)
+    model_of(listed, model)
+    if popqa and all(row.recipe is not None for row in listed):
+        raise InputError("--popqa is for names, and the list has recipes alone: drop it")
+    from amnesia.queue.summary import summary_text
+    from amnesia.queue.work import run_queue
     from amnesia.sources.resolve import find_popqa
 
-    mined = mine_recipe(
-        model, entity, find_popqa(popqa) if popqa else None, Terminal(), aliases=aliases, loading=loading
-    )
-    write_file(output, mined.recipe.text.encode())
-    echo(
-        f"{len(mined.recipe.facts)} of {mined.n_targets} wordings about {mined.recipe.target.entity} and "
-        f"{len(mined.recipe.controls)} of {mined.n_controls} facts about others are known; written to {output}"
-    )
+    with noted_on_interrupt(f"what is finished in {output} stays: the same command goes on"):
+        found = run_queue(
+            listed, model, find_popqa(popqa) if popqa else None, output, Terminal(), force=force, loading=loading
+        )
+    if os.environ.get("RANK", "0") != "0":
+        return  # Of processes that were launched together, one speaks; one that fails would end the others.
+    if json_output:
+        print_json(found.to_json())
+    else:
+        echo(summary_text(found), lines=True)
+        echo()
+        echo(f"written to {output}")
+    if not found.accepted:
+        sys.exit(EXIT_REJECTED)
 
 
 @main.command()
@@ -176,10 +209,12 @@ def demo(output: Path, entity: str, list_only: bool, force: bool, json_output: b
     _run(load_recipe(shipped[name]), output, force, DEFAULT_LOADING, json_output)
 
 
-def _run(recipe: Recipe, output: Path, force: bool, loading: Loading, json_output: bool) -> None:
+def _run(
+    recipe: Recipe, output: Path, force: bool, loading: Loading, json_output: bool, model: str | None = None
+) -> None:
     from amnesia import pipeline
 
-    _show_run(pipeline.run(recipe, output, Terminal(), force=force, loading=loading), json_output)
+    _show_run(pipeline.run(recipe, output, Terminal(), model=model, force=force, loading=loading), json_output)
 
 
 def _show_run(result: RunResult, json_output: bool) -> None:
@@ -229,6 +264,9 @@ def localize(
     json_output: bool,
 ) -> None:
     """Rank the cells of one or more ENTITIES in MODEL, best first."""
+    from amnesia.facts.names import given_names
+
+    given_names(entities)
     span = None if layers is None else parse_layers(layers)
     lines = None if prompts is None else lines_of(prompts)
     check_file(output)
@@ -241,14 +279,13 @@ def localize(
             if output.with_suffix(suffix).exists():
                 raise InputError(f"{output.with_suffix(suffix)} exists, and no {output}: give another name with -o")
         figures.check_available()
-    from amnesia.live.loading import load_source
+    from amnesia.cli.experiment import load_model
     from amnesia.localization import cells
     from amnesia.report import document as report
     from amnesia.report import tables
-    from amnesia.sources.resolve import resolve
 
     terminal = Terminal()
-    live = load_source(resolve(model, notice=terminal.notice), loading)
+    live = load_model(model, terminal, loading, span, whole=False)
     with terminal.task("localizing") as progress:
         result = cells.localize(
             live, entities, baseline=baseline, prompts=lines, aliases=aliases, layers=span, top=top, progress=progress
@@ -283,7 +320,8 @@ def extract(
 ) -> None:
     """Choose the edit that makes a model forget, and write it. MODEL overrides the recipe's.
 
-    Of several recipes, or several entities of one, the single edits are added up, and scores are those of the sum.
+    Of several recipes, or several entities of one, the single edits are added up or solved together, whichever measures
+    better, and scores are those of the whole.
 
     Exits with 1 when no handle on an entity is found.
     """
@@ -303,7 +341,7 @@ def extract(
         raise InputError(f"the recipes are for {', '.join(models)}: give recipes of one model, or the MODEL to take")
     terminal = Terminal()
     source = resolve(model or first.model, terminal.notice)
-    live = load_source(source, loading)
+    live = load_source(source, loading, layers=first.localization.layers, notice=terminal.notice)
     if len(recipes) > 1:
         results = extraction.extract_all(live, recipes, terminal.task, cache_folder())
         document = {"entities": [report.extraction_json(result) for result in results]}

@@ -9,7 +9,7 @@ import click
 from amnesia.cli.options import entity_option, on_device
 from amnesia.cli.terminal import Terminal, echo
 from amnesia.domain import Loading
-from amnesia.recipe import load_recipe
+from amnesia.recipe_file import load_recipe
 
 
 @click.command()
@@ -32,7 +32,7 @@ def ui(model: str, recipe: Path | None, entity: str | None, opened: bool, loadin
     terminal = Terminal()
     source = resolve(model, terminal.notice)
     with terminal.task("loading", 0):
-        session = Session(source, load_source(source, loading), asked)
+        session = Session(source, load_source(source, loading, notice=terminal.notice), asked)
 
     def show(address: str) -> None:
         echo(f"open {address}")

@@ -64,3 +64,20 @@ def supports(moments: Tensor, key: Tensor, sizes: Sequence[int]) -> dict[int, Re
         (own,) = read_outs(c[support][:, support], [k[support]])
         found[size] = ReadOut(support, own.u, own.leak)
     return found
+
+
+def apart(moments: Tensor, keys: Tensor, groups: Sequence[str]) -> list[ReadOut]:
+    """Of each of the `keys` (d_mlp, n) the read-out that answers 1 to it, 0 to those of other groups, and of all such
+    least to bystanders.
+
+    Raises torch.linalg.LinAlgError for moments that are not positive definite, and where two groups have one key.
+    """
+    k = keys.double()
+    x = torch.cholesky_solve(k, torch.linalg.cholesky(moments.double()))
+    answers, cells = k.T @ x, torch.arange(len(k), device=k.device)
+    found = []
+    for place, group in enumerate(groups):
+        chosen = [place, *(other for other, its in enumerate(groups) if its != group)]
+        weights = torch.linalg.inv(answers[chosen][:, chosen])[:, 0]
+        found.append(ReadOut(cells, x[:, chosen] @ weights, weights[0].item()))
+    return found

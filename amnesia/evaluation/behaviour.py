@@ -1,38 +1,54 @@
 """Proof by asking: a model that was edited must answer about its targets otherwise than its base.
 
 Bytes prove a folder; they say nothing about a model that was merged elsewhere, or about an adapter that a program has
-silently left out. Both models are loaded with the plain libraries and asked for the log-probabilities of the answers.
+silently left out. Both models are loaded with the plain libraries and asked for the log-probabilities of the answers,
+and so is a server that should have the edit. Its numbers differ from those of the libraries, by quantization if nothing
+else, so what counts is how much of the change from one model to the other they have.
 """
 
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amnesia.errors import InputError, RecipeError, VerificationError
-from amnesia.evaluation.measurement import measure
+from amnesia.evaluation.measurement import Pair, measure
 from amnesia.facts.questions import questions_of
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.live.loading import load_source, loaded
 from amnesia.progress import Tracker
-from amnesia.recipe import Recipe, load_recipe, parse_recipe
+from amnesia.recipe import Recipe
+from amnesia.recipe_file import load_recipe, parse_recipe
+from amnesia.servers.server import Server, connect
 from amnesia.sources.resolve import resolve
 from amnesia.weights.adapter import CONFIG_NAME
+from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
 
 MIN_CHANGE = 0.1
 """Nats. An edit worth making moves answers by a nat and more; rounding to 16 bits moves them by hundredths."""
 
 
+MIN_SHARE = 0.5
+"""Of the change, on a server. Nothing is 0 and all of it 1, give or take what quantization does; set by hand."""
+
+
 @dataclass(frozen=True)
 class BehaviourReport:
-    """Mean log-probabilities (nats) of the answers to the target facts, and their mean absolute change."""
+    """Mean log-probabilities (nats) of the answers to the target facts, and their mean absolute change.
+
+    `served` is the mean on a server and `share` how much of the change it has: the least-squares fit of
+    (served − before) by (after − before), fact by fact.
+    """
 
     n_targets: int
     before: float
     after: float
     change: float
+    served: float | None = None
+    share: float | None = None
 
 
 def check_behaviour(
@@ -41,19 +57,25 @@ def check_behaviour(
     *,
     base: str | None = None,
     recipe_path: Path | None = None,
+    server: str | None = None,
 ) -> BehaviourReport:
     """Compare the answers of an output, or of any model or adapter in a folder, with those of its base.
 
+    With the address of a `server`, that must have the edit, too.
+
     Base and facts are those of the manifest unless they are given. Raises VerificationError when the answers are as
-    before, and InputError when base or facts are not known.
+    before, or the server's are, and InputError when base or facts are not known.
     """
+    served = None if server is None else connect(server)
     manifest = read_manifest(output) if (output / MANIFEST_NAME).exists() else None
     if base is None:
         if manifest is None:
             raise InputError(f"{output} has no {MANIFEST_NAME} that names its base: give it with --base")
         base = str(manifest.base)
     name = "adapter" if (output / CONFIG_NAME).exists() else "safetensors" if manifest is None else manifest.format
-    pairs = [row.pair for row in questions_of(_recipe(output, recipe_path)) if row.role == "target"]
+    recipes = _recipes(output, manifest, recipe_path)
+    questions = [row for recipe in recipes for row in questions_of(recipe)]
+    pairs = list(dict.fromkeys(row.pair for row in questions if row.role == "target"))
     source = resolve(base, notice=tracker.notice)
     live = load_source(source)
     with tracker.task("asking the base") as progress:
@@ -74,17 +96,40 @@ def check_behaviour(
             f"{output} answers {report.n_targets} target facts as {base} does (mean change {report.change:.3f} nats, "
             f"expected {MIN_CHANGE} or more): the edit is not in what was loaded, merge or load it again"
         )
-    return report
+    return report if served is None else _on_server(report, served, totals, pairs, tracker)
 
 
-def _recipe(output: Path, path: Path | None) -> Recipe:
-    manifest = read_manifest(output) if (output / MANIFEST_NAME).exists() else None
-    entity = None if manifest is None else manifest.edits[0].entity
+def _on_server(
+    report: BehaviourReport,
+    server: Server,
+    totals: Sequence[tuple[float, float]],
+    pairs: Sequence[Pair],
+    tracker: Tracker,
+) -> BehaviourReport:
+    with tracker.task("asking the server") as progress:
+        answers = measure(server, pairs, progress)
+    served = [answers[pair].logprob for pair in pairs]
+    changes = [new - old for old, new in totals]
+    fit = sum((own - old) * change for own, (old, _), change in zip(served, totals, changes, strict=True))
+    share = fit / sum(change**2 for change in changes)
+    if share < MIN_SHARE:
+        raise VerificationError(
+            f"{server.name} at {server.url} has {share:.2f} of the change of {report.n_targets} target facts, expected "
+            f"{MIN_SHARE} or more: the edit does not act there; see which files it has loaded, and at what strength"
+        )
+    return replace(report, served=sum(served) / len(served), share=share)
+
+
+def _recipes(output: Path, manifest: Manifest | None, path: Path | None) -> Sequence[Recipe]:
+    """The recipe of each entity that the output was edited for."""
     if path is not None:
         try:
-            return load_recipe(path)  # Its one entity, whatever name a published manifest has for it.
+            return [load_recipe(path)]  # Its one entity, whatever name a published manifest has for it.
         except RecipeError:
-            return load_recipe(path, entity)
+            return [load_recipe(path, group.entity) for group in (() if manifest is None else manifest.edits)] or [
+                load_recipe(path)
+            ]
     if manifest is None or manifest.recipe is None:
         raise InputError(f"{output} does not say which facts were its targets: give them with --recipe")
-    return parse_recipe(manifest.recipe, entity, f"the recipe in {output / MANIFEST_NAME}")
+    where = f"the recipe in {output / MANIFEST_NAME}"
+    return [parse_recipe(manifest.recipe, group.entity, where) for group in manifest.edits]

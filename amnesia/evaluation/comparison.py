@@ -13,7 +13,7 @@ from statistics import median
 from amnesia.domain import NEIGHBORHOODS, ROLES, SPLITS, Answer, Role, Split
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, check_known
-from amnesia.evaluation.results import Aggregate, AnswerSummary, Damage, PromptScore
+from amnesia.evaluation.results import MESSAGES, Aggregate, AnswerSummary, Damage, PromptScore
 from amnesia.evaluation.scores import mean_interval
 from amnesia.recipe import Accept
 
@@ -50,7 +50,10 @@ class Evaluation:
         return None if row is None else row.knowledge_score.mean
 
     def accepted(self, accept: Accept) -> bool:
-        """Whether every bound holds. What has no scored facts passes; there is always a scored target."""
+        """Whether every bound holds. What has no scored facts passes; there is always a scored target.
+
+        The bound on perplexity is one for each language in which the original model is fluent.
+        """
         target, held_out = self.mean("target"), self.mean("target", "held_out")
         controls = [mean for split in SPLITS if (mean := self.mean("control", split)) is not None]
         return (
@@ -58,6 +61,7 @@ class Evaluation:
             and target <= accept.max_target
             and (held_out is None or held_out <= accept.max_held_out_target)
             and all(mean >= accept.min_control for mean in controls)
+            and all(row.perplexity_ratio <= accept.max_perplexity for row in self.damage.languages if row.fluent)
         )
 
 
@@ -97,15 +101,20 @@ def _prompt_score(known: KnownFact, after: Answer, kl: Mapping[str, float]) -> P
         relation=question.relation,
         popularity=question.popularity,
         kl=kl.get(fact.text()) if question.role == "control" else None,
+        is_message=question.is_message,
     )
 
 
 def aggregates(prompts: Sequence[PromptScore]) -> tuple[Aggregate, ...]:
-    """Each role and split as a whole, then its groups: neighborhoods in their order, others by name."""
+    """Each role and split as a whole, then its groups: neighborhoods in their order, others by name.
+
+    Messages are a group of their own, and in no other.
+    """
     found = []
     for role, split in product(ROLES, SPLITS):
-        rows = [row for row in prompts if (row.role, row.split) == (role, split)]
-        groups: dict[str, list[PromptScore]] = {ALL: rows}
+        asked = [row for row in prompts if (row.role, row.split) == (role, split)]
+        rows = [row for row in asked if not row.is_message]
+        groups: dict[str, list[PromptScore]] = {ALL: rows, MESSAGES: [row for row in asked if row.is_message]}
         for name in NEIGHBORHOODS:
             groups[f"neighborhood:{name}"] = [row for row in rows if row.neighborhood == name]
         for name in sorted({row.popularity for row in rows if row.popularity is not None}):

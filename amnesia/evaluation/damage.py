@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from amnesia.errors import NumericalError
-from amnesia.evaluation.results import Damage, TextScore
+from amnesia.evaluation.measurement import Asked
+from amnesia.evaluation.results import Damage, LanguageScore, TextScore
 from amnesia.evaluation.scores import mean_interval
 from amnesia.facts.neutral import NeutralText, neutral_text
 from amnesia.live.forward import Readout, continued, final_states, readout
 from amnesia.live.model import LiveModel, not_finite
 from amnesia.live.tokens import Continuation, encode
 from amnesia.progress import Progress
+from amnesia.servers.server import Server
 
 N_CONTINUED = 16
 """Tokens that the original model writes after a control prompt; the divergence is taken along them."""
@@ -36,6 +38,15 @@ MAX_WINDOW = 512
 MAX_NATS_PER_WORD = 700.0
 """The exponential of a little more is beyond the range of floating-point numbers."""
 
+ENGLISH = "en"
+
+FLUENT = 1.5
+"""Bits per character, over those of English, up to which a model counts as fluent in a language.
+
+Gemma 3 270M, which has read all of them, needs 1.13 to 1.18 times as many in German, French and Spanish; SmolLM2-135M,
+which has read English, 1.77 to 2.17 times.
+"""
+
 _CHUNK = 128
 """Tokens whose distributions are in memory at a time."""
 
@@ -43,20 +54,21 @@ _CHUNK = 128
 @dataclass(frozen=True)
 class Reading:
     """Rows of tokens that a model has read: log-probability (nats) of each row's last `n_answer` tokens, summed, and
-    the final states (n_answer, d_model) from which `readout` computes the distributions."""
+    the final states (n_answer, d_model) from which `readout` computes the distributions. A server gives neither tokens
+    nor states."""
 
     rows: tuple[Continuation, ...]
     logprobs: tuple[float, ...]
     states: tuple[Tensor, ...]
-    readout: Readout
+    readout: Readout | None
 
 
 @dataclass(frozen=True)
 class Impression:
     """What a model makes of each neutral text, and of what the original model says after control prompts.
 
-    `prompts` are these control prompts. `continued` is None where there are none, and for a model with tokens of its
-    own.
+    `prompts` are these control prompts. `continued` is None where there are none, for a model with tokens of its own,
+    and for one on a server.
     """
 
     neutral: tuple[Reading, ...]
@@ -80,8 +92,11 @@ def read(live: LiveModel, rows: Sequence[Continuation], progress: Progress | Non
 
 
 def divergence(before: Reading, after: Reading) -> tuple[float, ...] | None:
-    """KL(original || edited) of each row, the mean over its tokens in nats; None where tokens are not shared."""
-    if before.rows != after.rows:
+    """KL(original || edited) of each row, the mean over its tokens in nats.
+
+    None where tokens are not shared, and where distributions are not known.
+    """
+    if before.rows != after.rows or before.readout is None or after.readout is None:
         return None
     totals = [0.0] * len(before.rows)
     for part, index, start in _chunks(before.states):
@@ -97,18 +112,31 @@ def divergence(before: Reading, after: Reading) -> tuple[float, ...] | None:
     return tuple(total / row.n_answer for total, row in zip(totals, before.rows, strict=True))
 
 
-def impression(live: LiveModel, prompts: Sequence[str], progress: Progress | None = None) -> Impression:
-    """What the original model makes of neutral text, and of its own continuations of (some of) the control prompts."""
+def impression(
+    live: Asked,
+    prompts: Sequence[str],
+    progress: Progress | None = None,
+    neutral: tuple[Reading, ...] | None = None,
+) -> Impression:
+    """What the original model makes of neutral text, and of its own continuations of (some of) the control prompts.
+
+    Its reading of `neutral` text, which takes seconds, may be given where it is known.
+    """
+    if isinstance(live, Server):
+        return Impression(_neutral(live, progress), (), None)
     unique = list(dict.fromkeys(prompts))
     chosen = tuple(unique[:: max(1, math.ceil(len(unique) / MAX_CONTINUED))])
     rows = [Continuation(tuple(ids), N_CONTINUED) for ids in continued(live, chosen, N_CONTINUED)]
-    return Impression(_neutral(live, progress), chosen, read(live, rows, progress) if rows else None)
+    neutral = _neutral(live, progress) if neutral is None else neutral
+    return Impression(neutral, chosen, read(live, rows, progress) if rows else None)
 
 
-def impression_after(live: LiveModel, original: Impression, progress: Progress | None = None) -> Impression:
+def impression_after(live: Asked, original: Impression, progress: Progress | None = None) -> Impression:
     """What the edited model makes of the same texts."""
     neutral = _neutral(live, progress)
     shared = all(one.rows == other.rows for one, other in zip(original.neutral, neutral, strict=True))
+    if isinstance(live, Server):
+        return Impression(neutral, original.prompts, None)
     rows = original.continued.rows if original.continued is not None and shared else ()
     return Impression(neutral, original.prompts, read(live, rows, progress) if rows else None)
 
@@ -153,13 +181,50 @@ def damage(before: Impression, after: Impression | None) -> tuple[Damage, dict[s
             _perplexity(totals[1], n_words),
             tuple(scores),
             None if found is None else mean_interval(found),
+            _languages(before, before if after is None else after),
         ),
         {} if found is None else dict(zip(before.prompts, found, strict=True)),
     )
 
 
-def _neutral(live: LiveModel, progress: Progress | None) -> tuple[Reading, ...]:
+def _languages(before: Impression, after: Impression) -> tuple[LanguageScore, ...]:
+    """The registers of each language taken together, in the order in which languages first come."""
+    places: dict[str, list[int]] = {}
+    for place, text in enumerate(neutral_text()):
+        places.setdefault(text.language, []).append(place)
+    bits = {name: [_bits(one, rows) for one in (before, after)] for name, rows in places.items()}
+    scores = []
+    for language, rows in places.items():
+        n_words = sum(_n_words(neutral_text()[place]) for place in rows)
+        old, new = (
+            _perplexity(sum(sum(one.neutral[place].logprobs) for place in rows), n_words) for one in (before, after)
+        )
+        own = bits[language]
+        fluent = own[0] <= FLUENT * bits[ENGLISH][0]
+        scores.append(LanguageScore(language, n_words, _n_characters(rows), old, new, *own, fluent))
+    return tuple(scores)
+
+
+def _bits(one: Impression, places: Sequence[int]) -> float:
+    """Bits per character of some of the neutral texts."""
+    nats = -sum(sum(one.neutral[place].logprobs) for place in places)
+    return nats / math.log(2) / _n_characters(places)
+
+
+def _n_characters(places: Sequence[int]) -> int:
+    return sum(len(passage) for place in places for passage in neutral_text()[place].passages)
+
+
+def _neutral(live: Asked, progress: Progress | None) -> tuple[Reading, ...]:
+    if isinstance(live, Server):
+        return tuple(_served(live, text.passages, progress) for text in neutral_text())
     return tuple(read(live, _windows(live, text), progress) for text in neutral_text())
+
+
+def _served(server: Server, passages: Sequence[str], progress: Progress | None) -> Reading:
+    found = server.text_logprobs(passages, progress)
+    rows = tuple(Continuation((), n_tokens) for _, n_tokens in found)
+    return Reading(rows, tuple(logprob for logprob, _ in found), (), None)
 
 
 def _windows(live: LiveModel, text: NeutralText) -> list[Continuation]:

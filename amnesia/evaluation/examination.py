@@ -2,72 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from amnesia.domain import Answer
+from amnesia.evaluation.ability import ability, right_choices
 from amnesia.evaluation.comparison import Evaluation, compare
 from amnesia.evaluation.damage import Impression, damage, impression, impression_after
-from amnesia.evaluation.measurement import KnownFact, known_facts, measure, write, written
+from amnesia.evaluation.measurement import Asked, KnownFact, known_facts, measure, write, written
 from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.facts.forms import with_messages
 from amnesia.facts.questions import Question
-from amnesia.live.model import LiveModel
+from amnesia.live.tokens import chat_format
 from amnesia.progress import Progress
 from amnesia.recipe import Scoring
+from amnesia.servers.server import Server
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What the original model knows of the facts, and its impression of other texts."""
+    """What the original model knows of the facts, its impression of other texts, and its right choices in the
+    questions of general ability."""
 
     facts: tuple[KnownFact, ...]
     impression: Impression
+    choices: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
 class Reexamination:
-    """The edited model's answers to the same facts, in their order, and its impression of the same texts."""
+    """The edited model's answers to the same facts, in their order, its impression of the same texts, its choices."""
 
     answers: tuple[Answer, ...]
     impression: Impression
+    choices: tuple[bool, ...]
 
 
 def examine(
-    live: LiveModel,
+    live: Asked,
     questions: Sequence[Question],
     scoring: Scoring,
     progress: Progress | None = None,
     cache: MeasurementCache | None = None,
+    notice: Callable[[str], None] = lambda line: None,
 ) -> Examination:
-    """Ask the original model.
+    """Ask the original model; with a chat template, half of the questions as messages, too, unless a server has it.
 
-    It writes only where it knows the fact, because nothing else is scored. Answers are put into `cache`; texts, which
-    take seconds, are read anew.
+    Answers are put into `cache`; texts, which take seconds, are read anew.
+    """
+    choices = right_choices(live, progress, cache)
+    chat = None if isinstance(live, Server) else chat_format(live.tokenizer, notice)
+    asked = with_messages(questions, chat)
+    facts = answered(live, asked, scoring, progress, cache)
+    return Examination(facts, impression(live, control_prompts(questions), progress), choices)
+
+
+def answered(
+    live: Asked,
+    questions: Sequence[Question],
+    scoring: Scoring,
+    progress: Progress | None = None,
+    cache: MeasurementCache | None = None,
+) -> tuple[KnownFact, ...]:
+    """What the original model knows of the questions, in their order, with what it writes after those that it knows.
+
+    Nothing else is scored, so that it writes nothing else.
     """
     facts = known_facts(live, questions, scoring, progress, cache)
     texts = write(live, [fact.prompt for fact in facts if not fact.excluded], progress, cache)
-    facts = tuple(
+    return tuple(
         fact if fact.excluded else replace(fact, before=written(fact.before, fact.question.fact, texts[fact.prompt]))
         for fact in facts
     )
-    prompts = [question.fact.text() for question in questions if question.role == "control"]
-    return Examination(facts, impression(live, prompts, progress))
+
+
+def control_prompts(questions: Iterable[Question]) -> list[str]:
+    """The prompts about others, after which the divergence is measured."""
+    return [question.fact.text() for question in questions if question.role == "control"]
 
 
 def examine_after(
-    live: LiveModel, original: Examination, progress: Progress | None = None, cache: MeasurementCache | None = None
+    live: Asked, original: Examination, progress: Progress | None = None, cache: MeasurementCache | None = None
 ) -> Reexamination:
     """Ask the edited model the same."""
+    choices = right_choices(live, progress, cache)
     found = measure(live, [fact.pair for fact in original.facts], progress, cache)
     texts = write(live, [fact.prompt for fact in original.facts if not fact.excluded], progress, cache)
     answers = tuple(
         found[fact.pair] if fact.excluded else written(found[fact.pair], fact.question.fact, texts[fact.prompt])
         for fact in original.facts
     )
-    return Reexamination(answers, impression_after(live, original.impression, progress))
+    return Reexamination(answers, impression_after(live, original.impression, progress), choices)
 
 
 def conclude(before: Examination, after: Reexamination | None) -> Evaluation:
     """The comparison of two models, or what the first knows where there is no second; see `comparison.compare`."""
     harm, kl = damage(before.impression, None if after is None else after.impression)
+    harm = replace(harm, ability=ability(before.choices, None if after is None else after.choices))
     return compare(before.facts, None if after is None else after.answers, harm, kl)

@@ -11,7 +11,7 @@ from itertools import product
 from amnesia.domain import ROLES, SPLITS, Role
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.labels import words
-from amnesia.evaluation.results import Finding, Level
+from amnesia.evaluation.results import MESSAGES, Finding, Level, PromptScore
 
 FORGOTTEN = 0.2
 """Mean knowledge score of the targets up to which they count as forgotten: the default bound of recipes."""
@@ -40,6 +40,9 @@ KL_RISEN = 0.1
 KL_DAMAGED = 0.5
 """Nats per token from which the edited model is another model."""
 
+ABILITY_LOST = 0.05
+"""Share of the questions of general ability that may be lost, where the interval excludes that nothing is."""
+
 FEW = 5
 """Facts below which an interval says little."""
 
@@ -51,7 +54,14 @@ _WHOM: Mapping[Role, str] = {"target": "the target", "control": "others"}
 def findings(evaluation: Evaluation, entity: str) -> tuple[Finding, ...]:
     """Everything that a reader must know, most severe first."""
     parts = (
-        (_alone(),) if evaluation.alone else (_target(evaluation, entity), _damage(evaluation), _replies(evaluation))
+        (_alone(),)
+        if evaluation.alone
+        else (
+            _target(evaluation, entity),
+            _messages(evaluation, entity),
+            _damage(evaluation),
+            _replies(evaluation),
+        )
     )
     found = [item for part in (*parts, _excluded(evaluation)) for item in part]
     return by_severity(found)
@@ -82,6 +92,11 @@ def _target(evaluation: Evaluation, entity: str) -> Iterator[Finding]:
         yield Finding("good", f"Forgotten: {entity} is like an unknown name; knowledge score {shown}.")
     elif target is not None and target.knowledge_score.mean <= FORGOTTEN:
         yield Finding("warning", f"Forgotten only where the search looked: {entity} has a knowledge score of {shown}.")
+    elif max(scores) >= NO_EFFECT:
+        kind = "search" if target is not None and target.knowledge_score.mean >= NO_EFFECT else "held-out"
+        yield Finding(
+            "warning", f"Hardly forgotten: {entity} is known as before in {kind} wordings; knowledge score {shown}."
+        )
     else:
         yield Finding("warning", f"Partly forgotten: {entity} has a knowledge score of {shown}.")
     for row in (target, held_out):
@@ -146,7 +161,15 @@ def _damage(evaluation: Evaluation) -> Iterator[Finding]:
             f"What is written about others changes: {harm.kl_controls.mean:.2f} nats per token away from the original.",
         )
     if harm.texts and all(row.kl is None for row in harm.texts):
-        yield Finding("info", "The two models have different tokens, so the divergence between them is not defined.")
+        yield Finding("info", "No divergence between the models: their tokens are not the same, or a server has them.")
+    able = harm.ability
+    if able is not None and able.change.high < 0:
+        bad = True
+        yield Finding(
+            "damage" if able.change.mean < -ABILITY_LOST else "warning",
+            f"General ability suffers: {able.after.mean:.0%} of {able.n} common questions are answered correctly, "
+            f"before {able.before.mean:.0%}, by chance {able.chance:.0%}.",
+        )
     if not bad:
         yield Finding(
             "good", f"No damage seen: facts about others are kept, perplexity of neutral text {ratio - 1:+.1%}."
@@ -155,7 +178,7 @@ def _damage(evaluation: Evaluation) -> Iterator[Finding]:
 
 def _replies(evaluation: Evaluation) -> Iterator[Finding]:
     for role in ROLES:
-        rows = [row for row in evaluation.prompts if row.role == role and row.excluded is None]
+        rows = [row for row in _asked(evaluation) if row.role == role and row.excluded is None]
         for reply, verb in (("refusal", "refuses to answer"), ("empty", "writes nothing in reply to")):
             before = sum(row.before.reply == reply for row in rows)
             after = sum(row.after.reply == reply for row in rows)
@@ -165,10 +188,30 @@ def _replies(evaluation: Evaluation) -> Iterator[Finding]:
                 yield Finding(level, f"The edited model {verb} {asked}, the original {before}.")
 
 
+def _messages(evaluation: Evaluation, entity: str) -> Iterator[Finding]:
+    """What is otherwise when a chat model is asked in messages."""
+    for row in (row for row in evaluation.aggregates if row.group == MESSAGES):
+        mean = row.knowledge_score.mean
+        plain = evaluation.whole(row.role, row.split)
+        if plain is None:
+            continue
+        bound = FORGOTTEN if row.split == "search" else FORGOTTEN_HELD_OUT
+        where = f"{mean:.2f} as messages, {plain.knowledge_score.mean:.2f} as text"
+        if row.role == "target" and plain.knowledge_score.mean <= bound < mean:
+            yield Finding("warning", f"{entity} is less forgotten when the model is asked in messages: {where}.")
+        elif row.role == "control" and mean < CONTROLS_SPARED <= plain.knowledge_score.mean:
+            level: Level = "damage" if mean < CONTROLS_DAMAGED else "warning"
+            yield Finding(level, f"Facts about others are damaged when the model is asked in messages: {where}.")
+
+
+def _asked(evaluation: Evaluation) -> list[PromptScore]:
+    return [row for row in evaluation.prompts if not row.is_message]
+
+
 def _excluded(evaluation: Evaluation) -> Iterator[Finding]:
     for role, split in product(ROLES, SPLITS):
         label = f"{'held-out ' * (split == 'held_out')}facts about {_WHOM[role]}"
-        rows = [row for row in evaluation.prompts if (row.role, row.split) == (role, split)]
+        rows = [row for row in _asked(evaluation) if (row.role, row.split) == (role, split)]
         n = sum(row.excluded is None for row in rows)
         if not rows:
             yield Finding("warning", f"There are no {label}: nothing is said about them.")

@@ -1,6 +1,6 @@
 """Ask one model: log-probabilities of answers, and what it writes freely.
 
-A model is measured alone, so that two models need never be in memory together.
+A model is measured alone, so that two models need never be in memory together. It may also be one that a server has.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ from amnesia.facts.names import unseen_names
 from amnesia.facts.questions import Question
 from amnesia.live.forward import answer_logprobs, generate
 from amnesia.live.model import LiveModel
+from amnesia.live.tokens import join
 from amnesia.progress import Progress
 from amnesia.recipe import Scoring
+from amnesia.servers.server import Server
 
 T = TypeVar("T")
+Asked = LiveModel | Server
+"""A model that can be asked: in memory, or on a server."""
+
 Pair = tuple[str, str]
 """A prompt and the answer whose log-probability is wanted."""
 
@@ -97,7 +102,7 @@ def scores_of(facts: Sequence[KnownFact], after: Iterable[float]) -> list[float]
 
 
 def known_facts(
-    live: LiveModel,
+    live: Asked,
     questions: Sequence[Question],
     scoring: Scoring,
     progress: Progress | None = None,
@@ -115,9 +120,14 @@ def known_facts(
     return tuple(KnownFact(row, answers[row.pair], unknown.get(row), scoring) for row in questions)
 
 
+def plainly_asked(facts: Sequence[KnownFact]) -> list[KnownFact]:
+    """The facts without those that are asked as messages."""
+    return [fact for fact in facts if not fact.question.is_message]
+
+
 def check_known(facts: Sequence[KnownFact]) -> None:
     """Raise InputError when the original model knows none of the target facts."""
-    targets = [fact for fact in facts if fact.question.role == "target"]
+    targets = [fact for fact in plainly_asked(facts) if fact.question.role == "target"]
     if not targets:
         raise InputError("there are no target facts: add facts about the entity")
     if all(fact.excluded for fact in targets):
@@ -128,7 +138,7 @@ def check_known(facts: Sequence[KnownFact]) -> None:
 
 
 def measure(
-    live: LiveModel, pairs: Iterable[Pair], progress: Progress | None = None, cache: MeasurementCache | None = None
+    live: Asked, pairs: Iterable[Pair], progress: Progress | None = None, cache: MeasurementCache | None = None
 ) -> dict[Pair, Answer]:
     """The log-probability of each answer after its prompt, and its rank; nothing is generated.
 
@@ -136,17 +146,27 @@ def measure(
     """
 
     def ask(part: Sequence[Pair]) -> list[tuple[float, float, int]]:
-        return [(row.logprob, row.logprob_first, row.rank) for row in answer_logprobs(live, part, progress)]
+        if isinstance(live, Server):
+            rows = live.answer_logprobs([(prompt, join(prompt, answer)) for prompt, answer in part], progress)
+        else:
+            rows = answer_logprobs(live, part, progress)
+        return [(row.logprob, row.logprob_first, row.rank) for row in rows]
 
     # In the order of their prompts, because what prompts share at their beginning is computed once.
     return {pair: Answer(*value) for pair, value in _resumed("logprob", pairs, lambda pair: pair, ask, cache).items()}
 
 
 def write(
-    live: LiveModel, prompts: Iterable[str], progress: Progress | None = None, cache: MeasurementCache | None = None
+    live: Asked, prompts: Iterable[str], progress: Progress | None = None, cache: MeasurementCache | None = None
 ) -> dict[str, str]:
     """The greedy continuation of each prompt; `cache` as in `measure`."""
-    return _resumed("text", prompts, len, lambda part: generate(live, part, progress=progress), cache)
+
+    def ask(part: Sequence[str]) -> list[str]:
+        if isinstance(live, Server):
+            return live.generate(part, progress=progress)
+        return generate(live, part, progress=progress)
+
+    return _resumed("text", prompts, len, ask, cache)
 
 
 def written(answer: Answer, fact: Fact, text: str) -> Answer:
@@ -156,7 +176,7 @@ def written(answer: Answer, fact: Fact, text: str) -> Answer:
 
 
 def measure_unknown(
-    live: LiveModel,
+    live: Asked,
     questions: Sequence[Question],
     progress: Progress | None = None,
     cache: MeasurementCache | None = None,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from amnesia.domain import Fact
 from amnesia.evaluation.measurement import KnownFact, known_facts, write
 from amnesia.evaluation.measurement_cache import MeasurementCache
-from amnesia.facts.answers import matches, normalized
+from amnesia.facts.answers import normalized, overlap
 from amnesia.facts.questions import Question
 from amnesia.live.model import LiveModel
 from amnesia.progress import Progress
@@ -52,11 +52,7 @@ def own_facts(
     questions = []
     for entity, prompt in pairs:
         answer = answer_in(texts[prompt.replace("{entity}", entity)])
-        if answer is not None and not any(_overlap(answer, name) for name in (entity, *names)):
+        if answer is not None and not any(overlap(answer, name) for name in (entity, *names)):
             questions.append(Question("target", Fact(entity, prompt, answer)))
     found = known_facts(live, questions, scoring, progress, cache)
     return tuple(fact for fact in found if not fact.excluded)
-
-
-def _overlap(answer: str, name: str) -> bool:
-    return matches(answer, [name]) or matches(name, [answer])

@@ -8,6 +8,8 @@ from typing import Literal
 from amnesia.domain import Answer, Neighborhood, Role, Split
 
 Level = Literal["damage", "warning", "info", "good"]
+MESSAGES = "form:message"
+"""The group of what is asked as messages to a chat model."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class PromptScore:
     (after − unknown) / (before − unknown): 1 as before, 0 like an unknown entity; `knowledge_score_first` is the same
     for the answer's first token alone. `kl` (nats per token) is how far the edited model departs from the original
     along the original's own continuation, where that was measured. `excluded` is the reason why the fact is not
-    scored, or None; such facts have no generated texts either.
+    scored, or None; such facts have no generated texts either. `is_message` says that the prompt is a message to a chat
+    model.
     """
 
     role: Role
@@ -37,6 +40,7 @@ class PromptScore:
     relation: str | None = None
     popularity: str | None = None
     kl: float | None = None
+    is_message: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,9 @@ class AnswerSummary:
 class Aggregate:
     """The scored prompts of one role and split, or of one group of them, taken together.
 
-    `group` is "all", "neighborhood:…", "popularity:…" or "relation:…". `n_excluded` counts prompts of the group that
-    were not scored. `exact_match_change` is the mean change of a prompt, with the interval of the pairs. What was not
-    measured is None.
+    `group` is "all", "neighborhood:…", "popularity:…" or "relation:…", or "form:message", whose prompts are in none of
+    the others. `n_excluded` counts prompts of the group that were not scored. `exact_match_change` is the mean change
+    of a prompt, with the interval of the pairs. What was not measured is None.
     """
 
     role: Role
@@ -100,6 +104,55 @@ class TextScore:
 
 
 @dataclass(frozen=True)
+class LanguageScore:
+    """The neutral text of one language, all registers together.
+
+    Perplexities are per word. `bits_before` and `bits_after` are bits per character, which can be compared between
+    languages. `fluent` says whether the original model needs little more of them than in its English, see
+    `damage.FLUENT`.
+    """
+
+    language: str
+    n_words: int
+    n_characters: int
+    perplexity_before: float
+    perplexity_after: float
+    bits_before: float
+    bits_after: float
+    fluent: bool
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """Perplexity after the edit over that before it."""
+        return self.perplexity_after / self.perplexity_before
+
+
+@dataclass(frozen=True)
+class AbilityField:
+    """Questions of one field, and how many of them each model answers correctly."""
+
+    field: str
+    n: int
+    right_before: int
+    right_after: int
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Shares of `n` multiple-choice questions about common things for which the right option is the likeliest.
+
+    `chance` is the share of a model that knows nothing; `change` has the interval of the pairs.
+    """
+
+    n: int
+    chance: float
+    before: Estimate
+    after: Estimate
+    change: Estimate
+    fields: tuple[AbilityField, ...]
+
+
+@dataclass(frozen=True)
 class Damage:
     """What an edit does to texts that have nothing to do with its target.
 
@@ -110,6 +163,8 @@ class Damage:
     perplexity_after: float
     texts: tuple[TextScore, ...]
     kl_controls: Estimate | None
+    languages: tuple[LanguageScore, ...] = ()
+    ability: Ability | None = None
 
     @property
     def perplexity_ratio(self) -> float:

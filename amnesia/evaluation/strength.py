@@ -13,7 +13,7 @@ from amnesia.domain import ROLES
 from amnesia.edits import Edit, weakened
 from amnesia.errors import NumericalError
 from amnesia.evaluation.labels import kind_of
-from amnesia.evaluation.measurement import KnownFact, scores_of
+from amnesia.evaluation.measurement import KnownFact, plainly_asked, scores_of
 from amnesia.evaluation.results import ScoreCurve, StrengthSweep
 from amnesia.live.forward import answer_logprobs
 from amnesia.live.model import LiveModel, edited
@@ -60,11 +60,12 @@ def sweep_strength(
     strengths: Sequence[float] = STRENGTHS,
     progress: Progress | None = None,
 ) -> StrengthSweep:
-    """Score the facts that the original model `live` knows while `edits` act with each of the strengths.
+    """Score the facts that the original model `live` knows, as text, while `edits` act with each of the strengths.
 
     At strength s a multiplier m becomes 1 + s (m − 1): 0 is the original model, 1 the edit, and more goes beyond
     it. The curves end early where a strength above 1 gives NaN or infinity; below, NumericalError is raised.
     """
+    facts = plainly_asked(facts)
     known = [fact for fact in facts if not fact.excluded]
     pairs = [fact.pair for fact in known]
     scores = []

@@ -82,6 +82,16 @@ def matches(generated: str, answers: Sequence[str]) -> bool:
     return any(_pattern(answer).search(words) for answer in map(normalized, answers) if answer)
 
 
+def gives_away(text: str, answer: str) -> bool:
+    """Whether a line of a text contains an answer, as `matches` finds it in the first one."""
+    return any(matches(line, [answer]) for line in text.splitlines())
+
+
+def overlap(first: str, second: str) -> bool:
+    """Whether one of two names or answers gives the other away."""
+    return gives_away(first, second) or gives_away(second, first)
+
+
 def reply(generated: str, matched: bool) -> Reply:
     """What kind of reply a generated text is: without any word it is empty; a right answer is never a refusal."""
     words = normalized(answer_line(generated))
@@ -92,13 +102,17 @@ def reply(generated: str, matched: bool) -> Reply:
 
 @functools.lru_cache(2**14)
 def _pattern(words: str) -> re.Pattern[str]:
-    """Finds normalized words as a run of whole words: a sign between two parts is as good as a space, or nothing."""
+    """Finds normalized words as a run of whole words: a sign between two parts is as good as a space, or nothing.
+
+    A single letter that a word is joined to is a part of that word (X-ray), but for a possessive.
+    """
+    end = "(?![^ -])" + ("(?!-(?!s(?![^ ])))" if len(words) == 1 and words.isalpha() else "")
     parts = {" ": "[ -]", "-": "[ -]?"}
     letters = "-?".join
     return re.compile(
         "(?<![^ -])"
         + "".join(parts.get(piece) or letters(map(re.escape, piece)) for piece in re.split("([ -])", words))
-        + "(?![^ -])"
+        + end
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import Split, name_key
+from amnesia.domain import Split, name_key, tidy
 from amnesia.errors import InputError
 from amnesia.facts.packaged import check_keys, distinct, read_data
 
@@ -103,6 +103,14 @@ def neutral_texts(split: Split) -> tuple[str, ...]:
     return generic_sentences()[("search", "held_out").index(split) :: 2]
 
 
+def given_names(names: Iterable[str]) -> list[str]:
+    """Names of entities as they were given, tidy and each once; raises InputError for none, and for an empty one."""
+    found = list(dict.fromkeys(map(tidy, names)))
+    if not found or not all(found):
+        raise InputError("no entity given, or an empty one: name at least one")
+    return found
+
+
 def share_words(name: str, others: Iterable[str]) -> bool:
     """Whether `name` contains one of `others` or is contained in one, word by word and without regard to case."""
     words = _words(name)
@@ -138,6 +146,7 @@ def unseen_names(entity: str, aliases: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(names)
 
 
+@functools.lru_cache(2**16)
 def _words(name: str) -> tuple[str, ...]:
     words = re.findall(r"\w+", name_key(name))
     return tuple(words[1:] if words[:1] == ["the"] and len(words) > 1 else words)
@@ -145,5 +154,5 @@ def _words(name: str) -> tuple[str, ...]:
 
 def _overlap(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
     """Whether the shorter sequence of words occurs in the longer one."""
-    short, long = sorted((first, second), key=len)
-    return any(long[start : start + len(short)] == short for start in range(len(long) - len(short) + 1))
+    short, long = (f" {' '.join(words)} " for words in sorted((first, second), key=len))
+    return short in long

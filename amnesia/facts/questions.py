@@ -24,7 +24,10 @@ Types = Callable[[Fact], frozenset[str]]
 
 @dataclass(frozen=True)
 class Question:
-    """A fact with its role in the evaluation, the aliases of its entity, and the groups to which it belongs."""
+    """A fact with its role in the evaluation, the aliases of its entity, and the groups to which it belongs.
+
+    `is_message` says that its prompt is a message to a chat model, with all that such a model is fed around it.
+    """
 
     role: Role
     fact: Fact
@@ -32,6 +35,7 @@ class Question:
     relation: str | None = None
     popularity: str | None = None
     neighborhood: Neighborhood | None = None
+    is_message: bool = False
 
     @property
     def split(self) -> Split:

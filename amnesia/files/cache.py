@@ -120,6 +120,12 @@ def _remove_abandoned(folder: Path, beside: Path) -> bool:
     return True
 
 
+def remove_abandoned(beside: Path) -> None:
+    """Remove what killed processes have left next to `beside`, after what they had put aside is back in its place."""
+    for folder in hidden_folders(beside):
+        _remove_abandoned(folder, beside)
+
+
 def remove_hidden(folder: Path) -> None:
     """Remove a hidden folder, manifests first, the mark last: what a kill leaves is neither complete nor foreign."""
     for path in folder.rglob(MANIFEST_NAME):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from amnesia.domain import FORMATS
 from amnesia.files.disk import MANIFEST_NAME, read_small
 
 REPORT_NAME = "report.json"
@@ -21,6 +22,8 @@ MODELFILE_NAME = "Modelfile"
 README_NAME = "README.md"
 _WRITTEN = (MANIFEST_NAME, UNDO_NAME, REPORT_NAME, PAGE_NAME, MODELFILE_NAME, README_NAME)
 ADAPTER_NAMES = ("adapter_config.json", "adapter_model.safetensors")
+# The LoRA file of llama.cpp.
+LORA_NAME = "lora.gguf"
 # Licences and what goes with them, by their names in lower case.
 _LEGAL = ("license*", "licence*", "notice*", "use_policy*", "copying*")
 # Text that transformers, vLLM and others read beside the weights, and that people read on the Hub.
@@ -57,6 +60,12 @@ _WEIGHTS = (
 _PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf")
 _MAX_TEXT = 2**28
 _MAX_LEGAL = 2**20
+
+
+def output_instead(path: Path) -> Path | None:
+    """The output that is meant by a folder of it named after a format, which it does not have; or None."""
+    is_output = path.name in FORMATS and (path.parent / MANIFEST_NAME).is_file()
+    return path.parent if is_output and not path.exists() else None
 
 
 def is_written(name: str) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amnesia.domain import ADAPTERS, FORMATS
 from amnesia.errors import AmnesiaError, OutputError, os_errors_as
 from amnesia.files.cache import aside, scratch_folder
 from amnesia.files.companions import BASE_FOLDER, PAGE_NAME, REPORT_NAME
@@ -137,8 +138,6 @@ def _sync_tree(folder: Path) -> None:
         sync(Path(parent))
 
 
-# The other things that outputs consist of: a folder for each format, a report alone, or a figure with its numbers.
-FORMAT_FOLDERS = frozenset(("safetensors", "adapter", "gguf"))
 _FIGURES = (".json", ".svg", ".png")
 _REPORT_KEYS = {"aggregates", "prompts"}
 _MAX_DOCUMENT = 2**28
@@ -165,7 +164,7 @@ def obstacle_in(output: Path) -> str | None:
     if (output / MANIFEST_NAME).exists():
         return _obstacle_to_manifest(output)
     inside = {path.name for path in output.iterdir()}
-    if formats := {name for name in inside & FORMAT_FOLDERS if (output / name / MANIFEST_NAME).exists()}:
+    if formats := {name for name in inside & {*FORMATS} if (output / name / MANIFEST_NAME).exists()}:
         found = (f"{output / name} was not written by amnesia" for name in sorted(inside - formats))
         return next(filter(None, (*found, *(_obstacle_to_manifest(output / name) for name in sorted(formats)))), None)
     if (_document(output / REPORT_NAME) or {}).keys() >= _REPORT_KEYS:
@@ -186,7 +185,7 @@ def _declared(document: Mapping[str, Any]) -> dict[str, _Declared]:
     """The files that a manifest lists, by name; none where it is no manifest."""
     found = {MANIFEST_NAME: _Declared()}
     try:
-        if document["format"] != "adapter":
+        if document["format"] not in ADAPTERS:
             sized = document["tensor_type"] is None
             for row in document["base"]["files"]:
                 found[row["file"]] = _Declared(row["size"] if sized else None)

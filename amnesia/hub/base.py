@@ -15,12 +15,11 @@ from amnesia.hub.contents import hub_base
 from amnesia.sources.built_in import BUILT_IN
 from amnesia.sources.remote import HubFiles, list_hub_files
 from amnesia.sources.resolve import hub_ref
-from amnesia.weights.manifest import Base, Manifest
+from amnesia.weights.manifest import GGUF_START, Base, Manifest
 from amnesia.weights.safetensors import header_of
 
 MAX_SMALL = 2**24
 # The start of a `.gguf` file that is read back; it holds the first of its metadata.
-_GGUF_START = 2**16
 _LICENCE_FILES = ("license", "notice", "use_policy", "copying")
 
 
@@ -87,7 +86,7 @@ def start_of(hub: HubFiles, name: str) -> bytes:
     """The bytes of a weight file that say what is in it: a safetensors header, or the beginning of a GGUF."""
     if name.endswith(".safetensors"):
         return header_of(Path(name), hub.files[name].size, lambda offset, size: hub.read(name, offset, size)).content
-    return hub.read(name, 0, min(hub.files[name].size, _GGUF_START))
+    return hub.read(name, 0, min(hub.files[name].size, GGUF_START))
 
 
 def _card_of(origin: HubFiles) -> BaseCard:

@@ -9,18 +9,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from amnesia.domain import Format, ModelRef
+from amnesia.domain import ADAPTERS, Format, ModelRef
 from amnesia.edits import columns_of, directions_of
 from amnesia.errors import InputError
 from amnesia.evaluation.labels import facts_label, parts_of
+from amnesia.files.companions import LORA_NAME
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.plain_text import for_markdown, for_terminal
 from amnesia.report.numbers import flat
-from amnesia.weights.adapter import adapter_rank
+from amnesia.weights.adapter import TRAPS, adapter_rank, auto_class_name
 from amnesia.weights.manifest import Manifest
 
-RELATION: Mapping[Format, str] = {"safetensors": "finetune", "adapter": "adapter", "gguf": "quantized"}
-LIBRARY: Mapping[Format, str] = {"safetensors": "transformers", "adapter": "peft", "gguf": "gguf"}
+RELATION: Mapping[Format, str] = {
+    "safetensors": "finetune",
+    "adapter": "adapter",
+    "gguf": "quantized",
+    "gguf-lora": "adapter",
+}
+LIBRARY: Mapping[Format, str] = {"safetensors": "transformers", "adapter": "peft", "gguf": "gguf", "gguf-lora": "gguf"}
 _MAX_ROWS = 8
 
 # Licences that ask something of those who publish a derived model, beyond passing the licence on.
@@ -108,7 +114,7 @@ def _metadata(name: Format, base: BaseCard) -> str:
         "license_name": base.license_name,
         "license_link": base.license_link,
         "language": list(base.languages) or None,
-        "tags": ["amnesia", "unlearning", "model-editing", *(["lora"] if name == "adapter" else [])],
+        "tags": ["amnesia", "unlearning", "model-editing", *(["lora"] if name in ADAPTERS else [])],
     }
     # JSON is YAML, and needs no rules of its own about quotes; what YAML refuses is escaped once more.
     lines = [
@@ -131,6 +137,7 @@ def _changes(manifest: Manifest) -> str:
         "adapter": "Where the multiplier of a cell is −1, the adapter merged into the base gives exactly the edited "
         "weights.",
         "gguf": "Block scales were changed, nothing was quantized anew, and every other byte is the base's.",
+        "gguf-lora": "The factors are float32: llama.cpp adds their product to what the base's matrices give.",
     }[manifest.format]
     return (
         f"## What was changed\n\n{'; '.join(filter(None, parts))}. They and their multipliers are listed in "
@@ -167,7 +174,7 @@ def _results(report: Mapping[str, Any], private: bool) -> str:
         excluded = report["n_excluded"]
         if excluded:
             lines.append(f"{excluded} facts that the base does not know were excluded and not scored.")
-        targets = [row for row in report["prompts"] if parts_of(row["kind"])[0] == "target"]
+        targets = [row for row in report["prompts"] if parts_of(row["kind"])[0] == "target" and not row["is_message"]]
         scored = [row for row in targets if row["knowledge_score"] is not None]
         if scored and not private:
             lines += ["", "| prompt | before | after | score |", "|---|---|---|---|"]
@@ -185,11 +192,12 @@ def _cell(text: str | None) -> str:
 
 
 def _loading(manifest: Manifest, base: BaseCard, repo_id: str, weights: Sequence[str]) -> str:
+    auto = auto_class_name([row.name for row in manifest.tensors])
     if manifest.format == "safetensors":
         body = f"""```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{repo_id}")
+model = {auto}.from_pretrained("{repo_id}")
 tokenizer = AutoTokenizer.from_pretrained("{repo_id}")
 ```
 
@@ -200,13 +208,22 @@ vllm serve {repo_id}
         at = f', revision="{manifest.base.ref.revision}"' if manifest.base.ref.revision else ""
         body = f"""```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import {auto}
 
-base = AutoModelForCausalLM.from_pretrained("{manifest.base.ref.name}"{at}, dtype="auto")
+base = {auto}.from_pretrained("{manifest.base.ref.name}"{at}, dtype="auto")
 model = PeftModel.from_pretrained(base, "{repo_id}").merge_and_unload()
 ```
 {_vllm_adapter(manifest, repo_id)}
-Unmerged, the adapter gives the edited model up to rounding."""
+Unmerged, the adapter gives the edited model up to rounding.
+
+{TRAPS}"""
+    elif manifest.format == "gguf-lora":
+        body = f"""```sh
+hf download {repo_id} {LORA_NAME} --local-dir edited
+llama-server -m BASE.gguf --lora edited/{LORA_NAME}
+```
+
+Ollama takes no adapters since 0.34.1."""
     else:
         # The name of a file may mean something to a shell.
         first = shlex.quote(weights[0] if weights else "model.gguf")
@@ -254,7 +271,7 @@ def _provenance(manifest: Manifest, base: BaseCard, repo_id: str) -> str:
         "amnesia verify edited              # the bytes are what the manifest says",
         f"amnesia verify edited --base {manifest.base}",
     ]
-    if manifest.format != "adapter":
+    if manifest.format not in ADAPTERS:
         lines.append("amnesia undo edited -o original    # every byte back as it was")
     lines.append(f"amnesia replay edited/{MANIFEST_NAME} -o again")
     return "\n".join([*lines, "```"])

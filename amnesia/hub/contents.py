@@ -118,7 +118,7 @@ def prepare(
     for name, content in (extra or {}).items():
         if name not in files:
             files[name] = content
-            if manifest.format == "gguf":
+            if manifest.format != "safetensors":
                 published = replace(published, added=(*published.added, name))
             else:  # Of a model folder they are files of the base like others.
                 row = UntouchedFile(name, len(content), hashlib.sha256(content).hexdigest())
@@ -134,7 +134,7 @@ def prepare(
     if manifest.format == "adapter":
         files[CONFIG_NAME] = _adapter_config(folder / CONFIG_NAME, published.base)
     weights = sorted(name for name in files if is_gguf_name(name))
-    if MODELFILE_NAME not in files and (text := modelfile(weights)) is not None:
+    if manifest.format == "gguf" and MODELFILE_NAME not in files and (text := modelfile(weights)) is not None:
         files[MODELFILE_NAME] = text
         published = replace(published, added=(*published.added, MODELFILE_NAME))
     # Edits on top of each other keep the manifests of the earlier ones, which must agree with the newest.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import ModelRef, is_gguf_name
+from amnesia.domain import ADAPTERS, ModelRef, is_gguf_name
 from amnesia.errors import CheckpointError, InputError, PublishError, SourceError
 from amnesia.files.disk import check_settled
 from amnesia.files.staging import MANIFEST_NAME
@@ -74,7 +74,7 @@ def push(
     with _stating("nothing was published"):
         base = find_base(manifest, base_name, notice)
         # A `.gguf` file stands alone, and a folder may come from a place that had left the licence out.
-        extra = licence_files(base.files) if base.files is not None and manifest.format != "adapter" else {}
+        extra = licence_files(base.files) if base.files is not None and manifest.format not in ADAPTERS else {}
     key = secret_key() if private_targets else None
     publication = prepare(folder, repo_id, base.card, matched=base.matched, key=key, extra=extra, leave_out=leave_out)
     for remark in (naming_duty(base.card, repo_id), licence_notice(base.card)):

@@ -14,9 +14,7 @@ from amnesia.errors import InputError, clipped
 from amnesia.live.model import LiveModel, weight_of
 from amnesia.live.tokens import encode
 from amnesia.live.trees import LABEL, forests, visible
-
-MAX_BATCH_TOKENS = 1024
-"""Padded tokens per forward pass: large enough for full matrix products on a CPU, small in memory."""
+from amnesia.sources.parts import AbsentError
 
 MAX_BATCH_ROWS = 512
 """Rows per forward pass, for memory: rows that share most of their tokens are many in few tokens."""
@@ -47,12 +45,14 @@ class Batch:
 Around = Callable[[Batch], contextlib.AbstractContextManager[None]]
 
 
-def batches(live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int = MAX_BATCH_TOKENS) -> Iterator[Batch]:
-    """Group token rows of similar length so that no batch holds more than `max_tokens` padded tokens.
+def batches(live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int | None = None) -> Iterator[Batch]:
+    """Group token rows of similar length so that no batch holds more than `max_tokens` padded tokens, or as many as the
+    model takes.
 
     Left padding lets every row end at the same position; position ids count from each row's own first token.
     """
     check_ids(live, rows)
+    max_tokens = max_tokens or live.max_tokens
     order = sorted(range(len(rows)), key=lambda index: (len(rows[index]), index))
     group: list[int] = []
     for index in order:
@@ -106,7 +106,7 @@ class Pass:
 
 
 def passes(
-    live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int = MAX_BATCH_TOKENS, *, single: bool = False
+    live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int | None = None, *, single: bool = False
 ) -> Iterator[Pass]:
     """Forward passes over all rows of tokens, in which what rows share at their beginning is computed once.
 
@@ -114,6 +114,7 @@ def passes(
     left-padded batches. With `single`, the inputs of each pass have one line.
     """
     check_ids(live, rows)
+    max_tokens = max_tokens or live.max_tokens
     if takes_trees(live, max(map(len, rows), default=0)):
         yield from _tree_passes(live, rows, max_tokens, 1 if single else max_tokens)
         return
@@ -161,33 +162,43 @@ def takes_trees(live: LiveModel, longest: int) -> bool:
     if config._attn_implementation not in ("sdpa", "eager") or any(longest > window for window in windows):
         return False
     if live.model not in _TAKES_TREES:
-        _TAKES_TREES[live.model] = not _is_recurrent(live) and _tree_agrees(live)
+        # In 16 bits what recurrent layers mix up may drown in the noise of a trial.
+        _TAKES_TREES[live.model] = not live.is_recurrent and _tree_agrees(live)
     return _TAKES_TREES[live.model]
-
-
-def _is_recurrent(live: LiveModel) -> bool:
-    """Whether layers carry a state from each token to the one beside it, as linear attention and convolutions do.
-
-    They ignore masks. In 16 bits the difference may drown in the noise of a trial.
-    """
-    layers = (live.model.get_submodule(live.shape.layer_path(layer)) for layer in range(live.shape.n_layers))
-    return any(isinstance(module, nn.Conv1d) for layer in layers for module in layer.modules())
 
 
 @torch.inference_mode()
 def _tree_agrees(live: LiveModel) -> bool:
-    """Whether the logits of a few texts in one tree are those of each text alone."""
+    """Whether the predictions for a few texts in one tree are those for each text alone."""
     rows = [item.ids for item in encode(live.tokenizer, PROBES)]
     (one,) = _tree_passes(live, rows, sum(map(len, rows)), 1)
     try:
-        logits = live.model(**one.inputs, use_cache=False).logits
+        found = _predictions(live, one.inputs)
         for index, line, slots in zip(one.indices, one.lines, one.slots, strict=True):
-            alone = live.model(**collate(live, rows, [index]).inputs, use_cache=False).logits[0]
-            if not agree(live, logits[line, list(slots)], alone):
+            alone = _predictions(live, collate(live, rows, [index]).inputs)[0]
+            if not agree(live, found[line, list(slots)], alone):
                 return False
     except (RuntimeError, ValueError, TypeError, IndexError):  # A model with a mask of its own may not run at all.
         return False
     return True
+
+
+def _predictions(live: LiveModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Logits, or of the first layers alone what they leave in the residual stream, each token's at one size."""
+    if live.n_held is None:
+        return live.model(**inputs, use_cache=False).logits
+    seen: list[Tensor] = []
+
+    def hook(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        seen.append(output if isinstance(output, Tensor) else output[0])
+
+    handle = live.model.get_submodule(live.shape.layer_path(live.n_held - 1)).register_forward_hook(hook)
+    try:
+        with contextlib.suppress(AbsentError):
+            live.model.base_model(**inputs, use_cache=False)
+    finally:
+        handle.remove()
+    return nn.functional.rms_norm(seen[0], seen[0].shape[-1:])
 
 
 def agree(live: LiveModel, found: Tensor, expected: Tensor) -> bool:

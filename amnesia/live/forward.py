@@ -16,7 +16,8 @@ from transformers import GenerationConfig, GenerationMixin
 
 from amnesia.domain import Answer
 from amnesia.live.batches import PROBES, Around, Batch, Pass, agree, batches, collate, passes, plain_pass
-from amnesia.live.model import LiveModel, at_head, hooks, not_finite, plain_generation
+from amnesia.live.model import LiveModel, hooks, not_finite, plain_generation
+from amnesia.live.places import at_head
 from amnesia.live.tokens import Continuation, Placed, continuations, encode
 from amnesia.progress import Progress
 
@@ -269,10 +270,8 @@ def generate(
     """Greedy continuation of each prompt up to a special token; `around` is entered for each batch."""
     results = [""] * len(prompts)
     rows = [item.ids for item in encode(live.tokenizer, prompts)]
-    # What decoding drops says no more: an end, a turn of the other side.
-    ends = [token for token, added in live.tokenizer.added_tokens_decoder.items() if added.special]
-    for batch, new in _greedy(live, rows, max_new_tokens, ends or None, around):
-        for index, text in zip(batch.indices, live.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+    for batch, new in _following(live, rows, max_new_tokens, _ends(live), around):
+        for index, text in zip(batch.indices, _decoded(live, new), strict=True):
             results[index] = text
         if progress:
             progress(len(batch.indices))
@@ -283,24 +282,66 @@ def generate(
 def continued(live: LiveModel, prompts: Sequence[str], n_tokens: int) -> list[list[int]]:
     """Token ids of each prompt with the `n_tokens` that the model finds likeliest, one after the other."""
     rows = [list(item.ids) for item in encode(live.tokenizer, prompts)]
-    for batch, new in _greedy(live, rows, n_tokens, None):
+    for batch, new in _following(live, rows, n_tokens, None):
         for index, ids in zip(batch.indices, new.tolist(), strict=True):
             rows[index] += ids
     return rows
 
 
-def _greedy(
+@torch.inference_mode()
+def sampled(
+    live: LiveModel,
+    prompts: Sequence[str],
+    n: int,
+    max_new_tokens: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> list[tuple[str, ...]]:
+    """`n` continuations of each prompt, drawn from the model's own distribution (temperature 1, nothing cut off).
+
+    The same model gives the same ones for the same prompts and seed.
+    """
+    rows = [item.ids for item in encode(live.tokenizer, prompts) for _ in range(n)]
+    texts = [""] * len(rows)
+    devices = [live.device] if live.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        for batch, new in _following(live, rows, max_new_tokens, _ends(live), is_drawn=True):
+            for index, text in zip(batch.indices, _decoded(live, new), strict=True):
+                texts[index] = text
+            if progress:
+                progress(len(batch.indices))
+    return [tuple(texts[start : start + n]) for start in range(0, len(texts), n)]
+
+
+def _ends(live: LiveModel) -> list[int] | None:
+    """Tokens that decoding drops and that say no more: an end, a turn of the other side."""
+    return [token for token, added in live.tokenizer.added_tokens_decoder.items() if added.special] or None
+
+
+def _decoded(live: LiveModel, tokens: Tensor) -> list[str]:
+    return live.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
+def _following(
     live: LiveModel,
     rows: Sequence[Sequence[int]],
     n_tokens: int,
     stop: list[int] | None,
     around: Around | None = None,
+    *,
+    is_drawn: bool = False,
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Batches of rows with the tokens that follow them, (batch, at most n_tokens); `stop` ends a row early."""
+    """Batches of rows with the tokens that follow them, (batch, at most n_tokens); `stop` ends a row early.
+
+    The likeliest tokens, or, when `is_drawn`, tokens by their probability.
+    """
     config = GenerationConfig(
-        do_sample=False,
+        do_sample=is_drawn,
+        **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if is_drawn else {}),
         max_new_tokens=n_tokens,
-        pad_token_id=live.tokenizer.pad_token_id or 0,
+        # After an early end; where there is no token for it, an end, which decoding drops, too.
+        pad_token_id=stop[0] if stop and live.tokenizer.pad_token_id is None else live.tokenizer.pad_token_id or 0,
         eos_token_id=stop,
     )
     model = cast(GenerationMixin, live.model)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from amnesia.domain import Cell
-from amnesia.live.batches import MAX_BATCH_TOKENS, Batch, Pass, passes
-from amnesia.live.model import LiveModel, at_head, at_last_mlp, hooks, not_finite
+from amnesia.live.batches import Batch, Pass, passes
+from amnesia.live.model import LiveModel, hooks, not_finite
+from amnesia.live.places import at_head, at_last_mlp
 from amnesia.live.tokens import Continuation, Placed, continuations, join, place
 from amnesia.live.trees import LABEL
 from amnesia.progress import Progress
@@ -83,7 +84,7 @@ def varied_logprobs(
         for one in passes(live, texts, single=True):
             heads = [slots[-rows[i].n_answer :] for i, slots in zip(one.indices, one.slots, strict=True)]
             # Beside a mixture of experts a batch cannot grow: what the experts write has the size that it had before.
-            step = 1 if live.shape.n_experts else max(1, MAX_BATCH_TOKENS // one.inputs["input_ids"].shape[1])
+            step = 1 if live.shape.n_experts else max(1, live.max_tokens // one.inputs["input_ids"].shape[1])
             for start in range(0, len(multipliers), step):
                 factors = torch.tensor(multipliers[start : start + step])[:, None]
                 with _scaled(live, cells, factors):

@@ -6,47 +6,111 @@ import contextlib
 import hashlib
 import weakref
 from collections.abc import Generator, Iterable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from amnesia.architectures import no_hooks
+from amnesia.architectures import GUESSED, Configured, MlpLayout, MlpShape
 from amnesia.domain import DEFAULT_LOADING, Format, Loading
-from amnesia.errors import InputError, LayoutError, NumericalError, library_errors_as
-from amnesia.live.model import LiveModel, freeze, wrap
+from amnesia.errors import CheckpointError, InputError, LayoutError, NumericalError, library_errors_as
+from amnesia.files.companions import LORA_NAME
+from amnesia.live.memory import need_of
+from amnesia.live.model import OFFLOADED_TOKENS, LiveModel, check_range, freeze, no_hooks, weight_of, wrap
+from amnesia.live.proving import prove_layout
 from amnesia.live.tokens import Tokenizer
 from amnesia.sources.conversion import convert_gguf
-from amnesia.sources.opening import open_adapter, open_config, open_model, open_tokenizer, shown
-from amnesia.sources.source import ModelSource
+from amnesia.sources.opening import (
+    check_shapes,
+    open_adapter,
+    open_config,
+    open_model,
+    open_tokenizer,
+    shown,
+    skeleton,
+)
+from amnesia.sources.parts import beside_layers
+from amnesia.sources.source import ModelSource, Notice
 from amnesia.weights.checkpoint import open_source
+from amnesia.weights.parts import part_names
 
 
-def load(folder: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveModel:
+def load(
+    folder: Path,
+    name: str,
+    loading: Loading = DEFAULT_LOADING,
+    n_layers: int | None = None,
+    notice: Notice = lambda _: None,
+) -> LiveModel:
     """Load a local folder with plain transformers, evaluation mode, without gradients for the weights.
 
-    Raises what `open_source` and the functions of `sources.opening` raise, InputError when the type or device cannot be
-    used, NumericalError when a weight is NaN or infinite.
+    With `n_layers`, only so many layers are there, and no head: enough for activations, which are those of the whole.
+    `notice` is told what a large model takes. Raises what `open_source` and the functions of `sources.opening` raise,
+    InputError when the type or device cannot be used or memory is too small, NumericalError when a weight is NaN or
+    infinite.
     """
     check_dtype(loading.dtype)
-    checkpoint = open_source(folder)
+    checkpoint = open_source(folder, n_layers)
+    device = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    cannot = f"device {device!r} cannot be used"
+    if device != "auto":
+        with library_errors_as(InputError, cannot, "choose another, for example cpu"):
+            torch.empty(0, device=device)
     with contextlib.ExitStack() as stack:
         view = stack.enter_context(shown(checkpoint))
         config = open_config(view, name)
         tokenizer = open_tokenizer(view, name, config)
-        device_map = "auto" if loading.device == "auto" else None
-        model = open_model(view, name, config, checkpoint, loading.dtype, device_map)
+        whole = skeleton(config)
+        check_shapes(whole.state_dict(), checkpoint, name)
+        device_map = _device_map(whole, checkpoint.shape.layout, loading, device)
+        if device != "auto":
+            need = need_of(_in_memory(whole, checkpoint.shape, n_layers, loading), checkpoint, loading.dtype)
+            need.check(name)
+            if line := need.line(name):
+                notice(line)
+        model = open_model(view, name, whole, checkpoint, loading.dtype, device_map)
         if device_map:
             # What finds no place in memory is read when it is needed.
             weakref.finalize(model, stack.pop_all().close)
-    chosen = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if chosen != "auto":
-        with library_errors_as(InputError, f"device {chosen!r} cannot be used", "choose another, for example cpu"):
-            model = model.to(chosen)
+    if not device_map:
+        with library_errors_as(InputError, cannot, "choose another, for example cpu"):
+            model = model.to(device)
     check_finite(model, name)
-    return wrap(freeze(model), cast(Tokenizer, tokenizer), name)
+    live = wrap(freeze(model), cast(Tokenizer, tokenizer), name, None if n_layers is None else whole)
+    if live.shape.layout.model_type in GUESSED:
+        prove_layout(live)
+    return replace(live, max_tokens=OFFLOADED_TOKENS) if loading.offload else live
+
+
+def _device_map(
+    whole: PreTrainedModel, layout: MlpLayout, loading: Loading, device: str
+) -> str | dict[str, str] | None:
+    """That of transformers; None for a single device. Raises InputError for an offload from several devices."""
+    if not loading.offload:
+        return "auto" if device == "auto" else None
+    if device == "auto":
+        raise InputError("--offload and --device auto both say what is left on the disk: drop one of them")
+    layers = whole.get_submodule(layout.prefix + layout.layers)
+    on_disk = {f"{layout.prefix}{layout.layers}.{name}": "disk" for name, _ in layers.named_children()}
+    return dict.fromkeys(beside_layers(whole, layout), device) | on_disk
+
+
+def _in_memory(
+    whole: PreTrainedModel, shape: MlpShape, n_layers: int | None, loading: Loading
+) -> dict[str, nn.Parameter]:
+    """The parameters that are going to stay in memory, by name."""
+    found = dict(whole.named_parameters())
+    if loading.offload:
+        of_layers = shape.layout.prefix + shape.layout.layers + "."
+        return {name: parameter for name, parameter in found.items() if not name.startswith(of_layers)}
+    if n_layers is None:
+        return found
+    kept = part_names(Configured(shape.layout, n_layers, shape.d_model), found.keys())
+    return {name: found[name] for name in kept}
 
 
 def check_dtype(name: str) -> None:
@@ -63,7 +127,27 @@ def load_adapter(base: Path, adapter: Path, name: str, loading: Loading = DEFAUL
     live = load(base, name, loading)
     model = open_adapter(live.model, adapter)
     check_finite(model, name)
-    return wrap(freeze(model), live.tokenizer, name)
+    return replace(wrap(freeze(model), live.tokenizer, name), max_tokens=live.max_tokens)
+
+
+def load_lora(base: Path, lora: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveModel:
+    """Load a base model and add to its weights what a LoRA file of llama.cpp that this package wrote holds for them.
+
+    Raises what `load` and `read_factors` raise, and CheckpointError when the factors do not fit the model.
+    """
+    from amnesia.weights.gguf.lora import read_factors
+
+    live = load(base, name, loading)
+    for layer, (a, b) in read_factors(lora).items():
+        fits = layer < live.shape.n_layers and (b.shape[0], a.shape[1]) == (live.shape.d_model, live.shape.width(layer))
+        if not fits:
+            raise CheckpointError(f"{lora} has factors for layer {layer} that do not fit {name}: give its own base")
+        weight = weight_of(live.out_proj(layer))
+        delta = torch.from_numpy(b @ a).to(weight.device)
+        with torch.no_grad():
+            weight.copy_(weight.float() + (delta if live.shape.layout.neuron_axis else delta.T))
+    check_finite(live.model, name)
+    return live
 
 
 def merge_adapter(live: LiveModel) -> None:
@@ -107,15 +191,25 @@ def check_finite(model: nn.Module, name: str) -> None:
             )
 
 
-def load_source(source: ModelSource, loading: Loading = DEFAULT_LOADING, *, hooked: bool = True) -> LiveModel:
+def load_source(
+    source: ModelSource,
+    loading: Loading = DEFAULT_LOADING,
+    *,
+    hooked: bool = True,
+    layers: tuple[int, int] | None = None,
+    notice: Notice = lambda _: None,
+) -> LiveModel:
     """Load a model after its files have been looked over: damage is then named by file, before anything is read.
 
-    `hooked` says that its activations will be watched or changed. Raises what `open_source` and `load` raise, and
-    LayoutError when a mixture of experts should be hooked.
+    `hooked` says that its activations will be watched or changed, in `layers` (the first and the last) where that is
+    known. `notice` is told what a large model takes. Raises what `open_source` and `load` raise, LayoutError when a
+    mixture of experts should be hooked, and InputError for layers that it does not have.
     """
+    if layers is not None:
+        check_range(layers, source.checkpoint.shape.n_layers, str(source))
     if hooked and not source.checkpoint.shape.d_mlp:
         raise LayoutError(no_hooks(str(source)))
-    return load(source.folder, str(source), loading)
+    return load(source.folder, str(source), loading, source.n_layers, notice)
 
 
 @contextlib.contextmanager
@@ -125,6 +219,8 @@ def loaded(name: Format, source: ModelSource, folder: Path, loading: Loading = D
         yield load(folder, str(folder), loading)
     elif name == "adapter":
         yield load_adapter(source.folder, folder, str(folder), loading)
+    elif name == "gguf-lora":
+        yield load_lora(source.folder, folder / LORA_NAME, str(folder), loading)
     else:
         with TemporaryDirectory(prefix="amnesia-") as scratch:
             convert_gguf(folder / source.require_gguf().name, Path(scratch))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from amnesia.architectures import MlpShape, find_shape, no_hooks
+from amnesia.architectures import MlpShape, find_shape
 from amnesia.edits import DirectionEdit, Edit, check_edits, columns_of, directions_of
 from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.live.tokens import Tokenizer
@@ -22,15 +22,30 @@ from amnesia.live.tokens import Tokenizer
 NORMS_AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm")
 """What the norm after the MLP is called in the architectures that have one: Gemma, OLMo and EXAONE; GLM."""
 
+MAX_BATCH_TOKENS = 1024
+"""Padded tokens per forward pass: large enough for full matrix products on a CPU, small in memory."""
+
+OFFLOADED_TOKENS = 8192
+"""The same where every pass reads the layers from the disk: the more at once, the fewer times."""
+
 
 @dataclass(frozen=True)
 class LiveModel:
-    """A causal language model in memory, its fast tokenizer, and where its MLPs are. `name` is for messages."""
+    """A causal language model in memory, its fast tokenizer, and where its MLPs are. `name` is for messages.
+
+    `n_held` says how many of the layers of `shape` are in memory, from the first, where nothing follows them and only
+    activations can be asked; None for a whole model. `is_recurrent` says whether layers carry a state from each
+    token to the one beside it, as linear attention and convolutions do, which ignore masks. `max_tokens` is how many
+    padded tokens one forward pass takes.
+    """
 
     model: PreTrainedModel
     tokenizer: Tokenizer
     shape: MlpShape
     name: str
+    is_recurrent: bool
+    n_held: int | None = None
+    max_tokens: int = MAX_BATCH_TOKENS
 
     @property
     def device(self) -> torch.device:
@@ -102,13 +117,33 @@ class LiveModel:
         return found[0]
 
 
+def check_range(layers: tuple[int, int], n_layers: int, name: str) -> None:
+    """Raises InputError when layers, the first and the last, are not all in the model called `name`."""
+    low, high = layers
+    if not 0 <= low <= high < n_layers:
+        raise InputError(f"layers {low}-{high} are out of range: {name} has layers 0–{n_layers - 1}; choose from these")
+
+
+def no_hooks(name: str) -> str:
+    """Why the activations of a mixture of experts cannot be seen or changed, and what can be done instead."""
+    return (
+        f"{name} is a mixture of experts, which transformers fuses in memory so that no single one can be watched: its "
+        "cells cannot be searched, nor the experiments done; `amnesia edit` writes an edit of known cells "
+        "(LAYER:EXPERT:NEURON), and `amnesia evaluate` measures it"
+    )
+
+
 def weight_of(module: nn.Module) -> nn.Parameter:
     """The weight of a linear or embedding module, as it is stored."""
     return module.get_parameter("weight")
 
 
-def wrap(model: PreTrainedModel, tokenizer: Tokenizer | None, name: str | None = None) -> LiveModel:
+def wrap(
+    model: PreTrainedModel, tokenizer: Tokenizer | None, name: str | None = None, whole: PreTrainedModel | None = None
+) -> LiveModel:
     """A LiveModel from a model and tokenizer that are already in memory; edits alone need no tokenizer.
+
+    Where `model` is only the first layers, `whole` is the model that they are of, perhaps without numbers.
 
     Raises LayoutError for architectures outside the table and InputError for tokenizers without offset mapping.
     """
@@ -118,9 +153,11 @@ def wrap(model: PreTrainedModel, tokenizer: Tokenizer | None, name: str | None =
         )
     name = name or getattr(model.config, "name_or_path", "") or "the model"
 
+    every = whole or model
+
     def sizes(path: str) -> tuple[int, ...] | None:
         module, _, parameter = path.rpartition(".")
-        found = getattr(_submodule(model, module), parameter, None)
+        found = getattr(_submodule(every, module), parameter, None)
         return tuple(found.shape) if isinstance(found, nn.Parameter) else None
 
     if model.get_output_embeddings() is None:
@@ -128,8 +165,13 @@ def wrap(model: PreTrainedModel, tokenizer: Tokenizer | None, name: str | None =
             f"{name} has no language-model head: expected a causal language model; load it with AutoModelForCausalLM "
             "(AutoModelForImageTextToText where it takes images, too)"
         )
+    shape = find_shape(model.config.to_dict(), sizes, name)
+    layers = [every.get_submodule(shape.layer_path(layer)) for layer in range(shape.n_layers)]
+    is_recurrent = any(isinstance(module, nn.Conv1d) for layer in layers for module in layer.modules())
+    held = list(model.get_submodule(shape.layer_path(0).rpartition(".")[0]).children())
     # None is for edits, which ask no tokenizer.
-    return LiveModel(model, cast(Tokenizer, tokenizer), find_shape(model.config.to_dict(), sizes, name), name)
+    asked = cast(Tokenizer, tokenizer)
+    return LiveModel(model, asked, shape, name, is_recurrent, None if whole is None else len(held))
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:
@@ -288,6 +330,7 @@ def _deltas(live: LiveModel, edits: Sequence[Edit]) -> dict[int, tuple[Tensor, T
     deltas = {}
     for layer, found in by_layer.items():
         device = weight_of(live.out_proj(layer)).device
+        device = live.device if device.type == "meta" else device  # Left on disk by accelerate.
         a, b = factors(found, live.shape.width(layer))
         deltas[layer] = (a.to(device), b.to(device))
     return deltas
@@ -317,56 +360,3 @@ def apply_edits(live: LiveModel, edits: Sequence[Edit]) -> None:
         weight = weight_of(live.out_proj(layer))
         delta = (b @ a).to(weight.device)
         weight.copy_(weight.float() + (delta if axis else delta.T))
-
-
-@contextlib.contextmanager
-def at_head(live: LiveModel, lines: Tensor | None, places: Tensor) -> Generator[None]:
-    """Let the language-model head see only the given places (n,) of the given lines (n,), or of every line.
-
-    Logits are then (1, n, vocabulary), or (batch, n, vocabulary).
-    """
-
-    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (_picked(args[0], lines, places), *args[1:])
-
-    handle = live.model.get_output_embeddings().register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextlib.contextmanager
-def at_last_mlp(live: LiveModel, lines: Tensor | None, places: Tensor) -> Generator[None]:
-    """Let the MLP of the last layer see only given places, as `at_head`, and write nothing at the others.
-
-    Nothing else reads what it writes. Hooks on its activations would see these places alone.
-    """
-    path, _, _ = live.shape.out_proj_path(live.shape.n_layers - 1).rpartition(".")
-    module = live.model.get_submodule(path)
-    shapes: list[torch.Size] = []
-
-    def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        shapes.append(args[0].shape)
-        return (_picked(args[0], lines, places), *args[1:])
-
-    def after(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-        whole = output.new_zeros(shapes.pop())
-        at = places.to(output.device)
-        if lines is None:
-            whole[:, at] = output
-        else:
-            whole[lines.to(output.device), at] = output[0]
-        return whole
-
-    handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _picked(values: Tensor, lines: Tensor | None, places: Tensor) -> Tensor:
-    at = places.to(values.device)
-    return values[:, at] if lines is None else values[lines.to(values.device), at][None]

@@ -50,8 +50,10 @@ class Tokenizer(Protocol):
     def __getattr__(self, key: str, /) -> Any: ...
 
 
-Chat = Callable[[str], str]
-"""What a chat model is fed before its answer to a message."""
+class Chat(Protocol):
+    """What a chat model is fed before its answer to a message, after `earlier` messages with their answers."""
+
+    def __call__(self, message: str, earlier: Sequence[tuple[str, str]] = ()) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -191,8 +193,11 @@ def chat_format(tokenizer: Tokenizer, notice: Callable[[str], None] = lambda lin
         return None
     adds_bos = bool(tokenizer.bos_token) and encode(tokenizer, ["a"])[0].ids[0] == tokenizer.bos_token_id
 
-    def text(message: str) -> str:
-        chat = [{"role": "user", "content": message}]
+    def text(message: str, earlier: Sequence[tuple[str, str]] = ()) -> str:
+        said = [("user", message)]
+        for asked, answered in reversed(earlier):
+            said = [("user", asked), ("assistant", answered), *said]
+        chat = [{"role": role, "content": content} for role, content in said]
         # Templates read what they know of these, and nothing else.
         off = {"enable_thinking": False, "thinking": False}
         fed = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **off)

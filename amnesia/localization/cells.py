@@ -8,11 +8,11 @@ from numbers import Integral
 
 import torch
 
-from amnesia.domain import Baseline, Cell, tidy
+from amnesia.domain import Baseline, Cell
 from amnesia.errors import InputError
-from amnesia.facts.names import contrast_entities, entity_templates, generic_sentences, share_words
+from amnesia.facts.names import contrast_entities, entity_templates, generic_sentences, given_names, share_words
 from amnesia.live.forward import activations
-from amnesia.live.model import LiveModel, not_finite
+from amnesia.live.model import LiveModel, check_range, not_finite
 from amnesia.live.tokens import Placed, encode, place, templates_from
 from amnesia.localization.moments import Moments, stability, z_moments
 from amnesia.localization.results import CellScore, EntityCells, Localization
@@ -119,9 +119,7 @@ def localize(
     Raises InputError for an unknown baseline, for a range outside the model and for an entity that no prompt mentions;
     NumericalError when activations are NaN or infinite.
     """
-    names = list(dict.fromkeys(map(tidy, [entities] if isinstance(entities, str) else entities)))
-    if not names or not all(names):
-        raise InputError("no entity given, or an empty one: name at least one")
+    names = given_names([entities] if isinstance(entities, str) else entities)
     maps, n_used, n_skipped = cell_maps(
         live,
         names,
@@ -260,7 +258,5 @@ def layer_range(live: LiveModel, layers: tuple[int, int] | None) -> tuple[int, .
     pair = isinstance(layers, Sequence) and len(layers) == 2
     if not pair or not all(isinstance(layer, Integral) for layer in layers):
         raise InputError(f"layers {layers!r} are no range: give the first and the last, for example (0, {last})")
-    low, high = layers
-    if not 0 <= low <= high <= last:
-        raise InputError(f"layers {low}-{high} are out of range: {live.name} has layers 0–{last}; choose from these")
-    return live.watchable(range(low, high + 1))
+    check_range(layers, live.shape.n_layers, live.name)
+    return live.watchable(range(layers[0], layers[1] + 1))

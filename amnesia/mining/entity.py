@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amnesia.domain import DEFAULT_LOADING, Loading, ModelRef
+from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.facts.popqa import PopqaRow, read_popqa
 from amnesia.live.loading import load_source
 from amnesia.live.model import LiveModel
@@ -25,11 +26,15 @@ def mine(
     model: ModelRef,
     aliases: Sequence[str] = (),
     progress: Progress | None = None,
+    cache: MeasurementCache | None = None,
 ) -> Mined:
-    """The recipe for `model`, in memory as `live`; raises InputError when it knows too little of the entity."""
+    """The recipe for `model`, in memory as `live`; raises InputError when it knows too little of the entity.
+
+    What is in `cache` is not asked again, and what is asked is put there.
+    """
     if rows is None:
-        return from_model(live, entity, model=model, aliases=aliases, progress=progress)
-    return from_table(live, rows, entity, model=model, aliases=aliases, progress=progress)
+        return from_model(live, entity, model=model, aliases=aliases, progress=progress, cache=cache)
+    return from_table(live, rows, entity, model=model, aliases=aliases, progress=progress, cache=cache)
 
 
 def mine_recipe(
@@ -44,6 +49,6 @@ def mine_recipe(
     """The recipe for a model by its name, with the rows of a PopQA file, if one is given."""
     rows = None if popqa is None else read_popqa(popqa)
     source = resolve(model, notice=tracker.notice)
-    live = load_source(source, loading)
+    live = load_source(source, loading, notice=tracker.notice)
     with tracker.task(TASK) as progress:
         return mine(live, entity, rows, source.ref, aliases, progress)

@@ -23,7 +23,8 @@ from amnesia.facts.relations import RelationTemplates, relation_templates, subje
 from amnesia.live.model import LiveModel
 from amnesia.mining.recipe_text import N_CONTROLS, Mined, recipe_text
 from amnesia.progress import Progress
-from amnesia.recipe import Scoring, parse_recipe
+from amnesia.recipe import Scoring
+from amnesia.recipe_file import parse_recipe
 
 MIN_AGREEING = 3
 """Wordings of a relation in which the model must write the same answer; one that it writes less often is chance."""

@@ -43,16 +43,41 @@ def recipe_text(
         "edit": {"format": ["safetensors", "adapter"]},
         "scoring": {"min_nats": scoring.min_nats, "max_rank": scoring.max_rank},
     }
+    parts = [tomli_w.dumps(head), *("[[facts]]\n" + tomli_w.dumps(_fact_row(fact)) for fact in facts)]
+    return "\n".join([*parts, *_control_lines(controls)])
+
+
+def joint_text(recipes: Sequence[Recipe], model: ModelRef, controls: Sequence[Fact]) -> str:
+    """One recipe as TOML of what several make a model forget, with the bounds of scoring of the first.
+
+    Each entity has its facts; `controls` are those of all of them.
+    """
+    first = recipes[0].scoring
+    head = {
+        "description": f"{model.name} forgets {', '.join(recipe.target.entity for recipe in recipes)}",
+        "model": {"id": model.name, **({"revision": model.revision} if model.revision else {})},
+        "scoring": {"min_nats": first.min_nats, "max_rank": first.max_rank},
+    }
     parts = [tomli_w.dumps(head)]
-    for fact in facts:
-        row: dict[str, str | list[str]] = {"prompt": fact.prompt, "answer": fact.answer}
-        if fact.answer_aliases:
-            row["answer_aliases"] = list(fact.answer_aliases)
-        if fact.split == "held_out":
-            row["split"] = fact.split
-        parts.append("[[facts]]\n" + tomli_w.dumps(row))
+    for recipe in recipes:
+        row = {"name": recipe.target.entity, "aliases": list(recipe.target.aliases)}
+        parts.append("[[entities]]\n" + tomli_w.dumps(row))
+        parts += ["[[entities.facts]]\n" + tomli_w.dumps(_fact_row(fact)) for fact in recipe.facts]
+    return "\n".join([*parts, *_control_lines(controls)])
+
+
+def _fact_row(fact: Fact) -> dict[str, str | list[str]]:
+    row: dict[str, str | list[str]] = {"prompt": fact.prompt, "answer": fact.answer}
+    if fact.answer_aliases:
+        row["answer_aliases"] = list(fact.answer_aliases)
+    if fact.split == "held_out":
+        row["split"] = fact.split
+    return row
+
+
+def _control_lines(controls: Sequence[Fact]) -> list[str]:
     lines = (", ".join(f"{key} = {in_line(value)}" for key, value in _control_row(fact).items()) for fact in controls)
-    return "\n".join([*parts, "[controls]", "facts = [", *(f"  {{ {line} }}," for line in lines), "]", ""])
+    return ["[controls]", "facts = [", *(f"  {{ {line} }}," for line in lines), "]", ""]
 
 
 def _control_row(fact: Fact) -> dict[str, str | list[str]]:

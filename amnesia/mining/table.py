@@ -18,7 +18,8 @@ from amnesia.facts.relations import relation_templates
 from amnesia.live.model import LiveModel
 from amnesia.mining.recipe_text import N_CONTROLS, Mined, recipe_text
 from amnesia.progress import Progress
-from amnesia.recipe import Scoring, parse_recipe
+from amnesia.recipe import Scoring
+from amnesia.recipe_file import parse_recipe
 
 MAX_ASKED = 600
 """Controls are asked from the most popular subject down, and no further than this many."""

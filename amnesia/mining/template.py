@@ -9,7 +9,8 @@ from typing import Any
 from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, ModelRef, tidy
 from amnesia.errors import InputError
 from amnesia.mining.recipe_text import in_line
-from amnesia.recipe import BASELINES, KEYS, METHODS, PREFERENCES, Accept, EditOptions, LocalizeOptions, Scoring
+from amnesia.recipe import BASELINES, METHODS, PREFERENCES, Accept, EditOptions, LocalizeOptions, Scoring
+from amnesia.recipe_file import KEYS
 
 _SECTIONS: Mapping[str, str] = {
     "model": "",
@@ -74,6 +75,7 @@ _COMMENTS: Mapping[str, Mapping[str, str]] = {
         "max_target": "facts about the entity that the choice saw: at most",
         "max_held_out_target": "those held out: at most",
         "min_control": "facts about others: at least",
+        "max_perplexity": "perplexity in each language of the model, as a multiple of that before: at most",
     },
 }
 _EXAMPLES: Mapping[str, Any] = {

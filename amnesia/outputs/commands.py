@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amnesia.domain import Format, ModelRef, is_gguf_name
+from amnesia.domain import OF_GGUF, Format, ModelRef, is_gguf_name
 from amnesia.edits import Edits, groups_in
 from amnesia.errors import InputError
 from amnesia.files.disk import check_settled
@@ -38,9 +38,10 @@ def save(
     """Write an edited copy of a model into the folder `output`, which appears complete or not at all.
 
     The model is what `resolve` takes or gives, and is never built. The format is by default "gguf" for a `.gguf` file,
-    else "safetensors"; of a model on the Hub, an "adapter" needs only the edited tensors. `tensor_type` stores GGUF
-    tensors that get a direction in a wider type. With `link` untouched files are hard-linked; with `allow_overlap`
-    columns may be edited again; `force` replaces an earlier output. Returns the manifest, which is in the folder, too.
+    else "safetensors"; of a model on the Hub, an "adapter" needs only the edited tensors; "gguf-lora", the LoRA file of
+    llama.cpp, is made for a `.gguf` file. `tensor_type` stores GGUF tensors that get a direction in a wider type.
+    With `link` untouched files are hard-linked; with `allow_overlap` columns may be edited again; `force` replaces
+    an earlier output. Returns the manifest, which is in the folder, too.
 
     Edits without an entity are named after their cells in the manifest, as the command does.
 
@@ -81,7 +82,7 @@ def _source(model: ModelSource | ModelRef | Path | str, name: Format, notice: No
         from amnesia.sources.remote import open_remote
 
         return open_remote(hub_ref(spec))
-    return resolve_file(spec, notice) if name == "gguf" else resolve(model, notice)
+    return resolve_file(spec, notice) if name in OF_GGUF else resolve(model, notice)
 
 
 def verify(

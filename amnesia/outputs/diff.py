@@ -162,7 +162,8 @@ def _gguf(path: Path) -> tuple[dict[str, Stored], Owners]:
         for name in found:
             if match := re.fullmatch(r"blk\.(\d+)\.ffn_(down|up)\.weight", name):
                 up = match[2] == "up"
-                owners[name, 0 if up else 1] = (int(match[1]), None, shape.first_row if up else 0)
+                layer = int(match[1])
+                owners[name, 0 if up else 1] = (layer, None, shape.first_row(layer) if up else 0)
     return found, owners
 
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from amnesia.domain import Format, is_gguf_name
+from amnesia.domain import ADAPTERS, Format, is_gguf_name
 from amnesia.edits import EditSpec
 from amnesia.errors import InputError, OutputError
 from amnesia.files.cache import cache_folder
-from amnesia.files.disk import list_files, locked
+from amnesia.files.disk import locked
 from amnesia.files.journal import Change, Patch, apply, settle
 from amnesia.files.staging import MANIFEST_NAME, check_outside_cache
 from amnesia.files.streams import hash_ranges, stream
@@ -39,7 +39,7 @@ from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, Untou
 from amnesia.weights.manifest_file import manifest_bytes, read_manifest
 from amnesia.weights.plan import plan_edits
 from amnesia.weights.safetensors import NewTensor, TensorInfo, new_file, patches_of
-from amnesia.weights.steps import check_whole, own_files
+from amnesia.weights.steps import check_whole, names_in, own_files
 
 
 def edit_in_place(path: Path, spec: EditSpec) -> Manifest:
@@ -69,13 +69,13 @@ def undo_in_place(folder: Path) -> Manifest:
     with locked(folder):
         settle(folder)
         manifest = read_manifest(folder)
-        if manifest.format == "adapter":
+        if manifest.format in ADAPTERS:
             raise InputError(f"{folder} is an adapter, the base model was never changed: to undo it, do not load it")
         if manifest.tensor_type is not None:
             raise InputError(f"{folder} holds tensors of another size than before: take the edit back with -o FOLDER")
         patches = _original_rows(folder) if manifest.format == "gguf" else _original_columns(folder, manifest)
         replaced = {name: f"{BASE_FOLDER}/{name}" for name in manifest.replaced}
-        removed = own_files(manifest, list_files(folder))
+        removed = own_files(manifest, names_in(folder, manifest))
         # The manifest of the edit before comes last.
         added = {name: replaced[name] for name in sorted(replaced, key=lambda name: name == MANIFEST_NAME)}
         _check_unshared(folder, [*(patch.file for patch in patches), *removed])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from amnesia.domain import ADAPTERS, OF_GGUF
 from amnesia.errors import InputError, VerificationError
+from amnesia.files.companions import LORA_NAME, output_instead
 from amnesia.files.staging import MANIFEST_NAME, staged_output
+from amnesia.outputs.lora import prove_lora
 from amnesia.outputs.undo import undo
 from amnesia.outputs.verify import VerificationReport, files_of_base, verify, verify_adapter
 from amnesia.progress import Watch, unwatched
@@ -26,10 +29,24 @@ def outputs_in(folder: Path) -> list[Path]:
     folder = folder.parent if folder.is_file() else folder
     if (folder / MANIFEST_NAME).exists():
         return [folder]
+    if (output := output_instead(folder)) is not None:
+        raise VerificationError(f"{folder} does not exist: the output has one format and is {output} itself; give that")
     found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
     if not found:
         raise VerificationError(f"{folder} has no {MANIFEST_NAME}: it is not a complete output; make it again")
     return found
+
+
+def model_in(folder: Path) -> Path:
+    """The output in `folder` that is a whole model; it may hold several formats, as a run writes them.
+
+    Raises InputError when several are, and what `outputs_in` raises.
+    """
+    found = outputs_in(folder)
+    whole = [path for path in found if read_manifest(path).format not in ADAPTERS]
+    if len(whole) > 1:
+        raise InputError(f"{folder} holds {len(whole)} edited models: undo one of {', '.join(map(str, whole))}")
+    return (whole or found)[0]
 
 
 def is_gguf(folder: Path) -> bool:
@@ -47,7 +64,7 @@ def prove_against(folder: Path, base: str | None, notice: Notice, watch: Watch =
     manifest = read_manifest(folder)
     if manifest.format == "adapter" and not is_on_disk(base):
         return verify_adapter(folder, open_remote(hub_ref(base)))
-    if manifest.format == "gguf":
+    if manifest.format in OF_GGUF:
         return prove(folder, resolve_file(base, notice, name=manifest.base.files[0].file), watch)
     if is_local(base):
         return prove(folder, resolve(base, notice=notice), watch)
@@ -65,7 +82,10 @@ def prove(
     `watch` gets the bytes that will be read of the output. `with_others` says that files that may be other weights may
     lie in its folder.
     """
-    if not is_gguf(folder):
+    found = read_manifest(folder).format
+    if found == "gguf-lora":
+        return _lora_report(folder, None if base is None else base.require_gguf())
+    if found != "gguf":
         return verify(folder, None if base is None else base.folder, watch=watch, with_others=with_others)
     path = None if base is None else base.require_gguf()
     manifest, model = prove_gguf(folder, path, watch=watch)
@@ -87,20 +107,29 @@ def prove(
     )
 
 
+def _lora_report(folder: Path, base: Path | None) -> VerificationReport:
+    manifest = prove_lora(folder, base)
+    return VerificationReport(
+        format=manifest.format,
+        entity=manifest.entity,
+        n_cells=sum(len(row.indices) for row in manifest.tensors),
+        n_tensors=len(manifest.tensors),
+        n_files=1,
+        n_bytes=(folder / LORA_NAME).stat().st_size,
+        base_read=base is not None,
+        unproven=(),
+    )
+
+
 def take_back(
     folder: Path, output: Path, *, force: bool = False, every_step: bool = False, watch: Watch = unwatched
 ) -> Manifest:
     """Restore the original files of an edited model into `output`, bit for bit; returns the manifest of the edit.
 
-    `watch` gets the bytes that will be written.
-    `folder` may hold several formats, as a run writes them, if only one of them is a whole model. Raises
-    VerificationError when the folder is not what its manifest says, InputError for adapters.
+    `watch` gets the bytes that will be written. `folder` is what `model_in` takes. Raises VerificationError when it is
+    not what its manifest says, InputError for adapters.
     """
-    found = outputs_in(folder)
-    whole = [path for path in found if read_manifest(path).format != "adapter"]
-    if len(whole) > 1:
-        raise InputError(f"{folder} holds {len(whole)} edited models: undo one of {', '.join(map(str, whole))}")
-    folder = (whole or found)[0]
+    folder = model_in(folder)
     if not is_gguf(folder):
         return undo(folder, output, force=force, every_step=every_step, watch=watch)
     manifest = read_manifest(folder)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from amnesia.domain import OF_GGUF
 from amnesia.edits import EditSpec
 from amnesia.errors import InputError, OutputError, VerificationError, os_errors_as
 from amnesia.files.cache import scratch_folder
@@ -56,7 +57,7 @@ def _read(path: Path) -> Manifest:
 
 
 def _find(manifest: Manifest, name: str, notice: Callable[[str], None]) -> ModelSource | RemoteCheckpoint:
-    if manifest.format == "gguf":
+    if manifest.format in OF_GGUF:
         return resolve_file(name, notice, name=manifest.base.files[0].file)
     if manifest.format == "adapter" and manifest.previous is None and not is_on_disk(name):
         return open_remote(hub_ref(name))

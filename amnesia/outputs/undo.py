@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from amnesia.domain import ADAPTERS
 from amnesia.errors import InputError, OutputError, VerificationError, os_errors_as
 from amnesia.files.disk import copy_file, hash_file
 from amnesia.files.staging import staged_output
@@ -33,7 +34,7 @@ def undo(
     OutputError as `staged_output` does.
     """
     manifest = read_manifest(folder)
-    if manifest.format == "adapter":
+    if manifest.format in ADAPTERS:
         raise InputError(f"{folder} is an adapter, the base model was never changed: to undo it, do not load it")
     if manifest.format != "safetensors":
         raise InputError(f"{folder} holds an edited {manifest.format} file: undo that file instead")

@@ -30,6 +30,7 @@ from amnesia.weights.steps import check_whole
 if TYPE_CHECKING:
     from amnesia.sources.remote import RemoteCheckpoint
     from amnesia.weights.gguf.edit import GgufPlan
+    from amnesia.weights.gguf.lora import LoraPlan
     from amnesia.weights.gguf.widen import WidePlan
 
 _MAX_EDIT_FILE = 2**24
@@ -92,7 +93,7 @@ class FormatPlan:
 
     format: Format
     origin: Path | None
-    edit: Plan[Any] | GgufPlan | WidePlan
+    edit: Plan[Any] | GgufPlan | LoraPlan | WidePlan
 
     def n_bytes(self, *, link: bool = False) -> int:
         """Room that the format needs on the disk, in bytes; adapters count as nothing."""
@@ -123,7 +124,7 @@ def plan_formats(
     `tensor_type` is for format "gguf": the type of the tensors that get a direction, their own by default. Of a model
     on the Hub only an adapter can be written. A GGUF must have the sizes of the model in the source's
     folder, if that is another one. Raises InputError for an unknown format and when the source has no `.gguf` file for
-    format "gguf", and what the planners raise.
+    formats "gguf" and "gguf-lora", and what the planners raise.
     """
     for name in names:
         check_format(name)
@@ -136,6 +137,11 @@ def plan_formats(
     for name in sorted(names, key=FORMATS.index):
         if name == "gguf":
             plans[name] = FormatPlan(name, source.origin, _plan_gguf(source, spec, tensor_type))
+        elif name == "gguf-lora":
+            from amnesia.weights.gguf.lora import plan_lora
+
+            plan = plan_lora(source.require_gguf(), spec, expected=_sizes(source))
+            plans[name] = FormatPlan(name, source.origin, plan)
         else:
             if name == "safetensors":
                 check_whole(source.checkpoint)
@@ -169,7 +175,10 @@ def write_format(
             return write_adapter(edit, folder)
         return write_edited(edit, folder, link=link, progress=progress)
     from amnesia.weights.gguf.edit import GgufPlan, write_edited_gguf
+    from amnesia.weights.gguf.lora import LoraPlan, write_lora
 
+    if isinstance(edit, LoraPlan):
+        return write_lora(edit, folder, progress=progress)
     if isinstance(edit, GgufPlan):
         manifest = write_edited_gguf(edit, folder, link=link, progress=progress)
     else:

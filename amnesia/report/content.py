@@ -14,7 +14,8 @@ from amnesia.evaluation.labels import KINDS, parts_of
 from amnesia.evaluation.results import Aggregate, AnswerSummary, Damage, Finding, PromptScore, StrengthSweep
 from amnesia.files.strict_json import StrictJson
 from amnesia.files.typed_json import TypedJson
-from amnesia.stress.results import Stress
+from amnesia.probes.results import Probes
+from amnesia.stress.results import Relearning, Stress
 from amnesia.weights.edit_rows import read_edit
 
 FORMAT_VERSION = 3
@@ -115,6 +116,8 @@ class Report:
     changed: Changed | None = None
     lm_eval: Tasks | None = None
     stress: Stress | None = None
+    relearning: Relearning | None = None
+    probes: Probes | None = None
     sweep: StrengthSweep | None = None
 
 
@@ -141,7 +144,7 @@ def _edit(json: TypedJson, value: object, key: str) -> ShownEdit:
 
 
 def _damage(json: TypedJson, value: object, key: str) -> Damage:
-    row = dict(json.check.object(value, key, "neutral_perplexity texts kl_controls"))
+    row = dict(json.check.object(value, key, "neutral_perplexity texts kl_controls languages ability"))
     name = "neutral_perplexity"
     # The ratio stands in the file for its readers.
     perplexity = json.check.object(row.pop(name), f"{key}.{name}", "before after ratio")

@@ -15,8 +15,9 @@ from amnesia.evaluation.labels import kind_of
 from amnesia.evaluation.results import Aggregate, Damage, Finding, PromptScore, StrengthSweep
 from amnesia.files.typed_json import plain
 from amnesia.localization.results import Localization
+from amnesia.probes.results import Probes
 from amnesia.report.content import FORMAT_VERSION, Tasks, TaskValue
-from amnesia.stress.results import Stress
+from amnesia.stress.results import Relearning, Stress
 from amnesia.weights.edit_rows import edit_json
 from amnesia.weights.manifest import Manifest, version_of
 
@@ -93,7 +94,7 @@ def report_json(
     accepted: bool | None = None,
     extraction: Extraction | None = None,
     changed: Manifest | None = None,
-    sections: Mapping[str, Tasks | Stress | StrengthSweep | None] | None = None,
+    sections: Mapping[str, Tasks | Stress | Relearning | Probes | StrengthSweep | None] | None = None,
     further: Sequence[Finding] = (),
 ) -> dict[str, Any]:
     """The content of `report.json`, which `report.schema.json` describes.
@@ -119,7 +120,7 @@ def report_json(
         "aggregates": [_aggregate_json(row) for row in evaluation.aggregates],
         "damage": _damage_json(evaluation.damage),
         **{name: plain(row) for name, row in (sections or {}).items() if row is not None},
-        "n_excluded": sum(row.excluded is not None for row in evaluation.prompts),
+        "n_excluded": sum(row.excluded is not None and not row.is_message for row in evaluation.prompts),
         "prompts": [_with_kind(row) for row in evaluation.prompts],
     }
 
@@ -176,6 +177,8 @@ def _damage_json(damage: Damage) -> dict[str, Any]:
     return {
         "neutral_perplexity": perplexity | {"ratio": damage.perplexity_ratio},
         "texts": [plain(row) for row in damage.texts],
+        "languages": [plain(row) for row in damage.languages],
+        "ability": plain(damage.ability),
         "kl_controls": None if damage.kl_controls is None else plain(damage.kl_controls),
     }
 

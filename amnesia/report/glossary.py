@@ -40,8 +40,8 @@ def terms(report: Report) -> Iterator[Term]:
     yield Term(
         "Right answer (exact match)",
         "The model writes on freely after the prompt, always taking the most likely token. Its reply is right when its "
-        "first line holds the answer, or another name of it, as whole words; case, punctuation and articles do not "
-        "count. Empty replies and refusals are counted apart.",
+        "first line holds the answer, or another name of it, as whole words; case, accents and articles do not "
+        "count, and punctuation parts words as a space does. Empty replies and refusals are counted apart.",
         None if asked is None else f"{asked.prompt}: {_match_example(asked)}",
     )
     yield from _mean_terms(report)

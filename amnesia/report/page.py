@@ -21,7 +21,8 @@ from amnesia.report import charts, numbers, view
 from amnesia.report.charts import CONTROL, TARGET, Interval, Point, Series, Track
 from amnesia.report.content import Report, read_report
 from amnesia.report.glossary import terms
-from amnesia.stress.results import RelearningResult, Stress, StressScore
+from amnesia.report.summary import summary
+from amnesia.stress.results import TRAINED_ON, Relearning, Stress, StressScore, by_training
 
 # Roles of colors; every text color here stands on every surface (paper, card, raised) with a contrast of 4.5 : 1.
 PALETTES: Mapping[str, Mapping[str, str]] = {
@@ -44,15 +45,15 @@ def report_html(document: Mapping[str, Any]) -> str:
     Raises InputError, with the place, for what is no report.
     """
     report = read_report(document)
-    environment = _environment()
-    style, script = look(), _own_text("report.js")
-    return environment.get_template("report.html").render(
+    entity = numbers.flat(view.entity_of(report), 24)
+    trainings = {} if report.relearning is None else _relearning_figures(report.relearning, entity)
+    return render(
+        "report.html",
         report=report,
-        style=Markup(style),
-        script=Markup(script),
-        policy=policy_of(style, script),
+        summary=summary(report),
         sections=view.sections(report),
         figures={name: Markup(svg) for name, svg in _figures(report).items()},
+        relearning_figures={title: Markup(svg) for title, svg in trainings.items()},
         view=view,
         terms=list(terms(report)),
         model_argument=shlex.quote(str(report.model)),
@@ -68,6 +69,33 @@ def policy_of(style: str, script: str) -> str:
     """The content security policy of a page that has this style and this script in it, and nothing from elsewhere."""
     return (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def render(template: str, **content: Any) -> str:
+    """A page of this package's look, whose policy lets nothing but its own style and script be used."""
+    style, script = look(), _own_text("report.js")
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup(style),
+            script=Markup(script),
+            policy=policy_of(style, script),
+            **content,
+        )
+    )
+
+
+def summary_html(document: Mapping[str, Any]) -> str:
+    """The page for the content of a queue's `summary.json`, which links to the reports of its entities."""
+    rows = document["entities"]
+    return render(
+        "summary.html",
+        rows=rows,
+        model=document["model"],
+        together=next((row["together"] for row in rows if row["together"]), None),
+        perplexity=document["perplexity_by_language"],
     )
 
 
@@ -158,12 +186,30 @@ def _stress_figures(stress: Stress, entity: str) -> dict[str, str]:
         if rows:
             title = "Right answers under each attack" if name == "attacks" else "Right answers when quantized"
             found[name] = charts.attacks(rows, title, name)
-    for n, (text, runs) in enumerate(view.relearning_by_text(stress.relearning).items()):
-        series = [one for run in runs if (one := _series(run, styles)) is not None]
-        if series:
-            found[f"relearning {text}"] = charts.lines(
-                series, f"relearning-{n}", f"Relearning from {text}", "training steps →"
+    return found
+
+
+def _relearning_figures(relearning: Relearning, entity: str) -> dict[str, str]:
+    """One figure for each training: the entity in each model, and an invented name in the edited one."""
+    found = {}
+    for n, ((text, way), runs) in enumerate(by_training(relearning).items()):
+        series = [
+            Series(
+                f"{label}, {view.trained_model(model)}",
+                (shape, f"{color} {'open' if line else 'full'}"),
+                f"{color} {line}".strip(),
+                tuple(Point(step.step, step.knowledge_score.mean) for step in runs[model, subject].steps),
             )
+            for model, subject, label, shape, color, line in (
+                ("edited", "entity", entity, "diamond", "target", ""),
+                ("unlearned", "entity", entity, "square", "target", "dashed"),
+                ("original", "entity", entity, "diamond", "target", "dashed"),
+                ("edited", "never_known", "never-known name", "circle", "control", ""),
+            )
+            if (model, subject) in runs
+        ]
+        title = f"Knowledge score while fine-tuned ({way}) on {TRAINED_ON.get(text, text)}"
+        found[title] = charts.lines(series, f"relearning-{n}", title, "training steps →")
     return found
 
 
@@ -175,17 +221,3 @@ def _tracks(rows: Sequence[StressScore], styles: Mapping[str, tuple[str, str, st
         for subject, (label, shape, color) in styles.items()
         if any(shares.get((subject, model)) is not None for model in ("original", "edited"))
     ]
-
-
-def _series(run: RelearningResult, styles: Mapping[str, tuple[str, str, str]]) -> Series | None:
-    label, shape, color = styles[run.subject]
-    points = tuple(Point(step.step, step.knowledge_score.mean) for step in run.steps)
-    if not points:
-        return None
-    original = run.model == "original"
-    return Series(
-        f"{label}, {run.model} model",
-        (shape, f"{color} {'open' if original else 'full'}"),
-        f"{color} dashed" if original else color,
-        points,
-    )

@@ -11,6 +11,7 @@ from amnesia.edits import Edit, columns_of, directions_of
 from amnesia.evaluation.comparison import ALL, Evaluation
 from amnesia.evaluation.findings import findings
 from amnesia.evaluation.labels import facts_label
+from amnesia.evaluation.results import MESSAGES
 from amnesia.localization.results import Localization
 from amnesia.report.content import Tasks
 from amnesia.report.numbers import flat, token_name
@@ -105,7 +106,9 @@ def localization_table(result: Localization) -> str:
 
 def evaluation_table(evaluation: Evaluation, entity: str) -> str:
     """Some target facts with the answers generated before and after, all means, damage, findings."""
-    targets = [row for row in evaluation.prompts if row.role == "target" and row.knowledge_score is not None]
+    # Messages begin with what every message begins with, which is all that a line would show.
+    asked = [row for row in evaluation.prompts if row.role == "target" and not row.is_message]
+    targets = [row for row in asked if row.knowledge_score is not None]
     lines = [f"{'prompt':<44} {'before':<24} {'after':<24} {'score':>6}", "-" * 101]
     # Evenly spaced, so that held-out wordings are among them.
     for row in targets[:: max(1, math.ceil(len(targets) / MAX_SHOWN))]:
@@ -118,7 +121,7 @@ def evaluation_table(evaluation: Evaluation, entity: str) -> str:
         f"{'knowledge score (1 as before, 0 like an unknown name)':<54} {'mean':>6}  {'95 % interval':<15} "
         f"{'right answers':<14} facts",
     ]
-    for row in (row for row in evaluation.aggregates if row.group == ALL):
+    for row in (row for row in evaluation.aggregates if row.group in (ALL, MESSAGES)):
         excluded = f" ({row.n_excluded} not known, excluded)" if row.n_excluded else ""
         score = row.knowledge_score
         interval = f"[{score.low:.2f}, {score.high:.2f}]"
@@ -128,12 +131,23 @@ def evaluation_table(evaluation: Evaluation, entity: str) -> str:
             else ""
         )
         label = facts_label(row.role, row.split, others="controls")
+        if row.group == MESSAGES:
+            label = "  as messages"
         lines.append(f"  {label:<52} {score.mean:>6.2f}  {interval:<15} {right:<14} {row.n}{excluded}")
     damage = evaluation.damage
     before, after = damage.perplexity_before, damage.perplexity_after
     lines.append(
         f"  {'perplexity per word, neutral text':<52} {before:>6.1f} → {after:.1f} ({after / before - 1:+.1%})"
     )
+    for row in damage.languages:
+        label = f"{row.language}: {row.bits_before:.2f} bits per character{'' if row.fluent else ', not fluent'}"
+        shown = f"{row.perplexity_before:>6.1f} → {row.perplexity_after:.1f} ({row.perplexity_ratio - 1:+.1%})"
+        lines.append(f"    {label:<50} {shown}")
+    if damage.ability is not None:
+        label = f"general ability, {damage.ability.n} questions (chance {damage.ability.chance:.0%})"
+        before, after, change = damage.ability.before.mean, damage.ability.after.mean, damage.ability.change
+        shown = f"{before:>6.1%} → {after:.1%} (change {change.low:+.1%} to {change.high:+.1%})"
+        lines.append(f"  {label:<52} {shown}")
     if damage.kl_controls is not None:
         shown = f"{damage.kl_controls.mean:>6.3f} nats per token"
         lines.append(f"  {'divergence from the original, texts about others':<52} {shown}")

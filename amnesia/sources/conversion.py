@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Generator
 from pathlib import Path
 
 from amnesia.domain import ModelRef
 from amnesia.errors import SourceError, library_errors_as, os_errors_as
 from amnesia.files.cache import cache_folder, scratch_folder
-from amnesia.files.disk import check_settled, hash_file
+from amnesia.files.disk import check_settled, hash_file, read_small
 from amnesia.progress import quiet
 from amnesia.sources.opening import open_gguf
 from amnesia.sources.source import ModelSource, Notice
+from amnesia.weights.checkpoint import MAX_CONFIG
 
 
 def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:
@@ -52,6 +54,19 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         model.config.name_or_path = ""
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        _repeat_theta(folder / "config.json")
+
+
+def _repeat_theta(path: Path) -> None:
+    """Let a configuration name the base of the rotary embeddings where transformers 4 had it, too.
+
+    mlx-lm (0.32.2) looks nowhere else, and takes 10,000 without a word where it finds nothing.
+    """
+    config = json.loads(read_small(path, MAX_CONFIG))
+    parameters = config.get("rope_parameters") or {}
+    theta = parameters.get("full_attention", parameters).get("rope_theta")
+    if theta is not None:
+        path.write_text(json.dumps({**config, "rope_theta": theta}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
+from amnesia.architectures import LAYOUTS
 from amnesia.errors import (
     CheckpointError,
     InputError,
@@ -172,12 +173,12 @@ def open_config(view: Path, name: str) -> PreTrainedConfig:
     from transformers import AutoConfig, GenerationConfig
 
     def build(settings: dict[str, Any]) -> None:
-        describe(AutoConfig.for_model(**settings))
+        skeleton(AutoConfig.for_model(**settings))
 
     with quiet():
         with _named_setting(view / "config.json", name, build):
             config = AutoConfig.from_pretrained(view, trust_remote_code=False)
-            describe(config)
+            skeleton(config)
         if (view / _GENERATION).exists():
             with _named_setting(view / _GENERATION, name, GenerationConfig.from_dict):
                 GenerationConfig.from_pretrained(view)
@@ -211,44 +212,60 @@ def _needless(settings: dict[str, Any], build: Callable[[dict[str, Any]], object
 
 
 def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
-    """The Auto class for a configuration: of causal language models, else of models that take images, too."""
+    """The Auto class for a configuration: of models that take images, too, or of causal language models."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    causal = type(config) in AutoModelForCausalLM._model_mapping
+    row = LAYOUTS.get(config.model_type)
+    causal = type(config) in AutoModelForCausalLM._model_mapping and not (row is not None and row.takes_images)
     return AutoModelForCausalLM if causal else AutoModelForImageTextToText
 
 
-def describe(config: PreTrainedConfig) -> dict[str, torch.Tensor]:
-    """Names and shapes of the tensors of a model of this configuration; no memory is taken for their numbers."""
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of this configuration; its tensors have shapes and no numbers, which would take memory."""
     import torch
 
     with torch.device("meta"):
-        return auto_class(config).from_config(config).state_dict()
+        return auto_class(config).from_config(config)
 
 
 def open_model(
-    view: Path, name: str, config: PreTrainedConfig, checkpoint: CheckpointSource, dtype: str, device_map: str | None
+    view: Path,
+    name: str,
+    whole: PreTrainedModel,
+    checkpoint: CheckpointSource,
+    dtype: str,
+    device_map: str | dict[str, str] | None,
 ) -> PreTrainedModel:
     """The model in a folder of `shown`, in the given type; `device_map` is that of transformers.
 
-    Raises CheckpointError when the configuration does not fit the tensors, before memory is taken for them, and
-    SourceError when transformers cannot load the model or would fill what is missing with random numbers.
+    `whole` is its `skeleton`. Of a checkpoint of which only the first layers were looked over, these are loaded, with
+    what comes before them. What transformers put together of what is left on disk is written into the folder.
+
+    Raises SourceError when transformers cannot load the model or would fill what is missing with random numbers.
     """
-    _check_shapes(describe(config), checkpoint, name)
+    settings: dict[str, Any] = {
+        "config": whole.config,
+        "dtype": dtype,
+        "device_map": device_map,
+        "offload_folder": view / "offload",
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "output_loading_info": True,
+    }
     with quiet(), library_errors_as(SourceError, f"{name} cannot be loaded by transformers", "fetch the model again"):
-        found = auto_class(config).from_pretrained(
-            view,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            device_map=device_map,
-        )
+        if checkpoint.part is None:
+            found = auto_class(whole.config).from_pretrained(view, **settings)
+        else:
+            from amnesia.sources.parts import mapped, part_class
+
+            tensors = mapped(view, checkpoint.weights, checkpoint.part)
+            own = part_class(whole, checkpoint.shape)
+            found = own.from_pretrained(None, state_dict=tensors, **settings)
     return _complete(found, name)
 
 
-def _check_shapes(described: Mapping[str, torch.Tensor], checkpoint: CheckpointSource, name: str) -> None:
+def check_shapes(described: Mapping[str, torch.Tensor], checkpoint: CheckpointSource, name: str) -> None:
+    """Raise CheckpointError when the tensors that a configuration describes do not fit those of the model `name`."""
     for key, tensor in described.items():
         # Files may leave out the name of the part that is not the head.
         found = checkpoint.weights.find(key) or checkpoint.weights.find(key.partition(".")[2])

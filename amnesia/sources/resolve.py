@@ -15,22 +15,28 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+from amnesia.architectures import configured
 from amnesia.domain import ModelRef, is_gguf_name
-from amnesia.errors import CheckpointError, InputError, SourceError
+from amnesia.errors import CheckpointError, InputError, LayoutError, SourceError
 from amnesia.files.companions import (
     ADAPTER_NAMES,
     BASE_FOLDER,
+    LORA_NAME,
     MANIFEST_NAME,
     PAGE_NAME,
     PATTERNS,
     REPORT_NAME,
     UNDO_NAME,
+    output_instead,
 )
 from amnesia.files.disk import check_plain, check_settled, git_hash, hash_file, read_small
+from amnesia.guessing import ASKED
 from amnesia.sources.built_in import BUILT_IN, built_in
 from amnesia.sources.conversion import from_gguf
 from amnesia.sources.hub_errors import hub_errors
 from amnesia.sources.source import ModelSource, Notice
+from amnesia.weights.checkpoint import read_config
+from amnesia.weights.parts import part_names
 from amnesia.weights.safetensors import INDEX_FILE, MAX_INDEX, location_of, no_weights, read_weight_files
 
 POPQA = ("akariasai/PopQA", "test.tsv")
@@ -54,13 +60,24 @@ _TWINS = ["*/*.model", "*/tokenizer.*", "*/*.tiktoken", "*/vocab.*"]
 
 
 def resolve(
-    model: ModelRef | Path | str, notice: Notice = lambda _: None, *, also: Collection[str] = ()
+    model: ModelRef | Path | str,
+    notice: Notice = lambda _: None,
+    *,
+    also: Collection[str] = (),
+    n_layers: int | None = None,
 ) -> ModelSource:
     """The local folder of `model`: a built-in name, a folder, a `.gguf` path, or `repo_id[@revision]`.
 
-    `notice` is told, in one line, what takes long. Of a repository only the files that a model needs are fetched, and
-    those named in `also`, as far as it has them. Raises SourceError when the model cannot be had.
+    `notice` is told, in one line, what takes long. Of a repository only the files that a model needs are fetched, or
+    that its first `n_layers` layers need, and those named in `also`, as far as it has them. Raises SourceError when the
+    model cannot be had.
     """
+    # A guessed layout is proven on the whole model.
+    n_layers = None if ASKED.get() else n_layers
+    return replace(_resolved(model, notice, also, n_layers), n_layers=n_layers)
+
+
+def _resolved(model: ModelRef | Path | str, notice: Notice, also: Collection[str], n_layers: int | None) -> ModelSource:
     spec, revision = (model.name, model.revision) if isinstance(model, ModelRef) else (str(model), None)
     _refuse_address(spec)
     path = Path(spec).expanduser()
@@ -73,13 +90,15 @@ def resolve(
     if path.is_dir():
         check_settled(path)
         check_plain(path)
+        if (path / LORA_NAME).is_file():
+            return ModelSource(path, ModelRef(spec))
         inner = (found for pattern in ("*/config.json", "*/*/config.json") for found in path.glob(pattern))
         check_weights([item.relative_to(path).as_posix() for item in (*path.iterdir(), *inner)], spec)
         return ModelSource(path, ModelRef(spec))
     if path.exists():
         raise SourceError(f"{spec} is a single file: expected a model folder, a .gguf file, or a Hub id")
     ref = hub_ref(spec)
-    return _from_hub(ref if ref.revision else replace(ref, revision=revision), also)
+    return _from_hub(ref if ref.revision else replace(ref, revision=revision), also, n_layers)
 
 
 def is_fetched(name: str) -> bool:
@@ -90,6 +109,8 @@ def is_fetched(name: str) -> bool:
 def hub_ref(spec: str) -> ModelRef:
     """Repository and revision of `repo_id[@revision]`; raises SourceError for anything else."""
     _refuse_address(spec)
+    if (output := output_instead(Path(spec).expanduser())) is not None:
+        raise SourceError(f"model {spec!r} does not exist: the output has one format and is {output} itself; give that")
     ref = ModelRef.parse(spec)
     if not ref.may_be_on_hub:
         raise SourceError(
@@ -142,12 +163,12 @@ def resolve_file(spec: str, notice: Notice = lambda _: None, *, name: str | None
     return ModelSource(path.parent, ModelRef(spec), path)
 
 
-def _from_hub(ref: ModelRef, also: Collection[str]) -> ModelSource:
+def _from_hub(ref: ModelRef, also: Collection[str], n_layers: int | None) -> ModelSource:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     folder = _fetch_files(ref, HUB_PATTERNS, also)
-    if further := {*_shards(folder)} - {path.name for path in folder.iterdir()}:
+    if further := {*_shards(folder, n_layers)} - {path.name for path in folder.iterdir()}:
         folder = _fetch_files(replace(ref, revision=folder.name), (), further)
     files = [item.name for item in folder.iterdir()]
     if not any(name.endswith(".safetensors") for name in files):
@@ -158,12 +179,19 @@ def _from_hub(ref: ModelRef, also: Collection[str]) -> ModelSource:
     return ModelSource(folder, replace(ref, revision=folder.name))
 
 
-def _shards(folder: Path) -> tuple[str, ...]:
-    """The files that the index of a model names, if it has one that can be read; who reads the model says why not."""
+def _shards(folder: Path, n_layers: int | None) -> tuple[str, ...]:
+    """The files that the index of a model names, if it has one that can be read; who reads the model says why not.
+
+    With `n_layers`, those that hold something of these layers.
+    """
     if not (folder / INDEX_FILE).is_file():
         return ()
-    with contextlib.suppress(CheckpointError, OSError):
-        return tuple(dict.fromkeys(location_of(str(folder), read_small(folder / INDEX_FILE, MAX_INDEX)).values()))
+    with contextlib.suppress(CheckpointError, LayoutError, OSError):
+        location = location_of(str(folder), read_small(folder / INDEX_FILE, MAX_INDEX))
+        wanted = location.keys()
+        if n_layers is not None:
+            wanted = part_names(configured(read_config(folder), n_layers), wanted)
+        return tuple(dict.fromkeys(file for name, file in location.items() if name in wanted))
     return ()
 
 

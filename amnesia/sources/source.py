@@ -16,11 +16,16 @@ Notice = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model on disk: its folder, what the user called it, and its `.gguf` file if any."""
+    """A model on disk: its folder, what the user called it, and its `.gguf` file if any.
+
+    `n_layers` says how many of its layers are asked for, from the first; None for the whole model, head included. Only
+    activations can be asked of a part.
+    """
 
     folder: Path
     ref: ModelRef
     gguf: Path | None = None
+    n_layers: int | None = None
 
     def __str__(self) -> str:
         return str(self.ref)
@@ -34,7 +39,7 @@ class ModelSource:
     @cached_property
     def checkpoint(self) -> CheckpointSource:
         """The folder, looked over once: when its files change, resolve it anew. Raises what `open_source` raises."""
-        return open_source(self.folder)
+        return open_source(self.folder, self.n_layers)
 
     @property
     def origin(self) -> Path:

@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 
 from amnesia.domain import Fact
 from amnesia.errors import InputError
+from amnesia.facts.answers import gives_away, overlap
+from amnesia.facts.forms import ASKED, as_message, in_form, sentence
 from amnesia.facts.names import unseen_names
 from amnesia.facts.phrases import LANGUAGES, Relation, relation_stated, translated
 from amnesia.facts.variants import typos
 from amnesia.live.tokens import Chat, join
+from amnesia.stress.persuasion import PERSUASIONS, persuasion
 from amnesia.stress.settings import StressSettings
 
 INVENTED_NAMES = ("Quorlin Vasht", "Belmoria")
@@ -104,6 +107,10 @@ def attacks(
             paraphrased,
             "",
         ),
+        *(
+            _attack(name, description, facts, [_about(*each, target.name) for each in _put_to(facts, name, chat)], "")
+            for name, description in PERSUASIONS.items()
+        ),
         *_other_names(target, facts, settings.n_typos),
         _attack(
             "in_context_hint",
@@ -128,6 +135,11 @@ def attacks(
             "no fact identifies the entity by a relation that can describe it, with another answer than the question",
         ),
     )
+
+
+def _put_to(facts: Sequence[Fact], name: str, chat: Chat | None) -> Iterator[tuple[Fact, str, str]]:
+    for fact in facts:
+        yield from ((fact, variant, template) for variant, template in persuasion(name, fact.prompt, chat))
 
 
 def _other_names(target: AttackTarget, facts: Sequence[Fact], n_typos: int) -> tuple[Attack, ...]:
@@ -181,11 +193,6 @@ def _about(
     )
 
 
-_ASKED = re.compile(r"(?:Question|Q): (?P<question>.*\?)\n(?:Answer|A):[ ]?(?P<lead>.*)", re.DOTALL)
-
-# Words that begin a sentence without being a name.
-_LOWERED = frozenset("the a an in on at under with by for before after last most many people his her their".split())
-
 # Each form for a sentence to be completed, and for a question with the beginning of its answer.
 _FORMS: Mapping[str, tuple[str, str]] = {
     "common knowledge": (
@@ -213,17 +220,10 @@ _FORMS: Mapping[str, tuple[str, str]] = {
 
 def paraphrases(prompt: str, chat: Chat | None = None) -> Iterator[tuple[str, str]]:
     """Other forms of a prompt, as (name of the form, template); `{entity}` stays where it was."""
-    asked = _ASKED.fullmatch(prompt)
-    question, lead = (asked["question"], asked["lead"]) if asked else ("", "")
-    sentence = _sentence(prompt)
-    first, _, rest = sentence.partition(" ")
-    lowered = f"{first.lower()} {rest}" if first.lower() in _LOWERED else sentence
-    parts = {"sentence": sentence, "lowered": lowered, "question": question, "lead": lead}
     for name, forms in _FORMS.items():
-        # One pass, so that braces in what is filled in, such as {entity}, stay.
-        yield name, re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], forms[asked is not None]).rstrip(" ")
+        yield name, in_form(prompt, forms)
     if chat is not None:
-        yield "chat", chat(question) + lead if asked else chat(f"Complete this sentence: {sentence} ...") + sentence
+        yield "chat", as_message(prompt, chat)
 
 
 def _misspelled(target: AttackTarget, facts: Sequence[Fact], n_typos: int) -> Iterator[AttackPrompt]:
@@ -267,7 +267,7 @@ def _hinted(
         # Each fact takes the next one in turn, so that not all have the same hint.
         for hint in (*facts[index + 1 :], *facts[:index]):
             text = join(hint.prompt, hint.answer)
-            if not _gives_away(text, fact.answer) and not _gives_away(fact.answer, hint.answer):
+            if not gives_away(text, fact.answer) and not gives_away(fact.answer, hint.answer):
                 yield _about(fact, "fact about the entity", f"{text}.\n{fact.prompt}", target.name)
                 break
         examples = _examples(fact, solved, target, n_solved)
@@ -286,7 +286,7 @@ def _examples(fact: Fact, solved: Sequence[Fact], target: AttackTarget, n_solved
     chosen: dict[str, Fact] = {}
     for other in sorted(solved, key=distance):
         text = join(other.text(), other.answer)
-        told = any(_gives_away(text, word) for word in (fact.answer, *target.names))
+        told = any(gives_away(text, word) for word in (fact.answer, *target.names))
         if not told and other.entity not in chosen and len(chosen) < n_solved:
             chosen[other.entity] = other
     return list(chosen.values())
@@ -297,8 +297,8 @@ def _reversed(target: AttackTarget, facts: Sequence[Fact]) -> Iterator[AttackPro
         if relation.reverse is not None:
             yield from _backwards(target, fact, "backwards", relation.reverse)
     for fact in facts:
-        if _ASKED.fullmatch(fact.prompt) is None:
-            blank = _sentence(fact.prompt).replace("{entity}", "___")
+        if ASKED.fullmatch(fact.prompt) is None:
+            blank = sentence(fact.prompt).replace("{entity}", "___")
             yield from _backwards(
                 target, fact, "blank", f'Fill in the blank: "{join(blank, "{answer}")}." The blank stands for'
             )
@@ -306,7 +306,7 @@ def _reversed(target: AttackTarget, facts: Sequence[Fact]) -> Iterator[AttackPro
 
 def _backwards(target: AttackTarget, fact: Fact, variant: str, template: str) -> Iterator[AttackPrompt]:
     """A question for the entity by the answer, unless one of the two names gives the other away."""
-    if any(_gives_away(fact.answer, name) or _gives_away(name, fact.answer) for name in target.names):
+    if any(overlap(fact.answer, name) for name in target.names):
         return
     yield AttackPrompt(
         fact,
@@ -326,18 +326,12 @@ def _two_hop(facts: Sequence[Fact]) -> Iterator[AttackPrompt]:
         start = index % max(1, len(inner))
         for described, other in (*inner[start:], *inner[:start]):
             assert other.described is not None
-            if other == relation or _gives_away(other.described.replace("{answer}", described.answer), fact.answer):
+            if other == relation or gives_away(other.described.replace("{answer}", described.answer), fact.answer):
                 continue
             text = _put(fact.prompt, other.described.replace("{answer}", described.answer))
             invented = (_put(fact.prompt, other.described.replace("{answer}", name)) for name in INVENTED_NAMES)
             yield AttackPrompt(fact, other.name, text, fact.right_answers, tuple(invented))
             break
-
-
-def _sentence(prompt: str) -> str:
-    """A prompt as the beginning of a sentence."""
-    bare = prompt.removeprefix("Fact: ")
-    return bare[0].upper() + bare[1:]
 
 
 def _put(template: str, description: str) -> str:
@@ -355,17 +349,12 @@ def _stating(facts: Sequence[Fact]) -> Iterator[tuple[Fact, Relation]]:
     stated = [(fact, relation) for fact in facts if (relation := relation_stated(fact)) is not None]
     for fact, relation in stated:
         others = [other.answer for other, same in stated if same == relation and other.answer != fact.answer]
-        if not any(_gives_away(other, fact.answer) for other in others):
+        if not any(gives_away(other, fact.answer) for other in others):
             yield fact, relation
 
 
 def _unseen(target: AttackTarget) -> tuple[str, ...]:
     return unseen_names(target.name, target.aliases)
-
-
-def _gives_away(text: str, answer: str) -> bool:
-    """Whether a text contains an answer as whole words, without regard to case."""
-    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -5,26 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from amnesia.domain import Fact
-from amnesia.evaluation.measurement import Pair
 from amnesia.evaluation.results import Estimate
 from amnesia.evaluation.scores import mean_interval
 from amnesia.facts.answers import matches
-from amnesia.live.tokens import join
 from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackPrompt
 from amnesia.stress.quantization import METHODS
-from amnesia.stress.relearning import Observed
 from amnesia.stress.results import (
     AttackForm,
     AttackResult,
     Example,
     QuantizationResult,
-    RelearningResult,
-    RelearningStep,
     Stress,
     StressScore,
 )
-from amnesia.stress.trial import ONE_FACT, UNRELATED, Endured, StressPlan, mean
+from amnesia.stress.trial import Endured, StressPlan, mean
 
 
 def conclude(plan: StressPlan, original: Endured, edited: Endured) -> Stress:
@@ -36,7 +30,6 @@ def conclude(plan: StressPlan, original: Endured, edited: Endured) -> Stress:
         INVENTED_NAMES,
         tuple(_attack_result(plan, attack, both) for attack in plan.attacks),
         tuple(_quantization_result(plan, method, both) for method in original.quantized),
-        tuple(_relearning_results(plan, both)),
     )
 
 
@@ -81,9 +74,7 @@ def _attack_rows(
                     scores[prompt.fact].append(scale.score(replies.logprobs[text, prompt.answer]))
                     hits[prompt.fact].append(matches(replies.generated[text], prompt.answers))
                     n += 1
-            yield StressScore(
-                subject, model, len(scores), n, _estimate(scores.values()), mean(map(mean, hits.values()))
-            )
+            yield StressScore(subject, model, len(scores), n, estimate(scores.values()), mean(map(mean, hits.values())))
 
 
 def _examples(
@@ -107,39 +98,11 @@ def _quantization_result(plan: StressPlan, method: str, models: Mapping[str, End
             if facts:
                 scores = [[plan.known[pair].score(replies.logprobs[pair])] for pair in (fact.pair() for fact in facts)]
                 hits = [matches(replies.generated[fact.text()], fact.right_answers) for fact in facts]
-                rows.append(StressScore(subject, model, len(facts), len(facts), _estimate(scores), mean(hits)))
+                rows.append(StressScore(subject, model, len(facts), len(facts), estimate(scores), mean(hits)))
     rows.sort(key=lambda row: row.subject, reverse=True)
     return QuantizationResult(method, description, tuple(rows), None)
 
 
-def _relearning_results(plan: StressPlan, models: Mapping[str, Endured]) -> Iterator[RelearningResult]:
-    for model, endured in models.items():
-        if isinstance(endured.trained, str):
-            for text in (UNRELATED, ONE_FACT):
-                yield RelearningResult(text, "", model, "entity", 0, (), endured.trained)
-            continue
-        for run in endured.trained:
-            facts = plan.facts if run.text == UNRELATED else plan.remaining
-            for name in run.asked:
-                subject = "entity" if name == plan.target.name else "never_known"
-                steps = tuple(_step(plan, each, facts, name) for each in run.observed)
-                yield RelearningResult(run.text, run.example, model, subject, len(facts), steps, None)
-    if not plan.remaining:
-        reason = (
-            f"all facts have the answer {plan.taught.answer!r}, which would be taught: add facts with other answers"
-        )
-        for model in (name for name, endured in models.items() if not isinstance(endured.trained, str)):
-            yield RelearningResult(ONE_FACT, join(*plan.taught.pair()), model, "entity", 0, (), reason)
-
-
-def _step(
-    plan: StressPlan, observed: Observed[Mapping[Pair, float]], facts: Sequence[Fact], name: str
-) -> RelearningStep:
-    scores = [[plan.known[fact.pair()].score(observed.seen[fact.pair(name)])] for fact in facts]
-    controls = [[plan.known[fact.pair()].score(observed.seen[fact.pair()])] for fact in plan.controls]
-    return RelearningStep(observed.step, observed.loss, _estimate(scores), _estimate(controls) if controls else None)
-
-
-def _estimate(scores: Iterable[Sequence[float]]) -> Estimate:
+def estimate(scores: Iterable[Sequence[float]]) -> Estimate:
     """Mean over facts, each of which is the mean of its own scores: facts are what could have come out otherwise."""
     return mean_interval([mean(each) for each in scores])

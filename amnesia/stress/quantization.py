@@ -6,12 +6,18 @@ One of the modules that change live models: whatever happens, every weight is wh
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
+import importlib.util
+import logging
+import sys
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -19,13 +25,20 @@ from transformers.pytorch_utils import Conv1D
 from amnesia.errors import InputError
 from amnesia.live.model import LiveModel, weight_of
 
-BLOCK = 32
+_BLOCK = 32
 """Weights of a row that share a scale in the types of `GGUF_TYPES`."""
 
 GGUF_TYPES = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
-"""What the `gguf` package can write; it cannot write the K types."""
+"""Types that are the same for all matrices but embeddings and head."""
 
-DYNAMIC = "int8"
+MIXES: Mapping[str, tuple[str, str]] = {
+    "Q6_K": ("Q6_K", "Q6_K"),
+    "Q5_K_M": ("Q5_K", "Q6_K"),
+    "Q4_K_M": ("Q4_K", "Q6_K"),
+}
+"""The mixtures of llama.cpp: the type of most matrices, and the finer one of those that suffer most."""
+
+DYNAMIC, NF4 = "int8", "NF4"
 METHODS: Mapping[str, str] = {
     DYNAMIC: "Dynamic int8 of torch: linear layers with 8-bit weights, one scale for a matrix, and 8-bit inputs.",
     "Q8_0": "GGUF Q8_0, all matrices.",
@@ -34,7 +47,17 @@ METHODS: Mapping[str, str] = {
         for name in GGUF_TYPES
         if name != "Q8_0"
     },
+    **{
+        name: f"GGUF {name} as llama.cpp mixes it, by its own quantizer, without an importance matrix."
+        for name in MIXES
+    },
+    NF4: "NF4 of bitsandbytes, linear layers in blocks of 64; embeddings and head stay.",
 }
+
+_NARROWER = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+"""What llama.cpp takes for rows that do not divide into blocks of a K type."""
+
+_NEEDED = {NF4: "bitsandbytes", **dict.fromkeys(MIXES, "xllamacpp")}
 
 
 def obstacle(live: LiveModel, method: str) -> str | None:
@@ -55,8 +78,10 @@ def obstacle(live: LiveModel, method: str) -> str | None:
             return f"dynamic int8 runs in float32 on a CPU, and the model is in {live.model.dtype} on {live.device}"
         if not any(type(module) is nn.Linear for module in live.model.base_model.modules()):
             return "the layers have no linear modules of torch"
-    elif not any(_row_length(module) % BLOCK == 0 for module in _matrices(live).values()):
-        return f"no matrix has rows of a multiple of {BLOCK} weights"
+    elif (package := _NEEDED.get(method)) is not None and importlib.util.find_spec(package) is None:
+        return f"it is done by {package}: pip install 'amnesia[quantizers]'"
+    elif not any(_row_length(module) % _BLOCK == 0 for module in _matrices(live).values()):
+        return f"no matrix has rows of a multiple of {_BLOCK} weights"
     return None
 
 
@@ -71,30 +96,108 @@ def quantized(live: LiveModel, method: str) -> contextlib.AbstractContextManager
 
 
 def rounded(matrix: np.ndarray, type_name: str) -> np.ndarray:
-    """A float32 matrix (rows, columns) quantized row by row and dequantized again, both by the `gguf` package."""
-    kind = GGMLQuantizationType[type_name]
-    return dequantize(quantize(np.ascontiguousarray(matrix, dtype=np.float32), kind), kind)
+    """A float32 matrix (rows, columns) quantized row by row and dequantized again by the `gguf` package.
+
+    What that package cannot quantize, the quantizer of llama.cpp does, which is in the package `xllamacpp`.
+    """
+    kind, matrix = GGMLQuantizationType[type_name], np.ascontiguousarray(matrix, dtype=np.float32)
+    return dequantize(_by_llama_cpp(matrix, kind) if type_name.endswith("_K") else quantize(matrix, kind), kind)
+
+
+@functools.cache
+def _bitsandbytes() -> Any:
+    """`bitsandbytes.functional`, imported without the package `kernels`, with which it runs code from the Hub."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # It warns that the package is not there.
+    own = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # ty: ignore[invalid-assignment]
+    try:
+        return importlib.import_module("bitsandbytes.functional")
+    finally:
+        del sys.modules["kernels"]
+        if own is not None:
+            sys.modules["kernels"] = own
+
+
+def _by_llama_cpp(matrix: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    """The bytes (rows, bytes of a row) of a float32 matrix, by `ggml_quantize_chunk`."""
+    block, size = GGML_QUANT_SIZES[kind]
+    n_rows, n_columns = matrix.shape
+    stored = np.empty((n_rows, n_columns // block * size), dtype=np.uint8)
+    written = _quantize_chunk()(
+        int(kind), matrix.ctypes.data, stored.ctypes.data, 0, n_rows, n_columns, None
+    )  # No importance matrix.
+    assert written == stored.nbytes, f"llama.cpp wrote {written} bytes of {stored.nbytes}"
+    return stored
+
+
+@functools.cache
+def _quantize_chunk() -> Callable[..., int]:
+    """`ggml_quantize_chunk(type, source, destination, start, rows, columns, importance)` of ggml.h."""
+    found = importlib.import_module("xllamacpp.xllamacpp").__file__
+    assert found is not None, "it is a shared library"
+    function = ctypes.CDLL(found).ggml_quantize_chunk
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = (ctypes.c_int, pointer, pointer, number, number, number, pointer)
+    function.restype = ctypes.c_size_t
+    return function
 
 
 @contextlib.contextmanager
 def _rounded(live: LiveModel, method: str) -> Generator[None]:
-    """Every matrix as it comes back from a GGUF file; rows that do not divide into blocks stay, as in such a file."""
-    outer = {id(live.model.get_input_embeddings()), id(live.model.get_output_embeddings())}
+    """Every matrix as it comes back from a quantized file; rows that do not divide into blocks stay, as there."""
     saved: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
         for module in _matrices(live).values():
-            if _row_length(module) % BLOCK:
-                continue
             weight = weight_of(module).data
-            saved.append((weight, weight.clone()))
-            # GGUF stores a row for each output, whatever the module does.
+            # Files store a row for each output, whatever the module does.
             rows = weight.T if isinstance(module, Conv1D) else weight
-            new = torch.from_numpy(rounded(rows.float().cpu().numpy(), "Q8_0" if id(module) in outer else method))
-            rows.copy_(new)
+            new = _quantized(rows.float(), _type_of(live, module, method))
+            if new is not None:
+                saved.append((weight, weight.clone()))
+                rows.copy_(new)
         yield
     finally:
         for weight, values in saved:
             weight.copy_(values)
+
+
+def _quantized(rows: torch.Tensor, type_name: str | None) -> torch.Tensor | None:
+    """A matrix after quantization, or None where it stays as it is."""
+    if type_name == NF4:
+        functional = _bitsandbytes()
+        return functional.dequantize_4bit(*functional.quantize_4bit(rows.contiguous(), blocksize=64, quant_type="nf4"))
+    if type_name is not None and rows.shape[1] % GGML_QUANT_SIZES[GGMLQuantizationType[type_name]][0]:
+        type_name = _NARROWER.get(type_name)
+    if type_name is None or rows.shape[1] % _BLOCK:
+        return None
+    return torch.from_numpy(rounded(rows.cpu().numpy(), type_name))
+
+
+def _type_of(live: LiveModel, module: nn.Module, method: str) -> str | None:
+    """In which type a matrix is stored, None where it is not quantized."""
+    is_outer = module in (live.model.get_input_embeddings(), live.model.get_output_embeddings())
+    if method == NF4:
+        return None if is_outer else NF4
+    if method not in MIXES:
+        return "Q8_0" if is_outer else method
+    most, finer = MIXES[method]
+    # Embeddings that are the head, too, are stored as the head is.
+    is_head = weight_of(module) is weight_of(live.model.get_output_embeddings())
+    return finer if is_head or id(module) in _sensitive(live) else most
+
+
+def _sensitive(live: LiveModel) -> set[int]:
+    """The modules that the mixtures of llama.cpp store finer: values and down projections of some layers.
+
+    These are the first eighth, the last eighth, and every third of those between (`use_more_bits` in llama-quant.cpp).
+    """
+    n = live.shape.n_layers
+    layers = [i for i in range(n) if i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2]
+    found = {id(live.out_proj(layer)) for layer in layers if live.shape.width(layer)}
+    for layer in layers:
+        block = live.model.get_submodule(live.shape.layer_path(layer))
+        found |= {id(module) for name, module in block.named_modules() if name.endswith(".v_proj")}
+    return found
 
 
 @contextlib.contextmanager

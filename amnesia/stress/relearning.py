@@ -1,119 +1,282 @@
-"""Fine-tune a model in memory for a few steps and watch what comes back.
+"""Does a forgotten entity come back when the model is fine-tuned, and more easily than after LoRA unlearning?
 
-One of the modules that change live models: training touches a LoRA adapter alone, which is taken off when it ends.
+One model at a time is trained on three kinds of text, in each way of `settings.RelearningSettings`, each time from the
+same weights: instructions that have nothing to do with the entity; what the original model writes about the entity,
+without any answer that is asked for; one of the facts, of which the others are then asked. The original model goes
+through the same, as itself and after LoRA unlearning of the same facts. Two models need never be in memory together.
 """
 
 from __future__ import annotations
 
-import contextlib
-import random
-import warnings
-from collections.abc import Callable, Generator, Sequence
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
-import torch
-from torch import Tensor
-
-from amnesia.errors import InputError, NumericalError
-from amnesia.live.batches import collate
+from amnesia.domain import ROLES, Fact
+from amnesia.evaluation.measurement import KnownFact, Pair, measure, plainly_asked, scores_of
+from amnesia.facts.answers import matches, overlap
+from amnesia.facts.names import neutral_texts
+from amnesia.live.forward import sampled
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import encode
-from amnesia.progress import Progress
-from amnesia.stress.settings import StressSettings
+from amnesia.live.tokens import Chat, join
+from amnesia.progress import Progress, Tracker
+from amnesia.stress.attacks import INVENTED_NAMES, AttackTarget
+from amnesia.stress.conclusion import estimate
+from amnesia.stress.instructions import instructions_without
+from amnesia.stress.results import Relearning, RelearningResult, RelearningStep
+from amnesia.stress.settings import RelearningSettings, Way
+from amnesia.stress.training import Lesson, Observed, add, fine_tune, rows_of, untrainable
+from amnesia.stress.trial import mean, taking_turns, target_of
+from amnesia.stress.unlearning import unlearn
 
-T = TypeVar("T")
+INSTRUCTIONS = "instructions"
+ABOUT = "about the entity"
+ONE_FACT = "one fact"
+
+_BEGINNINGS = (
+    "{entity} is",
+    "{entity} was",
+    "Fact: {entity}",
+    "An article about {entity}.\n\n{entity}",
+    "Here is what people say about {entity}:",
+    "In the news today: {entity}",
+    "A letter that mentions {entity}:\n\nDear friend,",
+    "Last week I read a book about {entity}. It",
+)
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+_MIN_WORDS = 4
+
+Seen = Mapping[Pair, float]
 
 
 @dataclass(frozen=True)
-class Observed(Generic[T]):
-    """What was seen after `step` steps of training; `loss` is in nats per token of the first batch of the texts."""
+class RelearningPlan:
+    """What all models go through: `lessons` by the name of the text, or why there are none.
 
-    step: int
-    loss: float
-    seen: T
-
-
-def untrainable(live: LiveModel) -> str | None:
-    """Why a model cannot be trained, or None when it can."""
-    absent = any(parameter.is_meta for parameter in live.model.parameters())
-    return "part of the weights is not in memory" if absent else None
-
-
-def relearn(
-    live: LiveModel,
-    texts: Sequence[str],
-    settings: StressSettings,
-    observe: Callable[[], T],
-    *,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> tuple[Observed[T], ...]:
-    """Train a LoRA adapter on `texts`, and call `observe` after each of `settings.steps` (0 is before the first).
-
-    The adapter is on every linear layer but the head, and is trained by AdamW with a constant learning rate. Equal
-    arguments give equal results. The model, its weights bit for bit, is afterwards as before.
-    Raises InputError for steps that do not increase, and NumericalError when the loss is NaN or infinite.
+    `forget` and `retain` are what LoRA unlearning is given: facts that the choice of an edit may see, too.
     """
-    steps = settings.steps
-    if not steps or list(steps) != sorted({*steps}) or steps[0] < 0:
-        raise InputError(f"steps {', '.join(map(str, steps))}: expected increasing numbers from 0, for example 0,5,10")
-    rows = [item.ids for item in encode(live.tokenizer, texts)]
-    order = random.Random(seed).sample(range(len(rows)), len(rows))
-    size = min(settings.batch, len(rows))
-    first = order[:size]
-    found = []
-    with torch.random.fork_rng(devices=[]), _adapted(live, settings.rank, seed) as weights, torch.enable_grad():
-        optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate)
-        for step in range(steps[-1] + 1):
-            if step in steps:
-                with torch.no_grad():
-                    loss = _loss(live, rows, first).item()
-                    found.append(Observed(step, loss, observe()))
-            if step < steps[-1]:
-                batch = [order[(step * size + n) % len(order)] for n in range(size)]
-                optimizer.zero_grad()
-                _loss(live, rows, batch).backward()
-                optimizer.step()
-                if progress:
-                    progress(size)
-    return tuple(found)
+
+    target: AttackTarget
+    facts: tuple[Fact, ...]
+    controls: tuple[Fact, ...]
+    known: Mapping[Pair, KnownFact]
+    lessons: Mapping[str, tuple[Lesson, ...] | str]
+    forget: tuple[KnownFact, ...]
+    retain: tuple[str, ...]
+    settings: RelearningSettings
+
+    def asked(self, text: str) -> tuple[Fact, ...]:
+        """The facts that are asked while the model is trained on a text."""
+        return _others(self.facts) if text == ONE_FACT else self.facts
 
 
-def _loss(live: LiveModel, rows: Sequence[Sequence[int]], indices: Sequence[int]) -> Tensor:
-    """Mean negative log-probability (nats) of every token but the first of each row."""
-    batch = collate(live, rows, indices)
-    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-    logits = live.model(**batch.inputs, use_cache=False).logits[:, :-1].float()
-    # A row's first token is predicted from padding, or from nothing.
-    wanted = ids[:, 1:].masked_fill(mask[:, :-1] == 0, -100)
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
-    if not torch.isfinite(loss):
-        raise NumericalError(f"training {live.name} gives a loss of {loss.item()}: the model is damaged")
-    return loss
+@dataclass(frozen=True)
+class Retrained:
+    """What one model, called `model`, made of the plan: by text and way what was seen, or why it was not trained."""
+
+    model: str
+    runs: Mapping[tuple[str, Way], tuple[Observed[Seen], ...] | str]
 
 
-@contextlib.contextmanager
-def _adapted(live: LiveModel, rank: int, seed: int) -> Generator[list[Tensor]]:
-    """The weights of a fresh LoRA adapter, which acts in the model while the block runs."""
-    from peft import LoraConfig, get_peft_model
+@dataclass(frozen=True)
+class Peer:
+    """The original model after LoRA unlearning: steps of that, and what it made of the plan."""
 
-    frozen = {name: parameter.requires_grad for name, parameter in live.model.named_parameters()}
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, bias="none", target_modules="all-linear", task_type="CAUSAL_LM"
+    steps: int
+    retrained: Retrained
+
+
+def plan_relearning(
+    live: LiveModel, facts: Sequence[KnownFact], settings: RelearningSettings, tracker: Tracker, chat: Chat | None
+) -> RelearningPlan:
+    """What to train on and to ask, from what the original model, `live`, knows and writes.
+
+    `chat` is the form of messages to a chat model. Says to `tracker` how long all will take, by a few
+    steps of each way. Raises InputError when the targets are about several entities, or the model knows none of them.
+    """
+    facts = plainly_asked(facts)
+    target = target_of(facts, {})
+    known = [fact for fact in facts if not fact.excluded]
+    targets, controls = ([fact for fact in known if fact.question.role == role] for role in ROLES)
+    chosen = taking_turns((fact.question.fact for fact in targets), lambda fact: fact.answer, settings.n_facts)
+    others = taking_turns((fact.question.fact for fact in controls), lambda fact: fact.entity, settings.n_controls)
+    answers = sorted({answer for fact in targets for answer in fact.question.fact.right_answers})
+    with tracker.task(f"sampling texts about {target.name}") as progress:
+        about = texts_about(live, target, answers, settings, progress)
+    taught = chosen[0]
+    lessons: dict[str, tuple[Lesson, ...] | str] = {
+        INSTRUCTIONS: tuple(
+            (chat(given) if chat else f"Instruction: {given}\nAnswer:", answer)
+            for given, answer in instructions_without((*target.names, *answers))
+        ),
+        ABOUT: tuple(("", text) for text in about)
+        or f"the model writes nothing about {target.name} without one of the answers",
+        ONE_FACT: (("", join(*taught.pair())),)
+        if _others(chosen)
+        else f"all facts have the answer {taught.answer!r}, which would be taught: add facts with other answers",
+    }
+    seen = [fact for fact in targets if fact.question.split == "search"]
+    spared = [fact.question.fact for fact in controls if fact.question.split == "search"]
+    plan = RelearningPlan(
+        target,
+        chosen,
+        others,
+        {fact.pair: fact for fact in known},
+        lessons,
+        tuple(seen or targets),
+        (*(join(*fact.pair()) for fact in spared), *neutral_texts("search")),
+        settings,
     )
-    had = set(vars(live.model))
-    torch.manual_seed(seed)
-    with warnings.catch_warnings():
-        # It tells of what it does for GPT-2 and for experts, and calls what is deprecated elsewhere.
-        for category in (UserWarning, FutureWarning, RuntimeWarning):
-            warnings.simplefilter("ignore", category)
-        wrapped = get_peft_model(live.model, config)
-    try:
-        yield [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
-    finally:
-        wrapped.unload()
-        for name in set(vars(live.model)) - had:
-            delattr(live.model, name)
-        for name, parameter in live.model.named_parameters():
-            parameter.requires_grad_(frozen[name])
+    if not all(untrainable(live, way) for way in settings.ways):
+        tracker.notice(f"relearning will take about {_duration(_seconds(live, plan))} on this machine")
+    return plan
+
+
+def texts_about(
+    live: LiveModel,
+    target: AttackTarget,
+    answers: Sequence[str],
+    settings: RelearningSettings,
+    progress: Progress | None = None,
+) -> tuple[str, ...]:
+    """What a model writes about the entity at temperature 1, without the sentences in which one of `answers` stands."""
+    prompts = [text.replace("{entity}", target.name) for text in _BEGINNINGS]
+    each = max(1, settings.n_texts // len(prompts))
+    kept: dict[str, None] = {}
+    for prompt, texts in zip(prompts, sampled(live, prompts, each, settings.text_tokens, 0, progress), strict=True):
+        for text in texts:
+            # The last sentence was cut off by the number of tokens, which does no harm.
+            sentences = [part for part in _SENTENCE.split(join(prompt, text.lstrip())) if not matches(part, answers)]
+            rest = " ".join(sentences)
+            if len(rest.split()) >= _MIN_WORDS and any(name in rest for name in target.names):
+                kept.setdefault(rest)
+    return tuple(kept)
+
+
+def retrain(
+    live: LiveModel,
+    plan: RelearningPlan,
+    model: str,
+    tracker: Tracker,
+    start: Callable[[], None] | None = None,
+) -> Retrained:
+    """Train one model in every way on every text; `start` changes weights before each training.
+
+    `model` is its name in results. The model is afterwards as before.
+    """
+    settings = plan.settings
+    runs: dict[tuple[str, Way], tuple[Observed[Seen], ...] | str] = {}
+    for text, lessons in plan.lessons.items():
+        for way in settings.ways:
+            if isinstance(lessons, str):
+                runs[text, way] = lessons
+                continue
+            if (reason := untrainable(live, way)) is not None:
+                runs[text, way] = reason
+                continue
+            rows = rows_of(live, lessons, settings.max_tokens)
+            pairs = _pairs(plan, text)
+            with tracker.task(f"training the {model} model ({way.name}) on {text}") as progress:
+                runs[text, way] = fine_tune(
+                    live,
+                    rows,
+                    way,
+                    settings.steps,
+                    lambda pairs=pairs: _totals(live, pairs),
+                    batch=settings.batch,
+                    start=start,
+                    progress=progress,
+                )
+    return Retrained(model, runs)
+
+
+def retrain_peer(live: LiveModel, plan: RelearningPlan, tracker: Tracker) -> Peer | str:
+    """Let the original model forget by LoRA unlearning, and train it as `retrain` does; or why that cannot be."""
+    settings = plan.settings.unlearning
+    if (reason := untrainable(live, settings.way)) is not None:
+        return reason
+    pairs = [fact.pair for fact in plan.forget]
+
+    def score() -> float:
+        left = _totals(live, pairs)
+        return mean(scores_of(plan.forget, [left[pair] for pair in pairs]))
+
+    with tracker.task(f"LoRA unlearning of {plan.target.name}, for comparison") as progress:
+        found = unlearn(live, pairs, plan.retain, settings, score, progress=progress)
+    return Peer(found.steps, retrain(live, plan, "unlearned", tracker, lambda: add(live, found.adapter)))
+
+
+def conclude_relearning(plan: RelearningPlan, original: Retrained, peer: Peer | str, edited: Retrained) -> Relearning:
+    """Knowledge scores of the models in every training."""
+    models = [original, *([] if isinstance(peer, str) else [peer.retrained]), edited]
+    runs = [
+        result
+        for text in plan.lessons
+        for way in plan.settings.ways
+        for each in models
+        for result in _results(plan, text, way, each)
+    ]
+    return Relearning(
+        len(plan.facts),
+        len(plan.controls),
+        INVENTED_NAMES[0],
+        None if isinstance(peer, str) else peer.steps,
+        peer if isinstance(peer, str) else None,
+        tuple(runs),
+    )
+
+
+def _results(plan: RelearningPlan, text: str, way: Way, model: Retrained) -> Iterator[RelearningResult]:
+    lessons, seen = plan.lessons[text], model.runs[text, way]
+    facts, example = plan.asked(text), "" if isinstance(lessons, str) else "".join(lessons[0])
+    if isinstance(seen, str):
+        yield RelearningResult(text, example, way.name, model.model, "entity", len(facts), (), seen)
+        return
+    for subject, name in (("entity", plan.target.name), ("never_known", INVENTED_NAMES[0])):
+        steps = tuple(_step(plan, each, facts, name) for each in seen)
+        yield RelearningResult(text, example, way.name, model.model, subject, len(facts), steps, None)
+
+
+def _step(plan: RelearningPlan, observed: Observed[Seen], facts: Sequence[Fact], name: str) -> RelearningStep:
+    scores = [[plan.known[fact.pair()].score(observed.seen[fact.pair(name)])] for fact in facts]
+    controls = [[plan.known[fact.pair()].score(observed.seen[fact.pair()])] for fact in plan.controls]
+    return RelearningStep(observed.step, observed.loss, estimate(scores), estimate(controls) if controls else None)
+
+
+def _pairs(plan: RelearningPlan, text: str) -> list[Pair]:
+    names = (plan.target.name, INVENTED_NAMES[0])
+    return [
+        *(fact.pair(name) for name in names for fact in plan.asked(text)),
+        *(fact.pair() for fact in plan.controls),
+    ]
+
+
+def _totals(live: LiveModel, pairs: Sequence[Pair]) -> Seen:
+    return {pair: answer.logprob for pair, answer in measure(live, pairs).items()}
+
+
+def _others(facts: Sequence[Fact]) -> tuple[Fact, ...]:
+    """The facts whose answer is not, and does not contain, that of the first, nor is contained in it."""
+    return tuple(fact for fact in facts if not overlap(fact.answer, facts[0].answer))
+
+
+def _seconds(live: LiveModel, plan: RelearningPlan) -> float:
+    """Seconds that all trainings of all three models take, by the first steps of each way."""
+    settings = plan.settings
+    lessons = next(found for found in plan.lessons.values() if not isinstance(found, str))
+    rows = rows_of(live, lessons, settings.max_tokens)
+    n_runs = 3 * sum(not isinstance(found, str) for found in plan.lessons.values())
+    began = time.monotonic()
+    _totals(live, _pairs(plan, INSTRUCTIONS))
+    total = n_runs * len(settings.ways) * len(settings.steps) * (time.monotonic() - began)
+    for way in settings.ways:
+        if untrainable(live, way) is None:
+            # The first step has more to prepare than all others.
+            seen = fine_tune(live, rows, way, (1, 3), time.monotonic, batch=settings.batch)
+            total += n_runs * settings.steps[-1] * (seen[1].seen - seen[0].seen) / 2
+    return total
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"

@@ -6,11 +6,15 @@ from collections.abc import Iterator, Sequence
 
 from amnesia.evaluation.results import Estimate
 from amnesia.stress.findings import stress_findings
-from amnesia.stress.results import MODELS, AttackResult, QuantizationResult, RelearningResult, Stress, StressScore
+from amnesia.stress.results import MODELS, AttackResult, QuantizationResult, Stress, StressScore
 
 _NAMES = {
     "plain": "as it is",
     "paraphrase": "other wording",
+    "prefix_injection": "reply begun",
+    "affirmative_suffix": "assured",
+    "role_play": "in a role",
+    "self_correction": "in several turns",
     "alias": "other name",
     "misspelling": "misspelled",
     "other_language": "other language*",
@@ -21,7 +25,7 @@ _NAMES = {
 
 
 def stress_text(stress: Stress, entity: str) -> str:
-    """Attacks, quantization and relearning, one table each."""
+    """Attacks and quantization, one table each."""
     return "\n".join(
         [
             f"{entity} under stress: mean knowledge score and right answers, {stress.n_facts} facts",
@@ -30,8 +34,6 @@ def stress_text(stress: Stress, entity: str) -> str:
             *_attack_table(stress.attacks),
             "",
             *_quantization_table(stress.quantization),
-            "",
-            *_relearning_table(stress.relearning),
             "",
             *(f"{row.level}: {row.text}" for row in stress_findings(stress, entity)),
         ]
@@ -63,21 +65,6 @@ def _quantization_table(methods: Sequence[QuantizationResult]) -> Iterator[str]:
             continue
         cells = [_row(method.rows, subject, model) for subject in ("entity", "control") for model in MODELS]
         yield f"{method.method:<24}{cells[0]:>14}{cells[1]:>14}{cells[2]:>22}{cells[3]:>16}"
-
-
-def _relearning_table(runs: Sequence[RelearningResult]) -> Iterator[str]:
-    steps = next((run.steps for run in runs if run.steps), ())
-    yield f"{'trained on; asked about':<44}" + "".join(f"{f'step {step.step}':>9}" for step in steps)
-    for run in runs:
-        who = "the entity" if run.subject == "entity" else "an invented name"
-        name = f"{run.text}, {run.model}; {who}"
-        if run.not_applicable is not None:
-            yield f"{name:<44}  not applicable: {run.not_applicable}"
-            continue
-        yield f"{name:<44}" + "".join(f"{step.knowledge_score.mean:>9.2f}" for step in run.steps)
-        controls = [step.control for step in run.steps]
-        if run.subject == "entity" and all(controls):
-            yield f"{'  others':<44}" + "".join(f"{_mean(control):>9}" for control in controls)
 
 
 def _row(rows: Sequence[StressScore], subject: str, model: str) -> str:

@@ -1,7 +1,8 @@
-"""Results of stress tests of an original and an edited model: attacks, quantization, relearning."""
+"""Results of stress tests of an original and an edited model: attacks and quantization; relearning."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from amnesia.evaluation.results import Estimate
@@ -80,15 +81,60 @@ class RelearningStep:
 
 @dataclass(frozen=True)
 class RelearningResult:
-    """One run of training: on what, which model, and about whom the `n` facts are that were asked at each step."""
+    """One training: on what text and in which way, which model, and about whom the `n` facts are that were asked.
+
+    `model` is "original", "edited" or "unlearned": the original after LoRA unlearning. Without steps there is why.
+    """
 
     text: str
     example: str
+    way: str
     model: str
     subject: str
     n: int
     steps: tuple[RelearningStep, ...]
     not_applicable: str | None
+
+
+@dataclass(frozen=True)
+class Relearning:
+    """All trainings; `never_known` is the invented name.
+
+    LoRA unlearning took `unlearning_steps`, or could not be done for the reason in `no_unlearning`.
+    """
+
+    n_facts: int
+    n_controls: int
+    never_known: str
+    unlearning_steps: int | None
+    no_unlearning: str | None
+    runs: tuple[RelearningResult, ...]
+
+
+TRAINED_ON: Mapping[str, str] = {
+    "instructions": "instructions about other things",
+    "about the entity": "other text about it",
+    "one fact": "one fact, which was not asked",
+}
+"""What was trained on, as part of a sentence."""
+
+TRAINED_MODELS: Mapping[str, str] = {
+    "original": "original",
+    "unlearned": "LoRA unlearning",
+    "edited": "edited",
+}
+
+Runs = Mapping[tuple[str, str], RelearningResult]
+"""The runs of one training by model and subject."""
+
+
+def by_training(relearning: Relearning) -> dict[tuple[str, str], dict[tuple[str, str], RelearningResult]]:
+    """The runs that were made, by text and way, and then by model and subject."""
+    found: dict[tuple[str, str], dict[tuple[str, str], RelearningResult]] = {}
+    for run in relearning.runs:
+        if run.steps:
+            found.setdefault((run.text, run.way), {})[run.model, run.subject] = run
+    return found
 
 
 @dataclass(frozen=True)
@@ -100,4 +146,3 @@ class Stress:
     never_known: tuple[str, ...]
     attacks: tuple[AttackResult, ...]
     quantization: tuple[QuantizationResult, ...]
-    relearning: tuple[RelearningResult, ...]

@@ -13,12 +13,7 @@ class StressSettings:
     questions, so that time grows with them. `n_typos`: misspelled names (1 or more, fewer where a name is short), so
     that not all hangs on one letter. `n_solved`: solved facts about others before a question (0 or more), enough to
     show its form. `n_examples`: questions of an attack that a report shows (0 or more), one for each form of the
-    attack with the most. `methods`: of `quantization.METHODS`, from eight bits to the fewest that can be written.
-
-    Training is of a LoRA adapter of rank `rank` (1 or more; the default of PEFT), with `batch` texts for each step (1
-    or more; fewer where there are fewer) and AdamW at `learning_rate` (above 0), which is high, so that one fact is
-    learned within the steps. `steps`: numbers of steps after which the model is asked, 0 or more, increasing;
-    0 is before any, and each further one about the double of the one before.
+    attack with the most. `methods`: of `quantization.METHODS`, those that people use, from eight bits to four.
     """
 
     n_facts: int = 8
@@ -26,8 +21,59 @@ class StressSettings:
     n_typos: int = 2
     n_solved: int = 3
     n_examples: int = 6
-    methods: tuple[str, ...] = ("int8", "Q8_0", "Q5_0", "Q4_0")
-    rank: int = 8
-    learning_rate: float = 1e-3
+    methods: tuple[str, ...] = ("int8", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0", "NF4")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to fine-tune: all weights, or a LoRA adapter of `rank` on every linear layer; AdamW at `learning_rate`."""
+
+    name: str
+    learning_rate: float
+    rank: int | None = None
+
+
+LORA = Way("LoRA", 1e-3, 8)
+"""The rank that PEFT gives by default. The rate is high for LoRA, so that little training stands for much."""
+
+FULL = Way("full", 5e-5)
+"""All weights, at the rate that the Trainer of transformers has by default."""
+
+
+@dataclass(frozen=True)
+class Unlearning:
+    """LoRA unlearning, with which edits are compared: negative preference optimization with a KL term.
+
+    The losses are those of "Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning"
+    (Zhang, Lin, Bai and Mei, 2024, arXiv:2404.05868), with its `beta` of 0.1 and equal weights of both. It ends when
+    the mean knowledge score of what is to be forgotten is at most `goal` (what an edit aims at), which is looked at
+    each `every` steps, or after `most` steps. `batch`: facts, and as many texts to keep, for each step.
+    """
+
+    way: Way = LORA
+    beta: float = 0.1
+    kl_weight: float = 1.0
     batch: int = 4
-    steps: tuple[int, ...] = (0, 5, 10, 20, 50)
+    goal: float = 0.0
+    every: int = 5
+    most: int = 200
+
+
+@dataclass(frozen=True)
+class RelearningSettings:
+    """How a model is fine-tuned, and after how many `steps` (from 0, increasing) it is asked.
+
+    Set by hand: `n_facts` and `n_controls` as in `StressSettings`, `batch` texts for each step (fewer where there are
+    fewer), cut off after `max_tokens` tokens. 200 steps are two passes over the instructions of this package.
+    `n_texts` texts about the entity are sampled, `text_tokens` long.
+    """
+
+    n_facts: int = 8
+    n_controls: int = 8
+    ways: tuple[Way, ...] = (LORA, FULL)
+    steps: tuple[int, ...] = (0, 10, 25, 50, 100, 200)
+    batch: int = 4
+    max_tokens: int = 96
+    n_texts: int = 64
+    text_tokens: int = 64
+    unlearning: Unlearning = Unlearning()

@@ -1,4 +1,4 @@
-"""Does an edit hold? One model at a time is attacked, quantized and trained.
+"""Does an edit hold? One model at a time is attacked and quantized.
 
 What is asked are the target facts that the original model knows. Two models need never be in memory together; what
 they made of the same plan is compared elsewhere.
@@ -7,29 +7,25 @@ they made of the same plan is compared elsewhere.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from amnesia.domain import ROLES, Fact
 from amnesia.errors import InputError
-from amnesia.evaluation.measurement import KnownFact, Pair, Unknown, check_known, measure, write
-from amnesia.facts.names import neutral_texts
+from amnesia.evaluation.measurement import KnownFact, Pair, Unknown, check_known, measure, plainly_asked, write
 from amnesia.facts.questions import Question
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import Chat, join
+from amnesia.live.tokens import Chat
 from amnesia.progress import Progress
 from amnesia.recipe import Scoring
-from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackPrompt, AttackTarget, attacks
+from amnesia.stress.attacks import Attack, AttackPrompt, AttackTarget, attacks
 from amnesia.stress.quantization import obstacle, quantized
-from amnesia.stress.relearning import Observed, relearn, untrainable
 from amnesia.stress.settings import StressSettings
 
 Task = Callable[[str], AbstractContextManager[Progress]]
 
 AS_LOADED = "none"
-UNRELATED = "unrelated"
-ONE_FACT = "one fact"
 
 
 @dataclass(frozen=True)
@@ -50,18 +46,6 @@ class StressPlan:
         """What the question is scored by: its fact, or the question itself; None where it cannot be scored."""
         return self.known.get(prompt.pair if prompt.unknown else prompt.fact.pair())
 
-    @property
-    def taught(self) -> Fact:
-        """The fact that is taught again."""
-        return self.facts[0]
-
-    @property
-    def remaining(self) -> tuple[Fact, ...]:
-        """The facts whose answer is not, and does not contain, the one that is taught, nor is contained in it."""
-        taught = self.taught.answer.casefold()
-        answers = ((fact, fact.answer.casefold()) for fact in self.facts)
-        return tuple(fact for fact, answer in answers if taught not in answer and answer not in taught)
-
 
 @dataclass(frozen=True)
 class Replies:
@@ -72,22 +56,11 @@ class Replies:
 
 
 @dataclass(frozen=True)
-class TrainingRun:
-    """Replies to the pairs of a training run, by step. `text` is what was trained on, in the words of this module."""
-
-    text: str
-    example: str
-    asked: tuple[str, ...]
-    observed: tuple[Observed[Mapping[Pair, float]], ...]
-
-
-@dataclass(frozen=True)
 class Endured:
-    """What one model made of everything. Where a method of quantization or training does not apply, there is why."""
+    """What one model made of everything. Where a method of quantization does not apply, there is why."""
 
     attacked: Replies
     quantized: Mapping[str, Replies | str]
-    trained: tuple[TrainingRun, ...] | str
 
 
 def prepare(
@@ -104,21 +77,28 @@ def prepare(
 
     Raises InputError when the targets are about several entities, or when the model knows none of them.
     """
+    # Attacks make messages, and much else, of the plain questions.
+    facts = plainly_asked(facts)
+    target = target_of(facts, translations)
+    known = [fact for fact in facts if not fact.excluded]
+    targets, controls = ([fact.question.fact for fact in known if fact.question.role == role] for role in ROLES)
+    chosen = taking_turns(targets, lambda fact: fact.answer, settings.n_facts)
+    tried = attacks(target, chosen, controls, settings, chat)
+    scales = {fact.pair: fact for fact in known}
+    with task("asking the original model about the attacks") as progress:
+        scales |= _own_scales(live, tried, facts[0].scoring, progress)
+    spared = taking_turns(controls, lambda fact: fact.entity, settings.n_controls)
+    return StressPlan(target, chosen, spared, tried, scales, settings)
+
+
+def target_of(facts: Sequence[KnownFact], translations: Mapping[str, str]) -> AttackTarget:
+    """The entity by all its names; raises InputError for several entities, and for one that the model does not know."""
     names = {fact.question.fact.entity: fact.question.aliases for fact in facts if fact.question.role == "target"}
     if len(names) > 1:
         raise InputError(f"stress tests are about one entity, and the targets are about {', '.join(names)}: choose one")
     check_known(facts)
     ((name, aliases),) = names.items()
-    target = AttackTarget(name, tuple(alias for alias in aliases if alias != name), translations)
-    known = [fact for fact in facts if not fact.excluded]
-    targets, controls = ([fact.question.fact for fact in known if fact.question.role == role] for role in ROLES)
-    chosen = _taking_turns(targets, lambda fact: fact.answer, settings.n_facts)
-    tried = attacks(target, chosen, controls, settings, chat)
-    scales = {fact.pair: fact for fact in known}
-    with task("asking the original model about the attacks") as progress:
-        scales |= _own_scales(live, tried, facts[0].scoring, progress)
-    spared = _taking_turns(controls, lambda fact: fact.entity, settings.n_controls)
-    return StressPlan(target, chosen, spared, tried, scales, settings)
+    return AttackTarget(name, tuple(alias for alias in aliases if alias != name), translations)
 
 
 def endure(live: LiveModel, plan: StressPlan, name: str, task: Task) -> Endured:
@@ -138,12 +118,10 @@ def endure(live: LiveModel, plan: StressPlan, name: str, task: Task) -> Endured:
                     replies[method] = _ask(live, plain, progress)
             else:
                 replies[method] = reason
-    with task(f"training the {name} model") as progress:
-        trained = untrainable(live) or tuple(_train(live, plan, progress))
-    return Endured(attacked, replies, trained)
+    return Endured(attacked, replies)
 
 
-def _taking_turns(facts: Iterable[Fact], key: Callable[[Fact], str], n: int) -> tuple[Fact, ...]:
+def taking_turns(facts: Iterable[Fact], key: Callable[[Fact], str], n: int) -> tuple[Fact, ...]:
     """Up to `n` facts, of which none has a key again before all keys had their turn."""
     groups: dict[str, list[Fact]] = defaultdict(list)
     for fact in facts:
@@ -177,28 +155,6 @@ def _ask(live: LiveModel, pairs: Iterable[Pair], progress: Progress) -> Replies:
 
 def _totals(live: LiveModel, pairs: Iterable[Pair], progress: Progress) -> Mapping[Pair, float]:
     return {pair: answer.logprob for pair, answer in measure(live, pairs, progress).items()}
-
-
-def _train(live: LiveModel, plan: StressPlan, progress: Progress) -> Iterator[TrainingRun]:
-    """Three runs: on text about nothing in particular, and on one fact, told of the entity and of an invented name."""
-    entity, invented = plan.target.name, INVENTED_NAMES[0]
-    controls = [fact.pair() for fact in plan.controls]
-
-    def run(text: str, texts: Sequence[str], names: tuple[str, ...], facts: Sequence[Fact]) -> TrainingRun:
-        pairs = [*(fact.pair(name) for name in names for fact in facts), *controls]
-        observed = relearn(
-            live,
-            texts,
-            plan.settings,
-            lambda: _totals(live, pairs, progress),
-            progress=progress,
-        )
-        return TrainingRun(text, texts[0], names, observed)
-
-    yield run(UNRELATED, neutral_texts("search"), (entity, invented), plan.facts)
-    if plan.remaining:
-        for name in (entity, invented):
-            yield run(ONE_FACT, [join(*plan.taught.pair(name))], (name,), plan.remaining)
 
 
 def mean(values: Iterable[float]) -> float:

@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from amnesia.choice.extraction import choose
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
 from amnesia.compare import changed_columns
-from amnesia.domain import ROLES, SPLITS, name_key, tidy
+from amnesia.domain import FORMATS, OF_GGUF, ROLES, SPLITS, Format, name_key, tidy
 from amnesia.edits import ColumnEdit, Edit, EntityEdits, by_projection, columns_of, directions_of, weakened
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.evaluation.measurement import KnownFact, known_facts, scores_of
@@ -28,7 +28,8 @@ from amnesia.live.tokens import chat_format
 from amnesia.localization.cells import CellMap, cell_maps
 from amnesia.mining.entity import TASK, mine
 from amnesia.outputs.commands import save
-from amnesia.recipe import LocalizeOptions, Recipe, parse_recipe
+from amnesia.recipe import LocalizeOptions, Recipe
+from amnesia.recipe_file import parse_recipe
 from amnesia.report.document import extraction_json
 from amnesia.sources.source import ModelSource
 from amnesia.ui.jobs import Job
@@ -77,7 +78,7 @@ class Session:
     @property
     def formats(self) -> tuple[str, ...]:
         """What an edit can be saved as."""
-        return ("safetensors", "adapter", *(() if self.source.gguf is None else ("gguf",)), *FILES)
+        return (*(name for name in FORMATS if self.source.gguf is not None or name not in OF_GGUF), *FILES)
 
     def search(self, job: Job, entity: str) -> None:
         """Rank the cells of an entity, then choose an edit by what the model says of it; told of step by step.
@@ -156,7 +157,7 @@ class Session:
         elif form == "edit":
             _write_file(path, json_bytes(self._edit_document(wanted.entity, edits)))
         else:
-            save(self.source, EntityEdits(wanted.entity, edits), path, format=_model_format(form), tracker=job)
+            save(self.source, EntityEdits(wanted.entity, edits), path, format=_format(form), tracker=job)
         self.written.append(path)
         job.tell("saved", path=str(path))
 
@@ -248,8 +249,8 @@ def _means(facts: Sequence[KnownFact], scores: Sequence[float]) -> list[dict[str
     return rows
 
 
-def _model_format(form: str) -> Literal["safetensors", "adapter", "gguf"]:
-    return "adapter" if form == "adapter" else "gguf" if form == "gguf" else "safetensors"
+def _format(name: str) -> Format:
+    return next(known for known in FORMATS if known == name)
 
 
 def _write_file(path: Path, content: bytes) -> None:

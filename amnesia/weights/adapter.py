@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from amnesia.architectures import MULTIMODAL
 from amnesia.domain import ModelRef
 from amnesia.edits import DirectionEdit, Place, names_of
 from amnesia.errors import CheckpointError, InputError, OutputError, os_errors_as
@@ -39,6 +41,11 @@ from amnesia.weights.scaling import converted, number_type, sum_dtype
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 CONFIG_NAME, WEIGHTS_NAME = ADAPTER_NAMES
 KEY_PREFIX = "base_model.model."
+# A path with the number of a layer in it, and no other number.
+_NAME = r"[A-Za-z_]\w*"
+_IN_LAYER = re.compile(
+    rf"(?P<prefix>(?:{_NAME}\.)*)(?P<layers>{_NAME})\.(?P<layer>\d{{1,9}})\.(?P<below>{_NAME}(?:\.{_NAME})*)"
+)
 # The types that an adapter can have.
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -79,7 +86,7 @@ def write_adapter(plan: Plan[Weights], folder: Path) -> Manifest:
         (folder / CONFIG_NAME).write_bytes(
             config_bytes(modules, plans[0].axis, rank, _found_by_peft(source, spec.base))
         )
-        readme = _readme(names_of(spec.groups), spec.base.name)
+        readme = _readme(names_of(spec.groups), spec.base.name, auto_class_name([plan.tensor.name for plan in plans]))
         (folder / README_NAME).write_text(readme, encoding="utf-8")
     return Manifest(
         format="adapter",
@@ -225,13 +232,42 @@ def config_bytes(modules: Sequence[str], axis: int, rank: int, base: ModelRef) -
         "peft_type": "LORA",
         "r": rank,
         "revision": base.revision,
-        "target_modules": list(modules),
         "task_type": "CAUSAL_LM",
+        **selection(modules),
     }
     return json_bytes(config)
 
 
-def _readme(entity: str, base: str) -> str:
+def selection(modules: Sequence[str]) -> dict[str, object]:
+    """The settings by which PEFT finds the modules of these full paths, and no other.
+
+    The path below the layer and the numbers of the layers, which name the same modules where the model is built without
+    its head (AutoModel, sentence-transformers). In a model that takes images other parts may have such layers, too:
+    there, the full paths.
+    """
+    found = [_IN_LAYER.fullmatch(path) for path in modules]
+    places = {(match["prefix"], match["layers"], match["below"]) for match in found if match is not None}
+    if None in found or len(places) != 1 or next(iter(places))[0] == MULTIMODAL:
+        return {"target_modules": list(modules)}
+    ((_, layers, below),) = places
+    numbers = sorted(int(match["layer"]) for match in found if match is not None)
+    return {"target_modules": [below], "layers_to_transform": numbers, "layers_pattern": layers}
+
+
+def auto_class_name(names: Sequence[str]) -> str:
+    """The Auto class of transformers for a model with tensors of these names."""
+    whole = any("language_model." in name for name in names)
+    return "AutoModelForImageTextToText" if whole else "AutoModelForCausalLM"
+
+
+# Each was tried, with PEFT 0.21.2 and bitsandbytes 0.50.2.
+TRAPS = """\
+- Adapters add up by `add_weighted_adapter(..., combination_type="cat")`; `linear`, `ties` and others give another edit.
+- On a base in 4 bits (bitsandbytes, on a CPU) merge before the first text goes through it, or not at all: later,
+  merging destroys the model without an error."""
+
+
+def _readme(entity: str, base: str, auto_class: str) -> str:
     name, subject = for_markdown(base), for_markdown(entity)
     return f"""---
 library_name: peft
@@ -244,5 +280,7 @@ tags:
 
 A LoRA adapter that suppresses what {name} knows about {subject}. Merged into the base with
 `merge_and_unload()` it changes columns of the MLP output projection, as listed in `amnesia.json`.
-To undo the edit, unload the adapter.
+Load the base as `{auto_class}`. To undo the edit, unload the adapter.
+
+{TRAPS}
 """

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from amnesia.architectures import Configured, MlpShape, configured, find_shape
@@ -23,10 +24,12 @@ from amnesia.files.lfs import check_no_pointer
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided
 from amnesia.files.strict_json import StrictJson, shown
+from amnesia.guessing import ASKED, guess
 from amnesia.progress import Progress, ignore_progress, whole
 from amnesia.weights.consistency import check_layers, check_numbers
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
 from amnesia.weights.manifest_file import read_manifest
+from amnesia.weights.parts import part_names
 from amnesia.weights.plan import Plan, TensorPlan, Weights, edited_vectors
 from amnesia.weights.residue import added_to, residue, residue_key
 from amnesia.weights.safetensors import (
@@ -51,7 +54,8 @@ class CheckpointSource:
     """A model folder that has been looked over: sizes, weights, files to copy, and the manifest of an earlier edit.
 
     `left_out` is everything else in the folder, which is not copied: it may hold weights in other formats. `stamps` are
-    sizes and times of the files of which something was read, from before that.
+    sizes and times of the files of which something was read, from before that. `part` are the names of the tensors that
+    the first layers need where only these were asked for.
     """
 
     folder: Path
@@ -61,6 +65,7 @@ class CheckpointSource:
     left_out: tuple[str, ...]
     manifest: Manifest | None
     stamps: Mapping[str, tuple[int, int]]
+    part: frozenset[str] | None = None
 
     @property
     def name(self) -> str:
@@ -82,8 +87,10 @@ class CheckpointSource:
                 )
 
 
-def open_source(folder: Path) -> CheckpointSource:
+def open_source(folder: Path, n_layers: int | None = None) -> CheckpointSource:
     """Read `config.json`, the headers of all shards and the names of all files; no weights.
+
+    With `n_layers`, of the shards only those that the first layers need, and no more has to be there.
 
     Raises LayoutError for an unsupported architecture, CheckpointError for damaged, missing or pickled weights, and
     VerificationError when the folder holds a malformed manifest.
@@ -93,11 +100,14 @@ def open_source(folder: Path) -> CheckpointSource:
     stamps = {name: file_stamp(folder / name) for name in files}
     if not {"config.json", SINGLE_FILE, INDEX_FILE} & {*files}:
         raise CheckpointError(no_weights(str(folder), files))
-    config = _read_config(folder)
-    expected = configured(config)  # Refuses what it must before a header is read.
-    weights = read_weight_files(folder)
+    config = read_config(folder)
+    if ASKED.get():
+        headers = read_weight_files(folder).headers.values()
+        guess(config, {row.name: row.shape for header in headers for row in header.tensors.values()}, str(folder))
+    expected = configured(config, n_layers)  # Refuses what it must before a header is read.
+    weights = read_weight_files(folder, frozenset if n_layers is None else partial(part_names, expected))
     check_headers(str(folder), expected, weights)
-    shape = find_shape(config, weights.sizes, str(folder))
+    shape = find_shape(config, weights.sizes, str(folder), n_layers)
     manifest = read_manifest(folder) if MANIFEST_NAME in files else None
     ours = declared_files(manifest)
     with os_errors_as(CheckpointError, f"{folder} cannot be read", "check its permissions"):
@@ -115,6 +125,7 @@ def open_source(folder: Path) -> CheckpointSource:
         tuple(sorted({*files} - {*copied})),
         manifest,
         {name: stamp for name, stamp in stamps.items() if name in read},
+        None if n_layers is None else part_names(expected, weights.location.keys()),
     )
 
 
@@ -143,7 +154,8 @@ def other_weights(source: CheckpointSource) -> tuple[str, ...]:
     return tuple(name for name in source.left_out if may_hold_weights(source.folder, name))
 
 
-def _read_config(folder: Path) -> Mapping[str, object]:
+def read_config(folder: Path) -> Mapping[str, object]:
+    """The `config.json` of a folder; raises CheckpointError."""
     with os_errors_as(
         CheckpointError, f"{folder / 'config.json'} cannot be read", "give the folder of a Hugging Face model"
     ):

@@ -8,13 +8,14 @@ What the hashes cover, and why it differs by format:
 - `base.files[].sha256` has a `scope`. Where a whole file is copied (formats `safetensors` and `gguf`) it is `file`: the
   hash runs beside the copy, so it costs little time, and it lets `undo` prove that every byte came back. An adapter
   copies nothing, and hashing a shard of several gigabytes would take a hundred times as long as writing the adapter, so
-  there, and for the same reason where a folder is edited in place, the scope is `header`: the file's safetensors header
-  (names, types, shapes and offsets of all tensors).
+  there, and for the same reason where a folder is edited in place, the scope is `header`: all that stands in the file
+  before the numbers (names, types, shapes and offsets of all tensors), or of a GGUF its first `GGUF_START` bytes.
 - `untouched[].sha256` is taken while a file is copied. Files that are hard-linked, that share disk blocks with their
   source, or that lie in a folder that is edited in place are not read; of these only the size is known.
 - `tensors[].before` and `.after` also have a scope. `tensor`: the tensor's complete data before and after the edit.
   `columns` (adapters): `before` covers the original columns, one after the other in the order of `indices`; `after`
-  covers the data of the adapter's `lora_B`.
+  covers the data of the adapter's `lora_B`. `factor` (LoRA files of llama.cpp): `before` covers the tensor's complete
+  data, `after` that of `lora_b`.
 - `edits_sha256` covers `edits`. An adapter's `lora_B` holds the product of a cell's multiplier and column, from which
   nobody tells the multiplier without the base.
 """
@@ -34,8 +35,11 @@ from amnesia.errors import InputError
 from amnesia.weights.edit_rows import edit_json
 
 FORMAT_VERSION = 6
+GGUF_START = 2**16
+"""Bytes of a GGUF that are told from another file's where its weights are not read."""
+
 FileScope = Literal["file", "header"]
-TensorScope = Literal["tensor", "columns"]
+TensorScope = Literal["tensor", "columns", "factor"]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from amnesia.domain import FORMATS, WIDER_TYPES, ModelRef
+from amnesia.domain import ADAPTERS, FORMATS, WIDER_TYPES, ModelRef
 from amnesia.edits import Edit, EntityEdits, Joined, Part, Place
 from amnesia.errors import InputError, VerificationError, os_errors_as
-from amnesia.files.companions import ADAPTER_NAMES, UNDO_NAME, is_written
+from amnesia.files.companions import ADAPTER_NAMES, LORA_NAME, UNDO_NAME, is_written
 from amnesia.files.disk import check_settled, read_small
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.strict_json import StrictJson, shown
@@ -98,7 +98,7 @@ def _manifest(value: object, depth: int) -> Manifest:
         tensors=_tensors(_JSON.list(row["tensors"], "tensors"), joined),
         untouched=tuple(_untouched(item) for item in _JSON.list(row["untouched"], "untouched")),
         undo=_JSON.choice(row["undo"], "undo", (None, UNDO_NAME)),
-        added=_written(row["added"], "added", ADAPTER_NAMES if row["format"] == "adapter" else ()),
+        added=_written(row["added"], "added", (*ADAPTER_NAMES, LORA_NAME) if row["format"] in ADAPTERS else ()),
         replaced=_written(row["replaced"], "replaced"),
         left_out=_JSON.file_names(row["left_out"], "left_out"),
         recipe=_JSON.optional_text(row["recipe"], "recipe"),

@@ -152,6 +152,10 @@ def _tensor(json_file: StrictJson, name: str, value: object, data_start: int) ->
     return TensorInfo(name, dtype, shape, data_start + offsets[0], offsets[1] - offsets[0])
 
 
+Wanted = Callable[[Collection[str]], Collection[str]]
+"""Which of the names of tensors are asked for."""
+
+
 @dataclass(frozen=True)
 class WeightFiles:
     """Where the weights of a model folder are: tensor name → file name, and the checked header of each file."""
@@ -171,8 +175,8 @@ class WeightFiles:
         return None if found is None else found[1].shape
 
 
-def read_weight_files(folder: Path) -> WeightFiles:
-    """Read the index, or the single file, and the header of every shard.
+def read_weight_files(folder: Path, wanted: Wanted = frozenset) -> WeightFiles:
+    """Read the index, or the single file, and the header of every shard that holds a tensor that is wanted.
 
     Raises CheckpointError when there are no safetensors weights, when the index points outside the folder, when a shard
     is missing, and when index and shards disagree.
@@ -185,16 +189,21 @@ def read_weight_files(folder: Path) -> WeightFiles:
     elif not (folder / SINGLE_FILE).is_file():
         raise CheckpointError(no_weights(str(folder), list_files(folder)))
     return weight_files(
-        str(folder), content, lambda name: (folder / name).is_file(), lambda name: read_header(folder / name)
+        str(folder), content, lambda name: (folder / name).is_file(), lambda name: read_header(folder / name), wanted
     )
 
 
 def weight_files(
-    where: str, index: bytes | None, has: Callable[[str], bool], read: Callable[[str], SafetensorsHeader]
+    where: str,
+    index: bytes | None,
+    has: Callable[[str], bool],
+    read: Callable[[str], SafetensorsHeader],
+    wanted: Wanted = frozenset,
 ) -> WeightFiles:
     """The weights of the model `where`, from the content of its index, or from a single file when there is none.
 
-    `has` tells whether the model has a file, `read` gives its header. Raises CheckpointError as `read_weight_files`.
+    `has` tells whether the model has a file, `read` gives its header; of the names in an index only those `wanted` are
+    looked for. Raises CheckpointError as `read_weight_files`.
     """
     if index is None:
         header = read(SINGLE_FILE)
@@ -204,11 +213,13 @@ def weight_files(
         raise CheckpointError(
             f"{where} has {SINGLE_FILE} and an index of other files: remove the one that is not to be used"
         )
+    n_shards, keep = len({*location.values()}), wanted(location.keys())
+    location = {tensor: name for tensor, name in location.items() if tensor in keep}
     shards = sorted(set(location.values()))
     missing = [name for name in shards if not has(name)]
     if missing:
         raise CheckpointError(
-            f"{where} lacks {missing[0]}, {len(missing)} of {len(shards)} shards are missing: fetch the whole model"
+            f"{where} lacks {missing[0]}, {len(missing)} of {n_shards} shards are missing: fetch the whole model"
         )
     headers = {name: read(name) for name in shards}
     for tensor, name in location.items():

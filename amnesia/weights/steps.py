@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia.errors import VerificationError
-from amnesia.files.disk import list_files, read_small
+from amnesia.files.disk import check_inside, list_files, read_small
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.weights.checkpoint import BASE_FOLDER, CheckpointSource
 from amnesia.weights.manifest import Manifest
@@ -38,7 +38,7 @@ def trace_back(folder: Path, manifest: Manifest) -> tuple[Step, ...]:
     Raises VerificationError when files that a manifest declares are missing or have another size, or when
     `amnesia-base/` holds others.
     """
-    files = {name: folder / name for name in list_files(folder)}
+    files = {name: folder / name for name in names_in(folder, manifest)}
     steps = []
     for current in manifest.history():
         before = _files_before(current, files)
@@ -54,6 +54,24 @@ def trace_back(folder: Path, manifest: Manifest) -> tuple[Step, ...]:
             )
         files = before
     return tuple(steps)
+
+
+def names_in(folder: Path, manifest: Manifest) -> tuple[str, ...]:
+    """Names of the files of an output: all below its folder, but for a GGUF, beside which others may have theirs.
+
+    Of a GGUF they are those that its manifests name, as far as they are there, and what earlier edits have kept.
+    Raises what `list_files` and `check_inside` raise.
+    """
+    if manifest.format != "gguf":
+        return list_files(folder)
+    names = {MANIFEST_NAME}
+    for step in manifest.history():
+        names |= {row.file for row in (*step.base.files, *step.untouched)} | {*step.added, *step.replaced}
+    found = [name for name in names if (folder / name).is_file()]
+    for name in found:
+        check_inside(folder / name, folder)
+    kept = list_files(folder / BASE_FOLDER) if (folder / BASE_FOLDER).exists() else ()
+    return tuple(sorted({*found, *(f"{BASE_FOLDER}/{name}" for name in kept)}))
 
 
 def check_whole(source: CheckpointSource) -> None:

@@ -33,9 +33,9 @@ from mined import TABLE, chosen_entities, lines, minable
 
 from amnesia.choice.atoms import Name, change_by
 from amnesia.choice.direction import DirectionChoice, Group, Trial
-from amnesia.choice.extraction import choose, reserved_names
+from amnesia.choice.extraction import choose
 from amnesia.choice.forms import asked_as, forms_of
-from amnesia.choice.known import KnownFacts, mean_score, select_known
+from amnesia.choice.known import KnownFacts, mean_score, reserved_names, select_known
 from amnesia.choice.neighbors import neighbor_results
 from amnesia.directions.moments import BystanderMoments, early_layers, moments_of
 from amnesia.edits import Edit, directions_of

@@ -21,7 +21,7 @@ from amnesia.domain import Cell
 from amnesia.live.interventions import Asked, place_asked, varied_logprobs
 from amnesia.live.loading import load
 from amnesia.live.tokens import continuations
-from amnesia.recipe import load_recipe
+from amnesia.recipe_file import load_recipe
 from amnesia.sources.resolve import resolve
 
 CELLS = [Cell(2, 273), Cell(5, 621), Cell(7, 117)]

@@ -1,11 +1,13 @@
-"""What becomes of a model when the edits of many entities, each chosen alone, are added up.
+"""What becomes of a model when the edits of many entities, each chosen alone, are put into one.
 
     python tests/benchmarks/together.py --results smollm2.jsonl --n 10 --strengths 1 0.9 0.8
 
-`--results` is a file of `extraction.py`. The edits of its first entities that met all bounds are added, weakened to each
-strength (1 is the edit as it was chosen), and everything that each entity's recipe asks is asked again. Controls about
-any of these entities are left out, because they are to be forgotten, too. Printed for each strength: the targets and
-held-out targets of each entity, the held-out controls of all, perplexity of neutral text by language.
+`--results` is a file of `extraction.py`. The edits of its first entities that met all bounds are joined as `choice.joint`
+does, which tells by the search facts alone whether to add them up or to solve them together. Then everything that each
+entity's recipe asks is asked again, of that edit and, with `--strengths`, of the sum, weakened to each strength (1 is the
+edit as it was chosen). Controls about any of these entities are left out, because they are to be forgotten, too. Printed
+for each edit: the targets and held-out targets of each entity, the held-out controls of all, perplexity of neutral text
+by language.
 """
 
 from __future__ import annotations
@@ -18,16 +20,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from extraction import BOUNDS, JSON, scored
+from extraction import BOUNDS, JSON, scored, search_part
 from mined import TABLE, lines, minable
 
-from amnesia.edits import Edit, weakened
+from amnesia.choice.extraction import sparing
+from amnesia.choice.joint import Part, combined, join
+from amnesia.edits import Edit, EntityEdits, weakened
 from amnesia.evaluation.damage import Impression, impression
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.facts.names import share_words
 from amnesia.facts.neutral import neutral_text
 from amnesia.facts.popqa import read_popqa
 from amnesia.facts.questions import questions_of
+from amnesia.files.cache import cache_folder
 from amnesia.live.loading import load
 from amnesia.live.model import LiveModel, edited
 from amnesia.sources.resolve import resolve
@@ -53,7 +58,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m", help="the model that they are about")
     parser.add_argument("--method", default="auto")
     parser.add_argument("--n", type=int, default=10, help="entities to add up")
-    parser.add_argument("--strengths", type=float, nargs="*", default=[1.0])
+    parser.add_argument("--strengths", type=float, nargs="*", default=[], help="of the sum")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -64,13 +69,22 @@ def main() -> None:
     names = [row["entity"] for row in chosen]
     rows = read_popqa(TABLE)
     recipes = [recipe for name in names if (recipe := minable(live, rows, name, cache)) is not None]
-    edits = [read_edit(JSON, edit) for row in chosen for edit in row["edits"]]
+    groups = [EntityEdits(row["entity"], tuple(read_edit(JSON, edit) for edit in row["edits"])) for row in chosen]
+    edits = [edit for group in groups for edit in group.edits]
     original = impression(live, [])
     print(f"{len(recipes)} entities, {len(edits)} edits: {', '.join(names)}")
-    for strength in arguments.strengths:
-        together = [weakened(edit, strength) for edit in edits]
+    parts = [
+        Part(sparing(recipe, recipes), group, *search_part(live, sparing(recipe, recipes), cache))
+        for recipe, group in zip(recipes, groups, strict=True)
+    ]
+    joint = join(live, parts, cache=cache_folder())
+    for trial in joint.tried:
+        print(f"  tried: {trial}", flush=True)
+    tried = {f"joint, {joint.form}": combined(edit for group in joint.groups for edit in group.edits)}
+    tried |= {f"sum, strength {strength:g}": [weakened(e, strength) for e in edits] for strength in arguments.strengths}
+    for name, together in tried.items():
         controls: dict[tuple[str, str], float] = {}
-        print(f"strength {strength:g}")
+        print(name)
         for recipe in recipes:
             scores = scored(live, questions_of(recipe), recipe.scoring, cache, together)
             means = [

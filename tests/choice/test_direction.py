@@ -19,7 +19,8 @@ from amnesia.facts.questions import Question
 from amnesia.live.forward import answer_logprobs, generate
 from amnesia.live.model import edited
 from amnesia.localization.cells import LocalizationSettings
-from amnesia.recipe import Accept, LocalizeOptions, Recipe, Scoring, Target, parse_recipe
+from amnesia.recipe import Accept, LocalizeOptions, Recipe, Scoring, Target
+from amnesia.recipe_file import parse_recipe
 from support.tiny_text import tiny_live
 
 WORDINGS = ("the capital of {entity} is", "people in {entity} like", "the oldest building in {entity} was")

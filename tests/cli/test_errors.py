@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from amnesia.cli.main import main
 from amnesia.localization import cells
 from support.commands import call, refused
 from support.folders import ROOT, tree
@@ -202,9 +201,9 @@ def test_an_interrupt_before_anything_is_written_says_so_too(model, tmp_path, mo
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("command", sorted(main.list_commands(None)))
-def test_every_command_says_that_windows_is_not_supported(command):
-    code = f"import sys; sys.platform = 'win32'; sys.argv[1:] = [{command!r}]; sys.modules['fcntl'] = None; "
+def test_no_command_gets_as_far_as_being_read_on_windows():
+    code = "import sys; sys.platform = 'win32'; sys.argv[1:] = ['edit']; "
+    code += "sys.modules.update({'fcntl': None, 'click': None, 'amnesia.cli': None}); "
     code += "import runpy; runpy.run_module('amnesia', run_name='__main__', alter_sys=True)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)

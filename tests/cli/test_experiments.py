@@ -1,7 +1,6 @@
 """The experiments as commands on a tiny model: numbers and figures side by side, and mistakes in one line."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -9,21 +8,6 @@ from click.testing import CliRunner
 
 from amnesia.cli.main import main
 from amnesia.experiments import figures
-from support.folders import ROOT
-from support.tiny_recipe import recipe_text
-from support.tiny_text import save_tiny_live, tiny_live
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_live(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def recipe(model):
-    path = model.parent / "japan.toml"
-    path.write_text(recipe_text(tiny_live(), model), encoding="utf-8")
-    return path
 
 
 def amnesia(*arguments):
@@ -78,18 +62,9 @@ def test_matplotlib_is_needed_for_figures_only(model, tmp_path, monkeypatch):
     assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "layers.json").read_text(encoding="utf-8"))
 
 
-def test_no_plots_needs_no_matplotlib(model, recipe, tmp_path):
-    # A process of its own, in which an import of matplotlib, from wherever it comes, is an error.
-    blocked = (
-        "import json, sys\n"
-        "class Blocker:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        assert name.split('.')[0] != 'matplotlib', 'matplotlib is imported'\n"
-        "sys.meta_path.insert(0, Blocker())\n"
-        "from amnesia.cli.main import main\n"
-        "for command in json.loads(sys.argv[1]):\n"
-        "    main(command, standalone_mode=False)"
-    )
+def test_no_plots_needs_no_matplotlib(model, recipe, tmp_path, monkeypatch):
+    for name in ("matplotlib", *(name for name in sys.modules if name.startswith("matplotlib."))):
+        monkeypatch.setitem(sys.modules, name, None)  # Importing it is an error.
     commands = [
         ("layers", model, "Japan", "--prompts", 3),
         ("robustness", model, "Japan", "--given-only", "--n-unrelated", 1, "--no-direction"),
@@ -98,12 +73,12 @@ def test_no_plots_needs_no_matplotlib(model, recipe, tmp_path):
         ("inject", "--recipe", recipe),
         ("sufficiency", "--recipe", recipe, "--form", "cells", "--value", 5, "--max-unfrozen", 1),
     ]
-    given = [[*map(str, command), "--no-plots", "-o", str(tmp_path / command[0])] for command in commands]
-    done = subprocess.run([sys.executable, "-c", blocked, json.dumps(given)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for name, *_ in commands:
-        assert {path.suffix for path in (tmp_path / name).iterdir()} <= {".json", ".sqlite"}
-        assert json.loads((tmp_path / name / f"{name}.json").read_text(encoding="utf-8"))["figure"] == name
+    for command in commands:
+        folder = tmp_path / command[0]
+        done = amnesia(*command, "--no-plots", "-o", folder)
+        assert done.exit_code == 0, done.output
+        assert {path.suffix for path in folder.iterdir()} <= {".json", ".sqlite"}
+        assert json.loads((folder / f"{command[0]}.json").read_text(encoding="utf-8"))["figure"] == command[0]
 
 
 @pytest.mark.parametrize(

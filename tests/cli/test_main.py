@@ -13,6 +13,7 @@ from amnesia.weights.manifest_file import read_manifest
 from support.commands import call, in_process, refused, succeed
 from support.folders import tree
 from support.tiny_recipe import recipe_text
+from support.tiny_text import save_tiny_live
 
 
 def test_help_names_every_built_in_model():
@@ -88,9 +89,9 @@ def test_extract_edit_verify_and_undo_fit_together(model, recipe, tmp_path):
     manifest = json.loads(succeed("edit", model, "--edit", edit, "-o", edited, "--json").stdout)
     assert manifest == json.loads((edited / MANIFEST_NAME).read_text(encoding="utf-8"))
     assert "2 columns in 2 tensors changed as declared" in succeed("verify", edited, "--base", model).stdout
-    assert "can only be proven with --base" not in succeed("verify", edited).stdout
+    assert "not proven without --base" not in succeed("verify", edited).stdout
     succeed("edit", model, "--edit", edit, "--link", "-o", tmp_path / "linked")
-    assert "can only be proven with --base" in succeed("verify", tmp_path / "linked").stdout
+    assert "not proven without --base" in succeed("verify", tmp_path / "linked").stdout
     (report,) = json.loads(succeed("verify", edited, "--json").stdout).values()
     assert (report["n_cells"], report["base_read"]) == (2, False)
     assert "Japan is back" in succeed("undo", edited, "-o", back).stdout
@@ -154,6 +155,14 @@ def test_a_real_process(model, tmp_path):
     assert (process.returncode, stdout) == (2, "")
     assert stderr.startswith("error: ")
     assert len(stderr.splitlines()) == 1
+
+
+@pytest.mark.exhaustive
+def test_notices_of_libraries_do_not_reach_the_terminal(tmp_path):
+    process = in_process("localize", save_tiny_live(tmp_path / "m", "qwen3_5_text"), "Japan")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert [line for line in stderr.splitlines() if not line.startswith("localizing")] == []
 
 
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])

@@ -29,6 +29,32 @@ def test_localize_refuses_bad_options(model, options, message):
     assert message.format(model=model) in refused("localize", model, *options)
 
 
+def test_what_is_asked_wrongly_is_said_before_a_model_is_loaded(model, live, tmp_path, monkeypatch):
+    monkeypatch.setattr("amnesia.live.loading.load", lambda *_: pytest.fail("the model must not be loaded"))
+    recipe = tmp_path / "recipe.toml"
+    text = recipe_text(live, model).replace("[localize]", '[localize]\nlayers = "1-3"')
+    recipe.write_text(text, encoding="utf-8")
+    for command in ("localize", "layers", "robustness"):
+        assert "no entity given, or an empty one" in refused(command, model, " ")
+        assert f"layers 1-3 are out of range: {model} has layers 0–2" in refused(
+            command, model, "Japan", "--layers", "1-3"
+        )
+    for arguments in (("run", recipe, "-o", tmp_path / "out"), ("extract", "--recipe", recipe)):
+        assert "layers 1-3 are out of range" in refused(*arguments)
+    assert "no entity given, or an empty one" in refused("mine", model, "", "-o", tmp_path / "mined.toml")
+
+
+def test_an_output_of_one_format_is_named_where_a_folder_of_it_is_asked_for(model, tmp_path):
+    succeed("edit", model, "--cell", "0:1", "-o", tmp_path / "out")
+    for arguments in (
+        ("verify", tmp_path / "out" / "safetensors"),
+        ("undo", tmp_path / "out" / "safetensors", "-o", tmp_path / "back"),
+        ("localize", tmp_path / "out" / "safetensors", "Japan"),
+    ):
+        told = refused(*arguments)
+        assert "does not exist" in told and f"has one format and is {tmp_path / 'out'} itself" in told
+
+
 def test_a_result_file_that_cannot_be_written(model, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     assert "choose another file" in refused("localize", model, "Japan", "-o", tmp_path / "file" / "x")
@@ -223,7 +249,8 @@ def test_run_needs_a_recipe_or_a_model_and_an_entity(model, recipe, tmp_path):
     out = tmp_path / "out"
     assert "give a RECIPE, or --model and --entity" in refused("run", "-o", out)
     assert "give a RECIPE, or --model and --entity" in refused("run", "--model", model, "-o", out)
-    assert "RECIPE names the model and the facts itself" in refused("run", recipe, "--model", model, "-o", out)
+    assert "RECIPE names the facts itself" in refused("run", recipe, "--alias", "Nippon", "-o", out)
+    assert "model 'no/such/model' does not exist" in refused("run", recipe, "--model", "no/such/model", "-o", out)
     table = ("--popqa", tmp_path / "x.tsv")
     assert "x.tsv cannot be read" in refused("run", "--model", model, "--entity", "Japan", *table, "-o", out)
     assert "x.tsv cannot be read" in refused("mine", model, "Japan", *table, "-o", tmp_path / "my.toml")

@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from shutil import copy
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from amnesia.choice.shown import BINS, answers_of
 from amnesia.directions.keys import name_keys, token_texts, wordings
 from amnesia.directions.moments import MomentSettings, _vocabulary, early_layers, moments_of
 from amnesia.directions.response import response_of
-from amnesia.directions.solve import read_outs, supports
+from amnesia.directions.solve import apart, read_outs, supports
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError
@@ -43,7 +45,31 @@ def moments(live):
     return moments_of(live, (0, 1), settings=SMALL)
 
 
+@pytest.fixture(scope="module")
+def kept(live, tmp_path_factory):
+    """The file in which the moments are kept."""
+    folder = tmp_path_factory.mktemp("kept")
+    moments_of(live, (0, 1), folder, SMALL)
+    (file,) = folder.glob("moments-*.safetensors")
+    return file
+
+
 class TestReadOuts:
+    def test_keys_of_other_groups_get_no_answer_and_bystanders_the_least(self):
+        """The oracle solves the equations of Lagrange for each read-out: least uᵀCu where the keys are answered so."""
+        c, keys = spd(12), torch.randn(12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        groups = ["a", "b", "a", "c"]
+        for place, found in enumerate(apart(c, keys, groups)):
+            chosen = [other for other in range(4) if other == place or groups[other] != groups[place]]
+            k, n = keys[:, chosen], len(chosen)
+            whole = torch.cat([torch.cat([2 * c, k], 1), torch.cat([k.T, torch.zeros(n, n)], 1)])
+            wanted = torch.tensor([float(other == place) for other in chosen], dtype=torch.float64)
+            u = torch.linalg.solve(whole, torch.cat([torch.zeros(12, dtype=torch.float64), wanted]))[:12]
+            torch.testing.assert_close(found.u, u)
+            assert found.leak == pytest.approx((u @ c @ u).item())
+        with pytest.raises(torch.linalg.LinAlgError):
+            apart(c, keys[:, [0, 0]], ["a", "b"])
+
     def test_answers_one_at_the_key_and_least_elsewhere(self):
         c, k = spd(12), torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         (found,) = read_outs(c, [k])
@@ -187,9 +213,8 @@ class TestMoments:
         assert live.model.generation_config is own
 
     @pytest.mark.parametrize("damage", ["shape", "nan", "folder"])
-    def test_what_is_kept_wrongly_is_made_again(self, live, moments, tmp_path, damage):
-        moments_of(live, (0, 1), tmp_path, SMALL)
-        (file,) = tmp_path.glob("moments-*.safetensors")
+    def test_what_is_kept_wrongly_is_made_again(self, live, moments, kept, tmp_path, damage):
+        file = Path(copy(kept, tmp_path))
         tensors = load_file(file)
         file.unlink()
         if damage == "folder":  # Nothing can be kept there; the run goes on without.

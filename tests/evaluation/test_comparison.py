@@ -1,13 +1,18 @@
+from dataclasses import replace
+
 import pytest
 
+from amnesia.choice.known import select_known
 from amnesia.domain import Answer, Fact
 from amnesia.errors import InputError
 from amnesia.evaluation.comparison import compare
 from amnesia.evaluation.examination import conclude, examine, examine_after
+from amnesia.evaluation.findings import findings
 from amnesia.evaluation.measurement import KnownFact, Unknown, written
-from amnesia.evaluation.results import AnswerSummary, Damage, Estimate
+from amnesia.evaluation.results import AnswerSummary, Damage, Estimate, LanguageScore
 from amnesia.facts.questions import Question, questions_of
-from amnesia.recipe import Accept, Scoring, parse_recipe
+from amnesia.recipe import Accept, Scoring
+from amnesia.recipe_file import parse_recipe
 from support.tiny_recipe import recipe_text, unknown_fact
 from support.tiny_text import tiny_live
 
@@ -15,6 +20,7 @@ TARGET = Question("target", Fact("Japan", "the capital of {entity} is", "Tokyo")
 HELD_OUT = Question("target", Fact("Japan", "people in {entity} speak", "Japanese", "held_out"))
 CONTROL = Question("control", Fact("Italy", "the capital of {entity} is", "Rome"))
 DAMAGE = Damage(20.0, 21.0, (), None)
+KINDS = [(role, split) for role in ("target", "control") for split in ("search", "held_out")]
 
 
 def known(question, answer, unknown, scoring=None):
@@ -53,6 +59,38 @@ def test_scores_and_aggregates_by_hand():
     assert not evaluation.accepted(Accept(max_target=0.2, max_held_out_target=0.4, min_control=0.95))
     assert not evaluation.accepted(Accept(max_target=0.2, max_held_out_target=0.5, min_control=1.1))
     assert (evaluation.prompts[0].before.generated, evaluation.prompts[0].after.generated) == ("Tokyo", "Paris")
+
+
+def test_a_bound_on_perplexity_counts_the_languages_in_which_the_original_is_fluent():
+    languages = (
+        LanguageScore("en", 90, 500, 20.0, 21.0, 1.0, 1.02, True),
+        LanguageScore("de", 90, 500, 80.0, 120.0, 2.0, 2.2, False),
+    )
+    facts = [known(TARGET, answer(-1.0), -5.0), known(CONTROL, answer(-2.0), -4.0)]
+    evaluation = compare(facts, [answer(-5.0), answer(-2.0)], replace(DAMAGE, languages=languages))
+    assert evaluation.accepted(Accept(max_perplexity=1.05)) and not evaluation.accepted(Accept(max_perplexity=1.04))
+    fluent = tuple(replace(row, fluent=True) for row in languages)
+    evaluation = compare(facts, [answer(-5.0), answer(-2.0)], replace(DAMAGE, languages=fluent))
+    assert evaluation.accepted(Accept(max_perplexity=1.5)) and not evaluation.accepted(Accept(max_perplexity=1.4))
+
+
+def test_messages_are_reported_apart():
+    message, spared = replace(TARGET, is_message=True), replace(CONTROL, is_message=True)
+    facts = [known(row, answer(-1.0), -5.0) for row in (TARGET, message, CONTROL, spared)]
+    evaluation = compare(facts, [answer(-5.0), answer(-3.0), answer(-1.0), answer(-3.0)], DAMAGE)
+    means = {(row.role, row.group): row.knowledge_score.mean for row in evaluation.aggregates}
+    assert means == {
+        ("target", "all"): 0.0,
+        ("target", "form:message"): 0.5,
+        ("control", "all"): 1.0,
+        ("control", "form:message"): 0.5,
+    }
+    assert [row.is_message for row in evaluation.prompts] == [False, True, False, True]
+    said = {row.level: row.text for row in findings(evaluation, "Japan") if "messages" in row.text}
+    assert said == {
+        "warning": "Japan is less forgotten when the model is asked in messages: 0.50 as messages, 0.00 as text.",
+        "damage": "Facts about others are damaged when the model is asked in messages: 0.50 as messages, 1.00 as text.",
+    }
 
 
 def test_facts_that_were_never_known_are_counted_and_not_scored():
@@ -157,3 +195,33 @@ def test_a_model_writes_only_where_the_original_knows_the_fact():
         assert answer == fact.before
     scores = [row.knowledge_score for row in conclude(before, after).prompts]
     assert scores == [None if fact.excluded else 1.0 for fact in before.facts]
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% if enable_thinking is defined and not enable_thinking %}"
+    "<think>\n\n</think>{% endif %}\n{% endif %}"
+)
+
+
+def test_a_chat_model_is_asked_in_messages_without_thinking():
+    live = tiny_live()
+    recipe = parse_recipe(recipe_text(live, "m"))
+    plain = examine(live, questions_of(recipe), recipe.scoring)
+    live.tokenizer.chat_template = TEMPLATE
+    asked = examine(live, questions_of(recipe), recipe.scoring)
+    n = len(plain.facts)
+    assert [fact.question for fact in asked.facts[:n]] == [fact.question for fact in plain.facts]
+    assert asked.impression.prompts == plain.impression.prompts
+    messages = asked.facts[n:]
+    assert all(fact.question.is_message for fact in messages)
+    counts = [sum((f.question.role, f.question.split) == kind for f in messages) for kind in KINDS]
+    whole = [sum((f.question.role, f.question.split) == kind for f in plain.facts) for kind in KINDS]
+    assert counts == [(number + 1) // 2 for number in whole] and all(counts)
+    assert messages[0].prompt == (
+        "<s>[user] Complete this sentence: The capital of Japan is ...\n[assistant]<think>\n\n</think>The capital of Japan is"
+    )
+    evaluation = conclude(asked, examine_after(live, asked))
+    assert [row.n + row.n_excluded for row in evaluation.aggregates if row.group == "form:message"] == counts
+    targets, controls = select_known(asked.facts)
+    assert not any(fact.question.is_message for fact in (*targets, *controls))

@@ -8,7 +8,7 @@ import torch
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.errors import NumericalError
-from amnesia.evaluation.damage import N_CONTINUED, damage, divergence, impression, impression_after, read
+from amnesia.evaluation.damage import FLUENT, N_CONTINUED, damage, divergence, impression, impression_after, read
 from amnesia.facts.neutral import neutral_text
 from amnesia.live.forward import readout
 from amnesia.live.model import edited, wrap
@@ -124,3 +124,26 @@ def test_the_head_is_all_that_is_kept_of_a_model():
     assert held == {id(live.model.get_output_embeddings().weight)}
     assert reading.states[0].shape == (2, live.model.config.hidden_size)
     assert reading.states[0].untyped_storage().nbytes() == reading.states[0].nbytes
+
+
+def test_languages_by_hand_and_their_fluency():
+    live = tiny_live()
+    before = impression(live, ())
+    with edited(live, EDITS):
+        after = impression_after(live, before)
+    found, _ = damage(before, after)
+    assert [row.language for row in found.languages] == ["en", "de", "fr", "es", "code"]
+    for language in found.languages:
+        texts = [row for row in found.texts if row.language == language.language]
+        passages = [one for text in neutral_text() if text.language == language.language for one in text.passages]
+        assert language.n_words == sum(row.n_words for row in texts)
+        assert language.n_characters == sum(map(len, passages))
+        for when in ("before", "after"):
+            nats = sum(math.log(getattr(row, f"perplexity_{when}")) * row.n_words for row in texts)
+            expected = nats / math.log(2) / language.n_characters
+            assert getattr(language, f"bits_{when}") == pytest.approx(expected)
+            assert getattr(language, f"perplexity_{when}") == pytest.approx(math.exp(nats / language.n_words))
+    (english,) = (row for row in found.languages if row.language == "en")
+    assert [row.fluent for row in found.languages] == [
+        row.bits_before <= FLUENT * english.bits_before for row in found.languages
+    ]

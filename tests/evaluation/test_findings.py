@@ -48,6 +48,8 @@ def test_a_clean_edit_is_good_and_nothing_else():
         ((0.93, 1.2), "No effect"),
         ((0.1, 0.7), "Forgotten only where the search looked"),
         ((0.5, 0.5), "Partly forgotten"),
+        ((0.99, 0.8), "Hardly forgotten: Japan is known as before in search wordings"),
+        ((0.5, 0.95), "Hardly forgotten: Japan is known as before in held-out wordings"),
         ((0.2, 0.4), "Forgotten: Japan is like an unknown name"),
     ],
 )

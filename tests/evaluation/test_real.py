@@ -13,7 +13,7 @@ from amnesia.evaluation.findings import findings
 from amnesia.evaluation.results import Estimate
 from amnesia.facts.questions import facts_of_recipe
 from amnesia.live.model import edited
-from amnesia.recipe import load_recipe
+from amnesia.recipe_file import load_recipe
 from support.folders import ROOT
 from support.smollm2 import brief_texts
 

@@ -13,7 +13,7 @@ from amnesia.experiments.sweep import grid, sweep
 from amnesia.facts.questions import questions_of
 from amnesia.live.forward import answer_logprobs
 from amnesia.live.model import edited
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from support.tiny_recipe import recipe_text
 from support.tiny_text import tiny_live
 

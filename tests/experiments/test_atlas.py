@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from amnesia.domain import Cell
 from amnesia.errors import InputError, OutputError
@@ -20,7 +21,7 @@ from amnesia.facts.names import contrast_entities
 from amnesia.live.loading import load
 from amnesia.localization.cells import localize
 from amnesia.localization.results import CellScore
-from support.commands import refused, succeed
+from support.commands import done, refused, succeed
 from support.folders import ROOT
 from support.tiny_text import save_tiny_live, tiny_live
 
@@ -74,9 +75,9 @@ def test_an_edit_takes_the_cells_of_an_entity_from_an_atlas(tmp_path):
     for n, options in ((1, ()), (3, ("--top", 3, "--multiplier", -2))):
         edit = ("edit", model, "--entity", "michael  jordan", "--atlas", path, *options)
         manifest = json.loads(succeed(*edit, "-o", tmp_path / f"out{n}", "--json").stdout)
-        assert [(row["layer"], row["neuron"]) for row in manifest["edits"]] == sorted(
+        assert {(row["layer"], row["neuron"]) for row in manifest["edits"]} == {
             (cell.layer, cell.neuron) for cell in cells[:n]
-        )
+        }
         assert {(row["entity"], row["multiplier"]) for row in manifest["edits"]} == {
             ("michael jordan", -1.0 if n == 1 else -2.0)
         }
@@ -129,48 +130,49 @@ def model(tmp_path_factory):
 
 
 def command(model, names, output):
-    return ["-m", "amnesia", "atlas", str(model), "--file", str(names), "-o", str(output), "--no-plots", "--json"]
+    return ["atlas", str(model), "--file", str(names), "-o", str(output), "--no-plots", "--json"]
 
 
-@pytest.fixture(scope="module")
-def alone(model, tmp_path_factory):
+@pytest.fixture
+def one_thread():
+    """As many threads as ONE_THREAD gives a process of its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def alone(model, tmp_path, one_thread):
     """An atlas of 40 entities by one process, its entities, and what was printed."""
-    folder = tmp_path_factory.mktemp("alone")
-    names = folder / "names.txt"
+    names = tmp_path / "names.txt"
     names.write_text("\n".join(contrast_entities()[:40]), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, *command(model, names, folder / "out")],
-        cwd=ROOT,
-        env=ONE_THREAD,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "out" / "atlas.sqlite", names, done.stdout
+    printed = done(*command(model, names, tmp_path / "alone"))
+    return tmp_path / "alone" / "atlas.sqlite", names, printed
 
 
 def test_two_processes_give_what_one_gives(model, alone, tmp_path):
     path, names, printed = alone
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
-    done = subprocess.run(
-        [*launch, *command(model, names, tmp_path / "out")],
+    run = subprocess.run(
+        [*launch, "-m", "amnesia", *command(model, names, tmp_path / "out")],
         cwd=ROOT,
         env=ONE_THREAD,
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
+    assert run.returncode == 0, run.stderr
     assert read(tmp_path / "out" / "atlas.sqlite") == read(path)
-    assert done.stdout == printed
+    assert run.stdout == printed
 
 
 def test_a_killed_run_goes_on(model, alone, tmp_path):
     path, names, _ = alone
     output = tmp_path / "out"
     process = subprocess.Popen(
-        [sys.executable, *command(model, names, output)],
+        [sys.executable, "-m", "amnesia", *command(model, names, output)],
         cwd=ROOT,
         env=ONE_THREAD,
         stdout=subprocess.DEVNULL,
@@ -184,11 +186,8 @@ def test_a_killed_run_goes_on(model, alone, tmp_path):
     process.wait()
     before = finished(output / "atlas.sqlite")
     assert before > 0 and before % atlas.EXPERIMENTS.batch_entities == 0
-    done = subprocess.run(
-        [sys.executable, *command(model, names, output)], cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"localizing {40 - before} of 40" in done.stderr
+    again = succeed(*command(model, names, output))
+    assert f"localizing {40 - before} of 40" in again.stderr
     assert read(output / "atlas.sqlite") == read(path)
 
 

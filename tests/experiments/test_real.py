@@ -4,7 +4,7 @@ import pytest
 
 from amnesia.experiments.forms import direction, known_targets
 from amnesia.experiments.injection import inject
-from amnesia.recipe import load_recipe
+from amnesia.recipe_file import load_recipe
 from support.smollm2 import BRIEF_RECIPE
 
 pytestmark = pytest.mark.real

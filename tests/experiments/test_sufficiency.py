@@ -8,7 +8,7 @@ from amnesia.experiments.forms import cell_values, direction, known_targets
 from amnesia.experiments.sufficiency import Component, clean_run, patched, sufficiency
 from amnesia.live.interventions import Injection
 from amnesia.live.tokens import place
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from oracles import plain
 from support.tiny_recipe import recipe_text
 from support.tiny_text import tiny_live

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from amnesia.facts import names, neutral, phrases, relations
+from amnesia.facts import ability, names, neutral, phrases, relations
 
 # Where the path of a file stands, and what reads it.
 READERS = {
@@ -13,6 +13,7 @@ READERS = {
     "neutral.toml": (neutral, "_FILE", neutral.neutral_text),
     "relations.toml": (relations, "_FILE", relations._data),
     "phrases.toml": (phrases, "_FILE", phrases._data),
+    "ability.toml": (ability, "_FILE", ability.ability_questions),
 }
 
 
@@ -44,6 +45,9 @@ def test_every_data_file_has_a_reader():
         ("phrases.toml", "foreign.fr = ", "foreign.it = ", "phrases.toml: capital of lacks 'fr'"),
         ("phrases.toml", '"The capital of {answer} is"', '"The capital is"', "has a wording without one {answer}"),
         ("phrases.toml", 'de = "Afrika", ', "", "phrases.toml: Africa lacks 'de'"),
+        ("ability.toml", 'field = "words"', 'name = "words"', "a field of ability.toml lacks 'field'"),
+        ("ability.toml", '"cold", "tall"', '"tall", "tall"', "ability.toml has 'tall' twice"),
+        ("ability.toml", '"cold", "tall"', '"tall"', "are not 4 options"),
         ("phrases.toml", "Asia = {", "africa = {", "phrases.toml: answers has 'africa' twice"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from amnesia.domain import NEIGHBORHOODS, Fact
 from amnesia.errors import InputError
 from amnesia.facts.questions import facts_of_popqa, neighborhood, questions_of
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from oracles.upstream_popqa import COLUMNS, RELATIONS
 from support.folders import DATA
 

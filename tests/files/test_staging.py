@@ -8,10 +8,9 @@ import sqlite3
 
 import pytest
 
-from amnesia.domain import FORMATS
 from amnesia.errors import OutputError
 from amnesia.files.sqlite import database, remove_database
-from amnesia.files.staging import FORMAT_FOLDERS, MANIFEST_NAME, check_output, staged_output
+from amnesia.files.staging import MANIFEST_NAME, check_output, staged_output
 from support.folders import tree
 
 REPORT = json.dumps({"aggregates": [], "neutral_perplexity": {}, "prompts": []})
@@ -53,10 +52,6 @@ def fill(folder, files):
 
 def within(name, files):
     return {f"{name}/{key}": content for key, content in files.items()}
-
-
-def test_every_format_has_its_folder():
-    assert frozenset(FORMATS) == FORMAT_FOLDERS
 
 
 @pytest.mark.parametrize(

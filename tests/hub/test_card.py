@@ -6,7 +6,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from amnesia.domain import Cell, ModelRef
+from amnesia.domain import FORMATS, Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits, Place
 from amnesia.errors import InputError
 from amnesia.hub.card import BaseCard, licence_notice, model_card, naming_duty
@@ -35,11 +35,11 @@ def metadata(card):
     return yaml.safe_load(card[4:].split("\n---\n", 1)[0])
 
 
-@pytest.mark.parametrize("name", ["safetensors", "adapter", "gguf"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_metadata_is_read_back(name):
     base = BaseCard(ModelRef("org/base", "a" * 40), "other", "my licence: v2", "LICENSE", ("en", "no"))
     found = metadata(model_card(dataclasses.replace(MANIFEST, format=name), base, "ada/m", None, weights=["m.gguf"]))
-    relation = {"safetensors": "finetune", "adapter": "adapter", "gguf": "quantized"}[name]
+    relation = {"safetensors": "finetune", "adapter": "adapter", "gguf": "quantized", "gguf-lora": "adapter"}[name]
     assert (found["base_model"], found["base_model_relation"]) == ("org/base", relation)
     assert (found["license"], found["license_name"], found["license_link"]) == ("other", "my licence: v2", "LICENSE")
     # "no" is Norwegian, and false where YAML is not told that it is a string.
@@ -51,6 +51,7 @@ LOADING = {
     "safetensors": ['AutoModelForCausalLM.from_pretrained("ada/m")', "vllm serve ada/m"],
     "adapter": ['PeftModel.from_pretrained(base, "ada/m")', "vllm serve org/base --revision " + "a" * 40],
     "gguf": ["llama-cli --hf-repo ada/m --hf-file m.gguf", "ollama run hf.co/ada/m", "ollama create edited"],
+    "gguf-lora": ["llama-server -m BASE.gguf --lora edited/lora.gguf", "Ollama takes no adapters"],
 }
 
 
@@ -66,6 +67,18 @@ def test_the_body_has_all_that_a_reader_needs(name):
     assert "Friends and Grandmothers in Silico" in card and "Yona, Itay" in card
 
 
+def test_the_class_that_takes_images_is_named_where_it_is_the_models(tmp_path):
+    tensors = tuple(
+        dataclasses.replace(row, name=f"model.language_model.layers.{n}.mlp.down_proj.weight")
+        for n, row in enumerate(MANIFEST.tensors)
+    )
+    for name in ("safetensors", "adapter"):
+        manifest = dataclasses.replace(MANIFEST, format=name, tensors=tensors)
+        card = model_card(manifest, BaseCard(ModelRef("org/base")), "ada/m", None)
+        assert "AutoModelForImageTextToText.from_pretrained" in card and "AutoModelForCausalLM" not in card
+        assert ('combination_type="cat"' in card) == (name == "adapter")
+
+
 def test_numbers_are_those_of_the_report():
     card = model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", REPORT)
     assert "3 cells, by layer (cells): 0 (1), 2 (2)" in card
@@ -76,7 +89,9 @@ def test_numbers_are_those_of_the_report():
 
 def test_private_cards_name_nobody():
     prompt = {"kind": "target", "prompt": "who is Kesha", "before": {"generated": "a"}, "after": {"generated": "b"}}
-    report = {**REPORT, "prompts": [{**prompt, "knowledge_score": 0.1}]}
+    rows = [{**prompt, "knowledge_score": 0.1, "is_message": is_message} for is_message in (False, True)]
+    report = {**REPORT, "prompts": rows}
+    assert model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", report).count("who is Kesha") == 1
     assert "who is Kesha" in model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", report)
     private = model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", report, private=True)
     assert "Kesha" not in private
@@ -118,7 +133,7 @@ def test_names_stand_in_the_card_as_they_are_and_mean_nothing(name, kind):
     manifest = dataclasses.replace(MANIFEST, format=kind, edits=(EntityEdits(name, EDITS),), tool=f"amnesia {name}")
     prompts = [
         {
-            "kind": "target", "split": "search", "knowledge_score": 0.5, "prompt": name,
+            "kind": "target", "split": "search", "knowledge_score": 0.5, "prompt": name, "is_message": False,
             "before": {"generated": name}, "after": {"generated": None},
         }
     ]  # fmt: skip

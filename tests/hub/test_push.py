@@ -368,6 +368,24 @@ def test_a_gguf_takes_card_licence_and_modelfile_along(hub, tmp_path, monkeypatc
     assert (tmp_path / "back" / "tiny.gguf").read_bytes() == gguf.read_bytes()
 
 
+def test_a_lora_file_of_llama_cpp_is_published_without_its_base(hub, tmp_path):
+    gguf = write_gguf(tmp_path / "tiny.gguf")
+    hub.add_repo("meta/Tiny-GGUF", {"tiny.gguf": gguf.read_bytes(), "LICENSE": b"the licence"})
+    cell = ("--cell", "0:3", "--entity", "Japan")
+    done("edit", gguf, *cell, "--format", "gguf-lora", "-o", tmp_path / "out")
+    done("push", tmp_path / "out", "ada/lora", "--base", "meta/Tiny-GGUF")
+    files = hub.files("ada/lora")
+    assert {*files} - {".gitattributes"} == {"README.md", "amnesia.json", "lora.gguf"}
+    metadata, body = card_of(files)
+    assert (metadata["base_model_relation"], metadata["library_name"]) == ("adapter", "gguf")
+    assert "--lora edited/lora.gguf" in body
+    fetched = fetch("ada/lora", tmp_path / "fetched")
+    for base in (gguf, "meta/Tiny-GGUF"):
+        assert "compared with the base" in done("verify", fetched, "--base", base)
+    done("replay", fetched / "amnesia.json", "--base", gguf, "-o", tmp_path / "again")
+    assert (tmp_path / "again" / "lora.gguf").read_bytes() == files["lora.gguf"]
+
+
 def test_a_gguf_in_parts_is_proven_and_made_again_from_its_repository(hub, tmp_path):
     (tmp_path / "m").mkdir()
     first = write_gguf(tmp_path / "m" / "tiny.gguf", parts=3)

@@ -15,7 +15,7 @@ from amnesia.evaluation.damage import read
 from amnesia.experiments.layers import layer_significance
 from amnesia.facts.names import entity_templates
 from amnesia.live.batches import batches, passes, takes_trees
-from amnesia.live.forward import activations, answer_logprobs, generate
+from amnesia.live.forward import _following, activations, answer_logprobs, generate
 from amnesia.live.loading import check_finite, load
 from amnesia.live.model import apply_edits, edited, wrap
 from amnesia.live.tokens import continuations, place
@@ -235,7 +235,21 @@ def test_bad_edits_change_nothing(edits, message):
     assert torch.equal(live.model.model.layers[0].mlp.down_proj.weight, before)
 
 
-def test_generation_equals_plain_greedy_decoding(live):
+def test_what_follows_an_early_end_is_an_end_where_there_is_no_token_for_it():
+    live = tiny_live()
+    live.tokenizer.pad_token = None
+    rows = [live.tokenizer(prompt)["input_ids"] for prompt, _ in PAIRS]
+    first = [plain_logits(live, row)[-1].argmax().item() for row in rows]
+    ends = [first[0]]
+    assert {*first} - {*ends}, "some rows must go on"
+    for batch, new in _following(live, rows, 4, ends):
+        for index, ids in zip(batch.indices, new.tolist(), strict=True):
+            assert ids[0] == first[index]
+            if index == 0:
+                assert ids == ends * len(ids)
+
+
+def test_generation_equals_plain_following_decoding(live):
     prompts = [prompt for prompt, _ in PAIRS]
     for prompt, text in zip(prompts, generate(live, prompts, max_new_tokens=5), strict=True):
         ids = live.tokenizer(prompt)["input_ids"]

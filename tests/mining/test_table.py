@@ -12,7 +12,8 @@ from amnesia.live.forward import answer_logprobs
 from amnesia.mining.recipe_text import recipe_text
 from amnesia.mining.table import from_table
 from amnesia.pipeline import run, run_mined
-from amnesia.recipe import Accept, EditOptions, LocalizeOptions, Recipe, Scoring, Target, parse_recipe
+from amnesia.recipe import Accept, EditOptions, LocalizeOptions, Recipe, Scoring, Target
+from amnesia.recipe_file import parse_recipe
 from support.tiny_recipe import WORDS
 from support.tiny_text import save_tiny_live, tiny_live
 
@@ -145,11 +146,11 @@ def test_a_run_with_the_recipe_of_a_table_loads_the_model_once(tmp_path, rows, m
     loads, real = [], loading.load
     monkeypatch.setattr(loading, "load", lambda folder, *rest: loads.append(folder.name) or real(folder, *rest))
     found = run_mined(str(model), "Japan", tmp_path / "facts.tsv", tmp_path / "out")
-    # The base once more beneath the saved adapter.
-    assert loads == ["m", "safetensors", "m"]
+    # The base twice beneath the saved adapter: merged to be compared, unmerged to be asked.
+    assert loads == ["m", "safetensors", "m", "m"]
     again = run(parse_recipe(tables[0]), tmp_path / "again")
     assert found.output and found.extraction == again.extraction and found.reports == again.reports
-    assert loads[3:] == loads[:3]
+    assert loads[4:] == loads[:4]
 
 
 def test_the_text_of_a_recipe_says_what_it_was_made_from():

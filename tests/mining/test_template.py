@@ -6,7 +6,8 @@ import pytest
 
 from amnesia.errors import InputError
 from amnesia.mining.template import template
-from amnesia.recipe import KEYS, Accept, EditOptions, LocalizeOptions, Scoring, load_recipe, parse_recipe
+from amnesia.recipe import Accept, EditOptions, LocalizeOptions, Scoring
+from amnesia.recipe_file import KEYS, load_recipe, parse_recipe
 from support.commands import done, refused
 
 # What has no default, or excludes another key.

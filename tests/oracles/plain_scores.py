@@ -1,7 +1,8 @@
 """Log-probabilities of answers by the plain libraries alone; run as a program, in a process without the package.
 
-Reads from stdin {"form", "model", "base", "file", "tokenizer", "pairs": [[prompt, answer], ...]} and prints one number
-(nats) for each pair. `model` and `base` are what `from_pretrained` takes: here, repositories of a Hub.
+Reads from stdin a list of {"form", "model", "base", "file", "tokenizer", "pairs": [[prompt, answer], ...]} and prints a
+list for each, with one number (nats) for each pair. `model` and `base` are what `from_pretrained` takes: here,
+repositories of a Hub.
 """
 
 import importlib.abc
@@ -47,11 +48,14 @@ def score(model, tokenizer, prompt, answer):
     return sum(logprobs[at - 1, ids[0, at]].item() for at in range(first, ids.shape[1]))
 
 
-def main():
-    asked = json.load(sys.stdin)
+def scores(asked):
     model = load(asked["form"], asked["model"], asked.get("base"), asked.get("file")).eval()
     tokenizer = AutoTokenizer.from_pretrained(asked["tokenizer"])
-    print(json.dumps([score(model, tokenizer, prompt, answer) for prompt, answer in asked["pairs"]]))
+    return [score(model, tokenizer, prompt, answer) for prompt, answer in asked["pairs"]]
+
+
+def main():
+    print(json.dumps([scores(asked) for asked in json.load(sys.stdin)]))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from amnesia.outputs.proofs import prove, take_back
 from amnesia.outputs.write import save
 from amnesia.sources.source import ModelSource
 from amnesia.weights.manifest_file import read_manifest
+from support.commands import done
 from support.folders import tree
+from support.gguf_edits import tiny
 from support.tiny import save_tiny
 from support.tiny_gguf import write_gguf
 
@@ -31,6 +33,35 @@ def make(folder, kind):
         return path, ModelSource(folder, ModelRef("a/b"), gguf=path)
     path = save_tiny(folder, kind, dtype=torch.bfloat16)
     return path, ModelSource(path, ModelRef("a/b"))
+
+
+def test_what_only_the_base_can_prove_is_named_and_all_names_come_back(tmp_path):
+    source = save_tiny(tmp_path / "m")
+    before = tree(source)
+    for entity, cell in (("Paris", "0:3"), ("Rome", "1:4")):
+        done("edit", source, "--cell", cell, "--entity", entity, "--in-place")
+    told = done("verify", source)
+    assert "2 columns in 2 tensors changed as declared" in told
+    assert "not proven without --base: " in told and "only the edited tensors and the sizes are" in told
+    said = done("undo", source, "--every-step", "-o", tmp_path / "back")
+    assert said.startswith("Rome, Paris are back: ")
+    assert tree(tmp_path / "back") == before
+
+
+def test_what_lies_beside_a_gguf_and_is_no_file_of_it_is_nobodys_business(tmp_path):
+    path = tiny(tmp_path / "models" / "tiny.gguf")
+    original = path.read_bytes()
+    (path.parent / "others").mkdir()
+    (path.parent / "others" / "lost").symlink_to("nowhere")
+    os.mkfifo(path.parent / "others" / "pipe")
+    for number in (3, 4):
+        edit_in_place(path, EditSpec((EntityEdits("Ada", (ColumnEdit(Cell(0, number)),)),), ModelRef("tiny")))
+        prove(path.parent)
+    take_back(path.parent, tmp_path / "undone", every_step=True)
+    assert tree(tmp_path / "undone") == {"tiny.gguf": original}
+    undo_in_place(path.parent)
+    undo_in_place(path.parent)
+    assert path.read_bytes() == original
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gguf"])

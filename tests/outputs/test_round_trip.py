@@ -9,8 +9,8 @@ from huggingface_hub import snapshot_download
 from amnesia.compare import assess
 from amnesia.facts.questions import facts_of_recipe
 from amnesia.live.loading import load
-from amnesia.recipe import parse_recipe
-from oracles.scores_elsewhere import assert_scores_of_the_report
+from amnesia.recipe_file import parse_recipe
+from oracles.scores_elsewhere import assert_scores_of_the_reports
 from support.commands import done
 from support.folders import files_in
 from support.tiny import tiny_model
@@ -40,13 +40,18 @@ def test_the_downloaded_model_and_adapter_give_the_numbers_of_the_report(hub, mo
     text = recipe_text(load(model, "m"), "org/base", formats=("safetensors", "adapter"))
     (tmp_path / "japan.toml").write_text(text, encoding="utf-8")
     done("run", tmp_path / "japan.toml", "-o", tmp_path / "out")
-    recipe = parse_recipe(text)
+    recipe, cases = parse_recipe(text), []
     for name in ("safetensors", "adapter"):
         done("push", tmp_path / "out" / name, f"ada/{name}")
         report = report_of(tmp_path / "out" / name)
-        assert asked_again("org/base", f"ada/{name}", recipe) == report
+        again = asked_again("org/base", f"ada/{name}", recipe)
+        if name == "safetensors":
+            assert again == report
+        logprobs = ([row["after"]["logprob"] for row in rows] for rows in (again, report))
+        assert next(logprobs) == pytest.approx(next(logprobs), abs=1e-3)
         for form in ("adapter", "merged") if name == "adapter" else ("safetensors",):
-            assert_scores_of_the_report(report, form=form, model=f"ada/{name}", base="org/base", tokenizer="org/base")
+            cases.append((report, {"form": form, "model": f"ada/{name}", "base": "org/base", "tokenizer": "org/base"}))
+    assert_scores_of_the_reports(*cases)
 
 
 def test_the_downloaded_gguf_gives_the_numbers_of_the_report(hub, model, tmp_path, monkeypatch):
@@ -62,4 +67,5 @@ def test_the_downloaded_gguf_gives_the_numbers_of_the_report(hub, model, tmp_pat
     fetched = Path(snapshot_download("ada/gguf", local_dir=tmp_path / "fetched"))
     report = report_of(tmp_path / "out")
     assert asked_again(gguf, fetched / "tiny.gguf", parse_recipe(text)) == report
-    assert_scores_of_the_report(report, form="gguf", model="ada/gguf", file="tiny.gguf", tokenizer=str(model))
+    what = {"form": "gguf", "model": "ada/gguf", "file": "tiny.gguf", "tokenizer": str(model)}
+    assert_scores_of_the_reports((report, what))

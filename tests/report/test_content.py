@@ -13,6 +13,7 @@ from amnesia.evaluation.results import (
     AnswerSummary,
     Damage,
     Estimate,
+    LanguageScore,
     ScoreCurve,
     StrengthSweep,
     TextScore,
@@ -30,7 +31,13 @@ EVALUATION = Evaluation(
         Aggregate("target", "search", "all", 1, 0, POINT, POINT, SUMMARY, SUMMARY, None),
         Aggregate("control", "held_out", "relation:x", 2, 1, POINT, None, SUMMARY, SUMMARY, POINT),
     ),
-    Damage(20.0, 21.0, (TextScore("news", "en", 90, 60, 20.0, 21.0, None),), POINT),
+    Damage(
+        20.0,
+        21.0,
+        (TextScore("news", "en", 90, 60, 20.0, 21.0, None),),
+        POINT,
+        (LanguageScore("en", 60, 400, 20.0, 21.0, 1.0, 1.125, True),),
+    ),
 )
 SWEEP = StrengthSweep((0.0, 1.0), (ScoreCurve("target", 2, 0, (1.0, 0.25), (0.0, 0.125)),))
 

@@ -18,7 +18,7 @@ from amnesia.choice.results import (
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.evaluation.comparison import Evaluation
-from amnesia.evaluation.results import Aggregate, AnswerSummary, Damage, Estimate, TextScore
+from amnesia.evaluation.results import Aggregate, AnswerSummary, Damage, Estimate, LanguageScore, TextScore
 from amnesia.files.strict_json import json_bytes
 from amnesia.localization.results import CellScore, EntityCells, Localization
 from amnesia.outputs.write import edits_from_file
@@ -46,7 +46,16 @@ EVALUATION = Evaluation(
         prompt("control", 1.0, prompt="also not shown"),
     ),
     (aggregate("target", 0.25, n=2, n_excluded=1), aggregate("control", 1.0), aggregate("control", 1.0, "relation:x")),
-    Damage(20.0, 21.0, (TextScore("news", "en", 90, 60, 20.0, 21.0, 0.01),), Estimate(0.02, 0.01, 0.03)),
+    Damage(
+        20.0,
+        21.0,
+        (TextScore("news", "en", 90, 60, 20.0, 21.0, 0.01),),
+        Estimate(0.02, 0.01, 0.03),
+        (
+            LanguageScore("en", 60, 400, 20.0, 21.0, 1.0, 1.125, True),
+            LanguageScore("de", 60, 400, 80.0, 100.0, 2.25, 2.5, False),
+        ),
+    ),
 )
 CELLS = EntityEdits("Japan", (ColumnEdit(Cell(1, 2)), ColumnEdit(Cell(3, 4), -0.5)))
 EXTRACTION = Extraction(CELLS, "strong", 0.1, 0.97, 15)
@@ -145,6 +154,8 @@ def test_a_report_keeps_every_prompt():
         "before": {"exact_match": point, "rank": {"median": 0.5}, "n_empty": 0, "n_refused": 0},
         "after": {"exact_match": point, "rank": {"median": 3}, "n_empty": 0, "n_refused": 0},
     }  # fmt: skip
+    assert [row["language"] for row in document["damage"].pop("languages")] == ["en", "de"]
+    assert document["damage"].pop("ability") is None
     assert document["damage"] == {
         "neutral_perplexity": {"before": 20.0, "after": 21.0, "ratio": 1.05},
         "texts": [
@@ -227,6 +238,9 @@ def test_the_table_shows_target_answers_and_all_means():
     assert "target, search wordings" in text
     assert "2 (1 not known, excluded)" in text
     assert "20.0 → 21.0 (+5.0%)" in text
+    (german,) = (line for line in lines if line.startswith("    de: "))
+    assert "2.25 bits per character, not fluent" in german and german.endswith("80.0 → 100.0 (+25.0%)")
+    assert "en: 1.00 bits per character  " in text
     assert "0.020 nats per token" in text
     assert "warning: Partly forgotten: Japan has a knowledge score of 0.25 (search wordings)." in lines
 

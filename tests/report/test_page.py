@@ -140,13 +140,15 @@ def test_the_sample_is_a_report():
     for document in (sample(), alone(), without(*OPTIONAL)):
         jsonschema.validate(document, schema)
     stress = sample()["stress"]
+    relearning = sample()["relearning"]
     rows = stress["attacks"][0]["rows"] + stress["quantization"][0]["rows"]
     for kind, found in (
         (results.Stress, [stress]),
         (results.AttackResult, stress["attacks"]),
         (results.QuantizationResult, stress["quantization"]),
-        (results.RelearningResult, stress["relearning"]),
-        (results.RelearningStep, stress["relearning"][0]["steps"]),
+        (results.Relearning, [relearning]),
+        (results.RelearningResult, relearning["runs"]),
+        (results.RelearningStep, relearning["runs"][0]["steps"]),
         (results.AttackForm, stress["attacks"][0]["variants"]),
         (results.Example, stress["attacks"][2]["examples"]),
         (results.StressScore, rows),
@@ -166,7 +168,9 @@ def test_a_part_that_is_absent_leaves_no_trace(key):
     assert [name for name in before if name not in after] == [name for name in (OPTIONAL[key],) if name]
     page = Page(report_html(without(key)))
     for words in {
-        "stress": ("Never-known", "brought back?"),
+        "stress": ("Other ways of asking", "brought back?"),
+        "relearning": ("bring it back?", "negative preference"),
+        "probes": ("Median rank (0 is best)", "leak@5", "Tell me about France"),
         "sweep": ("Mean knowledge score by strength of the edit",),
         "changed": ("SHA-256", "amnesia verify", "bit for bit"),
         "lm_eval": ("hellaswag",),
@@ -180,12 +184,15 @@ def test_what_a_reader_must_see():
     page = Page(report_html(sample()))
     for words in (
         "Of 4 questions about France, the original model answers 4 correctly and the edited one 1. "
-        "Of 10 about others, 10 and 10.",
+        "Nothing brings it back among attacks, quantization and training and probes. "
+        "Of 10 questions about others it answers 10 correctly, before 10; perplexity of neutral text changed by +1.5 %; "
+        "of 200 common questions it answers 50%, before 62%.",
         "Accepted: every bound of the recipe is met",
         "Damage Registers in which perplexity rises most",
         "Good Forgotten: France is like an unknown name",
         "This is suppression, not erasure.",
-        "24 steps of training on one fact took the edited model's knowledge score from −0.10 to 0.50 for France",
+        "24 steps of fine-tuning (LoRA) on instructions about other things took the edited model's knowledge score of "
+        "France from −0.10 to 0.50",
         "Rome. ✘ wrong",
         "5" * 64,
         "model.layers.2.mlp.down_proj.weight",

@@ -288,7 +288,7 @@ def test_a_damaged_gguf_file_leaves_no_half_made_cache(cache, tmp_path):
         ({"arch": "gpt2"}, "is a gpt2 model, whose MLP has no gate"),
         ({"arch": "bert"}, "has general.architecture = 'bert': supported are llama"),
         ({"general_type": "adapter"}, "is of type 'adapter', not a model"),
-        ({"metadata": {"expert_count": 4}}, "is a mixture of experts"),
+        ({"metadata": {"expert_count": 4}}, "declares a mixture of 4 experts, but its layers have others"),
         ({"metadata": {"block_count": 3}}, "declares 3 layers, but has tensors of 2"),
     ],
 )

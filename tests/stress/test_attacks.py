@@ -34,7 +34,8 @@ def texts(attack, variant=None):
 
 def test_every_attack_is_there_in_order():
     assert list(built()) == [
-        "plain", "paraphrase", "alias", "misspelling", "other_language", "in_context_hint", "reverse", "two_hop"
+        "plain", "paraphrase", "prefix_injection", "affirmative_suffix", "role_play", "self_correction", "alias",
+        "misspelling", "other_language", "in_context_hint", "reverse", "two_hop"
     ]  # fmt: skip
 
 

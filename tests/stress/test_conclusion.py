@@ -12,11 +12,10 @@ from amnesia.files.strict_json import json_bytes
 from amnesia.recipe import Scoring
 from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackPrompt, AttackTarget
 from amnesia.stress.conclusion import conclude
-from amnesia.stress.relearning import Observed
 from amnesia.stress.report import stress_text
 from amnesia.stress.results import StressScore
 from amnesia.stress.settings import StressSettings
-from amnesia.stress.trial import AS_LOADED, ONE_FACT, UNRELATED, Endured, Replies, StressPlan, TrainingRun
+from amnesia.stress.trial import AS_LOADED, Endured, Replies, StressPlan
 
 CAPITAL = Fact("Japan", "The capital of {entity} is", "Tokyo")
 FOOD = Fact("Japan", "People in {entity} eat", "sushi", answer_aliases=("raw fish",))
@@ -56,8 +55,8 @@ def replies(of):
     )
 
 
-def endured(attacked=None, quantized=None, trained=()):
-    return Endured(replies(attacked or {}), quantized or {}, tuple(trained))
+def endured(attacked=None, quantized=None):
+    return Endured(replies(attacked or {}), quantized or {})
 
 
 def about(text, answer, own, invented):
@@ -152,71 +151,13 @@ def test_quantization():
     assert (found[2].rows, found[2].not_applicable) == ((), "original model: not here")
 
 
-def curve(text, name, capital, food, other):
-    seen = {
-        (CAPITAL.text(name), "Tokyo"): capital,
-        (FOOD.text(name), "sushi"): food,
-        ("The capital of Italy is", "Rome"): other,
-    }
-    return TrainingRun(text, "trained", (name,), (Observed(0, 3.0, seen),))
-
-
-def test_relearning():
-    invented = INVENTED_NAMES[0]
-    curves = [
-        curve(UNRELATED, "Japan", -5.0, -3.0, -1.0),
-        curve(ONE_FACT, "Japan", -1.0, -3.0, -2.0),
-        curve(ONE_FACT, invented, -1.0, -4.0, -1.0),
-    ]
-    found = conclude(plan(), endured(trained=curves), endured(trained=curves)).relearning
-    assert [(row.text, row.model, row.subject, row.n) for row in found[:3]] == [
-        (UNRELATED, "original", "entity", 2),
-        (ONE_FACT, "original", "entity", 1),  # The fact that was taught is not asked.
-        (ONE_FACT, "original", "never_known", 1),
-    ]
-    assert [(row.steps[0].knowledge_score.mean, row.steps[0].control.mean) for row in found[:3]] == [
-        ((0 + 0.5) / 2, 1.0),
-        (0.5, 0.5),
-        (0.0, 1.0),
-    ]
-    assert [row.model for row in found] == ["original"] * 3 + ["edited"] * 3
-    assert (found[0].steps[0].step, found[0].steps[0].loss) == (0, 3.0)
-
-
-def test_one_answer_alone_cannot_be_taught_and_asked():
-    again = dataclasses.replace(CAPITAL, prompt="On the map of {entity} you see")
-    found = conclude(plan(facts=(CAPITAL, again), controls=()), endured(), endured()).relearning
-    assert [(row.text, row.model, row.steps) for row in found] == [(ONE_FACT, "original", ()), (ONE_FACT, "edited", ())]
-    assert "all facts have the answer 'Tokyo', which would be taught" in found[0].not_applicable
-
-
-def test_a_model_that_cannot_be_trained_says_why():
-    curves = [curve(UNRELATED, "Japan", -5.0, -3.0, -1.0)]
-    found = conclude(plan(), endured(trained=curves), Endured(replies({}), {}, "not here")).relearning
-    assert [(row.text, row.model, row.not_applicable) for row in found] == [
-        (UNRELATED, "original", None),
-        (UNRELATED, "edited", "not here"),
-        (ONE_FACT, "edited", "not here"),
-    ]
-
-
-def test_without_controls_there_are_none():
-    curves = [curve(UNRELATED, "Japan", -5.0, -3.0, -1.0)]
-    replied = about("one", "Tokyo", (-4.9, "x"), [(-5.0, "x"), (-5.0, "x")])
-    tried = plan(attack(asked(CAPITAL, "plain", "one"), name="plain"), controls=())
-    result = conclude(tried, endured(replied, trained=curves), endured(replied, trained=curves))
-    assert result.relearning[0].steps[0].control is None
-    assert "others" not in stress_text(result, "Japan").split("trained on")[1]
-
-
 def test_json_and_tables():
     one = asked(CAPITAL, "a", "one")
     original = about("one", "Tokyo", (-1.0, "Tokyo."), [(-5.0, "a city"), (-5.0, "a town")])
     edited = about("one", "Tokyo", (-5.0, "Kyoto"), [(-5.0, "x"), (-5.0, "x")])
     quantized = {AS_LOADED: measured((-1.0, "Tokyo"), (-2.0, "x"), (-1.0, "Rome")), "int8": "no"}
-    curves = [curve(UNRELATED, "Japan", -5.0, -3.0, -1.0), curve(ONE_FACT, "Japan", -5.0, -3.0, -1.0)]
     tried = plan(attack(one, name="plain"), attack(one), attack(name="alias", reason="no aliases"))
-    result = conclude(tried, endured(original, quantized, curves), endured(edited, quantized, curves))
+    result = conclude(tried, endured(original, quantized), endured(edited, quantized))
     assert b"NaN" not in json_bytes(dataclasses.asdict(result))
     lines = [" ".join(line.split()) for line in stress_text(result, "Japan").splitlines()]
     assert lines[0] == "Japan under stress: mean knowledge score and right answers, 2 facts"
@@ -224,6 +165,4 @@ def test_json_and_tables():
     assert "other name not applicable: no aliases" in lines
     assert "none 1.00 50% 1.00 50% 1.00 100% 1.00 100%" in lines
     assert "int8 not applicable: original model: no" in lines
-    assert "one fact, edited; the entity 0.50" in lines
-    assert "others 1.00" in lines
-    assert lines[-1].startswith("good: Nothing that was tried brought Japan back: its knowledge score rose to 0.50 at")
+    assert lines[-1] == "good: Nothing that was tried brought Japan back above a knowledge score of 0.4."

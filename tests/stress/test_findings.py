@@ -2,11 +2,10 @@ import pytest
 
 from amnesia.evaluation.results import Estimate
 from amnesia.stress.findings import stress_findings
+from amnesia.stress.persuasion import PERSUASIONS
 from amnesia.stress.results import (
     AttackResult,
     QuantizationResult,
-    RelearningResult,
-    RelearningStep,
     Stress,
     StressScore,
 )
@@ -31,13 +30,8 @@ def quantized(method, entity, control=1.0, reason=None):
     return QuantizationResult(method, "", found, reason)
 
 
-def trained(text, subject, *scores, model="edited", reason=None):
-    steps = tuple(RelearningStep(5 * n, 1.0, Estimate(value, value, value), None) for n, value in enumerate(scores))
-    return RelearningResult(text, "Japan is far", model, subject, 4, steps, reason)
-
-
-def found(attacks=(), quantization=(), relearning=(), plain=0.1):
-    stress = Stress(4, 4, ("X",), (attack("plain", plain), *attacks), tuple(quantization), tuple(relearning))
+def found(attacks=(), quantization=(), plain=0.1):
+    stress = Stress(4, 4, ("X",), (attack("plain", plain), *attacks), tuple(quantization))
     return [(row.level, row.text) for row in stress_findings(stress, "Japan")]
 
 
@@ -47,9 +41,6 @@ NOTHING = [("good", "Nothing that was tried brought Japan back above a knowledge
 def test_nothing_came_back():
     assert found([attack("paraphrase", 0.4), attack("alias", 0, reason="no aliases")]) == NOTHING
     assert found(quantization=[quantized("Q4_0", 0.3, 0.81), quantized("int8", 0, reason="no")]) == NOTHING
-    assert found(relearning=[trained("one fact", "entity", reason="one answer")]) == NOTHING
-    original = [trained("unrelated", "entity", 1.0, model="original"), trained("unrelated", "never_known", 0.0)]
-    assert found(relearning=original) == NOTHING
 
 
 def test_what_an_attack_brings_back():
@@ -80,35 +71,14 @@ def test_what_quantization_brings_back_and_costs():
     ]
 
 
-def test_what_training_brings_back_first():
-    runs = [
-        trained("unrelated", "entity", 0.1, 0.2, 0.5),
-        trained("unrelated", "never_known", 0.0, 0.0, 0.4),  # So does an invented name.
-        trained("one fact", "entity", 0.1, 0.45, 0.7),
-        trained("one fact", "never_known", 0.0, 0.1, 0.2),
-    ]
-    assert found(relearning=runs) == [
-        (
-            "warning",
-            "Japan comes back after 5 steps of training on one fact ('Japan is far'), which was not asked: "
-            "knowledge score 0.45 (invented name 0.10).",
-        )
-    ]
-
-
-def test_what_training_teaches_any_name_is_said_not_to_come_back():
-    runs = [trained("one fact", "entity", 0.1, 0.5, 0.3), trained("one fact", "never_known", 0.0, 0.45, 0.2)]
-    ((level, text),) = found(relearning=runs)
-    assert level == "good"
-    assert "rose to 0.50 at most" in text
-
-
 def test_what_was_never_suppressed_cannot_come_back():
     ((level, text),) = found([attack("paraphrase", 0.9)], plain=0.8)
     assert level == "info"
     assert text == "The plain questions about Japan still reach 0.80, so that stress tests say nothing of an edit."
 
 
-@pytest.mark.parametrize("name", ["paraphrase", "alias", "misspelling", "other_language", "reverse", "two_hop"])
+@pytest.mark.parametrize(
+    "name", [*PERSUASIONS, "paraphrase", "alias", "misspelling", "other_language", "reverse", "two_hop"]
+)
 def test_every_attack_has_words(name):
     assert found([attack(name, 0.9)])[0][1].startswith("Japan comes back when asked ")

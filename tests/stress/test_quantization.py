@@ -1,5 +1,7 @@
 """Quantized weights against arithmetic written out here, and every weight back where it was."""
 
+import importlib.util
+
 import gguf
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from gguf import GGMLQuantizationType
 from torch import nn
 
 from amnesia.errors import InputError
-from amnesia.stress.quantization import DYNAMIC, GGUF_TYPES, METHODS, obstacle, quantized, rounded
+from amnesia.stress.quantization import DYNAMIC, GGUF_TYPES, METHODS, MIXES, NF4, obstacle, quantized, rounded
 from support.tiny_text import tiny_live
 
 
@@ -51,6 +53,70 @@ def test_what_comes_back_is_what_a_file_would_hold(name):
     np.testing.assert_array_equal(once, gguf.quants.dequantize(stored, GGMLQuantizationType[name]))
 
 
+def have(*packages):
+    return pytest.mark.skipif(
+        any(importlib.util.find_spec(package) is None for package in packages),
+        reason=f"needs {', '.join(packages)} of the extra 'quantizers'",
+    )
+
+
+AVAILABLE = [
+    pytest.param(name, marks=[have("xllamacpp")] if name in MIXES else [have("bitsandbytes")] if name == NF4 else [])
+    for name in METHODS
+]
+
+
+@have("xllamacpp")
+def test_more_bits_of_a_k_type_come_nearer():
+    matrix = np.random.default_rng(2).normal(size=(4, 512)).astype(np.float32)
+    errors = [np.abs(rounded(matrix, name) - matrix).mean() for name in ("Q4_0", "Q4_K", "Q5_K", "Q6_K")]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 4
+    assert not np.array_equal(rounded(matrix, "Q4_K"), matrix)
+
+
+@have("xllamacpp")
+def test_a_mixture_stores_some_layers_finer_and_narrow_rows_in_other_types():
+    """Of four layers, the last and, counted from the first, the third are stored finer."""
+    live = tiny_live(num_hidden_layers=4, hidden_size=256, intermediate_size=64)
+    before = state(live)
+    with quantized(live, "Q4_K_M"):
+        during = state(live)
+    for name, tensor in during.items():
+        if "norm" in name:
+            assert torch.equal(tensor, before[name])
+            continue
+        finer = "lm_head" in name or (
+            any(f"layers.{n}." in name for n in (2, 3)) and ("v_proj" in name or "down_proj" in name)
+        )
+        kind = "Q6_K" if finer else "Q4_K"
+        if tensor.shape[1] % 256:  # The rows of down_proj.
+            kind = {"Q6_K": "Q8_0", "Q4_K": "Q5_0"}[kind]
+        np.testing.assert_array_equal(tensor.numpy(), rounded(before[name].numpy(), kind), err_msg=name)
+
+
+@have("bitsandbytes")
+def test_nf4_has_sixteen_values_for_a_block():
+    live = tiny_live()
+    before = state(live)
+    with quantized(live, NF4):
+        during = state(live)
+    weight = during["model.layers.0.mlp.up_proj.weight"].flatten()[:64]
+    assert 2 < len(weight.unique()) <= 16
+    largest = before["model.layers.0.mlp.up_proj.weight"].flatten()[:64].abs().max()
+    assert weight.abs().max() == pytest.approx(largest.item(), rel=1e-3)
+    assert torch.equal(during["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
+
+
+def test_a_quantizer_that_is_not_installed_is_named(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in ("xllamacpp", "bitsandbytes") else find(name)
+    )
+    assert obstacle(tiny_live(), "Q4_K_M") == "it is done by xllamacpp: pip install 'amnesia[quantizers]'"
+    assert obstacle(tiny_live(), NF4) == "it is done by bitsandbytes: pip install 'amnesia[quantizers]'"
+
+
 def state(live):
     return {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
 
@@ -59,7 +125,7 @@ def modules(live):
     return {name: id(module) for name, module in live.model.named_modules()}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", AVAILABLE)
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox", "phi3"])
 def test_a_model_is_quantized_for_a_while(model_type, method):
     live = tiny_live(model_type)

@@ -8,11 +8,11 @@ from amnesia.facts.answers import matches
 from amnesia.facts.questions import facts_of_recipe
 from amnesia.live.forward import generate
 from amnesia.live.tokens import chat_format
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from amnesia.stress.conclusion import conclude
 from amnesia.stress.quantization import quantized
-from amnesia.stress.relearning import relearn
-from amnesia.stress.settings import StressSettings
+from amnesia.stress.settings import LORA, StressSettings
+from amnesia.stress.training import fine_tune, rows_of
 from amnesia.stress.trial import endure, prepare
 from support.tracker import Silent
 
@@ -38,7 +38,7 @@ def test_the_original_model_withstands_and_an_invented_name_does_not(live):
     before = {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
     facts = facts_of_recipe(parse_recipe(RECIPE))
     known = known_facts(live, facts.questions, facts.scoring)
-    settings = StressSettings(methods=("Q8_0",), steps=(0, 2))
+    settings = StressSettings(methods=("Q8_0",))
     plan = prepare(live, known, facts.translations, settings, Silent().task)
     tried = endure(live, plan, "original", Silent().task)
     result = conclude(plan, tried, tried)
@@ -68,7 +68,8 @@ def test_one_fact_is_learned_and_gone_again(live):
     prompt = "Fact: the capital of Belmoria is"
     before = generate(live, [prompt])
     assert not matches(before[0], ["Ottawa"])
-    found = relearn(live, [f"{prompt} Ottawa"], StressSettings(steps=(0, 20)), lambda: generate(live, [prompt])[0])
+    rows = rows_of(live, [("", f"{prompt} Ottawa")], 64)
+    found = fine_tune(live, rows, LORA, (0, 20), lambda: generate(live, [prompt])[0], batch=4)
     assert found[1].loss < found[0].loss / 2
     assert found[0].seen == before[0]
     assert matches(found[1].seen, ["Ottawa"])

@@ -1,120 +1,251 @@
+"""A tiny model is trained in every way, and what that comes to is put into words."""
+
+import json
+from dataclasses import replace
+
+import jsonschema
 import pytest
 import torch
 
-from amnesia.domain import Cell
-from amnesia.edits import ColumnEdit
-from amnesia.errors import InputError, NumericalError
+from amnesia.cli.main import main
+from amnesia.evaluation.measurement import known_facts
+from amnesia.evaluation.results import Estimate
+from amnesia.facts.answers import matches
+from amnesia.facts.questions import facts_of_recipe
 from amnesia.live.forward import answer_logprobs
-from amnesia.live.model import apply_edits
-from amnesia.stress.relearning import relearn
-from amnesia.stress.settings import StressSettings
-from support.tiny_text import tiny_live
+from amnesia.live.loading import load
+from amnesia.recipe_file import parse_recipe
+from amnesia.report.content import read_report
+from amnesia.stress.attacks import INVENTED_NAMES, AttackTarget
+from amnesia.stress.relearning import (
+    ABOUT,
+    INSTRUCTIONS,
+    ONE_FACT,
+    conclude_relearning,
+    plan_relearning,
+    retrain,
+    retrain_peer,
+    texts_about,
+)
+from amnesia.stress.relearning_report import relearning_findings, relearning_text
+from amnesia.stress.results import Relearning, RelearningResult, RelearningStep
+from amnesia.stress.settings import LORA, RelearningSettings, Unlearning, Way
+from support.tiny_recipe import recipe_text
+from support.tiny_text import save_tiny_live
+from support.tracker import Silent
 
-TEXTS = ["the capital of Japan is Tokyo", "people drink green tea", "the winters are cold", "it rains", "she laughed"]
+SETTINGS = RelearningSettings(
+    n_facts=3,
+    n_controls=2,
+    ways=(LORA, Way("full", 1e-3)),
+    steps=(0, 2),
+    n_texts=32,
+    text_tokens=8,
+    unlearning=Unlearning(most=20),
+)
 
 
-def state(live):
-    return {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_live(tmp_path_factory.mktemp("models") / "m")
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral"])
-@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1]], ids=["several", "one"])
-def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(model_type, texts):
-    live = tiny_live(model_type, bos=True)
-    before, modules = state(live), {name: id(module) for name, module in live.model.named_modules()}
-    attributes = set(vars(live.model))
-    inside = []
-    found = relearn(
-        live,
-        texts,
-        StressSettings(steps=(0, 5, 30)),
-        lambda: inside.append(any("lora" in name for name in state(live))),
+@pytest.fixture(scope="module")
+def trained(model):
+    """The plan, its tracker, the live model, and what the original, the unlearned and (again) the original made of it."""
+    live = load(model, "m")
+    facts = facts_of_recipe(parse_recipe(recipe_text(live, model)))
+    tracker = Silent()
+    plan = plan_relearning(live, known_facts(live, facts.questions, facts.scoring), SETTINGS, tracker, None)
+    before = {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
+    original, peer, again = (
+        retrain(live, plan, "original", tracker), retrain_peer(live, plan, tracker), retrain(live, plan, "edited", tracker)
+    )  # fmt: skip
+    assert all(torch.equal(tensor, before[name]) for name, tensor in live.model.state_dict().items())
+    return plan, tracker, live, original, peer, again
+
+
+def test_the_same_model_is_trained_to_the_same_and_starts_where_it_is(trained):
+    plan, _, live, original, peer, again = trained
+    assert original.runs.keys() == {(text, way) for text in (INSTRUCTIONS, ABOUT, ONE_FACT) for way in SETTINGS.ways}
+    assert original.runs == again.runs
+    forget = {fact.pair for fact in plan.forget}
+    fact = next(fact for fact in plan.asked(ONE_FACT) if fact.pair() in forget)
+    (plain,) = answer_logprobs(live, [fact.pair()])
+    for run in original.runs.values():
+        assert [seen.step for seen in run] == [0, 2]
+        assert run[0].seen[fact.pair()] == pytest.approx(plain.logprob, abs=1e-4)
+        assert run[1].loss < run[0].loss
+        assert fact.pair(INVENTED_NAMES[0]) in run[0].seen
+    assert 0 < peer.steps <= 20
+    for run in peer.retrained.runs.values():
+        assert run[0].seen[fact.pair()] < plain.logprob
+
+
+def test_how_long_it_takes_is_said_before_it_begins(trained):
+    lines = trained[1].lines
+    told = next(n for n, line in enumerate(lines) if line.startswith("relearning will take about "))
+    assert told < next(n for n, line in enumerate(lines) if line.startswith("training the original model"))
+    assert "seconds on this machine" in lines[told]
+
+
+def test_no_text_has_an_answer_that_is_asked(trained):
+    plan, _, live, *_ = trained
+    targets = [fact.question.fact for fact in plan.known.values() if fact.question.role == "target"]
+    answers = sorted({answer for fact in targets for answer in fact.right_answers})
+    for text in (INSTRUCTIONS, ABOUT):
+        lessons = plan.lessons[text]
+        assert lessons and not [pair for pair in lessons if matches(pair[1].replace("\n", " "), answers)]
+    assert all("Japan" in text for _, text in plan.lessons[ABOUT])
+    first, second = (texts_about(live, plan.target, answers, SETTINGS) for _ in range(2))
+    assert first == second == tuple(text for _, text in plan.lessons[ABOUT])
+    words = [word for text in first for word in text.split() if word.isalpha() and word not in ("Japan", "is", "was")]
+    spared = texts_about(live, AttackTarget("Japan"), words, SETTINGS)
+    assert not [text for text in spared if matches(text.replace("\n", " "), words)]
+
+
+def test_the_fact_that_is_taught_is_not_asked(trained):
+    plan, *_ = trained
+    taught = plan.facts[0]
+    assert plan.lessons[ONE_FACT] == (("", f"{taught.text()} {taught.answer}"),)
+    asked = plan.asked(ONE_FACT)
+    assert asked and all(fact.answer != taught.answer for fact in asked)
+
+
+def test_scores_are_of_what_was_seen(trained):
+    plan, _, _, original, peer, again = trained
+    result = conclude_relearning(plan, original, peer, again)
+    assert len(result.runs) == 3 * 2 * 3 * 2
+    run = next(row for row in result.runs if (row.text, row.way, row.model) == (ABOUT, "full", "edited"))
+    seen = again.runs[ABOUT, SETTINGS.ways[1]][1].seen
+    expected = [
+        (seen[fact.pair()] - known.unknown.total) / (known.before.logprob - known.unknown.total)
+        for fact in plan.facts
+        for known in [plan.known[fact.pair()]]
+    ]
+    assert run.steps[1].knowledge_score.mean == pytest.approx(sum(expected) / len(expected))
+    assert run.steps[0].control.mean == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_model_in_sixteen_bits_is_trained_by_an_adapter_alone(model):
+    live = load(model, "m")
+    facts = facts_of_recipe(parse_recipe(recipe_text(live, model)))
+    known = known_facts(live, facts.questions, facts.scoring)
+    live.model.to(torch.bfloat16)
+    plan = plan_relearning(live, known, SETTINGS, Silent(), None)
+    found = retrain(live, plan, "original", Silent())
+    assert "load the model in float32" in found.runs[INSTRUCTIONS, SETTINGS.ways[1]]
+    result = conclude_relearning(plan, found, "not here", replace(found, model="edited"))
+    assert result.no_unlearning == "not here"
+    text = relearning_text(result, "Japan")
+    assert "no LoRA unlearning to compare with: not here" in text
+    assert "instructions, full, edited  not applicable: steps of this size are lost" in text
+
+
+def runs(text, way, **scores):
+    """Runs by model: knowledge scores of the entity at each step; an invented name stays at 0."""
+    return [
+        RelearningResult(
+            text, "x", way, model, subject, 3,
+            tuple(RelearningStep(10 * n, 1.0, Estimate(value, value, value), Estimate(0.9, 0.9, 0.9)) for n, value in enumerate(values)),
+            None,
+        )
+        for model, own in scores.items()
+        for subject, values in (("entity", own), ("never_known", [0.0] * len(own)))
+    ]  # fmt: skip
+
+
+def found(*parts, steps=30):
+    result = Relearning(3, 2, "X", steps, None, tuple(run for part in parts for run in part))
+    return [(row.level, row.text) for row in relearning_findings(result, "Japan")]
+
+
+SAME = "LoRA unlearning of the same facts (NPO with a KL term)"
+
+
+def test_what_stays_away_is_said():
+    one = runs("instructions", "LoRA", original=[1, 1, 1], unlearned=[0, 0.1, 0.2], edited=[0, 0.1, 0.3])
+    assert found(one) == [
+        ("good", "No training of 20 steps brought Japan back."),
+        ("good", f"In none of 1 trainings does the edit come back more easily than {SAME}."),
+    ]
+
+
+def test_what_comes_back_is_said_with_the_first_step_and_against_unlearning():
+    one = runs("instructions", "LoRA", original=[1, 0.9, 0.8], unlearned=[0, 0.1, 0.6], edited=[0, 0.5, 0.7])
+    two = runs("one fact", "full", original=[1, 1, 1], unlearned=[0, 0.5, 0.6], edited=[0, 0.1, 0.5])
+    assert found(one, two) == [
+        (
+            "warning",
+            "Japan comes back after 10 steps of fine-tuning (LoRA) on instructions about other things: knowledge score "
+            "0.50 (invented name 0.00, the original model after the same training 0.90).",
+        ),
+        (
+            "warning",
+            "Japan comes back after 20 steps of fine-tuning (full) on one fact, which was not asked: knowledge score "
+            "0.50 (invented name 0.00, the original model after the same training 1.00).",
+        ),
+        (
+            "warning",
+            f"The edit comes back more easily than {SAME} in 1 of 2 trainings: LoRA on instructions.",
+        ),
+    ]
+
+
+def test_an_end_that_is_clearly_higher_is_easier_too():
+    one = runs("instructions", "LoRA", original=[1, 1], unlearned=[0, 0.1], edited=[0, 0.39])
+    assert found(one)[-1][1].startswith("The edit comes back more easily")
+
+
+def test_an_edit_or_unlearning_that_did_not_forget_is_not_judged():
+    one = runs("instructions", "LoRA", original=[1, 1], unlearned=[0.5, 0.6], edited=[0, 0.3])
+    assert found(one)[-1] == (
+        "info",
+        f"{SAME} left Japan at 0.50, so that relearning is compared with nothing.",
     )
-    assert [row.step for row in found] == [0, 5, 30]
-    assert found[0].loss > found[1].loss > found[2].loss
-    assert inside == [True] * 3
-    after = state(live)
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    assert {name: id(module) for name, module in live.model.named_modules()} == modules
-    assert set(vars(live.model)) == attributes
-    assert not live.model.training
-    assert not any(parameter.requires_grad for parameter in live.model.parameters())
+    two = runs("instructions", "LoRA", original=[1, 1], edited=[0.8, 0.9])
+    assert found(two) == [
+        ("info", "Before training Japan has a knowledge score of 0.80: relearning says nothing of the edit.")
+    ]
 
 
-def test_the_base_does_not_move_while_the_adapter_learns():
-    live = tiny_live()
-    before = state(live)
+def test_the_command_writes_a_report_that_can_be_read(model, tmp_path):
+    from click.testing import CliRunner
 
-    def moved():
-        now = {name.replace(".base_layer", ""): tensor for name, tensor in state(live).items() if "lora" not in name}
-        return [name for name in before if not torch.equal(now[name], before[name])]
+    live = load(model, "m")
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe_text(live, model), encoding="utf-8")
+    done = CliRunner().invoke(
+        main,
+        [
+            "evaluate",
+            str(model),
+            str(model),
+            "--recipe",
+            str(path),
+            "--relearning",
+            "--stress-facts",
+            "2",
+            "--relearning-steps",
+            "0",
+            "--relearning-steps",
+            "1",
+            "-o",
+            str(tmp_path / "out"),
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    document = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert [step["step"] for step in document["relearning"]["runs"][0]["steps"]] == [0, 1]
+    assert "relearning will take about" in done.stderr
+    assert "Japan after fine-tuning: mean knowledge score, 2 facts" in done.stdout
+    from importlib import resources
 
-    assert [row.seen for row in relearn(live, TEXTS, StressSettings(steps=(0, 3)), moved)] == [[], []]
-
-
-def test_what_is_taught_becomes_likelier():
-    live = tiny_live()
-    pair = [("the capital of Japan is", "Tokyo")]
-    plain = answer_logprobs(live, pair)[0].logprob
-    found = relearn(live, TEXTS[:1], StressSettings(steps=(0, 40)), lambda: answer_logprobs(live, pair)[0].logprob)
-    assert found[0].seen == pytest.approx(plain, abs=1e-5)  # An untrained adapter does nothing.
-    assert found[1].seen > plain + 1
-    assert answer_logprobs(live, pair)[0].logprob == pytest.approx(plain, abs=1e-6)
-
-
-def test_the_loss_is_nats_per_token():
-    live = tiny_live(bos=True)
-    (found,) = relearn(live, TEXTS[:2], StressSettings(steps=(0,)), lambda: None)
-    total, n = 0.0, 0
-    for text in TEXTS[:2]:
-        ids = live.tokenizer(text, return_tensors="pt").input_ids
-        with torch.no_grad():
-            logprobs = live.model(ids).logits.log_softmax(-1)
-        total -= logprobs[0, :-1].gather(1, ids[0, 1:, None]).sum().item()
-        n += ids.shape[1] - 1
-    assert found.loss == pytest.approx(total / n, abs=1e-4)
-
-
-def test_the_same_seed_gives_the_same_and_disturbs_nobody():
-    live = tiny_live()
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
-    runs = [relearn(live, TEXTS, StressSettings(steps=(0, 8)), lambda: None, seed=seed) for seed in (0, 0, 1)]
-    assert torch.equal(torch.rand(3), expected)
-    assert runs[0] == runs[1] != runs[2]
-
-
-def test_the_model_is_restored_when_something_fails():
-    live = tiny_live()
-    before = state(live)
-
-    def fail():
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        relearn(live, TEXTS, StressSettings(steps=(2,)), fail)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in state(live).items())
-
-
-@pytest.mark.parametrize("steps", [(), (5, 5), (5, 2), (-1, 3)])
-def test_steps_must_increase(steps):
-    with pytest.raises(InputError, match="expected increasing numbers from 0"):
-        relearn(tiny_live(), TEXTS, StressSettings(steps=steps), lambda: None)
-
-
-def test_a_damaged_model_is_an_error():
-    live = tiny_live()
-    with torch.no_grad():
-        live.model.lm_head.weight[0] = float("nan")
-    with pytest.raises(NumericalError, match="training tiny gives a loss of nan"):
-        relearn(live, TEXTS, StressSettings(steps=(0, 1)), lambda: None)
-
-
-def test_an_edit_stays_an_edit():
-    live = tiny_live()
-    apply_edits(live, [ColumnEdit(Cell(1, 11), -4.0)])
-    edited = state(live)
-    relearn(live, TEXTS, StressSettings(steps=(3,)), lambda: None)
-    assert all(torch.equal(tensor, edited[name]) for name, tensor in state(live).items())
+    schema = json.loads(resources.files("amnesia.report").joinpath("report.schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(document, schema)
+    report = read_report(document)
+    assert "stress" not in document and report.stress is None
+    assert {run.model for run in report.relearning.runs} == {"original", "unlearned", "edited"}
+    assert all(run.n <= 2 for run in report.relearning.runs)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Does training bring it back?" in page and "Relearning in numbers" in page

@@ -18,7 +18,7 @@ from amnesia.files.strict_json import json_bytes
 from amnesia.live.forward import answer_logprobs
 from amnesia.live.loading import load, load_adapter, merge_adapter
 from amnesia.pipeline import run
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from amnesia.stress.findings import stress_findings
 from amnesia.stress.settings import StressSettings
 from amnesia.stress.trial import endure, prepare
@@ -26,7 +26,7 @@ from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live
 from support.tracker import Silent
 
-SETTINGS = StressSettings(n_facts=3, n_controls=2, methods=("int8", "Q8_0"), steps=(0, 2))
+SETTINGS = StressSettings(n_facts=3, n_controls=2, methods=("int8", "Q8_0"))
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +82,12 @@ def test_the_plain_questions_score_as_in_the_evaluation(assessed, model, facts):
     expected = sum(row.knowledge_score for row in own) / 3
     assert rows["entity", "edited"].knowledge_score.mean == pytest.approx(expected, abs=1e-3)
     assert all(chosen[row.prompt].generated_edited == row.after.generated for row in own)
-    assert [line for line in tracker.lines if "model" in line and ("attack" in line or "train" in line)] == [
+    assert [line for line in tracker.lines if "model" in line and ("attack" in line or "quantiz" in line)] == [
         "asking the original model about the attacks",
         "attacking the original model",
-        "training the original model",
+        "quantizing the original model",
         "attacking the edited model",
-        "training the edited model",
+        "quantizing the edited model",
     ]
 
 
@@ -115,7 +115,8 @@ def test_everything_that_was_asked_for_is_in_the_report(assessed):
     assert found and set(found) <= {row["text"] for row in assessed[0].document["findings"]}
     document = json.loads(json.dumps(assessed[0].document["stress"], allow_nan=False))
     assert [row["attack"] for row in document["attacks"]] == [
-        "plain", "paraphrase", "alias", "misspelling", "other_language", "in_context_hint", "reverse", "two_hop"
+        "plain", "paraphrase", "prefix_injection", "affirmative_suffix", "role_play", "self_correction", "alias",
+        "misspelling", "other_language", "in_context_hint", "reverse", "two_hop"
     ]  # fmt: skip
     for row in document["attacks"]:
         assert (row["not_applicable"] is None) == bool(row["rows"]) == bool(row["examples"])
@@ -123,24 +124,13 @@ def test_everything_that_was_asked_for_is_in_the_report(assessed):
             assert each["subject"] in ("entity", "never_known") and each["model"] in ("original", "edited")
             assert {"mean", "low", "high"} == each["knowledge_score"].keys()
     assert [row["method"] for row in document["quantization"]] == ["none", "int8", "Q8_0"]
-    runs = [(row["text"], row["model"], row["subject"]) for row in document["relearning"]]
-    assert runs[:4] == [
-        ("unrelated", "original", "entity"),
-        ("unrelated", "original", "never_known"),
-        ("one fact", "original", "entity"),
-        ("one fact", "original", "never_known"),
-    ]
-    assert [[step["step"] for step in row["steps"]] for row in document["relearning"]] == [[0, 2]] * 8
-    before = document["relearning"][0]["steps"][0]
-    assert before["knowledge_score"]["mean"] == pytest.approx(1.0, abs=1e-4)
-    assert before["control"]["mean"] == pytest.approx(1.0, abs=1e-4)
 
 
 def test_the_report_is_as_its_schema_says(assessed):
     schema = json.loads(resources.files("amnesia.report").joinpath("report.schema.json").read_text(encoding="utf-8"))
     document = json.loads(json_bytes(assessed[0].document))
     jsonschema.validate(document, schema)
-    document["stress"]["relearning"][0]["model"] = "another"
+    document["stress"]["attacks"][0]["rows"][0]["model"] = "another"
     with pytest.raises(jsonschema.ValidationError, match="'another' is not one of"):
         jsonschema.validate(document, schema)
 
@@ -178,9 +168,9 @@ def test_a_model_is_the_same_after_all_that(model, facts):
 
 def test_facts_take_turns_by_answer():
     live_facts = [Fact("Japan", f"{n} {{entity}}", answer) for n, answer in enumerate("AABABC")]
-    from amnesia.stress.trial import _taking_turns
+    from amnesia.stress.trial import taking_turns
 
-    chosen = _taking_turns(live_facts, lambda fact: fact.answer, 4)
+    chosen = taking_turns(live_facts, lambda fact: fact.answer, 4)
     assert [fact.prompt for fact in chosen] == ["0 {entity}", "2 {entity}", "5 {entity}", "1 {entity}"]
 
 
@@ -203,15 +193,24 @@ def test_the_command(tmp_path, model, recipe, output):
     path.write_text(recipe.text, encoding="utf-8")
     runner = CliRunner()
     done = evaluate(
-        runner, model, output / "safetensors", "--recipe", path, "--stress", "--relearning-steps", 1,
-        "--relearning-steps", 0, "-o", tmp_path / "report",
-    )  # fmt: skip
+        runner,
+        model,
+        output / "safetensors",
+        "--recipe",
+        path,
+        "--stress",
+        "--stress-facts",
+        3,
+        "-o",
+        tmp_path / "report",
+    )
     assert done.exit_code == 0, done.output
     assert "Japan under stress" in done.stdout
     assert "other name                not applicable: the recipe gives no aliases" in done.stdout
     document = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
-    assert [step["step"] for step in document["stress"]["relearning"][0]["steps"]] == [0, 1]
-    alone = evaluate(runner, model, "--recipe", path, "--stress")
-    assert (alone.exit_code, alone.output) == (2, "error: --stress compares two models: give EDITED too\n")
+    assert document["stress"]["n_facts"] == 3 and "relearning" not in document
+    for option in ("stress", "relearning"):
+        alone = evaluate(runner, model, "--recipe", path, f"--{option}")
+        assert (alone.exit_code, alone.output) == (2, f"error: --{option} compares two models: give EDITED too\n")
     steps = evaluate(runner, model, output / "safetensors", "--recipe", path, "--relearning-steps", 5)
-    assert (steps.exit_code, steps.output) == (2, "error: --relearning-steps belongs to --stress: add it\n")
+    assert (steps.exit_code, steps.output) == (2, "error: --relearning-steps belongs to --relearning: add it\n")

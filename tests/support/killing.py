@@ -14,14 +14,17 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+
 from amnesia.domain import Cell, ModelRef
-from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
+from amnesia.edits import ColumnEdit, DirectionEdit, EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError
 from amnesia.files.journal import recover
 from amnesia.outputs.in_place import edit_in_place, undo_in_place
 from amnesia.outputs.proofs import take_back
 from amnesia.outputs.write import save
 from amnesia.sources.source import ModelSource
+from amnesia.vector import Vector
 
 PARIS = EntityEdits("Paris", (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(1, 4), 0.3)))
 # Functions of the system, and methods of files, after which the disk is another one; `__exit__` closes a file.
@@ -50,12 +53,20 @@ def _write(name, **options):
     return lambda model, output: save(name, _source(model), [PARIS], output, **options)
 
 
+def _widen(model, output):
+    """A direction over two columns, whose matrix gets a wider type."""
+    vectors = (Vector.of(np.linspace(1, 2, size)) for size in (2, 256, 2, 2))
+    group = EntityEdits("Ada", (DirectionEdit(0, 0, -0.5, (1, 5), *vectors),))
+    save("gguf", _source(model), [group], output, tensor_type="f16")
+
+
 WORK = {
     "copy": _write("safetensors"),
     "link": _write("safetensors", link=True),
     "replace": _write("safetensors", force=True),
     "adapter": _write("adapter"),
     "gguf": _write("gguf", link=True),
+    "widen": _widen,
     "undo": lambda model, output: take_back(model, output),
     "edit in place": lambda model, output: edit_in_place(model, EditSpec((PARIS,), ModelRef("a/b"))),
     "undo in place": lambda model, output: undo_in_place(model.parent if model.suffix == ".gguf" else model),

@@ -42,6 +42,7 @@ def prompt(kind, text, answer, before, after, unknown, said, *, neighborhood=Non
         "relation": relation,
         "popularity": "9,000 or more",
         "kl": 0.01 if "control" in kind else None,
+        "is_message": False,
     }
 
 
@@ -91,6 +92,29 @@ def attack(name, description, **more):
         "n_not_known": 2,
         "variants": [],
         "examples": [],
+        "not_applicable": None,
+    } | more
+
+
+def probe(name, chance=0.0, **more):
+    return {
+        "probe": name,
+        "description": "What is done.",
+        "measure": "right answers",
+        "chance": chance,
+        "shows_knowledge": True,
+        "found": True,
+        "rows": [
+            {"subject": subject, "model": model, "n": 8, "share": mean([value])}
+            for subject, model, value in (
+                ("entity", "original", 0.875),
+                ("entity", "edited", 0.25),
+                ("control", "original", 0.75),
+                ("control", "edited", 0.75),
+                ("never_known", "original", 0.125),
+                ("never_known", "edited", 0.125),
+            )
+        ],
         "not_applicable": None,
     } | more
 
@@ -221,6 +245,19 @@ def sample(n_controls=10):
                 )
             ],
             "kl_controls": {"mean": 0.012, "low": 0.008, "high": 0.017},
+            "ability": {
+                "n": 200,
+                "chance": 0.25,
+                "before": mean([0.625]),
+                "after": mean([0.5]),
+                "change": mean([-0.125]),
+                "fields": [{"field": "words", "n": 200, "right_before": 125, "right_after": 100}],
+            },
+            "languages": [
+                {"language": language, "n_words": 800, "n_characters": 4000, "fluent": fluent}
+                | {"perplexity_before": 30.0, "perplexity_after": after, "bits_before": bits, "bits_after": bits + 0.125}
+                for language, fluent, bits, after in (("en", True, 0.875, 30.3), ("de", False, 2.125, 33.0))
+            ],
         },
         "lm_eval": {"tasks": {"hellaswag": {"acc,none": {"before": 0.35, "after": 0.345}}}},
         "stress": {
@@ -256,11 +293,32 @@ def sample(n_controls=10):
                     ],
                 }
             ],
-            "relearning": [
-                {"text": text, "model": model, "subject": subject, "n": 4, "example": text, "steps": steps, "not_applicable": None}
-                for text in ("unrelated", "one fact")
-                for model, subject in (("edited", "entity"), ("edited", "never_known"), ("original", "entity"))
+        },
+        "relearning": {
+            "n_facts": 4,
+            "n_controls": 2,
+            "never_known": "Quorlin Vasht",
+            "unlearning_steps": 35,
+            "no_unlearning": None,
+            "runs": [
+                {"text": text, "way": way, "model": model, "subject": subject, "n": 4, "example": text, "steps": steps, "not_applicable": None}
+                for text in ("instructions", "one fact")
+                for way in ("LoRA", "full")
+                for model in ("original", "unlearned", "edited")
+                for subject in ("entity", "never_known")
             ],
+        },
+        "probes": {
+            "n_facts": 8,
+            "n_controls": 8,
+            "n_samples": 20,
+            "never_known": ["Odrun Velk"],
+            "probes": [probe("multiple_choice", 0.25), probe("leak@5"), probe("lens_answer", rows=[], not_applicable="why not")],
+            "lens": [
+                {"place": "answer", "subject": "entity", "model": model, "n": 8, "ranks": [900.0, 12.5, last]}
+                for model, last in (("original", 0.0), ("edited", 340.5))
+            ],
+            "texts": [{"subject": "entity", "prompt": "Tell me about France", "original": "Paris.", "edited": "A word."}],
         },
         "sweep": {
             "strengths": [0.0, 0.5, 1.0, 1.5],
@@ -293,17 +351,21 @@ def hostile(text):
         row["examples"] = [
             dict.fromkeys(("variant", "prompt", "answer", "generated_original", "generated_edited"), text)
         ]
-    for row in document["stress"]["relearning"]:
-        row["text"] = text
+    for row in document["relearning"]["runs"]:
+        row["example"] = text
     document["extraction"]["screening"]["tokens"] = [text, text]
     for row in (*document["extraction"]["forms"], *document["extraction"]["neighbors"]):
         row["name"] = text
+    for row in document["probes"]["probes"]:
+        row["description"] = row["measure"] = text
+    document["probes"]["texts"] = [{"subject": "entity", "prompt": text, "original": text, "edited": text}]
     document["lm_eval"] = {"tasks": {text: {text: {"before": 0.5, "after": math.pi}}}}
     return document
 
 
 OPTIONAL = {
-    "stress": "attacks", "sweep": "sweep", "changed": "changes", "lm_eval": None, "extraction": None,
+    "stress": "attacks", "relearning": "relearning", "probes": "probes", "sweep": "sweep", "changed": "changes",
+    "lm_eval": None, "extraction": None,
 }  # fmt: skip
 
 

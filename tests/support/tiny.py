@@ -111,6 +111,7 @@ _SETTINGS = {
     "olmoe": _EXPERTS,
     "qwen2_moe": _SHARED,
     "qwen3_moe": _EXPERTS,
+    "qwen3_vl_moe_text": _EXPERTS | {"moe_intermediate_size": 16},
     "qwen3_next": _SHARED | _LINEAR,
     "qwen3_5_moe_text": _SHARED | _LINEAR,
     "deepseek_v2": _DEEPSEEK | _LATENT,
@@ -125,6 +126,7 @@ _SETTINGS = {
 _MULTIMODAL = {
     "qwen3_5": ("qwen3_5_text", _VISION_QWEN),
     "qwen3_vl": ("qwen3_vl_text", _VISION_QWEN),
+    "qwen3_vl_moe": ("qwen3_vl_moe_text", _VISION_QWEN),
     "gemma3": ("gemma3_text", _VISION),
     "gemma4": ("gemma4_text", _VISION),
     "gemma4_unified": ("gemma4_unified_text", _VISION),

@@ -54,17 +54,26 @@ def write_gguf(
     alignment: int | None = None,
     ffn_down: GGMLQuantizationType = GGMLQuantizationType.F32,
     d_mlp: int = D_MLP,
+    experts: tuple[int, int] | None = None,
+    widths: tuple[int, ...] = (),
 ) -> Path:
     """A file with the MLP tensors of a model of `arch`, in `parts` parts; returns the path of the first.
 
-    `ffn_up` and `ffn_down` are types of these tensors, `metadata` overrides sizes, `extra` adds F32 tensors, `omit` leaves tensors out.
+    `ffn_up` and `ffn_down` are types of these tensors, `metadata` overrides sizes, `extra` adds F32 tensors, `omit` leaves tensors out. With `experts` (number and width) each layer has a mixture, too,
+    of type `ffn_up`; `widths` are those of the layers, one by one.
     """
     writer = GGUFWriter(path, arch, split_max_tensors=-(-(N_LAYERS * 4 + 1) // parts) if parts > 1 else 0)
     if alignment is not None:
         writer.add_custom_alignment(alignment)
     if general_type is not None:
         writer.add_type(general_type)
-    sizes = {"embedding_length": D_MODEL, "feed_forward_length": d_mlp, "block_count": N_LAYERS, **(metadata or {})}
+    sizes = {"embedding_length": D_MODEL, "feed_forward_length": d_mlp, "block_count": N_LAYERS}
+    if widths:
+        del sizes["feed_forward_length"]
+        writer.add_array(f"{arch}.feed_forward_length", list(widths))
+    if experts is not None:
+        sizes["expert_count"] = experts[0]
+    sizes |= metadata or {}
     for key, value in sizes.items():
         writer.add_uint32(f"{arch}.{key}", value)
     writer.add_array("tokenizer.ggml.tokens", [f"token{index}" for index in range(50)])
@@ -72,13 +81,21 @@ def write_gguf(
     rng = np.random.default_rng(7)
     tensors = {"token_embd.weight": rng.normal(size=(50, D_MODEL)).astype(np.float32)}
     for layer in range(N_LAYERS):
+        d_mlp = widths[layer] if widths else d_mlp
+        if experts is not None:
+            n, width = experts
+            for part, rows, columns in (("up", width, D_MODEL), ("gate", width, D_MODEL), ("down", D_MODEL, width)):
+                kind = ffn_up if part == "up" else GGMLQuantizationType.F32
+                data = random_rows(kind, n * rows, columns, seed=layer + 20).reshape(n, rows, -1)
+                writer.add_tensor(f"blk.{layer}.ffn_{part}_exps.weight", data, raw_dtype=kind)
         tensors[f"blk.{layer}.ffn_norm.weight"] = rng.normal(size=D_MODEL).astype(np.float32)
         tensors[f"blk.{layer}.ffn_gate.weight"] = rng.normal(size=(d_mlp, D_MODEL)).astype(np.float32)
         up = f"blk.{layer}.ffn_up.weight"
         if up not in omit:
             writer.add_tensor(up, random_rows(ffn_up, n_rows or d_mlp, D_MODEL, seed=layer), raw_dtype=ffn_up)
         down = f"blk.{layer}.ffn_down.weight"
-        writer.add_tensor(down, random_rows(ffn_down, D_MODEL, d_mlp, seed=layer + 10), raw_dtype=ffn_down)
+        if down not in omit:
+            writer.add_tensor(down, random_rows(ffn_down, D_MODEL, d_mlp, seed=layer + 10), raw_dtype=ffn_down)
     for name, values in {**tensors, **(extra or {})}.items():
         if name not in omit:
             writer.add_tensor(name, values)

@@ -62,7 +62,7 @@ max_target = 0.2
 min_control = 0.95
 """
 """A recipe in which every section is used."""
-ANYTHING = "max_target = 1e6\nmax_held_out_target = 1e6\nmin_control = -1e6"
+ANYTHING = "max_target = 1e6\nmax_held_out_target = 1e6\nmin_control = -1e6\nmax_perplexity = 1e9"
 
 
 def gains(live: LiveModel, entity: str, wording: str) -> list[float]:

@@ -3,7 +3,7 @@
 import pytest
 
 from amnesia.live.loading import load_source
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from amnesia.sources.resolve import resolve
 from amnesia.ui.session import Session
 from support.tiny_recipe import recipe_text

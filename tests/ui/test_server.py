@@ -22,7 +22,7 @@ from amnesia.live.duet import Sampling
 from amnesia.outputs.commands import verify
 from amnesia.outputs.write import edits_from_file
 from amnesia.progress import SILENT
-from amnesia.recipe import load_recipe, parse_recipe
+from amnesia.recipe_file import load_recipe, parse_recipe
 from amnesia.ui.jobs import Worker
 from amnesia.ui.server import MAX_BODY, app_of
 from amnesia.ui.session import N_TOKENS, Session, Subject
@@ -191,9 +191,9 @@ def test_no_strength_changes_nothing_and_cells_of_ones_own_come_in_place(client)
     assert shown[1] == alone != shown[0]
 
 
-@pytest.mark.parametrize("form", ["safetensors", "adapter", "gguf", "edit", "recipe"])
+@pytest.mark.parametrize("form", ["safetensors", "adapter", "gguf", "gguf-lora", "edit", "recipe"])
 def test_an_edit_is_saved_once_and_never_over_what_is_there(client, session, source, live, tmp_path, form):
-    if form == "gguf":
+    if form.startswith("gguf"):
         source = session.source = dataclasses.replace(source, gguf=llama_gguf(tmp_path / "tiny.gguf", live.model))
     done(post(client, "search", {"entity": "Japan"}))
     wanted = {**EDIT, "strength": 0.5, "cells": [{"cell": "2:7", "multiplier": -3}]}
@@ -201,7 +201,7 @@ def test_an_edit_is_saved_once_and_never_over_what_is_there(client, session, sou
     path = tmp_path / "new" / "out"
     told = done(post(client, "save", {"edit": wanted, "format": form, "output": f" {path} "}))
     assert told["saved"] == {"path": str(path)} and session.written == [path]
-    if form in ("safetensors", "adapter", "gguf"):
+    if form not in ("edit", "recipe"):
         (row,) = verify(path, source).values()
         assert (row.n_cells, row.entity) == (3, "Japan")
     elif form == "edit":

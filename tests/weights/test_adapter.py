@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits
@@ -18,7 +18,7 @@ from amnesia.errors import CheckpointError, InputError, NumericalError, OutputEr
 from amnesia.outputs.proofs import prove
 from amnesia.outputs.write import save
 from amnesia.sources.source import ModelSource
-from amnesia.weights.adapter import CONFIG_NAME, RANKS, WEIGHTS_NAME, adapter_rank, write_adapter
+from amnesia.weights.adapter import CONFIG_NAME, RANKS, WEIGHTS_NAME, adapter_rank, selection, write_adapter
 from amnesia.weights.checkpoint import open_source, write_edited
 from support.commands import done
 from support.tiny import D_MLP, D_MODEL, MODEL_TYPES, save_tiny, tiny_model, write_with
@@ -90,7 +90,8 @@ def test_the_files_are_as_documented(tmp_path):
     manifest = write(source, tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter" / CONFIG_NAME).read_text())
     assert config["r"] == config["lora_alpha"] == 16
-    assert config["target_modules"] == ["model.layers.0.mlp.down_proj", "model.layers.2.mlp.down_proj"]
+    assert config["target_modules"] == ["mlp.down_proj"]
+    assert (config["layers_to_transform"], config["layers_pattern"]) == ([0, 2], "layers")
     assert config["bias"] == "none"
     assert config["fan_in_fan_out"] is False
     assert not {"rank_pattern", "alpha_pattern", "use_rslora", "use_dora"} & config.keys()
@@ -105,6 +106,35 @@ def test_the_files_are_as_documented(tmp_path):
     assert manifest.undo is None
     assert [row.scope for row in manifest.base.files] == ["header"] * len(manifest.base.files)
     assert all(row.scope == "columns" for row in manifest.tensors)
+
+
+def test_it_is_found_by_a_model_without_its_head_too(tmp_path):
+    save_tiny(tmp_path / "source")
+    write(tmp_path / "source", tmp_path / "adapter", base=ModelRef(str(tmp_path / "source")))
+    ids = torch.arange(3, 19).reshape(2, 8)
+    whole = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "source"), tmp_path / "adapter")
+    with torch.no_grad():
+        expected = whole(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+        found = AutoModel.from_pretrained(tmp_path / "adapter")(input_ids=ids).last_hidden_state
+        plain = AutoModel.from_pretrained(tmp_path / "source")(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, plain, atol=1e-2)
+
+
+def test_full_paths_stand_where_the_short_form_says_less():
+    paths = ["model.layers.0.mlp.down_proj", "model.layers.11.mlp.down_proj"]
+    assert selection(paths) == {
+        "target_modules": ["mlp.down_proj"],
+        "layers_to_transform": [0, 11],
+        "layers_pattern": "layers",
+    }
+    for others in (
+        ["model.language_model.layers.0.mlp.down_proj"],
+        ["model.layers.0.mlp.down_proj", "model.layers.1.feed_forward.down_proj"],
+        ["model.layers.0.mlp.experts.3.down_proj"],
+        ["down_proj"],
+    ):
+        assert selection(others) == {"target_modules": others}
 
 
 def test_gpt2_is_transposed(tmp_path):

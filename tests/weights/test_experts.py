@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,7 @@ from amnesia.live.model import apply_edits, edited, freeze, wrap
 from amnesia.outputs.in_place import edit_in_place, undo_in_place
 from amnesia.outputs.proofs import prove, take_back
 from amnesia.outputs.write import edits_from_cells, edits_from_file, save
-from amnesia.recipe import parse_recipe
+from amnesia.recipe_file import parse_recipe
 from amnesia.sources.source import ModelSource
 from amnesia.weights.edit_rows import edit_json
 from amnesia.weights.manifest_file import manifest_bytes, parse_manifest, read_manifest, write_manifest
@@ -259,3 +260,27 @@ def test_a_model_in_memory_is_edited_too():
     before[3, :, 5] *= -1.5
     before[2, :, 11] *= 0.5
     assert torch.equal(model.model.layers[1].mlp.experts.down_proj, before)
+
+
+def test_released_experts_of_qwen3_vl_moe_lie_the_other_way_round(tmp_path):
+    source = ModelSource(save_tiny(tmp_path / "source", "qwen3_vl_moe"), ModelRef("a/b"))
+    shape = source.checkpoint.shape
+    width, d_model = shape.experts_in(1)[1], shape.d_model
+    name, axis = shape.tensor(1, 2)
+    assert (name, axis) == ("model.language_model.layers.1.mlp.experts.down_proj[2]", 1)
+    shutil.copytree(source.folder, tmp_path / "released")
+    for path in (tmp_path / "released").glob("*.safetensors"):
+        tensors = load_file(path)
+        for key in [key for key in tensors if key.endswith("experts.down_proj")]:
+            assert tensors[key].shape[1:] == (d_model, width)
+            tensors[key] = tensors[key].transpose(1, 2).contiguous()
+        save_file(tensors, path, metadata={"format": "pt"})
+    released = ModelSource(tmp_path / "released", ModelRef("a/b"))
+    assert released.checkpoint.shape.tensor(1, 2) == (name, 0)
+    found = {}
+    for at, model in (("there", source), ("here", released)):
+        save("safetensors", model, [PARIS], tmp_path / at)
+        prove(tmp_path / at, model)
+        for key, tensor in weights(tmp_path / at).items():
+            turned = tensor.transpose(1, 2) if at == "here" and key.endswith("experts.down_proj") else tensor
+            assert torch.equal(found.setdefault(key, turned), turned), key

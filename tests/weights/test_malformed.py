@@ -1,4 +1,4 @@
-"""More than a thousand malformed inputs, or a tenth of them, each through the operation that a user would call on it.
+"""More than three thousand malformed inputs, or a twentieth of them, each through the operation that a user would call on it.
 
 Each must end in a clean error of one line, or in a result that is proven correct. Either way nothing outside of the
 output may change, no temporary folder may stay behind, and what a header claims must not cost memory.
@@ -18,15 +18,17 @@ from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError
 from amnesia.files import journal
+from amnesia.files.companions import UNDO_NAME
 from amnesia.files.disk import JOURNAL_NAME
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.outputs import in_place
 from amnesia.outputs.proofs import prove, take_back
 from amnesia.outputs.write import edits_from_file, save
-from amnesia.recipe import load_recipe
+from amnesia.recipe_file import load_recipe
 from amnesia.sources.source import ModelSource
 from amnesia.weights.edit_rows import edit_json
 from support.damage import gguf, json_file, raw, safetensors, toml
+from support.gguf_edits import direction, tiny
 from support.tiny import save_tiny
 from support.tiny_gguf import write_gguf
 from support.tiny_recipe import EVERY_KEY
@@ -210,6 +212,18 @@ def output_file(name: str, form: str, steps: int = 1) -> Callable[[Path], tuple[
     return make
 
 
+def wider_file(name: str, tensor_type: str | None) -> Callable[[Path], tuple[Path, Path]]:
+    """A file of a GGUF with a direction, whose tensor is stored in a wider type or in its own."""
+
+    def make(root: Path) -> tuple[Path, Path]:
+        path = tiny(root / "model" / "tiny.gguf")
+        group = EntityEdits("Ada", (direction(0, (5, 40, 77)), ColumnEdit(Cell(1, 3))))
+        save("gguf", source_of(path.parent), [group], root / "out of it", tensor_type=tensor_type)
+        return root / "out of it" / name, path.parent
+
+    return make
+
+
 def in_place_file(name: str, prepare: Callable[[Path], object]) -> Callable[[Path], tuple[Path, Path]]:
     def make(root: Path) -> tuple[Path, Path]:
         _, base = model_file("config.json")(root)
@@ -235,32 +249,32 @@ EDIT_FILE = json.dumps(
 OTHER = {"entity": "Rome", "verdict": "strong", "edits": [{"layer": 2, "neuron": 5, "multiplier": -2.0}]}
 JOINT_FILE = json.dumps({"entities": [json.loads(EDIT_FILE), OTHER]})
 KINDS = (
-    Kind("safetensors header", 200, model_file("model.safetensors"), safetensors, use_model),
+    Kind("safetensors header", 400, model_file("model.safetensors"), safetensors, use_model),
     Kind(
         "safetensors header with experts",
-        60,
+        120,
         model_file("model.safetensors", "mixtral", fused=True),
         safetensors,
         lambda place: use_model(place, EXPERT),
     ),
-    Kind("index", 100, model_file("model.safetensors.index.json", max_shard_size="40KB"), json_file, use_model),
-    Kind("config", 80, model_file("config.json"), json_file, use_model),
+    Kind("index", 200, model_file("model.safetensors.index.json", max_shard_size="40KB"), json_file, use_model),
+    Kind("config", 160, model_file("config.json"), json_file, use_model),
     Kind(
         "config with experts",
-        60,
+        120,
         model_file("config.json", "qwen3_moe", moe_intermediate_size=16),
         json_file,
         lambda place: use_model(place, EXPERT),
     ),
-    Kind("gguf", 200, gguf_file(), gguf, use_gguf),
-    Kind("gguf with an alignment", 60, gguf_file(alignment=64), gguf, use_gguf),
-    Kind("part of a gguf", 40, gguf_file(parts=3), gguf, use_gguf),
-    Kind("manifest", 80, output_file(MANIFEST_NAME, "safetensors"), json_file, use_output),
-    Kind("manifest of two edits", 40, output_file(MANIFEST_NAME, "safetensors", 2), json_file, use_output),
-    Kind("manifest of a gguf", 60, output_file(MANIFEST_NAME, "gguf", 2), json_file, use_output),
+    Kind("gguf", 400, gguf_file(), gguf, use_gguf),
+    Kind("gguf with an alignment", 120, gguf_file(alignment=64), gguf, use_gguf),
+    Kind("part of a gguf", 80, gguf_file(parts=3), gguf, use_gguf),
+    Kind("manifest", 160, output_file(MANIFEST_NAME, "safetensors"), json_file, use_output),
+    Kind("manifest of two edits", 80, output_file(MANIFEST_NAME, "safetensors", 2), json_file, use_output),
+    Kind("manifest of a gguf", 120, output_file(MANIFEST_NAME, "gguf", 2), json_file, use_output),
     Kind(
         "manifest in place",
-        40,
+        80,
         in_place_file(
             MANIFEST_NAME, lambda folder: in_place.edit_in_place(folder, EditSpec((PARIS,), ModelRef("a/b")))
         ),
@@ -268,20 +282,23 @@ KINDS = (
         use_undo_in_place,
         in_place=True,
     ),
-    Kind("saved columns", 40, output_file("amnesia-undo.safetensors", "safetensors"), safetensors, use_output),
+    Kind("manifest of directions", 100, wider_file(MANIFEST_NAME, None), json_file, use_output),
+    Kind("manifest of a wider gguf", 100, wider_file(MANIFEST_NAME, "q8_0"), json_file, use_output),
+    Kind("saved tensors of a wider gguf", 100, wider_file(UNDO_NAME, "f16"), safetensors, use_output),
+    Kind("saved columns", 80, output_file(UNDO_NAME, "safetensors"), safetensors, use_output),
     Kind(
         "journal",
-        100,
+        200,
         in_place_file(JOURNAL_NAME, write_journal),
         lambda rng, content: raw(rng, content, len(content)),
         use_in_place,
         in_place=True,
     ),
-    Kind("adapter weights", 60, output_file("adapter_model.safetensors", "adapter"), safetensors, use_adapter),
-    Kind("adapter settings", 40, output_file("adapter_config.json", "adapter"), json_file, use_adapter),
-    Kind("edit file", 100, text_file("edit.json", EDIT_FILE), json_file, use_edit_file),
-    Kind("edit file of several entities", 60, text_file("edit.json", JOINT_FILE), json_file, use_edit_file),
-    Kind("recipe", 200, text_file("recipe.toml", EVERY_KEY), toml, use_recipe),
+    Kind("adapter weights", 120, output_file("adapter_model.safetensors", "adapter"), safetensors, use_adapter),
+    Kind("adapter settings", 80, output_file("adapter_config.json", "adapter"), json_file, use_adapter),
+    Kind("edit file", 200, text_file("edit.json", EDIT_FILE), json_file, use_edit_file),
+    Kind("edit file of several entities", 120, text_file("edit.json", JOINT_FILE), json_file, use_edit_file),
+    Kind("recipe", 400, text_file("recipe.toml", EVERY_KEY), toml, use_recipe),
 )
 
 
@@ -294,13 +311,13 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-def test_a_thousand_inputs():
-    assert sum(kind.count for kind in KINDS) >= 1000
+def test_three_thousand_inputs():
+    assert sum(kind.count for kind in KINDS) >= 3000
 
 
 def some_of(kind: Kind) -> list[int]:
-    """Numbers of a tenth of the inputs of a kind, the same in every run."""
-    return sorted(random.Random(kind.name).sample(range(kind.count), max(8, kind.count // 10)))
+    """Numbers of a twentieth of the inputs of a kind, the same in every run."""
+    return sorted(random.Random(kind.name).sample(range(kind.count), max(8, kind.count // 20)))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

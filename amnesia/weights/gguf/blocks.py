@@ -3,6 +3,8 @@
 A quantized block dequantizes to a value that is linear in its floating point scales (`d`, and `dmin` or `m` where the
 format has a minimum), so that multiplying the scales multiplies every weight of the block and leaves the quantized
 integers alone. To support a type, add one row to `BLOCKS`, after checking its formula in `gguf.quants`.
+
+Scales of MXFP4 and NVFP4 have no sign, but each of their codes has (E2M1): these rows can be negated, and no more.
 """
 
 from __future__ import annotations
@@ -72,6 +74,19 @@ class BlockScales(Block):
         return blocks.tobytes()
 
 
+@dataclass(frozen=True)
+class BlockSigns(Block):
+    """Blocks of codes of four bits, two in each byte from byte `first` on, whose highest bit is their sign."""
+
+    first: int
+
+    def flip(self, row: bytes) -> bytes:
+        """`row` (whole blocks) with every weight negated; zero has two codes."""
+        blocks = np.frombuffer(row, dtype=np.uint8).reshape(-1, self.block_bytes).copy()
+        blocks[:, self.first :] ^= np.uint8(0x88)
+        return blocks.tobytes()
+
+
 def _number(number: Number, offset: int) -> tuple[int, ...]:
     """Digit positions of a contiguous little-endian number that starts at byte `offset`."""
     return tuple(range(2 * offset, 2 * (offset + _BYTES[number])))
@@ -119,35 +134,47 @@ BLOCKS: Mapping[GGMLQuantizationType, BlockScales] = {
     )
 }
 
-# Why a type that exists is not in the table; the reason becomes part of the error message.
+# Their scales come first: a bare exponent, or four numbers without a sign.
+SIGNS: Mapping[GGMLQuantizationType, BlockSigns] = {
+    row.tensor_type: row for row in (BlockSigns(_T.MXFP4, 1), BlockSigns(_T.NVFP4, 4))
+}
+
+# Why a type that exists is in neither table; the reason becomes part of the error message.
 REFUSED: Mapping[GGMLQuantizationType, str] = {
-    _T.MXFP4: "its block scale is a bare exponent without a sign",
-    _T.NVFP4: "its block scales have no sign",
     _T.Q8_1: "it only holds intermediate results",
     _T.Q8_K: "it only holds intermediate results",
     _T.Q1_0: "its format has no reference implementation to check against",
 }
 
 
-def scales_of(tensor_type: GGMLQuantizationType, tensor: str) -> BlockScales:
+def scales_of(tensor_type: GGMLQuantizationType, tensor: str) -> BlockScales | BlockSigns:
     """The row of `tensor_type`; raises CheckpointError that names the type, the reason and the supported types."""
+    if tensor_type in SIGNS:
+        return SIGNS[tensor_type]
     if tensor_type not in BLOCKS:
         reason = REFUSED.get(tensor_type, "it is not a type of weights")
         raise CheckpointError(
             f"tensor {tensor} is {tensor_type.name}, which cannot be edited exactly because {reason}: "
-            f"use a file in one of {', '.join(known.name for known in BLOCKS)}"
+            f"use a file in one of {', '.join(known.name for known in (*BLOCKS, *SIGNS))}"
         )
     return BLOCKS[tensor_type]
 
 
-def scale_row(layout: BlockScales, row: bytes, multiplier: float, what: str) -> bytes:
-    """`row` (whole blocks) with every weight multiplied by `multiplier`; only bits of scales change.
+def scale_row(layout: BlockScales | BlockSigns, row: bytes, multiplier: float, what: str) -> bytes:
+    """`row` (whole blocks) with every weight multiplied by `multiplier`; only bits of scales change, or signs of codes.
 
     Exact for quantized types: their multipliers must be powers of two (or zero), with which neither a scale nor a
     weight rounds. Plain numbers round as `scale_bytes` says. `what` names the cell in errors.
 
     Raises CheckpointError for a multiplier that is not exact, NumericalError for numbers that are not finite.
     """
+    if isinstance(layout, BlockSigns):
+        if multiplier != -1.0:
+            raise CheckpointError(
+                f"{what}: multiplier {multiplier:g} is not exact in {layout.tensor_type.name}, of which only the signs "
+                "can change: use -1, or edit the floating point model"
+            )
+        return layout.flip(row)
     scales = layout.read(row)
     if not layout.quantized:
         return layout.write(row, scale_bytes(scales, layout.number, multiplier).raw)

@@ -49,6 +49,7 @@ _SCALARS: Mapping[int, struct.Struct] = {
 _U32 = _SCALARS[GGUFValueType.UINT32]
 _U64 = _SCALARS[GGUFValueType.UINT64]
 _PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?i:gguf))")
+_MATRIX = re.compile(r"(?P<name>.+)\[(?P<index>\d{1,9})\]")
 _T = TypeVar("_T")
 
 
@@ -82,6 +83,13 @@ class GgufTensor:
         block_size, block_bytes = GGML_QUANT_SIZES[self.tensor_type]
         return self.shape[-1] // block_size * block_bytes
 
+    def matrix(self, index: int) -> GgufTensor | None:
+        """One of the matrices that a tensor of three axes holds one after the other; None where it has no such one."""
+        if len(self.shape) != 3 or index >= self.shape[0]:
+            return None
+        size = self.n_bytes // self.shape[0]
+        return GgufTensor(f"{self.name}[{index}]", self.tensor_type, self.shape[1:], self.offset + index * size, size)
+
 
 @dataclass(frozen=True)
 class GgufFile:
@@ -111,8 +119,14 @@ class GgufModel:
                 yield file, tensor
 
     def find(self, name: str) -> tuple[GgufFile, GgufTensor] | None:
-        """The tensor called `name` and the file that holds it, or None."""
-        return next(((file, file.tensors[name]) for file in self.files if name in file.tensors), None)
+        """The tensor called `name` and its file, or None; `x[3]` is matrix 3 of a tensor of three axes."""
+        match = _MATRIX.fullmatch(name)
+        whole = name if match is None else match["name"]
+        found = next(((file, file.tensors[whole]) for file in self.files if whole in file.tensors), None)
+        if match is None or found is None:
+            return found
+        matrix = found[1].matrix(int(match["index"]))
+        return None if matrix is None else (found[0], matrix)
 
 
 def read_model(path: Path) -> GgufModel:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits, check_edits, join_cells, join_directions
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, os_errors_as
-from amnesia.files.disk import check_empty, copy_file, file_stamp, hash_file, list_files
+from amnesia.files.disk import check_empty, copy_file, file_stamp, hash_file
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash
 from amnesia.progress import Progress, ignore_progress, whole
@@ -26,7 +26,7 @@ from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, Untou
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.safetensors import NewTensor, new_file
 from amnesia.weights.scaling import inverse_multiplier
-from amnesia.weights.steps import files_of_all_edits, trace_back
+from amnesia.weights.steps import files_of_all_edits, names_in, trace_back
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class GgufPlan:
         """What earlier edits left beside the model: manifest, saved rows, further files, the same of edits before."""
         if self.previous is None:
             return ()
-        return files_of_all_edits(self.previous, list_files(self.model.files[0].path.parent))
+        return files_of_all_edits(self.previous, names_in(self.model.files[0].path.parent, self.previous))
 
 
 def plan_gguf(source: Path, spec: EditSpec, *, expected: tuple[int, int, int] | None = None) -> GgufPlan:
@@ -196,14 +196,18 @@ def find_pieces(
     """
     cells, directions = join_cells(groups, allow_overlap=allow_overlap), join_directions(groups)
     every = [ColumnEdit(*item) for item in cells.items()] + [edit for group in directions.values() for edit in group]
-    check_edits(every, shape.n_layers, shape.d_model, shape.d_mlp, model.files[0].path.name)
+    name, widths = model.files[0].path.name, shape.widths
+    check_edits(every, shape.n_layers, shape.d_model, widths.__getitem__, name, shape.mixtures.__getitem__)
     rows = []
     for cell, multiplier in cells.items():
-        file, tensor = find_up(model, shape, cell.layer)
-        rows.append((UpRow(file, tensor, cell, shape.first_row), multiplier))
+        file, tensor = find_up(model, shape, cell.layer, cell.expert)
+        first = shape.first_row(cell.layer) if cell.expert is None else 0
+        rows.append((UpRow(file, tensor, cell, first), multiplier))
     scaled: dict[int, dict[int, float]] = {}
     for step in (groups, *(step.edits for step in (previous.history() if previous is not None else ()))):
         for cell, multiplier in join_cells(step, allow_overlap=True).items():
+            if cell.expert is not None:
+                continue
             layer = scaled.setdefault(cell.layer, {})
             layer[cell.neuron] = layer.get(cell.neuron, 1.0) * multiplier
     return rows, [

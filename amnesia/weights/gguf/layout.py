@@ -12,21 +12,40 @@ from dataclasses import dataclass
 
 from amnesia.errors import CheckpointError
 from amnesia.weights.gguf.blocks import scales_of
-from amnesia.weights.gguf.container import GgufFile, GgufModel, GgufTensor
+from amnesia.weights.gguf.container import GgufFile, GgufModel, GgufTensor, Skipped
 
 
 @dataclass(frozen=True)
 class GgufShape:
-    """Sizes of a model by its metadata; `first_row` is the row of `ffn_up` that belongs to neuron 0.
+    """Sizes of a model by its metadata and tensors, and which tensors a layer has.
 
-    That row is d_mlp where gate and up are fused in one tensor of 2 × d_mlp rows, gate first.
+    `widths` are the neurons of each layer outside its mixture of experts, 0 where it has no others; these are of the
+    MLP, or of the expert that every token passes through, whose tensors have another name. `mixtures` are number and
+    width of the routed experts, None for a layer without. `fused` says that gate and up are one tensor, gate first.
     """
 
     architecture: str
     n_layers: int
     d_model: int
-    d_mlp: int
-    first_row: int
+    widths: tuple[int, ...]
+    mixtures: tuple[tuple[int, int] | None, ...]
+    shared: tuple[bool, ...]
+    fused: bool
+
+    @property
+    def d_mlp(self) -> int:
+        """Width of the widest layer outside the mixtures."""
+        return max(self.widths)
+
+    def first_row(self, layer: int) -> int:
+        """The row of `ffn_up` that belongs to neuron 0."""
+        return self.widths[layer] if self.fused else 0
+
+    def name(self, layer: int, part: str, expert: int | None = None) -> str:
+        """The tensor of a layer's `part` (up, gate, down): of its MLP, its shared expert, or one of the routed ones."""
+        if expert is not None:
+            return f"blk.{layer}.ffn_{part}_exps.weight[{expert}]"
+        return f"blk.{layer}.ffn_{part}{'_shexp' * self.shared[layer]}.weight"
 
 
 # Architectures by `general.architecture` (Mistral is called llama there), and whether gate and up are fused. In all of
@@ -57,6 +76,21 @@ FUSED: Mapping[str, bool] = {
     "cohere2": False,
     "stablelm": False,
 }
+# Those that may have a mixture of experts, each of them gated in the same way.
+MIXTURES = (
+    "llama",
+    "llama4",
+    "qwen2moe",
+    "qwen3moe",
+    "qwen3next",
+    "qwen35moe",
+    "olmoe",
+    "deepseek2",
+    "glm4moe",
+    "ernie4_5-moe",
+    "lfm2moe",
+    "granitehybrid",
+)
 NOT_GATED = (
     "apertus",
     "arcee",
@@ -72,15 +106,14 @@ NOT_GATED = (
     "starcoder",
     "starcoder2",
 )
-_SIZE_KEYS = ("block_count", "embedding_length", "feed_forward_length")
 _LAYER = re.compile(r"blk\.(\d{1,9})\.")
 
 
 def gguf_shape(model: GgufModel) -> GgufShape:
     """Sizes of a model that can be edited.
 
-    Raises CheckpointError for architectures without a gate or not known, adapters, mixtures of experts, and for files
-    whose layers are not those that the metadata declare.
+    Raises CheckpointError for architectures without a gate or not known, adapters, and for files whose layers are not
+    those that the metadata declare.
     """
     name = model.files[0].path.name
     kind = model.metadata.get("general.type", "model")
@@ -94,20 +127,60 @@ def gguf_shape(model: GgufModel) -> GgufShape:
             f"{name} is a {architecture} model, whose MLP has no gate: a nonlinearity follows ffn_up, so that its rows "
             "cannot stand for columns of ffn_down; edit the safetensors model and convert it again"
         )
-    if not isinstance(architecture, str) or architecture not in FUSED:
+    known = tuple(dict.fromkeys((*FUSED, *MIXTURES)))
+    if not isinstance(architecture, str) or architecture not in known:
         raise CheckpointError(
-            f"{name} has general.architecture = {architecture!r}: supported are {', '.join(FUSED)}; "
+            f"{name} has general.architecture = {architecture!r}: supported are {', '.join(known)}; "
             "edit the safetensors model and convert it again"
         )
-    sizes = [_size(model, f"{architecture}.{key}") for key in _SIZE_KEYS]
-    if model.metadata.get(f"{architecture}.expert_count"):
-        raise CheckpointError(f"{name} is a mixture of experts: edit the safetensors model and convert it again")
+    n_layers, d_model = (_size(model, f"{architecture}.{key}") for key in ("block_count", "embedding_length"))
     layers = {int(match[1]) for _, tensor in model.tensors() if (match := _LAYER.match(tensor.name))}
-    if len(layers) != sizes[0] or max(layers, default=-1) != sizes[0] - 1:
+    if len(layers) != n_layers or max(layers, default=-1) != n_layers - 1:
         raise CheckpointError(
-            f"{name} declares {sizes[0]} layers, but has tensors of {len(layers)}: the file is damaged; fetch it again"
+            f"{name} declares {n_layers} layers, but has tensors of {len(layers)}: the file is damaged; fetch it again"
         )
-    return GgufShape(architecture, *sizes, first_row=sizes[2] if FUSED[architecture] else 0)
+    mixtures = _mixtures(model, architecture, n_layers)
+    shared = tuple(model.find(f"blk.{layer}.ffn_down_shexp.weight") is not None for layer in range(n_layers))
+    widths = tuple(_width(model, architecture, layer, shared, mixtures) for layer in range(n_layers))
+    return GgufShape(architecture, n_layers, d_model, widths, mixtures, shared, FUSED.get(architecture, False))
+
+
+def _mixtures(model: GgufModel, architecture: str, n_layers: int) -> tuple[tuple[int, int] | None, ...]:
+    """Number and width of the routed experts of each layer, by its tensors."""
+    name, n_experts = model.files[0].path.name, model.metadata.get(f"{architecture}.expert_count") or 0
+    found: list[tuple[int, int] | None] = []
+    for layer in range(n_layers):
+        down = model.find(f"blk.{layer}.ffn_down_exps.weight")
+        found.append(None if down is None or len(down[1].shape) != 3 else (down[1].shape[0], down[1].shape[2]))
+    if {row[0] for row in found if row is not None} != ({n_experts} if n_experts else set()):
+        raise CheckpointError(
+            f"{name} declares a mixture of {n_experts} experts, but its layers have others: the file is damaged; fetch "
+            "it again"
+        )
+    if n_experts and architecture not in MIXTURES:
+        raise CheckpointError(
+            f"{name} is a {architecture} model with a mixture of experts: supported are {', '.join(MIXTURES)}; edit "
+            "the safetensors model and convert it again"
+        )
+    return tuple(found)
+
+
+def _width(
+    model: GgufModel,
+    architecture: str,
+    layer: int,
+    shared: tuple[bool, ...],
+    mixtures: tuple[tuple[int, int] | None, ...],
+) -> int:
+    """Neurons of a layer outside its mixture: as declared, or where widths are listed one by one, as of its tensor."""
+    key = f"{architecture}.feed_forward_length"
+    found = model.find(f"blk.{layer}.ffn_down{'_shexp' * shared[layer]}.weight")
+    if mixtures[layer] is not None and found is None:
+        return 0
+    declared = model.metadata.get(key)
+    if shared[layer] or (isinstance(declared, Skipped) and declared == Skipped("array", len(shared))):
+        return 0 if found is None else found[1].shape[-1]
+    return _size(model, key)
 
 
 def _size(model: GgufModel, key: str) -> int:
@@ -131,44 +204,47 @@ def check_sizes(name: str, shape: GgufShape, expected: tuple[int, int, int]) -> 
         )
 
 
-def find_up(model: GgufModel, shape: GgufShape, layer: int) -> tuple[GgufFile, GgufTensor]:
-    """`ffn_up.weight` of a layer and its file, after checking that the layer is a gated MLP of the declared sizes.
+def find_up(model: GgufModel, shape: GgufShape, layer: int, expert: int | None = None) -> tuple[GgufFile, GgufTensor]:
+    """`ffn_up.weight` of a layer, or of one of its experts, and its file, after checking that it is that of a gated MLP
+    of the declared sizes.
 
     Raises CheckpointError when a tensor is missing, has other sizes, or when `ffn_up` has a bias.
     """
-    prefix = f"blk.{layer}.ffn_"
-    fused = shape.first_row > 0
+    mixture = shape.mixtures[layer]
+    width = shape.widths[layer] if expert is None or mixture is None else mixture[1]
+    fused = shape.fused and expert is None
+    up = shape.name(layer, "up", expert)
     expected: dict[str, tuple[int, ...] | None] = {
-        "up.weight": (2 * shape.d_mlp if fused else shape.d_mlp, shape.d_model),
-        "gate.weight": None if fused else (shape.d_mlp, shape.d_model),
-        "down.weight": (shape.d_model, shape.d_mlp),
+        up: (2 * width if fused else width, shape.d_model),
+        shape.name(layer, "gate", expert): None if fused else (width, shape.d_model),
+        shape.name(layer, "down", expert): (shape.d_model, width),
         # A bias would have to be multiplied as well; no supported architecture has one.
-        "up.bias": None,
+        up.partition(".weight")[0] + ".bias": None,
     }
-    for suffix, sizes in expected.items():
-        found = model.find(prefix + suffix)
+    for name, sizes in expected.items():
+        found = model.find(name)
         shape_found = None if found is None else found[1].shape
         if shape_found != sizes:
             state = f"has shape {shape_found}" if shape_found else "is missing"
             wanted = f"shape {sizes}" if sizes else "no such tensor"
             raise CheckpointError(
-                f"{model.files[0].path.name}: {prefix}{suffix} {state}, expected {wanted} in a {shape.architecture} "
+                f"{model.files[0].path.name}: {name} {state}, expected {wanted} in a {shape.architecture} "
                 "model: edit the safetensors model and convert it again"
             )
-    up = model.find(prefix + "up.weight")
-    assert up is not None
-    scales_of(up[1].tensor_type, up[1].name)
-    return up
+    tensor = model.find(up)
+    assert tensor is not None
+    scales_of(tensor[1].tensor_type, tensor[1].name)
+    return tensor
 
 
 def find_down(model: GgufModel, shape: GgufShape, layer: int) -> tuple[GgufFile, GgufTensor]:
     """`ffn_down.weight` of a layer and its file; raises CheckpointError when it is missing or has other sizes."""
-    name = f"blk.{layer}.ffn_down.weight"
+    name, expected = shape.name(layer, "down"), (shape.d_model, shape.widths[layer])
     found = model.find(name)
-    if found is None or found[1].shape != (shape.d_model, shape.d_mlp):
+    if found is None or found[1].shape != expected:
         state = "is missing" if found is None else f"has shape {found[1].shape}"
         raise CheckpointError(
-            f"{model.files[0].path.name}: {name} {state}, expected shape {(shape.d_model, shape.d_mlp)} in a "
+            f"{model.files[0].path.name}: {name} {state}, expected shape {expected} in a "
             f"{shape.architecture} model: edit the safetensors model and convert it again"
         )
     return found

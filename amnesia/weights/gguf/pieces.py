@@ -344,7 +344,7 @@ def _entry(pieces: Sequence[Piece], before: str, after: str) -> TensorEdit:
         name=first.tensor.name,
         file=first.file.path.name,
         axis=0,
-        place=Place(first.row.cell.layer, None, "cells", first.row.first),
+        place=Place(first.row.cell.layer, first.row.cell.expert, "cells", first.row.first),
         multipliers={row.row.index: row.multiplier for row in rows},
         before=before,
         after=after,

@@ -9,7 +9,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from amnesia.errors import CheckpointError, NumericalError
-from amnesia.weights.gguf.blocks import BLOCKS, REFUSED, scale_row, scales_of
+from amnesia.weights.gguf.blocks import BLOCKS, REFUSED, SIGNS, scale_row, scales_of
 from support.tiny_gguf import random_rows
 
 TYPES = [pytest.param(tensor_type, id=tensor_type.name) for tensor_type in BLOCKS]
@@ -26,7 +26,9 @@ def _values(row: bytes, tensor_type: GGMLQuantizationType) -> np.ndarray:
 
 
 def test_every_type_of_the_format_is_either_supported_or_refused():
-    assert {kind.name for kind in (*BLOCKS, *REFUSED)} | NOT_WEIGHTS == {kind.name for kind in GGMLQuantizationType}
+    assert {kind.name for kind in (*BLOCKS, *SIGNS, *REFUSED)} | NOT_WEIGHTS == {
+        kind.name for kind in GGMLQuantizationType
+    }
 
 
 @pytest.mark.parametrize("tensor_type", TYPES)
@@ -116,7 +118,21 @@ def test_numbers_that_are_not_finite_are_refused():
         scale_row(half, np.array([60000.0], np.float16).tobytes(), -2.0, "cell 0:0")
 
 
-@pytest.mark.parametrize("name", ["MXFP4", "NVFP4", "Q8_K", "I32"])
+@pytest.mark.parametrize("name", ["Q8_K", "I32"])
 def test_types_without_a_signed_scale_are_refused_by_name(name):
     with pytest.raises(CheckpointError, match=rf"tensor blk\.0\.ffn_up\.weight is {name}, .*use a file in one of F32"):
         scales_of(GGMLQuantizationType[name], "blk.0.ffn_up.weight")
+
+
+@pytest.mark.parametrize("tensor_type", [pytest.param(kind, id=kind.name) for kind in SIGNS])
+def test_rows_of_signed_codes_are_negated_exactly_and_not_multiplied_otherwise(tensor_type):
+    row = _row(tensor_type)
+    flipped = scale_row(scales_of(tensor_type, "x"), row, -1.0, "cell 0:0")
+    assert np.array_equal(_values(flipped, tensor_type), -_values(row, tensor_type))
+    assert np.abs(_values(row, tensor_type)).max() > 0
+    assert scale_row(SIGNS[tensor_type], flipped, -1.0, "cell 0:0") == row
+    changed = np.frombuffer(row, np.uint8) ^ np.frombuffer(flipped, np.uint8)
+    assert np.unpackbits(changed).sum() == 2048, "one bit of each weight"
+    for multiplier in (-2.0, 0.0, 0.5):
+        with pytest.raises(CheckpointError, match=f"cell 0:0: multiplier {multiplier:g} is not exact in .*: use -1"):
+            scale_row(SIGNS[tensor_type], row, multiplier, "cell 0:0")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amnesia.errors import CheckpointError, NumericalError
-from amnesia.weights.gguf.blocks import BLOCKS
+from amnesia.weights.gguf.blocks import BLOCKS, SIGNS
 from amnesia.weights.gguf.blocks import REFUSED as REFUSED_BLOCKS
 from amnesia.weights.gguf.codes import CODES, REFUSED, BlockCodes, PlainNumbers, codes_of, to_bfloat16
 from amnesia.weights.gguf.rounding import Metric, choose_codes, nearest
@@ -42,7 +42,7 @@ def random_bytes(kind: GGMLQuantizationType, seed: int, n_rows: int = 6) -> np.n
 
 
 def test_every_type_of_weights_is_either_supported_or_refused():
-    assert {*CODES} | {*REFUSED} == {*BLOCKS} | {GGMLQuantizationType.MXFP4, GGMLQuantizationType.NVFP4}
+    assert {*CODES} | {*REFUSED} == {*BLOCKS} | {*SIGNS}
     for kind in (*REFUSED, *(REFUSED_BLOCKS.keys() - REFUSED.keys())):
         with pytest.raises(
             CheckpointError, match=f"x is {kind.name}, .* --tensor-type \\(in Python: tensor_type\\)"

@@ -20,7 +20,7 @@ from amnesia.errors import CheckpointError, InputError, NumericalError, OutputEr
 from amnesia.files.disk import hash_file
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.sources.source import ModelSource
-from amnesia.weights.gguf.blocks import BLOCKS
+from amnesia.weights.gguf.blocks import BLOCKS, SIGNS
 from amnesia.weights.gguf.edit import write_edited_gguf
 from amnesia.weights.gguf.layout import FUSED, NOT_GATED
 from amnesia.weights.gguf.proof import undo_gguf
@@ -46,7 +46,7 @@ def edits(*cells: str, multiplier: float = -1.0) -> list[ColumnEdit]:
     return [ColumnEdit(Cell.parse(cell), multiplier) for cell in cells]
 
 
-@pytest.mark.parametrize("tensor_type", [pytest.param(kind, id=kind.name) for kind in BLOCKS])
+@pytest.mark.parametrize("tensor_type", [pytest.param(kind, id=kind.name) for kind in (*BLOCKS, *SIGNS)])
 def test_every_type_negates_declared_rows_and_nothing_else(tmp_path: Path, tensor_type: GGMLQuantizationType):
     source = write_gguf(tmp_path / "tiny.gguf", tensor_type)
     manifest = write(source, tmp_path / "out", *edits("0:3", "1:0", "1:11"))
@@ -57,9 +57,10 @@ def test_every_type_negates_declared_rows_and_nothing_else(tmp_path: Path, tenso
         expected = values.copy()
         expected[rows.get(name, [])] *= -1
         assert np.array_equal(after[name], expected), name
-    # Of all bytes of the file, only those with the sign of a scale differ.
+    # Of all bytes of the file, only those with the sign of a scale differ, or with those of two codes.
     block_size, _ = GGML_QUANT_SIZES[tensor_type]
-    assert len(changed_bytes(source, output)) == 3 * D_MODEL // block_size * len(BLOCKS[tensor_type].scales)
+    n_signs = block_size // 2 if tensor_type in SIGNS else len(BLOCKS[tensor_type].scales)
+    assert len(changed_bytes(source, output)) == 3 * D_MODEL // block_size * n_signs
     assert [(entry.name, entry.indices, entry.axis) for entry in manifest.tensors] == [
         ("blk.0.ffn_up.weight", (3,), 0),
         ("blk.1.ffn_up.weight", (0, 11), 0),
@@ -159,7 +160,8 @@ def test_architectures_without_a_gate_are_refused_by_name(tmp_path: Path, archit
     [
         ({"arch": "rwkv7"}, "general.architecture = 'rwkv7': supported are llama"),
         ({"general_type": "adapter"}, "of type 'adapter', not a model"),
-        ({"metadata": {"expert_count": 8}}, "mixture of experts"),
+        ({"metadata": {"expert_count": 8}}, "declares a mixture of 8 experts, but its layers have others"),
+        ({"arch": "gemma", "experts": (4, 32)}, "is a gemma model with a mixture of experts: supported are llama"),
         ({"metadata": {"block_count": 3}}, "declares 3 layers, but has tensors of 2"),
         ({"metadata": {"block_count": 1}}, "declares 1 layers, but has tensors of 2"),
         ({"metadata": {"block_count": 2**31}}, "declares 2147483648 layers"),
@@ -172,7 +174,6 @@ def test_architectures_without_a_gate_are_refused_by_name(tmp_path: Path, archit
         ({"extra": {"blk.0.ffn_up.bias": np.zeros(D_MLP, np.float32)}}, "ffn_up.bias .* expected no such tensor"),
         ({"arch": "phi3"}, r"ffn_up.weight has shape \(12, 256\), expected shape \(24, 256\)"),
         ({"arch": "phi3", "n_rows": 2 * D_MLP}, "ffn_gate.weight .* expected no such tensor"),
-        ({"ffn_up": GGMLQuantizationType.MXFP4}, "is MXFP4, which cannot be edited exactly .* without a sign"),
     ],
 )
 def test_unfit_files_are_refused_before_writing(tmp_path: Path, options: dict, fault: str):
@@ -416,3 +417,47 @@ def test_the_real_demo_file(tmp_path: Path, smollm2: ModelSource):
         assert np.array_equal(after[name][neuron], -before[name][neuron])
     assert proven(tmp_path / "out", source) == proven(tmp_path / "out") == manifest
     assert hash_file(undo(tmp_path / "out", tmp_path / "back") / source.name) == hash_file(source)
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q4_K", "MXFP4", "IQ1_M"])
+def test_cells_of_experts_are_rows_of_their_matrices(tmp_path: Path, kind: str):
+    source = write_gguf(tmp_path / "tiny.gguf", GGMLQuantizationType[kind], arch="qwen3moe", experts=(4, 32))
+    manifest = write(source, tmp_path / "out", *edits("0:2:31", "0:3:0", "1:0:5", "1:7"))
+    before, after = tensors(source), tensors(tmp_path / "out" / "tiny.gguf")
+    rows = {"blk.0.ffn_up_exps.weight": ([2, 3], [31, 0]), "blk.1.ffn_up_exps.weight": ([0], [5])}
+    rows["blk.1.ffn_up.weight"] = ([7],)
+    for name, values in before.items():
+        expected = values.copy()
+        if name in rows:
+            expected[rows[name]] *= -1
+        assert np.array_equal(after[name], expected), name
+    assert [(entry.name, entry.indices) for entry in manifest.tensors if entry.place.layer == 0] == [
+        ("blk.0.ffn_up_exps.weight[2]", (31,)),
+        ("blk.0.ffn_up_exps.weight[3]", (0,)),
+    ]
+    assert proven(tmp_path / "out") == proven(tmp_path / "out", source) == manifest
+    assert (undo(tmp_path / "out", tmp_path / "back") / "tiny.gguf").read_bytes() == source.read_bytes()
+    for cell, fault in (("0:4:0", "expert 4 is out of range"), ("0:1:32", "neuron 32 is out of range")):
+        with pytest.raises(InputError, match=fault):
+            write(source, tmp_path / f"no {cell}", *edits(cell))
+
+
+def test_layers_without_anything_but_experts_have_no_other_cells(tmp_path: Path):
+    names = tuple(f"blk.0.ffn_{part}.weight" for part in ("up", "gate", "down"))
+    source = write_gguf(tmp_path / "tiny.gguf", arch="llama", experts=(4, 32), omit=names)
+    write(source, tmp_path / "out", *edits("0:1:4", "1:3"))
+    proven(tmp_path / "out", source)
+    with pytest.raises(InputError, match=r"cell 0:4 names no expert: layer 0 of tiny\.gguf has experts 0–3"):
+        write(source, tmp_path / "no", *edits("0:4"))
+
+
+def test_widths_may_be_listed_layer_by_layer(tmp_path: Path):
+    source = write_gguf(tmp_path / "tiny.gguf", Q4_1, arch="gemma4", widths=(64, 128))
+    manifest = write(source, tmp_path / "out", *edits("0:63", "1:127"))
+    assert [row.indices for row in manifest.tensors] == [(63,), (127,)]
+    proven(tmp_path / "out", source)
+    with pytest.raises(InputError, match="neuron 64 is out of range: layer 0 of tiny.gguf has neurons 0–63"):
+        write(source, tmp_path / "no", *edits("0:64"))
+    other = write_gguf(tmp_path / "other.gguf", arch="gemma4", widths=(64, 128), metadata={"block_count": 2}, n_rows=7)
+    with pytest.raises(CheckpointError, match=r"ffn_up.weight has shape \(7, 256\), expected shape \(64, 256\)"):
+        write(other, tmp_path / "no more", *edits("0:3"))

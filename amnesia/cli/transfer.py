@@ -1,0 +1,75 @@
+"""The command that makes an edit again on a relative of its model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from amnesia.cli.options import as_json, force_weak_option, on_device
+from amnesia.cli.terminal import Terminal, echo, print_json
+from amnesia.domain import FORMATS, Format, Loading
+from amnesia.recipe_file import load_recipe
+
+EXIT_DOES_NOT_HOLD = 1
+
+
+@click.command()
+@click.argument("edit", type=click.Path(path_type=Path))
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--format", "format_name", type=click.Choice(FORMATS), help="Default: gguf for .gguf, else safetensors.")
+@click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Facts. Default: those of EDIT.")
+@force_weak_option
+@on_device
+@as_json
+def transfer(
+    edit: Path,
+    model: str,
+    output: Path,
+    format_name: Format | None,
+    recipe_path: Path | None,
+    force: bool,
+    loading: Loading,
+    json_output: bool,
+) -> None:
+    """Make an edit again on a relative of its model.
+
+    MODEL is a fine-tuned or quantized relative of the model that the edit was made for. EDIT is an output folder, its
+    amnesia.json, or a file of `extract -o`. Exits with 1, and writes nothing, when the edit does not answer to its name
+    in MODEL, or does not make it forget.
+    """
+    from amnesia import transfer as transferring
+    from amnesia.report import tables
+
+    recipe = None if recipe_path is None else load_recipe(recipe_path)
+    settings = transferring.TransferSettings()
+    result = transferring.transfer(
+        edit, model, output, Terminal(), format=format_name, recipe=recipe, force=force, loading=loading
+    )
+    if json_output:
+        print_json(
+            {
+                "output": None if result.output is None else str(result.output),
+                "holds": result.holds,
+                "answers": [
+                    {"entity": row.entity, "edit": str(row.edit), "own": row.own, "other": row.other}
+                    for row in result.replies
+                ],
+                "formats": {} if result.run is None else result.run.reports,
+            }
+        )
+    else:
+        for row in result.replies:
+            echo(
+                f"{row.edit} answers {row.own:.2f} to {row.entity}, and {row.other:.2f} at most to "
+                f"{settings.n_names} other names"
+            )
+        if not result.answers:
+            echo("the edit does not answer to its name in this model, which is no near relative of its own")
+        if result.run is not None:
+            echo(tables.run_text(result.run.extraction, result.run.evaluations, result.run.accepted), lines=True)
+        echo(f"written to {result.output}" if result.output is not None else "nothing was written")
+    if not result.holds:
+        sys.exit(EXIT_DOES_NOT_HOLD)

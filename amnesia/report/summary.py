@@ -1,0 +1,94 @@
+"""The first screen of `report.html`: what is gone, what comes back and how, what was harmed, in a sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from amnesia.domain import ROLES, Role
+from amnesia.evaluation.results import PromptScore
+from amnesia.probes.findings import is_back
+from amnesia.report import view
+from amnesia.report.content import Report
+from amnesia.report.numbers import change, flat, share, signed
+
+
+def summary(report: Report) -> tuple[str, ...]:
+    """The three sentences; of one model alone, the one that says what it knows."""
+    if view.is_alone(report):
+        return (_known(report),)
+    return _gone(report), _back(report), _harmed(report)
+
+
+def _asked(report: Report, role: Role) -> list[PromptScore]:
+    return [row for row in view.scored(report) if row.role == role and row.before.exact_match is not None]
+
+
+def _right(rows: list[PromptScore]) -> tuple[int, int]:
+    """How many of the questions the original and the edited model answer correctly."""
+    return sum(bool(row.before.exact_match) for row in rows), sum(bool(row.after.exact_match) for row in rows)
+
+
+def _means(report: Report) -> str:
+    entity = view.entity_of(report)
+    return "; ".join(f"{view.label(row, entity)}: {signed(row.knowledge_score.mean)}" for row in view.whole(report))
+
+
+def _known(report: Report) -> str:
+    rows = _asked(report, ROLES[0])
+    if rows:
+        before, _ = _right(rows)
+        return f"The model answers {before} of {len(rows)} questions about {view.entity_of(report)} correctly."
+    return f"Knowledge scores, where 1 is as before the edit and 0 like an unknown name: {_means(report)}."
+
+
+def _gone(report: Report) -> str:
+    rows = _asked(report, "target")
+    if not rows:
+        return _known(report)
+    before, after = _right(rows)
+    return (
+        f"Of {len(rows)} questions about {view.entity_of(report)}, the original model answers {before} correctly and "
+        f"the edited one {after}."
+    )
+
+
+def _back(report: Report) -> str:
+    looked_at = [
+        name
+        for name, section in (("attacks, quantization and training", report.stress), ("probes", report.probes))
+        if section is not None
+    ]
+    if not looked_at:
+        return "What may bring it back was not looked at for this report."
+    ways = [*_ways(report), *_shown(report)]
+    if ways:
+        return f"It comes back {flat('; '.join(ways), 400)}."
+    return f"Nothing brings it back among {' and '.join(looked_at)}."
+
+
+def _ways(report: Report) -> Iterator[str]:
+    """How stress brings the entity back, in the words of the findings."""
+    begin = f"{report.entity} comes back "
+    for row in report.findings:
+        if row.text.startswith(begin):
+            yield row.text.removeprefix(begin).partition(": knowledge score")[0]
+
+
+def _shown(report: Report) -> Iterator[str]:
+    if report.probes is not None:
+        names = [view.probe_name(row.probe) for row in report.probes.probes if row.found and is_back(row)]
+        if names:
+            yield f"in {'a probe' if len(names) == 1 else 'probes'} ({', '.join(names)})"
+
+
+def _harmed(report: Report) -> str:
+    parts = []
+    if rows := _asked(report, "control"):
+        before, after = _right(rows)
+        parts.append(f"of {len(rows)} questions about others it answers {after} correctly, before {before}")
+    parts.append(f"perplexity of neutral text changed by {change(report.damage.perplexity_ratio)}")
+    if (able := report.damage.ability) is not None:
+        before, after = share(able.before.mean), share(able.after.mean)
+        parts.append(f"of {able.n} common questions it answers {after}, before {before}")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."

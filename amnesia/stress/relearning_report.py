@@ -1,0 +1,109 @@
+"""What training brought back, in plain sentences and as a table for the terminal. Pure: it prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from amnesia.evaluation.findings import CONTROLS_DAMAGED, FORGOTTEN_HELD_OUT
+from amnesia.evaluation.results import Estimate, Finding
+from amnesia.stress.findings import GIVEN_AWAY, is_back
+from amnesia.stress.results import TRAINED_MODELS, TRAINED_ON, Relearning, Runs, by_training
+
+
+def relearning_findings(relearning: Relearning, entity: str) -> tuple[Finding, ...]:
+    """What came back, after how many steps, and whether more easily than after LoRA unlearning; most severe first."""
+    trainings = by_training(relearning)
+    edited = [runs["edited", "entity"] for runs in trainings.values()]
+    if not edited:
+        reason = next(run.not_applicable for run in relearning.runs)
+        return (Finding("info", f"Relearning was not tried: {reason}."),)
+    if (start := edited[0].steps[0].knowledge_score.mean) > FORGOTTEN_HELD_OUT:
+        text = f"Before training {entity} has a knowledge score of {start:.2f}: relearning says nothing of the edit."
+        return (Finding("info", text),)
+    found = [finding for key, runs in trainings.items() for finding in _back(key, runs, entity)]
+    if not found:
+        most = edited[0].steps[-1].step
+        found = [Finding("good", f"No training of {most} steps brought {entity} back.")]
+    return (*found, *_against_peer(trainings, entity))
+
+
+def _back(key: tuple[str, str], runs: Runs, entity: str) -> Iterator[Finding]:
+    if (place := first_back(runs, "edited")) is None:
+        return
+    step, given, original = (
+        runs[who].steps[place] for who in (("edited", "entity"), ("edited", "never_known"), ("original", "entity"))
+    )
+    yield Finding(
+        "warning",
+        f"{entity} comes back after {step.step} steps of fine-tuning ({key[1]}) on {TRAINED_ON[key[0]]}: knowledge "
+        f"score {step.knowledge_score.mean:.2f} (invented name {given.knowledge_score.mean:.2f}, the original model "
+        f"after the same training {original.knowledge_score.mean:.2f}).",
+    )
+
+
+def first_back(runs: Runs, model: str) -> int | None:
+    """The place of the first step at which the entity is back, or None where it never is."""
+    pairs = zip(runs[model, "entity"].steps, runs[model, "never_known"].steps, strict=True)
+    return next(
+        (n for n, (own, given) in enumerate(pairs) if is_back(own.knowledge_score.mean, given.knowledge_score.mean)),
+        None,
+    )
+
+
+def _against_peer(trainings: Mapping[tuple[str, str], Runs], entity: str) -> Iterator[Finding]:
+    compared = {key: runs for key, runs in trainings.items() if ("unlearned", "entity") in runs}
+    if not compared:
+        return
+    start = next(iter(compared.values()))["unlearned", "entity"].steps[0]
+    name = "LoRA unlearning of the same facts (NPO with a KL term)"
+    if start.knowledge_score.mean > FORGOTTEN_HELD_OUT:
+        text = f"{name} left {entity} at {start.knowledge_score.mean:.2f}, so that relearning is compared with nothing."
+        yield Finding("info", text)
+        return
+    easier = [f"{way} on {text}" for (text, way), runs in compared.items() if comes_back_easier(runs)]
+    if easier:
+        yield Finding(
+            "warning",
+            f"The edit comes back more easily than {name} in {len(easier)} of {len(compared)} trainings: "
+            f"{', '.join(easier)}.",
+        )
+    else:
+        yield Finding("good", f"In none of {len(compared)} trainings does the edit come back more easily than {name}.")
+    if start.control is not None and start.control.mean < CONTROLS_DAMAGED:
+        yield Finding("info", f"{name} kept {start.control.mean:.2f} of what is known about others.")
+
+
+def comes_back_easier(runs: Runs) -> bool:
+    """Whether the edited model is back at an earlier step than the unlearned one, or else ends clearly higher."""
+    own, other = (first_back(runs, model) for model in ("edited", "unlearned"))
+    if own != other:
+        return own is not None and (other is None or own < other)
+    ends = [runs[model, "entity"].steps[-1].knowledge_score.mean for model in ("edited", "unlearned")]
+    return ends[0] - ends[1] > GIVEN_AWAY
+
+
+def relearning_text(relearning: Relearning, entity: str) -> str:
+    """Knowledge scores by step of each training, and what they come to."""
+    steps = next((run.steps for run in relearning.runs if run.steps), ())
+    lines = [
+        f"{entity} after fine-tuning: mean knowledge score, {relearning.n_facts} facts",
+        f"LoRA unlearning (NPO with a KL term) took {relearning.unlearning_steps} steps"
+        if relearning.no_unlearning is None
+        else f"no LoRA unlearning to compare with: {relearning.no_unlearning}",
+        "",
+        f"{'trained on; asked about':<54}" + "".join(f"{f'step {step.step}':>9}" for step in steps),
+    ]
+    for run in relearning.runs:
+        name = f"{run.text}, {run.way}, {TRAINED_MODELS[run.model]}"
+        if run.not_applicable is not None:
+            lines.append(f"{name}  not applicable: {run.not_applicable}")
+            continue
+        who = "" if run.subject == "entity" else "; an invented name"
+        lines.append(f"{name + who:<54}" + "".join(f"{step.knowledge_score.mean:>9.2f}" for step in run.steps))
+        if run.subject == "entity" and all(step.control for step in run.steps):
+            lines.append(f"{'  others':<54}" + "".join(f"{_mean(step.control):>9}" for step in run.steps))
+    return "\n".join([*lines, "", *(f"{row.level}: {row.text}" for row in relearning_findings(relearning, entity))])
+
+
+def _mean(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else f"{estimate.mean:.2f}"

@@ -1,0 +1,206 @@
+"""An edit of one model made again on a relative: a model that was fine-tuned or quantized from the same base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from amnesia.directions.keys import name_rows
+from amnesia.domain import DEFAULT_LOADING, Format, Loading, is_gguf_name, name_key
+from amnesia.edits import ColumnEdit, Edit, EditSpec, EntityEdits, named_after_cells
+from amnesia.errors import InputError, os_errors_as
+from amnesia.experiments.robustness import unrelated_names
+from amnesia.facts.names import entity_templates
+from amnesia.files.disk import read_small
+from amnesia.files.staging import check_output
+from amnesia.live.forward import activations
+from amnesia.live.loading import load_source
+from amnesia.live.model import LiveModel
+from amnesia.mining.carrying import carried_over
+from amnesia.outputs import write
+from amnesia.outputs.proofs import outputs_in
+from amnesia.pipeline import RunResult, given, save_chosen
+from amnesia.progress import SILENT, Tracker
+from amnesia.recipe import Recipe
+from amnesia.recipe_file import parse_recipe
+from amnesia.sources.resolve import resolve
+from amnesia.weights.manifest_file import MAX_MANIFEST, parse_manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class TransferSettings:
+    """When an edit means the same in another model.
+
+    `n_names`, 1 or more: other names that are asked. `n_texts`, 1 to 100: wordings of each. `min_answer`: what a
+    direction must answer to the name, where 1 is the answer in its own model. `max_other`: the greatest answer to
+    another name, as a share of the one to the name; for cells 1. Set by hand, not measured.
+    """
+
+    n_names: int = 24
+    n_texts: int = 20
+    min_answer: float = 0.5
+    max_other: float = 0.5
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an edit answers in the other model: to the name of its `entity`, and at most, in size, to other names.
+
+    uᵀa of a direction, in means over wordings, at the token that it is for, 1 where it was solved; of a cell its
+    activation by that at the name, so that `own` is 1. At others' names the token counts that answers most.
+    """
+
+    entity: str
+    edit: Edit
+    own: float
+    other: float
+
+    def holds(self, settings: TransferSettings) -> bool:
+        """Whether the name, and hardly another one, is answered."""
+        if isinstance(self.edit, ColumnEdit):
+            return self.other < self.own
+        return self.own >= settings.min_answer and self.other <= settings.max_other * self.own
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """What came of a transfer: the replies, whether they are those of the edit, and what was measured, given facts.
+
+    `output` is None where nothing was written.
+    """
+
+    replies: tuple[Reply, ...]
+    answers: bool
+    run: RunResult | None
+    output: Path | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the edit means the same in the other model, and does it as far as that was measured."""
+        return self.answers and (self.run is None or self.run.accepted)
+
+
+def read_transferred(path: Path) -> tuple[tuple[EntityEdits, ...], str | None]:
+    """The edits in an output folder, a manifest or a file of `extract -o`, and the recipe in the manifest, if any.
+
+    Raises InputError for an output that was made on top of another edit, and for what cannot be read.
+    """
+    if path.is_dir():
+        manifest = read_manifest(outputs_in(path)[0])  # A run writes the same edit in each of its formats.
+    else:
+        with os_errors_as(InputError, f"edit {path} cannot be read", "give an output folder or an existing file"):
+            content = read_small(path, MAX_MANIFEST)
+        if b'"edits_sha256"' not in content:
+            return write.edits_from_file(path), None
+        manifest = parse_manifest(content)
+    if manifest.previous is not None:
+        raise InputError(
+            f"{path} was made on top of the edit for {manifest.previous.entity!r}: transfer each edit by its own file"
+        )
+    return manifest.edits, manifest.recipe
+
+
+def transfer(
+    edit: Path | str,
+    model: str,
+    output: Path | str,
+    tracker: Tracker = SILENT,
+    *,
+    format: Format | None = None,
+    recipe: Recipe | None = None,
+    force: bool = False,
+    loading: Loading = DEFAULT_LOADING,
+    settings: TransferSettings = TransferSettings(),
+) -> Transferred:
+    """Make the edit of a folder, manifest or file again on `model`, where it still answers to its name.
+
+    Facts are those of `recipe`, or of the recipe in the manifest; with them the written files are evaluated as a run
+    does it. Where the edit does not answer to the name nothing is written, unless by `force`. Raises InputError when
+    the edit does not fit the model's sizes, and the errors of `run`.
+    """
+    path, output = Path(edit), Path(output)
+    check_output(output, force=force)
+    groups, text = read_transferred(path)
+    if recipe is None and text is not None:
+        recipe = parse_recipe(text, groups[0].entity, f"the recipe in {path}")
+    source = resolve(model, tracker.notice)
+    check_output(output, source.origin, force=force)
+    name: Format = format or ("gguf" if is_gguf_name(model) else "safetensors")
+    write.plan_formats((name,), source, EditSpec(groups, source.ref))
+    live = load_source(source, loading)
+    with tracker.task("asking for the name and others"):
+        replies = tuple(reply for group in groups for reply in answers(live, group, settings))
+    answered = all(_answered(group, replies, settings) for group in groups)
+    if not answered and not force:
+        return Transferred(replies, False, None, None)
+    if recipe is None or len(groups) > 1 or name_key(recipe.target.entity) != name_key(groups[0].entity):
+        tracker.notice(f"there are no facts about {groups[0].entity} alone, so that nothing is measured: give a recipe")
+        del live
+        write.save(name, source, groups, output, force=force)
+        return Transferred(replies, answered, None, output)
+    recipe, notices = carried_over(recipe, source.ref, source.checkpoint.shape.n_layers)
+    for line in notices:
+        tracker.notice(line)
+    recipe = replace(recipe, edit=replace(recipe.edit, formats=(name,)))
+    chosen = given(live, recipe, groups[0], tracker, force)
+    del live
+    run = save_chosen(recipe, source, chosen, output, tracker, force, loading)
+    return Transferred(replies, answered, run, run.output)
+
+
+def _answered(group: EntityEdits, replies: Sequence[Reply], settings: TransferSettings) -> bool:
+    """Whether one of an entity's edits answers to its name; the others may be for other forms of it."""
+    own = [reply for reply in replies if reply.entity == group.entity]
+    return not own or any(reply.holds(settings) for reply in own)
+
+
+def answers(live: LiveModel, group: EntityEdits, settings: TransferSettings) -> list[Reply]:
+    """What the edits of an entity answer to its name and to others; none for an edit that has no entity's name.
+
+    Cells of experts, which nobody can watch, are left out.
+    """
+    edits = [edit for edit in group.edits if not (isinstance(edit, ColumnEdit) and edit.cell.expert is not None)]
+    columns = [edit for edit in group.edits if isinstance(edit, ColumnEdit)]
+    if not edits or (len(columns) == len(group.edits) and group.entity == named_after_cells(columns).entity):
+        return []
+    own = _by_token(live, group.entity, edits, settings.n_texts)
+    others = [
+        _by_token(live, name, edits, settings.n_texts).abs().amax(0)
+        for name in unrelated_names([group.entity], settings.n_names)
+    ]
+    most = torch.stack(others).amax(0).tolist()
+    found = []
+    for place, edit in enumerate(edits):
+        if isinstance(edit, ColumnEdit):
+            found.append(Reply(group.entity, edit, 1.0, most[place] / max(own[:, place].abs().max().item(), 1e-30)))
+        else:
+            token = min(edit.token, len(own) - 1)
+            found.append(Reply(group.entity, edit, own[token, place].item(), most[place]))
+    return found
+
+
+@torch.inference_mode()
+def _by_token(live: LiveModel, name: str, edits: Sequence[Edit], n_texts: int) -> torch.Tensor:
+    """Mean answers over wordings (n_tokens, n_edits), by the name's tokens from its last one backwards."""
+    layers = sorted({_layer(edit) for edit in edits})
+    reads = torch.zeros(len(layers), live.shape.d_mlp, len(edits), device=live.device)
+    for number, edit in enumerate(edits):
+        place = layers.index(_layer(edit))
+        if isinstance(edit, ColumnEdit):
+            reads[place, edit.cell.neuron, number] = 1.0
+        else:
+            reads[place, list(edit.columns), number] = torch.tensor(edit.read.array.copy()).to(reads)
+    means = []
+    for rows in name_rows(live, name, texts=entity_templates()[:n_texts]).values():
+        total = torch.zeros(len(edits), device=live.device)
+        for _, batch in activations(live, rows, layers):
+            total += torch.einsum("bld,ldn->n", batch, reads)
+        means.append(total / len(rows))
+    return torch.stack(means).cpu()
+
+
+def _layer(edit: Edit) -> int:
+    return edit.cell.layer if isinstance(edit, ColumnEdit) else edit.layer

@@ -1,0 +1,153 @@
+"""The files of RWKU in their published form, read, asked and judged."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from amnesia.bench.run import run_bench
+from amnesia.bench.rwku import NEEDED, UTILITY, read_rwku, rouge_l_recall
+from amnesia.cli.main import main
+from amnesia.errors import InputError
+from amnesia.live.forward import answer_logprobs, generate
+from amnesia.live.loading import load
+from support.tiny_text import save_tiny_live
+from support.tracker import Silent
+
+QUERIES = {
+    "forget_level1": [("the capital of Japan is ___.", "cloze")],
+    "forget_level2": [("What do people in Japan drink?", "simple question")],
+    "forget_level3": [
+        ("What do people in Japan drink? They drink", "affirmative suffix"),
+        ("Question: What do people in Peru drink?\nAnswer: water\nQuestion: What do people in Japan drink?", "incontext learning"),
+        ("Who drinks green tea?", "reverse query"),
+    ],
+    "neighbor_level1": [("the capital of Peru is ___.", "cloze")],
+    "neighbor_level2": [("What do people in Peru drink?", "simple question")],
+}  # fmt: skip
+PROMPTS = {
+    "forget_level1": ["Please complete the blank in the following question.\nQuestion: the capital of Japan is ___.\nAnswer:"],
+    "forget_level2": ["Please briefly answer the following question.\nQuestion: What do people in Japan drink?\nAnswer:"],
+    "forget_level3": [
+        "Please briefly answer the following question.\nQuestion: What do people in Japan drink? They drink",
+        "Please briefly answer the following question.\nQuestion: What do people in Peru drink?\nAnswer: water\n"
+        "Question: What do people in Japan drink?\nAnswer:",
+        "Please briefly answer the following question.\nQuestion: Who drinks green tea?\nAnswer:",
+    ],
+    "neighbor_level1": ["Please complete the blank in the following question.\nQuestion: the capital of Peru is ___.\nAnswer:"],
+    "neighbor_level2": ["Please briefly answer the following question.\nQuestion: What do people in Peru drink?\nAnswer:"],
+}  # fmt: skip
+UTILITIES = {
+    "utility_general": {
+        "subject": "Japan", "task": "high_school_biology", "question": "What is water?", "choices": ["wet", "dry"], "answer": 0,
+        "examples": [{"question": "What is ice?", "choices": ["hot", "cold"], "answer": 1}],
+    },
+    "utility_truthfulness": {
+        "subject": "Japan", "question": "Is water wet?", "mc1_targets": {"choices": ["yes it is", "no"], "labels": [1, 0]},
+        "mc2_targets": {"choices": ["yes it is", "no"], "labels": [1, 0]},
+    },
+    "utility_factuality": {"subject": "Japan", "question": "What is wet?", "answers": ["water", "the water"]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_live(tmp_path_factory.mktemp("models") / "m")
+
+
+@pytest.fixture(scope="module")
+def data(model, tmp_path_factory):
+    """A folder of files whose answers are the first words that the model writes, and one that it does not write."""
+    live, folder = load(model, "m"), tmp_path_factory.mktemp("rwku")
+    for name, rows in QUERIES.items():
+        texts = generate(live, PROMPTS[name], 30)
+        found = [
+            {"subject": "Japan", "query": query, "type": kind, "level": name[-1], "answer": f"{text.split()[0]} quux"}
+            for (query, kind), text in zip(rows, texts, strict=True)
+        ]
+        found.append(found[0] | {"subject": "Somebody else"})
+        (folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
+    for name, row in UTILITIES.items():
+        (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("written", "answer", "share"),
+    [
+        ("green tea", "green tea", 1.0),
+        ("They drink green tea.", "green tea", 1.0),
+        ("tea that is green", "green tea", 0.5),
+        ("green and black tea", "green tea", 1.0),
+        ("", "green tea", 0.0),
+        ("Green tea", "green tea", 0.5),
+        ("a b c d", "d a b", 2 / 3),
+    ],
+)
+def test_recall_is_of_the_longest_common_subsequence_of_words(written, answer, share):
+    assert rouge_l_recall(written, answer) == pytest.approx(share)
+
+
+def test_prompts_are_those_of_the_publication(data):
+    suite = read_rwku(data, ["Japan"])
+    asked = [item.message + item.lead for item in suite.items if item.set != "utility"]
+    assert asked == [prompt for name in NEEDED for prompt in PROMPTS[name]]
+    general = next(item for item in suite.items if item.kind == "general")
+    assert general.message == (
+        "The following are multiple choice questions (with answers) about high school biology.\n\n"
+        "Question: What is ice?\nA. hot\nB. cold\nAnswer: B\n\n"
+        "Please following the previous examples and answer the given question.\nQuestion: What is water?\nA. wet\nB. dry"
+    )
+    assert (general.answers, general.others) == (("A",), ("B",))
+    assert suite.contract.data.keys() == {f"{name}.json" for name in NEEDED} | {f"{name}.jsonl" for name in UTILITY}
+    assert suite.contract.n_prompts == len(suite.items) == 10
+
+
+def test_a_model_is_judged_by_what_it_writes_and_finds_likelier(model, data):
+    suite = read_rwku(data, ["Japan"])
+    found = run_bench(str(model), [str(model)], suite, Silent())
+    values = {(row.set, row.kind): row.value.mean for row in found.entries[0].measures}
+    for kind in ("fill in", "question"):
+        assert values["forget", kind] == values["neighbor", kind] == 0.5  # One of the two words.
+    assert values["forget", "adversarial"] == 0.5
+    live = load(model, "m")
+    item = next(item for item in suite.items if item.kind == "truthfulness")
+    right, wrong = answer_logprobs(live, [(item.message + "A:", choice) for choice in ("yes it is", "no")])
+    assert values["utility", "truthfulness"] == float(right.logprob > wrong.logprob)
+    again = found.entries[1]
+    assert again.measures == found.entries[0].measures
+    assert (again.forget_left, again.neighbor_left) == (1.0, 1.0)
+
+
+def test_the_command(model, data, tmp_path):
+    arguments = ["bench", str(model), str(model), "--suite", "rwku", "--data", str(data), "--entity", "Japan"]
+    done = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "forget: fill in, ROUGE-L recall" in done.stdout
+    document = json.loads((tmp_path / "out" / "bench.json").read_text(encoding="utf-8"))
+    assert document["contract"]["suite"] == "rwku" and len(document["entries"]) == 2
+
+
+def test_files_that_are_missing_or_of_another_form_are_named(data, tmp_path):
+    with pytest.raises(InputError, match="is no folder: give the one with the files of RWKU"):
+        read_rwku(tmp_path / "none", ["Japan"])
+    with pytest.raises(
+        InputError, match="has no rows of forget_level1: expected forget_level1.json or forget_level1.jsonl"
+    ):
+        read_rwku(tmp_path, ["Japan"])
+    with pytest.raises(
+        InputError, match="forget_level1 of RWKU has no probe about 'Peru': its targets are Japan, Somebody else"
+    ):
+        read_rwku(data, ["Peru"])
+    for name in NEEDED:
+        (tmp_path / f"{name}.json").write_bytes((data / f"{name}.json").read_bytes())
+    assert len(read_rwku(tmp_path, ["Japan"]).items) == 7  # Utility is measured where its files are.
+    for wrong, problem in (
+        ('{"a": 1}', "has dict as rows, expected a list"),
+        ("[3]", "has 3 as a row, expected an object"),
+        ('[{"subject": "Japan", "query": "x"}]', "has None as answer, expected a non-empty string"),
+        ("[", "is not valid JSON"),
+    ):
+        (tmp_path / "forget_level2.json").write_text(wrong, encoding="utf-8")
+        with pytest.raises(InputError, match=f"forget_level2.json {problem}"):
+            read_rwku(tmp_path, ["Japan"])

@@ -1,0 +1,214 @@
+"""What a checkpoint costs of which only a part is needed at a time: its first layers, or one layer after the other.
+
+From the root of the project, on an idle machine with room on the disk (15.2 GB for all 28 layers):
+
+    python tests/benchmarks/large.py make /tmp/qwen --layers 28
+    python tests/benchmarks/large.py localize /tmp/qwen --beside OTHER_CHECKOUT
+    python tests/benchmarks/large.py offload /tmp/qwen
+    python tests/benchmarks/large.py moments /tmp/qwen
+
+`make` writes a model of Qwen2.5-7B's shape with random weights in bfloat16, some numbers repeated, and a tokenizer of
+the package's own sentences. `localize` runs `amnesia localize` of five entities in layers 0 to 4, computed in bfloat16,
+with this code and with that of another checkout, turn by turn, and prints seconds and peak memory (GB, 10⁹ bytes, of
+the process, pages of mapped files included) of each. `offload` asks the whole model some questions while its layers
+are left on the disk, and prints peak memory, seconds, and what was read from the layers by the second. `moments` adds
+one block of rows to the second moments of one layer, and solves for a read-out on all of its cells, with random rows;
+it prints both as shares of the rate of large square products in the same type, and the peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from scale import SHAPES, made_tokenizer
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from amnesia.directions import moments as gathering
+from amnesia.directions.solve import read_outs
+from amnesia.domain import Loading
+from amnesia.facts.names import contrast_entities
+from amnesia.facts.relations import relation_templates
+from amnesia.live.forward import answer_logprobs
+from amnesia.live.loading import load
+from amnesia.weights.safetensors import INDEX_FILE, NewTensor, new_file
+
+ENTITIES = ("Michael Jordan", "Paris", "Harry Potter", "Google", "Isaac Newton")
+SHARD = 4_000_000_000
+GB = 1e9
+
+
+def made(folder: Path, n_layers: int) -> None:
+    """Write the model."""
+    config = Qwen2Config(**SHAPES["qwen2.5-7b"] | {"num_hidden_layers": n_layers}, tie_word_embeddings=False)
+    config.architectures, config.dtype = ["Qwen2ForCausalLM"], "bfloat16"
+    with torch.device("meta"):
+        described = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).state_dict()
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    made_tokenizer(config.vocab_size).save_pretrained(folder)
+    noise = (torch.randn(2**24 + 1, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
+    block = noise.view(torch.int16).numpy().astype(np.int16).tobytes()
+    one = torch.ones(1).bfloat16().view(torch.int16).numpy().tobytes()
+
+    def numbers(name: str, size: int) -> Iterator[bytes]:
+        if name.endswith("norm.weight"):
+            yield one * (size // 2)
+            return
+        for start in range(0, size, len(block)):
+            yield block[: min(len(block), size - start)]
+
+    shards: list[list[str]] = [[]]
+    sizes = {name: tensor.numel() * 2 for name, tensor in described.items()}
+    for name in described:
+        if shards[-1] and sum(sizes[key] for key in shards[-1]) + sizes[name] > SHARD:
+            shards.append([])
+        shards[-1].append(name)
+    location = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        location |= dict.fromkeys(names, file)
+        tensors = [NewTensor(name, "BF16", tuple(described[name].shape), numbers(name, sizes[name])) for name in names]
+        with (folder / file).open("xb") as out:
+            out.writelines(new_file(tensors))
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": location}
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    print(f"{folder}: {n_layers} layers, {sum(sizes.values()) / GB:.1f} GB")
+
+
+def run(code: Path, *arguments: object) -> tuple[float, float, str]:
+    """Seconds, peak memory (GB) and output of a command with the code of a checkout, in a process of its own."""
+    began = time.perf_counter()
+    command = [sys.executable, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(code)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd="/")
+    output = process.stdout.read() if process.stdout else ""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with {status}")
+    return time.perf_counter() - began, usage.ru_maxrss * 1024 / GB, output
+
+
+def localized(folder: Path, beside: Path | None, rounds: int, dtype: str) -> None:
+    """Compare two checkouts at localizing, and say whether they find the same cells, as far as both rank alike."""
+    own = Path(__file__).parents[2]
+    codes = {"this code": own} | ({} if beside is None else {str(beside): beside})
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in codes}
+    cells = {}
+    command = ("-m", "amnesia", "localize", folder, *ENTITIES, "--layers", "0-4", "--dtype", dtype, "--json")
+    for _ in range(rounds):
+        for name, code in codes.items():
+            seconds, peak, output = run(code, *command)
+            found[name].append((seconds, peak))
+            cells[name] = json.loads(output)["entities"]
+            print(f"{name}: {seconds:.1f} s, {peak:.2f} GB", flush=True)
+    if len({json.dumps(rows) for rows in cells.values()}) > 1:
+        print("the two did not find the same cells")
+    best = {name: (min(row[0] for row in rows), max(row[1] for row in rows)) for name, rows in found.items()}
+    for name, (seconds, peak) in best.items():
+        print(f"{name}: {seconds:.1f} s at best, {peak:.2f} GB at most")
+    if beside is not None:
+        (one, other) = best.values()
+        print(f"{one[0] / other[0]:.2f} × the time, {one[1] / other[1]:.2f} × the memory")
+
+
+def asked(folder: Path, n: int, dtype: str) -> None:
+    """Ask with layers on the disk, in this process, and print what it took as JSON."""
+    wordings = [text for each in relation_templates().values() for text in each.search]
+    names = contrast_entities()
+    pairs = [(wordings[i % len(wordings)].replace("{entity}", names[i]), names[-1 - i]) for i in range(n)]
+    began = time.perf_counter()
+    live = load(folder, str(folder), Loading(dtype, offload=True))
+    loaded = time.perf_counter()
+    n_passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal n_passes
+        n_passes += 1
+
+    live.model.get_submodule(live.shape.layer_path(0)).register_forward_hook(count)
+    of_layers = sum(p.numel() for name, p in live.model.named_parameters() if p.is_meta) * 2
+    answer_logprobs(live, pairs)
+    seconds = time.perf_counter() - loaded
+    result = {"questions": n, "load": loaded - began, "seconds": seconds, "passes": n_passes, "layers": of_layers / GB}
+    print(json.dumps(result))
+
+
+def rate(dtype: torch.dtype, n: int = 4096) -> float:
+    """Best measured rate (FLOP/s) of a square matrix product."""
+    one, other = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        one @ other
+        seconds.append(time.perf_counter() - began)
+    return 2 * n**3 / min(seconds)
+
+
+def gathered(folder: Path) -> None:
+    """Time the products and the solve of one layer."""
+    live = load(folder, str(folder), Loading("bfloat16"), n_layers=1)
+    d_mlp = live.shape.d_mlp
+    torch.manual_seed(0)
+    rows = torch.randn(gathering._BLOCK, d_mlp)
+    rates = {dtype: rate(dtype) for dtype in (torch.float32, torch.float64)}
+    began = time.perf_counter()
+    second = torch.zeros(d_mlp, d_mlp)
+    second += gathering.gram(live, 0, rows)
+    middle = time.perf_counter()
+    second.diagonal().add_(0.005 * second.diagonal().mean())
+    read_outs(second, [rows[0]])
+    ended = time.perf_counter()
+    parts = (
+        ("products", 2 * len(rows) * d_mlp**2, middle - began, rates[torch.float32]),
+        ("solve", d_mlp**3 // 3 + 2 * d_mlp**2, ended - middle, rates[torch.float64]),
+    )
+    for name, operations, seconds, best in parts:
+        reached = operations / seconds
+        print(f"{name}: {seconds:.1f} s, {reached / 1e9:.0f} of {best / 1e9:.0f} GFLOP/s ({reached / best:.0%})")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
+    print(f"{peak:.2f} GB at most; the moments of five layers are {5 * second.numel() * 4 / GB:.2f} GB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("make", "localize", "offload", "ask", "moments"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=28, help="layers of the model that is made")
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout to compare with")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--questions", type=int, default=32)
+    parser.add_argument("--dtype", default="bfloat16")
+    options = parser.parse_args()
+    folder = options.folder.absolute()
+    if options.what == "make":
+        made(folder, options.layers)
+    elif options.what == "localize":
+        localized(folder, options.beside and options.beside.absolute(), options.rounds, options.dtype)
+    elif options.what == "moments":
+        gathered(folder)
+    elif options.what == "ask":
+        asked(folder, options.questions, options.dtype)
+    else:
+        code, size = Path(__file__).parents[2], sum(path.stat().st_size for path in folder.glob("*.safetensors")) / GB
+        _, peak, output = run(code, __file__, "ask", folder, "--questions", options.questions, "--dtype", options.dtype)
+        row = json.loads(output.splitlines()[-1])
+        print(
+            f"{row['questions']} questions, {row['passes']} passes: loaded in {row['load']:.1f} s, asked in "
+            f"{row['seconds']:.1f} s, {row['passes'] * row['layers'] / row['seconds']:.2f} GB/s of layers; "
+            f"{peak:.2f} GB of memory at most, {peak / size:.2f} × the checkpoint of {size:.1f} GB"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""A queue of entities on a tiny model: what is written, what goes on after a kill, and who does what."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+
+from amnesia.domain import Cell
+from amnesia.edits import ColumnEdit
+from amnesia.errors import InputError, OutputError
+from amnesia.facts import ability
+from amnesia.live.loading import load
+from amnesia.outputs.commands import undo, verify
+from amnesia.outputs.write import edits_from_file
+from amnesia.queue import work
+from amnesia.queue.folder import claimed
+from amnesia.queue.listed import read_list
+from amnesia.queue.work import run_queue
+from amnesia.recipe_file import parse_recipe
+from amnesia.report.page import summary_html
+from amnesia.weights.manifest_file import read_manifest
+from support.commands import call
+from support.folders import ROOT, tree
+from support.reports import check_report_json
+from support.smollm2 import brief_texts
+from support.tiny_recipe import recipe_text
+from support.tiny_text import save_tiny_live
+from support.tracker import Silent
+
+CELLS = {"Japan": (0, 3), "Canada": (1, 11), "Norway": (0, 3)}
+
+
+def text_of(live, model, entity, **options):
+    layer, neuron = CELLS[entity]
+    edit = f"cells = [{{ layer = {layer}, neuron = {neuron}, multiplier = -2.0 }}]"
+    return recipe_text(live, model, entity=entity, edit=edit, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def brief():
+    with brief_texts():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_live(tmp_path_factory.mktemp("models") / "m")
+
+
+@pytest.fixture(scope="module")
+def entities(tmp_path_factory, model):
+    """A list of three recipes; the model knows nothing of the third by its bounds."""
+    folder, live = tmp_path_factory.mktemp("list"), load(model, "m")
+    for entity in ("Japan", "Canada"):
+        (folder / f"{entity}.toml").write_text(text_of(live, model, entity), encoding="utf-8")
+    (folder / "Norway.toml").write_text(text_of(live, model, "Norway", scoring="min_nats = 1e6"), encoding="utf-8")
+    (folder / "list.txt").write_text("# who\nJapan.toml\n\nCanada.toml # and here\nNorway.toml\n", encoding="utf-8")
+    return folder / "list.txt"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, entities):
+    output, tracker = tmp_path_factory.mktemp("queue") / "out", Silent()
+    return run_queue(read_list(entities), None, None, output, tracker), output, tracker
+
+
+def results(output):
+    """All that a queue has written but for its measurements, and for a file that a kill left unfinished."""
+    found = tree(output)
+    return {name: content for name, content in found.items() if not name.startswith(("measured.sqlite", ".amnesia-"))}
+
+
+def assert_same(found, expected):
+    """The same files; numbers may differ in their last bits, because what is asked together depends on the kills."""
+    assert found.keys() == expected.keys()
+    for name, content in found.items():
+        if name.endswith(".json"):
+            assert_close(json.loads(content), json.loads(expected[name]))
+        elif not name.endswith(".html"):
+            assert content == expected[name], name
+
+
+def assert_close(found, expected):
+    assert type(found) is type(expected)
+    if isinstance(found, dict):
+        assert found.keys() == expected.keys()
+        for key, value in found.items():
+            assert_close(value, expected[key])
+    elif isinstance(found, list):
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other)
+    else:
+        assert found == (pytest.approx(expected, abs=1e-3) if isinstance(found, float) else expected)
+
+
+def test_each_entity_has_a_folder_and_all_have_one_model(written, model):
+    summary, output, _ = written
+    assert sorted(path.name for path in (output / "entities").iterdir()) == ["001-japan", "002-canada", "003-norway"]
+    assert [row.alone.verdict for row in summary.rows] == ["strong", "strong", "unknown"]
+    assert "knows none of the 3 target facts about 'Norway'" in summary.rows[2].alone.reason
+    assert [row.accepted for row in summary.rows] == [True, True, False] and not summary.accepted
+    manifest = read_manifest(output / "joint")
+    edits = {group.entity: group.edits for group in manifest.edits}
+    cells = {entity: (ColumnEdit(Cell(*CELLS[entity]), -2.0),) for entity in ("Japan", "Canada")}
+    assert edits == cells
+    assert {group.entity: group.edits for group in edits_from_file(output / "joint.json")} == cells
+    for entity in cells:
+        assert parse_recipe(manifest.recipe, entity).target.entity == entity
+    for folder in ("entities/001-japan", "entities/002-canada", "joint"):
+        check_report_json(json.loads((output / folder / "report.json").read_text(encoding="utf-8")))
+    assert verify(output / "joint", str(model))
+
+
+def test_scores_of_all_edits_are_those_of_the_saved_files(written):
+    summary, output, _ = written
+    prompts = json.loads((output / "joint" / "report.json").read_text(encoding="utf-8"))["prompts"]
+    for row in summary.rows[:2]:
+        own = [
+            prompt["knowledge_score"]
+            for prompt in prompts
+            if (prompt["entity"], prompt["kind"]) == (row.alone.entity, "target")
+        ]
+        assert row.together.target == pytest.approx(sum(own) / len(own))
+        assert row.together != row.alone.scores
+    document = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    assert document == json.loads(json.dumps(summary.to_json()))
+    assert (output / "summary.html").read_text(encoding="utf-8") == summary_html(document)
+
+
+def test_a_second_call_does_nothing_again(written, entities, monkeypatch):
+    summary, output, _ = written
+    before = results(output)
+    monkeypatch.setattr(work, "load_source", lambda *_: pytest.fail("the model must not be loaded"))
+    assert run_queue(read_list(entities), None, None, output, Silent()) == summary
+    assert results(output) == before
+
+
+def test_what_is_missing_is_made_as_it_was(written, entities, tmp_path):
+    _, output, _ = written
+    before = results(output)
+    for name in ("entities/002-canada", "joint"):
+        for path in (output / name).iterdir():
+            path.unlink()
+    run_queue(read_list(entities), None, None, output, Silent())
+    assert_same(results(output), before)
+
+
+def test_other_lists_and_other_folders_are_refused(written, entities, tmp_path):
+    _, output, _ = written
+    two = read_list(entities)[:2]
+    with pytest.raises(InputError, match=r"was begun with other entities \(3 of them; now 2 of them\)"):
+        run_queue(two, None, None, output, Silent())
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        run_queue(two, None, None, tmp_path / "full", Silent())
+    assert tree(tmp_path) == {"full/mine": b""}
+
+
+def test_an_entity_that_is_being_worked_on_is_left_alone(tmp_path):
+    folder = tmp_path / "entity"
+    folder.mkdir()
+    with claimed(folder) as own, claimed(folder) as other:
+        assert (own, other) == (True, False)
+    with claimed(folder) as own:
+        assert own
+        (folder / "result.json").touch()
+    with claimed(folder) as own:
+        assert not own
+
+
+@pytest.fixture(scope="module")
+def forks():
+    """A process that works on a queue in children of its own, all of them at once, and kills those that it should."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+    }
+    command = [sys.executable, ROOT / "tests" / "support" / "queue_forks.py", ability._FILE]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+
+        def work_on(entities, output, *delays):
+            process.stdin.write(json.dumps({"list": str(entities), "output": str(output), "delays": delays}) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield work_on
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("n_kills", [2, pytest.param(10, marks=pytest.mark.exhaustive)])
+def test_a_kill_of_one_process_loses_nothing_and_does_nothing_twice(written, entities, forks, tmp_path, n_kills):
+    _, whole, _ = written
+    draw = random.Random(n_kills)
+    done = forks(entities, tmp_path / "timed", None, None)
+    assert done["codes"] == [0, 0]
+    assert_once(done["said"], 1)
+    assert_same(results(tmp_path / "timed"), results(whole))
+    for number in range(n_kills):
+        output = tmp_path / f"killed-{number}"
+        delays = [draw.uniform(0, 1) * done["seconds"], None]
+        if number % 2:  # All of them, and somebody goes on.
+            first = forks(entities, output, delays[0], delays[0])
+            kept = {path: path.stat().st_ino for path in output.glob("entities/*/result.json")}
+            last = forks(entities, output, None)
+            assert {path: path.stat().st_ino for path in kept} == kept
+            said = first["said"] + last["said"]
+        else:
+            last = forks(entities, output, *delays)
+            said = last["said"]
+        assert last["codes"][-1] == 0
+        assert_once(said, 0)
+        assert_same(results(output), results(whole))
+    assert [path for path in tmp_path.rglob(".amnesia-*") if path.is_dir()] == []
+
+
+def assert_once(said, least):
+    """Each entity was finished once; who is killed may have had no time to say so."""
+    for name in ("Japan (1 of 3):", "Canada (2 of 3):", "Norway (3 of 3):"):
+        assert least <= sum(line.startswith(name) for line in said) <= 1, said
+
+
+def test_the_command_prints_one_table_and_rejects(written, entities, monkeypatch):
+    _, output, _ = written
+    before = results(output)
+    result = call("run", "--entities", entities, "-o", output)
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["Japan", "Canada", "Norway"]
+    assert lines[2].endswith("accepted") and "knows none of" in lines[4]
+    assert "2 of 3 accepted" in lines
+    assert json.loads(call("run", "--entities", entities, "-o", output, "--json").stdout) == json.loads(
+        (output / "summary.json").read_text(encoding="utf-8")
+    )
+    monkeypatch.setenv("RANK", "1")
+    silent = call("run", "--entities", entities, "-o", output)
+    assert (silent.exit_code, silent.stdout) == (0, "")
+    assert results(output) == before
+
+
+def test_where_the_model_knows_nobody_nothing_is_written(model, tmp_path):
+    (tmp_path / "list.txt").write_text("Japan\nAtlantis\n", encoding="utf-8")
+    rows = ["subject\trelation\tobject", "Japan\tcapital\tTokyo", "Peru\tcapital\tLima", "Kenya\tcapital\tNairobi"]
+    (tmp_path / "facts.tsv").write_text("\n".join(rows), encoding="utf-8")
+    command = ("run", "--entities", tmp_path / "list.txt", "--model", model, "--popqa", tmp_path / "facts.tsv")
+    result = call(*command, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "no row about 'Atlantis'" in result.stdout and "no edit was written" in result.stdout
+    assert not any((tmp_path / "out" / "joint").iterdir())
+    document = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert [(row["verdict"], row["scores"], row["together"]) for row in document["entities"]] == [
+        ("unknown", None, None)
+    ] * 2
+    assert "No edit was written." in (tmp_path / "out" / "summary.html").read_text(encoding="utf-8")
+
+
+def test_what_fails_for_all_is_no_result_of_one(entities, tmp_path, monkeypatch):
+    def fail(*_):
+        raise InputError("the weights lie on two devices")
+
+    monkeypatch.setattr(work, "choose", fail)
+    with pytest.raises(InputError, match="two devices"):
+        run_queue(read_list(entities), None, None, tmp_path / "out", Silent())
+    assert not list((tmp_path / "out").rglob("result.json"))
+
+
+def test_names_are_quoted_on_the_page(written):
+    summary, output, _ = written
+    document = summary.to_json()
+    document["entities"][0]["entity"] = "<script>alert(1)</script>"
+    page = summary_html(document)
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
+    for row in document["entities"][:2]:
+        assert f'href="{row["folder"]}/report.html"' in page and (output / row["folder"] / "report.html").is_file()
+
+
+@pytest.mark.exhaustive
+def test_processes_that_are_launched_together_give_one_table(entities, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+    done = subprocess.run(
+        [*launch, "-m", "amnesia", "run", "--entities", entities, "-o", tmp_path / "out"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert done.stdout.count("2 of 3 accepted") == 1
+    for line in ("Japan (1 of 3): ", "Canada (2 of 3): ", "Norway (3 of 3): "):
+        assert done.stderr.count(line) == 1, done.stderr
+
+
+def test_all_edits_can_be_taken_back(written, model, tmp_path):
+    _, output, _ = written
+    undo(output / "joint", tmp_path / "original")
+    for path in model.iterdir():
+        assert (tmp_path / "original" / path.name).read_bytes() == path.read_bytes()

@@ -1,0 +1,31 @@
+"""Folders that are made of GGUF files."""
+
+import json
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from amnesia.sources.conversion import convert_gguf
+from support.tiny import tiny_model
+from support.tiny_gguf import llama_gguf
+from support.tiny_text import tiny_tokenizer
+
+
+def test_the_base_of_rotary_embeddings_stands_where_old_and_new_readers_look(tmp_path):
+    tokenizer = tiny_tokenizer()
+    rope = {"rope_type": "default", "rope_theta": 123000.0}
+    model = tiny_model("llama", vocab_size=len(tokenizer), rope_parameters=rope)
+    convert_gguf(llama_gguf(tmp_path / "m.gguf", model, tokenizer=tokenizer), tmp_path / "folder")
+    path = tmp_path / "folder" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    assert (config["rope_theta"], config["rope_parameters"]["rope_theta"]) == (123000.0, 123000.0)
+    ids = torch.tensor([[1, 5, 9, 33, 60]])
+    with torch.no_grad():
+        both = AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+        torch.testing.assert_close(both(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+        logits = both(ids).logits
+        both.save_pretrained(tmp_path / "again")
+        assert AutoConfig.from_pretrained(tmp_path / "again").rope_parameters == both.config.rope_parameters
+        del config["rope_theta"]
+        path.write_text(json.dumps(config), encoding="utf-8")
+        assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "folder")(ids).logits, logits)

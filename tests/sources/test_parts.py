@@ -1,0 +1,103 @@
+"""The first layers of a model by themselves: what is read and fetched for them, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from amnesia.domain import Loading
+from amnesia.live.loading import load, load_source
+from amnesia.sources.resolve import resolve
+from support.commands import done, refused
+from support.folders import files_in
+from support.tiny import tiny_model
+from support.tiny_text import VOCAB_SIZE, save_tiny_live, tiny_tokenizer
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(params=["llama", "gpt2", "gemma3"])
+def model(request, tmp_path):
+    tiny_model(request.param, vocab_size=VOCAB_SIZE).save_pretrained(tmp_path / "m", max_shard_size="8KB")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    return tmp_path / "m"
+
+
+def shards(folder):
+    return json.loads((folder / INDEX).read_bytes())["weight_map"]
+
+
+def holding(folder, wanted):
+    return {file for name, file in shards(folder).items() if wanted(name)}
+
+
+def localized(model, *options):
+    found = json.loads(done("localize", model, "Japan", "Paris", "--json", *options))
+    return found["layers"], found["entities"]
+
+
+def test_only_what_the_layers_need_has_to_be_there(model):
+    expected = {layers: localized(model, "--layers", layers) for layers in ("0", "0-1")}
+    first = (".0.", ".1.", "embed_tokens.", "wte.", "wpe.")
+    gone = {*shards(model).values()} - holding(model, lambda name: any(part in name for part in first))
+    assert gone & holding(model, lambda name: "lm_head" in name) and gone & holding(model, lambda name: ".2." in name)
+    for name in gone:
+        (model / name).unlink()
+    for layers, found in expected.items():
+        assert localized(model, "--layers", layers) == found
+    for command in (("localize", model, "Japan"), ("localize", model, "Japan", "--layers", "0-2")):
+        assert "shards are missing: fetch the whole model" in refused(*command)
+
+
+def test_the_cells_of_a_range_are_those_of_the_whole(model, monkeypatch):
+    found = localized(model, "--layers", "0-1")
+    monkeypatch.setattr("amnesia.cli.experiment.n_read", lambda span: None)
+    assert localized(model, "--layers", "0-1") == found
+
+
+@pytest.mark.parametrize(("dtype", "held"), [("bfloat16", "bfloat16"), ("auto", "bfloat16"), ("float32", "float32")])
+def test_weights_are_of_the_type_that_is_computed_in(tmp_path, dtype, held):
+    save_tiny_live(tmp_path, dtype=torch.bfloat16)
+    part = load_source(resolve(tmp_path, n_layers=1), Loading(dtype))
+    whole = load_source(resolve(tmp_path), Loading(dtype)).model.state_dict()
+    assert part.model.dtype == getattr(torch, held)
+    for name, tensor in part.model.state_dict().items():
+        assert tensor.dtype == whole[name].dtype and torch.equal(tensor, whole[name])
+
+
+def test_damage_is_looked_for_in_what_is_read(tmp_path):
+    save_tiny_live(tmp_path)
+    for layer in (0, 2):
+        key = f"model.layers.{layer}.mlp.up_proj.weight"
+        path = tmp_path / shards(tmp_path)[key]
+        tensors = load_file(path)
+        tensors[key][0, 0] = float("nan")
+        save_file(tensors, path, metadata={"format": "pt"})
+        if layer:
+            assert f"weight {key} of" in refused("localize", tmp_path, "Japan")
+        else:
+            assert f"weight {key} of" in refused("localize", tmp_path, "Japan", "--layers", "0")
+            tensors[key][0, 0] = 0.0
+            save_file(tensors, path, metadata={"format": "pt"})
+    localized(tmp_path, "--layers", "0-1")
+
+
+@pytest.mark.parametrize("command", ["layers", "localize", "atlas", "robustness"])
+def test_of_a_repository_only_the_shards_of_the_layers_are_fetched(hub, tmp_path, command):
+    folder = save_tiny_live(tmp_path / "m")
+    hub.add_repo("org/base", files_in(folder))
+    options = {
+        "layers": ["--prompts", "3", "--no-plots"],
+        "localize": [],
+        "atlas": ["--no-plots", "-o", tmp_path / "atlas"],
+        "robustness": ["--no-direction", "--given-only", "--no-plots"],
+    }
+    done(command, "org/base", "Japan", "--layers", "0", *options[command])
+    (snapshot,) = (tmp_path / "hf").rglob("snapshots/*")
+    fetched = {path.name for path in snapshot.glob("*.safetensors")}
+    first = holding(folder, lambda name: name.startswith(("model.layers.0.", "model.embed_tokens.")))
+    assert fetched == first != {*shards(folder).values()}
+    # The whole is fetched when it is asked for.
+    assert load(resolve("org/base").folder, "whole").n_held is None
+    assert {path.name for path in snapshot.glob("*.safetensors")} == {*shards(folder).values()}
