@@ -37,13 +37,17 @@ class Job:
         self.ended = False
 
     def cancel(self) -> None:
-        """Let the work end where it next tells of something."""
+        """Let the work end where it next tells of something, or checks."""
         self._cancelled.set()
+
+    def check(self) -> None:
+        """Raises Cancelled when nobody listens any more."""
+        if self._cancelled.is_set():
+            raise Cancelled
 
     def tell(self, kind: str, **content: Any) -> None:
         """Tell the page of something; raises Cancelled when nobody listens any more."""
-        if self._cancelled.is_set():
-            raise Cancelled
+        self.check()
         self._put(kind, content)
 
     def notice(self, line: str) -> None:
@@ -59,8 +63,7 @@ class Job:
         def advance(count: int) -> None:
             nonlocal done, told
             done += count
-            if self._cancelled.is_set():
-                raise Cancelled
+            self.check()
             if time.monotonic() - told >= _EVERY:
                 told = time.monotonic()
                 self.tell("progress", done=done)
@@ -70,8 +73,7 @@ class Job:
     def run(self) -> None:
         """Do the work; whatever becomes of it is its last event."""
         try:
-            if self._cancelled.is_set():
-                raise Cancelled
+            self.check()
             self._work(self)
             self._put("done", {})
         except Cancelled:
@@ -101,7 +103,8 @@ class Worker:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "worker")
-        self._job: Job | None = None
+        self._job: Job | None = None  # The last that was begun.
+        self._running: Job | None = None
 
     def start(self, job: Job) -> None:
         """Begin a job, or raise InputError: only work that yields is ended for another."""
@@ -110,7 +113,17 @@ class Worker:
                 raise InputError(f"a {self._job.name} is running: wait for its end, or cancel it")
             self._job.cancel()
         self._job = job
-        self._pool.submit(job.run)
+        self._pool.submit(self._run, job)
+
+    def _run(self, job: Job) -> None:
+        self._running = job
+        job.run()
+        self._running = None
+
+    def check(self) -> None:
+        """Raises Cancelled when the job that runs is wanted no more: for what is called often in its thread."""
+        if self._running is not None:
+            self._running.check()
 
     def cancel(self) -> None:
         """End the job that runs, if there is one."""

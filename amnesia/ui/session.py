@@ -58,7 +58,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Subject:
-    """An entity that was searched for; without a recipe, and what was chosen by it, only its cells are known."""
+    """An entity that was searched for, as far as the search has come: a recipe, its known facts, what was chosen."""
 
     entity: str
     recipe: Recipe | None = None
@@ -111,10 +111,11 @@ class Session:
         with job.task("asking about the facts") as progress:
             facts = known_facts(self.live, questions_of(recipe), recipe.scoring, progress)
         known = [fact for fact in facts if not fact.excluded]
+        self.subject = Subject(name, recipe, tuple(known))
         job.tell("facts", prompts=_prompts(known))
         targets, controls = select_known(facts)
         found = choose(self.live, recipe, targets, controls, job.task, cache_folder())
-        self.subject = Subject(name, recipe, tuple(known), found)
+        self.subject = replace(self.subject, found=found)
         job.tell(
             "edit",
             verdict=found.verdict,

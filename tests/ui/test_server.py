@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from amnesia.choice.extraction import choose
@@ -325,6 +326,28 @@ def test_what_is_cancelled_ends_and_the_next_begins(source, live, recipe):
         assert events(answer.result())[-1] == ("cancelled", {})
         assert session.subject is None
         done(post(client, "search", {"entity": "Japan"}))
+
+
+def test_what_tells_of_no_steps_is_cancelled_at_the_next_pass_of_the_model(source, live, recipe):
+    class Untold(Slow):
+        def search(self, job, entity):
+            self.begun.append(entity)
+            assert self.gate.wait(60)
+            self.live.model(input_ids=torch.tensor([[1, 2]]))
+            self.begun.append("passed")
+
+    session = Untold(source, live, recipe).begin()
+    with served(session) as client, ThreadPoolExecutor(1) as clicks:
+        for cancelled, told in ((True, ["Japan"]), (False, ["Japan", "Japan", "passed"])):
+            session.gate.clear()
+            n = len(session.begun)
+            answer = clicks.submit(post, client, "search", {"entity": "Japan"})
+            until(lambda n=n: len(session.begun) > n)
+            if cancelled:
+                client.post("/cancel", headers=OURS)
+            session.gate.set()
+            assert events(answer.result()) == [("cancelled" if cancelled else "done", {})]
+            assert session.begun == told
 
 
 def test_a_save_that_is_cancelled_leaves_nothing(source, live, recipe, tmp_path):

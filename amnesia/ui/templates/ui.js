@@ -30,7 +30,7 @@ function say(text, failed = false) {
 
 function busy(name) {
   at("running").hidden = name === null;
-  for (const button of document.querySelectorAll(".main")) button.disabled = name !== null && !YIELDING.includes(name);
+  for (const button of document.querySelectorAll(".main, #desk button")) button.disabled = name !== null && !YIELDING.includes(name);
   for (const slider of document.querySelectorAll("#desk input[type=range]")) slider.disabled = name === "search" || (slider.id === "strength" && !chosen.size);
 }
 
@@ -94,6 +94,7 @@ function search() {
       at("prompt").value = `${entity} is`;
       layers();
       at("ranked").replaceChildren(...found.cells.map(ranked));
+      busy("search");
     },
     facts: (found) => {
       at("offered").replaceChildren(...found.prompts.map((row) => {
@@ -102,6 +103,7 @@ function search() {
         return button;
       }));
       if (found.prompts.length) at("prompt").value = found.prompts[0].prompt;
+      busy("search");
     },
     edit: (found) => {
       chosen = new Set(found.layers);
