@@ -27,7 +27,7 @@ from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.results import Finding
 from amnesia.evaluation.strength import sweep_strength
 from amnesia.facts.questions import FactSet
-from amnesia.files.companions import LORA_NAME
+from amnesia.files.companions import LORA_NAME, gguf_output
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_output, staged_output
 from amnesia.files.streams import RangeHash, hash_ranges
 from amnesia.files.strict_json import json_bytes
@@ -95,6 +95,8 @@ def assess(
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve(edited, notice=tracker.notice)
     _check_offload(loading, other)
+    if other is not None and not _is_beside(other):
+        assert other.checkpoint  # Read now: what cannot be opened is said before minutes of work.
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
     swept_edits = edits_between(source, other) if sweep and other is not None else ()
     if manifest is not None:
@@ -208,12 +210,21 @@ def _spared(facts: FactSet, manifest: Manifest, tracker: Tracker) -> FactSet:
     return replace(facts, questions=tuple(row for row in facts.questions if row not in lost))
 
 
+def _is_beside(edited: ModelSource) -> bool:
+    """Whether a folder holds no weights of a whole model in safetensors, but an adapter or a GGUF."""
+    return gguf_output(edited.folder) is not None or any(
+        (edited.folder / name).exists() for name in (CONFIG_NAME, LORA_NAME)
+    )
+
+
 def load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> LiveModel:
     """The edited model, or the original with the adapter whose folder `edited` is."""
     if (edited.folder / CONFIG_NAME).exists():
         return load_adapter(source.folder, edited.folder, str(edited), loading)
     if (edited.folder / LORA_NAME).exists():
         return load_lora(source.folder, edited.folder / LORA_NAME, str(edited), loading)
+    if (gguf := gguf_output(edited.folder)) is not None:
+        return load(resolve(gguf).folder, str(edited), loading)
     return load(edited.folder, str(edited), loading)
 
 

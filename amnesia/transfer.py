@@ -89,7 +89,10 @@ def read_transferred(path: Path) -> tuple[tuple[EntityEdits, ...], str | None]:
     Raises InputError for an output that was made on top of another edit, and for what cannot be read.
     """
     if path.is_dir():
-        manifest = read_manifest(outputs_in(path)[0])  # A run writes the same edit in each of its formats.
+        manifest, *others = map(read_manifest, outputs_in(path))
+        # A run writes the same edit in each of its formats.
+        if any(other.edits != manifest.edits for other in others):
+            raise InputError(f"{path} holds {1 + len(others)} outputs with different edits: give the folder of one")
     else:
         with os_errors_as(InputError, f"edit {path} cannot be read", "give an output folder or an existing file"):
             content = read_small(path, MAX_MANIFEST)
@@ -124,7 +127,9 @@ def transfer(
     path, output = Path(edit), Path(output)
     check_output(output, force=force)
     groups, text = read_transferred(path)
-    if recipe is None and text is not None:
+    if recipe is not None:
+        groups = _meant(groups, recipe)
+    elif text is not None:
         recipe = parse_recipe(text, groups[0].entity, f"the recipe in {path}")
     source = resolve(model, tracker.notice)
     check_output(output, source.origin, force=force)
@@ -137,7 +142,8 @@ def transfer(
     if not answered and not force:
         return Transferred(replies, False, None, None)
     if recipe is None or len(groups) > 1 or name_key(recipe.target.entity) != name_key(groups[0].entity):
-        tracker.notice(f"there are no facts about {groups[0].entity} alone, so that nothing is measured: give a recipe")
+        asked = "" if replies else ", nor is anything asked for the name, which it does not have"
+        tracker.notice(f"no facts about {groups[0].entity} alone: nothing is measured{asked}; give a recipe")
         del live
         write.save(name, source, groups, output, force=force)
         return Transferred(replies, answered, None, output)
@@ -149,6 +155,21 @@ def transfer(
     del live
     run = save_chosen(recipe, source, chosen, output, tracker, force, loading)
     return Transferred(replies, answered, run, run.output)
+
+
+def _meant(groups: tuple[EntityEdits, ...], recipe: Recipe) -> tuple[EntityEdits, ...]:
+    """The edits, of which cells without a name are for the recipe's entity; raises InputError for other entities'."""
+    names = [group.entity for group in groups]
+    if name_key(recipe.target.entity) in map(name_key, names):
+        return groups
+    if len(groups) == 1 and _is_unnamed(groups[0]):
+        return (replace(groups[0], entity=recipe.target.entity),)
+    raise InputError(f"the recipe is about {recipe.target.entity!r}, the edit about {', '.join(names)}: give its own")
+
+
+def _is_unnamed(group: EntityEdits) -> bool:
+    columns = [edit for edit in group.edits if isinstance(edit, ColumnEdit)]
+    return len(columns) == len(group.edits) and group.entity == named_after_cells(columns).entity
 
 
 def _answered(group: EntityEdits, replies: Sequence[Reply], settings: TransferSettings) -> bool:
@@ -163,8 +184,7 @@ def answers(live: LiveModel, group: EntityEdits, settings: TransferSettings) -> 
     Cells of experts, which nobody can watch, are left out.
     """
     edits = [edit for edit in group.edits if not (isinstance(edit, ColumnEdit) and edit.cell.expert is not None)]
-    columns = [edit for edit in group.edits if isinstance(edit, ColumnEdit)]
-    if not edits or (len(columns) == len(group.edits) and group.entity == named_after_cells(columns).entity):
+    if not edits or _is_unnamed(group):
         return []
     own = _by_token(live, group.entity, edits, settings.n_texts)
     others = [

@@ -127,6 +127,11 @@ def test_an_adapter_that_merges_to_the_saved_weights_is_asked_a_handful_of_promp
     assert "within 0.000" in line
 
 
+def test_the_folder_of_several_formats_stands_for_its_whole_model(written):
+    _, output, _, _ = written
+    assert resolve(str(output)).folder == output / "safetensors"
+
+
 def test_an_adapter_with_other_numbers_is_not_taken_for_the_saved_weights(tmp_path, model, live):
     output = tmp_path / "out"
     evaluation = run(parse_recipe(recipe_text(live, model, formats=FORMATS)), output).evaluations["safetensors"]
@@ -220,7 +225,11 @@ def test_what_cannot_be_written_is_noticed_before_the_work(tmp_path, model, live
     for text, output, message in (
         (recipe_text(live, model), tmp_path / "out", "--force"),
         (recipe_text(live, model), model / "out", "overlaps the source"),
-        (recipe_text(live, model, formats=("gguf",)), tmp_path / "new", r"format gguf needs a .gguf model"),
+        (
+            recipe_text(live, model, formats=("gguf",)),
+            tmp_path / "new",
+            r"formats gguf and gguf-lora need a .gguf model",
+        ),
         (recipe_text(live, model, edit="cells = [{ layer = 7, neuron = 1 }]"), tmp_path / "new", "layer 7 is out of"),
         (recipe_text(live, model, edit="cells = [{ layer = 0, neuron = 48 }]"), tmp_path / "new", "neuron 48 is out"),
         (recipe_text(live, "./missing"), tmp_path / "new", "does not exist"),

@@ -72,6 +72,8 @@ def chat(
     """
     if temperature and not _MIN_TEMPERATURE <= temperature < math.inf:
         raise InputError(f"temperature {temperature}: expected 0, or a number from {_MIN_TEMPERATURE}, for example 0.7")
+    if entity is not None and recipe is None and edited is None:
+        raise InputError("--entity picks the facts of a recipe: give --recipe, or drop it")
     asked = None if recipe is None else load_recipe(recipe, entity)
     from amnesia.compare import open_duet
     from amnesia.live.duet import Sampling
@@ -93,17 +95,16 @@ def chat(
 
 def _recipe_in(edited: str | None, entity: str | None) -> Recipe | None:
     """The recipe in the manifest of an output, if there is one."""
+    from amnesia.files.companions import whole_output
     from amnesia.files.staging import MANIFEST_NAME
     from amnesia.weights.manifest_file import read_manifest
 
-    if edited is None or not (Path(edited) / MANIFEST_NAME).is_file():
+    if edited is None or not (path := whole_output(Path(edited)) / MANIFEST_NAME).is_file():
         return None
-    manifest = read_manifest(Path(edited))
+    manifest = read_manifest(path.parent)
     if manifest.recipe is None:
         return None
-    return parse_recipe(
-        manifest.recipe, entity or manifest.edits[0].entity, f"the recipe in {Path(edited) / MANIFEST_NAME}"
-    )
+    return parse_recipe(manifest.recipe, entity or manifest.edits[0].entity, f"the recipe in {path}")
 
 
 def _typed() -> Iterator[str]:

@@ -10,7 +10,7 @@ import click
 
 from amnesia.cli.options import as_json, force_option
 from amnesia.cli.terminal import Terminal, echo, print_json
-from amnesia.domain import FORMATS, WIDER_TYPES, Format, ModelRef, is_gguf_name
+from amnesia.domain import ADAPTERS, FORMATS, WIDER_TYPES, Format, ModelRef, is_gguf_name
 from amnesia.errors import InputError
 from amnesia.guessing import ASKED
 
@@ -102,6 +102,8 @@ def edit(
     name = format_name or ("gguf" if is_gguf_name(model) else "safetensors")
     if tensor_type is not None and name != "gguf":
         raise InputError("--tensor-type is for GGUF files: add --format gguf, or drop it")
+    if link and name in ADAPTERS:
+        raise InputError(f"--link is for files of the model, of which format {name} has none: drop it")
     manifest = commands.save(
         model,
         groups,

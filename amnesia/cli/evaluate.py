@@ -12,7 +12,7 @@ import click
 
 from amnesia.cli.options import as_json, force_option, on_device, popqa_option
 from amnesia.cli.terminal import Terminal, echo, print_json
-from amnesia.domain import Loading
+from amnesia.domain import DEFAULT_LOADING, Loading
 from amnesia.errors import InputError
 from amnesia.probes.settings import ProbeSettings
 from amnesia.recipe_file import load_recipe
@@ -48,9 +48,8 @@ if TYPE_CHECKING:
 @click.option(
     "--stress-facts",
     type=click.IntRange(1),
-    default=StressSettings.n_facts,
-    show_default=True,
-    help="With --stress or --relearning: how many known facts to take, and as many controls.",
+    help="With --stress or --relearning: how many known facts to take, and as many controls. Default: "
+    f"{StressSettings.n_facts}.",
 )
 @click.option(
     "--relearning",
@@ -62,7 +61,7 @@ if TYPE_CHECKING:
     "steps",
     type=click.IntRange(0),
     multiple=True,
-    help="With --relearning: after how many steps of training to ask; repeat it. Default: "
+    help="With --relearning: after how many steps of training to ask, beside 0; repeat it. Default: "
     f"{', '.join(map(str, RelearningSettings.steps))}.",
 )
 @click.option(
@@ -108,7 +107,7 @@ def evaluate(
     entities: tuple[str, ...],
     n_controls: int,
     stress: bool,
-    stress_facts: int,
+    stress_facts: int | None,
     relearning: bool,
     steps: tuple[int, ...],
     probes: bool,
@@ -133,8 +132,16 @@ def evaluate(
             raise InputError("give MODEL, or the server of the original with --server")
     elif model is not None or stress or relearning or probes or sweep or tasks or offload:
         raise InputError("a server is only asked: drop MODEL, EDITED and what tests or trains them, or --server")
+    if server is not None and loading != DEFAULT_LOADING:
+        raise InputError("--dtype and --device are those of the server: drop them, or --server")
+    if stress_facts is not None and not (stress or relearning):
+        raise InputError("--stress-facts belongs to --stress and --relearning: add one")
+    if task_limit is not None and not tasks:
+        raise InputError("--lm-eval-limit belongs to --lm-eval: add it")
     if steps and not relearning:
         raise InputError("--relearning-steps belongs to --relearning: add it")
+    if steps and not any(steps):
+        raise InputError("--relearning-steps 0 alone is no training: add a higher number")
     if probe_facts is not None and not probes:
         raise InputError("--probe-facts belongs to --probes: add it")
     if (stress or relearning) and edited is None:
@@ -146,8 +153,10 @@ def evaluate(
     from amnesia import compare
     from amnesia.evaluation import measurement_cache
 
+    n_tested = stress_facts or StressSettings.n_facts
     n_probed = probe_facts or ProbeSettings.n_facts
-    wanted = tuple(sorted({*steps})) or RelearningSettings.steps
+    # What is asked before the training is what all else is compared with.
+    wanted = tuple(sorted({0, *steps})) if steps else RelearningSettings.steps
     terminal = Terminal()
     facts = _facts(recipe_path, popqa, entities, n_controls)
     if facts.note:
@@ -164,8 +173,8 @@ def evaluate(
                 edited,
                 facts,
                 terminal,
-                stress=StressSettings(stress_facts, stress_facts) if stress else None,
-                relearning=RelearningSettings(stress_facts, stress_facts, steps=wanted) if relearning else None,
+                stress=StressSettings(n_tested, n_tested) if stress else None,
+                relearning=RelearningSettings(n_tested, n_tested, steps=wanted) if relearning else None,
                 probes=ProbeSettings(n_probed, n_probed) if probes else None,
                 sweep=sweep,
                 loading=loading,

@@ -111,6 +111,9 @@ class Commands(click.Group):
         near = difflib.get_close_matches(args[0], self._homes, 1)
         if args[0] not in self._homes and near and not ctx.resilient_parsing:
             ctx.fail(f"no such command {args[0]!r}, did you mean {near[0]!r}?")
+        if any(not arg or (arg.startswith("--") and arg.endswith("=")) for arg in args):
+            # As a path it would be the working directory.
+            ctx.fail("an argument is empty, perhaps a variable of the shell that is not set: give it a value")
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **settings: Any) -> Any:

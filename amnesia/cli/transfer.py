@@ -41,6 +41,7 @@ def transfer(
     in MODEL, or does not make it forget.
     """
     from amnesia import transfer as transferring
+    from amnesia.edits import ColumnEdit
     from amnesia.report import tables
 
     recipe = None if recipe_path is None else load_recipe(recipe_path)
@@ -62,12 +63,12 @@ def transfer(
         )
     else:
         for row in result.replies:
-            echo(
-                f"{row.edit} answers {row.own:.2f} to {row.entity}, and {row.other:.2f} at most to "
-                f"{settings.n_names} other names"
-            )
+            others = f"{row.other:.2f} at most to {settings.n_names} other names"
+            # What a cell answers has no scale of its own.
+            own = "1" if isinstance(row.edit, ColumnEdit) else f"{row.own:.2f}"
+            echo(f"{row.edit} answers {own} to {row.entity}, and {others}")
         if not result.answers:
-            echo("the edit does not answer to its name in this model, which is no near relative of its own")
+            echo("the edit does not answer to its name in this model, which may be no near relative of its own")
         if result.run is not None:
             echo(tables.run_text(result.run.extraction, result.run.evaluations, result.run.accepted), lines=True)
         echo(f"written to {result.output}" if result.output is not None else "nothing was written")

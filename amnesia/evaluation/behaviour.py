@@ -9,6 +9,7 @@ else, so what counts is how much of the change from one model to the other they 
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from amnesia.errors import InputError, RecipeError, VerificationError
 from amnesia.evaluation.measurement import Pair, measure
 from amnesia.facts.questions import questions_of
+from amnesia.files.companions import whole_output
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.live.loading import load_source, loaded
 from amnesia.progress import Tracker
@@ -33,6 +35,9 @@ MIN_CHANGE = 0.1
 
 MIN_SHARE = 0.5
 """Of the change, on a server. Nothing is 0 and all of it 1, give or take what quantization does; set by hand."""
+
+MAX_LEFT = 0.25
+"""Squared size of what a server's answers differ by besides, over that of the change; set by hand."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ def check_behaviour(
     before, or the server's are, and InputError when base or facts are not known.
     """
     served = None if server is None else connect(server)
+    output = whole_output(output)
     manifest = read_manifest(output) if (output / MANIFEST_NAME).exists() else None
     if base is None:
         if manifest is None:
@@ -110,12 +116,16 @@ def _on_server(
         answers = measure(server, pairs, progress)
     served = [answers[pair].logprob for pair in pairs]
     changes = [new - old for old, new in totals]
-    fit = sum((own - old) * change for own, (old, _), change in zip(served, totals, changes, strict=True))
-    share = fit / sum(change**2 for change in changes)
-    if share < MIN_SHARE:
+    seen = [own - old for own, (old, _) in zip(served, totals, strict=True)]
+    size = sum(change**2 for change in changes)
+    share = sum(own * change for own, change in zip(seen, changes, strict=True)) / size
+    # What a share of the change leaves over; another model differs from the base in other answers, too.
+    left = sum((own - share * change) ** 2 for own, change in zip(seen, changes, strict=True)) / size
+    if not MIN_SHARE <= share <= 1 / MIN_SHARE or left > MAX_LEFT:
         raise VerificationError(
-            f"{server.name} at {server.url} has {share:.2f} of the change of {report.n_targets} target facts, expected "
-            f"{MIN_SHARE} or more: the edit does not act there; see which files it has loaded, and at what strength"
+            f"{server.name} at {server.url} has {share:.2f} times the change of {report.n_targets} target facts, and "
+            f"{math.sqrt(left):.2f} times its size besides; expected {MIN_SHARE} to {1 / MIN_SHARE:g}, and at most "
+            f"{math.sqrt(MAX_LEFT)}: this edit does not act there; see which files it has loaded, and at what strength"
         )
     return replace(report, served=sum(served) / len(served), share=share)
 

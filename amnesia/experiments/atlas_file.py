@@ -14,6 +14,9 @@ from amnesia.errors import InputError
 from amnesia.files.sqlite import database
 from amnesia.localization.results import CellScore
 
+TABLE_NAME = "atlas.sqlite"
+"""The table in the folder that `amnesia atlas` writes."""
+
 _TABLES = """
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS entities (entity TEXT PRIMARY KEY, place INTEGER NOT NULL, popularity INTEGER);
@@ -39,9 +42,14 @@ def opened(path: Path) -> contextlib.AbstractContextManager[sqlite3.Connection]:
 
 
 def read(path: Path) -> tuple[str, tuple[AtlasRow, ...]]:
-    """The model's name and the entities that have cells, in the order in which they were given."""
-    if not path.is_file():
-        raise InputError(f"{path} is not a file: give the atlas that `amnesia atlas` wrote")
+    """The model's name and the entities that have cells, in the order in which they were given.
+
+    `path` is the table, or the folder that it was written to.
+    """
+    if path.is_dir():
+        path = path / TABLE_NAME
+    if not path.is_file() or not path.stat().st_size:  # SQLite would make a table of an empty file.
+        raise InputError(f"{path} is no table: give the atlas that `amnesia atlas` wrote")
     with opened(path) as atlas:
         settings = dict(atlas.execute("SELECT key, value FROM settings"))
         cells: dict[str, list[CellScore]] = {}
@@ -70,7 +78,9 @@ def cells_of(path: Path, entity: str, model: str, n: int = 1) -> tuple[Cell, ...
     if len(cells) < n:
         raise InputError(f"{path} has {len(cells)} cells of {entity!r}, wanted are {n}: make it with a higher --top")
     one, two = ModelRef.parse(made_of), ModelRef.parse(model)
-    if one.name != two.name or (one.revision and two.revision and one.revision != two.revision):
+    if Path(one.name).absolute().resolve() != Path(two.name).absolute().resolve() or (
+        one.revision and two.revision and one.revision != two.revision
+    ):
         raise InputError(
             f"{path} is an atlas of {made_of}, not of {model}: give that model, or, if the two are the same, "
             f"{' '.join(f'--cell {cell}' for cell in cells)}"

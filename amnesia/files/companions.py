@@ -68,6 +68,20 @@ def output_instead(path: Path) -> Path | None:
     return path.parent if is_output and not path.exists() else None
 
 
+def whole_output(folder: Path) -> Path:
+    """The whole model among the formats of an output, where a run wrote several; else the folder itself."""
+    whole = folder / "safetensors"
+    is_several = (whole / MANIFEST_NAME).is_file() and not (folder / MANIFEST_NAME).exists()
+    return whole if is_several and not (folder / "config.json").exists() else folder
+
+
+def gguf_output(folder: Path) -> Path | None:
+    """The one `.gguf` file that is the model of an output of format "gguf"; None for other folders."""
+    found = sorted(folder.glob("*.gguf"))
+    is_output = (folder / MANIFEST_NAME).is_file() and not (folder / "config.json").exists()
+    return found[0] if is_output and len(found) == 1 and found[0].name != LORA_NAME else None
+
+
 def is_written(name: str) -> bool:
     """Whether an output of this package may hold a file of this name that is not of its base, or keep one of it."""
     while name.startswith(f"{BASE_FOLDER}/"):

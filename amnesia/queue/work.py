@@ -19,7 +19,8 @@ from amnesia.choice.joint import Joint, Part, join
 from amnesia.choice.known import KnownFacts, select_known
 from amnesia.compare import fingerprint
 from amnesia.domain import DEFAULT_LOADING, Fact, Loading, name_key
-from amnesia.errors import InputError, OutputError
+from amnesia.edits import EntityEdits
+from amnesia.errors import AmnesiaError, InputError, OutputError
 from amnesia.evaluation.ability import right_choices
 from amnesia.evaluation.damage import Reading, impression
 from amnesia.evaluation.earlier import Earlier, earlier_edits
@@ -55,6 +56,7 @@ from amnesia.recipe import Recipe
 from amnesia.report.page import summary_html
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
+from amnesia.weights.plan import plan_edits
 
 _POLL = 0.5  # Seconds between two looks at what other processes have finished.
 
@@ -83,8 +85,8 @@ def run_queue(
             raise
     source = resolve(model_of(listed, model), tracker.notice)
     for row in listed:
-        if row.recipe is not None and "gguf" in row.recipe.edit.formats:
-            source.require_gguf()
+        if row.recipe is not None:
+            _check_recipe(row.recipe, source)
     settings = _settings(listed, source, popqa, force, loading)
     queue = begin(output, [row.name for row in listed], settings, source.origin)
     work = _Work(queue, tuple(listed), source, popqa, tracker, force, loading)
@@ -101,6 +103,17 @@ def run_queue(
     replace_file(output / SUMMARY_NAME, json_bytes(document))
     replace_file(output / PAGE_NAME, summary_html(document).encode())
     return summary
+
+
+def _check_recipe(recipe: Recipe, source: ModelSource) -> None:
+    """Raises InputError, with the entity's name, for what cannot be written, before any entity is at work."""
+    try:
+        if "gguf" in recipe.edit.formats:
+            source.require_gguf()
+        if recipe.edit.cells:
+            plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])
+    except AmnesiaError as error:
+        raise InputError(f"the recipe of {recipe.target.entity}: {error}") from error
 
 
 def _settings(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from amnesia.domain import ROLES, Role
+from amnesia.evaluation.findings import FORGOTTEN_HELD_OUT
 from amnesia.evaluation.results import PromptScore
 from amnesia.probes.findings import is_back
 from amnesia.report import view
@@ -53,17 +54,25 @@ def _gone(report: Report) -> str:
 
 
 def _back(report: Report) -> str:
-    looked_at = [
-        name
-        for name, section in (("attacks, quantization and training", report.stress), ("probes", report.probes))
-        if section is not None
-    ]
+    tried = (
+        ("attacks and quantization", report.stress),
+        ("training", report.relearning),
+        ("probes", report.probes),
+    )
+    looked_at = [name for name, section in tried if section is not None]
     if not looked_at:
         return "What may bring it back was not looked at for this report."
+    left = [
+        row.knowledge_score.mean
+        for row in view.whole(report)
+        if (row.role, row.split) == ("target", "search") and row.knowledge_score.mean > FORGOTTEN_HELD_OUT
+    ]
+    if left:
+        return f"It is not gone ({signed(left[0])} of 1 is left), so that nothing needs to bring it back."
     ways = [*_ways(report), *_shown(report)]
     if ways:
         return f"It comes back {flat('; '.join(ways), 400)}."
-    return f"Nothing brings it back among {' and '.join(looked_at)}."
+    return f"Nothing brings it back among {', '.join(looked_at)}."
 
 
 def _ways(report: Report) -> Iterator[str]:

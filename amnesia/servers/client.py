@@ -111,9 +111,17 @@ class Client:
 
 
 def _authorized(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    if key := os.environ.get(KEY_VARIABLE):
+    if key := _key():
         request.headers["Authorization"] = f"Bearer {key}"
     return request
+
+
+def _key() -> str | None:
+    """The key, without the end of a line that a file may have put there. Raises InputError for what is no key."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"{KEY_VARIABLE} holds characters that no key has: set it to the key alone, on one line")
+    return key or None
 
 
 def _limited(response: requests.Response, url: str) -> bytes:
@@ -135,6 +143,6 @@ def _cause(error: requests.RequestException) -> str:
 def _said(content: bytes) -> str:
     """What a refusal says, in one line, without the key that it may repeat."""
     text = " ".join(content[:2000].decode("utf-8", "replace").split())
-    if key := os.environ.get(KEY_VARIABLE):
+    if key := _key():
         text = text.replace(key, "…")
     return text if len(text) <= 240 else text[:237] + "..."

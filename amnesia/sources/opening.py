@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from fnmatch import fnmatchcase
@@ -291,19 +292,21 @@ def open_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with _folder_of({gguf.name: gguf}) as view:
+    # A name of its own: transformers prefers a file of the same name in the working directory to the one in the folder.
+    name = f"{secrets.token_hex(16)}.gguf"
+    with _folder_of({name: gguf}) as view:
         what = f"{gguf} cannot be read by transformers"
         with quiet(), library_errors_as(SourceError, what, "use the unquantized model instead"):
             found = AutoModelForCausalLM.from_pretrained(
                 view,
-                gguf_file=gguf.name,
+                gguf_file=name,
                 # Without this transformers 5 keeps the blocks quantized, which cannot be saved as plain weights.
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-            tokenizer = AutoTokenizer.from_pretrained(view, gguf_file=gguf.name, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(view, gguf_file=name, trust_remote_code=False)
     return _complete(found, str(gguf)), cast("PreTrainedTokenizerBase", tokenizer)
 
 

@@ -28,6 +28,7 @@ from amnesia.files.companions import (
     REPORT_NAME,
     UNDO_NAME,
     output_instead,
+    whole_output,
 )
 from amnesia.files.disk import check_plain, check_settled, git_hash, hash_file, read_small
 from amnesia.guessing import ASKED
@@ -88,6 +89,8 @@ def _resolved(model: ModelRef | Path | str, notice: Notice, also: Collection[str
     if is_gguf_name(spec) and not path.is_dir():
         return from_gguf(path, notice)
     if path.is_dir():
+        path = whole_output(path)
+        spec = spec if path == Path(spec).expanduser() else str(path)
         check_settled(path)
         check_plain(path)
         if (path / LORA_NAME).is_file():
@@ -156,7 +159,9 @@ def resolve_file(spec: str, notice: Notice = lambda _: None, *, name: str | None
     if spec in BUILT_IN and not path.exists():
         return built_in(spec, notice)
     if not is_gguf_name(spec):
-        raise InputError(f"format gguf needs a .gguf model, {spec} is not one: give the path of a .gguf file")
+        raise InputError(
+            f"formats gguf and gguf-lora need a .gguf model, {spec} is not one: give the path of a .gguf file"
+        )
     if not path.is_file():
         raise SourceError(f"{path} does not exist: give the path of a .gguf file")
     check_settled(path.parent)

@@ -33,7 +33,9 @@ class ModelSource:
     def require_gguf(self) -> Path:
         """The `.gguf` file; raises InputError when the model has none."""
         if self.gguf is None:
-            raise InputError(f"format gguf needs a .gguf model, {self} is not one: give the path of a .gguf file")
+            raise InputError(
+                f"formats gguf and gguf-lora need a .gguf model, {self} is not one: give the path of a .gguf file"
+            )
         return self.gguf
 
     @cached_property

@@ -147,8 +147,11 @@ class _Sums:
             if before[index] == 0.0 or not math.isfinite(before[index] + after[index]):
                 continue
             explained = mixed[index] ** 2 / before[index]
+            multiplier = float(mixed[index] / before[index])
+            if abs(multiplier - 1.0) <= self._epsilon:
+                continue  # Rounding, as in a copy in another type.
             if after[index] - explained <= max(self._epsilon**2, 1e-13) * after[index]:
-                found[index] = float(mixed[index] / before[index])
+                found[index] = multiplier
         return found
 
     def _rank(self) -> int | None:

@@ -41,7 +41,35 @@ def test_what_is_asked_wrongly_is_said_before_a_model_is_loaded(model, live, tmp
         )
     for arguments in (("run", recipe, "-o", tmp_path / "out"), ("extract", "--recipe", recipe)):
         assert "layers 1-3 are out of range" in refused(*arguments)
-    assert "no entity given, or an empty one" in refused("mine", model, "", "-o", tmp_path / "mined.toml")
+    assert "no entity given, or an empty one" in refused("mine", model, " ", "-o", tmp_path / "mined.toml")
+
+
+def test_an_empty_argument_is_not_taken_for_the_working_directory(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    succeed("edit", model, "--cell", "0:1", "-o", "out")
+    for arguments in (
+        ("verify", ""),
+        ("transfer", "", model, "-o", "again"),
+        ("diff", model, ""),
+        ("verify", "--base="),
+    ):
+        assert "an argument is empty" in refused(*arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_options_that_need_others_are_refused_alone(model):
+    evaluate = ("evaluate", model, model, "--recipe", "none.toml")
+    for options, words in (
+        (("--stress-facts", 3), "--stress-facts belongs to --stress"),
+        (("--lm-eval-limit", 3), "--lm-eval-limit belongs to --lm-eval"),
+        (("--relearning", "--relearning-steps", 0), "is no training"),
+    ):
+        assert words in refused(*evaluate, *options)
+    served = ("evaluate", "--server", "http://127.0.0.1:9", "--recipe", "none.toml", "--dtype", "bfloat16")
+    assert "--dtype and --device are those of the server" in refused(*served)
+    assert "--link is for files of the model" in refused(
+        "edit", model, "--cell", "0:1", "--format", "adapter", "--link", "-o", "none"
+    )
 
 
 def test_an_output_of_one_format_is_named_where_a_folder_of_it_is_asked_for(model, tmp_path):
@@ -120,7 +148,7 @@ def test_recipes_that_are_wrong(tmp_path, model, text, message):
         (["--cell", "0:1", "--cell", "0:1"], "cell 0:1 is listed twice"),
         (["--cell", "0:1", "--multiplier", "nan"], "is not finite"),
         (["--cell", "0:1", "--multiplier", "1e300"], "after multiplying by 1e+300"),
-        (["--cell", "0:1", "--format", "gguf"], "format gguf needs a .gguf model"),
+        (["--cell", "0:1", "--format", "gguf"], "formats gguf and gguf-lora need a .gguf model"),
         ([], "give the edit in one way: as --edit FILE, as --cell LAYER:NEURON, or as --atlas FILE"),
         (["--edit", "x.json", "--cell", "0:1"], "give the edit in one way"),
         (["--edit", "x.json", "--entity", "Japan"], "belong to cells"),

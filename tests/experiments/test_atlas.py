@@ -62,7 +62,7 @@ def test_other_settings_and_other_files_are_refused(tmp_path):
     path.write_bytes(b"not a database, but long enough to be looked at" * 100)
     with pytest.raises(OutputError, match="cannot be used as an atlas"):
         begin(path, SETTINGS, NAMES)
-    with pytest.raises(InputError, match="is not a file"):
+    with pytest.raises(InputError, match="is no table"):
         read(tmp_path / "none.sqlite")
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from amnesia.compare import open_duet
-from amnesia.domain import Cell
+from amnesia.domain import Cell, Loading
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.errors import InputError
 from amnesia.live.duet import Sampling, continued_rows, shifts
@@ -23,10 +23,10 @@ TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor
 EDITS = EntityEdits("Japan", (ColumnEdit(Cell(2, 9), 0.3), tiny_direction(1), tiny_direction(0, multiplier=0.25)))
 
 
-def plainly(folder: Path, message: str, n: int, *, chat: bool = False) -> list[int]:
+def plainly(folder: Path, message: str, n: int, *, chat: bool = False, dtype: torch.dtype = torch.float32) -> list[int]:
     """What transformers alone make of a message, token by token, without the end."""
     model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype),
         AutoTokenizer.from_pretrained(folder),
     )
     if chat:
@@ -47,21 +47,28 @@ def both(duet, text, n=20):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "dtype"),
-    [("llama", torch.float32), ("gemma2", torch.bfloat16), ("gpt2", torch.float32), ("lfm2", torch.bfloat16)],
+    ("model_type", "dtype", "computed"),
+    [
+        ("llama", torch.float32, torch.float32),
+        ("llama", torch.bfloat16, torch.bfloat16),
+        ("gemma2", torch.bfloat16, torch.float32),
+        ("gpt2", torch.float32, torch.float32),
+        ("lfm2", torch.bfloat16, torch.float32),
+    ],
 )
-def test_both_answers_are_those_of_two_plain_generations(tmp_path, model_type, dtype):
+def test_both_answers_are_those_of_two_plain_generations(tmp_path, model_type, dtype, computed):
     model = save_tiny_live(tmp_path / "m", model_type, dtype=dtype)
     save(model, EDITS, tmp_path / "out")
-    duet = open_duet(str(model), str(tmp_path / "out"), (), SILENT)
+    loading = Loading(dtype=str(computed).removeprefix("torch."))
+    duet = open_duet(str(model), str(tmp_path / "out"), (), SILENT, loading)
     assert len(duet.voices) == 1
     differ = 0
     for prompt in PROMPTS:
-        expected = [plainly(folder, prompt, 20) for folder in (model, tmp_path / "out")]
+        expected = [plainly(folder, prompt, 20, dtype=computed) for folder in (model, tmp_path / "out")]
         assert both(duet, prompt) == expected
         differ += expected[0] != expected[1]
     assert differ
-    direct = open_duet(str(model), None, (EDITS,), SILENT)
+    direct = open_duet(str(model), None, (EDITS,), SILENT, loading)
     assert [both(direct, prompt) for prompt in PROMPTS] == [both(duet, prompt) for prompt in PROMPTS]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from gguf.constants import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit, EntityEdits
@@ -70,6 +71,13 @@ def test_what_no_edit_explains_is_not_called_one(tmp_path):
         1,
         f"{found.n_compared} of {found.n_compared} tensors differ",
     )
+
+
+def test_a_copy_in_another_type_is_no_edit(tmp_path):
+    model = save_tiny(tmp_path / "m")
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(tmp_path / "o")
+    found = diff(str(model), str(tmp_path / "o"))
+    assert found.edit is None and not any(row.scaled for row in found.tensors)
 
 
 def test_exit_codes_are_those_of_diff(tmp_path):

@@ -175,7 +175,7 @@ def test_outputs_are_not_replaced_by_accident(tmp_path, source):
 
 def test_a_model_without_a_gguf_file_has_no_such_format(tmp_path, source):
     plain = ModelSource(source.folder, ModelRef("a/b"))
-    with pytest.raises(InputError, match=r"format gguf needs a .gguf model, a/b is not one"):
+    with pytest.raises(InputError, match=r"formats gguf and gguf-lora need a .gguf model, a/b is not one"):
         plan_formats(["gguf"], plain, spec_of(plain, [JAPAN]))
 
 

@@ -11,8 +11,8 @@ def said(document):
     return summary(read_report(document))
 
 
-def test_without_stress_and_probes_nothing_is_said_of_what_comes_back():
-    gone, back, harmed = said(without("stress", "probes"))
+def test_without_trials_nothing_is_said_of_what_comes_back():
+    gone, back, harmed = said(without("stress", "relearning", "probes"))
     assert gone == "Of 4 questions about France, the original model answers 4 correctly and the edited one 1."
     assert back == "What may bring it back was not looked at for this report."
     assert harmed.startswith("Of 10 questions about others it answers 10 correctly, before 10; perplexity")
@@ -31,10 +31,24 @@ def test_ways_in_which_it_comes_back_are_named():
 
 
 @pytest.mark.parametrize(
-    ("left", "words"), [("stress", "among probes."), ("probes", "among attacks, quantization and training.")]
+    ("left", "words"),
+    [
+        (("stress", "relearning"), "among probes."),
+        (("probes", "relearning"), "among attacks and quantization."),
+        (("probes", "stress"), "among training."),
+        (("probes",), "among attacks and quantization, training."),
+    ],
 )
 def test_what_was_looked_at_in_vain_is_named(left, words):
-    assert words in said(without(left))[1]
+    assert said(without(*left))[1] == f"Nothing brings it back {words}"
+
+
+def test_what_is_not_gone_need_not_be_brought_back():
+    document = sample()
+    for row in document["aggregates"]:
+        if (row["kind"], row["group"]) == ("target", "all"):
+            row["knowledge_score"]["mean"] = 0.97
+    assert said(document)[1] == "It is not gone (0.97 of 1 is left), so that nothing needs to bring it back."
 
 
 def test_one_model_alone_has_one_sentence():

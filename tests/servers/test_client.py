@@ -123,6 +123,18 @@ def test_the_key_is_sent_and_never_shown(monkeypatch):
     assert [row["Authorization"] for row in server.headers] == ["Bearer open sesame"]
 
 
+def test_a_key_with_other_characters_is_refused_unshown(monkeypatch):
+    with serving(lambda path, body: (401, b"no")) as server:
+        monkeypatch.setenv(KEY_VARIABLE, "open sesame\r\n")
+        with pytest.raises(SourceError):
+            connect(server.url)
+        assert [row["Authorization"] for row in server.headers] == ["Bearer open sesame"]
+        monkeypatch.setenv(KEY_VARIABLE, "open\nsesame")
+        with pytest.raises(InputError, match=f"{KEY_VARIABLE} holds characters that no key has") as caught:
+            connect(server.url)
+    assert "sesame" not in str(caught.value)
+
+
 def test_nothing_from_netrc_is_sent(monkeypatch, tmp_path):
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login ada password lovelace", encoding="utf-8")

@@ -11,6 +11,22 @@ from support.tiny_gguf import llama_gguf
 from support.tiny_text import tiny_tokenizer
 
 
+def test_a_file_of_the_same_name_in_the_working_directory_is_not_read(tmp_path, monkeypatch):
+    tokenizer = tiny_tokenizer()
+    for seed, folder in enumerate(("here", "there")):
+        (tmp_path / folder).mkdir()
+        torch.manual_seed(seed)
+        llama_gguf(
+            tmp_path / folder / "m.gguf", tiny_model("llama", vocab_size=len(tokenizer), seed=seed), tokenizer=tokenizer
+        )
+    monkeypatch.chdir(tmp_path / "here")
+    convert_gguf(tmp_path / "there" / "m.gguf", tmp_path / "folder")
+    monkeypatch.chdir(tmp_path / "there")
+    convert_gguf(tmp_path / "there" / "m.gguf", tmp_path / "expected")
+    name = "model.safetensors"
+    assert (tmp_path / "folder" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+
+
 def test_the_base_of_rotary_embeddings_stands_where_old_and_new_readers_look(tmp_path):
     tokenizer = tiny_tokenizer()
     rope = {"rope_type": "default", "rope_theta": 123000.0}

@@ -89,7 +89,7 @@ def test_a_folder_is_used_as_it_is(tmp_path):
     source = resolve(str(folder))
     assert (source.folder, source.ref, source.gguf) == (folder, ModelRef(str(folder)), None)
     assert str(source) == str(folder)
-    with pytest.raises(InputError, match=r"format gguf needs a .gguf model, .* is not one"):
+    with pytest.raises(InputError, match=r"formats gguf and gguf-lora need a .gguf model, .* is not one"):
         source.require_gguf()
 
 
@@ -107,7 +107,7 @@ def test_files_that_are_no_model(tmp_path):
     for find in (resolve, resolve_file):
         with pytest.raises(SourceError, match=r"missing.gguf does not exist: give the path of a .gguf file"):
             find(str(tmp_path / "missing.gguf"))
-    with pytest.raises(InputError, match="format gguf needs a .gguf model"):
+    with pytest.raises(InputError, match="formats gguf and gguf-lora need a .gguf model"):
         resolve_file(str(tmp_path))
 
 
