@@ -27,7 +27,7 @@ FLOORS = (
     "probes",
     "api report trials",
     "compare hub pipeline record",
-    "bench queue transfer",
+    "bench queue transfer ui",
     "cli",
     "__main__",
 )

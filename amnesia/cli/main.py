@@ -39,6 +39,7 @@ GROUPS = {
     },
     "Try": {
         "chat": "amnesia.cli.chat",
+        "ui": "amnesia.cli.ui",
     },
     "Prove": {
         "evaluate": "amnesia.cli.evaluate",

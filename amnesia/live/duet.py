@@ -193,6 +193,40 @@ def continued_rows(
     return tuple(map(tuple, rows.rows))
 
 
+@torch.inference_mode()
+def shifts(voice: Voice, text: str, max_tokens: int) -> tuple[tuple[str, ...], Tensor]:
+    """How far an edit moves the residual stream at each of the first `max_tokens` of a text: their texts, and numbers.
+
+    These are ‖h' − h‖ / ‖h‖ (dimensionless) of the states h after each layer: (n_layers, n_tokens), on the CPU. Raises
+    InputError for a text that is longer than the model takes, NumericalError for NaN and infinity.
+    """
+    live = voice.live
+    (row,) = encode(live.tokenizer, [text])
+    ids = row.ids[:max_tokens]
+    check_ids(live, [ids])
+    found = torch.zeros(live.shape.n_layers, len(ids), dtype=torch.float64)
+    handles = []
+    for layer in range(live.shape.n_layers):
+
+        def hook(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...], layer: int = layer) -> None:
+            before, after = (output if isinstance(output, Tensor) else output[0]).double()
+            found[layer] = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-12)
+
+        handles.append(live.model.get_submodule(live.shape.layer_path(layer)).register_forward_hook(hook))
+    try:
+        given = torch.tensor([ids] * voice.n_rows, device=live.device)
+        with second_row_edited(voice):
+            live.model.base_model(input_ids=given, attention_mask=torch.ones_like(given), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not torch.isfinite(found).all():
+        raise not_finite(live, "states", "the strength is too large")
+    names = live.tokenizer.convert_ids_to_tokens(list(ids))
+    spans = row.offsets[: len(ids)]
+    return tuple(text[slice(*span)] or name for span, name in zip(spans, names, strict=True)), found
+
+
 class _Rows(BaseStreamer):
     """Collects the tokens of each row until one ends it."""
 

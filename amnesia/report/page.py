@@ -62,17 +62,28 @@ def report_html(document: Mapping[str, Any]) -> str:
     )
 
 
+def look(css: str = "report.css") -> str:
+    """The style of every page, in both color schemes."""
+    return _palette_css() + _own_text(css)
+
+
+def policy_of(style: str, script: str) -> str:
+    """The content security policy of a page that has this style and this script in it, and nothing from elsewhere."""
+    return (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    )
+
+
 def render(template: str, css: str = "report.css", **content: Any) -> str:
     """A page of this package's look, whose policy lets nothing but its own style and script be used."""
-    style, script = _palette_css() + _own_text(css), _own_text("report.js")
+    style, script = look(css), _own_text("report.js")
     return (
         _environment()
         .get_template(template)
         .render(
             style=Markup(style),
             script=Markup(script),
-            policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
-            "form-action 'none'",
+            policy=policy_of(style, script),
             **content,
         )
     )

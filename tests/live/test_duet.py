@@ -1,5 +1,6 @@
 """Two answers from one batch against two plain generations: token for token, whatever was edited and where it lies."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from amnesia.compare import open_duet
 from amnesia.domain import Cell, Loading
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.errors import InputError
-from amnesia.live.duet import Sampling, continued_rows
+from amnesia.live.duet import Sampling, continued_rows, shifts
 from amnesia.live.tokens import chat_format
 from amnesia.outputs.commands import save
 from amnesia.progress import SILENT
@@ -175,3 +176,25 @@ def test_the_real_model_answers_as_its_files_do(tmp_path, smollm2, smollm2_live)
         expected = [plainly(folder, prompt, 16) for folder in (smollm2.folder, tmp_path / "out")]
         assert expected[0] != expected[1]
         assert both(duet, prompt, 16) == expected
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2"])
+def test_shifts_are_those_between_the_states_of_two_plain_models(tmp_path, model_type):
+    model = save_tiny_live(tmp_path / "m", model_type)
+    save(model, EDITS, tmp_path / "out")
+    (voice,) = open_duet(str(model), str(tmp_path / "out"), (), SILENT).voices
+    tokens, found = shifts(voice, PROMPTS[0], 100)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    given = tokenizer(PROMPTS[0], return_tensors="pt")
+    assert "".join(tokens) == PROMPTS[0] and len(tokens) == given["input_ids"].shape[1]
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(**given, output_hidden_states=True)
+        for folder in (model, tmp_path / "out")
+    )
+    # The last of these states has gone through the final norm, which the residual stream has not.
+    pairs = list(zip(before.hidden_states, after.hidden_states, strict=True))[1:-1]
+    expected = torch.stack([((b - a).norm(dim=-1) / a.norm(dim=-1))[0] for a, b in pairs]).double()
+    torch.testing.assert_close(found[:-1], expected.detach(), rtol=1e-4, atol=1e-6)
+    assert found[-1].min() > 0
+    torch.testing.assert_close(shifts(voice, PROMPTS[0], 2)[1], found[:, :2], rtol=1e-4, atol=1e-6)
+    assert not shifts(replace(voice, strength=0.0), PROMPTS[0], 9)[1].any()
