@@ -7,6 +7,7 @@ import pytest
 import torch
 from gguf.constants import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit, EntityEdits
