@@ -17,7 +17,7 @@ from amnesia.facts.names import entity_templates
 from amnesia.guessing import ASKED, guess
 from amnesia.live.batches import takes_trees
 from amnesia.live.forward import activations, answer_logprobs, readout
-from amnesia.live.interventions import Asked, varied_logprobs
+from amnesia.live.interventions import Asked, replaced_outputs, varied_logprobs
 from amnesia.live.loading import load, load_source
 from amnesia.live.model import apply_edits, edited, wrap
 from amnesia.live.proving import prove_layout
@@ -442,6 +442,9 @@ def test_a_guessed_model_is_watched_and_varied_as_its_modules_say(opt, asked):
     after = [row.logprob for row in answer_logprobs(live, [row.pair for row in questions])]
     torch.testing.assert_close(varied.float(), torch.tensor([expected, after]), atol=1e-4, rtol=1e-4)
     assert abs(expected[0] - after[0]) > 1e-3
+    with pytest.raises(LayoutError, match="of which rows and tokens cannot be told"):
+        with torch.inference_mode(), replaced_outputs(live, {("mlp", 1): lambda output: output}):
+            live.model(input_ids=torch.tensor([rows[0].ids]))
 
 
 def test_an_output_of_a_guessed_model_needs_no_further_guess(opt, tmp_path):

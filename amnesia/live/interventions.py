@@ -15,7 +15,7 @@ from torch import Tensor
 from amnesia.architectures import LAYOUTS
 from amnesia.domain import Cell
 from amnesia.live.batches import Batch, Pass, passes
-from amnesia.live.model import LiveModel, hooks, not_finite
+from amnesia.live.model import LiveModel, hooks, no_rows, not_finite
 from amnesia.live.places import at_head, at_last_mlp
 from amnesia.live.tokens import Continuation, Placed, continuations, join, place
 from amnesia.live.trees import LABEL
@@ -201,14 +201,16 @@ def replaced_outputs(
 ) -> Generator[None]:
     """Replace what components write to the residual stream, by (component "attention" or "mlp", layer).
 
-    Each function takes and returns (batch, tokens, d_model).
+    Each function takes and returns (batch, tokens, d_model). Raises LayoutError for outputs of another form.
     """
     handles = []
     try:
         for (component, layer), function in functions.items():
             module = live.whole_mlp(layer) if component == "mlp" else live.mixer(layer)
 
-            def hook(_module: object, _args: object, output: Tensor, function=function) -> Tensor:
+            def hook(_module: object, _args: object, output: Tensor, function=function, layer=layer) -> Tensor:
+                if output.ndim != 3:
+                    raise no_rows(live, layer, output)
                 return function(output)
 
             handles.append(module.register_forward_hook(hook))

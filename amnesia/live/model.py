@@ -218,6 +218,14 @@ def plain_generation(live: LiveModel) -> Generator[None]:
         config.output_hidden_states = with_states
 
 
+def no_rows(live: LiveModel, layer: int, values: Tensor) -> LayoutError:
+    """The error of a tensor of an MLP whose rows and tokens are in no known order."""
+    return LayoutError(
+        f"{live.name} has in the MLP of layer {layer} a tensor of shape {[*values.shape]}, of which rows and tokens cannot "
+        "be told, so that it cannot be watched: use a model of a known type"
+    )
+
+
 @contextlib.contextmanager
 def hooks(live: LiveModel, by_layer: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Generator[None]:
     """Call a function on the activations (batch, tokens, d_mlp) of given layers; a returned tensor replaces them.
@@ -237,10 +245,7 @@ def hooks(live: LiveModel, by_layer: Mapping[int, Callable[[Tensor], Tensor | No
     def rows(layer: int, activations: Tensor) -> Tensor:
         shape = shapes.get(layer)
         if activations.ndim != 2 or shape is None or len(shape) != 2 or shape.numel() != len(activations):
-            raise LayoutError(
-                f"{live.name} gives the output projection of layer {layer} a tensor of shape {[*activations.shape]}, "
-                "of which rows and tokens cannot be told: its cells cannot be watched; use a model of a known type"
-            )
+            raise no_rows(live, layer, activations)
         return activations.unflatten(0, shape)
 
     def hook_of(layer: int, function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
