@@ -276,12 +276,17 @@ def open_duet(
         tracker.notice(f"{other} {why}: it is loaded as a second model")
         first = load_source(source, loading, hooked=False)
         return Duet((Voice(first), Voice(load_edited(source, other, loading))))
-    spec = EditSpec((EntityEdits("what is edited", edits),), source.ref, allow_overlap=True)
-    columns = tuple(edited_columns(source.checkpoint, Plan.of(source.checkpoint, spec).tensors))
+    columns = changed_columns(source, edits)
     if other is not None:
         _check_made_of(source, other, columns)
     live = load_source(source, loading)
     return Duet((Voice(live, changes_of(columns, live)),))
+
+
+def changed_columns(source: ModelSource, edits: Sequence[Edit]) -> tuple[EditedColumns, ...]:
+    """The columns of a model as they are, and as edits leave them; raises what `Plan.of` and `edited_columns` raise."""
+    spec = EditSpec((EntityEdits("what is edited", tuple(edits)),), source.ref, allow_overlap=True)
+    return tuple(edited_columns(source.checkpoint, Plan.of(source.checkpoint, spec).tensors))
 
 
 def _check_made_of(model: ModelSource, edited: ModelSource, columns: Sequence[EditedColumns]) -> None:

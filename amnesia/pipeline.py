@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amnesia.choice.extraction import choose, judge
+from amnesia.choice.front import candidate_line
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
 from amnesia.choice.settings import ChoiceSettings
@@ -80,12 +81,14 @@ def run(
     model: ModelRef | str | None = None,
     force: bool = False,
     loading: Loading = DEFAULT_LOADING,
+    wide: bool = False,
 ) -> RunResult:
     """Do what the recipe says and write `output`; only `force` writes a weak edit, and nothing writes none at all.
 
     `model` forgets in place of the recipe's own; the manifest then has the recipe for that one (`mining.carrying`).
-    One format fills `output` itself; several fill a subfolder each, named after the format. Every format's folder holds
-    its manifest, `report.json` and `report.html`. Raises the errors of this package for what the user can mend.
+    With `wide`, more edits are measured once one is chosen, for `extraction.front`. One format fills `output` itself;
+    several fill a subfolder each, named after the format. Every format's folder holds its manifest, `report.json` and
+    `report.html`. Raises the errors of this package for what the user can mend.
     """
     output = Path(output)
     source = _source(model or recipe.model, output, tracker, force)
@@ -99,7 +102,7 @@ def run(
         plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])
     live = load_source(source, loading, layers=recipe.localization.layers, notice=tracker.notice)
     manifest = source.checkpoint.manifest
-    chosen = _choose(live, recipe, manifest, tracker, force, tell_known=model is not None)
+    chosen = _choose(live, recipe, manifest, tracker, force, tell_known=model is not None, wide=wide)
     del live
     return save_chosen(recipe, source, chosen, output, tracker, force, loading)
 
@@ -114,6 +117,7 @@ def run_mined(
     aliases: Sequence[str] = (),
     force: bool = False,
     loading: Loading = DEFAULT_LOADING,
+    wide: bool = False,
 ) -> RunResult:
     """`run` with the recipe that is made from a PopQA file, or without one from what the model itself says.
 
@@ -128,7 +132,7 @@ def run_mined(
         tracker.notice(
             f"{source.ref} says of {entity}: {', '.join(dict.fromkeys(fact.answer for fact in recipe.facts))}"
         )
-    chosen = _choose(live, recipe, source.checkpoint.manifest, tracker, force)
+    chosen = _choose(live, recipe, source.checkpoint.manifest, tracker, force, wide=wide)
     del live
     return save_chosen(recipe, source, chosen, output, tracker, force, loading)
 
@@ -150,6 +154,7 @@ def _choose(
     force: bool,
     *,
     tell_known: bool = False,
+    wide: bool = False,
 ) -> _Chosen:
     with tracker.task("asking the original model") as progress:
         before = examine(live, questions_of(recipe), recipe.scoring, progress, notice=tracker.notice)
@@ -158,7 +163,17 @@ def _choose(
     targets, controls = select_known(before.facts)
     # What is forgotten already tells nothing of what must stay.
     gone = [group.entity for step in (manifest.history() if manifest else ()) for group in step.edits]
-    extraction = choose(live, recipe, targets, controls, tracker.task, cache_folder(), gone)
+    extraction = choose(
+        live,
+        recipe,
+        targets,
+        controls,
+        tracker.task,
+        cache_folder(),
+        gone,
+        watch=lambda trial: tracker.notice(candidate_line(trial)),
+        wide=wide,
+    )
     if line := neighbors_notice(extraction):
         tracker.notice(line)
     if extraction.verdict == "none" or (extraction.verdict == "weak" and not force):

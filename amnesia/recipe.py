@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from amnesia.domain import Baseline, Fact, Format, ModelRef, tidy
+from amnesia.domain import Baseline, Fact, Format, ModelRef, Role, Split, tidy
 from amnesia.edits import ColumnEdit
 
 BASELINES: tuple[Baseline, ...] = ("contrast", "generic")
@@ -22,6 +22,12 @@ class Accept:
     max_held_out_target: float = 0.4
     min_control: float = 0.95
     max_perplexity: float = 1.1
+
+    def limit(self, role: Role, split: Split) -> float:
+        """The bound on the mean knowledge score of a role and split: of targets the highest, of others the lowest."""
+        if role == "control":
+            return self.min_control
+        return self.max_target if split == "search" else self.max_held_out_target
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ FLOORS = (
     "choice experiments mining stress",
     "probes",
     "api report trials",
-    "compare hub pipeline",
-    "bench queue transfer",
+    "compare hub pipeline record",
+    "bench queue transfer ui",
     "cli",
     "__main__",
 )
@@ -48,6 +48,7 @@ NO_TORCH = (
     "outputs",
     "servers",
     "hub",
+    "record",
     "cli",
     "amnesia.report.page",
 )

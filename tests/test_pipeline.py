@@ -127,6 +127,11 @@ def test_an_adapter_that_merges_to_the_saved_weights_is_asked_a_handful_of_promp
     assert "within 0.000" in line
 
 
+def test_the_folder_of_several_formats_stands_for_its_whole_model(written):
+    _, output, _, _ = written
+    assert resolve(str(output)).folder == output / "safetensors"
+
+
 def test_an_adapter_with_other_numbers_is_not_taken_for_the_saved_weights(tmp_path, model, live):
     output = tmp_path / "out"
     evaluation = run(parse_recipe(recipe_text(live, model, formats=FORMATS)), output).evaluations["safetensors"]

@@ -118,7 +118,10 @@ def _rows(folder: Path, name: str, files: dict[str, str]) -> Iterator[tuple[Stri
     paths = [folder / f"{name}{suffix}" for suffix in (".json", ".jsonl")]
     if (folder / name).is_dir():
         paths += sorted(path for path in (folder / name).iterdir() if path.suffix in (".json", ".jsonl"))
-    for path in filter(Path.is_file, paths):
+    found = [path for path in paths if path.is_file()]
+    if len({path.with_suffix("") for path in found}) < len(found):
+        raise InputError(f"{folder} has {name} both as .json and as .jsonl: keep one of them")
+    for path in found:
         with os_errors_as(InputError, f"{path} cannot be read", "give the published files"):
             content = read_small(path, _MAX_FILE)
         files[path.relative_to(folder).as_posix()] = hash_file(path)
@@ -160,6 +163,8 @@ def _utility(check: StrictJson, row: Mapping[str, Any], name: str) -> Item:
             raise check.fail("has mc1_targets without exactly one right choice")
         right = choices[labels.index(1)]
         others = tuple(choice for choice in choices if choice != right)
+        if not others:
+            raise check.fail("has mc1_targets without a wrong choice")
         return Item("utility", "truthfulness", "right choices", f"Q: {question}\n", "A:", (right,), others)
     task = check.text(row.get("task"), "task").replace("_", " ")
     examples = "".join(

@@ -93,7 +93,9 @@ def _entry(name: str, evaluation: Evaluation) -> Entry:
     for role, name_of_set in SETS.items():
         rows = [row for row in evaluation.aggregates if row.role == role and row.group == "all"]
         total = sum(row.n for row in rows)
-        means[name_of_set] = sum(row.knowledge_score.mean * row.n for row in rows) / total if total else 1.0
+        if not total:
+            raise InputError(f"the original model knows none of the {name_of_set} facts: choose other entities")
+        means[name_of_set] = sum(row.knowledge_score.mean * row.n for row in rows) / total
     return Entry(name, tuple(_measures(evaluation)), means["forget"], means["neighbor"])
 
 

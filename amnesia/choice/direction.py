@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from amnesia.choice.atoms import Atom, Change, Name, change_by
@@ -50,6 +50,10 @@ class JudgedTrial(Trial):
     neighbor: float
 
 
+Watch = Callable[[JudgedTrial], None]
+"""Told of each candidate as soon as it is measured."""
+
+
 def edits_of(atoms: Group, multiplier: float) -> tuple[Edit, ...]:
     """Atoms as an edit, in the order of layers."""
     return tuple(atom.edit(multiplier) for atom in sorted(atoms, key=lambda atom: atom.place))
@@ -73,6 +77,7 @@ class DirectionChoice:
     max_columns: int | None = None
     progress: Progress | None = None
     beside: Change | None = None
+    watch: Watch | None = None
     atoms: list[Atom] = field(default_factory=list)
     dense: list[Trial] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
@@ -165,7 +170,7 @@ class DirectionChoice:
             candidates.append((last[0], last[1].multiplier, settings.goal + settings.slack))
         sparing = []
         for atoms, multiplier, goal in candidates:
-            found = self._judged(self.fitted(atoms, multiplier))
+            found = self.judge(self.fitted(atoms, multiplier))
             spares = found.control >= settings.min_control and found.change.harm <= self._cap(atoms)
             if spares and found.score <= goal:
                 if found.neighbor >= settings.min_neighbor:
@@ -184,12 +189,15 @@ class DirectionChoice:
             ),
         )
 
-    def _judged(self, trial: Trial) -> JudgedTrial:
+    def judge(self, trial: Trial) -> JudgedTrial:
+        """A trial with what it does to controls and neighbors."""
         with edited(self.live, trial.edits):
             control = mean_score(self.live, self.controls)
             neighbor = mean_score(self.live, self.neighbors) if self.neighbors else 1.0
         found = JudgedTrial(trial.atoms, trial.multiplier, trial.score, trial.change, control, neighbor)
         self.judged.append(found)
+        if self.watch:
+            self.watch(found)
         return found
 
     def _within_cap(self, atoms: Group, multiplier: float) -> float | None:

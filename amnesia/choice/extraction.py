@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amnesia.choice.atoms import Name
-from amnesia.choice.direction import DirectionChoice
+from amnesia.choice.direction import DirectionChoice, Watch
 from amnesia.choice.forms import Forms, forms_of, n_columns
+from amnesia.choice.front import front_of, widen
 from amnesia.choice.joint import Part, combined, join
 from amnesia.choice.known import KnownFacts, mean_score, reserved_names, select_known
 from amnesia.choice.neighbors import begins_alike, facts_about, near_response, neighbor_results, neighbors_of
-from amnesia.choice.results import Answers, Extraction, FormResult, NeighborResult, Screening, Verdict
+from amnesia.choice.results import Answers, Extraction, FormResult, FrontEdit, NeighborResult, Screening, Verdict
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.choice.shown import answers_of, screening_of
 from amnesia.directions.moments import early_layers, moments_of
@@ -57,8 +58,14 @@ def choose(
     task: Task = SILENT.task,
     cache: Path | None = None,
     avoided: Sequence[str] = (),
+    *,
+    watch: Watch | None = None,
+    wide: bool = False,
 ) -> Extraction:
     """The edit for known search facts; names that are `avoided` count as never seen, beside those that are held out.
+
+    `watch` is told of each candidate that is judged; with `wide`, more of them are once the choice is made, for a front
+    of more edits.
 
     Fixed `[[cells]]` are only verified. Method "auto" turns a direction, on as few columns as keep within the bounds;
     "single" is the source's form, one cell whose column is negated.
@@ -68,7 +75,7 @@ def choose(
     elif recipe.edit.method == "single":
         found = _single(live, recipe, targets, controls, task)
     else:
-        found = _direction(live, recipe, targets, controls, task, cache, avoided)
+        found = _direction(live, recipe, targets, controls, task, cache, avoided, watch, wide)
     with edited(live, found.edits):
         target, control = mean_score(live, targets), mean_score(live, controls)
     return Extraction(
@@ -81,6 +88,7 @@ def choose(
         found.screening,
         found.forms,
         found.neighbors,
+        tuple(row if not row.point.chosen else row.measured(target, control) for row in found.front),
     )
 
 
@@ -101,6 +109,7 @@ class _Chosen:
     screening: Screening | None = None
     forms: tuple[FormResult, ...] = ()
     neighbors: tuple[NeighborResult, ...] = ()
+    front: tuple[FrontEdit, ...] = ()
 
 
 def verdict(target: float, control: float, accept: Accept) -> Verdict:
@@ -181,6 +190,8 @@ def _direction(
     task: Task,
     cache: Path | None,
     avoided: Sequence[str],
+    watch: Watch | None,
+    wide: bool,
 ) -> _Chosen:
     """The edit for the name, and for those of its forms that need one of their own."""
     layers = live.watchable(early_layers(live.shape.n_layers))
@@ -211,7 +222,7 @@ def _direction(
         forms = Forms(live, targets, controls, apart, settings, others)
         share = settings.name_share if forms.known else 1.0
         own = replace(settings, max_harm=share * settings.max_harm)
-        choice = DirectionChoice(live, name, targets, controls, apart, own, max_columns, progress)
+        choice = DirectionChoice(live, name, targets, controls, apart, own, max_columns, progress, watch=watch)
         best = choice.choose()
         edits = forms.add(best, name, max_columns, progress)
         if forms.known and len(edits) == len(best.edits):
@@ -221,7 +232,7 @@ def _direction(
             n_new, n_old = n_columns(again.edits), n_columns(best.edits)
             if n_new < n_old or (n_new == n_old and again.score < best.score):
                 best, edits = again, forms.add(again, name, max_columns, progress)
-    return _Chosen(
+    found = _Chosen(
         edits,
         len(choice.trials),
         answers_of(name, best.edits),
@@ -229,6 +240,11 @@ def _direction(
         forms.results(best.edits, edits),
         neighbor_results(live, neighbors, edits),
     )
+    if wide:
+        with task("measuring more edits for the front") as progress:
+            choice.progress = progress
+            widen(choice)
+    return replace(found, front=front_of(choice.judged, best, edits, forms.change or best.change))
 
 
 def _single(live: LiveModel, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task) -> _Chosen:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from amnesia.choice.atoms import Name
+from amnesia.choice.atoms import Change, Name
 from amnesia.choice.direction import DirectionChoice, JudgedTrial
 from amnesia.choice.known import KnownFacts, mean_score, some
 from amnesia.choice.results import FormResult
@@ -47,6 +47,8 @@ def asked_as(facts: KnownFacts, form: str) -> KnownFacts:
 class Forms:
     """The forms of a name, beside an edit for the name itself: what it leaves of them, and what they get of their own.
 
+    `change` is what texts lose by all edits, those for forms with them, of the last `add`.
+
     `known` are the facts under each form by which the original model knows the entity, and their mean score in it. The
     model is as it was when this is made.
     """
@@ -58,6 +60,7 @@ class Forms:
     settings: ChoiceSettings
     forms: Sequence[Variant]
     known: dict[Variant, tuple[KnownFacts, float]] = field(default_factory=dict)
+    change: Change | None = None
 
     def __post_init__(self) -> None:
         few = some(self.targets, self.settings.n_facts)
@@ -97,6 +100,7 @@ class Forms:
             spares = own.control >= settings.min_control and own.neighbor >= min(settings.min_neighbor, neighbor - 0.02)
             if spares and own.change.harm <= settings.max_harm and own.score <= before - settings.form_gain:
                 found, change = (*found, *own.edits), own.change
+        self.change = change
         return found
 
     def results(self, alone: Sequence[Edit], edits: Sequence[Edit]) -> tuple[FormResult, ...]:

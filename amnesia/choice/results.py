@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from amnesia.edits import EntityEdits
+from amnesia.edits import Edit, EntityEdits
 
 AnswerGroup = Literal["entity", "names", "text"]
 Verdict = Literal["strong", "weak", "none"]
@@ -89,12 +89,40 @@ class NeighborResult:
 
 
 @dataclass(frozen=True)
+class FrontPoint:
+    """An edit that a choice could have taken: no other that it measured is better in one way and as good in the others.
+
+    `n_columns` are changed. `target`, `control` and `neighbor` are mean knowledge scores of search facts, search
+    controls and facts about neighbors; `harm` is the divergence to expect on text (nats per token).
+    """
+
+    n_columns: int
+    target: float
+    control: float
+    neighbor: float
+    harm: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class FrontEdit:
+    """A point of a front, and the edit that it is: the chosen one whole, of others that for the name itself."""
+
+    point: FrontPoint
+    edits: tuple[Edit, ...]
+
+    def measured(self, target: float, control: float) -> FrontEdit:
+        """The same with what the whole edit was measured to reach."""
+        return FrontEdit(replace(self.point, target=target, control=control), self.edits)
+
+
+@dataclass(frozen=True)
 class Extraction:
     """The edit chosen for one entity and the knowledge scores that it reached on the search facts.
 
     `target` and `control` are mean knowledge scores; `candidates_tried` counts what was measured on the way.
     `screening` is there where directions were considered, `answers` where one was chosen; `forms` and `neighbors` are
-    those that were asked about.
+    those that were asked about, `front` what else there was to choose.
     """
 
     edits: EntityEdits
@@ -106,3 +134,4 @@ class Extraction:
     screening: Screening | None = None
     forms: tuple[FormResult, ...] = ()
     neighbors: tuple[NeighborResult, ...] = ()
+    front: tuple[FrontEdit, ...] = ()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--cell", "cells", multiple=True, metavar="L:N", help="Layer and neuron (L:EXPERT:N with experts); repeatable."
 )
+@click.option("--pick", type=click.IntRange(1), help="Which edit of a file of `run --front`, from 1.")
 @click.option("--atlas", type=click.Path(path_type=Path), help="Table of `atlas`: the best cell of --entity is edited.")
 @click.option("--top", type=click.IntRange(1), help="So many cells of --atlas. Default: 1.")
 @click.option("--multiplier", type=float, help="Multiplier of every cell. Default: -1.")
@@ -49,6 +50,7 @@ def edit(
     model: str,
     edit_files: tuple[Path, ...],
     cells: tuple[str, ...],
+    pick: int | None,
     atlas: Path | None,
     top: int | None,
     multiplier: float | None,
@@ -69,6 +71,8 @@ def edit(
         raise InputError("give the edit in one way: as --edit FILE, as --cell LAYER:NEURON, or as --atlas FILE")
     if edit_files and (multiplier is not None or entity is not None):
         raise InputError("--multiplier and --entity belong to cells: the edit file says both itself")
+    if pick is not None and not edit_files:
+        raise InputError("--pick is for --edit: drop it")
     if atlas is not None:
         cells = _cells_of(atlas, model, entity, top)
     elif top is not None:
@@ -76,7 +80,7 @@ def edit(
     if cells:
         groups = [write.edits_from_cells(cells, -1.0 if multiplier is None else multiplier, entity)]
     else:
-        groups = [group for path in edit_files for group in write.edits_from_file(path)]
+        groups = [group for path in edit_files for group in write.edits_from_file(path, pick)]
     if ASKED.get() and not is_gguf_name(model):
         _prove_guess(model)
     if in_place:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -40,9 +40,7 @@ if TYPE_CHECKING:
     "--controls",
     "n_controls",
     type=click.IntRange(1),
-    default=100,
-    show_default=True,
-    help="Control facts to take from PopQA, one for each other subject.",
+    help="With --popqa: control facts to take, one for each other subject. Default: 100.",
 )
 @click.option("--stress", is_flag=True, help="Also attack and quantize both models: does the edit hold?")
 @click.option(
@@ -105,7 +103,7 @@ def evaluate(
     recipe_path: Path | None,
     popqa: str | None,
     entities: tuple[str, ...],
-    n_controls: int,
+    n_controls: int | None,
     stress: bool,
     stress_facts: int | None,
     relearning: bool,
@@ -127,28 +125,7 @@ def evaluate(
     are served, for log-probabilities with the tokens of the server; AMNESIA_SERVER_KEY is the key that servers want.
     """
     _check_facts(recipe_path, popqa, entities)
-    if server is None:
-        if model is None or server_edited is not None:
-            raise InputError("give MODEL, or the server of the original with --server")
-    elif model is not None or stress or relearning or probes or sweep or tasks or offload:
-        raise InputError("a server is only asked: drop MODEL, EDITED and what tests or trains them, or --server")
-    if server is not None and loading != DEFAULT_LOADING:
-        raise InputError("--dtype and --device are those of the server: drop them, or --server")
-    if stress_facts is not None and not (stress or relearning):
-        raise InputError("--stress-facts belongs to --stress and --relearning: add one")
-    if task_limit is not None and not tasks:
-        raise InputError("--lm-eval-limit belongs to --lm-eval: add it")
-    if steps and not relearning:
-        raise InputError("--relearning-steps belongs to --relearning: add it")
-    if steps and not any(steps):
-        raise InputError("--relearning-steps 0 alone is no training: add a higher number")
-    if probe_facts is not None and not probes:
-        raise InputError("--probe-facts belongs to --probes: add it")
-    if (stress or relearning) and edited is None:
-        raise InputError(f"--{'stress' if stress else 'relearning'} compares two models: give EDITED too")
-    if (stress or relearning or probes) and offload:
-        flag = "--stress" if stress else "--relearning" if relearning else "--probes"
-        raise InputError(f"{flag} works on what is in memory, where --offload leaves nothing: drop one")
+    _check_options(click.get_current_context().params)
     loading = dataclasses.replace(loading, offload=offload)
     from amnesia import compare
     from amnesia.evaluation import measurement_cache
@@ -158,7 +135,7 @@ def evaluate(
     # What is asked before the training is what all else is compared with.
     wanted = tuple(sorted({0, *steps})) if steps else RelearningSettings.steps
     terminal = Terminal()
-    facts = _facts(recipe_path, popqa, entities, n_controls)
+    facts = _facts(recipe_path, popqa, entities, n_controls or 100)
     if facts.note:
         terminal.notice(facts.note)
     if output is not None:
@@ -197,6 +174,37 @@ def _check_facts(recipe: Path | None, popqa: str | None, entities: Sequence[str]
         raise InputError("--popqa needs --entity: name the subject whose facts are the targets")
     if recipe is not None and len(entities) > 1:
         raise InputError("a recipe is about one entity: give --entity once")
+
+
+# Options by the names of their parameters, with those of which one must be there, too.
+_NEEDS = (
+    ("--controls", "n_controls", {"--popqa": "popqa"}),
+    ("--stress-facts", "stress_facts", {"--stress": "stress", "--relearning": "relearning"}),
+    ("--lm-eval-limit", "task_limit", {"--lm-eval": "tasks"}),
+    ("--relearning-steps", "steps", {"--relearning": "relearning"}),
+    ("--probe-facts", "probe_facts", {"--probes": "probes"}),
+)
+
+
+def _check_options(given: Mapping[str, Any]) -> None:
+    """Raise InputError for options that do not go together, or that would do nothing."""
+    tests = [flag for flag in ("stress", "relearning", "probes") if given[flag]]
+    if given["server"] is None:
+        if given["model"] is None or given["server_edited"] is not None:
+            raise InputError("give MODEL, or the server of the original with --server")
+    elif given["model"] is not None or tests or given["sweep"] or given["tasks"] or given["offload"]:
+        raise InputError("a server is only asked: drop MODEL, EDITED and what tests or trains them, or --server")
+    elif Loading(given["dtype"], given["device"]) != DEFAULT_LOADING:
+        raise InputError("--dtype and --device are those of the server: drop them, or --server")
+    for option, name, owners in _NEEDS:
+        if given[name] and not any(given[owner] for owner in owners.values()):
+            raise InputError(f"{option} belongs to {' and '.join(owners)}: add it, or drop the option")
+    if given["steps"] and not any(given["steps"]):
+        raise InputError("--relearning-steps 0 alone is no training: add a higher number")
+    if given["edited"] is None and (alone := [flag for flag in tests if flag != "probes"]):
+        raise InputError(f"--{alone[0]} compares two models: give EDITED too")
+    if tests and given["offload"]:
+        raise InputError(f"--{tests[0]} works on what is in memory, where --offload leaves nothing: drop one")
 
 
 def _facts(recipe: Path | None, popqa: str | None, entities: Sequence[str], n_controls: int) -> FactSet:

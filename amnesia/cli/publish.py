@@ -25,6 +25,10 @@ from amnesia.cli.terminal import Terminal, echo, noted_on_interrupt, print_json
     help="Keep names of entities, prompts and generated texts out of everything that is published.",
 )
 @click.option("--leave-out", is_flag=True, help="Publish without the files in OUTPUT that are no part of it.")
+@click.option(
+    "--allow-failed", is_flag=True, help="Publish an edit that missed the bounds of its recipe; the card says so."
+)
+@click.option("--space", is_flag=True, help="Show the report in a static Space of the same name, public if REPO_ID is.")
 @as_json
 def push(
     output: Path,
@@ -35,13 +39,15 @@ def push(
     base: str | None,
     private_targets: bool,
     leave_out: bool,
+    allow_failed: bool,
+    space: bool,
     json_output: bool,
 ) -> None:
     """Publish OUTPUT on the Hugging Face Hub, with a model card. What arrives as REPO_ID is checked.
 
     The repository is private unless --public is given. What is sent is listed first, and files that are no part of the
-    output are refused. Repeat a push that was interrupted: only what is missing is
-    sent. The token is the one of `hf auth login` or HF_TOKEN.
+    output are refused, as is an output that missed the bounds of its recipe. Repeat a push that was interrupted: only
+    what is missing is sent. The token is the one of `hf auth login` or HF_TOKEN.
     """
     from huggingface_hub.utils import disable_progress_bars
 
@@ -61,6 +67,8 @@ def push(
             branch=branch,
             private_targets=private_targets,
             leave_out=leave_out,
+            allow_failed=allow_failed,
+            space=space,
             notice=terminal.notice,
         )
     if json_output:
@@ -70,6 +78,8 @@ def push(
         f"{done.n_files} files at {done.pull_request or done.url} (commit {done.commit}): {done.n_sent} sent, "
         f"{done.n_copied} copied from the base by the Hub, {done.n_unchanged} already there, {done.n_deleted} removed"
     )
+    if done.space is not None:
+        echo(f"report at {done.space}")
 
 
 @click.command()

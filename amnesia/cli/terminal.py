@@ -36,7 +36,14 @@ class Terminal:
     """Progress on standard error: one line for each task, with a bar where somebody watches."""
 
     def notice(self, line: str) -> None:
-        echo(line, err=True)
+        """A line of its own, above a bar that is shown."""
+        if not sys.stderr.isatty():
+            echo(line, err=True)
+            return
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=sys.stderr):
+            echo(line, err=True)
 
     @contextlib.contextmanager
     def task(self, line: str, n_bytes: int | None = None) -> Generator[Progress]:
@@ -301,7 +308,7 @@ def _is_result(content: bytes) -> bool:
         document = json.loads(content)
     except (ValueError, RecursionError):
         return False
-    return isinstance(document, dict) and bool({"entities", "edits"} & document.keys())
+    return isinstance(document, dict) and bool({"entities", "edits", "front"} & document.keys())
 
 
 def lines_of(path: Path) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from amnesia.errors import InputError, RecipeError, VerificationError
 from amnesia.evaluation.measurement import Pair, measure
 from amnesia.facts.questions import questions_of
+from amnesia.files.companions import whole_output
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.live.loading import load_source, loaded
 from amnesia.progress import Tracker
@@ -71,6 +72,7 @@ def check_behaviour(
     before, or the server's are, and InputError when base or facts are not known.
     """
     served = None if server is None else connect(server)
+    output = whole_output(output)
     manifest = read_manifest(output) if (output / MANIFEST_NAME).exists() else None
     if base is None:
         if manifest is None:

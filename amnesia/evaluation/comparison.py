@@ -12,12 +12,11 @@ from statistics import median
 
 from amnesia.domain import NEIGHBORHOODS, ROLES, SPLITS, Answer, Role, Split
 from amnesia.errors import InputError
+from amnesia.evaluation.bounds import checks
 from amnesia.evaluation.measurement import KnownFact, check_known
-from amnesia.evaluation.results import MESSAGES, Aggregate, AnswerSummary, Damage, PromptScore
+from amnesia.evaluation.results import ALL, MESSAGES, Aggregate, AnswerSummary, Damage, PromptScore
 from amnesia.evaluation.scores import mean_interval
 from amnesia.recipe import Accept
-
-ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,8 @@ class Evaluation:
 
         The bound on perplexity is one for each language in which the original model is fluent.
         """
-        target, held_out = self.mean("target"), self.mean("target", "held_out")
-        controls = [mean for split in SPLITS if (mean := self.mean("control", split)) is not None]
-        return (
-            target is not None
-            and target <= accept.max_target
-            and (held_out is None or held_out <= accept.max_held_out_target)
-            and all(mean >= accept.min_control for mean in controls)
-            and all(row.perplexity_ratio <= accept.max_perplexity for row in self.damage.languages if row.fluent)
-        )
+        passed = (row.passed for row in checks(self.aggregates, self.damage, accept))
+        return self.mean("target") is not None and all(held is not False for held in passed)
 
 
 def compare(

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
+from typing import TYPE_CHECKING
 
 from amnesia.domain import ROLES, SPLITS, Role
-from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.labels import words
 from amnesia.evaluation.results import MESSAGES, Finding, Level, PromptScore
+
+if TYPE_CHECKING:
+    from amnesia.evaluation.comparison import Evaluation  # With which torch would come.
 
 FORGOTTEN = 0.2
 """Mean knowledge score of the targets up to which they count as forgotten: the default bound of recipes."""

@@ -81,12 +81,13 @@ def same_weights(
     stored = replace(loading, dtype="auto")
     expected = _Weights.of(load(weights, str(weights), stored), layers)
     live = load_adapter(source.folder, adapter, str(adapter), stored)
+    before = {layer: weight_of(live.out_proj(layer)).clone() for layer in layers}
     merge_adapter(live)
     found = _Weights.of(live, layers)
     del live
     if found.digest is None or found.digest != expected.digest:
         return None
-    differences = [_n_rounded(found.edited[layer], expected.edited[layer]) for layer in layers]
+    differences = [_n_rounded(found.edited[layer], expected.edited[layer], before[layer]) for layer in layers]
     if None in differences:
         return None
     answers = {}
@@ -96,14 +97,19 @@ def same_weights(
     with loaded("adapter", source, adapter, loading) as unmerged:
         asked = measure(unmerged, answers, progress)
     difference = max(abs(asked[pair].logprob - logprob) for pair, logprob in answers.items())
-    if difference > MAX_DIFFERENCE:
+    if not difference <= MAX_DIFFERENCE:
         return None
     return SameWeights(sum(filter(None, differences)), len(answers), difference)
 
 
-def _n_rounded(found: Tensor, expected: Tensor) -> int | None:
-    """How many numbers differ, by no more than a rounding of the largest of their matrix; None where one does more."""
-    difference = (found.float() - expected.float()).abs()
-    if difference.max() > torch.finfo(expected.dtype).eps * expected.abs().max():
+def _n_rounded(found: Tensor, expected: Tensor, base: Tensor) -> int | None:
+    """How many numbers differ, each by roundings of the stored type and of the float32 sum; None where one by more.
+
+    `base` are the numbers to which the adapter was added: where they nearly cancel, what is left has their roundings.
+    """
+    found, size, base = found.float(), expected.float().abs(), base.float().abs()
+    difference = (found - expected.float()).abs()
+    bound = torch.finfo(expected.dtype).eps * size + 4 * torch.finfo(torch.float32).eps * (base + size)
+    if not bool((difference <= bound).all()):  # Neither where one of them is NaN.
         return None
     return int(difference.count_nonzero())

@@ -8,6 +8,9 @@ from typing import Literal
 from amnesia.domain import Answer, Neighborhood, Role, Split
 
 Level = Literal["damage", "warning", "info", "good"]
+ALL = "all"
+"""The group of all facts of a role and split."""
+
 MESSAGES = "form:message"
 """The group of what is asked as messages to a chat model."""
 

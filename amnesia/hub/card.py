@@ -69,6 +69,11 @@ def naming_duty(base: BaseCard, repo_id: str) -> str | None:
     )
 
 
+def missed_bounds(report: Mapping[str, Any] | None) -> bool:
+    """Whether a report says that an edit missed the bounds of its recipe."""
+    return report is not None and report.get("accepted") is False
+
+
 def model_card(
     manifest: Manifest,
     base: BaseCard,
@@ -87,6 +92,7 @@ def model_card(
     name = for_markdown(base.ref.name)
     parts = [
         _metadata(manifest.format, base),
+        _MISSED if missed_bounds(report) else "",
         f"# {name.split('/')[-1]} without {'one entity' if private else subject}",
         f"[{name}](https://huggingface.co/{base.ref.name}) with its knowledge of {subject} suppressed by "
         "`amnesia`: what cells of its MLPs write was changed, nothing was trained.",
@@ -275,6 +281,8 @@ vllm serve {manifest.base.ref.name}{at} --enable-lora --max-lora-rank {rank} --l
 ```
 """
 
+
+_MISSED = "**This edit missed the bounds that its recipe sets: the scores below say by how much.**"
 
 _LIMITS = """## Limits
 

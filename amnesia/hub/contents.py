@@ -108,9 +108,9 @@ def prepare(
         names = [name for name in names if name not in ours or name in _NEUTRAL or Path(name).name in redacted]
     files: dict[str, Content] = {name: folder / name for name in names}
     paths = {step.base.ref.name for step in manifest.history() if not _is_name(step.base)}
-    report = None
-    if REPORT_NAME in files and any(REPORT_NAME in (*step.added, *step.replaced) for step in manifest.history()):
-        report = {**_report(folder / REPORT_NAME), "model": base.ref.to_json()}
+    report = report_in(folder, manifest)
+    if report is not None:
+        report["model"] = base.ref.to_json()
     published = _rename(manifest, base, matched, key, paths)
     for depth, name, content in _reports(folder, files, manifest, base, key):
         files[f"{BASE_FOLDER}/" * depth + name] = content
@@ -279,6 +279,15 @@ def _with_content(manifest: Manifest, name: str, content: bytes, depth: int = 0)
         untouched=untouched,
         previous=None if previous is None else _with_content(previous, name, content),
     )
+
+
+def report_in(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
+    """The content of an output's `report.json`, of this edit or an earlier one; None where there is none of ours.
+
+    Raises PublishError for one that is damaged.
+    """
+    ours = any(REPORT_NAME in (*step.added, *step.replaced) for step in manifest.history())
+    return _report(folder / REPORT_NAME) if ours and (folder / REPORT_NAME).exists() else None
 
 
 def _report(path: Path) -> dict[str, Any]:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from amnesia.domain import ADAPTERS, ModelRef, is_gguf_name
 from amnesia.errors import CheckpointError, InputError, PublishError, SourceError
 from amnesia.files.disk import check_settled
-from amnesia.files.staging import MANIFEST_NAME
+from amnesia.files.staging import MANIFEST_NAME, REPORT_NAME
 from amnesia.hub.base import MAX_SMALL, find_base, licence_files, start_of
-from amnesia.hub.card import licence_notice, naming_duty
-from amnesia.hub.contents import Publication, prepare, secret_key
+from amnesia.hub.card import licence_notice, missed_bounds, naming_duty
+from amnesia.hub.contents import Publication, prepare, report_in, secret_key
+from amnesia.hub.space import check_space, publish_space, space_files
 from amnesia.hub.upload import UploadPlan, commit_operations, is_ours, plan_upload
 from amnesia.outputs.proofs import outputs_in, prove
 from amnesia.plain_text import for_terminal
@@ -31,7 +32,8 @@ _REMEDY = "check the network and push again"
 
 @dataclass(frozen=True)
 class Published:
-    """What a push did. `n_copied` files were taken from the base's repository without traffic of ours."""
+    """What a push did. `n_copied` files were taken from the base's repository without traffic of ours; `space` is the
+    address of the Space with the report."""
 
     repo_id: str
     commit: str
@@ -42,6 +44,7 @@ class Published:
     n_copied: int
     n_unchanged: int
     n_deleted: int
+    space: str | None = None
 
 
 def push(
@@ -54,23 +57,34 @@ def push(
     branch: str | None = None,
     private_targets: bool = False,
     leave_out: bool = False,
+    allow_failed: bool = False,
+    space: bool = False,
     notice: Callable[[str], None] = lambda _: None,
 ) -> Published:
     """Publish the output in folder `output` as the repository `repo_id`, and check what has arrived.
 
     `base_name` is `repo_id[@revision]` of the base where the manifest knows only a path. Repeating a push that was
     interrupted sends only what is missing. Files of the folder that are no part of the output are refused, or with
-    `leave_out` not published. `notice` is told every file and its size before the first is sent.
+    `leave_out` not published; an output whose report says that bounds were missed is refused, unless `allow_failed`.
+    With `space`, the report becomes a static Space of the same name.
+    `notice` is told every file and its size before the first is sent.
 
     Raises VerificationError when the output is not what its manifest says, InputError and PublishError for what can be
     mended here, and SourceError when the Hub cannot be reached.
     """
     if create_pr and branch:
         raise InputError("a pull request is made against the main branch: drop --branch or --create-pr")
+    if space and (create_pr or branch):
+        raise InputError("a Space shows the main branch: drop --space, or --branch and --create-pr")
     folder = _the_output(output)
     prove(folder, with_others=leave_out)
-    _require_token()
     manifest = read_manifest(folder)
+    if not allow_failed and missed_bounds(report_in(folder, manifest)):
+        raise InputError(
+            f"{folder} missed the bounds of its recipe, as its {REPORT_NAME} says: choose another edit, or publish it "
+            "as it is with --allow-failed (in Python: allow_failed=True), which the card then says first"
+        )
+    _require_token()
     with _stating("nothing was published"):
         base = find_base(manifest, base_name, notice)
         # A `.gguf` file stands alone, and a folder may come from a place that had left the licence out.
@@ -80,10 +94,30 @@ def push(
     for remark in (naming_duty(base.card, repo_id), licence_notice(base.card)):
         if remark:
             notice(remark)
+    shown = space_files(publication) if space else {}
     with _stating("nothing was published"):
         repo_id = _create(repo_id, public, branch, notice)
+        if space:
+            check_space(repo_id, public)
         before = list_hub_files(ModelRef(repo_id, branch), remedy=_REMEDY)
-    plan = plan_upload(publication, before, base.files, repo_id)
+    published = _send(publication, before, base.files, repo_id, branch, create_pr, notice)
+    if not space:
+        return published
+    with _stating(f"the model is at {published.url}, with all files"):
+        return replace(published, space=publish_space(shown, repo_id, public, publication.title))
+
+
+def _send(
+    publication: Publication,
+    before: HubFiles,
+    origin: HubFiles | None,
+    repo_id: str,
+    branch: str | None,
+    create_pr: bool,
+    notice: Callable[[str], None],
+) -> Published:
+    """Send what the repository lacks in one commit, and look at what has arrived."""
+    plan = plan_upload(publication, before, origin, repo_id)
     for line in _listing(publication, plan, repo_id):
         notice(line)
     if not plan.operations:

@@ -1,13 +1,15 @@
 """A model and its edited self, which answer a prompt together, token by token.
 
-Both are rows of one batch over one copy of the weights: at the second row, what the edit changes in the columns of the
-output projections is added to what these write. That is the difference of the stored numbers, so that the second row
-is the model that the edited files hold, and not the edit before it was rounded.
+Both are rows of one batch over one copy of the weights: at the second row, the output projections that the edit changes
+are taken with the stored numbers of its columns, so that this row is the model that the edited files hold, and not the
+edit before it was rounded. Of these few matrices there is a second copy.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -20,13 +22,13 @@ from transformers.generation.streamers import BaseStreamer
 
 from amnesia.errors import InputError, LayoutError
 from amnesia.live.batches import check_ids
-from amnesia.live.model import LiveModel, not_finite, plain_generation
+from amnesia.live.model import LiveModel, not_finite, plain_generation, weight_of
 from amnesia.live.tokens import encode
 from amnesia.weights.checkpoint import EditedColumns
 from amnesia.weights.scaling import number_type
 
-Changes = Mapping[int, tuple[Tensor, Tensor]]
-"""What an edit adds to output projections, by layer: numbers of columns (n,) and what is added to each (n, d_model)."""
+Changes = Mapping[int, tuple[Tensor, Tensor, Tensor]]
+"""Columns of output projections by layer: their numbers (n,), what they hold before and after an edit (n, d_model)."""
 
 Show = Callable[[Sequence[str]], None]
 """Told of all texts whenever one of them has grown."""
@@ -46,7 +48,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Voice:
-    """Rows of one model that answer together; with `changes`, the second of two is edited, by `strength` times them."""
+    """Rows of one model that answer together; with `changes`, the second of two is edited, at a `strength`."""
 
     live: LiveModel
     changes: Changes | None = None
@@ -94,7 +96,7 @@ class Duet:
 
 
 def changes_of(columns: Sequence[EditedColumns], live: LiveModel) -> Changes:
-    """What an edit adds to the weights of `live`; raises LayoutError for columns of routed experts."""
+    """What an edit changes in the weights of `live`; raises LayoutError for columns of routed experts."""
     changes = {}
     for row in columns:
         if row.plan.expert is not None:
@@ -107,27 +109,24 @@ def changes_of(columns: Sequence[EditedColumns], live: LiveModel) -> Changes:
             found = np.stack([np.frombuffer(vector, number).astype(np.float32) for vector in vectors])
             return torch.from_numpy(found).to(live.model.dtype).float()
 
-        delta = as_loaded(row.after[index] for index in row.before) - as_loaded(row.before.values())
-        changes[row.plan.layer] = torch.tensor(list(row.before)), delta
+        before, after = as_loaded(row.before.values()), as_loaded(row.after[index] for index in row.before)
+        changes[row.plan.layer] = torch.tensor(list(row.before)), before, after
     return changes
 
 
 @contextlib.contextmanager
 def second_row_edited(voice: Voice) -> Generator[None]:
-    """Add the changes of a voice to what its output projections write at the second of two rows."""
+    """Let the edited output projections of a voice write at the second of two rows."""
     handles = []
     try:
-        for layer, (columns, delta) in (voice.changes or {}).items():
+        for layer in voice.changes or ():
+            twin = _edited_twin(voice, layer)
 
-            def hook(
-                _module: nn.Module, args: tuple[Tensor, ...], output: Tensor, columns=columns, delta=delta
-            ) -> Tensor:
+            def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor, twin: nn.Module = twin) -> Tensor:
                 # Beside a mixture of experts, the tokens of all rows may come one after the other.
-                activations = args[0].reshape(voice.n_rows, -1, args[0].shape[-1])[1]
-                added = activations[:, columns.to(output.device)].float() @ delta.to(output.device) * voice.strength
+                activations = args[0].reshape(voice.n_rows, -1, args[0].shape[-1])[1:]
                 changed = output.clone(memory_format=torch.contiguous_format)
-                row = changed.view(voice.n_rows, -1, output.shape[-1])[1]
-                row.copy_(row.float() + added)
+                changed.view(voice.n_rows, -1, output.shape[-1])[1:] = twin(activations)
                 return changed
 
             handles.append(voice.live.out_proj(layer).register_forward_hook(hook))
@@ -135,6 +134,24 @@ def second_row_edited(voice: Voice) -> Generator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _edited_twin(voice: Voice, layer: int) -> nn.Module:
+    """The output projection of a layer with edited columns, beside the one that is in the model."""
+    assert voice.changes is not None, "layers come from it"
+    columns, before, after = voice.changes[layer]
+    module = voice.live.out_proj(layer)
+    weight = weight_of(module).detach().clone()
+    # Exactly what is stored at 1.
+    values = after if voice.strength == 1.0 else before + (after - before) * voice.strength
+    if voice.live.shape.layout.neuron_axis:
+        weight[:, columns.to(weight.device)] = values.T.to(weight)
+    else:
+        weight[columns.to(weight.device)] = values.to(weight)
+    twin = copy.copy(module)
+    twin._parameters = {**module._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
+    twin._forward_hooks = OrderedDict()
+    return twin
 
 
 @torch.inference_mode()
@@ -174,6 +191,40 @@ def continued_rows(
             streamer=rows,
         )
     return tuple(map(tuple, rows.rows))
+
+
+@torch.inference_mode()
+def shifts(voice: Voice, text: str, max_tokens: int) -> tuple[tuple[str, ...], Tensor]:
+    """How far an edit moves the residual stream at each of the first `max_tokens` of a text: their texts, and numbers.
+
+    These are ‖h' − h‖ / ‖h‖ (dimensionless) of the states h after each layer: (n_layers, n_tokens), on the CPU. Raises
+    InputError for a text that is longer than the model takes, NumericalError for NaN and infinity.
+    """
+    live = voice.live
+    (row,) = encode(live.tokenizer, [text])
+    ids = row.ids[:max_tokens]
+    check_ids(live, [ids])
+    found = torch.zeros(live.shape.n_layers, len(ids), dtype=torch.float64)
+    handles = []
+    for layer in range(live.shape.n_layers):
+
+        def hook(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...], layer: int = layer) -> None:
+            before, after = (output if isinstance(output, Tensor) else output[0]).double()
+            found[layer] = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-12)
+
+        handles.append(live.model.get_submodule(live.shape.layer_path(layer)).register_forward_hook(hook))
+    try:
+        given = torch.tensor([ids] * voice.n_rows, device=live.device)
+        with second_row_edited(voice):
+            live.model.base_model(input_ids=given, attention_mask=torch.ones_like(given), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not torch.isfinite(found).all():
+        raise not_finite(live, "states", "the strength is too large")
+    names = live.tokenizer.convert_ids_to_tokens(list(ids))
+    spans = row.offsets[: len(ids)]
+    return tuple(text[slice(*span)] or name for span, name in zip(spans, names, strict=True)), found
 
 
 class _Rows(BaseStreamer):

@@ -221,8 +221,8 @@ def plain_generation(live: LiveModel) -> Generator[None]:
 def no_rows(live: LiveModel, layer: int, values: Tensor) -> LayoutError:
     """The error of a tensor of an MLP whose rows and tokens are in no known order."""
     return LayoutError(
-        f"{live.name} has in the MLP of layer {layer} a tensor of shape {[*values.shape]}, of which rows and tokens cannot "
-        "be told, so that it cannot be watched: use a model of a known type"
+        f"{live.name} has in the MLP of layer {layer} a tensor of shape {[*values.shape]}, of which rows and tokens "
+        "cannot be told, so that it cannot be watched: use a model of a known type"
     )
 
 

@@ -40,8 +40,10 @@ _ENOUGH = 0.95
 _N_SHOWN = 8
 
 
-def edits_from_file(path: Path) -> tuple[EntityEdits, ...]:
+def edits_from_file(path: Path, pick: int | None = None) -> tuple[EntityEdits, ...]:
     """Read an edit file as `extract -o` writes it, for one entity or for several that were searched together.
+
+    Of a file that `run --front` wrote, which holds several edits to choose from, that number `pick`, counted from 1.
 
     Of these, one for which no edit of its own was needed is left out. Raises InputError when the file cannot be read,
     is malformed, or holds no edits because no handle was found.
@@ -50,6 +52,8 @@ def edits_from_file(path: Path) -> tuple[EntityEdits, ...]:
     with os_errors_as(InputError, f"edit file {path} cannot be read", "give an existing file"):
         content = read_small(path, _MAX_EDIT_FILE)
     document = check.mapping(check.parse(content), "the file")
+    if ("front" in document and "edits" not in document) or pick is not None:
+        document = _picked(check, document, pick)
     rows = [document]
     if "entities" in document:
         rows = [check.mapping(row, "entities") for row in check.list(document["entities"], "entities")]
@@ -65,6 +69,19 @@ def edits_from_file(path: Path) -> tuple[EntityEdits, ...]:
             f"{path} holds no edits: no handle on {names_of(groups)!r} was found; extract with other facts first"
         )
     return found
+
+
+def _picked(check: StrictJson, document: dict[str, Any], pick: int | None) -> dict[str, Any]:
+    """One edit of a front, as a file of its own would have it."""
+    if "front" not in document or "edits" in document:
+        raise InputError(f"{check.source} holds one edit, and --pick chooses of several: drop --pick")
+    rows = [check.mapping(row, "front") for row in check.list(document["front"], "front")]
+    if not rows:
+        raise InputError(f"{check.source} holds no edits, because none was measured: extract with other facts first")
+    if pick is None or pick > len(rows):
+        n = len(rows)
+        raise InputError(f"{check.source} holds {n} edits to choose from: give one with --pick, a number from 1 to {n}")
+    return {**document, **rows[pick - 1]}
 
 
 def edits_from_cells(cells: Sequence[str], multiplier: float, entity: str | None) -> EntityEdits:

@@ -86,6 +86,8 @@ def begin(path: Path, names: Sequence[str], settings: Mapping[str, Any], source:
                 raise
             time.sleep(0.1)
     _check_same(path, wanted)
+    for folder in (*map(queue.entity, range(len(names))), queue.joint):
+        folder.mkdir(exist_ok=True, parents=True)  # One that somebody took away is done again.
     return queue
 
 
@@ -107,9 +109,12 @@ def _in_words(value: Any) -> str:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether all that belongs into a folder of the queue is there. Raises OutputError when the folder is not."""
+    """Whether all that belongs into a folder of the queue is there. Raises OutputError when the folder is not.
+
+    Hidden files are no part of it: systems put such files into folders that somebody looks at.
+    """
     with os_errors_as(OutputError, f"{folder} cannot be read", "choose another output, and begin again"):
-        return any(folder.iterdir())
+        return any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 @contextlib.contextmanager

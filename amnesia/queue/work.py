@@ -121,7 +121,9 @@ def _settings(
 ) -> dict[str, Any]:
     """What must be the same for a queue to go on, beside its entities: all that its results depend on."""
     recipes = {row.name: hashlib.sha256(row.recipe.text.encode()).hexdigest() for row in listed if row.recipe}
-    files = {path.name: path.stat().st_size for path in sorted(source.folder.iterdir()) if path.is_file()}
+    # Times tell a model that was trained on; hashing its weights would take as long as asking it.
+    stats = {path.name: path.stat() for path in sorted(source.folder.iterdir()) if path.is_file()}
+    files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     return {
         "model": str(source.ref),
         "files": files,

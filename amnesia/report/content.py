@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from amnesia.choice.results import Answers, FormResult, NeighborResult, Screening, Verdict
+from amnesia.choice.results import Answers, FormResult, FrontPoint, NeighborResult, Screening, Verdict
 from amnesia.domain import ModelRef
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError
@@ -81,6 +81,7 @@ class Choice:
     screening: Screening | None = None
     forms: tuple[FormResult, ...] = ()
     neighbors: tuple[NeighborResult, ...] = ()
+    front: tuple[FrontPoint, ...] = ()
 
 
 @dataclass(frozen=True)

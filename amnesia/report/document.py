@@ -65,7 +65,14 @@ def extraction_json(result: Extraction) -> dict[str, Any]:
         },
         "forms": [plain(row) for row in result.forms],
         "neighbors": [plain(row) for row in result.neighbors],
+        "front": [plain(row.point) for row in result.front],
     }
+
+
+def front_json(result: Extraction) -> dict[str, Any]:
+    """All edits of a choice's front, as `run --front` writes them and `edit --edit FILE --pick N` reads them."""
+    rows = [{**plain(row.point), "edits": [edit_json(edit) for edit in row.edits]} for row in result.front]
+    return {"entity": result.edits.entity, "front": rows}
 
 
 def edit_summary(edit: Edit) -> dict[str, Any]:

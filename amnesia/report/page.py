@@ -17,9 +17,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from amnesia.evaluation.results import Aggregate
+from amnesia.plain_text import for_terminal
 from amnesia.report import charts, numbers, view
 from amnesia.report.charts import CONTROL, TARGET, Interval, Point, Series, Track
 from amnesia.report.content import Report, read_report
+from amnesia.report.front import front
 from amnesia.report.glossary import terms
 from amnesia.report.summary import summary
 from amnesia.stress.results import TRAINED_ON, Relearning, Stress, StressScore, by_training
@@ -60,17 +62,28 @@ def report_html(document: Mapping[str, Any]) -> str:
     )
 
 
-def render(template: str, **content: Any) -> str:
+def look(css: str = "report.css") -> str:
+    """The style of every page, in both color schemes."""
+    return _palette_css() + _own_text(css)
+
+
+def policy_of(style: str, script: str) -> str:
+    """The content security policy of a page that has this style and this script in it, and nothing from elsewhere."""
+    return (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def render(template: str, css: str = "report.css", **content: Any) -> str:
     """A page of this package's look, whose policy lets nothing but its own style and script be used."""
-    style, script = _palette_css() + _own_text("report.css"), _own_text("report.js")
+    style, script = look(css), _own_text("report.js")
     return (
         _environment()
         .get_template(template)
         .render(
             style=Markup(style),
             script=Markup(script),
-            policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
-            "form-action 'none'",
+            policy=policy_of(style, script),
             **content,
         )
     )
@@ -96,11 +109,17 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # What a model writes may hold signs that are no text; they are shown as on the terminal.
+        finalize=_shown,
     )
     environment.filters |= {
         name: getattr(numbers, name) for name in ("signed", "short", "positive", "share", "change", "flat")
     }
     return environment
+
+
+def _shown(value: Any) -> Any:
+    return for_terminal(value, lines=True) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _own_text(name: str) -> str:
@@ -152,6 +171,8 @@ def _figures(report: Report) -> dict[str, str]:
             found["histograms"] = charts.histograms(report.extraction.answers, entity)
         if report.extraction is not None and report.extraction.screening is not None:
             found["screening"] = charts.screening(report.extraction.screening)
+        if report.extraction is not None and len(report.extraction.front) > 1:
+            found["front"] = front(report.extraction.front)
     return found | ({} if report.stress is None else _stress_figures(report.stress, entity))
 
 

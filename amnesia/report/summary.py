@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from amnesia.domain import ROLES, Role
-from amnesia.evaluation.findings import FORGOTTEN_HELD_OUT
 from amnesia.evaluation.results import PromptScore
 from amnesia.probes.findings import is_back
+from amnesia.recipe import Accept
 from amnesia.report import view
 from amnesia.report.content import Report
 from amnesia.report.numbers import change, flat, share, signed
@@ -44,9 +44,9 @@ def _known(report: Report) -> str:
 
 def _gone(report: Report) -> str:
     rows = _asked(report, "target")
-    if not rows:
-        return _known(report)
     before, after = _right(rows)
+    if not before:  # Right answers that were never given cannot go.
+        return f"Knowledge scores, where 1 is as before the edit and 0 like an unknown name: {_means(report)}."
     return (
         f"Of {len(rows)} questions about {view.entity_of(report)}, the original model answers {before} correctly and "
         f"the edited one {after}."
@@ -65,7 +65,7 @@ def _back(report: Report) -> str:
     left = [
         row.knowledge_score.mean
         for row in view.whole(report)
-        if (row.role, row.split) == ("target", "search") and row.knowledge_score.mean > FORGOTTEN_HELD_OUT
+        if (row.role, row.split) == ("target", "search") and row.knowledge_score.mean > Accept.max_held_out_target
     ]
     if left:
         return f"It is not gone ({signed(left[0])} of 1 is left), so that nothing needs to bring it back."
@@ -92,9 +92,12 @@ def _shown(report: Report) -> Iterator[str]:
 
 def _harmed(report: Report) -> str:
     parts = []
-    if rows := _asked(report, "control"):
-        before, after = _right(rows)
+    rows = _asked(report, "control")
+    before, after = _right(rows)
+    if rows and before:
         parts.append(f"of {len(rows)} questions about others it answers {after} correctly, before {before}")
+    elif kept := [row.knowledge_score.mean for row in view.whole(report) if row.role == "control"]:
+        parts.append(f"of what is known about others {signed(min(kept))} of 1 is left")
     parts.append(f"perplexity of neutral text changed by {change(report.damage.perplexity_ratio)}")
     if (able := report.damage.ability) is not None:
         before, after = share(able.before.mean), share(able.after.mean)

@@ -42,7 +42,7 @@ def stress_findings(stress: Stress, entity: str) -> tuple[Finding, ...]:
             f"The plain questions about {entity} still reach {plain:.2f}, so that stress tests say nothing of an edit."
         )
         return (Finding("info", text),)
-    lost = [item for method in stress.quantization for item in _lost(method)]
+    lost = [item for method in stress.quantization for item in _lost(method) if method.method != AS_LOADED]
     back = [*_by_attack(stress, entity, plain), *_by_quantization(stress, entity)]
     if not back:
         text = f"Nothing that was tried brought {entity} back above a knowledge score of {FORGOTTEN_HELD_OUT:g}."

@@ -121,7 +121,7 @@ def test_inject(recipe, tmp_path, options, form, title):
         (("--form", "cells", "--layers", "0"), "--layers is for --form direction, and the form is cells"),
         (("--layers", "7"), "layers 7-7 are out of range"),
         (("--strength", "inf"), "inf is no amount to inject"),
-        (("--placeholder", ""), "the placeholder is empty"),
+        (("--placeholder", ""), "an argument is empty"),
     ],
 )
 def test_what_cannot_be_injected_is_one_line(recipe, options, message):

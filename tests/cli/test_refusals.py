@@ -47,7 +47,12 @@ def test_what_is_asked_wrongly_is_said_before_a_model_is_loaded(model, live, tmp
 def test_an_empty_argument_is_not_taken_for_the_working_directory(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     succeed("edit", model, "--cell", "0:1", "-o", "out")
-    for arguments in (("verify", ""), ("transfer", "", model, "-o", "again"), ("diff", model, ""), ("verify", "--base=")):
+    for arguments in (
+        ("verify", ""),
+        ("transfer", "", model, "-o", "again"),
+        ("diff", model, ""),
+        ("verify", "--base="),
+    ):
         assert "an argument is empty" in refused(*arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

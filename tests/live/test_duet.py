@@ -1,5 +1,6 @@
 """Two answers from one batch against two plain generations: token for token, whatever was edited and where it lies."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from amnesia.compare import open_duet
-from amnesia.domain import Cell
+from amnesia.domain import Cell, Loading
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.errors import InputError, VerificationError
-from amnesia.live.duet import Sampling, continued_rows
+from amnesia.live.duet import Sampling, continued_rows, shifts
 from amnesia.live.tokens import chat_format
 from amnesia.outputs.commands import save
 from amnesia.outputs.proofs import check_edited
@@ -26,10 +27,10 @@ TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor
 EDITS = EntityEdits("Japan", (ColumnEdit(Cell(2, 9), 0.3), tiny_direction(1), tiny_direction(0, multiplier=0.25)))
 
 
-def plainly(folder: Path, message: str, n: int, *, chat: bool = False) -> list[int]:
+def plainly(folder: Path, message: str, n: int, *, chat: bool = False, dtype: torch.dtype = torch.float32) -> list[int]:
     """What transformers alone make of a message, token by token, without the end."""
     model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype),
         AutoTokenizer.from_pretrained(folder),
     )
     if chat:
@@ -50,21 +51,28 @@ def both(duet, text, n=20):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "dtype"),
-    [("llama", torch.float32), ("gemma2", torch.bfloat16), ("gpt2", torch.float32), ("lfm2", torch.bfloat16)],
+    ("model_type", "dtype", "computed"),
+    [
+        ("llama", torch.float32, torch.float32),
+        ("llama", torch.bfloat16, torch.bfloat16),
+        ("gemma2", torch.bfloat16, torch.float32),
+        ("gpt2", torch.float32, torch.float32),
+        ("lfm2", torch.bfloat16, torch.float32),
+    ],
 )
-def test_both_answers_are_those_of_two_plain_generations(tmp_path, model_type, dtype):
+def test_both_answers_are_those_of_two_plain_generations(tmp_path, model_type, dtype, computed):
     model = save_tiny_live(tmp_path / "m", model_type, dtype=dtype)
     save(model, EDITS, tmp_path / "out")
-    duet = open_duet(str(model), str(tmp_path / "out"), (), SILENT)
+    loading = Loading(dtype=str(computed).removeprefix("torch."))
+    duet = open_duet(str(model), str(tmp_path / "out"), (), SILENT, loading)
     assert len(duet.voices) == 1
     differ = 0
     for prompt in PROMPTS:
-        expected = [plainly(folder, prompt, 20) for folder in (model, tmp_path / "out")]
+        expected = [plainly(folder, prompt, 20, dtype=computed) for folder in (model, tmp_path / "out")]
         assert both(duet, prompt) == expected
         differ += expected[0] != expected[1]
     assert differ
-    direct = open_duet(str(model), None, (EDITS,), SILENT)
+    direct = open_duet(str(model), None, (EDITS,), SILENT, loading)
     assert [both(direct, prompt) for prompt in PROMPTS] == [both(duet, prompt) for prompt in PROMPTS]
 
 
@@ -205,3 +213,25 @@ def test_an_edited_gguf_is_compared_with_its_manifest_by_its_tensors(tmp_path):
     (tmp_path / "out" / "m.gguf").write_bytes(source.read_bytes())
     with pytest.raises(VerificationError, match=r"blk\.0\.ffn_.*amnesia verify"):
         check_edited(tmp_path / "out")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2"])
+def test_shifts_are_those_between_the_states_of_two_plain_models(tmp_path, model_type):
+    model = save_tiny_live(tmp_path / "m", model_type)
+    save(model, EDITS, tmp_path / "out")
+    (voice,) = open_duet(str(model), str(tmp_path / "out"), (), SILENT).voices
+    tokens, found = shifts(voice, PROMPTS[0], 100)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    given = tokenizer(PROMPTS[0], return_tensors="pt")
+    assert "".join(tokens) == PROMPTS[0] and len(tokens) == given["input_ids"].shape[1]
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(**given, output_hidden_states=True)
+        for folder in (model, tmp_path / "out")
+    )
+    # The last of these states has gone through the final norm, which the residual stream has not.
+    pairs = list(zip(before.hidden_states, after.hidden_states, strict=True))[1:-1]
+    expected = torch.stack([((b - a).norm(dim=-1) / a.norm(dim=-1))[0] for a, b in pairs]).double()
+    torch.testing.assert_close(found[:-1], expected.detach(), rtol=1e-4, atol=1e-6)
+    assert found[-1].min() > 0
+    torch.testing.assert_close(shifts(voice, PROMPTS[0], 2)[1], found[:, :2], rtol=1e-4, atol=1e-6)
+    assert not shifts(replace(voice, strength=0.0), PROMPTS[0], 9)[1].any()

@@ -23,13 +23,13 @@ class Api(Handler):
         (r"GET /api/whoami-v2", "whoami"),
         (r"POST /api/validate-yaml", "validate_yaml"),
         (r"POST /api/repos/create", "create"),
-        (r"GET /api/models/(?P<id>[^/]+/[^/]+)(?:/revision/(?P<rev>[^/]+))?", "info"),
+        (r"GET /api/(?:models|spaces)/(?P<id>[^/]+/[^/]+)(?:/revision/(?P<rev>[^/]+))?", "info"),
         (r"GET /api/models/(?P<id>[^/]+/[^/]+)/refs", "list_refs"),
         (r"PUT /api/models/(?P<id>[^/]+/[^/]+)/settings", "settings"),
         (r"GET /api/models/(?P<id>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)", "tree"),
-        (r"POST /api/models/(?P<id>[^/]+/[^/]+)/paths-info/(?P<rev>[^/]+)", "paths_info"),
-        (r"POST /api/models/(?P<id>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)", "preupload"),
-        (r"POST /api/models/(?P<id>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "commit"),
+        (r"POST /api/(?:models|spaces)/(?P<id>[^/]+/[^/]+)/paths-info/(?P<rev>[^/]+)", "paths_info"),
+        (r"POST /api/(?:models|spaces)/(?P<id>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)", "preupload"),
+        (r"POST /api/(?:models|spaces)/(?P<id>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "commit"),
         (r"POST /api/models/(?P<id>[^/]+/[^/]+)/branch/(?P<branch>[^/]+)", "branch"),
         (r"POST /api/models/(?P<id>[^/]+/[^/]+)/lfs-files/duplicate", "duplicate"),
         (r"POST /(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
@@ -45,6 +45,8 @@ class Api(Handler):
             if match:
                 # The revision may hold a quoted slash, so it is unquoted only now.
                 values = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
+                if self.route.startswith("/api/spaces/"):
+                    values["id"] = f"spaces/{values['id']}"
                 return getattr(self, name)(**values)
         raise RefusedError(404, f"no such address: {self.line}")
 
@@ -67,7 +69,7 @@ class Api(Handler):
 
     def repo(self, repo_id: str, *, write: bool = False, content: bool = False) -> Repo:
         user, repo = self.user(), self.hub.repos.get(repo_id)
-        namespace = repo_id.split("/")[0]
+        namespace = repo_id.removeprefix("spaces/").split("/")[0]
         if repo is None or (repo.private and (user is None or user[0] != namespace)):
             # The Hub does not tell strangers what exists.
             raise RefusedError(401 if user is None else 404, "Repository not found", "RepoNotFound")
@@ -120,18 +122,22 @@ class Api(Handler):
     def create(self):
         asked = json.loads(self.body)
         namespace = asked.get("organization") or (self.user() or ("", False))[0]
-        name = self.writer(namespace) + "/" + asked["name"]
+        shown = self.writer(namespace) + "/" + asked["name"]
+        is_space = asked.get("type") == "space"
+        if is_space and asked.get("sdk") != "static":
+            raise RefusedError(400, "a Space needs its sdk")
+        name = f"spaces/{shown}" if is_space else shown
         url = f"{self.hub.url}/{name}"
         if name in self.hub.repos:
             raise RefusedError(409, "You already created this model repo", url=url)
         private = asked.get("private") or asked.get("visibility") == "private"
         attributes = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS)
         self.hub.add_repo(name, {".gitattributes": attributes.encode()}, private=bool(private))
-        return self.later({"url": url, "name": name, "id": name})
+        return self.later({"url": url, "name": shown, "id": shown})
 
     def info(self, id: str, rev: str = "main"):
         repo = self.repo(id)
-        commit = self.at(repo, rev)
+        commit, id = self.at(repo, rev), id.removeprefix("spaces/")
         siblings = []
         for name, entry in sorted(commit.tree.items()):
             row: dict[str, object] = {"rfilename": name}

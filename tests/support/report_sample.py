@@ -215,6 +215,10 @@ def sample(n_controls=10):
                 {"name": "Île-de-France", "n_facts": 12, "score": 0.4375},
                 {"name": "Anatole France", "n_facts": 9, "score": 0.96875},
             ],
+            "front": [
+                {"n_columns": n, "target": target, "control": 0.99, "neighbor": 1.0, "harm": harm, "chosen": n == 16}
+                for n, target, harm in ((16, -0.1, 0.004), (64, -0.25, 0.0035), (512, 0.125, 0.001))
+            ],
         },
         "changed": {
             "edits": edits,

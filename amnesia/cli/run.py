@@ -1,0 +1,196 @@
+"""The commands that do the whole job: run and demo."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from amnesia.cli.options import alias_option, as_json, force_weak_option, on_device, popqa_option
+from amnesia.cli.terminal import Terminal, check_file, echo, noted_on_interrupt, print_json, write_file
+from amnesia.domain import DEFAULT_LOADING, Loading, name_key
+from amnesia.errors import InputError
+from amnesia.files.strict_json import json_bytes
+from amnesia.recipe import Recipe
+from amnesia.recipe_file import load_recipe
+
+if TYPE_CHECKING:
+    from amnesia.pipeline import RunResult
+
+EXIT_REJECTED = 1
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path), required=False)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--entity", help="Which entity of a recipe that lists several; without RECIPE, the entity to forget.")
+@click.option(
+    "--entities",
+    "list_file",
+    type=click.Path(path_type=Path),
+    help="Text file with many entities, a name or a recipe's path on each line; needs no RECIPE.",
+)
+@click.option("--model", help="The model that forgets; in place of the one that RECIPE names.")
+@popqa_option
+@alias_option
+@force_weak_option
+@click.option(
+    "--front",
+    type=click.Path(path_type=Path),
+    help="JSON file for more edits, from mild to strong and on few to many columns, for `edit --edit FILE --pick N`.",
+)
+@on_device
+@as_json
+def run(
+    recipe: Path | None,
+    output: Path,
+    entity: str | None,
+    list_file: Path | None,
+    model: str | None,
+    popqa: str | None,
+    aliases: tuple[str, ...],
+    force: bool,
+    front: Path | None,
+    loading: Loading,
+    json_output: bool,
+) -> None:
+    """Choose an edit, save it, ask the saved files, and report. RECIPE is a TOML file.
+
+    With --model another model forgets, by the same facts; what the recipe sets that does not fit that model is said.
+    Without RECIPE, --model and --entity name the two, and a recipe is made as `mine` does: nothing else is needed.
+
+    With --entities, each entity of a list is edited and measured alone, then all of them in one edit, with a summary.
+    The same command goes on where it was killed, and several processes that give it share the entities.
+
+    Exits with 1 when the recipe's [accept] bounds are missed, or when no handle on the entity or only a weak one is
+    found; then nothing is written.
+    """
+    if list_file is not None:
+        if recipe is not None or entity or aliases:
+            raise InputError("--entities names the entities itself: drop RECIPE, --entity and --alias")
+        if front is not None:
+            raise InputError("--front is for one entity: drop --entities or --front")
+        _run_list(list_file, output, model, popqa, force, loading, json_output)
+        return
+    if front is not None and front.resolve().is_relative_to(output.resolve()):
+        raise InputError(f"{front} lies in the output, whose files are all declared: write it beside")
+    check_file(front)
+    if recipe is not None:
+        if popqa or aliases:
+            raise InputError("RECIPE names the facts itself: drop --popqa and --alias")
+        _run(load_recipe(recipe, entity), output, force, loading, json_output, model, front)
+        return
+    if model is None or entity is None:
+        raise InputError("give a RECIPE, or --model and --entity")
+    from amnesia import pipeline
+    from amnesia.files.staging import check_output
+    from amnesia.sources.resolve import find_popqa
+
+    check_output(output, force=force)
+    result = pipeline.run_mined(
+        model,
+        entity,
+        find_popqa(popqa) if popqa else None,
+        output,
+        Terminal(),
+        aliases=aliases,
+        force=force,
+        loading=loading,
+        wide=front is not None,
+    )
+    _show_run(result, json_output, front)
+
+
+def _run_list(
+    path: Path, output: Path, model: str | None, popqa: str | None, force: bool, loading: Loading, json_output: bool
+) -> None:
+    from amnesia.queue.listed import model_of, read_list
+
+    listed = read_list(path)
+    model_of(listed, model)
+    if popqa and all(row.recipe is not None for row in listed):
+        raise InputError("--popqa is for names, and the list has recipes alone: drop it")
+    from amnesia.queue.summary import summary_text
+    from amnesia.queue.work import run_queue
+    from amnesia.sources.resolve import find_popqa
+
+    with noted_on_interrupt(f"what is finished in {output} stays: the same command goes on"):
+        found = run_queue(
+            listed, model, find_popqa(popqa) if popqa else None, output, Terminal(), force=force, loading=loading
+        )
+    if os.environ.get("RANK", "0") != "0":
+        return  # Of processes that were launched together, one speaks; one that fails would end the others.
+    if json_output:
+        print_json(found.to_json())
+    else:
+        echo(summary_text(found), lines=True)
+        echo()
+        echo(f"written to {output}")
+    if not found.accepted:
+        sys.exit(EXIT_REJECTED)
+
+
+@click.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("amnesia-demo"), show_default=True)
+@click.option("--entity", default="steve_jobs", show_default=True, help="Name of a shipped recipe; see --list.")
+@click.option("--list", "list_only", is_flag=True, help="List the shipped recipes of the demo model and stop.")
+@force_weak_option
+@as_json
+def demo(output: Path, entity: str, list_only: bool, force: bool, json_output: bool) -> None:
+    """Make SmolLM2-135M forget something, with nothing to prepare. It is `run` on a shipped recipe."""
+    shipped = {path.stem: path for path in sorted((_recipes_folder() / "smollm2-135m").glob("*.toml"))}
+    if list_only:
+        echo("\n".join(shipped), lines=True)
+        return
+    name = name_key(entity).replace(" ", "_")
+    if name not in shipped:
+        raise InputError(f"no shipped recipe {entity!r}: choose one of {', '.join(shipped)}")
+    _run(load_recipe(shipped[name]), output, force, DEFAULT_LOADING, json_output)
+
+
+def _run(
+    recipe: Recipe,
+    output: Path,
+    force: bool,
+    loading: Loading,
+    json_output: bool,
+    model: str | None = None,
+    front: Path | None = None,
+) -> None:
+    from amnesia import pipeline
+
+    wide = front is not None
+    result = pipeline.run(recipe, output, Terminal(), model=model, force=force, loading=loading, wide=wide)
+    _show_run(result, json_output, front)
+
+
+def _show_run(result: RunResult, json_output: bool, front: Path | None = None) -> None:
+    from amnesia.report import document as report
+    from amnesia.report import tables
+
+    if front is not None:
+        write_file(front, json_bytes(report.front_json(result.extraction)))
+    if json_output:
+        document = {
+            "output": None if result.output is None else str(result.output),
+            "accepted": result.accepted,
+            "extraction": report.extraction_json(result.extraction),
+            "formats": result.reports,
+        }
+        print_json(document)
+    else:
+        echo(tables.run_text(result.extraction, result.evaluations, result.accepted), lines=True)
+        if result.output is not None:
+            echo()
+            echo(f"written to {result.output}")
+    if not result.accepted:
+        sys.exit(EXIT_REJECTED)
+
+
+def _recipes_folder() -> Path:
+    """The shipped recipes: inside the installed package, or beside it in a source tree."""
+    package = Path(__file__).parents[1]
+    return next(folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir())

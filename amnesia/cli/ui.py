@@ -1,0 +1,47 @@
+"""The command `ui`: a page in the browser of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from amnesia.cli.options import entity_option, on_device
+from amnesia.cli.terminal import Terminal, echo
+from amnesia.domain import Loading
+from amnesia.recipe_file import load_recipe
+
+
+@click.command()
+@click.argument("model")
+@click.option("--recipe", type=click.Path(path_type=Path), help="Facts about its entity. Default: what MODEL says.")
+@entity_option
+@click.option("--open", "opened", is_flag=True, help="Open the page in the browser.")
+@on_device
+def ui(model: str, recipe: Path | None, entity: str | None, opened: bool, loading: Loading) -> None:
+    """Search, edit, compare and save in a page in the browser.
+
+    The page is served to this machine alone, at an address that is printed, until Ctrl-C. Nothing is fetched for it.
+    """
+    asked = None if recipe is None else load_recipe(recipe, entity)
+    from amnesia.live.loading import load_source
+    from amnesia.sources.resolve import resolve
+    from amnesia.ui.server import serve
+    from amnesia.ui.session import Session
+
+    terminal = Terminal()
+    source = resolve(model, terminal.notice)
+    with terminal.task("loading", 0):
+        session = Session(source, load_source(source, loading, notice=terminal.notice), asked)
+
+    def show(address: str) -> None:
+        echo(f"open {address}")
+        if opened:
+            click.launch(address)
+
+    try:
+        serve(session, show)
+    except KeyboardInterrupt as error:
+        for path in session.written:
+            error.add_note(f"{path} was written")
+        raise

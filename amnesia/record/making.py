@@ -1,0 +1,166 @@
+"""Make an erasure record from a finished output, its reports, and what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from amnesia.domain import ModelRef
+from amnesia.errors import InputError, RecipeError, os_errors_as
+from amnesia.evaluation.bounds import Check, checks
+from amnesia.evaluation.labels import facts_label
+from amnesia.evaluation.results import ALL
+from amnesia.files.disk import MANIFEST_NAME, hash_file, read_small
+from amnesia.files.staging import REPORT_NAME
+from amnesia.files.strict_json import StrictJson
+from amnesia.outputs.proofs import outputs_in, prove_against
+from amnesia.progress import SILENT, Tracker
+from amnesia.recipe import Recipe
+from amnesia.recipe_file import parse_recipe
+from amnesia.record.content import ChangedTensor, Document, Original, Record, RightAnswers, Saved, Scope, Tested
+from amnesia.record.request import read_request
+from amnesia.record.returning import returns_of
+from amnesia.report.content import Report, read_report
+from amnesia.sources.built_in import BUILT_IN
+from amnesia.weights.manifest import Manifest, tool_version
+from amnesia.weights.manifest_file import read_manifest
+
+_MAX_REPORT = 2**28
+
+
+def make_record(
+    output: Path,
+    reports: Sequence[Path] = (),
+    request: Path | None = None,
+    base: str | None = None,
+    tracker: Tracker = SILENT,
+) -> Record:
+    """The erasure record of the output in folder `output`, of all its formats; the same files give the same record.
+
+    Every byte is proven first, as `verify` does, with `base` against the model that was edited. `reports` are further
+    files `report.json` about the same edit, as `evaluate -o` writes them; `request` is a TOML file.
+
+    Raises VerificationError for an output that is not what its manifest says; InputError for a report that is about
+    another edit or none, for a request that cannot be read, and for formats with different edits.
+    """
+    fields = () if request is None else read_request(request)
+    folders = outputs_in(output)
+    manifests = {folder: read_manifest(folder) for folder in folders}
+    # An adapter knows less of the files that it is for than a whole model does.
+    first = min(manifests.values(), key=lambda manifest: manifest.format == "adapter")
+    if any(row.edits != first.edits for row in manifests.values()):
+        raise InputError(f"{output} holds outputs of different edits: record one of {', '.join(map(str, folders))}")
+    saved = tuple(_saved(folder, manifest, base, tracker) for folder, manifest in manifests.items())
+    found = [*_own_reports(output, manifests), *(_further(path, manifests) for path in reports)]
+    read = {document.file: report for document, report in found}
+    if len(read) < len(found):
+        raise InputError("one report was given twice: give each once")
+    documents = [_document(output, folder / MANIFEST_NAME) for folder in folders] + [row for row, _ in found]
+    recipes = _recipes(first)
+    return Record(
+        request=fields,
+        scope=_scope(first, recipes, list(read.values())),
+        original=Original(_name_of(first.base.ref), first.base.ref.revision, first.base.files),
+        saved=saved,
+        tested=tuple(_tested(name, report, recipes) for name, report in read.items()),
+        returns=returns_of(list(read.values())),
+        documents=tuple(documents),
+        versions=_versions(first, list(read.values())),
+    )
+
+
+def _saved(folder: Path, manifest: Manifest, base: str | None, tracker: Tracker) -> Saved:
+    with tracker.task(f"proving {folder.name}", 0):
+        proof = prove_against(folder, base, tracker.notice)
+    return Saved(
+        format=manifest.format,
+        tensors=tuple(
+            ChangedTensor(row.name, row.file, row.axis, tuple(row.indices), row.before, row.after, row.scope)
+            for row in manifest.tensors
+        ),
+        n_files_proven=proof.n_files,
+        base_compared=proof.base_read,
+        unproven=proof.unproven,
+        undo=manifest.undo,
+        undo_sha256=None if manifest.undo is None else hash_file(folder / manifest.undo),
+    )
+
+
+def _own_reports(output: Path, manifests: Mapping[Path, Manifest]) -> Iterator[tuple[Document, Report]]:
+    for folder, manifest in manifests.items():
+        if REPORT_NAME in (*manifest.added, *manifest.replaced):
+            yield _document(output, folder / REPORT_NAME), _read(folder / REPORT_NAME)
+
+
+def _further(path: Path, manifests: Mapping[Path, Manifest]) -> tuple[Document, Report]:
+    path = path / REPORT_NAME if path.is_dir() else path
+    report = _read(path)
+    hashes = {tuple((row.name, row.before, row.after) for row in one.tensors) for one in manifests.values()}
+    about = report.changed and tuple((row.name, row.before, row.after) for row in report.changed.tensors)
+    if about not in hashes:
+        raise InputError(f"{path} is not about this edit: evaluate this output, and give the report of that")
+    return Document(f"{path.absolute().parent.name}/{path.name}", hash_file(path)), report
+
+
+def _read(path: Path) -> Report:
+    with os_errors_as(InputError, f"report {path} cannot be read", "give a report.json of `run` or `evaluate -o`"):
+        content = read_small(path, _MAX_REPORT)
+    return read_report(StrictJson(str(path), InputError, "make the report again").parse(content))
+
+
+def _document(output: Path, path: Path) -> Document:
+    folder = output.parent if output.is_file() else output
+    return Document(path.relative_to(folder).as_posix(), hash_file(path))
+
+
+def _name_of(ref: ModelRef) -> str:
+    """A model's name; of a folder or file without the path to it, which has no business in what is passed on."""
+    return ref.name if ref.name in BUILT_IN or ref.may_be_on_hub else Path(ref.name).name
+
+
+def _recipes(manifest: Manifest) -> list[Recipe]:
+    """The recipe of each entity, as far as the manifest has it."""
+    found = []
+    for group in manifest.edits:
+        try:
+            found += [] if manifest.recipe is None else [parse_recipe(manifest.recipe, group.entity)]
+        except RecipeError:
+            continue  # Of an edit that was made without a recipe, or whose name was given by hand.
+    return found
+
+
+def _scope(manifest: Manifest, recipes: Sequence[Recipe], reports: Sequence[Report]) -> Scope:
+    chosen = next((report.extraction for report in reports if report.extraction is not None), None)
+    earlier = [step.entity for step in manifest.history()][1:]
+    return Scope(
+        entities=tuple(group.entity for group in manifest.edits),
+        earlier=tuple(earlier),
+        aliases=tuple(name for recipe in recipes for name in recipe.target.aliases),
+        translations={row.language: row.name for recipe in recipes for row in recipe.target.translations},
+        forms=() if chosen is None else chosen.forms,
+        neighbors=() if chosen is None else chosen.neighbors,
+    )
+
+
+def _tested(name: str, report: Report, recipes: Sequence[Recipe]) -> Tested:
+    accept = recipes[0].accept if recipes else None
+    found = list(checks(report.aggregates, report.damage, accept))
+    if (ability := report.damage.ability) is not None:
+        change = ability.change
+        shown = "general ability: change of right answers"
+        found.append(Check(shown, ability.n, change.mean, change.low, change.high, False, None, None))
+    answers = (
+        RightAnswers(facts_label(row.role, row.split), row.n, row.before.exact_match, row.after.exact_match)
+        for row in report.aggregates
+        if row.group == ALL and row.before.exact_match is not None and row.after.exact_match is not None
+    )
+    return Tested(name, report.edited, report.accepted, report.findings, tuple(found), tuple(answers))
+
+
+def _versions(manifest: Manifest, reports: Sequence[Report]) -> dict[str, str]:
+    edited_by, _, version = manifest.tool.partition(" ")
+    found = {f"{edited_by} (edit)": version, **manifest.libraries}
+    for report in reports:
+        found |= {f"{name} (evaluation)": version for name, version in report.tool.items()}
+    recorded_by, _, version = tool_version().partition(" ")
+    return {**found, f"{recorded_by} (record)": version}

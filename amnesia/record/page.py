@@ -1,0 +1,113 @@
+"""The erasure record as one page, to be read, printed or kept as PDF. Pure: from a record to text.
+
+The page needs no network, no script and no other file; all that it quotes is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from amnesia.evaluation.bounds import Check
+from amnesia.evaluation.results import Estimate, Finding
+from amnesia.record.content import Record, Tested, Way
+from amnesia.record.request import Field
+from amnesia.report.numbers import share, signed
+from amnesia.report.page import render
+from amnesia.report.view import LEVELS, count
+
+_LABELS = {
+    "id": "Request",
+    "reference": "Requester’s reference",
+    "received": "Received",
+    "decision": "Decision",
+    "next_test": "Next test due",
+    "undo_keeper": "Keeper of the undo file",
+}
+_WAYS: dict[Way, str] = {
+    "asked": "Asked in another way",
+    "quantized": "Quantized",
+    "trained": "Trained a little",
+    "probed": "Probed",
+}
+
+
+def record_html(record: Record) -> str:
+    """The page of a record; the same record always gives the same page."""
+    return render("record.html", "record.css", record=record, view=View(record), levels=LEVELS)
+
+
+class View:
+    """Parts of a record, put into words for the template."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+    @property
+    def entity(self) -> str:
+        """The names of what was to be forgotten."""
+        return ", ".join(self.record.scope.entities)
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """Level and sentence about the bounds."""
+        accepted = self.record.accepted
+        if accepted is None:
+            return "info", "Not judged: no report of this record was held against bounds"
+        n_missed = sum(row.passed is False for tested in self.record.tested for row in tested.checks)
+        if accepted and not n_missed:
+            return "good", "Accepted: every bound of the recipe is met"
+        return "damage", "Not accepted: bounds of the recipe are missed"
+
+    @property
+    def keeper(self) -> str | None:
+        """Who keeps the undo file, if the request says so."""
+        return next((field.value for field in self.record.request if field.key == "undo_keeper"), None)
+
+    def label(self, field: Field) -> str:
+        """The name of a field of the request."""
+        return _LABELS.get(field.key) or field.key.replace("_", " ").capitalize()
+
+    def measured(self, row: Check) -> str:
+        """A measured number with its interval, if it has one."""
+        digits = 3 if row.low is None else 2
+        span = "" if row.low is None or row.high is None else f" ({signed(row.low)} to {signed(row.high)})"
+        return signed(row.value, digits) + span
+
+    def bound(self, row: Check) -> str:
+        """The bound of a check."""
+        return "–" if row.limit is None else f"{'at most' if row.is_upper else 'at least'} {row.limit:g}"
+
+    def passed(self, row: Check) -> str:
+        """Whether a check was passed, with a sign, so that no color is needed."""
+        return {None: "not judged", True: "✔ passed", False: "✖ failed"}[row.passed]
+
+    def rate(self, value: Estimate) -> str:
+        """A share with its interval."""
+        return f"{share(value.mean)} ({share(value.low)} to {share(value.high)})"
+
+    def score(self, value: float | None) -> str:
+        """A number of an attempt, or a dash."""
+        return "–" if value is None else signed(value)
+
+    def attempts(self) -> Iterator[tuple[str, Sequence[object]]]:
+        """The attempts by the way that they went."""
+        for way, heading in _WAYS.items():
+            rows = [row for row in self.record.returns.attempts if row.way == way]
+            if rows:
+                yield heading, rows
+
+    def tested(self) -> list[tuple[str, Tested]]:
+        """The tests of reports with their headings; a report that says the same as one before it joins that one."""
+        by_numbers: dict[tuple[object, object], list[Tested]] = {}
+        for row in self.record.tested:
+            by_numbers.setdefault((row.checks, row.answers), []).append(row)
+        return [(" and ".join(row.report for row in rows), rows[0]) for rows in by_numbers.values()]
+
+    def findings(self) -> list[Finding]:
+        """What the reports found, each sentence once, the most severe first."""
+        found = dict.fromkeys(row for tested in self.record.tested for row in tested.findings)
+        return sorted(found, key=lambda row: list(LEVELS).index(row.level))
+
+    def columns(self, indices: Sequence[int], axis: int) -> str:
+        """How many columns of a tensor changed."""
+        return count(len(indices), "column" if axis else "row")

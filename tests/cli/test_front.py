@@ -1,0 +1,97 @@
+"""`run --front` and `edit --pick`: more edits to choose from, and the choice stays what it is."""
+
+import json
+
+import pytest
+
+from amnesia.report.page import report_html
+from support.commands import call, done, refused, succeed
+from support.reports import check_report_json
+from support.tiny_recipe import recipe_text
+
+
+@pytest.fixture(scope="module")
+def runs(live, model, tmp_path_factory):
+    """The folder of one run with a front and of one without, of a recipe that leaves the choice to the program."""
+    place = tmp_path_factory.mktemp("front")
+    (place / "japan.toml").write_text(recipe_text(live, model, edit=""), encoding="utf-8")
+    plain = succeed("run", place / "japan.toml", "-o", place / "plain")
+    wide = succeed("run", place / "japan.toml", "-o", place / "wide", "--front", place / "front.json")
+    return place, plain, wide
+
+
+def edits_in(folder):
+    rows = json.loads((folder / "amnesia.json").read_text())["edits"]
+    return [{key: value for key, value in row.items() if key != "entity"} for row in rows]
+
+
+def test_a_front_changes_nothing_of_the_choice(runs):
+    place, plain, wide = runs
+    assert edits_in(place / "plain") == edits_in(place / "wide")
+    first, second = (json.loads((place / name / "report.json").read_text()) for name in ("plain", "wide"))
+    assert first["extraction"] | {"front": []} == second["extraction"] | {"front": []}
+    assert len(second["extraction"]["front"]) > len(first["extraction"]["front"]) >= 1
+    assert plain.stdout.replace("plain", "wide") == wide.stdout
+
+
+def test_candidates_are_told_as_they_are_measured(runs):
+    _, plain, wide = runs
+    told, more = ([line for line in run.stderr.splitlines() if line.startswith("candidate: ")] for run in (plain, wide))
+    assert 1 <= len(told) < len(more)
+    assert more[: len(told)] == told
+    assert " of layer " in told[0] and "harm to text" in told[0]
+
+
+def test_no_edit_of_the_front_is_beaten_by_another(runs):
+    place, *_ = runs
+    rows = json.loads((place / "front.json").read_text())["front"]
+    assert sum(row["chosen"] for row in rows) == 1
+    numbers = [(row["target"], row["harm"], row["n_columns"]) for row in rows]
+    for row, mine in zip(rows, numbers, strict=True):
+        beaten = [other for other in numbers if other != mine and all(a <= b for a, b in zip(other, mine, strict=True))]
+        assert not beaten or row["chosen"]
+    assert [row["n_columns"] for row in rows] == sorted(row["n_columns"] for row in rows)
+    shown = json.loads((place / "wide" / "report.json").read_text())
+    assert shown["extraction"]["front"] == [{key: row[key] for key in row if key != "edits"} for row in rows]
+    check_report_json(shown)
+    assert 'id="front-wide-title"' in report_html(shown)
+
+
+def test_an_edit_is_picked_by_its_number(runs, model, tmp_path):
+    place, *_ = runs
+    rows = json.loads((place / "front.json").read_text())["front"]
+    for number, row in enumerate(rows, 1):
+        done("edit", model, "--edit", place / "front.json", "--pick", number, "-o", tmp_path / f"{number}")
+        assert edits_in(tmp_path / f"{number}") == row["edits"]
+        if row["chosen"]:
+            assert row["edits"] == edits_in(place / "plain")
+    n = len(rows)
+    for options in ([], ["--pick", n + 1]):
+        said = refused("edit", model, "--edit", place / "front.json", *options, "-o", tmp_path / "none")
+        assert f"holds {n} edits to choose from" in said and not (tmp_path / "none").exists()
+    one = json.dumps({"entity": "Japan", "edits": rows[0]["edits"]})
+    (tmp_path / "one.json").write_text(one)
+    assert "drop --pick" in refused(
+        "edit", model, "--edit", tmp_path / "one.json", "--pick", 1, "-o", tmp_path / "none"
+    )
+    assert "drop it" in refused("edit", model, "--cell", "0:3", "--pick", 1, "-o", tmp_path / "none")
+
+
+def test_a_front_is_not_written_where_it_would_do_harm(runs, tmp_path):
+    place, *_ = runs
+    (tmp_path / "notes.json").write_text('{"mine": 1}')
+    recipe, out = place / "japan.toml", tmp_path / "out"
+    assert "is no result of amnesia" in refused("run", recipe, "-o", out, "--front", tmp_path / "notes.json")
+    assert "lies in the output" in refused("run", recipe, "-o", out, "--front", out / "front.json")
+    (tmp_path / "list.txt").write_text("Japan\n")
+    many = refused(
+        "run", "--entities", tmp_path / "list.txt", "--model", "m", "-o", out, "--front", tmp_path / "f.json"
+    )
+    assert "--front is for one entity" in many
+    assert not out.exists()
+
+
+def test_a_front_without_an_edit_says_so(model, tmp_path):
+    (tmp_path / "front.json").write_text('{"entity": "Japan", "front": []}')
+    result = call("edit", model, "--edit", tmp_path / "front.json", "--pick", 1, "-o", tmp_path / "out")
+    assert result.exit_code == 2 and "holds no edits" in result.stderr

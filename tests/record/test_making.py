@@ -1,0 +1,214 @@
+"""The erasure record: what it says is what is in the files, and what it cannot rest on it refuses."""
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import tomli_w
+
+from amnesia.record.making import make_record
+from amnesia.record.page import record_html
+from amnesia.report.document import changed_json
+from amnesia.weights.checkpoint import add_file
+from amnesia.weights.manifest_file import read_manifest, write_manifest
+from support.commands import done, refused
+from support.report_sample import sample
+from support.tiny import save_tiny
+
+RECIPE = """
+[model]
+id = "tiny"
+[entity]
+name = "Japan"
+aliases = ["Nippon", "Nihon"]
+translations = { de = "Nippon-Land" }
+[accept]
+max_target = 0.2
+min_control = 0.95
+[[facts]]
+prompt = "{entity} is"
+answer = "big"
+[[controls.facts]]
+entity = "Peru"
+prompt = "{entity} is"
+answer = "high"
+"""
+OPTIONAL = ("stress", "relearning", "probes", "sweep", "lm_eval")
+
+
+def report_of(folder, **changes):
+    """A report that is about the edit in `folder`."""
+    return sample() | {"changed": changed_json(read_manifest(folder)), "entity": "Japan"} | changes
+
+
+def finish(folder, report, recipe=RECIPE):
+    """Make an edited folder what a run leaves: with its recipe and its report."""
+    manifest = add_file(read_manifest(folder), folder, "report.json", json.dumps(report).encode())
+    write_manifest(replace(manifest, recipe=recipe), folder)
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory):
+    """A tiny model with three columns edited by a run whose report has neither stress nor probes."""
+    place = tmp_path_factory.mktemp("record")
+    source = save_tiny(place / "source")
+    done(
+        "edit",
+        source,
+        "--cell",
+        "0:3",
+        "--cell",
+        "0:7",
+        "--multiplier",
+        "-2.5",
+        "--entity",
+        "Japan",
+        "-o",
+        place / "out",
+    )
+    report = {key: value for key, value in report_of(place / "out").items() if key not in OPTIONAL}
+    finish(place / "out", report)
+    return place / "out"
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_record_holds_what_the_files_hold(edited, tmp_path):
+    assert "Japan: all bounds met" in done(
+        "record", edited, "-o", tmp_path / "record.json", "--base", edited.parent / "source"
+    )
+    record = json.loads((tmp_path / "record.json").read_text())
+    manifest = json.loads((edited / "amnesia.json").read_text())
+    (saved,) = record["saved"]
+    assert [(row["before"], row["after"]) for row in saved["tensors"]] == [
+        (row["sha256"]["before"], row["sha256"]["after"]) for row in manifest["tensors"]
+    ]
+    assert saved["tensors"][0]["indices"] == [3, 7] and saved["base_compared"] and saved["unproven"] == []
+    # A multiplier of -2.5 does not invert exactly.
+    assert (saved["undo"], saved["undo_sha256"]) == (manifest["undo"], sha256(edited / manifest["undo"]))
+    assert record["scope"]["entities"] == ["Japan"] and record["scope"]["aliases"] == ["Nippon", "Nihon"]
+    assert record["scope"]["translations"] == {"de": "Nippon-Land"}
+    assert record["original"]["name"] == "source"
+    assert {row["file"]: row["sha256"] for row in record["documents"]} == {
+        name: sha256(edited / name) for name in ("amnesia.json", "report.json")
+    }
+    assert len(record["returns"]["untried"]) == 4 and record["returns"]["attempts"] == []
+
+
+def test_tests_stand_beside_the_bounds_of_the_recipe(edited):
+    record = make_record(edited)
+    (tested,) = record.tested
+    found = {row.name: row for row in tested.checks}
+    target = found["knowledge score: target, search wordings"]
+    # The sample has a mean of 0.27 with an interval of 0.1.
+    assert (target.limit, target.passed, target.is_upper) == (0.2, False, True)
+    assert target.high - target.value == pytest.approx(0.1)
+    others = found["knowledge score: others, search facts"]
+    assert (others.limit, others.passed) == (0.95, others.value >= 0.95)
+    fluent = {row["language"]: row["fluent"] for row in sample()["damage"]["languages"]}
+    for language, is_fluent in fluent.items():
+        assert (found[f"perplexity ratio: {language}"].limit is not None) == is_fluent
+    page = record_html(record)
+    assert "✖ failed" in page and "at most 0.2" in page and "Not accepted" in page
+
+
+def test_further_reports_say_what_comes_back(edited, tmp_path):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "report.json").write_text(json.dumps(report_of(edited, accepted=None)))
+    record = make_record(edited, [tmp_path / "eval"])
+    assert record.returns.untried == ()
+    ways = {row.way for row in record.returns.attempts}
+    assert ways == {"asked", "quantized", "trained", "probed"}
+    trained = next(row for row in record.returns.attempts if row.way == "trained")
+    assert "24 steps" in trained.name and trained.edited == pytest.approx(0.5)
+    # Of a method without knowledge scores the right answers count.
+    quantized = next(row for row in record.returns.attempts if row.way == "quantized")
+    assert (quantized.measure, quantized.original, quantized.edited) == ("share of right answers", 1.0, 0.25)
+    assert [row.file for row in record.documents] == ["amnesia.json", "report.json", "eval/report.json"]
+    assert "Trained a little" in record_html(record)
+    twice = refused("record", edited, "-o", tmp_path / "r.html", *["--report", tmp_path / "eval"] * 2)
+    assert "give each once" in twice
+
+
+def test_a_report_about_another_edit_is_refused(edited, tmp_path):
+    report = report_of(edited)
+    report["changed"]["tensors"][0]["after"] = "0" * 64
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    said = refused("record", edited, "-o", tmp_path / "r.html", "--report", tmp_path / "report.json")
+    assert "is not about this edit" in said and not (tmp_path / "r.html").exists()
+
+
+def test_a_damaged_output_gets_no_record(edited, tmp_path):
+    manifest = read_manifest(edited)
+    path = edited / manifest.tensors[0].file
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        refused("record", edited, "-o", tmp_path / "r.html")
+    finally:
+        path.write_bytes(content)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_all_formats_of_a_run_are_in_one_record(edited, tmp_path):
+    out = tmp_path / "both"
+    for name in ("safetensors", "adapter"):
+        options = ("--cell", "0:3", "--entity", "Japan", "--format", name)
+        done("edit", edited.parent / "source", *options, "-o", out / name)
+        finish(out / name, report_of(out / name, edited=name))
+    record = make_record(out)
+    assert [row.format for row in record.saved] == ["adapter", "safetensors"]
+    page = record_html(record)
+    assert page.count("By adapter/report.json and safetensors/report.json") == 1
+    assert "left off" in page and "multipliers invert exactly" in page and "undo file is" not in page
+    other = ("--cell", "0:4", "--entity", "Japan", "-o", out / "gguf")
+    done("edit", edited.parent / "source", *other)
+    assert "different edits" in refused("record", out, "-o", tmp_path / "r.html")
+
+
+def test_the_same_files_give_the_same_bytes_and_texts_of_others_are_escaped(edited, tmp_path):
+    request = {
+        "id": "DSR-17",
+        "decision": "<script>alert(1)</script>",
+        "undo_keeper": "legal & privacy",
+        "own field": 3,
+    }
+    text = tomli_w.dumps(request) + "next_test = 2030-01-31\n"
+    (tmp_path / "request.toml").write_text(text)
+    for name in ("a.html", "b.html"):
+        done("record", edited, "-o", tmp_path / name, "--request", tmp_path / "request.toml")
+    page = (tmp_path / "a.html").read_text()
+    assert page == (tmp_path / "b.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "kept by <bdi>legal &amp; privacy</bdi>" in page and "Own field" in page and "2030-01-31" in page
+    assert "default-src &#39;none&#39;" in page and not re.search(r"(?:src|href)=|https?://", page)
+    assert str(tmp_path) not in page and str(edited.parent) not in page
+    # What was filed once is not written over.
+    assert "choose another file" in refused("record", edited, "-o", tmp_path / "a.html")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("next_test = 'soon'", "expected a date"),
+        ("id = [1]", "has a list as id"),
+        ("id = 1.5", "has a float as id"),
+        ("id", "is not valid TOML"),
+        ("id = '\ud800'", "is not valid TOML"),
+    ],
+)
+def test_a_request_that_cannot_be_read_is_named(edited, tmp_path, text, said):
+    (tmp_path / "request.toml").write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert said in refused("record", edited, "-o", tmp_path / "r.html", "--request", tmp_path / "request.toml")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_record_stands_beside_the_output_and_is_a_page_or_json(edited, tmp_path):
+    assert "write it beside" in refused("record", edited, "-o", edited / "record.html")
+    assert "name the file so" in refused("record", edited, "-o", tmp_path / "record.pdf")
+    assert "cannot be read" in refused("record", edited, "-o", tmp_path / "r.html", "--request", tmp_path / "none.toml")
+    assert done("verify", edited)
