@@ -15,6 +15,8 @@ from amnesia.errors import CheckpointError, LayoutError
 from amnesia.evaluation.damage import read
 from amnesia.facts.names import entity_templates
 from amnesia.guessing import ASKED, guess
+from amnesia.hub.card import BaseCard
+from amnesia.hub.contents import prepare
 from amnesia.live.batches import takes_trees
 from amnesia.live.forward import activations, answer_logprobs, readout
 from amnesia.live.interventions import Asked, replaced_outputs, varied_logprobs
@@ -458,6 +460,7 @@ def test_an_output_of_a_guessed_model_needs_no_further_guess(opt, tmp_path):
         assert tree(tmp_path / f"{name} again") == tree(tmp_path / name)
     done("undo", tmp_path / "out", "-o", tmp_path / "back")
     assert tree(tmp_path / "back") == tree(opt)
+    assert "model.safetensors" in prepare(tmp_path / "out", "ada/m", BaseCard(ModelRef("org/base"))).files
     assert not GUESSED and "is not supported" in refused("localize", opt, "Japan")
 
 

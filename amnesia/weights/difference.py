@@ -21,6 +21,10 @@ N_PROBES = 16
 _ABOVE = 3.0
 """A singular value counts above so many times the largest that rounding explains; set by hand."""
 
+_GAP = 2.0
+"""The last singular value that counts is at least so many times the next; set by hand. Those of noise follow closely
+upon each other."""
+
 _REST = 0.1
 """Of a difference that passes for a multiplication: the square of what is left over, by that of what multiplying does.
 Set by hand, above the 1/12 that rounding leaves of the smallest multiplication; of noise it is 1 and more."""
@@ -172,4 +176,6 @@ class _Sums:
         values = np.linalg.svd(self._answers, compute_uv=False)
         error = math.sqrt(self._noise / self._shape[0]) * (math.sqrt(self._shape[0]) + math.sqrt(N_PROBES))
         rank = int((values > max(_ABOVE * error, values[0] * 1e-12)).sum())
-        return rank if rank < min(N_PROBES, *self._shape) else None
+        if rank >= min(N_PROBES, *self._shape) or (rank and values[rank - 1] < _GAP * values[rank]):
+            return None
+        return rank

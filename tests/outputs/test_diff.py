@@ -94,6 +94,18 @@ def test_noise_is_no_edit(dtype, noise):
     assert row.share > 0 and not row.scaled
 
 
+def test_a_layer_that_was_trained_a_little_is_no_edit(tmp_path):
+    model = save_tiny(tmp_path / "m", dtype=torch.bfloat16, max_shard_size="1GB")
+    shutil.copytree(model, tmp_path / "o")
+    tensors = load_file(model / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    noise = torch.randn(tensors[name].shape, generator=torch.Generator().manual_seed(0))
+    tensors[name] = (tensors[name].float() * (1 + 0.004 * noise)).bfloat16()
+    save_file(tensors, tmp_path / "o" / "model.safetensors", {"format": "pt"})
+    found = diff(str(model), str(tmp_path / "o"))
+    assert [row.name for row in found.tensors] == [name] and found.edit is None
+
+
 def difference_of(before, after):
     """What `compare` says of two tensors."""
     name = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}[before.dtype]
