@@ -259,12 +259,12 @@ class MlpShape:
 
 
 def layout_for(model_type: str | None) -> MlpLayout:
-    """The row of `model_type`, or what was guessed for it; raises LayoutError that lists the known ones."""
+    """The row of `model_type`, or what was guessed for it; raises LayoutError for others."""
     found = LAYOUTS.get(model_type or "") or GUESSED.get(model_type or "")
     if found is None:
         raise LayoutError(
-            f"architecture {clipped(repr(model_type))} is not supported: known are {', '.join(sorted(LAYOUTS))}; "
-            "use a model of one of these, or `amnesia --layout auto COMMAND`"
+            f"architecture {clipped(repr(model_type))} is not supported: try `amnesia --layout auto COMMAND`, or use a "
+            f"model of one of the {len(LAYOUTS)} types that README lists under Architectures"
         )
     return found
 

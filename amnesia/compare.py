@@ -34,6 +34,7 @@ from amnesia.files.strict_json import json_bytes
 from amnesia.live.duet import Duet, Voice, changes_of
 from amnesia.live.loading import load, load_adapter, load_lora, load_source
 from amnesia.live.model import LiveModel
+from amnesia.outputs.proofs import check_edited
 from amnesia.probes.results import Probes
 from amnesia.probes.settings import ProbeSettings
 from amnesia.progress import Tracker
@@ -231,7 +232,8 @@ def load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> L
 def edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
     """All edits that lead from one model to the other, by the manifests of both.
 
-    Raises InputError when `edited` has no manifest, or was not made of `model` as far as the manifests tell.
+    Raises InputError when `edited` has no manifest, or was not made of `model` as far as the manifests tell, and
+    VerificationError when its edited tensors are not those of its manifest.
     """
     steps, earlier = (
         [step.edits for step in read_manifest(folder).history()] if (folder / MANIFEST_NAME).exists() else []
@@ -245,6 +247,7 @@ def edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
     n_own = len(steps) - len(earlier)
     if n_own < 1 or steps[n_own:] != earlier:
         raise InputError(f"{edited} was not made of {model}, which has edits of its own: give the model it was made of")
+    check_edited(edited.folder)
     return in_one(steps[n_own - 1 :: -1])
 
 

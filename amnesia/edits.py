@@ -211,7 +211,13 @@ class DirectionEdit:
     spread: Vector
 
     def __str__(self) -> str:
-        return f"{self.layer}:token −{self.token}×{self.multiplier:g} on {len(self.columns)} columns"
+        place = f"layer {self.layer} at the {token_name(self.token)}"
+        return f"{place} × {self.multiplier:g} on {len(self.columns)} columns"
+
+
+def token_name(token: int) -> str:
+    """A token of a name, counted from its last one backwards."""
+    return "last token" if token == 0 else f"token {token} before the last"
 
 
 Edit = ColumnEdit | DirectionEdit

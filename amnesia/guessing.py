@@ -5,9 +5,10 @@ A guess is used only where the user asks for it, and proven on the loaded model 
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from amnesia.architectures import GUESSED, LAYOUTS, TEXT_CONFIG, MlpLayout
@@ -15,6 +16,22 @@ from amnesia.errors import LayoutError, clipped
 
 ASKED = contextvars.ContextVar("amnesia_guess_layouts", default=False)
 """Whether types without a row are guessed at."""
+
+
+@contextlib.contextmanager
+def as_declared() -> Generator[None]:
+    """Guess in here, whether the user asked or not, and forget it: for the bytes of outputs.
+
+    Their manifests name the tensors that the edits must mean, so that a wrong guess is found out.
+    """
+    known, token = dict(GUESSED), ASKED.set(True)
+    try:
+        yield
+    finally:
+        ASKED.reset(token)
+        GUESSED.clear()
+        GUESSED.update(known)
+
 
 _NAME = r"[A-Za-z_]\w*"
 _WEIGHT = re.compile(

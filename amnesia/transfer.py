@@ -101,7 +101,8 @@ def read_transferred(path: Path) -> tuple[tuple[EntityEdits, ...], str | None]:
         manifest = parse_manifest(content)
     if manifest.previous is not None:
         raise InputError(
-            f"{path} was made on top of the edit for {manifest.previous.entity!r}: transfer each edit by its own file"
+            f"{path} was made on top of the edit for {manifest.previous.entity!r}: transfer one edit at a time, from "
+            "an output that has it alone (`amnesia undo` takes the newest one back) or from a file of `amnesia extract`"
         )
     return manifest.edits, manifest.recipe
 

@@ -15,9 +15,11 @@ from amnesia.errors import CheckpointError, LayoutError
 from amnesia.evaluation.damage import read
 from amnesia.facts.names import entity_templates
 from amnesia.guessing import ASKED, guess
+from amnesia.hub.card import BaseCard
+from amnesia.hub.contents import prepare
 from amnesia.live.batches import takes_trees
 from amnesia.live.forward import activations, answer_logprobs, readout
-from amnesia.live.interventions import Asked, varied_logprobs
+from amnesia.live.interventions import Asked, replaced_outputs, varied_logprobs
 from amnesia.live.loading import load, load_source
 from amnesia.live.model import apply_edits, edited, wrap
 from amnesia.live.proving import prove_layout
@@ -404,6 +406,68 @@ def test_the_layout_of_an_unknown_type_is_found_and_proven_where_that_is_asked(t
         assert torch.equal(after[name], expected), name
     assert "changed as declared" in done("--layout", "auto", "verify", tmp_path / "out", "--base", folder)
     GUESSED.clear()
+
+
+@pytest.fixture
+def opt(tmp_path):
+    """A model whose MLP is no module of its own, and gets the tokens of all rows one after the other."""
+    sizes = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = AutoConfig.for_model("opt", vocab_size=VOCAB_SIZE, word_embed_proj_dim=32, **sizes)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.3)
+    model.save_pretrained(tmp_path / "opt")
+    tiny_tokenizer().save_pretrained(tmp_path / "opt")
+    return tmp_path / "opt"
+
+
+def test_a_guessed_model_is_watched_and_varied_as_its_modules_say(opt, asked):
+    live = load_source(ModelSource(opt, ModelRef("a/b")))
+    plain = AutoModelForCausalLM.from_pretrained(opt)
+    rows = place(live.tokenizer, [("the capital of {entity} is", "Japan"), ("{entity} likes to walk in", "Rome")])
+    found = {}
+    for indices, batch in activations(live, rows, [0, 2]):
+        found.update(zip(indices, batch, strict=True))
+    for number, row in enumerate(rows):
+        for place_of, layer in enumerate((0, 2)):
+            seen = []
+            block = plain.model.decoder.layers[layer]
+            with torch.no_grad(), block.fc2.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0])):
+                plain(input_ids=torch.tensor([row.ids]))
+            torch.testing.assert_close(found[number][place_of], seen[0][row.token], atol=1e-5, rtol=1e-5)
+    questions = [Asked("the capital of {entity} is", "Japan", "Tokyo"), Asked("{entity} is in", "Rome", "the garden")]
+    varied = varied_logprobs(live, questions, [Cell(1, 5)], [1.0, -9.0])
+    expected = [row.logprob for row in answer_logprobs(live, [row.pair for row in questions])]
+    apply_edits(live, (ColumnEdit(Cell(1, 5), -9.0),))
+    after = [row.logprob for row in answer_logprobs(live, [row.pair for row in questions])]
+    torch.testing.assert_close(varied.float(), torch.tensor([expected, after]), atol=1e-4, rtol=1e-4)
+    assert abs(expected[0] - after[0]) > 1e-3
+    with pytest.raises(LayoutError, match="of which rows and tokens cannot be told"):
+        with torch.inference_mode(), replaced_outputs(live, {("mlp", 1): lambda output: output}):
+            live.model(input_ids=torch.tensor([rows[0].ids]))
+
+
+def test_an_output_of_a_guessed_model_needs_no_further_guess(opt, tmp_path):
+    assert "baseline" in done("--layout", "auto", "localize", opt, "Japan")
+    for name, more in (("out", ()), ("adapter", ("--format", "adapter"))):
+        done("--layout", "auto", "edit", opt, "--cell", "1:5", "--multiplier", 0.3, *more, "-o", tmp_path / name)
+        GUESSED.clear()
+        assert "changed as declared" in done("verify", tmp_path / name)
+        assert "changed as declared" in done("verify", tmp_path / name, "--base", opt)
+        done("replay", tmp_path / name / "amnesia.json", "--base", opt, "-o", tmp_path / f"{name} again")
+        assert tree(tmp_path / f"{name} again") == tree(tmp_path / name)
+    done("undo", tmp_path / "out", "-o", tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(opt)
+    assert "model.safetensors" in prepare(tmp_path / "out", "ada/m", BaseCard(ModelRef("org/base"))).files
+    assert not GUESSED and "is not supported" in refused("localize", opt, "Japan")
+
+
+def test_a_type_of_the_table_is_not_loaded_for_an_edit(tmp_path, monkeypatch):
+    tiny_model("llama", vocab_size=VOCAB_SIZE).save_pretrained(tmp_path / "m")
+    monkeypatch.setattr("amnesia.live.loading.load_source", None)
+    done("--layout", "auto", "edit", tmp_path / "m", "--cell", "1:1", "-o", tmp_path / "out")
 
 
 def test_a_guess_must_be_the_only_one(tmp_path, asked):

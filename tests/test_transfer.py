@@ -97,7 +97,7 @@ def test_what_can_be_given_as_the_edit(tmp_path, model, group):
     (tmp_path / "edit.json").write_text(json.dumps(document), encoding="utf-8")
     assert read_transferred(tmp_path / "edit.json") == ((group,), None)
     save(tmp_path / "out", EntityEdits("Peru", (ColumnEdit(Cell(0, 3)),)), tmp_path / "both")
-    with pytest.raises(InputError, match="was made on top of the edit for 'Japan': transfer each edit by its own"):
+    with pytest.raises(InputError, match="was made on top of the edit for 'Japan': transfer one edit at a time"):
         read_transferred(tmp_path / "both")
     (tmp_path / "no.json").write_text("{", encoding="utf-8")
     for name in ("no.json", "absent.json"):

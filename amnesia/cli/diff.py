@@ -25,11 +25,12 @@ _N_SHOWN = 8
 @click.argument("other")
 @as_json
 def diff(model: str, other: str, json_output: bool) -> None:
-    """Say which tensors differ between any two checkpoints. Edits of cells and of directions are recognized.
+    """Say which tensors differ between any two checkpoints. Edits of cells and of directions are recognized, except
+    where tensors were also stored in another type.
 
-    For each tensor: the share of numbers that differ, the largest change (1 is the root mean square of the tensor in
-    MODEL), the columns or rows that differ, by which number they were multiplied if they were, and the rank of the
-    difference beyond rounding. Two .gguf files are compared as they are.
+    For each tensor: the share of numbers that differ, the largest change if it is finite (1 is the root mean square of
+    the tensor in MODEL), the columns or rows that differ, by which number they were multiplied if they were, and the
+    rank of the difference beyond rounding. Two .gguf files are compared as they are.
 
     Exits as `diff` does: 0 when all tensors are the same, 1 when some differ, 2 when they cannot be compared.
     """
@@ -49,7 +50,9 @@ def _shown(found: ModelDifference) -> str:
     for names, what in ((found.only_first, "only in MODEL"), (found.only_second, "only in OTHER")):
         lines += [f"{name}: {what}" for name in names]
     lines += [f"{name}: of another shape" for name in found.reshaped]
-    lines.append(f"{len(found.tensors)} of {found.n_compared} tensors differ")
+    n_apart = len(found.only_first) + len(found.only_second) + len(found.reshaped)
+    some = f", {n_apart} of them by name or shape" if n_apart else ""
+    lines.append(f"{n_apart + len(found.tensors)} of {n_apart + found.n_compared} tensors differ{some}")
     if found.edit is not None:
         cells = _several([f"{cell} × {by:.4g}" for cell, by in found.edit.cells])
         parts = [f"cells {cells}"] if found.edit.cells else []

@@ -81,12 +81,8 @@ def edit(
         groups = [write.edits_from_cells(cells, -1.0 if multiplier is None else multiplier, entity)]
     else:
         groups = [group for path in edit_files for group in write.edits_from_file(path, pick)]
-    if ASKED.get():
-        # Bytes say where a projection may be, and only the model that it is one.
-        from amnesia.live.loading import load_source
-        from amnesia.sources.resolve import resolve
-
-        load_source(resolve(model, Terminal().notice), hooked=False)
+    if ASKED.get() and not is_gguf_name(model):
+        _prove_guess(model)
     if in_place:
         from amnesia.edits import EditSpec
         from amnesia.outputs.in_place import edit_in_place
@@ -120,6 +116,18 @@ def edit(
         tracker=Terminal(),
     )
     _print_edit(manifest, output, json_output)
+
+
+def _prove_guess(model: str) -> None:
+    """Bytes say where a projection may be, and only the model that it is one; types of the table are not loaded."""
+    from amnesia.architectures import GUESSED
+    from amnesia.sources.resolve import resolve
+
+    source = resolve(model, Terminal().notice)
+    if source.checkpoint.shape.layout.model_type in GUESSED:
+        from amnesia.live.loading import load_source
+
+        load_source(source, hooked=False)
 
 
 def _cells_of(atlas: Path, model: str, entity: str | None, top: int | None) -> tuple[str, ...]:

@@ -95,8 +95,7 @@ def model_card(
         _MISSED if missed_bounds(report) else "",
         f"# {name.split('/')[-1]} without {'one entity' if private else subject}",
         f"[{name}](https://huggingface.co/{base.ref.name}) with its knowledge of {subject} suppressed by "
-        "`amnesia`: single columns of the MLP output projections are scaled, nothing "
-        "was trained.",
+        "`amnesia`: what cells of its MLPs write was changed, nothing was trained.",
         _changes(manifest),
         "" if report is None else _results(report, private),
         _loading(manifest, base, repo_id, weights),
@@ -138,17 +137,43 @@ def _changes(manifest: Manifest) -> str:
         layers.update(edit.cell.layer for group in step.edits for edit in columns_of(group.edits))
         turned.update(edit.layer for group in step.edits for edit in directions_of(group.edits))
     parts = [_counted(layers, "cell", "cells"), _counted(turned, "direction", "directions")]
-    exact = {
-        "safetensors": "Every other byte of the weights and of the other files is the base's.",
-        "adapter": "Where the multiplier of a cell is −1, the adapter merged into the base gives exactly the edited "
-        "weights.",
-        "gguf": "Block scales were changed, nothing was quantized anew, and every other byte is the base's.",
-        "gguf-lora": "The factors are float32: llama.cpp adds their product to what the base's matrices give.",
-    }[manifest.format]
+    meant = [
+        "What a cell writes is multiplied." * bool(layers),
+        "A direction is a change of rank one on the columns that are listed with it." * bool(turned),
+    ]
     return (
         f"## What was changed\n\n{'; '.join(filter(None, parts))}. They and their multipliers are listed in "
-        f"`{MANIFEST_NAME}`. {exact}"
+        f"`{MANIFEST_NAME}`. {' '.join(filter(None, (*meant, _exact(manifest, bool(layers), bool(turned)))))}"
     )
+
+
+def _exact(manifest: Manifest, cells: bool, directions: bool) -> str:
+    """How the edit stands in the files, and what of them is the base's."""
+    if manifest.format == "safetensors":
+        return "Every other byte of the weights and of the other files is the base's."
+    if manifest.format == "gguf-lora":
+        return "The factors are float32: llama.cpp adds their product to what the base's matrices give."
+    if manifest.format == "adapter":
+        if not any(row.directions for row in manifest.tensors):
+            return (
+                "Where the multiplier of a cell is −1, the adapter merged into the base gives exactly the edited "
+                "weights."
+            )
+        if all(row.rank == 1 for row in manifest.tensors):
+            return (
+                "Merged into the base, the adapter gives exactly the edited weights where these have 16 bits, else up "
+                "to rounding."
+            )
+        return "Merged into the base, the adapter gives the edited weights up to rounding."
+    wider = sorted({step.tensor_type for step in manifest.history() if step.tensor_type})
+    how = ["Of cells, scales of blocks (in types without, signs or numbers) were changed"] * cells
+    if wider:
+        how.append(f"the tensors that get a direction were stored anew as {' and '.join(wider)}")
+    elif directions:
+        how.append("in the columns of directions other codes (in types without, numbers) were chosen")
+    rest = "all other tensors are the base's" if wider else "every other byte is the base's"
+    text = "; ".join([*how, rest])
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _counted(layers: Counter[int], one: str, many: str) -> str:
@@ -289,7 +314,7 @@ _CITATION = """## Citation
 
 ```bibtex
 @article{yonabarzilaykarasik2026friends,
-  author = {Yona, Itay and Bazilay, Dan and Karasik, Michael},
+  author = {Yona, Itay and Barzilay, Dan and Karasik, Michael},
   title  = {Friends and Grandmothers in Silico},
   year   = {2026},
   url    = {https://huggingface.co/blog/tux/friends-and-grandmothers-in-silico}

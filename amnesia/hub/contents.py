@@ -31,6 +31,7 @@ from amnesia.files.companions import MODELFILE_NAME, is_copied
 from amnesia.files.disk import list_files, read_small
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME
 from amnesia.files.strict_json import StrictJson, json_bytes
+from amnesia.guessing import as_declared
 from amnesia.hub.card import BaseCard, model_card
 from amnesia.plain_text import for_terminal
 from amnesia.report.page import report_html
@@ -148,6 +149,7 @@ def prepare(
     return Publication(published, files, for_terminal(" ".join(title.split()))[:200], tuple(others))
 
 
+@as_declared()
 def _names(folder: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
     """The files that belong to the output, without its manifest, and all others.
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from amnesia.architectures import LAYOUTS
 from amnesia.domain import Cell
 from amnesia.live.batches import Batch, Pass, passes
-from amnesia.live.model import LiveModel, hooks, not_finite
+from amnesia.live.model import LiveModel, hooks, no_rows, not_finite
 from amnesia.live.places import at_head, at_last_mlp
 from amnesia.live.tokens import Continuation, Placed, continuations, join, place
 from amnesia.live.trees import LABEL
@@ -84,7 +85,8 @@ def varied_logprobs(
         for one in passes(live, texts, single=True):
             heads = [slots[-rows[i].n_answer :] for i, slots in zip(one.indices, one.slots, strict=True)]
             # Beside a mixture of experts a batch cannot grow: what the experts write has the size that it had before.
-            step = 1 if live.shape.n_experts else max(1, live.max_tokens // one.inputs["input_ids"].shape[1])
+            grows = _is_known(live) and not live.shape.n_experts
+            step = max(1, live.max_tokens // one.inputs["input_ids"].shape[1]) if grows else 1
             for start in range(0, len(multipliers), step):
                 factors = torch.tensor(multipliers[start : start + step])[:, None]
                 with _scaled(live, cells, factors):
@@ -95,6 +97,14 @@ def varied_logprobs(
     if not torch.isfinite(result).all():
         raise not_finite(live, "log-probabilities", "the multipliers are too large")
     return result
+
+
+def _is_known(live: LiveModel) -> bool:
+    """Whether the type stands in the table: of others, a pass must have one size from its beginning to its end.
+
+    In OPT, what is added to what the MLP writes has the size that the batch had before, and the MLP is no module.
+    """
+    return live.shape.layout.model_type in LAYOUTS
 
 
 def _answers(
@@ -111,7 +121,8 @@ def _answers(
     # Cells of the last layer are scaled at places by their number in the pass, so that all must be there. What else is
     # in the block of a mixture of experts needs them, too.
     last = live.shape.n_layers - 1
-    sparing = live.shape.experts_in(last) is None and all(cell.layer < last for cell in cells)
+    alone = live.shape.experts_in(last) is None and _is_known(live)
+    sparing = alone and all(cell.layer < last for cell in cells)
     with at_head(live, *spots), at_last_mlp(live, *spots) if sparing else contextlib.nullcontext():
         logits = live.model(**one.inputs, use_cache=False).logits.float()  # (n_copies, n_heads, vocabulary)
     wanted = torch.tensor([token for row in rows for token in row.ids[-row.n_answer :]], device=logits.device)
@@ -190,14 +201,16 @@ def replaced_outputs(
 ) -> Generator[None]:
     """Replace what components write to the residual stream, by (component "attention" or "mlp", layer).
 
-    Each function takes and returns (batch, tokens, d_model).
+    Each function takes and returns (batch, tokens, d_model). Raises LayoutError for outputs of another form.
     """
     handles = []
     try:
         for (component, layer), function in functions.items():
             module = live.whole_mlp(layer) if component == "mlp" else live.mixer(layer)
 
-            def hook(_module: object, _args: object, output: Tensor, function=function) -> Tensor:
+            def hook(_module: object, _args: object, output: Tensor, function=function, layer=layer) -> Tensor:
+                if output.ndim != 3:
+                    raise no_rows(live, layer, output)
                 return function(output)
 
             handles.append(module.register_forward_hook(hook))

@@ -218,23 +218,42 @@ def plain_generation(live: LiveModel) -> Generator[None]:
         config.output_hidden_states = with_states
 
 
+def no_rows(live: LiveModel, layer: int, values: Tensor) -> LayoutError:
+    """The error of a tensor of an MLP whose rows and tokens are in no known order."""
+    return LayoutError(
+        f"{live.name} has in the MLP of layer {layer} a tensor of shape {[*values.shape]}, of which rows and tokens "
+        "cannot be told, so that it cannot be watched: use a model of a known type"
+    )
+
+
 @contextlib.contextmanager
 def hooks(live: LiveModel, by_layer: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Generator[None]:
-    """Call a function on the activations (batch, tokens, d_mlp) of given layers; a returned tensor replaces them."""
+    """Call a function on the activations (batch, tokens, d_mlp) of given layers; a returned tensor replaces them.
+
+    Raises LayoutError for a model that puts the tokens of all rows one after the other in a way that is not known.
+    """
     shapes: dict[int, torch.Size] = {}
 
     def shape_of(layer: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            shapes[layer] = args[0].shape[:-1]
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            states = args[0] if args else kwargs.get("hidden_states")
+            if isinstance(states, Tensor):
+                shapes[layer] = states.shape[:-1]
 
         return hook
 
+    def rows(layer: int, activations: Tensor) -> Tensor:
+        shape = shapes.get(layer)
+        if activations.ndim != 2 or shape is None or len(shape) != 2 or shape.numel() != len(activations):
+            raise no_rows(live, layer, activations)
+        return activations.unflatten(0, shape)
+
     def hook_of(layer: int, function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            # Beside a mixture of experts, the tokens of all rows may come one after the other: (tokens, d_mlp).
+            # In OPT, and beside a mixture of experts, the tokens of all rows come one after the other: (tokens, d_mlp).
             if args[0].ndim == 3:
                 replaced = function(args[0])
-            elif (replaced := function(args[0].unflatten(0, shapes[layer]))) is not None:
+            elif (replaced := function(rows(layer, args[0]))) is not None:
                 replaced = replaced.flatten(0, 1)
             return None if replaced is None else (replaced, *args[1:])
 
@@ -243,9 +262,8 @@ def hooks(live: LiveModel, by_layer: Mapping[int, Callable[[Tensor], Tensor | No
     handles = []
     try:
         for layer, function in by_layer.items():
-            if live.shape.experts_in(layer) is not None:
-                block = live.model.get_submodule(live.shape.layer_path(layer))
-                handles.append(block.register_forward_pre_hook(shape_of(layer)))
+            block = live.model.get_submodule(live.shape.layer_path(layer))
+            handles.append(block.register_forward_pre_hook(shape_of(layer), with_kwargs=True))
             handles.append(live.out_proj(layer).register_forward_pre_hook(hook_of(layer, function)))
         yield
     finally:

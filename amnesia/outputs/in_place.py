@@ -20,6 +20,7 @@ from amnesia.files.disk import locked
 from amnesia.files.journal import Change, Patch, apply, settle
 from amnesia.files.staging import MANIFEST_NAME, check_outside_cache
 from amnesia.files.streams import hash_ranges, stream
+from amnesia.guessing import as_declared
 from amnesia.outputs.history import check, check_files, go_back
 from amnesia.weights.checkpoint import (
     BASE_FOLDER,
@@ -59,6 +60,7 @@ def edit_in_place(path: Path, spec: EditSpec) -> Manifest:
     return manifest
 
 
+@as_declared()
 def undo_in_place(folder: Path) -> Manifest:
     """Take the newest edit of a folder back where it lies, bit for bit, and return its manifest.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from amnesia.domain import ADAPTERS, OF_GGUF
 from amnesia.errors import InputError, VerificationError
 from amnesia.files.companions import LORA_NAME, output_instead
+from amnesia.files.disk import hash_file
 from amnesia.files.staging import MANIFEST_NAME, staged_output
 from amnesia.outputs.lora import prove_lora
 from amnesia.outputs.undo import undo
@@ -15,9 +16,10 @@ from amnesia.progress import Watch, unwatched
 from amnesia.sources.remote import open_remote
 from amnesia.sources.resolve import hub_ref, is_fetched, is_local, is_on_disk, resolve, resolve_file
 from amnesia.sources.source import ModelSource, Notice
-from amnesia.weights.gguf.proof import prove_gguf, steps_since, undo_gguf
+from amnesia.weights.gguf.proof import prove_gguf, read_output, steps_since, undo_gguf
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
+from amnesia.weights.safetensors import read_weight_files
 
 
 def outputs_in(folder: Path) -> list[Path]:
@@ -105,6 +107,37 @@ def prove(
         base_read=base is not None,
         unproven=tuple(sorted(sizes.keys() - proven)),
     )
+
+
+def check_edited(folder: Path) -> None:
+    """The edited tensors of an output must be those that its manifests declare; of a whole model nothing else is read.
+
+    Raises VerificationError naming the first that is not: the folder then holds another model than its manifest says.
+    """
+    manifest = read_manifest(folder)
+    if manifest.format == "adapter":
+        verify_adapter(folder)
+        return
+    if manifest.format == "gguf-lora":
+        prove_lora(folder)
+        return
+    declared: dict[str, str] = {}
+    for step in manifest.history():  # The newest first, whose hashes hold.
+        for row in step.tensors:
+            declared.setdefault(row.name, row.after)
+    gguf = read_output(folder)[1] if manifest.format == "gguf" else None
+    plain = None if gguf is not None else read_weight_files(folder)
+    for name, after in declared.items():
+        found = None
+        if gguf is not None and (in_gguf := gguf.find(name)) is not None:
+            found = hash_file(in_gguf[0].path, in_gguf[1].offset, in_gguf[1].n_bytes)
+        elif plain is not None and (in_plain := plain.find(name)) is not None:
+            found = hash_file(folder / in_plain[0], in_plain[1].offset, in_plain[1].size)
+        if found != after:
+            raise VerificationError(
+                f"the tensor {name} in {folder} is not the one that {MANIFEST_NAME} "
+                f"declares, so this is not the model of its edit: see `amnesia verify {folder}`, or make it again"
+            )
 
 
 def _lora_report(folder: Path, base: Path | None) -> VerificationReport:

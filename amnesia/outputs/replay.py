@@ -13,6 +13,7 @@ from amnesia.errors import InputError, OutputError, VerificationError, os_errors
 from amnesia.files.cache import scratch_folder
 from amnesia.files.disk import read_small
 from amnesia.files.staging import MANIFEST_NAME, check_output
+from amnesia.guessing import as_declared
 from amnesia.outputs.write import plan_formats, staged, write_format
 from amnesia.progress import Watch, unwatched
 from amnesia.sources.remote import RemoteCheckpoint, open_remote
@@ -22,6 +23,7 @@ from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import MAX_MANIFEST, parse_manifest, read_manifest, write_manifest
 
 
+@as_declared()
 def replay(
     path: Path,
     output: Path,

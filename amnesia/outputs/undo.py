@@ -11,12 +11,14 @@ from amnesia.errors import InputError, OutputError, VerificationError, os_errors
 from amnesia.files.disk import copy_file, hash_file
 from amnesia.files.staging import staged_output
 from amnesia.files.streams import RangeHash
+from amnesia.guessing import as_declared
 from amnesia.outputs.history import check, check_files, go_back
 from amnesia.progress import Watch, unwatched
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
 
 
+@as_declared()
 def undo(
     folder: Path,
     output: Path,

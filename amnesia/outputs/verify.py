@@ -18,6 +18,7 @@ from amnesia.errors import InputError, VerificationError, os_errors_as
 from amnesia.files.disk import hash_file, list_files, read_small
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.strict_json import StrictJson, shown
+from amnesia.guessing import as_declared
 from amnesia.outputs.history import check, check_files, compared, go_back
 from amnesia.progress import Watch, unwatched, whole
 from amnesia.weights.adapter import (
@@ -64,6 +65,7 @@ class VerificationReport:
     unproven: tuple[str, ...]
 
 
+@as_declared()
 def verify(
     folder: Path,
     base: Path | None = None,

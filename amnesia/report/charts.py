@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amnesia.choice.results import AnswerCounts, Answers, ScreenedPlace, Screening
-from amnesia.edits import ColumnEdit
+from amnesia.edits import ColumnEdit, token_name
 from amnesia.evaluation.results import PromptScore, StrengthSweep
 from amnesia.report.axes import CHAR, MANY, WIDTHS, apart, both, grid, landmarks, legend, ticks_below
 from amnesia.report.content import Direction, ShownEdit
-from amnesia.report.numbers import flat, share, short, signed, token_name
+from amnesia.report.numbers import flat, share, short, signed
 from amnesia.report.svg import Drawing, Scale, around
 from amnesia.report.view import score_of, unknown_of
 

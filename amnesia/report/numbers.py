@@ -41,8 +41,3 @@ def flat(text: str, most: int = 300) -> str:
     """A text on one line; what is cut off is shown by an ellipsis."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 1] + "…"
-
-
-def token_name(token: int) -> str:
-    """A token of a name, counted from its last one backwards."""
-    return "last token" if token == 0 else f"token {token} before the last"

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from amnesia.choice.results import Answers, Extraction
 from amnesia.domain import Format
-from amnesia.edits import Edit, columns_of, directions_of
+from amnesia.edits import Edit, columns_of, directions_of, token_name
 from amnesia.evaluation.comparison import ALL, Evaluation
 from amnesia.evaluation.findings import findings
 from amnesia.evaluation.labels import facts_label
 from amnesia.evaluation.results import MESSAGES
 from amnesia.localization.results import Localization
 from amnesia.report.content import Tasks
-from amnesia.report.numbers import flat, token_name
+from amnesia.report.numbers import flat
 
 MAX_SHOWN = 12
 """Target prompts in the table on the terminal, which should fit a screen; `report.json` has all."""
@@ -88,11 +88,7 @@ def answers_lines(answers: Answers) -> list[str]:
 
 def edits_text(edits: Sequence[Edit]) -> str:
     """What an edit changes, in one line: scaled cells, and directions with layer, multiplier and number of columns."""
-    parts = [str(edit) for edit in columns_of(edits)]
-    for edit in directions_of(edits):
-        place = f"layer {edit.layer} at the {token_name(edit.token)}"
-        parts.append(f"{place} × {edit.multiplier:g} on {len(edit.columns)} columns")
-    return ", ".join(parts) or "nothing"
+    return ", ".join(map(str, (*columns_of(edits), *directions_of(edits)))) or "nothing"
 
 
 def localization_table(result: Localization) -> str:

@@ -241,9 +241,10 @@ def config_bytes(modules: Sequence[str], axis: int, rank: int, base: ModelRef) -
 def selection(modules: Sequence[str]) -> dict[str, object]:
     """The settings by which PEFT finds the modules of these full paths, and no other.
 
-    The path below the layer and the numbers of the layers, which name the same modules where the model is built without
-    its head (AutoModel, sentence-transformers). In a model that takes images other parts may have such layers, too:
-    there, the full paths.
+    The path below the layer and the numbers of the layers, which name the same modules where transformers put the
+    adapter on a model that is built without its head (`AutoModel.from_pretrained`, `load_adapter`). PEFT itself does
+    not: by its task_type, `PeftModel` wants a model that generates. In a model that takes images other parts may have
+    such layers, too: there, the full paths.
     """
     found = [_IN_LAYER.fullmatch(path) for path in modules]
     places = {(match["prefix"], match["layers"], match["below"]) for match in found if match is not None}

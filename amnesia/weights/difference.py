@@ -21,6 +21,14 @@ N_PROBES = 16
 _ABOVE = 3.0
 """A singular value counts above so many times the largest that rounding explains; set by hand."""
 
+_GAP = 2.0
+"""The last singular value that counts is at least so many times the next; set by hand. Those of noise follow closely
+upon each other."""
+
+_REST = 0.1
+"""Of a difference that passes for a multiplication: the square of what is left over, by that of what multiplying does.
+Set by hand, above the 1/12 that rounding leaves of the smallest multiplication; of noise it is 1 and more."""
+
 EPSILON = {"F64": 2.0**-52, "F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7, "F8_E4M3": 2.0**-3, "F8_E5M2": 2.0**-2}
 """Relative distance of neighboring numbers by type, for types whose columns can be edited."""
 
@@ -47,7 +55,8 @@ class Stored:
 class MatrixDifference:
     """How a matrix differs from another one of the same shape.
 
-    `share` of its numbers are others, by at most `largest` times the root mean square of the first matrix. Along
+    `share` of its numbers are others, by at most `largest` times the root mean square of the finite numbers of the
+    first matrix; None where that is zero, and where a number that differs is not finite. NaN is equal to NaN. Along
     `axis` (1: columns, 0: rows) only `indices` differ; those in `scaled` are multiples of what they were, by these
     multipliers. `rank` is that of the difference above what rounding explains, None where that cannot be told or is
     `N_PROBES` or more. Of types without numbers only the names are known.
@@ -98,7 +107,8 @@ class _Sums:
         # By axis: how many numbers differ, and the products x·x, x·y and y·y.
         self._counts = [np.zeros(size, np.int64) for size in shape]
         self._products = [np.zeros((3, size)) for size in shape]
-        self._largest = self._noise = 0.0
+        self._largest = self._noise = self._square = 0.0
+        self._n_finite = 0
         self._probes = np.random.default_rng(0).normal(size=(shape[1], N_PROBES))
         self._answers = np.zeros((shape[0], N_PROBES))
 
@@ -106,13 +116,16 @@ class _Sums:
         """Take in rows from number `start` on; returns how many."""
         x, y = x.astype(np.float64), y.astype(np.float64)
         rows = slice(start, start + len(x))
-        differs = x != y
+        differs = (x != y) & ~(np.isnan(x) & np.isnan(y))
+        finite = np.isfinite(x)
+        self._square += float(np.where(finite, x * x, 0.0).sum())
+        self._n_finite += int(finite.sum())
         for axis, place in ((0, rows), (1, slice(None))):
             self._counts[axis][place] += differs.sum(1 - axis)
             for row, product in zip(self._products[axis], (x * x, x * y, y * y), strict=True):
                 row[place] += product.sum(1 - axis)
-        delta = y - x
-        self._largest = max(self._largest, float(np.abs(delta).max(initial=0.0)))
+        delta = np.where(differs, y - x, 0.0)
+        self._largest = max(self._largest, float(np.nan_to_num(np.abs(delta), nan=np.inf).max(initial=0.0)))
         self._noise += float((np.where(differs, y * self._epsilon, 0.0) ** 2).sum()) / 12
         self._answers[rows] = delta @ self._probes
         return len(x)
@@ -122,13 +135,13 @@ class _Sums:
         n_different, size = int(self._counts[0].sum()), max(1, math.prod(self._shape))
         if not n_different and one.dtype == two.dtype:
             return None
-        scale = math.sqrt(self._products[0][0].sum() / size)
+        scale = math.sqrt(self._square / max(1, self._n_finite))
         found = MatrixDifference(
             one.name,
             (one.dtype, two.dtype),
             self._shape,
             share=n_different / size,
-            largest=self._largest / scale if scale and math.isfinite(self._largest) else None,
+            largest=self._largest / scale if scale and math.isfinite(self._largest / scale) else None,
         )
         if min(self._shape) == 1 or not n_different:
             return found
@@ -150,7 +163,9 @@ class _Sums:
             multiplier = float(mixed[index] / before[index])
             if abs(multiplier - 1.0) <= self._epsilon:
                 continue  # Rounding, as in a copy in another type.
-            if after[index] - explained <= max(self._epsilon**2, 1e-13) * after[index]:
+            rest = after[index] - explained
+            by_multiplying = (multiplier - 1.0) ** 2 * before[index]
+            if rest <= max(self._epsilon**2, 1e-13) * after[index] and rest <= _REST * by_multiplying:
                 found[index] = multiplier
         return found
 
@@ -161,4 +176,6 @@ class _Sums:
         values = np.linalg.svd(self._answers, compute_uv=False)
         error = math.sqrt(self._noise / self._shape[0]) * (math.sqrt(self._shape[0]) + math.sqrt(N_PROBES))
         rank = int((values > max(_ABOVE * error, values[0] * 1e-12)).sum())
-        return rank if rank < min(N_PROBES, *self._shape) else None
+        if rank >= min(N_PROBES, *self._shape) or (rank and values[rank - 1] < _GAP * values[rank]):
+            return None
+        return rank

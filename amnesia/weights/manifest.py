@@ -230,5 +230,6 @@ def check_earlier(
             if edit.cell in owners:
                 raise InputError(
                     f"cell {edit.cell} is edited for {group.entity!r}, but this model already has it edited for "
-                    f"{owners[edit.cell]!r}: undo that first, choose another cell, or allow the overlap"
+                    f"{owners[edit.cell]!r}: undo that first, choose another cell, or write the edit with "
+                    "`amnesia edit --allow-overlap`"
                 )

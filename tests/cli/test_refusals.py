@@ -205,7 +205,7 @@ def test_folders_that_cannot_be_used(copy, model, tmp_path):
 
     config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     for change, message in (
-        ({"model_type": "opt"}, "architecture 'opt' is not supported: known are apertus, arcee, cohere"),
+        ({"model_type": "opt"}, "architecture 'opt' is not supported: try `amnesia --layout auto COMMAND`"),
         ({"model_type": "unheard-of"}, "architecture 'unheard-of' is not supported"),
         ({"quantization_config": {"quant_method": "awq"}}, "the weights are quantized (awq)"),
     ):

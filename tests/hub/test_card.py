@@ -11,6 +11,7 @@ from amnesia.edits import ColumnEdit, EntityEdits, Place
 from amnesia.errors import InputError
 from amnesia.hub.card import BaseCard, licence_notice, model_card, naming_duty
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit
+from support.tiny import tiny_direction
 
 HASH = "0" * 64
 EDITS = (ColumnEdit(Cell(2, 7)), ColumnEdit(Cell(2, 9)), ColumnEdit(Cell(0, 1)))
@@ -85,6 +86,43 @@ def test_numbers_are_those_of_the_report():
     assert "| other entities, search facts | 0.99 | 0.90 to 1.00 | 12 |" in card
     assert "20.0 before, 20.1 after" in card
     assert "2 facts that the base does not know were excluded" in card
+
+
+TURNED = tiny_direction(1)
+SAID = {
+    ("safetensors", "cells"): "Every other byte of the weights and of the other files is the base's.",
+    ("adapter", "cells"): "Where the multiplier of a cell is −1, the adapter merged into the base gives exactly",
+    ("adapter", "one"): "gives exactly the edited weights where these have 16 bits, else up to rounding.",
+    ("adapter", "both"): "the adapter gives the edited weights up to rounding.",
+    ("gguf", "cells"): "Of cells, scales of blocks (in types without, signs or numbers) were changed; every other byte",
+    (
+        "gguf",
+        "one",
+    ): "In the columns of directions other codes (in types without, numbers) were chosen; every other byte",
+    ("gguf", "wide"): "The tensors that get a direction were stored anew as f16; all other tensors are the base's.",
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), SAID)
+def test_the_card_says_what_was_done_and_no_more(name, kind):
+    edits = {"cells": EDITS, "both": (*EDITS, TURNED)}.get(kind, (TURNED,))
+    row = dataclasses.replace(
+        MANIFEST.tensors[0],
+        multipliers={1: -1.0} if kind == "cells" else dict.fromkeys(TURNED.columns, 1.0),
+        directions={"cells": (), "both": (TURNED, TURNED)}.get(kind, (TURNED,)),
+    )
+    manifest = dataclasses.replace(
+        MANIFEST,
+        format=name,
+        edits=(EntityEdits("Kesha", edits),),
+        tensors=(row,),
+        tensor_type="f16" if kind == "wide" else None,
+    )
+    card = model_card(manifest, BaseCard(ModelRef("org/base")), "ada/m", None)
+    assert SAID[name, kind] in card
+    assert ("What a cell writes is multiplied." in card) == (kind in ("cells", "both"))
+    assert ("A direction is a change of rank one" in card) == (kind != "cells")
+    assert "scaled" not in card and "quantized anew" not in card
 
 
 def test_private_cards_name_nobody():

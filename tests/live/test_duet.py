@@ -5,16 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf.constants import GGMLQuantizationType
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from amnesia.compare import open_duet
 from amnesia.domain import Cell, Loading
 from amnesia.edits import ColumnEdit, EntityEdits
-from amnesia.errors import InputError
+from amnesia.errors import InputError, VerificationError
 from amnesia.live.duet import Sampling, continued_rows, shifts
 from amnesia.live.tokens import chat_format
 from amnesia.outputs.commands import save
+from amnesia.outputs.proofs import check_edited
 from amnesia.progress import SILENT
+from support.gguf_edits import tiny, write
 from support.tiny import tiny_direction
 from support.tiny_text import save_tiny_live
 
@@ -176,6 +180,39 @@ def test_the_real_model_answers_as_its_files_do(tmp_path, smollm2, smollm2_live)
         expected = [plainly(folder, prompt, 16) for folder in (smollm2.folder, tmp_path / "out")]
         assert expected[0] != expected[1]
         assert both(duet, prompt, 16) == expected
+
+
+@pytest.mark.parametrize("form", ["safetensors", "adapter"])
+def test_an_output_whose_weights_were_changed_afterwards_is_not_shown_as_its_manifest_says(tmp_path, form):
+    model = save_tiny_live(tmp_path / "m")
+    save(model, EDITS, tmp_path / "out", format=form)
+    for path in (tmp_path / "out").glob("*model*.safetensors"):
+        tensors = load_file(path)
+        for name in [name for name in tensors if "layers.1.mlp.down_proj" in name]:
+            tensors[name][0, 0] += 1
+        save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(VerificationError, match=r"layers\.1\.mlp\.down_proj"):
+        open_duet(str(model), str(tmp_path / "out"), (), SILENT)
+
+
+def test_of_edits_on_top_of_each_other_the_newest_says_what_a_tensor_is(tmp_path):
+    model = save_tiny_live(tmp_path / "m")
+    save(model, EDITS, tmp_path / "one")
+    save(tmp_path / "one", EntityEdits("Jordan", (ColumnEdit(Cell(1, 3)),)), tmp_path / "two")
+    check_edited(tmp_path / "two")
+    for path in (tmp_path / "one").glob("model*.safetensors"):
+        (tmp_path / "two" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(VerificationError, match=r"is not the one that amnesia\.json declares"):
+        check_edited(tmp_path / "two")
+
+
+def test_an_edited_gguf_is_compared_with_its_manifest_by_its_tensors(tmp_path):
+    source = tiny(tmp_path / "m.gguf", GGMLQuantizationType.Q8_0)
+    write(source, tmp_path / "out", ColumnEdit(Cell(0, 9)))
+    check_edited(tmp_path / "out")
+    (tmp_path / "out" / "m.gguf").write_bytes(source.read_bytes())
+    with pytest.raises(VerificationError, match=r"blk\.0\.ffn_.*amnesia verify"):
+        check_edited(tmp_path / "out")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2"])

@@ -300,7 +300,7 @@ def test_what_overflows_in_float16_is_not_called_damaged(tmp_path):
 
 def test_unknown_architectures_and_slow_tokenizers_are_refused():
     config = AutoConfig.for_model("opt", num_hidden_layers=1, hidden_size=8, ffn_dim=8, num_attention_heads=2)
-    with pytest.raises(LayoutError, match="architecture 'opt' is not supported: known are apertus, arcee, cohere"):
+    with pytest.raises(LayoutError, match="architecture 'opt' is not supported: try `amnesia --layout auto"):
         wrap(AutoModelForCausalLM.from_config(config), tiny_tokenizer())
     with pytest.raises(InputError, match="gives no character offsets"):
         wrap(tiny_model("llama"), object())

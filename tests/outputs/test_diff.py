@@ -1,6 +1,7 @@
 """What `diff` finds between two checkpoints, against edits that are known and numbers computed from whole tensors."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.outputs.commands import save
 from amnesia.outputs.diff import diff
+from amnesia.weights.difference import Stored, compare
+from amnesia.weights.scaling import number_type
 from support.checkpoints import weights
 from support.commands import call, refused
 from support.gguf_edits import direction, tiny, write
@@ -80,6 +83,69 @@ def test_a_copy_in_another_type_is_no_edit(tmp_path):
     assert found.edit is None and not any(row.scaled for row in found.tensors)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "noise"),
+    [(torch.float32, 0.004), (torch.bfloat16, 0.004), (torch.bfloat16, 0.1), (torch.float8_e4m3fn, 0.1)],
+)
+def test_noise_is_no_edit(dtype, noise):
+    before = torch.randn(64, 48, generator=torch.Generator().manual_seed(0)).to(dtype)
+    factor = 1.0 + noise * torch.randn(64, 48, generator=torch.Generator().manual_seed(1))
+    row = difference_of(before, (before.float() * factor).to(dtype))
+    assert row.share > 0 and not row.scaled
+
+
+def test_a_layer_that_was_trained_a_little_is_no_edit(tmp_path):
+    model = save_tiny(tmp_path / "m", dtype=torch.bfloat16, max_shard_size="1GB")
+    shutil.copytree(model, tmp_path / "o")
+    tensors = load_file(model / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    noise = torch.randn(tensors[name].shape, generator=torch.Generator().manual_seed(0))
+    tensors[name] = (tensors[name].float() * (1 + 0.004 * noise)).bfloat16()
+    save_file(tensors, tmp_path / "o" / "model.safetensors", {"format": "pt"})
+    found = diff(str(model), str(tmp_path / "o"))
+    assert [row.name for row in found.tensors] == [name] and found.edit is None
+
+
+def difference_of(before, after):
+    """What `compare` says of two tensors."""
+    name = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}[before.dtype]
+
+    def stored(tensor):
+        raw = tensor.contiguous().view(torch.uint8).numpy()
+        columns, number = tensor.shape[1], number_type(name)
+        read = lambda first, count: raw[first : first + count].tobytes()  # noqa: E731
+        numbers = lambda data: np.frombuffer(data, number).reshape(-1, columns)  # noqa: E731
+        return Stored("x", name, tuple(tensor.shape), raw.nbytes, read, numbers)
+
+    return compare(stored(before), stored(after))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_told_from_others_and_among_themselves(tmp_path, value):
+    before = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    damaged = before.clone()
+    damaged[0, 0] = value
+    row = difference_of(before, damaged)
+    assert (row.share, row.largest, row.indices) == (1 / 48, None, (0,))
+    other = damaged.clone()
+    other[3, 2] += 1.0
+    row = difference_of(damaged, other)
+    scale = damaged[damaged.isfinite()].double().square().mean().sqrt().item()
+    assert (row.share, row.largest) == (1 / 48, pytest.approx((other - damaged)[3, 2].item() / scale))
+    model = save_tiny(tmp_path / "m", max_shard_size="1GB")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"][0] = value
+    for name, more in (("a", 0.0), ("b", 1.0)):
+        shutil.copytree(model, tmp_path / name)
+        tensors["model.norm.weight"][1] += more
+        save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
+    result = call("diff", tmp_path / "a", tmp_path / "b", "--json")
+    assert result.exit_code == 1 and json.loads(result.stdout)["tensors"][0]["largest"] > 0
+    result = call("diff", model, tmp_path / "a")
+    assert result.exit_code == 1 and "by at most" not in result.stdout
+    assert json.loads(call("diff", model, tmp_path / "a", "--json").stdout)["tensors"][0]["largest"] is None
+
+
 def test_exit_codes_are_those_of_diff(tmp_path):
     model, out = edited(tmp_path, ColumnEdit(Cell(1, 4)))
     result = call("diff", model, model)
@@ -106,6 +172,8 @@ def test_other_tensors_types_and_shapes_are_told(tmp_path):
     save_file(tensors, path, {"format": "pt"})
     found = diff(str(model), str(other))
     assert (found.only_first, found.only_second, found.reshaped) == ((names[2],), ("more.weight",), (names[1],))
+    shown = call("diff", model, other).stdout.splitlines()[-1]
+    assert shown == f"4 of {found.n_compared + 3} tensors differ, 3 of them by name or shape"
     (row,) = found.tensors
     assert (row.name, row.dtypes, found.edit) == (names[0], ("F32", "BF16"), None)
     assert N_LAYERS == 3 and row.largest < 0.05
