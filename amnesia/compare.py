@@ -34,6 +34,7 @@ from amnesia.files.strict_json import json_bytes
 from amnesia.live.duet import Duet, Voice, changes_of
 from amnesia.live.loading import load, load_adapter, load_lora, load_source
 from amnesia.live.model import LiveModel
+from amnesia.live.tokens import chat_format
 from amnesia.outputs.proofs import check_edited
 from amnesia.probes.results import Probes
 from amnesia.probes.settings import ProbeSettings
@@ -103,10 +104,9 @@ def assess(
     if manifest is not None:
         facts = _spared(facts, manifest, tracker)
     live = load_source(source, loading, hooked=sweep, notice=tracker.notice)
+    chat_format(live.tokenizer, tracker.notice)  # A template that cannot be used is told before minutes of work.
     with tracker.task("asking the original model") as progress:
-        before = examine(
-            live, facts.questions, facts.scoring, progress, _cache(measurements, loading, source), tracker.notice
-        )
+        before = examine(live, facts.questions, facts.scoring, progress, _cache(measurements, loading, source))
     scores = [_task_scores(live, tasks, task_limit, tracker)]
     finish = trials.begin(live, before.facts, facts, tracker)
     after = swept = None

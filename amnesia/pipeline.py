@@ -28,6 +28,7 @@ from amnesia.files.staging import PAGE_NAME, REPORT_NAME, check_output, staged_o
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.loading import load_source, loaded
 from amnesia.live.model import LiveModel
+from amnesia.live.tokens import chat_format
 from amnesia.mining.carrying import carried_over, known_notice
 from amnesia.mining.entity import TASK, mine
 from amnesia.outputs.write import left_out_notice, plan_formats, rounding_notice, spec_of, write_format
@@ -156,8 +157,9 @@ def _choose(
     tell_known: bool = False,
     wide: bool = False,
 ) -> _Chosen:
+    chat_format(live.tokenizer, tracker.notice)  # A template that cannot be used is told before minutes of work.
     with tracker.task("asking the original model") as progress:
-        before = examine(live, questions_of(recipe), recipe.scoring, progress, notice=tracker.notice)
+        before = examine(live, questions_of(recipe), recipe.scoring, progress)
     if tell_known:
         tracker.notice(known_notice(before.facts, live.name, recipe.target.entity))
     targets, controls = select_known(before.facts)

@@ -62,7 +62,7 @@ class Trials:
         if (self.stress, self.relearning, self.probes) == (None, None, None):
             return lambda _edited: TrialResults()
         # Probes first: they take an adapter as it is, the others need it merged.
-        chat = chat_format(live.tokenizer, tracker.notice)
+        chat = chat_format(live.tokenizer)
         probed = None
         if self.probes is not None:
             probe_plan = prepare_probes(known, facts.translations, self.probes, chat)

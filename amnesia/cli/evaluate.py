@@ -198,7 +198,7 @@ def _check_options(given: Mapping[str, Any]) -> None:
         raise InputError("--dtype and --device are those of the server: drop them, or --server")
     for option, name, owners in _NEEDS:
         if given[name] and not any(given[owner] for owner in owners.values()):
-            raise InputError(f"{option} belongs to {' and '.join(owners)}: add it, or drop the option")
+            raise InputError(f"{option} belongs to {' and '.join(owners)}: add {'it' if len(owners) == 1 else 'one'}")
     if given["steps"] and not any(given["steps"]):
         raise InputError("--relearning-steps 0 alone is no training: add a higher number")
     if given["edited"] is None and (alone := [flag for flag in tests if flag != "probes"]):

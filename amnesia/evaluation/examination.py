@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from amnesia.domain import Answer
@@ -44,14 +44,13 @@ def examine(
     scoring: Scoring,
     progress: Progress | None = None,
     cache: MeasurementCache | None = None,
-    notice: Callable[[str], None] = lambda line: None,
 ) -> Examination:
     """Ask the original model; with a chat template, half of the questions as messages, too, unless a server has it.
 
     Answers are put into `cache`; texts, which take seconds, are read anew.
     """
     choices = right_choices(live, progress, cache)
-    chat = None if isinstance(live, Server) else chat_format(live.tokenizer, notice)
+    chat = None if isinstance(live, Server) else chat_format(live.tokenizer)
     asked = with_messages(questions, chat)
     facts = answered(live, asked, scoring, progress, cache)
     return Examination(facts, impression(live, control_prompts(questions), progress), choices)

@@ -129,7 +129,9 @@ def test_sizes_are_known_before_writing(source):
 
 def test_a_model_is_opened_and_planned_once_and_every_byte_is_told(tmp_path, source, monkeypatch):
     opened, told = [], []
-    monkeypatch.setattr(source_module, "open_source", lambda folder: opened.append(folder) or open_source(folder))
+    monkeypatch.setattr(
+        source_module, "open_source", lambda folder, *n: opened.append(folder) or open_source(folder, *n)
+    )
     for name in ("safetensors", "adapter"):
         save(name, source, [JAPAN], tmp_path / name, watch=lambda n_bytes: contextlib.nullcontext(told.append))
     assert opened == [source.folder]
