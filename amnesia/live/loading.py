@@ -125,9 +125,22 @@ def check_dtype(name: str) -> None:
 def load_adapter(base: Path, adapter: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveModel:
     """Load a base model and put a PEFT adapter on it, unmerged. Raises what `load` and `open_adapter` raise."""
     live = load(base, name, loading)
+    _check_none_on_disk(live)
     model = open_adapter(live.model, adapter)
     check_finite(model, name)
     return replace(wrap(freeze(model), live.tokenizer, name), max_tokens=live.max_tokens)
+
+
+def _check_none_on_disk(live: LiveModel) -> None:
+    """Raises InputError where accelerate has left layers on the disk.
+
+    PEFT 0.21 cannot put an adapter on them, and before it says so it writes their weights into the working directory.
+    """
+    if "disk" in (getattr(live.model, "hf_device_map", None) or {}).values():
+        raise InputError(
+            f"{live.name} is an adapter, which cannot be put on layers that are left on the disk: give the merged "
+            "model, or a device with more memory"
+        )
 
 
 def load_lora(base: Path, lora: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveModel:
@@ -138,6 +151,7 @@ def load_lora(base: Path, lora: Path, name: str, loading: Loading = DEFAULT_LOAD
     from amnesia.weights.gguf.lora import read_factors
 
     live = load(base, name, loading)
+    _check_none_on_disk(live)
     for layer, (a, b) in read_factors(lora).items():
         fits = layer < live.shape.n_layers and (b.shape[0], a.shape[1]) == (live.shape.d_model, live.shape.width(layer))
         if not fits:

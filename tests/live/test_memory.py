@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 
 from amnesia.domain import Cell, Loading
 from amnesia.edits import ColumnEdit, EntityEdits
+from amnesia.errors import InputError
 from amnesia.facts.questions import facts_of_recipe
 from amnesia.live import memory
-from amnesia.live.loading import load, load_source
+from amnesia.live.loading import load, load_adapter, load_source
 from amnesia.live.memory import need_of
 from amnesia.outputs.commands import save
 from amnesia.recipe_file import parse_recipe
@@ -148,3 +149,12 @@ def test_an_adapter_is_refused_before_anything_is_asked(model, recipe, tmp_path,
     monkeypatch.setattr("amnesia.compare.load_source", lambda *_: pytest.fail("it was loaded"))
     line = refused("evaluate", model, tmp_path / "adapter", "--recipe", recipe, "--offload")
     assert "is an adapter, which cannot be put on layers that --offload leaves on the disk: give the merged" in line
+
+
+def test_an_adapter_on_layers_on_the_disk_is_refused_and_nothing_is_written(model, tmp_path, monkeypatch):
+    done("edit", model, *CELLS, "--format", "adapter", "-o", tmp_path / "adapter")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match="cannot be put on layers that are left on the disk"):
+        load_adapter(model, tmp_path / "adapter", "adapter", Loading("bfloat16", offload=True))
+    assert not any((tmp_path / "here").iterdir())
