@@ -153,7 +153,7 @@ def test_familiarity_is_that_of_each_token_among_all_that_might_stand_there(mode
 
 def test_prompts_are_those_of_the_publication(data):
     suite = read_rwku(data, ["Japan"])
-    asked = [item.message + item.lead for item in suite.items if item.set != "utility"]
+    asked = [item.message + item.lead for item in suite.items if item.set in ("forget", "neighbor")]
     assert asked == [prompt for name in NEEDED for prompt in PROMPTS[name]]
     general = next(item for item in suite.items if item.kind == "general")
     assert general.message == (
@@ -226,7 +226,7 @@ def test_a_model_is_judged_by_what_it_writes_and_finds_likelier(model, data):
     familiar = {(row.kind, row.metric): row.value.mean for row in found.entries[0].measures if row.set == "membership"}
     for part, kind in (("mia_forget", "texts about the target"), ("mia_retain", "texts about others")):
         (expected,) = familiarity(live, [UTILITIES[part]["text"]])
-        assert tuple(familiar[kind, metric] for metric in METRICS) == expected
+        assert [familiar[kind, metric] for metric in METRICS] == pytest.approx(expected, rel=1e-4)
     again = found.entries[1]
     assert again.measures == found.entries[0].measures
     assert (again.forget_left, again.neighbor_left) == (1.0, 1.0)
