@@ -167,7 +167,9 @@ def test_the_merged_adapter_is_the_edited_model(source, live, tmp_path):
     changed = [name for name, module in adapted.base_model.model.named_modules() if hasattr(module, "lora_A")]
     assert sorted(changed) == sorted({live.shape.out_proj_path(cell.layer) for cell in some_cells(live.shape)})
     # Its README names the class that takes text.
-    assert f"Load the base as `{plain_class(source.folder).__name__}`" in (tmp_path / "adapter" / "README.md").read_text()
+    assert (
+        f"Load the base as `{plain_class(source.folder).__name__}`" in (tmp_path / "adapter" / "README.md").read_text()
+    )
     keys = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     # vLLM finds modules by their full path alone, in the class that takes images where there is one.
     assert all(("model.language_model.layers." in key) == (model_type(source) in TAKE_IMAGES) for key in keys)

@@ -109,7 +109,7 @@ def _is_built_in(spec: str, path: Path) -> bool:
     if spec not in BUILT_IN or not path.exists():
         return spec in BUILT_IN
     if not (path / "config.json").exists() and whole_output(path) == path:
-        raise SourceError(f"{spec} here is no model and hides the built-in one: rename it, or start from another folder")
+        raise SourceError(f"{spec} here is no model and hides the built-in one: rename it, or start elsewhere")
     return False
 
 

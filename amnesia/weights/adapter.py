@@ -262,7 +262,8 @@ def auto_class_name(names: Sequence[str]) -> str:
     `Llama4ForConditionalGeneration` of transformers 5.24 takes no text alone.
     """
     rows = [row for row in LAYOUTS.values() if row.takes_images]
-    parts = {path.split(".")[0] for row in rows for path in (*row.out_proj, *(row.experts.fused if row.experts else ()))}
+    paths = [*(row.out_proj for row in rows), *(row.experts.fused for row in rows if row.experts)]
+    parts = {path.split(".")[0] for group in paths for path in group}
     found = (_IN_LAYER.fullmatch(name.removesuffix(".weight")) for name in names)
     whole = any(
         match and "language_model." in match["prefix"] and match["below"].split(".")[0] in parts for match in found
