@@ -6,8 +6,9 @@ The held-out facts of a recipe are never read here, but for the names of their e
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from amnesia.choice.atoms import Name
@@ -17,7 +18,7 @@ from amnesia.choice.front import front_of, widen
 from amnesia.choice.joint import Part, combined, join
 from amnesia.choice.known import KnownFacts, Scores, mean_score, reserved_names, select_known
 from amnesia.choice.neighbors import begins_alike, facts_about, near_response, neighbor_results, neighbors_of
-from amnesia.choice.results import Answers, Extraction, FormResult, FrontEdit, NeighborResult, Screening, Verdict
+from amnesia.choice.results import Extraction, Verdict
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.choice.shown import answers_of, screening_of
 from amnesia.directions.moments import early_layers, moments_of
@@ -78,43 +79,31 @@ def choose(
     """
     scores = Scores(live)
     if recipe.edit.cells:
-        found = _Chosen(recipe.edit.cells, len(recipe.edit.cells))
+        found = _unjudged(recipe, recipe.edit.cells, len(recipe.edit.cells))
     elif recipe.edit.method == "single":
         found = _single(scores, recipe, targets, controls, task)
     else:
         found = _direction(scores, recipe, targets, controls, task, cache, avoided, watch, wide)
-    target, control = (scores.mean(facts, found.edits) for facts in (targets, controls))
-    return Extraction(
-        EntityEdits(recipe.target.entity, found.edits),
-        verdict(target, control, recipe.accept) if found.edits else "none",
-        target,
-        control,
-        found.tried,
-        found.answers,
-        found.screening,
-        found.forms,
-        found.neighbors,
-        tuple(row if not row.point.chosen else row.measured(target, control) for row in found.front),
+    edits = found.edits.edits
+    target, control = (scores.mean(facts, edits) for facts in (targets, controls))
+    return replace(
+        found,
+        verdict=verdict(target, control, recipe.accept) if edits else "none",
+        target=target,
+        control=control,
+        front=tuple(row.measured(target, control) if row.point.chosen else row for row in found.front),
     )
+
+
+def _unjudged(recipe: Recipe, edits: tuple[Edit, ...], tried: int) -> Extraction:
+    """An edit whose verdict and scores are still to come."""
+    return Extraction(EntityEdits(recipe.target.entity, edits), "none", math.nan, math.nan, tried)
 
 
 def judge(live: LiveModel, edits: EntityEdits, targets: KnownFacts, controls: KnownFacts, accept: Accept) -> Extraction:
     """What an edit does to known search facts, however it was found."""
     target, control = (mean_score(live, facts, edits.edits) for facts in (targets, controls))
     return Extraction(edits, verdict(target, control, accept), target, control, len(edits.edits))
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """An edit, how much was measured for it, and what there is to tell of the choice, as `Extraction` has it."""
-
-    edits: tuple[Edit, ...]
-    tried: int
-    answers: Answers | None = None
-    screening: Screening | None = None
-    forms: tuple[FormResult, ...] = ()
-    neighbors: tuple[NeighborResult, ...] = ()
-    front: tuple[FrontEdit, ...] = ()
 
 
 def verdict(target: float, control: float, accept: Accept) -> Verdict:
@@ -196,7 +185,7 @@ def _direction(
     avoided: Sequence[str],
     watch: Watch | None,
     wide: bool,
-) -> _Chosen:
+) -> Extraction:
     """The edit for the name, and for those of its forms that need one of their own."""
     live = scores.live
     layers = live.watchable(early_layers(live.shape.n_layers))
@@ -237,13 +226,12 @@ def _direction(
             n_new, n_old = n_columns(again.edits), n_columns(best.edits)
             if n_new < n_old or (n_new == n_old and again.score < best.score):
                 best, edits = again, forms.add(again, name, max_columns, progress)
-    found = _Chosen(
-        edits,
-        len(choice.trials),
-        answers_of(name, best.edits),
-        screening_of(choice, best),
-        forms.results(best.edits, edits),
-        neighbor_results(scores, neighbors, edits),
+    found = replace(
+        _unjudged(recipe, edits, len(choice.trials)),
+        answers=answers_of(name, best.edits),
+        screening=screening_of(choice, best),
+        forms=forms.results(best.edits, edits),
+        neighbors=neighbor_results(scores, neighbors, edits),
     )
     if wide:
         with task("measuring more edits for the front") as progress:
@@ -252,7 +240,7 @@ def _direction(
     return replace(found, front=front_of(choice.judged, best, edits, forms.change or best.change))
 
 
-def _single(scores: Scores, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task) -> _Chosen:
+def _single(scores: Scores, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task) -> Extraction:
     """The source's two steps: candidates by stability, each verified by intervention with each allowed multiplier.
 
     The one that lowers the targets most of those that spare the controls; controls are asked only where targets fell.
@@ -269,5 +257,5 @@ def _single(scores: Scores, recipe: Recipe, targets: KnownFacts, controls: Known
             if alone[edit] >= 1.0:
                 break
             if scores.mean(controls, (edit,)) >= recipe.accept.min_control:
-                return _Chosen((edit,), len(alone))
-    return _Chosen((), len(alone))
+                return _unjudged(recipe, (edit,), len(alone))
+    return _unjudged(recipe, (), len(alone))
