@@ -15,7 +15,7 @@ from amnesia.choice.direction import DirectionChoice, JudgedTrial
 from amnesia.choice.known import KnownFacts, Scores, some
 from amnesia.choice.results import FormResult
 from amnesia.choice.settings import ChoiceSettings
-from amnesia.edits import DirectionEdit, Edit
+from amnesia.edits import Edit
 from amnesia.facts.variants import Variant, variants_of
 from amnesia.progress import Progress
 from amnesia.recipe import Target
@@ -116,4 +116,4 @@ class Forms:
 
 def n_columns(edits: Iterable[Edit]) -> int:
     """How many columns edits change, those of each counted."""
-    return sum(len(edit.columns) if isinstance(edit, DirectionEdit) else 1 for edit in edits)
+    return sum(len(edit.columns) for edit in edits)

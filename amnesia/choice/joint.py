@@ -32,8 +32,7 @@ from amnesia.edits import (
     Edit,
     EntityEdits,
     directions_of,
-    join_cells,
-    join_directions,
+    merged,
     weakened,
 )
 from amnesia.errors import InputError
@@ -158,14 +157,13 @@ class _Joining:
             return 0.0
         response, change = self.moments.response, torch.zeros(0)
         for edit in edits:
-            layer = edit.cell.layer if isinstance(edit, ColumnEdit) else edit.layer
+            layer = edit.layer
             if layer not in self.moments.layers:
                 continue
+            cells, read = torch.tensor(edit.columns), torch.from_numpy(edit.read.array.copy())
             if isinstance(edit, ColumnEdit):
-                cells, read = torch.tensor([edit.cell.neuron]), torch.ones(1)
                 write = self.live.out_weight(layer)[:, edit.cell.neuron]
             else:
-                cells, read = torch.tensor(edit.columns), torch.from_numpy(edit.read.array.copy())
                 write = torch.from_numpy(edit.write.array.copy())
             place, device = self.moments.layers.index(layer), response.activations.device
             own = response.to(place, cells.to(device), read.to(device), write.to(device))
@@ -213,10 +211,7 @@ def _solved(
 
 def combined(edits: Iterable[Edit]) -> tuple[Edit, ...]:
     """Edits in which no cell is scaled twice: where two entities scale one, by the product of their multipliers."""
-    groups = [EntityEdits("all", (edit,)) for edit in edits]
-    cells = join_cells(groups, allow_overlap=True)
-    scaled = (ColumnEdit(cell, multiplier) for cell, multiplier in cells.items())
-    return (*scaled, *(edit for found in join_directions(groups).values() for edit in found))
+    return merged([EntityEdits("all", (edit,)) for edit in edits], allow_overlap=True)
 
 
 def _columns(edits: Sequence[DirectionEdit], second: Tensor) -> Tensor:
