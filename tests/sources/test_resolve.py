@@ -415,3 +415,11 @@ def test_a_manifest_names_a_folder_without_its_path_and_never_as_a_built_in_mode
         assert declared(ModelRef(given)) == ModelRef(told)
         with pytest.raises(InputError, match="was a folder or file of the machine .*: give its place with --base"):
             recorded(ModelRef(told))
+
+
+def test_a_folder_that_is_no_model_does_not_hide_a_built_in_one_without_a_word(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2-135m" / "out").mkdir(parents=True)
+    for find in (resolve, resolve_file):
+        with pytest.raises(SourceError, match="smollm2-135m here is no model and hides the built-in one: rename it"):
+            find("smollm2-135m")
