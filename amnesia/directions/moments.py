@@ -33,10 +33,16 @@ from amnesia.facts.names import code_snippets, contrast_entities, foreign_senten
 from amnesia.files.cache import scratch_folder
 from amnesia.live.forward import activations
 from amnesia.live.model import LiveModel, hooks, plain_generation
+from amnesia.live.split import whole_of
 from amnesia.live.tokens import Placed, encode
 from amnesia.progress import Progress
 
-_UNUSED = ("_name_or_path", "architectures", "transformers_version")  # Of a configuration, by what a model does.
+_UNUSED = (
+    "_name_or_path",
+    "architectures",
+    "distributed_config",
+    "transformers_version",
+)  # Of a configuration, by what a model does.
 _VERSION = 3  # Of what is gathered; another number makes files that are kept be made again.
 _BLOCK = 4096
 _SAMPLED_AT_ONCE = 96
@@ -192,7 +198,7 @@ def _digest(live: LiveModel, layers: Sequence[int], settings: MomentSettings, re
     found = hashlib.sha256(repr((_VERSION, layers, settings, text, read)).encode())
     for name, weight in sorted(live.model.state_dict(keep_vars=True).items()):
         found.update(name.encode())
-        found.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        found.update(whole_of(weight).cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
