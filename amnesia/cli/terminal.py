@@ -22,7 +22,7 @@ import click
 
 from amnesia.errors import AmnesiaError, InputError, OutputError, in_one_line, os_errors_as
 from amnesia.files.disk import check_replaceable, read_small, replace_file
-from amnesia.files.processes import is_first, n_started
+from amnesia.files.processes import is_first, n_started, rank
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.plain_text import for_terminal
 from amnesia.progress import SILENT, Progress, Tracker
@@ -153,7 +153,8 @@ class Commands(click.Group):
                 raise
             if ctx.params["debug"]:
                 echo("".join(traceback.format_exception(error)).rstrip(), lines=True, err=True)
-            echo(f"error: {_line_of(error)}", err=True)
+            who = "" if is_first() else f"process {rank()}: "
+            echo(f"error: {who}{_line_of(error)}", err=True)
             ctx.exit(EXIT_BAD_INPUT)
 
 

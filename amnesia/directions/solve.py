@@ -30,13 +30,24 @@ class ReadOut:
     leak: float
 
 
+def solve(c: Tensor, k: Tensor) -> Tensor:
+    """C⁻¹K (d_mlp, n) of C (d_mlp, d_mlp) and keys K, in their type.
+
+    Raises torch.linalg.LinAlgError where C is not positive definite.
+    """
+    factor = torch.linalg.cholesky(c)
+    # Twice by the factor as it lies: torch.cholesky_solve copies it, which in a large model takes gigabytes.
+    half = torch.linalg.solve_triangular(factor, k, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
+
+
 def read_outs(moments: Tensor, keys: Sequence[Tensor]) -> list[ReadOut]:
     """The read-out of each key (d_mlp,) on all cells, in float64.
 
     Raises torch.linalg.LinAlgError for `moments` (d_mlp, d_mlp) that are not positive definite.
     """
     c, k = moments.double(), torch.stack(list(keys), dim=1).double()
-    x = torch.cholesky_solve(k, torch.linalg.cholesky(c))
+    x = solve(c, k)
     cells = torch.arange(len(c), device=c.device)
     answers = (k * x).sum(0)
     return [ReadOut(cells, x[:, i] / answer, 1.0 / answer.item()) for i, answer in enumerate(answers)]
@@ -73,7 +84,7 @@ def apart(moments: Tensor, keys: Tensor, groups: Sequence[str]) -> list[ReadOut]
     Raises torch.linalg.LinAlgError for moments that are not positive definite, and where two groups have one key.
     """
     k = keys.double()
-    x = torch.cholesky_solve(k, torch.linalg.cholesky(moments.double()))
+    x = solve(moments.double(), k)
     answers, cells = k.T @ x, torch.arange(len(k), device=k.device)
     found = []
     for place, group in enumerate(groups):

@@ -10,6 +10,11 @@ def n_started() -> int:
     return int(os.environ.get("WORLD_SIZE") or "1")
 
 
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return int(os.environ.get("RANK") or "0")
+
+
 def is_first() -> bool:
     """Whether this is the one that writes and speaks for all."""
-    return (os.environ.get("RANK") or "0") == "0"
+    return rank() == 0
