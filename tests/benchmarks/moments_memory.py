@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from amnesia.directions.keys import name_keys
 from amnesia.directions.moments import MomentSettings, _sentence_rows, moments_of
-from amnesia.directions.solve import read_outs
+from amnesia.directions.solve import Metric
 from amnesia.live.model import freeze, wrap
 from amnesia.sources.resolve import resolve
 
@@ -82,7 +82,7 @@ def main() -> None:
         print(f"gathered in {gathering:.0f} s: {done / gathering / rate:.0%} of that rate, {after - before:.1f} GB")
         began = time.process_time()
         second, _ = moments.without(live, 0, lambda _: False, frozenset())
-        (found,) = read_outs(second, [name_keys(live, ENTITY, (0,), 1)[0][0]])
+        (found,) = Metric(second).read_outs([name_keys(live, ENTITY, (0,), 1)[0][0]])
         solving = time.process_time() - began
         done += d**3 / 3
         print(f"one layer solved in {solving:.0f} s, leak {found.leak:.3g}, {peak() - before:.1f} GB")
