@@ -57,8 +57,8 @@ class Reading:
     the final states (n_answer, d_model) from which `readout` computes the distributions. A server gives neither tokens
     nor states.
 
-    `divergence` is KL(original || this model) of each row, the mean over its tokens in nats; None for the original, where
-    tokens are not shared, and where distributions are not known.
+    `divergence` is KL(original || this model) of each row, the mean over its tokens in nats; None for the original,
+    where tokens are not shared, and where distributions are not known.
     """
 
     rows: tuple[Continuation, ...]
