@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -291,6 +292,13 @@ def generate(
         if progress:
             progress(len(batch.indices))
     return results
+
+
+def as_generated(live: LiveModel, tokens: Sequence[int], max_new_tokens: int = 12) -> str:
+    """What `generate` gives where a model goes on with `tokens`, and with whatever after a special one."""
+    ends = set(_ends(live) or ())
+    new = list(itertools.takewhile(lambda token: token not in ends, tokens[:max_new_tokens]))
+    return live.tokenizer.batch_decode([new], skip_special_tokens=True)[0]
 
 
 @torch.inference_mode()

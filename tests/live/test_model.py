@@ -16,7 +16,15 @@ from amnesia.experiments.layers import layer_significance
 from amnesia.facts.names import entity_templates
 from amnesia.live import forward
 from amnesia.live.batches import batches, passes, takes_trees
-from amnesia.live.forward import _following, _from_shared, activations, answer_logprobs, generate
+from amnesia.live.forward import (
+    _following,
+    _from_shared,
+    activations,
+    answer_logprobs,
+    as_generated,
+    continued,
+    generate,
+)
 from amnesia.live.loading import check_finite, load
 from amnesia.live.model import apply_edits, edited, wrap
 from amnesia.live.tokens import continuations, place
@@ -81,6 +89,7 @@ def test_what_is_written_depends_on_the_weights_alone(settings):
     for name, value in settings.items():
         setattr(live.model.generation_config, name, value)
     assert generate(live, prompts) == expected
+    assert [as_generated(live, row[-14:]) for row in continued(live, prompts, 14)] == expected
     assert all(getattr(live.model.generation_config, name) == value for name, value in settings.items())
 
 
@@ -91,6 +100,8 @@ def test_nothing_is_read_behind_a_special_token():
     piece = live.tokenizer.convert_ids_to_tokens([first])[0]
     live.tokenizer.add_special_tokens({"extra_special_tokens": [piece]})
     assert before and generate(live, ["the river"]) == [""]
+    (row,) = continued(live, ["the river"], 14)
+    assert as_generated(live, row[-14:]) == ""
 
 
 def test_activations_equal_single_prompts(live):
