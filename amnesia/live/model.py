@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from amnesia.architectures import MlpShape, find_shape
+from amnesia.domain import ModelRef
 from amnesia.edits import DirectionEdit, Edit, check_edits, columns_of, directions_of
 from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.live.split import whole_of
@@ -47,6 +48,11 @@ class LiveModel:
     is_recurrent: bool
     n_held: int | None = None
     max_tokens: int = MAX_BATCH_TOKENS
+
+    @property
+    def label(self) -> str:
+        """The name in results, which are passed on."""
+        return str(ModelRef.parse(self.name).portable)
 
     @property
     def device(self) -> torch.device:

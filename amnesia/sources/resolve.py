@@ -132,6 +132,23 @@ def hub_ref(spec: str) -> ModelRef:
     return ref
 
 
+def declared(model: ModelRef) -> ModelRef:
+    """A model as a manifest names it: without the path to a folder or file, which is never called as a built-in one."""
+    short = model.portable
+    is_here = short != model or Path(model.name).exists()
+    return ModelRef(f"./{short.name}") if short.name in BUILT_IN and is_here else short
+
+
+def recorded(base: ModelRef) -> str:
+    """The base of an output as `resolve` takes it; raises InputError where the manifest does not say where it lies."""
+    if base.revision is None and base.name not in BUILT_IN:
+        raise InputError(
+            f"{base} was a folder or file of the machine on which it was edited: give its place with --base (in "
+            "Python: base=...)"
+        )
+    return str(base)
+
+
 def is_local(spec: str) -> bool:
     """Whether `spec` means a folder, a file, or a built-in model, and not a repository."""
     path = Path(spec).expanduser()

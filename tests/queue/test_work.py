@@ -23,7 +23,7 @@ from amnesia.recipe_file import parse_recipe
 from amnesia.report.page import summary_html
 from amnesia.weights.manifest_file import read_manifest
 from support.commands import call
-from support.folders import ROOT, tree
+from support.folders import ROOT, telling, tree
 from support.reports import check_report_json
 from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live
@@ -105,6 +105,13 @@ def test_each_entity_has_a_folder_and_all_have_one_model(written, model):
     for folder in ("entities/001-japan", "entities/002-canada", "joint"):
         check_report_json(json.loads((output / folder / "report.json").read_text(encoding="utf-8")))
     assert verify(output / "joint", str(model))
+
+
+def test_no_result_says_where_the_model_lies(written, model):
+    """But for the recipes, by which each entity is done again, and PEFT's own settings."""
+    _, output, _ = written
+    found = telling(output, str(model.parent))
+    assert not [name for name in found if not name.endswith((".toml", "adapter_config.json", ".sqlite"))]
 
 
 def test_scores_of_all_edits_are_those_of_the_saved_files(written):
