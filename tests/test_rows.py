@@ -18,13 +18,14 @@ from amnesia.facts.names import entity_templates
 from amnesia.guessing import ASKED, guess
 from amnesia.hub.card import BaseCard
 from amnesia.hub.contents import prepare
+from amnesia.live import forward
 from amnesia.live.batches import takes_trees
-from amnesia.live.forward import activations, answer_logprobs, readout
+from amnesia.live.forward import activations, answer_logprobs, generate, readout
 from amnesia.live.interventions import Asked, replaced_outputs, varied_logprobs
 from amnesia.live.loading import load, load_source
 from amnesia.live.model import apply_edits, edited, wrap
 from amnesia.live.proving import prove_layout
-from amnesia.live.tokens import continuations, place
+from amnesia.live.tokens import continuations, encode, place
 from amnesia.localization.cells import localize
 from amnesia.outputs.proofs import prove, take_back
 from amnesia.outputs.write import save
@@ -220,6 +221,15 @@ def test_activations_are_those_of_one_prompt_at_a_time(source, live):
             for number, expected in enumerate(values[rows[index].token] for values in alone):
                 assert (batch[line, number, : len(expected)] - expected).abs().max() <= 1e-3 * expected.abs().max()
                 assert not batch[line, number, len(expected) :].any()
+
+
+def test_a_beginning_that_is_computed_once_changes_nothing_of_what_is_written(source, live, monkeypatch):
+    prompts = [f"the river was long and {prompt}" for prompt, _ in PAIRS]
+    apart = generate(live, prompts, 3)
+    monkeypatch.setattr(forward, "_MIN_SHARED", 1)
+    inputs = forward._from_shared(live, [item.ids for item in encode(live.tokenizer, prompts)], 3)
+    assert bool(inputs) == (model_type(source) not in RECURRENT)
+    assert generate(live, prompts, 3) == apart
 
 
 def test_the_first_layers_alone_give_the_activations_of_the_whole_bit_for_bit(source, live):

@@ -158,6 +158,7 @@ def _cells_of(atlas: Path, model: str, entity: str | None, top: int | None) -> t
 
 def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
     from amnesia.outputs.write import rounding_notice
+    from amnesia.report.view import count
 
     if line := rounding_notice(manifest):
         Terminal().notice(line)
@@ -167,7 +168,8 @@ def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
     n = sum(len(row.indices) for row in manifest.tensors)
     share = min((row.share for row in manifest.tensors if row.share is not None), default=None)
     codes = "" if share is None else f", {share:.4f} of the edit kept by their codes"
-    echo(f"{n} columns in {len(manifest.tensors)} tensors edited ({manifest.format}{codes}); written to {output}")
+    changed = f"{count(n, 'column')} in {count(len(manifest.tensors), 'tensor')}"
+    echo(f"{changed} edited ({manifest.format}{codes}); written to {output}")
 
 
 @click.command()
@@ -211,11 +213,13 @@ def verify(
     if json_output:
         print_json({str(folder): dataclasses.asdict(row) for folder, row in reports.items()})
         return
+    from amnesia.report.view import count
+
     for folder, row in reports.items():
         proof = "compared with the base" if row.base_read else "by the hashes in the manifest"
         echo(
-            f"{folder}: {row.n_cells} columns in {row.n_tensors} tensors changed as declared ({row.format}, "
-            f"{row.entity}); {row.n_files} files proven {proof}"
+            f"{folder}: {count(row.n_cells, 'column')} in {count(row.n_tensors, 'tensor')} changed as declared "
+            f"({row.format}, {row.entity}); {count(row.n_files, 'file')} proven {proof}"
         )
         if row.unproven:
             more = len(row.unproven) - _N_SHOWN

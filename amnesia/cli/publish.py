@@ -107,5 +107,8 @@ def replay(manifest: Path, output: Path, base: str | None, force: bool, json_out
     if json_output:
         print_json(made.to_json())
     else:
+        from amnesia.report.view import count
+
         n = sum(len(row.indices) for row in made.tensors)
-        echo(f"{n} columns in {len(made.tensors)} tensors as recorded ({made.format}); written to {output}")
+        changed = f"{count(n, 'column')} in {count(len(made.tensors), 'tensor')}"
+        echo(f"{changed} as recorded ({made.format}); written to {output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from amnesia.cli.terminal import (
     print_json,
     write_file,
 )
-from amnesia.domain import DEFAULT_LOADING, Loading, name_key
+from amnesia.domain import DEFAULT_LOADING, Loading, ModelRef, name_key
 from amnesia.errors import InputError
 from amnesia.files.processes import is_first, n_started
 from amnesia.files.strict_json import json_bytes
@@ -205,8 +206,25 @@ def _show_run(result: RunResult, json_output: bool, front: Path | None = None) -
         if result.output is not None:
             echo()
             echo(f"written to {result.output}")
+            echo(_next_steps(result.output, result), lines=True)
     if not result.accepted:
         sys.exit(EXIT_REJECTED)
+
+
+def _next_steps(output: Path, result: RunResult) -> str:
+    """Commands that go on from an output, each with what it does."""
+    named = next(iter(result.reports.values()))["model"]
+    model, whole = (shlex.quote(str(name)) for name in (ModelRef(named["id"], named["revision"]), output))
+    steps = [
+        (f"chat {model} {whole}", "ask the model and its edited self at once"),
+        (f"verify {whole} --base {model}", "prove every byte"),
+    ]
+    if models := [name for name in result.reports if name in ("safetensors", "gguf")]:  # Others are left off.
+        edited = output if len(result.reports) == 1 else output / models[0]
+        restored = output.with_name(f"{output.name}-original")
+        steps.append((f"undo {shlex.quote(str(edited))} -o {shlex.quote(str(restored))}", "every byte back as it was"))
+    width = max(len(command) for command, _ in steps)
+    return "\n".join(["next:", *(f"  amnesia {command:<{width}}  # {what}" for command, what in steps)])
 
 
 def _recipes_folder() -> Path:

@@ -55,12 +55,17 @@ _CHUNK = 128
 class Reading:
     """Rows of tokens that a model has read: log-probability (nats) of each row's last `n_answer` tokens, summed, and
     the final states (n_answer, d_model) from which `readout` computes the distributions. A server gives neither tokens
-    nor states."""
+    nor states.
+
+    `divergence` is KL(original || this model) of each row, the mean over its tokens in nats; None for the original,
+    where tokens are not shared, and where distributions are not known.
+    """
 
     rows: tuple[Continuation, ...]
     logprobs: tuple[float, ...]
     states: tuple[Tensor, ...]
     readout: Readout | None
+    divergence: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,40 +81,44 @@ class Impression:
     continued: Reading | None
 
 
-def read(live: LiveModel, rows: Sequence[Continuation], progress: Progress | None = None) -> Reading:
-    """Read rows of tokens. Raises NumericalError when the model's output is NaN or infinite."""
-    head = readout(live)
+def read(
+    live: LiveModel,
+    rows: Sequence[Continuation],
+    progress: Progress | None = None,
+    original: Reading | None = None,
+) -> Reading:
+    """Read rows of tokens, and how far what is predicted diverges from what the `original` model has made of them.
+
+    Raises NumericalError when the model's output is NaN or infinite.
+    """
+    head, rows = readout(live), tuple(rows)
     states = tuple(final_states(live, rows, head, progress))
-    logprobs = [0.0] * len(rows)
+    logprobs, totals = [0.0] * len(rows), [0.0] * len(rows)
+    before = None if original is None or original.rows != rows else original.readout
     for part, index, start in _chunks(states):
         tokens = rows[index].ids[len(rows[index].ids) - rows[index].n_answer :][start : start + len(part)]
         logits = head.logits(part)
         chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
-        logprobs[index] += (chosen - logits.logsumexp(1)).double().sum().item()
+        size = logits.logsumexp(1)
+        logprobs[index] += (chosen - size).double().sum().item()
+        if original is not None and before is not None:
+            old = before.logits(original.states[index][start : start + len(part)])
+            if old.shape == logits.shape:
+                totals[index] += _divergence(old, logits.to(old.device), size.to(old.device))
+            else:
+                before = None
     if not all(map(math.isfinite, logprobs)):
         raise not_finite(live, "log-probabilities")
-    return Reading(tuple(rows), tuple(logprobs), states, head)
+    mean = None if before is None else tuple(total / row.n_answer for total, row in zip(totals, rows, strict=True))
+    return Reading(rows, tuple(logprobs), states, head, mean)
 
 
-def divergence(before: Reading, after: Reading) -> tuple[float, ...] | None:
-    """KL(original || edited) of each row, the mean over its tokens in nats.
-
-    None where tokens are not shared, and where distributions are not known.
-    """
-    if before.rows != after.rows or before.readout is None or after.readout is None:
-        return None
-    totals = [0.0] * len(before.rows)
-    for part, index, start in _chunks(before.states):
-        old = before.readout.logits(part)
-        new = after.readout.logits(after.states[index][start : start + len(part)]).to(old.device)
-        if old.shape != new.shape:
-            return None
-        # Σ p (log p − log q), with what the two normalizations differ by taken out of the sum.
-        shift = new.logsumexp(1) - old.logsumexp(1)
-        kl = torch.linalg.vecdot(old.softmax(1), old - new) + shift
-        # Never negative but for rounding.
-        totals[index] += kl.double().clamp(min=0).sum().item()
-    return tuple(total / row.n_answer for total, row in zip(totals, before.rows, strict=True))
+def _divergence(old: Tensor, new: Tensor, new_size: Tensor) -> float:
+    """KL(old || new) in nats, summed over rows of logits; `new_size` are the logarithms of what `new` sums to."""
+    # Σ p (log p − log q), with what the two normalizations differ by taken out of the sum.
+    kl = torch.linalg.vecdot(old.softmax(1), old - new) + (new_size - old.logsumexp(1))
+    # Never negative but for rounding.
+    return kl.double().clamp(min=0).sum().item()
 
 
 def impression(
@@ -133,12 +142,12 @@ def impression(
 
 def impression_after(live: Asked, original: Impression, progress: Progress | None = None) -> Impression:
     """What the edited model makes of the same texts."""
-    neutral = _neutral(live, progress)
+    neutral = _neutral(live, progress, original.neutral)
     shared = all(one.rows == other.rows for one, other in zip(original.neutral, neutral, strict=True))
     if isinstance(live, Server):
         return Impression(neutral, original.prompts, None)
     rows = original.continued.rows if original.continued is not None and shared else ()
-    return Impression(neutral, original.prompts, read(live, rows, progress) if rows else None)
+    return Impression(neutral, original.prompts, read(live, rows, progress, original.continued) if rows else None)
 
 
 def damage(before: Impression, after: Impression | None) -> tuple[Damage, dict[str, float]]:
@@ -150,7 +159,7 @@ def damage(before: Impression, after: Impression | None) -> tuple[Damage, dict[s
     for index, text in enumerate(neutral_text()):
         old = before.neutral[index]
         new = old if after is None else after.neutral[index]
-        kl = None if after is None else divergence(old, new)
+        kl = None if after is None else new.divergence
         n_tokens = sum(row.n_answer for row in old.rows)
         n_words = _n_words(text)
         scores.append(
@@ -170,11 +179,7 @@ def damage(before: Impression, after: Impression | None) -> tuple[Damage, dict[s
     totals = [
         sum(sum(reading.logprobs) for reading in one.neutral) for one in (before, before if after is None else after)
     ]
-    found = (
-        None
-        if after is None or before.continued is None or after.continued is None
-        else divergence(before.continued, after.continued)
-    )
+    found = None if after is None or after.continued is None else after.continued.divergence
     return (
         Damage(
             _perplexity(totals[0], n_words),
@@ -215,10 +220,16 @@ def _n_characters(places: Sequence[int]) -> int:
     return sum(len(passage) for place in places for passage in neutral_text()[place].passages)
 
 
-def _neutral(live: Asked, progress: Progress | None) -> tuple[Reading, ...]:
+def _neutral(
+    live: Asked, progress: Progress | None, originals: Sequence[Reading | None] | None = None
+) -> tuple[Reading, ...]:
     if isinstance(live, Server):
         return tuple(_served(live, text.passages, progress) for text in neutral_text())
-    return tuple(read(live, _windows(live, text), progress) for text in neutral_text())
+    originals = originals or [None] * len(neutral_text())
+    return tuple(
+        read(live, _windows(live, text), progress, original)
+        for text, original in zip(neutral_text(), originals, strict=True)
+    )
 
 
 def _served(server: Server, passages: Sequence[str], progress: Progress | None) -> Reading:

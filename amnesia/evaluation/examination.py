@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from amnesia.domain import Answer
@@ -12,8 +12,10 @@ from amnesia.evaluation.damage import Impression, damage, impression, impression
 from amnesia.evaluation.measurement import Asked, KnownFact, in_both_forms, known_facts, measure, write, written
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.facts.questions import Question
+from amnesia.live.forward import as_generated
 from amnesia.progress import Progress
 from amnesia.recipe import Scoring
+from amnesia.servers.server import Server
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,17 @@ def examine(
     Answers are put into `cache`; texts, which take seconds, are read anew.
     """
     choices = right_choices(live, progress, cache)
-    facts = answered(live, in_both_forms(live, questions), scoring, progress, cache)
-    return Examination(facts, impression(live, control_prompts(questions), progress), choices)
+    first = impression(live, control_prompts(questions), progress)
+    facts = answered(live, in_both_forms(live, questions), scoring, progress, cache, texts_in(live, first))
+    return Examination(facts, first, choices)
+
+
+def texts_in(live: Asked, found: Impression) -> dict[str, str]:
+    """What the original model wrote after control prompts for its impression, as `write` gives it."""
+    if found.continued is None or isinstance(live, Server):
+        return {}
+    rows = zip(found.prompts, found.continued.rows, strict=True)
+    return {prompt: as_generated(live, row.ids[-row.n_answer :]) for prompt, row in rows}
 
 
 def answered(
@@ -57,13 +68,16 @@ def answered(
     scoring: Scoring,
     progress: Progress | None = None,
     cache: MeasurementCache | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> tuple[KnownFact, ...]:
     """What the original model knows of the questions, in their order, with what it writes after those that it knows.
 
-    Nothing else is scored, so that it writes nothing else.
+    Nothing else is scored, so that it writes nothing else, and nothing after prompts whose `texts` are there already.
     """
     facts = known_facts(live, questions, scoring, progress, cache)
-    texts = write(live, [fact.prompt for fact in facts if not fact.excluded], progress, cache)
+    texts = texts or {}
+    prompts = [fact.prompt for fact in facts if not fact.excluded and fact.prompt not in texts]
+    texts = {**texts, **write(live, prompts, progress, cache)}
     return tuple(
         fact if fact.excluded else replace(fact, before=written(fact.before, fact.question.fact, texts[fact.prompt]))
         for fact in facts

@@ -70,8 +70,11 @@ def sweep_strength(
     pairs = [fact.pair for fact in known]
     scores = []
     for strength in strengths:
+        if not strength:  # As it was asked already.
+            scores.append(scores_of(known, (fact.before.logprob for fact in known)))
+            continue
         try:
-            with edited(live, [weakened(edit, strength) for edit in edits] if strength else ()):
+            with edited(live, [weakened(edit, strength) for edit in edits]):
                 after = answer_logprobs(live, pairs, progress)
         except NumericalError:
             if strength <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +16,29 @@ from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, GenerationMixin
 
 from amnesia.domain import Answer
-from amnesia.live.batches import PROBES, Around, Batch, Pass, agree, batches, collate, passes, plain_pass
+from amnesia.live.batches import (
+    PROBES,
+    Around,
+    Batch,
+    Pass,
+    agree,
+    batches,
+    collate,
+    passes,
+    plain_pass,
+    takes_trees,
+)
 from amnesia.live.model import LiveModel, hooks, not_finite, plain_generation
 from amnesia.live.places import at_head
 from amnesia.live.tokens import Continuation, Placed, continuations, encode
+from amnesia.live.trees import common
 from amnesia.progress import Progress
 
 _GRADIENT_TOKENS = 256
 """Padded tokens per backward pass, whose logits and their gradients are in memory at a time."""
+
+_MIN_SHARED = 64
+"""Tokens that a batch must save before the beginning of its rows is worth a pass of its own. Set by hand."""
 
 
 class _StopForwardError(Exception):
@@ -278,6 +294,13 @@ def generate(
     return results
 
 
+def as_generated(live: LiveModel, tokens: Sequence[int], max_new_tokens: int = 12) -> str:
+    """What `generate` gives where a model goes on with `tokens`, and with whatever after a special one."""
+    ends = set(_ends(live) or ())
+    new = list(itertools.takewhile(lambda token: token not in ends, tokens[:max_new_tokens]))
+    return live.tokenizer.batch_decode([new], skip_special_tokens=True)[0]
+
+
 @torch.inference_mode()
 def continued(live: LiveModel, prompts: Sequence[str], n_tokens: int) -> list[list[int]]:
     """Token ids of each prompt with the `n_tokens` that the model finds likeliest, one after the other."""
@@ -346,7 +369,32 @@ def _following(
     )
     model = cast(GenerationMixin, live.model)
     for batch in batches(live, rows):
-        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
         with around(batch) if around else contextlib.nullcontext(), plain_generation(live):
-            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-        yield batch, output[:, ids.shape[1] :]
+            if around is None:
+                inputs |= _from_shared(live, [rows[index] for index in batch.indices], n_tokens)
+            output = model.generate(**inputs, generation_config=config)
+        yield batch, output[:, inputs["input_ids"].shape[1] :]
+
+
+def _from_shared(live: LiveModel, rows: Sequence[Sequence[int]], n_tokens: int) -> dict[str, Any]:
+    """Inputs of `generate` in which what all rows share at their beginning is computed once; none if that is little.
+
+    Chat templates begin all messages alike. Padding then stands between that and the rest, so that a model must use
+    the mask as given, also in what it writes.
+    """
+    width = max(map(len, rows))
+    n = min(*(common(rows[0], row) for row in rows), min(map(len, rows)) - 1)
+    if n * (len(rows) - 1) < _MIN_SHARED or not takes_trees(live, width + n_tokens):
+        return {}
+    padding = [[0] * (width - len(row)) for row in rows]
+    ids = [[*row[:n], *pad, *row[n:]] for row, pad in zip(rows, padding, strict=True)]
+    mask = [[*[1] * n, *pad, *[1] * (len(row) - n)] for row, pad in zip(rows, padding, strict=True)]
+    beginning = torch.tensor([rows[0][:n]], device=live.device)
+    cache = live.model.base_model(input_ids=beginning, use_cache=True).cache
+    cache.batch_repeat_interleave(len(rows))
+    return {
+        "input_ids": torch.tensor(ids, device=live.device),
+        "attention_mask": torch.tensor(mask, device=live.device),
+        "cache": cache,
+    }

@@ -50,7 +50,7 @@ def trees(rows: Sequence[Sequence[int]], max_tokens: int, max_rows: int) -> Iter
     positions: list[int] = []
     for index in order:
         row = rows[index]
-        shared = _common(row, rows[members[-1]]) if members else 0
+        shared = common(row, rows[members[-1]]) if members else 0
         if members and (len(ids) + len(row) - shared > max_tokens or len(members) == max_rows):
             yield Tree(tuple(members), tuple(slots), tuple(ids), tuple(parents), tuple(positions))
             members, slots, ids, parents, positions, shared = [], [], [], [], [], 0
@@ -101,7 +101,7 @@ def visible(forest: Sequence[Tree], width: int) -> Tensor:
     return torch.from_numpy(mask)
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
+def common(first: Sequence[int], second: Sequence[int]) -> int:
     """Length of the common beginning."""
     return next(
         (place for place, (one, other) in enumerate(zip(first, second, strict=False)) if one != other),

@@ -10,6 +10,9 @@ from amnesia.report.axes import CHAR, both, grid, legend
 from amnesia.report.charts import CONTROL, TARGET
 from amnesia.report.svg import Drawing, Scale, around
 
+_APART = 4
+"""Characters between two labels of one height."""
+
 
 def front(points: Sequence[FrontPoint]) -> str:
     """Edits that the choice could have taken, the knowledge that they leave over the harm that they do."""
@@ -28,13 +31,18 @@ def front(points: Sequence[FrontPoint]) -> str:
         x, y = Scale(*across, 34, width - 10), Scale(*up, bottom, top)
         drawing.text(0, top - 10, "↑ knowledge score of the search facts", "label small")
         grid(drawing, x, y, "harm to text: nats per token →")
-        for row in points:
+        labelled: list[tuple[float, float]] = []
+        for row in sorted(points, key=lambda row: row.chosen):  # The chosen one lies on top of its neighbors.
             shape, classes = TARGET if row.chosen else CONTROL
-            left, height = x(row.harm), y(row.target)
-            label = str(row.n_columns)
+            drawing.mark(shape, x(row.harm), y(row.target), 4.6, classes, f"{signed(row.target)} at {row.harm:.4f}")
+        for row in sorted(points, key=lambda row: not row.chosen):
+            left, height, label = x(row.harm), y(row.target), str(row.n_columns)
+            # Of edits that lie on each other one label can be read; all numbers are in the table.
+            if any(abs(left - other) < _APART * CHAR and abs(height - level) < 12 for other, level in labelled):
+                continue
+            labelled.append((left, height))
             is_right = left + 10 + CHAR * len(label) < width
             place, anchor = (left + 9, "start") if is_right else (left - 9, "end")
-            drawing.mark(shape, left, height, 4.6, classes, f"{signed(row.target)} at {row.harm:.4f}")
             drawing.text(place, height + 4, label, "label small", anchor)
         return drawing
 

@@ -77,8 +77,10 @@ class _Server(uvicorn.Server):
 def app_of(session: Session, worker: Worker, host: str, token: str) -> ASGIApp:
     """The page of a session and what it may ask for, behind the guard."""
     text, policy = page(session)
-    # Passes of the model are many where steps are told of seldom.
-    session.live.model.base_model.register_forward_pre_hook(lambda *_: worker.check())
+    # Layers are run often where steps are told of seldom, and a pass of the model may take seconds.
+    live = session.live
+    for layer in range(live.shape.n_layers):
+        live.model.get_submodule(live.shape.layer_path(layer)).register_forward_pre_hook(lambda *_: worker.check())
 
     async def show(_: Request) -> Response:
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})

@@ -1,6 +1,7 @@
 """The command line: results on standard output, exit codes 0 and 1, and what an interrupt leaves."""
 
 import json
+import shlex
 import signal
 import time
 
@@ -116,8 +117,14 @@ def test_run_and_evaluate_agree(model, recipe, tmp_path):
     assert "exists and is not empty" in refused("run", recipe, "-o", tmp_path / "out")
     assert "exists and is not empty" in refused("evaluate", model, "--recipe", recipe, "-o", tmp_path / "report")
     again = succeed("run", recipe, "-o", tmp_path / "out", "--force")
-    assert again.stdout.splitlines()[-1] == f"written to {tmp_path / 'out'}"
-    assert "accepted" in again.stdout.splitlines()
+    *said, written, _, chat, verify, undo = again.stdout.splitlines()
+    assert written == f"written to {tmp_path / 'out'}"
+    assert "accepted" in said
+    # What a run says can be done next is done as it is written.
+    for line in (chat, verify, undo):
+        program, *words = shlex.split(line, comments=True)
+        assert program == "amnesia" and call(*words, given="").exit_code == 0, line
+    assert tree(tmp_path / "out-original") == tree(model)
 
 
 def test_missed_bounds_and_missing_handles_exit_with_1(model, live, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.errors import NumericalError
-from amnesia.evaluation.damage import FLUENT, N_CONTINUED, damage, divergence, impression, impression_after, read
+from amnesia.evaluation.damage import FLUENT, N_CONTINUED, damage, impression, impression_after, read
 from amnesia.facts.neutral import neutral_text
 from amnesia.live.forward import readout
 from amnesia.live.model import edited, wrap
@@ -36,9 +36,9 @@ def test_the_head_alone_gives_the_distributions_of_the_whole_model(model_type, s
     rows = [Continuation((5, 9, 30, 31), 2), Continuation(tuple(range(40, 60)), 19), Continuation((7, 8), 1)]
     before = read(live, rows)
     with edited(live, EDITS):
-        after = read(live, rows)
+        after = read(live, rows, original=before)
         expected_after = [plain_logprobs(live, row.ids) for row in rows]
-    kl = divergence(before, after)
+    kl = after.divergence
     for index, row in enumerate(rows):
         p, q = plain_logprobs(live, row.ids), expected_after[index]
         places = range(len(row.ids) - row.n_answer, len(row.ids))
@@ -47,7 +47,8 @@ def test_the_head_alone_gives_the_distributions_of_the_whole_model(model_type, s
         by_token = [(p[place - 1].exp() * (p[place - 1] - q[place - 1])).sum().item() for place in places]
         assert kl[index] == pytest.approx(sum(by_token) / row.n_answer, abs=1e-4)
         assert kl[index] > 1e-3
-    assert divergence(before, before) == (0.0, 0.0, 0.0)
+    assert read(live, rows, original=before).divergence == (0.0, 0.0, 0.0)
+    assert read(live, rows[:2], original=before).divergence is None
 
 
 def test_continuations_are_those_of_plain_generation():

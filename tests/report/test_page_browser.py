@@ -102,3 +102,16 @@ def test_print_shows_what_is_folded(browser, tmp_path):
         assert opened.page.evaluate("getComputedStyle(document.body).color") == "rgb(33, 30, 25)"
         assert not opened.page.get_by_role("navigation").is_visible()
         assert opened.page.pdf().startswith(b"%PDF")
+
+
+def test_a_sheet_of_paper_has_tables_whose_words_stay_whole(browser, file):
+    width = 718  # Of A4 in pixels, within the usual margins.
+    with Opened(browser, file, width, "light") as opened:
+        page = opened.page
+        page.emulate_media(media="print")
+        beyond = "all => Math.max(...all.map((one) => one.getBoundingClientRect().right))"
+        assert page.eval_on_selector_all("body *", beyond) <= width
+        rows = page.eval_on_selector_all(".cards tbody tr", "all => all.map((one) => getComputedStyle(one).display)")
+        assert set(rows) == {"table-row"}
+        narrow = "all => all.filter((one) => one.checkVisibility() && one.getBoundingClientRect().width < 60).length"
+        assert page.eval_on_selector_all("tbody th", narrow) == 0
