@@ -184,6 +184,7 @@ def test_rank_correlation_with_ties():
 
 
 # The order of the sums in a matrix product depends on the number of threads; `accelerate launch` gives each process one.
+N_NAMES = 24
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -196,22 +197,19 @@ def command(model, names, output):
     return ["atlas", str(model), "--file", str(names), "-o", str(output), "--no-plots", "--json"]
 
 
-@pytest.fixture
-def one_thread():
-    """As many threads as ONE_THREAD gives a process of its own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def alone(model, tmp_path, one_thread):
-    """An atlas of 40 entities by one process, its entities, and what was printed."""
-    names = tmp_path / "names.txt"
-    names.write_text("\n".join(contrast_entities()[:40]), encoding="utf-8")
-    printed = done(*command(model, names, tmp_path / "alone"))
-    return tmp_path / "alone" / "atlas.sqlite", names, printed
+@pytest.fixture(scope="module")
+def alone(model, tmp_path_factory):
+    """An atlas of some entities by one process, its entities, and what was printed."""
+    folder = tmp_path_factory.mktemp("alone")
+    names = folder / "names.txt"
+    names.write_text("\n".join(contrast_entities()[:N_NAMES]), encoding="utf-8")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # As ONE_THREAD gives a process of its own.
+    try:
+        printed = done(*command(model, names, folder / "atlas"))
+    finally:
+        torch.set_num_threads(threads)
+    return folder / "atlas" / "atlas.sqlite", names, printed
 
 
 def test_two_processes_give_what_one_gives(model, alone, tmp_path):
@@ -250,7 +248,7 @@ def test_a_killed_run_goes_on(model, alone, tmp_path):
     before = finished(output / "atlas.sqlite")
     assert before > 0 and before % atlas.EXPERIMENTS.batch_entities == 0
     again = succeed(*command(model, names, output))
-    assert f"localizing {40 - before} of 40" in again.stderr
+    assert f"localizing {N_NAMES - before} of {N_NAMES}" in again.stderr
     assert read(output / "atlas.sqlite") == read(path)
 
 
