@@ -139,7 +139,7 @@ def _atlas_text(result: AtlasSummary, output: Path) -> str:
             rows = zip(found.layers, found.counts, strict=True)
             lines += [f"{layer:>5} {count:>10} {'█' * count}" for layer, count in rows if count]
     if result.popularity is not None and result.popularity.rank_correlation is not None:
-        lines.append(f"popularity and score: rank correlation {result.popularity.rank_correlation:.2f}")
+        lines.append(f"popularity and score: rank correlation {result.popularity.rank_correlation:z.2f}")
     lines.append(f"{len(result.collisions)} cells are the top cell of several entities")
     lines += [f"  {row.layer}:{row.neuron}  {', '.join(row.entities)}" for row in result.collisions[:10]]
     if result.comparison is not None:
@@ -147,6 +147,6 @@ def _atlas_text(result: AtlasSummary, output: Path) -> str:
         lines.append(
             f"{result.comparison.model}: same top cell for {result.comparison.same_top_cell:.0%} of "
             f"{result.comparison.n} entities, {result.comparison.shared_cells:.0%} of the listed cells in common, "
-            f"rank correlation of the scores {'undefined' if rho is None else f'{rho:.2f}'}"
+            f"rank correlation of the scores {'undefined' if rho is None else f'{rho:z.2f}'}"
         )
     return "\n".join([*lines, "", f"written to {output}"])

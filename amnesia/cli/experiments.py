@@ -104,7 +104,7 @@ def inject(run: Experiment, implant: Implant, seed: int) -> None:
         result = injection.inject(form, facts, seed=seed, progress=progress)
     lines = [f"{result.entity} at {result.put.placeholder!r}: {put_text(result.put)}"]
     lines += [
-        f"{row.condition:<14} score {row.score.mean:>5.2f} ({row.score.low:.2f} to {row.score.high:.2f}), "
+        f"{row.condition:<14} score {row.score.mean:>z5.2f} ({row.score.low:z.2f} to {row.score.high:z.2f}), "
         f"first rank {row.first.mean:>4.0%}, written {row.success.mean:>4.0%}"
         for row in result.conditions
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from amnesia.choice.atoms import Name
-from amnesia.choice.settings import ChoiceSettings
+from amnesia.choice.direction import MAX_TOKENS
 from amnesia.directions.moments import BystanderMoments, early_layers, moments_of
 from amnesia.domain import Baseline, Cell
 from amnesia.edits import DirectionEdit
@@ -127,7 +127,7 @@ def direction_of(live: LiveModel, name: str, moments: BystanderMoments) -> tuple
     Of all layers of the moments and the last tokens of the name, the one with the largest move is taken. Other names
     that share words with it had no part in what is spared.
     """
-    atoms = Name(live, name, moments, lambda other: share_words(other, [name])).atoms(ChoiceSettings.max_tokens)
+    atoms = Name(live, name, moments, lambda other: share_words(other, [name])).atoms(MAX_TOKENS)
     edit = atoms[0].edit(0.0)
     assert isinstance(edit, DirectionEdit), "on all columns"
     return edit, atoms[0].shift

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.domain import ROLES, SPLITS
+from amnesia.numbers import change, flat, positive, share, signed
 from amnesia.recipe import Accept
 from amnesia.report import view
 from amnesia.report.content import Report
-from amnesia.report.numbers import change, flat, positive, share, signed
 
 NOT_FORGOTTEN, NOT_KEPT = "not forgotten", "not kept"
 

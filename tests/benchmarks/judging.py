@@ -17,10 +17,10 @@ from typing import Any
 from mined import neighbor_pairs
 
 from amnesia.choice.atoms import Name, change_by
-from amnesia.choice.direction import DirectionChoice, Group, Trial
+from amnesia.choice.direction import MAX_TOKENS, DirectionChoice, Group, Trial
 from amnesia.choice.extraction import choose
 from amnesia.choice.forms import asked_as, forms_of
-from amnesia.choice.known import KnownFacts, mean_score, reserved_names, select_known
+from amnesia.choice.known import KnownFacts, Scores, mean_score, reserved_names, select_known
 from amnesia.choice.neighbors import neighbor_results
 from amnesia.directions.moments import BystanderMoments
 from amnesia.edits import Edit
@@ -84,8 +84,8 @@ class Chooser:
         if self._last is None or self._last[0] != recipe.target.entity:
             reserved = (*recipe.target.names, *reserved_names(recipe))
             name = Name(self.live, recipe.target.entity, self.moments, lambda other: share_words(other, reserved))
-            choice = DirectionChoice(self.live, name, targets, controls)
-            dense = choice.mildest(name.atoms(choice.settings.max_tokens))
+            choice = DirectionChoice(Scores(self.live), name, targets, controls)
+            dense = choice.mildest(name.atoms(MAX_TOKENS))
             self._last = (recipe.target.entity, choice, dense, self.clock() - start)
             start = self.clock()
         _, choice, dense, seconds = self._last
@@ -163,7 +163,7 @@ class Judge:
         questions = [row for row in questions_of(recipe) if row.role == "target"]
         facts = known_facts(self._live, questions, recipe.scoring, cache=self._cache, unlikely=True)
         facts = tuple(fact for fact in facts if not fact.excluded)
-        asked = {form: asked_as(facts, form.name) for form in forms_of(recipe.target, n_typos=2)}
+        asked = {form: asked_as(facts, form.name) for form in forms_of(recipe.target)}
         known = {form: own for form, own in asked.items() if mean_score(self._live, own) >= 0.5}
         with acting():
             return {f"{form.kind}: {form.name}": mean_score(self._live, own) for form, own in known.items()}
@@ -174,7 +174,7 @@ class Judge:
         asked = [(name, each.held_out[0]) for name in names for each in relation_templates().values()]
         facts = own_facts(self._live, asked, (), recipe.scoring, cache=self._cache)
         with acting():
-            rows = neighbor_results(self._live, facts, ())
+            rows = neighbor_results(Scores(self._live), facts, ())
         return {row.name: (row.n_facts, row.score) for row in rows}
 
 
