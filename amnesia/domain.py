@@ -99,12 +99,13 @@ class Loading:
 
     Without a device it is cuda where there is one. With device "auto" accelerate spreads the layers over all devices,
     and over memory and disk when these are too small. With `offload` the layers stay on the disk, from where each is
-    read when it is run.
+    read when it is run. With `split` each of the processes that were started together holds a part of the matrices.
     """
 
     dtype: str = "float32"
     device: str | None = None
     offload: bool = False
+    split: bool = False
 
 
 DEFAULT_LOADING = Loading()

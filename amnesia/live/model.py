@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from amnesia.architectures import MlpShape, find_shape
 from amnesia.edits import DirectionEdit, Edit, check_edits, columns_of, directions_of
 from amnesia.errors import InputError, LayoutError, NumericalError
+from amnesia.live.split import whole_of
 from amnesia.live.tokens import Tokenizer
 
 NORMS_AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm")
@@ -66,7 +67,7 @@ class LiveModel:
 
     def out_weight(self, layer: int) -> Tensor:
         """Weights of the output projection of layer `layer`, float32 (d_model, d_mlp), however they are stored."""
-        weight = weight_of(self.out_proj(layer)).detach().float()
+        weight = whole_of(weight_of(self.out_proj(layer))).float()
         return self.padded(weight if self.shape.layout.neuron_axis else weight.T)
 
     def padded(self, values: Tensor) -> Tensor:

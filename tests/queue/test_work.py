@@ -187,7 +187,7 @@ def forks():
         process.stdin.close()
 
 
-@pytest.mark.parametrize("n_kills", [2, pytest.param(10, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("n_kills", [2, pytest.param(20, marks=pytest.mark.exhaustive)])
 def test_a_kill_of_one_process_loses_nothing_and_does_nothing_twice(written, entities, forks, tmp_path, n_kills):
     _, whole, _ = written
     draw = random.Random(n_kills)
@@ -274,7 +274,7 @@ def test_names_are_quoted_on_the_page(written):
 
 
 @pytest.mark.exhaustive
-def test_processes_that_are_launched_together_give_one_table(entities, tmp_path):
+def test_processes_that_are_launched_together_give_one_table(written, entities, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
     done = subprocess.run(
@@ -289,6 +289,7 @@ def test_processes_that_are_launched_together_give_one_table(entities, tmp_path)
     assert done.stdout.count("2 of 3 accepted") == 1
     for line in ("Japan (1 of 3): ", "Canada (2 of 3): ", "Norway (3 of 3): "):
         assert done.stderr.count(line) == 1, done.stderr
+    assert_same(results(tmp_path / "out"), results(written[1]))
 
 
 def test_all_edits_can_be_taken_back(written, model, tmp_path):
