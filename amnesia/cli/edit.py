@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     "--cell", "cells", multiple=True, metavar="L:N", help="Layer and neuron (L:EXPERT:N with experts); repeatable."
 )
 @click.option("--pick", type=click.IntRange(1), help="Which edit of a file of `run --front`, from 1.")
-@click.option("--atlas", type=click.Path(path_type=Path), help="Table of `atlas`: the best cell of --entity is edited.")
-@click.option("--top", type=click.IntRange(1), help="So many cells of --atlas. Default: 1.")
-@click.option("--multiplier", type=float, help="Multiplier of every cell. Default: -1.")
-@click.option("--entity", help="Whose cell --atlas is asked for; with --cell, a name for the manifest.")
+@click.option("--atlas", type=click.Path(path_type=Path), help="Table of `atlas`: the direction of --entity is turned.")
+@click.option("--top", type=click.IntRange(1), metavar="N", help="Edit the best N cells of --atlas, not the direction.")
+@click.option("--multiplier", type=float, help="Of every cell, or the direction of --atlas. Default: -1.")
+@click.option("--entity", help="Whom --atlas is asked for; with --cell, a name for the manifest.")
 @click.option("--format", "format_name", type=click.Choice(FORMATS), help="Default: gguf for .gguf, else safetensors.")
 @click.option(
     "--tensor-type",
@@ -77,12 +77,13 @@ def edit(
         raise InputError("--multiplier and --entity belong to cells: the edit file says both itself")
     if pick is not None and not edit_files:
         raise InputError("--pick is for --edit: drop it")
-    if atlas is not None:
-        cells = _cells_of(atlas, model, entity, top)
-    elif top is not None:
+    if top is not None and atlas is None:
         raise InputError("--top is for --atlas: drop it")
-    if cells:
-        groups = [write.edits_from_cells(cells, -1.0 if multiplier is None else multiplier, entity)]
+    factor = -1.0 if multiplier is None else multiplier
+    if atlas is not None:
+        groups = [_from_atlas(atlas, model, entity, top, factor)]
+    elif cells:
+        groups = [write.edits_from_cells(cells, factor, entity)]
     else:
         groups = [group for path in edit_files for group in write.edits_from_file(path, pick)]
     if in_place:
@@ -148,12 +149,12 @@ def _prove_guess(model: str, groups: Sequence[EntityEdits], allow_overlap: bool)
         load_source(resolve(model, Terminal().notice), hooked=False)
 
 
-def _cells_of(atlas: Path, model: str, entity: str | None, top: int | None) -> tuple[str, ...]:
+def _from_atlas(atlas: Path, model: str, entity: str | None, top: int | None, multiplier: float) -> EntityEdits:
     if entity is None:
-        raise InputError("--atlas needs --entity: name the entity whose cells should be edited")
-    from amnesia.experiments.atlas_file import cells_of
+        raise InputError("--atlas needs --entity: name the entity that should be edited")
+    from amnesia.experiments.atlas_file import edits_of
 
-    return tuple(map(str, cells_of(atlas, entity, model, top or 1)))
+    return edits_of(atlas, entity, model, top, multiplier)
 
 
 def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:

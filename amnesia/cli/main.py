@@ -59,7 +59,7 @@ GROUPS = {
         "sweep": "amnesia.cli.experiments",
         "inject": "amnesia.cli.experiments",
         "sufficiency": "amnesia.cli.experiments",
-        "atlas": "amnesia.cli.experiments",
+        "atlas": "amnesia.cli.atlas",
     },
 }
 """Every command, with the module that has it, in the groups and the order in which help lists them."""

@@ -1,4 +1,4 @@
-"""Many entities in one SQLite table: their best cells and scores, found in batches, by one process or several.
+"""Many entities in one SQLite table: their best cells and directions, found in batches, by one process or several.
 
 Every batch is committed at once, so that a run that was killed goes on where it stopped.
 """
@@ -13,10 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
+from amnesia.choice.atoms import Name
+from amnesia.choice.direction import MAX_TOKENS
+from amnesia.directions.moments import BystanderMoments, early_layers, moments_of
 from amnesia.domain import Baseline, Cell
+from amnesia.edits import DirectionEdit
 from amnesia.errors import InputError
-from amnesia.experiments.atlas_file import AtlasRow, opened
+from amnesia.experiments.atlas_file import AtlasRow, opened, store_direction
 from amnesia.experiments.settings import EXPERIMENTS
+from amnesia.facts.names import share_words
+from amnesia.files.cache import cache_folder
 from amnesia.files.processes import n_started
 from amnesia.live.model import LiveModel
 from amnesia.localization.cells import SETTINGS, baseline_moments, cell_maps, layer_range
@@ -28,7 +34,8 @@ class AtlasSettings:
     """What has to be equal for two runs to be parts of one atlas.
 
     `model` is its name; `baseline`, `n_prompts`, `layers` (first and last, both included) and `top` (cells of an
-    entity) are those of `localization.cells.localize`, where their defaults have their reasons.
+    entity) are those of `localization.cells.localize`, where their defaults have their reasons. `directions` says
+    whether each entity has one, too: of these layers, or of those in which a choice looks for it.
     """
 
     model: str
@@ -36,6 +43,7 @@ class AtlasSettings:
     n_prompts: int = SETTINGS.n_prompts
     layers: tuple[int, int] | None = None
     top: int = SETTINGS.n_listed
+    directions: bool = True
 
 
 def begin(path: Path, settings: AtlasSettings, entities: Mapping[str, int | None]) -> tuple[str, ...]:
@@ -62,6 +70,14 @@ def begin(path: Path, settings: AtlasSettings, entities: Mapping[str, int | None
     return tuple(name for name in entities if name not in done)
 
 
+def bystanders(live: LiveModel, settings: AtlasSettings, progress: Progress | None = None) -> BystanderMoments:
+    """What the directions of an atlas must spare, from the cache folder where it is there for this very model."""
+    layers = live.watchable(early_layers(live.shape.n_layers))
+    if settings.layers is not None:
+        layers = layer_range(live, settings.layers)
+    return moments_of(live, layers, cache_folder(), progress=progress)
+
+
 def fill(
     live: LiveModel,
     path: Path,
@@ -71,7 +87,7 @@ def fill(
     n_shards: int = 1,
     progress: Progress | None = None,
 ) -> None:
-    """Localize entities and write their cells, one batch after the other, each in one transaction.
+    """Localize entities and write their cells and directions, one batch after the other, each in one transaction.
 
     Of `n_shards` processes each takes its own batches of the same list, so that the numbers do not depend on how many
     there are.
@@ -82,6 +98,7 @@ def fill(
         return
     layers = layer_range(live, settings.layers)
     known = baseline_moments(live, settings.baseline, settings.n_prompts, layers, progress)
+    spared = bystanders(live, settings, progress) if settings.directions else None
     for start in starts:
         names = entities[start : start + size]
         maps, _, _ = cell_maps(
@@ -98,13 +115,28 @@ def fill(
             for name, cell_map in zip(names, maps, strict=True)
             for rank, row in enumerate(cell_map.top(settings.top))
         ]
+        directions = [] if spared is None else [(name, *direction_of(live, name, spared)) for name in names]
         with opened(path) as atlas, atlas:
             atlas.executemany("INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            for name, edit, shift in directions:
+                store_direction(atlas, name, edit, shift)
+
+
+def direction_of(live: LiveModel, name: str, moments: BystanderMoments) -> tuple[DirectionEdit, float]:
+    """The direction of a name on all columns, and how far the residual stream moves when it is taken away.
+
+    Of all layers of the moments and the last tokens of the name, the one with the largest move is taken. Other names
+    that share words with it had no part in what is spared.
+    """
+    atoms = Name(live, name, moments, lambda other: share_words(other, [name])).atoms(MAX_TOKENS)
+    edit = atoms[0].edit(0.0)
+    assert isinstance(edit, DirectionEdit), "on all columns"
+    return edit, atoms[0].shift
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many entities have their top cell in each layer."""
+    """How many entities have their top cell, or their direction, in each layer."""
 
     layers: tuple[int, ...]
     counts: tuple[int, ...]
@@ -142,11 +174,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class AtlasSummary:
-    """What the rows of an atlas come to."""
+    """What the rows of an atlas come to; `directions` is None where it has none."""
 
     model: str
     n_entities: int
     histogram: Histogram
+    directions: Histogram | None
     popularity: Popularity | None
     collisions: tuple[Collision, ...]
     comparison: Comparison | None
@@ -165,7 +198,7 @@ def summarize(
     if not rows:
         raise InputError("the atlas is empty: give at least one entity")
     tops = [row.cells[0] for row in rows]
-    counts = [sum(top.cell.layer == layer for top in tops) for layer in range(n_layers)]
+    turned = [row.direction.layer for row in rows if row.direction is not None]
     known = [(row.popularity, row.cells[0].score) for row in rows if row.popularity and row.cells[0].score > 0]
     popularity = None
     if known:
@@ -178,11 +211,16 @@ def summarize(
     return AtlasSummary(
         model,
         len(rows),
-        Histogram(tuple(range(n_layers)), tuple(counts)),
+        _by_layer([top.cell.layer for top in tops], n_layers),
+        _by_layer(turned, n_layers) if turned else None,
         popularity,
         tuple(Collision(cell.layer, cell.neuron, tuple(names)) for cell, names in collisions),
         None if other is None else compare(rows, *other),
     )
+
+
+def _by_layer(layers: Sequence[int], n_layers: int) -> Histogram:
+    return Histogram(tuple(range(n_layers)), tuple(layers.count(layer) for layer in range(n_layers)))
 
 
 def compare(rows: Sequence[AtlasRow], model: str, others: Sequence[AtlasRow]) -> Comparison:

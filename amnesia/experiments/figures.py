@@ -295,8 +295,16 @@ def _robustness(figure: Any, document: Document) -> None:
 def _atlas(figure: Any, document: Document) -> None:
     figure.set_size_inches(6.4, 5.6 if document["popularity"] else 3.2)
     panels = figure.subplots(2 if document["popularity"] else 1, 1, squeeze=False)[:, 0]
-    panels[0].bar(document["histogram"]["layers"], document["histogram"]["counts"], color=CONTROL, width=0.85)
-    panels[0].set_xlabel("layer of the top cell")
+    shown = [(document["histogram"], CONTROL, "top cell")]
+    if document["directions"]:
+        shown.append((document["directions"], TARGET, "direction"))
+    width = 0.85 / len(shown)
+    for place, (found, color, label) in enumerate(shown):
+        layers = [layer + (place - (len(shown) - 1) / 2) * width for layer in found["layers"]]
+        panels[0].bar(layers, found["counts"], color=color, width=width, label=label)
+    panels[0].set_xlabel("layer of the " + " and of the ".join(label for *_, label in shown))
+    if len(shown) > 1:
+        panels[0].legend(frameon=False)
     panels[0].set_ylabel("entities")
     panels[0].grid(axis="x", visible=False)
     panels[0].set_title(f"{document['n_entities']} entities in {document['model']}", loc="left")

@@ -15,11 +15,11 @@ _APPLICATION_ID = 0x616D6E65
 
 
 @contextlib.contextmanager
-def database(path: Path, tables: str, purpose: str) -> Generator[sqlite3.Connection]:
+def database(path: Path, tables: str, purpose: str, version: int = 0) -> Generator[sqlite3.Connection]:
     """The database, with its tables; several processes may write it, each waiting for the others.
 
-    Raises OutputError, which says that it cannot be used as `purpose`, for a file that is not a database, is one of
-    another program, or cannot be written.
+    `version` is that of the tables. Raises OutputError, which says that it cannot be used as `purpose`, for a file that
+    is not a database, is one of another program or version, or cannot be written.
     """
     with os_errors_as(OutputError, f"{path} cannot be used as {purpose}", "choose another file"):
         for name in (path.name, f"{path.name}-journal"):
@@ -34,6 +34,10 @@ def database(path: Path, tables: str, purpose: str) -> Generator[sqlite3.Connect
                 if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                     raise sqlite3.DatabaseError("it is a database of another program")
                 connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {version}")
+            found = connection.execute("PRAGMA user_version").fetchone()[0]
+            if found != version:
+                raise sqlite3.DatabaseError(f"its tables are of version {found}, expected {version}")
         connection.executescript(tables)
     except sqlite3.Error as error:
         if connection is not None:

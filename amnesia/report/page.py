@@ -25,6 +25,7 @@ from amnesia.report.content import Report, read_report
 from amnesia.report.front import front
 from amnesia.report.glossary import terms
 from amnesia.report.summary import summary
+from amnesia.report.takeaway import takeaway
 from amnesia.stress.results import TRAINED_ON, Relearning, Stress, StressScore, by_training
 
 # Roles of colors; every text color here stands on every surface (paper, card, raised) with a contrast of 4.5 : 1.
@@ -54,6 +55,7 @@ def report_html(document: Mapping[str, Any]) -> str:
         "report.html",
         report=report,
         summary=summary(report),
+        takeaway=takeaway(report),
         sections=view.sections(report),
         figures={name: Markup(svg) for name, svg in _figures(report).items()},
         relearning_figures={title: Markup(svg) for title, svg in trainings.items()},

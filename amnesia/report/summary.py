@@ -1,4 +1,4 @@
-"""The first screen of `report.html`: what is gone, what comes back and how, what was harmed, in a sentence each."""
+"""The first screen of `report.html`: what was missed, what is gone, what comes back, what was harmed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from amnesia.probes.findings import is_back
 from amnesia.recipe import Accept
 from amnesia.report import view
 from amnesia.report.content import Report
+from amnesia.report.takeaway import missed
 
 
 def summary(report: Report) -> tuple[str, ...]:
-    """The three sentences; of one model alone, the one that says what it knows."""
+    """The three sentences, before them what was missed, if anything was; of one model alone, the one that says what it
+    knows."""
     if view.is_alone(report):
         return (_known(report),)
-    return _gone(report), _back(report), _harmed(report)
+    first = missed(report)
+    return (*([first] if first else []), _gone(report), _back(report), _harmed(report))
 
 
 def _asked(report: Report, role: Role) -> list[PromptScore]:

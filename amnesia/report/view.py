@@ -9,7 +9,7 @@ from amnesia.domain import ROLES
 from amnesia.edits import ColumnEdit, token_name
 from amnesia.evaluation.labels import facts_label, words
 from amnesia.evaluation.results import MESSAGES, Aggregate, Estimate, PromptScore
-from amnesia.numbers import change, flat, positive, share, signed
+from amnesia.numbers import flat, positive, share, signed
 from amnesia.probes.findings import probe_name as probe_name
 from amnesia.probes.results import Probe, ProbeScore
 from amnesia.report.content import Direction, Report, ShownEdit
@@ -142,29 +142,15 @@ def excluded_facts(report: Report) -> Part:
 
 
 def tiles(report: Report) -> Iterator[Tile]:
-    """The numbers at the top of the page."""
-    alone = is_alone(report)
+    """The numbers at the top of the page about one model alone."""
     for role, subject in zip(ROLES, (entity_of(report), "others"), strict=True):
         # Of both splits the one that judges.
         rows = sorted((row for row in whole(report) if row.role == role), key=lambda row: row.split == "held_out")
-        if not rows:
-            continue
-        row = rows[-1]
-        facts = f"{row.n} held-out facts" if row.split == "held_out" else f"{row.n} facts"
-        before, after = row.before.exact_match, row.after.exact_match
-        if not alone:
-            score = row.knowledge_score
-            span = f"{signed(score.low)} to {signed(score.high)}"
-            yield Tile(f"Knowledge of {subject}", signed(score.mean), f"{facts}, 95 % interval {span}")
-        if before is not None:
-            shown = share(before.mean) + ("" if alone or after is None else f" → {share(after.mean)}")
-            yield Tile(f"Right answers, {subject}", shown, facts)
-    damage = report.damage
-    before, after = positive(damage.perplexity_before), positive(damage.perplexity_after)
-    if alone:
-        yield Tile("Perplexity, neutral text", before, "per word")
-    else:
-        yield Tile("Perplexity, neutral text", change(damage.perplexity_ratio), f"per word, {before} → {after}")
+        if rows and rows[-1].before.exact_match is not None:
+            row, right = rows[-1], rows[-1].before.exact_match
+            facts = f"{row.n} held-out facts" if row.split == "held_out" else f"{row.n} facts"
+            yield Tile(f"Right answers, {subject}", share(right.mean), facts)
+    yield Tile("Perplexity, neutral text", positive(report.damage.perplexity_before), "per word")
 
 
 def tenths(value: float) -> int:

@@ -45,7 +45,8 @@ class Unlearning:
     """LoRA unlearning, with which edits are compared: negative preference optimization with a KL term.
 
     The losses are those of "Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning"
-    (Zhang, Lin, Bai and Mei, 2024, arXiv:2404.05868), with its `beta` of 0.1 and equal weights of both. It ends when
+    (Zhang, Lin, Bai and Mei, 2024, arXiv:2404.05868), with its `beta` of 0.1 and equal weights of both; as `beta` goes
+    to 0, the first becomes gradient ascent, which 0 stands for. It ends when
     the mean knowledge score of what is to be forgotten is at most `goal` (what an edit aims at), which is looked at
     each `every` steps, or after `most` steps. `batch`: facts, and as many texts to keep, for each step.
     """

@@ -56,7 +56,9 @@ def unlearn(
                 logits, wanted = answered(live, left, spared)
                 expected = logits[wanted != -100].log_softmax(-1)
             gain = _logprobs(live, lost, chosen) - before[chosen]
-            negative = -2 / settings.beta * nn.functional.logsigmoid(-settings.beta * gain).mean()
+            negative = gain.mean()
+            if settings.beta:
+                negative = -2 / settings.beta * nn.functional.logsigmoid(-settings.beta * gain).mean()
             logits, wanted = answered(live, left, spared)
             found = logits[wanted != -100].log_softmax(-1)
             kl = nn.functional.kl_div(found, expected, reduction="batchmean", log_target=True)

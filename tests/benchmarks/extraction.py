@@ -17,51 +17,34 @@ moments of the model are read before, once.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import math
 import statistics
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from mined import TABLE, chosen_entities, lines, minable
+from judging import BOUNDS, Chooser, Judge, search_part, worst
+from mined import TABLE, lines, minable_entities
 
-from amnesia.choice.atoms import Name, change_by
-from amnesia.choice.direction import MAX_TOKENS, DirectionChoice, Group, Trial
-from amnesia.choice.extraction import choose
-from amnesia.choice.forms import asked_as, forms_of
-from amnesia.choice.known import KnownFacts, Scores, mean_score, reserved_names, select_known
-from amnesia.choice.neighbors import neighbor_results
 from amnesia.directions.moments import BystanderMoments, early_layers, moments_of
 from amnesia.edits import Edit, directions_of
 from amnesia.errors import InputError
-from amnesia.evaluation.damage import Impression, impression
-from amnesia.evaluation.labels import kind_of
-from amnesia.evaluation.measurement import known_facts, measure
 from amnesia.evaluation.measurement_cache import MeasurementCache
-from amnesia.evaluation.own_facts import own_facts
-from amnesia.facts.names import share_words
-from amnesia.facts.neutral import neutral_text
 from amnesia.facts.popqa import read_popqa
-from amnesia.facts.questions import Question, questions_of
-from amnesia.facts.relations import relation_templates
 from amnesia.files.cache import cache_folder
 from amnesia.files.strict_json import StrictJson
 from amnesia.live.loading import load
 from amnesia.live.model import LiveModel, edited
 from amnesia.mining.own import from_model
-from amnesia.recipe import Recipe, Scoring
+from amnesia.recipe import Recipe
 from amnesia.sources.resolve import resolve
 from amnesia.vector import Vector
 from amnesia.weights.edit_rows import edit_json, read_edit
 
 JSON = StrictJson("the results file", InputError, "remove it")
-NEIGHBORS = Path(__file__).with_name("neighbors.tsv")
 COLUMNS = (16, 32, 64, 128)
 METHODS = (
     "auto",
@@ -73,19 +56,6 @@ METHODS = (
     "single, best",
 )
 NULLS = ("wrong entity", "random direction")
-BOUNDS = {
-    "target": lambda row: row["target"] <= 0.2,
-    "held-out target": lambda row: row["held_out_target"] <= 0.4,
-    "held-out controls": lambda row: row["held_out_control"] >= 0.97,
-    "their tenth percentile": lambda row: row["control_p10"] >= 0.8,
-    "perplexity": lambda row: row["perplexity_ratio"] is not None and row["perplexity_ratio"] <= 1.01,
-}
-
-
-def search_part(live: LiveModel, recipe: Recipe, cache: MeasurementCache) -> tuple[KnownFacts, KnownFacts]:
-    """Targets and controls that a search may see."""
-    questions = [row for row in questions_of(recipe) if row.split == "search"]
-    return select_known(known_facts(live, questions, recipe.scoring, cache=cache, unlikely=True))
 
 
 def random_direction(live: LiveModel, edits: Sequence[Edit], moments: BystanderMoments, seed: int) -> tuple[Edit, ...]:
@@ -103,141 +73,6 @@ def random_direction(live: LiveModel, edits: Sequence[Edit], moments: BystanderM
     return tuple(found)
 
 
-def group_size(atoms: Group) -> int:
-    """How many columns the read-outs of atoms have together."""
-    return sum(atom.size for atom in atoms)
-
-
-@dataclass
-class Chooser:
-    """Chooses by each method; what one entity's methods share is computed once."""
-
-    live: LiveModel
-    moments: BystanderMoments
-    _last: tuple[str, DirectionChoice, list[Trial], float] | None = None
-
-    def choose(
-        self, recipe: Recipe, method: str, targets: KnownFacts, controls: KnownFacts
-    ) -> tuple[tuple[Edit, ...], float]:
-        """The edit, and the seconds it took."""
-        start = time.perf_counter()
-        if method in ("auto", "name only", "no table") or method.startswith("single"):
-            options = replace(recipe.edit, forms=method != "name only")
-            if method.startswith("single"):
-                options = replace(options, method="single", multiplier=-1.0 if method.endswith("-1") else None)
-            found = choose(self.live, replace(recipe, edit=options), targets, controls, quiet, cache_folder())
-            return found.edits.edits, time.perf_counter() - start
-        if self._last is None or self._last[0] != recipe.target.entity:
-            reserved = (*recipe.target.names, *reserved_names(recipe))
-            name = Name(self.live, recipe.target.entity, self.moments, lambda other: share_words(other, reserved))
-            choice = DirectionChoice(Scores(self.live), name, targets, controls)
-            dense = choice.mildest(name.atoms(MAX_TOKENS))
-            self._last = (recipe.target.entity, choice, dense, time.perf_counter() - start)
-            start = time.perf_counter()
-        _, choice, dense, seconds = self._last
-        size = group_size(dense[0].atoms) if method == "all columns" else int(method.split()[0])
-        fits = [
-            (atoms, trial.multiplier) for trial in dense for atoms in choice.sizes(trial) if group_size(atoms) == size
-        ]
-        found = choice.fitted(*min(fits, key=lambda pair: change_by(*pair).harm))
-        return found.edits, seconds + time.perf_counter() - start
-
-
-def scored(
-    live: LiveModel, questions: Sequence[Question], scoring: Scoring, cache: MeasurementCache, edits: Sequence[Edit]
-) -> list[tuple[str, str, str, str, float]]:
-    """Kind, entity, prompt, answer and knowledge score of each known fact, with an edit in memory."""
-    facts = known_facts(live, questions, scoring, cache=cache, unlikely=True)
-    with edited(live, edits):
-        after = measure(live, [fact.pair for fact in facts])
-    return [
-        (kind_of(row.role, row.split), row.fact.entity, *fact.pair, fact.score(after[fact.pair].logprob))
-        for fact, row in ((fact, fact.question) for fact in facts)
-        if not fact.excluded
-    ]
-
-
-def perplexity_ratios(live: LiveModel, original: Impression, edits: Sequence[Edit]) -> dict[str, float]:
-    """Perplexity per word with an edit in memory beside that of the original, by register and over all of them."""
-    with edited(live, edits):
-        after = impression(live, [])
-    rows = []
-    for text, old, new in zip(neutral_text(), original.neutral, after.neutral, strict=True):
-        lost = sum(old.logprobs) - sum(new.logprobs)
-        rows.append((f"{text.language}, {text.register}", lost, sum(len(part.split()) for part in text.passages)))
-    found = {name: math.exp(lost / n_words) for name, lost, n_words in rows}
-    return found | {"all": math.exp(sum(lost for _, lost, _ in rows) / sum(n for *_, n in rows))}
-
-
-def neighbor_pairs() -> dict[str, tuple[str, ...]]:
-    """Names that share a word with an entity, by entity; of `neighbors.tsv`."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for line in NEIGHBORS.read_text(encoding="utf-8").splitlines()[1:]:
-        entity, neighbor = line.split("\t")
-        found[entity].append(neighbor)
-    return {entity: tuple(names) for entity, names in found.items()}
-
-
-def tenth_percentile(values: Sequence[float]) -> float:
-    """The value below which a tenth of them are."""
-    return sorted(values)[round(0.1 * (len(values) - 1))]
-
-
-class Judge:
-    """Asks the original model once, then judges edits by everything that the search did not see, too."""
-
-    def __init__(self, live: LiveModel, cache: MeasurementCache) -> None:
-        self._live, self._cache = live, cache
-        self._pairs = neighbor_pairs()
-        self._neutral: Impression = impression(live, [])
-
-    def judge(self, recipe: Recipe, edits: Sequence[Edit], *, all_bounds: bool) -> dict[str, Any]:
-        """Mean knowledge scores, the tenth percentile of the held-out controls, and the ratio of perplexities.
-
-        Unless `all_bounds`, neutral text, which takes longest, is only read where the target bound is met.
-        """
-        scores = scored(self._live, questions_of(recipe), recipe.scoring, self._cache, edits)
-        kinds = ("target", "held_out_target", "control", "held_out_control")
-        by_kind = {kind: [score for found, *_, score in scores if found == kind] for kind in kinds}
-        means = {kind: statistics.fmean(found) for kind, found in by_kind.items()}
-        read = all_bounds or means["target"] <= 0.2
-        ratios = perplexity_ratios(self._live, self._neutral, edits) if read else {}
-        return {
-            **means,
-            "control_p10": tenth_percentile(by_kind["held_out_control"]),
-            "perplexity_ratio": ratios.pop("all", None),
-            "perplexity_by_register": ratios,
-            "n": {kind: len(found) for kind, found in by_kind.items()},
-            "forms": self._forms(recipe, edits),
-            "neighbors": self._neighbors(recipe, edits),
-            "scores": scores,
-        }
-
-    def _forms(self, recipe: Recipe, edits: Sequence[Edit]) -> dict[str, float]:
-        """Mean score of every form of the name that brings out half of what the name does, over all target facts."""
-        questions = [row for row in questions_of(recipe) if row.role == "target"]
-        facts = known_facts(self._live, questions, recipe.scoring, cache=self._cache, unlikely=True)
-        facts = tuple(fact for fact in facts if not fact.excluded)
-        asked = {form: asked_as(facts, form.name) for form in forms_of(recipe.target)}
-        known = {form: own for form, own in asked.items() if mean_score(self._live, own) >= 0.5}
-        with edited(self._live, edits):
-            return {f"{form.kind}: {form.name}": mean_score(self._live, own) for form, own in known.items()}
-
-    def _neighbors(self, recipe: Recipe, edits: Sequence[Edit]) -> dict[str, tuple[int, float]]:
-        """Number of facts and mean score of what the model states about each neighbor in a held-out wording."""
-        names = self._pairs.get(recipe.target.entity, ())
-        asked = [(name, each.held_out[0]) for name in names for each in relation_templates().values()]
-        facts = own_facts(self._live, asked, (), recipe.scoring, cache=self._cache)
-        rows = neighbor_results(Scores(self._live), facts, tuple(edits))
-        return {row.name: (row.n_facts, row.score) for row in rows}
-
-
-@contextlib.contextmanager
-def quiet(_: str) -> Iterator[Any]:
-    """A task without a progress bar."""
-    yield lambda _: None
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Append a line for each entity and method that is not in the results yet."""
     torch.set_num_threads(arguments.threads)
@@ -250,18 +85,18 @@ def run(arguments: argparse.Namespace) -> None:
     rows = read_popqa(TABLE)
     judge = Judge(live, cache)
     recipes: list[tuple[str, Recipe]] = []
-    counts: dict[str, int] = defaultdict(int)
-    neighbors = neighbor_pairs()
-    for kind, name in chosen_entities(rows, arguments.per_type, arguments.seed):
-        if arguments.types and kind not in arguments.types:
-            continue
-        if arguments.entities and name not in arguments.entities:
-            continue
-        if counts[kind] < arguments.per_type and (recipe := minable(live, rows, name, cache)) is not None:
-            recipe = replace(recipe, target=replace(recipe.target, neighbors=neighbors.get(name, ())))
-            counts[kind] += 1
-            recipes.append((kind, recipe))
-            print(f"{kind}: {name}, {len(recipe.facts)} wordings, {len(recipe.controls)} controls", flush=True)
+    for kind, recipe in minable_entities(
+        live,
+        rows,
+        arguments.per_type,
+        arguments.seed,
+        cache,
+        lambda kind, name: kind in (arguments.types or [kind]) and name in (arguments.entities or [name]),
+    ):
+        recipes.append((kind, recipe))
+        print(
+            f"{kind}: {recipe.target.entity}, {len(recipe.facts)} wordings, {len(recipe.controls)} controls", flush=True
+        )
 
     def note(kind: str, recipe: Recipe, method: str, edits: Sequence[Edit], seconds: float | None) -> None:
         row = {
@@ -270,7 +105,9 @@ def run(arguments: argparse.Namespace) -> None:
             "method": method,
             "edits": [edit_json(edit) for edit in edits],
             "seconds": seconds,
-            **judge.judge(recipe, edits, all_bounds=not method.startswith("single") and method not in NULLS),
+            **judge.judge(
+                recipe, lambda: edited(live, edits), all_bounds=not method.startswith("single") and method not in NULLS
+            ),
         }
         done[recipe.target.entity, method] = row
         with results.open("a", encoding="utf-8") as file:
@@ -316,12 +153,6 @@ def summary(row: dict[str, Any]) -> str:
         f"{worst((score for _, score in row['neighbors'].values()), min)}; "
         + ("all bounds met" if not missed else f"missed: {', '.join(missed)}")
     )
-
-
-def worst(scores: Iterable[float], by: Callable[[Iterable[float]], float]) -> str:
-    """The worst of scores with two digits."""
-    found = list(scores)
-    return f"{by(found):.2f}" if found else "none"
 
 
 def columns_in(row: dict[str, Any]) -> int:

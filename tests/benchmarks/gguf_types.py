@@ -39,9 +39,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from extraction import BOUNDS, JSON, TABLE, lines, minable, tenth_percentile
+from extraction import JSON
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
+from judging import BOUNDS, tenth_percentile
+from mined import TABLE, lines, minable
 
 from amnesia.domain import Loading
 from amnesia.edits import DirectionEdit, directions_of

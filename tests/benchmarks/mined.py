@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from amnesia.mining.table import from_table
 from amnesia.recipe import Recipe, Scoring
 
 TABLE = Path(__file__).with_name("entities.tsv")
+NEIGHBORS = Path(__file__).with_name("neighbors.tsv")
 SCORING = Scoring(min_nats=1.0, max_rank=3)
 MIN_SEARCH, MIN_HELD_OUT = 3, 2
 
@@ -48,6 +50,37 @@ def minable(live: LiveModel, rows: Sequence[PopqaRow], name: str, cache: Measure
     answers = measure(live, [fact.pair() for fact in recipe.facts], cache=cache)
     ranks = [answer.rank for answer in answers.values()]
     return recipe if counts[0] >= MIN_SEARCH and counts[1] >= MIN_HELD_OUT and 0 in ranks else None
+
+
+def minable_entities(
+    live: LiveModel,
+    rows: Sequence[PopqaRow],
+    per_type: int,
+    seed: int,
+    cache: MeasurementCache,
+    is_wanted: Callable[[str, str], bool] = lambda kind, name: True,
+) -> Iterator[tuple[str, Recipe]]:
+    """Types and recipes of the first `per_type` of each type whose recipe can be made, in the order in which they are
+    drawn; each with its neighbors of `neighbors.tsv`."""
+    counts: dict[str, int] = defaultdict(int)
+    neighbors = neighbor_pairs()
+    for kind, name in chosen_entities(rows, per_type, seed):
+        if (
+            is_wanted(kind, name)
+            and counts[kind] < per_type
+            and (found := minable(live, rows, name, cache)) is not None
+        ):
+            counts[kind] += 1
+            yield kind, replace(found, target=replace(found.target, neighbors=neighbors.get(name, ())))
+
+
+def neighbor_pairs() -> dict[str, tuple[str, ...]]:
+    """Names that share a word with an entity, by entity; of `neighbors.tsv`."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for line in NEIGHBORS.read_text(encoding="utf-8").splitlines()[1:]:
+        entity, neighbor = line.split("\t")
+        found[entity].append(neighbor)
+    return {entity: tuple(names) for entity, names in found.items()}
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

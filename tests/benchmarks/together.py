@@ -17,10 +17,12 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from extraction import BOUNDS, JSON, scored, search_part
+from extraction import JSON
+from judging import BOUNDS, scored, search_part
 from mined import TABLE, lines, minable
 
 from amnesia.choice.extraction import sparing
@@ -86,7 +88,7 @@ def main() -> None:
         controls: dict[tuple[str, str], float] = {}
         print(name)
         for recipe in recipes:
-            scores = scored(live, questions_of(recipe), recipe.scoring, cache, together)
+            scores = scored(live, questions_of(recipe), recipe.scoring, cache, partial(edited, live, together))
             means = [
                 statistics.fmean(score for found, *_, score in scores if found == kind)
                 for kind in ("target", "held_out_target")

@@ -1,5 +1,7 @@
 """The table of many entities: the same rows however it was made, whole after a kill, and summaries by hand."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -8,17 +10,20 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
+from amnesia.directions.keys import name_rows
 from amnesia.domain import Cell
 from amnesia.errors import InputError, OutputError
 from amnesia.experiments import atlas
 from amnesia.experiments.atlas import AtlasSettings, begin, fill, rank_correlation, summarize
-from amnesia.experiments.atlas_file import AtlasRow, read
+from amnesia.experiments.atlas_file import AtlasRow, DirectionPlace, edits_of, read
 from amnesia.experiments.settings import ExperimentSettings
 from amnesia.facts.names import contrast_entities
 from amnesia.live.loading import load
+from amnesia.live.model import edited
 from amnesia.localization.cells import localize
 from amnesia.localization.results import CellScore
 from support.commands import done, refused, succeed
@@ -52,6 +57,43 @@ def test_shards_and_stops_change_nothing(tmp_path, monkeypatch):
     fill(live, two, SETTINGS, begin(two, SETTINGS, NAMES))
     assert begin(two, SETTINGS, NAMES) == ()
     assert read(two) == read(one)
+    for name in NAMES:
+        assert edits_of(two, name, "tiny") == edits_of(one, name, "tiny")
+
+
+def test_a_direction_answers_1_at_the_name_and_moves_the_stream_furthest(tmp_path):
+    live, path = tiny_live(), tmp_path / "atlas.sqlite"
+    fill(live, path, SETTINGS, begin(path, SETTINGS, NAMES))
+    for row in read(path)[1]:
+        (edit,) = edits_of(path, row.entity, "tiny", multiplier=0.0).edits
+        assert (edit.layer, edit.token) == (row.direction.layer, row.direction.token)
+        assert len(edit.columns) == live.shape.d_mlp and edit.multiplier == 0.0
+        assert np.dot(edit.read.array, edit.key.array) == pytest.approx(1.0, abs=1e-4)
+        # No norm follows this MLP, so that the stream moves by what is written there, and by its mean over wordings.
+        assert row.direction.shift == pytest.approx(np.linalg.norm(edit.write.array), rel=1e-4)
+        rows = name_rows(live, row.entity)[edit.token]
+        asked = [torch.tensor([placed.ids]) for placed in rows]
+        answers, change = [], torch.from_numpy(edit.write.array.copy())
+        for ids in asked:
+            plain, turned = [], []
+            with listening(live, edit.layer, plain):
+                live.model(ids)
+            with edited(live, [edit]), listening(live, edit.layer, turned):
+                live.model(ids)
+            assert plain[0][0] == pytest.approx(turned[0][0], abs=1e-5)
+            moved = plain[0][1] - turned[0][1]
+            answers.append((moved @ change / (change @ change)).item())
+        assert np.mean(answers) == pytest.approx(1.0, abs=1e-3)
+
+
+@contextlib.contextmanager
+def listening(live, layer, found):
+    """Adds activations and output of a layer's MLP at the last token of each text."""
+    module = live.out_proj(layer)
+    handle = module.register_forward_hook(lambda _, given, out: found.append((given[0][0, -1], out[0, -1])))
+    with torch.inference_mode():
+        yield
+    handle.remove()
 
 
 def test_other_settings_and_other_files_are_refused(tmp_path):
@@ -64,17 +106,30 @@ def test_other_settings_and_other_files_are_refused(tmp_path):
         begin(path, SETTINGS, NAMES)
     with pytest.raises(InputError, match="is no table"):
         read(tmp_path / "none.sqlite")
+    with pytest.raises(InputError, match="with directions = true, asked for is false"):
+        begin(tmp_path / "other.sqlite", SETTINGS, NAMES)
+        begin(tmp_path / "other.sqlite", dataclasses.replace(SETTINGS, directions=False), NAMES)
+    with sqlite3.connect(tmp_path / "other.sqlite") as database:
+        database.execute("PRAGMA user_version = 1")
+    with pytest.raises(OutputError, match="its tables are of version 1, expected 2"):
+        read(tmp_path / "other.sqlite")
 
 
-def test_an_edit_takes_the_cells_of_an_entity_from_an_atlas(tmp_path):
+def test_an_edit_takes_the_direction_of_an_entity_from_an_atlas_or_its_cells(tmp_path):
     model = save_tiny_live(tmp_path / "m")
     path = tmp_path / "atlas.sqlite"
     settings = AtlasSettings(str(model), n_prompts=4, top=3)
     fill(load(model, str(model)), path, settings, begin(path, settings, NAMES))
-    cells = [score.cell for score in read(path)[1][2].cells]
-    for n, options in ((1, ()), (3, ("--top", 3, "--multiplier", -2))):
-        edit = ("edit", model, "--entity", "michael  jordan", "--atlas", path, *options)
-        manifest = json.loads(succeed(*edit, "-o", tmp_path / f"out{n}", "--json").stdout)
+    row = read(path)[1][2]
+    cells = [score.cell for score in row.cells]
+    asked = ("edit", model, "--entity", "michael  jordan", "--atlas", path)
+    manifest = json.loads(succeed(*asked, "-o", tmp_path / "out", "--json").stdout)
+    (written,) = manifest["edits"]
+    assert (written["entity"], written["layer"], written["multiplier"]) == ("michael jordan", row.direction.layer, -1.0)
+    assert len(written["columns"]) == 48
+    assert "48 columns in 1 tensors changed as declared" in done("verify", tmp_path / "out", "--base", model)
+    for n, options in ((1, ()), (3, ("--multiplier", -2))):
+        manifest = json.loads(succeed(*asked, "--top", n, *options, "-o", tmp_path / f"out{n}", "--json").stdout)
         assert {(row["layer"], row["neuron"]) for row in manifest["edits"]} == {
             (cell.layer, cell.neuron) for cell in cells[:n]
         }
@@ -88,16 +143,22 @@ def test_an_edit_takes_the_cells_of_an_entity_from_an_atlas(tmp_path):
     assert "has 3 cells of 'Paris', wanted are 4: make it with a higher --top" in refused(*asked, "Paris", "--top", 4)
     other = save_tiny_live(tmp_path / "other")
     told = refused("edit", other, "--atlas", path, *out, "--entity", "Michael Jordan")
-    assert (
-        f"is an atlas of {model}, not of {other}: give that model, or, if the two are the same, --cell {cells[0]}"
-        in told
-    )
+    assert f"is an atlas of {model}, not of {other}: give that model, or make an atlas of {other}" in told
     assert "--top is for --atlas" in refused("edit", model, "--cell", "0:1", "--top", 2, *out)
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE directions SET edit = X'7B' WHERE entity = 'Paris'")
+        database.execute("UPDATE directions SET edit = 'text' WHERE entity = 'Japan'")
+        database.execute("DELETE FROM directions WHERE entity = 'Atlantis'")
+    assert f"the direction of 'Paris' in {path} is not valid JSON" in refused(*asked, "Paris")
+    assert f"the direction of 'Japan' in {path} is none: make the atlas again" in refused(*asked, "Japan")
     assert not (tmp_path / "none").exists()
+    # Where there is none, it is the best cell.
+    assert "1 columns in 1 tensors edited" in done(*asked, "Atlantis")
 
 
 def row(entity, layer, neuron, score, popularity=None):
-    return AtlasRow(entity, popularity, (CellScore(Cell(layer, neuron), score, 1.0, 1.0),))
+    place = DirectionPlace(neuron % 3, 0, 1.0) if popularity else None
+    return AtlasRow(entity, popularity, (CellScore(Cell(layer, neuron), score, 1.0, 1.0),), place)
 
 
 def test_summary_by_hand():
@@ -105,6 +166,8 @@ def test_summary_by_hand():
     others = [row("a", 0, 1, 1.0), row("b", 2, 6, 2.0), row("c", 0, 1, 3.0), row("z", 1, 1, 1.0)]
     result = summarize("m", rows, 3, ("m-instruct", others))
     assert result.histogram.counts == (3, 0, 1)
+    assert result.directions.counts == (0, 2, 1)
+    assert summarize("m", rows[3:], 3).directions is None
     assert [(cell.layer, cell.neuron, cell.entities) for cell in result.collisions] == [(0, 1, ("a", "c"))]
     assert result.popularity.popularity == (10, 30, 20)
     assert result.popularity.rank_correlation == pytest.approx(-0.5)
@@ -121,6 +184,7 @@ def test_rank_correlation_with_ties():
 
 
 # The order of the sums in a matrix product depends on the number of threads; `accelerate launch` gives each process one.
+N_NAMES = 24
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -133,22 +197,19 @@ def command(model, names, output):
     return ["atlas", str(model), "--file", str(names), "-o", str(output), "--no-plots", "--json"]
 
 
-@pytest.fixture
-def one_thread():
-    """As many threads as ONE_THREAD gives a process of its own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def alone(model, tmp_path, one_thread):
-    """An atlas of 40 entities by one process, its entities, and what was printed."""
-    names = tmp_path / "names.txt"
-    names.write_text("\n".join(contrast_entities()[:40]), encoding="utf-8")
-    printed = done(*command(model, names, tmp_path / "alone"))
-    return tmp_path / "alone" / "atlas.sqlite", names, printed
+@pytest.fixture(scope="module")
+def alone(model, tmp_path_factory):
+    """An atlas of some entities by one process, its entities, and what was printed."""
+    folder = tmp_path_factory.mktemp("alone")
+    names = folder / "names.txt"
+    names.write_text("\n".join(contrast_entities()[:N_NAMES]), encoding="utf-8")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # As ONE_THREAD gives a process of its own.
+    try:
+        printed = done(*command(model, names, folder / "atlas"))
+    finally:
+        torch.set_num_threads(threads)
+    return folder / "atlas" / "atlas.sqlite", names, printed
 
 
 def test_two_processes_give_what_one_gives(model, alone, tmp_path):
@@ -187,7 +248,7 @@ def test_a_killed_run_goes_on(model, alone, tmp_path):
     before = finished(output / "atlas.sqlite")
     assert before > 0 and before % atlas.EXPERIMENTS.batch_entities == 0
     again = succeed(*command(model, names, output))
-    assert f"localizing {40 - before} of 40" in again.stderr
+    assert f"localizing {N_NAMES - before} of {N_NAMES}" in again.stderr
     assert read(output / "atlas.sqlite") == read(path)
 
 

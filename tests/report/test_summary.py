@@ -4,6 +4,7 @@ import pytest
 
 from amnesia.report.content import read_report
 from amnesia.report.summary import summary
+from amnesia.report.takeaway import takeaway
 from support.report_sample import alone, sample, without
 
 
@@ -12,7 +13,7 @@ def said(document):
 
 
 def test_without_trials_nothing_is_said_of_what_comes_back():
-    gone, back, harmed = said(without("stress", "relearning", "probes"))
+    _, gone, back, harmed = said(without("stress", "relearning", "probes"))
     assert gone == "Of 4 questions about France, the original model answers 4 correctly and the edited one 1."
     assert back == "What may bring it back was not looked at for this report."
     assert harmed.startswith("Of 10 questions about others it answers 10 correctly, before 10; perplexity")
@@ -26,7 +27,7 @@ def test_ways_in_which_it_comes_back_are_named():
     document["findings"].append({"level": "warning", "text": text})
     for probe in document["probes"]["probes"][:2]:
         probe["rows"][1]["share"] = {"mean": 0.875, "low": 0.75, "high": 1.0}
-    _, back, _ = said(document)
+    _, _, back, _ = said(document)
     assert back == "It comes back when asked in other words; in probes (multiple choice, leak@5)."
 
 
@@ -40,7 +41,7 @@ def test_ways_in_which_it_comes_back_are_named():
     ],
 )
 def test_what_was_looked_at_in_vain_is_named(left, words):
-    assert said(without(*left))[1] == f"Nothing brings it back {words}"
+    assert said(without(*left))[2] == f"Nothing brings it back {words}"
 
 
 def test_what_is_not_gone_need_not_be_brought_back():
@@ -48,7 +49,51 @@ def test_what_is_not_gone_need_not_be_brought_back():
     for row in document["aggregates"]:
         if (row["kind"], row["group"]) == ("target", "all"):
             row["knowledge_score"]["mean"] = 0.97
-    assert said(document)[1] == "It is not gone (0.97 of 1 is left), so that nothing needs to bring it back."
+    assert said(document)[2] == "It is not gone (0.97 of 1 is left), so that nothing needs to bring it back."
+
+
+def test_what_could_not_be_forgotten_or_kept_is_said_first():
+    document = sample()
+    assert said(document)[0] == (
+        "Not forgotten: France, search wordings (1.00 → 0.27), FRANCE (0.62 → 0.50); "
+        "not kept: Île-de-France (1.00 → 0.44), common questions (62% → 50%)."
+    )
+    document["aggregates"][0]["knowledge_score"]["mean"] = 0.2
+    document["extraction"]["forms"][1]["after"] = 0.4
+    document["extraction"]["neighbors"][0]["score"] = 0.9
+    document["damage"]["ability"]["change"] |= {"low": -0.2, "high": 0.0}
+    assert said(document)[0].startswith("Of 4 questions about France")
+    document["damage"]["languages"][0]["perplexity_after"] = 33.3
+    assert said(document)[0] == "Not kept: text in en (30.0 → 33.3 (+11.0 %))."
+
+
+def test_the_table_has_what_failed_first_and_then_name_forms_neighbors_others_texts():
+    rows = [
+        (row.what, row.note, row.before, row.after, row.right, row.failed) for row in takeaway(read_report(sample()))
+    ]
+    assert rows == [
+        ("France, search wordings", "2 facts", "1.00", "0.27", "100% → 50%", "not forgotten"),
+        ("FRANCE", "form of the name France", "0.62", "0.50", "", "not forgotten"),
+        ("Île-de-France", "neighbor, which shares a word with the name", "1.00", "0.44", "", "not kept"),
+        ("common questions", "200 questions, chance 25%", "", "", "62% → 50%", "not kept"),
+        ("France, held-out wordings", "2 facts", "1.00", "0.10", "100% → 0%", ""),
+        ("1 other form", "of the name: france", "0.88", "0.12", "", ""),
+        ("1 neighbor", "by a word of the name: Anatole France", "1.00", "0.97", "", ""),
+        ("others, search facts", "5 facts", "1.00", "0.98", "100% → 100%", ""),
+        ("others, held-out facts", "5 facts", "1.00", "0.98", "100% → 100%", ""),
+        ("text in en", "perplexity per word", "30.0", "30.3 (+1.0\xa0%)", "", ""),
+        ("text in de", "perplexity per word; the original is not fluent in it", "30.0", "33.0 (+10.0\xa0%)", "", ""),
+    ]
+
+
+def test_forms_and_neighbors_that_hold_share_a_row_with_the_worst_of_them():
+    document = sample()
+    document["extraction"]["forms"].append(
+        {"name": "Frnce", "kind": "typo", "before": 0.5, "alone": 0.5, "after": 0.25}
+    )
+    rows = {row.what: row for row in takeaway(read_report(document))}
+    row = rows["2 other forms"]
+    assert (row.note, row.before, row.after) == ("of the name: france, Frnce; the worst", "0.50", "0.25")
 
 
 def test_one_model_alone_has_one_sentence():

@@ -91,7 +91,7 @@ def test_of_a_repository_only_the_shards_of_the_layers_are_fetched(hub, tmp_path
     options = {
         "layers": ["--prompts", "3", "--no-plots"],
         "localize": [],
-        "atlas": ["--no-plots", "-o", tmp_path / "atlas"],
+        "atlas": ["--no-directions", "--no-plots", "-o", tmp_path / "atlas"],
         "robustness": ["--no-direction", "--given-only", "--no-plots"],
     }
     done(command, "org/base", "Japan", "--layers", "0", *options[command])

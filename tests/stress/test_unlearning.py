@@ -67,6 +67,15 @@ def test_the_first_step_has_the_loss_of_the_paper(monkeypatch):
     assert losses == [pytest.approx(2 / 0.5 * math.log(2), abs=1e-4)]
 
 
+def test_without_beta_it_is_the_gradient_ascent_to_which_the_loss_tends():
+    live = tiny_live()
+    ascent, near, far = (
+        unlearn(live, FORGET, RETAIN, Unlearning(beta=beta, most=3), lambda: 1.0) for beta in (0, 1e-3, 2)
+    )
+    ours, limit, other = (torch.cat([delta.b.flatten() for delta in run.adapter]) for run in (ascent, near, far))
+    assert (ours - limit).norm() < 0.1 * (ours - other).norm()
+
+
 def test_equal_arguments_give_equal_results():
     live = tiny_live()
     runs = [unlearn(live, FORGET, RETAIN, Unlearning(most=5), lambda: 1.0, seed=seed) for seed in (0, 0, 1)]
