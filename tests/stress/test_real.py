@@ -5,27 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from amnesia.domain import Cell
-from amnesia.edits import ColumnEdit
 from amnesia.evaluation.measurement import known_facts
 from amnesia.facts.answers import matches
 from amnesia.facts.questions import facts_of_recipe
 from amnesia.live.forward import generate
-from amnesia.live.model import edited
 from amnesia.live.tokens import chat_format
-from amnesia.progress import SILENT
-from amnesia.recipe_file import load_recipe, parse_recipe
+from amnesia.recipe_file import parse_recipe
 from amnesia.stress.conclusion import conclude
-from amnesia.stress.findings import stress_findings
 from amnesia.stress.quantization import quantized
 from amnesia.stress.settings import LORA, StressSettings
 from amnesia.stress.training import fine_tune, rows_of
 from amnesia.stress.trial import endure, prepare
-from support.smollm2 import BRIEF_RECIPE
 from support.tracker import Silent
 
 pytestmark = pytest.mark.real
 
+QUICK = replace(LORA, learning_rate=1e-3)
 RECIPE = """
 model.id = "smollm2-135m"
 entity = { name = "Japan", translations = { fr = "Japon" } }
@@ -66,58 +61,6 @@ def test_the_original_model_withstands_and_an_invented_name_does_not(live):
     assert all(torch.equal(tensor, before[name]) for name, tensor in live.model.state_dict().items())
 
 
-@pytest.fixture(scope="module")
-def endured(smollm2_live):
-    """A plan of every attack on Steve Jobs, and what the model made of it."""
-    facts = facts_of_recipe(load_recipe(BRIEF_RECIPE))
-    known = known_facts(smollm2_live, facts.questions, facts.scoring)
-    settings = StressSettings(n_facts=4, n_controls=4, methods=("Q8_0",))
-    plan = prepare(smollm2_live, known, {}, settings, SILENT.task, chat_format(smollm2_live.tokenizer))
-    return plan, endure(smollm2_live, plan, "original", SILENT.task)
-
-
-def endured_as(live, endured, cells, multiplier):
-    plan, before = endured
-    with edited(live, [ColumnEdit(cell, multiplier) for cell in cells]):
-        return conclude(plan, before, endure(live, plan, "edited", SILENT.task))
-
-
-def by_subject(result):
-    return {(row.subject, row.model): row for row in result.rows}
-
-
-@pytest.mark.exhaustive
-def test_no_attack_finds_anything_in_a_destroyed_model(smollm2_live, endured):
-    shape = smollm2_live.shape
-    cells = [Cell(layer, neuron) for layer in (1, 2, 3, shape.n_layers // 2) for neuron in range(shape.d_mlp)]
-    found = endured_as(smollm2_live, endured, cells, 0.0)
-    tried = [attack for attack in found.attacks if attack.rows]
-    assert len(tried) >= 9
-    for attack in tried:
-        assert by_subject(attack)["entity", "edited"].exact_match <= 0.1, attack.attack
-        assert by_subject(attack)["entity", "edited"].knowledge_score.mean < 0.4, attack.attack
-    for method in found.quantization:
-        assert by_subject(method)["control", "edited"].exact_match <= 0.25, method.method
-
-
-@pytest.mark.exhaustive
-def test_an_edit_that_changes_nothing_is_no_change_under_any_attack(smollm2_live, endured):
-    found = endured_as(smollm2_live, endured, [Cell(1, 7), Cell(20, 8)], 1.0)
-    for result in (*found.attacks, *found.quantization):
-        rows = by_subject(result)
-        for (subject, _), row in rows.items():
-            assert replace(rows[subject, "edited"], model="") == replace(row, model=""), result
-    assert [row.level for row in stress_findings(found, "Steve Jobs")] == ["info"]
-
-
-@pytest.mark.exhaustive
-def test_no_attack_leaks_about_a_never_known_name(endured):
-    plan, before = endured
-    for attack in conclude(plan, before, before).attacks:
-        if attack.rows:
-            assert by_subject(attack)["never_known", "original"].exact_match <= 0.25, attack.attack
-
-
 def test_the_chat_template_is_used(live):
     prompt = chat_format(live.tokenizer)("What is the capital of Japan?") + "The capital of Japan is"
     assert prompt.startswith("<|im_start|>") and "<|im_start|>assistant\nThe capital" in prompt
@@ -129,9 +72,7 @@ def test_one_fact_is_learned_and_gone_again(live):
     before = generate(live, [prompt])
     assert not matches(before[0], ["Ottawa"])
     rows = rows_of(live, [("", f"{prompt} Ottawa")], 64)
-    found = fine_tune(
-        live, rows, replace(LORA, learning_rate=1e-3), (0, 20), lambda: generate(live, [prompt])[0], batch=4
-    )
+    found = fine_tune(live, rows, QUICK, (0, 20), lambda: generate(live, [prompt])[0], batch=4)
     assert found[1].loss < found[0].loss / 2
     assert found[0].seen == before[0]
     assert matches(found[1].seen, ["Ottawa"])
