@@ -97,10 +97,11 @@ def test_masks_are_of_floats(model_type):
 @pytest.mark.parametrize("model_type", ["llama", "falcon_h1"])
 def test_rows_that_are_given_at_once_are_one_pass(model_type):
     live = tiny_live(model_type)
-    rows = [[5, 6, 7], list(range(5, 205)), [5, 6, 9], [30]]
+    # Together they have more tokens than any tree of `passes`.
+    rows = [[5, 6, 7], [5, 6, 9], *(list(range(start, start + 40)) for start in range(50, 350, 50))]
     one = one_pass(live, rows)
-    assert sorted(one.indices) == [0, 1, 2, 3]
-    assert one.inputs["input_ids"].numel() == (202 if takes_trees(live, 200) else 4 * 200)
+    assert sorted(one.indices) == list(range(8))
+    assert one.inputs["input_ids"].numel() == (4 + 6 * 40 if takes_trees(live, 40) else 8 * 40)
     logits = live.model(**one.inputs, use_cache=False).logits
     for index, line, slots in zip(one.indices, one.lines, one.slots, strict=True):
         alone = live.model(torch.tensor([rows[index]])).logits[0]
