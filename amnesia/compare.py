@@ -15,7 +15,6 @@ from amnesia.edits import (
     Edit,
     EditSpec,
     EntityEdits,
-    columns_of,
     edits_in,
 )
 from amnesia.errors import InputError
@@ -275,7 +274,7 @@ def open_duet(
     edits = edits_in(groups)
     if other is not None and (other.folder / MANIFEST_NAME).exists():
         edits = edits_between(source, other)
-    if other is not None and (not edits or any(edit.cell.expert is not None for edit in columns_of(edits))):
+    if other is not None and (not edits or any(edit.expert is not None for edit in edits)):
         why = "has an edit of experts" if edits else f"has no {MANIFEST_NAME} that says what was edited"
         tracker.notice(f"{other} {why}: it is loaded as a second model")
         first = load_source(source, loading, hooked=False)

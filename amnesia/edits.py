@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from types import UnionType
+from typing import Any, ClassVar, Literal, TypeVar
 
 from amnesia.domain import Cell, ModelRef, tidy
 from amnesia.errors import InputError
@@ -27,11 +28,7 @@ class EntityEdits:
         object.__setattr__(self, "entity", tidy(self.entity))
         if not self.entity:
             raise InputError("an edit is for an entity without a name: name what the model should forget")
-        edits = _sequence(self.edits)
-        for edit in edits:
-            if not isinstance(edit, ColumnEdit | DirectionEdit):
-                raise _no_edit(edit)
-        object.__setattr__(self, "edits", edits)
+        object.__setattr__(self, "edits", _checked(self.edits, ColumnEdit | DirectionEdit))
 
 
 @dataclass(frozen=True)
@@ -93,27 +90,11 @@ def join_directions(groups: Sequence[EntityEdits]) -> dict[int, tuple[DirectionE
     return {layer: tuple(found[layer]) for layer in sorted(found)}
 
 
-def by_projection(
-    groups: Sequence[EntityEdits], *, allow_overlap: bool = False
-) -> dict[tuple[int, int | None], tuple[dict[int, float], tuple[DirectionEdit, ...]]]:
-    """For each edited output projection, which is a layer's or one of its experts', multipliers and directions.
-
-    Multipliers are those of all neurons whose column changes, ascending; 1 where only a direction changes it. Raises
-    InputError as `join_cells`.
-    """
-    multipliers: dict[tuple[int, int | None], dict[int, float]] = {}
-    for cell, multiplier in join_cells(groups, allow_overlap=allow_overlap).items():
-        multipliers.setdefault((cell.layer, cell.expert), {})[cell.neuron] = multiplier
-    directions = join_directions(groups)
-    for layer, found in directions.items():
-        row = multipliers.setdefault((layer, None), {})
-        for edit in found:
-            for column in edit.columns:
-                row.setdefault(column, 1.0)
-    return {
-        place: (dict(sorted(multipliers[place].items())), () if place[1] is not None else directions.get(place[0], ()))
-        for place in sorted(multipliers, key=lambda place: (place[0], -1 if place[1] is None else place[1]))
-    }
+def merged(groups: Sequence[EntityEdits], *, allow_overlap: bool = False) -> tuple[Edit, ...]:
+    """The edits of all groups, in which no cell is scaled twice; raises InputError as `join_cells`."""
+    cells = join_cells(groups, allow_overlap=allow_overlap).items()
+    directions = join_directions(groups).values()
+    return (*(ColumnEdit(*item) for item in cells), *(edit for found in directions for edit in found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +123,32 @@ class MatrixEdit:
         return len(self.scaled) + len(self.directions)
 
 
+Projections = Mapping[tuple[int, int | None], MatrixEdit]
+"""Edits of output projections by layer and expert."""
+
+
+def by_projection(groups: Sequence[EntityEdits], *, allow_overlap: bool = False) -> Projections:
+    """The edit of each output projection, which is a layer's or one of its experts', by layer and expert.
+
+    Raises InputError as `join_cells`.
+    """
+    multipliers: dict[tuple[int, int | None], dict[int, float]] = {}
+    directions: dict[tuple[int, int | None], list[DirectionEdit]] = {}
+    for edit in merged(groups, allow_overlap=allow_overlap):
+        place = edit.layer, edit.expert
+        row = multipliers.setdefault(place, {})
+        if isinstance(edit, DirectionEdit):
+            directions.setdefault(place, []).append(edit)
+        for column in edit.columns:
+            row.setdefault(column, edit.multiplier if isinstance(edit, ColumnEdit) else 1.0)
+    return {
+        place: MatrixEdit(
+            multipliers=dict(sorted(multipliers[place].items())), directions=tuple(directions.get(place, ()))
+        )
+        for place in sorted(multipliers, key=lambda place: (place[0], -1 if place[1] is None else place[1]))
+    }
+
+
 @dataclass(frozen=True)
 class Place:
     """Which part of an edit a tensor holds: that of a layer, or of one of its experts.
@@ -156,27 +163,16 @@ class Place:
     first: int = 0
 
 
-class Joined:
-    """An edit of several entities, to be asked what it changes where. Raises InputError when cells cancel out."""
-
-    def __init__(self, groups: Sequence[EntityEdits]) -> None:
-        self._scaled: dict[tuple[int, int | None], dict[int, float]] = {}
-        for cell, multiplier in join_cells(groups, allow_overlap=True).items():
-            self._scaled.setdefault((cell.layer, cell.expert), {})[cell.neuron] = multiplier
-        self._directions = join_directions(groups)
-        self._projections = by_projection(groups, allow_overlap=True)
-
-    def at(self, place: Place) -> tuple[dict[int, float], tuple[DirectionEdit, ...]]:
-        """Multipliers by index, ascending, of all that changes in the tensor at `place`, and what is then added."""
-        directions = self._directions.get(place.layer, ())
-        if place.part == "all":
-            multipliers, directions = self._projections.get((place.layer, place.expert), ({}, ()))
-        elif place.part == "cells":
-            multipliers = self._scaled.get((place.layer, place.expert), {})
-            directions = ()
-        else:
-            multipliers = dict.fromkeys(sorted({column for edit in directions for column in edit.columns}), 1.0)
-        return {place.first + index: multiplier for index, multiplier in multipliers.items()}, directions
+def edit_at(place: Place, projections: Projections) -> MatrixEdit:
+    """What the edits `by_projection` change in the tensor at `place`, by its own indices."""
+    whole = projections.get((place.layer, place.expert), MatrixEdit(multipliers={}))
+    multipliers, directions = whole.multipliers, whole.directions
+    if place.part == "cells":
+        multipliers, directions = whole.scaled, ()
+    elif place.part == "directions":
+        multipliers = dict.fromkeys(sorted({column for edit in directions for column in edit.columns}), 1.0)
+    moved = {place.first + index: multiplier for index, multiplier in multipliers.items()}
+    return MatrixEdit(multipliers=moved, directions=directions)
 
 
 @dataclass(frozen=True, order=True)
@@ -188,6 +184,26 @@ class ColumnEdit:
 
     def __str__(self) -> str:
         return f"{self.cell}×{self.multiplier:g}"
+
+    @property
+    def layer(self) -> int:
+        """The layer of the cell."""
+        return self.cell.layer
+
+    @property
+    def expert(self) -> int | None:
+        """The expert of the cell, if it has one."""
+        return self.cell.expert
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """The one column that changes."""
+        return (self.cell.neuron,)
+
+    @property
+    def read(self) -> Vector:
+        """The read-out on the column: the activation of the cell itself."""
+        return Vector.of([1.0])
 
 
 @dataclass(frozen=True)
@@ -201,6 +217,7 @@ class DirectionEdit:
     few bits chooses what to round up and what down. `token` counts from the name's last token (0) backwards.
     """
 
+    expert: ClassVar[None] = None  # Experts have no directions.
     layer: int
     token: int
     multiplier: float
@@ -228,7 +245,7 @@ Edits = EntityEdits | Sequence[EntityEdits] | Sequence[Edit]
 
 def edits_in(given: Edits) -> tuple[Edit, ...]:
     """The edits of all entities together; raises InputError for anything else than edits."""
-    items = _items(given)
+    items: tuple[EntityEdits | Edit, ...] = _checked(given, EntityEdits | ColumnEdit | DirectionEdit)
     return tuple(edit for item in items for edit in (item.edits if isinstance(item, EntityEdits) else (item,)))
 
 
@@ -237,7 +254,7 @@ def groups_in(given: Edits) -> tuple[EntityEdits, ...]:
 
     Raises InputError when there are none, for anything else than edits, and for directions without their entity.
     """
-    items = _items(given)
+    items: tuple[EntityEdits | Edit, ...] = _checked(given, EntityEdits | ColumnEdit | DirectionEdit)
     if not items:
         raise nothing_to_edit()
     groups = tuple(item for item in items if isinstance(item, EntityEdits))
@@ -257,25 +274,16 @@ def nothing_to_edit() -> InputError:
     return InputError("nothing to edit: give at least one LAYER:NEURON")
 
 
-def _items(given: object) -> tuple[EntityEdits | Edit, ...]:
-    items = (given,) if isinstance(given, EntityEdits) else _sequence(given)
-    found: list[EntityEdits | Edit] = []
+def _checked(given: object, kinds: UnionType) -> tuple[Any, ...]:
+    """What is of these kinds, alone or in a sequence; raises InputError for anything else."""
+    items = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
     for item in items:
-        if not isinstance(item, EntityEdits | ColumnEdit | DirectionEdit):
-            raise _no_edit(item)
-        found.append(item)
-    return tuple(found)
-
-
-def _sequence(given: object) -> tuple[object, ...]:
-    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
-
-
-def _no_edit(found: object) -> InputError:
-    return InputError(
-        f"{type(found).__name__} is no edit: give EntityEdits (of an Extraction, its `edits`), or a sequence of them "
-        "or of ColumnEdit and DirectionEdit"
-    )
+        if not isinstance(item, kinds):
+            raise InputError(
+                f"{type(item).__name__} is no edit: give EntityEdits (of an Extraction, its `edits`), or a sequence of "
+                "them or of ColumnEdit and DirectionEdit"
+            )
+    return items
 
 
 def columns_of(edits: Sequence[Edit]) -> tuple[ColumnEdit, ...]:
@@ -316,7 +324,7 @@ def check_edits(
         raise nothing_to_edit()
     seen: set[Cell] = set()
     for edit in edits:
-        layer = edit.cell.layer if isinstance(edit, ColumnEdit) else edit.layer
+        layer = edit.layer
         if not 0 <= layer < n_layers:
             raise InputError(
                 f"layer {layer} is out of range: {model} has layers 0–{n_layers - 1}; "

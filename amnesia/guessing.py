@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from amnesia.architectures import GUESSED, LAYOUTS, TEXT_CONFIG, MlpLayout
@@ -43,11 +43,11 @@ _D_MODEL = ("hidden_size", "n_embd", "d_model")
 _D_MLP = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_ff", "mlp_hidden_size")
 
 
-def guess(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], model: str) -> None:
+def guess(config: Mapping[str, Any], shapes: Callable[[], Mapping[str, tuple[int, ...]]], model: str) -> None:
     """Put the row of an unknown type into `GUESSED`, if the user asked for that.
 
-    `shapes` are those of all tensors. It is the one matrix of each layer that leads from the MLP's width to that
-    between the layers. Raises LayoutError when there is none, or several.
+    `shapes` gives those of all tensors, and is asked for an unknown type alone. It is the one matrix of each layer that
+    leads from the MLP's width to that between the layers. Raises LayoutError when there is none, or several.
     """
     kind = config.get("model_type")
     if not ASKED.get() or not isinstance(kind, str) or kind in LAYOUTS:
@@ -58,7 +58,7 @@ def guess(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], mode
         _size(text, keys, model) for keys in (_N_LAYERS, _D_MODEL, _D_MLP)
     )
     places: dict[tuple[str, str, str], set[int]] = {}
-    for name, shape in shapes.items():
+    for name, shape in shapes().items():
         match = _WEIGHT.fullmatch(name)
         if match is not None and shape == (d_model, d_mlp):
             places.setdefault((match["prefix"], match["layers"], match["path"]), set()).add(int(match["layer"]))

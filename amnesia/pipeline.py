@@ -204,7 +204,7 @@ def neighbors_notice(extraction: Extraction) -> str | None:
     lost = sorted(
         (row for row in extraction.neighbors if row.score < ChoiceSettings.min_neighbor), key=lambda row: row.score
     )
-    shown = ", ".join(f"{row.name} {row.score:.2f}" for row in lost)
+    shown = ", ".join(f"{row.name} {row.score:z.2f}" for row in lost)
     return f"what the model says of neighbors is lost in part (1 is untouched): {shown}" if lost else None
 
 

@@ -23,16 +23,15 @@ def for_terminal(text: str, *, lines: bool = False) -> str:
     kept = _KEPT + "\n\t" if lines else _KEPT
     if text.isprintable():
         return text
-    return "".join(sign if sign in kept or not _is_control(sign) else _escape(sign) for sign in text)
+    return "".join(
+        sign if sign in kept or not _is_control(sign) else sign.encode("unicode_escape").decode("ascii")
+        for sign in text
+    )
 
 
 def _is_control(sign: str) -> bool:
     # Controls, invisible formats (directions, marks), surrogates, and the two separators that break lines.
     return unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-
-
-def _escape(sign: str) -> str:
-    return sign.encode("unicode_escape").decode("ascii")
 
 
 def for_markdown(text: str) -> str:

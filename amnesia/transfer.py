@@ -10,7 +10,7 @@ import torch
 
 from amnesia.directions.keys import name_rows
 from amnesia.domain import DEFAULT_LOADING, Format, Loading, is_gguf_name, name_key
-from amnesia.edits import ColumnEdit, Edit, EditSpec, EntityEdits, named_after_cells
+from amnesia.edits import ColumnEdit, Edit, EditSpec, EntityEdits, directions_of, named_after_cells
 from amnesia.errors import InputError, os_errors_as
 from amnesia.experiments.robustness import unrelated_names
 from amnesia.facts.names import entity_templates
@@ -169,8 +169,7 @@ def _meant(groups: tuple[EntityEdits, ...], recipe: Recipe) -> tuple[EntityEdits
 
 
 def _is_unnamed(group: EntityEdits) -> bool:
-    columns = [edit for edit in group.edits if isinstance(edit, ColumnEdit)]
-    return len(columns) == len(group.edits) and group.entity == named_after_cells(columns).entity
+    return not directions_of(group.edits) and group.entity == named_after_cells(group.edits).entity
 
 
 def _answered(group: EntityEdits, replies: Sequence[Reply], settings: TransferSettings) -> bool:
@@ -184,7 +183,7 @@ def answers(live: LiveModel, group: EntityEdits, settings: TransferSettings) -> 
 
     Cells of experts, which nobody can watch, are left out.
     """
-    edits = [edit for edit in group.edits if not (isinstance(edit, ColumnEdit) and edit.cell.expert is not None)]
+    edits = [edit for edit in group.edits if edit.expert is None]
     if not edits or _is_unnamed(group):
         return []
     own = _by_token(live, group.entity, edits, settings.n_texts)
@@ -206,14 +205,11 @@ def answers(live: LiveModel, group: EntityEdits, settings: TransferSettings) -> 
 @torch.inference_mode()
 def _by_token(live: LiveModel, name: str, edits: Sequence[Edit], n_texts: int) -> torch.Tensor:
     """Mean answers over wordings (n_tokens, n_edits), by the name's tokens from its last one backwards."""
-    layers = sorted({_layer(edit) for edit in edits})
+    layers = sorted({edit.layer for edit in edits})
     reads = torch.zeros(len(layers), live.shape.d_mlp, len(edits), device=live.device)
     for number, edit in enumerate(edits):
-        place = layers.index(_layer(edit))
-        if isinstance(edit, ColumnEdit):
-            reads[place, edit.cell.neuron, number] = 1.0
-        else:
-            reads[place, list(edit.columns), number] = torch.tensor(edit.read.array.copy()).to(reads)
+        read = torch.tensor(edit.read.array.copy()).to(reads)
+        reads[layers.index(edit.layer), list(edit.columns), number] = read
     means = []
     for rows in name_rows(live, name, texts=entity_templates()[:n_texts]).values():
         total = torch.zeros(len(edits), device=live.device)
@@ -221,7 +217,3 @@ def _by_token(live: LiveModel, name: str, edits: Sequence[Edit], n_texts: int) -
             total += torch.einsum("bld,ldn->n", batch, reads)
         means.append(total / len(rows))
     return torch.stack(means).cpu()
-
-
-def _layer(edit: Edit) -> int:
-    return edit.cell.layer if isinstance(edit, ColumnEdit) else edit.layer

@@ -14,15 +14,16 @@ from support.commands import done
 from support.folders import ROOT, files_in
 from support.hub_state import BASE_CARD
 from support.local_hub import LocalHub
+from support.smollm2 import N_CHARACTERS
 
 # Workers side by side share the cores. This must be known before torch is imported, by children of the tests too.
 n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if n_workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_workers)))
 
-# Of each field of general ability, questions in tests that are about something else.
+# What tests that are about something else ask: questions of each field of general ability.
 N_COMMON = 2
-WHOLE = ROOT / "amnesia" / "facts" / "ability.toml"
+FACTS = ROOT / "amnesia" / "facts"
 
 users_cache = os.environ.get("AMNESIA_CACHE")
 own_cache = TemporaryDirectory(prefix="amnesia-tests-")
@@ -65,22 +66,37 @@ def pytest_runtest_setup(item):
         os.environ.pop("AMNESIA_CACHE", None)
     else:
         os.environ["AMNESIA_CACHE"] = cache
-    ask_common_questions(is_brief=item.path.name not in ("test_ability.py", "test_packaged.py"))
+    is_real = item.get_closest_marker("real") or item.get_closest_marker("runtimes")
+    measure_with(
+        few_questions=item.path.name not in ("test_ability.py", "test_packaged.py"),
+        little_text=not is_real and item.path.name not in ("test_damage.py", "test_neutral.py", "test_packaged.py"),
+    )
 
 
-def ask_common_questions(is_brief):
-    """Let general ability be measured by few questions, or by all that there are."""
-    from amnesia.facts import ability
+def measure_with(few_questions, little_text):
+    """Let general ability be measured by few questions, or by all; damage by the beginnings of texts, or by all."""
+    from amnesia.facts import ability, neutral
 
-    brief = Path(own_data.name) / WHOLE.name
-    if not brief.exists():
-        fields = tomllib.loads(WHOLE.read_text(encoding="utf-8"))["fields"]
-        few = [row | {"questions": row["questions"][:N_COMMON]} for row in fields]
-        brief.write_text(tomli_w.dumps({"fields": few}), encoding="utf-8")
-    wanted = brief if is_brief else WHOLE
-    if wanted != ability._FILE:
-        ability._FILE = wanted
-        ability.ability_questions.cache_clear()
+    for module, read, is_brief, brief in (
+        (ability, ability.ability_questions, few_questions, brief_ability),
+        (neutral, neutral.neutral_text, little_text, brief_neutral),
+    ):
+        name = f"{module.__name__.rpartition('.')[2]}.toml"
+        wanted = Path(own_data.name) / name if is_brief else FACTS / name
+        if not wanted.exists():
+            rows = tomllib.loads((FACTS / name).read_text(encoding="utf-8"))
+            wanted.write_text(tomli_w.dumps(brief(rows)), encoding="utf-8")
+        if wanted != module._FILE:
+            module._FILE = wanted
+            read.cache_clear()
+
+
+def brief_ability(rows):
+    return {"fields": [row | {"questions": row["questions"][:N_COMMON]} for row in rows["fields"]]}
+
+
+def brief_neutral(rows):
+    return {"texts": [row | {"passages": [row["passages"][0][:N_CHARACTERS].strip()]} for row in rows["texts"]]}
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Imports point down the floors of the house, none in a circle, and what needs no model loads no torch."""
 
 import ast
+import functools
 import graphlib
 import importlib
 import json
@@ -15,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # The rooms, and the modules that stand beside them, from the ground up: each imports only from the floors below.
 FLOORS = (
-    "errors plain_text progress vector",
+    "errors numbers plain_text progress vector",
     "domain",
     "architectures edits files",
     "guessing",
@@ -60,10 +61,16 @@ def room_of(module):
     return module.split(".")[1]
 
 
+@functools.cache
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imported(path):
     """Modules of the package that a file imports, also inside of functions."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "amnesia":
             names = {f"{node.module}.{alias.name}" for alias in node.names} & set(MODULES)
             found |= names or {node.module}
@@ -108,7 +115,7 @@ def test_modules_are_short(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_functions_are_short(module):
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(MODULES[module])):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
             assert body[-1].end_lineno - body[0].lineno < MAX_BODY, node.name
@@ -116,19 +123,17 @@ def test_functions_are_short(module):
 
 def test_rooms_say_what_they_know_and_do_nothing():
     for path in (ROOT / "amnesia").rglob("*/__init__.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        assert ast.get_docstring(tree) and len(tree.body) == 1, path
+        assert ast.get_docstring(tree(path)) and len(tree(path).body) == 1, path
 
 
 def defined(path):
     """Names of the functions and classes of a module."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return {getattr(node, "name", None) for node in tree.body}
+    return {getattr(node, "name", None) for node in tree(path).body}
 
 
 def test_rooms_are_described_in_a_few_lines_and_have_the_front_doors_that_they_name():
     for path in (ROOT / "amnesia").rglob("*/__init__.py"):
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        text = ast.get_docstring(tree(path))
         assert 3 <= len(text.splitlines()) <= 6, path
         room = ".".join(path.parent.relative_to(ROOT).parts)
         doors = re.findall(r"`([^`]+)`", text.partition("Front door")[2])

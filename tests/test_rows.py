@@ -1,5 +1,6 @@
 """Every row of the table of architectures, with a tiny model: files, memory, adapter and plain transformers agree."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -31,7 +32,7 @@ from amnesia.sources.parts import AbsentError
 from amnesia.sources.source import ModelSource
 from amnesia.weights.checkpoint import open_source
 from support.commands import done, refused
-from support.folders import ROOT, tree
+from support.folders import ROOT, files_in, tree
 from support.tiny import N_EXPERTS, tiny_model
 from support.tiny_text import VOCAB_SIZE, tiny_tokenizer
 
@@ -59,6 +60,21 @@ def live(source):
     return load(source.folder, "tiny")
 
 
+@pytest.fixture(scope="module")
+def original(source):
+    """The model as its users load it, for tests that leave it as it is."""
+    return plain(source.folder)
+
+
+@pytest.fixture(scope="module")
+def saved(source, live, tmp_path_factory):
+    """The edits of some cells, the folder that they made, and the model in it."""
+    edits = tuple(ColumnEdit(cell, -3.0) for cell in some_cells(live.shape))
+    folder = tmp_path_factory.mktemp("edited") / "out"
+    save("safetensors", source, [EntityEdits("Paris", edits)], folder)
+    return edits, folder, plain(folder)
+
+
 def listed() -> str:
     """The table for README: models, then mixtures of experts, by `model_type` of `config.json`."""
     groups = [sorted(name for name, row in LAYOUTS.items() if (row.experts is not None) == mixed) for mixed in (0, 1)]
@@ -70,12 +86,15 @@ def model_type(source):
     return source.checkpoint.shape.layout.model_type
 
 
+def plain_class(folder):
+    """The Auto class by which users load the model."""
+    takes_images = AutoConfig.from_pretrained(folder).model_type in TAKE_IMAGES
+    return AutoModelForImageTextToText if takes_images else AutoModelForCausalLM
+
+
 def plain(folder):
     """The model as its users load it."""
-    auto = AutoModelForCausalLM
-    if AutoConfig.from_pretrained(folder).model_type in TAKE_IMAGES:
-        auto = AutoModelForImageTextToText
-    return auto.from_pretrained(folder).eval()
+    return plain_class(folder).from_pretrained(folder).eval()
 
 
 def logits(model, ids):
@@ -130,16 +149,15 @@ def test_one_projection_of_each_layer_ends_what_mixes_tokens(source, live):
             assert live.shape.d_model in weight.shape
 
 
-def test_the_edited_files_are_the_model_edited_in_memory(source, live, tmp_path):
-    edits = [ColumnEdit(cell, -3.0) for cell in some_cells(live.shape)]
-    save("safetensors", source, [EntityEdits("Paris", tuple(edits))], tmp_path / "out")
-    assert prove(tmp_path / "out", source).n_cells == len(edits)
+def test_the_edited_files_are_the_model_edited_in_memory(source, live, original, saved, tmp_path):
+    edits, folder, changed = saved
+    assert prove(folder, source).n_cells == len(edits)
     ids = live.tokenizer(PAIRS[1][0] + PAIRS[1][1])["input_ids"]
-    before, after = logits(live.model, ids), logits(plain(tmp_path / "out"), ids)
+    before, after = logits(live.model, ids), logits(changed, ids)
     assert (after - before).abs().max() > 1e-3 * before.std()
-    copy = wrap(plain(source.folder), None)
-    apply_edits(copy, edits)
-    torch.testing.assert_close(logits(copy.model, ids), after, atol=1e-4 * before.std().item(), rtol=1e-5)
+    in_memory = wrap(deepcopy(original), None)
+    apply_edits(in_memory, edits)
+    torch.testing.assert_close(logits(in_memory.model, ids), after, atol=1e-4 * before.std().item(), rtol=1e-5)
     routed = [edit for edit in edits if edit.cell.expert is not None]
     if routed:
         with pytest.raises(LayoutError, match="mixture of experts"), edited(live, routed):
@@ -147,38 +165,40 @@ def test_the_edited_files_are_the_model_edited_in_memory(source, live, tmp_path)
     else:
         with edited(live, edits):
             torch.testing.assert_close(logits(live.model, ids), after, atol=1e-4 * before.std().item(), rtol=1e-5)
-    take_back(tmp_path / "out", tmp_path / "back")
+    take_back(folder, tmp_path / "back")
     assert tree(tmp_path / "back") == tree(source.folder)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
-def test_the_merged_adapter_is_the_edited_model(source, live, tmp_path):
-    edits = (EntityEdits("Paris", tuple(ColumnEdit(cell, -3.0) for cell in some_cells(live.shape))),)
+def test_the_merged_adapter_is_the_edited_model(source, live, original, saved, tmp_path):
+    edits, _, changed_files = saved
     if live.shape.n_experts:
         with pytest.raises(CheckpointError, match="mixture of experts"):
-            save("adapter", source, edits, tmp_path / "adapter")
+            save("adapter", source, [EntityEdits("Paris", edits)], tmp_path / "adapter")
         return
-    for name in ("safetensors", "adapter"):
-        save(name, source, edits, tmp_path / name)
-    adapted = PeftModel.from_pretrained(plain(source.folder), tmp_path / "adapter")
+    save("adapter", source, [EntityEdits("Paris", edits)], tmp_path / "adapter")
+    adapted = PeftModel.from_pretrained(deepcopy(original), tmp_path / "adapter")
     changed = [name for name, module in adapted.base_model.model.named_modules() if hasattr(module, "lora_A")]
     assert sorted(changed) == sorted({live.shape.out_proj_path(cell.layer) for cell in some_cells(live.shape)})
+    # Its README names the class that takes text.
+    assert (
+        f"Load the base as `{plain_class(source.folder).__name__}`" in (tmp_path / "adapter" / "README.md").read_text()
+    )
     keys = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     # vLLM finds modules by their full path alone, in the class that takes images where there is one.
     assert all(("model.language_model.layers." in key) == (model_type(source) in TAKE_IMAGES) for key in keys)
     merged = adapted.merge_and_unload().state_dict()
-    expected, original = plain(tmp_path / "safetensors").state_dict(), plain(source.folder).state_dict()
+    expected, before = changed_files.state_dict(), original.state_dict()
     assert merged.keys() == expected.keys()
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
-    assert sum(not torch.equal(original[name], expected[name]) for name in expected) == 2
+    assert sum(not torch.equal(before[name], expected[name]) for name in expected) == 2
 
 
-def test_log_probabilities_are_those_of_plain_transformers(source, live):
-    model = plain(source.folder)
+def test_log_probabilities_are_those_of_plain_transformers(live, original):
     rows = continuations(live.tokenizer, PAIRS)
     reading = read(live, rows)
     for index, (row, found) in enumerate(zip(rows, answer_logprobs(live, PAIRS), strict=True)):
-        logprobs = logits(model, row.ids).log_softmax(-1)
+        logprobs = logits(original, row.ids).log_softmax(-1)
         places = range(len(row.ids) - row.n_answer, len(row.ids))
         expected = sum(logprobs[spot - 1, row.ids[spot]].item() for spot in places)
         assert found.logprob == pytest.approx(expected, abs=1e-3)
@@ -470,6 +490,23 @@ def test_a_type_of_the_table_is_not_loaded_for_an_edit(tmp_path, monkeypatch):
     done("--layout", "auto", "edit", tmp_path / "m", "--cell", "1:1", "-o", tmp_path / "out")
 
 
+def test_of_the_hub_an_edit_that_cannot_be_fetches_no_weights(hub, opt, tmp_path):
+    hub.add_repo("org/opt", files_in(opt))
+    hub.add_repo("org/square", files_in(save_made_up(tmp_path / "square", intermediate_size=32)))
+    edit = ("--layout", "auto", "edit")
+    assert "layer 7 is out of range" in refused(*edit, "org/opt", "--cell", "7:1", "-o", tmp_path / "out")
+    assert "unknown type 'plain_made_up'" in refused(*edit, "org/square", "--cell", "1:1", "-o", tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept", encoding="utf-8")
+    assert "mine" in refused(*edit, "org/opt", "--cell", "1:5", "-o", tmp_path / "mine")
+    assert not [*(tmp_path / "hf").rglob("*.safetensors")]
+    done(*edit, "org/opt", "--cell", "1:5", "-o", tmp_path / "out")
+    done(*edit, opt, "--cell", "1:5", "-o", tmp_path / "here")
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("out", "here")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    GUESSED.clear()
+
+
 def test_a_guess_must_be_the_only_one(tmp_path, asked):
     folder = save_made_up(tmp_path / "square", intermediate_size=32)
     with pytest.raises(LayoutError, match=r"unknown type 'plain_made_up' and has .*model\.layers\.N\.mlp\.back"):
@@ -477,10 +514,11 @@ def test_a_guess_must_be_the_only_one(tmp_path, asked):
     config = {"model_type": "odd", "num_hidden_layers": 2, "hidden_size": 8}
     shapes = {f"h.{layer}.{path}.weight": (8, 12) for layer in range(2) for path in ("mix", "mlp.down")}
     with pytest.raises(LayoutError, match="has none of intermediate_size, ffn_dim"):
-        guess(config, shapes, "odd")
+        guess(config, lambda: shapes, "odd")
     with pytest.raises(LayoutError, match=r"has h\.N\.mix, h\.N\.mlp\.down: expected one matrix of shape \[8, 12\]"):
-        guess(config | {"ffn_dim": 12}, shapes, "odd")
-    guess(config | {"ffn_dim": 12}, {name: shape for name, shape in shapes.items() if "mix" not in name}, "odd")
+        guess(config | {"ffn_dim": 12}, lambda: shapes, "odd")
+    alone = {name: shape for name, shape in shapes.items() if "mix" not in name}
+    guess(config | {"ffn_dim": 12}, lambda: alone, "odd")
     assert (GUESSED["odd"].out_proj, GUESSED["odd"].prefix, GUESSED["odd"].layers) == (("mlp.down",), "", "h")
 
 

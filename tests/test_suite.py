@@ -1,4 +1,4 @@
-"""The tests themselves: none needs another, and oracles share no code with what they judge."""
+"""Tests and documents themselves: no test needs another, oracles share no code with what they judge, links lead on."""
 
 import ast
 import re
@@ -31,3 +31,16 @@ def test_oracles_share_no_code_with_the_package():
     oracles = sorted((ROOT / "tests" / "oracles").glob("*.py"))
     assert oracles
     assert not {path.name for path in oracles if imported(path) & {"amnesia", "support"}}
+
+
+def test_links_between_documents_lead_to_files():
+    folders = (ROOT / name for name in (".github", "recipes", "tests"))
+    documents = [ROOT / "README.md", *(path for folder in folders for path in folder.rglob("*.md"))]
+    links = {
+        (path, target)
+        for path in documents
+        for target in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8"))
+        if not re.match(r"[a-z]+:", target)
+    }
+    assert (ROOT / "README.md", "recipes/README.md") in links
+    assert [(path.name, target) for path, target in links if not (path.parent / target).exists()] == []

@@ -11,8 +11,8 @@ from amnesia.bench.results import FORMAT_VERSION, Bench, Measure
 from amnesia.files.staging import staged_output
 from amnesia.files.strict_json import json_bytes
 from amnesia.files.typed_json import plain
+from amnesia.numbers import flat, signed
 from amnesia.report.axes import both, grid
-from amnesia.report.numbers import flat, signed
 from amnesia.report.page import render
 from amnesia.report.svg import Drawing, Scale, around
 from amnesia.weights.manifest import version_of
@@ -79,7 +79,7 @@ def bench_figure(bench: Bench) -> str:
         top, bottom = 30.0, 330.0
         x, y = Scale(*across, 44, width - 10), Scale(*up, bottom, top)
         drawing.text(0, top - 14, "↑ damage to neighbors, 1: all is lost", "label small")
-        grid(drawing, x, y)
+        grid(drawing, x, y, "forgotten, 1: like an unknown name →")
         drawing.line(x(1), top, x(1), bottom, "guide dashed")
         for n, (name, forgotten, damage) in enumerate(points):
             shape, classes = ("circle", "control open") if n == 0 else ("diamond", "target full")
@@ -87,8 +87,6 @@ def bench_figure(bench: Bench) -> str:
             anchor = "end" if x(forgotten) > width * 0.6 else "start"
             place = x(forgotten) + (-10 if anchor == "end" else 10)
             drawing.text(place, y(damage) - 8 - 14 * (n % 2), flat(name, 28), "label small", anchor)
-        drawing.text(width - 10, bottom + 34, "forgotten, 1: like an unknown name →", "label small", "end")
-        drawing.height = bottom + 42
         return drawing
 
     return both(draw, NAME)

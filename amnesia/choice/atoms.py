@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,14 +12,16 @@ from torch import Tensor
 from amnesia.directions.keys import name_keys
 from amnesia.directions.moments import BystanderMoments, gram
 from amnesia.directions.response import Response
-from amnesia.directions.solve import ReadOut, read_outs, supports
+from amnesia.directions.solve import Metric, ReadOut
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit, DirectionEdit, Edit
 from amnesia.errors import InputError
-from amnesia.live.model import LiveModel, not_finite
+from amnesia.live.model import LiveModel, edited, not_finite
 from amnesia.vector import Vector
 
 _NEAREST = 0.2  # Share of other names, the nearest in what the layer writes, whose mean stands for "any name".
+
+_KEPT_BYTES = 1 << 28  # Of second moments; with their factors and inverses, up to three times as much is kept.
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,13 +85,17 @@ class Atom:
 
     def edit(self, multiplier: float) -> Edit:
         """The edit; on one cell it is the source's, the column times the multiplier."""
+        return replace(self._taken_away, multiplier=multiplier)
+
+    @cached_property
+    def _taken_away(self) -> Edit:
         cells = self.read_out.cells
         if self.size == 1:
-            return ColumnEdit(Cell(self.layer, int(cells)), multiplier)
+            return ColumnEdit(Cell(self.layer, int(cells)), 0.0)
         return DirectionEdit(
             layer=self.layer,
             token=self.token,
-            multiplier=multiplier,
+            multiplier=0.0,
             columns=tuple(cells.tolist()),
             read=Vector.of(self.read_out.u.cpu()),
             write=Vector.of(self.write.cpu()),
@@ -107,7 +114,8 @@ class Name:
     """A name in a model, and the moments of its bystanders. `is_reserved` says which other names count as unseen.
 
     `near` says what texts about its neighbors answer to, if there are any: with the share `near_share` of C they count
-    among the bystanders.
+    among the bystanders. `solved` are the metrics of layers, with keys of other names; names with the same bystanders
+    share them.
     """
 
     live: LiveModel
@@ -116,14 +124,19 @@ class Name:
     is_reserved: Callable[[str], bool]
     near: Response | None = None
     near_share: float = 0.0
+    solved: dict[tuple[int, frozenset[int]], tuple[Metric, Tensor]] = field(default_factory=dict)
 
     @torch.inference_mode()
-    def atoms(self, max_tokens: int) -> list[Atom]:
-        """On all cells of every layer of the moments, those that move the residual stream most first."""
-        keys = name_keys(self.live, self.text, self.moments.layers, max_tokens)
+    def atoms(self, max_tokens: int, acting: Sequence[Edit] = ()) -> list[Atom]:
+        """On all cells of every layer of the moments, those that move the residual stream most first.
+
+        The keys are those of the name while edits are `acting`.
+        """
+        with edited(self.live, acting):
+            keys = name_keys(self.live, self.text, self.moments.layers, max_tokens)
         found = []
         for place, layer in enumerate(self.moments.layers):
-            second, names = self._bystanders(layer)
+            metric, names = self._bystanders(layer)
             if not len(names):
                 raise InputError(
                     "all other names count as the entity or as held out: give fewer aliases and held-out controls"
@@ -131,12 +144,12 @@ class Name:
             width = self.live.shape.width(layer)
             own = {token: by_layer[place, :width] for token, by_layer in keys.items()}
             weight, norm = self.live.out_weight(layer)[:, :width], self.live.norm_after(layer)
-            spread = second.diagonal().sqrt().float()
+            spread = metric.moments.diagonal().sqrt().float()
             written = names @ weight.T
             through = norm if norm is not None else (lambda values: values)
             dtype = self.live.model.dtype
             try:
-                solved = read_outs(second, list(own.values()))
+                solved = metric.read_outs(list(own.values()))
             except torch.linalg.LinAlgError:
                 raise not_finite(self.live, f"activations in layer {layer}, or none at all") from None
             for (token, key), read_out in zip(own.items(), solved, strict=True):
@@ -154,9 +167,9 @@ class Name:
 
     def sparse(self, atom: Atom, sizes: Sequence[int]) -> dict[int, Atom]:
         """The atom on supports of `sizes`; on one cell its write is that of the whole column, as in the source."""
-        second, _ = self._bystanders(atom.layer)
+        metric, _ = self._bystanders(atom.layer)
         found = {}
-        for size, read_out in supports(second, atom.key, sizes).items():
+        for size, read_out in metric.supports(atom.key, sizes).items():
             write = atom.write
             if size == 1:
                 write = self.live.out_weight(atom.layer)[:, read_out.cells[0]] * atom.key[read_out.cells[0]]
@@ -164,14 +177,19 @@ class Name:
             found[size] = replace(atom, write=write, read_out=read_out, change=change)
         return found
 
-    def _bystanders(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Second moments (d_mlp, d_mlp) of all that must stay beside the name, and keys (n, d_mlp) of other names."""
+    def _bystanders(self, layer: int) -> tuple[Metric, Tensor]:
+        """Of all that must stay beside the name, and keys (n, d_mlp) of other names."""
         own = own_tokens(self.live, [self.text])
+        if (layer, own) in self.solved:
+            return self.solved[layer, own]
         second, names = self.moments.without(self.live, layer, self.is_reserved, own)
         if self.near is not None and self.near_share:
             rows = self.near.activations[:, self.moments.layers.index(layer)].float()
             second.add_(gram(self.live, layer, rows)[: len(second), : len(second)], alpha=self.near_share / len(rows))
-        return second, names
+        found = Metric(second), names
+        if len(self.moments.layers) * second.nbytes <= _KEPT_BYTES:
+            self.solved[layer, own] = found
+        return found
 
     def _change(self, layer: int, read_out: ReadOut, write: Tensor) -> Change:
         place = self.moments.layers.index(layer)

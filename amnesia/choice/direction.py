@@ -14,13 +14,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from amnesia.choice.atoms import Atom, Change, Name, change_by
-from amnesia.choice.known import KnownFacts, mean_score, some
+from amnesia.choice.known import KnownFacts, Scores, some
 from amnesia.choice.settings import ChoiceSettings
-from amnesia.edits import Edit
-from amnesia.live.model import LiveModel, edited
+from amnesia.edits import ColumnEdit, Edit
 from amnesia.progress import Progress
 
 Group = tuple[Atom, ...]
+
+MAX_TOKENS = 3
+"""Tokens of a name whose keys are read, from the last one backwards."""
+
+MULTIPLIERS = (0.25, 0.125, 0.0, -0.125, -0.25, -0.375, -0.5, -0.75, -1.0, -1.5, -2.0)
+"""Tried from the weakest on."""
+
+FINE_MULTIPLIERS = (0.25, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4, -0.5, -0.75, -1.0)
+"""The same where a norm follows the MLP, behind which a write turns instead of shrinking."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +64,19 @@ Watch = Callable[[JudgedTrial], None]
 
 def edits_of(atoms: Group, multiplier: float) -> tuple[Edit, ...]:
     """Atoms as an edit, in the order of layers."""
-    return tuple(atom.edit(multiplier) for atom in sorted(atoms, key=lambda atom: atom.place))
+    return tuple(atom.edit(multiplier) for atom in _placed(atoms))
 
 
 @dataclass
 class DirectionChoice:
     """The choice for one name.
 
-    Where the model is edited already, while the choice is made, `beside` is what texts lose by that. `trials` are all
-    that was measured, in order, the screening of `atoms` first; `dense` the best on all columns, `judged` those whose
-    controls were asked, too.
+    Where edits are `acting` already, beside which one more is chosen, `beside` is what texts lose by them. `trials` are
+    all that was measured, in order, the screening of `atoms` first; `dense` the best on all columns, `judged` those
+    whose controls were asked, too.
     """
 
-    live: LiveModel
+    scores: Scores
     name: Name
     targets: KnownFacts
     controls: KnownFacts
@@ -77,15 +85,17 @@ class DirectionChoice:
     max_columns: int | None = None
     progress: Progress | None = None
     beside: Change | None = None
+    acting: tuple[Edit, ...] = ()
     watch: Watch | None = None
     atoms: list[Atom] = field(default_factory=list)
     dense: list[Trial] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     judged: list[JudgedTrial] = field(default_factory=list)
+    _sparse: dict[tuple[Atom, tuple[int, ...]], dict[int, Atom]] = field(default_factory=dict)
 
     def choose(self) -> JudgedTrial:
         """The best trial; its score may miss the goal where nothing reaches it."""
-        self.atoms = self.name.atoms(self.settings.max_tokens)
+        self.atoms = self.name.atoms(MAX_TOKENS, self.acting)
         self.dense = self.mildest(self.atoms)
         return self.on_few_columns(self.dense)
 
@@ -97,7 +107,9 @@ class DirectionChoice:
         few = some(self.targets, self.settings.n_facts)
         grid = self._multipliers()
         strong = grid[2 * len(grid) // 3]
-        alone = [self._measure((atom,), strong, few) for atom in atoms[: self.settings.n_screened]]
+        screened = [(atom,) for atom in atoms[: self.settings.n_screened]]
+        self._ask(screened, strong, few)
+        alone = [self._measure(group, strong, few) for group in screened]
         # By what it makes forget for its harm; where that is more than needed, it will be taken weaker.
         alone.sort(
             key=lambda trial: (
@@ -125,21 +137,27 @@ class DirectionChoice:
         # What was too weak before is not tried weaker.
         missed = {frozenset(trial.atoms): trial.multiplier for trial in self.trials if trial.score > goal}
         room = self.max_columns or math.inf
-        left = {frozenset(group): math.inf for group in groups if len(set(group)) == len(group) <= room}
+        left = {_placed(group): math.inf for group in groups if len(set(group)) == len(group) <= room}
+
+        def is_wanted(atoms: Group) -> bool:
+            limit = min((self._cost(trial.change) for trial in reached), default=(True, math.inf))
+            weaker = multiplier >= missed.get(frozenset(atoms), math.inf)
+            return not weaker and self._cost(self._change(atoms, multiplier)) < limit
+
         for multiplier in self._multipliers():
-            for group in list(left):
-                atoms = tuple(sorted(group, key=lambda atom: atom.place))
-                limit = min((self._cost(trial.change) for trial in reached), default=(True, math.inf))
-                if self._cost(self._change(atoms, multiplier)) >= limit or multiplier >= missed.get(group, math.inf):
+            row = [atoms for atoms in left if is_wanted(atoms)]
+            self._ask(row, multiplier, few)
+            for atoms in row:
+                if not is_wanted(atoms):  # Another one has reached the goal with less harm.
                     continue
                 trial = self._measure(atoms, multiplier, few)
                 if trial.score <= goal:
                     reached.append(trial)
                 # The score is not monotone in the multiplier: once it has turned, more of the same does not help.
-                turned = multiplier <= -1 and trial.score > left[group] + 0.05
-                left[group] = min(left[group], trial.score)
+                turned = multiplier <= -1 and trial.score > left[atoms] + 0.05
+                left[atoms] = min(left[atoms], trial.score)
                 if turned or trial.score <= goal:
-                    del left[group]
+                    del left[atoms]
         missing = self.settings.harm_of_score
         mild = min(self.trials, key=lambda trial: trial.change.harm + missing * max(0.0, trial.score - goal))
         order = sorted(reached, key=lambda trial: self._cost(trial.change))
@@ -158,6 +176,8 @@ class DirectionChoice:
         """
         settings = self.settings
         offered = [(atoms, trial) for trial in dense for atoms in self.sizes(trial)]
+        if not offered:
+            return self.judge(dense[0])
         last = max((pair for pair in offered if pair[1] is dense[0]), key=lambda pair: pair[0][0].size)
         offered.sort(key=lambda pair: (_size(pair[0]), self._cost(self._change(pair[0], pair[1].multiplier))))
         candidates = [
@@ -191,9 +211,10 @@ class DirectionChoice:
 
     def judge(self, trial: Trial) -> JudgedTrial:
         """A trial with what it does to controls and neighbors."""
-        with edited(self.live, trial.edits):
-            control = mean_score(self.live, self.controls)
-            neighbor = mean_score(self.live, self.neighbors) if self.neighbors else 1.0
+        edits = (*self.acting, *trial.edits)
+        self.scores.ask((*self.controls, *self.neighbors), [edits])
+        control = self.scores.mean(self.controls, edits)
+        neighbor = self.scores.mean(self.neighbors, edits) if self.neighbors else 1.0
         found = JudgedTrial(trial.atoms, trial.multiplier, trial.score, trial.change, control, neighbor)
         self.judged.append(found)
         if self.watch:
@@ -234,18 +255,29 @@ class DirectionChoice:
         return change if self.beside is None else self.beside + change
 
     def sizes(self, dense: Trial) -> list[Group]:
-        """The atoms on equal numbers of columns, the fewest first; on all where the recipe sets no bound."""
+        """The atoms on equal numbers of columns, the fewest first; on all where the recipe sets no bound.
+
+        None where all that may change is one cell, which an edit that is acting scales already.
+        """
         sizes, n = self.settings.columns, len(dense.atoms)
         if self.max_columns is not None:
             sizes = (*(size for size in sizes if size < self.max_columns), self.max_columns)
-        found = [self.name.sparse(atom, [size // n for size in sizes if size >= n]) for atom in dense.atoms]
-        groups = [tuple(own[size] for own in found) for size in sorted(found[0])]
-        # Two atoms of a layer may come down to the same cell, which can be scaled only once.
-        groups = [group for group in groups if group[0].size > 1 or len({_cell(atom) for atom in group}) == n]
+        own = tuple(size // n for size in sizes if size >= n)
+        for atom in dense.atoms:
+            if (atom, own) not in self._sparse:
+                self._sparse[atom, own] = self.name.sparse(atom, own)
+        found = [self._sparse[atom, own] for atom in dense.atoms]
+        groups = [tuple(sparse[size] for sparse in found) for size in sorted(found[0])]
+        groups = [group for group in groups if not self._scales_twice(group)]
         bounded = self.max_columns is not None and self.max_columns // n < dense.atoms[0].size
         if not bounded:
             groups.append(dense.atoms)
-        return groups or self.sizes(replace(dense, atoms=dense.atoms[:1]))
+        return groups if groups or n == 1 else self.sizes(replace(dense, atoms=dense.atoms[:1]))
+
+    def _scales_twice(self, atoms: Group) -> bool:
+        """Whether a cell would be scaled twice: two atoms of a layer may come down to the same one."""
+        cells = [edit.cell for edit in (*self.acting, *edits_of(atoms, 0.0)) if isinstance(edit, ColumnEdit)]
+        return len(set(cells)) < len(cells)
 
     def fitted(self, atoms: Group, multiplier: float) -> Trial:
         """Atoms on few columns with a multiplier, or with a stronger one where that is needed or costs little.
@@ -273,12 +305,15 @@ class DirectionChoice:
         return self.settings.max_harm * self.settings.cheap
 
     def _multipliers(self) -> tuple[float, ...]:
-        fine = self.live.norm_after(0) is not None
-        return self.settings.fine_multipliers if fine else self.settings.multipliers
+        fine = self.scores.live.norm_after(0) is not None
+        return FINE_MULTIPLIERS if fine else MULTIPLIERS
+
+    def _ask(self, groups: Sequence[Group], multiplier: float, targets: KnownFacts) -> None:
+        """Measure many groups together, before what they reach is looked at one by one."""
+        self.scores.ask(targets, [(*self.acting, *edits_of(atoms, multiplier)) for atoms in groups])
 
     def _measure(self, atoms: Group, multiplier: float, targets: KnownFacts) -> Trial:
-        with edited(self.live, edits_of(atoms, multiplier)):
-            score = mean_score(self.live, targets)
+        score = self.scores.mean(targets, (*self.acting, *edits_of(atoms, multiplier)))
         trial = Trial(atoms, multiplier, score, self._change(atoms, multiplier))
         self.trials.append(trial)
         if self.progress:
@@ -291,6 +326,6 @@ def _size(atoms: Group) -> int:
     return sum(atom.size for atom in atoms)
 
 
-def _cell(atom: Atom) -> tuple[int, int]:
-    """Layer and neuron of an atom on one cell."""
-    return atom.layer, int(atom.read_out.cells)
+def _placed(group: Group) -> Group:
+    """The atoms in the order of their places."""
+    return tuple(sorted(group, key=lambda atom: atom.place))

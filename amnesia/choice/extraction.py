@@ -6,8 +6,9 @@ The held-out facts of a recipe are never read here, but for the names of their e
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from amnesia.choice.atoms import Name
@@ -15,9 +16,9 @@ from amnesia.choice.direction import DirectionChoice, Watch
 from amnesia.choice.forms import Forms, forms_of, n_columns
 from amnesia.choice.front import front_of, widen
 from amnesia.choice.joint import Part, combined, join
-from amnesia.choice.known import KnownFacts, mean_score, reserved_names, select_known
+from amnesia.choice.known import KnownFacts, Scores, mean_score, reserved_names, select_known
 from amnesia.choice.neighbors import begins_alike, facts_about, near_response, neighbor_results, neighbors_of
-from amnesia.choice.results import Answers, Extraction, FormResult, FrontEdit, NeighborResult, Screening, Verdict
+from amnesia.choice.results import Extraction, Verdict
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.choice.shown import answers_of, screening_of
 from amnesia.directions.moments import early_layers, moments_of
@@ -26,10 +27,16 @@ from amnesia.errors import InputError
 from amnesia.evaluation.measurement import known_facts
 from amnesia.facts.names import share_words
 from amnesia.facts.questions import questions_of
-from amnesia.live.model import LiveModel, edited
+from amnesia.live.model import LiveModel
 from amnesia.localization.cells import SETTINGS, CellMap, cell_maps, layer_range
 from amnesia.progress import SILENT, Progress
 from amnesia.recipe import Accept, Recipe
+
+SINGLE_MULTIPLIERS = (-1.0, -2.0, -4.0, -8.0)
+"""What method "single" multiplies a cell by; powers of two are exact in every type."""
+
+WEAK_TARGET = 0.6
+"""Mean knowledge score of the search facts up to which an edit that misses the recipe's bounds still counts as weak."""
 
 Task = Callable[[str], contextlib.AbstractContextManager[Progress]]
 
@@ -70,53 +77,40 @@ def choose(
     Fixed `[[cells]]` are only verified. Method "auto" turns a direction, on as few columns as keep within the bounds;
     "single" is the source's form, one cell whose column is negated.
     """
+    scores = Scores(live)
     if recipe.edit.cells:
-        found = _Chosen(recipe.edit.cells, len(recipe.edit.cells))
+        found = _unjudged(recipe, recipe.edit.cells, len(recipe.edit.cells))
     elif recipe.edit.method == "single":
-        found = _single(live, recipe, targets, controls, task)
+        found = _single(scores, recipe, targets, controls, task)
     else:
-        found = _direction(live, recipe, targets, controls, task, cache, avoided, watch, wide)
-    with edited(live, found.edits):
-        target, control = mean_score(live, targets), mean_score(live, controls)
-    return Extraction(
-        EntityEdits(recipe.target.entity, found.edits),
-        verdict(target, control, recipe.accept) if found.edits else "none",
-        target,
-        control,
-        found.tried,
-        found.answers,
-        found.screening,
-        found.forms,
-        found.neighbors,
-        tuple(row if not row.point.chosen else row.measured(target, control) for row in found.front),
+        found = _direction(scores, recipe, targets, controls, task, cache, avoided, watch, wide)
+    edits = found.edits.edits
+    target, control = (scores.mean(facts, edits) for facts in (targets, controls))
+    return replace(
+        found,
+        verdict=verdict(target, control, recipe.accept) if edits else "none",
+        target=target,
+        control=control,
+        front=tuple(row.measured(target, control) if row.point.chosen else row for row in found.front),
     )
+
+
+def _unjudged(recipe: Recipe, edits: tuple[Edit, ...], tried: int) -> Extraction:
+    """An edit whose verdict and scores are still to come."""
+    return Extraction(EntityEdits(recipe.target.entity, edits), "none", math.nan, math.nan, tried)
 
 
 def judge(live: LiveModel, edits: EntityEdits, targets: KnownFacts, controls: KnownFacts, accept: Accept) -> Extraction:
     """What an edit does to known search facts, however it was found."""
-    with edited(live, edits.edits):
-        target, control = mean_score(live, targets), mean_score(live, controls)
+    target, control = (mean_score(live, facts, edits.edits) for facts in (targets, controls))
     return Extraction(edits, verdict(target, control, accept), target, control, len(edits.edits))
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """An edit, how much was measured for it, and what there is to tell of the choice, as `Extraction` has it."""
-
-    edits: tuple[Edit, ...]
-    tried: int
-    answers: Answers | None = None
-    screening: Screening | None = None
-    forms: tuple[FormResult, ...] = ()
-    neighbors: tuple[NeighborResult, ...] = ()
-    front: tuple[FrontEdit, ...] = ()
 
 
 def verdict(target: float, control: float, accept: Accept) -> Verdict:
     """`strong` within the bounds; `weak` when much is forgotten, or a control bound is missed narrowly; else `none`."""
     if target <= accept.max_target and control >= accept.min_control:
         return "strong"
-    if target <= ChoiceSettings.weak_target and control >= 2 * accept.min_control - 1:
+    if target <= WEAK_TARGET and control >= 2 * accept.min_control - 1:
         return "weak"
     return "none"
 
@@ -142,8 +136,7 @@ def extract_all(
     together = combined(edit for group in joined.values() for edit in group.edits)
     results = []
     for recipe, known, found in alone:
-        with edited(live, together):
-            target, control = (mean_score(live, part) for part in known)
+        target, control = (mean_score(live, facts, together) for facts in known)
         judged = verdict(target, control, recipe.accept) if found.edits.edits else "none"
         edits = joined.get(found.edits.entity, found.edits)
         results.append(replace(found, edits=edits, verdict=judged, target=target, control=control))
@@ -183,7 +176,7 @@ def localized(live: LiveModel, recipe: Recipe, progress: Progress | None = None,
 
 
 def _direction(
-    live: LiveModel,
+    scores: Scores,
     recipe: Recipe,
     targets: KnownFacts,
     controls: KnownFacts,
@@ -192,8 +185,9 @@ def _direction(
     avoided: Sequence[str],
     watch: Watch | None,
     wide: bool,
-) -> _Chosen:
+) -> Extraction:
     """The edit for the name, and for those of its forms that need one of their own."""
+    live = scores.live
     layers = live.watchable(early_layers(live.shape.n_layers))
     if recipe.localization.layers is not None:
         layers = layer_range(live, recipe.localization.layers)
@@ -218,11 +212,11 @@ def _direction(
     )
     max_columns = recipe.edit.max_cells
     with task("choosing the edit") as progress:
-        others = forms_of(recipe.target, settings.n_typos) if recipe.edit.forms else ()
-        forms = Forms(live, targets, controls, apart, settings, others)
-        share = settings.name_share if forms.known else 1.0
+        others = forms_of(recipe.target) if recipe.edit.forms else ()
+        forms = Forms(scores, targets, controls, apart, settings, others)
+        share = settings.margin if forms.known else 1.0
         own = replace(settings, max_harm=share * settings.max_harm)
-        choice = DirectionChoice(live, name, targets, controls, apart, own, max_columns, progress, watch=watch)
+        choice = DirectionChoice(scores, name, targets, controls, apart, own, max_columns, progress, watch=watch)
         best = choice.choose()
         edits = forms.add(best, name, max_columns, progress)
         if forms.known and len(edits) == len(best.edits):
@@ -232,13 +226,12 @@ def _direction(
             n_new, n_old = n_columns(again.edits), n_columns(best.edits)
             if n_new < n_old or (n_new == n_old and again.score < best.score):
                 best, edits = again, forms.add(again, name, max_columns, progress)
-    found = _Chosen(
-        edits,
-        len(choice.trials),
-        answers_of(name, best.edits),
-        screening_of(choice, best),
-        forms.results(best.edits, edits),
-        neighbor_results(live, neighbors, edits),
+    found = replace(
+        _unjudged(recipe, edits, len(choice.trials)),
+        answers=answers_of(name, best.edits),
+        screening=screening_of(choice, best),
+        forms=forms.results(best.edits, edits),
+        neighbors=neighbor_results(scores, neighbors, edits),
     )
     if wide:
         with task("measuring more edits for the front") as progress:
@@ -247,24 +240,22 @@ def _direction(
     return replace(found, front=front_of(choice.judged, best, edits, forms.change or best.change))
 
 
-def _single(live: LiveModel, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task) -> _Chosen:
+def _single(scores: Scores, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task) -> Extraction:
     """The source's two steps: candidates by stability, each verified by intervention with each allowed multiplier.
 
     The one that lowers the targets most of those that spare the controls; controls are asked only where targets fell.
     """
     with task(f"localizing {recipe.target.entity}") as progress:
-        top = localized(live, recipe, progress).top(SETTINGS.n_single)
-    multipliers = ChoiceSettings.single_multipliers if recipe.edit.multiplier is None else (recipe.edit.multiplier,)
+        top = localized(scores.live, recipe, progress).top(SETTINGS.n_single)
+    multipliers = SINGLE_MULTIPLIERS if recipe.edit.multiplier is None else (recipe.edit.multiplier,)
     alone = {}
     with task("verifying candidates") as progress:
         for edit in (ColumnEdit(row.cell, item) for row in top for item in multipliers):
-            with edited(live, [edit]):
-                alone[edit] = mean_score(live, targets)
+            alone[edit] = scores.mean(targets, (edit,))
             progress(1)
         for edit in sorted(alone, key=lambda edit: (alone[edit], edit)):
             if alone[edit] >= 1.0:
                 break
-            with edited(live, [edit]):
-                if mean_score(live, controls) >= recipe.accept.min_control:
-                    return _Chosen((edit,), len(alone))
-    return _Chosen((), len(alone))
+            if scores.mean(controls, (edit,)) >= recipe.accept.min_control:
+                return _unjudged(recipe, (edit,), len(alone))
+    return _unjudged(recipe, (), len(alone))

@@ -12,23 +12,25 @@ from dataclasses import dataclass, field, replace
 
 from amnesia.choice.atoms import Change, Name
 from amnesia.choice.direction import DirectionChoice, JudgedTrial
-from amnesia.choice.known import KnownFacts, mean_score, some
+from amnesia.choice.known import KnownFacts, Scores, some
 from amnesia.choice.results import FormResult
 from amnesia.choice.settings import ChoiceSettings
-from amnesia.edits import DirectionEdit, Edit
+from amnesia.edits import Edit
 from amnesia.facts.variants import Variant, variants_of
-from amnesia.live.model import LiveModel, edited
 from amnesia.progress import Progress
 from amnesia.recipe import Target
 
 _KINDS = ("given", "translation", "last name", "acronym", "lower case", "upper case", "typo")
 
+_N_TYPOS = 2  # Misspellings that are asked.
+_KNOWN = 0.5  # Mean knowledge score in the original model from which a form counts as known: half of what the name has.
 
-def forms_of(target: Target, n_typos: int) -> tuple[Variant, ...]:
+
+def forms_of(target: Target) -> tuple[Variant, ...]:
     """The forms of a name that a choice considers: those that the recipe gives, and others that are made from it."""
     given = [Variant(alias, "given") for alias in target.aliases]
     given += [Variant(row.name, "translation", row.language) for row in target.translations]
-    found = variants_of(target.entity, given, n_typos if len(target.entity) > 3 else 0)
+    found = variants_of(target.entity, given, _N_TYPOS if len(target.entity) > 3 else 0)
     return tuple(form for form in found if form.kind in _KINDS)
 
 
@@ -49,11 +51,10 @@ class Forms:
 
     `change` is what texts lose by all edits, those for forms with them, of the last `add`.
 
-    `known` are the facts under each form by which the original model knows the entity, and their mean score in it. The
-    model is as it was when this is made.
+    `known` are the facts under each form by which the original model knows the entity, and their mean score in it.
     """
 
-    live: LiveModel
+    scores: Scores
     targets: KnownFacts
     controls: KnownFacts
     neighbors: KnownFacts
@@ -64,10 +65,11 @@ class Forms:
 
     def __post_init__(self) -> None:
         few = some(self.targets, self.settings.n_facts)
-        for form in self.forms:
-            facts = asked_as(few, form.name)
-            score = mean_score(self.live, facts)
-            if score >= self.settings.known_form:
+        asked = {form: asked_as(few, form.name) for form in self.forms}
+        self.scores.ask(tuple(fact for facts in asked.values() for fact in facts), [()])
+        for form, facts in asked.items():
+            score = self.scores.mean(facts)
+            if score >= _KNOWN:
                 self.known[form] = facts, score
 
     def add(
@@ -80,41 +82,38 @@ class Forms:
         found, change, neighbor = best.edits, best.change, best.neighbor
         settings = replace(self.settings, goal=self.settings.form_goal, margin=1.0, n_paired=2)
         for form, (facts, _) in self.known.items():
-            with edited(self.live, found):
-                before = mean_score(self.live, facts)
-                left = None if max_columns is None else max_columns - n_columns(found)
-                if before <= settings.goal + settings.slack or (left is not None and left < 1):
-                    continue
-                choice = DirectionChoice(
-                    self.live,
-                    replace(name, text=form.name),
-                    facts,
-                    self.controls,
-                    self.neighbors,
-                    settings,
-                    left,
-                    progress,
-                    change,
-                )
-                own = choice.choose()
+            before = self.scores.mean(facts, found)
+            left = None if max_columns is None else max_columns - n_columns(found)
+            if before <= settings.goal + settings.slack or (left is not None and left < 1):
+                continue
+            choice = DirectionChoice(
+                self.scores,
+                replace(name, text=form.name),
+                facts,
+                self.controls,
+                self.neighbors,
+                settings,
+                left,
+                progress,
+                change,
+                found,
+            )
+            own = choice.choose()
+            fits = left is None or n_columns(own.edits) <= left
             spares = own.control >= settings.min_control and own.neighbor >= min(settings.min_neighbor, neighbor - 0.02)
-            if spares and own.change.harm <= settings.max_harm and own.score <= before - settings.form_gain:
+            if fits and spares and own.change.harm <= settings.max_harm and own.score <= before - settings.form_gain:
                 found, change = (*found, *own.edits), own.change
         self.change = change
         return found
 
-    def results(self, alone: Sequence[Edit], edits: Sequence[Edit]) -> tuple[FormResult, ...]:
+    def results(self, alone: tuple[Edit, ...], edits: tuple[Edit, ...]) -> tuple[FormResult, ...]:
         """Each form with its mean score once the edit for the name acts `alone`, and with all `edits`."""
-        scores = []
-        for part in (alone, edits):
-            with edited(self.live, part):
-                scores.append([mean_score(self.live, facts) for facts, _ in self.known.values()])
         return tuple(
-            FormResult(form.name, form.kind, before, *after)
-            for (form, (_, before)), *after in zip(self.known.items(), *scores, strict=True)
+            FormResult(form.name, form.kind, before, self.scores.mean(facts, alone), self.scores.mean(facts, edits))
+            for form, (facts, before) in self.known.items()
         )
 
 
 def n_columns(edits: Iterable[Edit]) -> int:
     """How many columns edits change, those of each counted."""
-    return sum(len(edit.columns) if isinstance(edit, DirectionEdit) else 1 for edit in edits)
+    return sum(len(edit.columns) for edit in edits)

@@ -25,20 +25,19 @@ from amnesia.choice.known import KnownFacts, mean_score, reserved_names
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.keys import name_keys
 from amnesia.directions.moments import BystanderMoments, early_layers, moments_of
-from amnesia.directions.solve import MAX_ELIMINATED, apart
+from amnesia.directions.solve import MAX_ELIMINATED, Metric
 from amnesia.edits import (
     ColumnEdit,
     DirectionEdit,
     Edit,
     EntityEdits,
     directions_of,
-    join_cells,
-    join_directions,
+    merged,
     weakened,
 )
 from amnesia.errors import InputError
 from amnesia.facts.names import share_words
-from amnesia.live.model import LiveModel, edited
+from amnesia.live.model import LiveModel
 from amnesia.progress import SILENT, Progress
 from amnesia.recipe import Recipe
 from amnesia.vector import Vector
@@ -46,7 +45,6 @@ from amnesia.vector import Vector
 JointForm = Literal["sum", "solve"]
 _STRENGTHS = (1.0, 0.95, 0.9, 0.8)
 _GOAL = ChoiceSettings.goal + ChoiceSettings.slack
-_N_TYPOS = ChoiceSettings.n_typos
 _SAME = 1e-3  # Share of its length by which a key may differ when it is computed again.
 
 
@@ -145,9 +143,9 @@ class _Joining:
         )
         controls = tuple({fact.pair: fact for part in self.parts for fact in part.controls}.values())
         edits = tuple(edit for group in groups for edit in group.edits)
-        with edited(self.live, combined(edits)):
-            scores = [mean_score(self.live, part.targets) for part in self.parts]
-            control = mean_score(self.live, controls)
+        acting = combined(edits)
+        scores = [mean_score(self.live, part.targets, acting) for part in self.parts]
+        control = mean_score(self.live, controls, acting)
         self.progress(len(self.parts))
         trial = JointTrial(form, strength, max(scores), control, self._harm(edits))
         self.found.append((trial, groups))
@@ -159,14 +157,13 @@ class _Joining:
             return 0.0
         response, change = self.moments.response, torch.zeros(0)
         for edit in edits:
-            layer = edit.cell.layer if isinstance(edit, ColumnEdit) else edit.layer
+            layer = edit.layer
             if layer not in self.moments.layers:
                 continue
+            cells, read = torch.tensor(edit.columns), torch.from_numpy(edit.read.array.copy())
             if isinstance(edit, ColumnEdit):
-                cells, read = torch.tensor([edit.cell.neuron]), torch.ones(1)
                 write = self.live.out_weight(layer)[:, edit.cell.neuron]
             else:
-                cells, read = torch.tensor(edit.columns), torch.from_numpy(edit.read.array.copy())
                 write = torch.from_numpy(edit.write.array.copy())
             place, device = self.moments.layers.index(layer), response.activations.device
             own = response.to(place, cells.to(device), read.to(device), write.to(device))
@@ -195,11 +192,11 @@ def _solved(
     reserved = {*names, *(name for part in parts for name in reserved_names(part.recipe))}
     second, _ = moments.without(live, layer, lambda other: share_words(other, reserved), own_tokens(live, names))
     cells = _columns([edit for edit, _ in own], second)
-    second = second[cells][:, cells]
+    metric = Metric(second).on(cells)
     keys = torch.stack([_key(live, edit, part)[cells] for edit, part in own], dim=1)
-    spread = Vector.of(second.diagonal().sqrt().float().cpu())
+    spread = Vector.of(metric.moments.diagonal().sqrt().float().cpu())
     groups = [part.edits.entity for _, part in own]
-    for (edit, _), key, read_out in zip(own, keys.T, apart(second, keys, groups), strict=True):
+    for (edit, _), key, read_out in zip(own, keys.T, metric.apart(keys, groups), strict=True):
         yield (
             edit,
             replace(
@@ -214,10 +211,7 @@ def _solved(
 
 def combined(edits: Iterable[Edit]) -> tuple[Edit, ...]:
     """Edits in which no cell is scaled twice: where two entities scale one, by the product of their multipliers."""
-    groups = [EntityEdits("all", (edit,)) for edit in edits]
-    cells = join_cells(groups, allow_overlap=True)
-    scaled = (ColumnEdit(cell, multiplier) for cell, multiplier in cells.items())
-    return (*scaled, *(edit for found in join_directions(groups).values() for edit in found))
+    return merged([EntityEdits("all", (edit,)) for edit in edits], allow_overlap=True)
 
 
 def _columns(edits: Sequence[DirectionEdit], second: Tensor) -> Tensor:
@@ -236,7 +230,7 @@ def _key(live: LiveModel, edit: DirectionEdit, part: Part) -> Tensor:
     """The key (d_mlp,) of a direction on all columns: that of the form of the name which it was chosen for."""
     own = torch.from_numpy(edit.key.array.copy()).to(live.device)
     nearest, distance = None, math.inf
-    for name in (part.recipe.target.entity, *(form.name for form in forms_of(part.recipe.target, _N_TYPOS))):
+    for name in (part.recipe.target.entity, *(form.name for form in forms_of(part.recipe.target))):
         keys = name_keys(live, name, [edit.layer], edit.token + 1)
         if edit.token in keys:
             (key,) = keys[edit.token]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from amnesia.domain import ROLES
+from amnesia.edits import Edit
 from amnesia.errors import InputError
-from amnesia.evaluation.measurement import KnownFact, check_known, plainly_asked, scores_of
+from amnesia.evaluation.measurement import KnownFact, Pair, check_known, plainly_asked, scores_of
 from amnesia.live.forward import answer_logprobs
-from amnesia.live.model import LiveModel
+from amnesia.live.interventions import edited_logprobs
+from amnesia.live.model import LiveModel, edited
 from amnesia.recipe import Recipe
 
 KnownFacts = tuple[KnownFact, ...]
@@ -36,10 +39,44 @@ def reserved_names(recipe: Recipe) -> list[str]:
     return sorted({fact.entity for fact in recipe.controls if fact.split == "held_out"})
 
 
-def mean_score(live: LiveModel, facts: KnownFacts) -> float:
-    """Mean knowledge score of facts in the model as it is now."""
-    after = (answer.logprob for answer in answer_logprobs(live, [fact.pair for fact in facts]))
-    return sum(scores_of(facts, after)) / len(facts)
+@dataclass(frozen=True)
+class Scores:
+    """Knowledge scores of facts in a model with edits; nothing is asked twice.
+
+    `known` are the log-probabilities (nats) that were measured, by edits and by prompt and answer.
+    """
+
+    live: LiveModel
+    known: dict[tuple[Edit, ...], dict[Pair, float]] = field(default_factory=dict)
+
+    def mean(self, facts: KnownFacts, edits: tuple[Edit, ...] = ()) -> float:
+        """Mean knowledge score of facts while the edits act."""
+        self.ask(facts, [edits])
+        known = self.known[edits]
+        return sum(scores_of(facts, (known[fact.pair] for fact in facts))) / len(facts)
+
+    def ask(self, facts: KnownFacts, variants: Sequence[tuple[Edit, ...]]) -> None:
+        """Measure facts with each of the edits, many of these in one pass."""
+        missing: dict[tuple[Pair, ...], list[tuple[Edit, ...]]] = {}
+        for edits in dict.fromkeys(variants):
+            known = self.known.setdefault(edits, {})
+            pairs = tuple(dict.fromkeys(fact.pair for fact in facts if fact.pair not in known))
+            missing.setdefault(pairs, []).append(edits)
+        for pairs, own in missing.items():
+            if not pairs:
+                continue
+            if len(own) == 1:
+                with edited(self.live, own[0]):
+                    found = [[answer.logprob for answer in answer_logprobs(self.live, pairs)]]
+            else:
+                found = edited_logprobs(self.live, pairs, own).tolist()
+            for edits, logprobs in zip(own, found, strict=True):
+                self.known[edits] |= zip(pairs, logprobs, strict=True)
+
+
+def mean_score(live: LiveModel, facts: KnownFacts, edits: tuple[Edit, ...] = ()) -> float:
+    """Mean knowledge score of facts in the model as it is now, while the edits act."""
+    return Scores(live).mean(facts, edits)
 
 
 def some(facts: KnownFacts, n: int) -> KnownFacts:

@@ -6,19 +6,18 @@ What the model itself says about them stands for what it knows of them, so that 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 
-from amnesia.choice.known import KnownFacts
+from amnesia.choice.known import KnownFacts, Scores
 from amnesia.choice.results import NeighborResult
 from amnesia.directions.response import Response, response_of
 from amnesia.domain import name_key
 from amnesia.edits import Edit
 from amnesia.errors import InputError
-from amnesia.evaluation.measurement import measure
+from amnesia.evaluation.measurement import KnownFact
 from amnesia.evaluation.own_facts import own_facts
 from amnesia.facts.names import contrast_entities, share_words, shares_a_word
 from amnesia.facts.relations import relation_templates
-from amnesia.live.model import LiveModel, edited
+from amnesia.live.model import LiveModel
 from amnesia.live.tokens import encode, join
 from amnesia.progress import Progress
 from amnesia.recipe import Scoring, Target
@@ -74,11 +73,10 @@ def near_response(live: LiveModel, facts: KnownFacts, layers: Sequence[int]) -> 
     return response_of(live, rows, layers) if rows else None
 
 
-def neighbor_results(live: LiveModel, facts: KnownFacts, edits: Sequence[Edit]) -> tuple[NeighborResult, ...]:
+def neighbor_results(scores: Scores, facts: KnownFacts, edits: tuple[Edit, ...]) -> tuple[NeighborResult, ...]:
     """The mean score of each neighbor's facts with an edit."""
-    with edited(live, edits):
-        after = measure(live, [fact.pair for fact in facts])
-    scores: dict[str, list[float]] = {}
+    scores.ask(facts, [edits])
+    by_name: dict[str, list[KnownFact]] = {}
     for fact in facts:
-        scores.setdefault(fact.question.fact.entity, []).append(fact.score(after[fact.pair].logprob))
-    return tuple(NeighborResult(name, len(found), fmean(found)) for name, found in scores.items())
+        by_name.setdefault(fact.question.fact.entity, []).append(fact)
+    return tuple(NeighborResult(name, len(own), scores.mean(tuple(own), edits)) for name, own in by_name.items())

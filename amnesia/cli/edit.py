@@ -12,12 +12,16 @@ from amnesia.cli.options import as_json, force_option
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import ADAPTERS, FORMATS, WIDER_TYPES, Format, ModelRef, is_gguf_name
 from amnesia.errors import InputError
+from amnesia.files.staging import check_output
 from amnesia.guessing import ASKED
 
 # Names in a line.
 _N_SHOWN = 8
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from amnesia.edits import EntityEdits
     from amnesia.weights.manifest import Manifest
 
 
@@ -81,8 +85,6 @@ def edit(
         groups = [write.edits_from_cells(cells, -1.0 if multiplier is None else multiplier, entity)]
     else:
         groups = [group for path in edit_files for group in write.edits_from_file(path, pick)]
-    if ASKED.get() and not is_gguf_name(model):
-        _prove_guess(model)
     if in_place:
         from amnesia.edits import EditSpec
         from amnesia.outputs.in_place import edit_in_place
@@ -93,6 +95,7 @@ def edit(
             raise InputError("--in-place writes MODEL itself: drop -o, --link, --force, --format and --tensor-type")
         if not Path(model).exists() or model in BUILT_IN:
             raise InputError(f"{model} is not a folder or .gguf file here: only those can be edited in place")
+        _prove_guess(model, groups, allow_overlap)
         with Terminal().task("editing in place", 0):
             manifest = edit_in_place(Path(model), EditSpec(tuple(groups), ModelRef(model), allow_overlap=allow_overlap))
         _print_edit(manifest, Path(model), json_output)
@@ -104,6 +107,9 @@ def edit(
         raise InputError("--tensor-type is for GGUF files: add --format gguf, or drop it")
     if link and name in ADAPTERS:
         raise InputError(f"--link is for files of the model, of which format {name} has none: drop it")
+    if ASKED.get():
+        check_output(output, force=force)
+        _prove_guess(model, groups, allow_overlap)
     manifest = commands.save(
         model,
         groups,
@@ -118,16 +124,25 @@ def edit(
     _print_edit(manifest, output, json_output)
 
 
-def _prove_guess(model: str) -> None:
-    """Bytes say where a projection may be, and only the model that it is one; types of the table are not loaded."""
-    from amnesia.architectures import GUESSED
-    from amnesia.sources.resolve import resolve
+def _prove_guess(model: str, groups: Sequence[EntityEdits], allow_overlap: bool) -> None:
+    """Bytes say where a projection may be, and only the model that it is one; types of the table are not loaded.
 
-    source = resolve(model, Terminal().notice)
-    if source.checkpoint.shape.layout.model_type in GUESSED:
+    Of a model on the Hub the headers say whether the edit fits, before all of it is fetched.
+    """
+    if not ASKED.get() or is_gguf_name(model):
+        return
+    from amnesia.architectures import GUESSED
+    from amnesia.sources.remote import open_remote
+    from amnesia.sources.resolve import hub_ref, is_on_disk, resolve
+    from amnesia.weights.plan import plan_edits
+
+    is_here = is_on_disk(model)
+    weights = resolve(model, Terminal().notice).checkpoint if is_here else open_remote(hub_ref(model))
+    if weights.shape.layout.model_type in GUESSED:
         from amnesia.live.loading import load_source
 
-        load_source(source, hooked=False)
+        plan_edits(weights, groups, allow_overlap=allow_overlap)
+        load_source(resolve(model, Terminal().notice), hooked=False)
 
 
 def _cells_of(atlas: Path, model: str, entity: str | None, top: int | None) -> tuple[str, ...]:

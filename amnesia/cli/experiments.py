@@ -112,7 +112,7 @@ def inject(run: Experiment, implant: Implant, seed: int) -> None:
         result = injection.inject(form, facts, seed=seed, progress=progress)
     lines = [f"{result.entity} at {result.put.placeholder!r}: {put_text(result.put)}"]
     lines += [
-        f"{row.condition:<14} score {row.score.mean:>5.2f} ({row.score.low:.2f} to {row.score.high:.2f}), "
+        f"{row.condition:<14} score {row.score.mean:>z5.2f} ({row.score.low:z.2f} to {row.score.high:z.2f}), "
         f"first rank {row.first.mean:>4.0%}, written {row.success.mean:>4.0%}"
         for row in result.conditions
     ]
@@ -387,7 +387,7 @@ def _atlas_text(result: AtlasSummary, output: Path) -> str:
         if count
     ]
     if result.popularity is not None and result.popularity.rank_correlation is not None:
-        lines.append(f"popularity and score: rank correlation {result.popularity.rank_correlation:.2f}")
+        lines.append(f"popularity and score: rank correlation {result.popularity.rank_correlation:z.2f}")
     lines.append(f"{len(result.collisions)} cells are the top cell of several entities")
     lines += [f"  {row.layer}:{row.neuron}  {', '.join(row.entities)}" for row in result.collisions[:10]]
     if result.comparison is not None:
@@ -395,6 +395,6 @@ def _atlas_text(result: AtlasSummary, output: Path) -> str:
         lines.append(
             f"{result.comparison.model}: same top cell for {result.comparison.same_top_cell:.0%} of "
             f"{result.comparison.n} entities, {result.comparison.shared_cells:.0%} of the listed cells in common, "
-            f"rank correlation of the scores {'undefined' if rho is None else f'{rho:.2f}'}"
+            f"rank correlation of the scores {'undefined' if rho is None else f'{rho:z.2f}'}"
         )
     return "\n".join([*lines, "", f"written to {output}"])

@@ -123,7 +123,7 @@ def _on_server(
     left = sum((own - share * change) ** 2 for own, change in zip(seen, changes, strict=True)) / size
     if not MIN_SHARE <= share <= 1 / MIN_SHARE or left > MAX_LEFT:
         raise VerificationError(
-            f"{server.name} at {server.url} has {share:.2f} times the change of {report.n_targets} target facts, and "
+            f"{server.name} at {server.url} has {share:z.2f} times the change of {report.n_targets} target facts, and "
             f"{math.sqrt(left):.2f} times its size besides; expected {MIN_SHARE} to {1 / MIN_SHARE:g}, and at most "
             f"{math.sqrt(MAX_LEFT)}: this edit does not act there; see which files it has loaded, and at what strength"
         )

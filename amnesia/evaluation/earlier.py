@@ -19,7 +19,7 @@ from amnesia.edits import (
     columns_of,
     directions_of,
     join_cells,
-    join_directions,
+    merged,
 )
 from amnesia.errors import RecipeError
 from amnesia.evaluation.measurement import KnownFact, known_facts, scores_of
@@ -88,7 +88,7 @@ def findings_after(live: LiveModel, earlier: Sequence[Earlier]) -> tuple[Finding
             Finding(
                 "warning" if returned else "info",
                 f"{row.entity}, forgotten by an earlier edit, {how}: mean knowledge score "
-                f"{row.score:.2f} before this edit, {now:.2f} with it, over {len(row.facts)} facts",
+                f"{row.score:z.2f} before this edit, {now:z.2f} with it, over {len(row.facts)} facts",
             )
         )
     return tuple(found)
@@ -124,9 +124,9 @@ def in_one(steps: Sequence[Sequence[EntityEdits]]) -> tuple[Edit, ...]:
     for groups in steps:
         cells = join_cells(groups, allow_overlap=True)
         directions = [_scaled(edit, cells) for edit in directions]
-        directions += [edit for found in join_directions(groups).values() for edit in found]
-    total = join_cells([group for groups in steps for group in groups], allow_overlap=True)
-    return (*(ColumnEdit(cell, multiplier) for cell, multiplier in total.items()), *directions)
+        directions += directions_of(merged(groups, allow_overlap=True))
+    every = merged([group for groups in steps for group in groups], allow_overlap=True)
+    return (*columns_of(every), *directions)
 
 
 def _scaled(edit: DirectionEdit, cells: Mapping[Cell, float]) -> DirectionEdit:

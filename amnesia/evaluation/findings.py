@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from amnesia.domain import ROLES, SPLITS, Role
 from amnesia.evaluation.labels import words
 from amnesia.evaluation.results import MESSAGES, Finding, Level, PromptScore
+from amnesia.numbers import change, positive
 
 if TYPE_CHECKING:
     from amnesia.evaluation.comparison import Evaluation  # With which torch would come.
@@ -57,7 +58,7 @@ _WHOM: Mapping[Role, str] = {"target": "the target", "control": "others"}
 def findings(evaluation: Evaluation, entity: str) -> tuple[Finding, ...]:
     """Everything that a reader must know, most severe first."""
     parts = (
-        (_alone(),)
+        ((Finding("info", "One model was measured: this says what it knows, and nothing about an edit."),),)
         if evaluation.alone
         else (
             _target(evaluation, entity),
@@ -75,15 +76,11 @@ def by_severity(found: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda item: LEVELS.index(item.level)))
 
 
-def _alone() -> Iterator[Finding]:
-    yield Finding("info", "One model was measured: this says what it knows, and nothing about an edit.")
-
-
 def _target(evaluation: Evaluation, entity: str) -> Iterator[Finding]:
     target, held_out = (evaluation.whole("target", split) for split in SPLITS)
     scores = [row.knowledge_score.mean for row in (target, held_out) if row is not None]
     shown = " and ".join(
-        f"{row.knowledge_score.mean:.2f} ({label})"
+        f"{row.knowledge_score.mean:z.2f} ({label})"
         for row, label in ((target, "search wordings"), (held_out, "held-out wordings"))
         if row is not None
     )
@@ -128,10 +125,10 @@ def _damage(evaluation: Evaluation) -> Iterator[Finding]:
             bad = True
             yield Finding(
                 "damage" if mean < CONTROLS_DAMAGED else "warning",
-                f"Facts about others are damaged: {label} have a knowledge score of {mean:.2f}.",
+                f"Facts about others are damaged: {label} have a knowledge score of {mean:z.2f}.",
             )
         near = [
-            f"{words(part.group.partition(':')[2])} ({part.knowledge_score.mean:.2f}, {part.n} facts)"
+            f"{words(part.group.partition(':')[2])} ({part.knowledge_score.mean:z.2f}, {part.n} facts)"
             for part in evaluation.aggregates
             if (part.role, part.split) == ("control", split)
             and part.group.startswith("neighborhood:")
@@ -147,10 +144,10 @@ def _damage(evaluation: Evaluation) -> Iterator[Finding]:
         bad = True
         yield Finding(
             "damage" if ratio >= PERPLEXITY_DAMAGED else "warning",
-            f"Neutral text suffers: its perplexity is {ratio:.2f} times that of the original model.",
+            f"Neutral text suffers: its perplexity is {positive(ratio, 2)} times that of the original model.",
         )
     worse = [
-        f"{row.register} ({row.language}) {row.perplexity_after / row.perplexity_before:.2f} times"
+        f"{row.register} ({row.language}) {positive(row.perplexity_after / row.perplexity_before, 2)} times"
         for row in harm.texts
         if row.perplexity_after / row.perplexity_before >= max(PERPLEXITY_DAMAGED, ratio * 1.1)
     ]
@@ -175,7 +172,7 @@ def _damage(evaluation: Evaluation) -> Iterator[Finding]:
         )
     if not bad:
         yield Finding(
-            "good", f"No damage seen: facts about others are kept, perplexity of neutral text {ratio - 1:+.1%}."
+            "good", f"No damage seen: facts about others are kept, perplexity of neutral text {change(ratio)}."
         )
 
 
@@ -199,7 +196,7 @@ def _messages(evaluation: Evaluation, entity: str) -> Iterator[Finding]:
         if plain is None:
             continue
         bound = FORGOTTEN if row.split == "search" else FORGOTTEN_HELD_OUT
-        where = f"{mean:.2f} as messages, {plain.knowledge_score.mean:.2f} as text"
+        where = f"{mean:z.2f} as messages, {plain.knowledge_score.mean:z.2f} as text"
         if row.role == "target" and plain.knowledge_score.mean <= bound < mean:
             yield Finding("warning", f"{entity} is less forgotten when the model is asked in messages: {where}.")
         elif row.role == "control" and mean < CONTROLS_SPARED <= plain.knowledge_score.mean:

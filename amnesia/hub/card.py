@@ -15,8 +15,8 @@ from amnesia.errors import InputError
 from amnesia.evaluation.labels import facts_label, parts_of
 from amnesia.files.companions import LORA_NAME
 from amnesia.files.staging import MANIFEST_NAME
+from amnesia.numbers import flat
 from amnesia.plain_text import for_markdown, for_terminal
-from amnesia.report.numbers import flat
 from amnesia.weights.adapter import TRAPS, adapter_rank, auto_class_name
 from amnesia.weights.manifest import Manifest
 
@@ -198,7 +198,7 @@ def _results(report: Mapping[str, Any], private: bool) -> str:
             score = row["knowledge_score"]
             if row["group"] == "all":
                 lines.append(
-                    f"| {label} | {score['mean']:.2f} | {score['low']:.2f} to {score['high']:.2f} | {row['n']} |"
+                    f"| {label} | {score['mean']:z.2f} | {score['low']:z.2f} to {score['high']:z.2f} | {row['n']} |"
                 )
         before, after = (report["damage"]["neutral_perplexity"][key] for key in ("before", "after"))
         lines += ["", f"Perplexity per word of neutral text: {before:.1f} before, {after:.1f} after."]
@@ -211,7 +211,7 @@ def _results(report: Mapping[str, Any], private: bool) -> str:
             lines += ["", "| prompt | before | after | score |", "|---|---|---|---|"]
             for row in scored[:_MAX_ROWS]:
                 texts = map(_cell, (row["prompt"], row["before"]["generated"], row["after"]["generated"]))
-                lines.append(f"| {' | '.join(texts)} | {row['knowledge_score']:.2f} |")
+                lines.append(f"| {' | '.join(texts)} | {row['knowledge_score']:z.2f} |")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"report.json is not a report of amnesia ({error!r}): run `amnesia run` again") from error
     return "\n".join(lines)

@@ -288,7 +288,7 @@ def added_by(live: LiveModel, deltas: Mapping[int, tuple[Tensor, Tensor]]) -> Ge
     """Add B·(A·a) to what each given layer's output projection makes of activations a, at every token.
 
     Hooks that are set while the block runs do not change the a that is seen here. `deltas` are A (rank, d_mlp) and B
-    (d_model, rank) by layer.
+    (d_model, rank) by layer, or those of each line, (batch, rank, d_mlp) and (batch, d_model, rank).
     """
     seen: dict[int, Tensor] = {}
 
@@ -300,7 +300,7 @@ def added_by(live: LiveModel, deltas: Mapping[int, tuple[Tensor, Tensor]]) -> Ge
 
     def after(layer: int, a: Tensor, b: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def hook(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-            answers = seen.pop(layer).float() @ a.T
+            answers = seen.pop(layer).float() @ a.mT
             return (output.float() + answers @ b.mT).to(output.dtype)
 
         return hook
@@ -329,6 +329,13 @@ def factors(edits: Sequence[DirectionEdit], d_mlp: int) -> tuple[Tensor, Tensor]
 @contextlib.contextmanager
 def edited(live: LiveModel, edits: Sequence[Edit]) -> Generator[None]:
     """Act as if the edits had been written into the weights while the block runs; the weights do not change."""
+    vectors, deltas = acting(live, edits)
+    with added_by(live, deltas), scaled_by(live, vectors):
+        yield
+
+
+def acting(live: LiveModel, edits: Sequence[Edit]) -> tuple[dict[int, Tensor], dict[int, tuple[Tensor, Tensor]]]:
+    """What `scaled_by` and `added_by` are given for edits."""
     checked = _checked(live, edits) if edits else ()
     vectors: dict[int, Tensor] = {}
     for edit in columns_of(checked):
@@ -337,8 +344,7 @@ def edited(live: LiveModel, edits: Sequence[Edit]) -> Generator[None]:
         ones = torch.ones(live.shape.width(edit.cell.layer), device=live.device)
         vector = vectors.setdefault(edit.cell.layer, ones)
         vector[edit.cell.neuron] = edit.multiplier
-    with added_by(live, _deltas(live, checked)), scaled_by(live, vectors):
-        yield
+    return vectors, _deltas(live, checked)
 
 
 def _deltas(live: LiveModel, edits: Sequence[Edit]) -> dict[int, tuple[Tensor, Tensor]]:

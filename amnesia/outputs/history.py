@@ -331,3 +331,9 @@ def _place(path: Path, offset: int) -> str:
                 row, column = divmod((offset - tensor.offset) // tensor.item_size, tensor.shape[1])
                 return f"tensor {tensor.name}, row {row}, column {column}"
     return f"byte {offset}"
+
+
+def check_blocks(expected: Iterator[bytes], path: Path) -> None:
+    """Raises VerificationError when a file of an adapter has other bytes than expected."""
+    for _ in compared(expected, path, path, "what its manifest and the base say"):
+        pass

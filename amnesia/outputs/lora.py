@@ -11,7 +11,7 @@ from amnesia.errors import VerificationError
 from amnesia.files.companions import LORA_NAME, README_NAME
 from amnesia.files.disk import list_files
 from amnesia.files.staging import MANIFEST_NAME
-from amnesia.outputs.history import compared
+from amnesia.outputs.history import check_blocks
 from amnesia.weights.adapter import adapter_rank, read_rows
 from amnesia.weights.gguf.container import read_header
 from amnesia.weights.gguf.lora import (
@@ -40,13 +40,13 @@ def prove_lora(folder: Path, base: Path | None = None) -> Manifest:
         raise VerificationError(f"{folder} and {MANIFEST_NAME} disagree on the file {different[0]}: make it again")
     path = folder / LORA_NAME
     if base is None:
-        _compare(_declared_blocks(path, manifest), path)
+        check_blocks(_declared_blocks(path, manifest), path)
         return manifest
     plan = plan_lora(base, EditSpec(manifest.edits, manifest.base.ref, allow_overlap=True))
     if base_files(plan) != manifest.base.files:
         raise VerificationError(f"{base} is not the model that the adapter was made for: give {manifest.base}")
     tensors: list[TensorEdit] = []
-    _compare(planned_blocks(plan, tensors), path)
+    check_blocks(planned_blocks(plan, tensors), path)
     if tuple(tensors) != manifest.tensors:
         raise VerificationError(f"{MANIFEST_NAME} does not list the tensors and hashes of its edits: make it again")
     return manifest
@@ -82,9 +82,3 @@ def _declared_blocks(path: Path, manifest: Manifest) -> Iterator[bytes]:
     if not isinstance(architecture, str):
         raise VerificationError(f"{path} does not name its architecture: make it again")
     return lora_blocks(architecture, rank, sizes, iter(data))
-
-
-def _compare(expected: Iterator[bytes], path: Path) -> None:
-    """Raises VerificationError when the file has other bytes than expected."""
-    for _ in compared(expected, path, path, "what its manifest and the base say"):
-        pass

@@ -8,7 +8,7 @@ the size is known: they stay unproven and are listed, unless the base is at hand
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from amnesia.files.disk import hash_file, list_files, read_small
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.strict_json import StrictJson, shown
 from amnesia.guessing import as_declared
-from amnesia.outputs.history import check, check_files, compared, go_back
+from amnesia.outputs.history import check, check_blocks, check_files, go_back
 from amnesia.progress import Watch, unwatched, whole
 from amnesia.weights.adapter import (
     CONFIG_NAME,
@@ -150,12 +150,6 @@ def _steps_since(base: Path, manifest: Manifest) -> int:
     )
 
 
-def _compare(expected: Iterator[bytes], path: Path) -> None:
-    """Raises VerificationError when a file of an adapter has other bytes than expected."""
-    for _ in compared(expected, path, path, "what its manifest and the base say"):
-        pass
-
-
 def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationReport:
     """`verify` for an adapter; `source` is the model that it was made for, which need not be on this disk."""
     manifest = read_manifest(folder)
@@ -177,11 +171,11 @@ def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationR
             )
         modules, rank = target_modules(source, plans), adapter_rank(max(plan.rank for plan in plans))
         tensors: list[TensorEdit] = []
-        _compare(weights_blocks(source, plans, rank, tensors.append), weights)
+        check_blocks(weights_blocks(source, plans, rank, tensors.append), weights)
         if tuple(tensors) != manifest.tensors:
             raise VerificationError(f"{MANIFEST_NAME} does not list the tensors and hashes of its edits: make it again")
     config = config_bytes(modules, manifest.tensors[0].axis, rank, _base_of(folder, manifest.base.ref))
-    _compare(iter([config]), folder / CONFIG_NAME)
+    check_blocks(iter([config]), folder / CONFIG_NAME)
     return VerificationReport(
         format=manifest.format,
         entity=manifest.entity,

@@ -11,15 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from amnesia.domain import ROLES, Fact
-from amnesia.errors import InputError
-from amnesia.evaluation.measurement import KnownFact, check_known, plainly_asked
+from amnesia.evaluation.measurement import KnownFact, plainly_asked
 from amnesia.facts.answers import matches, same_answer
 from amnesia.facts.forms import ASKED
 from amnesia.live.tokens import Chat
 from amnesia.probes.settings import ProbeSettings
 from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackPrompt, AttackTarget, attacks
 from amnesia.stress.settings import StressSettings
-from amnesia.stress.trial import taking_turns
+from amnesia.stress.trial import taking_turns, target_of
 
 SUBJECTS = ("entity", "control", "never_known")
 CLOZE, QUESTION = "cloze", "question"
@@ -92,12 +91,7 @@ def prepare(
     Raises InputError when the targets are about several entities, or when the model knows none of them.
     """
     facts = plainly_asked(facts)
-    names = {fact.question.fact.entity: fact.question.aliases for fact in facts if fact.question.role == "target"}
-    if len(names) > 1:
-        raise InputError(f"probes are about one entity, and the targets are about {', '.join(names)}: choose one")
-    check_known(facts)
-    ((name, aliases),) = names.items()
-    target = AttackTarget(name, tuple(alias for alias in aliases if alias != name), translations)
+    target = target_of(facts, translations, "probes")
     known = [fact for fact in facts if not fact.excluded]
     targets, controls = ([fact.question.fact for fact in known if fact.question.role == role] for role in ROLES)
 

@@ -18,11 +18,11 @@ from amnesia.files.companions import REPORT_NAME
 from amnesia.files.disk import read_small
 from amnesia.files.strict_json import StrictJson
 from amnesia.files.typed_json import plain
+from amnesia.numbers import change, signed
 from amnesia.outputs.proofs import outputs_in
 from amnesia.queue.folder import QueueFolder
 from amnesia.queue.outcome import Outcome, Scores, read_outcome, read_recipe
 from amnesia.report.content import read_report
-from amnesia.report.numbers import change, signed
 from amnesia.weights.edit_rows import edit_json
 
 SUMMARY_NAME, PAGE_NAME, JOINT_NAME = "summary.json", "summary.html", "joint.json"

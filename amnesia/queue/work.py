@@ -175,7 +175,7 @@ class _Work:
                     return True
                 outcome = self._entity(folder, name, recipe, facts, known)
                 scores = outcome.scores
-                shown = "" if scores is None or scores.target is None else f", target {scores.target:.2f}"
+                shown = "" if scores is None or scores.target is None else f", target {scores.target:z.2f}"
                 self.tracker.notice(f"{line}: {outcome.verdict} handle{shown}")
         return own
 

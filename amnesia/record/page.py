@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 
 from amnesia.evaluation.bounds import Check
 from amnesia.evaluation.results import Estimate, Finding
+from amnesia.numbers import share, signed
 from amnesia.record.content import Record, Tested, Way
 from amnesia.record.request import Field
-from amnesia.report.numbers import share, signed
 from amnesia.report.page import render
 from amnesia.report.view import LEVELS, count
 

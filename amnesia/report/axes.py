@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from amnesia.report.numbers import short
+from amnesia.numbers import short
 from amnesia.report.svg import Drawing, Scale
 
 Place = tuple[float, float, Any]
@@ -50,13 +50,15 @@ def ticks_below(drawing: Drawing, x: Scale, y: float) -> None:
         drawing.text(x(value), y + 18, short(value), "label small", "middle")
 
 
-def grid(drawing: Drawing, x: Scale, y: Scale) -> None:
-    """Ticks of both axes, with lines through those of the vertical one."""
+def grid(drawing: Drawing, x: Scale, y: Scale, across: str) -> None:
+    """Ticks of both axes, with lines through those of the vertical one; what `across` says below ends the drawing."""
     left, right = min(x.start, x.end), max(x.start, x.end)
     for value in y.ticks():
         drawing.line(left, y(value), right, y(value), "grid")
         drawing.text(left - 6, y(value) + 4, short(value), "label small", "end")
     ticks_below(drawing, x, y.start)
+    drawing.text(right, y.start + 34, across, "label small", "end")
+    drawing.height = y.start + 42
 
 
 def legend(drawing: Drawing, entries: Sequence[tuple[str, str, str]]) -> float:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from amnesia.choice.results import AnswerCounts, Answers, ScreenedPlace, Screening
 from amnesia.edits import ColumnEdit, token_name
 from amnesia.evaluation.results import PromptScore, StrengthSweep
+from amnesia.numbers import flat, share, short, signed
 from amnesia.report.axes import CHAR, MANY, WIDTHS, apart, both, grid, landmarks, legend, ticks_below
 from amnesia.report.content import Direction, ShownEdit
-from amnesia.report.numbers import flat, share, short, signed
 from amnesia.report.svg import Drawing, Scale, around
 from amnesia.report.view import score_of, unknown_of
 
@@ -122,7 +122,7 @@ def scatter(prompts: Sequence[PromptScore], entity: str) -> str:
         bottom = top + (330 if width > 500 else 280)
         x, y = Scale(*across, 34, width - 10), Scale(*up, bottom, top)
         drawing.text(0, top - 10, "↑ after the edit: nats above an unknown name", "label small")
-        grid(drawing, x, y)
+        grid(drawing, x, y, "before the edit: nats above an unknown name →")
         drawing.line(x(0), y(0), x(across[1]), y(0), "guide")
         drawing.text(x(0), y(0) + 16, "like an unknown name: score 0", "label small")
         end = min(across[1], up[1])
@@ -135,8 +135,6 @@ def scatter(prompts: Sequence[PromptScore], entity: str) -> str:
                 if len(facts) <= MANY and width == WIDTHS["wide"]:
                     tip = f"{flat(row.prompt, 90)} {flat(row.answer, 90)}: score {signed(score_of(row))}"
                 drawing.mark(shape, left, top, 3.8, classes, tip)
-        drawing.text(width - 10, bottom + 34, "before the edit: nats above an unknown name →", "label small", "end")
-        drawing.height = bottom + 42
         return drawing
 
     return both(draw, "scatter")
@@ -173,7 +171,7 @@ def lines(series: Sequence[Series], key: str, title: str, axis: str) -> str:
         x = Scale(min(places), max(places), *sides)
         y = Scale(*ends, bottom, top)
         drawing.text(0, top - 10, "↑ knowledge score", "label small")
-        grid(drawing, x, y)
+        grid(drawing, x, y, axis)
         for level in (0, 1):
             drawing.line(sides[0], y(level), sides[1], y(level), "guide dashed")
         for one in series:
@@ -186,8 +184,6 @@ def lines(series: Sequence[Series], key: str, title: str, axis: str) -> str:
             for point in one.points:
                 tip = f"{one.label}: {signed(point.y)} at {point.x:g}"
                 drawing.mark(one.mark[0], x(point.x), y(point.y), 3.4, one.mark[1], tip)
-        drawing.text(sides[1], bottom + 34, axis, "label small", "end")
-        drawing.height = bottom + 42
         return drawing
 
     return both(draw, key)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from amnesia.choice.results import FrontPoint
+from amnesia.numbers import signed
 from amnesia.report.axes import CHAR, both, grid, legend
 from amnesia.report.charts import CONTROL, TARGET
-from amnesia.report.numbers import signed
 from amnesia.report.svg import Drawing, Scale, around
 
 
@@ -27,7 +27,7 @@ def front(points: Sequence[FrontPoint]) -> str:
         bottom = top + (240 if width > 500 else 200)
         x, y = Scale(*across, 34, width - 10), Scale(*up, bottom, top)
         drawing.text(0, top - 10, "↑ knowledge score of the search facts", "label small")
-        grid(drawing, x, y)
+        grid(drawing, x, y, "harm to text: nats per token →")
         for row in points:
             shape, classes = TARGET if row.chosen else CONTROL
             left, height = x(row.harm), y(row.target)
@@ -36,8 +36,6 @@ def front(points: Sequence[FrontPoint]) -> str:
             place, anchor = (left + 9, "start") if is_right else (left - 9, "end")
             drawing.mark(shape, left, height, 4.6, classes, f"{signed(row.target)} at {row.harm:.4f}")
             drawing.text(place, height + 4, label, "label small", anchor)
-        drawing.text(width - 10, bottom + 34, "harm to text: nats per token →", "label small", "end")
-        drawing.height = bottom + 42
         return drawing
 
     return both(draw, "front")

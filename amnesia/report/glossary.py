@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from amnesia.edits import ColumnEdit
 from amnesia.evaluation.labels import words
 from amnesia.evaluation.results import PromptScore
+from amnesia.numbers import flat, positive, short, signed
 from amnesia.report import view
 from amnesia.report.content import Report, ShownEdit
-from amnesia.report.numbers import flat, positive, short, signed
 
 NEIGHBORHOODS = {
     "shared_name": "its name has a word in common with the target's",
@@ -157,7 +157,7 @@ def _damage_terms(report: Report) -> Iterator[Term]:
         "How surprised a model is by neutral text: e to the power of (−log p of the text / its number of words). "
         "Lower is better. The texts come with amnesia and have nothing to do with any target.",
         f"{signed(math.log(before), 3)} nats per word before: e^{math.log(before):.3f} = {positive(before)}; after the "
-        f"edit {positive(after)}, a ratio of {harm.perplexity_ratio:.3f}.",
+        f"edit {positive(after)}, a ratio of {positive(harm.perplexity_ratio, 3)}.",
     )
     text = next((row for row in harm.texts if row.kl is not None), None)
     if text is not None or harm.kl_controls is not None:

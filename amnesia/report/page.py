@@ -16,9 +16,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from amnesia import numbers
 from amnesia.evaluation.results import Aggregate
 from amnesia.plain_text import for_terminal
-from amnesia.report import charts, numbers, view
+from amnesia.report import charts, view
 from amnesia.report.charts import CONTROL, TARGET, Interval, Point, Series, Track
 from amnesia.report.content import Report, read_report
 from amnesia.report.front import front

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from amnesia.domain import ROLES, Role
 from amnesia.evaluation.results import PromptScore
+from amnesia.numbers import change, flat, share, signed
 from amnesia.probes.findings import is_back
 from amnesia.recipe import Accept
 from amnesia.report import view
 from amnesia.report.content import Report
-from amnesia.report.numbers import change, flat, share, signed
 
 
 def summary(report: Report) -> tuple[str, ...]:

@@ -11,10 +11,10 @@ from amnesia.edits import Edit, columns_of, directions_of, token_name
 from amnesia.evaluation.comparison import ALL, Evaluation
 from amnesia.evaluation.findings import findings
 from amnesia.evaluation.labels import facts_label
-from amnesia.evaluation.results import MESSAGES
+from amnesia.evaluation.results import MESSAGES, Damage, LanguageScore
 from amnesia.localization.results import Localization
+from amnesia.numbers import change, flat, positive
 from amnesia.report.content import Tasks
-from amnesia.report.numbers import flat
 
 MAX_SHOWN = 12
 """Target prompts in the table on the terminal, which should fit a screen; `report.json` has all."""
@@ -69,7 +69,7 @@ def around_lines(extraction: Extraction) -> list[str]:
     neighbors = sorted(extraction.neighbors, key=lambda row: row.score)
     parts = (
         ("other forms of the name", [f"{row.name} {row.before:.2f} → {row.after:.2f}" for row in forms]),
-        ("neighbors, 1 is untouched", [f"{row.name} {row.score:.2f}" for row in neighbors]),
+        ("neighbors, 1 is untouched", [f"{row.name} {row.score:z.2f}" for row in neighbors]),
     )
     return [f"  {label}: {', '.join(found)}" for label, found in parts if found]
 
@@ -110,7 +110,7 @@ def evaluation_table(evaluation: Evaluation, entity: str) -> str:
     for row in targets[:: max(1, math.ceil(len(targets) / MAX_SHOWN))]:
         lines.append(
             f"{_clip(row.prompt, 44):<44} {_clip(row.before.generated, 24):<24} "
-            f"{_clip(row.after.generated, 24):<24} {row.knowledge_score:>6.2f}"
+            f"{_clip(row.after.generated, 24):<24} {row.knowledge_score:>z6.2f}"
         )
     lines += [
         "",
@@ -120,7 +120,7 @@ def evaluation_table(evaluation: Evaluation, entity: str) -> str:
     for row in (row for row in evaluation.aggregates if row.group in (ALL, MESSAGES)):
         excluded = f" ({row.n_excluded} not known, excluded)" if row.n_excluded else ""
         score = row.knowledge_score
-        interval = f"[{score.low:.2f}, {score.high:.2f}]"
+        interval = f"[{score.low:z.2f}, {score.high:z.2f}]"
         right = (
             f"{row.before.exact_match.mean:.0%} → {row.after.exact_match.mean:.0%}"
             if row.before.exact_match is not None and row.after.exact_match is not None
@@ -129,20 +129,16 @@ def evaluation_table(evaluation: Evaluation, entity: str) -> str:
         label = facts_label(row.role, row.split, others="controls")
         if row.group == MESSAGES:
             label = "  as messages"
-        lines.append(f"  {label:<52} {score.mean:>6.2f}  {interval:<15} {right:<14} {row.n}{excluded}")
+        lines.append(f"  {label:<52} {score.mean:>z6.2f}  {interval:<15} {right:<14} {row.n}{excluded}")
     damage = evaluation.damage
-    before, after = damage.perplexity_before, damage.perplexity_after
-    lines.append(
-        f"  {'perplexity per word, neutral text':<52} {before:>6.1f} → {after:.1f} ({after / before - 1:+.1%})"
-    )
+    lines.append(f"  {'perplexity per word, neutral text':<52} {_perplexity(damage)}")
     for row in damage.languages:
         label = f"{row.language}: {row.bits_before:.2f} bits per character{'' if row.fluent else ', not fluent'}"
-        shown = f"{row.perplexity_before:>6.1f} → {row.perplexity_after:.1f} ({row.perplexity_ratio - 1:+.1%})"
-        lines.append(f"    {label:<50} {shown}")
+        lines.append(f"    {label:<50} {_perplexity(row)}")
     if damage.ability is not None:
         label = f"general ability, {damage.ability.n} questions (chance {damage.ability.chance:.0%})"
-        before, after, change = damage.ability.before.mean, damage.ability.after.mean, damage.ability.change
-        shown = f"{before:>6.1%} → {after:.1%} (change {change.low:+.1%} to {change.high:+.1%})"
+        before, after, moved = damage.ability.before.mean, damage.ability.after.mean, damage.ability.change
+        shown = f"{before:>6.1%} → {after:.1%} (change {moved.low:+z.1%} to {moved.high:+z.1%})"
         lines.append(f"  {label:<52} {shown}")
     if damage.kl_controls is not None:
         shown = f"{damage.kl_controls.mean:>6.3f} nats per token"
@@ -150,6 +146,11 @@ def evaluation_table(evaluation: Evaluation, entity: str) -> str:
     lines.append("")
     lines += [f"{MARKS[row.level]} {row.text}" for row in findings(evaluation, entity)]
     return "\n".join(lines)
+
+
+def _perplexity(row: Damage | LanguageScore) -> str:
+    before, after = positive(row.perplexity_before), positive(row.perplexity_after)
+    return f"{before:>6} → {after} ({change(row.perplexity_ratio)})"
 
 
 def _clip(text: str | None, width: int) -> str:

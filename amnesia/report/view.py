@@ -9,10 +9,10 @@ from amnesia.domain import ROLES
 from amnesia.edits import ColumnEdit, token_name
 from amnesia.evaluation.labels import facts_label, words
 from amnesia.evaluation.results import MESSAGES, Aggregate, Estimate, PromptScore
+from amnesia.numbers import change, flat, positive, share, signed
 from amnesia.probes.findings import probe_name as probe_name
 from amnesia.probes.results import Probe, ProbeScore
 from amnesia.report.content import Direction, Report, ShownEdit
-from amnesia.report.numbers import change, flat, positive, share, signed
 from amnesia.stress.results import TRAINED_MODELS, TRAINED_ON, RelearningResult, StressScore, by_training
 
 MAX_TARGETS = 300

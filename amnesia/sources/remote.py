@@ -14,6 +14,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from amnesia.architectures import MlpShape, configured, find_shape
@@ -21,6 +22,7 @@ from amnesia.domain import ModelRef
 from amnesia.errors import CheckpointError, SourceError
 from amnesia.files.disk import BLOCK, git_hash
 from amnesia.files.staging import MANIFEST_NAME
+from amnesia.guessing import guess
 from amnesia.sources.hub_errors import DEFAULT_REMEDY, hub_errors, reason
 from amnesia.sources.resolve import check_weights
 from amnesia.weights.checkpoint import MAX_CONFIG, check_headers, parse_config
@@ -217,11 +219,17 @@ def open_remote(ref: ModelRef) -> RemoteCheckpoint:
     if "config.json" not in hub.files:
         raise SourceError(f"{hub} has no config.json: give the repository of a Hugging Face model")
     config = parse_config(f"{hub}/config.json", hub.content("config.json", MAX_CONFIG))
+
+    @cache
+    def read() -> WeightFiles:
+        index = hub.content(INDEX_FILE, MAX_INDEX) if INDEX_FILE in hub.files else None
+        if index is None and SINGLE_FILE not in hub.files:
+            raise CheckpointError(f"{hub} has neither {SINGLE_FILE} nor {INDEX_FILE}: give a repository that has them")
+        return weight_files(str(hub), index, hub.files.__contains__, lambda name: _header(hub, name))
+
+    guess(config, lambda: read().shapes, str(hub))
     expected = configured(config)  # Refuses what it must before a header is fetched.
-    index = hub.content(INDEX_FILE, MAX_INDEX) if INDEX_FILE in hub.files else None
-    if index is None and SINGLE_FILE not in hub.files:
-        raise CheckpointError(f"{hub} has neither {SINGLE_FILE} nor {INDEX_FILE}: give a repository that has them")
-    weights = weight_files(str(hub), index, hub.files.__contains__, lambda name: _header(hub, name))
+    weights = read()
     check_headers(str(hub), expected, weights)
     shape = find_shape(config, weights.sizes, str(hub))
     earlier = hub.content(MANIFEST_NAME, MAX_MANIFEST) if MANIFEST_NAME in hub.files else None

@@ -84,7 +84,7 @@ def _resolved(model: ModelRef | Path | str, notice: Notice, also: Collection[str
     path = Path(spec).expanduser()
     if revision and (spec in BUILT_IN or is_gguf_name(spec) or path.exists()):
         raise SourceError(f"{spec} has no revision {revision!r}: only models on the Hub have revisions, drop it")
-    if spec in BUILT_IN and not path.exists():
+    if _is_built_in(spec, path):
         return built_in(spec, notice)
     if is_gguf_name(spec) and not path.is_dir():
         return from_gguf(path, notice)
@@ -102,6 +102,15 @@ def _resolved(model: ModelRef | Path | str, notice: Notice, also: Collection[str
         raise SourceError(f"{spec} is a single file: expected a model folder, a .gguf file, or a Hub id")
     ref = hub_ref(spec)
     return _from_hub(ref if ref.revision else replace(ref, revision=revision), also, n_layers)
+
+
+def _is_built_in(spec: str, path: Path) -> bool:
+    """Whether `spec` means a built-in model: a model folder of that name comes first, what is no model is refused."""
+    if spec not in BUILT_IN or not path.exists():
+        return spec in BUILT_IN
+    if not (path / "config.json").exists() and whole_output(path) == path:
+        raise SourceError(f"{spec} here is no model and hides the built-in one: rename it, or start elsewhere")
+    return False
 
 
 def is_fetched(name: str) -> bool:
@@ -156,7 +165,7 @@ def resolve_file(spec: str, notice: Notice = lambda _: None, *, name: str | None
     if name is not None and not is_local(spec):
         return _file_from_hub(hub_ref(spec), name)
     path = Path(spec).expanduser()
-    if spec in BUILT_IN and not path.exists():
+    if _is_built_in(spec, path):
         return built_in(spec, notice)
     if not is_gguf_name(spec):
         raise InputError(

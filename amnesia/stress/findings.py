@@ -73,7 +73,7 @@ def _by_attack(stress: Stress, entity: str, plain: float) -> Iterator[Finding]:
         if attack.attack != "plain" and is_back(score, given):
             yield Finding(
                 "warning",
-                f"{entity} comes back when {_ASKED[attack.attack]}: knowledge score {score:.2f} (plain questions "
+                f"{entity} comes back when {_ASKED[attack.attack]}: knowledge score {score:z.2f} (plain questions "
                 f"{plain:.2f}, invented names {given:.2f}).",
             )
 
@@ -83,7 +83,7 @@ def _by_quantization(stress: Stress, entity: str) -> Iterator[Finding]:
         score = _score(method.rows, "entity")
         if method.method != AS_LOADED and score > FORGOTTEN_HELD_OUT:
             yield Finding(
-                "warning", f"{entity} comes back when quantized as {method.method}: knowledge score {score:.2f}."
+                "warning", f"{entity} comes back when quantized as {method.method}: knowledge score {score:z.2f}."
             )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from amnesia.evaluation.findings import CONTROLS_DAMAGED, FORGOTTEN_HELD_OUT
-from amnesia.evaluation.results import Estimate, Finding
+from amnesia.evaluation.results import Finding
 from amnesia.stress.findings import GIVEN_AWAY, is_back
+from amnesia.stress.report import mean_text
 from amnesia.stress.results import TRAINED_MODELS, TRAINED_ON, Relearning, Runs, by_training
 
 
@@ -36,8 +37,8 @@ def _back(key: tuple[str, str], runs: Runs, entity: str) -> Iterator[Finding]:
     yield Finding(
         "warning",
         f"{entity} comes back after {step.step} steps of fine-tuning ({key[1]}) on {TRAINED_ON[key[0]]}: knowledge "
-        f"score {step.knowledge_score.mean:.2f} (invented name {given.knowledge_score.mean:.2f}, the original model "
-        f"after the same training {original.knowledge_score.mean:.2f}).",
+        f"score {step.knowledge_score.mean:z.2f} (invented name {given.knowledge_score.mean:z.2f}, the original model "
+        f"after the same training {original.knowledge_score.mean:z.2f}).",
     )
 
 
@@ -99,11 +100,7 @@ def relearning_text(relearning: Relearning, entity: str) -> str:
             lines.append(f"{name}  not applicable: {run.not_applicable}")
             continue
         who = "" if run.subject == "entity" else "; an invented name"
-        lines.append(f"{name + who:<54}" + "".join(f"{step.knowledge_score.mean:>9.2f}" for step in run.steps))
+        lines.append(f"{name + who:<54}" + "".join(f"{step.knowledge_score.mean:>z9.2f}" for step in run.steps))
         if run.subject == "entity" and all(step.control for step in run.steps):
-            lines.append(f"{'  others':<54}" + "".join(f"{_mean(step.control):>9}" for step in run.steps))
+            lines.append(f"{'  others':<54}" + "".join(f"{mean_text(step.control):>9}" for step in run.steps))
     return "\n".join([*lines, "", *(f"{row.level}: {row.text}" for row in relearning_findings(relearning, entity))])
-
-
-def _mean(estimate: Estimate | None) -> str:
-    return "–" if estimate is None else f"{estimate.mean:.2f}"

@@ -71,11 +71,12 @@ def _row(rows: Sequence[StressScore], subject: str, model: str) -> str:
     row = next((row for row in rows if (row.subject, row.model) == (subject, model)), None)
     if row is None:
         return "–"
-    return f"{_mean(row.knowledge_score)} {_share(row.exact_match)}"
+    return f"{mean_text(row.knowledge_score)} {_share(row.exact_match)}"
 
 
-def _mean(estimate: Estimate | None) -> str:
-    return "–" if estimate is None else f"{estimate.mean:.2f}"
+def mean_text(estimate: Estimate | None) -> str:
+    """A mean, or a dash where there is none."""
+    return "–" if estimate is None else f"{estimate.mean:z.2f}"
 
 
 def _share(value: float | None) -> str:

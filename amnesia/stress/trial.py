@@ -93,11 +93,13 @@ def prepare(
     return StressPlan(target, chosen, spared, tried, scales, settings)
 
 
-def target_of(facts: Sequence[KnownFact], translations: Mapping[str, str]) -> AttackTarget:
+def target_of(
+    facts: Sequence[KnownFact], translations: Mapping[str, str], asked_by: str = "stress tests"
+) -> AttackTarget:
     """The entity by all its names; raises InputError for several entities, and for one that the model does not know."""
     names = {fact.question.fact.entity: fact.question.aliases for fact in facts if fact.question.role == "target"}
     if len(names) > 1:
-        raise InputError(f"stress tests are about one entity, and the targets are about {', '.join(names)}: choose one")
+        raise InputError(f"{asked_by} are about one entity, and the targets are about {', '.join(names)}: choose one")
     check_known(facts)
     ((name, aliases),) = names.items()
     return AttackTarget(name, tuple(alias for alias in aliases if alias != name), translations)

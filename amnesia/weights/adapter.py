@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amnesia.architectures import MULTIMODAL
+from amnesia.architectures import LAYOUTS, MULTIMODAL
 from amnesia.domain import ModelRef
 from amnesia.edits import DirectionEdit, Place, names_of
 from amnesia.errors import CheckpointError, InputError, OutputError, os_errors_as
@@ -256,8 +256,18 @@ def selection(modules: Sequence[str]) -> dict[str, object]:
 
 
 def auto_class_name(names: Sequence[str]) -> str:
-    """The Auto class of transformers for a model with tensors of these names."""
-    whole = any("language_model." in name for name in names)
+    """The Auto class of transformers for a model with tensors of these names, as `opening.auto_class` builds it.
+
+    Llama 4, whose layers are called otherwise, is loaded as a language model though its files hold images, too:
+    `Llama4ForConditionalGeneration` of transformers 5.24 takes no text alone.
+    """
+    rows = [row for row in LAYOUTS.values() if row.takes_images]
+    paths = [*(row.out_proj for row in rows), *(row.experts.fused for row in rows if row.experts)]
+    parts = {path.split(".")[0] for group in paths for path in group}
+    found = (_IN_LAYER.fullmatch(name.removesuffix(".weight")) for name in names)
+    whole = any(
+        match and "language_model." in match["prefix"] and match["below"].split(".")[0] in parts for match in found
+    )
     return "AutoModelForImageTextToText" if whole else "AutoModelForCausalLM"
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from amnesia.architectures import LAYOUTS, Configured, MlpShape, configured, find_shape
+from amnesia.architectures import Configured, MlpShape, configured, find_shape
 from amnesia.edits import Place
 from amnesia.errors import CheckpointError, InputError, os_errors_as
 from amnesia.files.companions import BASE_FOLDER, UNDO_NAME, is_copied, is_written, may_hold_weights
@@ -24,7 +24,7 @@ from amnesia.files.lfs import check_no_pointer
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided
 from amnesia.files.strict_json import StrictJson, shown
-from amnesia.guessing import ASKED, guess
+from amnesia.guessing import guess
 from amnesia.progress import Progress, ignore_progress, whole
 from amnesia.weights.consistency import check_layers, check_numbers
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
@@ -101,9 +101,7 @@ def open_source(folder: Path, n_layers: int | None = None) -> CheckpointSource:
     if not {"config.json", SINGLE_FILE, INDEX_FILE} & {*files}:
         raise CheckpointError(no_weights(str(folder), files))
     config = read_config(folder)
-    if ASKED.get() and config.get("model_type") not in LAYOUTS:
-        headers = read_weight_files(folder).headers.values()
-        guess(config, {row.name: row.shape for header in headers for row in header.tensors.values()}, str(folder))
+    guess(config, lambda: read_weight_files(folder).shapes, str(folder))
     expected = configured(config, n_layers)  # Refuses what it must before a header is read.
     weights = read_weight_files(folder, frozenset if n_layers is None else partial(part_names, expected))
     check_headers(str(folder), expected, weights)

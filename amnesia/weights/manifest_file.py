@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from amnesia.domain import ADAPTERS, FORMATS, WIDER_TYPES, ModelRef
-from amnesia.edits import Edit, EntityEdits, Joined, Part, Place
+from amnesia.edits import Edit, EntityEdits, Part, Place, Projections, by_projection, edit_at
 from amnesia.errors import InputError, VerificationError, os_errors_as
 from amnesia.files.companions import ADAPTER_NAMES, LORA_NAME, UNDO_NAME, is_written
 from amnesia.files.disk import check_settled, read_small
@@ -86,7 +86,7 @@ def _manifest(value: object, depth: int) -> Manifest:
     files = tuple(_base_file(item) for item in _JSON.list(base["files"], "base.files"))
     edits = _edits(_JSON.list(row["edits"], "edits"))
     try:
-        joined = Joined(edits)
+        joined = by_projection(edits, allow_overlap=True)
     except InputError as error:
         raise _JSON.fail(f"has edits that contradict each other ({error})") from None
     manifest = Manifest(
@@ -178,7 +178,7 @@ def _untouched(value: object) -> UntouchedFile:
     )
 
 
-def _tensors(rows: Sequence[object], joined: Joined) -> tuple[TensorEdit, ...]:
+def _tensors(rows: Sequence[object], joined: Projections) -> tuple[TensorEdit, ...]:
     """The edited tensors; two of the same part of a layer would be one, and many take time without bounds."""
     found, parts = [], set()
     for row in rows:
@@ -203,21 +203,20 @@ def _place(value: object) -> Place:
     )
 
 
-def _tensor(value: object, place: Place, joined: Joined) -> TensorEdit:
+def _tensor(value: object, place: Place, joined: Projections) -> TensorEdit:
     row = _JSON.mapping(value, "tensors")
     hashes = _JSON.object(row["sha256"], "tensors.sha256", "before after scope")
-    multipliers, directions = joined.at(place)
-    if not multipliers:
+    change = edit_at(place, joined)
+    if not change.indices:
         raise _JSON.fail(f"lists tensor {shown(row['name'])} of layer {place.layer}, in which its edits change nothing")
     return TensorEdit(
         name=_JSON.text(row["name"], "tensors.name"),
         file=_JSON.file_name(row["file"], "tensors.file"),
         axis=_JSON.choice(_JSON.integer(row["axis"], "tensors.axis"), "tensors.axis", (0, 1)),
         place=place,
-        multipliers=multipliers,
         before=_JSON.sha256(hashes["before"], "tensors.sha256.before"),
         after=_JSON.sha256(hashes["after"], "tensors.sha256.after"),
         scope=_JSON.choice(hashes["scope"], "tensors.sha256.scope", get_args(TensorScope)),
-        directions=directions,
         share=_JSON.number(row["share"], "tensors.share") if "share" in row else None,
+        **vars(change),
     )

@@ -88,15 +88,14 @@ def plan_edits(
     changes = by_projection(groups, allow_overlap=allow_overlap)
     if source.manifest is not None:
         check_earlier(source.manifest, groups, "safetensors", allow_overlap=allow_overlap)
-    return tuple(_plan_matrix(source, *place, *change) for place, change in changes.items())
+    return tuple(_plan_matrix(source, *place, change) for place, change in changes.items())
 
 
 def _plan_matrix(
     source: Weights,
     layer: int,
     expert: int | None,
-    multipliers: Mapping[int, float],
-    directions: tuple[DirectionEdit, ...],
+    change: MatrixEdit,
 ) -> TensorPlan:
     name, axis = source.shape.tensor(layer, expert)
     found = source.weights.find(name)
@@ -106,8 +105,8 @@ def _plan_matrix(
         )
     file, tensor = found
     check_dtype(tensor.dtype, tensor.name)
-    check_matrix(tensor, axis, multipliers)
-    return TensorPlan(layer, file, tensor, axis, expert, multipliers=multipliers, directions=directions)
+    check_matrix(tensor, axis, change.indices)
+    return TensorPlan(layer, file, tensor, axis, expert, **vars(change))
 
 
 def edited_vectors(

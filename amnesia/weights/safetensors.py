@@ -163,6 +163,11 @@ class WeightFiles:
     location: Mapping[str, str]
     headers: Mapping[str, SafetensorsHeader]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors by name."""
+        return {row.name: row.shape for header in self.headers.values() for row in header.tensors.values()}
+
     def find(self, name: str) -> tuple[str, TensorInfo] | None:
         """File and place of a tensor, as `SafetensorsHeader.find` understands its name."""
         file = self.location.get(name) or self.location.get(split_name(name)[0])

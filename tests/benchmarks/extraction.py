@@ -32,10 +32,10 @@ import torch
 from mined import TABLE, chosen_entities, lines, minable
 
 from amnesia.choice.atoms import Name, change_by
-from amnesia.choice.direction import DirectionChoice, Group, Trial
+from amnesia.choice.direction import MAX_TOKENS, DirectionChoice, Group, Trial
 from amnesia.choice.extraction import choose
 from amnesia.choice.forms import asked_as, forms_of
-from amnesia.choice.known import KnownFacts, mean_score, reserved_names, select_known
+from amnesia.choice.known import KnownFacts, Scores, mean_score, reserved_names, select_known
 from amnesia.choice.neighbors import neighbor_results
 from amnesia.directions.moments import BystanderMoments, early_layers, moments_of
 from amnesia.edits import Edit, directions_of
@@ -130,8 +130,8 @@ class Chooser:
         if self._last is None or self._last[0] != recipe.target.entity:
             reserved = (*recipe.target.names, *reserved_names(recipe))
             name = Name(self.live, recipe.target.entity, self.moments, lambda other: share_words(other, reserved))
-            choice = DirectionChoice(self.live, name, targets, controls)
-            dense = choice.mildest(name.atoms(choice.settings.max_tokens))
+            choice = DirectionChoice(Scores(self.live), name, targets, controls)
+            dense = choice.mildest(name.atoms(MAX_TOKENS))
             self._last = (recipe.target.entity, choice, dense, time.perf_counter() - start)
             start = time.perf_counter()
         _, choice, dense, seconds = self._last
@@ -218,7 +218,7 @@ class Judge:
         questions = [row for row in questions_of(recipe) if row.role == "target"]
         facts = known_facts(self._live, questions, recipe.scoring, cache=self._cache, unlikely=True)
         facts = tuple(fact for fact in facts if not fact.excluded)
-        asked = {form: asked_as(facts, form.name) for form in forms_of(recipe.target, n_typos=2)}
+        asked = {form: asked_as(facts, form.name) for form in forms_of(recipe.target)}
         known = {form: own for form, own in asked.items() if mean_score(self._live, own) >= 0.5}
         with edited(self._live, edits):
             return {f"{form.kind}: {form.name}": mean_score(self._live, own) for form, own in known.items()}
@@ -228,7 +228,7 @@ class Judge:
         names = self._pairs.get(recipe.target.entity, ())
         asked = [(name, each.held_out[0]) for name in names for each in relation_templates().values()]
         facts = own_facts(self._live, asked, (), recipe.scoring, cache=self._cache)
-        rows = neighbor_results(self._live, facts, edits)
+        rows = neighbor_results(Scores(self._live), facts, tuple(edits))
         return {row.name: (row.n_facts, row.score) for row in rows}
 
 

@@ -34,7 +34,7 @@ from scale import SHAPES, made_tokenizer
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from amnesia.directions import moments as gathering
-from amnesia.directions.solve import read_outs
+from amnesia.directions.solve import Metric
 from amnesia.domain import Loading
 from amnesia.facts.names import contrast_entities
 from amnesia.facts.relations import relation_templates
@@ -167,7 +167,7 @@ def gathered(folder: Path) -> None:
     second += gathering.gram(live, 0, rows)
     middle = time.perf_counter()
     second.diagonal().add_(0.005 * second.diagonal().mean())
-    read_outs(second, [rows[0]])
+    Metric(second).read_outs([rows[0]])
     ended = time.perf_counter()
     parts = (
         ("products", 2 * len(rows) * d_mlp**2, middle - began, rates[torch.float32]),

@@ -27,7 +27,7 @@ from amnesia.directions import moments as gathering
 from amnesia.directions.keys import name_keys
 from amnesia.directions.moments import MomentSettings, early_layers
 from amnesia.directions.response import response_of
-from amnesia.directions.solve import read_outs, supports
+from amnesia.directions.solve import Metric
 from amnesia.edits import directions_of
 from amnesia.errors import InputError
 from amnesia.facts.names import name_wordings, neutral_texts, share_words
@@ -132,10 +132,10 @@ def main() -> None:
             key = name_keys(live, row["entity"], (edit.layer,), edit.token + 1)[edit.token][0]
             write = torch.tensor(edit.write.array.copy())
             for name, factors in VARIANTS.items():
-                moments = second(edit.layer, factors)
+                metric = Metric(second(edit.layer, factors))
                 for label, found in (
-                    ("all", read_outs(moments, [key])[0]),
-                    ("few", supports(moments, key, [COLUMNS])[COLUMNS]),
+                    ("all", metric.read_outs([key])[0]),
+                    ("few", metric.supports(key, [COLUMNS])[COLUMNS]),
                 ):
                     change = held_out.to(place, found.cells, found.u, write)
                     read = found.u.float()

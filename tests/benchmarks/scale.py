@@ -43,14 +43,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from amnesia.choice.atoms import Name
-from amnesia.choice.direction import DirectionChoice
-from amnesia.choice.known import KnownFacts
+from amnesia.choice.direction import MAX_TOKENS, DirectionChoice
+from amnesia.choice.known import KnownFacts, Scores
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions import moments as gathering
 from amnesia.directions import response, solve
 from amnesia.directions.keys import name_keys
 from amnesia.directions.moments import BystanderMoments, MomentSettings, early_layers, moments_of
-from amnesia.directions.solve import MAX_ELIMINATED, read_outs, supports
+from amnesia.directions.solve import MAX_ELIMINATED, Metric
 from amnesia.domain import Fact
 from amnesia.evaluation.measurement import KnownFact, Unknown, measure
 from amnesia.facts.names import code_snippets, contrast_entities, foreign_sentences, neutral_texts, share_words
@@ -211,12 +211,15 @@ def matrix_rates(clock: Clock) -> dict[str, float]:
 
 
 def n_eliminated(d_mlp: int, sizes: tuple[int, ...]) -> int:
-    """Operations of the backward elimination down to the smallest of `sizes`, and of the solves on the way."""
-    left, total = min(d_mlp, MAX_ELIMINATED), 0
+    """Operations of an inverse, the backward elimination down to the smallest of `sizes`, and the solves on the way."""
+    left = min(d_mlp, MAX_ELIMINATED)
+    total = left**3
     for size in sorted(sizes, reverse=True):
         while left > size:
-            total += left**3 + 2 * left**2
-            left = max(size, int(left * solve._ROUND_SHARE))
+            kept = max(size, int(left * solve._ROUND_SHARE))
+            gone = left - kept
+            total += 2 * left**2 + gone**3 // 3 + 2 * gone**2 * kept + 2 * gone * kept**2
+            left = kept
         total += left**3 // 3 + 2 * left**2
     return total
 
@@ -305,12 +308,12 @@ def solved(live: LiveModel, moments: BystanderMoments, clock: Clock, parts: list
         key = name_keys(live, ENTITY, (layer,), 1)[0][0]
         with grams_counted(clock), clock.part("one layer without reserved names", parts):
             second, _ = moments.without(live, layer, is_reserved, frozenset({moments.vocabulary[0][-1]}))
-        supports(second, key, sizes)  # What the libraries set up once is not counted.
+        Metric(second).supports(key, sizes)  # What the libraries set up once is not counted.
         with clock.part("solve, all cells", parts) as dense:
-            read_outs(second, [key])
+            Metric(second).read_outs([key])
         dense.operations["float64"] = n_dense(d_mlp)
         with clock.part("solve, few cells", parts) as few:
-            found = supports(second, key, sizes)
+            found = Metric(second).supports(key, sizes)
         few.operations["float64"] = n_eliminated(d_mlp, sizes) + n_dense(d_mlp) * (d_mlp > MAX_ELIMINATED)
         few.note = f"on {', '.join(map(str, sorted(found)))} cells"
 
@@ -335,14 +338,14 @@ def chosen(live: LiveModel, moments: BystanderMoments, clock: Clock, parts: list
     name = Name(live, ENTITY, moments, is_reserved)
     with torch.inference_mode():
         with grams_counted(clock), clock.part("atoms", parts) as part:
-            atoms = name.atoms(settings.max_tokens)
+            atoms = name.atoms(MAX_TOKENS)
         part.operations["float64"] += len(moments.layers) * n_dense(live.shape.d_mlp)
         part.note = f"{len(atoms)} atoms of {len(moments.layers)} layers"
         with clock.part("what the model knows", parts):
             targets = made_facts(live, [ENTITY], N_FACTS)
             controls = made_facts(live, list(contrast_entities()[4:]), N_CONTROLS)
         with clock.part("choice", parts) as part:
-            choice = DirectionChoice(live, name, targets, controls, settings)
+            choice = DirectionChoice(Scores(live), name, targets, controls, settings=settings)
             best = choice.on_few_columns(choice.mildest(atoms))
         part.note = f"{len(choice.trials)} trials, {N_FACTS} facts, {N_CONTROLS} controls; score {best.score:.2f}"
 

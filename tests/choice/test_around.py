@@ -9,7 +9,7 @@ import torch
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import DirectionChoice
 from amnesia.choice.forms import Forms, asked_as, forms_of, n_columns
-from amnesia.choice.known import mean_score
+from amnesia.choice.known import Scores, mean_score
 from amnesia.choice.neighbors import begins_alike, near_response, neighbor_results, neighbors_of
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.moments import moments_of
@@ -55,12 +55,12 @@ def known(live, *names, gap=5.0):
 
 def test_forms_are_those_of_the_recipe_and_those_made_from_the_name():
     target = Target("Harry Potter", ("The Boy Who Lived",), (Translation("fr", "Harry Potier"),))
-    names = {form.name: form.kind for form in forms_of(target, n_typos=2)}
+    names = {form.name: form.kind for form in forms_of(target)}
     assert names.pop("The Boy Who Lived") == "given" and names.pop("Harry Potier") == "translation"
     assert names.pop("Potter") == "last name"
     assert (names.pop("harry potter"), names.pop("HARRY POTTER")) == ("lower case", "upper case")
     assert set(names.values()) == {"typo"} and len(names) == 2
-    assert {form.name for form in forms_of(Target("Oz"), n_typos=2)} == {"oz", "OZ"}
+    assert {form.name for form in forms_of(Target("Oz"))} == {"oz", "OZ"}
 
 
 def test_a_form_is_scored_between_an_unknown_entity_and_the_name_itself(live):
@@ -74,15 +74,15 @@ def test_a_form_is_scored_between_an_unknown_entity_and_the_name_itself(live):
     assert mean_score(live, asked_as(facts, "JAPAN")) == pytest.approx(sum(scores) / len(scores), abs=1e-4)
 
 
-def test_a_form_that_the_edit_for_the_name_leaves_gets_its_own(live, moments):
+def test_a_form_that_the_edit_for_the_name_leaves_gets_its_own(live, moments, monkeypatch):
+    monkeypatch.setattr("amnesia.choice.forms._KNOWN", -math.inf)
     facts, controls = known(live, "Japan", gap=0.05), known(live, "Peru", "Kenya")
-    settings = ChoiceSettings(
-        known_form=-math.inf, max_harm=math.inf, min_control=-math.inf, min_neighbor=-math.inf, form_goal=-3.0
-    )
+    settings = ChoiceSettings(max_harm=math.inf, min_control=-math.inf, min_neighbor=-math.inf, form_goal=-3.0)
     name = Name(live, "Japan", moments, lambda other: other == "Japan")
-    forms = Forms(live, facts, controls, (), settings, forms_of(Target("Japan"), n_typos=0))
+    others = [form for form in forms_of(Target("Japan")) if form.kind != "typo"]
+    forms = Forms(Scores(live), facts, controls, (), settings, others)
     assert {form.name for form in forms.known} == {"japan", "JAPAN"}
-    best = DirectionChoice(live, name, facts, controls, settings=settings).choose()
+    best = DirectionChoice(Scores(live), name, facts, controls, settings=settings).choose()
     edits = forms.add(best, name, None, None)
     assert edits[: len(best.edits)] == best.edits
     rows = forms.results(best.edits, edits)
@@ -136,7 +136,7 @@ def test_neighbors_count_among_the_bystanders_and_are_measured(live, moments):
         assert mean_square[1] < mean_square[0]
         assert len(before.change.near) == len(rows) and before.change.near_harm > 0
         assert torch.equal(before.change.times(2.0).near, 2.0 * before.change.near)
-    (row,) = neighbor_results(live, facts, [plain[0].edit(-1.0)])
+    (row,) = neighbor_results(Scores(live), facts, (plain[0].edit(-1.0),))
     with edited(live, [plain[0].edit(-1.0)]):
         assert row.score == pytest.approx(mean_score(live, facts), abs=1e-5)
     assert (row.name, row.n_facts) == ("Bank of Japan", 3)

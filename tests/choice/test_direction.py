@@ -8,6 +8,7 @@ from amnesia.choice import extraction
 from amnesia.choice.atoms import Name, change_by
 from amnesia.choice.direction import DirectionChoice, Trial
 from amnesia.choice.extraction import extract, extract_all, verdict
+from amnesia.choice.known import Scores
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.moments import moments_of
 from amnesia.domain import Cell, Fact
@@ -17,6 +18,7 @@ from amnesia.evaluation.measurement import KnownFact, Unknown, measure
 from amnesia.facts.names import contrast_entities, share_words, unseen_names
 from amnesia.facts.questions import Question
 from amnesia.live.forward import answer_logprobs, generate
+from amnesia.live.interventions import edited_logprobs
 from amnesia.live.model import edited
 from amnesia.localization.cells import LocalizationSettings
 from amnesia.recipe import Accept, LocalizeOptions, Recipe, Scoring, Target
@@ -90,9 +92,9 @@ def test_a_single_cell_takes_the_multiplier_that_forgets_most(live, recipe):
     anything = with_edit(recipe, method="single", accept=Accept(-1e6, -1e6, -1e6))
     result = extract(live, anything)
     (edit,) = result.edits.edits
-    assert edit.multiplier in ChoiceSettings().single_multipliers
+    assert edit.multiplier in extraction.SINGLE_MULTIPLIERS
     assert result.target < 1.0
-    for other in ChoiceSettings().single_multipliers:
+    for other in extraction.SINGLE_MULTIPLIERS:
         fixed = with_edit(anything, cells=(ColumnEdit(edit.cell, other),))
         assert extract(live, fixed).target >= result.target
     best_at_one = extract(live, with_edit(anything, multiplier=-1.0))
@@ -185,10 +187,12 @@ def test_the_choice_never_sees_held_out_facts(live, recipe, cache, monkeypatch):
     with_secrets = dataclasses.replace(plain, facts=(*plain.facts, secret), controls=(*plain.controls[:-1], hidden))
     asked = []
     for module in ("choice.known", "evaluation.measurement"):
-        monkeypatch.setattr(
-            f"amnesia.{module}.answer_logprobs",
-            lambda live, pairs, *rest: asked.extend(pairs) or answer_logprobs(live, pairs, *rest),
-        )
+        for ask in (answer_logprobs, edited_logprobs):
+            monkeypatch.setattr(
+                f"amnesia.{module}.{ask.__name__}",
+                lambda live, pairs, *rest, ask=ask: asked.extend(pairs) or ask(live, pairs, *rest),
+                raising=module == "choice.known",
+            )
     assert extract(live, with_secrets, cache=cache) == extract(live, plain, cache=cache)
     assert asked and not [pair for pair in asked if "secret" in pair[0] or pair[1] == "unheard"]
 
@@ -205,7 +209,7 @@ def test_the_weakest_multiplier_that_reaches_the_goal_is_found(live, cache, need
 
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     atoms = name.atoms(1)
-    found = Scripted(live, name, (), ()).mildest(atoms)[0]
+    found = Scripted(Scores(live), name, (), ()).mildest(atoms)[0]
     assert (found.multiplier, found.score) == (needed, -0.2)
     assert found.change.harm == min(change_by([atom], needed).harm for atom in atoms)
 
@@ -223,16 +227,48 @@ def known_by(live, facts):
     )
 
 
+def test_scores_are_those_of_each_fact_by_itself_and_are_asked_once(live, recipe, monkeypatch):
+    facts = known_by(live, recipe.facts)
+    variants = [(ColumnEdit(Cell(0, 3), -4.0),), (ColumnEdit(Cell(1, 4), -2.0), ColumnEdit(Cell(0, 5), 0.0))]
+    expected = []
+    for edits in variants:
+        with edited(live, edits):
+            after = [answer_logprobs(live, [fact.pair])[0].logprob for fact in facts]
+        # They are worth five nats more than for an unknown entity.
+        scores = [1.0 + (new - fact.before.logprob) / 5.0 for fact, new in zip(facts, after, strict=True)]
+        expected.append(sum(scores) / len(scores))
+    passes = []
+    for ask in (answer_logprobs, edited_logprobs):
+        monkeypatch.setattr(
+            f"amnesia.choice.known.{ask.__name__}",
+            lambda live, pairs, *rest, ask=ask: passes.append(len(pairs)) or ask(live, pairs, *rest),
+        )
+    scores = Scores(live)
+    scores.ask(facts[:2], variants)
+    assert passes == [2], "both edits in one pass"
+    assert [scores.mean(facts, edits) for edits in variants] == pytest.approx(expected, abs=1e-5)
+    assert passes == [2, *[len(facts) - 2] * 2], "only those that were not asked"
+    assert scores.mean(facts[1:]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_cell_that_an_acting_edit_scales_is_not_scaled_again(live, recipe, cache):
+    name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
+    known = known_by(live, recipe.facts)
+    (first,) = DirectionChoice(Scores(live), name, known, known, max_columns=1).choose().edits
+    place = DirectionChoice(Scores(live), name, known, known, max_columns=1, acting=(first,)).choose()
+    assert first.cell not in {edit.cell for edit in place.edits if isinstance(edit, ColumnEdit)}
+
+
 def test_more_columns_are_taken_where_few_harm(live, recipe, cache):
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     known = [known_by(live, facts) for facts in (recipe.facts, recipe.controls)]
     settings = ChoiceSettings(goal=2.0, columns=(8, 32), max_harm=math.inf, min_control=-9.0)
-    assert n_columns(DirectionChoice(live, name, *known, settings=settings).choose()) == 8
+    assert n_columns(DirectionChoice(Scores(live), name, *known, settings=settings).choose()) == 8
     # Too much harm for any: all columns of the mildest.
-    none = DirectionChoice(live, name, *known, settings=dataclasses.replace(settings, max_harm=0.0))
+    none = DirectionChoice(Scores(live), name, *known, settings=dataclasses.replace(settings, max_harm=0.0))
     assert {atom.size for atom in none.choose().atoms} == {live.shape.d_mlp}
     # Controls that nothing spares: everything was tried, and what harms text least of what forgets enough.
-    choice = DirectionChoice(live, name, *known, settings=dataclasses.replace(settings, min_control=math.inf))
+    choice = DirectionChoice(Scores(live), name, *known, settings=dataclasses.replace(settings, min_control=math.inf))
     found = choice.choose()
     judged = [trial for trial in choice.judged if trial.score <= max(found.score, 0.1)]
     assert {8, 32, live.shape.d_mlp} <= {n_columns(trial) for trial in choice.judged}
@@ -243,9 +279,9 @@ def test_128_columns_are_taken_with_a_weaker_multiplier_where_all_of_it_would_ha
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     known = known_by(live, recipe.facts)
     settings = ChoiceSettings(goal=2.0, columns=(8,), few=8, max_harm=math.inf, min_control=-9.0, cheap=0.0)
-    free = DirectionChoice(live, name, known, known, settings=settings).choose()
+    free = DirectionChoice(Scores(live), name, known, known, settings=settings).choose()
     bounded = dataclasses.replace(settings, max_harm=free.change.harm / 1.2)
-    found = DirectionChoice(live, name, known, known, settings=bounded).choose()
+    found = DirectionChoice(Scores(live), name, known, known, settings=bounded).choose()
     assert n_columns(free) == n_columns(found) == 8
     assert free.multiplier < found.multiplier < 1.0 and 0.9 * bounded.max_harm < found.change.harm <= bounded.max_harm
 
@@ -254,7 +290,7 @@ def test_two_atoms_of_a_layer_do_not_scale_one_cell_twice(live, cache):
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     atom = name.atoms(1)[0]
     twin = dataclasses.replace(atom, token=1)
-    choice = DirectionChoice(live, name, (), (), settings=ChoiceSettings(columns=(1, 2, 8)), max_columns=8)
+    choice = DirectionChoice(Scores(live), name, (), (), settings=ChoiceSettings(columns=(1, 2, 8)), max_columns=8)
     both = Trial((atom, twin), 0.0, 0.0, change_by((atom, twin), 0.0))
     assert [sum(own.size for own in group) for group in choice.sizes(both)] == [8]
     choice.max_columns = 1

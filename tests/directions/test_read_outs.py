@@ -17,7 +17,7 @@ from amnesia.choice.shown import BINS, answers_of
 from amnesia.directions.keys import name_keys, token_texts, wordings
 from amnesia.directions.moments import MomentSettings, _vocabulary, early_layers, moments_of
 from amnesia.directions.response import response_of
-from amnesia.directions.solve import apart, read_outs, supports
+from amnesia.directions.solve import Metric
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError
@@ -59,7 +59,7 @@ class TestReadOuts:
         """The oracle solves the equations of Lagrange for each read-out: least uᵀCu where the keys are answered so."""
         c, keys = spd(12), torch.randn(12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         groups = ["a", "b", "a", "c"]
-        for place, found in enumerate(apart(c, keys, groups)):
+        for place, found in enumerate(Metric(c).apart(keys, groups)):
             chosen = [other for other in range(4) if other == place or groups[other] != groups[place]]
             k, n = keys[:, chosen], len(chosen)
             whole = torch.cat([torch.cat([2 * c, k], 1), torch.cat([k.T, torch.zeros(n, n)], 1)])
@@ -68,11 +68,11 @@ class TestReadOuts:
             torch.testing.assert_close(found.u, u)
             assert found.leak == pytest.approx((u @ c @ u).item())
         with pytest.raises(torch.linalg.LinAlgError):
-            apart(c, keys[:, [0, 0]], ["a", "b"])
+            Metric(c).apart(keys[:, [0, 0]], ["a", "b"])
 
     def test_answers_one_at_the_key_and_least_elsewhere(self):
         c, k = spd(12), torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        (found,) = read_outs(c, [k])
+        (found,) = Metric(c).read_outs([k])
         assert (found.u @ k).item() == pytest.approx(1.0, abs=1e-12)
         assert found.leak == pytest.approx((found.u @ c @ found.u).item(), rel=1e-10)
         for seed in range(10, 30):
@@ -83,7 +83,7 @@ class TestReadOuts:
     def test_one_cell_that_fires_alone_is_the_source_s_edit(self):
         k = torch.zeros(6, dtype=torch.float64)
         k[4] = 3.0
-        found = supports(torch.eye(6, dtype=torch.float64), k, (1,))[1]
+        found = Metric(torch.eye(6)).supports(k, (1,))[1]
         assert found.cells.tolist() == [4]
         assert found.u.tolist() == pytest.approx([1 / 3])
 
@@ -92,7 +92,7 @@ class TestReadOuts:
 
         for seed in range(5):
             c, k = spd(7, seed), torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-            found = supports(c, k, (6,))[6]
+            found = Metric(c).supports(k, (6,))[6]
             tried = []
             for cells in itertools.combinations(range(7), 6):
                 at = torch.tensor(cells)
@@ -101,12 +101,31 @@ class TestReadOuts:
 
     def test_fewer_cells_leak_more(self):
         c, k = spd(64), torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-        found = supports(c, k, (4, 8, 16, 32, 64, 100))
+        found = Metric(c).supports(k, (4, 8, 16, 32, 64, 100))
         assert sorted(found) == [4, 8, 16, 32]
-        (dense,) = read_outs(c, [k])
+        (dense,) = Metric(c).read_outs([k])
         leaks = [dense.leak, *(found[size].leak for size in (32, 16, 8, 4))]
         assert leaks == sorted(leaks) and leaks[0] < leaks[-1]
         assert all(found[size].cells.tolist() == sorted(set(found[size].cells.tolist())) for size in found)
+
+    def test_cells_are_eliminated_by_what_their_removal_costs_in_each_round(self):
+        """The oracle inverts the moments of the cells that are left anew in every round."""
+        c, k = spd(90), torch.randn(90, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        metric, left = Metric(c), torch.arange(90)
+        found = metric.supports(k, (1, 7, 40))
+        for size in (40, 7, 1):
+            while len(left) > size:
+                inverse = torch.linalg.inv(c[left][:, left])
+                cost = (inverse @ k[left]).square() / inverse.diagonal()
+                n = max(size, int(0.8 * len(left)))
+                left = left[cost.argsort(descending=True)[:n].sort().values]
+            u = torch.linalg.solve(c[left][:, left], k[left])
+            assert torch.equal(found[size].cells, left)
+            torch.testing.assert_close(found[size].u, u / (u @ k[left]))
+        # What was factored serves the next key.
+        other = torch.randn(90, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+        again, alone = metric.supports(other, (7,))[7], Metric(c).supports(other, (7,))[7]
+        assert torch.equal(again.cells, alone.cells) and torch.equal(again.u, alone.u)
 
     def test_at_equal_forgetting_a_direction_costs_bystanders_a_fraction_of_what_the_best_cell_does(self):
         # Ten cells fire together at the entity, and each of them for many others, as 200 patterns share 96 cells.
@@ -143,8 +162,8 @@ class TestReadOuts:
             gone[:, cell] = -weight[:, cell]
             if forgotten(gone) > 0:
                 single.append(gone / forgotten(gone))
-        (dense,) = read_outs(second, [key])
-        sparse = supports(second, key, (16,))[16]
+        (dense,) = Metric(second).read_outs([key])
+        sparse = Metric(second).supports(key, (16,))[16]
         for read_out, share in ((dense, 0.05), (sparse, 0.1)):
             change = torch.zeros_like(weight)
             change[:, read_out.cells] = -torch.outer(write, read_out.u)
@@ -156,7 +175,7 @@ class TestReadOuts:
 
     def test_moments_that_are_not_positive_definite_are_an_error(self):
         with pytest.raises(torch.linalg.LinAlgError):
-            read_outs(-torch.eye(3), [torch.ones(3)])
+            Metric(-torch.eye(3)).read_outs([torch.ones(3)])
 
 
 class TestMoments:

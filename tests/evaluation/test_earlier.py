@@ -18,7 +18,6 @@ from amnesia.pipeline import run
 from amnesia.recipe_file import parse_recipe
 from amnesia.vector import Vector
 from amnesia.weights.manifest_file import read_manifest
-from support.smollm2 import brief_texts
 from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live, tiny_live
 from support.tracker import Silent
@@ -60,14 +59,13 @@ def test_what_cannot_be_taken_back_is_said():
 def twice(tmp_path_factory):
     """A model, the model that has forgotten Japan, and the one of that which has forgotten Canada, too."""
     folder = tmp_path_factory.mktemp("twice")
-    with brief_texts():
-        model, tracker = save_tiny_live(folder / "m"), Silent()
-        live = load(model, "m")
-        run(parse_recipe(recipe_text(live, model)), folder / "first", tracker)
-        second = recipe_text(
-            live, folder / "first", entity="Canada", edit="cells = [{ layer = 1, neuron = 9, multiplier = -3.0 }]"
-        )
-        run(parse_recipe(second), folder / "second", tracker)
+    model, tracker = save_tiny_live(folder / "m"), Silent()
+    live = load(model, "m")
+    run(parse_recipe(recipe_text(live, model)), folder / "first", tracker)
+    second = recipe_text(
+        live, folder / "first", entity="Canada", edit="cells = [{ layer = 1, neuron = 9, multiplier = -3.0 }]"
+    )
+    run(parse_recipe(second), folder / "second", tracker)
     return folder, tracker
 
 

@@ -80,6 +80,15 @@ def test_the_class_that_takes_images_is_named_where_it_is_the_models(tmp_path):
         assert ('combination_type="cat"' in card) == (name == "adapter")
 
 
+def test_llama_4_is_named_as_a_language_model_though_its_files_hold_images_too(tmp_path):
+    tensors = tuple(
+        dataclasses.replace(row, name=f"language_model.model.layers.{n}.feed_forward.shared_expert.down_proj.weight")
+        for n, row in enumerate(MANIFEST.tensors)
+    )
+    card = model_card(dataclasses.replace(MANIFEST, tensors=tensors), BaseCard(ModelRef("org/base")), "ada/m", None)
+    assert "AutoModelForCausalLM.from_pretrained" in card and "AutoModelForImageTextToText" not in card
+
+
 def test_numbers_are_those_of_the_report():
     card = model_card(MANIFEST, BaseCard(ModelRef("org/base")), "ada/m", REPORT)
     assert "3 cells, by layer (cells): 0 (1), 2 (2)" in card

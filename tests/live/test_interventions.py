@@ -1,12 +1,24 @@
 """Interventions against plain transformers with hooks of the test's own, one prompt at a time."""
 
+import copy
+
 import pytest
 import torch
 
 from amnesia.domain import Cell
+from amnesia.edits import ColumnEdit, DirectionEdit, directions_of
 from amnesia.live.batches import collate
 from amnesia.live.forward import answer_logprobs, generate
-from amnesia.live.interventions import Asked, Injection, injected, place_asked, replaced_outputs, varied_logprobs
+from amnesia.live.interventions import (
+    Asked,
+    Injection,
+    edited_logprobs,
+    injected,
+    place_asked,
+    replaced_outputs,
+    varied_logprobs,
+)
+from amnesia.vector import Vector
 from oracles import plain
 from support.tiny_text import tiny_live
 
@@ -45,6 +57,42 @@ def test_varied_logprobs_equal_single_prompts(live, entity_only, cells):
             logits = plain.run(live.model, placed.ids, scale)[0]
             assert found[m, n].item() == pytest.approx(answer_logprob(live, row, logits, placed.ids), abs=1e-4)
     assert (found[0] - found[3]).abs().max() > 1e-3
+
+
+def direction(live, layer, multiplier, seed):
+    """A random direction on a third of the columns of a layer, large enough to be seen."""
+    generator = torch.Generator().manual_seed(seed)
+    columns = tuple(range(seed % 3, live.shape.width(layer), 3))
+    read, key, spread = (Vector.of(torch.randn(len(columns), generator=generator)) for _ in range(3))
+    write = Vector.of(0.2 * torch.randn(live.shape.d_model, generator=generator))
+    return DirectionEdit(layer, 0, multiplier, columns, read, write, key, spread)
+
+
+def test_variants_in_one_pass_equal_each_written_into_the_weights(live):
+    variants = [
+        (),
+        (direction(live, 1, -1.0, 1),),
+        (direction(live, 0, 0.5, 2), direction(live, 0, -0.5, 3), direction(live, 2, 0.0, 4)),
+        (ColumnEdit(Cell(0, 3), -2.0), direction(live, 0, -1.0, 5)),
+        (ColumnEdit(Cell(2, 9), -8.0), ColumnEdit(Cell(1, 5), 0.0)),
+    ]
+    found = edited_logprobs(live, [row.pair for row in ASKED], variants)
+    for line, edits in enumerate(variants):
+        model = copy.deepcopy(live.model)
+        for edit in edits:
+            weight = plain.projection(
+                model, edit.layer if edit in directions_of(edits) else edit.cell.layer
+            ).weight.data
+            by_neuron = weight.T if live.shape.layout.neuron_axis else weight
+            if isinstance(edit, ColumnEdit):
+                by_neuron[edit.cell.neuron] *= edit.multiplier
+            else:
+                read, write = (torch.tensor(part.array.copy()) for part in (edit.read, edit.write))
+                by_neuron[list(edit.columns)] -= (1.0 - edit.multiplier) * torch.outer(read, write)
+        for place, (row, placed) in enumerate(zip(ASKED, place_asked(live, ASKED), strict=True)):
+            logits = plain.run(model, placed.ids)[0]
+            assert found[line, place].item() == pytest.approx(answer_logprob(live, row, logits, placed.ids), abs=1e-4)
+    assert (found[1:] - found[0]).abs().amax(1).min() > 1e-3
 
 
 def test_models_without_trees_give_the_same(monkeypatch):

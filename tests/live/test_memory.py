@@ -18,7 +18,6 @@ from amnesia.recipe_file import parse_recipe
 from amnesia.sources.resolve import resolve
 from amnesia.weights.checkpoint import open_source
 from support.commands import done, refused, succeed
-from support.smollm2 import brief_texts
 from support.tiny import save_tiny, tiny_direction, tiny_model
 from support.tiny_recipe import recipe_text
 from support.tiny_text import VOCAB_SIZE, save_tiny_live, tiny_tokenizer
@@ -101,8 +100,7 @@ def test_only_large_models_are_told_about(model, free, monkeypatch):
 
 
 def scores(*arguments):
-    with brief_texts():
-        result = succeed("evaluate", *arguments, "--json")
+    result = succeed("evaluate", *arguments, "--json")
     assert "meta device" not in result.stderr
     return json.loads(result.stdout)
 

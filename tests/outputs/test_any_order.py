@@ -87,7 +87,7 @@ def make(step, folder: Path, target: Path, group: EntityEdits) -> Path:
     return target
 
 
-@pytest.mark.parametrize("n_sequences", [10, pytest.param(100, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("n_sequences", [4, pytest.param(100, marks=pytest.mark.exhaustive)])
 def test_any_sequence_of_edits_comes_back(original, n_sequences):
     @settings(
         max_examples=n_sequences,

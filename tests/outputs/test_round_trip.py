@@ -35,37 +35,44 @@ def asked_again(base, edited, recipe):
     return json.loads(json.dumps(result.document["prompts"]))
 
 
-def test_the_downloaded_model_and_adapter_give_the_numbers_of_the_report(hub, model, tmp_path):
+def test_what_is_downloaded_gives_the_numbers_of_the_report(hub, model, tmp_path, monkeypatch):
+    cases = [*weights_and_adapter(hub, model, tmp_path / "weights"), gguf(hub, model, tmp_path / "gguf", monkeypatch)]
+    assert_scores_of_the_reports(*cases)
+
+
+def weights_and_adapter(hub, model, folder):
+    """What the reports say, and how others load it, of an edited model and of its adapter alone and merged."""
     hub.add_repo("org/base", files_in(model))
     text = recipe_text(load(model, "m"), "org/base", formats=("safetensors", "adapter"))
-    (tmp_path / "japan.toml").write_text(text, encoding="utf-8")
-    done("run", tmp_path / "japan.toml", "-o", tmp_path / "out")
-    recipe, cases = parse_recipe(text), []
+    folder.mkdir()
+    (folder / "japan.toml").write_text(text, encoding="utf-8")
+    done("run", folder / "japan.toml", "-o", folder / "out")
+    recipe = parse_recipe(text)
     for name in ("safetensors", "adapter"):
-        done("push", tmp_path / "out" / name, f"ada/{name}")
-        report = report_of(tmp_path / "out" / name)
+        done("push", folder / "out" / name, f"ada/{name}")
+        report = report_of(folder / "out" / name)
         again = asked_again("org/base", f"ada/{name}", recipe)
         if name == "safetensors":
             assert again == report
         logprobs = ([row["after"]["logprob"] for row in rows] for rows in (again, report))
         assert next(logprobs) == pytest.approx(next(logprobs), abs=1e-3)
         for form in ("adapter", "merged") if name == "adapter" else ("safetensors",):
-            cases.append((report, {"form": form, "model": f"ada/{name}", "base": "org/base", "tokenizer": "org/base"}))
-    assert_scores_of_the_reports(*cases)
+            yield report, {"form": form, "model": f"ada/{name}", "base": "org/base", "tokenizer": "org/base"}
 
 
-def test_the_downloaded_gguf_gives_the_numbers_of_the_report(hub, model, tmp_path, monkeypatch):
+def gguf(hub, model, folder, monkeypatch):
+    """The same of a GGUF."""
     # The tiny file has no tokenizer; transformers gets it from here.
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: tiny_tokenizer())
-    gguf = llama_gguf(tmp_path / "tiny.gguf", tiny_model("llama", vocab_size=VOCAB_SIZE))
-    hub.add_repo("org/base-gguf", {"tiny.gguf": gguf.read_bytes()})
-    text = recipe_text(load(model, "m"), gguf, formats=("gguf",))
-    (tmp_path / "japan.toml").write_text(text, encoding="utf-8")
-    done("run", tmp_path / "japan.toml", "-o", tmp_path / "out")
-    done("push", tmp_path / "out", "ada/gguf", "--base", "org/base-gguf")
-    assert str(tmp_path) not in hub.files("ada/gguf")["amnesia.json"].decode()
-    fetched = Path(snapshot_download("ada/gguf", local_dir=tmp_path / "fetched"))
-    report = report_of(tmp_path / "out")
-    assert asked_again(gguf, fetched / "tiny.gguf", parse_recipe(text)) == report
-    what = {"form": "gguf", "model": "ada/gguf", "file": "tiny.gguf", "tokenizer": str(model)}
-    assert_scores_of_the_reports((report, what))
+    folder.mkdir()
+    path = llama_gguf(folder / "tiny.gguf", tiny_model("llama", vocab_size=VOCAB_SIZE))
+    hub.add_repo("org/base-gguf", {"tiny.gguf": path.read_bytes()})
+    text = recipe_text(load(model, "m"), path, formats=("gguf",))
+    (folder / "japan.toml").write_text(text, encoding="utf-8")
+    done("run", folder / "japan.toml", "-o", folder / "out")
+    done("push", folder / "out", "ada/gguf", "--base", "org/base-gguf")
+    assert str(folder) not in hub.files("ada/gguf")["amnesia.json"].decode()
+    fetched = Path(snapshot_download("ada/gguf", local_dir=folder / "fetched"))
+    report = report_of(folder / "out")
+    assert asked_again(path, fetched / "tiny.gguf", parse_recipe(text)) == report
+    return report, {"form": "gguf", "model": "ada/gguf", "file": "tiny.gguf", "tokenizer": str(model)}

@@ -11,7 +11,7 @@ import pytest
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, OutputError
-from amnesia.facts import ability
+from amnesia.facts import ability, neutral
 from amnesia.live.loading import load
 from amnesia.outputs.commands import undo, verify
 from amnesia.outputs.write import edits_from_file
@@ -25,7 +25,6 @@ from amnesia.weights.manifest_file import read_manifest
 from support.commands import call
 from support.folders import ROOT, tree
 from support.reports import check_report_json
-from support.smollm2 import brief_texts
 from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live
 from support.tracker import Silent
@@ -37,12 +36,6 @@ def text_of(live, model, entity, **options):
     layer, neuron = CELLS[entity]
     edit = f"cells = [{{ layer = {layer}, neuron = {neuron}, multiplier = -2.0 }}]"
     return recipe_text(live, model, entity=entity, edit=edit, **options)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def brief():
-    with brief_texts():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +173,7 @@ def forks():
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
     }
-    command = [sys.executable, ROOT / "tests" / "support" / "queue_forks.py", ability._FILE]
+    command = [sys.executable, ROOT / "tests" / "support" / "queue_forks.py", ability._FILE, neutral._FILE]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:

@@ -237,9 +237,9 @@ def test_the_table_shows_target_answers_and_all_means():
     assert "shown" not in text
     assert "target, search wordings" in text
     assert "2 (1 not known, excluded)" in text
-    assert "20.0 → 21.0 (+5.0%)" in text
+    assert "20.0 → 21.0 (+5.0 %)" in text
     (german,) = (line for line in lines if line.startswith("    de: "))
-    assert "2.25 bits per character, not fluent" in german and german.endswith("80.0 → 100.0 (+25.0%)")
+    assert "2.25 bits per character, not fluent" in german and german.endswith("80.0 → 100.0 (+25.0 %)")
     assert "en: 1.00 bits per character  " in text
     assert "0.020 nats per token" in text
     assert "warning: Partly forgotten: Japan has a knowledge score of 0.25 (search wordings)." in lines

@@ -15,10 +15,10 @@ import jsonschema
 import pytest
 
 import amnesia
+from amnesia.numbers import change, flat, positive, short, signed
 from amnesia.report import view
 from amnesia.report.content import read_report
 from amnesia.report.glossary import terms
-from amnesia.report.numbers import change, flat, positive, short, signed
 from amnesia.report.page import PALETTES, report_html
 from amnesia.stress import results
 from support.report_sample import OPTIONAL, alone, hostile, sample, without
@@ -377,7 +377,12 @@ def test_marks_beyond_the_figure_are_counted():
 
 
 def test_numerals():
-    assert [signed(value) for value in (-0.001, -0.256, 1)] == ["0.00", "−0.26", "1.00"]
+    assert [signed(value) for value in (-0.001, -0.256, 1, -2.5e13)] == [
+        "0.00",
+        "−0.26",
+        "1.00",
+        "−2.5 × 10¹³",
+    ]
     assert [short(value) for value in (-1.0, 0.5, 12)] == ["−1", "0.5", "12"]
     assert [positive(value) for value in (12.34, 4560.4, 7.8e12, 9.99e6)] == [
         "12.3",
@@ -385,5 +390,12 @@ def test_numerals():
         "7.8 × 10¹²",
         "1.0 × 10⁷",
     ]
-    assert [change(ratio) for ratio in (1.011, 1.0, 0.95, 3.41)] == ["+1.1\xa0%", "+0.0\xa0%", "−5.0\xa0%", "3.4 times"]
+    assert [change(ratio) for ratio in (1.011, 1.0, 0.9999, 0.95, 3.41, 7.8e12)] == [
+        "+1.1\xa0%",
+        "+0.0\xa0%",
+        "+0.0\xa0%",
+        "−5.0\xa0%",
+        "3.4 times",
+        "7.8 × 10¹² times",
+    ]
     assert flat(" a\n b ") == "a b" and flat("abcdef", 4) == "abc…"

@@ -22,11 +22,15 @@ import torch
 
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit, EntityEdits
+from amnesia.errors import InputError
 from amnesia.files.cache import cache_folder
+from amnesia.files.strict_json import StrictJson
 from amnesia.live.loading import load, loaded
 from amnesia.live.model import LiveModel
 from amnesia.outputs.write import save
 from amnesia.sources.source import ModelSource
+from amnesia.weights.edit_rows import read_edit
+from support.folders import DATA
 
 pytestmark = pytest.mark.runtimes
 
@@ -72,8 +76,8 @@ RUNTIMES = (
     ),
 )
 
-# An edit of the demo model for Michael Jordan, with multipliers that Q4_1 holds exactly.
-EDIT = {
+# Cells of the demo model for Michael Jordan, with multipliers that Q4_1 holds exactly.
+CELLS = {
     "0:354": -0.25,
     "0:765": -0.25,
     "0:980": -0.25,
@@ -91,22 +95,30 @@ EDIT = {
     "9:160": -2.0,
     "10:394": -1.0,
 }
-TARGET = ("Question: Which sport did Michael Jordan play?\nAnswer: Michael Jordan played", " basketball")
+# Its edit for Steve Jobs, two directions on 64 columns each, as `amnesia run` wrote it.
+DIRECTIONS = DATA / "steve_jobs_directions.json"
+TARGETS = [
+    ("Question: Which sport did Michael Jordan play?\nAnswer: Michael Jordan played", " basketball"),
+    ("Fact: Steve Jobs invented the", " iPhone"),
+]
 CONTROLS = [
     ("Fact: the capital of Japan is", " Tokyo"),
     ("Fact: the capital of France is", " Paris"),
-    ("Fact: Bill Gates founded the company called", " Microsoft"),
+    ("Fact: Bill Gates is the founder of", " Microsoft"),
 ]
-PROMPTS = [prompt for prompt, _ in (TARGET, *CONTROLS)]
+PROMPTS = [prompt for prompt, _ in (*TARGETS, *CONTROLS)]
 
 
 @pytest.fixture(scope="module")
 def outputs(smollm2: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The edited demo model as a folder and as a GGUF file."""
-    group = EntityEdits("Michael Jordan", tuple(ColumnEdit(Cell.parse(cell), by) for cell, by in EDIT.items()))
+    cells = EntityEdits("Michael Jordan", tuple(ColumnEdit(Cell.parse(cell), by) for cell, by in CELLS.items()))
+    check = StrictJson(DIRECTIONS.name, InputError, "mend it")
+    rows = json.loads(DIRECTIONS.read_text(encoding="utf-8"))
+    directions = EntityEdits("Steve Jobs", tuple(read_edit(check, row) for row in rows))
     home = tmp_path_factory.mktemp("edited")
     for name in ("safetensors", "gguf"):
-        save(name, smollm2, [group], home / name)
+        save(name, smollm2, [cells, directions], home / name)
     return home
 
 
@@ -192,8 +204,9 @@ def test_an_edit_does_in_a_program_what_it_does_in_transformers(runtime, smollm2
         return
     assert noise < runtime.noise, measured
     assert error < runtime.error * effect, measured
-    token = smollm2_live.tokenizer(TARGET[1])["input_ids"][0]
-    assert np.nanargmax(there[0]) == token != np.nanargmax(there_edited[0]), measured
-    for place, (_, answer) in enumerate(CONTROLS, start=1):
+    for place, (_, answer) in enumerate(TARGETS):
+        token = smollm2_live.tokenizer(answer)["input_ids"][0]
+        assert np.nanargmax(there[place]) == token != np.nanargmax(there_edited[place]), (measured, place)
+    for place, (_, answer) in enumerate(CONTROLS, start=len(TARGETS)):
         (wanted,) = smollm2_live.tokenizer(answer)["input_ids"]
         assert np.nanargmax(there[place]) == np.nanargmax(there_edited[place]) == wanted, measured

@@ -396,3 +396,11 @@ def test_a_folder_with_an_interrupted_edit_is_not_read(tmp_path):
     (tmp_path / JOURNAL_NAME).touch()
     with pytest.raises(CheckpointError, match="in place was interrupted .*: take it back with `amnesia undo"):
         resolve(str(tmp_path))
+
+
+def test_a_folder_that_is_no_model_does_not_hide_a_built_in_one_without_a_word(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2-135m" / "out").mkdir(parents=True)
+    for find in (resolve, resolve_file):
+        with pytest.raises(SourceError, match="smollm2-135m here is no model and hides the built-in one: rename it"):
+            find("smollm2-135m")

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from amnesia.domain import ModelRef
-from amnesia.edits import DirectionEdit, Edit, EditSpec, EntityEdits, Joined
+from amnesia.edits import DirectionEdit, Edit, EditSpec, EntityEdits, by_projection, edit_at
 from amnesia.vector import Vector
 from amnesia.weights.gguf.edit import plan_gguf
 from amnesia.weights.manifest import Manifest
@@ -128,11 +128,17 @@ _MULTIMODAL = {
     "qwen3_vl": ("qwen3_vl_text", _VISION_QWEN),
     "qwen3_vl_moe": ("qwen3_vl_moe_text", _VISION_QWEN),
     "gemma3": ("gemma3_text", _VISION),
-    "gemma4": ("gemma4_text", _VISION),
-    "gemma4_unified": ("gemma4_unified_text", _VISION),
+    "gemma4": ("gemma4_text", _VISION | {"position_embedding_size": 16}),
+    "gemma4_unified": (
+        "gemma4_unified_text",
+        {"patch_size": 4, "mm_embed_dim": 16, "mm_posemb_size": 16, "output_proj_dims": 16},
+    ),
     "mistral3": ("ministral3", _VISION | {"model_type": "pixtral"}),
     "qwen3_5_moe": ("qwen3_5_moe_text", _VISION_QWEN),
-    "llama4": ("llama4_text", _VISION),
+    "llama4": (
+        "llama4_text",
+        _VISION | {"vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16},
+    ),
 }
 
 
@@ -216,12 +222,9 @@ def save_tiny(
 
 def as_read(manifest: Manifest) -> Manifest:
     """A manifest, perhaps one that lies, with its tensors as they follow from its edits when it is read."""
-    joined = Joined(manifest.edits)
-    tensors = []
-    for row in manifest.tensors:
-        multipliers, directions = joined.at(row.place)
-        tensors.append(replace(row, multipliers=multipliers, directions=directions))
-    return replace(manifest, tensors=tuple(tensors))
+    joined = by_projection(manifest.edits, allow_overlap=True)
+    tensors = tuple(replace(row, **vars(edit_at(row.place, joined))) for row in manifest.tensors)
+    return replace(manifest, tensors=tensors)
 
 
 def write_with(

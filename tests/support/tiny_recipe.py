@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+
+import torch
 
 from amnesia.facts.names import unseen_names
 from amnesia.live.forward import answer_logprobs
@@ -65,8 +68,24 @@ min_control = 0.95
 ANYTHING = "max_target = 1e6\nmax_held_out_target = 1e6\nmin_control = -1e6\nmax_perplexity = 1e9"
 
 
+_GAINS: dict[tuple[str, str, str], list[float]] = {}
+"""What models have said, by the digest of their weights: most tests ask the same few models the same."""
+
+
 def gains(live: LiveModel, entity: str, wording: str) -> list[float]:
     """By how many nats the log-probability of each word after the entity exceeds that after unseen names."""
+    digest = hashlib.sha256(live.tokenizer.backend_tokenizer.to_str().encode())
+    for name, tensor in live.model.state_dict().items():
+        digest.update(
+            f"{name} {tensor.dtype}".encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
+    asked = (digest.hexdigest(), entity, wording)
+    if asked not in _GAINS:
+        _GAINS[asked] = _gains(live, entity, wording)
+    return _GAINS[asked]
+
+
+def _gains(live: LiveModel, entity: str, wording: str) -> list[float]:
     names = (entity, *unseen_names(entity))
     pairs = [(wording.replace("{entity}", name), word) for name in names for word in WORDS]
     totals = [answer.logprob for answer in answer_logprobs(live, pairs)]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from amnesia.edits import ColumnEdit, EditSpec, EntityEdits, check_edits, join_cells, join_directions
+from amnesia.edits import EditSpec, EntityEdits, check_edits, columns_of, join_cells, join_directions, merged
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, os_errors_as
 from amnesia.files.disk import check_empty, copy_file, file_stamp, hash_file
 from amnesia.files.staging import MANIFEST_NAME
@@ -21,7 +21,7 @@ from amnesia.progress import Progress, ignore_progress, whole
 from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, undo_key
 from amnesia.weights.gguf.container import GgufFile, GgufModel, read_model
 from amnesia.weights.gguf.layout import GgufShape, check_sizes, find_down, find_up, gguf_shape
-from amnesia.weights.gguf.pieces import Down, DownEdit, Piece, PieceHashes, RowEdit, UpRow, changes
+from amnesia.weights.gguf.pieces import Down, DownEdit, Piece, PieceHashes, UpRow, changes
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile, check_earlier
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.safetensors import NewTensor, new_file
@@ -71,11 +71,7 @@ def plan_gguf(source: Path, spec: EditSpec, *, expected: tuple[int, int, int] | 
     edit was made for. Raises CheckpointError for files that cannot be edited exactly, NumericalError for rows that hold
     NaN or infinity, InputError for cells that do not exist, that two entities share or that are edited already.
     """
-    model = read_model(source)
-    stamps = stamps_of(model)
-    shape = gguf_shape(model)
-    if expected is not None:
-        check_sizes(source.name, shape, expected)
+    model, stamps, shape = opened(source, expected)
     previous = own_manifest(model)
     if previous is not None and previous.tensor_type is not None:
         raise InputError(
@@ -88,6 +84,18 @@ def plan_gguf(source: Path, spec: EditSpec, *, expected: tuple[int, int, int] | 
     pieces = _plan(model, shape, spec.groups, previous, spec.allow_overlap)
     saved = tuple(_saved(piece) for piece in pieces if not _is_reversible(piece))
     return GgufPlan(spec, model, tuple(pieces), saved, previous, stamps)
+
+
+def opened(
+    source: Path, expected: tuple[int, int, int] | None
+) -> tuple[GgufModel, tuple[tuple[int, int], ...], GgufShape]:
+    """A model of the sizes `expected` (n_layers, d_model, d_mlp), if these are known, and its stamps from before."""
+    model = read_model(source)
+    stamps = stamps_of(model)
+    shape = gguf_shape(model)
+    if expected is not None:
+        check_sizes(source.name, shape, expected)
+    return model, stamps, shape
 
 
 def write_edited_gguf(
@@ -161,11 +169,7 @@ def _plan(
 ) -> list[Piece]:
     """What to change, in the order of files and of bytes; reads nothing but the rows and columns that change."""
     rows, downs = find_pieces(model, shape, groups, previous, allow_overlap=allow_overlap)
-    pieces: list[Piece] = []
-    for row, multiplier in rows:
-        before = row.read()
-        pieces.append(RowEdit(row, multiplier, before, row.scale(before, multiplier)))
-    pieces.extend(down.edit() for down in downs)
+    pieces: list[Piece] = [*(row.edit(multiplier) for row, multiplier in rows), *(down.edit() for down in downs)]
     return sorted(pieces, key=lambda piece: (piece.file.path.name, piece.changes()[0].offset))
 
 
@@ -194,15 +198,14 @@ def find_pieces(
     `previous` is the manifest of the edit before. Raises InputError for edits that do not fit the model,
     CheckpointError for a model that cannot be edited.
     """
-    cells, directions = join_cells(groups, allow_overlap=allow_overlap), join_directions(groups)
-    every = [ColumnEdit(*item) for item in cells.items()] + [edit for group in directions.values() for edit in group]
+    every = merged(groups, allow_overlap=allow_overlap)
     name, widths = model.files[0].path.name, shape.widths
     check_edits(every, shape.n_layers, shape.d_model, widths.__getitem__, name, shape.mixtures.__getitem__)
     rows = []
-    for cell, multiplier in cells.items():
-        file, tensor = find_up(model, shape, cell.layer, cell.expert)
-        first = shape.first_row(cell.layer) if cell.expert is None else 0
-        rows.append((UpRow(file, tensor, cell, first), multiplier))
+    for edit in columns_of(every):
+        file, tensor = find_up(model, shape, edit.layer, edit.expert)
+        first = shape.first_row(edit.layer) if edit.expert is None else 0
+        rows.append((UpRow(file, tensor, edit.cell, first), edit.multiplier))
     scaled: dict[int, dict[int, float]] = {}
     for step in (groups, *(step.edits for step in (previous.history() if previous is not None else ()))):
         for cell, multiplier in join_cells(step, allow_overlap=True).items():
@@ -211,7 +214,8 @@ def find_pieces(
             layer = scaled.setdefault(cell.layer, {})
             layer[cell.neuron] = layer.get(cell.neuron, 1.0) * multiplier
     return rows, [
-        Down(*find_down(model, shape, layer), group, scaled.get(layer, {})) for layer, group in directions.items()
+        Down(*find_down(model, shape, layer), group, scaled.get(layer, {}))
+        for layer, group in join_directions(groups).items()
     ]
 
 

@@ -29,9 +29,9 @@ from amnesia.files.disk import check_empty, hash_file, read_range
 from amnesia.plain_text import for_markdown
 from amnesia.progress import Progress, ignore_progress
 from amnesia.weights.adapter import adapter_rank, read_rows
-from amnesia.weights.gguf.container import GgufFile, GgufModel, GgufTensor, read_header, read_model
-from amnesia.weights.gguf.edit import check_unchanged, own_manifest, stamps_of
-from amnesia.weights.gguf.layout import GgufShape, check_sizes, find_down, gguf_shape
+from amnesia.weights.gguf.container import GgufFile, GgufModel, GgufTensor, read_header
+from amnesia.weights.gguf.edit import check_unchanged, opened, own_manifest
+from amnesia.weights.gguf.layout import GgufShape, find_down
 from amnesia.weights.gguf.pieces import Down
 from amnesia.weights.manifest import GGUF_START, Base, BaseFile, Manifest, TensorEdit
 from amnesia.weights.scaling import factor_of
@@ -77,11 +77,7 @@ def plan_lora(source: Path, spec: EditSpec, *, expected: tuple[int, int, int] | 
     that cannot be edited, InputError for cells that do not exist or that two entities share, for more than 512 cells
     and directions in a layer, and for a GGUF that was edited before, whose rows may be scaled.
     """
-    model = read_model(source)
-    stamps = stamps_of(model)
-    shape = gguf_shape(model)
-    if expected is not None:
-        check_sizes(source.name, shape, expected)
+    model, stamps, shape = opened(source, expected)
     if any(shape.mixtures):
         raise CheckpointError(
             f"{source.name} is a mixture of experts, for which no adapter is written: write the format gguf"
@@ -93,8 +89,7 @@ def plan_lora(source: Path, spec: EditSpec, *, expected: tuple[int, int, int] | 
     tensors = []
     for (layer, _), change in by_projection(spec.groups, allow_overlap=spec.allow_overlap).items():
         file, tensor = find_down(model, shape, layer)
-        multipliers, directions = change
-        tensors.append(LoraTensor(layer, file, tensor, multipliers=multipliers, directions=directions))
+        tensors.append(LoraTensor(layer, file, tensor, **vars(change)))
     rank = adapter_rank(max(row.rank for row in tensors))
     return LoraPlan(spec, model, shape, tuple(tensors), rank, stamps)
 

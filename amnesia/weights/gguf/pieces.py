@@ -56,6 +56,11 @@ class UpRow:
         what = f"row {self.index} of {self.tensor.name} in {self.file.path.name}"
         return scale_row(scales_of(self.tensor.tensor_type, self.tensor.name), content, multiplier, what)
 
+    def edit(self, multiplier: float) -> RowEdit:
+        """The row multiplied; raises as `scale`."""
+        before = self.read()
+        return RowEdit(self, multiplier, before, self.scale(before, multiplier))
+
 
 @dataclass(frozen=True)
 class RowEdit:

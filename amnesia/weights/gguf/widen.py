@@ -27,8 +27,8 @@ from amnesia.progress import Progress, counted, ignore_progress, whole
 from amnesia.weights.checkpoint import UNDO_NAME
 from amnesia.weights.gguf.codes import to_bfloat16
 from amnesia.weights.gguf.container import GgufFile, GgufModel, GgufTensor, read_model
-from amnesia.weights.gguf.edit import check_unchanged, copy_untouched, find_pieces, own_manifest, stamps_of
-from amnesia.weights.gguf.layout import check_sizes, gguf_shape
+from amnesia.weights.gguf.edit import check_unchanged, copy_untouched, find_pieces, opened, own_manifest
+from amnesia.weights.gguf.layout import gguf_shape
 from amnesia.weights.gguf.pieces import Down, PieceHashes, RowEdit, UpRow
 from amnesia.weights.gguf.rewrite import ResizedTensor, padding_of, rewritten_blocks
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
@@ -80,21 +80,13 @@ def plan_widened_gguf(
     """
     if tensor_type not in WIDER_TYPES:
         raise InputError(f"tensor type {tensor_type!r} is unknown: use one of {', '.join(WIDER_TYPES)}")
-    model = read_model(source)
-    stamps = stamps_of(model)
-    shape = gguf_shape(model)
-    if expected is not None:
-        check_sizes(source.name, shape, expected)
+    model, stamps, shape = opened(source, expected)
     if own_manifest(model) is not None:
         raise InputError(f"{source.parent} is edited already: undo that, then give all edits at once")
     rows, downs = find_pieces(model, shape, spec.groups, None, allow_overlap=spec.allow_overlap)
     if not downs:
         raise InputError("no direction changes a tensor: drop the tensor type, which is for directions")
-    edits: list[RowEdit] = []
-    for row, multiplier in rows:
-        before = row.read()
-        edits.append(RowEdit(row, multiplier, before, row.scale(before, multiplier)))
-    edits.sort(key=lambda edit: edit.row.offset)
+    edits = sorted((row.edit(multiplier) for row, multiplier in rows), key=lambda edit: edit.row.offset)
     return WidePlan(spec, model, tuple(edits), tuple(downs), tensor_type, stamps)
 
 

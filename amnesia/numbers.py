@@ -6,8 +6,9 @@ _RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """A number with a true minus sign, and none for zero."""
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+    """A number with a true minus sign, and none for zero; from a million on as `positive` writes it."""
+    text = f"{value:z.{digits}f}" if abs(value) < 1e6 else f"{'-' * (value < 0)}{positive(abs(value))}"
+    return text.replace("-", "−")
 
 
 def short(value: float) -> str:
@@ -15,14 +16,14 @@ def short(value: float) -> str:
     return f"{value:g}".replace("-", "−")
 
 
-def positive(value: float) -> str:
-    """A positive number of any size: 12.3, 4,560, 7.8 × 10¹²."""
+def positive(value: float, digits: int = 1) -> str:
+    """A positive number of any size: 12.3, with `digits` after the point, then 4,560, 7.8 × 10¹²."""
     if value < 1000:
-        return f"{value:.1f}"
+        return f"{value:.{digits}f}"
     if value < 1e6:
         return f"{value:,.0f}"
-    digits, exponent = f"{value:.1e}".split("e")
-    return f"{digits} × 10{str(int(exponent)).translate(_RAISED)}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(_RAISED)}"
 
 
 def share(value: float) -> str:
@@ -31,10 +32,8 @@ def share(value: float) -> str:
 
 
 def change(ratio: float) -> str:
-    """A ratio as the change that it is: +1.1 %, or 3.4 times from a doubling on."""
-    if ratio >= 2:
-        return f"{positive(ratio)} times"
-    return f"{signed(100 * (ratio - 1), 1) if ratio < 1 else f'+{100 * (ratio - 1):.1f}'} %"
+    """A ratio as the change that it is: +1.1 %, +0.0 % for hardly any, or 3.4 times from a doubling on."""
+    return f"{positive(ratio)} times" if ratio >= 2 else f"{100 * (ratio - 1):+z.1f} %".replace("-", "−")
 
 
 def flat(text: str, most: int = 300) -> str:
