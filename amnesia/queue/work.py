@@ -98,7 +98,7 @@ def run_queue(
             time.sleep(_POLL)
     for folder in (*map(queue.entity, range(len(listed))), queue.joint):
         remove_abandoned(folder)
-    summary = summarize(queue, source.ref)
+    summary = summarize(queue, source.ref.portable)
     document = summary.to_json()
     replace_file(output / SUMMARY_NAME, json_bytes(document))
     replace_file(output / PAGE_NAME, summary_html(document).encode())
@@ -125,7 +125,7 @@ def _settings(
     stats = {path.name: path.stat() for path in sorted(source.folder.iterdir()) if path.is_file()}
     files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     return {
-        "model": str(source.ref),
+        "model": str(source.ref.portable),
         "files": files,
         "dtype": loading.dtype,
         "table": None if popqa is None else hash_file(popqa),
