@@ -19,7 +19,8 @@ All that is meant for use from Python is here; the command line does the same on
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # Of `typing`, which takes milliseconds in which an interrupt would show a traceback.
 
 if TYPE_CHECKING:
     from amnesia.api import edit, edited, evaluate, extract, localize

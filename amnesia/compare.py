@@ -94,10 +94,8 @@ def assess(
     trials = Trials(stress, relearning, probes)
     _check_wanted(edited, trials, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
-    other = None if edited is None else resolve(edited, notice=tracker.notice)
+    other = None if edited is None else resolve_edited(edited, tracker)
     _check_offload(loading, other)
-    if other is not None and not _is_beside(other):
-        assert other.checkpoint  # Read now: what cannot be opened is said before minutes of work.
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
     swept_edits = edits_between(source, other) if sweep and other is not None else ()
     if manifest is not None:
@@ -215,6 +213,17 @@ def _is_beside(edited: ModelSource) -> bool:
     return gguf_output(edited.folder) is not None or any(
         (edited.folder / name).exists() for name in (CONFIG_NAME, LORA_NAME)
     )
+
+
+def resolve_edited(name: str, tracker: Tracker) -> ModelSource:
+    """An edited model, or an adapter; what cannot be opened is said now, before minutes of work.
+
+    Raises what `resolve` raises, and CheckpointError for weights that are missing or malformed.
+    """
+    found = resolve(name, notice=tracker.notice)
+    if not _is_beside(found):
+        assert found.checkpoint
+    return found
 
 
 def load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> LiveModel:

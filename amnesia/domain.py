@@ -8,6 +8,7 @@ import sys
 import unicodedata
 from dataclasses import dataclass
 from functools import total_ordering
+from pathlib import Path
 from typing import Literal
 
 from amnesia.errors import InputError, clipped
@@ -64,6 +65,15 @@ class ModelRef:
         """Whether the name has the form of a Hub id."""
         return _HUB_NAME.fullmatch(self.name) is not None and not self.name.startswith(".")
 
+    @property
+    def portable(self) -> ModelRef:
+        """The name in files that are passed on: of a folder or file of this machine without the path to it."""
+        # A path may look like the name of a repository, whose revision is known once it was looked for.
+        if self.revision is not None or (self.may_be_on_hub and not Path(self.name).exists()):
+            return self
+        name = Path(self.name).name
+        return ModelRef(name if name not in ("", "..") else Path(self.name).resolve().name)
+
     def to_json(self) -> dict[str, str | None]:
         """The two keys by which reports and manifests name a model."""
         return {"id": self.name, "revision": self.revision}
@@ -99,12 +109,13 @@ class Loading:
 
     Without a device it is cuda where there is one. With device "auto" accelerate spreads the layers over all devices,
     and over memory and disk when these are too small. With `offload` the layers stay on the disk, from where each is
-    read when it is run.
+    read when it is run. With `split` each of the processes that were started together holds a part of the matrices.
     """
 
     dtype: str = "float32"
     device: str | None = None
     offload: bool = False
+    split: bool = False
 
 
 DEFAULT_LOADING = Loading()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from amnesia.choice.front import candidate_line
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
 from amnesia.choice.settings import ChoiceSettings
-from amnesia.domain import DEFAULT_LOADING, OF_GGUF, Format, Loading, ModelRef
+from amnesia.domain import ADAPTERS, DEFAULT_LOADING, OF_GGUF, Format, Loading, ModelRef
 from amnesia.edits import EditSpec, EntityEdits, by_projection, names_of
+from amnesia.errors import InputError
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.earlier import Earlier, earlier_edits, findings_after
 from amnesia.evaluation.examination import Examination, conclude, examine, examine_after
@@ -28,11 +31,12 @@ from amnesia.files.staging import PAGE_NAME, REPORT_NAME, check_output, staged_o
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.loading import load_source, loaded
 from amnesia.live.model import LiveModel
+from amnesia.live.split import by_first, check_same
 from amnesia.live.tokens import chat_format
 from amnesia.mining.carrying import carried_over, known_notice
 from amnesia.mining.entity import TASK, mine
-from amnesia.outputs.write import left_out_notice, plan_formats, rounding_notice, spec_of, write_format
-from amnesia.progress import SILENT, Tracker
+from amnesia.outputs.write import FormatPlan, left_out_notice, plan_formats, rounding_notice, spec_of, write_format
+from amnesia.progress import SILENT, Progress, Tracker
 from amnesia.recipe import Recipe
 from amnesia.report import document
 from amnesia.report.page import report_html
@@ -99,6 +103,12 @@ def run(
             tracker.notice(line)
     if {*OF_GGUF} & {*recipe.edit.formats}:
         source.require_gguf()
+    if loading.split and (adapters := {*ADAPTERS} & {*recipe.edit.formats}):
+        # PEFT 0.21 takes the part of a matrix that a process has for the whole.
+        raise InputError(
+            f"format {min(adapters)} cannot be tried on a model that processes share: drop it from the recipe, and "
+            "write it afterwards with `amnesia edit --edit`, or start one process"
+        )
     if recipe.edit.cells:
         plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])
     live = load_source(source, loading, layers=recipe.localization.layers, notice=tracker.notice)
@@ -176,6 +186,7 @@ def _choose(
         watch=lambda trial: tracker.notice(candidate_line(trial)),
         wide=wide,
     )
+    check_same(extraction.edits)
     if line := neighbors_notice(extraction):
         tracker.notice(line)
     if extraction.verdict == "none" or (extraction.verdict == "weak" and not force):
@@ -275,14 +286,15 @@ def save_and_ask(
     documents: dict[Format, dict[str, Any]] = {}
     further: dict[Format, tuple[Finding, ...]] = {}
     told: tuple[Finding, ...] = ()
-    with staged_output(output, force=force, needed_bytes=size, source=source.origin) as staging:
+    with contextlib.ExitStack() as stack:
+        staged = staged_output(output, force=force, needed_bytes=size, source=source.origin)
+        staging = by_first(lambda: stack.enter_context(staged))
         written = []
         layers = {layer for layer, _ in by_projection(spec.groups, allow_overlap=True)}
         for name, plan in plans.items():
             folder = staging if len(formats) == 1 else staging / name
-            folder.mkdir(exist_ok=True)
             with tracker.task(f"writing {name}", plan.n_written()) as progress:
-                manifest = write_format(plan, folder, progress=progress)
+                manifest = by_first(partial(_written, plan, folder, progress))
             for line in filter(None, (rounding_notice(manifest), left_out_notice(manifest))):
                 tracker.notice(line)
             same = None
@@ -314,9 +326,20 @@ def save_and_ask(
                 sections=sections,
                 further=further[name],
             )
-            manifest = add_file(manifest, folder, REPORT_NAME, json_bytes(documents[name]))
-            manifest = add_file(manifest, folder, PAGE_NAME, report_html(documents[name]).encode())
-            write_manifest(replace(manifest, scores=document.scores_summary(evaluations[name])), folder)
+            scored = replace(manifest, scores=document.scores_summary(evaluations[name]))
+            by_first(partial(_completed, scored, folder, documents[name]))
     for row in told:
         tracker.notice(row.text)
     return Saved(evaluations, documents, accepted)
+
+
+def _written(plan: FormatPlan, folder: Path, progress: Progress) -> Manifest:
+    folder.mkdir(exist_ok=True)
+    return write_format(plan, folder, progress=progress)
+
+
+def _completed(manifest: Manifest, folder: Path, report: dict[str, Any]) -> None:
+    """Add the report to an output, and its manifest, which says that it is whole."""
+    manifest = add_file(manifest, folder, REPORT_NAME, json_bytes(report))
+    manifest = add_file(manifest, folder, PAGE_NAME, report_html(report).encode())
+    write_manifest(manifest, folder)

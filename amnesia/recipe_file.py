@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import re
@@ -80,6 +81,32 @@ def parse_recipe(text: str, entity: str | None = None, name: str = "recipe") -> 
         return _build(document, entity, text)
     except RecipeError as error:
         raise RecipeError(f"{name}: {error}") from None
+
+
+def portable_text(text: str) -> str:
+    """The text of a recipe with its model named as in files that are passed on, which have no path of this machine.
+
+    A text in which that is more than another name loses its comments; one that is no recipe stays as it is.
+    """
+    import tomllib
+
+    import tomli_w
+
+    try:
+        document = tomllib.loads(text)
+        name = document["model"]["id"]
+        short = ModelRef(name).portable.name
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return text
+    if short == name:
+        return text
+    told = document.get("description")
+    own = {"description": told.replace(name, short)} if isinstance(told, str) and "/" in name else {}
+    expected = {**document, **own, "model": {**document["model"], "id": short}}
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        if tomllib.loads(changed := text.replace(name, short)) == expected:
+            return changed
+    return tomli_w.dumps(expected)
 
 
 def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe:

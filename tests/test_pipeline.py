@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,12 +21,13 @@ from amnesia.live.loading import load, load_source
 from amnesia.live.model import freeze, wrap
 from amnesia.outputs.proofs import outputs_in, prove
 from amnesia.pipeline import run
-from amnesia.recipe_file import parse_recipe
+from amnesia.recipe_file import parse_recipe, portable_text
 from amnesia.report.page import report_html
+from amnesia.report.tables import run_text
 from amnesia.sources.resolve import resolve
 from amnesia.weights.edit_rows import edit_json
 from amnesia.weights.manifest_file import read_manifest
-from support.folders import tree
+from support.folders import telling, tree
 from support.reports import check_report_json
 from support.tiny_recipe import recipe_text, unknown_fact
 from support.tiny_text import save_tiny_live
@@ -54,6 +56,25 @@ def written(tmp_path_factory, model, live):
     return run(recipe, output, tracker), output, recipe, tracker
 
 
+def test_no_file_says_in_which_folder_of_this_machine_the_model_lay(written, model):
+    """But for PEFT's own settings, by which it finds the base; when they are published, they name a repository."""
+    result, output, recipe, _ = written
+    assert str(model.parent) in recipe.text
+    assert telling(output, str(model.parent)) == ["adapter/adapter_config.json"]
+    for name in FORMATS:
+        manifest = read_manifest(output / name)
+        assert manifest.base.ref.name == "m"
+        assert parse_recipe(manifest.recipe) == replace(recipe, model=ModelRef("m"), text=manifest.recipe)
+        assert result.reports[name]["model"]["id"] == "m"
+
+
+def test_formats_that_score_alike_have_one_table(written):
+    result, *_ = written
+    scores = dict.fromkeys(FORMATS, result.evaluations["safetensors"])
+    text = run_text(result.extraction, scores, True)
+    assert text.count("before and after") == text.count("(safetensors and adapter, as saved)") == 1
+
+
 def test_each_format_has_its_folder_manifest_and_report(written, model):
     result, output, recipe, tracker = written
     assert (result.accepted, result.output) == (True, output)
@@ -63,11 +84,11 @@ def test_each_format_has_its_folder_manifest_and_report(written, model):
     assert "asking the saved safetensors" in tracker.lines
     for name in FORMATS:
         manifest = read_manifest(output / name)
-        assert (manifest.format, manifest.entity, manifest.recipe) == (name, "Japan", recipe.text)
-        assert manifest.base.ref == ModelRef(str(model))
+        assert (manifest.format, manifest.entity, manifest.recipe) == (name, "Japan", portable_text(recipe.text))
+        assert manifest.base.ref == ModelRef("m")
         assert sorted(edit for group in manifest.edits for edit in group.edits) == list(EDITS)
         document = json.loads((output / name / "report.json").read_text(encoding="utf-8"))
-        assert document["model"] == {"id": str(model), "revision": None}
+        assert document["model"] == {"id": "m", "revision": None}
         assert (document["entity"], document["accepted"]) == ("Japan", True)
         assert [row["kind"] for row in document["prompts"]].count("held_out_control") == 3
         means = {row["kind"]: row["knowledge_score"]["mean"] for row in document["aggregates"] if row["group"] == "all"}

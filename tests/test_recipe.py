@@ -1,12 +1,15 @@
 """Recipes: what they mean when they are right, and what they say when they are wrong."""
 
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from amnesia.domain import Cell, Fact, ModelRef
 from amnesia.edits import ColumnEdit
 from amnesia.errors import RecipeError
 from amnesia.recipe import Accept, LocalizeOptions, Scoring, Translation
-from amnesia.recipe_file import KEYS, load_recipe, parse_layers, parse_recipe
+from amnesia.recipe_file import KEYS, load_recipe, parse_layers, parse_recipe, portable_text
 
 MODEL = '[model]\nid = "m"\n'
 ENTITY = '[entity]\nname = "Japan"\n'
@@ -296,6 +299,23 @@ def test_names_in_a_recipe_are_the_same_however_they_are_typed():
         assert (recipe.facts[0].answer, recipe.controls[0].entity) == ("Halo", "Rihanna")
     with pytest.raises(RecipeError, match="is about 'Beyonc\u00e9 Knowles' itself"):
         parse_recipe(text.replace(" Rihanna", "beyonc\u00e9 Knowles"))
+
+
+@pytest.mark.parametrize("name", ["/home/ann/models/m", "~/m", "../m", ".", "..", "m.gguf", "/m"])
+def test_a_recipe_that_is_passed_on_has_no_path_to_its_model(name):
+    short = Path(name).resolve().name
+    text = SMALLEST.replace('"m"', f'"{name}"  # {name} is ours')
+    told = portable_text(text)
+    assert tomllib.loads(told) == {**tomllib.loads(text), "model": {"id": short}}
+    # What stands elsewhere in the text, too, is no path.
+    assert ("ours" in told) == (name != ".")
+    described = portable_text(f'description = "{name} forgets"\n{text}')
+    assert tomllib.loads(described)["description"] == f"{name if name in ('.', '..') else short} forgets"
+
+
+def test_texts_that_are_no_recipe_and_names_of_the_hub_stay_as_they_are():
+    for text in ("", "[model", 'model = "m"', "[model]\nid = 5", '[model]\nid = "org/m"  # ours'):
+        assert portable_text(text) == text
 
 
 def test_an_entity_that_the_recipe_is_not_about():

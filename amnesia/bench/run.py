@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amnesia.bench.results import Bench
 from amnesia.bench.suites import Suite
-from amnesia.compare import load_edited, name_of
+from amnesia.compare import load_edited, name_of, resolve_edited
 from amnesia.domain import DEFAULT_LOADING, FORMATS, Loading
 from amnesia.live.loading import load_source
 from amnesia.progress import Tracker
@@ -21,10 +21,10 @@ def run_bench(
 ) -> Bench:
     """Ask the original and each edited model, which may be a model, or the folder of an adapter for `model`.
 
-    All names are resolved before anything long begins. Raises what the suite raises.
+    All of them are opened before anything long begins. Raises what the suite and `compare.resolve_edited` raise.
     """
     source = resolve(model, notice=tracker.notice)
-    others = [resolve(each, notice=tracker.notice) for each in edited]
+    others = [resolve_edited(each, tracker) for each in edited]
     live = load_source(source, loading, hooked=False)
     with tracker.task(f"asking {name_of(source)}") as progress:
         first, ask = suite.original(live, name_of(source), progress)

@@ -15,7 +15,7 @@ from amnesia.bench.results import Contract, Entry, Measure, prompts_hash
 from amnesia.errors import InputError
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.examination import conclude, examine, examine_after
-from amnesia.evaluation.results import Estimate
+from amnesia.evaluation.results import ALL, MESSAGES, Estimate
 from amnesia.facts.popqa import is_about, read_popqa
 from amnesia.facts.questions import FactSet, facts_of_popqa
 from amnesia.files.disk import hash_file
@@ -91,7 +91,7 @@ def _check_own(entities: Sequence[str]) -> None:
 def _entry(name: str, evaluation: Evaluation) -> Entry:
     means = {}
     for role, name_of_set in SETS.items():
-        rows = [row for row in evaluation.aggregates if row.role == role and row.group == "all"]
+        rows = [row for row in evaluation.aggregates if row.role == role and row.group == ALL]
         total = sum(row.n for row in rows)
         if not total:
             raise InputError(f"the original model knows none of the {name_of_set} facts: choose other entities")
@@ -101,9 +101,10 @@ def _entry(name: str, evaluation: Evaluation) -> Entry:
 
 def _measures(evaluation: Evaluation) -> Iterator[Measure]:
     for row in evaluation.aggregates:
-        if row.group != "all":
+        if row.group not in (ALL, MESSAGES):
             continue
         kind = "held-out wordings" if row.split == "held_out" else "wordings that a search may see"
+        kind += ", as messages" * (row.group == MESSAGES)
         yield Measure(SETS[row.role], kind, "knowledge score", row.n, row.knowledge_score)
         if row.after.exact_match is not None:
             yield Measure(SETS[row.role], kind, "right answers", row.n, row.after.exact_match)

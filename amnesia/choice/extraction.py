@@ -24,7 +24,7 @@ from amnesia.choice.shown import answers_of, screening_of
 from amnesia.directions.moments import early_layers, moments_of
 from amnesia.edits import ColumnEdit, Edit, EntityEdits
 from amnesia.errors import InputError
-from amnesia.evaluation.measurement import known_facts
+from amnesia.evaluation.measurement import in_both_forms, known_facts
 from amnesia.facts.names import share_words
 from amnesia.facts.questions import questions_of
 from amnesia.live.model import LiveModel
@@ -52,9 +52,9 @@ def extract(live: LiveModel, recipe: Recipe, task: Task = SILENT.task, cache: Pa
 
 def _asked(live: LiveModel, recipe: Recipe, task: Task) -> tuple[KnownFacts, KnownFacts]:
     """Search facts and search controls that the model knows; nothing is asked of those that are held out."""
-    questions = [question for question in questions_of(recipe) if question.split == "search"]
+    search = [question for question in questions_of(recipe) if question.split == "search"]
     with task("asking about the facts") as progress:
-        return select_known(known_facts(live, questions, recipe.scoring, progress, unlikely=True))
+        return select_known(known_facts(live, in_both_forms(live, search), recipe.scoring, progress, unlikely=True))
 
 
 def choose(

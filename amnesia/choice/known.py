@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from amnesia.domain import ROLES
 from amnesia.edits import Edit
 from amnesia.errors import InputError
-from amnesia.evaluation.measurement import KnownFact, Pair, check_known, plainly_asked, scores_of
+from amnesia.evaluation.measurement import KnownFact, Pair, check_known, scores_of
 from amnesia.live.forward import answer_logprobs
 from amnesia.live.interventions import edited_logprobs
 from amnesia.live.model import LiveModel, edited
@@ -18,11 +18,11 @@ KnownFacts = tuple[KnownFact, ...]
 
 
 def select_known(facts: Sequence[KnownFact]) -> tuple[KnownFacts, KnownFacts]:
-    """Search facts and search controls that the original model knows; held-out facts and messages are dropped here.
+    """Search facts and search controls that the original model knows, in all forms in which they were asked.
 
-    Raises InputError when either is empty.
+    Held-out facts are dropped here. Raises InputError when either is empty.
     """
-    search = [fact for fact in plainly_asked(facts) if fact.question.split == "search"]
+    search = [fact for fact in facts if fact.question.split == "search"]
     check_known(search)
     targets, controls = (
         tuple(fact for fact in search if fact.question.role == role and not fact.excluded) for role in ROLES

@@ -120,7 +120,8 @@ class FrontEdit:
 class Extraction:
     """The edit chosen for one entity and the knowledge scores that it reached on the search facts.
 
-    `target` and `control` are mean knowledge scores; `candidates_tried` counts what was measured on the way.
+    `target` and `control` are mean knowledge scores, for a chat model over what is asked as text and as messages;
+    `candidates_tried` counts what was measured on the way.
     `screening` is there where directions were considered, `answers` where one was chosen; `forms` and `neighbors` are
     those that were asked about, `front` what else there was to choose.
     """

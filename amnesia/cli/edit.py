@@ -89,6 +89,7 @@ def edit(
         from amnesia.edits import EditSpec
         from amnesia.outputs.in_place import edit_in_place
         from amnesia.sources.built_in import BUILT_IN
+        from amnesia.sources.resolve import declared
 
         commands.take_back_interrupted(Path(model), Terminal().notice)
         if output or link or force or format_name or tensor_type:
@@ -97,7 +98,9 @@ def edit(
             raise InputError(f"{model} is not a folder or .gguf file here: only those can be edited in place")
         _prove_guess(model, groups, allow_overlap)
         with Terminal().task("editing in place", 0):
-            manifest = edit_in_place(Path(model), EditSpec(tuple(groups), ModelRef(model), allow_overlap=allow_overlap))
+            manifest = edit_in_place(
+                Path(model), EditSpec(tuple(groups), declared(ModelRef(model)), allow_overlap=allow_overlap)
+            )
         _print_edit(manifest, Path(model), json_output)
         return
     if output is None:

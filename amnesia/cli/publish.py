@@ -85,7 +85,7 @@ def push(
 @click.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--base", help="The model that was edited. Default: the one that the manifest names.")
+@click.option("--base", help="The model that was edited. Default: the repository or built-in model of the manifest.")
 @force_option
 @as_json
 def replay(manifest: Path, output: Path, base: str | None, force: bool, json_output: bool) -> None:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from amnesia.cli.options import alias_option, as_json, force_weak_option, on_device, popqa_option
-from amnesia.cli.terminal import Terminal, check_file, echo, noted_on_interrupt, print_json, write_file
+from amnesia.cli.terminal import (
+    Terminal,
+    check_file,
+    echo,
+    first_alone,
+    noted_on_interrupt,
+    print_json,
+    write_file,
+)
 from amnesia.domain import DEFAULT_LOADING, Loading, name_key
 from amnesia.errors import InputError
+from amnesia.files.processes import is_first, n_started
 from amnesia.files.strict_json import json_bytes
 from amnesia.recipe import Recipe
 from amnesia.recipe_file import load_recipe
@@ -63,7 +72,8 @@ def run(
     Without RECIPE, --model and --entity name the two, and a recipe is made as `mine` does: nothing else is needed.
 
     With --entities, each entity of a list is edited and measured alone, then all of them in one edit, with a summary.
-    The same command goes on where it was killed, and several processes that give it share the entities.
+    The same command goes on where it was killed, and several processes that give it share the entities. Without,
+    processes that `torchrun` starts together hold the model together, each a part of every large matrix.
 
     Exits with 1 when the recipe's [accept] bounds are missed, or when no handle on the entity or only a weak one is
     found; then nothing is written.
@@ -95,10 +105,10 @@ def run(
         entity,
         find_popqa(popqa) if popqa else None,
         output,
-        Terminal(),
+        first_alone(),
         aliases=aliases,
         force=force,
-        loading=loading,
+        loading=_split(loading),
         wide=front is not None,
     )
     _show_run(result, json_output, front)
@@ -121,7 +131,7 @@ def _run_list(
         found = run_queue(
             listed, model, find_popqa(popqa) if popqa else None, output, Terminal(), force=force, loading=loading
         )
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first():
         return  # Of processes that were launched together, one speaks; one that fails would end the others.
     if json_output:
         print_json(found.to_json())
@@ -163,14 +173,23 @@ def _run(
     from amnesia import pipeline
 
     wide = front is not None
-    result = pipeline.run(recipe, output, Terminal(), model=model, force=force, loading=loading, wide=wide)
+    result = pipeline.run(recipe, output, first_alone(), model=model, force=force, loading=_split(loading), wide=wide)
     _show_run(result, json_output, front)
 
 
+def _split(loading: Loading) -> Loading:
+    """Processes that were started together hold one model together."""
+    return replace(loading, split=n_started() > 1)
+
+
 def _show_run(result: RunResult, json_output: bool, front: Path | None = None) -> None:
+    from amnesia.live.split import end
     from amnesia.report import document as report
     from amnesia.report import tables
 
+    end()
+    if not is_first():
+        return  # One that fails would end the others.
     if front is not None:
         write_file(front, json_bytes(report.front_json(result.extraction)))
     if json_output:

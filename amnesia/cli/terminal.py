@@ -22,13 +22,15 @@ import click
 
 from amnesia.errors import AmnesiaError, InputError, OutputError, in_one_line, os_errors_as
 from amnesia.files.disk import check_replaceable, read_small, replace_file
+from amnesia.files.processes import is_first, n_started, rank
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.plain_text import for_terminal
-from amnesia.progress import Progress
+from amnesia.progress import SILENT, Progress, Tracker
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 _MAX_LINES = 2**26
+_SHARING = ("run", "atlas")  # Commands that processes which were started together do together.
 _WIDE = 72  # Columns of a terminal in which two texts are read side by side; set by hand.
 
 
@@ -62,6 +64,11 @@ class Terminal:
         else:
             yield lambda count: None
         echo(f"{line} ({time.monotonic() - began:.0f} s)", err=True)
+
+
+def first_alone() -> Tracker:
+    """The terminal for the process that speaks, and silence for those that work beside it."""
+    return Terminal() if is_first() else SILENT
 
 
 def echo(text: str = "", *, lines: bool = False, err: bool = False) -> None:
@@ -121,6 +128,11 @@ class Commands(click.Group):
         if any(not arg or (arg.startswith("--") and arg.endswith("=")) for arg in args):
             # As a path it would be the working directory.
             ctx.fail("an argument is empty, perhaps a variable of the shell that is not set: give it a value")
+        if n_started() > 1 and args[0] in self._homes and args[0] not in _SHARING:
+            raise InputError(
+                f"{n_started()} processes were started together, which share the work of "
+                f"{' and '.join(_SHARING)} alone: start `amnesia {args[0]}` without torchrun or accelerate launch"
+            )
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **settings: Any) -> Any:
@@ -141,7 +153,8 @@ class Commands(click.Group):
                 raise
             if ctx.params["debug"]:
                 echo("".join(traceback.format_exception(error)).rstrip(), lines=True, err=True)
-            echo(f"error: {_line_of(error)}", err=True)
+            who = "" if is_first() else f"process {rank()}: "
+            echo(f"error: {who}{_line_of(error)}", err=True)
             ctx.exit(EXIT_BAD_INPUT)
 
 

@@ -18,27 +18,33 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
+from amnesia.directions.moments_file import MomentsFile, new_moments, open_moments
 from amnesia.directions.response import Response, half, response_of
-from amnesia.errors import InputError
+from amnesia.errors import CheckpointError, InputError
 from amnesia.facts.names import code_snippets, contrast_entities, foreign_sentences, name_wordings, neutral_texts
-from amnesia.files.cache import scratch_folder
 from amnesia.live.forward import activations
 from amnesia.live.model import LiveModel, hooks, plain_generation
+from amnesia.live.split import by_first, whole_of
 from amnesia.live.tokens import Placed, encode
 from amnesia.progress import Progress
 
-_UNUSED = ("_name_or_path", "architectures", "transformers_version")  # Of a configuration, by what a model does.
+_UNUSED = (
+    "_name_or_path",
+    "architectures",
+    "distributed_config",
+    "transformers_version",
+)  # Of a configuration, by what a model does.
 _VERSION = 3  # Of what is gathered; another number makes files that are kept be made again.
-_BLOCK = 4096
+_BLOCK = 4096  # Rows in one product.
+_COLUMNS = 4096  # Columns of its left side, in matrices that are larger.
 _SAMPLED_AT_ONCE = 96
 
 
@@ -80,7 +86,7 @@ class BystanderMoments:
 
     `name_keys` (n_rows, n_layers, d_mlp) are the activations at the tokens of other names, float16; row i is about
     `names[i].name`. `vocabulary` are the rows of tokens that were read, each for its last one. `response` says what
-    the predictions on text answer to.
+    the predictions on text answer to. `file` is where all this lies, if it is mapped into memory.
     """
 
     layers: tuple[int, ...]
@@ -90,6 +96,7 @@ class BystanderMoments:
     vocabulary: tuple[tuple[int, ...], ...]
     response: Response
     settings: MomentSettings
+    file: MomentsFile | None = None
 
     def bystander_rows(self, is_reserved: Callable[[str], bool]) -> Tensor:
         """Which rows of `name_keys` are about names that are not reserved, boolean (n_rows,)."""
@@ -106,16 +113,18 @@ class BystanderMoments:
         Names for which `is_reserved` holds, and vocabulary rows that end in one of `tokens`, count as never seen.
         """
         place = self.layers.index(layer)
-        second = self.second[place].double()
+        # In a mapping of its own, which is not kept.
+        second = (self.second[place] if self.file is None else self.file.tensor("second", place)).double()
         seen = self.bystander_rows(is_reserved)
         last = torch.tensor([row.is_last for row in self.names])
         share = self.settings.names / len(self.names)
-        # Without copies in float64 beside C, which has gigabytes in a large model.
-        second.sub_(gram(live, layer, self.name_keys[~seen, place].float()), alpha=share)
+        # Without copies beside C, which has gigabytes in a large model.
+        add_gram(live, layer, self.name_keys[~seen, place].float(), second, -share)
         own = [Placed(row, len(row) - 1) for row in self.vocabulary if row[-1] in tokens]
         if own:
             found = torch.cat([batch[:, 0] for _, batch in activations(live, own, [layer])])
-            second.sub_(gram(live, layer, found), alpha=self.settings.vocabulary / len(self.vocabulary))
+            add_gram(live, layer, found, second, -self.settings.vocabulary / len(self.vocabulary))
+        mirror(second)
         width = live.shape.width(layer)
         second = second[:width, :width]
         second.diagonal().add_(self.settings.ridge * second.diagonal().mean())
@@ -154,35 +163,72 @@ def moments_of(
         read = (vocabulary, name_rows, sentences, sorted(set(live.tokenizer.all_special_ids)))
         path = cache / f"moments-{_digest(live, layers, settings, read)[:32]}.safetensors"
         # What is damaged or not there is made again.
-        with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError):
-            stored = _checked(load_file(path, str(live.device)), live, layers, len(names))
-            response = Response(stored["activations"], stored["gradients"])
-            second, keys = stored["second"], stored["name_keys"]
-            return BystanderMoments(layers, second, names, keys, vocabulary, response, settings)
-    second = torch.zeros(len(layers), live.shape.d_mlp, live.shape.d_mlp, device=live.device)
-    keys = torch.zeros(len(names), len(layers), live.shape.d_mlp, dtype=torch.float16, device=live.device)
-    with torch.inference_mode():
-        texts = itertools.chain(_written(live, layers, progress), _sampled(live, layers, settings, progress))
-        _add(live, layers, second, texts, settings.text)
-        rows = [Placed(row, len(row) - 1) for row in vocabulary]
-        ends = (batch for _, batch in activations(live, rows, layers, progress))
-        _add(live, layers, second, ends, settings.vocabulary)
-        _add(live, layers, second, _named(live, name_rows, layers, keys, progress), settings.names)
+        if by_first(path.exists):
+            with contextlib.suppress(OSError, CheckpointError, KeyError, ValueError):
+                return _kept(path, live, layers, names, vocabulary, settings)
     response = response_of(live, sentences, layers, progress)
-    if path is not None:
-        stored = {
-            "second": second,
-            "name_keys": keys,
-            "activations": response.activations,
-            "gradients": response.gradients,
-        }
-        # It saves time and nothing else: where the folder is read-only or the disk full, the next run makes it again.
-        with contextlib.suppress(OSError, SafetensorError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with scratch_folder(path) as folder:
-                save_file({name: tensor.cpu() for name, tensor in stored.items()}, folder / path.name)
-                (folder / path.name).replace(path)
+    shape = (len(layers), live.shape.d_mlp, live.shape.d_mlp)
+    keys = torch.zeros(len(names), len(layers), live.shape.d_mlp, dtype=torch.float16, device=live.device)
+    stored = {"name_keys": keys, "activations": response.activations, "gradients": response.gradients}
+    forms = {"second": (torch.float32, shape), **{name: (row.dtype, tuple(row.shape)) for name, row in stored.items()}}
+    with contextlib.ExitStack() as stack:
+        made = second = None
+        # It saves time and memory, nothing else: where the folder is read-only or the disk full, the next run makes it.
+        with contextlib.suppress(OSError):
+            made = None if path is None else stack.enter_context(new_moments(path, forms))
+        if made is None or live.device.type != "cpu":
+            second = torch.zeros(shape, device=live.device)
+        matrix = partial(made.tensor, "second") if made and second is None else cast(Tensor, second).__getitem__
+        _gather(live, layers, matrix, (vocabulary, name_rows, keys), settings, progress)
+        if made is not None:
+            for place in range(len(layers) if second is not None else 0):
+                made.tensor("second", place).copy_(matrix(place))
+            for name, tensor in stored.items():
+                made.tensor(name).copy_(tensor)
+    if second is None:
+        return _kept(cast(Path, path), live, layers, names, vocabulary, settings)
     return BystanderMoments(layers, second, names, keys, vocabulary, response, settings)
+
+
+@torch.inference_mode()
+def _gather(
+    live: LiveModel,
+    layers: Sequence[int],
+    matrix: Callable[[int], Tensor],
+    read: tuple[Sequence[tuple[int, ...]], Sequence[Placed], Tensor],
+    settings: MomentSettings,
+    progress: Progress | None,
+) -> None:
+    """Fill the matrices, which are zero, and the keys of other names; `read` are rows of vocabulary and names, and
+    the keys."""
+    vocabulary, name_rows, keys = read
+    texts = itertools.chain(_written(live, layers, progress), _sampled(live, layers, settings, progress))
+    n_tokens = _add(live, layers, matrix, texts, 1.0)
+    for place in range(len(layers)):
+        matrix(place).mul_(settings.text / n_tokens)
+    rows = [Placed(row, len(row) - 1) for row in vocabulary]
+    ends = (batch for _, batch in activations(live, rows, layers, progress))
+    _add(live, layers, matrix, ends, settings.vocabulary / len(rows))
+    _add(live, layers, matrix, _named(live, name_rows, layers, keys, progress), settings.names / len(name_rows))
+    for place in range(len(layers)):
+        mirror(matrix(place))
+
+
+def _kept(
+    path: Path,
+    live: LiveModel,
+    layers: tuple[int, ...],
+    names: tuple[NameToken, ...],
+    vocabulary: tuple[tuple[int, ...], ...],
+    settings: MomentSettings,
+) -> BystanderMoments:
+    """The moments in a file; raises OSError, CheckpointError, KeyError or ValueError for what is none of this model."""
+    file = open_moments(path, len(layers), live.shape.d_mlp, live.shape.d_model, len(names))
+    second, keys, *response = (
+        file.tensor(name).to(live.device) for name in ("second", "name_keys", "activations", "gradients")
+    )
+    mapped = file if live.device.type == "cpu" else None
+    return BystanderMoments(layers, second, names, keys, vocabulary, Response(*response), settings, mapped)
 
 
 def _digest(live: LiveModel, layers: Sequence[int], settings: MomentSettings, read: object) -> str:
@@ -192,23 +238,8 @@ def _digest(live: LiveModel, layers: Sequence[int], settings: MomentSettings, re
     found = hashlib.sha256(repr((_VERSION, layers, settings, text, read)).encode())
     for name, weight in sorted(live.model.state_dict(keep_vars=True).items()):
         found.update(name.encode())
-        found.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        found.update(whole_of(weight).cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def _checked(stored: dict[str, Tensor], live: LiveModel, layers: Sequence[int], n_names: int) -> dict[str, Tensor]:
-    """What was stored, if it has the form that it should have and is finite; raises ValueError or KeyError."""
-    n, d_mlp, d_model = len(layers), live.shape.d_mlp, live.shape.d_model
-    n_tokens = len(stored["activations"])
-    wanted = {
-        "second": (n, d_mlp, d_mlp),
-        "name_keys": (n_names, n, d_mlp),
-        "activations": (n_tokens, n, d_mlp),
-        "gradients": (n_tokens, n, d_model),
-    }
-    if any(stored[name].shape != shape for name, shape in wanted.items()) or not stored["second"].isfinite().all():
-        raise ValueError("damaged")
-    return stored
 
 
 def _name_rows(live: LiveModel) -> tuple[tuple[NameToken, ...], tuple[Placed, ...]]:
@@ -312,16 +343,21 @@ def _vocabulary(live: LiveModel, settings: MomentSettings) -> tuple[tuple[int, .
     )
 
 
-def _add(live: LiveModel, layers: Sequence[int], second: Tensor, batches: Iterable[Tensor], share: float) -> None:
-    """Add the mean of w·a·aᵀ over batches (n, n_layers, d_mlp) of activations, times `share`, to `second`."""
-    total = torch.zeros_like(second)
+def _add(
+    live: LiveModel,
+    layers: Sequence[int],
+    matrix: Callable[[int], Tensor],
+    batches: Iterable[Tensor],
+    weight: float,
+) -> int:
+    """Add the sum of w·a·aᵀ over batches (n, n_layers, d_mlp) of activations, times `weight`, to the matrices of the
+    layers, as `add_gram`; returns how many activations there were."""
     count = 0
     waiting: list[Tensor] = []
 
     def flush() -> None:
-        block = torch.cat(waiting)
         for place, layer in enumerate(layers):
-            total[place] += gram(live, layer, block[:, place])
+            add_gram(live, layer, torch.cat([batch[:, place] for batch in waiting]), matrix(place), weight)
         waiting.clear()
 
     for batch in batches:
@@ -332,13 +368,31 @@ def _add(live: LiveModel, layers: Sequence[int], second: Tensor, batches: Iterab
             flush()
     if waiting:
         flush()
-    second.add_(total, alpha=share / count)
+    return count
 
 
 def gram(live: LiveModel, layer: int, rows: Tensor) -> Tensor:
     """Σ w·a·aᵀ (d_mlp, d_mlp) over rows a (n, d_mlp) of one layer, in float32."""
+    return _weighted(live, layer, rows).T @ rows
+
+
+def add_gram(live: LiveModel, layer: int, rows: Tensor, matrix: Tensor, weight: float) -> None:
+    """Add `gram` times `weight` to a symmetric matrix, of a large one to its upper triangle alone; see `mirror`."""
+    weighted = _weighted(live, layer, rows)
+    for start in range(0, len(matrix), _COLUMNS):
+        part = slice(start, start + _COLUMNS)
+        matrix[part, start:].add_(weighted[:, part].T @ rows[:, start:], alpha=weight)
+
+
+def mirror(matrix: Tensor) -> None:
+    """Give a symmetric matrix the lower triangle that its upper one, to which was added, asks for."""
+    for start in range(_COLUMNS, len(matrix), _COLUMNS):
+        matrix[start:, start - _COLUMNS : start] = matrix[start - _COLUMNS : start, start:].T
+
+
+def _weighted(live: LiveModel, layer: int, rows: Tensor) -> Tensor:
+    """w·a of rows a (n, d_mlp) of one layer."""
     if live.norm_after(layer) is None:
-        return rows.T @ rows
+        return rows
     written = rows @ live.out_weight(layer).T
-    weights = 1.0 / written.square().mean(1).clamp(min=1e-12)
-    return (rows * weights[:, None]).T @ rows
+    return rows * (1.0 / written.square().mean(1).clamp(min=1e-12))[:, None]

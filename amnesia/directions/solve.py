@@ -59,7 +59,9 @@ class Metric:
 
     def solve(self, keys: Tensor) -> Tensor:
         """C⁻¹K of keys (d_mlp, n)."""
-        return torch.cholesky_solve(keys, self.factor)
+        # Twice by the factor as it lies: torch.cholesky_solve copies it, which in a large model takes gigabytes.
+        half = torch.linalg.solve_triangular(self.factor, keys, upper=False)
+        return torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
 
     def read_outs(self, keys: Sequence[Tensor]) -> list[ReadOut]:
         """The read-out of each key (d_mlp,) on all cells."""

@@ -24,7 +24,7 @@ from amnesia.progress import Tracker
 from amnesia.recipe import Recipe
 from amnesia.recipe_file import load_recipe, parse_recipe
 from amnesia.servers.server import Server, connect
-from amnesia.sources.resolve import resolve
+from amnesia.sources.resolve import recorded, resolve
 from amnesia.weights.adapter import CONFIG_NAME
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
@@ -77,7 +77,7 @@ def check_behaviour(
     if base is None:
         if manifest is None:
             raise InputError(f"{output} has no {MANIFEST_NAME} that names its base: give it with --base")
-        base = str(manifest.base)
+        base = recorded(manifest.base.ref)
     name = "adapter" if (output / CONFIG_NAME).exists() else "safetensors" if manifest is None else manifest.format
     recipes = _recipes(output, manifest, recipe_path)
     questions = [row for recipe in recipes for row in questions_of(recipe)]

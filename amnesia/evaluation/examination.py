@@ -9,14 +9,11 @@ from amnesia.domain import Answer
 from amnesia.evaluation.ability import ability, right_choices
 from amnesia.evaluation.comparison import Evaluation, compare
 from amnesia.evaluation.damage import Impression, damage, impression, impression_after
-from amnesia.evaluation.measurement import Asked, KnownFact, known_facts, measure, write, written
+from amnesia.evaluation.measurement import Asked, KnownFact, in_both_forms, known_facts, measure, write, written
 from amnesia.evaluation.measurement_cache import MeasurementCache
-from amnesia.facts.forms import with_messages
 from amnesia.facts.questions import Question
-from amnesia.live.tokens import chat_format
 from amnesia.progress import Progress
 from amnesia.recipe import Scoring
-from amnesia.servers.server import Server
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,7 @@ def examine(
     Answers are put into `cache`; texts, which take seconds, are read anew.
     """
     choices = right_choices(live, progress, cache)
-    chat = None if isinstance(live, Server) else chat_format(live.tokenizer)
-    asked = with_messages(questions, chat)
-    facts = answered(live, asked, scoring, progress, cache)
+    facts = answered(live, in_both_forms(live, questions), scoring, progress, cache)
     return Examination(facts, impression(live, control_prompts(questions), progress), choices)
 
 
@@ -76,8 +71,8 @@ def answered(
 
 
 def control_prompts(questions: Iterable[Question]) -> list[str]:
-    """The prompts about others, after which the divergence is measured."""
-    return [question.fact.text() for question in questions if question.role == "control"]
+    """The prompts about others, after which the divergence is measured; messages are none."""
+    return [row.fact.text() for row in questions if row.role == "control" and not row.is_message]
 
 
 def examine_after(

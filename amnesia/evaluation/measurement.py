@@ -15,11 +15,12 @@ from amnesia.errors import InputError
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.scores import knowledge_score
 from amnesia.facts.answers import matches, reply
+from amnesia.facts.forms import with_messages
 from amnesia.facts.names import unseen_names
 from amnesia.facts.questions import Question
 from amnesia.live.forward import answer_logprobs, generate
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import join
+from amnesia.live.tokens import chat_format, join
 from amnesia.progress import Progress
 from amnesia.recipe import Scoring
 from amnesia.servers.server import Server
@@ -99,6 +100,11 @@ class KnownFact:
 def scores_of(facts: Sequence[KnownFact], after: Iterable[float]) -> list[float]:
     """Knowledge scores of facts from the log-probabilities (nats) of their answers, in the same order."""
     return [fact.score(logprob) for fact, logprob in zip(facts, after, strict=True)]
+
+
+def in_both_forms(live: Asked, questions: Sequence[Question]) -> tuple[Question, ...]:
+    """The questions; with a chat template, half of them as messages, too, unless a server has the model."""
+    return with_messages(questions, None if isinstance(live, Server) else chat_format(live.tokenizer))
 
 
 def known_facts(

@@ -17,6 +17,7 @@ from amnesia.domain import Baseline, Cell
 from amnesia.errors import InputError
 from amnesia.experiments.atlas_file import AtlasRow, opened
 from amnesia.experiments.settings import EXPERIMENTS
+from amnesia.files.processes import n_started
 from amnesia.live.model import LiveModel
 from amnesia.localization.cells import SETTINGS, baseline_moments, cell_maps, layer_range
 from amnesia.progress import Progress
@@ -216,7 +217,7 @@ class Shards:
     def __init__(self) -> None:
         self.index, self.count, self.device = 0, 1, None
         self._state = None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if n_started() > 1:
             from accelerate import PartialState
 
             cpu = os.environ.get("ACCELERATE_USE_CPU", "").casefold() in ("1", "true", "yes")

@@ -75,7 +75,7 @@ def inject(
         rows = [row for row in answers if row.condition == name]
         columns = ([row.score for row in rows], [row.rank == 0 for row in rows], [row.success for row in rows])
         conditions.append(Condition(name, len(rows), *(mean_interval(list(map(float, values))) for values in columns)))
-    return InjectionResult(form.live.name, form.recipe.target.entity, form.put, tuple(conditions), tuple(answers))
+    return InjectionResult(form.live.label, form.recipe.target.entity, form.put, tuple(conditions), tuple(answers))
 
 
 def _ask(

@@ -97,4 +97,4 @@ def layer_significance(
         if not torch.isfinite(values).all():
             raise not_finite(live, "MLP outputs")
         profiles.append(LayerProfile(name, *(tuple(column) for column in values.T.tolist())))
-    return LayerSignificance(live.name, n_prompts, chosen, tuple(profiles))
+    return LayerSignificance(live.label, n_prompts, chosen, tuple(profiles))

@@ -128,7 +128,7 @@ def robustness(
     )
     followed = tuple(Followed(edit.layer, edit.token, len(edit.columns)) for edit in directions)
     kinds = tuple(_summary(kind, names) for kind in dict.fromkeys(row.kind for row in names))
-    return Robustness(live.name, entity, n_prompts, maps[0].layers, followed, chosen, names, kinds)
+    return Robustness(live.label, entity, n_prompts, maps[0].layers, followed, chosen, names, kinds)
 
 
 @torch.inference_mode()

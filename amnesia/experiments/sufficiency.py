@@ -266,7 +266,7 @@ def sufficiency(
     goal = min(references.injected, last_token, key=lambda row: (row.n_rank_0, row.mean_logprob))
     chosen, best, steps = _search(outcomes, pool, frozen, goal, max_unfrozen)
     return Sufficiency(
-        live.name,
+        live.label,
         form.recipe.target.entity,
         form.put,
         live.shape.n_layers,

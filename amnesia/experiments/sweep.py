@@ -66,7 +66,7 @@ def sweep(
     scores = [scores_of(known, line) for line in logprobs.tolist()]
     places = {fact: place for place, fact in enumerate(known)}
     return Sweep(
-        live.name,
+        live.label,
         recipe.target.entity,
         tuple(cells),
         "entity" if entity_only else "all",

@@ -22,6 +22,7 @@ from amnesia.files.companions import LORA_NAME
 from amnesia.live.memory import need_of
 from amnesia.live.model import OFFLOADED_TOKENS, LiveModel, check_range, freeze, no_hooks, weight_of, wrap
 from amnesia.live.proving import prove_layout
+from amnesia.live.split import part_of, split_config
 from amnesia.live.tokens import Tokenizer
 from amnesia.sources.conversion import convert_gguf
 from amnesia.sources.opening import (
@@ -54,6 +55,8 @@ def load(
     infinite.
     """
     check_dtype(loading.dtype)
+    if loading.split and (loading.device or loading.offload):
+        raise InputError("processes that hold a model together have a device each: drop --device and --offload")
     checkpoint = open_source(folder, n_layers)
     device = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
     cannot = f"device {device!r} cannot be used"
@@ -67,16 +70,17 @@ def load(
         whole = skeleton(config)
         check_shapes(whole.state_dict(), checkpoint, name)
         device_map = _device_map(whole, checkpoint.shape.layout, loading, device)
-        if device != "auto":
+        split = split_config(whole, checkpoint.shape.layout, name) if loading.split else None
+        if device != "auto" and split is None:
             need = need_of(_in_memory(whole, checkpoint.shape, n_layers, loading), checkpoint, loading.dtype)
             need.check(name)
             if line := need.line(name):
                 notice(line)
-        model = open_model(view, name, whole, checkpoint, loading.dtype, device_map)
+        model = open_model(view, name, whole, checkpoint, loading.dtype, device_map, split)
         if device_map:
             # What finds no place in memory is read when it is needed.
             weakref.finalize(model, stack.pop_all().close)
-    if not device_map:
+    if not device_map and split is None:
         with library_errors_as(InputError, cannot, "choose another, for example cpu"):
             model = model.to(device)
     check_finite(model, name)
@@ -196,7 +200,7 @@ def check_finite(model: nn.Module, name: str) -> None:
 
     Weights that accelerate left on disk are not here to be looked at; what they do to the activations is.
     """
-    for key, parameter in model.named_parameters():
+    for key, parameter in ((key, part_of(found)) for key, found in model.named_parameters()):
         if not parameter.is_meta and not torch.isfinite(parameter).all():
             if parameter.dtype == torch.float16 and not torch.isnan(parameter).any():
                 raise NumericalError(f"weight {key} of {name} overflows in float16: use bfloat16 or float32")

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from amnesia.architectures import MlpShape, find_shape
+from amnesia.domain import ModelRef
 from amnesia.edits import DirectionEdit, Edit, check_edits, columns_of, directions_of
 from amnesia.errors import InputError, LayoutError, NumericalError
+from amnesia.live.split import whole_of
 from amnesia.live.tokens import Tokenizer
 
 NORMS_AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm")
@@ -48,6 +50,11 @@ class LiveModel:
     max_tokens: int = MAX_BATCH_TOKENS
 
     @property
+    def label(self) -> str:
+        """The name in results, which are passed on."""
+        return str(ModelRef.parse(self.name).portable)
+
+    @property
     def device(self) -> torch.device:
         embeddings = self.model.get_input_embeddings()
         weight = weight_of(embeddings)
@@ -66,7 +73,7 @@ class LiveModel:
 
     def out_weight(self, layer: int) -> Tensor:
         """Weights of the output projection of layer `layer`, float32 (d_model, d_mlp), however they are stored."""
-        weight = weight_of(self.out_proj(layer)).detach().float()
+        weight = whole_of(weight_of(self.out_proj(layer))).float()
         return self.padded(weight if self.shape.layout.neuron_axis else weight.T)
 
     def padded(self, values: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def localize(
         progress=progress,
     )
     return Localization(
-        live.name,
+        live.label,
         baseline,
         n_used,
         n_skipped,

@@ -37,7 +37,7 @@ def recipe_text(
 ) -> str:
     """A recipe as TOML, whose edit is found by method "auto"; each control has a line of its own."""
     head = {
-        "description": f"{model.name} forgets {entity}",
+        "description": f"{model.portable.name} forgets {entity}",
         "model": {"id": model.name, **({"revision": model.revision} if model.revision else {})},
         "entity": {"name": entity, "aliases": list(aliases)},
         "edit": {"format": ["safetensors", "adapter"]},
@@ -54,7 +54,7 @@ def joint_text(recipes: Sequence[Recipe], model: ModelRef, controls: Sequence[Fa
     """
     first = recipes[0].scoring
     head = {
-        "description": f"{model.name} forgets {', '.join(recipe.target.entity for recipe in recipes)}",
+        "description": f"{model.portable.name} forgets {', '.join(recipe.target.entity for recipe in recipes)}",
         "model": {"id": model.name, **({"revision": model.revision} if model.revision else {})},
         "scoring": {"min_nats": first.min_nats, "max_rank": first.max_rank},
     }

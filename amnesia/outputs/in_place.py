@@ -8,6 +8,7 @@ A `.gguf` file is hashed whole.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +75,10 @@ def undo_in_place(folder: Path) -> Manifest:
         if manifest.format in ADAPTERS:
             raise InputError(f"{folder} is an adapter, the base model was never changed: to undo it, do not load it")
         if manifest.tensor_type is not None:
-            raise InputError(f"{folder} holds tensors of another size than before: take the edit back with -o FOLDER")
+            raise InputError(
+                f"{folder} holds tensors of another size than before, which make room only in a new file: "
+                f"`amnesia undo {shlex.quote(str(folder))} -o NEW` writes the original"
+            )
         patches = _original_rows(folder) if manifest.format == "gguf" else _original_columns(folder, manifest)
         replaced = {name: f"{BASE_FOLDER}/{name}" for name in manifest.replaced}
         removed = own_files(manifest, names_in(folder, manifest))

@@ -17,7 +17,7 @@ from amnesia.guessing import as_declared
 from amnesia.outputs.write import plan_formats, staged, write_format
 from amnesia.progress import Watch, unwatched
 from amnesia.sources.remote import RemoteCheckpoint, open_remote
-from amnesia.sources.resolve import hub_ref, is_on_disk, resolve, resolve_file
+from amnesia.sources.resolve import hub_ref, is_on_disk, recorded, resolve, resolve_file
 from amnesia.sources.source import ModelSource
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import MAX_MANIFEST, parse_manifest, read_manifest, write_manifest
@@ -36,15 +36,16 @@ def replay(
     """Write into `output` what the manifest `path` (a file, or a folder that holds one) describes.
 
     `base` is the model that was edited, before its first edit or before the last one; without it the manifest's own
-    name is used. Weights are proven to be the recorded ones. Files that an evaluation wrote (reports, charts) are not
-    made again. `watch` gets the bytes that will be written, of each edit that must be made. Returns the new manifest.
+    name is used, which says where a repository or a built-in model is, but not where a folder lies. Weights are proven
+    to be the recorded ones. Files that an evaluation wrote (reports, charts) are not made again. `watch` gets the bytes
+    that will be written, of each edit that must be made. Returns the new manifest.
 
-    Raises VerificationError when the base is another model, SourceError when it cannot be had, and what `write.save`
-    raises.
+    Raises VerificationError when the base is another model, InputError when none is known, SourceError when it cannot
+    be had, and what `write.save` raises.
     """
     manifest = _read(path)
     check_output(output, force=force)
-    name = str(manifest.base) if base is None else base
+    name = recorded(manifest.base.ref) if base is None else base
     # Fetching it may take minutes.
     notice(f"finding the model that was edited, {name}")
     source = _find(manifest, name, notice)

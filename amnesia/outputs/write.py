@@ -17,6 +17,8 @@ from amnesia.files.staging import staged_output
 from amnesia.files.strict_json import StrictJson
 from amnesia.plain_text import for_terminal
 from amnesia.progress import Progress, Watch, ignore_progress, unwatched
+from amnesia.recipe_file import portable_text
+from amnesia.sources.resolve import declared
 from amnesia.sources.source import ModelSource
 from amnesia.weights.adapter import write_adapter
 from amnesia.weights.checkpoint import add_file, needed_bytes, write_edited
@@ -97,8 +99,8 @@ def spec_of(
     recipe_text: str | None = None,
     allow_overlap: bool = False,
 ) -> EditSpec:
-    """Edits of a model that the manifest names as the user did; raises what `EditSpec` raises."""
-    return EditSpec(tuple(groups), source.ref, recipe_text, allow_overlap)
+    """Edits of a model that the manifest names as the user did, but for paths; raises what `EditSpec` raises."""
+    return EditSpec(tuple(groups), declared(source.ref), recipe_text and portable_text(recipe_text), allow_overlap)
 
 
 @dataclass(frozen=True)

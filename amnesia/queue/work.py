@@ -25,7 +25,7 @@ from amnesia.evaluation.ability import right_choices
 from amnesia.evaluation.damage import Reading, impression
 from amnesia.evaluation.earlier import Earlier, earlier_edits
 from amnesia.evaluation.examination import Examination, answered, conclude, control_prompts, examine_after
-from amnesia.evaluation.measurement import KnownFact
+from amnesia.evaluation.measurement import KnownFact, in_both_forms
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.facts.popqa import read_popqa
 from amnesia.facts.questions import questions_of
@@ -98,7 +98,7 @@ def run_queue(
             time.sleep(_POLL)
     for folder in (*map(queue.entity, range(len(listed))), queue.joint):
         remove_abandoned(folder)
-    summary = summarize(queue, source.ref)
+    summary = summarize(queue, source.ref.portable)
     document = summary.to_json()
     replace_file(output / SUMMARY_NAME, json_bytes(document))
     replace_file(output / PAGE_NAME, summary_html(document).encode())
@@ -125,7 +125,7 @@ def _settings(
     stats = {path.name: path.stat() for path in sorted(source.folder.iterdir()) if path.is_file()}
     files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     return {
-        "model": str(source.ref),
+        "model": str(source.ref.portable),
         "files": files,
         "dtype": loading.dtype,
         "table": None if popqa is None else hash_file(popqa),
@@ -186,7 +186,7 @@ class _Work:
             with self.tracker.task(f"{listed.name}: {TASK}") as progress:
                 found = mine(self.live, listed.name, self.rows, self.source.ref, (), progress, self.cache)
             recipe = found.recipe
-        questions = questions_of(without_listed(recipe, self.queue.names))
+        questions = in_both_forms(self.live, questions_of(without_listed(recipe, self.queue.names)))
         with self.tracker.task(f"{listed.name}: asking the original model") as progress:
             return recipe, answered(self.live, questions, recipe.scoring, progress, self.cache)
 
@@ -244,7 +244,10 @@ class _Work:
         recipes = _of_one_split(recipes)
         with self.tracker.task("asking the original model about all entities") as progress:
             known = [
-                answered(self.live, questions_of(recipe), recipe.scoring, progress, self.cache) for recipe in recipes
+                answered(
+                    self.live, in_both_forms(self.live, questions_of(recipe)), recipe.scoring, progress, self.cache
+                )
+                for recipe in recipes
             ]
         parts = [
             Part(recipe, group, *select_known(facts))

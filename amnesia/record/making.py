@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from amnesia.domain import ModelRef
 from amnesia.errors import InputError, RecipeError, os_errors_as
 from amnesia.evaluation.bounds import Check, checks
 from amnesia.evaluation.labels import facts_label
@@ -21,7 +20,6 @@ from amnesia.record.content import ChangedTensor, Document, Original, Record, Ri
 from amnesia.record.request import read_request
 from amnesia.record.returning import returns_of
 from amnesia.report.content import Report, read_report
-from amnesia.sources.built_in import BUILT_IN
 from amnesia.weights.manifest import Manifest, tool_version
 from amnesia.weights.manifest_file import read_manifest
 
@@ -60,7 +58,7 @@ def make_record(
     return Record(
         request=fields,
         scope=_scope(first, recipes, list(read.values())),
-        original=Original(_name_of(first.base.ref), first.base.ref.revision, first.base.files),
+        original=Original(first.base.ref.portable.name, first.base.ref.revision, first.base.files),
         saved=saved,
         tested=tuple(_tested(name, report, recipes) for name, report in read.items()),
         returns=returns_of(list(read.values())),
@@ -111,11 +109,6 @@ def _read(path: Path) -> Report:
 def _document(output: Path, path: Path) -> Document:
     folder = output.parent if output.is_file() else output
     return Document(path.relative_to(folder).as_posix(), hash_file(path))
-
-
-def _name_of(ref: ModelRef) -> str:
-    """A model's name; of a folder or file without the path to it, which has no business in what is passed on."""
-    return ref.name if ref.name in BUILT_IN or ref.may_be_on_hub else Path(ref.name).name
 
 
 def _recipes(manifest: Manifest) -> list[Recipe]:

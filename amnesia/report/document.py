@@ -113,7 +113,7 @@ def report_json(
     return {
         "format_version": FORMAT_VERSION,
         "tool": {name: version_of(name) for name in ("amnesia", "torch", "transformers")},
-        "model": model.to_json(),
+        "model": model.portable.to_json(),
         "edited": edited,
         "entity": entity,
         "accepted": accepted,

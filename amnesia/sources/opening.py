@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         PreTrainedModel,
         PreTrainedTokenizerBase,
     )
+    from transformers.distributed import DistributedConfig
 
 # Settings that make the libraries fetch, import or choose code, read other weights, or answer in another form. How a
 # model is computed is decided here; that changes nothing but the order of additions.
@@ -236,11 +237,13 @@ def open_model(
     checkpoint: CheckpointSource,
     dtype: str,
     device_map: str | dict[str, str] | None,
+    split: DistributedConfig | None = None,
 ) -> PreTrainedModel:
     """The model in a folder of `shown`, in the given type; `device_map` is that of transformers.
 
     `whole` is its `skeleton`. Of a checkpoint of which only the first layers were looked over, these are loaded, with
-    what comes before them. What transformers put together of what is left on disk is written into the folder.
+    what comes before them. What transformers put together of what is left on disk is written into the folder. `split`
+    says how the processes that were started together share it.
 
     Raises SourceError when transformers cannot load the model or would fill what is missing with random numbers.
     """
@@ -253,6 +256,8 @@ def open_model(
         "trust_remote_code": False,
         "output_loading_info": True,
     }
+    if split is not None:
+        settings["distributed_config"] = split
     with quiet(), library_errors_as(SourceError, f"{name} cannot be loaded by transformers", "fetch the model again"):
         if checkpoint.part is None:
             found = auto_class(whole.config).from_pretrained(view, **settings)

@@ -24,7 +24,7 @@ from amnesia.files.disk import BLOCK, git_hash
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.guessing import guess
 from amnesia.sources.hub_errors import DEFAULT_REMEDY, hub_errors, reason
-from amnesia.sources.resolve import check_weights
+from amnesia.sources.source import check_weights
 from amnesia.weights.checkpoint import MAX_CONFIG, check_headers, parse_config
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import MAX_MANIFEST, parse_manifest
@@ -44,6 +44,10 @@ from amnesia.weights.safetensors import (
 
 # A connection that breaks is taken up again where it broke, this often without a new byte.
 _MAX_RETRIES = 3
+
+
+class RangesRefusedError(SourceError):
+    """A server sends whole files only."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class HubFiles:
         ) as response:
             hf_raise_for_status(response)
             if response.status_code != 206:
-                raise SourceError(
+                raise RangesRefusedError(
                     f"the server of {self} sends whole files only (status {response.status_code} for a range): "
                     "download the model and give its folder"
                 )
@@ -225,7 +229,7 @@ def open_remote(ref: ModelRef) -> RemoteCheckpoint:
         index = hub.content(INDEX_FILE, MAX_INDEX) if INDEX_FILE in hub.files else None
         if index is None and SINGLE_FILE not in hub.files:
             raise CheckpointError(f"{hub} has neither {SINGLE_FILE} nor {INDEX_FILE}: give a repository that has them")
-        return weight_files(str(hub), index, hub.files.__contains__, lambda name: _header(hub, name))
+        return weight_files(str(hub), index, hub.files.__contains__, lambda name: header_on_hub(hub, name))
 
     guess(config, lambda: read().shapes, str(hub))
     expected = configured(config)  # Refuses what it must before a header is fetched.
@@ -236,5 +240,6 @@ def open_remote(ref: ModelRef) -> RemoteCheckpoint:
     return RemoteCheckpoint(hub, shape, weights, None if earlier is None else parse_manifest(earlier))
 
 
-def _header(hub: HubFiles, name: str) -> SafetensorsHeader:
+def header_on_hub(hub: HubFiles, name: str) -> SafetensorsHeader:
+    """The header of a file of weights; raises CheckpointError, and SourceError when the Hub does not give it."""
     return header_of(Path(name), hub.files[name].size, lambda offset, size: hub.read(name, offset, size))

@@ -35,10 +35,11 @@ from amnesia.guessing import ASKED
 from amnesia.sources.built_in import BUILT_IN, built_in
 from amnesia.sources.conversion import from_gguf
 from amnesia.sources.hub_errors import hub_errors
-from amnesia.sources.source import ModelSource, Notice
+from amnesia.sources.ranges import fetched_part
+from amnesia.sources.source import ModelSource, Notice, check_weights
 from amnesia.weights.checkpoint import read_config
 from amnesia.weights.parts import part_names
-from amnesia.weights.safetensors import INDEX_FILE, MAX_INDEX, location_of, no_weights, read_weight_files
+from amnesia.weights.safetensors import INDEX_FILE, MAX_INDEX, SINGLE_FILE, location_of, read_weight_files
 
 POPQA = ("akariasai/PopQA", "test.tsv")
 # A page of the Hub, as it is copied from a browser.
@@ -51,7 +52,7 @@ _MAX_GIT = 2**27
 # Beside the companions of the weights: weights, adapters, and what an edit has put there. Other shards are fetched by
 # the names in the index; a repository may hold the same weights once more in other files.
 HUB_PATTERNS = [
-    *PATTERNS, "model.safetensors", INDEX_FILE, *ADAPTER_NAMES,
+    *PATTERNS, SINGLE_FILE, INDEX_FILE, *ADAPTER_NAMES,
     MANIFEST_NAME, UNDO_NAME, REPORT_NAME, PAGE_NAME, f"{BASE_FOLDER}/*",
 ]  # fmt: skip
 
@@ -131,6 +132,23 @@ def hub_ref(spec: str) -> ModelRef:
     return ref
 
 
+def declared(model: ModelRef) -> ModelRef:
+    """A model as a manifest names it: without the path to a folder or file, which is never called as a built-in one."""
+    short = model.portable
+    is_here = short != model or Path(model.name).exists()
+    return ModelRef(f"./{short.name}") if short.name in BUILT_IN and is_here else short
+
+
+def recorded(base: ModelRef) -> str:
+    """The base of an output as `resolve` takes it; raises InputError where the manifest does not say where it lies."""
+    if base.revision is None and base.name not in BUILT_IN:
+        raise InputError(
+            f"{base} was a folder or file of the machine on which it was edited: give its place with --base (in "
+            "Python: base=...)"
+        )
+    return str(base)
+
+
 def is_local(spec: str) -> bool:
     """Whether `spec` means a folder, a file, or a built-in model, and not a repository."""
     path = Path(spec).expanduser()
@@ -181,6 +199,11 @@ def _from_hub(ref: ModelRef, also: Collection[str], n_layers: int | None) -> Mod
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+    if n_layers is not None:
+        snapshot = _fetch_files(ref, [pattern for pattern in HUB_PATTERNS if pattern != SINGLE_FILE], also)
+        if (part := fetched_part(snapshot, ref, n_layers)) is not None:
+            return ModelSource(part, replace(ref, revision=snapshot.name))
+        ref = replace(ref, revision=snapshot.name)
     folder = _fetch_files(ref, HUB_PATTERNS, also)
     if further := {*_shards(folder, n_layers)} - {path.name for path in folder.iterdir()}:
         folder = _fetch_files(replace(ref, revision=folder.name), (), further)
@@ -277,12 +300,6 @@ def find_popqa(spec: str | None) -> Path:
 
     with hub_errors("/".join(POPQA), "give a PopQA file with --popqa"):
         return Path(hf_hub_download(*POPQA, repo_type="dataset"))
-
-
-def check_weights(names: Collection[str], shown: str) -> None:
-    """Raise SourceError, with what to give instead, when none of the files `names` holds safetensors."""
-    if not any(name.endswith(".safetensors") for name in names if "/" not in name):
-        raise SourceError(no_weights(shown, names))
 
 
 def _refuse_address(spec: str) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from amnesia.domain import ModelRef
-from amnesia.errors import InputError
+from amnesia.errors import InputError, SourceError
 from amnesia.weights.checkpoint import CheckpointSource, open_source
+from amnesia.weights.safetensors import no_weights
 
 Notice = Callable[[str], None]
 
@@ -47,3 +48,9 @@ class ModelSource:
     def origin(self) -> Path:
         """What no output may replace: the `.gguf` file, beside which there is room for outputs, or the folder."""
         return self.gguf or self.folder
+
+
+def check_weights(names: Collection[str], shown: str) -> None:
+    """Raise SourceError, with what to give instead, when none of the files `names` holds safetensors."""
+    if not any(name.endswith(".safetensors") for name in names if "/" not in name):
+        raise SourceError(no_weights(shown, names))

@@ -31,12 +31,11 @@ _BLOCK = 32
 GGUF_TYPES = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 """Types that are the same for all matrices but embeddings and head."""
 
-MIXES: Mapping[str, tuple[str, str]] = {
-    "Q6_K": ("Q6_K", "Q6_K"),
-    "Q5_K_M": ("Q5_K", "Q6_K"),
-    "Q4_K_M": ("Q4_K", "Q6_K"),
-}
-"""The mixtures of llama.cpp: the type of most matrices, and the finer one of those that suffer most."""
+MIXES: Mapping[str, str] = {"Q6_K": "Q6_K", "Q5_K_M": "Q5_K", "Q4_K_M": "Q4_K", "Q3_K_M": "Q3_K", "Q2_K": "Q2_K"}
+"""The mixtures of llama.cpp, each with the type of most matrices; `_mixed` says which are finer."""
+
+_OUTER = "Q6_K"
+"""What the mixtures store the head in, and embeddings that are the head, too."""
 
 DYNAMIC, NF4 = "int8", "NF4"
 METHODS: Mapping[str, str] = {
@@ -54,8 +53,14 @@ METHODS: Mapping[str, str] = {
     NF4: "NF4 of bitsandbytes, linear layers in blocks of 64; embeddings and head stay.",
 }
 
-_NARROWER = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+_NARROWER = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """What llama.cpp takes for rows that do not divide into blocks of a K type."""
+
+_JOINED = (".qkv_proj", ".query_key_value", "attn.c_attn")
+"""Queries, keys and values in one matrix."""
+
+_OUTPUTS = (".o_proj", "attention.dense", "attn.c_proj")
+"""What attention writes through."""
 
 _NEEDED = {NF4: "bitsandbytes", **dict.fromkeys(MIXES, "xllamacpp")}
 
@@ -101,7 +106,7 @@ def rounded(matrix: np.ndarray, type_name: str) -> np.ndarray:
     What that package cannot quantize, the quantizer of llama.cpp does, which is in the package `xllamacpp`.
     """
     kind, matrix = GGMLQuantizationType[type_name], np.ascontiguousarray(matrix, dtype=np.float32)
-    return dequantize(_by_llama_cpp(matrix, kind) if type_name.endswith("_K") else quantize(matrix, kind), kind)
+    return dequantize(by_llama_cpp(matrix, kind) if type_name.endswith("_K") else quantize(matrix, kind), kind)
 
 
 @functools.cache
@@ -118,7 +123,7 @@ def _bitsandbytes() -> Any:
             sys.modules["kernels"] = own
 
 
-def _by_llama_cpp(matrix: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+def by_llama_cpp(matrix: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     """The bytes (rows, bytes of a row) of a float32 matrix, by `ggml_quantize_chunk`."""
     block, size = GGML_QUANT_SIZES[kind]
     n_rows, n_columns = matrix.shape
@@ -146,12 +151,13 @@ def _quantize_chunk() -> Callable[..., int]:
 def _rounded(live: LiveModel, method: str) -> Generator[None]:
     """Every matrix as it comes back from a quantized file; rows that do not divide into blocks stay, as there."""
     saved: list[tuple[torch.Tensor, torch.Tensor]] = []
+    mixed = _mixed(live, method) if method in MIXES else {}
     try:
         for module in _matrices(live).values():
             weight = weight_of(module).data
             # Files store a row for each output, whatever the module does.
             rows = weight.T if isinstance(module, Conv1D) else weight
-            new = _quantized(rows.float(), _type_of(live, module, method))
+            new = _quantized(rows.float(), _type_of(live, module, method, mixed))
             if new is not None:
                 saved.append((weight, weight.clone()))
                 rows.copy_(new)
@@ -173,30 +179,40 @@ def _quantized(rows: torch.Tensor, type_name: str | None) -> torch.Tensor | None
     return torch.from_numpy(rounded(rows.cpu().numpy(), type_name))
 
 
-def _type_of(live: LiveModel, module: nn.Module, method: str) -> str | None:
+def _type_of(live: LiveModel, module: nn.Module, method: str, mixed: Mapping[int, str]) -> str | None:
     """In which type a matrix is stored, None where it is not quantized."""
     is_outer = module in (live.model.get_input_embeddings(), live.model.get_output_embeddings())
     if method == NF4:
         return None if is_outer else NF4
     if method not in MIXES:
         return "Q8_0" if is_outer else method
-    most, finer = MIXES[method]
     # Embeddings that are the head, too, are stored as the head is.
     is_head = weight_of(module) is weight_of(live.model.get_output_embeddings())
-    return finer if is_head or id(module) in _sensitive(live) else most
+    return _OUTER if is_head else mixed.get(id(module), MIXES[method])
 
 
-def _sensitive(live: LiveModel) -> set[int]:
-    """The modules that the mixtures of llama.cpp store finer: values and down projections of some layers.
-
-    These are the first eighth, the last eighth, and every third of those between (`use_more_bits` in llama-quant.cpp).
-    """
-    n = live.shape.n_layers
-    layers = [i for i in range(n) if i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2]
-    found = {id(live.out_proj(layer)) for layer in layers if live.shape.width(layer)}
-    for layer in layers:
+def _mixed(live: LiveModel, method: str) -> dict[int, str]:
+    """The modules of layers that a mixture stores finer than most, each with its type (llama-quant.cpp)."""
+    n, config = live.shape.n_layers, live.text_config
+    n_heads = getattr(config, "num_attention_heads", 1)
+    n_sharing = n_heads // (getattr(config, "num_key_value_heads", None) or n_heads)
+    found = {}
+    for layer in range(n):
+        # The first eighth, the last eighth, and every third of those between.
+        more = layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
+        values, down, joined, output = {
+            "Q2_K": ("Q4_K" if n_sharing >= 4 else "Q3_K", "Q3_K", "Q2_K", "Q3_K"),
+            "Q3_K_M": ("Q5_K" if layer < 2 else "Q4_K", "Q5_K" if layer < n // 16 else "Q4_K", "Q4_K", "Q4_K"),
+            "Q4_K_M": (*(("Q6_K", "Q6_K") if more else ("Q4_K", "Q4_K")), "Q5_K", "Q4_K"),
+            "Q5_K_M": (*(("Q6_K", "Q6_K") if more else ("Q5_K", "Q5_K")), "Q6_K", "Q5_K"),
+            "Q6_K": ("Q6_K",) * 4,
+        }[method]
+        ends = {".v_proj": values, **dict.fromkeys(_JOINED, joined), **dict.fromkeys(_OUTPUTS, output)}
+        if live.shape.width(layer):
+            found[id(live.out_proj(layer))] = down
         block = live.model.get_submodule(live.shape.layer_path(layer))
-        found |= {id(module) for name, module in block.named_modules() if name.endswith(".v_proj")}
+        for name, module in block.named_modules():
+            found |= {id(module): kind for end, kind in ends.items() if name.endswith(end)}
     return found
 
 

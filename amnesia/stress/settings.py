@@ -13,7 +13,7 @@ class StressSettings:
     questions, so that time grows with them. `n_typos`: misspelled names (1 or more, fewer where a name is short), so
     that not all hangs on one letter. `n_solved`: solved facts about others before a question (0 or more), enough to
     show its form. `n_examples`: questions of an attack that a report shows (0 or more), one for each form of the
-    attack with the most. `methods`: of `quantization.METHODS`, those that people use, from eight bits to four.
+    attack with the most. `methods`: of `quantization.METHODS`, those that people use, from eight bits to two.
     """
 
     n_facts: int = 8
@@ -21,7 +21,7 @@ class StressSettings:
     n_typos: int = 2
     n_solved: int = 3
     n_examples: int = 6
-    methods: tuple[str, ...] = ("int8", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0", "NF4")
+    methods: tuple[str, ...] = ("int8", "Q8_0", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "Q4_0", "NF4")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from amnesia.compare import changed_columns
 from amnesia.domain import FORMATS, OF_GGUF, ROLES, SPLITS, Format, name_key, tidy
 from amnesia.edits import ColumnEdit, Edit, EntityEdits, by_projection, columns_of, directions_of, weakened
 from amnesia.errors import InputError, OutputError, os_errors_as
-from amnesia.evaluation.measurement import KnownFact, known_facts, scores_of
+from amnesia.evaluation.measurement import KnownFact, in_both_forms, known_facts, plainly_asked, scores_of
 from amnesia.facts.questions import questions_of
 from amnesia.files.cache import cache_folder
 from amnesia.files.disk import replace_file
@@ -109,8 +109,9 @@ class Session:
             with job.task(TASK) as progress:
                 recipe = mine(self.live, name, None, self.source.ref, (), progress).recipe
         with job.task("asking about the facts") as progress:
-            facts = known_facts(self.live, questions_of(recipe), recipe.scoring, progress)
-        known = [fact for fact in facts if not fact.excluded]
+            questions = in_both_forms(self.live, questions_of(recipe))
+            facts = known_facts(self.live, questions, recipe.scoring, progress)
+        known = [fact for fact in plainly_asked(facts) if not fact.excluded]
         self.subject = Subject(name, recipe, tuple(known))
         job.tell("facts", prompts=_prompts(known))
         targets, controls = select_known(facts)

@@ -103,8 +103,7 @@ def _found_by_peft(source: Weights, base: ModelRef) -> ModelRef:
     """The base as PEFT finds it, from whatever folder: on the Hub by its name and commit, else by its place here."""
     if base.revision is not None:
         return base
-    named = Path(base.name).expanduser()
-    place = (named if named.is_dir() else Path(source.name)).resolve()
+    place = Path(source.name).resolve()
     # A model that is made for a moment, to be edited once more, has no place.
     return base if any(map(is_hidden_name, place.parts)) else ModelRef(str(place))
 

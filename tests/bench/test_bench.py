@@ -175,6 +175,15 @@ def test_a_folder_that_is_in_use_stays_as_it_is(model, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_weights_that_are_missing_are_told_before_anything_is_asked(model, tmp_path):
+    for path in model.iterdir():
+        if ".safetensors" not in path.name:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    done = run(model, tmp_path, "--entity", "Japan")
+    assert done.exit_code == 2
+    assert "has no safetensors weights" in done.output and "asking" not in done.output
+
+
 def test_a_model_that_knows_nothing_is_an_error(model):
     suite = fact_suite("own", None, ["Japan"])
     with pytest.raises(InputError, match="the model knows none of the .* target facts about 'Japan'"):

@@ -1,12 +1,20 @@
 """The files of RWKU in their published form, read, asked and judged."""
 
 import json
+import math
+import shutil
+import statistics
+import zlib
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+from amnesia.bench.judging import entropy, exact_conclusion, f1, rouge_l_recall
+from amnesia.bench.membership import METRICS, familiarity
 from amnesia.bench.run import run_bench
-from amnesia.bench.rwku import NEEDED, UTILITY, read_rwku, rouge_l_recall
+from amnesia.bench.rwku import read_rwku
+from amnesia.bench.rwku_files import NEEDED, PARTS
 from amnesia.cli.main import main
 from amnesia.errors import InputError
 from amnesia.live.forward import answer_logprobs, generate
@@ -47,6 +55,13 @@ UTILITIES = {
         "mc2_targets": {"choices": ["yes it is", "no"], "labels": [1, 0]},
     },
     "utility_factuality": {"subject": "Japan", "question": "What is wet?", "answers": ["water", "the water"]},
+    "utility_reason": {
+        "subject": "Japan", "task": "boolean", "question": "not True is", "answer": ["False"],
+        "cot": "Q: not False is\nA: Not false is true. So the answer is True.\n",
+    },
+    "utility_fluency": {"subject": "Japan", "instruction": "Write about water."},
+    "mia_forget": {"subject": "Japan", "text": "the people in Japan drink green tea"},
+    "mia_retain": {"subject": "Somebody else", "text": "the people in Peru drink water"},
 }  # fmt: skip
 
 
@@ -85,22 +100,114 @@ def data(model, tmp_path_factory):
     ],
 )
 def test_recall_is_of_the_longest_common_subsequence_of_words(written, answer, share):
-    assert rouge_l_recall(written, answer) == pytest.approx(share)
+    assert rouge_l_recall(written, [answer, "the answers that follow count for nothing"]) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("judge", "written", "answers", "value"),
+    [
+        (f1, "The green tea!\nand more", ["tea", "green tea"], 1.0),
+        (f1, "a cup of green tea", ["green tea"], 2 * 2 / (4 + 2)),
+        (f1, "tea tea", ["tea"], 2 / 3),
+        (f1, "", ["tea"], 0.0),
+        (exact_conclusion, "Not false is true. So the answer is (B). Q: next", ["(B)"], 1.0),
+        (exact_conclusion, "Let us see.\nThe answer is the Tea.", ["x", "tea"], 1.0),
+        (exact_conclusion, "The answer is green tea.", ["tea"], 0.0),
+        (exact_conclusion, " tea\n", ["tea"], 1.0),
+        # Pairs: one twice and one once; triples: two, each once.
+        (entropy, "ab cd ab cd", [], (-2 / 3 * math.log2(2 / 3) - 1 / 3 * math.log2(1 / 3)) / 3 + 2 * 1 / 3),
+        (entropy, "no, no, no, no,", [], (-4 / 7 * math.log2(4 / 7) - 3 / 7 * math.log2(3 / 7)) / 3 + 2 / 3),
+        (entropy, "word", [], 0.0),
+    ],
+)
+def test_other_measures_are_those_of_the_publication(judge, written, answers, value):
+    assert judge(written, answers) == pytest.approx(value)
+
+
+def test_familiarity_is_that_of_each_token_among_all_that_might_stand_there(model):
+    live = load(model, "m")
+    texts = ["the people in Japan drink green tea", "a", "the people in Peru drink water and eat rice"]
+    found = familiarity(live, texts)
+    for text, values in zip(texts, found, strict=True):
+        ids = live.tokenizer(text)["input_ids"]
+        if len(ids) == 1:
+            assert values is None
+            continue
+        with torch.no_grad():
+            every = live.model(torch.tensor([ids])).logits[0, :-1].double().log_softmax(1)
+        own = [row[token].item() for row, token in zip(every, ids[1:], strict=True)]
+        away = []
+        for row, value in zip(every, own, strict=True):
+            mean = sum(math.exp(each) * each for each in row.tolist())
+            away.append((value - mean) / math.sqrt(sum(math.exp(each) * (each - mean) ** 2 for each in row.tolist())))
+        n = max(1, len(own) // 5)
+        whole = statistics.fmean(own)
+        expected = (
+            whole,
+            whole / (len(zlib.compress(text.encode())) / 1000),
+            *(sum(sorted(v)[:n]) / n for v in (own, away)),
+        )
+        assert values == pytest.approx(expected, rel=1e-4)
+    assert len(METRICS) == 4
 
 
 def test_prompts_are_those_of_the_publication(data):
     suite = read_rwku(data, ["Japan"])
-    asked = [item.message + item.lead for item in suite.items if item.set != "utility"]
+    asked = [item.message + item.lead for item in suite.items if item.set in ("forget", "neighbor")]
     assert asked == [prompt for name in NEEDED for prompt in PROMPTS[name]]
     general = next(item for item in suite.items if item.kind == "general")
     assert general.message == (
         "The following are multiple choice questions (with answers) about high school biology.\n\n"
         "Question: What is ice?\nA. hot\nB. cold\nAnswer: B\n\n"
-        "Please following the previous examples and answer the given question.\nQuestion: What is water?\nA. wet\nB. dry"
+        "Please following the previous examples and answer the given question.\nQuestion: What is water?\nA. wet\nB. dry\n"
     )
     assert (general.answers, general.others) == (("A",), ("B",))
-    assert suite.contract.data.keys() == {f"{name}.json" for name in NEEDED} | {f"{name}.jsonl" for name in UTILITY}
-    assert suite.contract.n_prompts == len(suite.items) == 10
+    reasoning = next(item for item in suite.items if item.kind == "reasoning")
+    assert reasoning.message + reasoning.lead == (
+        "Q: not False is\nA: Not false is true. So the answer is True.\n\n"
+        "Following previous examples, answer the following questions and end with 'so the answer is'\n"
+        "Q: not True is\nA:"
+    )
+    assert reasoning.answers == ("False",)
+    fluency = next(item for item in suite.items if item.kind == "fluency")
+    assert fluency.message + fluency.lead == "Instruction: Write about water.\n"
+    assert suite.contract.data.keys() == {f"{name}.json{'l' * (name in UTILITIES)}" for name in PARTS}
+    assert suite.contract.n_prompts == len(suite.items) == 14
+    assert suite.contract == read_rwku(data, ["japan"]).contract
+
+
+BY_TARGET = {
+    "utility_general": "retain_mmlu", "utility_reason": "retain_bbh", "utility_truthfulness": "truthful",
+    "utility_factuality": "triviaqa", "utility_fluency": "fluency", "mia_forget": "forget_mia", "mia_retain": "retain_mia",
+}  # fmt: skip
+
+
+def test_folders_of_targets_hold_the_same_as_files_of_configurations(data, tmp_path):
+    for number, name in enumerate(("Japan", "Somebody else"), start=1):
+        folder = tmp_path / "Target" / f"{number}_{name.replace(' ', '_')}"
+        folder.mkdir(parents=True)
+        for part in PARTS:
+            (path,) = data.glob(f"{part}.*")
+            lines = path.read_text(encoding="utf-8")
+            rows = json.loads(lines) if path.suffix == ".json" else [json.loads(line) for line in lines.splitlines()]
+            own = [row for row in rows if part in UTILITIES or row["subject"] == name]
+            (folder / f"{BY_TARGET.get(part, part)}.json").write_text(json.dumps(own), encoding="utf-8")
+    expected = read_rwku(data, ["Japan"])
+    for place in (tmp_path, tmp_path / "Target", tmp_path / "Target" / "1_Japan"):
+        suite = read_rwku(place, ["Japan"])
+        assert suite.items == expected.items
+        assert suite.contract.prompts == expected.contract.prompts
+    # Texts about others are the same in all folders; they count once.
+    both = read_rwku(tmp_path, ["Japan", "somebody ELSE"])
+    assert [item.message for item in both.items if item.kind == "texts about others"] == [
+        UTILITIES["mia_retain"]["text"]
+    ]
+    assert both.contract.entities == ("Japan", "Somebody else")
+    with pytest.raises(InputError, match="Target of RWKU has no probe about 'Peru': its targets are 1_Japan, 2_Some"):
+        read_rwku(tmp_path, ["Japan", "Peru"])
+    shutil.copy(data / "utility_fluency.jsonl", tmp_path / "Target" / "1_Japan")
+    with pytest.raises(InputError, match="has utility_fluency.jsonl and fluency.json: keep one of them"):
+        read_rwku(tmp_path, ["Japan"])
 
 
 def test_a_model_is_judged_by_what_it_writes_and_finds_likelier(model, data):
@@ -114,6 +221,12 @@ def test_a_model_is_judged_by_what_it_writes_and_finds_likelier(model, data):
     item = next(item for item in suite.items if item.kind == "truthfulness")
     right, wrong = answer_logprobs(live, [(item.message + "A:", choice) for choice in ("yes it is", "no")])
     assert values["utility", "truthfulness"] == float(right.logprob > wrong.logprob)
+    (text,) = generate(live, ["Instruction: Write about water.\n"], 256)
+    assert values["utility", "fluency"] == entropy(text) > 0
+    familiar = {(row.kind, row.metric): row.value.mean for row in found.entries[0].measures if row.set == "membership"}
+    for part, kind in (("mia_forget", "texts about the target"), ("mia_retain", "texts about others")):
+        (expected,) = familiarity(live, [UTILITIES[part]["text"]])
+        assert [familiar[kind, metric] for metric in METRICS] == pytest.approx(expected, rel=1e-4)
     again = found.entries[1]
     assert again.measures == found.entries[0].measures
     assert (again.forget_left, again.neighbor_left) == (1.0, 1.0)

@@ -15,8 +15,8 @@ The scores are those of the model with W′q in memory, relative to the model wi
 by itself is in both. All other weights are those of the model that was edited. Facts that the model with Wq no longer
 knows are left out.
 
-The `gguf` package quantizes F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0. The others come from ggml itself, by its Python
-package (`pip install libggml-python`), without an importance matrix. The built-in smollm2-135m is itself made of a Q4_1
+The `gguf` package quantizes F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and MXFP4. The others come from ggml itself, as it is
+in the package `xllamacpp` (`pip install '.[quantizers]'`), without an importance matrix. The built-in smollm2-135m is itself made of a Q4_1
 file, so that quantizing its matrices to Q4_1 loses nothing.
 
 Lines are appended to the output as they come, so that a run that was broken off goes on where it stopped, and
@@ -27,9 +27,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
-import functools
-import importlib.util
 import json
 import math
 import statistics
@@ -60,6 +57,7 @@ from amnesia.live.loading import load
 from amnesia.live.model import LiveModel
 from amnesia.recipe import Recipe
 from amnesia.sources.resolve import resolve
+from amnesia.stress.quantization import by_llama_cpp
 from amnesia.weights.edit_rows import read_edit
 from amnesia.weights.gguf.codes import CODES, codes_of
 from amnesia.weights.gguf.container import GgufFile, GgufTensor
@@ -79,33 +77,10 @@ def bits_per_weight(kind: GGMLQuantizationType) -> float:
 def quantized(matrix: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     """A float32 matrix in blocks, uint8 (n_rows, row_bytes)."""
     matrix = np.ascontiguousarray(matrix, np.float32)
-    size, n_bytes = GGML_QUANT_SIZES[kind]
     try:
         return quantize(matrix, kind).view(np.uint8).reshape(len(matrix), -1)
     except NotImplementedError:
-        rows = np.empty((len(matrix), matrix.shape[1] // size * n_bytes), np.uint8)
-        ggml().ggml_quantize_chunk(int(kind), matrix.ctypes.data, rows.ctypes.data, 0, *matrix.shape, None)
-        return rows
-
-
-@functools.cache
-def ggml() -> ctypes.CDLL:
-    """The library of ggml with the quantizers."""
-    found = importlib.util.find_spec("libggml")
-    if found is None:
-        raise SystemExit(
-            "K and IQ types are quantized by ggml: pip install libggml-python, or leave them out of --types"
-        )
-    folders = [Path(folder) for folder in found.submodule_search_locations or ()]
-    library = ctypes.CDLL(str(min(path for folder in folders for path in folder.rglob("*ggml-base.*"))))
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int,
-        *[ctypes.c_void_p] * 2,
-        *[ctypes.c_int64] * 3,
-        ctypes.c_void_p,
-    ]
-    return library
+        return by_llama_cpp(matrix, kind)
 
 
 @dataclass(frozen=True)
@@ -245,8 +220,8 @@ def run(arguments: argparse.Namespace) -> None:
         (source, [name for name in arguments.types if (source["entity"], name) not in done])
         for source in sources(arguments)
     ]
-    if any(name.endswith("_K") or name.startswith("IQ") for _, names in wanted for name in names):
-        ggml()  # A package that is missing must not end hours of work.
+    for kind in (GGMLQuantizationType[name] for _, names in wanted for name in names):
+        quantized(np.zeros((1, 256)), kind)  # A package that is missing must not end hours of work.
     live = load(resolve(arguments.model).folder, arguments.model, Loading(device=arguments.device))
     cache = MeasurementCache(arguments.results.with_suffix(".measured"), arguments.model)
     table = read_popqa(TABLE)

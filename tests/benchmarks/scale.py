@@ -232,22 +232,23 @@ def n_dense(d_mlp: int) -> int:
 @contextlib.contextmanager
 def grams_counted(clock: Clock) -> Iterator[Stage]:
     """Measure the sums of a·aᵀ while the block runs."""
-    found, original = Stage("  of it: a·aᵀ"), gathering.gram
+    found, original = Stage("  of it: a·aᵀ"), gathering.add_gram
 
     @wraps(original)
-    def timed(live: LiveModel, layer: int, rows: torch.Tensor) -> torch.Tensor:
+    def timed(live: LiveModel, layer: int, rows: torch.Tensor, *further: Any) -> None:
         began = clock.now()
-        result = original(live, layer, rows)
+        original(live, layer, rows, *further)
         found.seconds += clock.now() - began
-        found.operations["float32"] += 2 * len(rows) * rows.shape[1] ** 2
-        clock.operations["float32"] += 2 * len(rows) * rows.shape[1] ** 2
-        return result
+        starts, d_mlp = range(0, rows.shape[1], gathering._COLUMNS), rows.shape[1]
+        n_products = sum(min(gathering._COLUMNS, d_mlp - start) * (d_mlp - start) for start in starts)
+        found.operations["float32"] += 2 * len(rows) * n_products
+        clock.operations["float32"] += 2 * len(rows) * n_products
 
-    gathering.gram = timed
+    gathering.add_gram = timed
     try:
         yield found
     finally:
-        gathering.gram = original
+        gathering.add_gram = original
 
 
 @contextlib.contextmanager

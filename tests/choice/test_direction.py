@@ -197,6 +197,40 @@ def test_the_choice_never_sees_held_out_facts(live, recipe, cache, monkeypatch):
     assert asked and not [pair for pair in asked if "secret" in pair[0] or pair[1] == "unheard"]
 
 
+CHAT = "{% for message in messages %}say {{ message['content'] }} {% endfor %}"
+
+
+def test_a_chat_model_is_also_asked_in_messages_by_the_choice(recipe):
+    live = tiny_live("llama", seed=3)
+    cells = (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(1, 4), -2.0))
+    fixed = with_edit(dataclasses.replace(recipe, scoring=Scoring(min_nats=0.05, max_rank=10**6)), cells=cells)
+    plain = extract(live, fixed)
+    live.tokenizer.chat_template = CHAT
+    both = extract(live, fixed)
+
+    def scores(facts):
+        """Every other fact of a role is asked as a message, too: the score by one prompt at a time."""
+        found = []
+        for place, fact in enumerate(facts):
+            begun = fact.prompt[0].upper() + fact.prompt[1:]
+            for prompt in (fact.prompt, *([f"say Complete this sentence: {begun} ... {begun}"] * (place % 2 == 0))):
+                ask = [
+                    (prompt.replace("{entity}", name), fact.answer)
+                    for name in (fact.entity, *unseen_names(fact.entity))
+                ]
+                before, *others = (row.logprob for row in answer_logprobs(live, ask))
+                unknown = sum(others) / len(others)
+                with edited(live, cells):
+                    after = answer_logprobs(live, ask[:1])[0].logprob
+                if before - unknown >= 0.05:
+                    found.append((after - unknown) / (before - unknown))
+        return sum(found) / len(found)
+
+    assert both.target == pytest.approx(scores(fixed.facts), rel=1e-3)
+    assert both.control == pytest.approx(scores(fixed.controls), rel=1e-3)
+    assert both.control != plain.control
+
+
 @pytest.mark.parametrize("needed", [-0.25, -0.75, -1.5])
 def test_the_weakest_multiplier_that_reaches_the_goal_is_found(live, cache, needed):
     """Also where it is the one with which atoms are screened, or stronger."""

@@ -1,9 +1,13 @@
 """Whatever a library raises about a file is one line and exit code 2; an interrupt is one line and 130."""
 
+import contextlib
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+from subprocess import PIPE
 
 import pytest
 
@@ -140,13 +144,21 @@ def test_the_traceback_of_an_expected_error_too_is_shown_on_demand(tmp_path):
 
 
 INTERRUPTED = """
-import os, runpy, signal, sys
+import os, runpy, signal, sys, time
+
+class Destroyed:
+    def __del__(self):
+        interrupt()
 
 class Interrupter:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
             sys.meta_path.remove(self)
-            os.kill(os.getpid(), signal.SIGINT)
+            {place}
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Interrupter())
@@ -156,17 +168,55 @@ runpy.run_module("amnesia", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize(
-    "module", ["amnesia.cli", "click", "amnesia.cli.main", "amnesia.cli.edit", "amnesia.outputs.write", "numpy"]
+    ("module", "place"),
+    [
+        *((name, "interrupt()") for name in ("amnesia.cli", "click", "amnesia.cli.edit", "numpy")),
+        # Python remembers an interrupt that passed through code that was made from text.
+        ("amnesia.cli.main", "exec('interrupt()')"),
+        # What is raised in a destructor is lost.
+        ("amnesia.cli.main", "Destroyed()"),
+    ],
 )
-def test_an_interrupt_while_modules_are_loaded_is_one_line(model, tmp_path, module):
+def test_an_interrupt_while_modules_are_loaded_is_one_line(model, tmp_path, module, place):
     before = tree(tmp_path)
-    code = INTERRUPTED.format(
-        module=module, arguments=["edit", str(model), "--cell", "0:1", "-o", str(tmp_path / "out")]
-    )
+    arguments = ["edit", str(model), "--cell", "0:1", "-o", str(tmp_path / "out")]
+    code = INTERRUPTED.format(module=module, place=place, arguments=arguments)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted: nothing was written\n")
     assert tree(tmp_path) == before
+
+
+# What the script of an installed package does; it says so when the first module of the command line is looked for.
+SCRIPT = """
+import signal, sys
+
+class Started:
+    def find_spec(self, name, path=None, target=None):
+        if name == "amnesia.cli":
+            print(flush=True)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Started())
+from amnesia.__main__ import entry
+sys.exit(entry())
+"""
+
+
+@pytest.mark.parametrize("n_times", [4, pytest.param(30, marks=pytest.mark.exhaustive)])
+def test_an_interrupt_at_any_moment_of_the_first_two_seconds_is_one_line(model, n_times):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SCRIPT, "localize", str(model), "Japan"]
+    draw = random.Random(0)
+    for delay in [0.0, *(draw.uniform(0, 2) for _ in range(n_times - 1))]:
+        process = subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True, env=environment)
+        assert process.stdout is not None and process.stdout.readline() == "\n"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(delay)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        if process.returncode:  # On a fast machine the work may be done by then.
+            assert (process.returncode, out, err) == (130, "", "interrupted: nothing was written\n"), delay
 
 
 def interrupt(*_, **__):
@@ -174,7 +224,9 @@ def interrupt(*_, **__):
 
 
 def test_an_interrupt_after_the_output_is_there_says_so(model, tmp_path, monkeypatch):
+    atlas = ("atlas", model, "Japan", "--no-plots", "--json", "-o", tmp_path / "atlas")
     for name, place, arguments in (
+        ("amnesia.cli.experiments.print_json", tmp_path / "atlas", atlas),
         ("amnesia.cli.edit._print_edit", tmp_path / "out", ("edit", model, "--cell", "0:1", "-o", tmp_path / "out")),
         ("amnesia.cli.edit._print_edit", model / "amnesia.json", ("edit", model, "--cell", "0:1", "--in-place")),
     ):

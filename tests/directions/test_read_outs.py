@@ -1,5 +1,6 @@
 """Closed forms against what they must be by definition, and moments against plain sums."""
 
+import errno
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from amnesia.choice.atoms import Name, change_by
 from amnesia.choice.shown import BINS, answers_of
 from amnesia.directions.keys import name_keys, token_texts, wordings
 from amnesia.directions.moments import MomentSettings, _vocabulary, early_layers, moments_of
+from amnesia.directions.moments_file import MomentsFile
 from amnesia.directions.response import response_of
 from amnesia.directions.solve import Metric
 from amnesia.domain import Cell
@@ -213,6 +215,7 @@ class TestMoments:
         moments_of(live, (0, 1), tmp_path, replace(SMALL, sampled=72))
         moments_of(tiny_live("llama", seed=4), (0, 1), tmp_path, SMALL)
         assert len(list(tmp_path.iterdir())) == 3
+        file.unlink()
         file.write_bytes(b"damaged")
         assert torch.equal(moments_of(live, (0, 1), tmp_path, SMALL).second, first.second)
 
@@ -244,6 +247,34 @@ class TestMoments:
             save_file({**tensors, "second": wrong}, file)
         assert torch.equal(moments_of(live, (0, 1), tmp_path, SMALL).second, moments.second)
         assert torch.equal(moments_of(live, (0, 1), tmp_path, SMALL).second, moments.second)
+
+    def test_large_matrices_are_made_in_blocks_of_their_upper_triangle(self, live, moments, tmp_path, monkeypatch):
+        monkeypatch.setattr("amnesia.directions.moments._COLUMNS", 10)
+        found = moments_of(live, (0, 1), tmp_path, SMALL)
+        assert torch.equal(found.second, found.second.mT)
+        assert torch.allclose(found.second, moments.second, atol=1e-6, rtol=1e-6)
+        taken = [(lambda other: other == moments.names[0].name), frozenset({moments.vocabulary[5][-1]})]
+        one, other = (each.without(live, 1, *taken)[0] for each in (found, moments))
+        assert torch.equal(one, one.T) and torch.allclose(one, other, atol=1e-6, rtol=1e-6)
+
+    def test_no_more_than_a_layer_is_mapped_at_a_time(self, live, tmp_path, monkeypatch):
+        asked = []
+        tensor = MomentsFile.tensor
+        monkeypatch.setattr(MomentsFile, "tensor", lambda *given: asked.append(given[1:]) or tensor(*given))
+        found = moments_of(live, (0, 1), tmp_path, SMALL)
+        found.without(live, 1, lambda _: False, frozenset())
+        assert asked[-1] == ("second", 1)
+        # The whole is mapped once, to be looked at by those who ask for it, and nothing of it read.
+        assert asked.count(("second",)) == 1 and {("second", 0), ("second", 1)} < {*asked}
+
+    def test_where_there_is_no_room_for_a_file_they_stay_in_memory(self, live, moments, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("amnesia.directions.moments_file.new_file", full)
+        found = moments_of(live, (0, 1), tmp_path, SMALL)
+        assert found.file is None and torch.equal(found.second, moments.second)
+        assert list(tmp_path.iterdir()) == []
 
     def test_activations_beyond_half_precision_stay_finite(self):
         live = tiny_live("llama", seed=3)

@@ -28,7 +28,9 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["safetensors", "adapter"])
 def test_an_edit_that_acts(run, name):
-    assert "answers to 5 target facts changed by" in done("verify", run / "out" / name, "--behaviour")
+    options = ("verify", run / "out" / name, "--behaviour")
+    assert "answers to 5 target facts changed by" in done(*options, "--base", run / "m")
+    assert "m was a folder or file of the machine on which it was edited" in refused(*options)
 
 
 def test_a_merged_model_is_asked_with_base_and_recipe(run, tmp_path):
@@ -52,7 +54,7 @@ def test_an_adapter_that_was_silently_emptied(run, tmp_path):
     start = 8 + int.from_bytes(content[:8], "little")
     content[start:] = bytes(len(content) - start)
     weights.write_bytes(content)
-    assert "the edit is not in what was loaded" in refused("verify", folder, "--behaviour")
+    assert "the edit is not in what was loaded" in refused("verify", folder, "--behaviour", "--base", run / "m")
 
 
 def test_a_recipe_without_behaviour_is_a_mistake(run):

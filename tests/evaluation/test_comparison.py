@@ -223,5 +223,7 @@ def test_a_chat_model_is_asked_in_messages_without_thinking():
     )
     evaluation = conclude(asked, examine_after(live, asked))
     assert [row.n + row.n_excluded for row in evaluation.aggregates if row.group == "form:message"] == counts
-    targets, controls = select_known(asked.facts)
-    assert not any(fact.question.is_message for fact in (*targets, *controls))
+    # The choice is shown what the search may see, in both forms.
+    for facts, role in zip(select_known(asked.facts), ("target", "control"), strict=True):
+        kinds = {(fact.question.role, fact.question.split, fact.question.is_message) for fact in facts}
+        assert kinds == {(role, "search", False), (role, "search", True)}

@@ -157,7 +157,7 @@ def test_copy_gives_the_same_bytes_and_a_writable_file(tmp_path):
     steps = []
     copy_file(tmp_path / "a", tmp_path / "sub" / "b", advance=steps.append)
     assert (tmp_path / "sub" / "b").read_bytes() == content
-    assert os.access(tmp_path / "sub" / "b", os.W_OK)
+    assert (tmp_path / "sub" / "b").stat().st_mode & 0o777 == 0o666 & ~_umask()
     assert sum(steps) in (0, len(content))  # Shared blocks take no steps.
     (tmp_path / "empty").touch()
     copy_file(tmp_path / "empty", tmp_path / "empty2")

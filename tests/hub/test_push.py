@@ -321,7 +321,7 @@ def test_a_base_that_was_a_folder_needs_its_repository(hub, base, tmp_path):
     done("edit", source, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "one")
     done("edit", tmp_path / "one", "--cell", "2:9", "--multiplier", "-1.3", "--entity", "Peru", "-o", tmp_path / "two")
     done("edit", source, "--cell", "0:3", "--entity", "Japan", "--format", "adapter", "-o", tmp_path / "lora")
-    assert f"the base {tmp_path}/one is a file of this machine" in refused("push", tmp_path / "two", "ada/edited")
+    assert "the base one is a file of this machine" in refused("push", tmp_path / "two", "ada/edited")
     hub.add_repo("org/other", files_in(save_tiny(tmp_path / "other", seed=1)))
     line = refused("push", tmp_path / "two", "ada/edited", "--base", "org/other")
     assert re.search(r"org/other@\w+ is not the base: its model-\S+ is another file", line)

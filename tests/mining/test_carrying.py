@@ -66,7 +66,7 @@ def test_a_run_with_another_model_edits_that_one_and_says_what_it_knows(tmp_path
     tracker = Silent()
     result = run(own, tmp_path / "out", tracker, model=str(tmp_path / "relative"))
     manifest = read_manifest(tmp_path / "out")
-    assert manifest.base.ref == ModelRef(str(tmp_path / "relative"))
+    assert manifest.base.ref == ModelRef("relative")
     assert parse_recipe(manifest.recipe).model == manifest.base.ref
     assert [row.prompt for row in result.evaluations["safetensors"].prompts if not row.excluded]
     told = "\n".join(tracker.lines)

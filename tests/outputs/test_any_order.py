@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from shutil import copytree
 from tempfile import TemporaryDirectory
@@ -14,14 +15,14 @@ from hypothesis import strategies as st
 
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
-from amnesia.errors import AmnesiaError, InputError, VerificationError
+from amnesia.errors import AmnesiaError, CheckpointError, InputError, VerificationError
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.outputs.in_place import edit_in_place, undo_in_place
 from amnesia.outputs.proofs import prove, take_back
 from amnesia.outputs.write import plan_formats, save, staged, write_format
 from amnesia.sources.source import ModelSource
 from amnesia.weights.checkpoint import add_file
-from amnesia.weights.manifest_file import write_manifest
+from amnesia.weights.manifest_file import read_manifest, write_manifest
 from support.checkpoints import tell_otherwise
 from support.folders import tree
 from support.gguf_edits import D_MLP, direction, tiny
@@ -29,6 +30,8 @@ from support.tiny import save_tiny, tiny_direction
 
 # Those that are their own inverse, that invert exactly, that need saved columns, and that leave nothing to invert.
 MULTIPLIERS = (-1.0, 0.5, 2.0, 0.3, -1.7, 0.0)
+# A scale of 16 bits ends; and what is stored wider is edited once.
+REFUSED = re.compile("is not exact in Q8_0|on which no other is made|is edited already: undo that")
 CELLS = (Cell(0, 3), Cell(0, 7), Cell(1, 4))
 
 steps = st.lists(
@@ -37,6 +40,7 @@ steps = st.lists(
             "cells": st.dictionaries(st.sampled_from(CELLS), st.sampled_from(MULTIPLIERS), max_size=2),
             "direction": st.none() | st.integers(0, 1),
             "way": st.sampled_from(["in place", "copy", "linked copy", "copy with a card"]),
+            "wider": st.sampled_from([None, None, "f16", "q8_0"]),
         }
     ).filter(lambda step: step["cells"] or step["direction"] is not None),
     min_size=1,
@@ -83,7 +87,8 @@ def make(step, folder: Path, target: Path, group: EntityEdits) -> Path:
                 manifest = add_file(manifest, staging, added, group.entity.encode())
             write_manifest(manifest, staging)
         return target
-    save(name, source, [group], target, link=step["way"] == "linked copy", allow_overlap=True)
+    wider = step["wider"] if source.gguf and step["direction"] is not None else None
+    save(name, source, [group], target, link=step["way"] == "linked copy", allow_overlap=True, tensor_type=wider)
     return target
 
 
@@ -113,18 +118,27 @@ def there_and_back(original, steps, here):
             states.append(tree(folder))
             if step["way"] == "in place":  # What a link shares is refused in place.
                 folder = copytree(folder, root / f"own {number}")
-            folder = make(
-                step, folder, root / f"edited {number}", edits_of(step, number, (folder / "tiny.gguf").exists())
-            )
+            is_gguf, target = (folder / "tiny.gguf").exists(), root / f"edited {number}"
+            try:
+                folder = make(step, folder, target, edits_of(step, number, is_gguf))
+            except (CheckpointError, InputError) as error:
+                assert is_gguf and REFUSED.search(str(error))
+                assert tree(folder) == states.pop() and not target.exists()
+                break
             prove(folder)
             prove(folder, source_in(original))
         take_back(folder, root / "all back", every_step=True)
         assert tree(root / "all back") == states[0]
         for number, state in reversed([*enumerate(states)]):
-            if here[number]:
+            if here[number] and read_manifest(folder).tensor_type is None:
                 folder = copytree(folder, root / f"undone {number}")
                 undo_in_place(folder)
             else:
+                if here[number]:
+                    before = tree(folder)
+                    with pytest.raises(InputError, match=f"`amnesia undo '.*{folder.name}' -o NEW`"):
+                        undo_in_place(folder)
+                    assert tree(folder) == before
                 take_back(folder, root / f"undone {number}")
                 folder = root / f"undone {number}"
             assert tree(folder) == state
@@ -162,7 +176,7 @@ def test_what_is_proven_is_taken_back_and_what_is_refused_is_not(original, tmp_p
     """Each value of a manifest in turn is false: four ways to read it say the same of it."""
     folder = copytree(original, tmp_path / "model")
     is_gguf = (folder / "tiny.gguf").exists()
-    step = {"cells": {CELLS[0]: 0.3, CELLS[2]: -1.0}, "direction": 1, "way": way}
+    step = {"cells": {CELLS[0]: 0.3, CELLS[2]: -1.0}, "direction": 1, "way": way, "wider": None}
     folder = make(step, folder, tmp_path / "edited", edits_of(step, 1, is_gguf))
     told = json.loads((folder / MANIFEST_NAME).read_bytes())
     seen: set[tuple[object, ...]] = set()
@@ -198,12 +212,12 @@ def put(document, path, value) -> None:
 @pytest.mark.parametrize("way", ["copy", "in place"])
 def test_nothing_is_built_on_an_output_that_could_not_be_taken_back(original, tmp_path, way):
     folder = copytree(original, tmp_path / "model")
-    first = {"cells": {}, "direction": 1, "way": "copy with a card"}
+    first = {"cells": {}, "direction": 1, "way": "copy with a card", "wider": None}
     is_gguf = (folder / "tiny.gguf").exists()
     folder = make(first, folder, tmp_path / "first", edits_of(first, 1, is_gguf))
     (folder / "report.json").unlink()
     before = tree(folder)
-    second = {"cells": {CELLS[0]: -1.0}, "direction": None, "way": way}
+    second = {"cells": {CELLS[0]: -1.0}, "direction": None, "way": way, "wider": None}
     with pytest.raises(VerificationError, match=r"report\.json is missing"):
         make(second, folder, tmp_path / "second", edits_of(second, 2, is_gguf))
     assert tree(folder) == before and not (tmp_path / "second").exists()

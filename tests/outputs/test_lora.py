@@ -113,7 +113,7 @@ def test_manifests_of_another_edit_are_refused(tmp_path):
 def test_it_is_made_again_from_its_manifest_and_needs_no_undo(tmp_path):
     path = tiny(tmp_path / "base.gguf")
     written(path, *CELLS, *DIRECTIONS)
-    replay(tmp_path / "out", tmp_path / "again")
+    replay(tmp_path / "out", tmp_path / "again", base=str(path))
     assert tree(tmp_path / "again") == tree(tmp_path / "out")
     with pytest.raises(InputError, match="is an adapter, the base model was never changed"):
         undo(tmp_path / "out", tmp_path / "original")

@@ -22,16 +22,16 @@ def test_every_byte_comes_again(tmp_path, source, name):
     cells = ("--cell", "0:3", "--cell", "2:40", "--multiplier", "-1.7", "--entity", "Japan")
     done("edit", source, *cells, "--format", name, "-o", tmp_path / "out")
     manifest = shutil.copy(tmp_path / "out" / "amnesia.json", tmp_path / "moved.json")
-    assert "2 columns in 2 tensors as recorded" in done("replay", manifest, "-o", tmp_path / "again")
+    assert "2 columns in 2 tensors as recorded" in done("replay", manifest, "--base", source, "-o", tmp_path / "again")
     assert files_in(tmp_path / "again") == files_in(tmp_path / "out")
-    done("replay", tmp_path / "out", "--base", source, "-o", tmp_path / "third")
-    assert files_in(tmp_path / "third") == files_in(tmp_path / "out")
+    line = refused("replay", tmp_path / "out", "-o", tmp_path / "third")
+    assert "source was a folder or file of the machine on which it was edited: give its place with --base" in line
 
 
 def test_a_gguf_comes_again(tmp_path):
     gguf = write_gguf(tmp_path / "tiny.gguf")
     done("edit", gguf, "--cell", "0:3", "-o", tmp_path / "out")
-    done("replay", tmp_path / "out", "-o", tmp_path / "again")
+    done("replay", tmp_path / "out", "--base", gguf, "-o", tmp_path / "again")
     assert files_in(tmp_path / "again") == files_in(tmp_path / "out")
 
 
@@ -47,12 +47,15 @@ def test_the_model_is_named_before_it_is_looked_for(tmp_path, source):
 def test_edits_on_top_of_each_other_come_again_from_the_first_base(tmp_path, source, name):
     done("edit", source, "--cell", "0:3", "--multiplier", "-1.7", "--entity", "Japan", "-o", tmp_path / "one")
     done("edit", tmp_path / "one", "--cell", "1:4", "--entity", "Peru", "--format", name, "-o", tmp_path / "two")
-    done("replay", tmp_path / "two", "-o", tmp_path / "again")
+    done("replay", tmp_path / "two", "--base", tmp_path / "one", "-o", tmp_path / "again")
     assert files_in(tmp_path / "again") == files_in(tmp_path / "two")
     shutil.rmtree(tmp_path / "one")
-    assert "one" in refused("replay", tmp_path / "two", "-o", tmp_path / "third")
     done("replay", tmp_path / "two", "--base", source, "-o", tmp_path / "third")
-    assert files_in(tmp_path / "third") == files_in(tmp_path / "two")
+    made, recorded = files_in(tmp_path / "third"), files_in(tmp_path / "two")
+    if name == "adapter":  # PEFT's own settings say where the base lies, which is nowhere by now.
+        place = str(tmp_path / "one").encode()
+        recorded["adapter_config.json"] = recorded["adapter_config.json"].replace(place, b"one")
+    assert made == recorded
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 

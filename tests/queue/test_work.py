@@ -23,7 +23,7 @@ from amnesia.recipe_file import parse_recipe
 from amnesia.report.page import summary_html
 from amnesia.weights.manifest_file import read_manifest
 from support.commands import call
-from support.folders import ROOT, tree
+from support.folders import ROOT, telling, tree
 from support.reports import check_report_json
 from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live
@@ -107,6 +107,13 @@ def test_each_entity_has_a_folder_and_all_have_one_model(written, model):
     assert verify(output / "joint", str(model))
 
 
+def test_no_result_says_where_the_model_lies(written, model):
+    """But for the recipes, by which each entity is done again, and PEFT's own settings."""
+    _, output, _ = written
+    found = telling(output, str(model.parent))
+    assert not [name for name in found if not name.endswith((".toml", "adapter_config.json", ".sqlite"))]
+
+
 def test_scores_of_all_edits_are_those_of_the_saved_files(written):
     summary, output, _ = written
     prompts = json.loads((output / "joint" / "report.json").read_text(encoding="utf-8"))["prompts"]
@@ -187,7 +194,7 @@ def forks():
         process.stdin.close()
 
 
-@pytest.mark.parametrize("n_kills", [2, pytest.param(10, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("n_kills", [2, pytest.param(20, marks=pytest.mark.exhaustive)])
 def test_a_kill_of_one_process_loses_nothing_and_does_nothing_twice(written, entities, forks, tmp_path, n_kills):
     _, whole, _ = written
     draw = random.Random(n_kills)
@@ -274,7 +281,7 @@ def test_names_are_quoted_on_the_page(written):
 
 
 @pytest.mark.exhaustive
-def test_processes_that_are_launched_together_give_one_table(entities, tmp_path):
+def test_processes_that_are_launched_together_give_one_table(written, entities, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
     done = subprocess.run(
@@ -289,6 +296,7 @@ def test_processes_that_are_launched_together_give_one_table(entities, tmp_path)
     assert done.stdout.count("2 of 3 accepted") == 1
     for line in ("Japan (1 of 3): ", "Canada (2 of 3): ", "Norway (3 of 3): "):
         assert done.stderr.count(line) == 1, done.stderr
+    assert_same(results(tmp_path / "out"), results(written[1]))
 
 
 def test_all_edits_can_be_taken_back(written, model, tmp_path):

@@ -72,12 +72,13 @@ def test_one_server_alone(run, servers):
 
 def test_whether_the_edit_acts_on_a_server(run, servers):
     base, edited = servers
-    shown = done("verify", run / "out", "--behaviour", "--server", edited)
+    command = ("verify", run / "out", "--base", run / "m", "--behaviour", "--server")
+    shown = done(*command, edited)
     assert f"{edited}: 1.00 of that change" in shown
-    report = json.loads(done("verify", run / "out", "--behaviour", "--server", edited, "--json"))
+    report = json.loads(done(*command, edited, "--json"))
     assert report["share"] == pytest.approx(1, abs=0.02)
     assert report["served"] == pytest.approx(report["after"], abs=0.02)
-    line = refused("verify", run / "out", "--behaviour", "--server", base)
+    line = refused(*command, base)
     assert f"m.gguf at {base} has 0.00 times the change of 5 target facts" in line
 
 

@@ -1,6 +1,7 @@
 """The first layers of a model by themselves: what is read and fetched for them, and what is refused."""
 
 import json
+from fnmatch import fnmatchcase
 
 import pytest
 import torch
@@ -101,3 +102,66 @@ def test_of_a_repository_only_the_shards_of_the_layers_are_fetched(hub, tmp_path
     # The whole is fetched when it is asked for.
     assert load(resolve("org/base").folder, "whole").n_held is None
     assert {path.name for path in snapshot.glob("*.safetensors")} == {*shards(folder).values()}
+
+
+SINGLE = "model.safetensors"
+STORAGE = "GET /org/base/[0-9a-f]*"
+
+
+def one_file(folder):
+    """A model of eight layers in one file."""
+    tiny_model("llama", vocab_size=VOCAB_SIZE, num_hidden_layers=8).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    assert (folder / SINGLE).is_file() and not (folder / INDEX).exists()
+    return folder
+
+
+def test_of_a_single_file_only_the_bytes_of_the_layers_are_fetched_once(hub, tmp_path):
+    folder = one_file(tmp_path / "m")
+    repo = hub.add_repo("ada/base", files_in(folder), private=True)
+    arguments = ("localize", "ada/base", "Japan", "Paris", "--layers", "0", "--json")
+    found, expected = json.loads(done(*arguments)), localized(folder, "--layers", "0")
+    assert (found["layers"], found["entities"]) == expected
+    needed = sum(
+        tensor.nbytes for name, tensor in load_file(folder / SINGLE).items() if "embed_tokens" in name or ".0." in name
+    )
+    ranges = [
+        row.down for row in hub.requests if fnmatchcase(row.line, STORAGE.replace("org", "ada")) and row.status == 206
+    ]
+    size_of_header = 8 + int.from_bytes((folder / SINGLE).read_bytes()[:8], "little")
+    assert sum(ranges) == needed + size_of_header
+    assert needed < 0.5 * (folder / SINGLE).stat().st_size
+    (part,) = (tmp_path / "cache" / "parts").iterdir()
+    stored, whole = load_file(part / SINGLE), load_file(folder / SINGLE)
+    assert {name for name in whole if "embed_tokens" in name or ".0." in name} == stored.keys()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in stored.items())
+    hub.reset()
+    assert json.loads(done(*arguments)) == found
+    assert not [row for row in hub.requests if row.status == 206]
+    # A new commit is another model; the whole is fetched when it is asked for.
+    repo.add_commit("refs/heads/main", dict(repo.find("main").tree), "again", None)
+    done(*arguments)
+    assert len(list((tmp_path / "cache" / "parts").iterdir())) == 2
+    assert load(resolve("ada/base").folder, "whole").n_held is None
+
+
+@pytest.mark.parametrize("obstacle", ["no ranges", "most layers", "fetched before"])
+def test_a_single_file_is_fetched_whole_where_that_is_better(hub, tmp_path, obstacle):
+    hub.add_repo("org/base", files_in(one_file(tmp_path / "m")))
+    if obstacle == "no ranges":
+        hub.fail(STORAGE, whole_file=True, times=99)
+    elif obstacle == "fetched before":
+        resolve("org/base")
+    done("localize", "org/base", "Japan", "--layers", "0-6" if obstacle == "most layers" else "0")
+    (snapshot,) = (tmp_path / "hf").rglob("snapshots/*")
+    assert (snapshot / SINGLE).is_file()
+    assert not (tmp_path / "cache" / "parts").exists() or not list((tmp_path / "cache" / "parts").iterdir())
+
+
+def test_a_connection_that_breaks_leaves_no_part(hub, tmp_path):
+    hub.add_repo("org/base", files_in(one_file(tmp_path / "m")))
+    hub.fail(STORAGE, skip=2, cut_after=0, times=99)
+    assert "the connection broke" in refused("localize", "org/base", "Japan", "--layers", "0")
+    assert not list((tmp_path / "cache" / "parts").iterdir())
+    hub.reset()
+    done("localize", "org/base", "Japan", "--layers", "0")

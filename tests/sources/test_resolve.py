@@ -19,7 +19,7 @@ from amnesia.files.staging import check_output
 from amnesia.sources import conversion
 from amnesia.sources.built_in import BUILT_IN, GEMMA_TERMS
 from amnesia.sources.conversion import from_gguf
-from amnesia.sources.resolve import resolve, resolve_file
+from amnesia.sources.resolve import declared, recorded, resolve, resolve_file
 from support.commands import done, refused
 from support.tiny import save_tiny, tiny_model
 from support.tiny_gguf import llama_gguf, write_gguf
@@ -396,6 +396,25 @@ def test_a_folder_with_an_interrupted_edit_is_not_read(tmp_path):
     (tmp_path / JOURNAL_NAME).touch()
     with pytest.raises(CheckpointError, match="in place was interrupted .*: take it back with `amnesia undo"):
         resolve(str(tmp_path))
+
+
+def test_a_manifest_names_a_folder_without_its_path_and_never_as_a_built_in_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = next(iter(BUILT_IN))
+    for ref in (ModelRef(name), ModelRef("org/m", "main")):
+        assert (declared(ref), recorded(ref)) == (ref, str(ref))
+    (tmp_path / name).mkdir()
+    (tmp_path / "ann" / "m").mkdir(parents=True)
+    for given, told in (
+        ("ann/m", "m"),
+        ("/home/ann/m", "m"),
+        ("../x/m.gguf", "m.gguf"),
+        (f"/x/{name}", f"./{name}"),
+        (name, f"./{name}"),
+    ):
+        assert declared(ModelRef(given)) == ModelRef(told)
+        with pytest.raises(InputError, match="was a folder or file of the machine .*: give its place with --base"):
+            recorded(ModelRef(told))
 
 
 def test_a_folder_that_is_no_model_does_not_hide_a_built_in_one_without_a_word(tmp_path, monkeypatch):

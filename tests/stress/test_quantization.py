@@ -69,7 +69,7 @@ AVAILABLE = [
 @have("xllamacpp")
 def test_more_bits_of_a_k_type_come_nearer():
     matrix = np.random.default_rng(2).normal(size=(4, 512)).astype(np.float32)
-    errors = [np.abs(rounded(matrix, name) - matrix).mean() for name in ("Q4_0", "Q4_K", "Q5_K", "Q6_K")]
+    errors = [np.abs(rounded(matrix, name) - matrix).mean() for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0] / 4
     assert not np.array_equal(rounded(matrix, "Q4_K"), matrix)
@@ -92,6 +92,42 @@ def test_a_mixture_stores_some_layers_finer_and_narrow_rows_in_other_types():
         kind = "Q6_K" if finer else "Q4_K"
         if tensor.shape[1] % 256:  # The rows of down_proj.
             kind = {"Q6_K": "Q8_0", "Q4_K": "Q5_0"}[kind]
+        np.testing.assert_array_equal(tensor.numpy(), rounded(before[name].numpy(), kind), err_msg=name)
+
+
+def llama_cpp_type(name, layer, mixture, n_sharing):
+    """What llama-quant.cpp stores a matrix of four layers in, written out for what it is called there."""
+    if "lm_head" in name:
+        return "Q6_K"
+    if mixture == "Q2_K":
+        if "v_proj" in name:
+            return "Q4_K" if n_sharing >= 4 else "Q3_K"
+        return "Q3_K" if "down_proj" in name or "o_proj" in name else "Q2_K"
+    if "v_proj" in name:
+        return "Q5_K" if layer < 2 else "Q4_K"
+    return "Q4_K" if "down_proj" in name or "o_proj" in name else "Q3_K"
+
+
+@have("xllamacpp")
+@pytest.mark.parametrize(("mixture", "n_sharing"), [("Q3_K_M", 2), ("Q2_K", 2), ("Q2_K", 4)])
+def test_two_and_three_bits_are_mixed_with_more(mixture, n_sharing):
+    live = tiny_live(
+        num_hidden_layers=4,
+        hidden_size=256,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=4 // n_sharing,
+    )
+    before = state(live)
+    with quantized(live, mixture):
+        during = state(live)
+    for name, tensor in during.items():
+        if "norm" in name:
+            continue
+        layer = int(name.split(".")[2]) if "layers" in name else None
+        kind = llama_cpp_type(name, layer, mixture, n_sharing)
+        if tensor.shape[1] % 256:  # The rows of down_proj.
+            kind = {"Q3_K": "Q4_0", "Q4_K": "Q5_0"}[kind]
         np.testing.assert_array_equal(tensor.numpy(), rounded(before[name].numpy(), kind), err_msg=name)
 
 

@@ -50,9 +50,10 @@ class BlockCodes(Block):
     def by_level(self) -> tuple[np.ndarray, np.ndarray]:
         """The levels that may be written in ascending order, float64, and the code of each, uint8."""
         low, high = self.choices or (min(self.levels), max(self.levels))
-        codes = [code for code, level in enumerate(self.levels) if low <= level <= high]
-        codes.sort(key=lambda code: self.levels[code])
-        return np.array([self.levels[code] for code in codes], np.float64), np.array(codes, np.uint8)
+        # Of two codes that mean the same, as 0 and −0, the first is written.
+        codes = {level: code for code, level in reversed([*enumerate(self.levels)]) if low <= level <= high}
+        levels = sorted(codes)
+        return np.array(levels, np.float64), np.array([codes[level] for level in levels], np.uint8)
 
     def byte_places(self, columns: Columns) -> np.ndarray:
         """The bytes of a row, ascending, that hold something of the codes of `columns`."""
@@ -198,6 +199,19 @@ def _iq4_xs(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return _no_offset(_half(blocks, 0) * ((low | high << 4).astype(np.float64) - 32))
 
 
+def _exponent(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """E8M0: a bare power of two; levels are twice what the codes stand for."""
+    return _no_offset(2.0 ** (blocks[..., :1].astype(np.float64) - 128))
+
+
+def _nvfp4(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """E4M3 without a sign, four numbers; levels are twice what the codes stand for."""
+    packed = blocks[..., :4]
+    exponent, mantissa = (packed >> 3 & 0x0F).astype(np.float64), (packed & 0x07) / 8.0
+    scale = np.where(exponent == 0, mantissa * 2.0**-6, (1 + mantissa) * 2.0 ** (exponent - 7)) / 2
+    return _no_offset(np.where(packed == 0x7F, 0.0, scale))
+
+
 def _packed(size: int, offset: int, width: int, run: int, place: int = 0) -> Field:
     """Parts of `width` bits: `run` bytes hold those of `run` weights lowest, above them those of the next `run`, ….
 
@@ -220,6 +234,7 @@ def _single_bits(size: int, offset: int, place: int) -> Field:
 
 _T = GGMLQuantizationType
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
 def _range(low: int, high: int) -> tuple[int, ...]:
@@ -246,6 +261,8 @@ CODES: Mapping[GGMLQuantizationType, BlockCodes | PlainNumbers] = {
         BlockCodes(_T.Q6_K, (_packed(256, 0, 4, 64), _packed(256, 128, 2, 32, 4)), _range(-32, 31), _q6_k),
         BlockCodes(_T.IQ4_NL, (_packed(32, 2, 4, 16),), _IQ4, _one_scale),
         BlockCodes(_T.IQ4_XS, (_packed(256, 8, 4, 16),), _IQ4, _iq4_xs),
+        BlockCodes(_T.MXFP4, (_packed(32, 1, 4, 16),), _E2M1, _exponent),
+        BlockCodes(_T.NVFP4, (_packed(64, 4, 4, 8),), _E2M1, _nvfp4),
     )
 }
 
@@ -255,8 +272,6 @@ REFUSED: Mapping[GGMLQuantizationType, str] = {
     **dict.fromkeys((_T.IQ1_S, _T.IQ1_M, _T.IQ2_XXS, _T.IQ2_XS, _T.IQ2_S, _T.IQ3_XXS, _T.IQ3_S), _GRID),
     _T.TQ1_0: "five weights share one byte",
     _T.TQ2_0: "its three values are too coarse",
-    _T.MXFP4: "its values are too coarse",
-    _T.NVFP4: "its values are too coarse",
 }
 
 

@@ -238,7 +238,11 @@ def find_up(model: GgufModel, shape: GgufShape, layer: int, expert: int | None =
 
 
 def find_down(model: GgufModel, shape: GgufShape, layer: int) -> tuple[GgufFile, GgufTensor]:
-    """`ffn_down.weight` of a layer and its file; raises CheckpointError when it is missing or has other sizes."""
+    """`ffn_down.weight` of a layer and its file.
+
+    Raises CheckpointError when it is missing or has other sizes, and when all of it is multiplied by a number outside
+    it, as beside NVFP4.
+    """
     name, expected = shape.name(layer, "down"), (shape.d_model, shape.widths[layer])
     found = model.find(name)
     if found is None or found[1].shape != expected:
@@ -246,5 +250,11 @@ def find_down(model: GgufModel, shape: GgufShape, layer: int) -> tuple[GgufFile,
         raise CheckpointError(
             f"{model.files[0].path.name}: {name} {state}, expected shape {expected} in a "
             f"{shape.architecture} model: edit the safetensors model and convert it again"
+        )
+    factor = name.removesuffix("weight") + "scale"
+    if model.find(factor) is not None:
+        raise CheckpointError(
+            f"{model.files[0].path.name}: {name} is multiplied by {factor}, expected no such tensor beside a matrix "
+            "that gets a direction: use another quantization"
         )
     return found

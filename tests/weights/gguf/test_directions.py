@@ -44,8 +44,8 @@ from support.gguf_edits import (
 from support.tiny import as_read, tiny_direction, tiny_model
 from support.tiny_gguf import D_MODEL, llama_gguf
 
-F32, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0 = (
-    GGMLQuantizationType[name] for name in ("F32", "Q4_0", "Q4_1", "Q4_K", "Q6_K", "Q8_0")
+F32, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0, NVFP4 = (
+    GGMLQuantizationType[name] for name in ("F32", "Q4_0", "Q4_1", "Q4_K", "Q6_K", "Q8_0", "NVFP4")
 )
 TYPES = [pytest.param(kind, id=kind.name) for kind in CODES]
 
@@ -312,6 +312,15 @@ def test_damaged_matrices_are_refused_in_one_line(tmp_path: Path):
     missing = tiny(tmp_path / "missing" / "tiny.gguf", metadata={"feed_forward_length": 256})
     with pytest.raises(CheckpointError, match=r"ffn_down.weight has shape \(256, 512\), expected shape \(256, 256\)"):
         write(missing, tmp_path / "no", direction(0, (1, 2)))
+
+
+def test_a_matrix_that_a_number_outside_it_multiplies_is_refused(tmp_path: Path):
+    source = tiny(tmp_path / "tiny.gguf", NVFP4, extra={"blk.1.ffn_down.scale": np.ones(1, np.float32)})
+    with pytest.raises(CheckpointError, match=r"ffn_down.weight is multiplied by blk.1.ffn_down.scale") as caught:
+        write(source, tmp_path / "out", direction(1))
+    assert "\n" not in str(caught.value)
+    write(source, tmp_path / "other", direction(0))
+    assert proven(tmp_path / "other", source)
 
 
 def test_f16_that_overflows_is_refused(tmp_path: Path):

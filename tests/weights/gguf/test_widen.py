@@ -159,7 +159,7 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path):
         write(tmp_path / "out" / "tiny.gguf", tmp_path / "two", direction(1))
     with pytest.raises(InputError, match="edited already"):
         widen(tmp_path / "out" / "tiny.gguf", tmp_path / "three", direction(1))
-    with pytest.raises(InputError, match="with -o FOLDER"):
+    with pytest.raises(InputError, match="`amnesia undo .*out -o NEW` writes the original"):
         undo_in_place(tmp_path / "out")
 
 
