@@ -78,6 +78,8 @@ def atlas(
     from amnesia.experiments import atlas as experiment
     from amnesia.experiments.atlas import Shards
     from amnesia.experiments.atlas_file import read
+    from amnesia.sources.fingerprint import fingerprint
+    from amnesia.sources.resolve import is_local, resolve
 
     terminal, shards = Terminal(), Shards()
     loading = dataclasses.replace(loading, device=loading.device or shards.device)
@@ -86,7 +88,10 @@ def atlas(
         if source is None:
             continue
         live = load_model(source, terminal, loading, span, whole=directions)
-        settings = experiment.AtlasSettings(live.name, baseline, layers=span, top=top, directions=directions)
+        # Of a repository the name with the revision says which weights these are.
+        weights = fingerprint(resolve(source, terminal.notice)) if is_local(source) else None
+        name = Path(source).resolve().name if weights else live.name
+        settings = experiment.AtlasSettings(name, weights, baseline, layers=span, top=top, directions=directions)
         if shards.first:
             experiment.begin(output / file, settings, names)
         shards.wait()

@@ -153,8 +153,14 @@ def _from_atlas(atlas: Path, model: str, entity: str | None, top: int | None, mu
     if entity is None:
         raise InputError("--atlas needs --entity: name the entity that should be edited")
     from amnesia.experiments.atlas_file import edits_of
+    from amnesia.sources.fingerprint import fingerprint
+    from amnesia.sources.resolve import is_local, resolve, resolve_file
 
-    return edits_of(atlas, entity, model, top, multiplier)
+    weights = None
+    if is_local(model):
+        source = (resolve_file if is_gguf_name(model) else resolve)(model, Terminal().notice)
+        weights = fingerprint(source)
+    return edits_of(atlas, entity, model, top, multiplier, weights)
 
 
 def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
