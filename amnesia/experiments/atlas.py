@@ -33,8 +33,8 @@ from amnesia.progress import Progress
 class AtlasSettings:
     """What has to be equal for two runs to be parts of one atlas.
 
-    `model` is its name; `weights`, of one on this disk, its `sources.fingerprint`, by which it is known under any path;
-    `baseline`, `n_prompts`, `layers` (first and last, both included) and `top` (cells of an
+    `model` is its name; `weights` of one on this disk its `sources.fingerprint`, by which it is known under any path,
+    else repository and commit. `baseline`, `n_prompts`, `layers` (first and last, both included) and `top` (cells of an
     entity) are those of `localization.cells.localize`, where their defaults have their reasons. `directions` says
     whether each entity has one, too: of these layers, or of those in which a choice looks for it.
     """

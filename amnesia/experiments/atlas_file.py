@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from amnesia.domain import Cell, ModelRef, name_key, tidy
+from amnesia.domain import Cell, name_key, tidy
 from amnesia.edits import ColumnEdit, DirectionEdit, EntityEdits
 from amnesia.errors import InputError
 from amnesia.files.sqlite import database
@@ -125,24 +125,15 @@ def edits_of(
 ) -> EntityEdits:
     """The edit of an entity by the atlas of a model: its direction, or its best `n_cells` cells.
 
-    Without `n_cells` it is one cell where the atlas has no direction. `weights` is the fingerprint of a model on this
-    disk. Raises InputError for an atlas of another model, for an entity that is not in it or may be several, for more
-    cells than it has, and for a direction that is damaged.
+    Without `n_cells` it is one cell where the atlas has no direction. `weights` is what `AtlasSettings` says
+    of the model. Raises InputError for an atlas of another model, for an entity that is not in it or may be several,
+    for more cells than it has, and for a direction that is damaged.
     """
     settings, rows = _content(path)
     found = _named(path, rows, entity)
-    made_of = settings["model"]
-    if weights is not None and weights != settings.get("weights"):
+    if settings.get("weights") != weights:
+        made_of = settings["model"]
         raise InputError(f"{path} is an atlas of other weights ({made_of}), not of {model}: make one of {model}")
-    one, two = ModelRef.parse(made_of), ModelRef.parse(model)
-    if weights is None and (
-        "weights" in settings
-        or one.name != two.name
-        or (one.revision and two.revision and one.revision != two.revision)
-    ):
-        raise InputError(
-            f"{path} is an atlas of {made_of}, not of {model}: give that model, or make an atlas of {model}"
-        )
     if n_cells is None and found.direction is not None:
         return EntityEdits(found.entity, (replace(_direction(path, found.entity), multiplier=multiplier),))
     cells = [score.cell for score in found.cells[: n_cells or 1]]

@@ -138,7 +138,7 @@ def test_an_edit_takes_the_direction_of_an_entity_from_an_atlas_or_its_cells(tmp
             (cell.layer, cell.neuron) for cell in cells[:n]
         }
         assert {(row["entity"], row["multiplier"]) for row in manifest["edits"]} == {
-            ("michael jordan", -1.0 if n == 1 else -2.0)
+            ("Michael Jordan", -1.0 if n == 1 else -2.0)
         }
     out = ("-o", tmp_path / "none")
     assert "--atlas needs --entity" in refused("edit", model, "--atlas", path, *out)
