@@ -48,7 +48,9 @@ _MIN_TEMPERATURE = 0.01  # Logits are divided by it; far below, they leave the r
 @click.option("--entity", help="Which entity of a recipe that lists several.")
 @click.option("--completion", is_flag=True, help="Continue prompts, also where the model has a chat template.")
 @click.option("--max-tokens", type=click.IntRange(1), default=100, show_default=True, help="Longest answer.")
-@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest token.")
+@click.option(
+    "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest; else from 0.01."
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of --temperature.")
 @on_device
 @as_json
@@ -84,7 +86,9 @@ def chat(
     groups = [group for path in edit_files for group in edits_from_file(path)]
     with terminal.task("loading", 0):
         duet = open_duet(model, edited, groups, terminal, loading)
-    forms = [None if completion else chat_format(voice.live.tokenizer, terminal.notice) for voice in duet.voices]
+    forms = [
+        None if completion else chat_format(voice.live.tokenizer, terminal.notice, today=True) for voice in duet.voices
+    ]
     sampling = Sampling(max_tokens, temperature, seed)
     interactive = sys.stdin.isatty()
     session = Session(duet, forms, sampling, asked or _recipe_in(edited, entity), json_output, echoed=not interactive)

@@ -16,6 +16,7 @@ from amnesia.files.staging import check_output
 from amnesia.guessing import ASKED
 
 # Names in a line.
+_ANEW = "a tensor with a direction is stored anew as {}, which rounds its other columns"
 _N_SHOWN = 8
 
 if TYPE_CHECKING:
@@ -177,6 +178,8 @@ def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
     codes = "" if share is None else f", {share:.4f} of the edit kept by their codes"
     changed = f"{count(n, 'column')} in {count(len(manifest.tensors), 'tensor')}"
     echo(f"{changed} edited ({manifest.format}{codes}); written to {output}")
+    if manifest.tensor_type is not None:
+        echo(_ANEW.format(manifest.tensor_type.upper()))
 
 
 @click.command()
@@ -228,6 +231,8 @@ def verify(
             f"{folder}: {count(row.n_cells, 'column')} in {count(row.n_tensors, 'tensor')} changed as declared "
             f"({row.format}, {row.entity}); {count(row.n_files, 'file')} proven {proof}"
         )
+        if row.tensor_type is not None:
+            echo(f"  {_ANEW.format(row.tensor_type.upper())}")
         if row.unproven:
             more = len(row.unproven) - _N_SHOWN
             names = ", ".join(row.unproven[:_N_SHOWN]) + (f" and {more} more" if more > 0 else "")

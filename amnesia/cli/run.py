@@ -218,6 +218,8 @@ def _next_steps(output: Path, model: str, result: RunResult) -> str:
     if not is_local(model):  # With the commit that was edited.
         named = next(iter(result.reports.values()))["model"]
         model = str(ModelRef(named["id"], named["revision"]))
+    if str(output).startswith("-"):  # It would be taken for an option.
+        output = output.absolute()
     model, whole = (shlex.quote(str(name)) for name in (model, output))
     steps = [
         (f"chat {model} {whole}", "ask the model and its edited self at once"),

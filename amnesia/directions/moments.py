@@ -31,7 +31,7 @@ from amnesia.directions.response import Response, half, response_of
 from amnesia.errors import CheckpointError, InputError
 from amnesia.facts.names import code_snippets, contrast_entities, foreign_sentences, name_wordings, neutral_texts
 from amnesia.live.forward import activations
-from amnesia.live.model import LiveModel, hooks, plain_generation
+from amnesia.live.model import LiveModel, hooks, not_finite, plain_generation
 from amnesia.live.split import by_first, whole_of
 from amnesia.live.tokens import Placed, encode
 from amnesia.progress import Progress
@@ -210,8 +210,10 @@ def _gather(
     ends = (batch for _, batch in activations(live, rows, layers, progress))
     _add(live, layers, matrix, ends, settings.vocabulary / len(rows))
     _add(live, layers, matrix, _named(live, name_rows, layers, keys, progress), settings.names / len(name_rows))
-    for place in range(len(layers)):
+    for place, layer in enumerate(layers):
         mirror(matrix(place))
+        if not matrix(place).isfinite().all():
+            raise not_finite(live, f"activations in layer {layer}")
 
 
 def _kept(

@@ -84,6 +84,10 @@ def beside(output: Path) -> Generator[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield path
+    except KeyboardInterrupt as error:
+        if path.exists():
+            error.add_note(f"what was measured is in {path}: the same command goes on")
+        raise
     except AmnesiaError as error:
         if not isinstance(error, OSError):
             remove_database(path)

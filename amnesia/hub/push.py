@@ -77,7 +77,7 @@ def push(
     if space and (create_pr or branch):
         raise InputError("a Space shows the main branch: drop --space, or --branch and --create-pr")
     folder = _the_output(output)
-    prove(folder, with_others=leave_out)
+    prove(folder, with_others=True)  # Those are refused by name below, unless they are left out.
     manifest = read_manifest(folder)
     if not allow_failed and missed_bounds(report_in(folder, manifest)):
         raise InputError(

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from amnesia.domain import plain_apostrophes, tidy
@@ -182,12 +183,23 @@ _THOUGHT = re.compile(
 )
 
 
-def chat_format(tokenizer: Tokenizer, notice: Callable[[str], None] = lambda line: None) -> Chat | None:
+_DAY = datetime(2024, 7, 26)
+"""The day that templates are told, which some print: what is measured must not change from one day to the next."""
+
+# A template is given plain data only, so that the function that it would call is defined in front of it.
+_SAID = "".join(f"|replace('%{code}','{_DAY.strftime(f'%{code}')}')" for code in "aAbBdHIjmMpSyY")
+_FIXED_DAY = f"{{%- macro strftime_now(format) -%}}{{{{ format{_SAID} }}}}{{%- endmacro -%}}"
+
+
+def chat_format(
+    tokenizer: Tokenizer, notice: Callable[[str], None] = lambda line: None, *, today: bool = False
+) -> Chat | None:
     """What a chat model is fed before its answer to a message, as a function of the message.
 
     None without a template, and, after a `notice`, where the template takes no message of a user alone. Thinking is
     switched off where the template can, and a block of thoughts is closed, so that what follows is the answer. The text
-    is meant for `encode`, which adds the special tokens that the tokenizer itself puts before every text.
+    is meant for `encode`, which adds the special tokens that the tokenizer itself puts before every text. Templates
+    that print the date are given a fixed one unless it is to be `today`.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
@@ -200,7 +212,8 @@ def chat_format(tokenizer: Tokenizer, notice: Callable[[str], None] = lambda lin
         chat = [{"role": role, "content": content} for role, content in said]
         # Templates read what they know of these, and nothing else.
         off = {"enable_thinking": False, "thinking": False}
-        fed = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **off)
+        used = template if today else _FIXED_DAY + template
+        fed = tokenizer.apply_chat_template(chat, chat_template=used, tokenize=False, add_generation_prompt=True, **off)
         return _without_thoughts(fed.removeprefix(tokenizer.bos_token) if adds_bos else fed, message, template)
 
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 
 from amnesia.domain import ModelRef
-from amnesia.evaluation.measurement import KnownFact
+from amnesia.evaluation.measurement import KnownFact, plainly_asked
 from amnesia.recipe import Recipe
 
 # What a recipe sets with its own model in view, by section. Facts and formats are no matter of the model.
@@ -57,7 +57,7 @@ def known_notice(facts: Sequence[KnownFact], model: str, entity: str) -> str:
     """How many of a recipe's facts a model knows that they were not made for, in one line."""
     counts = []
     for role, name in (("target", entity), ("control", "others")):
-        rows = [fact for fact in facts if fact.question.role == role]
+        rows = [fact for fact in plainly_asked(facts) if fact.question.role == role]
         known = sum(not fact.excluded for fact in rows)
         counts.append(f"{known} of the recipe's {len(rows)} facts about {name}")
     return f"{model} knows {' and '.join(counts)}"

@@ -107,6 +107,7 @@ def prove(
         n_bytes=sum(sizes[name] for name in proven),
         base_read=base is not None,
         unproven=tuple(sorted(sizes.keys() - proven)),
+        tensor_type=manifest.tensor_type,
     )
 
 

@@ -52,7 +52,7 @@ class VerificationReport:
 
     `n_cells` and `n_tensors` count edited cells and tensors, `n_files` the files whose every byte was proven, `n_bytes`
     the bytes in them. `base_read` says whether the base was compared. `unproven` lists files of the model that only the
-    base could prove.
+    base could prove. `tensor_type` is that in which edited tensors of a GGUF were stored anew.
     """
 
     format: Format
@@ -63,6 +63,7 @@ class VerificationReport:
     n_bytes: int
     base_read: bool
     unproven: tuple[str, ...]
+    tensor_type: str | None = None
 
 
 @as_declared()

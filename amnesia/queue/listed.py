@@ -28,9 +28,23 @@ class Listed:
 def read_list(path: Path) -> tuple[Listed, ...]:
     """The entities of a list, in its order.
 
-    A line is a name, or, if it ends in ".toml", the path of a recipe, from the folder of the list. A `#` at the
-    beginning of a line or after a space begins a comment. Raises InputError for a file that cannot be read, lists
-    nobody, or lists somebody twice; RecipeError for a recipe that cannot be used.
+    A line is a name, or, if it ends in ".toml", the path of a recipe, from the folder of the list. Raises what
+    `lines_in` raises, InputError for somebody who is listed twice, and RecipeError for a recipe that cannot be used.
+    """
+    found: dict[str, Listed] = {}
+    for line in lines_in(path):
+        recipe = load_recipe(path.parent / line) if line.endswith(".toml") else None
+        listed = Listed(line if recipe is None else recipe.target.entity, recipe)
+        if name_key(listed.name) in found:
+            raise InputError(f"{path} lists {listed.name!r} twice: list each entity once")
+        found[name_key(listed.name)] = listed
+    return tuple(found.values())
+
+
+def lines_in(path: Path) -> tuple[str, ...]:
+    """What stands on the lines of a list; a `#` at the beginning of a line or after a space begins a comment.
+
+    Raises InputError for a file that cannot be read or lists nobody.
     """
     remedy = "give a text file with an entity on each line"
     with os_errors_as(InputError, f"list {path} cannot be read", remedy):
@@ -39,16 +53,10 @@ def read_list(path: Path) -> tuple[Listed, ...]:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"list {path} is not UTF-8 text: save it as UTF-8") from error
-    found: dict[str, Listed] = {}
-    for line in filter(None, (tidy(_COMMENT.sub("", line)) for line in lines)):
-        recipe = load_recipe(path.parent / line) if line.endswith(".toml") else None
-        listed = Listed(line if recipe is None else recipe.target.entity, recipe)
-        if name_key(listed.name) in found:
-            raise InputError(f"{path} lists {listed.name!r} twice: list each entity once")
-        found[name_key(listed.name)] = listed
+    found = tuple(filter(None, (tidy(_COMMENT.sub("", line)) for line in lines)))
     if not found:
         raise InputError(f"{path} lists no entity: {remedy}")
-    return tuple(found.values())
+    return found
 
 
 def model_of(listed: Sequence[Listed], model: str | None) -> ModelRef | str:

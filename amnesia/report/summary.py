@@ -57,25 +57,28 @@ def _gone(report: Report) -> str:
 
 
 def _back(report: Report) -> str:
-    tried = (
-        ("attacks and quantization", report.stress),
-        ("training", report.relearning),
-        ("probes", report.probes),
-    )
-    looked_at = [name for name, section in tried if section is not None]
+    stress, training, probes = report.stress, report.relearning, report.probes
+    # What could not be done, or finds nothing in the original, says nothing.
+    tried = {
+        "attacks": stress is not None and any(row.rows for row in stress.attacks),
+        "quantization": stress is not None and any(row.rows for row in stress.quantization),
+        "training": training is not None and any(row.steps for row in training.runs),
+        "probes": probes is not None and any(row.found for row in probes.probes),
+    }
+    looked_at = [name for name, said in tried.items() if said]
     if not looked_at:
         return "What may bring it back was not looked at for this report."
     left = [
         row.knowledge_score.mean
         for row in view.whole(report)
-        if (row.role, row.split) == ("target", "search") and row.knowledge_score.mean > Accept.max_held_out_target
+        if row.role == "target" and row.knowledge_score.mean > Accept.max_held_out_target
     ]
     if left:
-        return f"It is not gone ({signed(left[0])} of 1 is left), so that nothing needs to bring it back."
+        return f"It is not gone ({signed(max(left))} of 1 is left), so that nothing needs to bring it back."
     ways = [*_ways(report), *_shown(report)]
     if ways:
         return f"It comes back {flat('; '.join(ways), 400)}."
-    return f"Nothing brings it back among {', '.join(looked_at)}."
+    return f"Nothing that was tried brings it back ({', '.join(looked_at)})."
 
 
 def _ways(report: Report) -> Iterator[str]:

@@ -9,6 +9,7 @@ through the same, as itself and after LoRA unlearning of the same facts. Two mod
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from amnesia.domain import ROLES, Fact
+from amnesia.errors import NumericalError, first_line
 from amnesia.evaluation.measurement import KnownFact, Pair, measure, plainly_asked, scores_of
 from amnesia.evaluation.measurement_cache import MeasurementCache, item_of, once
 from amnesia.facts.answers import matches, overlap
@@ -131,7 +133,8 @@ def plan_relearning(
         or f"the model writes nothing about {target.name} without one of the answers",
         ONE_FACT: (("", join(*taught.pair())),)
         if _others(chosen)
-        else f"all facts have the answer {taught.answer!r}, which would be taught: add facts with other answers",
+        else f"all {len(chosen)} facts taken have the answer {taught.answer!r}, which would be taught: take more "
+        "(--stress-facts), or add facts with other answers",
     }
     seen = [fact for fact in targets if fact.question.split == "search"]
     spared = [fact.question.fact for fact in controls if fact.question.split == "search"]
@@ -214,11 +217,17 @@ def retrain(
             runs[text, way] = lessons if isinstance(lessons, str) else str(reason)
             continue
 
-        def train(text: str = text, way: Way = way) -> list[tuple[int, float, list[float]]]:
+        def train(text: str = text, way: Way = way) -> list[tuple[int, float, list[float]]] | str:
             with tracker.task(f"training the {model} model ({way.name}) on {text}") as progress:
-                return _trained(live, plan, text, way, start, progress)
+                try:
+                    return _trained(live, plan, text, way, start, progress)
+                except NumericalError as error:  # One that diverges says nothing against the others.
+                    return first_line(error)
 
         found = once(cache, _TRAINED, _training(plan, model, text, way), train)
+        if isinstance(found, str):
+            runs[text, way] = found
+            continue
         runs[text, way] = tuple(
             Observed(step, loss, dict(zip(_pairs(plan, text), values, strict=True))) for step, loss, values in found
         )
@@ -248,8 +257,11 @@ def retrain_peer(
 ) -> Peer | str:
     """Let the original model forget by LoRA unlearning, and train it as `retrain` does; or why that cannot be."""
     settings = plan.settings.unlearning
-    if (reason := untrainable(live, settings.way)) is not None:
+    reason, *others = (untrainable(live, way) for way in (settings.way, *plan.settings.ways))
+    if reason is not None:
         return reason
+    if all(others):  # It would be compared with nothing.
+        return others[0] or "there is no way to train"
     pairs = [fact.pair for fact in plan.forget]
 
     def score() -> float:
@@ -350,4 +362,4 @@ def _training(plan: RelearningPlan, model: str, text: str, way: Way) -> tuple[An
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{max(2, math.ceil(seconds))} seconds"

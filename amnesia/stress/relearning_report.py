@@ -87,7 +87,7 @@ def relearning_text(relearning: Relearning, entity: str) -> str:
     """Knowledge scores by step of each training, and what they come to."""
     steps = next((run.steps for run in relearning.runs if run.steps), ())
     lines = [
-        f"{entity} after fine-tuning: mean knowledge score, {relearning.n_facts} facts",
+        f"{entity} after fine-tuning: mean knowledge score, {relearning.n_facts} fact{'s' * (relearning.n_facts != 1)}",
         f"LoRA unlearning (NPO with a KL term) took {relearning.unlearning_steps} steps"
         if relearning.no_unlearning is None
         else f"no LoRA unlearning to compare with: {relearning.no_unlearning}",

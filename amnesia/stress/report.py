@@ -28,7 +28,8 @@ def stress_text(stress: Stress, entity: str) -> str:
     """Attacks and quantization, one table each."""
     return "\n".join(
         [
-            f"{entity} under stress: mean knowledge score and right answers, {stress.n_facts} facts",
+            f"{entity} under stress: mean knowledge score and right answers, {stress.n_facts} "
+            f"fact{'s' * (stress.n_facts != 1)}",
             "1 is what the original model makes of the plain question, 0 what it makes of an unknown name",
             "",
             *_attack_table(stress.attacks),

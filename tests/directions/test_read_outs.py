@@ -22,7 +22,7 @@ from amnesia.directions.response import response_of
 from amnesia.directions.solve import Metric
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
-from amnesia.errors import InputError
+from amnesia.errors import InputError, NumericalError
 from amnesia.facts.names import code_snippets, contrast_entities, foreign_sentences, name_wordings, neutral_texts
 from amnesia.facts.relations import relation_templates
 from amnesia.live.forward import answer_logprobs
@@ -503,3 +503,12 @@ def test_harm_is_the_divergence_of_small_edits(model_type):
 
             slope = (logprob(1e-3) - logprob(-1e-3)) / 2e-3
             assert inner.sum().item() == pytest.approx(slope, rel=0.02, abs=0.02)  # Gradients are kept in bfloat16.
+
+
+def test_a_model_whose_activations_overflow_is_named_and_nothing_of_it_is_kept(tmp_path):
+    live = tiny_live("llama", seed=3)
+    with torch.no_grad():
+        live.model.model.layers[0].mlp.up_proj.weight.mul_(1e30)
+    with pytest.raises(NumericalError, match="activations in layer 0"):
+        moments_of(live, (0, 1), tmp_path, SMALL)
+    assert not list(tmp_path.iterdir())

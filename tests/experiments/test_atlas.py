@@ -145,9 +145,11 @@ def test_an_edit_takes_the_direction_of_an_entity_from_an_atlas_or_its_cells(tmp
     asked = ("edit", model, "--atlas", path, *out, "--entity")
     assert "and 'Pariss' is none of them: did you mean 'Paris'?" in refused(*asked, "Pariss")
     assert "has 3 cells of 'Paris', wanted are 4: make it with a higher --top" in refused(*asked, "Paris", "--top", 4)
-    other = save_tiny_live(tmp_path / "other")
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    tiny_model("llama", vocab_size=VOCAB_SIZE, seed=1).save_pretrained(other, max_shard_size="60KB")
     told = refused("edit", other, "--atlas", path, *out, "--entity", "Michael Jordan")
-    assert f"is an atlas of {model}, not of {other}: give that model, or make an atlas of {other}" in told
+    assert f"is an atlas of other weights (m), not of {other}: make one of {other}" in told
     assert "--top is for --atlas" in refused("edit", model, "--cell", "0:1", "--top", 2, *out)
     with sqlite3.connect(path) as database:
         database.execute("UPDATE directions SET edit = X'7B' WHERE entity = 'Paris'")

@@ -1,3 +1,5 @@
+from datetime import datetime
+
 import pytest
 
 from amnesia.errors import InputError
@@ -86,6 +88,13 @@ def test_a_chat_model_is_asked_for_its_answer_not_for_its_thoughts(tokenizer, te
     lines = []
     assert chat_format(tokenizer, lines.append)("Who?\n").endswith(f"[user] Who?\n{fed}")
     assert lines == []
+
+
+def test_a_template_that_prints_the_day_asks_the_same_on_every_day(tokenizer):
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[-1]['content'] }} ->"
+    fixed, dated = chat_format(tokenizer), chat_format(tokenizer, today=True)
+    assert fixed("Who?") == "26 Jul 2024 Who? ->"
+    assert dated("Who?") == f"{datetime.now():%d %b %Y} Who? ->"
 
 
 @pytest.mark.parametrize(

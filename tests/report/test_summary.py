@@ -34,14 +34,30 @@ def test_ways_in_which_it_comes_back_are_named():
 @pytest.mark.parametrize(
     ("left", "words"),
     [
-        (("stress", "relearning"), "among probes."),
-        (("probes", "relearning"), "among attacks and quantization."),
-        (("probes", "stress"), "among training."),
-        (("probes",), "among attacks and quantization, training."),
+        (("stress", "relearning"), "(probes)."),
+        (("probes", "relearning"), "(attacks, quantization)."),
+        (("probes", "stress"), "(training)."),
+        (("probes",), "(attacks, quantization, training)."),
     ],
 )
 def test_what_was_looked_at_in_vain_is_named(left, words):
-    assert said(without(*left))[2] == f"Nothing brings it back {words}"
+    assert said(without(*left))[2] == f"Nothing that was tried brings it back {words}"
+
+
+def test_what_could_not_be_tried_or_finds_nothing_in_the_original_is_not_said_to_bring_nothing_back():
+    document = without("stress")
+    for run in document["relearning"]["runs"]:
+        run |= {"steps": [], "not_applicable": "in 16 bits nothing is trained"}
+    for probe in document["probes"]["probes"]:
+        probe["found"] = False
+    assert said(document)[2] == "What may bring it back was not looked at for this report."
+
+
+def test_held_out_wordings_that_are_left_are_not_gone():
+    document = sample()
+    (row,) = (row for row in document["aggregates"] if (row["kind"], row["group"]) == ("held_out_target", "all"))
+    row["knowledge_score"]["mean"] = 0.94
+    assert said(document)[2] == "It is not gone (0.94 of 1 is left), so that nothing needs to bring it back."
 
 
 def test_what_is_not_gone_need_not_be_brought_back():

@@ -86,8 +86,21 @@ def plan_widened_gguf(
     rows, downs = find_pieces(model, shape, spec.groups, None, allow_overlap=spec.allow_overlap)
     if not downs:
         raise InputError("no direction changes a tensor: drop the tensor type, which is for directions")
+    for tensor in (down.tensor for down in downs):
+        kind = GGMLQuantizationType[tensor_type.upper()]
+        if kind is not tensor.tensor_type and _bits(kind) <= _bits(tensor.tensor_type):
+            raise InputError(
+                f"{tensor.name} is stored as {tensor.tensor_type.name}, which {tensor_type} is not wider than: choose "
+                "a wider type, or drop it"
+            )
     edits = sorted((row.edit(multiplier) for row, multiplier in rows), key=lambda edit: edit.row.offset)
     return WidePlan(spec, model, tuple(edits), tuple(downs), tensor_type, stamps)
+
+
+def _bits(kind: GGMLQuantizationType) -> float:
+    """Bits that a weight of this type takes."""
+    n, size = GGML_QUANT_SIZES[kind]
+    return 8 * size / n
 
 
 def write_widened_gguf(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFReader
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from amnesia.domain import WIDER_TYPES, Cell, ModelRef
@@ -39,8 +39,22 @@ def widen(source: Path, folder: Path, *changes, tensor_type: str = "f16", **opti
 
 
 # How a type is read and how one is written have nothing to do with each other: each occurs, and in full every pair.
-PAIRS = [(kind, tensor_type) for kind in BLOCKS for tensor_type in WIDER_TYPES]
-SAMPLE = {(kind, WIDER_TYPES[place % len(WIDER_TYPES)]) for place, kind in enumerate(BLOCKS)}
+def bits(kind: GGMLQuantizationType) -> float:
+    n, size = GGML_QUANT_SIZES[kind]
+    return size / n
+
+
+def is_wider(kind: GGMLQuantizationType, tensor_type: str) -> bool:
+    wanted = GGMLQuantizationType[tensor_type.upper()]
+    return wanted is kind or bits(wanted) > bits(kind)
+
+
+PAIRS = [(kind, tensor_type) for kind in BLOCKS for tensor_type in WIDER_TYPES if is_wider(kind, tensor_type)]
+SAMPLE = {
+    (kind, fits[place % len(fits)])
+    for place, kind in enumerate(BLOCKS)
+    for fits in [[tensor_type for tensor_type in WIDER_TYPES if is_wider(kind, tensor_type)]]
+}
 
 
 @pytest.mark.parametrize(
@@ -146,6 +160,10 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path):
         widen(source, tmp_path / "a", direction(0), tensor_type="q4_0")
     with pytest.raises(InputError, match="no direction changes a tensor"):
         widen(source, tmp_path / "b", ColumnEdit(Cell(0, 3)))
+    for kind, wanted in (("F32", "f16"), ("F16", "bf16"), ("BF16", "q8_0")):
+        narrow = tiny(tmp_path / f"{kind}.gguf", GGMLQuantizationType[kind])
+        with pytest.raises(InputError, match=f"is stored as {kind}, which {wanted} is not wider than"):
+            widen(narrow, tmp_path / kind, direction(0), tensor_type=wanted)
     with pytest.raises(NumericalError, match="too large for F16"):
         widen(source, tmp_path / "c", direction(size=1e7))
     odd = write_gguf(tmp_path / "odd.gguf", Q8_0)
