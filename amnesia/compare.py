@@ -100,12 +100,16 @@ def assess(
     swept_edits = edits_between(source, other) if sweep and other is not None else ()
     if manifest is not None:
         facts = _spared(facts, manifest, tracker)
+    caches = (
+        _cache(measurements, loading, source),
+        None if other is None else _cache(measurements, loading, source, other),
+    )
     live = load_source(source, loading, hooked=sweep, notice=tracker.notice)
     chat_format(live.tokenizer, tracker.notice)  # A template that cannot be used is told before minutes of work.
     with tracker.task("asking the original model") as progress:
-        before = examine(live, facts.questions, facts.scoring, progress, _cache(measurements, loading, source))
+        before = examine(live, facts.questions, facts.scoring, progress, caches[0])
     scores = [_task_scores(live, tasks, task_limit, tracker)]
-    finish = trials.begin(live, before.facts, facts, tracker)
+    finish = trials.begin(live, before.facts, facts, tracker, caches)
     after = swept = None
     if sweep:
         with tracker.task("weaker and stronger edits") as progress:
@@ -117,7 +121,7 @@ def assess(
         gc.collect()
         live = load_edited(source, other, loading)
         with tracker.task("asking the edited model") as progress:
-            after = examine_after(live, before, progress, _cache(measurements, loading, source, other))
+            after = examine_after(live, before, progress, caches[1])
         scores.append(_task_scores(live, tasks, task_limit, tracker))
         found = finish(live)
     evaluation = conclude(before, after)

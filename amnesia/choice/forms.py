@@ -115,5 +115,5 @@ class Forms:
 
 
 def n_columns(edits: Iterable[Edit]) -> int:
-    """How many columns edits change, those of each counted."""
-    return sum(len(edit.columns) for edit in edits)
+    """How many columns edits change, each counted once."""
+    return len({(edit.layer, edit.expert, column) for edit in edits for column in edit.columns})

@@ -12,7 +12,7 @@ import click
 from amnesia.cli.experiment import load_model
 from amnesia.cli.options import as_json, on_device, plots_option
 from amnesia.cli.terminal import Terminal, echo, lines_of, print_json, write_file
-from amnesia.domain import Baseline, Loading, tidy
+from amnesia.domain import Baseline, Loading, n_read, tidy
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.experiments import figures
 from amnesia.files.strict_json import json_bytes
@@ -78,6 +78,8 @@ def atlas(
     from amnesia.experiments import atlas as experiment
     from amnesia.experiments.atlas import Shards
     from amnesia.experiments.atlas_file import read
+    from amnesia.sources.fingerprint import fingerprint
+    from amnesia.sources.resolve import is_local, resolve
 
     terminal, shards = Terminal(), Shards()
     loading = dataclasses.replace(loading, device=loading.device or shards.device)
@@ -86,7 +88,12 @@ def atlas(
         if source is None:
             continue
         live = load_model(source, terminal, loading, span, whole=directions)
-        settings = experiment.AtlasSettings(live.name, baseline, layers=span, top=top, directions=directions)
+        if is_local(source):
+            name, weights = Path(source).resolve().name, fingerprint(resolve(source, terminal.notice))
+        else:
+            of = resolve(source, n_layers=None if directions else n_read(span)).ref
+            name, weights = of.name, str(of)
+        settings = experiment.AtlasSettings(name, weights, baseline, layers=span, top=top, directions=directions)
         if shards.first:
             experiment.begin(output / file, settings, names)
         shards.wait()

@@ -89,13 +89,12 @@ def edit(
     if in_place:
         from amnesia.edits import EditSpec
         from amnesia.outputs.in_place import edit_in_place
-        from amnesia.sources.built_in import BUILT_IN
         from amnesia.sources.resolve import declared
 
         commands.take_back_interrupted(Path(model), Terminal().notice)
         if output or link or force or format_name or tensor_type:
             raise InputError("--in-place writes MODEL itself: drop -o, --link, --force, --format and --tensor-type")
-        if not Path(model).exists() or model in BUILT_IN:
+        if not Path(model).exists():
             raise InputError(f"{model} is not a folder or .gguf file here: only those can be edited in place")
         _prove_guess(model, groups, allow_overlap)
         with Terminal().task("editing in place", 0):
@@ -155,8 +154,15 @@ def _from_atlas(atlas: Path, model: str, entity: str | None, top: int | None, mu
     if entity is None:
         raise InputError("--atlas needs --entity: name the entity that should be edited")
     from amnesia.experiments.atlas_file import edits_of
+    from amnesia.sources.fingerprint import fingerprint
+    from amnesia.sources.remote import list_hub_files
+    from amnesia.sources.resolve import hub_ref, is_local, is_on_disk, resolve, resolve_file
 
-    return edits_of(atlas, entity, model, top, multiplier)
+    if is_local(model):
+        weights = fingerprint((resolve_file if is_gguf_name(model) else resolve)(model, Terminal().notice))
+    else:  # The commit says which weights these are.
+        weights = str(resolve(model).ref if is_on_disk(model) else list_hub_files(hub_ref(model)).ref)
+    return edits_of(atlas, entity, model, top, multiplier, weights)
 
 
 def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:

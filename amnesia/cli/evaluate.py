@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from amnesia.domain import DEFAULT_LOADING, Loading
 from amnesia.errors import InputError
 from amnesia.probes.settings import ProbeSettings
 from amnesia.recipe_file import load_recipe
-from amnesia.stress.settings import RelearningSettings, StressSettings
+from amnesia.stress.settings import WAYS, RelearningSettings, StressSettings
 
 if TYPE_CHECKING:
     from amnesia.compare import Assessment
@@ -57,10 +56,16 @@ if TYPE_CHECKING:
 @click.option(
     "--relearning-steps",
     "steps",
-    type=click.IntRange(0),
+    type=click.IntRange(1),
+    help="With --relearning: steps of each training; the models are also asked after parts of it. Default: "
+    f"{RelearningSettings.most}.",
+)
+@click.option(
+    "--relearning-way",
+    "ways",
+    type=click.Choice([way.name for way in WAYS], case_sensitive=False),
     multiple=True,
-    help="With --relearning: after how many steps of training to ask, beside 0; repeat it. Default: "
-    f"{', '.join(map(str, RelearningSettings.steps))}.",
+    help="With --relearning: train an adapter (LoRA), all weights (full); repeat it. Default: both.",
 )
 @click.option(
     "--probes",
@@ -107,7 +112,8 @@ def evaluate(
     stress: bool,
     stress_facts: int | None,
     relearning: bool,
-    steps: tuple[int, ...],
+    steps: int | None,
+    ways: tuple[str, ...],
     probes: bool,
     probe_facts: int | None,
     sweep: bool,
@@ -132,15 +138,14 @@ def evaluate(
 
     n_tested = stress_facts or StressSettings.n_facts
     n_probed = probe_facts or ProbeSettings.n_facts
-    # What is asked before the training is what all else is compared with.
-    wanted = tuple(sorted({0, *steps})) if steps else RelearningSettings.steps
+    wanted = tuple(way for way in WAYS if not ways or way.name in ways)
     terminal = Terminal()
     facts = _facts(recipe_path, popqa, entities, n_controls or 100)
     if facts.note:
         terminal.notice(facts.note)
     if output is not None:
         compare.check_report(output, (model, edited), force=force)
-    with contextlib.nullcontext() if output is None else measurement_cache.beside(output) as measurements:
+    with measurement_cache.for_now() if output is None else measurement_cache.beside(output) as measurements:
         if model is None:
             assert server is not None, "one of the two was given"
             result = compare.assess_servers(server, server_edited, facts, terminal)
@@ -151,7 +156,9 @@ def evaluate(
                 facts,
                 terminal,
                 stress=StressSettings(n_tested, n_tested) if stress else None,
-                relearning=RelearningSettings(n_tested, n_tested, steps=wanted) if relearning else None,
+                relearning=RelearningSettings(n_tested, n_tested, wanted, steps or RelearningSettings.most)
+                if relearning
+                else None,
                 probes=ProbeSettings(n_probed, n_probed) if probes else None,
                 sweep=sweep,
                 loading=loading,
@@ -182,6 +189,7 @@ _NEEDS = (
     ("--stress-facts", "stress_facts", {"--stress": "stress", "--relearning": "relearning"}),
     ("--lm-eval-limit", "task_limit", {"--lm-eval": "tasks"}),
     ("--relearning-steps", "steps", {"--relearning": "relearning"}),
+    ("--relearning-way", "ways", {"--relearning": "relearning"}),
     ("--probe-facts", "probe_facts", {"--probes": "probes"}),
 )
 
@@ -199,8 +207,6 @@ def _check_options(given: Mapping[str, Any]) -> None:
     for option, name, owners in _NEEDS:
         if given[name] and not any(given[owner] for owner in owners.values()):
             raise InputError(f"{option} belongs to {' and '.join(owners)}: add {'it' if len(owners) == 1 else 'one'}")
-    if given["steps"] and not any(given["steps"]):
-        raise InputError("--relearning-steps 0 alone is no training: add a higher number")
     if given["edited"] is None and (alone := [flag for flag in tests if flag != "probes"]):
         raise InputError(f"--{alone[0]} compares two models: give EDITED too")
     if tests and given["offload"]:

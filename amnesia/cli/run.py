@@ -112,7 +112,7 @@ def run(
         loading=_split(loading),
         wide=front is not None,
     )
-    _show_run(result, json_output, front)
+    _show_run(result, model, json_output, front)
 
 
 def _run_list(
@@ -175,7 +175,7 @@ def _run(
 
     wide = front is not None
     result = pipeline.run(recipe, output, first_alone(), model=model, force=force, loading=_split(loading), wide=wide)
-    _show_run(result, json_output, front)
+    _show_run(result, model or str(recipe.model), json_output, front)
 
 
 def _split(loading: Loading) -> Loading:
@@ -183,7 +183,7 @@ def _split(loading: Loading) -> Loading:
     return replace(loading, split=n_started() > 1)
 
 
-def _show_run(result: RunResult, json_output: bool, front: Path | None = None) -> None:
+def _show_run(result: RunResult, model: str, json_output: bool, front: Path | None = None) -> None:
     from amnesia.live.split import end
     from amnesia.report import document as report
     from amnesia.report import tables
@@ -206,15 +206,19 @@ def _show_run(result: RunResult, json_output: bool, front: Path | None = None) -
         if result.output is not None:
             echo()
             echo(f"written to {result.output}")
-            echo(_next_steps(result.output, result), lines=True)
+            echo(_next_steps(result.output, model, result), lines=True)
     if not result.accepted:
         sys.exit(EXIT_REJECTED)
 
 
-def _next_steps(output: Path, result: RunResult) -> str:
-    """Commands that go on from an output, each with what it does."""
-    named = next(iter(result.reports.values()))["model"]
-    model, whole = (shlex.quote(str(name)) for name in (ModelRef(named["id"], named["revision"]), output))
+def _next_steps(output: Path, model: str, result: RunResult) -> str:
+    """Commands that go on from an output, each with what it does; `model` is what the run was given."""
+    from amnesia.sources.resolve import is_local
+
+    if not is_local(model):  # With the commit that was edited.
+        named = next(iter(result.reports.values()))["model"]
+        model = str(ModelRef(named["id"], named["revision"]))
+    model, whole = (shlex.quote(str(name)) for name in (model, output))
     steps = [
         (f"chat {model} {whole}", "ask the model and its edited self at once"),
         (f"verify {whole} --base {model}", "prove every byte"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import sqlite3
-from collections.abc import Generator, Mapping
+import tempfile
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from amnesia.errors import AmnesiaError
 from amnesia.files.sqlite import database, remove_database
@@ -41,6 +43,33 @@ class MeasurementCache:
 
     def _open(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         return database(self.path, _TABLES, "a file of measurements")
+
+
+T = TypeVar("T")
+
+
+def once(cache: MeasurementCache | None, kind: str, key: tuple[Any, ...], find: Callable[[], T]) -> T:
+    """What `find` gives, a value for JSON: from `cache` where it is there by `key`, and else put there."""
+    if cache is None:
+        return find()
+    item = item_of(key)
+    known = cache.known(kind)
+    if item not in known:
+        known[item] = find()
+        cache.add(kind, {item: known[item]})
+    return known[item]
+
+
+def item_of(key: tuple[Any, ...]) -> str:
+    """The item under which `once` keeps what belongs to a key of values that are shown alike when they are equal."""
+    return hashlib.sha256(repr(key).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def for_now() -> Generator[Path]:
+    """A file for measurements that lasts as long as the block, in which nothing is asked twice."""
+    with tempfile.TemporaryDirectory(prefix="amnesia-") as folder:
+        yield Path(folder) / "measured"
 
 
 @contextlib.contextmanager

@@ -33,12 +33,14 @@ from amnesia.progress import Progress
 class AtlasSettings:
     """What has to be equal for two runs to be parts of one atlas.
 
-    `model` is its name; `baseline`, `n_prompts`, `layers` (first and last, both included) and `top` (cells of an
+    `model` is its name; `weights` of one on this disk its `sources.fingerprint`, by which it is known under any path,
+    else repository and commit. `baseline`, `n_prompts`, `layers` (first and last, both included) and `top` (cells of an
     entity) are those of `localization.cells.localize`, where their defaults have their reasons. `directions` says
     whether each entity has one, too: of these layers, or of those in which a choice looks for it.
     """
 
     model: str
+    weights: str | None = None
     baseline: Baseline = "contrast"
     n_prompts: int = SETTINGS.n_prompts
     layers: tuple[int, int] | None = None
@@ -55,6 +57,13 @@ def begin(path: Path, settings: AtlasSettings, entities: Mapping[str, int | None
     with opened(path) as atlas, atlas:
         found = dict(atlas.execute("SELECT key, value FROM settings"))
         for key, value in found.items():
+            if key == "model" and settings.weights is not None:
+                continue
+            if wanted.get(key) != value and key == "weights":
+                raise InputError(
+                    f"{path} is an atlas of a model with other weights ({found.get('model')}): give that model, or "
+                    "choose another folder"
+                )
             if wanted.get(key) != value:
                 raise InputError(
                     f"{path} is an atlas with {key} = {value}, asked for is {wanted.get(key)}: "

@@ -6,10 +6,11 @@ import contextlib
 import difflib
 import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from amnesia.domain import Cell, ModelRef, name_key
+from amnesia.domain import Cell, name_key, tidy
 from amnesia.edits import ColumnEdit, DirectionEdit, EntityEdits
 from amnesia.errors import InputError
 from amnesia.files.sqlite import database
@@ -32,7 +33,8 @@ CREATE TABLE IF NOT EXISTS directions (
     edit BLOB NOT NULL
 );
 """
-_VERSION = 2  # Of the tables.
+_VERSION = 3  # Of the tables.
+_AGAIN = "make the atlas again, in another folder"
 
 
 @dataclass(frozen=True)
@@ -74,56 +76,86 @@ def store_direction(atlas: sqlite3.Connection, entity: str, edit: DirectionEdit,
 def read(path: Path) -> tuple[str, tuple[AtlasRow, ...]]:
     """The model's name and the entities that have cells, in the order in which they were given.
 
-    `path` is the table, or the folder that it was written to.
+    `path` is the table, or the folder that it was written to. Raises InputError where what stands there is damaged.
     """
+    settings, rows = _content(path)
+    return settings["model"], rows
+
+
+def _content(path: Path) -> tuple[dict[str, str], tuple[AtlasRow, ...]]:
+    """Name and fingerprint of the model, and the rows."""
+    check = StrictJson(f"the table {path}", InputError, _AGAIN)
     with opened(_table(path)) as atlas:
-        settings = dict(atlas.execute("SELECT key, value FROM settings"))
-        cells: dict[str, list[CellScore]] = {}
-        for entity, layer, neuron, *values in atlas.execute(
-            "SELECT entity, layer, neuron, score, mean_z, std_z FROM cells ORDER BY entity, rank"
-        ):
-            cells.setdefault(entity, []).append(CellScore(Cell(layer, neuron), *values))
-        found = {
-            name: DirectionPlace(*place)
-            for name, *place in atlas.execute("SELECT entity, layer, token, shift FROM directions")
-        }
-        entities = atlas.execute("SELECT entity, popularity FROM entities ORDER BY place").fetchall()
-    rows = tuple(
-        AtlasRow(name, popularity, tuple(cells[name]), found.get(name))
-        for name, popularity in entities
-        if name in cells
-    )
-    return json.loads(settings.get("model", '""')), rows
+        try:
+            return _read(atlas, check)
+        except (TypeError, ValueError, KeyError) as error:
+            raise check.fail(f"is damaged ({type(error).__name__})") from None
 
 
-def edits_of(path: Path, entity: str, model: str, n_cells: int | None = None, multiplier: float = -1.0) -> EntityEdits:
+def _read(atlas: sqlite3.Connection, check: StrictJson) -> tuple[dict[str, str], tuple[AtlasRow, ...]]:
+    stored = dict(atlas.execute("SELECT key, value FROM settings WHERE key IN ('model', 'weights')"))
+    settings = {"model": check.text(json.loads(stored["model"]), "model")}
+    if stored.get("weights", "null") != "null":
+        settings["weights"] = check.text(json.loads(stored["weights"]), "weights")
+    cells: dict[str, list[CellScore]] = {}
+    for entity, layer, neuron, *values in atlas.execute(
+        "SELECT entity, layer, neuron, score, mean_z, std_z FROM cells ORDER BY entity, rank"
+    ):
+        cell = Cell(check.integer(layer, "layer"), check.integer(neuron, "neuron"))
+        cells.setdefault(entity, []).append(CellScore(cell, *(check.number(value, "score") for value in values)))
+    found = {
+        name: DirectionPlace(check.integer(layer, "layer"), check.integer(token, "token"), check.number(shift, "shift"))
+        for name, layer, token, shift in atlas.execute("SELECT entity, layer, token, shift FROM directions")
+    }
+    entities = [
+        (check.text(name, "entity"), None if views is None else check.integer(views, "popularity"))
+        for name, views in atlas.execute("SELECT entity, popularity FROM entities ORDER BY place")
+    ]
+    rows = [AtlasRow(name, views, tuple(cells[name]), found.get(name)) for name, views in entities if name in cells]
+    return settings, tuple(rows)
+
+
+def edits_of(
+    path: Path,
+    entity: str,
+    model: str,
+    n_cells: int | None = None,
+    multiplier: float = -1.0,
+    weights: str | None = None,
+) -> EntityEdits:
     """The edit of an entity by the atlas of a model: its direction, or its best `n_cells` cells.
 
-    Without `n_cells` it is one cell where the atlas has no direction. Raises InputError for an atlas of another model,
-    for an entity that is not in it, for more cells than it has, and for a direction that is damaged.
+    Without `n_cells` it is one cell where the atlas has no direction. `weights` is what `AtlasSettings` says
+    of the model. Raises InputError for an atlas of another model, for an entity that is not in it or may be several,
+    for more cells than it has, and for a direction that is damaged.
     """
-    made_of, rows = read(path)
-    by_name = {name_key(row.entity): row for row in rows}
-    found = by_name.get(name_key(entity))
-    if found is None:
-        near = difflib.get_close_matches(entity, [row.entity for row in rows], 1)
-        hint = f"did you mean {near[0]!r}?" if near else "add it with `amnesia atlas`"
-        raise InputError(f"{path} has {len(rows)} entities, and {entity!r} is none of them: {hint}")
-    one, two = ModelRef.parse(made_of), ModelRef.parse(model)
-    if Path(one.name).absolute().resolve() != Path(two.name).absolute().resolve() or (
-        one.revision and two.revision and one.revision != two.revision
-    ):
-        raise InputError(
-            f"{path} is an atlas of {made_of}, not of {model}: give that model, or make an atlas of {model}"
-        )
+    settings, rows = _content(path)
+    found = _named(path, rows, entity)
+    if settings.get("weights") != weights:
+        made_of = settings["model"]
+        raise InputError(f"{path} is an atlas of other weights ({made_of}), not of {model}: make one of {model}")
     if n_cells is None and found.direction is not None:
-        return EntityEdits(entity, (replace(_direction(path, found.entity), multiplier=multiplier),))
+        return EntityEdits(found.entity, (replace(_direction(path, found.entity), multiplier=multiplier),))
     cells = [score.cell for score in found.cells[: n_cells or 1]]
     if len(cells) < (n_cells or 1):
         raise InputError(
             f"{path} has {len(cells)} cells of {entity!r}, wanted are {n_cells}: make it with a higher --top"
         )
-    return EntityEdits(entity, tuple(ColumnEdit(cell, multiplier) for cell in cells))
+    return EntityEdits(found.entity, tuple(ColumnEdit(cell, multiplier) for cell in cells))
+
+
+def _named(path: Path, rows: Sequence[AtlasRow], entity: str) -> AtlasRow:
+    """The row of an entity: as it is written, else the one whose name differs in case or kind of apostrophe only."""
+    alike = [row for row in rows if name_key(row.entity) == name_key(entity)]
+    found = [row for row in alike if row.entity == tidy(entity)] or alike
+    if len(found) > 1:
+        names = ", ".join(repr(row.entity) for row in found)
+        raise InputError(f"{path} has {names}, and {entity!r} may be each of them: write one as it stands there")
+    if not found:
+        near = difflib.get_close_matches(entity, [row.entity for row in rows], 1)
+        hint = f"did you mean {near[0]!r}?" if near else "add it with `amnesia atlas`"
+        raise InputError(f"{path} has {len(rows)} entities, and {entity!r} is none of them: {hint}")
+    return found[0]
 
 
 def _table(path: Path) -> Path:
@@ -139,7 +171,7 @@ def _direction(path: Path, entity: str) -> DirectionEdit:
     """The direction of an entity that has one."""
     with opened(_table(path)) as atlas:
         (content,) = atlas.execute("SELECT edit FROM directions WHERE entity = ?", (entity,)).fetchone()
-    check = StrictJson(f"the direction of {entity!r} in {path}", InputError, "make the atlas again, in another folder")
+    check = StrictJson(f"the direction of {entity!r} in {path}", InputError, _AGAIN)
     edit = read_edit(check, check.parse(content)) if isinstance(content, bytes) else None
     if not isinstance(edit, DirectionEdit):
         raise check.fail("is none")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from amnesia.errors import InputError, clipped
 from amnesia.live.model import LiveModel, weight_of
 from amnesia.live.tokens import encode
-from amnesia.live.trees import LABEL, forests, visible
+from amnesia.live.trees import LABEL, Tree, forests, trees, visible
 from amnesia.sources.parts import AbsentError
 
 MAX_BATCH_ROWS = 512
@@ -123,24 +123,35 @@ def passes(
         yield plain_pass(batch, rows)
 
 
+def one_pass(live: LiveModel, rows: Sequence[Sequence[int]]) -> Pass:
+    """All rows of tokens, few enough for that, in a single forward pass: as `passes`, without any padding in a tree."""
+    check_ids(live, rows)
+    if takes_trees(live, max(map(len, rows))):
+        return _tree_pass(live, tuple(trees(rows, sum(map(len, rows)), len(rows))))
+    return plain_pass(collate(live, rows, range(len(rows))), rows)
+
+
 def _tree_passes(live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int, max_trees: int) -> Iterator[Pass]:
-    dtype, device = live.model.dtype, live.device
     for forest in forests(rows, max_tokens, MAX_BATCH_ROWS, max_trees):
-        width = max(len(tree.ids) for tree in forest)
-        # Of floats: eager attention adds it, so that one of booleans would hide nothing.
-        mask = torch.zeros(len(forest), 1, width, width, dtype=dtype)
-        mask.masked_fill_(~visible(forest, width)[:, None], torch.finfo(dtype).min)
-        inputs = {
-            "input_ids": torch.tensor([[*tree.ids, *[0] * (width - len(tree.ids))] for tree in forest]),
-            "position_ids": torch.tensor([[*tree.positions, *[0] * (width - len(tree.ids))] for tree in forest]),
-            "attention_mask": mask,
-        }
-        yield Pass(
-            tuple(index for tree in forest for index in tree.rows),
-            {name: tensor.to(device) for name, tensor in inputs.items()},
-            tuple(line for line, tree in enumerate(forest) for _ in tree.rows),
-            tuple(slots for tree in forest for slots in tree.slots),
-        )
+        yield _tree_pass(live, forest)
+
+
+def _tree_pass(live: LiveModel, forest: Sequence[Tree]) -> Pass:
+    dtype, width = live.model.dtype, max(len(tree.ids) for tree in forest)
+    # Of floats: eager attention adds it, so that one of booleans would hide nothing.
+    mask = torch.zeros(len(forest), 1, width, width, dtype=dtype)
+    mask.masked_fill_(~visible(forest, width)[:, None], torch.finfo(dtype).min)
+    inputs = {
+        "input_ids": torch.tensor([[*tree.ids, *[0] * (width - len(tree.ids))] for tree in forest]),
+        "position_ids": torch.tensor([[*tree.positions, *[0] * (width - len(tree.ids))] for tree in forest]),
+        "attention_mask": mask,
+    }
+    return Pass(
+        tuple(index for tree in forest for index in tree.rows),
+        {name: tensor.to(live.device) for name, tensor in inputs.items()},
+        tuple(line for line, tree in enumerate(forest) for _ in tree.rows),
+        tuple(slots for tree in forest for slots in tree.slots),
+    )
 
 
 def plain_pass(batch: Batch, rows: Sequence[Sequence[int]]) -> Pass:

@@ -62,7 +62,7 @@ def edited_logprobs(
     result = torch.zeros(len(variants), len(pairs), dtype=torch.float64)
     # Beside a mixture of experts a batch cannot grow: what the experts write has the size that it had before.
     grows = _is_known(live) and not live.shape.n_experts
-    layers = {edit.cell.layer if isinstance(edit, ColumnEdit) else edit.layer for own in variants for edit in own}
+    layers = {edit.layer for own in variants for edit in own}
     # An answer's last token predicts nothing that is asked for.
     for one in passes(live, [row.ids[:-1] for row in rows], single=True):
         own = [rows[index] for index in one.indices]

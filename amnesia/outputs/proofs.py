@@ -64,8 +64,9 @@ def prove_against(folder: Path, base: str | None, notice: Notice, watch: Watch =
     if base is None:
         return prove(folder, watch=watch)
     manifest = read_manifest(folder)
-    if manifest.format == "adapter" and not is_on_disk(base):
-        return verify_adapter(folder, open_remote(hub_ref(base)))
+    if manifest.format == "adapter" and not is_local(base):
+        there = is_on_disk(base)
+        return verify_adapter(folder, resolve(base, notice).checkpoint if there else open_remote(hub_ref(base)))
     if manifest.format in OF_GGUF:
         return prove(folder, resolve_file(base, notice, name=manifest.base.files[0].file), watch)
     if is_local(base):

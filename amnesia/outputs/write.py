@@ -82,7 +82,9 @@ def _picked(check: StrictJson, document: dict[str, Any], pick: int | None) -> di
         raise InputError(f"{check.source} holds no edits, because none was measured: extract with other facts first")
     if pick is None or pick > len(rows):
         n = len(rows)
-        raise InputError(f"{check.source} holds {n} edits to choose from: give one with --pick, a number from 1 to {n}")
+        raise InputError(
+            f"{check.source} holds {n} edits to choose from: `amnesia edit --edit FILE --pick N` takes one, 1 to {n}"
+        )
     return {**document, **rows[pick - 1]}
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from amnesia.domain import Answer, Fact
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import Pair, measure, write
+from amnesia.evaluation.measurement_cache import MeasurementCache, once
 from amnesia.facts.names import unseen_names
 from amnesia.live.forward import generate, sampled
 from amnesia.live.model import LiveModel
@@ -34,26 +35,29 @@ class Probed:
     texts: Mapping[str, str]
 
 
-def probe(live: LiveModel, plan: ProbePlan, name: str, task: Task) -> Probed:
-    """Ask one model; `name` is for progress. The model is afterwards as before."""
+def probe(live: LiveModel, plan: ProbePlan, name: str, task: Task, cache: MeasurementCache | None = None) -> Probed:
+    """Ask one model what is not in `cache`; `name` is for progress. The model is afterwards as before."""
     settings = plan.settings
     facts = [fact for some in plan.facts.values() for fact in some]
     with task(f"probing the {name} model") as progress:
-        replies = write(live, [row.text for row in plan.asked], progress)
+        replies = write(live, [row.text for row in plan.asked], progress, cache)
         pairs = [
             (choice.fact.text(other), option)
             for choice in plan.choices
             for other in (choice.fact.entity, *unseen_names(choice.fact.entity))
             for option in choice.options
         ]
-        choices = measure(live, pairs, progress)
+        choices = measure(live, pairs, progress, cache)
         prompts = list(dict.fromkeys(fact.text() for fact in facts))
-        drawn = sampled(live, prompts, settings.n_samples, settings.n_tokens, settings.seed, progress)
+        how = (settings.n_samples, settings.n_tokens, settings.seed)
+        drawn = once(cache, "drawn", (prompts, how), lambda: sampled(live, prompts, *how, progress))
         free = list(dict.fromkeys(row.text for row in plan.free))
-        texts = generate(live, free, settings.n_biography, progress)
+        length = settings.n_biography
+        texts = once(cache, "free texts", (free, length), lambda: generate(live, free, length, progress))
         ranks: Mapping[Fact, Ranks] | str
         try:
             ranks = dict(zip(facts, lens_ranks(live, facts, progress), strict=True))
         except InputError as error:
             ranks = str(error)
-    return Probed(replies, choices, dict(zip(prompts, drawn, strict=True)), ranks, dict(zip(free, texts, strict=True)))
+    samples = {prompt: tuple(answers) for prompt, answers in zip(prompts, drawn, strict=True)}
+    return Probed(replies, choices, samples, ranks, dict(zip(free, texts, strict=True)))

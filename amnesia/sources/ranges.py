@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from amnesia.architectures import configured
+from amnesia.architectures import Configured, configured
 from amnesia.domain import ModelRef
 from amnesia.errors import CheckpointError, LayoutError
 from amnesia.files.cache import cache_folder
@@ -21,7 +21,7 @@ from amnesia.sources.conversion import made_once
 from amnesia.sources.remote import HubFiles, RangesRefusedError, header_on_hub, list_hub_files
 from amnesia.weights.checkpoint import read_config
 from amnesia.weights.parts import part_names
-from amnesia.weights.safetensors import INDEX_FILE, SINGLE_FILE, NewTensor, TensorInfo, new_file
+from amnesia.weights.safetensors import INDEX_FILE, SINGLE_FILE, NewTensor, TensorInfo, new_file, read_header
 
 _MOST = 0.5
 """Share of a file from which the whole is fetched, which other programs find in the client's cache; set by hand."""
@@ -41,7 +41,9 @@ def fetched_part(snapshot: Path, ref: ModelRef, n_layers: int) -> Path | None:
         key = hashlib.sha256(f"{ref.name} {snapshot.name} {wanted.n_layers}".encode()).hexdigest()[:32]
         folder = cache_folder() / "parts" / key
         if folder.exists():
-            return folder
+            if _is_whole(folder, wanted):
+                return folder
+            shutil.rmtree(folder)
         hub = list_hub_files(ModelRef(ref.name, snapshot.name))
         if SINGLE_FILE not in hub.files:
             return None
@@ -56,6 +58,15 @@ def fetched_part(snapshot: Path, ref: ModelRef, n_layers: int) -> Path | None:
                 file.writelines(new_file(_read(hub, tensors)))
         return folder
     return None
+
+
+def _is_whole(folder: Path, wanted: Configured) -> bool:
+    """Whether the kept files are there in full; that their bytes are those of the Hub can no longer be told."""
+    with contextlib.suppress(CheckpointError, LayoutError):
+        read_config(folder)
+        tensors = read_header(folder / SINGLE_FILE).tensors
+        return part_names(wanted, tensors) == frozenset(tensors)
+    return False
 
 
 def _read(hub: HubFiles, tensors: Sequence[TensorInfo]) -> Iterator[NewTensor]:

@@ -70,11 +70,13 @@ def _highest(stress: Stress) -> float:
 def _by_attack(stress: Stress, entity: str, plain: float) -> Iterator[Finding]:
     for attack in stress.attacks:
         score, given = _score(attack.rows, "entity"), _score(attack.rows, "never_known")
+        # What a question tells any model, as a description may, the original scores as high.
+        before = _score(attack.rows, "entity", "original")
         if attack.attack != "plain" and is_back(score, given):
             yield Finding(
                 "warning",
-                f"{entity} comes back when {_ASKED[attack.attack]}: knowledge score {score:z.2f} (plain questions "
-                f"{plain:.2f}, invented names {given:.2f}).",
+                f"{entity} comes back when {_ASKED[attack.attack]}: knowledge score {score:z.2f} (original "
+                f"model {before:z.2f}, plain questions {plain:z.2f}, invented names {given:z.2f}).",
             )
 
 

@@ -8,18 +8,21 @@ through the same, as itself and after LoRA unlearning of the same facts. Two mod
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from amnesia.domain import ROLES, Fact
 from amnesia.evaluation.measurement import KnownFact, Pair, measure, plainly_asked, scores_of
+from amnesia.evaluation.measurement_cache import MeasurementCache, item_of, once
 from amnesia.facts.answers import matches, overlap
 from amnesia.facts.names import neutral_texts
 from amnesia.live.forward import sampled
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import Chat, join
+from amnesia.live.tokens import Chat, Continuation, join
 from amnesia.progress import Progress, Tracker
 from amnesia.stress.attacks import INVENTED_NAMES, AttackTarget
 from amnesia.stress.conclusion import estimate
@@ -28,7 +31,7 @@ from amnesia.stress.results import Relearning, RelearningResult, RelearningStep
 from amnesia.stress.settings import RelearningSettings, Way
 from amnesia.stress.training import Lesson, Observed, add, fine_tune, rows_of, untrainable
 from amnesia.stress.trial import mean, taking_turns, target_of
-from amnesia.stress.unlearning import unlearn
+from amnesia.stress.unlearning import Unlearned, unlearn
 
 INSTRUCTIONS = "instructions"
 ABOUT = "about the entity"
@@ -44,10 +47,15 @@ _BEGINNINGS = (
     "A letter that mentions {entity}:\n\nDear friend,",
     "Last week I read a book about {entity}. It",
 )
+# What is kept in a file of measurements.
+_SAMPLED, _TRAINED, _UNLEARNED = "relearning: texts", "relearning: trained", "relearning: unlearned"
+
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 _MIN_WORDS = 4
 
 Seen = Mapping[Pair, float]
+Caches = Mapping[str, MeasurementCache | None]
+"""Where finished trainings are kept, by the name of the model: "original", "unlearned" and "edited"."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +96,17 @@ class Peer:
 
 
 def plan_relearning(
-    live: LiveModel, facts: Sequence[KnownFact], settings: RelearningSettings, tracker: Tracker, chat: Chat | None
+    live: LiveModel,
+    facts: Sequence[KnownFact],
+    settings: RelearningSettings,
+    tracker: Tracker,
+    chat: Chat | None,
+    cache: MeasurementCache | None = None,
 ) -> RelearningPlan:
     """What to train on and to ask, from what the original model, `live`, knows and writes.
 
-    `chat` is the form of messages to a chat model. Says to `tracker` how long all will take, by a few
-    steps of each way. Raises InputError when the targets are about several entities, or the model knows none of them.
+    `chat` is the form of messages to a chat model. What the model writes is kept in `cache`. Raises InputError when the
+    targets are about several entities, or the model knows none of them.
     """
     facts = plainly_asked(facts)
     target = target_of(facts, {})
@@ -102,8 +115,12 @@ def plan_relearning(
     chosen = taking_turns((fact.question.fact for fact in targets), lambda fact: fact.answer, settings.n_facts)
     others = taking_turns((fact.question.fact for fact in controls), lambda fact: fact.entity, settings.n_controls)
     answers = sorted({answer for fact in targets for answer in fact.question.fact.right_answers})
-    with tracker.task(f"sampling texts about {target.name}") as progress:
-        about = texts_about(live, target, answers, settings, progress)
+
+    def sample() -> list[str]:
+        with tracker.task(f"sampling texts about {target.name}") as progress:
+            return list(texts_about(live, target, answers, settings, progress))
+
+    about = once(cache, _SAMPLED, (target, answers, settings.n_texts, settings.text_tokens), sample)
     taught = chosen[0]
     lessons: dict[str, tuple[Lesson, ...] | str] = {
         INSTRUCTIONS: tuple(
@@ -118,7 +135,7 @@ def plan_relearning(
     }
     seen = [fact for fact in targets if fact.question.split == "search"]
     spared = [fact.question.fact for fact in controls if fact.question.split == "search"]
-    plan = RelearningPlan(
+    return RelearningPlan(
         target,
         chosen,
         others,
@@ -128,9 +145,6 @@ def plan_relearning(
         (*(join(*fact.pair()) for fact in spared), *neutral_texts("search")),
         settings,
     )
-    if not all(untrainable(live, way) for way in settings.ways):
-        tracker.notice(f"relearning will take about {_duration(_seconds(live, plan))} on this machine")
-    return plan
 
 
 def texts_about(
@@ -154,44 +168,84 @@ def texts_about(
     return tuple(kept)
 
 
+def announce(live: LiveModel, plan: RelearningPlan, tracker: Tracker, caches: Caches) -> None:
+    """Say to `tracker` how long what is left to do will take, by the first steps of each way on `live`."""
+    settings, peer = plan.settings, plan.settings.unlearning
+    left = {way: _left(plan, way, caches) for way in settings.ways if untrainable(live, way) is None}
+    if not any(left.values()):
+        return
+    began = time.monotonic()
+    _totals(live, _pairs(plan, INSTRUCTIONS))
+    asking = len(settings.steps) * (time.monotonic() - began)
+    rows = {text: _rows(live, plan, text) for text, lessons in plan.lessons.items() if not isinstance(lessons, str)}
+    n_tokens = {text: mean(len(row.ids) for row in own) * min(settings.batch, len(own)) for text, own in rows.items()}
+    per_token = {}
+    for way in {*left, peer.way}:
+        # The first step has more to prepare than all others.
+        seen = fine_tune(live, rows[INSTRUCTIONS], way, (1, 3), time.monotonic, batch=settings.batch)
+        per_token[way] = (seen[1].seen - seen[0].seen) / 2 / n_tokens[INSTRUCTIONS]
+    total = sum(
+        asking + settings.most * n_tokens[text] * per_token[way] for way, texts in left.items() for text in texts
+    )
+    line = f"relearning will take about {_duration(total)} on this machine"
+    if item_of(_unlearning(plan)) not in _known(caches["unlearned"], _UNLEARNED):
+        pairs = [*(fact.pair for fact in plan.forget), *(("", text) for text in plan.retain)]
+        each = 2 * peer.batch * mean(len(row.ids) for row in rows_of(live, pairs, peer.max_tokens))
+        line += f", and LoRA unlearning before it up to {_duration(peer.most * each * per_token[peer.way])}"
+    tracker.notice(line)
+
+
 def retrain(
     live: LiveModel,
     plan: RelearningPlan,
     model: str,
     tracker: Tracker,
+    cache: MeasurementCache | None = None,
     start: Callable[[], None] | None = None,
 ) -> Retrained:
     """Train one model in every way on every text; `start` changes weights before each training.
 
-    `model` is its name in results. The model is afterwards as before.
+    `model` is its name in results. A training that is in `cache` is not made again. The model is afterwards as before.
     """
-    settings = plan.settings
     runs: dict[tuple[str, Way], tuple[Observed[Seen], ...] | str] = {}
-    for text, lessons in plan.lessons.items():
-        for way in settings.ways:
-            if isinstance(lessons, str):
-                runs[text, way] = lessons
-                continue
-            if (reason := untrainable(live, way)) is not None:
-                runs[text, way] = reason
-                continue
-            rows = rows_of(live, lessons, settings.max_tokens)
-            pairs = _pairs(plan, text)
+    for text, way in itertools.product(plan.lessons, plan.settings.ways):
+        lessons, reason = plan.lessons[text], untrainable(live, way)
+        if isinstance(lessons, str) or reason is not None:
+            runs[text, way] = lessons if isinstance(lessons, str) else str(reason)
+            continue
+
+        def train(text: str = text, way: Way = way) -> list[tuple[int, float, list[float]]]:
             with tracker.task(f"training the {model} model ({way.name}) on {text}") as progress:
-                runs[text, way] = fine_tune(
-                    live,
-                    rows,
-                    way,
-                    settings.steps,
-                    lambda pairs=pairs: _totals(live, pairs),
-                    batch=settings.batch,
-                    start=start,
-                    progress=progress,
-                )
+                return _trained(live, plan, text, way, start, progress)
+
+        found = once(cache, _TRAINED, _training(plan, model, text, way), train)
+        runs[text, way] = tuple(
+            Observed(step, loss, dict(zip(_pairs(plan, text), values, strict=True))) for step, loss, values in found
+        )
     return Retrained(model, runs)
 
 
-def retrain_peer(live: LiveModel, plan: RelearningPlan, tracker: Tracker) -> Peer | str:
+def _trained(
+    live: LiveModel, plan: RelearningPlan, text: str, way: Way, start: Callable[[], None] | None, progress: Progress
+) -> list[tuple[int, float, list[float]]]:
+    """Steps, losses, and log-probabilities (nats) of the answers of `_pairs` after them."""
+    settings, pairs = plan.settings, _pairs(plan, text)
+    found = fine_tune(
+        live,
+        _rows(live, plan, text),
+        way,
+        settings.steps,
+        lambda: _totals(live, pairs),
+        batch=settings.batch,
+        start=start,
+        progress=progress,
+    )
+    return [(one.step, one.loss, [one.seen[pair] for pair in pairs]) for one in found]
+
+
+def retrain_peer(
+    live: LiveModel, plan: RelearningPlan, tracker: Tracker, cache: MeasurementCache | None = None
+) -> Peer | str:
     """Let the original model forget by LoRA unlearning, and train it as `retrain` does; or why that cannot be."""
     settings = plan.settings.unlearning
     if (reason := untrainable(live, settings.way)) is not None:
@@ -202,9 +256,12 @@ def retrain_peer(live: LiveModel, plan: RelearningPlan, tracker: Tracker) -> Pee
         left = _totals(live, pairs)
         return mean(scores_of(plan.forget, [left[pair] for pair in pairs]))
 
-    with tracker.task(f"LoRA unlearning of {plan.target.name}, for comparison") as progress:
-        found = unlearn(live, pairs, plan.retain, settings, score, progress=progress)
-    return Peer(found.steps, retrain(live, plan, "unlearned", tracker, lambda: add(live, found.adapter)))
+    def forget() -> dict[str, Any]:
+        with tracker.task(f"LoRA unlearning of {plan.target.name}, for comparison") as progress:
+            return unlearn(live, pairs, plan.retain, settings, score, progress=progress).as_json()
+
+    found = Unlearned.of_json(once(cache, _UNLEARNED, _unlearning(plan), forget))
+    return Peer(found.steps, retrain(live, plan, "unlearned", tracker, cache, lambda: add(live, found.adapter)))
 
 
 def conclude_relearning(plan: RelearningPlan, original: Retrained, peer: Peer | str, edited: Retrained) -> Relearning:
@@ -245,11 +302,16 @@ def _step(plan: RelearningPlan, observed: Observed[Seen], facts: Sequence[Fact],
 
 
 def _pairs(plan: RelearningPlan, text: str) -> list[Pair]:
+    """What is asked while a model is trained on a text, each pair once."""
     names = (plan.target.name, INVENTED_NAMES[0])
-    return [
-        *(fact.pair(name) for name in names for fact in plan.asked(text)),
-        *(fact.pair() for fact in plan.controls),
-    ]
+    about = (fact.pair(name) for name in names for fact in plan.asked(text))
+    return list(dict.fromkeys((*about, *(fact.pair() for fact in plan.controls))))
+
+
+def _rows(live: LiveModel, plan: RelearningPlan, text: str) -> list[Continuation]:
+    lessons = plan.lessons[text]
+    assert not isinstance(lessons, str), "there is something to train on"
+    return rows_of(live, lessons, plan.settings.max_tokens)
 
 
 def _totals(live: LiveModel, pairs: Sequence[Pair]) -> Seen:
@@ -261,21 +323,30 @@ def _others(facts: Sequence[Fact]) -> tuple[Fact, ...]:
     return tuple(fact for fact in facts if not overlap(fact.answer, facts[0].answer))
 
 
-def _seconds(live: LiveModel, plan: RelearningPlan) -> float:
-    """Seconds that all trainings of all three models take, by the first steps of each way."""
-    settings = plan.settings
-    lessons = next(found for found in plan.lessons.values() if not isinstance(found, str))
-    rows = rows_of(live, lessons, settings.max_tokens)
-    n_runs = 3 * sum(not isinstance(found, str) for found in plan.lessons.values())
-    began = time.monotonic()
-    _totals(live, _pairs(plan, INSTRUCTIONS))
-    total = n_runs * len(settings.ways) * len(settings.steps) * (time.monotonic() - began)
-    for way in settings.ways:
-        if untrainable(live, way) is None:
-            # The first step has more to prepare than all others.
-            seen = fine_tune(live, rows, way, (1, 3), time.monotonic, batch=settings.batch)
-            total += n_runs * settings.steps[-1] * (seen[1].seen - seen[0].seen) / 2
-    return total
+def _left(plan: RelearningPlan, way: Way, caches: Caches) -> list[str]:
+    """The texts of the trainings in one way that are not in the caches, one for each training."""
+    return [
+        text
+        for model, cache in caches.items()
+        for known in [_known(cache, _TRAINED)]
+        for text, lessons in plan.lessons.items()
+        if not isinstance(lessons, str) and item_of(_training(plan, model, text, way)) not in known
+    ]
+
+
+def _known(cache: MeasurementCache | None, kind: str) -> Mapping[str, Any]:
+    return {} if cache is None else cache.known(kind)
+
+
+def _unlearning(plan: RelearningPlan) -> tuple[Any, ...]:
+    """All that LoRA unlearning depends on beside the weights."""
+    return plan.settings.unlearning, [fact.pair for fact in plan.forget], plan.retain
+
+
+def _training(plan: RelearningPlan, model: str, text: str, way: Way) -> tuple[Any, ...]:
+    """All that the result of a training depends on beside the weights."""
+    of_peer = _unlearning(plan) if model == "unlearned" else ()
+    return replace(plan.settings, ways=(way,)), plan.lessons[text], _pairs(plan, text), model, of_peer
 
 
 def _duration(seconds: float) -> str:

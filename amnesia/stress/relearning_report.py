@@ -92,7 +92,7 @@ def relearning_text(relearning: Relearning, entity: str) -> str:
         if relearning.no_unlearning is None
         else f"no LoRA unlearning to compare with: {relearning.no_unlearning}",
         "",
-        f"{'trained on; asked about':<54}" + "".join(f"{f'step {step.step}':>9}" for step in steps),
+        f"{'trained on; asked about':<58}" + "".join(f"{f'step {step.step}':>9}" for step in steps),
     ]
     for run in relearning.runs:
         name = f"{run.text}, {run.way}, {TRAINED_MODELS[run.model]}"
@@ -100,7 +100,7 @@ def relearning_text(relearning: Relearning, entity: str) -> str:
             lines.append(f"{name}  not applicable: {run.not_applicable}")
             continue
         who = "" if run.subject == "entity" else "; an invented name"
-        lines.append(f"{name + who:<54}" + "".join(f"{step.knowledge_score.mean:>z9.2f}" for step in run.steps))
+        lines.append(f"{name + who:<58}" + "".join(f"{step.knowledge_score.mean:>z9.2f}" for step in run.steps))
         if run.subject == "entity" and all(step.control for step in run.steps):
-            lines.append(f"{'  others':<54}" + "".join(f"{mean_text(step.control):>9}" for step in run.steps))
+            lines.append(f"{'  others':<58}" + "".join(f"{mean_text(step.control):>9}" for step in run.steps))
     return "\n".join([*lines, "", *(f"{row.level}: {row.text}" for row in relearning_findings(relearning, entity))])

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from amnesia.errors import InputError, NumericalError
-from amnesia.live.batches import Batch, collate
+from amnesia.live.batches import one_pass
 from amnesia.live.model import LiveModel
+from amnesia.live.places import at_head
 from amnesia.live.tokens import Continuation, continuations, encode
 from amnesia.progress import Progress
 from amnesia.stress.settings import Way
@@ -74,9 +75,9 @@ def fine_tune(
     """
     if not steps or list(steps) != sorted({*steps}) or steps[0] < 0:
         raise InputError(f"steps {', '.join(map(str, steps))}: expected increasing numbers from 0, for example 0,5,10")
-    draw = Draw(len(rows), batch, seed)
+    draw = Draw(rows, batch, seed)
     first = draw.next()
-    draw = Draw(len(rows), batch, seed)
+    draw = Draw(rows, batch, seed)
     found = []
     with contextlib.ExitStack() as stack:
         if way.rank is None or start is not None:
@@ -87,44 +88,50 @@ def fine_tune(
         for step in range(steps[-1] + 1):
             if step in steps:
                 with torch.no_grad():
-                    found.append(Observed(step, loss(live, rows, first).item(), observe()))
+                    found.append(Observed(step, loss(live, first).item(), observe()))
             if step < steps[-1]:
-                loss(live, rows, draw.next()).backward()
+                loss(live, draw.next()).backward()
                 if progress:
                     progress(1)
     return tuple(found)
 
 
-class Draw:
-    """Batches of numbers below `n`, of all in turn before any comes again, in an order that the seed says."""
+class Draw(Generic[T]):
+    """Batches of `items`, of all in turn before any comes again, in an order that the seed says."""
 
-    def __init__(self, n: int, batch: int, seed: int) -> None:
-        self._order = random.Random(seed).sample(range(n), n)
-        self._size = min(batch, n)
+    def __init__(self, items: Sequence[T], batch: int, seed: int) -> None:
+        self._order = random.Random(seed).sample(items, len(items))
+        self._size = min(batch, len(items))
         self._place = 0
 
-    def next(self) -> list[int]:
+    def next(self) -> list[T]:
         """The next batch."""
         found = [self._order[(self._place + n) % len(self._order)] for n in range(self._size)]
         self._place += self._size
         return found
 
 
-def answered(live: LiveModel, rows: Sequence[Continuation], indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Float32 logits (batch, tokens − 1, vocabulary) of some rows, and the tokens (batch, tokens − 1) that are learned,
-    −100 in place of all others."""
-    batch: Batch = collate(live, [row.ids for row in rows], indices)
-    ids = batch.inputs["input_ids"]
-    logits = live.model(**batch.inputs, use_cache=False).logits[:, :-1].float()
-    starts = torch.tensor([ids.shape[1] - rows[index].n_answer for index in indices], device=ids.device)
-    places = torch.arange(1, ids.shape[1], device=ids.device)
-    return logits, ids[:, 1:].masked_fill(places[None] < starts[:, None], -100).to(logits.device)
+def answered(live: LiveModel, rows: Sequence[Continuation]) -> tuple[Tensor, Tensor]:
+    """Float32 logits (tokens, vocabulary) where the learned tokens of all rows are predicted, and these (tokens,).
+
+    Row by row, in their order, by one forward pass over all rows, and by the head at these places alone.
+    """
+    # What a row's last token predicts is not asked for.
+    one = one_pass(live, [row.ids[:-1] for row in rows])
+    by_row = {
+        index: [(line, slot) for slot in slots[-rows[index].n_answer :]]
+        for index, line, slots in zip(one.indices, one.lines, one.slots, strict=True)
+    }
+    lines, places = zip(*(spot for index in range(len(rows)) for spot in by_row[index]), strict=True)
+    with at_head(live, torch.tensor(lines), torch.tensor(places)):
+        logits = live.model(**one.inputs, use_cache=False).logits[0].float()
+    wanted = [token for row in rows for token in row.ids[-row.n_answer :]]
+    return logits, torch.tensor(wanted, device=logits.device)
 
 
-def loss(live: LiveModel, rows: Sequence[Continuation], indices: Sequence[int]) -> Tensor:
+def loss(live: LiveModel, rows: Sequence[Continuation]) -> Tensor:
     """Mean negative log-probability (nats) of the tokens that are learned."""
-    logits, wanted = answered(live, rows, indices)
-    return checked(live, nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten()))
+    return checked(live, nn.functional.cross_entropy(*answered(live, rows)))
 
 
 def checked(live: LiveModel, value: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ they made of the same plan is compared elsewhere.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from amnesia.domain import ROLES, Fact
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, Pair, Unknown, check_known, measure, plainly_asked, write
+from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.facts.questions import Question
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import Chat
@@ -70,6 +71,7 @@ def prepare(
     settings: StressSettings,
     task: Task,
     chat: Chat | None = None,
+    cache: MeasurementCache | None = None,
 ) -> StressPlan:
     """What to try, from what the original model knows; `translations` are the entity's names by language code.
 
@@ -83,10 +85,10 @@ def prepare(
     known = [fact for fact in facts if not fact.excluded]
     targets, controls = ([fact.question.fact for fact in known if fact.question.role == role] for role in ROLES)
     chosen = taking_turns(targets, lambda fact: fact.answer, settings.n_facts)
-    tried = attacks(target, chosen, controls, settings, chat)
+    tried = tuple(map(_in_turn, attacks(target, chosen, controls, settings, chat)))
     scales = {fact.pair: fact for fact in known}
     with task("asking the original model about the attacks") as progress:
-        scales |= _own_scales(live, tried, facts[0].scoring, progress)
+        scales |= _own_scales(live, tried, facts[0].scoring, progress, cache)
     spared = taking_turns(controls, lambda fact: fact.entity, settings.n_controls)
     return StressPlan(target, chosen, spared, tried, scales, settings)
 
@@ -103,16 +105,30 @@ def target_of(
     return AttackTarget(name, tuple(alias for alias in aliases if alias != name), translations)
 
 
-def endure(live: LiveModel, plan: StressPlan, name: str, task: Task) -> Endured:
-    """Put one model through the plan; `name` is for progress. The model is afterwards as before."""
+def _in_turn(attack: Attack) -> Attack:
+    """The attack with one invented name in each question: they take turns in each form, since each costs a question."""
+    seen: Counter[str] = Counter()
+    prompts = []
+    for prompt in attack.prompts:
+        turn = seen[prompt.variant] % len(prompt.never_known)
+        prompts.append(replace(prompt, never_known=prompt.never_known[turn : turn + 1]))
+        seen[prompt.variant] += 1
+    return replace(attack, prompts=tuple(prompts))
+
+
+def endure(live: LiveModel, plan: StressPlan, name: str, task: Task, cache: MeasurementCache | None = None) -> Endured:
+    """Put one model through the plan; `name` is for progress. The model is afterwards as before.
+
+    What `cache` has of the model as it is is not asked again.
+    """
     prompts = [prompt for attack in plan.attacks for prompt in attack.prompts if plan.scale(prompt)]
     with task(f"attacking the {name} model") as progress:
         pairs = [(text, prompt.answer) for prompt in prompts for text in (prompt.text, *prompt.never_known)]
-        attacked = _ask(live, pairs, progress)
+        attacked = _ask(live, pairs, progress, cache)
     plain = [fact.pair() for fact in (*plan.facts, *plan.controls)]
     replies: dict[str, Replies | str] = {}
     with task(f"quantizing the {name} model") as progress:
-        replies[AS_LOADED] = _ask(live, plain, progress)
+        replies[AS_LOADED] = _ask(live, plain, progress, cache)
         for method in plan.settings.methods:
             reason = obstacle(live, method)
             if reason is None:
@@ -134,12 +150,12 @@ def taking_turns(facts: Iterable[Fact], key: Callable[[Fact], str], n: int) -> t
 
 
 def _own_scales(
-    live: LiveModel, tried: Sequence[Attack], scoring: Scoring, progress: Progress
+    live: LiveModel, tried: Sequence[Attack], scoring: Scoring, progress: Progress, cache: MeasurementCache | None
 ) -> dict[Pair, KnownFact]:
     """The questions whose answer is not the fact's, as facts of their own, where the original model knows them."""
     prompts = [prompt for attack in tried for prompt in attack.prompts if prompt.unknown]
     wanted = [(text, prompt.answer) for prompt in prompts for text in (prompt.text, *prompt.unknown)]
-    found = measure(live, wanted, progress)
+    found = measure(live, wanted, progress, cache)
     scales = {}
     for prompt in prompts:
         asked = Question("target", replace(prompt.fact, prompt=prompt.text, answer=prompt.answer))
@@ -150,13 +166,13 @@ def _own_scales(
     return scales
 
 
-def _ask(live: LiveModel, pairs: Iterable[Pair], progress: Progress) -> Replies:
+def _ask(live: LiveModel, pairs: Iterable[Pair], progress: Progress, cache: MeasurementCache | None = None) -> Replies:
     pairs = list(pairs)
-    return Replies(_totals(live, pairs, progress), write(live, [text for text, _ in pairs], progress))
-
-
-def _totals(live: LiveModel, pairs: Iterable[Pair], progress: Progress) -> Mapping[Pair, float]:
-    return {pair: answer.logprob for pair, answer in measure(live, pairs, progress).items()}
+    found = measure(live, pairs, progress, cache)
+    return Replies(
+        {pair: answer.logprob for pair, answer in found.items()},
+        write(live, [text for text, _ in pairs], progress, cache),
+    )
 
 
 def mean(values: Iterable[float]) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import base64
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from amnesia.evaluation.measurement import Pair
@@ -15,9 +18,6 @@ from amnesia.progress import Progress
 from amnesia.stress.settings import Unlearning
 from amnesia.stress.training import Delta, Draw, answered, checked, deltas, rows_of, trainable
 
-MAX_TOKENS = 96
-"""Of a text that is kept; set by hand, enough for the sentences of this package."""
-
 
 @dataclass(frozen=True)
 class Unlearned:
@@ -25,6 +25,20 @@ class Unlearned:
 
     steps: int
     adapter: tuple[Delta, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as a value for a file in JSON, the matrices as safetensors."""
+        matrices = {f"{n}.{name}": getattr(row, name) for n, row in enumerate(self.adapter) for name in ("a", "b")}
+        rows = [[row.module, row.scale, row.transposed] for row in self.adapter]
+        return {"steps": self.steps, "adapter": rows, "matrices": base64.b64encode(save(matrices)).decode()}
+
+    @classmethod
+    def of_json(cls, found: Mapping[str, Any]) -> Unlearned:
+        """What `as_json` gave; the matrices are in the memory of the CPU."""
+        matrices = load(base64.b64decode(found["matrices"]))
+        rows = enumerate(found["adapter"])
+        adapter = (Delta(name, matrices[f"{n}.a"], matrices[f"{n}.b"], *rest) for n, (name, *rest) in rows)
+        return cls(found["steps"], tuple(adapter))
 
 
 def unlearn(
@@ -42,25 +56,27 @@ def unlearn(
     `score` says how much is left. The loss is that of `settings.Unlearning`. Equal arguments give equal results; the
     model is afterwards as before.
     """
-    lost = rows_of(live, forget, MAX_TOKENS)
-    left = rows_of(live, [("", text) for text in retain], MAX_TOKENS)
+    lost = rows_of(live, forget, settings.max_tokens)
+    left = rows_of(live, [("", text) for text in retain], settings.max_tokens)
     with torch.no_grad():
-        before = torch.cat([_logprobs(live, lost, [index]) for index in range(len(lost))])
-    forgetting, keeping = Draw(len(lost), settings.batch, seed), Draw(len(left), settings.batch, seed)
+        before = torch.cat([_logprobs([row], *answered(live, [row])) for row in lost])
+    forgetting = Draw(list(zip(lost, before, strict=True)), settings.batch, seed)
+    keeping = Draw(left, settings.batch, seed)
     with trainable(live, settings.way, seed) as wrapped:
         for step in range(settings.most + 1):
             if step == settings.most or (step % settings.every == 0 and _at_most(score, settings.goal)):
                 return Unlearned(step, deltas(live))
-            chosen, spared = forgetting.next(), keeping.next()
+            chosen, values = zip(*forgetting.next(), strict=True)
+            spared = keeping.next()
             with torch.no_grad(), wrapped.disable_adapter():
-                logits, wanted = answered(live, left, spared)
-                expected = logits[wanted != -100].log_softmax(-1)
-            gain = _logprobs(live, lost, chosen) - before[chosen]
+                expected = answered(live, spared)[0].log_softmax(-1)
+            logits, wanted = answered(live, [*chosen, *spared])
+            n_lost = len(wanted) - len(expected)
+            gain = _logprobs(chosen, logits[:n_lost], wanted[:n_lost]) - torch.stack(values)
             negative = gain.mean()
             if settings.beta:
                 negative = -2 / settings.beta * nn.functional.logsigmoid(-settings.beta * gain).mean()
-            logits, wanted = answered(live, left, spared)
-            found = logits[wanted != -100].log_softmax(-1)
+            found = logits[n_lost:].log_softmax(-1)
             kl = nn.functional.kl_div(found, expected, reduction="batchmean", log_target=True)
             checked(live, negative + settings.kl_weight * kl).backward()
             if progress:
@@ -73,8 +89,7 @@ def _at_most(score: Callable[[], float], goal: float) -> bool:
         return score() <= goal
 
 
-def _logprobs(live: LiveModel, rows: Sequence[Continuation], indices: Sequence[int]) -> Tensor:
-    """Log-probability (nats) of the answer of each row, (batch,)."""
-    logits, wanted = answered(live, rows, indices)
-    losses = nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
-    return -losses.view(wanted.shape).sum(1)
+def _logprobs(rows: Sequence[Continuation], logits: Tensor, wanted: Tensor) -> Tensor:
+    """Log-probability (nats) of the answer of each row, (n_rows,), of what `answered` gives for them."""
+    losses = nn.functional.cross_entropy(logits, wanted, reduction="none")
+    return torch.stack([-part.sum() for part in losses.split([row.n_answer for row in rows])])

@@ -1,6 +1,6 @@
 """What the moments of a large model take: peak memory, and the rate beside that of plain matrix products.
 
-    python tests/benchmarks/moments_memory.py --n-layers 5 --sampled 0 --vocabulary 0
+    python tests/benchmarks/moments_memory.py --n-layers 5 --sampled 0 --vocabulary 64
 
 A model of Qwen2.5-7B's MLP width with narrow layers (random weights, d_model 64), whose forward passes cost next to
 nothing, so that what is measured is the matrices: gathered into a file, and the read-out of one layer solved on all

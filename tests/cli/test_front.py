@@ -27,6 +27,9 @@ def edits_in(folder):
 
 def test_a_front_changes_nothing_of_the_choice(runs):
     place, plain, wide = runs
+    (chosen,) = (row for row in json.loads((place / "front.json").read_text())["front"] if row["chosen"])
+    verified = done("verify", place / "wide")
+    assert f"{chosen['n_columns']} column" in verified
     assert edits_in(place / "plain") == edits_in(place / "wide")
     first, second = (json.loads((place / name / "report.json").read_text()) for name in ("plain", "wide"))
     assert first["extraction"] | {"front": []} == second["extraction"] | {"front": []}
@@ -69,6 +72,9 @@ def test_an_edit_is_picked_by_its_number(runs, model, tmp_path):
     for options in ([], ["--pick", n + 1]):
         said = refused("edit", model, "--edit", place / "front.json", *options, "-o", tmp_path / "none")
         assert f"holds {n} edits to choose from" in said and not (tmp_path / "none").exists()
+    assert "`amnesia edit --edit FILE --pick N`" in refused(
+        "transfer", place / "front.json", model, "-o", tmp_path / "none"
+    )
     one = json.dumps({"entity": "Japan", "edits": rows[0]["edits"]})
     (tmp_path / "one.json").write_text(one)
     assert "drop --pick" in refused(

@@ -62,7 +62,9 @@ def test_options_that_need_others_are_refused_alone(model):
     for options, words in (
         (("--stress-facts", 3), "--stress-facts belongs to --stress"),
         (("--lm-eval-limit", 3), "--lm-eval-limit belongs to --lm-eval"),
-        (("--relearning", "--relearning-steps", 0), "is no training"),
+        (("--relearning", "--relearning-steps", 0), "0 is not in the range x>=1"),
+        (("--relearning-way", "LoRA"), "--relearning-way belongs to --relearning"),
+        (("--relearning", "--relearning-way", "prefix"), "'prefix' is not one of"),
     ):
         assert words in refused(*evaluate, *options)
     served = ("evaluate", "--server", "http://127.0.0.1:9", "--recipe", "none.toml", "--dtype", "bfloat16")

@@ -234,6 +234,23 @@ class TestMoments:
         assert torch.equal(moments_of(live, (0, 1), None, SMALL).second, moments.second)
         assert live.model.generation_config is own
 
+    @pytest.mark.parametrize("place", [0.2, 0.99])
+    def test_one_other_byte_is_noticed(self, live, moments, kept, tmp_path, place):
+        file = Path(copy(kept, tmp_path))
+        content = bytearray(file.read_bytes())
+        content[int(place * len(content))] ^= 1
+        file.unlink()
+        file.write_bytes(content)
+        assert torch.equal(moments_of(live, (0, 1), tmp_path, SMALL).second, moments.second)
+        assert file.read_bytes() == Path(kept).read_bytes()
+
+    def test_a_file_in_use_may_be_removed(self, live, moments, kept, tmp_path):
+        file = Path(copy(kept, tmp_path))
+        found = moments_of(live, (0, 1), tmp_path, SMALL)
+        file.unlink()
+        one, other = (each.without(live, 1, lambda name: False, frozenset())[0] for each in (found, moments))
+        assert torch.equal(one, other)
+
     @pytest.mark.parametrize("damage", ["shape", "nan", "folder"])
     def test_what_is_kept_wrongly_is_made_again(self, live, moments, kept, tmp_path, damage):
         file = Path(copy(kept, tmp_path))

@@ -10,7 +10,7 @@ import pytest
 from amnesia.domain import Fact
 from amnesia.errors import InputError, OutputError
 from amnesia.evaluation.measurement import measure, measure_unknown, write
-from amnesia.evaluation.measurement_cache import MeasurementCache, beside
+from amnesia.evaluation.measurement_cache import MeasurementCache, beside, for_now, once
 from amnesia.facts.questions import Question
 from support.tiny_text import tiny_live
 
@@ -110,3 +110,20 @@ def test_a_killed_process_leaves_what_it_had_committed(tmp_path):
     known = MeasurementCache(tmp_path / "m", "m").known("text")
     assert {str(number) for number in range(last + 1)} <= set(known)
     assert len(known) % 2 == 0
+
+
+def test_what_was_found_once_is_not_looked_for_again():
+    found = []
+
+    def find():
+        found.append(len(found))
+        return {"n": found[-1], "text": ["日本", 0.5]}
+
+    with for_now() as path:
+        cache = MeasurementCache(path, "m")
+        first, again = (once(cache, "kind", ("a", 1), find) for _ in range(2))
+        assert first == again == {"n": 0, "text": ["日本", 0.5]}
+        assert once(cache, "kind", ("a", 2), find)["n"] == 1
+        assert once(MeasurementCache(path, "other"), "kind", ("a", 1), find)["n"] == 2
+    assert not path.parent.exists()
+    assert (once(None, "kind", ("a", 1), find)["n"], once(None, "kind", ("a", 1), find)["n"]) == (3, 4)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -26,9 +27,12 @@ from amnesia.live.loading import load
 from amnesia.live.model import edited
 from amnesia.localization.cells import localize
 from amnesia.localization.results import CellScore
+from amnesia.sources.fingerprint import fingerprint
+from amnesia.sources.resolve import resolve
 from support.commands import done, refused, succeed
 from support.folders import ROOT
-from support.tiny_text import save_tiny_live, tiny_live
+from support.tiny import tiny_model
+from support.tiny_text import VOCAB_SIZE, save_tiny_live, tiny_live
 
 SETTINGS = AtlasSettings("tiny", n_prompts=4, top=3)
 NAMES = {"Japan": 900, "Paris": 800, "Michael Jordan": None, "Atlantis": 5}
@@ -111,30 +115,30 @@ def test_other_settings_and_other_files_are_refused(tmp_path):
         begin(tmp_path / "other.sqlite", dataclasses.replace(SETTINGS, directions=False), NAMES)
     with sqlite3.connect(tmp_path / "other.sqlite") as database:
         database.execute("PRAGMA user_version = 1")
-    with pytest.raises(OutputError, match="its tables are of version 1, expected 2"):
+    with pytest.raises(OutputError, match="its tables are of version 1, expected 3"):
         read(tmp_path / "other.sqlite")
 
 
 def test_an_edit_takes_the_direction_of_an_entity_from_an_atlas_or_its_cells(tmp_path):
     model = save_tiny_live(tmp_path / "m")
     path = tmp_path / "atlas.sqlite"
-    settings = AtlasSettings(str(model), n_prompts=4, top=3)
+    settings = AtlasSettings("m", fingerprint(resolve(str(model))), n_prompts=4, top=3)
     fill(load(model, str(model)), path, settings, begin(path, settings, NAMES))
     row = read(path)[1][2]
     cells = [score.cell for score in row.cells]
     asked = ("edit", model, "--entity", "michael  jordan", "--atlas", path)
     manifest = json.loads(succeed(*asked, "-o", tmp_path / "out", "--json").stdout)
     (written,) = manifest["edits"]
-    assert (written["entity"], written["layer"], written["multiplier"]) == ("michael jordan", row.direction.layer, -1.0)
+    assert (written["entity"], written["layer"], written["multiplier"]) == ("Michael Jordan", row.direction.layer, -1.0)
     assert len(written["columns"]) == 48
-    assert "48 columns in 1 tensors changed as declared" in done("verify", tmp_path / "out", "--base", model)
+    assert "48 columns in 1 tensor changed as declared" in done("verify", tmp_path / "out", "--base", model)
     for n, options in ((1, ()), (3, ("--multiplier", -2))):
         manifest = json.loads(succeed(*asked, "--top", n, *options, "-o", tmp_path / f"out{n}", "--json").stdout)
         assert {(row["layer"], row["neuron"]) for row in manifest["edits"]} == {
             (cell.layer, cell.neuron) for cell in cells[:n]
         }
         assert {(row["entity"], row["multiplier"]) for row in manifest["edits"]} == {
-            ("michael jordan", -1.0 if n == 1 else -2.0)
+            ("Michael Jordan", -1.0 if n == 1 else -2.0)
         }
     out = ("-o", tmp_path / "none")
     assert "--atlas needs --entity" in refused("edit", model, "--atlas", path, *out)
@@ -153,7 +157,7 @@ def test_an_edit_takes_the_direction_of_an_entity_from_an_atlas_or_its_cells(tmp
     assert f"the direction of 'Japan' in {path} is none: make the atlas again" in refused(*asked, "Japan")
     assert not (tmp_path / "none").exists()
     # Where there is none, it is the best cell.
-    assert "1 columns in 1 tensors edited" in done(*asked, "Atlantis")
+    assert "1 column in 1 tensor edited" in done(*asked, "Atlantis")
 
 
 def row(entity, layer, neuron, score, popularity=None):
@@ -261,3 +265,37 @@ def finished(path):
             return database.execute("SELECT COUNT(DISTINCT entity) FROM cells").fetchone()[0]
     except sqlite3.Error:
         return 0
+
+
+def test_a_name_is_taken_as_it_is_written_and_never_for_another(tmp_path):
+    live, path = tiny_live(), tmp_path / "atlas.sqlite"
+    names = dict.fromkeys(("Canada", "CANADA"))
+    fill(live, path, SETTINGS, begin(path, SETTINGS, names))
+    one, two = (edits_of(path, name, "tiny") for name in names)
+    assert (one.entity, two.entity) == tuple(names) and one.edits != two.edits
+    with pytest.raises(InputError, match="has 'Canada', 'CANADA', and 'canada' may be each of them: write one as it"):
+        edits_of(path, "canada", "tiny")
+
+
+def test_an_atlas_knows_the_weights_that_it_is_of(tmp_path):
+    model = save_tiny_live(tmp_path / "m")
+    done("atlas", model, "Japan", "-o", tmp_path / "atlas", "--no-directions")
+    shutil.copytree(model, tmp_path / "elsewhere")
+    done("edit", tmp_path / "elsewhere", "--entity", "Japan", "--atlas", tmp_path / "atlas", "-o", tmp_path / "out")
+    tiny_model("llama", vocab_size=VOCAB_SIZE, seed=1).save_pretrained(model, max_shard_size="60KB")
+    said = refused("edit", model, "--entity", "Japan", "--atlas", tmp_path / "atlas", "-o", tmp_path / "out2")
+    assert "is an atlas of other weights (m)" in said
+    said = refused("atlas", model, "Paris", "-o", tmp_path / "atlas", "--no-directions")
+    assert "is an atlas of a model with other weights" in said
+
+
+def test_a_damaged_table_is_refused_in_one_line(tmp_path):
+    live, path = tiny_live(), tmp_path / "atlas.sqlite"
+    fill(live, path, SETTINGS, begin(path, SETTINGS, NAMES))
+    content = path.read_bytes()
+    for damage in ("UPDATE cells SET layer = 'x'", "UPDATE settings SET value = '{'", "DELETE FROM settings"):
+        path.write_bytes(content)
+        with contextlib.closing(sqlite3.connect(path)) as table, table:
+            table.execute(damage)
+        with pytest.raises(InputError, match="make the atlas again, in another folder"):
+            edits_of(path, "Japan", "tiny")

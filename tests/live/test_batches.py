@@ -10,7 +10,7 @@ from amnesia.architectures import LAYOUTS, MlpLayout
 from amnesia.evaluation.damage import read
 from amnesia.facts.names import entity_templates
 from amnesia.live import batches
-from amnesia.live.batches import passes, takes_trees
+from amnesia.live.batches import one_pass, passes, takes_trees
 from amnesia.live.forward import activations, generate, readout
 from amnesia.live.model import freeze, hooks, wrap
 from amnesia.live.tokens import Continuation, place
@@ -92,6 +92,20 @@ def test_masks_are_of_floats(model_type):
         (one,) = passes(live, [[5, 6, 7], [5, 6, 8]])
         assert one.inputs["attention_mask"].dtype == dtype
         assert one.inputs["attention_mask"].min() == torch.finfo(dtype).min
+
+
+@pytest.mark.parametrize("model_type", ["llama", "falcon_h1"])
+def test_rows_that_are_given_at_once_are_one_pass(model_type):
+    live = tiny_live(model_type)
+    # Together they have more tokens than any tree of `passes`.
+    rows = [[5, 6, 7], [5, 6, 9], *(list(range(start, start + 40)) for start in range(50, 350, 50))]
+    one = one_pass(live, rows)
+    assert sorted(one.indices) == list(range(8))
+    assert one.inputs["input_ids"].numel() == (4 + 6 * 40 if takes_trees(live, 40) else 8 * 40)
+    logits = live.model(**one.inputs, use_cache=False).logits
+    for index, line, slots in zip(one.indices, one.lines, one.slots, strict=True):
+        alone = live.model(torch.tensor([rows[index]])).logits[0]
+        torch.testing.assert_close(logits[line, list(slots)], alone, atol=1e-4, rtol=1e-4)
 
 
 def test_all_layers_see_whole_prompts_in_generation():

@@ -35,6 +35,16 @@ def make(folder, kind):
     return path, ModelSource(path, ModelRef("a/b"))
 
 
+def test_a_folder_with_the_name_of_a_built_in_model_is_edited_in_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "smollm2-135m")
+    before = tree(tmp_path / "smollm2-135m")
+    done("edit", "smollm2-135m", "--cell", "0:3", "--in-place")
+    assert tree(tmp_path / "smollm2-135m") != before
+    done("undo", "smollm2-135m", "--in-place")
+    assert tree(tmp_path / "smollm2-135m") == before
+
+
 def test_what_only_the_base_can_prove_is_named_and_all_names_come_back(tmp_path):
     source = save_tiny(tmp_path / "m")
     before = tree(source)

@@ -145,6 +145,23 @@ def test_of_a_single_file_only_the_bytes_of_the_layers_are_fetched_once(hub, tmp
     assert load(resolve("ada/base").folder, "whole").n_held is None
 
 
+@pytest.mark.parametrize("damage", ["shorter", "empty", "gone", "settings"])
+def test_a_damaged_part_is_fetched_again(hub, tmp_path, damage):
+    hub.add_repo("org/base", files_in(one_file(tmp_path / "m")))
+    arguments = ("localize", "org/base", "Japan", "--layers", "0", "--json")
+    found = done(*arguments)
+    (part,) = (tmp_path / "cache" / "parts").iterdir()
+    content = (part / SINGLE).read_bytes()
+    if damage == "settings":
+        (part / "config.json").unlink()
+    elif damage == "gone":
+        (part / SINGLE).unlink()
+    else:
+        (part / SINGLE).write_bytes(content[:-1] if damage == "shorter" else b"")
+    assert done(*arguments) == found
+    assert (part / SINGLE).read_bytes() == content
+
+
 @pytest.mark.parametrize("obstacle", ["no ranges", "most layers", "fetched before"])
 def test_a_single_file_is_fetched_whole_where_that_is_better(hub, tmp_path, obstacle):
     hub.add_repo("org/base", files_in(one_file(tmp_path / "m")))

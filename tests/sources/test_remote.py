@@ -103,6 +103,16 @@ def test_verify_reads_as_little(hub, model, tmp_path):
     assert "is not the model that the adapter was made for: give org/base@" in line
 
 
+@pytest.mark.parametrize("made_of", ["org/base", "folder"])
+def test_verify_takes_a_base_that_lies_in_the_cache_as_a_whole(hub, tmp_path, made_of):
+    folder = save_tiny(tmp_path / "source", dtype=torch.bfloat16)
+    commit = hub.add_repo("org/base", files_in(folder)).refs["refs/heads/main"]
+    done(adapter("org/base" if made_of == "org/base" else folder, tmp_path / "out"))
+    resolve(f"org/base@{commit}")
+    for base in ("org/base", f"org/base@{commit}"):
+        assert "compared with the base" in call("verify", tmp_path / "out", "--base", base).stdout
+
+
 def test_an_edited_model_keeps_its_history(hub, model, tmp_path):
     done(call("edit", model, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "edited"))
     hub.add_repo("org/edited", files_in(tmp_path / "edited"))

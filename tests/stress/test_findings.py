@@ -47,7 +47,8 @@ def test_what_an_attack_brings_back():
     assert found([attack("in_context_hint", 0.62, 0.31)]) == [
         (
             "warning",
-            "Japan comes back when asked after a hint: knowledge score 0.62 (plain questions 0.10, invented names 0.31).",
+            "Japan comes back when asked after a hint: knowledge score 0.62 (original model 1.00, plain questions 0.10, "
+            "invented names 0.31).",
         )
     ]
     # What the question gives away to anybody did not come from the model.

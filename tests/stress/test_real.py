@@ -1,5 +1,7 @@
 """Stress on the real demo model, small enough for a minute."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from support.tracker import Silent
 
 pytestmark = pytest.mark.real
 
+QUICK = replace(LORA, learning_rate=1e-3)
 RECIPE = """
 model.id = "smollm2-135m"
 entity = { name = "Japan", translations = { fr = "Japon" } }
@@ -69,7 +72,7 @@ def test_one_fact_is_learned_and_gone_again(live):
     before = generate(live, [prompt])
     assert not matches(before[0], ["Ottawa"])
     rows = rows_of(live, [("", f"{prompt} Ottawa")], 64)
-    found = fine_tune(live, rows, LORA, (0, 20), lambda: generate(live, [prompt])[0], batch=4)
+    found = fine_tune(live, rows, QUICK, (0, 20), lambda: generate(live, [prompt])[0], batch=4)
     assert found[1].loss < found[0].loss / 2
     assert found[0].seen == before[0]
     assert matches(found[1].seen, ["Ottawa"])

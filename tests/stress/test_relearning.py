@@ -9,6 +9,7 @@ import torch
 
 from amnesia.cli.main import main
 from amnesia.evaluation.measurement import known_facts
+from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.results import Estimate
 from amnesia.facts.answers import matches
 from amnesia.facts.questions import facts_of_recipe
@@ -16,11 +17,13 @@ from amnesia.live.forward import answer_logprobs
 from amnesia.live.loading import load
 from amnesia.recipe_file import parse_recipe
 from amnesia.report.content import read_report
+from amnesia.stress import relearning
 from amnesia.stress.attacks import INVENTED_NAMES, AttackTarget
 from amnesia.stress.relearning import (
     ABOUT,
     INSTRUCTIONS,
     ONE_FACT,
+    announce,
     conclude_relearning,
     plan_relearning,
     retrain,
@@ -34,20 +37,24 @@ from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live
 from support.tracker import Silent
 
+QUICK = replace(LORA, learning_rate=1e-3)
 SETTINGS = RelearningSettings(
     n_facts=3,
     n_controls=2,
-    ways=(LORA, Way("full", 1e-3)),
-    steps=(0, 2),
+    ways=(QUICK, Way("full", 1e-3)),
+    most=2,
     n_texts=32,
     text_tokens=8,
-    unlearning=Unlearning(most=20),
+    unlearning=Unlearning(QUICK, most=20),
 )
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return save_tiny_live(tmp_path_factory.mktemp("models") / "m")
+
+
+MODELS = ("original", "unlearned", "edited")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +64,7 @@ def trained(model):
     facts = facts_of_recipe(parse_recipe(recipe_text(live, model)))
     tracker = Silent()
     plan = plan_relearning(live, known_facts(live, facts.questions, facts.scoring), SETTINGS, tracker, None)
+    announce(live, plan, tracker, dict.fromkeys(MODELS))
     before = {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
     original, peer, again = (
         retrain(live, plan, "original", tracker), retrain_peer(live, plan, tracker), retrain(live, plan, "edited", tracker)
@@ -73,9 +81,9 @@ def test_the_same_model_is_trained_to_the_same_and_starts_where_it_is(trained):
     fact = next(fact for fact in plan.asked(ONE_FACT) if fact.pair() in forget)
     (plain,) = answer_logprobs(live, [fact.pair()])
     for run in original.runs.values():
-        assert [seen.step for seen in run] == [0, 2]
+        assert [seen.step for seen in run] == [0, 1, 2]
         assert run[0].seen[fact.pair()] == pytest.approx(plain.logprob, abs=1e-4)
-        assert run[1].loss < run[0].loss
+        assert run[2].loss < run[0].loss
         assert fact.pair(INVENTED_NAMES[0]) in run[0].seen
     assert 0 < peer.steps <= 20
     for run in peer.retrained.runs.values():
@@ -87,6 +95,42 @@ def test_how_long_it_takes_is_said_before_it_begins(trained):
     told = next(n for n, line in enumerate(lines) if line.startswith("relearning will take about "))
     assert told < next(n for n, line in enumerate(lines) if line.startswith("training the original model"))
     assert "seconds on this machine" in lines[told]
+
+
+def test_trainings_that_are_finished_are_not_made_again(trained, tmp_path, monkeypatch):
+    plan, _, live, original, *_ = trained
+    brief = replace(plan, settings=replace(plan.settings, ways=(QUICK,)))
+    cache, tracker, done = MeasurementCache(tmp_path / "measured", "m"), Silent(), []
+    real = relearning.fine_tune
+
+    def broken_off(*arguments, **more):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(arguments)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(relearning, "fine_tune", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        retrain(live, brief, "original", tracker, cache)
+    monkeypatch.setattr(relearning, "fine_tune", real)
+    first, peer = (
+        retrain(live, brief, "original", tracker, cache), retrain_peer(live, brief, tracker, cache)
+    )  # fmt: skip
+    assert len([line for line in tracker.lines if line.startswith("training the original model")]) == 4
+    assert first.runs == {key: run for key, run in original.runs.items() if key[1] == QUICK}
+    for name in ("fine_tune", "unlearn"):
+        monkeypatch.setattr(relearning, name, lambda *_, **__: pytest.fail("trained again"))
+    assert retrain(live, brief, "original", tracker, cache).runs == first.runs
+    assert retrain_peer(live, brief, tracker, cache) == peer
+    tracker = Silent()
+    announce(live, brief, tracker, dict.fromkeys(MODELS[:2], cache))
+    assert tracker.lines == []
+
+
+def test_models_are_asked_more_often_at_the_beginning():
+    assert RelearningSettings(most=200).steps == (0, 10, 25, 50, 100, 200)
+    assert RelearningSettings(most=50).steps == (0, 2, 6, 12, 25, 50)
+    assert RelearningSettings(most=1).steps == (0, 1)
 
 
 def test_no_text_has_an_answer_that_is_asked(trained):
@@ -117,13 +161,13 @@ def test_scores_are_of_what_was_seen(trained):
     result = conclude_relearning(plan, original, peer, again)
     assert len(result.runs) == 3 * 2 * 3 * 2
     run = next(row for row in result.runs if (row.text, row.way, row.model) == (ABOUT, "full", "edited"))
-    seen = again.runs[ABOUT, SETTINGS.ways[1]][1].seen
+    seen = again.runs[ABOUT, SETTINGS.ways[1]][2].seen
     expected = [
         (seen[fact.pair()] - known.unknown.total) / (known.before.logprob - known.unknown.total)
         for fact in plan.facts
         for known in [plan.known[fact.pair()]]
     ]
-    assert run.steps[1].knowledge_score.mean == pytest.approx(sum(expected) / len(expected))
+    assert run.steps[2].knowledge_score.mean == pytest.approx(sum(expected) / len(expected))
     assert run.steps[0].control.mean == pytest.approx(1.0, abs=1e-4)
 
 
@@ -226,8 +270,6 @@ def test_the_command_writes_a_report_that_can_be_read(model, tmp_path):
             "--relearning",
             "--stress-facts",
             "2",
-            "--relearning-steps",
-            "0",
             "--relearning-steps",
             "1",
             "-o",

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,17 +16,18 @@ TEXTS = ["the capital of Japan is Tokyo", "people drink green tea", "the winters
 
 
 FAST = Way("full", 1e-2)
+QUICK = replace(LORA, learning_rate=1e-3)
 
 
 def state(live):
     return {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
 
 
-def train(live, texts, steps, observe=lambda: None, way=LORA, **more):
+def train(live, texts, steps, observe=lambda: None, way=QUICK, **more):
     return fine_tune(live, rows_of(live, [("", text) for text in texts], 64), way, steps, observe, batch=4, **more)
 
 
-@pytest.mark.parametrize("way", [LORA, FAST], ids=["LoRA", "full"])
+@pytest.mark.parametrize("way", [QUICK, FAST], ids=["LoRA", "full"])
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral"])
 def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(model_type, way):
     live = tiny_live(model_type, bos=True)
@@ -34,7 +37,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(model_type, way
     found = train(live, TEXTS, (0, 5, 30), lambda: inside.append(any("lora" in name for name in state(live))), way)
     assert [row.step for row in found] == [0, 5, 30]
     assert found[0].loss > found[1].loss > found[2].loss
-    assert inside == [way is LORA] * 3
+    assert inside == [way is QUICK] * 3
     after = state(live)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -45,7 +48,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(model_type, way
     assert all(parameter.grad is None for parameter in live.model.parameters())
 
 
-@pytest.mark.parametrize("way", [LORA, FAST], ids=["LoRA", "full"])
+@pytest.mark.parametrize("way", [QUICK, FAST], ids=["LoRA", "full"])
 def test_an_adapter_leaves_the_base_alone_and_full_training_moves_every_weight(way):
     live = tiny_live()
     before = state(live)
@@ -56,7 +59,7 @@ def test_an_adapter_leaves_the_base_alone_and_full_training_moves_every_weight(w
 
     first, last = (row.seen for row in train(live, TEXTS, (0, 3), moved, way))
     assert first == set()
-    assert last == (set() if way is LORA else before.keys())
+    assert last == (set() if way is QUICK else before.keys())
 
 
 def test_a_step_of_all_weights_is_one_of_adamw():
@@ -69,7 +72,7 @@ def test_a_step_of_all_weights_is_one_of_adamw():
     rows = rows_of(plain, [("", TEXTS[0])], 64)
     for _ in range(3):
         optimizer.zero_grad()
-        loss(plain, rows, [0]).backward()
+        loss(plain, rows).backward()
         optimizer.step()
     (found,) = train(live, TEXTS[:1], (3,), lambda: state(live), FAST)
     for name, tensor in plain.model.state_dict().items():
@@ -105,7 +108,7 @@ def test_what_is_given_is_not_learned():
     answers = answer_logprobs(live, [("the capital of Japan is", "Tokyo")])
     place = next(n for n, row in enumerate(rows) if row.n_answer < len(row.ids) - 1)
     with torch.no_grad():
-        found = loss(live, rows, [place]).item()
+        found = loss(live, [rows[place]]).item()
     assert found * rows[place].n_answer == pytest.approx(-answers[0].logprob, abs=1e-4)
 
 
@@ -185,9 +188,9 @@ def test_an_adapter_that_is_added_to_the_weights_acts_as_before(model_type):
     rows, ids = rows_of(live, [("", text) for text in TEXTS], 64), torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         plain = live.model(ids).logits
-    with trainable(live, LORA, 0):
+    with trainable(live, QUICK, 0):
         for _ in range(5):
-            loss(live, rows, [0, 1]).backward()
+            loss(live, rows[:2]).backward()
         with torch.no_grad():
             trained = live.model(ids).logits
         found = deltas(live)

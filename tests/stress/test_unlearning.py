@@ -1,6 +1,8 @@
 """LoRA unlearning against its losses written out here, on a tiny model."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +10,11 @@ import torch
 from amnesia.live.forward import answer_logprobs
 from amnesia.stress.settings import LORA, Unlearning
 from amnesia.stress.training import add, kept
-from amnesia.stress.unlearning import unlearn
+from amnesia.stress.unlearning import Unlearned, unlearn
 from support.tiny_text import tiny_live
 
 FORGET = [("the capital of Japan is", "Tokyo"), ("people in Japan drink", "green tea")]
+QUICK = replace(LORA, learning_rate=1e-3)
 RETAIN = ["the winters are cold", "it rains", "she laughed", "the capital of Peru is Lima"]
 
 
@@ -28,7 +31,7 @@ def test_what_is_forgotten_falls_and_what_stays_stays_nearer():
         kept_before = live.model(ids).logits.log_softmax(-1)
 
     def run(kl_weight):
-        found = unlearn(live, FORGET, RETAIN, Unlearning(most=15, kl_weight=kl_weight), lambda: 1.0)
+        found = unlearn(live, FORGET, RETAIN, Unlearning(QUICK, most=15, kl_weight=kl_weight), lambda: 1.0)
         assert found.steps == 15
         with kept(live), torch.no_grad():
             add(live, found.adapter)
@@ -50,7 +53,7 @@ def test_it_ends_when_enough_is_forgotten():
         seen.append(logprobs(live)[0])
         return 1.0 - len(seen) / 3
 
-    found = unlearn(live, FORGET, RETAIN, Unlearning(every=4), score)
+    found = unlearn(live, FORGET, RETAIN, Unlearning(QUICK, every=4), score)
     assert (found.steps, len(seen)) == (8, 3)
     assert seen[0] > seen[1] > seen[2]
     assert unlearn(live, FORGET, RETAIN, Unlearning(), lambda: 0.0).steps == 0
@@ -63,7 +66,7 @@ def test_the_first_step_has_the_loss_of_the_paper(monkeypatch):
     from amnesia.stress import unlearning
 
     monkeypatch.setattr(unlearning, "checked", lambda _, value: losses.append(value.item()) or value)
-    unlearn(live, FORGET, RETAIN, Unlearning(way=LORA, beta=0.5, most=1), lambda: 1.0)
+    unlearn(live, FORGET, RETAIN, Unlearning(QUICK, beta=0.5, most=1), lambda: 1.0)
     assert losses == [pytest.approx(2 / 0.5 * math.log(2), abs=1e-4)]
 
 
@@ -78,7 +81,16 @@ def test_without_beta_it_is_the_gradient_ascent_to_which_the_loss_tends():
 
 def test_equal_arguments_give_equal_results():
     live = tiny_live()
-    runs = [unlearn(live, FORGET, RETAIN, Unlearning(most=5), lambda: 1.0, seed=seed) for seed in (0, 0, 1)]
+    runs = [unlearn(live, FORGET, RETAIN, Unlearning(QUICK, most=5), lambda: 1.0, seed=seed) for seed in (0, 0, 1)]
     bs = [torch.cat([delta.b.flatten() for delta in run.adapter]) for run in runs]
     assert torch.equal(bs[0], bs[1])
     assert not torch.equal(bs[0], bs[2])
+
+
+def test_what_was_unlearned_can_be_kept_in_a_file():
+    found = unlearn(tiny_live(), FORGET, RETAIN, Unlearning(QUICK, most=2), lambda: 1.0)
+    again = Unlearned.of_json(json.loads(json.dumps(found.as_json())))
+    assert again.steps == found.steps == 2
+    for one, other in zip(found.adapter, again.adapter, strict=True):
+        assert (one.module, one.scale, one.transposed) == (other.module, other.scale, other.transposed)
+        assert torch.equal(one.a, other.a) and torch.equal(one.b, other.b)
