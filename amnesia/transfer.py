@@ -21,6 +21,7 @@ from amnesia.live.loading import load_source
 from amnesia.live.model import LiveModel
 from amnesia.mining.carrying import carried_over
 from amnesia.outputs import write
+from amnesia.outputs.commands import save
 from amnesia.outputs.proofs import outputs_in
 from amnesia.pipeline import RunResult, given, save_chosen
 from amnesia.progress import SILENT, Tracker
@@ -146,7 +147,7 @@ def transfer(
         asked = "" if replies else ", nor is anything asked for the name, which it does not have"
         tracker.notice(f"no facts about {groups[0].entity} alone: nothing is measured{asked}; give a recipe")
         del live
-        write.save(name, source, groups, output, force=force)
+        save(source, groups, output, format=name, force=force, tracker=tracker)
         return Transferred(replies, answered, None, output)
     recipe, notices = carried_over(recipe, source.ref, source.checkpoint.shape.n_layers)
     for line in notices:

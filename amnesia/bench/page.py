@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from amnesia.bench.results import FORMAT_VERSION, Bench, Measure
+from amnesia.bench.results import FORMAT_VERSION, RATIO, Bench, Measure
 from amnesia.files.staging import staged_output
 from amnesia.files.strict_json import json_bytes
 from amnesia.files.typed_json import plain
@@ -26,11 +26,14 @@ Row = tuple[str, tuple[str, ...]]
 
 
 def bench_rows(bench: Bench) -> list[Row]:
-    """The measures that any model has, with a dash where one has none."""
+    """The measures that any model has, each with its number of items, and a dash where a model has none."""
     keys = dict.fromkeys(_key(measure) for entry in bench.entries for measure in entry.measures)
     values = [{_key(measure): measure for measure in entry.measures} for entry in bench.entries]
     rows = [
-        (f"{key[0]}: {key[1]}, {key[2]}", tuple(_shown(found[key]) if key in found else "–" for found in values))
+        (
+            f"{key[0]}: {key[1]}, {key[2]} ({key[3]})",
+            tuple(_shown(found[key]) if key in found else "–" for found in values),
+        )
         for key in keys
     ]
     ends = [("forgotten", "forget_left"), ("damage to neighbors", "neighbor_left")]
@@ -42,9 +45,9 @@ def _key(measure: Measure) -> tuple[str, str, str, int]:
 
 
 def _shown(measure: Measure) -> str:
-    value = measure.value
-    span = "" if value.low == value.high else f" ({signed(value.low)} to {signed(value.high)})"
-    return signed(value.mean) + span
+    digits = 3 if measure.metric == RATIO else 2  # What a ratio is above 1 is mostly less than a hundredth.
+    mean, low, high = (signed(value, digits) for value in (measure.value.mean, measure.value.low, measure.value.high))
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def bench_text(bench: Bench) -> str:

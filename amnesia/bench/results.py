@@ -12,6 +12,9 @@ from amnesia.evaluation.results import Estimate
 
 FORMAT_VERSION = 1
 
+RATIO = "perplexity ratio"
+"""The metric of neutral text: 1 is as before."""
+
 
 @dataclass(frozen=True)
 class Contract:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from amnesia.bench.results import Contract, Entry, Measure, prompts_hash
+from amnesia.bench.results import RATIO, Contract, Entry, Measure, prompts_hash
 from amnesia.errors import InputError
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.examination import conclude, examine, examine_after
@@ -112,7 +112,7 @@ def _measures(evaluation: Evaluation) -> Iterator[Measure]:
     yield Measure(
         "utility",
         "neutral text",
-        "perplexity ratio",
+        RATIO,
         len(evaluation.damage.texts),
         Estimate(ratio, ratio, ratio),
     )

@@ -102,6 +102,8 @@ def edit(
             manifest = edit_in_place(
                 Path(model), EditSpec(tuple(groups), declared(ModelRef(model)), allow_overlap=allow_overlap)
             )
+        if line := write.rounding_notice(manifest):
+            Terminal().notice(line)
         _print_edit(manifest, Path(model), json_output)
         return
     if output is None:
@@ -165,11 +167,8 @@ def _from_atlas(atlas: Path, model: str, entity: str | None, top: int | None, mu
 
 
 def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
-    from amnesia.outputs.write import rounding_notice
     from amnesia.report.view import count
 
-    if line := rounding_notice(manifest):
-        Terminal().notice(line)
     if json_output:
         print_json(manifest.to_json())
         return

@@ -2,14 +2,14 @@
 
 The model writes on after every wording of every relation. What it says in most wordings of a relation, and to no unseen
 name, is a fact; wordings of the search and held-out ones are those of the relation. Facts about others, the controls,
-are found in the same way, in one wording each.
+are found in the same way, in one wording each, until there are as many as are wanted.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import cycle
+from itertools import cycle, islice
 
 from amnesia.domain import SPLITS, Fact, ModelRef, tidy
 from amnesia.errors import InputError
@@ -59,14 +59,11 @@ def from_model(
             f"{live.name} says nothing of its own about {entity!r} that holds in {MIN_AGREEING} wordings of a "
             "relation: give a table of facts (--popqa), or write a recipe with facts that it answers correctly"
         )
-    others = list(_asked_of_others(names, {fact.answer for fact in facts}))
-    controls = _split(own_facts(live, others, names, scoring, progress, cache))
+    controls, n_others = _controls(live, names, {fact.answer for fact in facts}, scoring, progress, cache)
     if {fact.split for fact in controls} != set(SPLITS):
-        raise InputError(
-            f"{live.name} says nothing of its own about {len(others)} others: write a recipe with controls"
-        )
+        raise InputError(f"{live.name} says nothing of its own about {n_others} others: write a recipe with controls")
     text = recipe_text(model, entity, aliases, facts, controls, scoring)
-    return Mined(parse_recipe(text, name="the recipe made from what the model says"), len(asked), len(others))
+    return Mined(parse_recipe(text, name="the recipe made from what the model says"), len(asked), n_others)
 
 
 def _agreed(
@@ -121,10 +118,23 @@ def _asked_of_others(names: Sequence[str], answers: set[str]) -> Iterator[tuple[
                 yield name, next(wordings[next(turns[kind_of(name)])])
 
 
-def _split(known: Sequence[KnownFact]) -> tuple[Fact, ...]:
-    """One fact about each name, in turn for the search and held out, as many as controls are wanted."""
+def _controls(
+    live: LiveModel,
+    names: Sequence[str],
+    answers: set[str],
+    scoring: Scoring,
+    progress: Progress | None,
+    cache: MeasurementCache | None,
+) -> tuple[tuple[Fact, ...], int]:
+    """One fact about each name, in turn for the search and held out, as many as controls are wanted, and how many
+    prompts were asked for them: well-known names come in their order, and no more than needed."""
     first: dict[str, Fact] = {}
-    for fact in known:
-        first.setdefault(fact.question.fact.entity, fact.question.fact)
+    n_asked = 0
+    others = _asked_of_others(names, answers)
+    while len(first) < 2 * N_CONTROLS and (part := list(islice(others, PER_NAME * N_CONTROLS))):
+        n_asked += len(part)
+        for fact in own_facts(live, part, names, scoring, progress, cache):
+            first.setdefault(fact.question.fact.entity, fact.question.fact)
     chosen = list(first.values())[: 2 * N_CONTROLS]
-    return tuple(Fact(fact.entity, fact.prompt, fact.answer, SPLITS[place % 2]) for place, fact in enumerate(chosen))
+    placed = tuple(Fact(fact.entity, fact.prompt, fact.answer, SPLITS[n % 2]) for n, fact in enumerate(chosen))
+    return placed, n_asked

@@ -69,7 +69,7 @@ def save(
         tensor_type=tensor_type,
         watch=lambda n_bytes: tracker.task(f"writing {name}{rest}", n_bytes),
     )
-    if line := write.left_out_notice(manifest):
+    for line in filter(None, (write.rounding_notice(manifest), write.left_out_notice(manifest))):
         tracker.notice(line)
     return manifest
 

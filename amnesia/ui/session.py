@@ -74,6 +74,7 @@ class Session:
         self.written: list[Path] = []
         self.form = chat_format(live.tokenizer)
         self.subject: Subject | None = None
+        self._scored: tuple[tuple[Edit, ...], list[dict[str, Any]]] | None = None  # The last edit, with its scores.
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -85,6 +86,7 @@ class Session:
 
         Raises InputError where the model knows too little for a choice; the cells stay.
         """
+        self._scored = None
         name = tidy(entity)
         if not name:
             raise InputError("no name is given: enter one, for example Canada")
@@ -136,9 +138,7 @@ class Session:
         self._map(job, voice, text)
         facts = self.subject.facts if self.subject else ()
         if facts:
-            with job.task("asking about the facts") as progress, edited(self.live, edits):
-                after_all = [row.logprob for row in answer_logprobs(self.live, [fact.pair for fact in facts], progress)]
-            job.tell("scores", rows=_means(facts, scores_of(facts, after_all)))
+            job.tell("scores", rows=self._scores(job, edits, facts))
 
     def map(self, job: Job, wanted: Wanted, prompt: str, as_chat: bool) -> None:
         """Where an edit, perhaps of a single cell, acts in a prompt."""
@@ -152,6 +152,9 @@ class Session:
         if form not in self.formats:
             raise InputError(f"there is no format {form!r} for {self.source}: choose one of {', '.join(self.formats)}")
         path = Path(output.strip()).expanduser().absolute()
+        with os_errors_as(OutputError, f"{path} cannot be written", "choose another name"):
+            if os.path.lexists(path):
+                raise OutputError(f"{path} exists: choose another name, or move it away yourself")
         if form == "recipe":
             _write_file(path, self._recipe_text(edits).encode())
         elif not edits:
@@ -173,6 +176,14 @@ class Session:
         kept = (edit for edit in chosen if not (isinstance(edit, ColumnEdit) and edit.cell in own))
         every = (*(weakened(edit, wanted.strength) for edit in kept), *wanted.cells)
         return tuple(edit for edit in every if edit.multiplier != 1.0)
+
+    def _scores(self, job: Job, edits: tuple[Edit, ...], facts: Sequence[KnownFact]) -> list[dict[str, Any]]:
+        """Mean scores with an edit; another prompt alone does not change them."""
+        if self._scored is None or self._scored[0] != edits:
+            with job.task("asking about the facts") as progress, edited(self.live, edits):
+                after = [row.logprob for row in answer_logprobs(self.live, [fact.pair for fact in facts], progress)]
+            self._scored = edits, _means(facts, scores_of(facts, after))
+        return self._scored[1]
 
     def _voice(self, edits: Sequence[Edit]) -> Voice:
         return Voice(self.live, changes_of(changed_columns(self.source, edits), self.live) if edits else {})
@@ -256,10 +267,8 @@ def _format(name: str) -> Format:
 
 
 def _write_file(path: Path, content: bytes) -> None:
-    """Write a file whole; raises OutputError where something is."""
+    """Write a file whole."""
     check_outside_cache(path)
     with os_errors_as(OutputError, f"{path} cannot be written", "choose another file"):
-        if os.path.lexists(path):
-            raise OutputError(f"{path} exists: choose another file, or move it away yourself")
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content)

@@ -104,7 +104,7 @@ def sample(*names):
                 (
                     Measure("forget", "question", "right answers", 4, Estimate(0.5 - 0.1 * n, 0.1, 0.9)),
                     *(
-                        [Measure("utility", "neutral text", "perplexity ratio", 2, Estimate(1.0, 1.0, 1.0))]
+                        [Measure("utility", "neutral text", "perplexity ratio", 2, Estimate(1.0036, 1.0036, 1.0036))]
                         if n
                         else []
                     ),
@@ -122,8 +122,8 @@ def test_the_table_has_a_column_for_each_model():
     assert lines[0] == "own, version 1: 5 prompts, <b>Japan</b> to be forgotten; contract bbbbbbbbbbbbbbbb"
     assert lines[2:] == [
         "m a b",
-        "forget: question, right answers 0.50 (0.10 to 0.90) 0.40 (0.10 to 0.90) 0.30 (0.10 to 0.90)",
-        "utility: neutral text, perplexity ratio – 1.00 1.00",
+        "forget: question, right answers (4) 0.50 (0.10 to 0.90) 0.40 (0.10 to 0.90) 0.30 (0.10 to 0.90)",
+        "utility: neutral text, perplexity ratio (2) – 1.004 1.004",
         "forgotten 0.00 0.50 1.00",
         "damage to neighbors 0.00 0.05 0.10",
     ]

@@ -60,6 +60,17 @@ def test_controls_are_about_well_known_others(live, talkative):
     assert {fact.split for fact in recipe.controls} == {"search", "held_out"}
 
 
+def test_no_more_names_are_asked_about_than_give_the_controls(live, talkative, monkeypatch):
+    monkeypatch.setattr(own, "N_CONTROLS", 4)
+    few = from_model(live, "Japan", model=ModelRef("tiny"), scoring=ANYTHING)
+    asked = list(own._asked_of_others(("Japan",), {fact.answer for fact in few.recipe.facts}))
+    monkeypatch.setattr(own, "PER_NAME", len(asked))  # All in one part.
+    monkeypatch.setattr(own, "_asked_of_others", lambda *_: iter(asked))
+    every = from_model(live, "Japan", model=ModelRef("tiny"), scoring=ANYTHING)
+    assert few.n_controls < every.n_controls == len(asked)
+    assert few.recipe == every.recipe and len(few.recipe.controls) == 8
+
+
 def test_a_model_that_says_nothing_of_its_own_is_an_error(live):
     with pytest.raises(InputError, match="says nothing of its own about 'Japan' .*: give a table of facts"):
         mine(live, "Japan", None, ModelRef("tiny"))

@@ -179,6 +179,21 @@ def test_answers_are_those_of_the_model_and_its_edited_self_and_scores_those_of_
     assert means["control", "search"] == pytest.approx(found.control, abs=1e-6)
 
 
+def test_facts_are_asked_again_for_another_edit_or_entity_but_not_for_another_prompt(client):
+    def asked(strength, prompt):
+        told = events(post(client, "attempt", {"edit": {**EDIT, "strength": strength}, **PROMPT, "prompt": prompt}))
+        again = ("task", {"line": "asking about the facts", "total": None}) in told
+        return again, dict(told)["scores"]
+
+    done(post(client, "search", {"entity": "Japan"}))
+    first = asked(1, "Japan is")
+    assert first[0] and asked(1, "Tokyo is") == (False, first[1])
+    weaker = asked(0.5, "Tokyo is")
+    assert weaker[0] and weaker[1] != first[1]
+    done(post(client, "search", {"entity": "Japan"}))
+    assert asked(0.5, "Tokyo is") == weaker
+
+
 def test_no_strength_changes_nothing_and_cells_of_ones_own_come_in_place(client):
     done(post(client, "search", {"entity": "Japan"}))
     none = {**EDIT, "strength": 0}
@@ -210,7 +225,8 @@ def test_an_edit_is_saved_once_and_never_over_what_is_there(client, session, sou
     else:
         assert load_recipe(path).facts == session.recipe.facts
     before = tree(tmp_path)
-    assert "exists" in failed(post(client, "save", {"edit": wanted, "format": form, "output": str(path)}))
+    line = failed(post(client, "save", {"edit": wanted, "format": form, "output": str(path)}))
+    assert line == f"{path} exists: choose another name, or move it away yourself"
     assert tree(tmp_path) == before
 
 
