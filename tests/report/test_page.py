@@ -174,7 +174,7 @@ def test_a_part_that_is_absent_leaves_no_trace(key):
         "sweep": ("Mean knowledge score by strength of the edit",),
         "changed": ("SHA-256", "amnesia verify", "bit for bit"),
         "lm_eval": ("hellaswag",),
-        "extraction": (" tried",),
+        "extraction": ("handle, the best of",),
     }[key]:
         assert words in Page(report_html(sample())).text
         assert words not in page.text

@@ -57,7 +57,7 @@ def _widen(model, output):
     """A direction over two columns, whose matrix gets a wider type."""
     vectors = (Vector.of(np.linspace(1, 2, size)) for size in (2, 256, 2, 2))
     group = EntityEdits("Ada", (DirectionEdit(0, 0, -0.5, (1, 5), *vectors),))
-    save("gguf", _source(model), [group], output, tensor_type="f16")
+    save("gguf", _source(model), [group], output, tensor_type="f32")
 
 
 WORK = {

@@ -19,7 +19,7 @@ from gguf.quants import dequantize, quantize
 
 from amnesia.domain import WIDER_TYPES
 from amnesia.edits import EditSpec
-from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, VerificationError, os_errors_as
+from amnesia.errors import InputError, NumericalError, OutputError, VerificationError, os_errors_as
 from amnesia.files.disk import check_empty, read_range, write_new
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import Strided, stream
@@ -311,11 +311,6 @@ def _damaged(folder: Path, what: str) -> VerificationError:
 def _widen(down: Down, content: bytes, kind: GGMLQuantizationType) -> bytes:
     """The matrix `content`, of the type of `down.tensor`, with the directions added, as numbers of type `kind`."""
     tensor = down.tensor
-    if tensor.shape[1] % GGML_QUANT_SIZES[kind][0]:
-        raise CheckpointError(
-            f"{tensor.name} has rows of {tensor.shape[1]} values, not whole {kind.name} blocks: use --tensor-type f16 "
-            "(in Python: tensor_type='f16')"
-        )
     raw = np.frombuffer(content, np.uint8).reshape(tensor.shape[0], -1)
     with np.errstate(all="ignore"):  # What is not finite is reported below.
         target = down.add(dequantize(raw, tensor.tensor_type).astype(np.float64))
