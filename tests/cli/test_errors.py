@@ -226,7 +226,7 @@ def interrupt(*_, **__):
 def test_an_interrupt_after_the_output_is_there_says_so(model, tmp_path, monkeypatch):
     atlas = ("atlas", model, "Japan", "--no-plots", "--json", "-o", tmp_path / "atlas")
     for name, place, arguments in (
-        ("amnesia.cli.experiments.print_json", tmp_path / "atlas", atlas),
+        ("amnesia.cli.atlas.print_json", tmp_path / "atlas", atlas),
         ("amnesia.cli.edit._print_edit", tmp_path / "out", ("edit", model, "--cell", "0:1", "-o", tmp_path / "out")),
         ("amnesia.cli.edit._print_edit", model / "amnesia.json", ("edit", model, "--cell", "0:1", "--in-place")),
     ):

@@ -106,5 +106,5 @@ def test_both_edits_are_proven_and_taken_back_one_by_one(twice, tmp_path):
 
 def test_the_second_edit_is_seen_in_the_answers(twice):
     folder, _ = twice
-    report = check_behaviour(folder / "second", Silent())
+    report = check_behaviour(folder / "second", Silent(), base=str(folder / "first"))
     assert report.n_targets > 0 and report.change >= 0.1
