@@ -186,7 +186,8 @@ class DirectionChoice:
             for atoms, trial in offered
             if (multiplier := self._within_cap(atoms, trial.multiplier)) is not None
         ]
-        if not any(atoms is last[0] for atoms, *_ in candidates):
+        # Where no more columns are allowed, it is better to harm than to fail, but not for a form beside the name.
+        if not any(row[0] is last[0] and (self.acting or row[1] == last[1].multiplier) for row in candidates):
             candidates.append((last[0], last[1].multiplier, settings.goal + settings.slack))
         sparing = []
         for atoms, multiplier, goal in candidates:

@@ -318,6 +318,11 @@ def test_128_columns_are_taken_with_a_weaker_multiplier_where_all_of_it_would_ha
     found = DirectionChoice(Scores(live), name, known, known, settings=bounded).choose()
     assert n_columns(free) == n_columns(found) == 8
     assert free.multiplier < found.multiplier < 1.0 and 0.9 * bounded.max_harm < found.change.harm <= bounded.max_harm
+    # Where that fails and no more columns are allowed, all of it is tried, too.
+    failing = dataclasses.replace(bounded, min_control=math.inf)
+    choice = DirectionChoice(Scores(live), name, known, known, settings=failing, max_columns=8)
+    choice.choose()
+    assert {found.multiplier, free.multiplier} <= {trial.multiplier for trial in choice.judged}
 
 
 def test_two_atoms_of_a_layer_do_not_scale_one_cell_twice(live, cache):
