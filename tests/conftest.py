@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import tomllib
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,15 +11,16 @@ import pytest
 import tomli_w
 from hypothesis import settings
 
+from support.brief import N_CHARACTERS
 from support.commands import done
 from support.folders import ROOT, files_in
 from support.hub_state import BASE_CARD
 from support.local_hub import LocalHub
-from support.smollm2 import N_CHARACTERS
 
 # Workers side by side share the cores. This must be known before torch is imported, by children of the tests too.
 n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if n_workers > 1:
+    assert "torch" not in sys.modules, "nothing that is imported above may import torch"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_workers)))
 
 # What tests that are about something else ask: questions of each field of general ability.

@@ -10,11 +10,11 @@ import pytest
 
 from amnesia.evaluation import damage
 from amnesia.facts.neutral import neutral_text
+from support.brief import N_CHARACTERS
 from support.folders import DATA
 
 MODEL = "smollm2-135m"
 BRIEF_RECIPE = DATA / "steve_jobs_brief.toml"
-N_CHARACTERS = 150
 
 
 @contextlib.contextmanager
