@@ -6,10 +6,11 @@ import functools
 import re
 import sys
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import total_ordering
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from amnesia.errors import InputError, clipped
 
@@ -154,6 +155,22 @@ class Cell:
                 "LAYER:EXPERT:NEURON in a mixture of experts"
             )
         return cls(int(match[1]), int(match[3]), None if match[2] is None else int(match[2]))
+
+
+class Columns(Protocol):
+    """Columns of the output projection of a layer, or of one of its experts."""
+
+    @property
+    def layer(self) -> int: ...
+    @property
+    def expert(self) -> int | None: ...
+    @property
+    def columns(self) -> tuple[int, ...]: ...
+
+
+def n_columns(edits: Iterable[Columns]) -> int:
+    """How many columns edits change, each counted once, as in files."""
+    return len({(edit.layer, edit.expert, column) for edit in edits for column in edit.columns})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import DirectionChoice, Watch
-from amnesia.choice.forms import Forms, forms_of, n_columns
+from amnesia.choice.forms import Forms, forms_of
 from amnesia.choice.front import front_of, widen
 from amnesia.choice.joint import Part, combined, join
 from amnesia.choice.known import KnownFacts, Scores, mean_score, reserved_names, select_known
@@ -22,6 +22,7 @@ from amnesia.choice.results import Extraction, Verdict
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.choice.shown import answers_of, screening_of
 from amnesia.directions.moments import early_layers, moments_of
+from amnesia.domain import n_columns
 from amnesia.edits import ColumnEdit, Edit, EntityEdits
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import in_both_forms, known_facts

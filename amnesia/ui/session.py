@@ -12,7 +12,7 @@ from amnesia.choice.extraction import choose
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
 from amnesia.compare import changed_columns
-from amnesia.domain import FORMATS, OF_GGUF, ROLES, SPLITS, Format, name_key, tidy
+from amnesia.domain import FORMATS, OF_GGUF, ROLES, SPLITS, Format, n_columns, name_key, tidy
 from amnesia.edits import ColumnEdit, Edit, EntityEdits, by_projection, columns_of, directions_of, weakened
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.evaluation.measurement import KnownFact, in_both_forms, known_facts, plainly_asked, scores_of
@@ -232,7 +232,7 @@ def _in_words(edits: Sequence[Edit]) -> str:
     directions, cells = directions_of(edits), columns_of(edits)
     words = []
     if directions:
-        n = len({(edit.layer, column) for edit in directions for column in edit.columns})
+        n = n_columns(directions)
         layers = ", ".join(map(str, sorted({edit.layer for edit in directions})))
         words.append(f"{len(directions)} direction{'s' * (len(directions) > 1)} on {n} columns of layer {layers}")
     words += [f"cell {edit.cell} times {edit.multiplier:g}" for edit in cells]
