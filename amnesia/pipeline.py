@@ -202,7 +202,8 @@ def given(live: LiveModel, recipe: Recipe, edits: EntityEdits, tracker: Tracker,
     with tracker.task("asking the original model") as progress:
         before = examine(live, questions_of(recipe), recipe.scoring, progress)
     tracker.notice(known_notice(before.facts, live.name, recipe.target.entity))
-    extraction = judge(live, edits, *select_known(before.facts), recipe.accept)
+    with tracker.task("asking with the edit in memory") as progress:
+        extraction = judge(live, edits, *select_known(before.facts), recipe.accept, progress)
     if extraction.verdict == "none" or (extraction.verdict == "weak" and not force):
         return _Chosen(before, extraction, None)
     with tracker.task("weaker and stronger edits") as progress:
@@ -310,7 +311,7 @@ def save_and_ask(
                     tracker.task(f"asking the saved {name}") as progress,
                 ):
                     after = examine_after(edited, before, progress)
-                    told = findings_after(edited, earlier)
+                    told = findings_after(edited, earlier, progress)
                 evaluations[name], further[name] = conclude(before, after), told
             written.append((name, folder, manifest))
         accepted = all(map(accepts, evaluations.values()))
