@@ -93,6 +93,22 @@ def tidy(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).split())
 
 
+MAX_NAME = 300
+"""Characters of an entity's name; set by hand, beyond titles of works. It stands in every prompt about the entity."""
+
+
+def entity_name(given: str) -> str:
+    """The name of an entity that somebody gave, tidy; raises InputError for an empty one, and for one too long."""
+    name = tidy(given)
+    if not name:
+        raise InputError("no entity given, or an empty one: name one, for example Canada")
+    if len(name) > MAX_NAME:
+        raise InputError(
+            f"the name {clipped(name)!r} has {len(name):,} characters: expected at most {MAX_NAME}, give a shorter name"
+        )
+    return name
+
+
 @functools.lru_cache(2**16)
 def name_key(name: str) -> str:
     """What two spellings of a name have in common when they differ in case, normal form, spaces or apostrophes only."""

@@ -24,6 +24,7 @@ from amnesia.evaluation.examination import Examination, conclude, examine, exami
 from amnesia.evaluation.merged import same_weights
 from amnesia.evaluation.results import Finding, StrengthSweep
 from amnesia.evaluation.strength import sweep_strength
+from amnesia.facts.names import given_names
 from amnesia.facts.popqa import read_popqa
 from amnesia.facts.questions import questions_of
 from amnesia.files.cache import cache_folder
@@ -134,6 +135,7 @@ def run_mined(
 
     The model is loaded once; which facts were found is told before anything is chosen.
     """
+    given_names((entity, *aliases))
     rows = None if popqa is None else read_popqa(popqa)
     source = _source(model, output, tracker, force)
     live = load_source(source, loading, notice=tracker.notice)
