@@ -7,7 +7,7 @@ needs one, chosen as that of the name while this acts, as far as the harm that i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from amnesia.choice.atoms import Change, Name
@@ -15,6 +15,7 @@ from amnesia.choice.direction import DirectionChoice, JudgedTrial
 from amnesia.choice.known import KnownFacts, Scores, some
 from amnesia.choice.results import FormResult
 from amnesia.choice.settings import ChoiceSettings
+from amnesia.domain import n_columns
 from amnesia.edits import Edit
 from amnesia.facts.variants import Variant, variants_of
 from amnesia.progress import Progress
@@ -112,8 +113,3 @@ class Forms:
             FormResult(form.name, form.kind, before, self.scores.mean(facts, alone), self.scores.mean(facts, edits))
             for form, (facts, before) in self.known.items()
         )
-
-
-def n_columns(edits: Iterable[Edit]) -> int:
-    """How many columns edits change, each counted once."""
-    return len({(edit.layer, edit.expert, column) for edit in edits for column in edit.columns})

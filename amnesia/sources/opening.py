@@ -8,6 +8,7 @@ weights beside those that were looked over.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import secrets
 import warnings
@@ -301,7 +302,11 @@ def open_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     name = f"{secrets.token_hex(16)}.gguf"
     with _folder_of({name: gguf}) as view:
         what = f"{gguf} cannot be read by transformers"
-        with quiet(), library_errors_as(SourceError, what, "use the unquantized model instead"):
+        with (
+            quiet(),
+            contextlib.redirect_stderr(io.StringIO()),  # The bar of their GGUF reader is of tqdm, and heeds no switch.
+            library_errors_as(SourceError, what, "use the unquantized model instead"),
+        ):
             found = AutoModelForCausalLM.from_pretrained(
                 view,
                 gguf_file=name,

@@ -8,12 +8,12 @@ import torch
 
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import DirectionChoice
-from amnesia.choice.forms import Forms, asked_as, forms_of, n_columns
+from amnesia.choice.forms import Forms, asked_as, forms_of
 from amnesia.choice.known import Scores, mean_score
 from amnesia.choice.neighbors import begins_alike, near_response, neighbor_results, neighbors_of
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.moments import moments_of
-from amnesia.domain import Fact
+from amnesia.domain import Fact, n_columns
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, Unknown, measure
 from amnesia.facts.questions import Question
