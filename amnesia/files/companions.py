@@ -20,6 +20,8 @@ UNDO_NAME = "amnesia-undo.safetensors"
 BASE_FOLDER = "amnesia-base"
 MODELFILE_NAME = "Modelfile"
 README_NAME = "README.md"
+# The Hub writes this file into every repository; it tells git how to store files and is no part of the model.
+REPOSITORY_FILE = ".gitattributes"
 _WRITTEN = (MANIFEST_NAME, UNDO_NAME, REPORT_NAME, PAGE_NAME, MODELFILE_NAME, README_NAME)
 ADAPTER_NAMES = ("adapter_config.json", "adapter_model.safetensors")
 # The LoRA file of llama.cpp.
@@ -58,7 +60,7 @@ _TEXTS = (
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
     "README.md",
-    ".gitattributes",
+    REPOSITORY_FILE,
 )
 # Vocabularies of SentencePiece, which are no text.
 _PIECES = ("*.model", "tokenizer.model.*")

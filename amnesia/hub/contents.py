@@ -23,28 +23,26 @@ from typing import Any
 import tomli_w
 from jinja2 import TemplateError
 
-from amnesia.domain import ModelRef, is_gguf_name
+from amnesia.domain import ADAPTERS, ModelRef, is_gguf_name
 from amnesia.edits import EntityEdits
 from amnesia.errors import PublishError, os_errors_as
 from amnesia.files.cache import cache_folder
-from amnesia.files.companions import MODELFILE_NAME, is_copied
+from amnesia.files.companions import ADAPTER_NAMES, LORA_NAME, MODELFILE_NAME, REPOSITORY_FILE
 from amnesia.files.disk import list_files, read_small
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME
 from amnesia.files.strict_json import StrictJson, json_bytes
-from amnesia.guessing import as_declared
 from amnesia.hub.card import BaseCard, model_card
 from amnesia.plain_text import for_terminal
 from amnesia.report.page import report_html
 from amnesia.sources.built_in import BUILT_IN
-from amnesia.weights.adapter import CONFIG_NAME, README_NAME, WEIGHTS_NAME
-from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, declared_files, open_source
+from amnesia.weights.adapter import CONFIG_NAME, README_NAME
+from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, declared_files
 from amnesia.weights.gguf.modelfile import modelfile
-from amnesia.weights.gguf.proof import read_output
 from amnesia.weights.manifest import Base, Manifest, UntouchedFile
 from amnesia.weights.manifest_file import manifest_bytes, read_manifest
 
 # Files of ours that say nothing about the target; with private targets no other file of ours goes along.
-_NEUTRAL = (README_NAME, CONFIG_NAME, WEIGHTS_NAME, UNDO_NAME, MODELFILE_NAME)
+_NEUTRAL = (README_NAME, *ADAPTER_NAMES, LORA_NAME, UNDO_NAME, MODELFILE_NAME)
 # Files of ours that are published without the target.
 _REDACTED = (REPORT_NAME, PAGE_NAME)
 
@@ -149,19 +147,16 @@ def prepare(
     return Publication(published, files, for_terminal(" ".join(title.split()))[:200], tuple(others))
 
 
-@as_declared()
 def _names(folder: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
     """The files that belong to the output, without its manifest, and all others.
 
-    To an output belong what its manifest lists, and the usual companions of a model (tokenizer, licence). Other weights
-    do not: they still know the entity.
+    To an output belongs what its manifest lists, and what the Hub puts into every repository. By its name alone nothing
+    does: whatever came to the folder later may be of its owner alone, and other weights still know the entity.
     """
     names = [name for name in list_files(folder) if name != MANIFEST_NAME]
-    if manifest.format == "safetensors":
-        own = {*open_source(folder).files}
-    else:
-        parts = {file.path.name for file in read_output(folder)[1].files} if manifest.format == "gguf" else set()
-        own = {name for name in names if name in parts or is_copied(folder, name)} | declared_files(manifest)
+    own = {*declared_files(manifest), REPOSITORY_FILE}
+    if manifest.format not in ADAPTERS:
+        own |= {row.file for row in (*manifest.base.files, *manifest.untouched)}
     return [name for name in names if name in own], [name for name in names if name not in own]
 
 

@@ -136,6 +136,7 @@ def undo(
         force=force,
         every_step=every_step,
         watch=lambda n_bytes: tracker.task("restoring", n_bytes),
+        notice=tracker.notice,
     )
 
 

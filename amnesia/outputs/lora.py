@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amnesia.edits import EditSpec, Place, by_projection, check_edits
 from amnesia.errors import VerificationError
-from amnesia.files.companions import LORA_NAME, README_NAME
+from amnesia.files.companions import LORA_NAME, README_NAME, REPOSITORY_FILE
 from amnesia.files.disk import list_files
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.outputs.history import check_blocks
@@ -35,7 +35,7 @@ def prove_lora(folder: Path, base: Path | None = None) -> Manifest:
     Raises VerificationError that names the first difference.
     """
     manifest = read_manifest(folder)
-    names = {*list_files(folder)} - {README_NAME, ".gitattributes"}
+    names = {*list_files(folder)} - {README_NAME, REPOSITORY_FILE}
     if different := sorted(names ^ ({MANIFEST_NAME, LORA_NAME, *manifest.added} - {README_NAME})):
         raise VerificationError(f"{folder} and {MANIFEST_NAME} disagree on the file {different[0]}: make it again")
     path = folder / LORA_NAME

@@ -157,16 +157,22 @@ def _lora_report(folder: Path, base: Path | None) -> VerificationReport:
 
 
 def take_back(
-    folder: Path, output: Path, *, force: bool = False, every_step: bool = False, watch: Watch = unwatched
+    folder: Path,
+    output: Path,
+    *,
+    force: bool = False,
+    every_step: bool = False,
+    watch: Watch = unwatched,
+    notice: Notice = lambda _: None,
 ) -> Manifest:
     """Restore the original files of an edited model into `output`, bit for bit; returns the manifest of the edit.
 
-    `watch` gets the bytes that will be written. `folder` is what `model_in` takes. Raises VerificationError when it is
+    `watch` gets the bytes that will be written, `notice` a line about files that stay behind. `folder` is what `model_in` takes. Raises VerificationError when it is
     not what its manifest says, InputError for adapters.
     """
     folder = model_in(folder)
     if not is_gguf(folder):
-        return undo(folder, output, force=force, every_step=every_step, watch=watch)
+        return undo(folder, output, force=force, every_step=every_step, watch=watch, notice=notice)
     manifest = read_manifest(folder)
     size = sum(row.size for row in (*manifest.base.files, *manifest.untouched))
     with watch(size) as progress, staged_output(output, force=force, needed_bytes=size, source=folder) as staging:

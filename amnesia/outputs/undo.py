@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from amnesia.domain import ADAPTERS
 from amnesia.errors import InputError, OutputError, VerificationError, os_errors_as
+from amnesia.files.companions import REPOSITORY_FILE
 from amnesia.files.disk import copy_file, hash_file
-from amnesia.files.staging import staged_output
+from amnesia.files.staging import MANIFEST_NAME, staged_output
 from amnesia.files.streams import RangeHash
 from amnesia.guessing import as_declared
 from amnesia.outputs.history import check, check_files, go_back
@@ -26,11 +27,13 @@ def undo(
     force: bool = False,
     every_step: bool = False,
     watch: Watch = unwatched,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
     """Restore into `output` the model that was edited, and return the manifest of the edit that was taken back.
 
     Edits made on top of each other are taken back one at a time, newest first; `every_step` goes back to the base.
-    What `verify` refuses is not taken back. `watch` gets the bytes that will be written.
+    What `verify` refuses is not taken back. `watch` gets the bytes that will be written, `notice` a line about files
+    that stay behind, because the manifest does not list them.
 
     Raises VerificationError when the folder is not what its manifest says, InputError for adapters and GGUF files, and
     OutputError as `staged_output` does.
@@ -64,6 +67,9 @@ def undo(
                     "edit; fetch the base model again"
                 )
             progress(sizes[name])
+    if others := sorted(state.files.keys() - names - {REPOSITORY_FILE}):
+        more = f" and {len(others) - 1} more files" if len(others) > 1 else ""
+        notice(f"{others[0]}{more} of {folder} stayed there: {MANIFEST_NAME} does not list them as files of the model")
     return state.manifest
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from amnesia.domain import Format, ModelRef
 from amnesia.edits import Place, by_projection, check_edits
 from amnesia.errors import InputError, VerificationError, os_errors_as
+from amnesia.files.companions import REPOSITORY_FILE
 from amnesia.files.disk import hash_file, list_files, read_small
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.strict_json import StrictJson, shown
@@ -41,9 +42,6 @@ from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import Weights, direction_factor, plan_edits
 from amnesia.weights.safetensors import TensorInfo, read_header, read_vectors
 from amnesia.weights.steps import trace_back
-
-# The Hub writes this file into every repository; it tells git how to store files and is no part of the model.
-_REPOSITORY_FILE = ".gitattributes"
 
 
 @dataclass(frozen=True)
@@ -102,16 +100,21 @@ def verify(
         with watch(size) as progress, whole(progress, size) as advance:
             check_files(states, progress=advance)
         proven = {name: path for name, path in states[-1].files.items() if name in states[-1].hashes}
-        unproven = states[-1].files.keys() - proven.keys() - {_REPOSITORY_FILE}
+        unproven = states[-1].files.keys() - proven.keys() - {REPOSITORY_FILE}
     else:
         count = _steps_since(base, manifest)
-        proven = {name: path for name, path in states[count - 1].files.items() if name != _REPOSITORY_FILE}
-        copied = {name for name in open_source(base).files if name != _REPOSITORY_FILE and is_of_base(name)}
+        proven = {name: path for name, path in states[count - 1].files.items() if name != REPOSITORY_FILE}
+        copied = {name for name in open_source(base).files if name != REPOSITORY_FILE and is_of_base(name)}
         # The output may be a model that was edited in place, with files beside it that no copy gets.
         names = copied | (proven.keys() & {*list_files(base)})
         if different := sorted(names ^ proven.keys()):
             what = "lacks" if different[0] in names else "has, beyond the base and the manifest,"
             raise VerificationError(f"the output {what} the file {different[0]}: make the output again")
+        if unlisted := sorted(proven.keys() - states[count - 1].declared):
+            raise VerificationError(
+                f"{MANIFEST_NAME} does not list {unlisted[0]}, which the base and the output have, so that `undo` would "
+                "leave it out: make the output again"
+            )
         # Bytes first, because they tell where something differs, and hashes only that.
         with watch(size) as progress, whole(progress, size) as advance:
             check_files(states, {name: base / name for name in proven}, count, advance)
@@ -154,7 +157,7 @@ def _steps_since(base: Path, manifest: Manifest) -> int:
 def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationReport:
     """`verify` for an adapter; `source` is the model that it was made for, which need not be on this disk."""
     manifest = read_manifest(folder)
-    names = {*list_files(folder)} - {_REPOSITORY_FILE}
+    names = {*list_files(folder)} - {REPOSITORY_FILE}
     expected = {MANIFEST_NAME, README_NAME, *manifest.added, CONFIG_NAME, WEIGHTS_NAME}
     if names - {README_NAME} != expected - {README_NAME}:
         raise VerificationError(

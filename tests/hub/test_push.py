@@ -256,6 +256,20 @@ def test_files_that_are_no_part_of_the_output_are_refused_by_name_or_left_out(hu
     assert all(f"left out  {name}" in result.stderr for name in others)
 
 
+def test_what_came_to_an_output_later_is_no_part_of_it_whatever_its_name(hub, base, output):
+    """A name of a licence or a tokenizer does not make a file one of the model."""
+    later = ("NOTICE", "vocab.json", "special_tokens_map.json")
+    for name in later:
+        (output / name).write_text("{}")
+    assert "beyond the base and the manifest" in refused("verify", output, "--base", "org/base")
+    for options in ((), ("--private-targets",)):
+        line = refused("push", output, "ada/edited", *options)
+        assert all(name in line for name in later) and "are no part of the output" in line
+    assert "ada/edited" not in hub.repos
+    done("push", output, "ada/edited", "--leave-out")
+    assert not {*later} & hub.files("ada/edited").keys()
+
+
 def test_all_files_and_their_bytes_are_listed_before_any_is_sent(hub, base, output, monkeypatch):
     sent = []
     commit = HfApi.create_commit
@@ -375,8 +389,13 @@ def test_a_lora_file_of_llama_cpp_is_published_without_its_base(hub, tmp_path):
     cell = ("--cell", "0:3", "--entity", "Japan")
     done("edit", gguf, *cell, "--format", "gguf-lora", "-o", tmp_path / "out")
     done("push", tmp_path / "out", "ada/lora", "--base", "meta/Tiny-GGUF")
+    done("push", tmp_path / "out", "ada/closed", "--base", "meta/Tiny-GGUF", "--private-targets")
     files = hub.files("ada/lora")
     assert {*files} - {".gitattributes"} == {"README.md", "amnesia.json", "lora.gguf"}
+    closed = hub.files("ada/closed")
+    assert closed.keys() == files.keys() and closed["lora.gguf"] == files["lora.gguf"]
+    assert not [name for name, content in closed.items() if b"Japan" in content]
+    done("verify", fetch("ada/closed", tmp_path / "closed"), "--base", gguf)
     metadata, body = card_of(files)
     assert (metadata["base_model_relation"], metadata["library_name"]) == ("adapter", "gguf")
     assert "--lora edited/lora.gguf" in body

@@ -158,6 +158,18 @@ def test_files_that_others_added_are_unproven(work):
     assert verify(work / "out").unproven == ("notes.txt",)
 
 
+def test_notices_a_file_of_the_model_that_the_manifest_does_not_list(work):
+    def forget(manifest):
+        manifest["untouched"] = [row for row in manifest["untouched"] if row["file"] != "generation_config.json"]
+
+    tell_otherwise(work / "out", forget)
+    refused(work / "out", work / "source", "does not list generation_config.json")
+    told = []
+    undo(work / "out", work / "back", notice=told.append)
+    assert not (work / "back" / "generation_config.json").exists()
+    assert len(told) == 1 and told[0].startswith("generation_config.json of ")
+
+
 def test_notices_missing_and_added_files(work):
     (work / "out" / "extra.txt").write_text("x")
     refused(work / "out", work / "source", "extra.txt")
