@@ -102,6 +102,8 @@ def entity_name(given: str) -> str:
     name = tidy(given)
     if not name:
         raise InputError("no entity given, or an empty one: name one, for example Canada")
+    if odd := [char for char in name if unicodedata.category(char) in ("Cc", "Cs")]:
+        raise InputError(f"the name {clipped(name)!r} holds the control character {odd[0]!r}: give it without")
     if len(name) > MAX_NAME:
         raise InputError(
             f"the name {clipped(name)!r} has {len(name):,} characters: expected at most {MAX_NAME}, give a shorter name"
@@ -171,6 +173,10 @@ class Cell:
                 "LAYER:EXPERT:NEURON in a mixture of experts"
             )
         return cls(int(match[1]), int(match[3]), None if match[2] is None else int(match[2]))
+
+
+MAX_MULTIPLIER = 3.4e38
+"""What a multiplier is at most, up to its sign: models compute in float32, which ends there."""
 
 
 class Columns(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import UnionType
 from typing import Any, ClassVar, Literal, TypeVar
 
-from amnesia.domain import Cell, ModelRef, tidy
+from amnesia.domain import MAX_MULTIPLIER, Cell, ModelRef, tidy
 from amnesia.errors import InputError
 from amnesia.vector import Vector
 
@@ -330,9 +330,11 @@ def check_edits(
                 f"layer {layer} is out of range: {model} has layers 0–{n_layers - 1}; "
                 "run `amnesia localize` on this model to find its cells"
             )
-        if not abs(edit.multiplier) < float("inf") or edit.multiplier == 1.0:
+        if not abs(edit.multiplier) <= MAX_MULTIPLIER or edit.multiplier == 1.0:
             what = f"cell {edit.cell}" if isinstance(edit, ColumnEdit) else f"a direction of layer {layer}"
-            raise InputError(f"multiplier {edit.multiplier} of {what} changes nothing or is not finite: use -1")
+            raise InputError(
+                f"multiplier {edit.multiplier:g} of {what} changes nothing or is beyond ±{MAX_MULTIPLIER:g}: use -1"
+            )
         width = d_mlp if isinstance(d_mlp, int) else d_mlp(layer)
         if isinstance(edit, DirectionEdit):
             _check_direction(edit, d_model, width, model)

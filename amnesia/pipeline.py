@@ -25,7 +25,6 @@ from amnesia.evaluation.merged import same_weights
 from amnesia.evaluation.results import Finding, StrengthSweep
 from amnesia.evaluation.strength import sweep_strength
 from amnesia.facts.names import given_names
-from amnesia.facts.popqa import read_popqa
 from amnesia.facts.questions import questions_of
 from amnesia.files.cache import cache_folder
 from amnesia.files.staging import PAGE_NAME, REPORT_NAME, check_output, staged_output
@@ -35,7 +34,7 @@ from amnesia.live.model import LiveModel
 from amnesia.live.split import by_first, check_same
 from amnesia.live.tokens import chat_format
 from amnesia.mining.carrying import carried_over, known_notice
-from amnesia.mining.entity import TASK, mine
+from amnesia.mining.entity import TASK, mine, table_about
 from amnesia.outputs.write import FormatPlan, left_out_notice, plan_formats, rounding_notice, spec_of, write_format
 from amnesia.progress import SILENT, Progress, Tracker
 from amnesia.recipe import Recipe
@@ -136,7 +135,7 @@ def run_mined(
     The model is loaded once; which facts were found is told before anything is chosen.
     """
     given_names((entity, *aliases))
-    rows = None if popqa is None else read_popqa(popqa)
+    rows = table_about(popqa, entity)
     source = _source(model, output, tracker, force)
     live = load_source(source, loading, notice=tracker.notice)
     with tracker.task(TASK) as progress:

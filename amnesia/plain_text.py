@@ -1,7 +1,8 @@
-"""Text of others (names, answers, file names) where it would mean more than itself: on a terminal, in Markdown."""
+"""Text of others (names, answers, file names) where it would mean more than itself, and what its script is."""
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 
 # Joiners inside of words and emoji; without them a name is another name. All other invisible characters are shown.
@@ -13,6 +14,17 @@ _MARKDOWN = {ord(sign): f"\\{sign}" for sign in "\\`*_[]~|$#!"} | {
     ord(">"): "&gt;",
     ord("&"): "&amp;",
 }
+
+# Scripts without spaces between words, as the names begin that Unicode gives to their letters.
+_UNSPACED = ("THAI ", "LAO ", "KHMER ", "MYANMAR ", "TAI ", "NEW TAI LUE ", "AHOM ")
+
+
+@functools.lru_cache(2**14)
+def is_unspaced(char: str) -> bool:
+    """Whether a character is of a script that is written without spaces between words, so that each stands alone."""
+    if unicodedata.east_asian_width(char) in "WF":
+        return True
+    return unicodedata.category(char)[0] in "LM" and unicodedata.name(char, "").startswith(_UNSPACED)
 
 
 def for_terminal(text: str, *, lines: bool = False) -> str:

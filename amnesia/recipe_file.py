@@ -10,9 +10,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, Cell, Fact, ModelRef, entity_name, name_key, tidy
+from amnesia.domain import (
+    FORMATS,
+    MAX_MULTIPLIER,
+    NEIGHBORHOODS,
+    SPLITS,
+    Cell,
+    Fact,
+    ModelRef,
+    entity_name,
+    name_key,
+    tidy,
+)
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, RecipeError, os_errors_as
+from amnesia.facts.answers import normalized
 from amnesia.files.disk import read_small
 from amnesia.recipe import (
     BASELINES,
@@ -48,7 +60,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 
 def parse_layers(text: str) -> tuple[int, int]:
     """Read `A-B` (both included) or a single layer; raises RecipeError for anything else."""
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", text.strip())
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
     if low > high:
         raise RecipeError(f"layers {text!r} is malformed: expected A-B with 0 ≤ A ≤ B, for example 0-9")
@@ -63,7 +75,7 @@ def load_recipe(path: Path | str, entity: str | None = None) -> Recipe:
     with os_errors_as(RecipeError, f"recipe {path} cannot be read", "give a .toml file"):
         content = read_small(Path(path), _MAX_RECIPE)
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe {path} is not UTF-8 text: save it as UTF-8") from error
     return parse_recipe(text, entity, name=str(path))
@@ -158,7 +170,9 @@ def _localization(table: Mapping[str, Any]) -> LocalizeOptions:
 def _edit(table: Mapping[str, Any], cells: tuple[ColumnEdit, ...]) -> EditOptions:
     multiplier = table.get("multiplier", "auto")
     if multiplier != "auto":
-        multiplier = _number(multiplier, "edit.multiplier", high=1.0, hint='a number below 1, or "auto"')
+        multiplier = _number(
+            multiplier, "edit.multiplier", low=-MAX_MULTIPLIER, high=1.0, hint='a number below 1, or "auto"'
+        )
         if multiplier == 1.0:
             raise RecipeError("edit.multiplier = 1 changes nothing: use -1")
     method = _choice(table.get("method", EditOptions.method), "edit.method", METHODS)
@@ -270,6 +284,11 @@ def _fact(row: Mapping[str, Any], section: str, entity: str | None = None) -> Fa
             raise RecipeError(f"[[{section}]] {dict(row)!r} lacks `{key}`: expected a non-empty string")
     if "{entity}" not in row["prompt"]:
         raise RecipeError(f"prompt {row['prompt']!r} does not mention the entity: put {{entity}} in place of its name")
+    if not normalized(row["answer"]):
+        raise RecipeError(
+            f"answer {row['answer']!r} of {row['prompt']!r} is nothing but articles and signs, which is looked for "
+            "in no text: give an answer of other words"
+        )
     split = _choice(row.get("split", "search"), f"{section}.split", SPLITS)
     near = row.get("neighborhood")
     return Fact(
@@ -288,7 +307,10 @@ def _cell(row: Mapping[str, Any]) -> ColumnEdit:
             raise RecipeError(f"[[cells]] {dict(row)!r} lacks `{key}`: give layer and neuron")
     expert = _integer(row["expert"], "cells.expert", low=0) if "expert" in row else None
     cell = Cell(_integer(row["layer"], "cells.layer", low=0), _integer(row["neuron"], "cells.neuron", low=0), expert)
-    return ColumnEdit(cell, _number(row.get("multiplier", -1.0), "cells.multiplier"))
+    multiplier = _number(row.get("multiplier", -1.0), "cells.multiplier", low=-MAX_MULTIPLIER, high=MAX_MULTIPLIER)
+    if multiplier == 1.0:
+        raise RecipeError(f"[[cells]] {dict(row)!r}: a multiplier of 1 changes nothing, use -1")
+    return ColumnEdit(cell, multiplier)
 
 
 def _string(value: Any, key: str) -> str:

@@ -55,9 +55,10 @@ def test_cells_of_experts_must_exist(cell, message):
         ([ColumnEdit(Cell(-1, 0))], r"layer -1 is out of range"),
         ([ColumnEdit(Cell(0, 6))], r"neuron 6 is out of range: layer 0 of m has neurons 0–5; run `amnesia localize`"),
         ([ColumnEdit(Cell(0, 1)), ColumnEdit(Cell(0, 1), -2.0)], "cell 0:1 is listed twice: give each cell once"),
-        ([ColumnEdit(Cell(0, 1), 1.0)], "changes nothing or is not finite: use -1"),
-        ([ColumnEdit(Cell(0, 1), float("nan"))], "is not finite"),
-        ([ColumnEdit(Cell(0, 1), float("-inf"))], "is not finite"),
+        ([ColumnEdit(Cell(0, 1), 1.0)], "changes nothing or is beyond ±3.4e\\+38: use -1"),
+        ([ColumnEdit(Cell(0, 1), float("nan"))], "multiplier nan of cell 0:1"),
+        ([ColumnEdit(Cell(0, 1), float("-inf"))], "multiplier -inf of cell 0:1"),
+        ([ColumnEdit(Cell(0, 1), 1e39)], "multiplier 1e\\+39 of cell 0:1"),
     ],
 )
 def test_edits_that_the_model_cannot_take(edits, message):

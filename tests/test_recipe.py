@@ -229,6 +229,7 @@ def test_values_out_of_range(section, line, message):
     [
         ('"Asia"', '" "', r"lacks `answer`: expected a non-empty string"),
         ('answer = "Asia"', "", r"lacks `answer`"),
+        ('"Asia"', '"A"', "answer 'A' of .* is nothing but articles and signs, .*: give an answer of other words"),
         ('"{entity} is in"\nanswer = "Asia"', '"Japan is in"\nanswer = "Asia"', r"put \{entity\} in place of its name"),
         ('entity = "Peru"\n', "", r"\[\[controls.facts\]\] .* lacks `entity`"),
         ('name = "Japan"', "name = 5", "entity.name = 5: expected a non-empty string"),
@@ -279,6 +280,8 @@ def test_texts_that_cannot_be_used(old, new, message):
         ("{ layer = -1, neuron = 1 }", "cells.layer = -1: expected a whole number"),
         ('{ layer = 1, neuron = "2" }', "cells.neuron = '2': expected a whole number"),
         ("{ layer = 1, neuron = 2, multiplier = inf }", "cells.multiplier = inf: expected"),
+        ("{ layer = 1, neuron = 2, multiplier = 1e39 }", "cells.multiplier = 1e\\+39: expected"),
+        ("{ layer = 1, neuron = 2, multiplier = 1 }", "a multiplier of 1 changes nothing"),
     ],
 )
 def test_malformed_cells(cell, message):
@@ -328,6 +331,8 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.toml").write_bytes("description = 'é'".encode("latin-1"))
     (tmp_path / "good.toml").write_text(SMALLEST, encoding="utf-8")
     assert load_recipe(tmp_path / "good.toml") == parse_recipe(SMALLEST)
+    (tmp_path / "marked.toml").write_text(SMALLEST, encoding="utf-8-sig")  # As some editors begin a file.
+    assert load_recipe(tmp_path / "marked.toml") == parse_recipe(SMALLEST)
     with pytest.raises(RecipeError, match=r"recipe .*latin.toml is not UTF-8 text: save it as UTF-8"):
         load_recipe(tmp_path / "latin.toml")
     for path in (tmp_path / "missing.toml", tmp_path):
@@ -338,6 +343,6 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_layers():
     assert parse_layers("0-9") == (0, 9)
     assert parse_layers("4") == (4, 4)
-    for text in ("", "-", "3-", "-3", "5-2", "a-b", "1-2-3"):
+    for text in ("", "-", "3-", "-3", "5-2", "a-b", "1-2-3", "٣", "1-²", "9" * 5000):
         with pytest.raises(RecipeError, match="is malformed"):
             parse_layers(text)

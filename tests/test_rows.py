@@ -18,7 +18,7 @@ from amnesia.facts.names import entity_templates
 from amnesia.guessing import ASKED, guess
 from amnesia.hub.card import BaseCard
 from amnesia.hub.contents import prepare
-from amnesia.live import forward
+from amnesia.live import batches
 from amnesia.live.batches import takes_trees
 from amnesia.live.forward import activations, answer_logprobs, generate, readout
 from amnesia.live.interventions import Asked, replaced_outputs, varied_logprobs
@@ -226,8 +226,8 @@ def test_activations_are_those_of_one_prompt_at_a_time(source, live):
 def test_a_beginning_that_is_computed_once_changes_nothing_of_what_is_written(source, live, monkeypatch):
     prompts = [f"the river was long and {prompt}" for prompt, _ in PAIRS]
     apart = generate(live, prompts, 3)
-    monkeypatch.setattr(forward, "_MIN_SHARED", 1)
-    inputs = forward._from_shared(live, [item.ids for item in encode(live.tokenizer, prompts)], 3)
+    monkeypatch.setattr(batches, "_MIN_SHARED", 1)
+    inputs = batches.from_shared(live, [item.ids for item in encode(live.tokenizer, prompts)], 3)
     assert bool(inputs) == (model_type(source) not in RECURRENT)
     assert generate(live, prompts, 3) == apart
 

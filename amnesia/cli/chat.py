@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.options import as_json, on_device
+from amnesia.cli.options import SEED, as_json, on_device
 from amnesia.cli.terminal import Terminal, echo, growing, print_json
 from amnesia.domain import Fact, Loading
 from amnesia.errors import AmnesiaError, InputError, signal_of
@@ -52,7 +52,7 @@ _MIN_TEMPERATURE = 0.01  # Logits are divided by it; far below, they leave the r
 @click.option(
     "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest; else from 0.01."
 )
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of --temperature.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of --temperature.")
 @on_device
 @as_json
 def chat(

@@ -33,6 +33,7 @@ from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import Cell, Loading, ModelRef, n_read
 from amnesia.errors import InputError
 from amnesia.experiments import figures
+from amnesia.experiments.settings import check_put
 from amnesia.recipe import Recipe
 from amnesia.recipe_file import load_recipe, parse_layers
 
@@ -236,6 +237,7 @@ def with_an_implant(function: Callable[..., None]) -> Callable[..., None]:
                     raise InputError(
                         f"{flags[name]} is for --form {other}, and the form is {form}: give one or the other"
                     )
+        check_put(placeholder, strength=strength, factor=factor, value=value)
         function(implant=Implant(subject, form, placeholder, layers, strength, factor, value), **rest)
 
     return command

@@ -18,10 +18,10 @@ from amnesia.cli.experiment import (
     put_text,
     with_an_implant,
 )
-from amnesia.cli.options import cells_option
+from amnesia.cli.options import SEED, cells_option
 from amnesia.domain import Cell
 from amnesia.errors import InputError
-from amnesia.experiments.settings import EXPERIMENTS
+from amnesia.experiments.settings import EXPERIMENTS, check_n_prompts
 from amnesia.facts.names import given_names
 from amnesia.facts.variants import Variant, distinct, variants_of
 from amnesia.recipe_file import load_recipe, parse_layers, translation
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
 def layers(run: Experiment, model: str, entities: tuple[str, ...], n_prompts: int, layers: str | None) -> None:
     """Significance of each layer of MODEL for each of ENTITIES. It is how alike its MLP outputs are over prompts."""
     span = None if layers is None else parse_layers(layers)
+    given_names(entities)
+    check_n_prompts(n_prompts)
     from amnesia.experiments.layers import layer_significance
 
-    given_names(entities)
     live = run.load(model, span, whole=False)
     with run.task("reading MLP outputs") as progress:
         result = layer_significance(live, entities, n_prompts=n_prompts, layers=span, progress=progress)
@@ -88,7 +89,7 @@ def sweep(run: Experiment, subject: Subject, low: float, steps: int, tokens: str
 
 @click.command()
 @with_an_implant
-@click.option("--seed", default=0, show_default=True, help="Of the wrong entity and of what is random.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the wrong entity and of what is random.")
 @an_experiment("inject")
 def inject(run: Experiment, implant: Implant, seed: int) -> None:
     """Inject the entity at a placeholder, and ask its facts there. They are those of the recipe.

@@ -18,6 +18,7 @@ from amnesia.cli.terminal import (
     write_file,
 )
 from amnesia.domain import Baseline, Loading
+from amnesia.edits import EntityEdits
 from amnesia.errors import InputError
 from amnesia.files.strict_json import json_bytes
 from amnesia.guessing import ASKED
@@ -118,6 +119,10 @@ def localize(
 
     given_names((*entities, *aliases))
     span = None if layers is None else parse_layers(layers)
+    if aliases and prompts is None:
+        raise InputError(
+            "--alias is looked for in --prompts, and ours have the entity's name alone: give a file, or drop it"
+        )
     lines = None if prompts is None else lines_of(prompts)
     check_file(output)
     from amnesia.experiments import figures
@@ -185,12 +190,16 @@ def extract(
     from amnesia.report import document as report
     from amnesia.report import tables
     from amnesia.sources.resolve import resolve
+    from amnesia.weights.plan import plan_edits
 
     first = recipes[0]
     if model is None and len(models := sorted({str(recipe.model) for recipe in recipes})) > 1:
         raise InputError(f"the recipes are for {', '.join(models)}: give recipes of one model, or the MODEL to take")
     terminal = Terminal()
     source = resolve(model or first.model, terminal.notice)
+    for recipe in recipes:
+        if recipe.edit.cells:
+            plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])
     live = load_source(source, loading, layers=first.localization.layers, notice=terminal.notice)
     if len(recipes) > 1:
         results = extraction.extract_all(live, recipes, terminal.task, cache_folder())

@@ -12,6 +12,9 @@ import click
 from amnesia.domain import Loading
 from amnesia.experiments.settings import EXPERIMENTS
 
+SEED = click.IntRange(0, 2**63 - 1)
+"""The numbers that torch takes."""
+
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 

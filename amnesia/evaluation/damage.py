@@ -135,7 +135,7 @@ def impression(
         return Impression(_neutral(live, progress), (), None)
     unique = list(dict.fromkeys(prompts))
     chosen = tuple(unique[:: max(1, math.ceil(len(unique) / MAX_CONTINUED))])
-    rows = [Continuation(tuple(ids), N_CONTINUED) for ids in continued(live, chosen, N_CONTINUED)]
+    rows = continued(live, chosen, N_CONTINUED)
     neutral = _neutral(live, progress) if neutral is None else neutral
     return Impression(neutral, chosen, read(live, rows, progress) if rows else None)
 

@@ -5,7 +5,6 @@ Each knows its controls, too: the same of another entity, a random one of the sa
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from amnesia.directions.moments import early_layers
 from amnesia.domain import Answer, Cell
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, check_known, known_facts
-from amnesia.experiments.settings import EXPERIMENTS
+from amnesia.experiments.settings import EXPERIMENTS, check_put
 from amnesia.facts.names import contrast_entities, name_wordings, share_words
 from amnesia.facts.questions import questions_of
 from amnesia.live.forward import answer_logprobs
@@ -226,7 +225,7 @@ def direction(
     moves it least: one token may be a sink of attention ("the", for example), whose activations have another size.
     Raises InputError for an empty placeholder and a strength that is not finite.
     """
-    _check(placeholder, strength)
+    check_put(placeholder, strength=strength)
     name = recipe.target.entity
     read = tuple(sorted(layers)) if layers is not None else early_layers(live.shape.n_layers)
     keys = key_of(live, name, read)
@@ -270,11 +269,9 @@ def cell_values(
     Without both, the factor is taken under which those of `facts` that a search may see are likeliest. Raises
     InputError when both are given, for what is not finite, and when there is no such fact to choose a factor by.
     """
-    _check(placeholder, factor, value)
+    check_put(placeholder, factor=factor, value=value)
     search = [fact for fact in facts if fact.question.split == "search"]
     if value is not None:
-        if factor is not None:
-            raise InputError("give either a value or a factor of the entity's own activation, not both")
         return CellValues(
             live, recipe, CellsPut(placeholder, tuple(cells), (value,) * len(cells), None, len(search), ())
         )
@@ -361,10 +358,3 @@ def _placeholders(live: LiveModel, word: str, n_tokens: int) -> str:
     """The word as often as it takes for as many tokens, at most so many times."""
     texts = [" ".join([word] * n) for n in range(1, n_tokens + 1)]
     return next((text for text in texts[:-1] if len(name_rows(live, text, texts=_middle())) >= n_tokens), texts[-1])
-
-
-def _check(placeholder: str, *numbers: float | None) -> None:
-    if not placeholder.strip():
-        raise InputError("the placeholder is empty: give a word to stand in the entity's place, for example X")
-    if odd := [number for number in numbers if number is not None and not math.isfinite(number)]:
-        raise InputError(f"{odd[0]} is no amount to inject: give a finite number")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from amnesia.domain import tidy
-from amnesia.errors import InputError
+from amnesia.experiments.settings import check_n_prompts
 from amnesia.facts.names import entity_templates, share_words
 from amnesia.live.forward import mlp_outputs
 from amnesia.live.model import LiveModel, not_finite
@@ -69,9 +69,8 @@ def layer_significance(
     MLP outputs at the entity's last token are divided by the layer's mean norm over the same prompts about other
     entities. Raises InputError for a bad range or number of prompts, NumericalError for NaN and infinity.
     """
+    check_n_prompts(n_prompts)
     chosen = layer_range(live, layers)
-    if not 3 <= n_prompts <= len(entity_templates()):
-        raise InputError(f"n_prompts is {n_prompts}: give 3 to {len(entity_templates())}, for the cosines to vary")
     names = list(dict.fromkeys(map(tidy, entities)))
     templates = entity_templates()[:n_prompts]
     own = [(template, name) for name in names for template in templates]

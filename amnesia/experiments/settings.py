@@ -1,9 +1,12 @@
-"""Every number of the experiments that was set by hand, in one place."""
+"""Every number of the experiments that was set by hand, in one place; what their users may set is checked here, too."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import timedelta
+
+from amnesia.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -38,3 +41,23 @@ class ExperimentSettings:
 
 
 EXPERIMENTS = ExperimentSettings()
+
+
+def check_n_prompts(n: int) -> None:
+    """Raises InputError for fewer prompts than cosines vary over, and for more than there are."""
+    from amnesia.facts.names import entity_templates  # The editor shares options, and should not wait for texts.
+
+    if not 3 <= n <= len(entity_templates()):
+        raise InputError(f"{n} prompts: give 3 to {len(entity_templates())}, for the cosines to vary")
+
+
+def check_put(
+    placeholder: str, *, strength: float | None = None, factor: float | None = None, value: float | None = None
+) -> None:
+    """Raises InputError for an empty placeholder, what is not finite, and both of a factor and a value."""
+    if not placeholder.strip():
+        raise InputError("the placeholder is empty: give a word to stand in the entity's place, for example X")
+    if odd := [number for number in (strength, factor, value) if number is not None and not math.isfinite(number)]:
+        raise InputError(f"{odd[0]} is no amount to inject: give a finite number")
+    if factor is not None and value is not None:
+        raise InputError("give either a value or a factor of the entity's own activation, not both")

@@ -2,9 +2,10 @@
 
 A text matches an answer when, after both are normalized, the words of the answer occur one after the other among the
 words of the text's first line. Normalization follows SQuAD (Rajpurkar et al., 2016): lower case, without articles,
-single spaces. Punctuation is not dropped but parts words as loosely as a reader takes it: "Spider-Man" is "Spider Man"
-and "Spiderman", and "Paris" is found in "Paris/London" and "Paris-based". Signs that belong to a name (C++, C#), to a
-negative number or to a decimal fraction stay.
+single spaces. A letter that ends a name is no article: "Vitamin A" is not "Vitamin C". Punctuation is not dropped but
+parts words as loosely as a reader takes it: "Spider-Man" is "Spider Man" and "Spiderman", and "Paris" is found in
+"Paris/London" and "Paris-based". Signs that belong to a name (C++, C#), to a negative number or to a decimal fraction
+stay.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from amnesia.domain import Reply, plain_apostrophes
+from amnesia.plain_text import is_unspaced
 
 # At the beginning of a text; articles count for nothing.
 REFUSALS: tuple[str, ...] = (
@@ -25,9 +27,9 @@ REFUSALS: tuple[str, ...] = (
     "there is no information",
 )  # fmt: skip
 
-_ARTICLES = re.compile(r"(?<![^ ])(?:an?|the)(?![^ ])")
+_ARTICLES = re.compile(r"(?<![^ ])(?:an?|the) ")
 _WORD_SIGNS = re.compile(
-    r"(?<=\w)[+#]+(?!\w)"  # C++, C#, A+
+    r"(?<=\w)[+#♭]+(?!\w)"  # C++, C#, A+, B♭
     r"|(?<=\d)\.(?=\d)"  # 3.14
     r"|(?<![^\s(])[-−](?=\d)"  # −5, but not 1939-1945
 )
@@ -40,9 +42,16 @@ def normalized(text: str) -> str:
     """The words of a text in lower case without articles, parted by a space, or by "-" where only signs part them.
 
     Of Latin letters the accents are dropped. Characters of scripts that are written without spaces are words of their
-    own.
+    own, with the marks on them.
     """
-    text = _THOUSANDS.sub("", unicodedata.normalize("NFKC", plain_apostrophes(text)))
+    words = _ARTICLES.sub("", _words(text))
+    return "" if words in ("a", "an", "the") else words
+
+
+@functools.lru_cache(2**16)
+def _words(text: str) -> str:
+    """The words of a text with its articles."""
+    text = _THOUSANDS.sub("", unicodedata.normalize("NFKC", plain_apostrophes(text).replace("♯", "#")))
     text = text.replace(" & ", " and ").replace("&", "-and-")
     kept = {match.start() + n for match in _WORD_SIGNS.finditer(text) for n in range(len(match[0]))}
     chars = []
@@ -51,10 +60,12 @@ def normalized(text: str) -> str:
             chars.append(_MINUS if char == "-" else char)
         elif unicodedata.category(char)[0] in "PS":
             chars.append("-")
+        elif unicodedata.category(char)[0] == "M" and chars and len(chars[-1]) > 2:
+            chars[-1] = f"{chars[-1][:-1]}{char} "
         elif unicodedata.category(char) != "Cf":  # Characters that only steer how others are shown.
-            chars.append(f" {char} " if unicodedata.east_asian_width(char) in "WF" else char)
+            chars.append(f" {char} " if is_unspaced(char) else char)
     plain = re.sub(r"[-\s]*\s[-\s]*", " ", _without_accents("".join(chars).casefold())).strip("- ")
-    return " ".join(_ARTICLES.sub("", re.sub("-+", "-", plain)).split())
+    return " ".join(re.sub("-+", "-", plain).split())
 
 
 def _without_accents(text: str) -> str:
@@ -69,8 +80,8 @@ def _without_accents(text: str) -> str:
 
 
 def answer_line(generated: str) -> str:
-    """The part of a generated text in which an answer is looked for: up to the first line break that follows a word."""
-    return next(iter(generated.strip().splitlines()), "").rstrip()
+    """The part of a generated text in which an answer is looked for: its first line with a word, or nothing."""
+    return next((line.strip() for line in generated.splitlines() if normalized(line)), "")
 
 
 def matches(generated: str, answers: Sequence[str]) -> bool:
@@ -78,7 +89,7 @@ def matches(generated: str, answers: Sequence[str]) -> bool:
 
     Answers that consist of nothing but punctuation and articles match nothing.
     """
-    words = normalized(answer_line(generated))
+    words = _words(answer_line(generated))
     return any(_pattern(answer).search(words) for answer in map(normalized, answers) if answer)
 
 
@@ -102,12 +113,13 @@ def reply(generated: str, matched: bool) -> Reply:
 
 @functools.lru_cache(2**14)
 def _pattern(words: str) -> re.Pattern[str]:
-    """Finds normalized words as a run of whole words: a sign between two parts is as good as a space, or nothing.
+    """Finds normalized words as a run of whole words: a sign between two parts is as good as a space, or nothing, and
+    so is an article.
 
     A single letter that a word is joined to is a part of that word (X-ray), but for a possessive.
     """
     end = "(?![^ -])" + ("(?!-(?!s(?![^ ])))" if len(words) == 1 and words.isalpha() else "")
-    parts = {" ": "[ -]", "-": "[ -]?"}
+    parts = {" ": "[ -](?:(?:an?|the) )*", "-": "[ -]?"}
     letters = "-?".join
     return re.compile(
         "(?<![^ -])"

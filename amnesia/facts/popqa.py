@@ -84,6 +84,8 @@ def read_popqa(path: Path) -> tuple[PopqaRow, ...]:
             f"{path} lacks the column(s) {', '.join(missing)}: expected a tab-separated file with the columns "
             f"{', '.join(COLUMNS)}, or the upstream popQA.tsv"
         )
+    if twice := [own for own in columns.values() if header.count(own) > 1]:
+        raise InputError(f"{path} has the column {twice[0]} {header.count(twice[0])} times: keep one")
     # Blank lines carry no row, and the upstream file ends with one.
     return tuple(_row(columns, header, fields, f"{path}, line {line}") for line, fields in rows if fields != [""])
 

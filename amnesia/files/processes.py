@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 
 def n_started() -> int:
@@ -23,4 +24,4 @@ def is_first() -> bool:
 def _counted(name: str, alone: int) -> int:
     """A number that those programs set; anything else comes from none of them."""
     given = os.environ.get(name, "")
-    return int(given) if given.isdecimal() else alone
+    return int(given) if re.fullmatch("[0-9]{1,9}", given) else alone

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 from amnesia.errors import InputError, clipped
 from amnesia.live.model import LiveModel, weight_of
 from amnesia.live.tokens import encode
-from amnesia.live.trees import LABEL, Tree, forests, trees, visible
+from amnesia.live.trees import LABEL, Tree, common, forests, trees, visible
 from amnesia.sources.parts import AbsentError
 
 MAX_BATCH_ROWS = 512
 """Rows per forward pass, for memory: rows that share most of their tokens are many in few tokens."""
+
+_MIN_SHARED = 64
+"""Tokens that a batch must save before the beginning of its rows is worth a pass of its own. Set by hand."""
 
 PROBES = ("The story of a river", "The story of Paris and the sea", "Once upon")
 """Texts on which it is tried what a model does with a mask, and after its head. Two of them begin alike."""
@@ -64,8 +68,19 @@ def batches(live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int | No
         yield collate(live, rows, group)
 
 
-def check_ids(live: LiveModel, rows: Sequence[Sequence[int]]) -> None:
-    """Raise InputError for a token that the model has no embedding of; tokens may carry a `trees.LABEL`."""
+def check_ids(live: LiveModel, rows: Sequence[Sequence[int]], n_more: int = 0) -> None:
+    """Raise InputError for a text that with `n_more` tokens is longer than the model's context, and for a token that it
+    has no embedding of.
+
+    Tokens may carry a `trees.LABEL`.
+    """
+    if rows and live.n_positions is not None and len(longest := max(rows, key=len)) + n_more > live.n_positions:
+        text = live.tokenizer.batch_decode([[token % LABEL for token in longest]], skip_special_tokens=True)[0]
+        and_answer = " and leaves no room for an answer" if n_more else ""
+        raise InputError(
+            f"text {clipped(repr(text))} has {len(longest)} tokens{and_answer}, {live.name} takes {live.n_positions}: "
+            "shorten it, or take a model with a longer context"
+        )
     n_tokens = weight_of(live.model.get_input_embeddings()).shape[0]
     last = max((token % LABEL for row in rows for token in row), default=0)
     if last >= n_tokens:
@@ -84,6 +99,17 @@ def collate(live: LiveModel, rows: Sequence[Sequence[int]], indices: Sequence[in
     mask = (torch.arange(width, device=live.device)[None] >= padding[:, None]).long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     return Batch(tuple(indices), {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, padding)
+
+
+def with_room(live: LiveModel, rows: Sequence[Sequence[int]], batch: Batch, n_tokens: int) -> list[Batch]:
+    """A batch, or where some row has no room for `n_tokens` more, each row alone: how long one gets is its own matter.
+
+    Raises InputError for a row that has no room at all.
+    """
+    if live.n_positions is None or batch.inputs["input_ids"].shape[1] + n_tokens <= live.n_positions:
+        return [batch]
+    check_ids(live, [rows[index] for index in batch.indices], n_more=1)
+    return [collate(live, rows, [index]) for index in batch.indices]
 
 
 @dataclass(frozen=True)
@@ -176,6 +202,29 @@ def takes_trees(live: LiveModel, longest: int) -> bool:
         # In 16 bits what recurrent layers mix up may drown in the noise of a trial.
         _TAKES_TREES[live.model] = not live.is_recurrent and _tree_agrees(live)
     return _TAKES_TREES[live.model]
+
+
+def from_shared(live: LiveModel, rows: Sequence[Sequence[int]], n_tokens: int) -> dict[str, Any]:
+    """Inputs of `generate` in which what all rows share at their beginning is computed once; none if that is little.
+
+    Chat templates begin all messages alike. Padding then stands between that and the rest, so that a model must use
+    the mask as given, also in what it writes.
+    """
+    width = max(map(len, rows))
+    n = min(*(common(rows[0], row) for row in rows), min(map(len, rows)) - 1)
+    if n * (len(rows) - 1) < _MIN_SHARED or not takes_trees(live, width + n_tokens):
+        return {}
+    padding = [[0] * (width - len(row)) for row in rows]
+    ids = [[*row[:n], *pad, *row[n:]] for row, pad in zip(rows, padding, strict=True)]
+    mask = [[*[1] * n, *pad, *[1] * (len(row) - n)] for row, pad in zip(rows, padding, strict=True)]
+    beginning = torch.tensor([rows[0][:n]], device=live.device)
+    cache = live.model.base_model(input_ids=beginning, use_cache=True).cache
+    cache.batch_repeat_interleave(len(rows))
+    return {
+        "input_ids": torch.tensor(ids, device=live.device),
+        "attention_mask": torch.tensor(mask, device=live.device),
+        "cache": cache,
+    }
 
 
 @torch.inference_mode()

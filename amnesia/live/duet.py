@@ -164,13 +164,12 @@ def continued_rows(
     """
     live = voice.live
     (row,) = encode(live.tokenizer, [text])
-    check_ids(live, [row.ids])
+    check_ids(live, [row.ids], n_more=1)
     room = (live.n_positions or len(row.ids) + sampling.max_tokens) - len(row.ids)
-    if room < 1:
-        raise InputError(f"the prompt has {len(row.ids)} tokens, {live.name} takes {live.n_positions}: shorten it")
     ends = {token for token, added in live.tokenizer.added_tokens_decoder.items() if added.special}
     own = live.model.generation_config.eos_token_id if live.model.generation_config else None
-    ends.update(own if isinstance(own, list) else [] if own is None else [own])
+    # A negative number is no token's.
+    ends.update(end for end in (own if isinstance(own, list) else [own]) if end is not None and end >= 0)
     drawn = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0} if sampling.temperature else {}
     config = GenerationConfig(
         max_new_tokens=min(sampling.max_tokens, room),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,21 +25,18 @@ from amnesia.live.batches import (
     agree,
     batches,
     collate,
+    from_shared,
     passes,
     plain_pass,
-    takes_trees,
+    with_room,
 )
 from amnesia.live.model import LiveModel, hooks, not_finite, plain_generation
 from amnesia.live.places import at_head
 from amnesia.live.tokens import Continuation, Placed, continuations, encode
-from amnesia.live.trees import common
 from amnesia.progress import Progress
 
 _GRADIENT_TOKENS = 256
 """Padded tokens per backward pass, whose logits and their gradients are in memory at a time."""
-
-_MIN_SHARED = 64
-"""Tokens that a batch must save before the beginning of its rows is worth a pass of its own. Set by hand."""
 
 
 class _StopForwardError(Exception):
@@ -302,13 +300,14 @@ def as_generated(live: LiveModel, tokens: Sequence[int], max_new_tokens: int = 1
 
 
 @torch.inference_mode()
-def continued(live: LiveModel, prompts: Sequence[str], n_tokens: int) -> list[list[int]]:
-    """Token ids of each prompt with the `n_tokens` that the model finds likeliest, one after the other."""
-    rows = [list(item.ids) for item in encode(live.tokenizer, prompts)]
+def continued(live: LiveModel, prompts: Sequence[str], n_tokens: int) -> list[Continuation]:
+    """Each prompt with the `n_tokens` that the model finds likeliest, one after the other, up to its context's end."""
+    rows = [item.ids for item in encode(live.tokenizer, prompts)]
+    results: list[Continuation | None] = [None] * len(rows)
     for batch, new in _following(live, rows, n_tokens, None):
         for index, ids in zip(batch.indices, new.tolist(), strict=True):
-            rows[index] += ids
-    return rows
+            results[index] = Continuation((*rows[index], *ids), len(ids))
+    return [result for result in results if result is not None]
 
 
 @torch.inference_mode()
@@ -357,44 +356,22 @@ def _following(
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Batches of rows with the tokens that follow them, (batch, at most n_tokens); `stop` ends a row early.
 
-    The likeliest tokens, or, when `is_drawn`, tokens by their probability.
+    The likeliest tokens, or, when `is_drawn`, tokens by their probability. A row ends where the context does.
     """
-    config = GenerationConfig(
+    settings = dict(
         do_sample=is_drawn,
         **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if is_drawn else {}),
-        max_new_tokens=n_tokens,
         # After an early end; where there is no token for it, an end, which decoding drops, too.
         pad_token_id=stop[0] if stop and live.tokenizer.pad_token_id is None else live.tokenizer.pad_token_id or 0,
         eos_token_id=stop,
     )
     model = cast(GenerationMixin, live.model)
-    for batch in batches(live, rows):
+    for batch in itertools.chain.from_iterable(with_room(live, rows, one, n_tokens) for one in batches(live, rows)):
         inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
+        room = (live.n_positions or sys.maxsize) - inputs["input_ids"].shape[1]
         with around(batch) if around else contextlib.nullcontext(), plain_generation(live):
             if around is None:
-                inputs |= _from_shared(live, [rows[index] for index in batch.indices], n_tokens)
+                inputs |= from_shared(live, [rows[index] for index in batch.indices], n_tokens)
+            config = GenerationConfig(max_new_tokens=min(n_tokens, room), **settings)
             output = model.generate(**inputs, generation_config=config)
         yield batch, output[:, inputs["input_ids"].shape[1] :]
-
-
-def _from_shared(live: LiveModel, rows: Sequence[Sequence[int]], n_tokens: int) -> dict[str, Any]:
-    """Inputs of `generate` in which what all rows share at their beginning is computed once; none if that is little.
-
-    Chat templates begin all messages alike. Padding then stands between that and the rest, so that a model must use
-    the mask as given, also in what it writes.
-    """
-    width = max(map(len, rows))
-    n = min(*(common(rows[0], row) for row in rows), min(map(len, rows)) - 1)
-    if n * (len(rows) - 1) < _MIN_SHARED or not takes_trees(live, width + n_tokens):
-        return {}
-    padding = [[0] * (width - len(row)) for row in rows]
-    ids = [[*row[:n], *pad, *row[n:]] for row, pad in zip(rows, padding, strict=True)]
-    mask = [[*[1] * n, *pad, *[1] * (len(row) - n)] for row, pad in zip(rows, padding, strict=True)]
-    beginning = torch.tensor([rows[0][:n]], device=live.device)
-    cache = live.model.base_model(input_ids=beginning, use_cache=True).cache
-    cache.batch_repeat_interleave(len(rows))
-    return {
-        "input_ids": torch.tensor(ids, device=live.device),
-        "attention_mask": torch.tensor(mask, device=live.device),
-        "cache": cache,
-    }

@@ -60,6 +60,8 @@ def load(
     checkpoint = open_source(folder, n_layers)
     device = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
     cannot = f"device {device!r} cannot be used"
+    if device.partition(":")[0] == "meta":
+        raise InputError(f"{cannot}, it holds no numbers: choose another, for example cpu")
     if device != "auto":
         with library_errors_as(InputError, cannot, "choose another, for example cpu"):
             torch.empty(0, device=device)

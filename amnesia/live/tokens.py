@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from amnesia.domain import plain_apostrophes, tidy
 from amnesia.errors import InputError, clipped, first_line
+from amnesia.plain_text import is_unspaced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -173,9 +174,7 @@ def mention_span(text: str, names: Sequence[str]) -> tuple[int, int] | None:
 
 def _joined(left: str, right: str) -> bool:
     """Whether two neighbouring characters belong to one word; scripts without spaces never join."""
-    return bool(left and right) and all(
-        char.isalnum() and unicodedata.east_asian_width(char) not in "WF" for char in (left, right)
-    )
+    return bool(left and right) and all(char.isalnum() and not is_unspaced(char) for char in (left, right))
 
 
 _THOUGHT = re.compile(

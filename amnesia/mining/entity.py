@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amnesia.domain import DEFAULT_LOADING, Loading, ModelRef
+from amnesia.errors import InputError
 from amnesia.evaluation.measurement_cache import MeasurementCache
-from amnesia.facts.popqa import PopqaRow, read_popqa
+from amnesia.facts.popqa import PopqaRow, facts_for, read_popqa
 from amnesia.live.loading import load_source
 from amnesia.live.model import LiveModel
 from amnesia.mining.own import from_model
@@ -37,6 +38,18 @@ def mine(
     return from_table(live, rows, entity, model=model, aliases=aliases, progress=progress, cache=cache)
 
 
+def table_about(popqa: Path | None, entity: str) -> tuple[PopqaRow, ...] | None:
+    """The rows of a PopQA file, if one is given; raises InputError when none of them is about the entity."""
+    if popqa is None:
+        return None
+    rows = read_popqa(popqa)
+    try:
+        facts_for(rows, entity)
+    except InputError as error:
+        raise InputError(f"{popqa}: {error}") from None
+    return rows
+
+
 def mine_recipe(
     model: str,
     entity: str,
@@ -47,7 +60,7 @@ def mine_recipe(
     loading: Loading = DEFAULT_LOADING,
 ) -> Mined:
     """The recipe for a model by its name, with the rows of a PopQA file, if one is given."""
-    rows = None if popqa is None else read_popqa(popqa)
+    rows = table_about(popqa, entity)
     source = resolve(model, notice=tracker.notice)
     live = load_source(source, loading, notice=tracker.notice)
     with tracker.task(TASK) as progress:

@@ -11,6 +11,7 @@ from amnesia.domain import SPLITS, Fact, ModelRef, entity_name, name_key
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import known_facts
 from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.facts.answers import normalized
 from amnesia.facts.names import share_words
 from amnesia.facts.popqa import PopqaRow, facts_for, is_about
 from amnesia.facts.questions import Question, by_turns, types_in
@@ -80,7 +81,7 @@ def _known(
     cache: MeasurementCache | None,
 ) -> tuple[Fact, ...]:
     """The facts that the model knows, in their order."""
-    questions = [Question("target", fact, tuple(aliases)) for fact in facts]
+    questions = [Question("target", fact, tuple(aliases)) for fact in facts if normalized(fact.answer)]
     found = known_facts(live, questions, scoring, progress, cache)
     return tuple(known.question.fact for known in found if not known.excluded)
 

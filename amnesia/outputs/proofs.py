@@ -167,8 +167,8 @@ def take_back(
 ) -> Manifest:
     """Restore the original files of an edited model into `output`, bit for bit; returns the manifest of the edit.
 
-    `watch` gets the bytes that will be written, `notice` a line about files that stay behind. `folder` is what `model_in` takes. Raises VerificationError when it is
-    not what its manifest says, InputError for adapters.
+    `watch` gets the bytes that will be written, `notice` a line about files that stay behind. `folder` is what
+    `model_in` takes. Raises VerificationError when it is not what its manifest says, InputError for adapters.
     """
     folder = model_in(folder)
     if not is_gguf(folder):

@@ -112,8 +112,8 @@ def verify(
             raise VerificationError(f"the output {what} the file {different[0]}: make the output again")
         if unlisted := sorted(proven.keys() - states[count - 1].declared):
             raise VerificationError(
-                f"{MANIFEST_NAME} does not list {unlisted[0]}, which the base and the output have, so that `undo` would "
-                "leave it out: make the output again"
+                f"{MANIFEST_NAME} does not list {unlisted[0]}, which the base and the output have, so that `undo` "
+                "would leave it out: make the output again"
             )
         # Bytes first, because they tell where something differs, and hashes only that.
         with watch(size) as progress, whole(progress, size) as advance:

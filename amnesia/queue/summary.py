@@ -116,7 +116,7 @@ def _joint_evaluation(folder: Path) -> Evaluation | None:
     path = outputs_in(folder)[0] / REPORT_NAME
     check = StrictJson(str(path), InputError, "choose another output, and begin again")
     with os_errors_as(InputError, f"{path} cannot be read", "choose another output, and begin again"):
-        report = read_report(check.parse(read_small(path, _MAX_REPORT)))
+        report = read_report(check.parse(read_small(path, _MAX_REPORT)), str(path))
     return Evaluation(report.prompts, report.aggregates, report.damage)
 
 

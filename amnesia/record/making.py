@@ -103,7 +103,7 @@ def _further(path: Path, manifests: Mapping[Path, Manifest]) -> tuple[Document, 
 def _read(path: Path) -> Report:
     with os_errors_as(InputError, f"report {path} cannot be read", "give a report.json of `run` or `evaluate -o`"):
         content = read_small(path, _MAX_REPORT)
-    return read_report(StrictJson(str(path), InputError, "make the report again").parse(content))
+    return read_report(StrictJson(str(path), InputError, "make the report again").parse(content), str(path))
 
 
 def _document(output: Path, path: Path) -> Document:

@@ -123,9 +123,12 @@ class Report:
     sweep: StrengthSweep | None = None
 
 
-def read_report(document: object) -> Report:
-    """The content of a `report.json`; raises InputError, with the place, for what is no report of this version."""
-    check = StrictJson("report.json", InputError, "make the report again")
+def read_report(document: object, name: str = "report.json") -> Report:
+    """The content of a `report.json`; raises InputError, with the place, for what is no report of this version.
+
+    `name` is that of the file in messages.
+    """
+    check = StrictJson(name, InputError, "make the report again")
     fields = dict(check.mapping(document, "the file"))
     check.choice(fields.pop("format_version", None), "format_version", [FORMAT_VERSION])
     return TypedJson(check, _FORMS).dataclass(Report, fields)

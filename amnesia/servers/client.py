@@ -94,7 +94,7 @@ class Client:
                 stream=True,
             ) as response:
                 content = _limited(response, self.url)
-                status = response.status_code
+                status, to = response.status_code, response.headers.get("Location", "")
         except requests.Timeout as error:
             raise SourceError(
                 f"the server at {self.url} did not answer {path} within {READ_SECONDS} s: see whether it still works"
@@ -105,9 +105,18 @@ class Client:
             ) from error
         checked = self.reply("expected an OpenAI-compatible server; give its address")
         if status != requests.codes.ok:
-            hint = f": set {KEY_VARIABLE} to the key that it wants" if status in (401, 403) else ""
-            raise SourceError(f"the server at {self.url} refuses {path} (HTTP {status}: {_said(content)}){hint}")
+            said = _said(content) or "without a word"
+            raise SourceError(f"the server at {self.url} refuses {path} (HTTP {status}: {said}): {_remedy(status, to)}")
         return checked.parse(content)
+
+
+def _remedy(status: int, to: str) -> str:
+    """What can be done about a status that is no success; `to` is where a redirection leads."""
+    if status in (requests.codes.unauthorized, requests.codes.forbidden):
+        return f"set {KEY_VARIABLE} to the key that it wants"
+    if 300 <= status < 400:
+        return f"it leads to {clipped(to) or 'nowhere'}, which is not followed; give the address of the server itself"
+    return "see what its log says, or give the address of an OpenAI-compatible server"
 
 
 def _authorized(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -79,11 +79,13 @@ def connect(address: str) -> Server:
 
 
 def _chosen(where: Address, models: list[str]) -> str:
-    listed = ", ".join(clipped(name) for name in models[:10]) or "none"
+    listed = ", ".join(clipped(name) for name in models[:10])
     if where.model is not None:
         if where.model not in models:
             raise InputError(f"the server at {where.url} has no model {where.model!r}: it has {listed}")
         return where.model
+    if not models:
+        raise InputError(f"the server at {where.url} serves no model: let it load one, or give another server")
     if len(models) != 1:
         raise InputError(f"the server at {where.url} has {len(models)} models ({listed}): give URL#MODEL")
     return models[0]

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
+        GenerationConfig,
         PreTrainedConfig,
         PreTrainedModel,
         PreTrainedTokenizerBase,
@@ -54,10 +55,10 @@ _NAMES_CODE = frozenset(
      "_experts_implementation", "fusion_config", "kernel_config", "distributed_config", "transformers_weights",
      "output_attentions", "return_dict", "torchscript")
 )  # fmt: skip
-_SETTINGS = ("config.json", "tokenizer_config.json")
 _GENERATION = "generation_config.json"
+_SETTINGS = ("config.json", "tokenizer_config.json", _GENERATION)
 _READ = (
-    *_SETTINGS, _GENERATION, INDEX_FILE,
+    *_SETTINGS, INDEX_FILE,
     "tokenizer.json", "tokenizer.*.json", "tokenizer.model*", "special_tokens_map.json", "added_tokens.json",
     "vocab.*", "merges.txt", "*.model", "*.tiktoken", "*.jinja",
 )  # fmt: skip
@@ -176,16 +177,27 @@ def open_config(view: Path, name: str) -> PreTrainedConfig:
     from transformers import AutoConfig, GenerationConfig
 
     def build(settings: dict[str, Any]) -> None:
-        skeleton(AutoConfig.for_model(**settings))
+        _check_ends(skeleton(AutoConfig.for_model(**settings)).generation_config)
+
+    def build_generation(settings: dict[str, Any]) -> None:
+        _check_ends(GenerationConfig.from_dict(settings))
 
     with quiet():
         with _named_setting(view / "config.json", name, build):
             config = AutoConfig.from_pretrained(view, trust_remote_code=False)
-            skeleton(config)
+            _check_ends(skeleton(config).generation_config)
         if (view / _GENERATION).exists():
-            with _named_setting(view / _GENERATION, name, GenerationConfig.from_dict):
-                GenerationConfig.from_pretrained(view)
+            with _named_setting(view / _GENERATION, name, build_generation):
+                _check_ends(GenerationConfig.from_pretrained(view))
     return config
+
+
+def _check_ends(generation: GenerationConfig | None) -> None:
+    """Raises TypeError for tokens that end a text and are no numbers, which transformers takes until it meets them."""
+    ends = None if generation is None else generation.eos_token_id
+    for end in ends if isinstance(ends, list) else [ends]:
+        if end is not None and type(end) is not int:
+            raise TypeError(f"eos_token_id {end!r}: expected a whole number, or a list of such")
 
 
 @contextlib.contextmanager

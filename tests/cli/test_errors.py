@@ -72,11 +72,33 @@ def test_how_a_model_is_computed_is_not_for_its_configuration_to_say(model, sett
     assert call("localize", model, "Japan").stdout == expected != ""
 
 
-@pytest.mark.parametrize("settings", [{"max_new_tokens": "many"}, {"cache_implementation": "none of these"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_new_tokens": "many"},
+        {"cache_implementation": "none of these"},
+        {"eos_token_id": "2"},
+        {"eos_token_id": 2.5},
+        {"eos_token_id": [[2]]},
+    ],
+)
 def test_a_setting_of_the_generation_is_named(model, settings):
     change(model / "generation_config.json", **settings)
     line = refused("localize", model, "Japan")
     assert f"generation_config.json of {model} cannot be used with {next(iter(settings))} = " in line
+
+
+def test_a_file_of_the_generation_that_is_no_object_is_named_as_its_user_knows_it(model):
+    (model / "generation_config.json").write_text("[1]")
+    told = refused("localize", model, "Japan")
+    assert f"{model / 'generation_config.json'} has list as the file, expected an object" in told
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+@pytest.mark.parametrize("given", ["x", "", "-1", "1.5", "²", "٣", "9" * 5000])
+def test_variables_that_no_launcher_sets_are_those_of_another_program(monkeypatch, tmp_path, name, given):
+    monkeypatch.setenv(name, given)
+    assert call("init", "Canada", "-o", tmp_path / "canada.toml").exit_code == 0
 
 
 def of_the_model(path, **settings):

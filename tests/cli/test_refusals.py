@@ -22,6 +22,8 @@ from support.tiny_recipe import recipe_text, unknown_fact
         (["Japan", "--layers", "2-1"], "layers '2-1' is malformed: expected A-B"),
         ([" "], "no entity given, or an empty one"),
         (["Japan", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["Japan", "--device", "meta"], "device 'meta' cannot be used, it holds no numbers: choose another"),
+        (["Japan", "--alias", "Nippon"], "--alias is looked for in --prompts"),
         (["Japan", "-o", "."], ". cannot be written (it is a folder): choose another file"),
     ],
 )
@@ -42,6 +44,38 @@ def test_what_is_asked_wrongly_is_said_before_a_model_is_loaded(model, live, tmp
     for arguments in (("run", recipe, "-o", tmp_path / "out"), ("extract", "--recipe", recipe)):
         assert "layers 1-3 are out of range" in refused(*arguments)
     assert "no entity given, or an empty one" in refused("mine", model, " ", "-o", tmp_path / "mined.toml")
+    assert "'Ja\\x00pan' holds the control character" in refused("localize", model, "Ja\0pan")
+    assert "1 prompts: give 3 to " in refused("layers", model, "Japan", "--prompts", 1)
+    table = tmp_path / "table.tsv"
+    table.write_text("subject\trelation\tobject\nPeru\tcapital\tLima\n", encoding="utf-8")
+    for arguments in (("mine", model, "Japan"), ("run", "--model", model, "--entity", "Japan")):
+        told = refused(*arguments, "--popqa", table, "-o", tmp_path / "out")
+        assert f"{table}: the table has no row about 'Japan', but about 1 others" in told
+
+
+def test_what_an_experiment_cannot_do_is_said_before_a_model_is_loaded(model, live, tmp_path, monkeypatch):
+    monkeypatch.setattr("amnesia.live.loading.load", lambda *_: pytest.fail("the model must not be loaded"))
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(recipe_text(live, model), encoding="utf-8")
+    for command, *options, message in (
+        ("inject", "--strength", "nan", "nan is no amount to inject: give a finite number"),
+        ("sufficiency", "--placeholder", " ", "the placeholder is empty: give a word"),
+        ("inject", "--form", "cells", "--value", "inf", "inf is no amount to inject"),
+        ("inject", "--form", "cells", "--value", 1, "--factor", 2, "give either a value or a factor"),
+        ("inject", "--seed", 2**63, "is not in the range"),
+        ("inject", "--seed", -1, "is not in the range"),
+        ("sweep", "--steps", 1, "give at least 2, ending below 1"),
+        ("sweep", "--to", "nan", "give at least 2, ending below 1"),
+    ):
+        assert message in refused(command, "--recipe", recipe, *options)
+    for cell, message in (
+        ("layer = 3, neuron = 0", "layer 3 is out of range"),
+        ("layer = 0, neuron = 999", "neuron 999"),
+    ):
+        cells = f"cells = [{{ {cell} }}]"
+        recipe.write_text(recipe_text(live, model, edit=cells), encoding="utf-8")
+        for arguments in (("extract", "--recipe", recipe), ("run", recipe, "-o", tmp_path / "out")):
+            assert message in refused(*arguments)
 
 
 def test_a_name_that_is_too_long_is_refused_wherever_one_is_given(model, live, tmp_path, monkeypatch):
@@ -174,8 +208,9 @@ def test_recipes_that_are_wrong(tmp_path, model, text, message):
         (["--cell", "0:48"], "neuron 48 is out of range"),
         (["--cell", "zero"], "cell 'zero' is malformed"),
         (["--cell", "0:1", "--cell", "0:1"], "cell 0:1 is listed twice"),
-        (["--cell", "0:1", "--multiplier", "nan"], "is not finite"),
-        (["--cell", "0:1", "--multiplier", "1e300"], "after multiplying by 1e+300"),
+        (["--cell", "0:1", "--multiplier", "nan"], "multiplier nan of cell 0:1 changes nothing or is beyond"),
+        (["--cell", "0:1", "--multiplier", "1e300"], "multiplier 1e+300 of cell 0:1 changes nothing or is beyond"),
+        (["--cell", "0:1", "--multiplier", "3e38"], "after multiplying by 3e+38"),
         (["--cell", "0:1", "--format", "gguf"], "formats gguf and gguf-lora need a .gguf model"),
         ([], "give the edit in one way: as --edit FILE, as --cell LAYER:NEURON, or as --atlas FILE"),
         (["--edit", "x.json", "--cell", "0:1"], "give the edit in one way"),

@@ -13,7 +13,7 @@ from amnesia.facts.neutral import neutral_text
 from amnesia.live.forward import readout
 from amnesia.live.model import edited, wrap
 from amnesia.live.tokens import Continuation
-from support.tiny import MODEL_TYPES
+from support.tiny import MODEL_TYPES, N_POSITIONS
 from support.tiny_text import tiny_live, tiny_tokenizer
 
 EDITS = (ColumnEdit(Cell(0, 3), -30.0), ColumnEdit(Cell(2, 11), 40.0))
@@ -72,7 +72,7 @@ def test_perplexity_per_word_by_hand():
             plain_logprobs(live, ids)[:-1].gather(1, torch.tensor(ids)[1:, None]).sum().item()
             for passage in text.passages
             for whole in [live.tokenizer(passage)["input_ids"]]
-            for ids in [whole[start : start + 64] for start in range(0, len(whole), 64)]
+            for ids in [whole[start : start + N_POSITIONS] for start in range(0, len(whole), N_POSITIONS)]
         )
         words = sum(len(passage.split()) for passage in text.passages)
         assert found.texts[index].perplexity_before == pytest.approx(math.exp(-own / words), rel=1e-3)

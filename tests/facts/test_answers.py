@@ -17,6 +17,12 @@ from amnesia.facts.answers import answer_line, matches, normalized, reply, same_
         ("1,000 and 3.14", "1000 and 3.14"),
         ("й, が", "й が"),
         ("an", ""),
+        ("the a", ""),
+        ("Vitamin A", "vitamin a"),
+        ("a Vitamin of the body", "vitamin of body"),
+        ("เมืองหลวง", "เ มื อ ง ห ล ว ง"),
+        ("ลาว: ວຽງຈັນ ok", "ล า ว ວ ຽ ງ ຈັ ນ ok"),
+        ("C♯ and B♭", "c# and b♭"),
         ("—…!", ""),
     ],
 )
@@ -68,6 +74,19 @@ def test_normalization(text, words):
         (" X, formerly Twitter", ["X"], True),
         (" 3.14", ["3"], False),
         (" I ran away", ["Iran"], False),
+        (" Vitamin A is good", ["Vitamin A"], True),
+        (" Vitamin C is good", ["Vitamin A"], False),
+        (" the Lord of the Rings", ["Lord of Rings"], True),
+        (" the Lord of Rings", ["The Lord of the Rings"], True),
+        (" C♯ minor", ["C#"], True),
+        (" C major", ["C♯"], False),
+        (" B flat", ["B♭"], False),
+        ('"\nParis', ["Paris"], True),
+        ("เมืองหลวงคือกรุงเทพ", ["กรุงเทพ"], True),
+        ("เมืองหลวงคือกรุงเทพ", ["เชียงใหม่"], False),
+        ("ນະຄອນຫຼວງວຽງຈັນ", ["ວຽງຈັນ"], True),
+        ("រាជធានីភ្នំពេញ", ["ភ្នំពេញ"], True),
+        ("မြို့တော်နေပြည်တော်", ["နေပြည်တော်"], True),
     ],
 )
 def test_answers_are_found_as_whole_words_of_the_first_line(generated, answers, expected):
@@ -88,6 +107,8 @@ def test_replies():
 
 def test_lines_and_equal_answers():
     assert answer_line("\n a b \nc") == "a b"
+    assert answer_line('"\n the\nParis\nLyon') == "Paris"
+    assert answer_line('"\n...') == ""
     assert same_answer("The Beatles", "beatles!")
     assert not same_answer("Beatles", "Beatle")
     assert not same_answer("!", "?")

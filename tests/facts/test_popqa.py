@@ -146,6 +146,7 @@ def test_names_are_found_however_they_are_typed(write, asked, subject):
     [
         ("", r"lacks the column\(s\) subject, relation, object"),
         (table([raw()]).replace("obj", "answer", 1), r"column\(s\) object"),
+        ("subject\trelation\tobject\tsubject\n", "has the column subject 2 times: keep one"),
         (table([raw(s_pop="9" * 5000)]), "expected a whole number"),
         (table([raw(possible_answers="[" * 100_000)]), "is not JSON"),
         (table([raw()]) + "1\tPeru\n", "line 3 has 2 fields: expected 8"),

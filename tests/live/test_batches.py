@@ -7,11 +7,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from amnesia.architectures import LAYOUTS, MlpLayout
+from amnesia.errors import InputError
 from amnesia.evaluation.damage import read
 from amnesia.facts.names import entity_templates
 from amnesia.live import batches
 from amnesia.live.batches import one_pass, passes, takes_trees
-from amnesia.live.forward import activations, generate, readout
+from amnesia.live.forward import activations, answer_logprobs, generate, readout
 from amnesia.live.model import freeze, hooks, wrap
 from amnesia.live.tokens import Continuation, place
 from support.tiny_text import VOCAB_SIZE, tiny_live, tiny_tokenizer
@@ -157,3 +158,31 @@ def check_reading(live):
         places = range(len(row.ids) - row.n_answer, len(row.ids))
         expected = sum(logprobs[spot - 1, row.ids[spot]].item() for spot in places)
         assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_a_text_longer_than_the_context_is_refused_by_its_beginning(model_type):
+    live = tiny_live(model_type)
+    longest = "Japan " * (live.n_positions + 1)
+    for ask in (
+        lambda: generate(live, ["Japan is", longest]),
+        lambda: answer_logprobs(live, [("Japan is", "big"), ("Japan is", longest)]),
+        lambda: list(activations(live, place(live.tokenizer, [(longest + "{entity} is", "Peru")]), [0])),
+    ):
+        with pytest.raises(InputError, match=rf"text 'Japan .* tokens, tiny takes {live.n_positions}: shorten it"):
+            ask()
+
+
+def test_an_answer_ends_where_the_context_does_whatever_is_asked_beside_it(caplog):
+    live = tiny_live()
+    room = 3
+    long = live.tokenizer.decode(live.tokenizer("Japan" * live.n_positions).input_ids[: live.n_positions - room])
+    assert len(live.tokenizer(long).input_ids) == live.n_positions - room
+    short = "Japan is"
+    together = generate(live, [short, long])
+    assert together == [*generate(live, [short]), *generate(live, [long])]
+    assert together[1] == generate(live, [long], max_new_tokens=room)[0] and len(together[0]) > 0
+    full = live.tokenizer.decode(live.tokenizer("Japan" * live.n_positions).input_ids[: live.n_positions])
+    with pytest.raises(InputError, match="leaves no room for an answer"):
+        generate(live, [full])
+    assert "maximum length" not in caplog.text

@@ -14,11 +14,10 @@ from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.evaluation.damage import read
 from amnesia.experiments.layers import layer_significance
 from amnesia.facts.names import entity_templates
-from amnesia.live import forward
-from amnesia.live.batches import batches, passes, takes_trees
+from amnesia.live import batches as module
+from amnesia.live.batches import batches, from_shared, passes, takes_trees
 from amnesia.live.forward import (
     _following,
-    _from_shared,
     activations,
     answer_logprobs,
     as_generated,
@@ -89,7 +88,7 @@ def test_what_is_written_depends_on_the_weights_alone(settings):
     for name, value in settings.items():
         setattr(live.model.generation_config, name, value)
     assert generate(live, prompts) == expected
-    assert [as_generated(live, row[-14:]) for row in continued(live, prompts, 14)] == expected
+    assert [as_generated(live, row.ids[-14:]) for row in continued(live, prompts, 14)] == expected
     assert all(getattr(live.model.generation_config, name) == value for name, value in settings.items())
 
 
@@ -101,7 +100,7 @@ def test_nothing_is_read_behind_a_special_token():
     live.tokenizer.add_special_tokens({"extra_special_tokens": [piece]})
     assert before and generate(live, ["the river"]) == [""]
     (row,) = continued(live, ["the river"], 14)
-    assert as_generated(live, row[-14:]) == ""
+    assert as_generated(live, row.ids[-14:]) == ""
 
 
 def test_activations_equal_single_prompts(live):
@@ -263,7 +262,7 @@ def test_what_follows_an_early_end_is_an_end_where_there_is_no_token_for_it():
 
 @pytest.mark.parametrize("beginning", ["", "the river was long and "])
 def test_generation_equals_plain_following_decoding(live, beginning, monkeypatch):
-    monkeypatch.setattr(forward, "_MIN_SHARED", 1)
+    monkeypatch.setattr(module, "_MIN_SHARED", 1)
     prompts = [beginning + prompt for prompt, _ in PAIRS]
     for prompt, text in zip(prompts, generate(live, prompts, max_new_tokens=5), strict=True):
         ids = live.tokenizer(prompt)["input_ids"]
@@ -276,14 +275,14 @@ def test_generation_equals_plain_following_decoding(live, beginning, monkeypatch
 def test_what_prompts_share_at_their_beginning_is_computed_once():
     live = tiny_live()
     rows = [(*range(5, 45), 50, 51), (*range(5, 45), 60), tuple(range(5, 46))]
-    inputs = _from_shared(live, rows, 3)
+    inputs = from_shared(live, rows, 3)
     assert inputs["cache"].get_seq_length() == 40
     assert inputs["input_ids"][:, 40:].tolist() == [[50, 51], [0, 60], [0, 45]]
     assert inputs["attention_mask"][:, 39:].tolist() == [[1, 1, 1], [1, 0, 1], [1, 0, 1]]
     for alike in ([rows[0]] * 3, [rows[0], rows[0], rows[0][:35]]):  # Of each row something must be left.
-        assert _from_shared(live, alike, 3)["cache"].get_seq_length() == min(map(len, alike)) - 1
-    assert _from_shared(live, [row[20:] for row in rows], 3) == {}
-    assert _from_shared(live, rows[:1], 3) == {}
+        assert from_shared(live, alike, 3)["cache"].get_seq_length() == min(map(len, alike)) - 1
+    assert from_shared(live, [row[20:] for row in rows], 3) == {}
+    assert from_shared(live, rows[:1], 3) == {}
 
 
 def test_damaged_weights_are_found_by_name():

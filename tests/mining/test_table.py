@@ -159,7 +159,7 @@ def test_the_text_of_a_recipe_says_what_it_was_made_from():
         Fact("X", "{entity} é", "日本", "held_out"),
     )
     controls = (
-        Fact("Y", "{entity} is\nnamed", "a", answer_aliases=("z\n1", 'q"'), neighborhood="same_type"),
+        Fact("Y", "{entity} is\nnamed", "e", answer_aliases=("z\n1", 'q"'), neighborhood="same_type"),
         Fact('Z "z"', "{entity} was", "b", "held_out"),
     )
     text = recipe_text(ModelRef("org/m", "main"), "X", ['a"b'], facts, controls, Scoring(0.5, 3))

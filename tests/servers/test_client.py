@@ -102,9 +102,12 @@ def test_a_reply_without_end_is_not_read(monkeypatch):
         ((200, b"<html>"), "is not valid JSON .*expected an OpenAI-compatible server"),
         ((200, [1]), "has list as the reply, expected an object"),
         ((200, {"data": [{"name": "x"}]}), "has None as data.id, expected a non-empty string"),
-        ((200, {"data": []}), r"has 0 models \(none\): give URL#MODEL"),
-        ((404, {"detail": "Not Found"}), r"refuses /v1/models \(HTTP 404: .*Not Found"),
-        ((302, b""), r"refuses /v1/models \(HTTP 302: "),
+        ((200, {"data": []}), "serves no model: let it load one, or give another server"),
+        (
+            (404, {"detail": "Not Found"}),
+            r"refuses /v1/models \(HTTP 404: .*Not Found.*: see what its log says, or give the address",
+        ),
+        ((302, b""), r"\(HTTP 302: without a word\): it leads to nowhere, which is not followed; give the address of"),
         ((503, b"loading\nthe model"), r"HTTP 503: loading the model\)"),
     ],
 )

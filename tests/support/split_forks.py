@@ -35,7 +35,7 @@ def seen(live):
         "activations": torch.cat([batch.clone() for _, batch in activations(live, rows, layers)]),
         "gradients": torch.cat([part for _, part in write_gradients(live, [row.ids for row in rows], layers)]),
         "logprobs": torch.tensor([answer.logprob for answer in answer_logprobs(live, [(p, "water") for p in prompts])]),
-        "continued": torch.tensor(continued(live, prompts[:1], 6)),
+        "continued": torch.tensor([row.ids for row in continued(live, prompts[:1], 6)]),
     }
 
 

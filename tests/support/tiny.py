@@ -24,6 +24,7 @@ N_LAYERS = 3
 D_MODEL = 32
 D_MLP = 48
 VOCAB_SIZE = 96
+N_POSITIONS = 128
 # What takes long is tried with these: they differ in how they are built. `test_rows.py` tries every row of the table.
 MODEL_TYPES = tuple(
     "llama mistral qwen2 qwen3 gemma2 gemma3_text olmo2 phi3 gpt2 gpt_neox".split()  # In the order of the table.
@@ -38,7 +39,7 @@ _USUAL_SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": N_POSITIONS,
     "pad_token_id": 0,
 }
 _EXPERTS = {"num_experts": N_EXPERTS, "num_experts_per_tok": 2}
