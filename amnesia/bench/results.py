@@ -12,6 +12,9 @@ from amnesia.evaluation.results import Estimate
 
 FORMAT_VERSION = 1
 
+SCORE = "knowledge score"
+"""The metric of facts whose worth for an unknown entity is known: 1 is as before, 0 like an unknown entity."""
+
 RATIO = "perplexity ratio"
 """The metric of neutral text: 1 is as before."""
 

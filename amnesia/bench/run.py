@@ -6,7 +6,7 @@ import gc
 from collections.abc import Sequence
 from pathlib import Path
 
-from amnesia.bench.results import Bench
+from amnesia.bench.results import SCORE, Bench
 from amnesia.bench.suites import Suite
 from amnesia.compare import load_edited, name_of, resolve_edited
 from amnesia.domain import DEFAULT_LOADING, FORMATS, Loading
@@ -14,6 +14,9 @@ from amnesia.live.loading import load_source
 from amnesia.progress import Tracker
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
+
+FEW = 20
+"""Known facts about others below which their mean says little: each counts as five hundredths or more."""
 
 
 def run_bench(
@@ -28,6 +31,12 @@ def run_bench(
     live = load_source(source, loading, hooked=False)
     with tracker.task(f"asking {name_of(source)}") as progress:
         first, ask = suite.original(live, name_of(source), progress)
+    n_known = sum(row.n for row in first.measures if row.set == "neighbor" and row.metric == SCORE)
+    if 0 < n_known < FEW:
+        tracker.notice(
+            f"{name_of(source)} knows {n_known} of the facts about others, fewer than {FEW}: what is said of damage to "
+            "them is uncertain; give a table with more rows, or better known subjects"
+        )
     entries = [first]
     for other, name in zip(others, _names([_label(other) for other in others]), strict=True):
         del live

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from amnesia.bench.results import RATIO, Contract, Entry, Measure, prompts_hash
+from amnesia.bench.results import RATIO, SCORE, Contract, Entry, Measure, prompts_hash
 from amnesia.errors import InputError
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.examination import conclude, examine, examine_after
@@ -67,7 +67,7 @@ def fact_suite(name: str, table: Path | None, entities: Sequence[str]) -> FactSu
     asked = [[row.role, row.split, *row.pair, *row.fact.answer_aliases] for row in facts.questions]
     contract = Contract(
         suite=name,
-        version=1,
+        version=2,
         entities=tuple(dict.fromkeys(row.fact.entity for row in facts.questions if row.role == "target")),
         n_prompts=len(asked),
         data={path.name: hash_file(path)},
@@ -105,7 +105,7 @@ def _measures(evaluation: Evaluation) -> Iterator[Measure]:
             continue
         kind = "held-out wordings" if row.split == "held_out" else "wordings that a search may see"
         kind += ", as messages" * (row.group == MESSAGES)
-        yield Measure(SETS[row.role], kind, "knowledge score", row.n, row.knowledge_score)
+        yield Measure(SETS[row.role], kind, SCORE, row.n, row.knowledge_score)
         if row.after.exact_match is not None:
             yield Measure(SETS[row.role], kind, "right answers", row.n, row.after.exact_match)
     ratio = evaluation.damage.perplexity_ratio

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from amnesia.files.cache import scratch_folder
+from amnesia.files.cache import remove_all_abandoned, scratch_folder
 from amnesia.files.disk import BLOCK, sync
 from amnesia.weights.safetensors import NewTensor, SafetensorsHeader, new_file, read_header
 
@@ -97,6 +97,7 @@ def new_moments(path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, 
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(path)
+    remove_all_abandoned(path.parent)
     with scratch_folder(path) as folder:
         made = folder / path.name
         rows = [*(NewTensor(name, _NAMES[dtype], shape, ()) for name, (dtype, shape) in tensors.items()), _DIGEST]

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import chain, cycle, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +125,10 @@ def facts_for(rows: Iterable[PopqaRow], entity: str) -> PopqaFacts:
     """
     own = [row for row in rows if is_about(row, entity)]
     if not own:
-        raise InputError(f"PopQA has no row about {entity!r}: give a subject as the file spells it")
+        raise InputError(
+            f"the table has no row about {entity!r}, but about {len({row.subject for row in rows})} others: give a "
+            "subject as it spells it, or add rows about this one"
+        )
     facts: dict[tuple[str, str], Fact] = {}  # A subject may occur twice with the same answer; keep each wording once.
     splits: tuple[Split, ...] = ("search", "held_out")
     for row in own:
@@ -147,13 +150,18 @@ def worded(rows: Iterable[PopqaRow]) -> tuple[Fact, ...]:
 
 
 def one_per_subject(rows: Iterable[PopqaRow], names: Iterable[str], seed: int = 0) -> tuple[PopqaRow, ...]:
-    """Rows that have wordings, one for each subject that is none of `names`; equal arguments give equal draws."""
+    """Rows that have wordings, one for each subject that is none of `names`; equal arguments give equal draws.
+
+    Every other one is of the quarter of the most popular, as long as these last: a model knows little of the others.
+    """
     taken = {name_key(name) for name in names}
     pool = [row for row in rows if row.relation in relation_templates()]
     random.Random(seed).shuffle(pool)
+    edge = float(np.quantile([row.popularity for row in pool], 0.75)) if pool else 0.0
+    popular, others = ([row for row in pool if (row.popularity > edge) is wanted] for wanted in (True, False))
     chosen = []
-    for row in pool:
-        if name_key(row.subject) not in taken:
+    for row in chain.from_iterable(zip_longest(popular, others)):
+        if row is not None and name_key(row.subject) not in taken:
             taken.add(name_key(row.subject))
             chosen.append(row)
     return tuple(chosen)

@@ -68,7 +68,7 @@ def hidden_folder(beside: Path) -> tuple[Path, int]:
             made.rmdir()
             raise
         try:
-            (made / MARK_NAME).write_bytes(_mark(made, beside))
+            (made / MARK_NAME).write_bytes(_mark(made, beside.name))
             break
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
@@ -82,13 +82,18 @@ def is_hidden_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def _mark(folder: Path, beside: Path) -> bytes:
-    return f"{folder.stat().st_ino} {beside.name}".encode("utf-8", "surrogateescape")
+def _mark(folder: Path, name: str) -> bytes:
+    return f"{folder.stat().st_ino} {name}".encode("utf-8", "surrogateescape")
 
 
 def hidden_folders(beside: Path) -> Iterator[Path]:
     """The folders next to `beside` that a process of this user made for it, or died too early to say for what."""
-    for path in sorted(beside.parent.iterdir()) if beside.parent.is_dir() else ():
+    return (path for path, name in _hidden_in(beside.parent) if name in (beside.name, None))
+
+
+def _hidden_in(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """The hidden folders in a folder that a process of this user made, and what for; None if it died too early."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not is_hidden_name(path.name):
             continue
         with contextlib.suppress(OSError):
@@ -97,8 +102,11 @@ def hidden_folders(beside: Path) -> Iterator[Path]:
                 continue
             inside = {item.name for item in path.iterdir()}
             mark = read_small(path / MARK_NAME, _MAX_MARK, follow=False) if MARK_NAME in inside else b""
-            if mark == _mark(path, beside) or (not mark and inside <= {MARK_NAME}):
-                yield path
+            name = mark.partition(b" ")[2].decode("utf-8", "surrogateescape")
+            if mark and mark == _mark(path, name) and Path(name).name == name:
+                yield path, name
+            elif not mark and inside <= {MARK_NAME}:
+                yield path, None
 
 
 def _remove_abandoned(folder: Path, beside: Path) -> bool:
@@ -124,6 +132,12 @@ def remove_abandoned(beside: Path) -> None:
     """Remove what killed processes have left next to `beside`, after what they had put aside is back in its place."""
     for folder in hidden_folders(beside):
         _remove_abandoned(folder, beside)
+
+
+def remove_all_abandoned(folder: Path) -> None:
+    """The same for all that was made in a folder, which holds nothing but what this package keeps."""
+    for path, name in _hidden_in(folder):
+        _remove_abandoned(path, folder / (name or path.name))
 
 
 def remove_hidden(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from amnesia.domain import ModelRef
 from amnesia.errors import SourceError, library_errors_as, os_errors_as
-from amnesia.files.cache import aside, cache_folder, scratch_folder
+from amnesia.files.cache import aside, cache_folder, remove_all_abandoned, scratch_folder
 from amnesia.files.disk import check_settled, hash_file, read_small
 from amnesia.progress import quiet
 from amnesia.sources.opening import open_gguf
@@ -80,6 +80,7 @@ def made_once(folder: Path, *, anew: bool = False) -> Generator[Path]:
     ):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with os_errors_as(SourceError, f"{folder} cannot be made", "free some space or set AMNESIA_CACHE"):
+        remove_all_abandoned(folder.parent)
         with scratch_folder(folder) as made:
             yield made
             if anew:

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 from importlib import resources
 
 import pytest
 from click.testing import CliRunner
 
 from amnesia.bench.page import bench_document, bench_figure, bench_html, bench_text, write_bench
-from amnesia.bench.results import Bench, Contract, Entry, Measure
+from amnesia.bench.results import SCORE, Bench, Contract, Entry, Measure
 from amnesia.bench.run import run_bench
 from amnesia.bench.suites import fact_suite
 from amnesia.cli.main import main
@@ -47,8 +48,6 @@ def outputs(model, tmp_path_factory):
 
 def lenient(suite):
     """A tiny model "knows" what it happens to find likelier of the entity than of unseen names."""
-    from dataclasses import replace
-
     scoring = replace(suite.facts.scoring, min_nats=0.02, max_rank=10**6)
     return replace(suite, facts=replace(suite.facts, scoring=scoring))
 
@@ -82,6 +81,24 @@ def test_each_model_is_measured_as_by_itself(model, outputs):
         expected = sum(row.knowledge_score.mean * row.n for row in rows) / sum(row.n for row in rows)
         assert entry.neighbor_left == pytest.approx(expected)
     assert abs(others[1].forget_left - 1) > abs(others[0].forget_left - 1)
+
+
+def test_it_says_when_too_few_facts_about_others_are_known(model):
+    said = []
+
+    class Noting(Silent):
+        def notice(self, text):
+            said.append(text)
+
+    suite = lenient(fact_suite("own", None, ["Japan"]))
+    run_bench(str(model), [], suite, Noting())
+    assert not [text for text in said if "facts about others" in text]
+    few = [row for row in suite.facts.questions if row.role == "target"]
+    few += [row for row in suite.facts.questions if row.role == "control"][:4]
+    found = run_bench(str(model), [], replace(suite, facts=replace(suite.facts, questions=tuple(few))), Noting())
+    n_known = sum(row.n for row in found.entries[0].measures if (row.set, row.metric) == ("neighbor", SCORE))
+    (text,) = [text for text in said if "facts about others" in text]
+    assert 0 < n_known <= 4 and f"knows {n_known} of the facts" in text
 
 
 def test_a_contract_is_that_of_its_data_and_says_when_they_differ():

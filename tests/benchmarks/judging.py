@@ -26,7 +26,7 @@ from amnesia.directions.moments import BystanderMoments
 from amnesia.edits import Edit
 from amnesia.evaluation.damage import Impression, impression
 from amnesia.evaluation.labels import kind_of
-from amnesia.evaluation.measurement import known_facts, measure
+from amnesia.evaluation.measurement import in_both_forms, known_facts, measure
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.own_facts import own_facts
 from amnesia.facts.names import share_words
@@ -51,8 +51,8 @@ BOUNDS = {
 
 
 def search_part(live: LiveModel, recipe: Recipe, cache: MeasurementCache) -> tuple[KnownFacts, KnownFacts]:
-    """Targets and controls that a search may see."""
-    questions = [row for row in questions_of(recipe) if row.split == "search"]
+    """Targets and controls that a choice may see, as it sees them: asked as messages, too, where there is a template."""
+    questions = in_both_forms(live, [row for row in questions_of(recipe) if row.split == "search"])
     return select_known(known_facts(live, questions, recipe.scoring, cache=cache, unlikely=True))
 
 
@@ -123,6 +123,12 @@ def perplexity_ratios(live: LiveModel, original: Impression, acting: Acting) -> 
     return found | {"all": math.exp(sum(lost for _, lost, _ in rows) / sum(n for *_, n in rows))}
 
 
+def _by_kind(scores: Sequence[tuple[str, str, str, str, float]]) -> dict[str, list[float]]:
+    """Scores of facts by what these are in a recipe."""
+    kinds = ("target", "held_out_target", "control", "held_out_control")
+    return {kind: [score for found, *_, score in scores if found == kind] for kind in kinds}
+
+
 def tenth_percentile(values: Sequence[float]) -> float:
     """The value below which a tenth of them are."""
     return sorted(values)[round(0.1 * (len(values) - 1))]
@@ -139,11 +145,14 @@ class Judge:
     def judge(self, recipe: Recipe, acting: Acting, *, all_bounds: bool) -> dict[str, Any]:
         """Mean knowledge scores, the tenth percentile of the held-out controls, and the ratio of perplexities.
 
+        These are of completions; `messages` are the means of what is asked as a message, where the model knows it.
         Unless `all_bounds`, neutral text, which takes longest, is only read where the target bound is met.
         """
-        scores = scored(self._live, questions_of(recipe), recipe.scoring, self._cache, acting)
-        kinds = ("target", "held_out_target", "control", "held_out_control")
-        by_kind = {kind: [score for found, *_, score in scores if found == kind] for kind in kinds}
+        questions = questions_of(recipe)
+        scores = scored(self._live, questions, recipe.scoring, self._cache, acting)
+        asked = [row for row in in_both_forms(self._live, questions) if row.is_message]
+        messages = scored(self._live, asked, recipe.scoring, self._cache, acting)
+        by_kind = _by_kind(scores)
         means = {kind: statistics.fmean(found) for kind, found in by_kind.items()}
         read = all_bounds or means["target"] <= 0.2
         ratios = perplexity_ratios(self._live, self._neutral, acting) if read else {}
@@ -155,6 +164,7 @@ class Judge:
             "n": {kind: len(found) for kind, found in by_kind.items()},
             "forms": self._forms(recipe, acting),
             "neighbors": self._neighbors(recipe, acting),
+            "messages": {kind: statistics.fmean(found) for kind, found in _by_kind(messages).items() if found},
             "scores": scores,
         }
 

@@ -204,6 +204,12 @@ def test_one_row_for_each_other_subject_drawn_deterministically():
     assert sorted(found.subject for found in drawn) == sorted(f"Land {i}" for i in range(40))
 
 
+def test_every_other_draw_is_of_the_quarter_of_the_most_popular():
+    rows = [PopqaRow(f"Land {i}", "capital", f"Town {i}", (), 1000 + i, "?") for i in range(40)]
+    drawn = [found.popularity >= 1030 for found in one_per_subject(rows, [])]
+    assert drawn == [True, False] * 10 + [False] * 20
+
+
 def test_wordings_and_splits_take_turns():
     facts = worded(row(f"Land {i}", "capital" if i % 2 else "color", f"Town {i}") for i in range(20))
     assert [fact.split for fact in facts] == ["search", "held_out"] * 10

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from amnesia.errors import OutputError
-from amnesia.files.cache import scratch_folder
+from amnesia.files.cache import remove_all_abandoned, scratch_folder
 from support.folders import ROOT
 
 WORKING = """
@@ -72,6 +72,21 @@ def test_what_a_killed_process_left_is_removed(tmp_path, process):
         assert left in hidden(tmp_path)
     with scratch_folder(tmp_path / "model") as made:
         assert hidden(tmp_path) == [made.parent.name]
+
+
+def test_a_folder_that_is_all_ours_is_cleared_of_what_killed_processes_left(tmp_path, process):
+    (left,) = hidden(tmp_path)
+    (tmp_path / "kept").write_text("kept")
+    (tmp_path / f".amnesia-{'0' * 16}").mkdir()
+    (tmp_path / f".amnesia-{'0' * 16}" / "foreign").touch()
+    remove_all_abandoned(tmp_path)
+    assert left in hidden(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    remove_all_abandoned(tmp_path)
+    assert hidden(tmp_path) == [f".amnesia-{'0' * 16}"]
+    assert (tmp_path / "kept").read_text() == "kept"
+    remove_all_abandoned(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("mark", [None, b"", b"1 model", "copied"])

@@ -121,7 +121,7 @@ def test_without_known_questions_every_third_wording_is_held_out(live):
 
 
 def test_what_cannot_be_mined(live, rows, answer):
-    with pytest.raises(InputError, match="PopQA has no row about 'Atlantis'"):
+    with pytest.raises(InputError, match="the table has no row about 'Atlantis', but about"):
         from_table(live, rows, "Atlantis", model=ModelRef("tiny"))
     with pytest.raises(InputError, match="no row about 'Titanic' has a relation with wordings"):
         from_table(live, rows, "Titanic", model=ModelRef("tiny"))
