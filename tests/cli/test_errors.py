@@ -118,7 +118,7 @@ def test_a_token_without_an_embedding_is_named(model):
 
 def test_a_name_of_a_million_characters_is_refused(model):
     line = refused("localize", model, "Japan " * 170_000)
-    assert "names and prompts have at most 50000; shorten it" in line
+    assert "has 1,019,999 characters: expected at most 300, give a shorter name" in line
     assert len(line) < 300
 
 
