@@ -13,7 +13,7 @@ from pathlib import Path
 
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import DirectionChoice, Watch
-from amnesia.choice.forms import Forms, forms_of
+from amnesia.choice.forms import Forms, first_in_lines, forms_of, inside_lines, is_other_first
 from amnesia.choice.front import front_of, widen
 from amnesia.choice.joint import Part, combined, join
 from amnesia.choice.known import KnownFacts, Scores, mean_score, reserved_names, select_known
@@ -227,19 +227,22 @@ def _direction(
     max_columns = recipe.edit.max_cells
     with task("choosing the edit") as progress:
         others = forms_of(recipe.target) if recipe.edit.forms else ()
-        forms = Forms(scores, targets, controls, apart, settings, others)
+        is_other = is_other_first(live, recipe.target.entity)
+        inside = inside_lines(targets) if is_other else targets
+        first = first_in_lines(targets) if is_other and recipe.edit.forms else ()
+        forms = Forms(scores, inside, first, controls, apart, settings, others)
         share = settings.margin if forms.known else 1.0
         own = replace(settings, max_harm=share * settings.max_harm)
-        choice = DirectionChoice(scores, name, targets, controls, apart, own, max_columns, progress, watch=watch)
+        choice = DirectionChoice(scores, name, inside, controls, apart, own, max_columns, progress, watch=watch)
         best = choice.choose()
         edits = forms.add(best, name, max_columns, progress)
-        if forms.known and len(edits) == len(best.edits):
-            # No form needs the harm that was left to them: with it, the edit for the name may be better.
+        if forms.known and (len(edits) == len(best.edits) or n_columns(best.edits) > settings.few):
+            # The forms may not need all the harm that was left to them: with it, the edit for the name may be better.
             choice.settings = settings
             again = choice.on_few_columns(choice.dense)
             n_new, n_old = n_columns(again.edits), n_columns(best.edits)
             if n_new < n_old or (n_new == n_old and again.score < best.score):
-                best, edits = again, forms.add(again, name, max_columns, progress)
+                best, edits = forms.exchanged(best, again, edits, name, max_columns, progress)
         found = replace(
             _unjudged(recipe, edits, len(choice.trials)),
             answers=answers_of(name, best.edits),

@@ -138,9 +138,13 @@ def test_a_token_without_an_embedding_is_named(model):
     assert f"token 'Japan' of the tokenizer has number 600, but {model} has 600 embeddings" in line
 
 
-def test_a_name_of_a_million_characters_is_refused(model):
+def test_a_name_and_a_prompt_of_a_million_characters_are_refused(model, tmp_path):
     line = refused("localize", model, "Japan " * 170_000)
-    assert "names and prompts have at most 50000; shorten it" in line
+    assert "has 1,019,999 characters: expected at most 300, give a shorter name" in line
+    assert len(line) < 300
+    (tmp_path / "prompts.txt").write_text(f"the age of Japan\n{'and ' * 250_000}Japan\n", encoding="utf-8")
+    line = refused("localize", model, "Japan", "--prompts", tmp_path / "prompts.txt")
+    assert "prompts have at most 50000; shorten it" in line
     assert len(line) < 300
 
 
