@@ -24,7 +24,7 @@ N_LAYERS = 3
 D_MODEL = 32
 D_MLP = 48
 VOCAB_SIZE = 96
-N_POSITIONS = 128
+N_POSITIONS = 256
 # What takes long is tried with these: they differ in how they are built. `test_rows.py` tries every row of the table.
 MODEL_TYPES = tuple(
     "llama mistral qwen2 qwen3 gemma2 gemma3_text olmo2 phi3 gpt2 gpt_neox".split()  # In the order of the table.

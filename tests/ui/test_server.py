@@ -251,7 +251,7 @@ def test_a_recipe_lists_cells_that_were_chosen_by_hand(source, live, recipe, tmp
         ("search", {"entity": "x" * MAX_BODY}, "shorten the prompt"),
         ("attempt", {"edit": EDIT, **PROMPT, "prompt": " "}, "no prompt is given"),
         ("attempt", {"edit": EDIT, **PROMPT, "prompt": "word " * 200}, "shorten"),
-        ("attempt", {"edit": {**EDIT, "strength": 1e300}, **PROMPT}, "use another checkpoint or a smaller multiplier"),
+        ("attempt", {"edit": {**EDIT, "strength": 1e300}, **PROMPT}, "changes nothing or is beyond"),
         ("attempt", {"edit": {**EDIT, "strength": "1"}, **PROMPT}, "expected a finite number"),
         ("attempt", {"edit": {**EDIT, "entity": "Peru"}, **PROMPT}, "'Peru' is not what was last searched for"),
         ("map", {"edit": {**EDIT, "cells": [{"cell": "9:1", "multiplier": 0}]}, **PROMPT}, "layer 9 is out of range"),
