@@ -76,11 +76,7 @@ def check_ids(live: LiveModel, rows: Sequence[Sequence[int]], n_more: int = 0) -
     """
     if rows and live.n_positions is not None and len(longest := max(rows, key=len)) + n_more > live.n_positions:
         text = live.tokenizer.batch_decode([[token % LABEL for token in longest]], skip_special_tokens=True)[0]
-        and_answer = " and leaves no room for an answer" if n_more else ""
-        raise InputError(
-            f"text {clipped(repr(text))} has {len(longest)} tokens{and_answer}, {live.name} takes {live.n_positions}: "
-            "shorten it, or take a model with a longer context"
-        )
+        raise too_long(live, f"text {clipped(repr(text))}", len(longest), bool(n_more))
     n_tokens = weight_of(live.model.get_input_embeddings()).shape[0]
     last = max((token % LABEL for row in rows for token in row), default=0)
     if last >= n_tokens:
@@ -89,6 +85,15 @@ def check_ids(live: LiveModel, rows: Sequence[Sequence[int]], n_more: int = 0) -
             f"token {token} of the tokenizer has number {last}, but {live.name} has {n_tokens} embeddings: "
             "give the tokenizer that belongs to this model"
         )
+
+
+def too_long(live: LiveModel, what: str, n_tokens: int, to_answer: bool = False) -> InputError:
+    """The error of a text, called `what`, that the model has no positions for, or none for an answer to it."""
+    and_answer = " and leaves no room for an answer" if to_answer else ""
+    return InputError(
+        f"{what} has {n_tokens} tokens{and_answer}, {live.name} takes {live.n_positions}: shorten it, or take a model "
+        "with a longer context"
+    )
 
 
 def collate(live: LiveModel, rows: Sequence[Sequence[int]], indices: Sequence[int]) -> Batch:

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, GenerationMixin
 
 from amnesia.domain import Answer
+from amnesia.errors import clipped
 from amnesia.live.batches import (
     PROBES,
     Around,
@@ -28,6 +29,7 @@ from amnesia.live.batches import (
     from_shared,
     passes,
     plain_pass,
+    too_long,
     with_room,
 )
 from amnesia.live.model import LiveModel, hooks, not_finite, plain_generation
@@ -230,9 +232,14 @@ def answer_logprobs(
 ) -> list[Answer]:
     """Each answer after its prompt, nothing generated, in the order of `pairs`; `around` is entered for each batch.
 
-    Raises NumericalError when the model's output is NaN or infinite.
+    Raises NumericalError when the model's output is NaN or infinite, InputError for what is beyond its context.
     """
     rows = continuations(live.tokenizer, pairs)
+    for (prompt, answer), row in zip(pairs, rows, strict=True):
+        if len(row.ids) - 1 > (live.n_positions or sys.maxsize):
+            # Prompts may all begin with the same words of a chat template.
+            what = f"prompt {clipped(prompt)!r}, which ends in {prompt[-30:]!r}, with answer {clipped(answer)!r}"
+            raise too_long(live, what, len(row.ids))
     results: list[Answer | None] = [None] * len(rows)
     # An answer's last token predicts nothing that is asked for.
     for one, context in _passes_within(live, [row.ids[:-1] for row in rows], around):

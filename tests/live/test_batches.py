@@ -169,7 +169,9 @@ def test_a_text_longer_than_the_context_is_refused_by_its_beginning(model_type):
         lambda: answer_logprobs(live, [("Japan is", "big"), ("Japan is", longest)]),
         lambda: list(activations(live, place(live.tokenizer, [(longest + "{entity} is", "Peru")]), [0])),
     ):
-        with pytest.raises(InputError, match=rf"text 'Japan .* tokens, tiny takes {live.n_positions}: shorten it"):
+        with pytest.raises(
+            InputError, match=rf"(text|prompt) 'Japan .* tokens, tiny takes {live.n_positions}: shorten it"
+        ):
             ask()
 
 
