@@ -70,7 +70,7 @@ def test_an_output_needs_no_recipe_to_ask_its_facts_and_neighbors(model, recipe,
         ("/strength inf", "/strength inf: expected a number"),
         ("/strength 1e300\nthe capital of", "gives NaN or infinite logits: the strength is too large"),
         (b"caf\xe9", "the prompt is not UTF-8 text: save it as UTF-8"),
-        ("word " * 80, "shorten it"),
+        ("word " * 300, "shorten it"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(model, edit, given, message):

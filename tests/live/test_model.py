@@ -233,7 +233,7 @@ def test_apply_edits_changes_the_columns_and_nothing_else():
         ([ColumnEdit(Cell(0, 48))], "neuron 48 is out of range: layer 0 of tiny has neurons 0–47"),
         ([ColumnEdit(Cell(0, 1)), ColumnEdit(Cell(0, 1), -2.0)], "cell 0:1 is listed twice"),
         ([ColumnEdit(Cell(0, 1), 1.0)], "changes nothing"),
-        ([ColumnEdit(Cell(0, 1), float("nan"))], "not finite"),
+        ([ColumnEdit(Cell(0, 1), float("nan"))], "multiplier nan of cell 0:1"),
     ],
 )
 def test_bad_edits_change_nothing(edits, message):
