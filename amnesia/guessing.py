@@ -37,6 +37,8 @@ _NAME = r"[A-Za-z_]\w*"
 _WEIGHT = re.compile(
     rf"(?P<prefix>(?:{_NAME}\.)*)(?P<layers>{_NAME})\.(?P<layer>\d{{1,6}})\.(?P<path>{_NAME}(?:\.{_NAME})*)\.weight"
 )
+# What mixes tokens has a matrix of this kind, too, which may be as wide as the MLP.
+_MIXERS = {path for row in LAYOUTS.values() for path in row.mixers}
 # What configurations call the number of layers, the width between them, and that of the MLP.
 _N_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _D_MODEL = ("hidden_size", "n_embd", "d_model")
@@ -60,7 +62,7 @@ def guess(config: Mapping[str, Any], shapes: Callable[[], Mapping[str, tuple[int
     places: dict[tuple[str, str, str], set[int]] = {}
     for name, shape in shapes().items():
         match = _WEIGHT.fullmatch(name)
-        if match is not None and shape == (d_model, d_mlp):
+        if match is not None and shape == (d_model, d_mlp) and match["path"] not in _MIXERS:
             places.setdefault((match["prefix"], match["layers"], match["path"]), set()).add(int(match["layer"]))
     found = [place for place, layers in places.items() if layers == set(range(n_layers))]
     if len(found) != 1 or d_model == d_mlp:

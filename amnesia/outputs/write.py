@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from amnesia.plain_text import for_terminal
 from amnesia.progress import Progress, Watch, ignore_progress, unwatched
 from amnesia.recipe_file import portable_text
 from amnesia.sources.resolve import declared
+from amnesia.sources.served import as_served, check_found
 from amnesia.sources.source import ModelSource
 from amnesia.weights.adapter import write_adapter
 from amnesia.weights.checkpoint import add_file, needed_bytes, write_edited
@@ -151,7 +152,7 @@ def plan_formats(
         check_format(name)
     if not isinstance(source, ModelSource):
         assert {*names} == {"adapter"}, "models are fetched for the other formats"
-        return {"adapter": FormatPlan("adapter", None, Plan.of(source, spec))}
+        return {"adapter": FormatPlan("adapter", None, Plan.of(as_served(source), spec))}
     columns = None
     plans: dict[Format, FormatPlan] = {}
     # The weights first, with which an adapter can be compared.
@@ -167,7 +168,8 @@ def plan_formats(
             if name == "safetensors":
                 check_whole(source.checkpoint)
             columns = columns or Plan.of(source.checkpoint, spec)
-            plans[name] = FormatPlan(name, source.origin, columns)
+            served = replace(columns, source=as_served(columns.source)) if name == "adapter" else columns
+            plans[name] = FormatPlan(name, source.origin, served)
     return plans
 
 
@@ -193,7 +195,9 @@ def write_format(
     edit = plan.edit
     if isinstance(edit, Plan):
         if plan.format == "adapter":
-            return write_adapter(edit, folder)
+            manifest = write_adapter(edit, folder)
+            check_found(edit.source, folder)
+            return manifest
         return write_edited(edit, folder, link=link, progress=progress)
     from amnesia.weights.gguf.edit import GgufPlan, write_edited_gguf
     from amnesia.weights.gguf.lora import LoraPlan, write_lora

@@ -86,7 +86,7 @@ def write_adapter(plan: Plan[Weights], folder: Path) -> Manifest:
         (folder / CONFIG_NAME).write_bytes(
             config_bytes(modules, plans[0].axis, rank, _found_by_peft(source, spec.base))
         )
-        readme = _readme(names_of(spec.groups), spec.base.name, auto_class_name([plan.tensor.name for plan in plans]))
+        readme = _readme(names_of(spec.groups), spec.base.name, source.shape.layout.auto_class)
         (folder / README_NAME).write_text(readme, encoding="utf-8")
     return Manifest(
         format="adapter",
@@ -212,6 +212,12 @@ def target_modules(source: Weights, plans: Sequence[TensorPlan]) -> list[str]:
 def module_path(source: Weights, plan: TensorPlan) -> str:
     """Path of an edited module in the model that transformers builds, which files may name otherwise."""
     return source.shape.out_proj_path(plan.layer, source.shape.layout.prefix)
+
+
+def below_prefix(path: str) -> str:
+    """A module's path without what stands before the list of layers, which files and memory may call otherwise."""
+    match = _IN_LAYER.fullmatch(path)
+    return path if match is None else path.removeprefix(match["prefix"])
 
 
 def config_bytes(modules: Sequence[str], axis: int, rank: int, base: ModelRef) -> bytes:
