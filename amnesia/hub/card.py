@@ -156,8 +156,8 @@ def _exact(manifest: Manifest, cells: bool, directions: bool) -> str:
     if manifest.format == "adapter":
         if not any(row.directions for row in manifest.tensors):
             return (
-                "Where the multiplier of a cell is −1, the adapter merged into the base gives exactly the edited "
-                "weights."
+                "Merged into the base, the adapter gives exactly the edited weights where a cell is multiplied by −1 "
+                "or they have 16 bits, else up to rounding."
             )
         if all(row.rank == 1 for row in manifest.tensors):
             return (
