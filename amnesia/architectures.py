@@ -284,13 +284,13 @@ class Configured:
 
 def configured(config: Mapping[str, Any], n_layers: int | None = None) -> Configured:
     """Of at most `n_layers`; raises LayoutError for unknown types, quantized weights, and sizes missing or wrong."""
-    layout = layout_for(config.get("model_type"))
     if config.get("quantization_config"):
         method = clipped(repr(dict(config["quantization_config"]).get("quant_method", "unknown"))).strip("'")
         raise LayoutError(
             f"the weights are quantized ({method}): columns of packed weights cannot be edited exactly; "
             "use the unquantized model, or its GGUF file"
         )
+    layout = layout_for(config.get("model_type"))
     text = text if isinstance(text := config.get(TEXT_CONFIG), Mapping) else config
     keys = (layout.n_layers_key, layout.d_model_key)
     total, d_model = (_checked_size(key, text.get(key)) for key in keys)

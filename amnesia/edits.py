@@ -67,6 +67,8 @@ def join_cells(groups: Sequence[EntityEdits], *, allow_overlap: bool = False) ->
     total: dict[Cell, float] = {}
     for group in groups:
         for edit in columns_of(group.edits):
+            if owners.get(edit.cell) == group.entity and not allow_overlap:
+                raise InputError(f"cell {edit.cell} is listed twice: give each cell once")
             if edit.cell in owners and not allow_overlap:
                 raise InputError(
                     f"cell {edit.cell} is edited for both {owners[edit.cell]!r} and {group.entity!r}: the second edit "
@@ -386,7 +388,7 @@ def _check_expert(cell: Cell, experts: tuple[int, int] | None, model: str) -> No
     if experts is None:
         if cell.expert is not None:
             raise InputError(
-                f"cell {cell} names an expert: layer {cell.layer} of {model} has none; write it as "
+                f"cell {cell} names an expert: layer {cell.layer} of {model} has none that can be edited; write it as "
                 f"{Cell(cell.layer, cell.neuron)}"
             )
         return

@@ -1,5 +1,6 @@
 """Every row of the table of architectures, with a tiny model: files, memory, adapter and plain transformers agree."""
 
+import json
 from copy import deepcopy
 from dataclasses import replace
 
@@ -575,3 +576,12 @@ def test_what_mixes_tokens_is_not_taken_for_an_mlp(tmp_path, model_type, sizes, 
     assert why in refused("--layout", "auto", "edit", tmp_path / "m", "--cell", "0:1", "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     GUESSED.clear()
+
+
+def test_quantized_weights_of_an_unknown_type_are_called_quantized(tmp_path):
+    folder = save_made_up(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_bytes())
+    config["quantization_config"] = {"quant_method": "gptq"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    line = refused("--layout", "auto", "edit", folder, "--cell", "0:1", "-o", tmp_path / "out")
+    assert "the weights are quantized (gptq)" in line

@@ -168,8 +168,9 @@ def plan_formats(
             if name == "safetensors":
                 check_whole(source.checkpoint)
             columns = columns or Plan.of(source.checkpoint, spec)
-            served = replace(columns, source=as_served(columns.source)) if name == "adapter" else columns
-            plans[name] = FormatPlan(name, source.origin, served)
+            served = as_served(columns.source) if name == "adapter" else columns.source
+            plan = columns if served is columns.source else replace(columns, source=served)
+            plans[name] = FormatPlan(name, source.origin, plan)
     return plans
 
 
@@ -215,15 +216,18 @@ def write_format(
 
 
 def rounding_notice(manifest: Manifest) -> str | None:
-    """One line for the user where the codes of a GGUF tensor cannot hold the edit, or None."""
-    rows = [(row.share, row.name) for row in manifest.tensors if row.share is not None]
-    if not rows or min(rows)[0] >= _ENOUGH:
+    """One line for the user where the numbers of a GGUF tensor cannot hold the edit, or None."""
+    rows = [(abs(row.share - 1), row.share, row.name) for row in manifest.tensors if row.share is not None]
+    if not rows or max(rows)[0] <= 1 - _ENOUGH:
         return None
-    share, name = min(rows)
-    return (
-        f"{name} keeps only {share:.2f} of the edit, because its codes leave too little room: store it in a wider type "
-        "with --tensor-type q8_0 or f16, or spread the edit over more columns"
-    )
+    _, share, name = max(rows)
+    kept = f"keeps only {share:.2f} of" if share < 1 else f"makes {share:.2f} times"
+    why = "its codes leave too little room"
+    wider = "in a wider type with --tensor-type q8_0 or f16"
+    if manifest.tensor_type is not None:
+        why = f"the edit is small beside the rounding to {manifest.tensor_type}"
+        wider = "with --tensor-type f16 or f32"
+    return f"{name} {kept} the edit, because {why}: store it {wider}, or spread the edit over more columns"
 
 
 def left_out_notice(manifest: Manifest) -> str | None:

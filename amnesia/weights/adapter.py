@@ -281,7 +281,7 @@ def selection(modules: Sequence[str]) -> dict[str, object]:
 
 
 def auto_class_name(names: Sequence[str]) -> str:
-    """The Auto class of transformers for a model with tensors of these names, as `opening.auto_class` builds it.
+    """The Auto class of transformers for a model with tensors or modules of these names, as `opening` builds it.
 
     Llama 4, whose layers are called otherwise, is loaded as a language model though its files hold images, too:
     `Llama4ForConditionalGeneration` of transformers 5.24 takes no text alone.
@@ -291,7 +291,8 @@ def auto_class_name(names: Sequence[str]) -> str:
     parts = {path.split(".")[0] for group in paths for path in group}
     found = (_IN_LAYER.fullmatch(name.removesuffix(".weight")) for name in names)
     whole = any(
-        match and "language_model." in match["prefix"] and match["below"].split(".")[0] in parts for match in found
+        match and re.search(r"\b(language|text)_model\.", match["prefix"]) and match["below"].split(".")[0] in parts
+        for match in found
     )
     return "AutoModelForImageTextToText" if whole else "AutoModelForCausalLM"
 

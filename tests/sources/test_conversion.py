@@ -45,3 +45,12 @@ def test_the_base_of_rotary_embeddings_stands_where_old_and_new_readers_look(tmp
         del config["rope_theta"]
         path.write_text(json.dumps(config), encoding="utf-8")
         assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "folder")(ids).logits, logits)
+
+
+def test_no_progress_bar_of_another_library_is_shown(tmp_path, capfd):
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    source = llama_gguf(tmp_path / "m.gguf", model, tokenizer=tokenizer)
+    capfd.readouterr()
+    convert_gguf(source, tmp_path / "folder")
+    assert capfd.readouterr().err == ""

@@ -7,6 +7,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from amnesia.architectures import GUESSED
+from amnesia.domain import ModelRef
+from amnesia.hub.card import BaseCard
+from amnesia.hub.contents import prepare
 from support.commands import done, refused
 from support.tiny import save_tiny, tiny_model
 from support.tiny_text import VOCAB_SIZE, tiny_tokenizer
@@ -91,6 +94,9 @@ def test_a_guessed_model_that_takes_images_has_an_adapter_by_the_names_in_memory
     done("verify", tmp_path / "ad", "--base", base)
     assert_adapter_is_the_edit(AutoModelForImageTextToText, base, tmp_path / "ad", tmp_path / "full")
     assert "Load the base as `AutoModelForImageTextToText`" in (tmp_path / "ad" / "README.md").read_text()
+    for name in ("full", "ad"):
+        card = prepare(tmp_path / name, "ada/m", BaseCard(ModelRef("org/base"))).files["README.md"].decode()
+        assert "AutoModelForImageTextToText.from_pretrained" in card and "AutoModelForCausalLM" not in card
 
 
 def test_a_guessed_model_saved_without_its_head_has_an_adapter_for_the_one_with_it(tmp_path):
