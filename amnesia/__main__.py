@@ -3,14 +3,13 @@
 import os
 import sys
 
-_INTERRUPTED = 130
-
 
 def entry() -> None:
     """Run the command line; an interrupt ends it in one line, also while modules are still loaded, and at the end.
 
-    What is imported before stands between the start of Python and the first moment at which that holds: nothing that
-    Python has not loaded itself.
+    So does a request to end (SIGTERM) and the end of the terminal (SIGHUP). The exit code is 128 and the number of the
+    signal. What is imported before stands between the start of Python and the first moment at which that holds: nothing
+    that Python has not loaded itself.
     """
     if sys.platform == "win32":
         print("error: amnesia does not run on Windows, but on Linux and macOS: use WSL or a container", file=sys.stderr)
@@ -20,38 +19,77 @@ def entry() -> None:
     code: object = 0
     try:
         sys.unraisablehook = _unraisable
+        _catch()
         from amnesia.cli.main import main
 
         main(prog_name="amnesia")
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: nothing was written\n")
-        code = _INTERRUPTED
+    except KeyboardInterrupt as error:
+        import contextlib
+
+        with contextlib.suppress(OSError):  # The terminal may be gone.
+            sys.stderr.write("interrupted: nothing was written\n")
+        from amnesia.errors import signal_of
+
+        code = 128 + signal_of(error)
     except SystemExit as done:
         code = done.code
     finally:
         import signal
 
         # What was to be done is done or said; libraries that clean up would only show where they stood.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if code == _INTERRUPTED:
-        _leave()
+        ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        for each in ends:
+            signal.signal(each, signal.SIG_IGN)
+    if isinstance(code, int) and code - 128 in ends:
+        _leave(code)
     sys.exit(code)
+
+
+def _catch() -> None:
+    """Let SIGTERM and SIGHUP interrupt; one that is ignored, as under `nohup`, stays so.
+
+    Of processes that were started together, one may wait in a library for another that has failed, and hear of nothing:
+    what started them ends them.
+    """
+    import signal
+
+    from amnesia.files.processes import n_started
+
+    for each in (signal.SIGTERM, signal.SIGHUP) if n_started() == 1 else ():
+        if signal.getsignal(each) != signal.SIG_IGN:
+            signal.signal(each, _interrupt)
+            _CAUGHT.append(each)
+
+
+_CAUGHT: list[int] = []
+
+
+def _interrupt(number: int, _: object) -> None:
+    import signal
+
+    for each in _CAUGHT:  # A terminal that is closed may send two, and the first is to clean up.
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
 
 
 def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
     """Let an interrupt that came where nothing can be raised, as in a destructor, come again a moment later."""
-    if not issubclass(lost.exc_type, KeyboardInterrupt):
+    if not isinstance(lost.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(lost)
         return
     import signal
     import threading
 
-    again = threading.Timer(0.01, signal.raise_signal, (signal.SIGINT,))
+    from amnesia.errors import signal_of
+
+    for each in _CAUGHT:
+        signal.signal(each, _interrupt)
+    again = threading.Timer(0.01, signal.raise_signal, (signal_of(lost.exc_value),))
     again.daemon = True
     again.start()
 
 
-def _leave() -> None:
+def _leave(code: int) -> None:
     """End as interrupted.
 
     Where the interrupt went through code that was made from text, as by `dataclass`, Python would send it to itself
@@ -64,7 +102,7 @@ def _leave() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    os._exit(_INTERRUPTED)
+    os._exit(code)
 
 
 if __name__ == "__main__":

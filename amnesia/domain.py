@@ -6,10 +6,11 @@ import functools
 import re
 import sys
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import total_ordering
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from amnesia.errors import InputError, clipped
 
@@ -92,6 +93,22 @@ def tidy(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).split())
 
 
+MAX_NAME = 300
+"""Characters of an entity's name; set by hand, beyond titles of works. It stands in every prompt about the entity."""
+
+
+def entity_name(given: str) -> str:
+    """The name of an entity that somebody gave, tidy; raises InputError for an empty one, and for one too long."""
+    name = tidy(given)
+    if not name:
+        raise InputError("no entity given, or an empty one: name one, for example Canada")
+    if len(name) > MAX_NAME:
+        raise InputError(
+            f"the name {clipped(name)!r} has {len(name):,} characters: expected at most {MAX_NAME}, give a shorter name"
+        )
+    return name
+
+
 @functools.lru_cache(2**16)
 def name_key(name: str) -> str:
     """What two spellings of a name have in common when they differ in case, normal form, spaces or apostrophes only."""
@@ -154,6 +171,22 @@ class Cell:
                 "LAYER:EXPERT:NEURON in a mixture of experts"
             )
         return cls(int(match[1]), int(match[3]), None if match[2] is None else int(match[2]))
+
+
+class Columns(Protocol):
+    """Columns of the output projection of a layer, or of one of its experts."""
+
+    @property
+    def layer(self) -> int: ...
+    @property
+    def expert(self) -> int | None: ...
+    @property
+    def columns(self) -> tuple[int, ...]: ...
+
+
+def n_columns(edits: Iterable[Columns]) -> int:
+    """How many columns edits change, each counted once, as in files."""
+    return len({(edit.layer, edit.expert, column) for edit in edits for column in edit.columns})
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,13 @@ def in_one_line(error: BaseException) -> str:
     return text if len(text) <= 240 else text[:237] + "..."
 
 
+def signal_of(error: KeyboardInterrupt) -> int:
+    """The number of the signal that an interrupt came from: SIGTERM and SIGHUP are raised with theirs."""
+    import signal
+
+    return error.args[0] if error.args else signal.SIGINT
+
+
 def clipped(text: str) -> str:
     """A text of any length for a message: 80 characters at most."""
     return text if len(text) <= 80 else text[:77] + "..."

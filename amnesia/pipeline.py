@@ -24,6 +24,7 @@ from amnesia.evaluation.examination import Examination, conclude, examine, exami
 from amnesia.evaluation.merged import same_weights
 from amnesia.evaluation.results import Finding, StrengthSweep
 from amnesia.evaluation.strength import sweep_strength
+from amnesia.facts.names import given_names
 from amnesia.facts.popqa import read_popqa
 from amnesia.facts.questions import questions_of
 from amnesia.files.cache import cache_folder
@@ -134,6 +135,7 @@ def run_mined(
 
     The model is loaded once; which facts were found is told before anything is chosen.
     """
+    given_names((entity, *aliases))
     rows = None if popqa is None else read_popqa(popqa)
     source = _source(model, output, tracker, force)
     live = load_source(source, loading, notice=tracker.notice)
@@ -202,7 +204,8 @@ def given(live: LiveModel, recipe: Recipe, edits: EntityEdits, tracker: Tracker,
     with tracker.task("asking the original model") as progress:
         before = examine(live, questions_of(recipe), recipe.scoring, progress)
     tracker.notice(known_notice(before.facts, live.name, recipe.target.entity))
-    extraction = judge(live, edits, *select_known(before.facts), recipe.accept)
+    with tracker.task("asking with the edit in memory") as progress:
+        extraction = judge(live, edits, *select_known(before.facts), recipe.accept, progress)
     if extraction.verdict == "none" or (extraction.verdict == "weak" and not force):
         return _Chosen(before, extraction, None)
     with tracker.task("weaker and stronger edits") as progress:
@@ -310,7 +313,7 @@ def save_and_ask(
                     tracker.task(f"asking the saved {name}") as progress,
                 ):
                     after = examine_after(edited, before, progress)
-                    told = findings_after(edited, earlier)
+                    told = findings_after(edited, earlier, progress)
                 evaluations[name], further[name] = conclude(before, after), told
             written.append((name, folder, manifest))
         accepted = all(map(accepts, evaluations.values()))

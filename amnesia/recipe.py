@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from amnesia.domain import Baseline, Fact, Format, ModelRef, Role, Split, tidy
+from amnesia.domain import Baseline, Fact, Format, ModelRef, Role, Split, entity_name
 from amnesia.edits import ColumnEdit
 
 BASELINES: tuple[Baseline, ...] = ("contrast", "generic")
@@ -49,7 +49,7 @@ class Translation:
 @dataclass(frozen=True)
 class Target:
     """Whom the model should forget, of `[entity]`: its name, other names, names in other languages; and names of others
-    that are easily taken for it, which must stay."""
+    that are easily taken for it, which must stay. Raises InputError for a name that `entity_name` refuses."""
 
     entity: str
     aliases: tuple[str, ...] = ()
@@ -57,9 +57,11 @@ class Target:
     neighbors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "entity", tidy(self.entity))
+        object.__setattr__(self, "entity", entity_name(self.entity))
         for key in ("aliases", "neighbors"):
-            object.__setattr__(self, key, tuple(map(tidy, getattr(self, key))))
+            object.__setattr__(self, key, tuple(map(entity_name, getattr(self, key))))
+        for row in self.translations:
+            entity_name(row.name)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, Cell, Fact, ModelRef, name_key, tidy
+from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, Cell, Fact, ModelRef, entity_name, name_key, tidy
 from amnesia.edits import ColumnEdit
-from amnesia.errors import RecipeError, os_errors_as
+from amnesia.errors import InputError, RecipeError, os_errors_as
 from amnesia.files.disk import read_small
 from amnesia.recipe import (
     BASELINES,
@@ -79,7 +79,7 @@ def parse_recipe(text: str, entity: str | None = None, name: str = "recipe") -> 
         raise RecipeError(f"{name} is not valid TOML: {error}") from error
     try:
         return _build(document, entity, text)
-    except RecipeError as error:
+    except InputError as error:
         raise RecipeError(f"{name}: {error}") from None
 
 
@@ -273,7 +273,7 @@ def _fact(row: Mapping[str, Any], section: str, entity: str | None = None) -> Fa
     split = _choice(row.get("split", "search"), f"{section}.split", SPLITS)
     near = row.get("neighborhood")
     return Fact(
-        entity or row["entity"],
+        entity or entity_name(row["entity"]),
         row["prompt"],
         row["answer"].strip(),
         split,

@@ -24,7 +24,7 @@ from amnesia.outputs import write
 from amnesia.outputs.commands import save
 from amnesia.outputs.proofs import outputs_in
 from amnesia.pipeline import RunResult, given, save_chosen
-from amnesia.progress import SILENT, Tracker
+from amnesia.progress import SILENT, Progress, Tracker
 from amnesia.recipe import Recipe
 from amnesia.recipe_file import parse_recipe
 from amnesia.sources.resolve import resolve
@@ -138,8 +138,8 @@ def transfer(
     name: Format = format or ("gguf" if is_gguf_name(model) else "safetensors")
     write.plan_formats((name,), source, EditSpec(groups, source.ref))
     live = load_source(source, loading)
-    with tracker.task("asking for the name and others"):
-        replies = tuple(reply for group in groups for reply in answers(live, group, settings))
+    with tracker.task("asking for the name and others") as progress:
+        replies = tuple(reply for group in groups for reply in answers(live, group, settings, progress))
     answered = all(_answered(group, replies, settings) for group in groups)
     if not answered and not force:
         return Transferred(replies, False, None, None)
@@ -179,7 +179,9 @@ def _answered(group: EntityEdits, replies: Sequence[Reply], settings: TransferSe
     return not own or any(reply.holds(settings) for reply in own)
 
 
-def answers(live: LiveModel, group: EntityEdits, settings: TransferSettings) -> list[Reply]:
+def answers(
+    live: LiveModel, group: EntityEdits, settings: TransferSettings, progress: Progress | None = None
+) -> list[Reply]:
     """What the edits of an entity answer to its name and to others; none for an edit that has no entity's name.
 
     Cells of experts, which nobody can watch, are left out.
@@ -187,9 +189,9 @@ def answers(live: LiveModel, group: EntityEdits, settings: TransferSettings) -> 
     edits = [edit for edit in group.edits if edit.expert is None]
     if not edits or _is_unnamed(group):
         return []
-    own = _by_token(live, group.entity, edits, settings.n_texts)
+    own = _by_token(live, group.entity, edits, settings.n_texts, progress)
     others = [
-        _by_token(live, name, edits, settings.n_texts).abs().amax(0)
+        _by_token(live, name, edits, settings.n_texts, progress).abs().amax(0)
         for name in unrelated_names([group.entity], settings.n_names)
     ]
     most = torch.stack(others).amax(0).tolist()
@@ -204,7 +206,9 @@ def answers(live: LiveModel, group: EntityEdits, settings: TransferSettings) -> 
 
 
 @torch.inference_mode()
-def _by_token(live: LiveModel, name: str, edits: Sequence[Edit], n_texts: int) -> torch.Tensor:
+def _by_token(
+    live: LiveModel, name: str, edits: Sequence[Edit], n_texts: int, progress: Progress | None
+) -> torch.Tensor:
     """Mean answers over wordings (n_tokens, n_edits), by the name's tokens from its last one backwards."""
     layers = sorted({edit.layer for edit in edits})
     reads = torch.zeros(len(layers), live.shape.d_mlp, len(edits), device=live.device)
@@ -214,7 +218,7 @@ def _by_token(live: LiveModel, name: str, edits: Sequence[Edit], n_texts: int) -
     means = []
     for rows in name_rows(live, name, texts=entity_templates()[:n_texts]).values():
         total = torch.zeros(len(edits), device=live.device)
-        for _, batch in activations(live, rows, layers):
+        for _, batch in activations(live, rows, layers, progress):
             total += torch.einsum("bld,ldn->n", batch, reads)
         means.append(total / len(rows))
     return torch.stack(means).cpu()

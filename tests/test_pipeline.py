@@ -31,7 +31,7 @@ from support.folders import telling, tree
 from support.reports import check_report_json
 from support.tiny_recipe import recipe_text, unknown_fact
 from support.tiny_text import save_tiny_live
-from support.tracker import Silent
+from support.tracker import Silent, Watched
 
 FORMATS = ("safetensors", "adapter")
 LAYERS = (0, 1)
@@ -52,8 +52,12 @@ def live(model):
 def written(tmp_path_factory, model, live):
     output = tmp_path_factory.mktemp("run") / "out"
     recipe = parse_recipe(recipe_text(live, model, formats=FORMATS))
-    tracker = Silent()
-    return run(recipe, output, tracker), output, recipe, tracker
+    with Watched().watching() as tracker:
+        return run(recipe, output, tracker), output, recipe, tracker
+
+
+def test_no_pass_of_a_model_goes_unseen(written):
+    assert written[3].passes and not written[3].silent()
 
 
 def test_no_file_says_in_which_folder_of_this_machine_the_model_lay(written, model):

@@ -24,7 +24,7 @@ from support.folders import tree
 from support.tiny import tiny_model
 from support.tiny_recipe import ANYTHING, recipe_text
 from support.tiny_text import VOCAB_SIZE, save_tiny_live, tiny_tokenizer
-from support.tracker import Silent
+from support.tracker import Watched
 
 LAYER = 1
 N_TEXTS = 5
@@ -110,11 +110,12 @@ def test_on_its_own_model_it_is_the_same_edit_and_is_measured(tmp_path, model, l
     shutil.copytree(model, tmp_path / "relative")
     save(model, group, tmp_path / "edited")
     settings = TransferSettings(n_names=4, n_texts=N_TEXTS, max_other=1e9)
-    tracker = Silent()
-    result = transfer(
-        tmp_path / "edited", str(tmp_path / "relative"), tmp_path / "out", tracker, recipe=parse_recipe(text),
-        settings=settings,
-    )  # fmt: skip
+    with Watched().watching() as tracker:
+        result = transfer(
+            tmp_path / "edited", str(tmp_path / "relative"), tmp_path / "out", tracker, recipe=parse_recipe(text),
+            settings=settings,
+        )  # fmt: skip
+    assert tracker.passes and not tracker.silent()
     assert result.holds and result.output == tmp_path / "out"
     for path in (tmp_path / "edited").glob("*.safetensors"):
         before, after = load_file(path), load_file(tmp_path / "out" / path.name)

@@ -113,6 +113,7 @@ def change_by(atoms: Sequence[Atom], multiplier: float) -> Change:
 class Name:
     """A name in a model, and the moments of its bystanders. `is_reserved` says which other names count as unseen.
 
+    Its keys are read in `texts` with `{entity}`, without any in the wordings of `keys.name_rows`.
     `near` says what texts about its neighbors answer to, if there are any: with the share `near_share` of C they count
     among the bystanders. `solved` are the metrics of layers, with keys of other names; names with the same bystanders
     share them.
@@ -124,6 +125,7 @@ class Name:
     is_reserved: Callable[[str], bool]
     near: Response | None = None
     near_share: float = 0.0
+    texts: tuple[str, ...] | None = None
     solved: dict[tuple[int, frozenset[int]], tuple[Metric, Tensor]] = field(default_factory=dict)
 
     @torch.inference_mode()
@@ -133,7 +135,7 @@ class Name:
         The keys are those of the name while edits are `acting`.
         """
         with edited(self.live, acting):
-            keys = name_keys(self.live, self.text, self.moments.layers, max_tokens)
+            keys = name_keys(self.live, self.text, self.moments.layers, max_tokens, self.texts)
         found = []
         for place, layer in enumerate(self.moments.layers):
             metric, names = self._bystanders(layer)

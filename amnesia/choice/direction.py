@@ -323,7 +323,7 @@ class DirectionChoice:
 
 
 def _size(atoms: Group) -> int:
-    """How many columns the atoms change, those of each counted."""
+    """How many columns the atoms take of those that are offered; one that two of them share counts twice."""
     return sum(atom.size for atom in atoms)
 
 

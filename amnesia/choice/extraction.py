@@ -13,7 +13,7 @@ from pathlib import Path
 
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import DirectionChoice, Watch
-from amnesia.choice.forms import Forms, forms_of, n_columns
+from amnesia.choice.forms import Forms, first_in_lines, forms_of, inside_lines, is_other_first
 from amnesia.choice.front import front_of, widen
 from amnesia.choice.joint import Part, combined, join
 from amnesia.choice.known import KnownFacts, Scores, mean_score, reserved_names, select_known
@@ -22,6 +22,7 @@ from amnesia.choice.results import Extraction, Verdict
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.choice.shown import answers_of, screening_of
 from amnesia.directions.moments import early_layers, moments_of
+from amnesia.domain import n_columns
 from amnesia.edits import ColumnEdit, Edit, EntityEdits
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import in_both_forms, known_facts
@@ -80,6 +81,9 @@ def choose(
     scores = Scores(live)
     if recipe.edit.cells:
         found = _unjudged(recipe, recipe.edit.cells, len(recipe.edit.cells))
+        with task("asking with the cells changed") as progress:
+            for facts in (targets, controls):
+                scores.ask(facts, [recipe.edit.cells], progress)
     elif recipe.edit.method == "single":
         found = _single(scores, recipe, targets, controls, task)
     else:
@@ -100,9 +104,19 @@ def _unjudged(recipe: Recipe, edits: tuple[Edit, ...], tried: int) -> Extraction
     return Extraction(EntityEdits(recipe.target.entity, edits), "none", math.nan, math.nan, tried)
 
 
-def judge(live: LiveModel, edits: EntityEdits, targets: KnownFacts, controls: KnownFacts, accept: Accept) -> Extraction:
+def judge(
+    live: LiveModel,
+    edits: EntityEdits,
+    targets: KnownFacts,
+    controls: KnownFacts,
+    accept: Accept,
+    progress: Progress | None = None,
+) -> Extraction:
     """What an edit does to known search facts, however it was found."""
-    target, control = (mean_score(live, facts, edits.edits) for facts in (targets, controls))
+    scores = Scores(live)
+    for facts in (targets, controls):
+        scores.ask(facts, [edits.edits], progress)
+    target, control = (scores.mean(facts, edits.edits) for facts in (targets, controls))
     return Extraction(edits, verdict(target, control, accept), target, control, len(edits.edits))
 
 
@@ -201,7 +215,7 @@ def _direction(
         names = neighbors_of(recipe.target, reserved_names(recipe), avoided)
         neighbors = facts_about(live, names, recipe.target, recipe.scoring, progress)
         apart = tuple(fact for fact in neighbors if not begins_alike(fact.question.fact.entity, recipe.target.names))
-        near = near_response(live, apart, layers)
+        near = near_response(live, apart, layers, progress)
     name = Name(
         live,
         recipe.target.entity,
@@ -213,26 +227,29 @@ def _direction(
     max_columns = recipe.edit.max_cells
     with task("choosing the edit") as progress:
         others = forms_of(recipe.target) if recipe.edit.forms else ()
-        forms = Forms(scores, targets, controls, apart, settings, others)
+        is_other = is_other_first(live, recipe.target.entity)
+        inside = inside_lines(targets) if is_other else targets
+        first = first_in_lines(targets) if is_other and recipe.edit.forms else ()
+        forms = Forms(scores, inside, first, controls, apart, settings, others)
         share = settings.margin if forms.known else 1.0
         own = replace(settings, max_harm=share * settings.max_harm)
-        choice = DirectionChoice(scores, name, targets, controls, apart, own, max_columns, progress, watch=watch)
+        choice = DirectionChoice(scores, name, inside, controls, apart, own, max_columns, progress, watch=watch)
         best = choice.choose()
         edits = forms.add(best, name, max_columns, progress)
-        if forms.known and len(edits) == len(best.edits):
-            # No form needs the harm that was left to them: with it, the edit for the name may be better.
+        if forms.known and (len(edits) == len(best.edits) or n_columns(best.edits) > settings.few):
+            # The forms may not need all the harm that was left to them: with it, the edit for the name may be better.
             choice.settings = settings
             again = choice.on_few_columns(choice.dense)
             n_new, n_old = n_columns(again.edits), n_columns(best.edits)
             if n_new < n_old or (n_new == n_old and again.score < best.score):
-                best, edits = again, forms.add(again, name, max_columns, progress)
-    found = replace(
-        _unjudged(recipe, edits, len(choice.trials)),
-        answers=answers_of(name, best.edits),
-        screening=screening_of(choice, best),
-        forms=forms.results(best.edits, edits),
-        neighbors=neighbor_results(scores, neighbors, edits),
-    )
+                best, edits = forms.exchanged(best, again, edits, name, max_columns, progress)
+        found = replace(
+            _unjudged(recipe, edits, len(choice.trials)),
+            answers=answers_of(name, best.edits),
+            screening=screening_of(choice, best),
+            forms=forms.results(best.edits, edits),
+            neighbors=neighbor_results(scores, neighbors, edits),
+        )
     if wide:
         with task("measuring more edits for the front") as progress:
             choice.progress = progress

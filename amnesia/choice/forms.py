@@ -1,13 +1,16 @@
-"""Other forms of a name: lower case, capitals, aliases. What the model knows behind them is to go with the name.
+"""Other forms of a name: lower case, capitals, aliases, the name where it begins a line. What the model knows behind
+them is to go with the name.
 
 The key of "harry potter" is another one than that of "Harry Potter", so that an edit that answers to the one may leave
 what stands behind the other. Each form in which the original model knows the facts gets an edit of its own where it
-needs one, chosen as that of the name while this acts, as far as the harm that is allowed lasts.
+needs one, chosen as that of the name while this acts, as far as the harm that is allowed lasts. Where a name begins a
+line, as many a reply to a message does, there is no space before it, and its tokens are others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from amnesia.choice.atoms import Change, Name
@@ -15,8 +18,12 @@ from amnesia.choice.direction import DirectionChoice, JudgedTrial
 from amnesia.choice.known import KnownFacts, Scores, some
 from amnesia.choice.results import FormResult
 from amnesia.choice.settings import ChoiceSettings
-from amnesia.edits import Edit
+from amnesia.directions.keys import line_starts
+from amnesia.domain import n_columns
+from amnesia.edits import ColumnEdit, Edit
 from amnesia.facts.variants import Variant, variants_of
+from amnesia.live.model import LiveModel
+from amnesia.live.tokens import encode
 from amnesia.progress import Progress
 from amnesia.recipe import Target
 
@@ -45,6 +52,32 @@ def asked_as(facts: KnownFacts, form: str) -> KnownFacts:
     )
 
 
+_FIRST = re.compile(r"(?:^|\n)\{entity\}")
+_AFTER_COLON = re.compile(r": \{entity\}")
+
+
+def is_other_first(live: LiveModel, entity: str) -> bool:
+    """Whether a model reads other tokens where the name begins a line."""
+    middle, first = (item.ids[item.token_at(2) :] for item in encode(live.tokenizer, [f"a {entity}", f"a\n{entity}"]))
+    return middle != first
+
+
+def inside_lines(facts: KnownFacts) -> KnownFacts:
+    """The facts in whose prompts no line begins with the name; all of them where one does in each."""
+    return tuple(fact for fact in facts if not _FIRST.search(fact.question.fact.prompt)) or facts
+
+
+def first_in_lines(facts: KnownFacts) -> KnownFacts:
+    """The facts in whose prompts the name begins a line, and those where it can: after a colon."""
+    found = []
+    for fact in facts:
+        prompt = _AFTER_COLON.sub(":\n{entity}", fact.question.fact.prompt)
+        if _FIRST.search(prompt):
+            own = replace(fact.question.fact, prompt=prompt)
+            found.append(replace(fact, question=replace(fact.question, fact=own)))
+    return tuple(found)
+
+
 @dataclass
 class Forms:
     """The forms of a name, beside an edit for the name itself: what it leaves of them, and what they get of their own.
@@ -52,10 +85,12 @@ class Forms:
     `change` is what texts lose by all edits, those for forms with them, of the last `add`.
 
     `known` are the facts under each form by which the original model knows the entity, and their mean score in it.
+    Of the `first` facts a line of the prompt begins with the name; none, where that makes no difference.
     """
 
     scores: Scores
     targets: KnownFacts
+    first: KnownFacts
     controls: KnownFacts
     neighbors: KnownFacts
     settings: ChoiceSettings
@@ -64,8 +99,9 @@ class Forms:
     change: Change | None = None
 
     def __post_init__(self) -> None:
-        few = some(self.targets, self.settings.n_facts)
-        asked = {form: asked_as(few, form.name) for form in self.forms}
+        few, first = (some(facts, self.settings.n_facts) for facts in (self.targets, self.first))
+        asked = {Variant(facts[0].question.fact.entity, "first in a line"): facts for facts in (first,) if facts}
+        asked |= {form: asked_as(few, form.name) for form in self.forms}
         self.scores.ask(tuple(fact for facts in asked.values() for fact in facts), [()])
         for form, facts in asked.items():
             score = self.scores.mean(facts)
@@ -88,7 +124,7 @@ class Forms:
                 continue
             choice = DirectionChoice(
                 self.scores,
-                replace(name, text=form.name),
+                replace(name, text=form.name, texts=texts_of(name.live, form)),
                 facts,
                 self.controls,
                 self.neighbors,
@@ -106,14 +142,51 @@ class Forms:
         self.change = change
         return found
 
+    def exchanged(
+        self,
+        old: JudgedTrial,
+        new: JudgedTrial,
+        edits: tuple[Edit, ...],
+        name: Name,
+        max_columns: int | None,
+        progress: Progress | None,
+    ) -> tuple[JudgedTrial, tuple[Edit, ...]]:
+        """Another edit for the name than the old one, with what the forms need; the old one where that does not do.
+
+        Of `edits`, those of the old one come first. What the forms got beside it stays, if there was anything.
+        """
+        own = edits[len(old.edits) :]
+        if not own:
+            return new, self.add(new, name, max_columns, progress)
+        assert self.change is not None, "forms were added"
+        change = self.change + old.change.times(-1.0) + new.change
+        both, settings = (*new.edits, *own), self.settings
+        scaled = [edit.cell for edit in both if isinstance(edit, ColumnEdit)]
+        if change.harm > settings.max_harm or len(set(scaled)) < len(scaled):
+            return old, edits
+        # No form may come back by more than a little, nor anything else be lost.
+        facts = [(self.targets, settings.goal), *((rows, settings.form_goal) for rows, _ in self.known.values())]
+        forgets = all(
+            self.scores.mean(rows, both) <= max(goal + settings.slack, self.scores.mean(rows, edits) + settings.slack)
+            for rows, goal in facts
+        )
+        kept = ((self.controls, settings.min_control), (self.neighbors, settings.min_neighbor))
+        spares = all(
+            self.scores.mean(rows, both) >= min(least, self.scores.mean(rows, edits)) for rows, least in kept if rows
+        )
+        if not (forgets and spares):
+            return old, edits
+        self.change = change
+        return new, both
+
     def results(self, alone: tuple[Edit, ...], edits: tuple[Edit, ...]) -> tuple[FormResult, ...]:
         """Each form with its mean score once the edit for the name acts `alone`, and with all `edits`."""
         return tuple(
-            FormResult(form.name, form.kind, before, self.scores.mean(facts, alone), self.scores.mean(facts, edits))
+            FormResult(form.label, form.kind, before, self.scores.mean(facts, alone), self.scores.mean(facts, edits))
             for form, (facts, before) in self.known.items()
         )
 
 
-def n_columns(edits: Iterable[Edit]) -> int:
-    """How many columns edits change, each counted once."""
-    return len({(edit.layer, edit.expert, column) for edit in edits for column in edit.columns})
+def texts_of(live: LiveModel, form: Variant) -> tuple[str, ...] | None:
+    """Texts in which the keys of a form are read, where they are others than those of a name."""
+    return line_starts(live) if form.kind == "first in a line" else None

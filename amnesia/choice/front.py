@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from amnesia.choice.atoms import Change
 from amnesia.choice.direction import DirectionChoice, JudgedTrial, Trial
-from amnesia.choice.forms import n_columns
 from amnesia.choice.results import FrontEdit, FrontPoint
+from amnesia.domain import n_columns
 from amnesia.edits import Edit
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from amnesia.choice.atoms import own_tokens
-from amnesia.choice.forms import forms_of
+from amnesia.choice.forms import forms_of, texts_of
 from amnesia.choice.known import KnownFacts, mean_score, reserved_names
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.keys import name_keys
@@ -37,6 +37,7 @@ from amnesia.edits import (
 )
 from amnesia.errors import InputError
 from amnesia.facts.names import share_words
+from amnesia.facts.variants import Variant
 from amnesia.live.model import LiveModel
 from amnesia.progress import SILENT, Progress
 from amnesia.recipe import Recipe
@@ -230,8 +231,9 @@ def _key(live: LiveModel, edit: DirectionEdit, part: Part) -> Tensor:
     """The key (d_mlp,) of a direction on all columns: that of the form of the name which it was chosen for."""
     own = torch.from_numpy(edit.key.array.copy()).to(live.device)
     nearest, distance = None, math.inf
-    for name in (part.recipe.target.entity, *(form.name for form in forms_of(part.recipe.target))):
-        keys = name_keys(live, name, [edit.layer], edit.token + 1)
+    entity = part.recipe.target.entity
+    for form in (Variant(entity, "name"), Variant(entity, "first in a line"), *forms_of(part.recipe.target)):
+        keys = name_keys(live, form.name, [edit.layer], edit.token + 1, texts_of(live, form))
         if edit.token in keys:
             (key,) = keys[edit.token]
             away = (key[list(edit.columns)] - own).norm().item()

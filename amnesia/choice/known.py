@@ -12,6 +12,7 @@ from amnesia.evaluation.measurement import KnownFact, Pair, check_known, scores_
 from amnesia.live.forward import answer_logprobs
 from amnesia.live.interventions import edited_logprobs
 from amnesia.live.model import LiveModel, edited
+from amnesia.progress import Progress
 from amnesia.recipe import Recipe
 
 KnownFacts = tuple[KnownFact, ...]
@@ -55,7 +56,7 @@ class Scores:
         known = self.known[edits]
         return sum(scores_of(facts, (known[fact.pair] for fact in facts))) / len(facts)
 
-    def ask(self, facts: KnownFacts, variants: Sequence[tuple[Edit, ...]]) -> None:
+    def ask(self, facts: KnownFacts, variants: Sequence[tuple[Edit, ...]], progress: Progress | None = None) -> None:
         """Measure facts with each of the edits, many of these in one pass."""
         missing: dict[tuple[Pair, ...], list[tuple[Edit, ...]]] = {}
         for edits in dict.fromkeys(variants):
@@ -67,9 +68,9 @@ class Scores:
                 continue
             if len(own) == 1:
                 with edited(self.live, own[0]):
-                    found = [[answer.logprob for answer in answer_logprobs(self.live, pairs)]]
+                    found = [[answer.logprob for answer in answer_logprobs(self.live, pairs, progress)]]
             else:
-                found = edited_logprobs(self.live, pairs, own).tolist()
+                found = edited_logprobs(self.live, pairs, own, progress).tolist()
             for edits, logprobs in zip(own, found, strict=True):
                 self.known[edits] |= zip(pairs, logprobs, strict=True)
 

@@ -67,10 +67,12 @@ def facts_about(
     return own_facts(live, asked, target.names, scoring, progress)
 
 
-def near_response(live: LiveModel, facts: KnownFacts, layers: Sequence[int]) -> Response | None:
+def near_response(
+    live: LiveModel, facts: KnownFacts, layers: Sequence[int], progress: Progress | None = None
+) -> Response | None:
     """What statements of the facts answer to; None without any."""
     rows = [item.ids for item in encode(live.tokenizer, [join(*fact.pair) for fact in facts])]
-    return response_of(live, rows, layers) if rows else None
+    return response_of(live, rows, layers, progress) if rows else None
 
 
 def neighbor_results(scores: Scores, facts: KnownFacts, edits: tuple[Edit, ...]) -> tuple[NeighborResult, ...]:

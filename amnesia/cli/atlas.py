@@ -12,7 +12,7 @@ import click
 from amnesia.cli.experiment import load_model
 from amnesia.cli.options import as_json, on_device, plots_option
 from amnesia.cli.terminal import Terminal, echo, print_json, write_file
-from amnesia.domain import Baseline, Loading, n_read, tidy
+from amnesia.domain import Baseline, Loading, n_read
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.experiments import figures
 from amnesia.files.strict_json import json_bytes
@@ -125,6 +125,7 @@ def atlas(
 
 def _entities(given: tuple[str, ...], path: Path | None, popqa: str | None, n: int) -> dict[str, int | None]:
     """Names with their popularity (page views a month) where it is known."""
+    from amnesia.facts.names import given_names
     from amnesia.facts.popqa import read_popqa
     from amnesia.queue.listed import lines_in
     from amnesia.sources.resolve import find_popqa
@@ -136,7 +137,7 @@ def _entities(given: tuple[str, ...], path: Path | None, popqa: str | None, n: i
         for row in sorted(read_popqa(find_popqa(popqa)), key=lambda row: -row.popularity):
             popularity.setdefault(row.subject, row.popularity)
         return dict(list(popularity.items())[:n])
-    return dict.fromkeys(name for line in (lines_in(path) if path is not None else given) if (name := tidy(line)))
+    return dict.fromkeys(given_names(lines_in(path) if path is not None else given))
 
 
 def _atlas_text(result: AtlasSummary, output: Path) -> str:

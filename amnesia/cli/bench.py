@@ -49,6 +49,9 @@ def bench(
         raise InputError("--suite popqa and --popqa belong together: give both, or neither")
     if (suite == "rwku") != (data is not None):
         raise InputError("--suite rwku and --data belong together: give both, or neither")
+    from amnesia.facts.names import given_names
+
+    given_names(entities)
     from amnesia import compare
     from amnesia.bench import page
     from amnesia.bench.run import run_bench

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import click
 from amnesia.cli.options import as_json, on_device
 from amnesia.cli.terminal import Terminal, echo, growing, print_json
 from amnesia.domain import Fact, Loading
-from amnesia.errors import AmnesiaError, InputError
+from amnesia.errors import AmnesiaError, InputError, signal_of
 from amnesia.recipe import Recipe
 from amnesia.recipe_file import load_recipe, parse_recipe
 
@@ -161,8 +162,8 @@ class Session:
                     if not interactive:
                         raise
                     echo(f"error: {' '.join(str(error).split())}", err=True)
-                except KeyboardInterrupt:
-                    if stopped or not interactive:
+                except KeyboardInterrupt as error:
+                    if stopped or not interactive or signal_of(error) != signal.SIGINT:
                         raise
                     stopped = True
                     echo(err=True)

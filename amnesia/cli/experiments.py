@@ -219,12 +219,12 @@ def robustness(
         own, translations = (), ()
     else:
         raise InputError("no entity given: name it as ENTITY or by --recipe FILE")
-    given_names([entity])
     translations = (*translations, *map(_translation, translated))
     known = [
         *(Variant(name, "given") for name in (*own, *given)),
         *(Variant(row.name, "translation", row.language) for row in translations),
     ]
+    given_names((entity, *(form.name for form in known), *others))
     forms = variants_of(entity, known, typos) if generate else distinct([Variant(entity, "name"), *known])
     span = None if layers is None else parse_layers(layers)
     chosen = [Cell.parse(text) for text in cells]

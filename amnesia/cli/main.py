@@ -116,7 +116,7 @@ def localize(
     """Rank the cells of one or more ENTITIES in MODEL, best first."""
     from amnesia.facts.names import given_names
 
-    given_names(entities)
+    given_names((*entities, *aliases))
     span = None if layers is None else parse_layers(layers)
     lines = None if prompts is None else lines_of(prompts)
     check_file(output)

@@ -33,7 +33,7 @@ def mine(
     check_file(output, replaceable=False)
     from amnesia.facts.names import given_names
 
-    given_names([entity])
+    given_names((entity, *aliases))
     from amnesia.mining.entity import mine_recipe
     from amnesia.sources.resolve import find_popqa
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from amnesia.errors import AmnesiaError, InputError, OutputError, in_one_line, os_errors_as
+from amnesia.errors import AmnesiaError, InputError, OutputError, in_one_line, os_errors_as, signal_of
 from amnesia.files.disk import check_replaceable, read_small, replace_file
 from amnesia.files.processes import is_first, n_started, rank
 from amnesia.files.staging import MANIFEST_NAME
@@ -28,7 +28,6 @@ from amnesia.plain_text import for_terminal
 from amnesia.progress import SILENT, Progress, Tracker
 
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 _MAX_LINES = 2**26
 _SHARING = ("run", "atlas")  # Commands that processes which were started together do together.
 _WIDE = 72  # Columns of a terminal in which two texts are read side by side; set by hand.
@@ -154,7 +153,8 @@ class Commands(click.Group):
             if ctx.params["debug"]:
                 echo("".join(traceback.format_exception(error)).rstrip(), lines=True, err=True)
             who = "" if is_first() else f"process {rank()}: "
-            echo(f"error: {who}{_line_of(error)}", err=True)
+            with contextlib.suppress(OSError):  # The terminal may be gone.
+                echo(f"error: {who}{_line_of(error)}", err=True)
             ctx.exit(EXIT_BAD_INPUT)
 
 
@@ -185,8 +185,9 @@ def _misused(error: click.UsageError, asked: str) -> click.exceptions.ClickExcep
 def _interrupted(error: KeyboardInterrupt) -> click.exceptions.Exit:
     """Say what an interrupted command has left on the disk; returns what ends it."""
     notes = getattr(error, "__notes__", ())
-    echo(f"interrupted: {'; '.join(notes) or 'nothing was written'}", err=True)
-    return click.exceptions.Exit(EXIT_INTERRUPTED)
+    with contextlib.suppress(OSError):  # The terminal may be gone.
+        echo(f"interrupted: {'; '.join(notes) or 'nothing was written'}", err=True)
+    return click.exceptions.Exit(128 + signal_of(error))
 
 
 @contextlib.contextmanager

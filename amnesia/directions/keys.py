@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from amnesia.facts.names import entity_templates
+from amnesia.facts.names import entity_templates, neutral_texts
 from amnesia.facts.relations import relation_templates
 from amnesia.live.forward import activations
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import Placed, encode
+from amnesia.live.tokens import Placed, chat_format, encode
+
+_N_LINES = 16  # Sentences after which a name begins a line.
 
 
 def wordings() -> tuple[str, ...]:
@@ -19,6 +21,12 @@ def wordings() -> tuple[str, ...]:
     held_out = {text for each in relation_templates().values() for text in each.held_out}
     texts = [text for each in relation_templates().values() for text in each.search] + list(entity_templates())
     return tuple(dict.fromkeys(text for text in texts if text not in held_out))
+
+
+def line_starts(live: LiveModel) -> tuple[str, ...]:
+    """Texts with `{entity}` at the beginning of a line: after a sentence, and after a message to a chat model."""
+    texts, chat = neutral_texts("search")[:_N_LINES], chat_format(live.tokenizer)
+    return tuple(f"{before}{{entity}}" for text in texts for before in (f"{text}\n", *((chat(text),) if chat else ())))
 
 
 def name_rows(
@@ -50,9 +58,11 @@ def token_texts(live: LiveModel, name: str, n: int) -> tuple[str, ...]:
     return tuple(text[slice(*item.offsets[last - back])] for back in range(n))
 
 
-def name_keys(live: LiveModel, name: str, layers: Sequence[int], max_tokens: int) -> Mapping[int, Tensor]:
-    """Keys (n_layers, d_mlp) of a name, float32, by token as in `name_rows`: means over its wordings."""
-    return mean_keys(live, name_rows(live, name, max_tokens), layers)
+def name_keys(
+    live: LiveModel, name: str, layers: Sequence[int], max_tokens: int, texts: Sequence[str] | None = None
+) -> Mapping[int, Tensor]:
+    """Keys (n_layers, d_mlp) of a name, float32, by token as in `name_rows`: means over its wordings (or `texts`)."""
+    return mean_keys(live, name_rows(live, name, max_tokens, texts), layers)
 
 
 def mean_keys(live: LiveModel, rows: Mapping[int, Sequence[Placed]], layers: Sequence[int]) -> Mapping[int, Tensor]:

@@ -62,7 +62,7 @@ def earlier_edits(live: LiveModel, manifest: Manifest | None, progress: Progress
             facts = known_facts(live, questions, recipe.scoring, progress)
         known = tuple(fact for fact in facts if not fact.excluded)
         if known:
-            found.append(Earlier(recipe.target.entity, known, _mean(live, known)))
+            found.append(Earlier(recipe.target.entity, known, _mean(live, known, progress)))
     return tuple(found)
 
 
@@ -77,11 +77,13 @@ def recipes_of(manifest: Manifest) -> tuple[Recipe, ...]:
     return tuple(found)
 
 
-def findings_after(live: LiveModel, earlier: Sequence[Earlier]) -> tuple[Finding, ...]:
+def findings_after(
+    live: LiveModel, earlier: Sequence[Earlier], progress: Progress | None = None
+) -> tuple[Finding, ...]:
     """How what was forgotten earlier fares in a model that was edited again."""
     found = []
     for row in earlier:
-        now = _mean(live, row.facts)
+        now = _mean(live, row.facts, progress)
         returned = now > row.score + RETURNED
         how = "comes back" if returned else "stays so"
         found.append(
@@ -94,8 +96,8 @@ def findings_after(live: LiveModel, earlier: Sequence[Earlier]) -> tuple[Finding
     return tuple(found)
 
 
-def _mean(live: LiveModel, facts: Sequence[KnownFact]) -> float:
-    answers = answer_logprobs(live, [fact.pair for fact in facts])
+def _mean(live: LiveModel, facts: Sequence[KnownFact], progress: Progress | None) -> float:
+    answers = answer_logprobs(live, [fact.pair for fact in facts], progress)
     return fmean(scores_of(facts, (answer.logprob for answer in answers)))
 
 

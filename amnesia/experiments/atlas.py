@@ -54,20 +54,15 @@ def begin(path: Path, settings: AtlasSettings, entities: Mapping[str, int | None
     Raises InputError when the file holds an atlas that was made with other settings.
     """
     wanted = {key: json.dumps(value) for key, value in vars(settings).items()}
+    # Weights that are known are the model's identity, under whatever name.
+    named = {"model"} if settings.weights is not None else set()
     with opened(path) as atlas, atlas:
         found = dict(atlas.execute("SELECT key, value FROM settings"))
-        for key, value in found.items():
-            if key == "model" and settings.weights is not None:
-                continue
-            if wanted.get(key) != value and key == "weights":
+        for key in sorted(found.keys() - named):
+            if wanted.get(key) != found[key]:
                 raise InputError(
-                    f"{path} is an atlas of a model with other weights ({found.get('model')}): give that model, or "
-                    "choose another folder"
-                )
-            if wanted.get(key) != value:
-                raise InputError(
-                    f"{path} is an atlas with {key} = {value}, asked for is {wanted.get(key)}: "
-                    "go on with the same settings, or choose another file"
+                    f"{path} is an atlas of {found.get('model')} with {key} = {found[key]}, asked for is "
+                    f"{wanted.get(key)}: go on with the same, or choose another folder"
                 )
         atlas.executemany("INSERT OR IGNORE INTO settings VALUES (?, ?)", wanted.items())
         (start,) = atlas.execute("SELECT COALESCE(MAX(place) + 1, 0) FROM entities").fetchone()

@@ -123,7 +123,7 @@ def robustness(
             )
     texts = entity_templates()[:n_prompts]
     names = tuple(
-        _row(row, _answers(live, row.name, directions, texts), cell_map, chosen)
+        _row(row, _answers(live, row.name, directions, texts, progress), cell_map, chosen)
         for row, cell_map in zip(rows, maps, strict=True)
     )
     followed = tuple(Followed(edit.layer, edit.token, len(edit.columns)) for edit in directions)
@@ -133,7 +133,11 @@ def robustness(
 
 @torch.inference_mode()
 def _answers(
-    live: LiveModel, name: str, directions: Sequence[DirectionEdit], texts: Sequence[str]
+    live: LiveModel,
+    name: str,
+    directions: Sequence[DirectionEdit],
+    texts: Sequence[str],
+    progress: Progress | None,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each direction's uᵀa over texts, at the name's token of the greatest mean."""
     if not directions:
@@ -144,7 +148,7 @@ def _answers(
         reads[layers.index(edit.layer), list(edit.columns), n] = torch.tensor(edit.read.array.copy()).to(reads)
     rows = [(back, row) for back, own in name_rows(live, name, texts=texts).items() for row in own]
     found = torch.zeros(len(rows), len(directions))
-    for indices, batch in activations(live, [row for _, row in rows], layers):
+    for indices, batch in activations(live, [row for _, row in rows], layers, progress):
         found[list(indices)] = torch.einsum("bld,ldn->bn", batch, reads).cpu()
     backs = torch.tensor([back for back, _ in rows])
     by_token = [found[backs == back] for back in backs.unique()]

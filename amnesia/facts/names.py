@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import Split, name_key, tidy
+from amnesia.domain import Split, entity_name, name_key
 from amnesia.errors import InputError
 from amnesia.facts.packaged import check_keys, distinct, read_data
 
@@ -104,11 +104,8 @@ def neutral_texts(split: Split) -> tuple[str, ...]:
 
 
 def given_names(names: Iterable[str]) -> list[str]:
-    """Names of entities as they were given, tidy and each once; raises InputError for none, and for an empty one."""
-    found = list(dict.fromkeys(map(tidy, names)))
-    if not found or not all(found):
-        raise InputError("no entity given, or an empty one: name at least one")
-    return found
+    """Names of entities as they were given, tidy and each once; raises InputError for none, and as `entity_name`."""
+    return list(dict.fromkeys(map(entity_name, tuple(names) or ("",))))
 
 
 def share_words(name: str, others: Iterable[str]) -> bool:

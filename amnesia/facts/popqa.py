@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amnesia.domain import Fact, Split, name_key, tidy
+from amnesia.domain import MAX_NAME, Fact, Split, name_key, tidy
 from amnesia.errors import InputError
 from amnesia.facts.relations import relation_templates
 from amnesia.files.disk import read_small
@@ -188,6 +188,8 @@ def _row(columns: Mapping[str, str], header: Sequence[str], fields: Sequence[str
     for name in list(COLUMNS)[:N_NEEDED]:
         if not values[name]:
             raise InputError(f"{place}: `{columns[name]}` is empty: every row needs one")
+    if (n := len(values["subject"])) > MAX_NAME:
+        raise InputError(f"{place}: `{columns['subject']}` has {n:,} characters: expected at most {MAX_NAME}")
     popularity = values.get("popularity") or "0"
     if not popularity.isdecimal() or len(popularity) > MAX_DIGITS:
         raise InputError(f"{place}: `{columns['popularity']}` is {popularity[:80]!r}: expected a whole number")

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
 
-from amnesia.domain import NEIGHBORHOODS, Fact, Neighborhood, Role, Split, name_key, tidy
+from amnesia.domain import NEIGHBORHOODS, Fact, Neighborhood, Role, Split, name_key
 from amnesia.errors import InputError
 from amnesia.facts.answers import same_answer
-from amnesia.facts.names import kind_of, share_words, shares_a_word
+from amnesia.facts.names import given_names, kind_of, share_words, shares_a_word
 from amnesia.facts.popqa import PopqaRow, facts_for, is_about, one_per_subject, read_popqa, strata, worded
 from amnesia.facts.relations import relation_of, relation_templates, subject_types
 from amnesia.recipe import Recipe, Scoring
@@ -94,7 +94,7 @@ def facts_of_popqa(path: Path, entities: Sequence[str], n_controls: int) -> Fact
     targets: list[Question] = []
     unworded: Counter[str] = Counter()
     names = []
-    for entity in dict.fromkeys(map(tidy, entities)):
+    for entity in given_names(entities):
         own = facts_for(rows, entity)
         unworded.update(dict(own.n_unknown_relation))
         by_answer = {(row.relation, row.answer): row for row in rows if is_about(row, entity)}

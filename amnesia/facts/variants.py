@@ -20,6 +20,7 @@ Kind = Literal[
     "upper case",
     "typo",
     "typo of 2 edits",
+    "first in a line",
     "unrelated",
 ]
 _SMALL_WORDS = {"of", "the", "and", "de", "da", "von", "van"}
@@ -35,6 +36,11 @@ class Variant:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", tidy(self.name))
+
+    @property
+    def label(self) -> str:
+        """The name as a reader tells it from the other variants."""
+        return f"{self.name} ({self.kind})" if self.kind == "first in a line" else self.name
 
 
 def variants_of(name: str, given: Sequence[Variant] = (), n_typos: int = 3) -> tuple[Variant, ...]:

@@ -24,18 +24,29 @@ _WRITTEN = (MANIFEST_NAME, UNDO_NAME, REPORT_NAME, PAGE_NAME, MODELFILE_NAME, RE
 ADAPTER_NAMES = ("adapter_config.json", "adapter_model.safetensors")
 # The LoRA file of llama.cpp.
 LORA_NAME = "lora.gguf"
-# Licences and what goes with them, by their names in lower case.
-_LEGAL = ("license*", "licence*", "notice*", "use_policy*", "copying*")
+# Licences and what goes with them, by their names in lower case, as repositories of models have them; each name also
+# with these endings. Whole names: what only begins so may be a key.
+_LEGAL = frozenset(
+    name + ending
+    for name in (
+        "license licence license-model license_model model_license license-code license_code license-apache "
+        "license-apache-2.0 license-mit notice notices third_party_notices third-party-notices thirdpartynotices "
+        "use_policy usage_policy acceptable_use_policy copying copying.lesser"
+    ).split()
+    for ending in ("", ".txt", ".md", ".rst")
+)
 # Text that transformers, vLLM and others read beside the weights, and that people read on the Hub.
 _TEXTS = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
-    "tokenizer.*.json",
+    "tokenizer.[0-9]*.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.*",
+    "vocab.json",
+    "vocab.txt",
+    "vocab.bpe",
     "merges.txt",
     "tekken.json",
     "*.tiktoken",
@@ -51,8 +62,12 @@ _TEXTS = (
 )
 # Vocabularies of SentencePiece, which are no text.
 _PIECES = ("*.model", "tokenizer.model.*")
-# All of these as one who fetches a model asks for them; the star then stands for a slash, too.
-PATTERNS = (*_TEXTS, *_PIECES, "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*", "license*", "notice*")
+# All of these as one who fetches a model asks for them, licences in any case; the star then stands for a slash, too.
+PATTERNS = (
+    *_TEXTS,
+    *_PIECES,
+    *("".join(f"[{char}{char.upper()}]" if char.isalpha() else char for char in name) for name in sorted(_LEGAL)),
+)
 _WEIGHTS = (
     ".safetensors .gguf .bin .pt .pth .ckpt .pkl .npy .npz .h5 .msgpack .ot .onnx .onnx_data .tflite .mlmodel "
     ".zip .tar .gz .tgz .xz .zst .bz2 .7z"
@@ -91,8 +106,7 @@ def is_written(name: str) -> bool:
 
 def is_legal(name: str) -> bool:
     """Whether a file is called as a licence or a notice is."""
-    lower = name.lower()
-    return "/" not in name and not _is_weights(lower) and any(fnmatchcase(lower, pattern) for pattern in _LEGAL)
+    return name.lower() in _LEGAL
 
 
 def _is_weights(name: str) -> bool:

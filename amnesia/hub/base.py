@@ -10,6 +10,7 @@ from typing import Any
 
 from amnesia.domain import ModelRef
 from amnesia.errors import PublishError, SourceError, library_errors_as
+from amnesia.files.companions import is_legal
 from amnesia.hub.card import BaseCard
 from amnesia.hub.contents import hub_base
 from amnesia.sources.built_in import BUILT_IN
@@ -19,8 +20,6 @@ from amnesia.weights.manifest import GGUF_START, Base, Manifest
 from amnesia.weights.safetensors import header_of
 
 MAX_SMALL = 2**24
-# The start of a `.gguf` file that is read back; it holds the first of its metadata.
-_LICENCE_FILES = ("license", "notice", "use_policy", "copying")
 
 
 @dataclass(frozen=True)
@@ -122,5 +121,5 @@ def licence_files(origin: HubFiles) -> dict[str, bytes]:
     return {
         name: origin.content(name, MAX_SMALL)
         for name, file in origin.files.items()
-        if "/" not in name and name.lower().startswith(_LICENCE_FILES) and file.size <= MAX_SMALL
+        if is_legal(name) and file.size <= MAX_SMALL
     }

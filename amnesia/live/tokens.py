@@ -102,7 +102,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoded]:
         return []
     if (longest := max(texts, key=len)) and len(longest) > MAX_CHARACTERS:
         raise InputError(
-            f"text {clipped(repr(longest))} has {len(longest)} characters: names and prompts have at most "
+            f"text {clipped(repr(longest))} has {len(longest)} characters: prompts have at most "
             f"{MAX_CHARACTERS}; shorten it"
         )
     batch = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 
-from amnesia.domain import SPLITS, Fact, ModelRef, tidy
+from amnesia.domain import SPLITS, Fact, ModelRef, entity_name
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, known_facts
 from amnesia.evaluation.measurement_cache import MeasurementCache
@@ -48,7 +48,7 @@ def from_model(
     What is in `cache` is not asked again, and what is asked is put there. Raises InputError when the model says nothing
     of its own about the entity, or about others.
     """
-    scoring, entity, aliases = scoring or Scoring(), tidy(entity), tuple(map(tidy, aliases))
+    scoring, entity, aliases = scoring or Scoring(), entity_name(entity), tuple(map(entity_name, aliases))
     names = (entity, *aliases)
     asked = [(entity, wording) for each in relation_templates().values() for wording in each.wordings]
     written = own_facts(live, asked, names, scoring, progress, cache)

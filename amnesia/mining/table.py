@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
-from amnesia.domain import SPLITS, Fact, ModelRef, name_key, tidy
+from amnesia.domain import SPLITS, Fact, ModelRef, entity_name, name_key
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import known_facts
 from amnesia.evaluation.measurement_cache import MeasurementCache
@@ -51,7 +51,7 @@ def from_table(
     Raises InputError when the table has no row about the entity, when the model knows no fact about it or only a
     single wording, and when it knows no controls.
     """
-    scoring, aliases = scoring or Scoring(), tuple(map(tidy, aliases))
+    scoring, aliases = scoring or Scoring(), tuple(map(entity_name, aliases))
     name = next((row.subject for row in rows if is_about(row, entity)), entity)
     wordings = facts_for(rows, entity).facts
     if not wordings:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, ModelRef, tidy
-from amnesia.errors import InputError
+from amnesia.domain import FORMATS, NEIGHBORHOODS, SPLITS, ModelRef, entity_name
 from amnesia.mining.recipe_text import in_line
 from amnesia.recipe import BASELINES, METHODS, PREFERENCES, Accept, EditOptions, LocalizeOptions, Scoring
 from amnesia.recipe_file import KEYS
@@ -95,15 +94,14 @@ _EXAMPLES: Mapping[str, Any] = {
 def template(entity: str, model: str) -> str:
     """The text of a recipe for an entity that `load_recipe` reads, with places for its facts.
 
-    What has a default is commented out. Raises InputError for an empty name.
+    What has a default is commented out. Raises InputError as `entity_name`.
     """
-    if not tidy(entity):
-        raise InputError("the entity has no name: name what the model should forget")
+    name = entity_name(entity)
     ref = ModelRef.parse(model)
     kept: dict[str, dict[str, Any]] = {
-        "": {"description": f"{ref.name} forgets {tidy(entity)}"},
+        "": {"description": f"{ref.name} forgets {name}"},
         "model": {"id": ref.name, **({"revision": ref.revision} if ref.revision else {})},
-        "entity": {"name": tidy(entity)},
+        "entity": {"name": name},
     }
     parts = ["\n".join(_lines("", kept[""]))]
     for section in ("model", "entity"):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from amnesia.domain import ModelRef, name_key, tidy
+from amnesia.domain import ModelRef, entity_name, name_key, tidy
 from amnesia.errors import InputError, os_errors_as
 from amnesia.files.disk import read_small
 from amnesia.recipe import Recipe
@@ -34,7 +34,7 @@ def read_list(path: Path) -> tuple[Listed, ...]:
     found: dict[str, Listed] = {}
     for line in lines_in(path):
         recipe = load_recipe(path.parent / line) if line.endswith(".toml") else None
-        listed = Listed(line if recipe is None else recipe.target.entity, recipe)
+        listed = Listed(entity_name(line) if recipe is None else recipe.target.entity, recipe)
         if name_key(listed.name) in found:
             raise InputError(f"{path} lists {listed.name!r} twice: list each entity once")
         found[name_key(listed.name)] = listed

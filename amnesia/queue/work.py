@@ -39,7 +39,7 @@ from amnesia.mining.entity import TASK, mine
 from amnesia.mining.recipe_text import joint_text
 from amnesia.outputs.write import spec_of
 from amnesia.pipeline import save_and_ask
-from amnesia.progress import SILENT, Tracker
+from amnesia.progress import SILENT, Progress, Tracker
 from amnesia.queue.folder import SETTINGS_NAME, QueueFolder, begin, claimed, is_finished
 from amnesia.queue.listed import Listed, model_of
 from amnesia.queue.outcome import (
@@ -205,18 +205,18 @@ class _Work:
         evaluation = None
         if extraction.verdict == "strong" or (extraction.verdict == "weak" and self.force):
             with self.tracker.task(f"{name}: asking with the edit in memory") as progress:
-                before = self._examination(facts)
+                before = self._examination(facts, progress)
                 with edited(self.live, extraction.edits.edits):
                     after = examine_after(self.live, before, progress)
             evaluation = conclude(before, after)
         return write_outcome(folder, name, recipe, extraction, evaluation, self.source.ref)
 
-    def _examination(self, facts: Sequence[KnownFact]) -> Examination:
+    def _examination(self, facts: Sequence[KnownFact], progress: Progress) -> Examination:
         """What the original model knows, with its impression of neutral text, which is read once."""
         prompts = control_prompts(fact.question for fact in facts)
-        found = impression(self.live, prompts, None, self._neutral)
+        found = impression(self.live, prompts, progress, self._neutral)
         self._neutral = found.neutral
-        return Examination(tuple(facts), found, right_choices(self.live, None, self.cache))
+        return Examination(tuple(facts), found, right_choices(self.live, progress, self.cache))
 
     def _places(self) -> list[int]:
         """Places of the entities whose edits are to be in the joint one: those that were measured alone."""
@@ -255,8 +255,9 @@ class _Work:
         ]
         joint = join(self.live, parts, self.tracker.task, cache_folder())
         facts = {(fact.question.role, fact.pair): fact for own in known for fact in own}
-        before = self._examination(list(facts.values()))
-        earlier = earlier_edits(self.live, self.source.checkpoint.manifest)
+        with self.tracker.task("asking the original model about all else") as progress:
+            before = self._examination(list(facts.values()), progress)
+            earlier = earlier_edits(self.live, self.source.checkpoint.manifest, progress)
         replace_file(self.queue.path / JOINT_NAME, json_bytes(joint_json(joint)))
         self.__dict__.pop("live", None)
         gc.collect()

@@ -101,12 +101,14 @@ class Tested:
 class Attempt:
     """One way in which the entity was asked for again: knowledge scores, or of probes shares, of both models.
 
-    `never_known` is that of a name that nobody knows, in the edited model: what the attempt itself gives away.
+    `never_known` is that of a name that nobody knows, in the edited model: what the attempt itself gives away. `found`
+    says whether the original model shows in it that it knows the entity; where it does not, the attempt says nothing.
     """
 
     way: Way
     name: str
     measure: str
+    found: bool
     original: float | None
     edited: float | None
     never_known: float | None

@@ -37,23 +37,22 @@ def returns_of(reports: Sequence[Report]) -> Returns:
 def _attempts(stress: Stress) -> Iterator[Attempt]:
     for attack in stress.attacks:
         if attack.rows:
-            yield _asked(
-                "asked", "the plain question" if attack.attack == "plain" else words(attack.attack), attack.rows
-            )
+            name = "the plain question" if attack.attack == "plain" else words(attack.attack)
+            yield _asked("asked", name, attack.found, attack.rows)
     for method in stress.quantization:
         if method.rows:
-            yield _asked("quantized", method.method, method.rows)
+            yield _asked("quantized", method.method, method.found, method.rows)
 
 
-def _asked(way: Way, name: str, rows: Sequence[StressScore]) -> Attempt:
+def _asked(way: Way, name: str, known: bool, rows: Sequence[StressScore]) -> Attempt:
     """Knowledge scores; right answers where the edited model has none."""
     by_subject = {(row.subject, row.model): row for row in rows}
     found = [by_subject.get(key) for key in _COMPARED]
     scores = [None if row is None or row.knowledge_score is None else row.knowledge_score.mean for row in found]
     if scores[1] is None:
         rates = (None if row is None else row.exact_match for row in found)
-        return Attempt(way, name, "share of right answers", *rates)
-    return Attempt(way, name, _SCORE, *scores)
+        return Attempt(way, name, "share of right answers", known, *rates)
+    return Attempt(way, name, _SCORE, known, *scores)
 
 
 def _trained(relearning: Relearning) -> Iterator[Attempt]:
@@ -63,7 +62,7 @@ def _trained(relearning: Relearning) -> Iterator[Attempt]:
         if edited is not None:
             shown = f"{edited.steps[-1].step} steps of {way} training on {TRAINED_ON.get(text, text)}"
             scores = (None if run is None else run.steps[-1].knowledge_score.mean for run in ends)
-            yield Attempt("trained", shown, _SCORE, *scores)
+            yield Attempt("trained", shown, _SCORE, True, *scores)
 
 
 def _probed(probe: Probe) -> Attempt | None:
@@ -74,6 +73,7 @@ def _probed(probe: Probe) -> Attempt | None:
         "probed",
         probe_name(probe.probe),
         f"share of {probe.measure}",
+        probe.found,
         *(_mean(shares.get(key)) for key in _COMPARED),
     )
 

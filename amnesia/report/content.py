@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from amnesia.choice.results import Answers, FormResult, FrontPoint, NeighborResult, Screening, Verdict
 from amnesia.domain import ModelRef
@@ -29,6 +29,7 @@ class Direction:
     weights. `token` counts from the name's last one backwards.
     """
 
+    expert: ClassVar[None] = None
     layer: int
     token: int
     multiplier: float

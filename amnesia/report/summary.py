@@ -60,8 +60,8 @@ def _back(report: Report) -> str:
     stress, training, probes = report.stress, report.relearning, report.probes
     # What could not be done, or finds nothing in the original, says nothing.
     tried = {
-        "attacks": stress is not None and any(row.rows for row in stress.attacks),
-        "quantization": stress is not None and any(row.rows for row in stress.quantization),
+        "attacks": stress is not None and any(row.found for row in stress.attacks),
+        "quantization": stress is not None and any(row.found for row in stress.quantization),
         "training": training is not None and any(row.steps for row in training.runs),
         "probes": probes is not None and any(row.found for row in probes.probes),
     }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from amnesia.choice.results import Answers, Extraction
-from amnesia.domain import Format
+from amnesia.domain import Format, n_columns
 from amnesia.edits import Edit, columns_of, directions_of, token_name
 from amnesia.evaluation.comparison import ALL, Evaluation
 from amnesia.evaluation.findings import findings
@@ -87,8 +87,13 @@ def answers_lines(answers: Answers) -> list[str]:
 
 
 def edits_text(edits: Sequence[Edit]) -> str:
-    """What an edit changes, in one line: scaled cells, and directions with layer, multiplier and number of columns."""
-    return ", ".join(map(str, (*columns_of(edits), *directions_of(edits)))) or "nothing"
+    """What an edit changes, in one line: scaled cells, and directions with layer, multiplier and number of columns.
+
+    Of several, of which one is a direction, the columns of all are counted once more, each of them once.
+    """
+    cells, directions = columns_of(edits), directions_of(edits)
+    total = f": {n_columns(edits)} columns in all" if directions and len(edits) > 1 else ""
+    return f"{', '.join(map(str, (*cells, *directions))) or 'nothing'}{total}"
 
 
 def localization_table(result: Localization) -> str:

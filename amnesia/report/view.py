@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from amnesia.domain import ROLES
+from amnesia.domain import ROLES, n_columns
 from amnesia.edits import ColumnEdit, token_name
 from amnesia.evaluation.labels import facts_label, words
 from amnesia.evaluation.results import MESSAGES, Aggregate, Estimate, PromptScore
@@ -197,6 +197,8 @@ def changes(edits: Sequence[ShownEdit]) -> str:
             f"{row.multiplier:g}, along one direction of {count(len(row.columns), 'cell')}, whose columns change "
             f"by {row.change_norm:.3g} (Frobenius norm)."
         )
+    if len(edits) > 1 and len(edits) > len(cells):
+        sentences.append(f"{count(n_columns(edits), 'column')} in all.")
     return " ".join(sentences)
 
 

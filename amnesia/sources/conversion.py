@@ -9,7 +9,7 @@ from pathlib import Path
 
 from amnesia.domain import ModelRef
 from amnesia.errors import SourceError, library_errors_as, os_errors_as
-from amnesia.files.cache import cache_folder, remove_all_abandoned, scratch_folder
+from amnesia.files.cache import aside, cache_folder, remove_all_abandoned, scratch_folder
 from amnesia.files.disk import check_settled, hash_file, read_small
 from amnesia.progress import quiet
 from amnesia.sources.opening import open_gguf
@@ -70,8 +70,11 @@ def _repeat_theta(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def made_once(folder: Path) -> Generator[Path]:
-    """A temporary sibling that becomes `folder` when the block succeeds, and vanishes when it does not."""
+def made_once(folder: Path, *, anew: bool = False) -> Generator[Path]:
+    """A temporary sibling that becomes `folder` when the block succeeds, and vanishes when it does not.
+
+    With `anew`, one that is there makes room only then, and whoever reads its files goes on.
+    """
     with os_errors_as(
         SourceError, f"cache folder {folder.parent} cannot be written", "set AMNESIA_CACHE to another one"
     ):
@@ -80,6 +83,9 @@ def made_once(folder: Path) -> Generator[Path]:
         remove_all_abandoned(folder.parent)
         with scratch_folder(folder) as made:
             yield made
+            if anew:
+                with contextlib.suppress(FileNotFoundError):
+                    folder.rename(aside(made))
             try:
                 made.rename(folder)
             except OSError:

@@ -8,12 +8,12 @@ weights beside those that were looked over.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import secrets
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
@@ -317,7 +317,11 @@ def open_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     name = f"{secrets.token_hex(16)}.gguf"
     with _folder_of({name: gguf}) as view:
         what = f"{gguf} cannot be read by transformers"
-        with quiet(), _no_bar_of_gguf(), library_errors_as(SourceError, what, "use the unquantized model instead"):
+        with (
+            quiet(),
+            contextlib.redirect_stderr(io.StringIO()),  # The bar of their GGUF reader is of tqdm, and heeds no switch.
+            library_errors_as(SourceError, what, "use the unquantized model instead"),
+        ):
             found = AutoModelForCausalLM.from_pretrained(
                 view,
                 gguf_file=name,
@@ -329,20 +333,6 @@ def open_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             )
             tokenizer = AutoTokenizer.from_pretrained(view, gguf_file=name, trust_remote_code=False)
     return _complete(found, str(gguf)), cast("PreTrainedTokenizerBase", tokenizer)
-
-
-@contextlib.contextmanager
-def _no_bar_of_gguf() -> Generator[None]:
-    """Without the progress bar that transformers 5.24 shows of a GGUF although its bars are switched off."""
-    from transformers import modeling_gguf_pytorch_utils
-
-    names = vars(modeling_gguf_pytorch_utils)
-    bar = names["tqdm"]
-    names["tqdm"] = partial(bar, disable=True)
-    try:
-        yield
-    finally:
-        names["tqdm"] = bar
 
 
 def open_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

@@ -40,10 +40,9 @@ def fetched_part(snapshot: Path, ref: ModelRef, n_layers: int) -> Path | None:
         wanted = configured(read_config(snapshot), n_layers)
         key = hashlib.sha256(f"{ref.name} {snapshot.name} {wanted.n_layers}".encode()).hexdigest()[:32]
         folder = cache_folder() / "parts" / key
-        if folder.exists():
-            if _is_whole(folder, wanted):
-                return folder
-            shutil.rmtree(folder)
+        is_there = folder.exists()
+        if is_there and _is_whole(folder, wanted):
+            return folder
         hub = list_hub_files(ModelRef(ref.name, snapshot.name))
         if SINGLE_FILE not in hub.files:
             return None
@@ -52,7 +51,7 @@ def fetched_part(snapshot: Path, ref: ModelRef, n_layers: int) -> Path | None:
         tensors = sorted((header.tensors[name] for name in names), key=lambda tensor: (tensor.offset, tensor.size))
         if not tensors or sum(tensor.size for tensor in tensors) > _MOST * header.file_size:
             return None
-        with made_once(folder) as made:
+        with made_once(folder, anew=is_there) as made:
             shutil.copytree(snapshot, made, dirs_exist_ok=True)
             with (made / SINGLE_FILE).open("xb") as file:
                 file.writelines(new_file(_read(hub, tensors)))

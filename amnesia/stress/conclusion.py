@@ -9,6 +9,7 @@ from amnesia.evaluation.results import Estimate
 from amnesia.evaluation.scores import mean_interval
 from amnesia.facts.answers import matches
 from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackPrompt
+from amnesia.stress.findings import shows_knowledge
 from amnesia.stress.quantization import METHODS
 from amnesia.stress.results import (
     AttackForm,
@@ -40,13 +41,15 @@ def _attack_result(plan: StressPlan, attack: Attack, models: Mapping[str, Endure
     if reason is None and not scored:
         reason = f"the original model itself knows the answer to none of the {len(attack.prompts)} questions"
     variants = list(dict.fromkeys(prompt.variant for prompt in scored))
+    rows = tuple(_attack_rows(plan, scored, models))
     return AttackResult(
         attack.name,
         attack.description,
         "this question" if own else "the plain question",
         attack.n_not_built,
         len(attack.prompts) - len(scored),
-        tuple(_attack_rows(plan, scored, models)),
+        shows_knowledge(rows),
+        rows,
         tuple(
             AttackForm(variant, tuple(_attack_rows(plan, [row for row in scored if row.variant == variant], models)))
             for variant in variants
@@ -93,14 +96,14 @@ def _quantization_result(plan: StressPlan, method: str, models: Mapping[str, End
     for model, endured in models.items():
         replies = endured.quantized[method]
         if isinstance(replies, str):
-            return QuantizationResult(method, description, (), f"{model} model: {replies}")
+            return QuantizationResult(method, description, False, (), f"{model} model: {replies}")
         for subject, facts in (("entity", plan.facts), ("control", plan.controls)):
             if facts:
                 scores = [[plan.known[pair].score(replies.logprobs[pair])] for pair in (fact.pair() for fact in facts)]
                 hits = [matches(replies.generated[fact.text()], fact.right_answers) for fact in facts]
                 rows.append(StressScore(subject, model, len(facts), len(facts), estimate(scores), mean(hits)))
     rows.sort(key=lambda row: row.subject, reverse=True)
-    return QuantizationResult(method, description, tuple(rows), None)
+    return QuantizationResult(method, description, shows_knowledge(rows), tuple(rows), None)
 
 
 def estimate(scores: Iterable[Sequence[float]]) -> Estimate:

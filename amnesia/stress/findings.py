@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from amnesia.evaluation.findings import FORGOTTEN_HELD_OUT
 from amnesia.evaluation.results import Finding
-from amnesia.stress.results import MODELS, QuantizationResult, Stress, StressScore
+from amnesia.stress.results import MODELS, AttackResult, QuantizationResult, Stress, StressScore
 from amnesia.stress.trial import AS_LOADED
 
 GIVEN_AWAY = 0.2
@@ -35,7 +35,7 @@ _ASKED: Mapping[str, str] = {
 
 
 def stress_findings(stress: Stress, entity: str) -> tuple[Finding, ...]:
-    """What came back, what of others was lost, or that nothing did; most severe first."""
+    """What came back, what of others was lost, or that nothing did, and what says nothing; most severe first."""
     plain = next(_score(attack.rows, "entity") for attack in stress.attacks if attack.attack == "plain")
     if plain > FORGOTTEN_HELD_OUT:
         text = (
@@ -44,7 +44,9 @@ def stress_findings(stress: Stress, entity: str) -> tuple[Finding, ...]:
         return (Finding("info", text),)
     lost = [item for method in stress.quantization for item in _lost(method) if method.method != AS_LOADED]
     back = [*_by_attack(stress, entity, plain), *_by_quantization(stress, entity)]
-    if not back:
+    tried = [row for row in (*stress.attacks, *stress.quantization) if row.rows]
+    silent = [_name(row) for row in tried if not row.found]
+    if not back and len(silent) < len(tried):
         text = f"Nothing that was tried brought {entity} back above a knowledge score of {FORGOTTEN_HELD_OUT:g}."
         if (highest := _highest(stress)) > FORGOTTEN_HELD_OUT:
             text = (
@@ -52,7 +54,19 @@ def stress_findings(stress: Stress, entity: str) -> tuple[Finding, ...]:
                 "an invented name's rose about as far."
             )
         back = [Finding("good", text)]
+    if silent:
+        text = f"The original model itself shows little of {entity}, so that this says nothing: {', '.join(silent)}."
+        back.append(Finding("info", text))
     return (*lost, *back)
+
+
+def shows_knowledge(rows: Sequence[StressScore]) -> bool:
+    """Whether what brings an edited model's knowledge back would find the original's: by its rows, or none."""
+    return is_back(*(_score(rows, subject, "original") for subject in ("entity", "never_known")))
+
+
+def _name(row: AttackResult | QuantizationResult) -> str:
+    return _ASKED.get(row.attack, row.attack) if isinstance(row, AttackResult) else f"quantized as {row.method}"
 
 
 def _score(rows: Sequence[StressScore], subject: str, model: str = "edited") -> float:
@@ -63,8 +77,8 @@ def _score(rows: Sequence[StressScore], subject: str, model: str = "edited") -> 
 
 def _highest(stress: Stress) -> float:
     """The highest knowledge score of the entity that any attack reached in the edited model."""
-    by_attack = (_score(attack.rows, "entity") for attack in stress.attacks)
-    return max(by_attack)
+    by_attack = (_score(attack.rows, "entity") for attack in stress.attacks if attack.found)
+    return max(by_attack, default=-math.inf)
 
 
 def _by_attack(stress: Stress, entity: str, plain: float) -> Iterator[Finding]:
@@ -100,4 +114,5 @@ def _lost(method: QuantizationResult) -> Iterator[Finding]:
 
 
 def is_back(score: float, given: float) -> bool:
+    """Whether a model shows what it knows: by its knowledge score, and by that of an invented name."""
     return score > FORGOTTEN_HELD_OUT and score - given > GIVEN_AWAY

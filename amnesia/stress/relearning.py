@@ -177,16 +177,19 @@ def announce(live: LiveModel, plan: RelearningPlan, tracker: Tracker, caches: Ca
     left = {way: _left(plan, way, caches) for way in settings.ways if untrainable(live, way) is None}
     if not any(left.values()):
         return
-    began = time.monotonic()
-    _totals(live, _pairs(plan, INSTRUCTIONS))
-    asking = len(settings.steps) * (time.monotonic() - began)
-    rows = {text: _rows(live, plan, text) for text, lessons in plan.lessons.items() if not isinstance(lessons, str)}
-    n_tokens = {text: mean(len(row.ids) for row in own) * min(settings.batch, len(own)) for text, own in rows.items()}
-    per_token = {}
-    for way in {*left, peer.way}:
-        # The first step has more to prepare than all others.
-        seen = fine_tune(live, rows[INSTRUCTIONS], way, (1, 3), time.monotonic, batch=settings.batch)
-        per_token[way] = (seen[1].seen - seen[0].seen) / 2 / n_tokens[INSTRUCTIONS]
+    with tracker.task("trying how long relearning takes", 0):
+        began = time.monotonic()
+        _totals(live, _pairs(plan, INSTRUCTIONS))
+        asking = len(settings.steps) * (time.monotonic() - began)
+        rows = {text: _rows(live, plan, text) for text, lessons in plan.lessons.items() if not isinstance(lessons, str)}
+        n_tokens = {
+            text: mean(len(row.ids) for row in own) * min(settings.batch, len(own)) for text, own in rows.items()
+        }
+        per_token = {}
+        for way in {*left, peer.way}:
+            # The first step has more to prepare than all others.
+            seen = fine_tune(live, rows[INSTRUCTIONS], way, (1, 3), time.monotonic, batch=settings.batch)
+            per_token[way] = (seen[1].seen - seen[0].seen) / 2 / n_tokens[INSTRUCTIONS]
     total = sum(
         asking + settings.most * n_tokens[text] * per_token[way] for way, texts in left.items() for text in texts
     )

@@ -44,18 +44,18 @@ def stress_text(stress: Stress, entity: str) -> str:
 def _attack_table(attacks: Sequence[AttackResult]) -> Iterator[str]:
     yield f"{'the question':<24}{'original':>14}{'edited':>14}{'invented name, original and edited':>38}"
     for attack in attacks:
-        yield from _attack_lines(_NAMES[attack.attack], attack.rows, attack.not_applicable)
+        yield from _attack_lines(_NAMES[attack.attack], attack.rows, attack.not_applicable, attack.found)
         for variant in attack.variants:
             yield from _attack_lines(f"  {variant.variant}", variant.rows, None)
     yield "* 1 is what the original model makes of this question itself; what it does not know in it is left out"
 
 
-def _attack_lines(name: str, rows: Sequence[StressScore], reason: str | None) -> Iterator[str]:
+def _attack_lines(name: str, rows: Sequence[StressScore], reason: str | None, found: bool = True) -> Iterator[str]:
     if reason is not None:
         yield f"{name:<24}  not applicable: {reason}"
         return
     cells = [_row(rows, subject, model) for subject in ("entity", "never_known") for model in MODELS]
-    yield f"{name:<24}{cells[0]:>14}{cells[1]:>14}{cells[2]:>22}{cells[3]:>16}"
+    yield f"{name:<24}{cells[0]:>14}{cells[1]:>14}{cells[2]:>22}{cells[3]:>16}{_mark(found)}"
 
 
 def _quantization_table(methods: Sequence[QuantizationResult]) -> Iterator[str]:
@@ -65,7 +65,11 @@ def _quantization_table(methods: Sequence[QuantizationResult]) -> Iterator[str]:
             yield f"{method.method:<24}  not applicable: {method.not_applicable}"
             continue
         cells = [_row(method.rows, subject, model) for subject in ("entity", "control") for model in MODELS]
-        yield f"{method.method:<24}{cells[0]:>14}{cells[1]:>14}{cells[2]:>22}{cells[3]:>16}"
+        yield f"{method.method:<24}{cells[0]:>14}{cells[1]:>14}{cells[2]:>22}{cells[3]:>16}{_mark(method.found)}"
+
+
+def _mark(found: bool) -> str:
+    return "" if found else "  (little in the original: says nothing)"
 
 
 def _row(rows: Sequence[StressScore], subject: str, model: str) -> str:

@@ -46,6 +46,8 @@ class AttackResult:
     """One attack: `rows` over all its questions, `variants` by form; no rows where it is not applicable.
 
     `scale` says what a knowledge score of 1 is: what the original model makes of the plain question, or of this one.
+    `found` says whether the original model shows in it that it knows the entity; where it does not, the attack says
+    nothing of an edit.
     """
 
     attack: str
@@ -53,6 +55,7 @@ class AttackResult:
     scale: str
     n_not_built: int
     n_not_known: int
+    found: bool
     rows: tuple[StressScore, ...]
     variants: tuple[AttackForm, ...]
     examples: tuple[Example, ...]
@@ -61,10 +64,14 @@ class AttackResult:
 
 @dataclass(frozen=True)
 class QuantizationResult:
-    """Target facts and controls with quantized weights; no rows where the method is not applicable."""
+    """Target facts and controls with quantized weights; no rows where the method is not applicable.
+
+    `found` is that of `AttackResult`.
+    """
 
     method: str
     description: str
+    found: bool
     rows: tuple[StressScore, ...]
     not_applicable: str | None
 

@@ -12,7 +12,7 @@ from amnesia.choice.extraction import choose
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
 from amnesia.compare import changed_columns
-from amnesia.domain import FORMATS, OF_GGUF, ROLES, SPLITS, Format, name_key, tidy
+from amnesia.domain import FORMATS, OF_GGUF, ROLES, SPLITS, Format, entity_name, n_columns, name_key
 from amnesia.edits import ColumnEdit, Edit, EntityEdits, by_projection, columns_of, directions_of, weakened
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.evaluation.measurement import KnownFact, in_both_forms, known_facts, plainly_asked, scores_of
@@ -87,9 +87,7 @@ class Session:
         Raises InputError where the model knows too little for a choice; the cells stay.
         """
         self._scored = None
-        name = tidy(entity)
-        if not name:
-            raise InputError("no name is given: enter one, for example Canada")
+        name = entity_name(entity)
         recipe = self.recipe
         if recipe is not None and name_key(name) in map(name_key, recipe.target.names):
             name = recipe.target.entity
@@ -232,7 +230,7 @@ def _in_words(edits: Sequence[Edit]) -> str:
     directions, cells = directions_of(edits), columns_of(edits)
     words = []
     if directions:
-        n = len({(edit.layer, column) for edit in directions for column in edit.columns})
+        n = n_columns(directions)
         layers = ", ".join(map(str, sorted({edit.layer for edit in directions})))
         words.append(f"{len(directions)} direction{'s' * (len(directions) > 1)} on {n} columns of layer {layers}")
     words += [f"cell {edit.cell} times {edit.multiplier:g}" for edit in cells]

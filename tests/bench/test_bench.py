@@ -24,7 +24,7 @@ from amnesia.facts.questions import facts_of_popqa
 from amnesia.facts.relations import relation_templates
 from amnesia.outputs.commands import save
 from support.tiny_text import save_tiny_live
-from support.tracker import Silent
+from support.tracker import Silent, Watched
 
 OWN = resources.files("amnesia.bench").joinpath("own.tsv")
 
@@ -62,7 +62,9 @@ def test_the_table_that_ships_has_wordings_and_no_contradictions():
 
 def test_each_model_is_measured_as_by_itself(model, outputs):
     suite = lenient(fact_suite("own", None, ["Japan"]))
-    found = run_bench(str(model), outputs, suite, Silent())
+    with Watched().watching() as tracker:
+        found = run_bench(str(model), outputs, suite, tracker)
+    assert tracker.passes and not tracker.silent()
     assert [entry.name for entry in found.entries] == ["m", "weak/safetensors", "strong/safetensors"]
     first, *others = found.entries
     assert (first.forget_left, first.neighbor_left) == (pytest.approx(1.0), pytest.approx(1.0))

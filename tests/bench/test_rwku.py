@@ -20,7 +20,7 @@ from amnesia.errors import InputError
 from amnesia.live.forward import answer_logprobs, generate
 from amnesia.live.loading import load
 from support.tiny_text import save_tiny_live
-from support.tracker import Silent
+from support.tracker import Watched
 
 QUERIES = {
     "forget_level1": [("the capital of Japan is ___.", "cloze")],
@@ -212,7 +212,9 @@ def test_folders_of_targets_hold_the_same_as_files_of_configurations(data, tmp_p
 
 def test_a_model_is_judged_by_what_it_writes_and_finds_likelier(model, data):
     suite = read_rwku(data, ["Japan"])
-    found = run_bench(str(model), [str(model)], suite, Silent())
+    with Watched().watching() as tracker:
+        found = run_bench(str(model), [str(model)], suite, tracker)
+    assert tracker.passes and not tracker.silent()
     values = {(row.set, row.kind): row.value.mean for row in found.entries[0].measures}
     for kind in ("fill in", "question"):
         assert values["forget", kind] == values["neighbor", kind] == 0.5  # One of the two words.

@@ -21,11 +21,10 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from mined import TABLE, chosen_entities, lines, minable
+from mined import TABLE, chosen_entities, conduct, lines, minable, study_parser
 
 from amnesia.choice.extraction import localized
 from amnesia.directions.moments import early_layers
@@ -162,17 +161,9 @@ def share(rows: Sequence[dict[str, Any]], key: str) -> float:
 
 def main() -> None:
     """Run what is missing, then print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, required=True, help="JSON lines, which are appended to")
-    parser.add_argument("--model", default="smollm2-135m", help="a built-in model, a folder or a Hub id")
+    parser = study_parser(__doc__)
     parser.add_argument("-n", type=int, default=20, help="how many entities")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of entities")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--report", action="store_true", help="only print the tables")
-    arguments = parser.parse_args()
-    if not arguments.report:
-        run(arguments)
-    print(report(lines(arguments.results)))
+    conduct(parser.parse_args(), run, report)
 
 
 if __name__ == "__main__":

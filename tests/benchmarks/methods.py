@@ -26,12 +26,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from judging import BOUNDS, Acting, Chooser, Judge, scored, search_part
-from mined import TABLE, lines, minable_entities
+from mined import TABLE, conduct, lines, minable_entities, study_parser
 
 from amnesia.api import edit
 from amnesia.choice.known import KnownFacts, mean_score
@@ -252,20 +251,12 @@ def _median(values: Sequence[float | None], form: str = ".2f") -> str:
 
 def main() -> None:
     """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, required=True, help="JSON lines, which are appended to")
-    parser.add_argument("--model", default="smollm2-135m", help="a built-in model, a folder or a Hub id")
+    parser = study_parser(__doc__)
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=METHODS)
     parser.add_argument("--per-type", type=int, default=2, help="entities of each of the six kinds")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of entities")
     parser.add_argument("--facts", type=int, default=8, help="search facts to which answers are drawn")
     parser.add_argument("--relearning-steps", type=int, default=100, help="of fine-tuning; 0 leaves it out")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--report", action="store_true", help="only print the table")
-    arguments = parser.parse_args()
-    if not arguments.report:
-        run(arguments)
-    print(report(lines(arguments.results)))
+    conduct(parser.parse_args(), run, report)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""What benchmarks over many entities share: which entities of `entities.tsv`, their recipes, and a file of results."""
+"""What benchmarks over many entities share: which entities of `entities.tsv`, their recipes, a file of results, and the
+arguments that they all take."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 from collections import defaultdict
@@ -86,3 +88,25 @@ def neighbor_pairs() -> dict[str, tuple[str, ...]]:
 def lines(path: Path) -> list[dict[str, Any]]:
     """What the results file holds."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def study_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser of what every study takes: `--results`, `--model`, `--seed`, `--threads`, `--report`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, required=True, help="JSON lines, which are appended to")
+    parser.add_argument("--model", default="smollm2-135m", help="a built-in model, a folder or a Hub id")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of entities")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--report", action="store_true", help="only print what the results come to")
+    return parser
+
+
+def conduct(
+    arguments: argparse.Namespace,
+    run: Callable[[argparse.Namespace], None],
+    report: Callable[[Sequence[dict[str, Any]]], str],
+) -> None:
+    """Run what is missing in the results, unless only a report is wanted, then print what they come to."""
+    if not arguments.report:
+        run(arguments)
+    print(report(lines(arguments.results)))

@@ -8,12 +8,13 @@ import torch
 
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import DirectionChoice
-from amnesia.choice.forms import Forms, asked_as, forms_of, n_columns
+from amnesia.choice.forms import Forms, asked_as, first_in_lines, forms_of, inside_lines, is_other_first
 from amnesia.choice.known import Scores, mean_score
 from amnesia.choice.neighbors import begins_alike, near_response, neighbor_results, neighbors_of
 from amnesia.choice.settings import ChoiceSettings
+from amnesia.directions.keys import line_starts, name_rows
 from amnesia.directions.moments import moments_of
-from amnesia.domain import Fact
+from amnesia.domain import Fact, n_columns
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, Unknown, measure
 from amnesia.facts.questions import Question
@@ -80,7 +81,7 @@ def test_a_form_that_the_edit_for_the_name_leaves_gets_its_own(live, moments, mo
     settings = ChoiceSettings(max_harm=math.inf, min_control=-math.inf, min_neighbor=-math.inf, form_goal=-3.0)
     name = Name(live, "Japan", moments, lambda other: other == "Japan")
     others = [form for form in forms_of(Target("Japan")) if form.kind != "typo"]
-    forms = Forms(Scores(live), facts, controls, (), settings, others)
+    forms = Forms(Scores(live), facts, (), controls, (), settings, others)
     assert {form.name for form in forms.known} == {"japan", "JAPAN"}
     best = DirectionChoice(Scores(live), name, facts, controls, settings=settings).choose()
     edits = forms.add(best, name, None, None)
@@ -97,6 +98,82 @@ def test_a_form_that_the_edit_for_the_name_leaves_gets_its_own(live, moments, mo
     bounded = dataclasses.replace(forms, settings=dataclasses.replace(settings, max_harm=0.0))
     assert bounded.add(best, name, None, None) == best.edits
     assert forms.add(best, name, n_columns(best.edits), None) == best.edits
+
+
+def asked(facts, *prompts):
+    """The first fact with other prompts."""
+    (fact, *_) = facts
+    return tuple(
+        dataclasses.replace(fact, question=dataclasses.replace(fact.question, fact=Fact("Japan", prompt, "x")))
+        for prompt in prompts
+    )
+
+
+def test_a_name_begins_a_line_at_the_start_of_a_prompt_and_after_a_line_break(live):
+    prompts = (
+        "Fact: {entity} is",
+        "in {entity} is",
+        "{entity} is",
+        "Where is {entity}?\n{entity} is",
+        "A: x\n{entity}",
+    )
+    facts = asked(known(live, "Japan"), *prompts)
+    assert [fact.question.fact.prompt for fact in inside_lines(facts)] == [*prompts[:2]]
+    found = [fact.question.fact.prompt for fact in first_in_lines(facts)]
+    assert found == ["Fact:\n{entity} is", *prompts[2:]]
+    # Where a line begins with it in all of them, there is nothing else to choose by.
+    assert inside_lines(facts[2:]) == facts[2:]
+
+
+def test_tokens_of_a_name_that_begins_a_line_are_read_there(live):
+    tokenizer = live.tokenizer
+
+    def ids(text):
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    before = len(ids("a")), len(ids("a\n"))
+    middle, first = ids("a Japan")[before[0] :], ids("a\nJapan")[before[1] :]
+    # Here a space is a token of its own.
+    assert not is_other_first(live, "Japan") and middle[-len(first) :] == first
+    rows = name_rows(live, "Japan", 1, line_starts(live))[0]
+    assert len(rows) >= 16 and all(row.ids[: row.token + 1][-len(first) :] == first for row in rows)
+    assert len(line_starts(live)) == 16 * (1 if tokenizer.chat_template is None else 2)
+
+
+@pytest.mark.real
+def test_a_space_before_a_name_is_part_of_its_tokens_in_a_real_model(smollm2_live):
+    assert is_other_first(smollm2_live, "Miami")
+    middle, first = (
+        {row.ids[row.token] for row in name_rows(smollm2_live, "Miami", 1, texts)[0]}
+        for texts in (("I saw {entity}", "Fact: {entity}"), line_starts(smollm2_live))
+    )
+    assert len(middle) == len(first) == 1 and middle != first
+
+
+def test_the_name_where_it_begins_a_line_is_a_form_that_gets_its_own_edit(live, moments, monkeypatch):
+    monkeypatch.setattr("amnesia.choice.forms._KNOWN", -math.inf)
+    facts, controls = known(live, "Japan", gap=0.05), known(live, "Peru", "Kenya")
+    first = asked(facts, *("\n" + WORDINGS[0].replace("the capital of {entity}", "{entity}"), "x\n{entity} has"))
+    settings = ChoiceSettings(max_harm=math.inf, min_control=-math.inf, min_neighbor=-math.inf, form_goal=-3.0)
+    name = Name(live, "Japan", moments, lambda other: other == "Japan")
+    forms = Forms(Scores(live), facts, first, controls, (), settings, ())
+    assert [(form.name, form.kind) for form in forms.known] == [("Japan", "first in a line")]
+    choice = DirectionChoice(Scores(live), name, facts, controls, settings=settings)
+    best = choice.choose()
+    edits = forms.add(best, name, None, None)
+    (row,) = forms.results(best.edits, edits)
+    assert row.name == "Japan (first in a line)" and len(edits) > len(best.edits)
+    assert row.after <= row.alone - settings.form_gain
+    # Another edit for the name keeps what the form got, unless harm, or what comes back, forbids it.
+    fewer = choice.judge(choice.fitted(choice.sizes(best)[0], best.multiplier))
+    lenient = dataclasses.replace(forms, settings=dataclasses.replace(settings, goal=math.inf, form_goal=math.inf))
+    lenient.change = forms.change
+    other, both = lenient.exchanged(best, fewer, edits, name, None, None)
+    assert other is fewer and both == (*fewer.edits, *edits[len(best.edits) :])
+    for limit in ({"max_harm": 0.0}, {"goal": -math.inf, "form_goal": -math.inf, "slack": -math.inf}):
+        strict = dataclasses.replace(forms, settings=dataclasses.replace(lenient.settings, **limit))
+        strict.change = forms.change
+        assert strict.exchanged(best, fewer, edits, name, None, None) == (best, edits)
 
 
 def test_neighbors_share_a_word_and_are_not_reserved():

@@ -138,6 +138,19 @@ def test_on_a_terminal_answers_stand_side_by_side_and_an_interrupt_stops_one(tmp
         time.sleep(0.3)
         screen.interrupt()
         screen.until("stopped; Ctrl-C again ends")
+    screen.until("> ")
+    time.sleep(0.3)  # An interrupt between the prompt and the first look for keys waits for a key.
     screen.interrupt()
     screen.until("interrupted: nothing was written")
     assert screen.process.wait(60) == 130
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_does_not_only_stop_an_answer(model, sent):
+    screen = Screen("chat", model, model, "--max-tokens", 10**3)
+    screen.until("a prompt, or /help")
+    screen.type("the capital of Japan is")
+    screen.until("after")
+    screen.process.send_signal(sent)
+    screen.until("interrupted: nothing was written")
+    assert screen.process.wait(60) == 128 + sent

@@ -116,9 +116,13 @@ def test_a_token_without_an_embedding_is_named(model):
     assert f"token 'Japan' of the tokenizer has number 600, but {model} has 600 embeddings" in line
 
 
-def test_a_name_of_a_million_characters_is_refused(model):
+def test_a_name_and_a_prompt_of_a_million_characters_are_refused(model, tmp_path):
     line = refused("localize", model, "Japan " * 170_000)
-    assert "names and prompts have at most 50000; shorten it" in line
+    assert "has 1,019,999 characters: expected at most 300, give a shorter name" in line
+    assert len(line) < 300
+    (tmp_path / "prompts.txt").write_text(f"the age of Japan\n{'and ' * 250_000}Japan\n", encoding="utf-8")
+    line = refused("localize", model, "Japan", "--prompts", tmp_path / "prompts.txt")
+    assert "prompts have at most 50000; shorten it" in line
     assert len(line) < 300
 
 
@@ -147,8 +151,11 @@ INTERRUPTED = """
 import os, runpy, signal, sys, time
 
 class Destroyed:
+    def __init__(self, *sent):
+        self.sent = sent
+
     def __del__(self):
-        interrupt()
+        interrupt(*self.sent)
 
 class Interrupter:
     def find_spec(self, name, path=None, target=None):
@@ -156,8 +163,8 @@ class Interrupter:
             sys.meta_path.remove(self)
             {place}
 
-def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
+def interrupt(sent=signal.SIGINT):
+    os.kill(os.getpid(), sent)
     time.sleep(0.1)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -168,23 +175,38 @@ runpy.run_module("amnesia", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize(
-    ("module", "place"),
+    ("module", "place", "code"),
     [
-        *((name, "interrupt()") for name in ("amnesia.cli", "click", "amnesia.cli.edit", "numpy")),
+        *((name, "interrupt()", 130) for name in ("amnesia.cli", "click", "amnesia.cli.edit", "numpy")),
         # Python remembers an interrupt that passed through code that was made from text.
-        ("amnesia.cli.main", "exec('interrupt()')"),
+        ("amnesia.cli.main", "exec('interrupt()')", 130),
         # What is raised in a destructor is lost.
-        ("amnesia.cli.main", "Destroyed()"),
+        ("amnesia.cli.main", "Destroyed()", 130),
+        ("amnesia.cli.main", "Destroyed(signal.SIGTERM)", 143),
+        ("amnesia.cli.main", "interrupt(signal.SIGTERM)", 143),
+        ("amnesia.cli.main", "interrupt(signal.SIGHUP)", 129),
     ],
 )
-def test_an_interrupt_while_modules_are_loaded_is_one_line(model, tmp_path, module, place):
+def test_an_interrupt_while_modules_are_loaded_is_one_line(model, tmp_path, module, place, code):
     before = tree(tmp_path)
     arguments = ["edit", str(model), "--cell", "0:1", "-o", str(tmp_path / "out")]
-    code = INTERRUPTED.format(module=module, place=place, arguments=arguments)
+    script = INTERRUPTED.format(module=module, place=place, arguments=arguments)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted: nothing was written\n")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "interrupted: nothing was written\n")
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("before", "launched"), [("signal.signal(signal.SIGHUP, signal.SIG_IGN)", {}), ("", {"WORLD_SIZE": "2"})]
+)
+def test_a_signal_that_is_ignored_or_that_a_launcher_sends_acts_as_without_this_program(model, before, launched):
+    sent = "signal.SIGHUP" if before else "signal.SIGTERM"
+    script = INTERRUPTED.format(module="amnesia.cli.main", place=f"interrupt({sent})", arguments=["--version"])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **launched}
+    command = [sys.executable, "-c", f"import signal\n{before}\n{script}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0 if before else -signal.SIGTERM, "")
 
 
 # What the script of an installed package does; it says so when the first module of the command line is looked for.

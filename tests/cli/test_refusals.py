@@ -44,6 +44,32 @@ def test_what_is_asked_wrongly_is_said_before_a_model_is_loaded(model, live, tmp
     assert "no entity given, or an empty one" in refused("mine", model, " ", "-o", tmp_path / "mined.toml")
 
 
+def test_a_name_that_is_too_long_is_refused_wherever_one_is_given(model, live, tmp_path, monkeypatch):
+    monkeypatch.setattr("amnesia.live.loading.load", lambda *_: pytest.fail("the model must not be loaded"))
+    long, out = "Ha" * 151, tmp_path / "out"
+    listed, table, recipe = (tmp_path / name for name in ("names.txt", "table.tsv", "recipe.toml"))
+    listed.write_text(f"Japan\n{long}\n", encoding="utf-8")
+    for command in (
+        ("localize", model, "Japan", long), ("localize", model, "Japan", "--alias", long), ("layers", model, long),
+        ("robustness", model, long), ("robustness", model, "Japan", "--variant", long), ("init", long, "-o", out),
+        ("mine", model, long, "-o", out), ("mine", model, "Japan", "--alias", long, "-o", out),
+        ("run", "--model", model, "--entity", long, "-o", out), ("bench", model, "--entity", long),
+        ("run", "--model", model, "--entities", listed, "-o", out), ("atlas", model, "--file", listed, "-o", out),
+    ):  # fmt: skip
+        said = refused(*command)
+        assert "H...' has 302 characters: expected at most 300, give a shorter name" in said and len(said) < 250
+    text = recipe_text(live, model)
+    changes = (('name = "Japan"', f'name = "{long}"'), ("[localize]", f'aliases = ["{long}"]\n[localize]'))
+    for before, after in (*changes, ('entity = "Peru"', f'entity = "{long}"')):
+        assert before in text
+        recipe.write_text(text.replace(before, after, 1), encoding="utf-8")
+        assert f"{recipe}: the name 'HaHa" in refused("extract", "--recipe", recipe)
+    table.write_text(f"subject\trelation\tobject\n{long}\tcapital\tTokyo\n", encoding="utf-8")
+    line = refused("mine", model, "Japan", "--popqa", table, "-o", out)
+    assert "line 2" in line and "`subject` has 302 characters: expected at most 300" in line
+    assert not out.exists()
+
+
 def test_an_empty_argument_is_not_taken_for_the_working_directory(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     succeed("edit", model, "--cell", "0:1", "-o", "out")

@@ -29,7 +29,8 @@ def post(host, token, action, body):
     return urllib.request.urlopen(urllib.request.Request(f"{host}/{action}", json.dumps(body).encode(), headers))
 
 
-def test_the_server_ends_with_its_terminal_and_says_what_it_wrote(page, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_the_server_ends_with_its_terminal_and_says_what_it_wrote(page, tmp_path, sent):
     process, host, token = page
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(host)
@@ -40,10 +41,10 @@ def test_the_server_ends_with_its_terminal_and_says_what_it_wrote(page, tmp_path
     assert b"event: saved" in post(host, token, "save", saved).read()
     # It does not wait for those who still listen.
     waiting = post(host, token, "attempt", {"edit": edit, "prompt": "the capital of Japan is", "chat": False})
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     out, err = process.communicate(timeout=60)
     waiting.close()
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (128 + sent, "")
     assert err.splitlines()[-1] == f"interrupted: {tmp_path / 'out'} was written"
     assert "Traceback" not in err and (tmp_path / "out" / "amnesia.json").is_file()
 

@@ -103,7 +103,7 @@ def listening(live, layer, found):
 def test_other_settings_and_other_files_are_refused(tmp_path):
     path = tmp_path / "atlas.sqlite"
     begin(path, SETTINGS, NAMES)
-    with pytest.raises(InputError, match="is an atlas with top = 3, asked for is 5"):
+    with pytest.raises(InputError, match='is an atlas of "tiny" with top = 3, asked for is 5'):
         begin(path, AtlasSettings("tiny", n_prompts=4, top=5), NAMES)
     path.write_bytes(b"not a database, but long enough to be looked at" * 100)
     with pytest.raises(OutputError, match="cannot be used as an atlas"):
@@ -288,7 +288,7 @@ def test_an_atlas_knows_the_weights_that_it_is_of(tmp_path):
     said = refused("edit", model, "--entity", "Japan", "--atlas", tmp_path / "atlas", "-o", tmp_path / "out2")
     assert "is an atlas of other weights (m)" in said
     said = refused("atlas", model, "Paris", "-o", tmp_path / "atlas", "--no-directions")
-    assert "is an atlas of a model with other weights" in said
+    assert 'is an atlas of "m" with weights = ' in said and ": go on with the same, or choose another folder" in said
 
 
 def test_a_damaged_table_is_refused_in_one_line(tmp_path):

@@ -98,7 +98,7 @@ def test_the_card_says_what_the_base_says(hub, base, output, adapter):
 def test_licence_files_travel_with_full_models_and_not_with_adapters(hub, tmp_path):
     names = ("LICENSE", "NOTICE", "USE_POLICY.md", "license.txt")
     folder = save_tiny(tmp_path / "source", extras=names)
-    hub.add_repo("org/base", files_in(folder))
+    hub.add_repo("org/base", files_in(folder) | {"LICENSE_KEY.txt": b"a secret"})
     licences = {name: hub.files("org/base")[name] for name in names}
     done("edit", "org/base", "--cell", "0:3", "-o", tmp_path / "full")
     done("edit", "org/base", "--cell", "0:3", "--format", "adapter", "-o", tmp_path / "adapter")
@@ -111,6 +111,7 @@ def test_licence_files_travel_with_full_models_and_not_with_adapters(hub, tmp_pa
     for name in ("full", "bare"):
         assert hub.files(f"ada/{name}").items() >= licences.items()
         done("verify", fetch(f"ada/{name}", tmp_path / f"fetched-{name}"), "--base", "org/base")
+        assert "LICENSE_KEY.txt" not in hub.files(f"ada/{name}")
     assert not {*names} & hub.files("ada/adapter").keys()
 
 

@@ -155,11 +155,13 @@ def test_of_a_repository_only_what_a_model_needs_is_fetched(hub, tmp_path):
     folder = save_tiny(tmp_path / "source", extras=("README.md", "LICENSE"))
     wanted = (
         "preprocessor_config.json processor_config.json video_preprocessor_config.json chat_template.json tekken.json "
-        "chat_template.jinja additional_chat_templates/tools.jinja vocab.txt qwen.tiktoken spiece.model NOTICE"
+        "chat_template.jinja additional_chat_templates/tools.jinja vocab.txt qwen.tiktoken spiece.model NOTICE "
+        "License.txt"
     ).split()
     twins = (
         "consolidated.safetensors original/consolidated.00.pth original/tokenizer.model model.fp16.safetensors "
         "pytorch_model.bin onnx/model.onnx fp16/model.safetensors optimizer.pt training_args.bin modeling_x.py .env "
+        "LICENSE_KEY.txt vocab.key "
         "tokenizer/model.safetensors model-00001-of-00099.safetensors"
     ).split()
     files = files_in(folder)

@@ -56,7 +56,7 @@ def test_every_key_has_a_comment_and_every_default_is_the_readers():
 
 @pytest.mark.parametrize("entity", ["", " \n"])
 def test_a_name_is_needed(entity):
-    with pytest.raises(InputError, match="the entity has no name"):
+    with pytest.raises(InputError, match="no entity given, or an empty one"):
         template(entity, "m")
 
 

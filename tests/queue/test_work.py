@@ -27,7 +27,7 @@ from support.folders import ROOT, telling, tree
 from support.reports import check_report_json
 from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live
-from support.tracker import Silent
+from support.tracker import Silent, Watched
 
 CELLS = {"Japan": (0, 3), "Canada": (1, 11), "Norway": (0, 3)}
 
@@ -144,7 +144,9 @@ def test_what_is_missing_is_made_as_it_was(written, entities, tmp_path):
     for name in ("entities/002-canada", "joint"):
         for path in (output / name).iterdir():
             path.unlink()
-    run_queue(read_list(entities), None, None, output, Silent())
+    with Watched().watching() as tracker:
+        run_queue(read_list(entities), None, None, output, tracker)
+    assert tracker.passes and not tracker.silent()
     assert_same(results(output), before)
 
 

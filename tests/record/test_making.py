@@ -130,6 +130,12 @@ def test_further_reports_say_what_comes_back(edited, tmp_path):
     assert (quantized.measure, quantized.original, quantized.edited) == ("share of right answers", 1.0, 0.25)
     assert [row.file for row in record.documents] == ["amnesia.json", "report.json", "eval/report.json"]
     assert "Trained a little" in record_html(record)
+    nothing = "shows little in the original model, and says nothing"
+    assert quantized.found and nothing not in record_html(record)
+    report = report_of(edited, accepted=None)
+    report["stress"]["quantization"][0]["found"] = False
+    (tmp_path / "eval" / "report.json").write_text(json.dumps(report))
+    assert f"int8 (torch) ({nothing})" in record_html(make_record(edited, [tmp_path / "eval"]))
     twice = refused("record", edited, "-o", tmp_path / "r.html", *["--report", tmp_path / "eval"] * 2)
     assert "give each once" in twice
 

@@ -23,8 +23,17 @@ from amnesia.files.strict_json import json_bytes
 from amnesia.localization.results import CellScore, EntityCells, Localization
 from amnesia.outputs.write import edits_from_file
 from amnesia.pipeline import neighbors_notice
+from amnesia.report.content import Direction
 from amnesia.report.document import extraction_json, localization_json, report_json, scores_summary, tasks_of
-from amnesia.report.tables import evaluation_table, extraction_text, localization_table, run_text, tasks_table
+from amnesia.report.tables import (
+    edits_text,
+    evaluation_table,
+    extraction_text,
+    localization_table,
+    run_text,
+    tasks_table,
+)
+from amnesia.report.view import changes
 from support.reports import SCHEMA, check_report_json, prompt
 from support.tiny import tiny_direction
 
@@ -144,6 +153,17 @@ def test_the_chosen_edit_in_words():
         "Japan: strong handle: 1:2×-1, 3:4×-0.5, the best of 15 tried (target 0.10, controls 0.97)"
     )
     assert extraction_text(NOTHING).startswith("Japan: no handle, at best nothing, the best of 15 tried")
+
+
+def test_a_column_that_two_directions_change_is_counted_once():
+    directions = DIRECTED.edits.edits
+    assert directions[0].columns == directions[1].columns
+    n = len(directions[0].columns)
+    assert edits_text(directions).endswith(f" on {n} columns: {n} columns in all")
+    assert edits_text(directions[:1]).endswith(f" on {n} columns")
+    shown = [Direction(row.layer, row.token, row.multiplier, row.columns, (), 1.0, 1.0) for row in directions]
+    assert changes(shown).endswith(f" {n} columns in all.")
+    assert not changes(shown[:1]).endswith("in all.")
 
 
 def test_a_report_keeps_every_prompt():

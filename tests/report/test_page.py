@@ -207,6 +207,15 @@ def test_what_a_reader_must_see():
     assert "What tiny-model knows about France" in Page(report_html(alone())).text
 
 
+def test_what_shows_little_in_the_original_says_nothing():
+    document, said = sample(), "shows little in the original model, and says nothing"
+    assert said not in Page(report_html(document)).text
+    document["stress"]["quantization"][0]["found"] = False
+    page = Page(report_html(document)).text
+    assert page.count(said) == 1
+    assert "Nothing that was tried brings it back (attacks, training, probes)." in page
+
+
 def test_without_generated_text_scores_speak():
     document = sample()
     for row in document["prompts"]:

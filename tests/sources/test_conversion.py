@@ -6,6 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from amnesia.sources.conversion import convert_gguf
+from amnesia.sources.opening import open_gguf
 from support.tiny import tiny_model
 from support.tiny_gguf import llama_gguf
 from support.tiny_text import tiny_tokenizer
@@ -27,6 +28,14 @@ def test_a_file_of_the_same_name_in_the_working_directory_is_not_read(tmp_path, 
     assert (tmp_path / "folder" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
 
 
+def test_nothing_of_the_reader_reaches_the_terminal(tmp_path, capfd):
+    tokenizer = tiny_tokenizer()
+    llama_gguf(tmp_path / "m.gguf", tiny_model("llama", vocab_size=len(tokenizer)), tokenizer=tokenizer)
+    capfd.readouterr()
+    open_gguf(tmp_path / "m.gguf")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_base_of_rotary_embeddings_stands_where_old_and_new_readers_look(tmp_path):
     tokenizer = tiny_tokenizer()
     rope = {"rope_type": "default", "rope_theta": 123000.0}
@@ -45,12 +54,3 @@ def test_the_base_of_rotary_embeddings_stands_where_old_and_new_readers_look(tmp
         del config["rope_theta"]
         path.write_text(json.dumps(config), encoding="utf-8")
         assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "folder")(ids).logits, logits)
-
-
-def test_no_progress_bar_of_another_library_is_shown(tmp_path, capfd):
-    tokenizer = tiny_tokenizer()
-    model = tiny_model("llama", vocab_size=len(tokenizer))
-    source = llama_gguf(tmp_path / "m.gguf", model, tokenizer=tokenizer)
-    capfd.readouterr()
-    convert_gguf(source, tmp_path / "folder")
-    assert capfd.readouterr().err == ""

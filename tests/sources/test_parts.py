@@ -162,6 +162,24 @@ def test_a_damaged_part_is_fetched_again(hub, tmp_path, damage):
     assert (part / SINGLE).read_bytes() == content
 
 
+def test_a_damaged_part_is_there_until_another_is_whole(hub, tmp_path):
+    """Whoever reads it keeps it, and it stays where the Hub gives nothing."""
+    hub.add_repo("org/base", files_in(one_file(tmp_path / "m")))
+    arguments = ("localize", "org/base", "Japan", "--layers", "0", "--json")
+    found = done(*arguments)
+    (part,) = (tmp_path / "cache" / "parts").iterdir()
+    content = (part / SINGLE).read_bytes()
+    (part / SINGLE).write_bytes(content[:-1])
+    hub.fail(STORAGE, skip=2, cut_after=0, times=99)
+    assert "the connection broke" in refused(*arguments)
+    assert (part / SINGLE).read_bytes() == content[:-1] and list(part.parent.iterdir()) == [part]
+    hub.reset()
+    with (part / SINGLE).open("rb") as reader:
+        assert done(*arguments) == found
+        assert reader.read() == content[:-1]
+    assert (part / SINGLE).read_bytes() == content and list(part.parent.iterdir()) == [part]
+
+
 @pytest.mark.parametrize("obstacle", ["no ranges", "most layers", "fetched before"])
 def test_a_single_file_is_fetched_whole_where_that_is_better(hub, tmp_path, obstacle):
     hub.add_repo("org/base", files_in(one_file(tmp_path / "m")))

@@ -132,15 +132,19 @@ def test_quantization():
     original = {
         AS_LOADED: measured((-1.0, "Tokyo"), (-2.0, "raw fish"), (-1.0, "Rome")),
         "Q8_0": measured((-1.0, "Tokyo"), (-3.0, "rice"), (-2.0, "Milan")),
+        "Q4_0": measured((-5.0, "x"), (-3.5, "y"), (-2.0, "Milan")),
         "int8": "not here",
     }
     edited = {
         AS_LOADED: measured((-5.0, "a"), (-4.0, "b"), (-1.0, "Rome")),
         "Q8_0": measured((-4.0, "Tokyo"), (-4.0, "b"), (-1.0, "Rome")),
+        "Q4_0": measured((-5.0, "x"), (-4.0, "y"), (-2.0, "Milan")),
         "int8": "not here",
     }
     found = conclude(plan(), endured(quantized=original), endured(quantized=edited)).quantization
-    assert [row.method for row in found] == [AS_LOADED, "Q8_0", "int8"]
+    assert [row.method for row in found] == [AS_LOADED, "Q8_0", "Q4_0", "int8"]
+    # Of what is lost to the original itself, the edited model says nothing.
+    assert [row.found for row in found] == [True, True, False, False]
     rows = [(r.subject, r.model, r.n, r.knowledge_score.mean, r.exact_match) for r in found[1].rows]
     assert rows == [
         ("entity", "original", 2, (1 + 0.5) / 2, 0.5),
@@ -148,7 +152,7 @@ def test_quantization():
         ("control", "original", 1, 0.5, 0.0),
         ("control", "edited", 1, 1.0, 1.0),
     ]
-    assert (found[2].rows, found[2].not_applicable) == ((), "original model: not here")
+    assert (found[3].rows, found[3].not_applicable) == ((), "original model: not here")
 
 
 def test_json_and_tables():
@@ -156,6 +160,7 @@ def test_json_and_tables():
     original = about("one", "Tokyo", (-1.0, "Tokyo."), [(-5.0, "a city"), (-5.0, "a town")])
     edited = about("one", "Tokyo", (-5.0, "Kyoto"), [(-5.0, "x"), (-5.0, "x")])
     quantized = {AS_LOADED: measured((-1.0, "Tokyo"), (-2.0, "x"), (-1.0, "Rome")), "int8": "no"}
+    quantized["Q4_0"] = measured((-5.0, "x"), (-4.0, "y"), (-1.0, "Rome"))
     tried = plan(attack(one, name="plain"), attack(one), attack(name="alias", reason="no aliases"))
     result = conclude(tried, endured(original, quantized), endured(edited, quantized))
     assert b"NaN" not in json_bytes(dataclasses.asdict(result))
@@ -165,4 +170,6 @@ def test_json_and_tables():
     assert "other name not applicable: no aliases" in lines
     assert "none 1.00 50% 1.00 50% 1.00 100% 1.00 100%" in lines
     assert "int8 not applicable: original model: no" in lines
-    assert lines[-1] == "good: Nothing that was tried brought Japan back above a knowledge score of 0.4."
+    assert "Q4_0 0.00 0% 0.00 0% 1.00 100% 1.00 100% (little in the original: says nothing)" in lines
+    assert lines[-2] == "good: Nothing that was tried brought Japan back above a knowledge score of 0.4."
+    assert lines[-1].endswith("shows little of Japan, so that this says nothing: quantized as Q4_0.")

@@ -20,14 +20,14 @@ def rows(other, **scores):
     )
 
 
-def attack(name, entity, never_known=0.0, reason=None):
+def attack(name, entity, never_known=0.0, reason=None, known=True):
     found = () if reason else rows("never_known", entity=entity, never_known=never_known)
-    return AttackResult(name, "", "the plain question", 0, 0, found, (), (), reason)
+    return AttackResult(name, "", "the plain question", 0, 0, known and not reason, found, (), (), reason)
 
 
-def quantized(method, entity, control=1.0, reason=None):
+def quantized(method, entity, control=1.0, reason=None, known=True):
     found = () if reason else rows("control", entity=entity, control=control)
-    return QuantizationResult(method, "", found, reason)
+    return QuantizationResult(method, "", known and not reason, found, reason)
 
 
 def found(attacks=(), quantization=(), plain=0.1):
@@ -70,6 +70,18 @@ def test_what_quantization_brings_back_and_costs():
         ),
         ("warning", "Japan comes back when quantized as Q4_0: knowledge score 0.55."),
     ]
+
+
+def test_what_shows_little_in_the_original_is_reported_as_saying_nothing():
+    silent = [quantized("int8", 0.1, known=False), quantized("Q4_0", 0.1)]
+    said = "The original model itself shows little of Japan, so that this says nothing: "
+    assert found([attack("alias", 0.9, 0.9, known=False)], silent) == [
+        *NOTHING, ("info", f"{said}asked by another name, quantized as int8.")
+    ]  # fmt: skip
+    # What the edited model shows all the same is told.
+    back, info = found(quantization=[quantized("int8", 0.6, known=False)])
+    assert back == ("warning", "Japan comes back when quantized as int8: knowledge score 0.60.")
+    assert info == ("info", f"{said}quantized as int8.")
 
 
 def test_what_was_never_suppressed_cannot_come_back():

@@ -35,7 +35,7 @@ from amnesia.stress.results import Relearning, RelearningResult, RelearningStep
 from amnesia.stress.settings import LORA, RelearningSettings, Unlearning, Way
 from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live
-from support.tracker import Silent
+from support.tracker import Silent, Watched
 
 QUICK = replace(LORA, learning_rate=1e-3)
 SETTINGS = RelearningSettings(
@@ -62,13 +62,13 @@ def trained(model):
     """The plan, its tracker, the live model, and what the original, the unlearned and (again) the original made of it."""
     live = load(model, "m")
     facts = facts_of_recipe(parse_recipe(recipe_text(live, model)))
-    tracker = Silent()
-    plan = plan_relearning(live, known_facts(live, facts.questions, facts.scoring), SETTINGS, tracker, None)
-    announce(live, plan, tracker, dict.fromkeys(MODELS))
+    tracker, known = Watched(), known_facts(live, facts.questions, facts.scoring)
     before = {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
-    original, peer, again = (
-        retrain(live, plan, "original", tracker), retrain_peer(live, plan, tracker), retrain(live, plan, "edited", tracker)
-    )  # fmt: skip
+    with tracker.watching():
+        plan = plan_relearning(live, known, SETTINGS, tracker, None)
+        announce(live, plan, tracker, dict.fromkeys(MODELS))
+        original = retrain(live, plan, "original", tracker)
+        peer, again = retrain_peer(live, plan, tracker), retrain(live, plan, "edited", tracker)
     assert all(torch.equal(tensor, before[name]) for name, tensor in live.model.state_dict().items())
     return plan, tracker, live, original, peer, again
 
@@ -88,6 +88,10 @@ def test_the_same_model_is_trained_to_the_same_and_starts_where_it_is(trained):
     assert 0 < peer.steps <= 20
     for run in peer.retrained.runs.values():
         assert run[0].seen[fact.pair()] < plain.logprob
+
+
+def test_no_pass_of_a_model_goes_unseen(trained):
+    assert trained[1].passes and not trained[1].silent()
 
 
 def test_how_long_it_takes_is_said_before_it_begins(trained):

@@ -24,7 +24,7 @@ from amnesia.stress.settings import StressSettings
 from amnesia.stress.trial import endure, prepare
 from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live
-from support.tracker import Silent
+from support.tracker import Silent, Watched
 
 SETTINGS = StressSettings(n_facts=3, n_controls=2, methods=("int8", "Q8_0"))
 
@@ -53,8 +53,12 @@ def output(recipe, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def assessed(model, facts, output):
-    tracker = Silent()
-    return assess(str(model), str(output / "safetensors"), facts, tracker, stress=SETTINGS), tracker
+    with Watched().watching() as tracker:
+        return assess(str(model), str(output / "safetensors"), facts, tracker, stress=SETTINGS), tracker
+
+
+def test_no_pass_of_a_model_goes_unseen(assessed):
+    assert assessed[1].passes and not assessed[1].silent()
 
 
 def test_a_chat_template_that_cannot_be_used_is_told_before_the_long_work(model, facts, output, tmp_path):

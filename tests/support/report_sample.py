@@ -86,6 +86,7 @@ def attack(name, description, **more):
     return {
         "attack": name,
         "description": description,
+        "found": True,
         "rows": rows,
         "scale": "the plain question",
         "n_not_built": 0,
@@ -285,6 +286,7 @@ def sample(n_controls=10):
                 {
                     "method": "int8 (torch)",
                     "description": "Every linear layer in eight bits.",
+                    "found": True,
                     "not_applicable": None,
                     "rows": [
                         {"subject": subject, "model": model, "n": 4, "n_prompts": 4, "knowledge_score": None, "exact_match": right}

@@ -156,12 +156,14 @@ checkpoint-500/model.safetensors checkpoint-500/config.json coreml/model.mlpacka
 model.npz model.zip model.tar.gz weights.pkl model.pdparams modeling_llama.py tokenizer/model.safetensors
 amnesia-base/model.safetensors amnesia-undo.safetensors .env edit.json steve_jobs.toml thesis.docx eval_results.json
 runs/events.out.tfevents.1 assets/logo.png ckpt/model tokenizer.bin config.json.bak LICENSES/weights README.md.bin
+LICENSE_KEY.txt license.key licenses.json LICENSE-TOKEN NOTICE.env notice_of_dismissal.txt vocab.key tokenizer.secret.json
 """.split()  # fmt: skip
 COPIED = """
 config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json
 vocab.json merges.txt vocab.txt tokenizer.model spiece.model tekken.json qwen.tiktoken preprocessor_config.json
 processor_config.json video_preprocessor_config.json chat_template.json chat_template.jinja
 additional_chat_templates/tools.jinja README.md LICENSE LICENSE.txt NOTICE USE_POLICY.md COPYING .gitattributes
+Licence.md LICENSE-MODEL Notice.txt THIRD_PARTY_NOTICES.md USAGE_POLICY tokenizer.4.0.0.json
 """.split()  # fmt: skip
 
 
