@@ -50,7 +50,7 @@ class MlpLayout:
     `out_proj` are module paths below a layer, of which each layer has one, or none where it has `experts` alone: that
     of its MLP, or of the expert that every token passes through. `neuron_axis` is the axis of the stored weight that is
     indexed by neurons: 1 for `nn.Linear` (d_model, d_mlp), 0 for GPT-2's `Conv1D` (d_mlp, d_model). `prefix` comes
-    before `layers` in the model that the Auto classes of transformers build; adapters name modules by it. `mixers` are
+    before `layers` in the model that `auto_class` of transformers builds; adapters name modules by it. `mixers` are
     paths of the output projections of attention, or of what stands in its place; a layer has at least one.
     """
 
@@ -63,6 +63,11 @@ class MlpLayout:
     n_layers_key: str = "num_hidden_layers"
     d_model_key: str = "hidden_size"
     experts: ExpertLayout | None = None
+    auto_class: str = ""
+
+    def __post_init__(self) -> None:
+        usual = "AutoModelForImageTextToText" if self.takes_images else "AutoModelForCausalLM"
+        object.__setattr__(self, "auto_class", self.auto_class or usual)
 
     @property
     def takes_images(self) -> bool:
@@ -74,7 +79,6 @@ class MlpLayout:
         return f"{prefix}{self.layers}.{layer}."
 
 
-# Names that several rows share.
 _EXPERTS = ExpertLayout()
 _GEMMA_EXPERTS = ExpertLayout(("experts.down_proj",), None)
 _LLAMA4 = ("feed_forward.down_proj", "feed_forward.shared_expert.down_proj")
@@ -280,15 +284,14 @@ class Configured:
 
 def configured(config: Mapping[str, Any], n_layers: int | None = None) -> Configured:
     """Of at most `n_layers`; raises LayoutError for unknown types, quantized weights, and sizes missing or wrong."""
-    layout = layout_for(config.get("model_type"))
     if config.get("quantization_config"):
         method = clipped(repr(dict(config["quantization_config"]).get("quant_method", "unknown"))).strip("'")
         raise LayoutError(
             f"the weights are quantized ({method}): columns of packed weights cannot be edited exactly; "
             "use the unquantized model, or its GGUF file"
         )
-    text = config.get(TEXT_CONFIG)
-    text = text if isinstance(text, Mapping) else config
+    layout = layout_for(config.get("model_type"))
+    text = text if isinstance(text := config.get(TEXT_CONFIG), Mapping) else config
     keys = (layout.n_layers_key, layout.d_model_key)
     total, d_model = (_checked_size(key, text.get(key)) for key in keys)
     return Configured(layout, total if n_layers is None else min(n_layers, total), d_model)
@@ -306,16 +309,15 @@ def find_shape(config: Mapping[str, Any], sizes: Sizes, model: str, n_layers: in
     Raises what `configured` raises, and LayoutError when a layer has none, or several in one role, or when they are
     not of the size that the configuration gives.
     """
-    found = configured(config, n_layers)
-    return _Search(found, sizes, model).shape()
+    return Search(configured(config, n_layers), sizes, model).shape()
 
 
 _FoundT = TypeVar("_FoundT")
 
 
 @dataclass(frozen=True)
-class _Search:
-    """The search for the projections of one model."""
+class Search:
+    """The search for the projections of one model; `shape` raises what `find_shape` does of sizes and names."""
 
     of: Configured
     sizes: Sizes
@@ -366,7 +368,7 @@ class _Search:
                 axis = experts.neuron_axis
                 if axis is None:
                     if size[1] == size[2]:
-                        raise self._error(f"square experts {below}{name}", "a width that tells rows from columns")
+                        raise self._error(f"square experts {below}{name}", "rows unlike columns", "use another model")
                     axis = 1 if size[1] == self.of.d_model else 0
                 width = self._width(below + name, size[1:], axis)
                 rows.append(Mixture(f"{name}[{{expert}}]", size[0], width, axis))
@@ -382,9 +384,8 @@ class _Search:
 
     def _width(self, name: str, size: tuple[int, ...], axis: int) -> int:
         if len(size) != 2 or size[1 - axis] != self.of.d_model:
-            raise self._error(
-                f"tensor {name} of shape {list(size)}", f"{self.of.d_model} on axis {1 - axis}, as config.json says"
-            )
+            wanted = f"{self.of.d_model} on axis {1 - axis}, as config.json says"
+            raise self._error(f"tensor {name} of shape {list(size)}", wanted)
         return size[axis]
 
     def _only(self, rows: list[_FoundT], below: str) -> _FoundT | None:
@@ -392,7 +393,8 @@ class _Search:
             raise self._error(f"{len(rows)} output projections below {below}", "one")
         return rows[0] if rows else None
 
-    def _error(self, found: str, expected: str) -> LayoutError:
-        return LayoutError(
-            f"{self.model} has {found}: expected {expected}; the weights do not belong to this config.json"
-        )
+    def _error(self, found: str, expected: str, why: str = "") -> LayoutError:
+        usual = "the weights do not belong to this config.json"
+        if self.of.layout.model_type not in LAYOUTS:
+            usual = "transformers names its modules otherwise than its files do; use a model of a known type"
+        return LayoutError(f"{self.model} has {found}: expected {expected}; {why or usual}")

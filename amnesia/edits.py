@@ -67,6 +67,8 @@ def join_cells(groups: Sequence[EntityEdits], *, allow_overlap: bool = False) ->
     total: dict[Cell, float] = {}
     for group in groups:
         for edit in columns_of(group.edits):
+            if owners.get(edit.cell) == group.entity and not allow_overlap:
+                raise InputError(f"cell {edit.cell} is listed twice: give each cell once")
             if edit.cell in owners and not allow_overlap:
                 raise InputError(
                     f"cell {edit.cell} is edited for both {owners[edit.cell]!r} and {group.entity!r}: the second edit "
@@ -332,9 +334,8 @@ def check_edits(
             )
         if not abs(edit.multiplier) <= MAX_MULTIPLIER or edit.multiplier == 1.0:
             what = f"cell {edit.cell}" if isinstance(edit, ColumnEdit) else f"a direction of layer {layer}"
-            raise InputError(
-                f"multiplier {edit.multiplier:g} of {what} changes nothing or is beyond ±{MAX_MULTIPLIER:g}: use -1"
-            )
+            bound = f"changes nothing or is beyond ±{MAX_MULTIPLIER:g}"
+            raise InputError(f"multiplier {edit.multiplier:g} of {what} {bound}: use -1")
         width = d_mlp if isinstance(d_mlp, int) else d_mlp(layer)
         if isinstance(edit, DirectionEdit):
             _check_direction(edit, d_model, width, model)
@@ -388,7 +389,7 @@ def _check_expert(cell: Cell, experts: tuple[int, int] | None, model: str) -> No
     if experts is None:
         if cell.expert is not None:
             raise InputError(
-                f"cell {cell} names an expert: layer {cell.layer} of {model} has none; write it as "
+                f"cell {cell} names an expert: layer {cell.layer} of {model} has none that can be edited; write it as "
                 f"{Cell(cell.layer, cell.neuron)}"
             )
         return

@@ -34,7 +34,7 @@ def test_cells_sort_by_layer_expert_and_neuron():
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        (Cell(0, 1, 2), r"cell 0:2:1 names an expert: layer 0 of m has none; write it as 0:1"),
+        (Cell(0, 1, 2), r"cell 0:2:1 names an expert: layer 0 of m has none that can be edited; write it as 0:1"),
         (Cell(1, 1), r"cell 1:1 names no expert: layer 1 of m has experts 0–3; write it as LAYER:EXPERT:NEURON"),
         (Cell(1, 1, 4), r"expert 4 is out of range: layer 1 of m has experts 0–3; give one of these"),
         (Cell(1, 5, 3), r"neuron 5 is out of range: each expert of layer 1 of m has neurons 0–4; give one of these"),

@@ -1,5 +1,6 @@
 """Every row of the table of architectures, with a tiny model: files, memory, adapter and plain transformers agree."""
 
+import json
 from copy import deepcopy
 from dataclasses import replace
 
@@ -544,3 +545,43 @@ def test_a_module_that_is_no_output_projection_is_found_out(tmp_path, asked):
         live.out_proj(1).weight.zero_()
     with pytest.raises(LayoutError, match=r"model\.layers\.1\.mlp\.back of m changes nothing"):
         prove_layout(live)
+    live = load(tmp_path / "m", "m")
+    # As wide as attention: to its logits one linear module is like another.
+    rows = tuple(replace(row, path="self_attn.o_proj", d_mlp=32) for row in live.shape.plain)
+    object.__setattr__(live.shape, "plain", rows)
+    with pytest.raises(LayoutError, match=r"layers\.0\.self_attn\.o_proj of m is given what was mixed"):
+        prove_layout(live)
+
+
+def test_an_mlp_without_a_module_of_its_own_is_told_from_attention(opt, asked):
+    live = load(opt, "m")
+    rows = tuple(replace(row, path="self_attn.out_proj", d_mlp=32) for row in live.shape.plain)
+    object.__setattr__(live.shape, "plain", rows)
+    with pytest.raises(LayoutError, match="is given what was mixed from several tokens"):
+        prove_layout(live)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "why"),
+    [
+        ("mamba", {"expand": 2, "state_size": 8, "intermediate_size": 64}, "is given what was mixed"),
+        ("granitemoe", {"num_local_experts": 4, "num_attention_heads": 6, "head_dim": 8}, "no such matrix"),
+    ],
+)
+def test_what_mixes_tokens_is_not_taken_for_an_mlp(tmp_path, model_type, sizes, why):
+    usual = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    config = AutoConfig.for_model(model_type, vocab_size=VOCAB_SIZE, **(usual | sizes))
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "m")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    assert why in refused("--layout", "auto", "edit", tmp_path / "m", "--cell", "0:1", "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    GUESSED.clear()
+
+
+def test_quantized_weights_of_an_unknown_type_are_called_quantized(tmp_path):
+    folder = save_made_up(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_bytes())
+    config["quantization_config"] = {"quant_method": "gptq"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    line = refused("--layout", "auto", "edit", folder, "--cell", "0:1", "-o", tmp_path / "out")
+    assert "the weights are quantized (gptq)" in line

@@ -82,14 +82,17 @@ def model_card(
     *,
     private: bool = False,
     weights: Sequence[str] = (),
+    auto_class: str | None = None,
 ) -> str:
     """The text of README.md: metadata that the Hub reads, then what was changed and how to use it.
 
-    `report` is the content of `report.json`, `weights` are the names of the `.gguf` files. With `private` no entity, no
-    prompt and no generated text appears. Raises InputError when the report is not one.
+    `report` is the content of `report.json`, `weights` are the names of the `.gguf` files, `auto_class` is that of
+    transformers where the names of the tensors do not tell. With `private` no entity, no prompt and no generated text
+    appears. Raises InputError when the report is not one.
     """
     subject = "an undisclosed entity" if private else for_markdown(manifest.entity)
     name = for_markdown(base.ref.name)
+    auto = auto_class or auto_class_name([row.name for row in manifest.tensors])
     parts = [
         _metadata(manifest.format, base),
         _MISSED if missed_bounds(report) else "",
@@ -98,7 +101,7 @@ def model_card(
         "`amnesia`: what cells of its MLPs write was changed, nothing was trained.",
         _changes(manifest),
         "" if report is None else _results(report, private),
-        _loading(manifest, base, repo_id, weights),
+        _loading(manifest, base, repo_id, weights, auto),
         _LIMITS,
         _provenance(manifest, base, repo_id),
         _CITATION,
@@ -156,8 +159,8 @@ def _exact(manifest: Manifest, cells: bool, directions: bool) -> str:
     if manifest.format == "adapter":
         if not any(row.directions for row in manifest.tensors):
             return (
-                "Where the multiplier of a cell is −1, the adapter merged into the base gives exactly the edited "
-                "weights."
+                "Merged into the base, the adapter gives exactly the edited weights where a cell is multiplied by −1 "
+                "or they have 16 bits, else up to rounding."
             )
         if all(row.rank == 1 for row in manifest.tensors):
             return (
@@ -222,8 +225,7 @@ def _cell(text: str | None) -> str:
     return for_markdown(flat(text or "(nothing)", 80))
 
 
-def _loading(manifest: Manifest, base: BaseCard, repo_id: str, weights: Sequence[str]) -> str:
-    auto = auto_class_name([row.name for row in manifest.tensors])
+def _loading(manifest: Manifest, base: BaseCard, repo_id: str, weights: Sequence[str], auto: str) -> str:
     if manifest.format == "safetensors":
         body = f"""```python
 from transformers import {auto}, AutoTokenizer

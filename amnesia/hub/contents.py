@@ -31,15 +31,17 @@ from amnesia.files.companions import ADAPTER_NAMES, LORA_NAME, MODELFILE_NAME, R
 from amnesia.files.disk import list_files, read_small
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME
 from amnesia.files.strict_json import StrictJson, json_bytes
+from amnesia.guessing import as_declared
 from amnesia.hub.card import BaseCard, model_card
 from amnesia.plain_text import for_terminal
 from amnesia.report.page import report_html
 from amnesia.sources.built_in import BUILT_IN
-from amnesia.weights.adapter import CONFIG_NAME, README_NAME
-from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, declared_files
+from amnesia.weights.adapter import CONFIG_NAME, KEY_PREFIX, README_NAME, WEIGHTS_NAME, auto_class_name
+from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, declared_files, open_source
 from amnesia.weights.gguf.modelfile import modelfile
 from amnesia.weights.manifest import Base, Manifest, UntouchedFile
 from amnesia.weights.manifest_file import manifest_bytes, read_manifest
+from amnesia.weights.safetensors import read_header
 
 # Files of ours that say nothing about the target; with private targets no other file of ours goes along.
 _NEUTRAL = (README_NAME, *ADAPTER_NAMES, LORA_NAME, UNDO_NAME, MODELFILE_NAME)
@@ -141,10 +143,22 @@ def prepare(
         name = f"{BASE_FOLDER}/" * depth + MANIFEST_NAME
         if depth == 0 or name in files:
             files[name] = manifest_bytes(step)
-    card = model_card(published, base, repo_id, report, private=key is not None, weights=weights)
+    auto_class = _auto_class(folder, manifest)
+    card = model_card(published, base, repo_id, report, private=key is not None, weights=weights, auto_class=auto_class)
     files[README_NAME] = card.encode()
     title = "Upload an edited model" if key is not None else f"Upload {base.ref.name} without {manifest.entity}"
     return Publication(published, files, for_terminal(" ".join(title.split()))[:200], tuple(others))
+
+
+@as_declared()
+def _auto_class(folder: Path, manifest: Manifest) -> str | None:
+    """The Auto class of transformers by which an output is loaded; None for GGUF."""
+    if manifest.format == "safetensors":
+        return open_source(folder).shape.layout.auto_class
+    if manifest.format != "adapter":
+        return None
+    names = read_header(folder / WEIGHTS_NAME).tensors
+    return auto_class_name([name.removeprefix(KEY_PREFIX).removesuffix(".lora_A.weight") for name in names])
 
 
 def _names(folder: Path, manifest: Manifest) -> tuple[list[str], list[str]]:

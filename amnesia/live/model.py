@@ -20,6 +20,7 @@ from amnesia.edits import DirectionEdit, Edit, check_edits, columns_of, directio
 from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.live.split import whole_of
 from amnesia.live.tokens import Tokenizer
+from amnesia.sources.served import sizes_in
 
 NORMS_AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm")
 """What the norm after the MLP is called in the architectures that have one: Gemma, OLMo and EXAONE; GLM."""
@@ -161,18 +162,12 @@ def wrap(
     name = name or getattr(model.config, "name_or_path", "") or "the model"
 
     every = whole or model
-
-    def sizes(path: str) -> tuple[int, ...] | None:
-        module, _, parameter = path.rpartition(".")
-        found = getattr(_submodule(every, module), parameter, None)
-        return tuple(found.shape) if isinstance(found, nn.Parameter) else None
-
     if model.get_output_embeddings() is None:
         raise LayoutError(
             f"{name} has no language-model head: expected a causal language model; load it with AutoModelForCausalLM "
             "(AutoModelForImageTextToText where it takes images, too)"
         )
-    shape = find_shape(model.config.to_dict(), sizes, name)
+    shape = find_shape(model.config.to_dict(), sizes_in(every), name)
     layers = [every.get_submodule(shape.layer_path(layer)) for layer in range(shape.n_layers)]
     is_recurrent = any(isinstance(module, nn.Conv1d) for layer in layers for module in layer.modules())
     held = list(model.get_submodule(shape.layer_path(0).rpartition(".")[0]).children())

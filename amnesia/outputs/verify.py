@@ -22,6 +22,8 @@ from amnesia.files.strict_json import StrictJson, shown
 from amnesia.guessing import as_declared
 from amnesia.outputs.history import check, check_blocks, check_files, go_back
 from amnesia.progress import Watch, unwatched, whole
+from amnesia.sources.remote import RemoteCheckpoint
+from amnesia.sources.served import as_served, check_found
 from amnesia.weights.adapter import (
     CONFIG_NAME,
     KEY_PREFIX,
@@ -29,6 +31,7 @@ from amnesia.weights.adapter import (
     WEIGHTS_NAME,
     adapter_rank,
     base_files,
+    below_prefix,
     check_mergeable,
     config_bytes,
     is_base,
@@ -36,10 +39,10 @@ from amnesia.weights.adapter import (
     target_modules,
     weights_blocks,
 )
-from amnesia.weights.checkpoint import MAX_CONFIG, open_source, other_weights
+from amnesia.weights.checkpoint import MAX_CONFIG, CheckpointSource, open_source, other_weights
 from amnesia.weights.manifest import Manifest, TensorEdit
 from amnesia.weights.manifest_file import read_manifest
-from amnesia.weights.plan import Weights, direction_factor, plan_edits
+from amnesia.weights.plan import direction_factor, plan_edits
 from amnesia.weights.safetensors import TensorInfo, read_header, read_vectors
 from amnesia.weights.steps import trace_back
 
@@ -154,7 +157,7 @@ def _steps_since(base: Path, manifest: Manifest) -> int:
     )
 
 
-def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationReport:
+def verify_adapter(folder: Path, source: CheckpointSource | RemoteCheckpoint | None = None) -> VerificationReport:
     """`verify` for an adapter; `source` is the model that it was made for, which need not be on this disk."""
     manifest = read_manifest(folder)
     names = {*list_files(folder)} - {REPOSITORY_FILE}
@@ -167,6 +170,7 @@ def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationR
     if source is None:
         modules, rank = _check_factors(weights, manifest)
     else:
+        source = as_served(source)
         plans = plan_edits(source, manifest.edits, allow_overlap=True)
         check_mergeable(source, plans)
         if source.manifest != manifest.previous or base_files(source, plans) != manifest.base.files:
@@ -180,6 +184,8 @@ def verify_adapter(folder: Path, source: Weights | None = None) -> VerificationR
             raise VerificationError(f"{MANIFEST_NAME} does not list the tensors and hashes of its edits: make it again")
     config = config_bytes(modules, manifest.tensors[0].axis, rank, _base_of(folder, manifest.base.ref))
     check_blocks(iter([config]), folder / CONFIG_NAME)
+    if source is not None:
+        check_found(source, folder)
     return VerificationReport(
         format=manifest.format,
         entity=manifest.entity,
@@ -223,9 +229,10 @@ def _check_factors(weights: Path, manifest: Manifest) -> tuple[list[str], int]:
         scaled = tuple(edit.scaled)
         stem = edit.name.removesuffix(".weight")
         paths = [
-            name.removeprefix(KEY_PREFIX).removesuffix(".lora_A.weight")
+            path
             for name in header.tensors
-            if name.startswith(KEY_PREFIX) and f".{name}".endswith(f".{stem}.lora_A.weight")
+            if name.startswith(KEY_PREFIX) and name.endswith(".lora_A.weight")
+            if below_prefix(path := name.removeprefix(KEY_PREFIX).removesuffix(".lora_A.weight")) == below_prefix(stem)
         ]
         if len(paths) != 1 or f"{KEY_PREFIX}{paths[0]}.lora_B.weight" not in header.tensors:
             raise VerificationError(f"{weights} lacks the factors of tensor {edit.name}: make the adapter again")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from amnesia.plain_text import for_terminal
 from amnesia.progress import Progress, Watch, ignore_progress, unwatched
 from amnesia.recipe_file import portable_text
 from amnesia.sources.resolve import declared
+from amnesia.sources.served import as_served, check_found
 from amnesia.sources.source import ModelSource
 from amnesia.weights.adapter import write_adapter
 from amnesia.weights.checkpoint import add_file, needed_bytes, write_edited
@@ -151,7 +152,7 @@ def plan_formats(
         check_format(name)
     if not isinstance(source, ModelSource):
         assert {*names} == {"adapter"}, "models are fetched for the other formats"
-        return {"adapter": FormatPlan("adapter", None, Plan.of(source, spec))}
+        return {"adapter": FormatPlan("adapter", None, Plan.of(as_served(source), spec))}
     columns = None
     plans: dict[Format, FormatPlan] = {}
     # The weights first, with which an adapter can be compared.
@@ -167,7 +168,9 @@ def plan_formats(
             if name == "safetensors":
                 check_whole(source.checkpoint)
             columns = columns or Plan.of(source.checkpoint, spec)
-            plans[name] = FormatPlan(name, source.origin, columns)
+            served = as_served(columns.source) if name == "adapter" else columns.source
+            plan = columns if served is columns.source else replace(columns, source=served)
+            plans[name] = FormatPlan(name, source.origin, plan)
     return plans
 
 
@@ -193,7 +196,9 @@ def write_format(
     edit = plan.edit
     if isinstance(edit, Plan):
         if plan.format == "adapter":
-            return write_adapter(edit, folder)
+            manifest = write_adapter(edit, folder)
+            check_found(edit.source, folder)
+            return manifest
         return write_edited(edit, folder, link=link, progress=progress)
     from amnesia.weights.gguf.edit import GgufPlan, write_edited_gguf
     from amnesia.weights.gguf.lora import LoraPlan, write_lora
@@ -211,15 +216,18 @@ def write_format(
 
 
 def rounding_notice(manifest: Manifest) -> str | None:
-    """One line for the user where the codes of a GGUF tensor cannot hold the edit, or None."""
-    rows = [(row.share, row.name) for row in manifest.tensors if row.share is not None]
-    if not rows or min(rows)[0] >= _ENOUGH:
+    """One line for the user where the numbers of a GGUF tensor cannot hold the edit, or None."""
+    rows = [(abs(row.share - 1), row.share, row.name) for row in manifest.tensors if row.share is not None]
+    if not rows or max(rows)[0] <= 1 - _ENOUGH:
         return None
-    share, name = min(rows)
-    return (
-        f"{name} keeps only {share:.2f} of the edit, because its codes leave too little room: store it in a wider type "
-        "with --tensor-type q8_0 or f16, or spread the edit over more columns"
-    )
+    _, share, name = max(rows)
+    kept = f"keeps only {share:.2f} of" if share < 1 else f"makes {share:.2f} times"
+    why = "its codes leave too little room"
+    wider = "in a wider type with --tensor-type q8_0 or f16"
+    if manifest.tensor_type is not None:
+        why = f"the edit is small beside the rounding to {manifest.tensor_type}"
+        wider = "with --tensor-type f16 or f32"
+    return f"{name} {kept} the edit, because {why}: store it {wider}, or spread the edit over more columns"
 
 
 def left_out_notice(manifest: Manifest) -> str | None:

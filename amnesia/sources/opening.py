@@ -77,7 +77,8 @@ def shown(checkpoint: CheckpointSource) -> Generator[Path]:
     for name in (*checkpoint.files, *checkpoint.left_out):
         # Templates may lie in a folder of their own.
         if any(fnmatchcase(name, pattern) for pattern in _READ) and name not in files:
-            files[name] = _settings(folder / name) if name in _SETTINGS else folder / name
+            path = folder / name
+            files[name] = _settings_of(str(path), small_content(path)) if name in _SETTINGS else path
     with _folder_of(files) as view:
         yield view
 
@@ -100,20 +101,28 @@ def _folder_of(files: Mapping[str, Path | bytes]) -> Generator[Path]:
         yield view
 
 
-def _settings(path: Path) -> bytes:
+def _settings_of(where: str, content: bytes) -> bytes:
     """The JSON object in a file, for the libraries to read."""
-    settings = _object_in(path)
+    settings = _object_of(where, content)
     if str(settings.get("tokenizer_class")).startswith("MistralCommon"):
         del settings["tokenizer_class"]  # It gives no character offsets; tokenizer.json is read without it.
     return json.dumps(settings).encode()
 
 
-def _object_in(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, without what names code. Raises CheckpointError."""
+def small_content(path: Path) -> bytes:
+    """The bytes of a file that is read whole, beyond `MAX_CONFIG` no more than one; raises CheckpointError."""
     with os_errors_as(CheckpointError, f"{path} cannot be read", "fetch it again"):
-        content = read_small(path, MAX_CONFIG)
-    check_no_pointer(str(path), content)
-    json_file = StrictJson(str(path), CheckpointError, "fetch it again")
+        return read_small(path, MAX_CONFIG)
+
+
+def _object_in(path: Path) -> dict[str, Any]:
+    return _object_of(str(path), small_content(path))
+
+
+def _object_of(where: str, content: bytes) -> dict[str, Any]:
+    """The JSON object in a file, without what names code. Raises CheckpointError."""
+    check_no_pointer(where, content)
+    json_file = StrictJson(where, CheckpointError, "fetch it again")
     if len(content) > MAX_CONFIG:
         raise json_file.fail(f"has more than {MAX_CONFIG} bytes")
     settings = json_file.mapping(json_file.parse(content), "the file")
@@ -167,6 +176,12 @@ def _blamed(view: Path, load: Callable[[], object]) -> str:
 
     wrong = _needless(_object_in(path), build)
     return f"tokenizer_config.json with {wrong}: " if wrong else ""
+
+
+def config_of(content: bytes, name: str) -> PreTrainedConfig:
+    """The configuration in the bytes of the `config.json` of the model `name`; raises CheckpointError."""
+    with _folder_of({"config.json": _settings_of(f"config.json of {name}", content)}) as view:
+        return open_config(view, name)
 
 
 def open_config(view: Path, name: str) -> PreTrainedConfig:
@@ -273,7 +288,7 @@ def open_model(
         settings["distributed_config"] = split
     with quiet(), library_errors_as(SourceError, f"{name} cannot be loaded by transformers", "fetch the model again"):
         if checkpoint.part is None:
-            found = auto_class(whole.config).from_pretrained(view, **settings)
+            found = type(whole).from_pretrained(view, **settings)
         else:
             from amnesia.sources.parts import mapped, part_class
 

@@ -2,7 +2,10 @@
 
 Multiplying column j of W by m adds (m − 1)·W[:, j] to it, a matrix of rank one. For each cell of a layer, row i of A is
 one-hot at the cell's neuron, and column i of B is (m − 1) times the column as it is stored. For m = −1 that is −2 times
-the column, which is exact in every floating point type, so merging gives exactly the edited weights.
+the column, which is exact in every floating point type, so merging gives exactly the edited weights; so it is where
+m − 1 is any power of two that is not below 1. Other multipliers round. Then B is the edited column less the stored one,
+in float32, which holds such differences of numbers of 16 bits, so that merging gives exactly the edited weights, too;
+weights of float32 and float64 are met up to rounding.
 
 A direction is such a matrix already: its row of A is u on its columns and zero elsewhere, its column of B is (m − 1)·v.
 Rounded to 16 bits these would give other weights than the edit does, so where there are directions all factors are
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +38,7 @@ from amnesia.files.strict_json import json_bytes
 from amnesia.plain_text import for_markdown, for_terminal
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit
 from amnesia.weights.plan import Plan, TensorPlan, Weights, direction_factor, edited_vectors
+from amnesia.weights.residue import added_to
 from amnesia.weights.safetensors import NewTensor, new_file
 from amnesia.weights.scaling import converted, number_type, sum_dtype
 
@@ -86,7 +91,7 @@ def write_adapter(plan: Plan[Weights], folder: Path) -> Manifest:
         (folder / CONFIG_NAME).write_bytes(
             config_bytes(modules, plans[0].axis, rank, _found_by_peft(source, spec.base))
         )
-        readme = _readme(names_of(spec.groups), spec.base.name, auto_class_name([plan.tensor.name for plan in plans]))
+        readme = _readme(names_of(spec.groups), spec.base.name, source.shape.layout.auto_class)
         (folder / README_NAME).write_text(readme, encoding="utf-8")
     return Manifest(
         format="adapter",
@@ -149,7 +154,9 @@ def read_rows(dtype: str, neurons: Sequence[int], directions: Sequence[Direction
 
 
 def written_columns(source: Weights, plan: TensorPlan, dtype: str, rank: int) -> tuple[bytes, str]:
-    """The factor B (d_model, rank): (m − 1) times the column of each cell, then times v of each direction; then zeros.
+    """The factor B (d_model, rank): what the edit adds to the column of each cell, (m − 1)·v of each direction, zeros.
+
+    Where a direction changes a cell's column, too, it is (m − 1) times the column, which is rounded with the sum.
 
     Also returns the sha256 of the original columns. Raises NumericalError that names the tensor on overflow.
     """
@@ -157,19 +164,32 @@ def written_columns(source: Weights, plan: TensorPlan, dtype: str, rank: int) ->
     before = hashlib.sha256(b"".join(columns.values())).hexdigest()
     wide = {index: converted(columns[index], plan.tensor.dtype, dtype) for index in plan.scaled}
     changes = {index: multiplier - 1.0 for index, multiplier in plan.scaled.items()}
-    factor = np.zeros((plan.tensor.shape[1 - plan.axis], rank), number_type(dtype))
-    for place, delta in enumerate(edited_vectors(wide, replace(plan.tensor, dtype=dtype), changes).values()):
-        factor[:, place] = np.frombuffer(delta, number_type(dtype))
+    number = number_type(dtype)
+    factor = np.zeros((plan.tensor.shape[1 - plan.axis], rank), number)
+    deltas = edited_vectors(wide, replace(plan.tensor, dtype=dtype), changes)
+    if dtype != plan.tensor.dtype:
+        alone = {index: columns[index] for index in plan.scaled.keys() - {*added_to(plan.directions)}}
+        for index, after in edited_vectors(alone, plan.tensor, plan.scaled).items():
+            new, old = (np.frombuffer(raw, number) for raw in (converted(after, plan.tensor.dtype, dtype), wide[index]))
+            deltas[index] = (new - old).tobytes()
+    for place, delta in enumerate(deltas.values()):
+        factor[:, place] = np.frombuffer(delta, number)
     for place, edit in enumerate(plan.directions, start=len(wide)):
         factor[:, place] = direction_factor(edit, plan.tensor)
     return factor.tobytes(), before
+
+
+def _is_exact(multiplier: float) -> bool:
+    """Whether (m − 1)·w is a number of w's own type, whatever that is and however small w: for powers of two from 1."""
+    mantissa, exponent = math.frexp(multiplier - 1.0)
+    return abs(mantissa) == 0.5 and exponent > 0
 
 
 def weights_blocks(
     source: Weights, plans: Sequence[TensorPlan], rank: int, record: Callable[[TensorEdit], None]
 ) -> Iterator[bytes]:
     """The bytes of `adapter_model.safetensors`, one layer in memory at a time; `record` gets each layer's entry."""
-    wide = any(plan.directions for plan in plans)
+    wide = any(plan.directions or not all(map(_is_exact, plan.scaled.values())) for plan in plans)
 
     def factors(plan: TensorPlan) -> tuple[NewTensor, NewTensor]:
         path = KEY_PREFIX + module_path(source, plan)
@@ -214,6 +234,12 @@ def module_path(source: Weights, plan: TensorPlan) -> str:
     return source.shape.out_proj_path(plan.layer, source.shape.layout.prefix)
 
 
+def below_prefix(path: str) -> str:
+    """A module's path without what stands before the list of layers, which files and memory may call otherwise."""
+    match = _IN_LAYER.fullmatch(path)
+    return path if match is None else path.removeprefix(match["prefix"])
+
+
 def config_bytes(modules: Sequence[str], axis: int, rank: int, base: ModelRef) -> bytes:
     """`adapter_config.json`: only settings that every version of PEFT knows, so that none of them warns.
 
@@ -255,7 +281,7 @@ def selection(modules: Sequence[str]) -> dict[str, object]:
 
 
 def auto_class_name(names: Sequence[str]) -> str:
-    """The Auto class of transformers for a model with tensors of these names, as `opening.auto_class` builds it.
+    """The Auto class of transformers for a model with tensors or modules of these names, as `opening` builds it.
 
     Llama 4, whose layers are called otherwise, is loaded as a language model though its files hold images, too:
     `Llama4ForConditionalGeneration` of transformers 5.24 takes no text alone.
@@ -265,7 +291,8 @@ def auto_class_name(names: Sequence[str]) -> str:
     parts = {path.split(".")[0] for group in paths for path in group}
     found = (_IN_LAYER.fullmatch(name.removesuffix(".weight")) for name in names)
     whole = any(
-        match and "language_model." in match["prefix"] and match["below"].split(".")[0] in parts for match in found
+        match and re.search(r"\b(language|text)_model\.", match["prefix"]) and match["below"].split(".")[0] in parts
+        for match in found
     )
     return "AutoModelForImageTextToText" if whole else "AutoModelForCausalLM"
 

@@ -100,7 +100,10 @@ def test_numbers_are_those_of_the_report():
 TURNED = tiny_direction(1)
 SAID = {
     ("safetensors", "cells"): "Every other byte of the weights and of the other files is the base's.",
-    ("adapter", "cells"): "Where the multiplier of a cell is −1, the adapter merged into the base gives exactly",
+    (
+        "adapter",
+        "cells",
+    ): "gives exactly the edited weights where a cell is multiplied by −1 or they have 16 bits, else up to",
     ("adapter", "one"): "gives exactly the edited weights where these have 16 bits, else up to rounding.",
     ("adapter", "both"): "the adapter gives the edited weights up to rounding.",
     ("gguf", "cells"): "Of cells, scales of blocks (in types without, signs or numbers) were changed; every other byte",

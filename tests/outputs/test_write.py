@@ -155,6 +155,7 @@ def test_a_source_that_changes_between_plan_and_writing_is_noticed(tmp_path, sou
         ([EntityEdits("Japan", (ColumnEdit(Cell(0, 900)),))], "neuron 900 is out of range"),
         ([JAPAN, JAPAN], "two edits are for 'Japan': give each entity once"),
         ([JAPAN, EntityEdits("Peru", JAPAN.edits)], "cell 0:3 is edited for both 'Japan' and 'Peru'"),
+        ([EntityEdits("Japan", JAPAN.edits[:1] * 2)], "cell 0:3 is listed twice: give each cell once"),
     ],
 )
 @pytest.mark.parametrize("name", ["safetensors", "adapter", "gguf"])

@@ -85,6 +85,21 @@ def test_equals_ia3_with_the_same_scales(tmp_path, caplog):
     assert not torch.allclose(found, plain, atol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("multiplier", [-1.5, 0.3, 0.5, -7.3, 1e-3, 2.0])
+def test_merged_equals_edited_bit_for_bit_whatever_the_multiplier(tmp_path, caplog, dtype, multiplier):
+    source = save_tiny(tmp_path / "source", dtype=dtype, max_shard_size="1GB")
+    tensors = load_file(source / "model.safetensors")
+    # Numbers of every size that the type has, the smallest among them.
+    tensors["model.layers.0.mlp.down_proj.weight"] *= 2.0 ** -torch.arange(D_MODEL)[:, None]
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    edits = [ColumnEdit(Cell(layer, neuron), multiplier) for layer in (0, 2) for neuron in range(0, D_MLP, 2)]
+    write(source, tmp_path / "edited", write_edited, edits=edits)
+    write(source, tmp_path / "adapter", edits=edits)
+    model = attach(load_base(source, dtype), tmp_path / "adapter", caplog)
+    assert_merges_to(model, tmp_path / "edited", dtype)
+
+
 def test_the_files_are_as_documented(tmp_path):
     source = save_tiny(tmp_path / "source", dtype=torch.bfloat16)
     manifest = write(source, tmp_path / "adapter")

@@ -149,7 +149,7 @@ def test_layers_with_and_without_experts_in_one_edit(tmp_path):
         ("1:16:3", "expert 16 is out of range: layer 1 of .* has experts 0–3"),
         ("1:3:16", "neuron 16 is out of range: each expert of layer 1 of .* has neurons 0–15"),
         ("1:3", "cell 1:3 names no expert: layer 1 of .* has experts 0–3; write it as LAYER:EXPERT:NEURON"),
-        ("0:1:3", "cell 0:1:3 names an expert: layer 0 of .* has none; write it as 0:3"),
+        ("0:1:3", "cell 0:1:3 names an expert: layer 0 of .* has none that can be edited; write it as 0:3"),
         ("0:48", "neuron 48 is out of range: layer 0 of .* has neurons 0–47"),
     ],
 )

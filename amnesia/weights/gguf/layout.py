@@ -152,6 +152,11 @@ def _mixtures(model: GgufModel, architecture: str, n_layers: int) -> tuple[tuple
     for layer in range(n_layers):
         down = model.find(f"blk.{layer}.ffn_down_exps.weight")
         found.append(None if down is None or len(down[1].shape) != 3 else (down[1].shape[0], down[1].shape[2]))
+    if n_experts and not any(found) and model.find("blk.0.ffn_down.0.weight") is not None:
+        raise CheckpointError(
+            f"{name} holds each expert in a tensor of its own, an old form: expected one of all experts of a layer; "
+            "convert the model again"
+        )
     if {row[0] for row in found if row is not None} != ({n_experts} if n_experts else set()):
         raise CheckpointError(
             f"{name} declares a mixture of {n_experts} experts, but its layers have others: the file is damaged; fetch "
@@ -204,12 +209,25 @@ def check_sizes(name: str, shape: GgufShape, expected: tuple[int, int, int]) -> 
         )
 
 
+def _check_runs(model: GgufModel, shape: GgufShape, layer: int) -> None:
+    """Raises CheckpointError for a layer that only predicts tokens ahead, behind those that llama.cpp runs."""
+    n_ahead = model.metadata.get(f"{shape.architecture}.nextn_predict_layers")
+    n_run = shape.n_layers - n_ahead if isinstance(n_ahead, int) else shape.n_layers
+    if layer >= n_run:
+        raise CheckpointError(
+            f"layer {layer} of {model.files[0].path.name} predicts tokens ahead (multi-token prediction) and does not "
+            f"run in ordinary decoding: edit one of the {n_run} layers before"
+        )
+
+
 def find_up(model: GgufModel, shape: GgufShape, layer: int, expert: int | None = None) -> tuple[GgufFile, GgufTensor]:
     """`ffn_up.weight` of a layer, or of one of its experts, and its file, after checking that it is that of a gated MLP
     of the declared sizes.
 
-    Raises CheckpointError when a tensor is missing, has other sizes, or when `ffn_up` has a bias.
+    Raises CheckpointError when a tensor is missing, has other sizes, when `ffn_up` has a bias, and for a layer that
+    does not run.
     """
+    _check_runs(model, shape, layer)
     mixture = shape.mixtures[layer]
     width = shape.widths[layer] if expert is None or mixture is None else mixture[1]
     fused = shape.fused and expert is None
@@ -240,9 +258,10 @@ def find_up(model: GgufModel, shape: GgufShape, layer: int, expert: int | None =
 def find_down(model: GgufModel, shape: GgufShape, layer: int) -> tuple[GgufFile, GgufTensor]:
     """`ffn_down.weight` of a layer and its file.
 
-    Raises CheckpointError when it is missing or has other sizes, and when all of it is multiplied by a number outside
-    it, as beside NVFP4.
+    Raises CheckpointError when it is missing or has other sizes, when all of it is multiplied by a number outside it,
+    as beside NVFP4, and for a layer that does not run.
     """
+    _check_runs(model, shape, layer)
     name, expected = shape.name(layer, "down"), (shape.d_model, shape.widths[layer])
     found = model.find(name)
     if found is None or found[1].shape != expected:

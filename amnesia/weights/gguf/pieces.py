@@ -174,12 +174,11 @@ class Down:
             after.append(changed[:, self.places])
             reached += (effect * intended).sum(axis=0)
             wanted += (intended * intended).sum(axis=0)
-        shares = (reached[wanted > 0] / wanted[wanted > 0]).tolist()
         return DownEdit(
             self,
             TensorBytes(self.places, np.concatenate(before)),
             TensorBytes(self.places, np.concatenate(after)),
-            min(shares, default=None),
+            _lowest(reached, wanted),
         )
 
     def _edit_rows(
@@ -207,6 +206,13 @@ class Down:
         # These do not become bytes, so that the order of their sums is free.
         return changed, (layout.values(changed, columns) - present) @ metric.keys, (target - present) @ metric.keys
 
+    def share(self, before: np.ndarray, target: np.ndarray, after: np.ndarray) -> float | None:
+        """`share` of DownEdit for a matrix `before` that should become `target` and became `after`, float64."""
+        columns = np.array(self.columns)
+        keys = self._metric(columns, self._factors(self.columns)).keys
+        effect, intended = ((matrix[:, columns] - before[:, columns]) @ keys for matrix in (after, target))
+        return _lowest((effect * intended).sum(axis=0), (intended * intended).sum(axis=0))
+
     def add(self, matrix: np.ndarray) -> np.ndarray:
         """All of the matrix as float64, with the directions added in place; raises CheckpointError as `edit` does."""
         for edit in self.directions:
@@ -225,7 +231,7 @@ class Down:
             before=before,
             after=after,
             directions=self.directions,
-            share=share,
+            share=None if share is None else round(share, 4),
         )
 
     def _factors(self, columns: Sequence[int]) -> np.ndarray:
@@ -247,6 +253,11 @@ class Down:
             keys[where, number] = edit.key.array
             spread[where] = np.maximum(spread[where], np.abs(edit.spread.array))
         return Metric(keys * factor[:, None], spread * np.abs(factor))
+
+
+def _lowest(reached: np.ndarray, wanted: np.ndarray) -> float | None:
+    """The share furthest below 1, of directions that were to change something; both arrays (n_directions,)."""
+    return min((reached[wanted > 0] / wanted[wanted > 0]).tolist(), default=None)
 
 
 def _change(edit: DirectionEdit, factors: np.ndarray, first: int, n_rows: int) -> np.ndarray:
@@ -343,7 +354,7 @@ def _entry(pieces: Sequence[Piece], before: str, after: str) -> TensorEdit:
     first = pieces[0]
     if isinstance(first, DownEdit):
         # The last digits may differ between machines, which no manifest should show.
-        return first.down.entry(before, after, None if first.share is None else round(first.share, 4))
+        return first.down.entry(before, after, first.share)
     rows = [piece for piece in pieces if isinstance(piece, RowEdit)]
     return TensorEdit(
         name=first.tensor.name,

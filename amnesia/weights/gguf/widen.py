@@ -120,7 +120,7 @@ def write_widened_gguf(
     for file in model.files:
         name = file.path.name
         here = [edit for edit in plan.rows if edit.file is file]
-        grown = [(down, _widen(down, _content(down), kind)) for down in plan.downs if down.file is file]
+        grown = [(down, *_widen(down, _content(down), kind)) for down in plan.downs if down.file is file]
         if not plan.touches(file):
             with whole(ignore_progress if link else progress, file.size) as advance:
                 untouched.append(copy_untouched(file, folder / name, link=link, advance=advance))
@@ -133,10 +133,10 @@ def write_widened_gguf(
         for edit in here:
             saved.append(NewTensor(f"{edit.tensor.name}:{edit.row.index}", "U8", (len(edit.before),), (edit.before,)))
         replacements = []
-        for down, content in grown:
+        for down, content, share in grown:
             before = _content(down)
             saved.append(NewTensor(_key(down.tensor), "U8", (len(before),), (before,)))
-            tensors.append(_entry(down, before, content))
+            tensors.append(_entry(down, before, content, share))
             padding = bytes(padding_of(file, len(before), len(content)))
             replacements.append(ResizedTensor(down.tensor, kind, content + padding, len(before)))
         _write(folder / name, counted(rewritten_blocks(file, replacements, patches), progress))
@@ -287,9 +287,10 @@ def _matrices_before(
         if original.row_bytes * tensor.shape[0] != len(before):
             raise VerificationError(f"{folder / UNDO_NAME} holds {old} in an unexpected form: use the base model")
         now = _content(down)
-        if _widen(Down(down.file, original, down.directions, down.scaled), before, kind) != now:
+        made, share = _widen(Down(down.file, original, down.directions, down.scaled), before, kind)
+        if made != now:
             raise _damaged(folder, tensor.name)
-        entries[tensor.name] = _entry(down, before, now)
+        entries[tensor.name] = _entry(down, before, now, share)
         size = len(now) + padding_of(down.file, len(before), len(now))
         replacements.setdefault(down.file.path.name, []).append(
             ResizedTensor(tensor, original.tensor_type, before, size)
@@ -308,26 +309,29 @@ def _damaged(folder: Path, what: str) -> VerificationError:
     )
 
 
-def _widen(down: Down, content: bytes, kind: GGMLQuantizationType) -> bytes:
-    """The matrix `content`, of the type of `down.tensor`, with the directions added, as numbers of type `kind`."""
+def _widen(down: Down, content: bytes, kind: GGMLQuantizationType) -> tuple[bytes, float | None]:
+    """The matrix `content`, of the type of `down.tensor`, with the directions added, as numbers of type `kind`.
+
+    Also returns `share` of DownEdit.
+    """
     tensor = down.tensor
     raw = np.frombuffer(content, np.uint8).reshape(tensor.shape[0], -1)
     with np.errstate(all="ignore"):  # What is not finite is reported below.
-        target = down.add(dequantize(raw, tensor.tensor_type).astype(np.float64))
+        old = dequantize(raw, tensor.tensor_type).astype(np.float64)
+        target = down.add(old.copy())
         if kind is GGMLQuantizationType.BF16:
             numbers = to_bfloat16(target)
-            finite = np.isfinite((numbers.astype(np.uint32) << 16).view(np.float32)).all()
+            new = (numbers.astype(np.uint32) << 16).view(np.float32)
         elif kind is GGMLQuantizationType.Q8_0:
             numbers = quantize(target.astype(np.float32), kind)
-            finite = np.isfinite(dequantize(numbers, kind)).all()
+            new = dequantize(numbers, kind)
         else:
-            numbers = target.astype("<f2" if kind is GGMLQuantizationType.F16 else "<f4")
-            finite = np.isfinite(numbers).all()
-    if not finite:
+            new = numbers = target.astype("<f2" if kind is GGMLQuantizationType.F16 else "<f4")
+    if not np.isfinite(new).all():
         raise NumericalError(
             f"{tensor.name} has numbers that are not finite, or too large for {kind.name}: use another type"
         )
-    return numbers.tobytes()
+    return numbers.tobytes(), down.share(old, target, new.astype(np.float64))
 
 
 def _growth(down: Down, kind: GGMLQuantizationType) -> int:
@@ -341,8 +345,8 @@ def _content(down: Down) -> bytes:
     return read_range(down.file.path, down.tensor.n_bytes, down.tensor.offset)
 
 
-def _entry(down: Down, before: bytes, after: bytes) -> TensorEdit:
-    return down.entry(hashlib.sha256(before).hexdigest(), hashlib.sha256(after).hexdigest())
+def _entry(down: Down, before: bytes, after: bytes, share: float | None) -> TensorEdit:
+    return down.entry(hashlib.sha256(before).hexdigest(), hashlib.sha256(after).hexdigest(), share)
 
 
 def _key(tensor: GgufTensor) -> str:

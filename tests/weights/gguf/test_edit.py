@@ -14,19 +14,20 @@ from gguf import GGUFReader
 from gguf.constants import GGML_QUANT_SIZES, MODEL_TENSOR, MODEL_TENSORS, GGMLQuantizationType
 from transformers import PreTrainedModel
 
-from amnesia.domain import Cell
-from amnesia.edits import ColumnEdit, EntityEdits
+from amnesia.domain import Cell, ModelRef
+from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, VerificationError
 from amnesia.files.disk import hash_file
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.sources.source import ModelSource
 from amnesia.weights.gguf.blocks import BLOCKS, SIGNS
 from amnesia.weights.gguf.edit import write_edited_gguf
-from amnesia.weights.gguf.layout import FUSED, NOT_GATED
+from amnesia.weights.gguf.layout import FUSED, MIXTURES, NOT_GATED
+from amnesia.weights.gguf.lora import plan_lora
 from amnesia.weights.gguf.proof import undo_gguf
 from amnesia.weights.manifest_file import read_manifest, write_manifest
 from support.folders import ROOT
-from support.gguf_edits import changed_bytes, load, logits, proven, tensors, undo, write
+from support.gguf_edits import changed_bytes, direction, load, logits, proven, tensors, undo, write
 from support.tiny import as_read, tiny_model, write_with
 from support.tiny_gguf import (
     D_MLP,
@@ -144,8 +145,30 @@ def test_a_row_stands_for_a_column_in_every_architecture(tmp_path: Path, archite
 
 
 def test_readme_names_every_architecture_of_gguf():
-    names = ", ".join(f"`{name}`" for name in FUSED)
+    plain, mixed = (", ".join(f"`{name}`" for name in group) for group in (FUSED, MIXTURES))
+    names = f"{plain}. With experts: {mixed}."
     assert names in (ROOT / "README.md").read_text(encoding="utf-8"), f"README.md names others, expected:\n{names}"
+
+
+def test_a_layer_that_only_predicts_tokens_ahead_is_not_edited(tmp_path: Path):
+    source = write_gguf(tmp_path / "tiny.gguf", F32, arch="qwen35", metadata={"nextn_predict_layers": 1})
+    ahead = "layer 1 of tiny.gguf predicts tokens ahead .* edit one of the 1 layers before"
+    with pytest.raises(CheckpointError, match=ahead):
+        write(source, tmp_path / "out", *edits("1:3"))
+    with pytest.raises(CheckpointError, match=ahead):
+        write(source, tmp_path / "turned", direction(1, (1, 2)))
+    with pytest.raises(CheckpointError, match=ahead):
+        plan_lora(source, EditSpec((EntityEdits("Ada", tuple(edits("1:3"))),), ModelRef("tiny")))
+    write(source, tmp_path / "before", *edits("0:3"))
+
+
+def test_experts_in_tensors_of_their_own_are_an_old_form(tmp_path: Path):
+    extra = {f"blk.{layer}.ffn_down.{n}.weight": np.ones((D_MODEL, 8), "f4") for layer in range(2) for n in range(4)}
+    source = write_gguf(tmp_path / "tiny.gguf", F32, metadata={"expert_count": 4}, extra=extra)
+    with pytest.raises(
+        CheckpointError, match="each expert in a tensor of its own, an old form: .*convert the model again"
+    ):
+        write(source, tmp_path / "out", *edits("1:3"))
 
 
 @pytest.mark.parametrize("architecture", NOT_GATED)

@@ -22,9 +22,9 @@ from amnesia.weights.gguf.blocks import BLOCKS
 from amnesia.weights.gguf.container import read_model
 from amnesia.weights.gguf.widen import plan_widened_gguf, write_widened_gguf
 from amnesia.weights.manifest import Manifest
-from amnesia.weights.manifest_file import write_manifest
-from support.commands import done, refused
-from support.gguf_edits import DOWN, delta, direction, proven, tiny, undo, write
+from amnesia.weights.manifest_file import read_manifest, write_manifest
+from support.commands import done, refused, succeed
+from support.gguf_edits import DOWN, delta, direction, proven, tensors, tiny, undo, write
 
 Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_1", "Q8_0"))
 
@@ -189,6 +189,25 @@ def test_the_command_writes_proves_and_restores(tmp_path: Path):
         (("--tensor-type", "f16", "--in-place"), "--in-place writes MODEL itself"),
     ):
         assert fault in refused("edit", source, "--edit", edit, *arguments)
+
+
+@pytest.mark.parametrize(("tensor_type", "size"), [("q8_0", 0.02), ("q8_0", 1.0), ("bf16", 0.001), ("f32", 0.001)])
+def test_what_a_wider_type_keeps_of_the_effect_is_said(tmp_path: Path, tensor_type: str, size: float):
+    source, edit = tiny(tmp_path / "tiny.gguf", GGMLQuantizationType.Q4_0), direction(1, size=size)
+    (tmp_path / "edit.json").write_text(json.dumps({"entity": "Ada", "edits": [edit_json(edit)]}))
+    command = ("edit", source, "--edit", tmp_path / "edit.json", "--tensor-type", tensor_type)
+    result = succeed(*command, "-o", tmp_path / "out")
+    name, columns, key = DOWN.format(1), list(edit.columns), edit.key.array.astype(float)
+    old, new = (tensors(path)[name].astype(float) for path in (source, tmp_path / "out" / "tiny.gguf"))
+    wanted = delta(edit)[:, columns] @ key
+    kept = (new - old)[:, columns] @ key @ wanted / (wanted @ wanted)
+    (entry,) = read_manifest(tmp_path / "out").tensors
+    assert entry.share == pytest.approx(kept, abs=1e-4)
+    assert f"{entry.share:.4f} of the edit kept" in result.stdout
+    warned = f"the edit is small beside the rounding to {tensor_type}: store it with --tensor-type f16 or f32"
+    assert (warned in result.stderr) == (abs(kept - 1) > 0.05)
+    assert (abs(kept - 1) > 0.05) == (size < 1.0 and tensor_type != "f32")
+    done("verify", tmp_path / "out", "--base", source)
 
 
 def tensor_type_of(path: Path, name: str) -> str:
