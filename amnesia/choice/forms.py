@@ -58,7 +58,11 @@ _AFTER_COLON = re.compile(r": \{entity\}")
 
 def is_other_first(live: LiveModel, entity: str) -> bool:
     """Whether a model reads other tokens where the name begins a line."""
-    middle, first = (item.ids[item.token_at(2) :] for item in encode(live.tokenizer, [f"a {entity}", f"a\n{entity}"]))
+    middle, first = (
+        # From the first token that has something of the name: a letter may have several.
+        tuple(token for token, (_, end) in zip(item.ids, item.offsets, strict=True) if end > 2)
+        for item in encode(live.tokenizer, [f"a {entity}", f"a\n{entity}"])
+    )
     return middle != first
 
 

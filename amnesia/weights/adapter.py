@@ -4,8 +4,8 @@ Multiplying column j of W by m adds (m − 1)·W[:, j] to it, a matrix of rank o
 one-hot at the cell's neuron, and column i of B is (m − 1) times the column as it is stored. For m = −1 that is −2 times
 the column, which is exact in every floating point type, so merging gives exactly the edited weights; so it is where
 m − 1 is any power of two that is not below 1. Other multipliers round. Then B is the edited column less the stored one,
-in float32, which holds such differences of numbers of 16 bits, so that merging gives exactly the edited weights, too;
-weights of float32 and float64 are met up to rounding.
+in float32, which holds such differences of numbers of 16 bits, so that merging gives exactly the edited weights, too,
+unless m is nearer to 0 than 0.0001; weights of float32 and float64 are met up to rounding.
 
 A direction is such a matrix already: its row of A is u on its columns and zero elsewhere, its column of B is (m − 1)·v.
 Rounded to 16 bits these would give other weights than the edit does, so where there are directions all factors are
@@ -182,7 +182,7 @@ def written_columns(source: Weights, plan: TensorPlan, dtype: str, rank: int) ->
 def _is_exact(multiplier: float) -> bool:
     """Whether (m − 1)·w is a number of w's own type, whatever that is and however small w: for powers of two from 1."""
     mantissa, exponent = math.frexp(multiplier - 1.0)
-    return abs(mantissa) == 0.5 and exponent > 0
+    return abs(mantissa) == 0.5 and exponent > 0 and 1.0 + (multiplier - 1.0) == multiplier
 
 
 def weights_blocks(

@@ -52,5 +52,5 @@ def test_significance_by_hand():
 
 
 def test_bad_input():
-    with pytest.raises(InputError, match="n_prompts is 2: give 3 to 100"):
+    with pytest.raises(InputError, match="2 prompts: give 3 to 100"):
         layer_significance(tiny_live(), ["Japan"], n_prompts=2)
