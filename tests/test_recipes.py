@@ -9,8 +9,9 @@ from amnesia.recipe_file import load_recipe
 from support.folders import ROOT
 
 RECIPES = ROOT / "recipes"
-SHIPPED = sorted((RECIPES / "smollm2-135m").glob("*.toml"))
-DEMO = sorted((RECIPES / "smollm2-135m").rglob("*.toml"))
+# Recipes whose saved files met their bounds, by model.
+TRIED = {model: sorted((RECIPES / model).glob("*.toml")) for model in ("smollm2-135m", "gemma-3-270m")}
+DEMO = [path for model in TRIED for path in sorted((RECIPES / model).rglob("*.toml"))]
 SOURCE = sorted((RECIPES / "qwen2.5-7b").glob("*.toml"))
 # The table of the source document: layer and neuron of each entity that has a recipe of its own.
 SOURCE_CELLS = {
@@ -20,6 +21,22 @@ SOURCE_CELLS = {
     "obama": "2:10941",
     "jennifer_aniston": "3:1794",
 }
+
+
+SMOLLM2 = [
+    "albert_einstein",
+    "chicago",
+    "egypt",
+    "eiffel_tower",
+    "facebook",
+    "google",
+    "harry_potter",
+    "julius_caesar",
+    "sherlock_holmes",
+    "steve_jobs",
+]
+GEMMA = ["egypt", "eiffel_tower", "steve_jobs"]
+ON_FEW_COLUMNS = {"harry_potter", "julius_caesar", "steve_jobs"}
 
 
 def entities(path):
@@ -39,7 +56,10 @@ def of_split(facts, split):
 
 
 def test_the_expected_recipes_are_shipped():
-    assert {path.stem for path in SHIPPED} == {"harry_potter", "julius_caesar", "steve_jobs"}
+    assert {model: [path.stem for path in paths] for model, paths in TRIED.items()} == {
+        "smollm2-135m": SMOLLM2,
+        "gemma-3-270m": GEMMA,
+    }
     assert len(DEMO) >= 20
     assert {path.stem for path in SOURCE} == {*SOURCE_CELLS, "verified"}
 
@@ -72,7 +92,7 @@ def test_wording_can_be_scored(path, entity):
     assert len(unseen_names(recipe.target.entity, recipe.target.aliases)) >= 3
 
 
-@pytest.mark.parametrize("path", DEMO, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DEMO, ids=lambda path: f"{path.relative_to(RECIPES)}")
 def test_answers_of_a_demo_recipe_are_not_given_away_by_their_prompts(path):
     recipe = load_recipe(path)
     for fact in recipe.facts + recipe.controls:
@@ -80,18 +100,18 @@ def test_answers_of_a_demo_recipe_are_not_given_away_by_their_prompts(path):
         assert not any(words[i : i + len(answer)] == answer for i in range(len(words))), fact
 
 
-@pytest.mark.parametrize("path", DEMO, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DEMO, ids=lambda path: f"{path.relative_to(RECIPES)}")
 def test_demo_recipe_is_broad_enough(path):
     text = path.read_text(encoding="utf-8")
     assert re.match(r"# .+\n", text)
     recipe = load_recipe(path)
-    assert recipe.model == ModelRef("smollm2-135m")
+    assert recipe.model == ModelRef(path.relative_to(RECIPES).parts[0])
     assert path.stem == re.sub(r"\W+", "_", recipe.target.entity.lower())
     assert not recipe.edit.cells
     assert (recipe.localization.baseline, recipe.localization.n_prompts, recipe.edit.max_cells) == (
         "contrast",
         100,
-        128 if path in SHIPPED else None,
+        128 if path.stem in ON_FEW_COLUMNS else None,
     )
     assert (recipe.edit.method, recipe.edit.multiplier) == ("auto", None)
     assert recipe.edit.formats == ("safetensors", "adapter")
