@@ -159,8 +159,9 @@ def one_per_subject(rows: Iterable[PopqaRow], names: Iterable[str], seed: int = 
     taken = {name_key(name) for name in names}
     pool = [row for row in rows if row.relation in relation_templates()]
     random.Random(seed).shuffle(pool)
-    edge = float(np.quantile([row.popularity for row in pool], 0.75)) if pool else 0.0
-    popular, others = ([row for row in pool if (row.popularity > edge) is wanted] for wanted in (True, False))
+    views = [row.popularity for row in pool]
+    edge = max(float(np.quantile(views, 0.75)), min(views) + 1) if pool else 0.0
+    popular, others = ([row for row in pool if (row.popularity >= edge) is wanted] for wanted in (True, False))
     chosen = []
     for row in chain.from_iterable(zip_longest(popular, others)):
         if row is not None and name_key(row.subject) not in taken:

@@ -113,7 +113,7 @@ def verify(
         if different := sorted(names ^ proven.keys()):
             what = "lacks" if different[0] in names else "has, beyond the base and the manifest,"
             raise VerificationError(f"the output {what} the file {different[0]}: make the output again")
-        if unlisted := sorted(proven.keys() - states[count - 1].declared):
+        if unlisted := sorted((proven.keys() & copied) - states[count - 1].declared):
             raise VerificationError(
                 f"{MANIFEST_NAME} does not list {unlisted[0]}, which the base and the output have, so that `undo` "
                 "would leave it out: make the output again"

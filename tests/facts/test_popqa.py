@@ -209,6 +209,8 @@ def test_every_other_draw_is_of_the_quarter_of_the_most_popular():
     rows = [PopqaRow(f"Land {i}", "capital", f"Town {i}", (), 1000 + i, "?") for i in range(40)]
     drawn = [found.popularity >= 1030 for found in one_per_subject(rows, [])]
     assert drawn == [True, False] * 10 + [False] * 20
+    tied = [PopqaRow(f"Land {i}", "capital", f"Town {i}", (), 900 + 100 * (i < 15), "?") for i in range(40)]
+    assert [found.popularity for found in one_per_subject(tied, [])][:30] == [1000, 900] * 15
 
 
 def test_wordings_and_splits_take_turns():

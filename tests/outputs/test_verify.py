@@ -8,10 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amnesia.domain import Cell
-from amnesia.edits import ColumnEdit
+from amnesia.domain import Cell, ModelRef
+from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError, InputError, VerificationError
 from amnesia.files.staging import MANIFEST_NAME
+from amnesia.outputs.in_place import edit_in_place
 from amnesia.outputs.undo import undo
 from amnesia.outputs.verify import verify
 from amnesia.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, write_adapter
@@ -156,6 +157,14 @@ def test_notices_files_of_another_size_without_the_base(work, fault, link):
 def test_files_that_others_added_are_unproven(work):
     (work / "out" / "notes.txt").write_text("x")
     assert verify(work / "out").unproven == ("notes.txt",)
+
+
+def test_files_that_no_copy_gets_stay_beside_a_model_that_is_edited_in_place(work):
+    for name in ("modeling_x.py", "picture.png"):
+        (work / "source" / name).write_bytes(b"x")
+    copytree(work / "source", work / "edited")
+    edit_in_place(work / "edited", EditSpec((EntityEdits("Paris", EDITS),), ModelRef("a/b")))
+    assert verify(work / "edited", work / "source").n_files > 0
 
 
 def test_notices_a_file_of_the_model_that_the_manifest_does_not_list(work):
