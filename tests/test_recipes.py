@@ -31,11 +31,23 @@ SMOLLM2 = [
     "facebook",
     "google",
     "harry_potter",
+    "japan",
     "julius_caesar",
     "sherlock_holmes",
     "steve_jobs",
 ]
-GEMMA = ["egypt", "eiffel_tower", "steve_jobs"]
+GEMMA = [
+    "albert_einstein",
+    "egypt",
+    "eiffel_tower",
+    "facebook",
+    "google",
+    "grand_canyon",
+    "harry_potter",
+    "julius_caesar",
+    "sherlock_holmes",
+    "steve_jobs",
+]
 ON_FEW_COLUMNS = {"harry_potter", "julius_caesar", "steve_jobs"}
 
 
