@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from amnesia.errors import OutputError
-from amnesia.files.disk import MANIFEST_NAME, read_small
+from amnesia.files.disk import JOURNAL_NAME, MANIFEST_NAME, read_small
 from amnesia.files.locks import lock_folder
 
 _NAME = re.compile(r"\.amnesia-[0-9a-f]{16}")
@@ -135,9 +135,10 @@ def remove_abandoned(beside: Path) -> None:
 
 
 def remove_all_abandoned(folder: Path) -> None:
-    """The same for all that was made in a folder, which holds nothing but what this package keeps."""
+    """The same for all that was made in a folder of this package's own, but for what an edit in place has put aside."""
     for path, name in _hidden_in(folder):
-        _remove_abandoned(path, folder / (name or path.name))
+        if name != JOURNAL_NAME:
+            _remove_abandoned(path, folder / (name or path.name))
 
 
 def remove_hidden(folder: Path) -> None:

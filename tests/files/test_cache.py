@@ -10,7 +10,8 @@ import time
 import pytest
 
 from amnesia.errors import OutputError
-from amnesia.files.cache import remove_all_abandoned, scratch_folder
+from amnesia.files.cache import hidden_folder, remove_all_abandoned, scratch_folder
+from amnesia.files.disk import JOURNAL_NAME
 from support.folders import ROOT
 
 WORKING = """
@@ -79,12 +80,14 @@ def test_a_folder_that_is_all_ours_is_cleared_of_what_killed_processes_left(tmp_
     (tmp_path / "kept").write_text("kept")
     (tmp_path / f".amnesia-{'0' * 16}").mkdir()
     (tmp_path / f".amnesia-{'0' * 16}" / "foreign").touch()
+    aside, lock = hidden_folder(tmp_path / JOURNAL_NAME)
+    os.close(lock)
     remove_all_abandoned(tmp_path)
     assert left in hidden(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     remove_all_abandoned(tmp_path)
-    assert hidden(tmp_path) == [f".amnesia-{'0' * 16}"]
+    assert hidden(tmp_path) == sorted([f".amnesia-{'0' * 16}", aside.name])
     assert (tmp_path / "kept").read_text() == "kept"
     remove_all_abandoned(tmp_path / "missing")
 
