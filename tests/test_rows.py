@@ -35,8 +35,8 @@ from amnesia.sources.source import ModelSource
 from amnesia.weights.checkpoint import open_source
 from support.commands import done, refused
 from support.folders import ROOT, files_in, tree
-from support.tiny import N_EXPERTS, tiny_model
-from support.tiny_text import VOCAB_SIZE, tiny_tokenizer
+from support.tiny import N_EXPERTS, randomized, tiny_model
+from support.tiny_text import VOCAB_SIZE, save_random, tiny_tokenizer
 
 PAIRS = [
     ("Fact: the capital of Japan is", "Tokyo"),
@@ -338,11 +338,8 @@ def test_one_row_adds_an_architecture(tmp_path, monkeypatch):
     AutoModelForCausalLM.register(MadeUpConfig, MadeUpForCausalLM, exist_ok=True)
     torch.manual_seed(0)
     sizes = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
-    model = MadeUpForCausalLM(MadeUpConfig(vocab_size=VOCAB_SIZE, **sizes)).eval()
     # All that is random, so that answers differ.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape) * 0.3)
+    model = randomized(MadeUpForCausalLM(MadeUpConfig(vocab_size=VOCAB_SIZE, **sizes)).eval())
     with pytest.raises(LayoutError, match="architecture 'made_up' is not supported"):
         wrap(model, tiny_tokenizer())
     monkeypatch.setitem(LAYOUTS, "made_up", MlpLayout("made_up", ("mlp.back",)))
@@ -400,13 +397,7 @@ def save_made_up(folder, hidden_size=32, intermediate_size=48, layers=3):
     AutoModelForCausalLM.register(PlainMadeUpConfig, PlainMadeUpForCausalLM, exist_ok=True)
     sizes = {"num_hidden_layers": layers, "hidden_size": hidden_size, "num_attention_heads": 4}
     config = PlainMadeUpConfig(vocab_size=VOCAB_SIZE, intermediate_size=intermediate_size, **sizes)
-    model = PlainMadeUpForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape) * 0.3)
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return save_random(folder, PlainMadeUpForCausalLM(config))
 
 
 class PlainMadeUpConfig(LlamaConfig):
@@ -445,13 +436,7 @@ def opt(tmp_path):
     sizes = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = AutoConfig.for_model("opt", vocab_size=VOCAB_SIZE, word_embed_proj_dim=32, **sizes)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape) * 0.3)
-    model.save_pretrained(tmp_path / "opt")
-    tiny_tokenizer().save_pretrained(tmp_path / "opt")
-    return tmp_path / "opt"
+    return save_random(tmp_path / "opt", AutoModelForCausalLM.from_config(config))
 
 
 def test_a_guessed_model_is_watched_and_varied_as_its_modules_say(opt, asked):

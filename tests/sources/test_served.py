@@ -12,7 +12,7 @@ from amnesia.hub.card import BaseCard
 from amnesia.hub.contents import prepare
 from support.commands import done, refused
 from support.tiny import save_tiny, tiny_model
-from support.tiny_text import VOCAB_SIZE, tiny_tokenizer
+from support.tiny_text import VOCAB_SIZE, save_random
 
 SIZES = {
     "num_hidden_layers": 3,
@@ -45,13 +45,7 @@ def forgotten():
 def save_unknown(folder, auto, config):
     """A model of a type without a row, and its tokenizer, so that it can be loaded."""
     torch.manual_seed(0)
-    model = auto.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape) * 0.3)
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return save_random(folder, auto.from_config(config))
 
 
 def edit_guessed(folder, output, *more):

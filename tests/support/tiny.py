@@ -175,7 +175,11 @@ def tiny_model(
 
 def _random(auto: type, config: PretrainedConfig, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
-    model = auto.from_config(config)
+    return randomized(auto.from_config(config))
+
+
+def randomized(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with random numbers in all that it has, norms and biases included."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.3)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from amnesia.facts.names import contrast_entities, entity_templates, generic_sentences
 from amnesia.live.model import LiveModel, freeze, wrap
-from support.tiny import tiny_model
+from support.tiny import randomized, tiny_model
 
 VOCAB_SIZE = 600
 
@@ -52,4 +52,11 @@ def save_tiny_live(folder: Path, model_type: str = "llama", *, bos: bool = False
     """A tiny model folder with a tokenizer, in several shards."""
     tiny_model(model_type, vocab_size=VOCAB_SIZE, dtype=dtype).save_pretrained(folder, max_shard_size="60KB")
     tiny_tokenizer(bos=bos).save_pretrained(folder)
+    return folder
+
+
+def save_random(folder: Path, model: PreTrainedModel) -> Path:
+    """A folder of a model, of a type without a row perhaps, with random weights and a tokenizer."""
+    randomized(model).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     return folder
