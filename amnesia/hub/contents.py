@@ -33,6 +33,7 @@ from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME
 from amnesia.files.strict_json import StrictJson, json_bytes
 from amnesia.guessing import as_declared
 from amnesia.hub.card import BaseCard, model_card
+from amnesia.hub.local_paths import CONFIGURATIONS, without_local_paths
 from amnesia.plain_text import for_terminal
 from amnesia.report.page import report_html
 from amnesia.sources.built_in import BUILT_IN
@@ -116,6 +117,10 @@ def prepare(
     for depth, name, content in _reports(folder, files, manifest, base, key):
         files[f"{BASE_FOLDER}/" * depth + name] = content
         published = _with_content(published, name, content, depth)
+    if matched is None:  # Else they are on the Hub as they are.
+        for name, content in _configurations([*files], folder, base.ref.name):
+            files[name] = content
+            published = _with_content(published, name, content)
     for name, content in (extra or {}).items():
         if name not in files:
             files[name] = content
@@ -148,6 +153,15 @@ def prepare(
     files[README_NAME] = card.encode()
     title = "Upload an edited model" if key is not None else f"Upload {base.ref.name} without {manifest.entity}"
     return Publication(published, files, for_terminal(" ".join(title.split()))[:200], tuple(others))
+
+
+def _configurations(names: Collection[str], folder: Path, model: str) -> Iterator[tuple[str, bytes]]:
+    """The configurations that name a path of this machine, each as it is published, without it."""
+    for name in CONFIGURATIONS:
+        if name in names:
+            found = read_small(folder / name, _MAX_DOCUMENT)
+            if (shown := without_local_paths(found, model)) != found:
+                yield name, shown
 
 
 @as_declared()

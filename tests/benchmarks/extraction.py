@@ -10,8 +10,8 @@ directions on the same columns, with the same writes and the same mean square ov
 
 The table says for each method how many entities meet each bound and all of them, by type, and how the scores are
 distributed. Lines are appended to the results file as they come, so that a run that was broken off goes on where it
-stopped, and `--report` prints the table of what is there. Seconds are those of the choice, on `--threads` threads; the
-moments of the model are read before, once.
+stopped, and `--report` prints the table of what is there. Seconds are those that processors spend on the choice, so
+that other work on the machine does not count; the moments of the model are read before, once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     live = load(resolve(arguments.model).folder, arguments.model)
     cache = MeasurementCache(results.with_suffix(".measured"), arguments.model)
     moments = moments_of(live, early_layers(live.shape.n_layers), cache_folder())
-    chooser = Chooser(live, moments)
+    chooser = Chooser(live, moments, time.process_time)
     rows = read_popqa(TABLE)
     judge = Judge(live, cache)
     recipes: list[tuple[str, Recipe]] = []

@@ -9,11 +9,21 @@ from amnesia.edits import ColumnEdit
 from amnesia.files.staging import REPORT_NAME, staged_output
 from amnesia.hub.card import BaseCard
 from amnesia.hub.contents import prepare
+from amnesia.hub.local_paths import without_local_paths
 from amnesia.outputs.undo import undo
 from amnesia.outputs.verify import verify
 from amnesia.weights.checkpoint import add_file, open_source, write_edited
 from amnesia.weights.manifest_file import read_manifest, write_manifest
 from support.tiny import save_tiny, write_with
+
+
+def arrive(output, folder):
+    """The folder that others fetch once `output` was published."""
+    for name, content in prepare(output, "ada/edited", BaseCard(ModelRef("org/base"))).files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    return folder
 
 
 @pytest.mark.parametrize("with_own_report", [False, True])
@@ -35,12 +45,7 @@ def test_an_edit_on_top_of_one_that_has_a_report(tmp_path, with_own_report):
                 manifest = add_file(manifest, staging, REPORT_NAME, json.dumps(report).encode())
             write_manifest(manifest, staging)
     assert REPORT_NAME in {row.file for row in read_manifest(tmp_path / "two").untouched}
-    publication = prepare(tmp_path / "two", "ada/edited", BaseCard(ModelRef("org/base")))
-    for name, content in publication.files.items():
-        target = tmp_path / "arrived" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-    arrived = tmp_path / "arrived"
+    arrived = arrive(tmp_path / "two", tmp_path / "arrived")
     assert json.loads((arrived / REPORT_NAME).read_bytes())["model"]["id"] == "org/base"
     assert verify(arrived).unproven == ()
     assert verify(arrived, source).n_cells == 2
@@ -48,3 +53,37 @@ def test_an_edit_on_top_of_one_that_has_a_report(tmp_path, with_own_report):
     assert {path.name: path.read_bytes() for path in (tmp_path / "back").rglob("*") if path.is_file()} == {
         path.name: path.read_bytes() for path in source.rglob("*") if path.is_file()
     }
+
+
+def test_paths_of_this_machine_stay_here(tmp_path):
+    source = save_tiny(tmp_path / "source")
+    path = source / "config.json"
+    config = json.loads(path.read_bytes()) | {"_name_or_path": "/home/ada/secret", "extra": {"vocab_file": "~/v.txt"}}
+    path.write_text(json.dumps(config))
+    with staged_output(tmp_path / "edited") as staging:
+        edits = [ColumnEdit(Cell(0, 3))]
+        write_manifest(write_with(write_edited, open_source(source), edits, staging, entity="Paris"), staging)
+    arrived = arrive(tmp_path / "edited", tmp_path / "arrived")
+    found = json.loads((arrived / "config.json").read_bytes())
+    assert found == config | {"_name_or_path": "org/base", "extra": {"vocab_file": "v.txt"}}
+    assert b"/home" not in b"".join(path.read_bytes() for path in arrived.rglob("*") if path.is_file())
+    assert verify(arrived).unproven == ()
+    # What is on the Hub already goes along as it is.
+    manifest = read_manifest(tmp_path / "edited")
+    known = prepare(tmp_path / "edited", "ada/edited", BaseCard(ModelRef("org/base")), matched=manifest.base)
+    assert known.files["config.json"] == tmp_path / "edited" / "config.json"
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [
+        ({"_name_or_path": "/home/ada/secret"}, {"_name_or_path": "org/base"}),
+        ({"name_or_path": "C:\\models\\secret"}, {"name_or_path": "org/base"}),
+        ({"a": [{"special_tokens_map_file": "/home/ada/map.json"}]}, {"a": [{"special_tokens_map_file": "map.json"}]}),
+        ({"_name_or_path": "org/base", "template": "/home", "n_dir": 3}, None),
+    ],
+)
+def test_settings_that_name_a_path(setting, shown):
+    content = json.dumps(setting).encode()
+    found = without_local_paths(content, "org/base")
+    assert found == content if shown is None else json.loads(found) == shown
