@@ -127,6 +127,7 @@ class Commands(click.Group):
         if any(not arg or (arg.startswith("--") and arg.endswith("=")) for arg in args):
             # As a path it would be the working directory.
             ctx.fail("an argument is empty, perhaps a variable of the shell that is not set: give it a value")
+        rank()  # Raises for a number that no process has.
         if n_started() > 1 and args[0] in self._homes and args[0] not in _SHARING:
             raise InputError(
                 f"{n_started()} processes were started together, which share the work of "
@@ -152,7 +153,9 @@ class Commands(click.Group):
                 raise
             if ctx.params["debug"]:
                 echo("".join(traceback.format_exception(error)).rstrip(), lines=True, err=True)
-            who = "" if is_first() else f"process {rank()}: "
+            who = ""
+            with contextlib.suppress(InputError):  # It may be what is told.
+                who = "" if is_first() else f"process {rank()}: "
             with contextlib.suppress(OSError):  # The terminal may be gone.
                 echo(f"error: {who}{_line_of(error)}", err=True)
             ctx.exit(EXIT_BAD_INPUT)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 
+from amnesia.errors import InputError
+
 
 def n_started() -> int:
     """How many there are, 1 where none of these programs started this one."""
@@ -12,8 +14,17 @@ def n_started() -> int:
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
-    return _counted("RANK", 0)
+    """Which of them this is, from 0.
+
+    Raises InputError for a number that none of them has; one process alone is the first whatever is said.
+    """
+    own, n = _counted("RANK", 0), n_started()
+    if own >= n > 1:
+        raise InputError(
+            f"RANK is {own}, expected less than WORLD_SIZE, which is {n}: start the processes by torchrun or "
+            "accelerate launch, which set both, or unset them"
+        )
+    return own if n > 1 else 0
 
 
 def is_first() -> bool:

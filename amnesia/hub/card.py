@@ -159,8 +159,8 @@ def _exact(manifest: Manifest, cells: bool, directions: bool) -> str:
     if manifest.format == "adapter":
         if not any(row.directions for row in manifest.tensors):
             return (
-                "Merged into the base, the adapter gives exactly the edited weights where a cell is multiplied by −1 "
-                "or they have 16 bits, else up to rounding."
+                "Merged into the base, the adapter gives exactly the edited weights where a cell is multiplied by −1, "
+                "or they have 16 bits and the multiplier is 0, or 0.0001 and more in size; else up to rounding."
             )
         if all(row.rank == 1 for row in manifest.tensors):
             return (

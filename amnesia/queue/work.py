@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -201,10 +202,14 @@ class _Work:
         """Choose the entity's edit, measure it alone, and write its folder."""
         avoided = [other for other in self.queue.names if other != name]
         seen = without_listed(recipe, self.queue.names)
-        extraction = choose(self.live, seen, *known, self.tracker.task, cache_folder(), avoided)
+
+        def task(line: str, n_bytes: int | None = None) -> AbstractContextManager[Progress]:
+            return self.tracker.task(f"{name}: {line}", n_bytes)
+
+        extraction = choose(self.live, seen, *known, task, cache_folder(), avoided)
         evaluation = None
         if extraction.verdict == "strong" or (extraction.verdict == "weak" and self.force):
-            with self.tracker.task(f"{name}: asking with the edit in memory") as progress:
+            with task("asking with the edit in memory") as progress:
                 before = self._examination(facts, progress)
                 with edited(self.live, extraction.edits.edits):
                     after = examine_after(self.live, before, progress)

@@ -101,6 +101,14 @@ def test_variables_that_no_launcher_sets_are_those_of_another_program(monkeypatc
     assert call("init", "Canada", "-o", tmp_path / "canada.toml").exit_code == 0
 
 
+def test_a_number_that_no_process_has(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "2")
+    assert call("init", "Canada", "-o", tmp_path / "alone.toml").exit_code == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    line = refused("run", tmp_path / "alone.toml", "-o", tmp_path / "out")
+    assert "RANK is 2, expected less than WORLD_SIZE, which is 2" in line and not (tmp_path / "out").exists()
+
+
 def of_the_model(path, **settings):
     """Change settings of the model in tokenizer.json."""
     change(path, model={**json.loads(path.read_bytes())["model"], **settings})

@@ -100,10 +100,7 @@ def test_numbers_are_those_of_the_report():
 TURNED = tiny_direction(1)
 SAID = {
     ("safetensors", "cells"): "Every other byte of the weights and of the other files is the base's.",
-    (
-        "adapter",
-        "cells",
-    ): "gives exactly the edited weights where a cell is multiplied by −1 or they have 16 bits, else up to",
+    ("adapter", "cells"): "where a cell is multiplied by −1, or they have 16 bits and the multiplier is 0, or 0.0001",
     ("adapter", "one"): "gives exactly the edited weights where these have 16 bits, else up to rounding.",
     ("adapter", "both"): "the adapter gives the edited weights up to rounding.",
     ("gguf", "cells"): "Of cells, scales of blocks (in types without, signs or numbers) were changed; every other byte",

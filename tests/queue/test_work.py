@@ -240,7 +240,8 @@ def test_the_command_prints_one_table_and_rejects(written, entities, monkeypatch
     assert json.loads(call("run", "--entities", entities, "-o", output, "--json").stdout) == json.loads(
         (output / "summary.json").read_text(encoding="utf-8")
     )
-    monkeypatch.setenv("RANK", "1")
+    for name, number in (("RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, number)
     silent = call("run", "--entities", entities, "-o", output)
     assert (silent.exit_code, silent.stdout) == (0, "")
     assert results(output) == before
