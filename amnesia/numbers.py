@@ -26,9 +26,9 @@ def positive(value: float, digits: int = 1) -> str:
     return f"{mantissa} × 10{str(int(exponent)).translate(_RAISED)}"
 
 
-def share(value: float) -> str:
-    """A share of 1 in percent, without digits after the point."""
-    return f"{value:.0%}"
+def share(value: float, digits: int = 0) -> str:
+    """A share of 1 in percent, with `digits` after the point."""
+    return f"{100 * value:.{digits}f} %"
 
 
 def change(ratio: float) -> str:

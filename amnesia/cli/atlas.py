@@ -16,6 +16,7 @@ from amnesia.domain import Baseline, Loading, n_read
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.experiments import figures
 from amnesia.files.strict_json import json_bytes
+from amnesia.numbers import share
 from amnesia.recipe import BASELINES
 from amnesia.recipe_file import parse_layers
 
@@ -154,8 +155,8 @@ def _atlas_text(result: AtlasSummary, output: Path) -> str:
     if result.comparison is not None:
         rho = result.comparison.rank_correlation
         lines.append(
-            f"{result.comparison.model}: same top cell for {result.comparison.same_top_cell:.0%} of "
-            f"{result.comparison.n} entities, {result.comparison.shared_cells:.0%} of the listed cells in common, "
+            f"{result.comparison.model}: same top cell for {share(result.comparison.same_top_cell)} of "
+            f"{result.comparison.n} entities, {share(result.comparison.shared_cells)} of the listed cells in common, "
             f"rank correlation of the scores {'undefined' if rho is None else f'{rho:z.2f}'}"
         )
     return "\n".join([*lines, "", f"written to {output}"])

@@ -11,6 +11,7 @@ import click
 
 from amnesia.cli.options import as_json
 from amnesia.cli.terminal import Terminal, echo, print_json
+from amnesia.numbers import share
 
 if TYPE_CHECKING:
     from amnesia.outputs.diff import ModelDifference
@@ -68,7 +69,7 @@ def _row(row: MatrixDifference) -> str:
     types = row.dtypes[0] if row.dtypes[0] == row.dtypes[1] else " → ".join(row.dtypes)
     if row.share is None:
         return f"{row.name} ({types}): other bytes"
-    parts = [f"{row.share:.3%} of the numbers"]
+    parts = [f"{share(row.share, 3)} of the numbers"]
     if row.largest is not None:
         parts.append(f"by at most {row.largest:.3g}")
     if row.axis is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from amnesia.domain import ROLES, SPLITS, Role
 from amnesia.evaluation.labels import words
 from amnesia.evaluation.results import MESSAGES, Finding, Level, PromptScore
-from amnesia.numbers import change, positive
+from amnesia.numbers import change, positive, share
 
 if TYPE_CHECKING:
     from amnesia.evaluation.comparison import Evaluation  # With which torch would come.
@@ -167,8 +167,8 @@ def _damage(evaluation: Evaluation) -> Iterator[Finding]:
         bad = True
         yield Finding(
             "damage" if able.change.mean < -ABILITY_LOST else "warning",
-            f"General ability suffers: {able.after.mean:.0%} of {able.n} common questions are answered correctly, "
-            f"before {able.before.mean:.0%}, by chance {able.chance:.0%}.",
+            f"General ability suffers: {share(able.after.mean)} of {able.n} common questions are answered correctly, "
+            f"before {share(able.before.mean)}, by chance {share(able.chance)}.",
         )
     if not bad:
         yield Finding(

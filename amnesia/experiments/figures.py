@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from amnesia.errors import InputError
+from amnesia.numbers import share
 
 TARGET, CONTROL, NEUTRAL, FAINT = "#c1440e", "#1f6f78", "#3a3a3a", "#b8b8b8"
 _STYLE = {
@@ -209,7 +210,7 @@ def _inject(figure: Any, document: Document) -> None:
     # Numbers, so that a panel of zeros does not look empty.
     for line, row in enumerate(rows[::-1]):
         right.annotate(
-            f"{row['first']['mean']:.0%}",
+            share(row["first"]["mean"]),
             (row["first"]["high"], line),
             xytext=(6, 0),
             textcoords="offset points",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from amnesia.evaluation.results import Finding
+from amnesia.numbers import share
 from amnesia.probes.results import Probe, Probes
 from amnesia.probes.settings import FOUND
 
@@ -75,8 +76,8 @@ def _shows(probe: Probe, entity: str) -> Finding:
     )
     return Finding(
         "warning",
-        f"{entity} shows in the probe “{probe_name(probe.probe)}”: {after:.0%} {probe.measure} "
-        f"(original model {before:.0%}, never-known name {given:.0%}).",
+        f"{entity} shows in the probe “{probe_name(probe.probe)}”: {share(after)} {probe.measure} "
+        f"(original model {share(before)}, never-known name {share(given)}).",
     )
 
 
@@ -85,7 +86,7 @@ def _others(probes: Probes) -> Iterator[Finding]:
         before, after = (share_of(probe, "control", model) for model in ("original", "edited"))
         if before is None or after is None:
             continue
-        shown = f"{before:.0%} before, {after:.0%} after"
+        shown = f"{share(before)} before, {share(after)} after"
         if probe.shows_knowledge and before - after >= LOST:
             yield Finding("damage", f"In the probe “{probe_name(probe.probe)}” others lose {probe.measure}: {shown}.")
         elif probe.probe == "no_answer" and after - before >= LOST:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from amnesia.numbers import share
 from amnesia.probes.findings import probe_findings, probe_name, share_of
 from amnesia.probes.plan import SUBJECTS
 from amnesia.probes.results import Probe, Probes
@@ -29,11 +30,11 @@ def _lines(probe: Probe) -> Iterator[str]:
     if probe.not_applicable is not None:
         yield f"{name:<30}  not applicable: {probe.not_applicable}"
         return
-    chance = f"{probe.chance:.0%}" if probe.chance else ""
+    chance = share(probe.chance) if probe.chance else ""
     mark = "" if probe.found or not probe.shows_knowledge else "  (little in the original)"
     yield f"{name:<30}{chance:>8}" + "".join(f"{_pair(probe, subject):>18}" for subject in SUBJECTS) + mark
 
 
 def _pair(probe: Probe, subject: str) -> str:
     shares = [share_of(probe, subject, model) for model in ("original", "edited")]
-    return " → ".join(f"{share:.0%}" for share in shares if share is not None) or "–"
+    return " → ".join(share(each) for each in shares if each is not None) or "–"

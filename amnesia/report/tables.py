@@ -13,7 +13,7 @@ from amnesia.evaluation.findings import findings
 from amnesia.evaluation.labels import facts_label
 from amnesia.evaluation.results import MESSAGES, Damage, LanguageScore
 from amnesia.localization.results import Localization
-from amnesia.numbers import change, flat, positive
+from amnesia.numbers import change, flat, positive, share
 from amnesia.report.content import Tasks
 
 MAX_SHOWN = 12
@@ -127,7 +127,7 @@ def evaluation_table(evaluation: Evaluation, entity: str) -> str:
         score = row.knowledge_score
         interval = f"[{score.low:z.2f}, {score.high:z.2f}]"
         right = (
-            f"{row.before.exact_match.mean:.0%} → {row.after.exact_match.mean:.0%}"
+            f"{share(row.before.exact_match.mean)} → {share(row.after.exact_match.mean)}"
             if row.before.exact_match is not None and row.after.exact_match is not None
             else ""
         )
@@ -141,9 +141,10 @@ def evaluation_table(evaluation: Evaluation, entity: str) -> str:
         label = f"{row.language}: {row.bits_before:.2f} bits per character{'' if row.fluent else ', not fluent'}"
         lines.append(f"    {label:<50} {_perplexity(row)}")
     if damage.ability is not None:
-        label = f"general ability, {damage.ability.n} questions (chance {damage.ability.chance:.0%})"
-        before, after, moved = damage.ability.before.mean, damage.ability.after.mean, damage.ability.change
-        shown = f"{before:>6.1%} → {after:.1%} (change {moved.low:+z.1%} to {moved.high:+z.1%})"
+        label = f"general ability, {damage.ability.n} questions (chance {share(damage.ability.chance)})"
+        before, after = (share(each.mean, 1) for each in (damage.ability.before, damage.ability.after))
+        low, high = (100 * bound for bound in (damage.ability.change.low, damage.ability.change.high))
+        shown = f"{before:>7} → {after} (change {low:+z.1f} to {high:+z.1f} points)"
         lines.append(f"  {label:<52} {shown}")
     if damage.kl_controls is not None:
         shown = f"{damage.kl_controls.mean:>6.3f} nats per token"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from amnesia.evaluation.results import Estimate
+from amnesia.numbers import share
 from amnesia.stress.findings import stress_findings
 from amnesia.stress.results import MODELS, AttackResult, QuantizationResult, Stress, StressScore
 
@@ -85,4 +86,4 @@ def mean_text(estimate: Estimate | None) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:>5.0%}"
+    return "" if value is None else f"{share(value):>6}"

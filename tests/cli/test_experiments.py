@@ -179,7 +179,7 @@ def test_atlas(model, tmp_path):
     names[1].write_text("Japan\nParis\n\nthe Nile\n", encoding="utf-8")
     done = amnesia("atlas", model, *names, "--compare", model)
     assert done.exit_code == 0, done.output
-    assert "same top cell for 100% of 3 entities" in done.stdout
+    assert "same top cell for 100\xa0% of 3 entities" in done.stdout
     svg = (tmp_path / "out" / "atlas.svg").read_text(encoding="utf-8")
     assert "layer of the top cell" in svg
     document = json.loads((tmp_path / "out" / "atlas.json").read_text(encoding="utf-8"))

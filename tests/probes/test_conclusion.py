@@ -142,7 +142,7 @@ def test_what_is_forgotten_shows_nowhere_and_what_is_lost_of_others_is_damage():
     assert found[1].text.endswith("say nothing: free text.")
     lost = probe_findings(conclude(PLAN, original, probed((), {OTHER[0].text(): ""})), "Japan")
     damage = [row.text for row in lost if row.level == "damage"]
-    assert "Questions about others have begun to go unanswered: 0% before, 100% after." in damage
+    assert "Questions about others have begun to go unanswered: 0\xa0% before, 100\xa0% after." in damage
     assert any("sentence to complete" in text for text in damage) and any("leak@4" in text for text in damage)
 
 
@@ -173,6 +173,6 @@ def test_layers_that_cannot_be_read_out_leave_the_rest():
 def test_the_table_on_the_terminal():
     lines = probes_text(conclude(PLAN, probed((*OWN, *OTHER)), probed(OTHER)), "Japan").splitlines()
     (choice,) = (line for line in lines if line.startswith("multiple choice"))
-    assert choice.split() == "multiple choice 50% 100% → 0% 100% → 100% 0% → 0%".split()
+    assert choice.split() == "multiple choice 50 % 100 % → 0 % 100 % → 100 % 0 % → 0 %".split()
     assert any(line.startswith("described") and "no fact can be described" in line for line in lines)
     assert "good: None of" in lines[-2]

@@ -186,7 +186,7 @@ def test_what_a_reader_must_see():
         "Of 4 questions about France, the original model answers 4 correctly and the edited one 1. "
         "Nothing that was tried brings it back (attacks, quantization, training, probes). "
         "Of 10 questions about others it answers 10 correctly, before 10; perplexity of neutral text changed by +1.5 %; "
-        "of 200 common questions it answers 50%, before 62%.",
+        "of 200 common questions it answers 50 %, before 62 %.",
         "Accepted: every bound of the recipe is met",
         "Damage Registers in which perplexity rises most",
         "Good Forgotten: France is like an unknown name",

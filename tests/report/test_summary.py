@@ -72,7 +72,7 @@ def test_what_could_not_be_forgotten_or_kept_is_said_first():
     document = sample()
     assert said(document)[0] == (
         "Not forgotten: France, search wordings (1.00 → 0.27), FRANCE (0.62 → 0.50); "
-        "not kept: Île-de-France (1.00 → 0.44), common questions (62% → 50%)."
+        "not kept: Île-de-France (1.00 → 0.44), common questions (62 % → 50 %)."
     )
     document["aggregates"][0]["knowledge_score"]["mean"] = 0.2
     document["extraction"]["forms"][1]["after"] = 0.4
@@ -88,15 +88,15 @@ def test_the_table_has_what_failed_first_and_then_name_forms_neighbors_others_te
         (row.what, row.note, row.before, row.after, row.right, row.failed) for row in takeaway(read_report(sample()))
     ]
     assert rows == [
-        ("France, search wordings", "2 facts", "1.00", "0.27", "100% → 50%", "not forgotten"),
+        ("France, search wordings", "2 facts", "1.00", "0.27", "100\xa0% → 50\xa0%", "not forgotten"),
         ("FRANCE", "form of the name France", "0.62", "0.50", "", "not forgotten"),
         ("Île-de-France", "neighbor, which shares a word with the name", "1.00", "0.44", "", "not kept"),
-        ("common questions", "200 questions, chance 25%", "", "", "62% → 50%", "not kept"),
-        ("France, held-out wordings", "2 facts", "1.00", "0.10", "100% → 0%", ""),
+        ("common questions", "200 questions, chance 25\xa0%", "", "", "62\xa0% → 50\xa0%", "not kept"),
+        ("France, held-out wordings", "2 facts", "1.00", "0.10", "100\xa0% → 0\xa0%", ""),
         ("1 other form", "of the name: france", "0.88", "0.12", "", ""),
         ("1 neighbor", "by a word of the name: Anatole France", "1.00", "0.97", "", ""),
-        ("others, search facts", "5 facts", "1.00", "0.98", "100% → 100%", ""),
-        ("others, held-out facts", "5 facts", "1.00", "0.98", "100% → 100%", ""),
+        ("others, search facts", "5 facts", "1.00", "0.98", "100\xa0% → 100\xa0%", ""),
+        ("others, held-out facts", "5 facts", "1.00", "0.98", "100\xa0% → 100\xa0%", ""),
         ("text in en", "perplexity per word", "30.0", "30.3 (+1.0\xa0%)", "", ""),
         ("text in de", "perplexity per word; the original is not fluent in it", "30.0", "33.0 (+10.0\xa0%)", "", ""),
     ]

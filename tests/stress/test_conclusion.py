@@ -166,10 +166,10 @@ def test_json_and_tables():
     assert b"NaN" not in json_bytes(dataclasses.asdict(result))
     lines = [" ".join(line.split()) for line in stress_text(result, "Japan").splitlines()]
     assert lines[0] == "Japan under stress: mean knowledge score and right answers, 2 facts"
-    assert "other wording 1.00 100% 0.00 0% 0.00 0% 0.00 0%" in lines
+    assert "other wording 1.00 100 % 0.00 0 % 0.00 0 % 0.00 0 %" in lines
     assert "other name not applicable: no aliases" in lines
-    assert "none 1.00 50% 1.00 50% 1.00 100% 1.00 100%" in lines
+    assert "none 1.00 50 % 1.00 50 % 1.00 100 % 1.00 100 %" in lines
     assert "int8 not applicable: original model: no" in lines
-    assert "Q4_0 0.00 0% 0.00 0% 1.00 100% 1.00 100% (little in the original: says nothing)" in lines
+    assert "Q4_0 0.00 0 % 0.00 0 % 1.00 100 % 1.00 100 % (little in the original: says nothing)" in lines
     assert lines[-2] == "good: Nothing that was tried brought Japan back above a knowledge score of 0.4."
     assert lines[-1].endswith("shows little of Japan, so that this says nothing: quantized as Q4_0.")
