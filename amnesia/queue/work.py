@@ -166,6 +166,7 @@ class _Work:
         with claimed(folder) as own:
             if own:
                 line = f"{name} ({place + 1} of {len(self.listed)})"
+                _ = self.live, self.rows  # What they raise is no entity's fault, and ends the queue.
                 try:
                     recipe, facts = self._known(self.listed[place])
                     known = select_known(facts)

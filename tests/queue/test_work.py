@@ -273,6 +273,13 @@ def test_what_fails_for_all_is_no_result_of_one(entities, tmp_path, monkeypatch)
     assert not list((tmp_path / "out").rglob("result.json"))
 
 
+def test_a_table_that_cannot_be_read_is_no_result_of_one(entities, tmp_path):
+    (tmp_path / "facts.tsv").write_text("subject\tobject\nJapan\tTokyo\n", encoding="utf-8")
+    with pytest.raises(InputError, match="relation"):
+        run_queue(read_list(entities), None, tmp_path / "facts.tsv", tmp_path / "out", Silent())
+    assert not list((tmp_path / "out").rglob("result.json"))
+
+
 def test_names_are_quoted_on_the_page(written):
     summary, output, _ = written
     document = summary.to_json()
