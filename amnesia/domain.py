@@ -102,13 +102,18 @@ def entity_name(given: str) -> str:
     name = tidy(given)
     if not name:
         raise InputError("no entity given, or an empty one: name one, for example Canada")
-    if odd := [char for char in name if unicodedata.category(char) in ("Cc", "Cs")]:
-        raise InputError(f"the name {clipped(name)!r} holds the control character {odd[0]!r}: give it without")
+    check_characters(name)
     if len(name) > MAX_NAME:
         raise InputError(
             f"the name {clipped(name)!r} has {len(name):,} characters: expected at most {MAX_NAME}, give a shorter name"
         )
     return name
+
+
+def check_characters(name: str) -> None:
+    """Raises InputError for a name with control characters, or with what a terminal gave that is no text."""
+    if odd := [char for char in name if unicodedata.category(char) in ("Cc", "Cs")]:
+        raise InputError(f"the name {clipped(name)!r} holds the control character {odd[0]!r}: give it without")
 
 
 @functools.lru_cache(2**16)

@@ -144,7 +144,8 @@ def transfer(
     if not answered and not force:
         return Transferred(replies, False, None, None)
     if recipe is None or len(groups) > 1 or name_key(recipe.target.entity) != name_key(groups[0].entity):
-        asked = "" if replies else ", nor is anything asked for the name, which it does not have"
+        why = "which it does not have" if all(map(_is_unnamed, groups)) else "as cells of experts cannot be watched"
+        asked = "" if replies else f", nor is anything asked for the name, {why}"
         tracker.notice(f"no facts about {groups[0].entity} alone: nothing is measured{asked}; give a recipe")
         del live
         save(source, groups, output, format=name, force=force, tracker=tracker)

@@ -157,3 +157,16 @@ def test_models_of_other_sizes_are_refused(tmp_path, model, group):
         other = another(tmp_path / name, **settings)
         assert fault in refused("transfer", tmp_path / "edited", other, "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("entity", "cell", "why"),
+    [("Japan", Cell(1, 3, 1), "as cells of experts cannot be watched"), (None, Cell(0, 3), "which it does not have")],
+)
+def test_why_nothing_was_asked_is_said(tmp_path, model, entity, cell, why):
+    source = save_tiny_live(tmp_path / "moe", "glm4_moe") if cell.expert is not None else model
+    edit = ColumnEdit(cell)
+    save(source, edit if entity is None else EntityEdits(entity, (edit,)), tmp_path / "one")
+    shown = Watched()
+    transfer(tmp_path / "one", str(source), tmp_path / "two", tracker=shown)
+    assert any(f"nor is anything asked for the name, {why}; give a recipe" in line for line in shown.lines)

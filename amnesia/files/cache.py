@@ -119,8 +119,11 @@ def _remove_abandoned(folder: Path, beside: Path) -> bool:
         return True
     if lock is not None:
         try:
-            if (folder / _OLD).exists() and not os.path.lexists(beside):
-                (folder / _OLD).rename(beside)
+            if (folder / _OLD).exists() and ((folder / _NEW).exists() or not os.path.lexists(beside)):
+                try:
+                    (folder / _OLD).rename(beside)  # Also over an empty folder.
+                except OSError:
+                    return True  # Something else took the place; this may be the only copy of the older thing.
             with contextlib.suppress(OSError):
                 remove_hidden(folder)
         finally:

@@ -62,6 +62,8 @@ _TEXTS = (
     "README.md",
     REPOSITORY_FILE,
 )
+CONFIGURATIONS = tuple(name for name in _TEXTS if name.endswith("config.json"))
+"""Those of them in which settings may name other files."""
 # Vocabularies of SentencePiece, which are no text.
 _PIECES = ("*.model", "tokenizer.model.*")
 # All of these as one who fetches a model asks for them, licences in any case; the star then stands for a slash, too.

@@ -12,7 +12,7 @@ from amnesia.domain import ModelRef
 from amnesia.errors import PublishError, SourceError, library_errors_as
 from amnesia.files.companions import is_legal
 from amnesia.hub.card import BaseCard
-from amnesia.hub.contents import hub_base
+from amnesia.hub.contents import built_in_base, hub_base
 from amnesia.sources.built_in import BUILT_IN
 from amnesia.sources.remote import HubFiles, list_hub_files
 from amnesia.sources.resolve import hub_ref
@@ -52,13 +52,13 @@ def find_base(manifest: Manifest, name: str | None, notice: Callable[[str], None
         return BaseRepo(_card_of(origin), matched, origin)
     entry = hub_base(manifest)
     if entry is None:
-        built_in = BUILT_IN.get(manifest.base.ref.name)
-        if built_in is None:
+        known = built_in_base(manifest)
+        if known is None:
             raise PublishError(
                 f"the base {manifest.base.ref.name} is a file of this machine, which a card cannot name: give its "
                 "repository with --base"
             )
-        fields = _metadata(built_in.card)
+        fields = _metadata(BUILT_IN[known.name].card)
         return BaseRepo(_fields(fields, ModelRef(fields["base_model"])), None, None)
     try:
         origin = list_hub_files(entry.ref)

@@ -17,6 +17,8 @@ from amnesia.files.companions import LORA_NAME
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.numbers import flat
 from amnesia.plain_text import for_markdown, for_terminal
+from amnesia.sources.built_in import BUILT_IN
+from amnesia.sources.resolve import has_place, named_base
 from amnesia.weights.adapter import TRAPS, adapter_rank, auto_class_name
 from amnesia.weights.manifest import Manifest
 
@@ -160,7 +162,7 @@ def _exact(manifest: Manifest, cells: bool, directions: bool) -> str:
         if not any(row.directions for row in manifest.tensors):
             return (
                 "Merged into the base, the adapter gives exactly the edited weights where a cell is multiplied by −1, "
-                "or they have 16 bits and the multiplier is 0, or 0.0001 and more in size; else up to rounding."
+                "or they have 16 bits and the multiplier is 0, or 0.00013 and more in size; else up to rounding."
             )
         if all(row.rank == 1 for row in manifest.tensors):
             return (
@@ -238,15 +240,23 @@ tokenizer = AutoTokenizer.from_pretrained("{repo_id}")
 vllm serve {repo_id}
 ```"""
     elif manifest.format == "adapter":
-        at = f', revision="{manifest.base.ref.revision}"' if manifest.base.ref.revision else ""
+        ref = manifest.base.ref
+        at = f', revision="{ref.revision}"' if ref.revision else ""
+        origin, imported, only = f'"{ref.name}"{at}', "", ""
+        if ref.name in BUILT_IN:
+            origin, imported = f'resolve("{ref.name}").folder', "from amnesia import resolve\n"
+            only = f"""
+It was made of the weights that `amnesia` calls `{ref.name}`, a quantization of `{base.ref.name}` as float32, and fits
+no others exactly.
+"""
         body = f"""```python
-from peft import PeftModel
+{imported}from peft import PeftModel
 from transformers import {auto}
 
-base = {auto}.from_pretrained("{manifest.base.ref.name}"{at}, dtype="auto")
+base = {auto}.from_pretrained({origin}, dtype="auto")
 model = PeftModel.from_pretrained(base, "{repo_id}").merge_and_unload()
 ```
-{_vllm_adapter(manifest, repo_id)}
+{only or _vllm_adapter(manifest, repo_id)}
 Unmerged, the adapter gives the edited model up to rounding.
 
 {TRAPS}"""
@@ -304,11 +314,15 @@ def _provenance(manifest: Manifest, base: BaseCard, repo_id: str) -> str:
         "",
         "```sh",
         "amnesia verify edited              # the bytes are what the manifest says",
-        f"amnesia verify edited --base {manifest.base}",
     ]
+    known = named_base(manifest)
+    if manifest.format not in ADAPTERS or manifest.previous is None:  # Else it is of a model that is not there.
+        lines.append(f"amnesia verify edited --base {known}")
     if manifest.format not in ADAPTERS:
         lines.append("amnesia undo edited -o original    # every byte back as it was")
-    lines.append(f"amnesia replay edited/{MANIFEST_NAME} -o again")
+    # Of a repository without a commit nobody knows which of its commits it was.
+    where = "" if has_place(known.ref) else f" --base {known}"
+    lines.append(f"amnesia replay edited/{MANIFEST_NAME} -o again{where}")
     return "\n".join([*lines, "```"])
 
 

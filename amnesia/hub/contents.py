@@ -27,16 +27,18 @@ from amnesia.domain import ADAPTERS, ModelRef, is_gguf_name
 from amnesia.edits import EntityEdits
 from amnesia.errors import PublishError, os_errors_as
 from amnesia.files.cache import cache_folder
-from amnesia.files.companions import ADAPTER_NAMES, LORA_NAME, MODELFILE_NAME, REPOSITORY_FILE
-from amnesia.files.disk import list_files, read_small
+from amnesia.files.companions import ADAPTER_NAMES, CONFIGURATIONS, LORA_NAME, MODELFILE_NAME, REPOSITORY_FILE
+from amnesia.files.disk import read_small
+from amnesia.files.listing import list_files
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME
 from amnesia.files.strict_json import StrictJson, json_bytes
 from amnesia.guessing import as_declared
 from amnesia.hub.card import BaseCard, model_card
-from amnesia.hub.local_paths import CONFIGURATIONS, without_local_paths
+from amnesia.hub.local_paths import without_local_paths
 from amnesia.plain_text import for_terminal
 from amnesia.report.page import report_html
 from amnesia.sources.built_in import BUILT_IN
+from amnesia.sources.remote import HubFile
 from amnesia.weights.adapter import CONFIG_NAME, KEY_PREFIX, README_NAME, WEIGHTS_NAME, auto_class_name
 from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, declared_files, open_source
 from amnesia.weights.gguf.modelfile import modelfile
@@ -79,22 +81,28 @@ def hub_base(manifest: Manifest) -> Base | None:
     return next((step.base for step in manifest.history() if on_hub(step.base)), None)
 
 
+def built_in_base(manifest: Manifest) -> ModelRef | None:
+    """The built-in model in the history of an output, if it goes back to one."""
+    return next((step.base.ref for step in manifest.history() if step.base.ref.name in BUILT_IN), None)
+
+
 def prepare(
     folder: Path,
     repo_id: str,
     base: BaseCard,
     *,
     matched: Base | None = None,
+    there: Mapping[str, HubFile] | None = None,
     key: bytes | None = None,
     extra: Mapping[str, bytes] | None = None,
     leave_out: bool = False,
 ) -> Publication:
     """The publication of the output in `folder` as `repo_id`.
 
-    `matched` is the base in the manifest that the repository `base` was seen to be. With `key` the targets are private.
-    `extra` are further files, the licence of the base for example. Raises PublishError for a damaged report and, unless
-    they are to be `leave_out`, for files that are no part of the output, and what `read_manifest` and `list_files`
-    raise.
+    `matched` is the base in the manifest that the repository `base` was seen to be, `there` are its files by name. With
+    `key` the targets are private. `extra` are further files, the licence of the base for example. Raises PublishError
+    for a damaged report and, unless they are to be `leave_out`, for files that are no part of the output, and what
+    `read_manifest` and `list_files` raise.
     """
     manifest = read_manifest(folder)
     names, others = _names(folder, manifest)
@@ -117,18 +125,18 @@ def prepare(
     for depth, name, content in _reports(folder, files, manifest, base, key):
         files[f"{BASE_FOLDER}/" * depth + name] = content
         published = _with_content(published, name, content, depth)
-    if matched is None:  # Else they are on the Hub as they are.
-        for name, content in _configurations([*files], folder, base.ref.name):
-            files[name] = content
-            published = _with_content(published, name, content)
+    for name, content in _configurations([*files], folder, base.ref.name, there or {}):
+        files[name] = content
+        published = _with_content(published, name, content)
     for name, content in (extra or {}).items():
         if name not in files:
             files[name] = content
             if manifest.format != "safetensors":
                 published = replace(published, added=(*published.added, name))
             else:  # Of a model folder they are files of the base like others.
-                row = UntouchedFile(name, len(content), hashlib.sha256(content).hexdigest())
-                published = replace(published, untouched=(*published.untouched, row))
+                published = _with_file(
+                    published, UntouchedFile(name, len(content), hashlib.sha256(content).hexdigest())
+                )
     if README_NAME in files and README_NAME not in (*manifest.added, *manifest.replaced):
         files[f"{BASE_FOLDER}/{README_NAME}"] = files.pop(README_NAME)
         published = replace(published, replaced=(*published.replaced, README_NAME))
@@ -155,11 +163,28 @@ def prepare(
     return Publication(published, files, for_terminal(" ".join(title.split()))[:200], tuple(others))
 
 
-def _configurations(names: Collection[str], folder: Path, model: str) -> Iterator[tuple[str, bytes]]:
-    """The configurations that name a path of this machine, each as it is published, without it."""
+def _with_file(manifest: Manifest, row: UntouchedFile) -> Manifest:
+    """The manifest with a further file of the base, which all its edits then found."""
+    previous = manifest.previous
+    return replace(
+        manifest,
+        untouched=(*manifest.untouched, row),
+        previous=None if previous is None else _with_file(previous, row),
+    )
+
+
+def _configurations(
+    names: Collection[str], folder: Path, model: str, there: Mapping[str, HubFile]
+) -> Iterator[tuple[str, bytes]]:
+    """The configurations that name a path of this machine, each as it is published, without it.
+
+    Those that the Hub has in the base's repository are left as they are.
+    """
     for name in CONFIGURATIONS:
         if name in names:
             found = read_small(folder / name, _MAX_DOCUMENT)
+            if name in there and there[name].holds(found):
+                continue
             if (shown := without_local_paths(found, model)) != found:
                 yield name, shown
 
@@ -224,11 +249,11 @@ def _rename(
     manifest: Manifest, base: BaseCard, matched: Base | None, key: bytes | None, paths: Collection[str]
 ) -> Manifest:
     """The manifest with names of the Hub in place of paths, and pseudonyms in place of entities when there is a key."""
-    origin = manifest.base
+    origin, stand_in = manifest.base, built_in_base(manifest) or replace(base.ref, revision=None)
     if matched is not None and origin == matched:
         origin = replace(origin, ref=base.ref)
     elif not _is_name(origin):
-        origin = replace(origin, ref=replace(base.ref, revision=None))
+        origin = replace(origin, ref=stand_in)
     recipe = None if key is not None or manifest.recipe is None else _public_recipe(manifest.recipe, paths, base)
     edits = manifest.edits
     if key is not None:

@@ -11,11 +11,8 @@ import re
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-CONFIGURATIONS = ("config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json")
-"""Files in which settings may name other files."""
-
-_MODEL = re.compile(r"_?name_or_path")
-_FILE = re.compile(r".*_(path|file|dir|folder)")
+_MODEL = re.compile(r".*name_or_path")
+_FILE = re.compile(r".*(path|file|filename|dir|directory|folder)s?")
 
 
 def without_local_paths(content: bytes, model: str) -> bytes:
@@ -26,7 +23,8 @@ def without_local_paths(content: bytes, model: str) -> bytes:
     except (ValueError, RecursionError):
         return content
     shown = _shown(document, model)
-    return content if shown == document else json.dumps(shown, indent=2, ensure_ascii=False).encode() + b"\n"
+    # Escaped, because a text may hold half a pair of surrogates, which UTF-8 does not.
+    return content if shown == document else json.dumps(shown, indent=2).encode() + b"\n"
 
 
 def _shown(value: Any, model: str) -> Any:
@@ -38,6 +36,8 @@ def _shown(value: Any, model: str) -> Any:
 
 
 def _setting(key: str, value: Any, model: str) -> Any:
+    if isinstance(value, list):
+        return [_setting(key, item, model) for item in value]
     if not isinstance(value, str) or not (named := _MODEL.fullmatch(key) or _FILE.fullmatch(key)):
         return _shown(value, model)
     kind = PureWindowsPath if re.match(r"[A-Za-z]:[\\/]|\\\\", value) else PurePosixPath

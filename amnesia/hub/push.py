@@ -90,7 +90,16 @@ def push(
         # A `.gguf` file stands alone, and a folder may come from a place that had left the licence out.
         extra = licence_files(base.files) if base.files is not None and manifest.format not in ADAPTERS else {}
     key = secret_key() if private_targets else None
-    publication = prepare(folder, repo_id, base.card, matched=base.matched, key=key, extra=extra, leave_out=leave_out)
+    publication = prepare(
+        folder,
+        repo_id,
+        base.card,
+        matched=base.matched,
+        there=None if base.files is None else base.files.files,
+        key=key,
+        extra=extra,
+        leave_out=leave_out,
+    )
     for remark in (naming_duty(base.card, repo_id), licence_notice(base.card)):
         if remark:
             notice(remark)

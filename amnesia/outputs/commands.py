@@ -14,6 +14,7 @@ from amnesia.files.journal import recover
 from amnesia.files.staging import check_output
 from amnesia.outputs import write
 from amnesia.progress import SILENT, Progress, Tracker
+from amnesia.sources.built_in import BUILT_IN
 from amnesia.sources.resolve import hub_ref, is_on_disk, resolve, resolve_file
 from amnesia.sources.source import ModelSource, Notice
 from amnesia.weights.manifest import Manifest
@@ -49,8 +50,11 @@ def save(
     when the folder cannot be written, and the other errors of this package for damaged files.
     """
     output, groups = Path(output), groups_in(edits)
-    origin = str(model.origin if isinstance(model, ModelSource) else model)
-    name: Format = format if format is not None else "gguf" if is_gguf_name(origin) else "safetensors"
+    if isinstance(model, ModelSource):
+        is_gguf = model.gguf is not None and model.ref.name not in BUILT_IN
+    else:
+        is_gguf = is_gguf_name(str(model))
+    name: Format = format if format is not None else "gguf" if is_gguf else "safetensors"
     write.check_format(name)
     if tensor_type is not None and name != "gguf":
         raise InputError(f"tensor_type is for GGUF files, not for format {name}: drop it")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -101,11 +100,13 @@ def _edit(found: tuple[MatrixDifference, ...], owners: Owners) -> EditFound | No
         if owner is None or row.dtypes[0] != row.dtypes[1]:
             return None
         layer, expert, start = owner
+        if any(index < start for index in row.indices):
+            return None  # Rows of the gate, which comes before `up` where one tensor holds both.
         cells += [(Cell(layer, index - start, expert), by) for index, by in row.scaled.items()]
         rest = tuple(index for index in row.indices if index not in row.scaled)
         if rest:
             rank = None if row.rank is None else row.rank - len(row.scaled)
-            if rank is None or not 1 <= rank <= min(_MAX_RANK, len(rest)) or rank == len(rest):
+            if expert is not None or rank is None or not 1 <= rank <= min(_MAX_RANK, len(rest)) or rank == len(rest):
                 return None
             directions.append(DirectionsFound(layer, rank, rest))
     return EditFound(tuple(sorted(cells)), tuple(sorted(directions, key=lambda row: row.layer)))
@@ -157,15 +158,20 @@ def _read(path: Path, offset: int, row_size: int, first: int, count: int) -> byt
 def _gguf(path: Path) -> tuple[dict[str, Stored], Owners]:
     """The matrices of a GGUF, with numbers as the `gguf` package reads them."""
     model = read_model(path)
-    found = {tensor.name: _quantized(file.path, tensor) for file, tensor in model.tensors()}
+    found: dict[str, Stored] = {}
+    for file, tensor in model.tensors():
+        # All experts of a layer, of which each is a matrix.
+        names = [f"{tensor.name}[{place}]" for place in range(tensor.shape[0])] if len(tensor.shape) == 3 else []
+        parts = [part[1] for part in map(model.find, names) if part is not None]
+        found |= {part.name: _quantized(file.path, part) for part in parts or [tensor]}
     owners: dict[tuple[str, int], tuple[int, int | None, int]] = {}
     with contextlib.suppress(AmnesiaError):
         shape = gguf_shape(model)
-        for name in found:
-            if match := re.fullmatch(r"blk\.(\d+)\.ffn_(down|up)\.weight", name):
-                up = match[2] == "up"
-                layer = int(match[1])
-                owners[name, 0 if up else 1] = (layer, None, shape.first_row(layer) if up else 0)
+        for layer, mixture in enumerate(shape.mixtures):
+            for expert in (None, *range(0 if mixture is None else mixture[0])):
+                first = shape.first_row(layer) if expert is None else 0
+                owners[shape.name(layer, "up", expert), 0] = (layer, expert, first)
+                owners[shape.name(layer, "down", expert), 1] = (layer, expert, 0)
     return found, owners
 
 

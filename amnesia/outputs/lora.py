@@ -9,7 +9,7 @@ from pathlib import Path
 from amnesia.edits import EditSpec, Place, by_projection, check_edits
 from amnesia.errors import VerificationError
 from amnesia.files.companions import LORA_NAME, README_NAME, REPOSITORY_FILE
-from amnesia.files.disk import list_files
+from amnesia.files.listing import list_files
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.outputs.history import check_blocks
 from amnesia.weights.adapter import adapter_rank, read_rows

@@ -17,7 +17,7 @@ from amnesia.guessing import as_declared
 from amnesia.outputs.write import plan_formats, staged, write_format
 from amnesia.progress import Watch, unwatched
 from amnesia.sources.remote import RemoteCheckpoint, open_remote
-from amnesia.sources.resolve import hub_ref, is_on_disk, recorded, resolve, resolve_file
+from amnesia.sources.resolve import hub_ref, is_on_disk, named_base, recorded, resolve, resolve_file
 from amnesia.sources.source import ModelSource
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import MAX_MANIFEST, parse_manifest, read_manifest, write_manifest
@@ -35,17 +35,17 @@ def replay(
 ) -> Manifest:
     """Write into `output` what the manifest `path` (a file, or a folder that holds one) describes.
 
-    `base` is the model that was edited, before its first edit or before the last one; without it the manifest's own
-    name is used, which says where a repository or a built-in model is, but not where a folder lies. Weights are proven
-    to be the recorded ones. Files that an evaluation wrote (reports, charts) are not made again. `watch` gets the bytes
-    that will be written, of each edit that must be made. Returns the new manifest.
+    `base` is the model that was edited, before any of its edits; without it the newest one is used of which the
+    manifest says where it is: a repository or a built-in model, not a folder. Weights are proven to be the recorded
+    ones. Files that an evaluation wrote (reports, charts) are not made again. `watch` gets the bytes that will be
+    written, of each edit that must be made. Returns the new manifest.
 
     Raises VerificationError when the base is another model, InputError when none is known, SourceError when it cannot
     be had, and what `write.save` raises.
     """
     manifest = _read(path)
     check_output(output, force=force)
-    name = recorded(manifest.base.ref) if base is None else base
+    name = recorded(named_base(manifest).ref) if base is None else base
     # Fetching it may take minutes.
     notice(f"finding the model that was edited, {name}")
     source = _find(manifest, name, notice)
@@ -71,7 +71,7 @@ def _make(
     manifest: Manifest, source: ModelSource | RemoteCheckpoint, output: Path, force: bool, watch: Watch
 ) -> Manifest:
     with ExitStack() as stack:
-        if manifest.previous is not None and _earlier(source) is None:
+        if manifest.previous is not None and not _has(source, manifest.previous):
             final = output.resolve()
             with os_errors_as(OutputError, f"{final} cannot be written", "choose another output"):
                 final.parent.mkdir(parents=True, exist_ok=True)
@@ -93,11 +93,13 @@ def _make(
     return made
 
 
-def _earlier(source: ModelSource | RemoteCheckpoint) -> Manifest | None:
-    """The manifest of the edit that the base already has."""
+def _has(source: ModelSource | RemoteCheckpoint, edit: Manifest) -> bool:
+    """Whether the base already has an edit: by the hashes of its tensors, whatever its names there are."""
     if not isinstance(source, ModelSource):
-        return source.manifest
-    return read_manifest(source.folder) if (source.folder / MANIFEST_NAME).exists() else None
+        found = source.manifest
+    else:
+        found = read_manifest(source.folder) if (source.folder / MANIFEST_NAME).exists() else None
+    return found is not None and found.tensors == edit.tensors
 
 
 def _compare(made: Manifest, recorded: Manifest) -> None:

@@ -16,7 +16,8 @@ from amnesia.domain import Format, ModelRef
 from amnesia.edits import Place, by_projection, check_edits
 from amnesia.errors import InputError, VerificationError, os_errors_as
 from amnesia.files.companions import REPOSITORY_FILE
-from amnesia.files.disk import hash_file, list_files, read_small
+from amnesia.files.disk import hash_file, read_small
+from amnesia.files.listing import list_files
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.strict_json import StrictJson, shown
 from amnesia.guessing import as_declared
@@ -26,6 +27,7 @@ from amnesia.sources.remote import RemoteCheckpoint
 from amnesia.sources.served import as_served, check_found
 from amnesia.weights.adapter import (
     CONFIG_NAME,
+    DTYPES,
     KEY_PREFIX,
     README_NAME,
     WEIGHTS_NAME,
@@ -161,10 +163,10 @@ def verify_adapter(folder: Path, source: CheckpointSource | RemoteCheckpoint | N
     """`verify` for an adapter; `source` is the model that it was made for, which need not be on this disk."""
     manifest = read_manifest(folder)
     names = {*list_files(folder)} - {REPOSITORY_FILE}
-    expected = {MANIFEST_NAME, README_NAME, *manifest.added, CONFIG_NAME, WEIGHTS_NAME}
-    if names - {README_NAME} != expected - {README_NAME}:
+    expected = {MANIFEST_NAME, *manifest.added, CONFIG_NAME, WEIGHTS_NAME}
+    if different := sorted((names ^ expected) - {README_NAME}):
         raise VerificationError(
-            f"{folder} and {MANIFEST_NAME} disagree on the file {sorted(names ^ expected)[0]}: make the adapter again"
+            f"{folder} and {MANIFEST_NAME} disagree on the file {different[0]}: make the adapter again"
         )
     weights = folder / WEIGHTS_NAME
     if source is None:
@@ -240,6 +242,10 @@ def _check_factors(weights: Path, manifest: Manifest) -> tuple[list[str], int]:
         b = header.tensors[f"{KEY_PREFIX}{paths[0]}.lora_B.weight"]
         if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank or a.dtype != b.dtype:
             raise VerificationError(f"{weights} has factors of {edit.name} that are not of rank {rank}: make it again")
+        if a.dtype not in DTYPES:
+            raise VerificationError(
+                f"{weights} has factors of {edit.name} as {a.dtype}, no type of adapters: make it again"
+            )
         if edit.indices[-1] >= a.shape[1]:
             raise VerificationError(f"{MANIFEST_NAME} names neuron {edit.indices[-1]} of {edit.name}, beyond its width")
         if edit.directions:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amnesia.domain import FORMATS, Cell, Format, is_gguf_name
+from amnesia.domain import FORMATS, Cell, Format, entity_name, is_gguf_name
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits, named_after_cells, names_of
 from amnesia.errors import InputError, os_errors_as
 from amnesia.files.companions import MODELFILE_NAME
@@ -90,9 +90,12 @@ def _picked(check: StrictJson, document: dict[str, Any], pick: int | None) -> di
 
 
 def edits_from_cells(cells: Sequence[str], multiplier: float, entity: str | None) -> EntityEdits:
-    """Edits for cells as `Cell.parse` reads them; without a name the entity is named after its cells."""
+    """Edits for cells as `Cell.parse` reads them; without a name the entity is named after its cells.
+
+    Raises InputError for malformed cells and what `entity_name` raises.
+    """
     edits = tuple(ColumnEdit(Cell.parse(text), multiplier) for text in cells)
-    return EntityEdits(entity, edits) if entity else named_after_cells(edits)
+    return EntityEdits(entity_name(entity), edits) if entity else named_after_cells(edits)
 
 
 def spec_of(
@@ -145,14 +148,15 @@ def plan_formats(
 
     `tensor_type` is for format "gguf": the type of the tensors that get a direction, their own by default. Of a model
     on the Hub only an adapter can be written. A GGUF must have the sizes of the model in the source's
-    folder, if that is another one. Raises InputError for an unknown format and when the source has no `.gguf` file for
-    formats "gguf" and "gguf-lora", and what the planners raise.
+    folder, if that is another one. Raises InputError for an unknown format, for a part of a model, when the source has
+    no `.gguf` file for formats "gguf" and "gguf-lora", and what the planners raise.
     """
     for name in names:
         check_format(name)
     if not isinstance(source, ModelSource):
         assert {*names} == {"adapter"}, "models are fetched for the other formats"
         return {"adapter": FormatPlan("adapter", None, Plan.of(as_served(source), spec))}
+    source.require_whole()
     columns = None
     plans: dict[Format, FormatPlan] = {}
     # The weights first, with which an adapter can be compared.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +16,9 @@ from amnesia.architectures import Configured, configured
 from amnesia.domain import ModelRef
 from amnesia.errors import CheckpointError, LayoutError
 from amnesia.files.cache import cache_folder
+from amnesia.files.companions import is_copied
+from amnesia.files.disk import MANIFEST_NAME, copy_file
+from amnesia.files.listing import list_files
 from amnesia.sources.conversion import made_once
 from amnesia.sources.remote import HubFiles, RangesRefusedError, header_on_hub, list_hub_files
 from amnesia.weights.checkpoint import read_config
@@ -52,7 +54,10 @@ def fetched_part(snapshot: Path, ref: ModelRef, n_layers: int) -> Path | None:
         if not tensors or sum(tensor.size for tensor in tensors) > _MOST * header.file_size:
             return None
         with made_once(folder, anew=is_there) as made:
-            shutil.copytree(snapshot, made, dirs_exist_ok=True)
+            # Other programs may have put further weights there.
+            for name in list_files(snapshot):
+                if is_copied(snapshot, name) or name == MANIFEST_NAME:
+                    copy_file(snapshot / name, made / name)
             with (made / SINGLE_FILE).open("xb") as file:
                 file.writelines(new_file(_read(hub, tensors)))
         return folder

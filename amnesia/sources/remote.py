@@ -58,6 +58,12 @@ class HubFile:
     blob_id: str
     sha256: str | None
 
+    def holds(self, content: bytes) -> bool:
+        """Whether these are the bytes of the file, by its hash."""
+        if self.sha256 is None:
+            return git_hash(content) == self.blob_id
+        return hashlib.sha256(content).hexdigest() == self.sha256
+
 
 @dataclass(frozen=True)
 class HubFiles:

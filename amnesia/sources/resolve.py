@@ -38,6 +38,7 @@ from amnesia.sources.hub_errors import hub_errors
 from amnesia.sources.ranges import fetched_part
 from amnesia.sources.source import ModelSource, Notice, check_weights
 from amnesia.weights.checkpoint import read_config
+from amnesia.weights.manifest import Base, Manifest
 from amnesia.weights.parts import part_names
 from amnesia.weights.safetensors import INDEX_FILE, MAX_INDEX, SINGLE_FILE, location_of, read_weight_files
 
@@ -141,12 +142,22 @@ def declared(model: ModelRef) -> ModelRef:
 
 def recorded(base: ModelRef) -> str:
     """The base of an output as `resolve` takes it; raises InputError where the manifest does not say where it lies."""
-    if base.revision is None and base.name not in BUILT_IN:
+    if not has_place(base):
         raise InputError(
             f"{base} was a folder or file of the machine on which it was edited: give its place with --base (in "
             "Python: base=...)"
         )
     return str(base)
+
+
+def has_place(ref: ModelRef) -> bool:
+    """Whether a name in a manifest says where the model is."""
+    return ref.revision is not None or ref.name in BUILT_IN
+
+
+def named_base(manifest: Manifest) -> Base:
+    """The newest base in the history of an output whose name says where it is; of none, that of the newest edit."""
+    return next((step.base for step in manifest.history() if has_place(step.base.ref)), manifest.base)
 
 
 def is_local(spec: str) -> bool:

@@ -39,6 +39,14 @@ class ModelSource:
             )
         return self.gguf
 
+    def require_whole(self) -> None:
+        """Raises InputError for a part of a model."""
+        if self.n_layers is not None:
+            raise InputError(
+                f"of {self} only the first layers were asked for ({self.n_layers}), which are no whole model: resolve "
+                "it without n_layers"
+            )
+
     @cached_property
     def checkpoint(self) -> CheckpointSource:
         """The folder, looked over once: when its files change, resolve it anew. Raises what `open_source` raises."""

@@ -5,7 +5,7 @@ one-hot at the cell's neuron, and column i of B is (m − 1) times the column as
 the column, which is exact in every floating point type, so merging gives exactly the edited weights; so it is where
 m − 1 is any power of two that is not below 1. Other multipliers round. Then B is the edited column less the stored one,
 in float32, which holds such differences of numbers of 16 bits, so that merging gives exactly the edited weights, too,
-unless m is nearer to 0 than 0.0001; weights of float32 and float64 are met up to rounding.
+unless m is nearer to 0 than 0.00013; weights of float32 and float64 are met up to rounding.
 
 A direction is such a matrix already: its row of A is u on its columns and zero elsewhere, its column of B is (m − 1)·v.
 Rounded to 16 bits these would give other weights than the edit does, so where there are directions all factors are
@@ -52,7 +52,7 @@ _IN_LAYER = re.compile(
     rf"(?P<prefix>(?:{_NAME}\.)*)(?P<layers>{_NAME})\.(?P<layer>\d{{1,9}})\.(?P<below>{_NAME}(?:\.{_NAME})*)"
 )
 # The types that an adapter can have.
-_DTYPES = ("F64", "F32", "F16", "BF16")
+DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def adapter_rank(most: int) -> int:
@@ -128,7 +128,7 @@ def check_mergeable(source: Weights, plans: Sequence[TensorPlan]) -> None:
             "none is exact; write the format safetensors"
         )
     for plan in plans:
-        if plan.tensor.dtype not in _DTYPES:
+        if plan.tensor.dtype not in DTYPES:
             raise CheckpointError(
                 f"tensor {plan.tensor.name} is stored as {plan.tensor.dtype}: PEFT cannot merge adapters of 8 bits; "
                 "write the format safetensors"

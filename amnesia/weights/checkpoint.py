@@ -19,8 +19,9 @@ from amnesia.architectures import Configured, MlpShape, configured, find_shape
 from amnesia.edits import Place
 from amnesia.errors import CheckpointError, InputError, os_errors_as
 from amnesia.files.companions import BASE_FOLDER, UNDO_NAME, is_copied, is_written, may_hold_weights
-from amnesia.files.disk import check_empty, check_settled, copy_file, file_stamp, list_files, read_small
+from amnesia.files.disk import check_empty, check_settled, copy_file, file_stamp, read_small
 from amnesia.files.lfs import check_no_pointer
+from amnesia.files.listing import list_files
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided
 from amnesia.files.strict_json import StrictJson, shown

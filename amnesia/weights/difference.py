@@ -125,7 +125,9 @@ class _Sums:
             for row, product in zip(self._products[axis], (x * x, x * y, y * y), strict=True):
                 row[place] += product.sum(1 - axis)
         delta = np.where(differs, y - x, 0.0)
-        self._largest = max(self._largest, float(np.nan_to_num(np.abs(delta), nan=np.inf).max(initial=0.0)))
+        self._largest = max(
+            self._largest, float(np.nan_to_num(np.abs(delta), nan=np.inf, posinf=np.inf).max(initial=0.0))
+        )
         self._noise += float((np.where(differs, y * self._epsilon, 0.0) ** 2).sum()) / 12
         self._answers[rows] = delta @ self._probes
         return len(x)

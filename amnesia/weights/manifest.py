@@ -35,6 +35,8 @@ from amnesia.errors import InputError
 from amnesia.weights.edit_rows import edit_json
 
 FORMAT_VERSION = 6
+MAX_CHAIN = 64
+"""Edits on top of each other; beyond that a file is damaged or hostile."""
 GGUF_START = 2**16
 """Bytes of a GGUF that are told from another file's where its weights are not read."""
 
@@ -210,12 +212,18 @@ def edits_hash(groups: Sequence[EntityEdits]) -> str:
 def check_earlier(
     earlier: Manifest, groups: Sequence[EntityEdits], name: Format, *, allow_overlap: bool = False
 ) -> None:
-    """Raises InputError when `earlier`, which lies beside weights of format `name`, is of another, and, unless
-    `allow_overlap`, for a cell that an earlier edit of the same model has scaled; directions add up with any."""
+    """Raises InputError when `earlier`, which lies beside weights of format `name`, is of another, or the last of
+    `MAX_CHAIN` edits, and, unless `allow_overlap`, for a cell that an earlier edit of the same model has scaled;
+    directions add up with any."""
     if earlier.format != name:
         raise InputError(
             f"the amnesia.json beside the model is of format {earlier.format}, not of these weights: move them to a "
             "folder of their own"
+        )
+    if len([*earlier.history()]) >= MAX_CHAIN:
+        raise InputError(
+            f"the model has {MAX_CHAIN} edits on top of each other already, the most that there may be: give them all "
+            "to the original model at once"
         )
     if allow_overlap:
         return

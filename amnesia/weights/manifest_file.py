@@ -17,6 +17,7 @@ from amnesia.files.strict_json import StrictJson, shown
 from amnesia.weights.edit_rows import read_edit
 from amnesia.weights.manifest import (
     FORMAT_VERSION,
+    MAX_CHAIN,
     Base,
     BaseFile,
     FileScope,
@@ -27,9 +28,8 @@ from amnesia.weights.manifest import (
     edits_hash,
 )
 
-# Bounds that no real manifest reaches; beyond them a file is damaged or hostile.
+# A bound that no real manifest reaches; beyond it a file is damaged or hostile.
 MAX_MANIFEST = 64 * 2**20
-_MAX_CHAIN = 64
 
 _JSON = StrictJson(MANIFEST_NAME, VerificationError, "the output is damaged, make it again")
 
@@ -51,7 +51,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 def parse_manifest(content: bytes) -> Manifest:
     """Read the bytes of a manifest; raises VerificationError for anything that `manifest_bytes` would not write."""
-    return _manifest(_JSON.parse(content), _MAX_CHAIN)
+    return _manifest(_JSON.parse(content), MAX_CHAIN)
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
@@ -69,7 +69,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _manifest(value: object, depth: int) -> Manifest:
     if depth == 0:
-        raise _JSON.fail(f"has more than {_MAX_CHAIN} edits on top of each other")
+        raise _JSON.fail(f"has more than {MAX_CHAIN} edits on top of each other")
     written = _JSON.mapping(value, "manifest").get("format_version")
     if written != FORMAT_VERSION or isinstance(written, bool):
         raise VerificationError(

@@ -18,8 +18,9 @@ import numpy as np
 
 from amnesia.domain import is_gguf_name
 from amnesia.errors import CheckpointError, os_errors_as
-from amnesia.files.disk import BLOCK, list_files, open_regular, read_exactly, read_small
+from amnesia.files.disk import BLOCK, open_regular, read_exactly, read_small
 from amnesia.files.lfs import POINTER, check_no_pointer
+from amnesia.files.listing import list_files
 from amnesia.files.streams import Strided
 from amnesia.files.strict_json import StrictJson, shown
 

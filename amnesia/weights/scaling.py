@@ -152,7 +152,10 @@ def inverse_multiplier(multiplier: float) -> float | None:
 def inverts_exactly(raw: bytes, scaled: bytes, dtype: str, multiplier: float) -> bool:
     """Whether multiplying `scaled` by the inverse of `multiplier` gives back every bit of `raw`."""
     inverse = inverse_multiplier(multiplier)
-    return inverse is not None and scale_bytes(scaled, dtype, inverse).raw == raw
+    try:
+        return inverse is not None and scale_bytes(scaled, dtype, inverse).raw == raw
+    except NumericalError:
+        return False  # A number that was rounded up can overflow on the way back.
 
 
 def _check_finite(values: np.ndarray, when: str) -> None:

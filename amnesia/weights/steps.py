@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia.errors import VerificationError
-from amnesia.files.disk import check_inside, list_files, read_small
+from amnesia.files.disk import read_small
+from amnesia.files.listing import check_inside, list_files
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.weights.checkpoint import BASE_FOLDER, CheckpointSource
 from amnesia.weights.manifest import Manifest

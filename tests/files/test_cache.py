@@ -1,6 +1,7 @@
 """Folders for long work: gone at the end, gone after a crash, and never another process's."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,3 +145,29 @@ def test_many_at_once_never_take_each_others_folders(tmp_path):
         thread.join()
     assert not failures
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("came", ["nothing", "an empty folder", "a folder", "a file"])
+def test_an_older_thing_is_never_lost_to_what_came_in_its_place_after_a_kill(tmp_path, process, came):
+    (left,) = hidden(tmp_path)
+    (tmp_path / left / "old").mkdir()
+    (tmp_path / left / "old" / "older").write_text("older")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    target = tmp_path / "model"
+    if came == "a file":
+        target.write_text("other")
+    elif came != "nothing":
+        target.mkdir()
+    if came == "a folder":
+        (target / "other").write_text("other")
+    with pytest.raises(KeyboardInterrupt), scratch_folder(target):
+        raise KeyboardInterrupt
+    home = tmp_path / left / "old" if came in ("a folder", "a file") else target
+    assert (home / "older").read_text() == "older"
+    # Where the new thing had taken the place, the older one is not needed.
+    if home != target and came == "a folder":
+        shutil.rmtree(tmp_path / left / "new")
+        with scratch_folder(target):
+            assert left not in hidden(tmp_path)
+        assert (target / "other").read_text() == "other"

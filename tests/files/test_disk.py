@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from amnesia.errors import CheckpointError, OutputError
-from amnesia.files.disk import BLOCK, copy_file, hash_file, is_inside_name, list_files, read_small, replace_file
+from amnesia.files.disk import BLOCK, copy_file, hash_file, is_inside_name, read_small, replace_file
+from amnesia.files.listing import list_files
 from amnesia.files.staging import REPORT_NAME, check_output, staged_output
 from support.folders import ROOT, tree
 

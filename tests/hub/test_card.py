@@ -68,6 +68,20 @@ def test_the_body_has_all_that_a_reader_needs(name):
     assert "Friends and Grandmothers in Silico" in card and "Yona, Itay" in card
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_commands_name_a_base_that_can_be_had(name):
+    manifest = dataclasses.replace(MANIFEST, format=name)
+    second = dataclasses.replace(manifest, base=Base(ModelRef("one"), MANIFEST.base.files), previous=manifest)
+    card = model_card(second, BaseCard(ModelRef("org/base", "a" * 40)), "ada/m", None)
+    known = f"org/base@{'a' * 40}"
+    # An adapter for an edited model fits no other.
+    assert (f"verify edited --base {known}\n" in card) == (name in ("safetensors", "gguf"))
+    assert "amnesia.json -o again\n" in card
+    unknown = dataclasses.replace(manifest, base=Base(ModelRef("org/base"), MANIFEST.base.files))
+    card = model_card(unknown, BaseCard(ModelRef("org/base")), "ada/m", None)
+    assert "amnesia.json -o again --base org/base\n" in card
+
+
 def test_the_class_that_takes_images_is_named_where_it_is_the_models(tmp_path):
     tensors = tuple(
         dataclasses.replace(row, name=f"model.language_model.layers.{n}.mlp.down_proj.weight")
@@ -100,7 +114,7 @@ def test_numbers_are_those_of_the_report():
 TURNED = tiny_direction(1)
 SAID = {
     ("safetensors", "cells"): "Every other byte of the weights and of the other files is the base's.",
-    ("adapter", "cells"): "where a cell is multiplied by −1, or they have 16 bits and the multiplier is 0, or 0.0001",
+    ("adapter", "cells"): "where a cell is multiplied by −1, or they have 16 bits and the multiplier is 0, or 0.00013",
     ("adapter", "one"): "gives exactly the edited weights where these have 16 bits, else up to rounding.",
     ("adapter", "both"): "the adapter gives the edited weights up to rounding.",
     ("gguf", "cells"): "Of cells, scales of blocks (in types without, signs or numbers) were changed; every other byte",

@@ -6,20 +6,23 @@ import pytest
 
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit
+from amnesia.files.disk import git_hash
 from amnesia.files.staging import REPORT_NAME, staged_output
 from amnesia.hub.card import BaseCard
 from amnesia.hub.contents import prepare
 from amnesia.hub.local_paths import without_local_paths
 from amnesia.outputs.undo import undo
 from amnesia.outputs.verify import verify
+from amnesia.sources.remote import HubFile
 from amnesia.weights.checkpoint import add_file, open_source, write_edited
 from amnesia.weights.manifest_file import read_manifest, write_manifest
+from support.checkpoints import write_output
 from support.tiny import save_tiny, write_with
 
 
-def arrive(output, folder):
+def arrive(output, folder, **options):
     """The folder that others fetch once `output` was published."""
-    for name, content in prepare(output, "ada/edited", BaseCard(ModelRef("org/base"))).files.items():
+    for name, content in prepare(output, "ada/edited", BaseCard(ModelRef("org/base")), **options).files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
@@ -68,10 +71,39 @@ def test_paths_of_this_machine_stay_here(tmp_path):
     assert found == config | {"_name_or_path": "org/base", "extra": {"vocab_file": "v.txt"}}
     assert b"/home" not in b"".join(path.read_bytes() for path in arrived.rglob("*") if path.is_file())
     assert verify(arrived).unproven == ()
-    # What is on the Hub already goes along as it is.
-    manifest = read_manifest(tmp_path / "edited")
-    known = prepare(tmp_path / "edited", "ada/edited", BaseCard(ModelRef("org/base")), matched=manifest.base)
-    assert known.files["config.json"] == tmp_path / "edited" / "config.json"
+    # What is on the Hub already goes along as it is, but not what only came to the same weights.
+    manifest, content = read_manifest(tmp_path / "edited"), path.read_bytes()
+    for there, is_kept in ((content, True), (b"{}", False)):
+        files = {"config.json": HubFile(len(there), git_hash(there), None)}
+        known = prepare(
+            tmp_path / "edited", "ada/edited", BaseCard(ModelRef("org/base")), matched=manifest.base, there=files
+        )
+        assert (known.files["config.json"] == tmp_path / "edited" / "config.json") == is_kept
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "video_preprocessor_config.json", "tokenizer_config.json"])
+def test_no_configuration_keeps_a_path(tmp_path, name):
+    source = save_tiny(tmp_path / "source")
+    (source / name).write_text(
+        '{"base_model_name_or_path": "/home/ada/m", "vocab_files": ["/home/ada/v"], "x": "\\ud83d"}'
+    )
+    write_output(source, tmp_path / "edited", [ColumnEdit(Cell(0, 3))])
+    arrived = arrive(tmp_path / "edited", tmp_path / "arrived")
+    found = json.loads((arrived / name).read_bytes())
+    assert found == {"base_model_name_or_path": "org/base", "vocab_files": ["v"], "x": "\ud83d"}
+
+
+def test_a_licence_that_is_added_is_a_file_of_every_edit(tmp_path):
+    source = save_tiny(tmp_path / "source")
+    write_output(source, tmp_path / "one", [ColumnEdit(Cell(0, 3))])
+    write_output(tmp_path / "one", tmp_path / "two", [ColumnEdit(Cell(1, 3))])
+    (source / "NOTICE").write_bytes(b"the notice")
+    arrived = arrive(tmp_path / "two", tmp_path / "arrived", extra={"NOTICE": b"the notice"})
+    assert verify(arrived, source).n_cells == 2
+    for number in range(2):
+        undo(arrived, arrived := tmp_path / str(number))
+        assert (arrived / "NOTICE").read_bytes() == b"the notice"
+        assert number or verify(arrived).unproven == ()
 
 
 @pytest.mark.parametrize(
@@ -80,6 +112,8 @@ def test_paths_of_this_machine_stay_here(tmp_path):
         ({"_name_or_path": "/home/ada/secret"}, {"_name_or_path": "org/base"}),
         ({"name_or_path": "C:\\models\\secret"}, {"name_or_path": "org/base"}),
         ({"a": [{"special_tokens_map_file": "/home/ada/map.json"}]}, {"a": [{"special_tokens_map_file": "map.json"}]}),
+        ({"a_name_or_path": "~/m", "dirs": ["/a/b", ["/c/d"]]}, {"a_name_or_path": "org/base", "dirs": ["b", ["d"]]}),
+        ({"path": "/home/ada/p", "filename": "/a/f"}, {"path": "p", "filename": "f"}),
         ({"_name_or_path": "org/base", "template": "/home", "n_dir": 3}, None),
     ],
 )

@@ -458,6 +458,28 @@ def test_a_built_in_base_is_named_by_its_card(hub, tmp_path):
     metadata, body = card_of(hub.files("ada/edited"))
     assert (metadata["base_model"], metadata["license"]) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
     assert "without Japan" in body
+    # There is no repository of this name.
+    assert 'from_pretrained(resolve("smollm2-135m").folder, dtype="auto")' in body and "vllm serve" not in body
+    assert '("smollm2-135m"' not in body.replace('resolve("smollm2-135m")', "")
+
+
+def test_edits_on_top_of_each_other_name_what_the_first_was_made_of(hub, base, tmp_path):
+    folder = tmp_path / "source"
+    first = edits_from_cells(["0:3"], -1.0, "Japan")
+    save("safetensors", ModelSource(folder, ModelRef("smollm2-135m")), [first], tmp_path / "known")
+    done("edit", f"org/base@{base}", "--cell", "0:3", "-o", tmp_path / "one")
+    for name, known in (("known", "smollm2-135m"), ("one", f"org/base@{base}")):
+        done("edit", tmp_path / name, "--cell", "1:3", "-o", tmp_path / f"second-{name}")
+        done("push", tmp_path / f"second-{name}", f"ada/{name}")
+        files = hub.files(f"ada/{name}")
+        body = card_of(files)[1]
+        assert f"amnesia verify edited --base {known}\n" in body
+        assert "amnesia replay edited/amnesia.json -o again\n" in body
+    fetched = fetch("ada/one", tmp_path / "fetched")
+    done("verify", fetched, "--base", f"org/base@{base}")
+    done("replay", fetched / "amnesia.json", "-o", tmp_path / "again")
+    for path in fetched.glob("model*.safetensors"):
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_base_that_is_gone_is_no_obstacle(hub, base, output):

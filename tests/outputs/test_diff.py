@@ -16,11 +16,13 @@ from amnesia.files.staging import MANIFEST_NAME
 from amnesia.outputs.commands import save
 from amnesia.outputs.diff import diff
 from amnesia.weights.difference import Stored, compare
+from amnesia.weights.gguf.container import read_model
 from amnesia.weights.scaling import number_type
 from support.checkpoints import weights
 from support.commands import call, refused
 from support.gguf_edits import direction, tiny, write
-from support.tiny import D_MLP, N_LAYERS, save_tiny, tiny_direction
+from support.tiny import D_MLP, N_LAYERS, save_tiny, tiny_direction, tiny_model
+from support.tiny_gguf import phi3_gguf
 
 
 def edited(tmp_path, *edits, dtype=torch.float32, model_type="llama"):
@@ -208,3 +210,28 @@ def test_memory_does_not_grow_with_rows(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2 * 60_000 * 64 * 8  # Less than the two matrices as the numbers that are computed with.
+
+
+def test_rows_of_the_gate_are_no_cells_and_cells_of_experts_are(tmp_path):
+    source = tiny(tmp_path / "base" / "m.gguf", GGMLQuantizationType.F32, experts=(4, 16))
+    write(source, tmp_path / "expert", ColumnEdit(Cell(1, 3, 2)))
+    found = diff(str(source), str(tmp_path / "expert" / "m.gguf"))
+    assert found.edit.cells == ((Cell(1, 3, 2), -1.0),)
+    fused = phi3_gguf(tmp_path / "fused.gguf", tiny_model("phi3"))
+    (file,) = read_model(fused).files
+    up = file.tensors["blk.0.ffn_up.weight"]
+    for first, expected in ((0, None), (up.shape[0] // 2, ((Cell(0, 5), -1.0),))):
+        content = bytearray(fused.read_bytes())
+        start = up.offset + (first + 5) * up.row_bytes
+        row = np.frombuffer(content, np.float32, up.shape[1], start)
+        content[start : start + up.row_bytes] = (-row).tobytes()
+        (tmp_path / "other.gguf").write_bytes(content)
+        edit = diff(str(fused), str(tmp_path / "other.gguf")).edit
+        assert (edit and edit.cells) == expected
+
+
+def test_what_becomes_infinite_has_no_largest_difference():
+    before = torch.full((1, 8), 2.0)
+    after = before.clone()
+    after[0, 3] = float("inf")
+    assert difference_of(before, after).largest is None

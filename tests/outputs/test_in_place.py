@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from support.tiny import save_tiny
 from support.tiny_gguf import write_gguf
 
 PARIS = EntityEdits("Paris", (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(1, 4), 0.3)))
+LIMA = EntityEdits("Lima", (ColumnEdit(Cell(0, 5)),))
 ROME = EntityEdits("Rome", (ColumnEdit(Cell(1, 7), -1.7),))
 
 
@@ -244,3 +246,19 @@ def test_a_model_edited_in_place_is_never_replaced(tmp_path):
     save("safetensors", source, [ROME], tmp_path / "copy")
     save("safetensors", other, [ROME], tmp_path / "copy", force=True)
     assert prove(tmp_path / "copy", other).n_cells == 1
+
+
+def test_what_a_kill_after_a_finished_edit_left_is_no_file_of_the_model(tmp_path, monkeypatch):
+    source = save_tiny(tmp_path / "m", dtype=torch.bfloat16)
+    edit_in_place(source, EditSpec((PARIS,), ModelRef("m")))
+    with monkeypatch.context() as patch:
+        patch.setattr("amnesia.files.journal._sweep", lambda folder: None)
+        edit_in_place(source, EditSpec((ROME,), ModelRef("m")))
+    (left,) = source.glob(".amnesia-*")
+    assert prove(source).n_cells == 3
+    made = save("safetensors", ModelSource(source, ModelRef("m")), [LIMA], tmp_path / "out")
+    assert made.left_out == () and not list((tmp_path / "out").rglob(left.name))
+    # By its name alone nothing is left out: what is copied from elsewhere may be anybody's.
+    shutil.copytree(left, source / f".amnesia-{'0' * 16}")
+    with pytest.raises(VerificationError, match="may hold weights that were not edited"):
+        prove(source)

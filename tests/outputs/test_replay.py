@@ -1,5 +1,6 @@
 """Outputs made again from their manifests are the same, byte for byte."""
 
+import itertools
 import json
 import shutil
 
@@ -85,3 +86,24 @@ def test_manifests_that_are_none(tmp_path):
         assert message in refused("replay", tmp_path / "bad.json", "-o", tmp_path / "out")
     assert "cannot be read (No such file" in refused("replay", tmp_path / "none.json", "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_of_another_gguf_beside_the_base_is_nobodys_business(tmp_path):
+    (tmp_path / "models").mkdir()
+    gguf, other = write_gguf(tmp_path / "models" / "a.gguf"), write_gguf(tmp_path / "models" / "b.gguf")
+    done("edit", other, "--cell", "1:5", "--in-place")
+    done("edit", gguf, "--cell", "0:3", "-o", tmp_path / "one")
+    done("edit", tmp_path / "one" / "a.gguf", "--cell", "1:4", "-o", tmp_path / "two")
+    assert "2 columns in 2 tensors" in done("verify", tmp_path / "two", "--base", gguf)
+    done("replay", tmp_path / "two", "--base", gguf, "-o", tmp_path / "again")
+    assert files_in(tmp_path / "again") == files_in(tmp_path / "two")
+
+
+def test_edits_on_top_of_each_other_come_again_from_any_step_and_by_themselves_from_the_hub(hub, tmp_path, source):
+    hub.add_repo("org/base", files_in(source))
+    made = ("org/base", *(tmp_path / name for name in ("one", "two", "three")))
+    for number, (base, output) in enumerate(itertools.pairwise(made)):
+        done("edit", base, "--cell", f"{number}:3", "--entity", f"entity {number}", "-o", output)
+    for base in ((), *(("--base", path) for path in made[:3])):
+        done("replay", made[3], *base, "--force", "-o", tmp_path / "again")
+        assert files_in(tmp_path / "again") == files_in(made[3])

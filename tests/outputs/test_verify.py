@@ -258,7 +258,12 @@ def test_notices_changed_adapters(work, with_base, name):
             verify(work / "adapter", base)
         path.write_bytes(content)
     (work / "adapter" / "stray").touch()
-    refused(work / "adapter", base, "stray")
+    (work / "adapter" / "README.md").unlink()
+    refused(work / "adapter", base, "disagree on the file stray")
+    (work / "adapter" / "stray").unlink()
+    path = work / "adapter" / WEIGHTS_NAME
+    path.write_bytes(path.read_bytes().replace(b'"F32"', b'"I32"'))
+    refused(work / "adapter", base, "I32|differs")
 
 
 def test_gguf_outputs_are_sent_elsewhere(work):

@@ -1,6 +1,7 @@
 """Edit files, and complete outputs in every format."""
 
 import contextlib
+import dataclasses
 import json
 import os
 
@@ -11,11 +12,14 @@ from safetensors.torch import load_file
 from amnesia.domain import FORMATS, Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.errors import CheckpointError, InputError, OutputError
+from amnesia.outputs import commands
 from amnesia.outputs.proofs import outputs_in, prove, take_back
 from amnesia.outputs.write import edits_from_cells, edits_from_file, plan_formats, save, spec_of, write_format
+from amnesia.sources import built_in
 from amnesia.sources import source as source_module
 from amnesia.sources.source import ModelSource
 from amnesia.weights.checkpoint import open_source
+from amnesia.weights.manifest import MAX_CHAIN, check_earlier
 from amnesia.weights.manifest_file import read_manifest
 from support.folders import tree
 from support.tiny import save_tiny, tiny_model
@@ -75,6 +79,9 @@ def test_cells_from_the_command_line():
     assert edits_from_cells(["0:3"], -1.0, "Japan").entity == "Japan"
     with pytest.raises(InputError, match="is malformed: expected LAYER:NEURON"):
         edits_from_cells(["0-3"], -1.0, None)
+    for name in ("Jos\udce9", "\x1b[31m", "x" * 5000):
+        with pytest.raises(InputError, match="the name "):
+            edits_from_cells(["0:3"], -1.0, name)
 
 
 @pytest.mark.parametrize("name", ["safetensors", "adapter", "gguf"])
@@ -208,3 +215,39 @@ def test_a_gguf_of_another_model_is_refused(tmp_path, source):
     # A file alone has nothing that it could contradict.
     alone = ModelSource(tmp_path, ModelRef("a/b"), gguf=other.gguf)
     assert save("gguf", alone, [JAPAN], tmp_path / "elsewhere" / "out").entity == "Japan"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_of_a_part_of_a_model_nothing_is_written(tmp_path, source, name):
+    part = dataclasses.replace(source, n_layers=2)
+    with pytest.raises(InputError, match=r"of a/b@main only the first layers were asked for \(2\)"):
+        commands.save(part, JAPAN, tmp_path / "out", format=name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_has_the_same_format_by_its_name_and_resolved(tmp_path, monkeypatch, source):
+    monkeypatch.setitem(built_in.BUILT_IN, "tiny", None)
+    known = dataclasses.replace(source, ref=ModelRef("tiny"))
+    monkeypatch.setattr("amnesia.outputs.commands.resolve", lambda *_: known)
+    assert commands.save("tiny", JAPAN, tmp_path / "one").format == "safetensors"
+    assert commands.save(known, JAPAN, tmp_path / "two").format == "safetensors"
+    for number, given in enumerate((source.gguf, source)):
+        assert commands.save(given, JAPAN, tmp_path / str(number)).format == "gguf"
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+@pytest.mark.parametrize("groups", [(JAPAN, EntityEdits("Peru", ())), (EntityEdits("Jos\udce9", JAPAN.edits),)])
+def test_what_no_manifest_can_say_is_refused_before_anything_is_written(tmp_path, source, monkeypatch, kind, groups):
+    monkeypatch.setattr("amnesia.outputs.write.write_format", None)
+    with pytest.raises(InputError, match=r"no edits for 'Peru'|the name 'Jos.* holds the control character"):
+        save(kind, source, groups, tmp_path / "out")
+
+
+def test_an_edit_beyond_the_longest_chain_is_refused_before_anything_is_written(tmp_path, source):
+    made = save("safetensors", source, [JAPAN], tmp_path / "out")
+    chain = made
+    for _ in range(MAX_CHAIN - 2):
+        chain = dataclasses.replace(made, previous=chain)
+    check_earlier(chain, [PERU], "safetensors")
+    with pytest.raises(InputError, match="has 64 edits on top of each other already"):
+        check_earlier(dataclasses.replace(made, previous=chain), [PERU], "safetensors", allow_overlap=True)

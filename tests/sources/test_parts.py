@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 
 from amnesia.domain import Loading
@@ -143,6 +144,15 @@ def test_of_a_single_file_only_the_bytes_of_the_layers_are_fetched_once(hub, tmp
     done(*arguments)
     assert len(list((tmp_path / "cache" / "parts").iterdir())) == 2
     assert load(resolve("ada/base").folder, "whole").n_held is None
+
+
+def test_what_other_programs_fetched_is_not_copied(hub, tmp_path):
+    others = {"pytorch_model.bin": b"weights", "other.gguf": b"weights", "model.fp16.safetensors": b"weights"}
+    hub.add_repo("org/base", files_in(one_file(tmp_path / "m")) | others)
+    snapshot_download("org/base", allow_patterns=[*others])
+    done("localize", "org/base", "Japan", "--layers", "0")
+    (part,) = (tmp_path / "cache" / "parts").iterdir()
+    assert {path.name for path in part.iterdir()} == {path.name for path in (tmp_path / "m").iterdir()}
 
 
 @pytest.mark.parametrize("damage", ["shorter", "empty", "gone", "settings"])

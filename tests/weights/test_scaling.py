@@ -174,6 +174,12 @@ def test_inverts_exactly_is_the_truth_for_every_number(dtype, multiplier):
         )
 
 
+def test_a_number_that_overflows_on_the_way_back_is_not_inverted():
+    raw = np.array([40000], np.float16).tobytes()
+    scaled = scale_bytes(raw, "F16", 2.0**-40).raw
+    assert not inverts_exactly(raw, scaled, "F16", 2.0**-40)
+
+
 def test_refuses_types_by_name():
     for dtype in DTYPES:
         check_dtype(dtype, "w")

@@ -19,8 +19,9 @@ from typing import BinaryIO, TypeVar
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
 from amnesia.errors import CheckpointError, os_errors_as
-from amnesia.files.disk import check_inside, open_regular
+from amnesia.files.disk import open_regular
 from amnesia.files.lfs import POINTER, check_no_pointer
+from amnesia.files.listing import check_inside
 
 # Limits far above any model's need (llama.cpp itself stops at 64 bytes of tensor name and 4 dimensions).
 MAX_KEYS = 4096

@@ -8,7 +8,7 @@ what they are. Memory grows with the edited rows and columns, not with the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -222,12 +222,8 @@ def find_pieces(
 def own_manifest(model: GgufModel) -> Manifest | None:
     """The manifest beside a model that is itself an output, after checking that it describes these very bytes."""
     folder, names = model.files[0].path.parent, {file.path.name for file in model.files}
-    if not (folder / MANIFEST_NAME).exists():
-        return None
-    manifest = read_manifest(folder)
-    if manifest.format != "gguf" or not names & {file.file for file in manifest.base.files}:
-        return None  # It describes other files of this folder.
-    for entry in manifest.tensors:
+    manifest = manifest_of(folder, names)
+    for entry in () if manifest is None else manifest.tensors:
         found = model.find(entry.name)
         if found is None or hash_file(found[0].path, found[1].offset, found[1].n_bytes) != entry.after:
             raise CheckpointError(
@@ -235,6 +231,15 @@ def own_manifest(model: GgufModel) -> Manifest | None:
                 f"move {min(names)} to a folder of its own, or write the earlier edit again"
             )
     return manifest
+
+
+def manifest_of(folder: Path, names: Collection[str]) -> Manifest | None:
+    """The manifest in a folder, unless it describes other files than `names`: those of a model beside this one."""
+    if not (folder / MANIFEST_NAME).exists():
+        return None
+    manifest = read_manifest(folder)
+    is_of_these = manifest.format == "gguf" and any(file.file in names for file in manifest.base.files)
+    return manifest if is_of_these else None
 
 
 def _is_reversible(piece: Piece) -> bool:

@@ -178,7 +178,7 @@ class Down:
             self,
             TensorBytes(self.places, np.concatenate(before)),
             TensorBytes(self.places, np.concatenate(after)),
-            _lowest(reached, wanted),
+            _furthest(reached, wanted),
         )
 
     def _edit_rows(
@@ -211,7 +211,7 @@ class Down:
         columns = np.array(self.columns)
         keys = self._metric(columns, self._factors(self.columns)).keys
         effect, intended = ((matrix[:, columns] - before[:, columns]) @ keys for matrix in (after, target))
-        return _lowest((effect * intended).sum(axis=0), (intended * intended).sum(axis=0))
+        return _furthest((effect * intended).sum(axis=0), (intended * intended).sum(axis=0))
 
     def add(self, matrix: np.ndarray) -> np.ndarray:
         """All of the matrix as float64, with the directions added in place; raises CheckpointError as `edit` does."""
@@ -255,9 +255,10 @@ class Down:
         return Metric(keys * factor[:, None], spread * np.abs(factor))
 
 
-def _lowest(reached: np.ndarray, wanted: np.ndarray) -> float | None:
-    """The share furthest below 1, of directions that were to change something; both arrays (n_directions,)."""
-    return min((reached[wanted > 0] / wanted[wanted > 0]).tolist(), default=None)
+def _furthest(reached: np.ndarray, wanted: np.ndarray) -> float | None:
+    """The share furthest from 1, of directions that were to change something; both arrays (n_directions,)."""
+    shares = (reached[wanted > 0] / wanted[wanted > 0]).tolist()
+    return max(shares, key=lambda share: abs(share - 1.0)) if shares else None
 
 
 def _change(edit: DirectionEdit, factors: np.ndarray, first: int, n_rows: int) -> np.ndarray:
@@ -270,8 +271,8 @@ def _change(edit: DirectionEdit, factors: np.ndarray, first: int, n_rows: int) -
 class DownEdit:
     """A matrix `ffn_down` to which directions were added, and its bytes before and after.
 
-    `share` is how much of the change at a direction's key the chosen codes make, the lowest of all directions, or None
-    where that is not known.
+    `share` is how much of the change at a direction's key the chosen codes make, the furthest from 1 of all directions,
+    or None where that is not known.
     """
 
     down: Down

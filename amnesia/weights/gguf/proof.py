@@ -18,7 +18,7 @@ from amnesia.files.streams import RangeHash, Strided
 from amnesia.progress import Progress, Watch, counted, ignore_progress, unwatched, whole
 from amnesia.weights.checkpoint import undo_key
 from amnesia.weights.gguf.container import GgufModel, read_model
-from amnesia.weights.gguf.edit import find_pieces
+from amnesia.weights.gguf.edit import find_pieces, manifest_of
 from amnesia.weights.gguf.layout import gguf_shape
 from amnesia.weights.gguf.pieces import Down, DownEdit, Piece, RowEdit, TensorBytes, UpRow, originals
 from amnesia.weights.gguf.widen import undo_widened, verify_widened
@@ -295,12 +295,12 @@ def steps_since(base: Path | None, manifest: Manifest) -> int:
     """How many edits lie between `base` and the output; without a base, all that the manifest knows."""
     if base is None:
         return len([*manifest.history()])
-    folder = base if base.is_dir() else base.parent
-    earlier = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+    names = {row.file for row in (*manifest.base.files, *manifest.untouched)}
+    earlier = manifest_of(base if base.is_dir() else base.parent, names)
     for count, step in enumerate(manifest.history(), start=1):
         if step.previous == earlier:
             return count
-    return 1  # A manifest of something else lies beside the base; comparing the bytes will tell.
+    return 1  # The base has another edit; comparing the bytes will tell.
 
 
 def _base_files(base: Path, model: GgufModel) -> dict[str, Path]:

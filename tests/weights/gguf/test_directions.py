@@ -23,6 +23,7 @@ from amnesia.sources.source import ModelSource
 from amnesia.vector import Vector
 from amnesia.weights.edit_rows import edit_json
 from amnesia.weights.gguf.codes import CODES, REFUSED, PlainNumbers
+from amnesia.weights.gguf.pieces import _furthest
 from amnesia.weights.gguf.proof import undo_gguf
 from amnesia.weights.manifest_file import read_manifest, write_manifest
 from amnesia.weights.safetensors import read_header
@@ -363,3 +364,11 @@ def test_the_real_demo_file(tmp_path: Path, smollm2: ModelSource):
     assert np.linalg.norm(after @ key) <= 0.02 * np.linalg.norm(matrix @ key)
     assert proven(tmp_path / "out", source) == proven(tmp_path / "out") == manifest
     assert (undo(tmp_path / "out", tmp_path / "back") / source.name).read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("reached", "wanted", "share"),
+    [([0.98, 1.4], [1, 1], 1.4), ([0.5, 1.4], [1, 1], 0.5), ([1.8, 9.0], [2, 0], 0.9), ([1.0], [0], None)],
+)
+def test_the_share_that_is_recorded_is_the_furthest_from_one(reached, wanted, share):
+    assert _furthest(np.array(reached), np.array(wanted)) == share
