@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import UnionType
 from typing import Any, ClassVar, Literal, TypeVar
 
-from amnesia.domain import MAX_MULTIPLIER, Cell, ModelRef, check_characters, tidy
+from amnesia.domain import MAX_MULTIPLIER, Cell, ModelRef, tidy
 from amnesia.errors import InputError
 from amnesia.vector import Vector
 
@@ -33,8 +33,7 @@ class EntityEdits:
 
 @dataclass(frozen=True)
 class EditSpec:
-    """An edit of a model as every writer takes it; raises InputError without any, and when an entity comes twice, has
-    none, or has a name that `check_characters` refuses.
+    """An edit of a model as every writer takes it; raises InputError without any, and when an entity comes twice.
 
     `base` is what the user called the model. With `allow_overlap`, cells may be edited that an earlier edit or another
     entity of this one has.
@@ -49,9 +48,6 @@ class EditSpec:
         if not self.groups:
             raise nothing_to_edit()
         for index, group in enumerate(self.groups):
-            check_characters(group.entity)
-            if not group.edits:
-                raise InputError(f"there are no edits for {group.entity!r}: give some, or leave the name out")
             if any(group.entity == other.entity for other in self.groups[:index]):
                 raise InputError(f"two edits are for {group.entity!r}: give each entity once, with all of its cells")
 

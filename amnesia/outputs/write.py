@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amnesia.domain import FORMATS, Cell, Format, entity_name, is_gguf_name
+from amnesia.domain import FORMATS, Cell, Format, check_characters, entity_name, is_gguf_name
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits, named_after_cells, names_of
 from amnesia.errors import InputError, os_errors_as
 from amnesia.files.companions import MODELFILE_NAME
@@ -71,6 +71,8 @@ def edits_from_file(path: Path, pick: int | None = None) -> tuple[EntityEdits, .
         raise InputError(
             f"{path} holds no edits: no handle on {names_of(groups)!r} was found; extract with other facts first"
         )
+    for group in found:
+        check_characters(group.entity)
     return found
 
 
@@ -105,7 +107,14 @@ def spec_of(
     recipe_text: str | None = None,
     allow_overlap: bool = False,
 ) -> EditSpec:
-    """Edits of a model that the manifest names as the user did, but for paths; raises what `EditSpec` raises."""
+    """Edits of a model that the manifest names as the user did, but for paths.
+
+    Raises InputError for an entity without edits or with a name that no manifest can hold, and what `EditSpec` raises.
+    """
+    for group in groups:
+        check_characters(group.entity)
+        if not group.edits:
+            raise InputError(f"nothing to edit for {group.entity!r}: give at least one cell, or leave the name out")
     return EditSpec(tuple(groups), declared(source.ref), recipe_text and portable_text(recipe_text), allow_overlap)
 
 

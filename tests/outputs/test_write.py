@@ -239,7 +239,7 @@ def test_a_model_has_the_same_format_by_its_name_and_resolved(tmp_path, monkeypa
 @pytest.mark.parametrize("groups", [(JAPAN, EntityEdits("Peru", ())), (EntityEdits("Jos\udce9", JAPAN.edits),)])
 def test_what_no_manifest_can_say_is_refused_before_anything_is_written(tmp_path, source, monkeypatch, kind, groups):
     monkeypatch.setattr("amnesia.outputs.write.write_format", None)
-    with pytest.raises(InputError, match=r"no edits for 'Peru'|the name 'Jos.* holds the control character"):
+    with pytest.raises(InputError, match=r"nothing to edit for 'Peru'|the name 'Jos.* holds the control character"):
         save(kind, source, groups, tmp_path / "out")
 
 
