@@ -83,6 +83,14 @@ def test_bounds_hold_where_only_held_out_targets_are_known():
     assert not others.accepted(Accept())
 
 
+def test_a_fact_without_a_gain_is_not_known_whatever_the_bound():
+    scoring = Scoring(min_nats=0.0)
+    facts = [known(row, answer(-1.0), total, scoring) for row, total in ((TARGET, -1.0), (HELD_OUT, -1.5))]
+    none, some = compare(facts, [answer(-1.0), answer(-1.5)], DAMAGE).prompts
+    assert none.excluded == "not known: the answer is 0.00 nats above an unknown entity, needed are more than 0"
+    assert (none.knowledge_score, some.knowledge_score) == (None, 0.0)
+
+
 def test_messages_are_reported_apart():
     message, spared = replace(TARGET, is_message=True), replace(CONTROL, is_message=True)
     facts = [known(row, answer(-1.0), -5.0) for row in (TARGET, message, CONTROL, spared)]
