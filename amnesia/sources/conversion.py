@@ -13,6 +13,7 @@ from amnesia.files.cache import aside, cache_folder, remove_all_abandoned, scrat
 from amnesia.files.disk import check_settled, hash_file, read_small
 from amnesia.progress import quiet
 from amnesia.sources.opening import open_gguf
+from amnesia.sources.rotary import rotary_settings
 from amnesia.sources.source import ModelSource, Notice
 from amnesia.weights.checkpoint import MAX_CONFIG
 
@@ -54,19 +55,26 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         model.config.name_or_path = ""
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        _repeat_theta(folder / "config.json")
+    _complete_rotary(gguf, folder / "config.json")
 
 
-def _repeat_theta(path: Path) -> None:
-    """Let a configuration name the base of the rotary embeddings where transformers 4 had it, too.
+def _complete_rotary(gguf: Path, path: Path) -> None:
+    """Give a configuration the rotary scaling that transformers did not read, and all of it as transformers 4 had it.
 
-    mlx-lm (0.32.2) looks nowhere else, and takes 10,000 without a word where it finds nothing.
+    mlx-lm (0.32.2) looks nowhere else for a Llama, and takes 10,000 without scaling where it finds nothing.
     """
     config = json.loads(read_small(path, MAX_CONFIG))
     parameters = config.get("rope_parameters") or {}
-    theta = parameters.get("full_attention", parameters).get("rope_theta")
-    if theta is not None:
-        path.write_text(json.dumps({**config, "rope_theta": theta}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    whole = parameters.get("full_attention", parameters)
+    theta = whole.get("rope_theta")
+    if theta is None:
+        return
+    found = rotary_settings(gguf, theta)
+    whole |= found
+    config["rope_theta"] = found.pop("rope_theta")
+    if found and whole is parameters:
+        config["rope_scaling"] = found
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from gguf import GGUFWriter, get_tensor_name_map
-from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGMLQuantizationType, RopeScalingType
 from gguf.quants import dequantize, quantize
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # Rows of 256 values hold whole blocks of every type.
 D_MODEL, D_MLP, N_LAYERS = 256, 12, 2
@@ -119,12 +121,37 @@ def _start(path: Path, model: PreTrainedModel, arch: str) -> GGUFWriter:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters.get("full_attention", config.rope_parameters)["rope_theta"])
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_dimension_count(_head_dim(config))
+    _add_scaling(writer, config)
     writer.add_vocab_size(config.vocab_size)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)
     return writer
+
+
+def _head_dim(config: PreTrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _add_scaling(writer: GGUFWriter, config: PreTrainedConfig) -> None:
+    """The rotary scaling of a configuration, where llama.cpp's converter puts it."""
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    if rope["rope_type"] == "llama3":
+        width = _head_dim(config)
+        whole = rope["rope_theta"] ** -(torch.arange(0, width, 2) / width)
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+        writer.add_tensor("rope_freqs.weight", (whole / scaled).numpy())
+    elif rope["rope_type"] == "longrope":
+        for name in ("long", "short"):
+            writer.add_tensor(f"rope_factors_{name}.weight", np.array(rope[f"{name}_factor"], dtype=np.float32))
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_scaling_attn_factors(rope["attention_factor"])
+    elif rope["rope_type"] != "default":
+        writer.add_rope_scaling_type(RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+        if rope["rope_type"] == "yarn":
+            writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
 
 def _finish(writer: GGUFWriter, path: Path, model: PreTrainedModel, tensor_type: GGMLQuantizationType) -> Path:
