@@ -79,7 +79,7 @@ class KnownFact:
         """Why the original model does not know the fact, or None when it does."""
         before, unknown, scoring = self.before, self.unknown, self.scoring
         gain = math.inf if unknown is None else before.logprob - unknown.total
-        if gain < scoring.min_nats or gain <= 0:  # Without a gain there is no score.
+        if gain < scoring.min_nats or gain == scoring.min_nats == 0:  # Without a gain there is no score.
             needed = f"{scoring.min_nats:g}" if scoring.min_nats else "more than 0"
             return f"not known: the answer is {gain:.2f} nats above an unknown entity, needed are {needed}"
         if before.rank > scoring.max_rank:
