@@ -22,7 +22,7 @@ from amnesia.choice.results import Extraction, Verdict
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.choice.shown import answers_of, screening_of
 from amnesia.directions.moments import early_layers, moments_of
-from amnesia.domain import n_columns
+from amnesia.domain import n_columns, name_key
 from amnesia.edits import ColumnEdit, Edit, EntityEdits
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import in_both_forms, known_facts
@@ -136,10 +136,11 @@ def extract_all(
 
     No choice sees anybody whom any of the recipes holds out. Raises InputError when two recipes are about one entity.
     """
-    names = [recipe.target.entity for recipe in recipes]
-    for index, name in enumerate(names):
-        if name in names[:index]:
+    named: set[str] = set()
+    for name in (recipe.target.entity for recipe in recipes):
+        if name_key(name) in named:
             raise InputError(f"two recipes are about {name!r}: give each entity once")
+        named.add(name_key(name))
     alone = []
     for recipe in (sparing(recipe, recipes) for recipe in recipes):
         known = _asked(live, recipe, task)

@@ -37,7 +37,7 @@ def forms_of(target: Target) -> tuple[Variant, ...]:
     """The forms of a name that a choice considers: those that the recipe gives, and others that are made from it."""
     given = [Variant(alias, "given") for alias in target.aliases]
     given += [Variant(row.name, "translation", row.language) for row in target.translations]
-    found = variants_of(target.entity, given, _N_TYPOS if len(target.entity) > 3 else 0)
+    found = variants_of(target.entity, given, _N_TYPOS if len(target.entity) > 3 else 0, at_most=True)
     return tuple(form for form in found if form.kind in _KINDS)
 
 

@@ -115,12 +115,12 @@ def _target(evaluation: Evaluation, entity: str) -> Iterator[Finding]:
 
 
 def _damage(evaluation: Evaluation) -> Iterator[Finding]:
-    bad = False
+    bad, others = False, False
     for split, label in (("search", "controls"), ("held_out", "held-out controls")):
         row = evaluation.whole("control", split)
         if row is None:
             continue
-        mean = row.knowledge_score.mean
+        others, mean = True, row.knowledge_score.mean
         if mean < CONTROLS_SPARED:
             bad = True
             yield Finding(
@@ -171,9 +171,8 @@ def _damage(evaluation: Evaluation) -> Iterator[Finding]:
             f"before {share(able.before.mean)}, by chance {share(able.chance)}.",
         )
     if not bad:
-        yield Finding(
-            "good", f"No damage seen: facts about others are kept, perplexity of neutral text {change(ratio)}."
-        )
+        kept = "facts about others are kept, " if others else ""
+        yield Finding("good", f"No damage seen: {kept}perplexity of neutral text {change(ratio)}.")
 
 
 def _replies(evaluation: Evaluation) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ A model is measured alone, so that two models need never be in memory together. 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -77,8 +78,10 @@ class KnownFact:
     def excluded(self) -> str | None:
         """Why the original model does not know the fact, or None when it does."""
         before, unknown, scoring = self.before, self.unknown, self.scoring
-        if unknown is not None and (gain := before.logprob - unknown.total) < scoring.min_nats:
-            return f"not known: the answer is {gain:.2f} nats above an unknown entity, needed are {scoring.min_nats:g}"
+        gain = math.inf if unknown is None else before.logprob - unknown.total
+        if gain < scoring.min_nats or gain == scoring.min_nats == 0:  # Without a gain there is no score.
+            needed = f"{scoring.min_nats:g}" if scoring.min_nats else "more than 0"
+            return f"not known: the answer is {gain:.2f} nats above an unknown entity, needed are {needed}"
         if before.rank > scoring.max_rank:
             return f"not known: the answer has rank {before.rank}, allowed is {scoring.max_rank}"
         assert unknown is not None, "it is measured where the rank is within the limit"

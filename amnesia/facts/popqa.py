@@ -219,7 +219,7 @@ def _aliases(text: str, column: str, place: str) -> list[str]:
         raise InputError(f"{place}: `{column}` is not JSON ({error}): expected a list of strings") from error
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise InputError(f"{place}: `{column}` is {text}: expected a list of strings")
-    return answers
+    return [answer for answer in answers if answer.strip()]
 
 
 def is_about(row: PopqaRow, entity: str) -> bool:

@@ -86,15 +86,18 @@ def facts_of_recipe(recipe: Recipe) -> FactSet:
 def facts_of_popqa(path: Path, entities: Sequence[str], n_controls: int) -> FactSet:
     """Cloze and question prompts for subjects of a PopQA file, and one prompt each about other subjects.
 
-    The controls are spread over the neighborhoods as evenly as the file allows. Raises InputError when the file cannot
-    be used, does not know one of the subjects, or knows nobody else.
+    Two spellings of a name are one subject. The controls are spread over the neighborhoods as evenly as the file
+    allows. Raises InputError when the file cannot be used, does not know one of the subjects, or knows nobody else.
     """
     rows = read_popqa(path)
     stratum = strata(rows) if rows else str
     targets: list[Question] = []
     unworded: Counter[str] = Counter()
     names = []
-    for entity in given_names(entities):
+    asked: dict[str, str] = {}
+    for name in given_names(entities):
+        asked.setdefault(name_key(name), name)  # As `is_about` tells them apart.
+    for entity in asked.values():
         own = facts_for(rows, entity)
         unworded.update(dict(own.n_unknown_relation))
         by_answer = {(row.relation, row.answer): row for row in rows if is_about(row, entity)}

@@ -43,10 +43,12 @@ class Variant:
         return f"{self.name} ({self.kind})" if self.kind == "first in a line" else self.name
 
 
-def variants_of(name: str, given: Sequence[Variant] = (), n_typos: int = 3) -> tuple[Variant, ...]:
+def variants_of(
+    name: str, given: Sequence[Variant] = (), n_typos: int = 3, *, at_most: bool = False
+) -> tuple[Variant, ...]:
     """The name itself, given forms (aliases, translations), and generated ones; each form once.
 
-    There are `n_typos` typos of one edit and as many of two. Raises InputError for a name too short for as many.
+    There are `n_typos` typos of one edit and as many of two; see `typos`.
     """
     name = tidy(name)
     words = name.split()
@@ -56,8 +58,8 @@ def variants_of(name: str, given: Sequence[Variant] = (), n_typos: int = 3) -> t
     if acronym := acronym_of(name):
         found.append(Variant(acronym, "acronym"))
     found += [Variant(name.lower(), "lower case"), Variant(name.upper(), "upper case")]
-    found += [Variant(typo, "typo") for typo in typos(name, n_typos)]
-    found += [Variant(typo, "typo of 2 edits") for typo in typos(name, n_typos, 2)]
+    found += [Variant(typo, "typo") for typo in typos(name, n_typos, at_most=at_most)]
+    found += [Variant(typo, "typo of 2 edits") for typo in typos(name, n_typos, 2, at_most=at_most)]
     return distinct(found)
 
 
@@ -75,10 +77,11 @@ def acronym_of(name: str) -> str | None:
     return "".join(initials) if len(initials) >= 3 else None
 
 
-def typos(name: str, n: int, n_edits: int = 1) -> tuple[str, ...]:
+def typos(name: str, n: int, n_edits: int = 1, *, at_most: bool = False) -> tuple[str, ...]:
     """`n` different misspellings at an edit distance of `n_edits`: letters swapped, left out, or doubled.
 
-    First letters of words stay. Raises InputError for a name that is too short for as many.
+    First letters of words stay. A name with few letters side by side has fewer: with `at_most` these are all, else
+    InputError is raised.
     """
     draw = random.Random(0)
     reached = {name}
@@ -91,7 +94,7 @@ def typos(name: str, n: int, n_edits: int = 1) -> tuple[str, ...]:
     for option in options:
         if len(found) < n and edit_distance(name, option) == n_edits:
             found.append(option)
-    if len(found) < n:
+    if len(found) < n and not at_most:
         edits = "one edit" if n_edits == 1 else f"{n_edits} edits"
         raise InputError(f"{name!r} has {len(found)} typos of {edits}, asked for were {n}: ask for fewer")
     return tuple(found)

@@ -19,7 +19,7 @@ def database(path: Path, tables: str, purpose: str, version: int = 0) -> Generat
     """The database, with its tables; several processes may write it, each waiting for the others.
 
     `version` is that of the tables. Raises OutputError, which says that it cannot be used as `purpose`, for a file that
-    is not a database, is one of another program or version, or cannot be written.
+    is not a database, is one of another program or version, or cannot be written, be that in the block.
     """
     with os_errors_as(OutputError, f"{path} cannot be used as {purpose}", "choose another file"):
         for name in (path.name, f"{path.name}-journal"):
@@ -45,6 +45,9 @@ def database(path: Path, tables: str, purpose: str, version: int = 0) -> Generat
         raise OutputError(f"{path} cannot be used as {purpose} ({error}): choose another file") from error
     try:
         yield connection
+    except sqlite3.Error as error:
+        message = f"{path} cannot be used as {purpose} ({error}): free space, or choose another file"
+        raise OutputError(message) from error
     finally:
         connection.close()
 

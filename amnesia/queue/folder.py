@@ -126,7 +126,11 @@ def claimed(folder: Path) -> Generator[bool]:
             lock = lock_folder(folder)
     try:
         # It may have been finished by another process before the lock was there to be had.
-        yield lock is not None and not is_finished(folder)
+        own = lock is not None and not is_finished(folder)
+        if own and (hidden := sorted(path.name for path in folder.iterdir())):
+            # What is written takes the place of an empty folder only: better to say so before the work than after it.
+            raise OutputError(f"{folder} holds the hidden file {hidden[0]!r}: remove it, then give the same command")
+        yield own
     finally:
         if lock is not None:
             os.close(lock)

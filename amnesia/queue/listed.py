@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from amnesia.domain import ModelRef, entity_name, name_key, tidy
+from amnesia.domain import ModelRef, entity_name, name_key
 from amnesia.errors import InputError, os_errors_as
 from amnesia.files.disk import read_small
 from amnesia.recipe import Recipe
@@ -53,7 +53,7 @@ def lines_in(path: Path) -> tuple[str, ...]:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"list {path} is not UTF-8 text: save it as UTF-8") from error
-    found = tuple(filter(None, (tidy(_COMMENT.sub("", line)) for line in lines)))
+    found = tuple(filter(None, (_COMMENT.sub("", line).strip() for line in lines)))
     if not found:
         raise InputError(f"{path} lists no entity: {remedy}")
     return found

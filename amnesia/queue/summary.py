@@ -20,7 +20,7 @@ from amnesia.files.strict_json import StrictJson
 from amnesia.files.typed_json import plain
 from amnesia.numbers import change, signed
 from amnesia.outputs.proofs import outputs_in
-from amnesia.queue.folder import QueueFolder
+from amnesia.queue.folder import QueueFolder, is_finished
 from amnesia.queue.outcome import Outcome, Scores, read_outcome, read_recipe
 from amnesia.report.content import read_report
 from amnesia.weights.edit_rows import edit_json
@@ -111,7 +111,7 @@ def summarize(queue: QueueFolder, model: ModelRef) -> Summary:
 
 def _joint_evaluation(folder: Path) -> Evaluation | None:
     """What the report of the joint edit says, that of its first format; None where nothing was written."""
-    if not any(folder.iterdir()):
+    if not is_finished(folder):
         return None
     path = outputs_in(folder)[0] / REPORT_NAME
     check = StrictJson(str(path), InputError, "choose another output, and begin again")

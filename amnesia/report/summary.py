@@ -62,7 +62,7 @@ def _back(report: Report) -> str:
     tried = {
         "attacks": stress is not None and any(row.found for row in stress.attacks),
         "quantization": stress is not None and any(row.found for row in stress.quantization),
-        "training": training is not None and any(row.steps for row in training.runs),
+        "training": training is not None and any(row.steps and row.model == "edited" for row in training.runs),
         "probes": probes is not None and any(row.found for row in probes.probes),
     }
     looked_at = [name for name, said in tried.items() if said]

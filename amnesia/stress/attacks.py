@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from amnesia.domain import Fact
-from amnesia.errors import InputError
 from amnesia.facts.answers import gives_away, overlap
 from amnesia.facts.forms import ASKED, as_message, in_form, sentence
 from amnesia.facts.names import unseen_names
@@ -228,14 +227,9 @@ def paraphrases(prompt: str, chat: Chat | None = None) -> Iterator[tuple[str, st
 
 def _misspelled(target: AttackTarget, facts: Sequence[Fact], n_typos: int) -> Iterator[AttackPrompt]:
     forms: list[tuple[str, str, tuple[str, ...]]] = []
-    for n in range(n_typos, 0, -1):
-        try:
-            wrong = typos(target.name, n)
-        except InputError:  # A short name has fewer.
-            continue
-        invented = [typos(name, n) for name in INVENTED_NAMES]
-        forms += [("typo", form, tuple(others)) for form, *others in zip(wrong, *invented, strict=True)]
-        break
+    wrong = typos(target.name, n_typos, at_most=True)
+    invented = [typos(name, len(wrong)) for name in INVENTED_NAMES]
+    forms += [("typo", form, tuple(others)) for form, *others in zip(wrong, *invented, strict=True)]
     if target.name != target.name.lower():
         forms.append(("lower case", target.name.lower(), tuple(name.lower() for name in INVENTED_NAMES)))
     for fact in facts:

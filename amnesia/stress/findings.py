@@ -86,7 +86,7 @@ def _by_attack(stress: Stress, entity: str, plain: float) -> Iterator[Finding]:
         score, given = _score(attack.rows, "entity"), _score(attack.rows, "never_known")
         # What a question tells any model, as a description may, the original scores as high.
         before = _score(attack.rows, "entity", "original")
-        if attack.attack != "plain" and is_back(score, given):
+        if attack.attack != "plain" and attack.found and is_back(score, given):
             yield Finding(
                 "warning",
                 f"{entity} comes back when {_ASKED[attack.attack]}: knowledge score {score:z.2f} (original "
@@ -97,7 +97,7 @@ def _by_attack(stress: Stress, entity: str, plain: float) -> Iterator[Finding]:
 def _by_quantization(stress: Stress, entity: str) -> Iterator[Finding]:
     for method in stress.quantization:
         score = _score(method.rows, "entity")
-        if method.method != AS_LOADED and score > FORGOTTEN_HELD_OUT:
+        if method.method != AS_LOADED and method.found and score > FORGOTTEN_HELD_OUT:
             yield Finding(
                 "warning", f"{entity} comes back when quantized as {method.method}: knowledge score {score:z.2f}."
             )

@@ -13,10 +13,11 @@ from amnesia.stress.results import TRAINED_MODELS, TRAINED_ON, Relearning, Runs,
 
 def relearning_findings(relearning: Relearning, entity: str) -> tuple[Finding, ...]:
     """What came back, after how many steps, and whether more easily than after LoRA unlearning; most severe first."""
-    trainings = by_training(relearning)
+    # A training may have failed for one model alone.
+    trainings = {key: runs for key, runs in by_training(relearning).items() if ("edited", "entity") in runs}
     edited = [runs["edited", "entity"] for runs in trainings.values()]
     if not edited:
-        reason = next(run.not_applicable for run in relearning.runs)
+        reason = next(run.not_applicable for run in relearning.runs if run.model == "edited")
         return (Finding("info", f"Relearning was not tried: {reason}."),)
     if (start := edited[0].steps[0].knowledge_score.mean) > FORGOTTEN_HELD_OUT:
         text = f"Before training {entity} has a knowledge score of {start:.2f}: relearning says nothing of the edit."
@@ -31,14 +32,18 @@ def relearning_findings(relearning: Relearning, entity: str) -> tuple[Finding, .
 def _back(key: tuple[str, str], runs: Runs, entity: str) -> Iterator[Finding]:
     if (place := first_back(runs, "edited")) is None:
         return
-    step, given, original = (
-        runs[who].steps[place] for who in (("edited", "entity"), ("edited", "never_known"), ("original", "entity"))
+    step, given, *original = (
+        runs[who].steps[place]
+        for who in (("edited", "entity"), ("edited", "never_known"), ("original", "entity"))
+        if who in runs
+    )
+    beside = "".join(
+        f", the original model after the same training {row.knowledge_score.mean:z.2f}" for row in original
     )
     yield Finding(
         "warning",
         f"{entity} comes back after {step.step} steps of fine-tuning ({key[1]}) on {TRAINED_ON[key[0]]}: knowledge "
-        f"score {step.knowledge_score.mean:z.2f} (invented name {given.knowledge_score.mean:z.2f}, the original model "
-        f"after the same training {original.knowledge_score.mean:z.2f}).",
+        f"score {step.knowledge_score.mean:z.2f} (invented name {given.knowledge_score.mean:z.2f}{beside}).",
     )
 
 

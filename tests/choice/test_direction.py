@@ -8,6 +8,7 @@ from amnesia.choice import extraction
 from amnesia.choice.atoms import Name, change_by
 from amnesia.choice.direction import DirectionChoice, Trial
 from amnesia.choice.extraction import extract, extract_all, verdict
+from amnesia.choice.forms import forms_of
 from amnesia.choice.known import Scores
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.moments import moments_of
@@ -154,6 +155,11 @@ def test_columns_can_be_bounded_or_all(live, recipe, cache):
     assert 0 < sum(len(getattr(edit, "columns", [0])) for edit in two.edits.edits) <= 2
 
 
+@pytest.mark.parametrize(("name", "n"), [("R.E.M.", 0), ("1984", 0), ("M*A*S*H", 0), ("Jo 55", 2), ("Japan", 2)])
+def test_a_name_with_few_letters_has_fewer_typos(name, n):
+    assert [form.kind for form in forms_of(Target(name))].count("typo") == n
+
+
 def test_edits_of_several_recipes_add_up(live, recipe, cache, monkeypatch):
     second = dataclasses.replace(
         recipe,
@@ -174,6 +180,8 @@ def test_edits_of_several_recipes_add_up(live, recipe, cache, monkeypatch):
     assert sum(after) < sum(before)
     with pytest.raises(InputError, match="two recipes are about 'Japan'"):
         extract_all(live, [recipe, recipe], cache=cache)
+    with pytest.raises(InputError, match="two recipes are about 'JAPAN'"):
+        extract_all(live, [recipe, dataclasses.replace(recipe, target=Target("JAPAN"))], cache=cache)
     lonely = dataclasses.replace(second, controls=facts_known_to(live, ["Japan"]))
     with pytest.raises(InputError, match="'Peru' has no search controls that the other recipes do not hold out"):
         extract_all(live, [recipe, lonely], cache=cache)

@@ -74,6 +74,23 @@ def test_a_bound_on_perplexity_counts_the_languages_in_which_the_original_is_flu
     assert evaluation.accepted(Accept(max_perplexity=1.5)) and not evaluation.accepted(Accept(max_perplexity=1.4))
 
 
+def test_bounds_hold_where_only_held_out_targets_are_known():
+    facts = [known(TARGET, answer(-5.0), -5.0), known(HELD_OUT, answer(-1.0), -5.0), known(CONTROL, answer(-2.0), -4.0)]
+    evaluation = compare(facts, [answer(-5.0), answer(-6.0), answer(-2.0)], DAMAGE)
+    assert evaluation.mean("target") is None and evaluation.mean("target", "held_out") == -0.25
+    assert evaluation.accepted(Accept()) and not evaluation.accepted(Accept(min_control=1.1))
+    others = replace(evaluation, aggregates=tuple(row for row in evaluation.aggregates if row.role == "control"))
+    assert not others.accepted(Accept())
+
+
+def test_a_fact_without_a_gain_is_not_known_whatever_the_bound():
+    scoring = Scoring(min_nats=0.0)
+    facts = [known(row, answer(-1.0), total, scoring) for row, total in ((TARGET, -1.0), (HELD_OUT, -1.5))]
+    none, some = compare(facts, [answer(-1.0), answer(-1.5)], DAMAGE).prompts
+    assert none.excluded == "not known: the answer is 0.00 nats above an unknown entity, needed are more than 0"
+    assert (none.knowledge_score, some.knowledge_score) == (None, 0.0)
+
+
 def test_messages_are_reported_apart():
     message, spared = replace(TARGET, is_message=True), replace(CONTROL, is_message=True)
     facts = [known(row, answer(-1.0), -5.0) for row in (TARGET, message, CONTROL, spared)]

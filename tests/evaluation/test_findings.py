@@ -68,6 +68,17 @@ def test_damage_comes_first_and_is_called_so():
     assert not any("No damage" in item.text for item in found)
 
 
+def test_nothing_good_is_said_about_others_of_whom_nothing_is_scored():
+    found = evaluation()
+    rows = [
+        dataclasses.replace(row, knowledge_score=None, excluded="not known") if row.role == "control" else row
+        for row in found.prompts
+    ]
+    found = dataclasses.replace(found, prompts=tuple(rows), aggregates=aggregates(rows))
+    assert said(found, "good")[1:] == ["No damage seen: perplexity of neutral text +0.0\N{NO-BREAK SPACE}%."]
+    assert len([text for text in said(found, "warning") if "knows none of the 6" in text]) == 2
+
+
 def test_slight_damage_is_a_warning():
     assert said(evaluation(control=0.9), "damage") == []
     assert len(said(evaluation(control=0.9), "warning")) == 2

@@ -38,6 +38,16 @@ def test_a_file_that_is_no_database(tmp_path):
         MeasurementCache(tmp_path / "m", "one").known("text")
 
 
+def test_a_file_that_cannot_grow_is_an_error_of_one_line(tmp_path):
+    cache = MeasurementCache(tmp_path / "m", "one")
+    with pytest.raises(OutputError, match=r"cannot be used as a file of measurements \(.*full\): free space"):
+        with cache._open() as file:
+            file.execute("PRAGMA max_page_count = 8")
+            file.execute("INSERT INTO measured VALUES ('one', 'text', 'a', ?)", ("x" * 100_000,))
+    cache.add("text", {"a": "b"})
+    assert cache.known("text") == {"a": "b"}
+
+
 def test_a_second_measurement_asks_nothing(tmp_path, monkeypatch):
     live, cache = tiny_live(), MeasurementCache(tmp_path / "m", "tiny")
 

@@ -85,6 +85,11 @@ def test_several_entities_and_few_controls(tmp_path):
     assert len([row for row in facts.questions if row.role == "control"]) == 2
 
 
+def test_two_spellings_of_a_name_are_one_entity(tmp_path):
+    path = write(tmp_path / "p.tsv", ROWS)
+    assert facts_of_popqa(path, ["Japan", "Peru", "japan"], 2) == facts_of_popqa(path, ["Japan", "Peru"], 2)
+
+
 def test_tables_that_cannot_be_used(tmp_path):
     path = write(tmp_path / "p.tsv", ROWS)
     with pytest.raises(InputError, match="no row about 'Atlantis'"):

@@ -55,3 +55,5 @@ def test_every_form_comes_once_and_says_what_it_is():
 def test_a_name_too_short_for_typos():
     with pytest.raises(InputError, match="'Li' has 2 typos of one edit, asked for were 3"):
         typos("Li", 3)
+    assert set(typos("Li", 3, at_most=True)) == {"L", "Lii"}
+    assert typos("Lima", 2, at_most=True) == typos("Lima", 2)

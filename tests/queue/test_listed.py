@@ -22,6 +22,12 @@ def test_names_and_recipes_are_listed_and_comments_are_not(tmp_path):
     assert model_of(found[2:], None) == ModelRef("smollm2-135m", "main")
 
 
+@pytest.mark.parametrize("name", ["my  recipe.toml", "Cafe\u0301.toml"])
+def test_the_path_of_a_recipe_is_taken_as_it_is(tmp_path, name):
+    (tmp_path / name).write_text(EVERY_KEY.replace("min_multiplier = -8.0\n", ""), encoding="utf-8")
+    assert [row.name for row in listed(tmp_path, f"  {name} # here\n")] == ["Japan"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 
@@ -261,6 +262,22 @@ def test_where_the_model_knows_nobody_nothing_is_written(model, tmp_path):
         ("unknown", None, None)
     ] * 2
     assert "No edit was written." in (tmp_path / "out" / "summary.html").read_text(encoding="utf-8")
+    # Systems put hidden files into folders that somebody looks at.
+    (tmp_path / "out" / "joint" / ".DS_Store").write_bytes(b"x")
+    again = call(*command, "-o", tmp_path / "out")
+    assert (again.exit_code, again.stdout) == (1, result.stdout)
+
+
+def test_what_would_be_in_the_way_of_a_result_is_named_before_the_work(written, entities, tmp_path, monkeypatch):
+    shutil.copytree(written[1], tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "entities" / "001-japan")
+    hidden = tmp_path / "out" / "entities" / "001-japan" / ".DS_Store"
+    hidden.parent.mkdir()
+    hidden.write_bytes(b"x")
+    monkeypatch.setattr(work, "load_source", lambda *_: pytest.fail("the work has begun"))
+    with pytest.raises(OutputError, match="001-japan holds the hidden file '.DS_Store': remove it"):
+        run_queue(read_list(entities), None, None, tmp_path / "out", Silent())
+    assert hidden.read_bytes() == b"x"
 
 
 def test_what_fails_for_all_is_no_result_of_one(entities, tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def test_what_was_looked_at_in_vain_is_named(left, words):
 
 def test_what_could_not_be_tried_or_finds_nothing_in_the_original_is_not_said_to_bring_nothing_back():
     document = without("stress")
-    for run in document["relearning"]["runs"]:
+    for run in (run for run in document["relearning"]["runs"] if run["model"] == "edited"):
         run |= {"steps": [], "not_applicable": "in 16 bits nothing is trained"}
     for probe in document["probes"]["probes"]:
         probe["found"] = False

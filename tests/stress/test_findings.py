@@ -78,10 +78,9 @@ def test_what_shows_little_in_the_original_is_reported_as_saying_nothing():
     assert found([attack("alias", 0.9, 0.9, known=False)], silent) == [
         *NOTHING, ("info", f"{said}asked by another name, quantized as int8.")
     ]  # fmt: skip
-    # What the edited model shows all the same is told.
-    back, info = found(quantization=[quantized("int8", 0.6, known=False)])
-    assert back == ("warning", "Japan comes back when quantized as int8: knowledge score 0.60.")
-    assert info == ("info", f"{said}quantized as int8.")
+    # Nor does it come back there, where it was not before.
+    tried = [attack("two_hop", 0.45, known=False)], [quantized("Q2_K", 0.45, known=False)]
+    assert found(*tried) == [*NOTHING, ("info", f"{said}asked by way of a description, quantized as Q2_K.")]
 
 
 def test_what_was_never_suppressed_cannot_come_back():

@@ -240,6 +240,16 @@ def test_what_comes_back_is_said_with_the_first_step_and_against_unlearning():
     ]
 
 
+def test_a_training_that_failed_for_one_model_says_nothing_of_it():
+    failed = RelearningResult("one fact", "x", "full", "edited", "entity", 3, (), "the loss is NaN")
+    other = runs("one fact", "full", original=[1, 1])
+    assert found(other, [failed]) == [("info", "Relearning was not tried: the loss is NaN.")]
+    one = runs("instructions", "LoRA", original=[1, 1], edited=[0, 0.1])
+    assert found(other, [failed], one) == [("good", "No training of 10 steps brought Japan back.")]
+    ((level, text),) = found(runs("instructions", "LoRA", edited=[0, 0.5]))
+    assert level == "warning" and text.endswith("knowledge score 0.50 (invented name 0.00).")
+
+
 def test_an_end_that_is_clearly_higher_is_easier_too():
     one = runs("instructions", "LoRA", original=[1, 1], unlearned=[0, 0.1], edited=[0, 0.39])
     assert found(one)[-1][1].startswith("The edit comes back more easily")
