@@ -58,14 +58,17 @@ def test_names_of_others_steer_no_terminal(tmp_path, way):
     model = save_tiny(tmp_path / "m")
     place = ("-o", tmp_path / "out") if way == "copy" else ("--in-place",)
     output = tmp_path / "out" if way == "copy" else model
+    done("edit", model, "--cell", "1:4", "--entity", "Ada", *place)
+    # This program takes no such name; others may have written one.
+    tell_otherwise(output, lambda told: told["edits"][0].update(entity=FOREIGN))
     results = [
-        call("edit", model, "--cell", "1:4", "--entity", FOREIGN, *place),
+        call("edit", model, "--cell", "1:4", "--entity", FOREIGN, "-o", tmp_path / "refused"),
         call("verify", output),
         call("verify", output, "--json"),
         call("edit", output, "--cell", "1:4", "-o", tmp_path / "again"),
         call("undo", output, *(("-o", tmp_path / "back") if way == "copy" else place)),
     ]
-    assert [result.exit_code for result in results] == [0, 0, 0, 2, 0]
+    assert [result.exit_code for result in results] == [2, 0, 0, 2, 0]
     for result in results:
         assert STEERING.isdisjoint(result.output)
     assert SHOWN in results[1].stdout and SHOWN in results[4].stdout
