@@ -42,7 +42,7 @@ class ChoiceSettings:
     n_paired: int = 3
     n_facts: int = 8
     columns: tuple[int, ...] = (1, 16, 32, 64, 128, 256)
-    max_harm: float = 0.012
+    max_harm: float = 0.011
     margin: float = 0.5
     few: int = 128
     harm_of_score: float = 0.05

@@ -30,6 +30,7 @@ from amnesia.directions.moments_file import MomentsFile, new_moments, open_momen
 from amnesia.directions.response import Response, half, response_of
 from amnesia.errors import CheckpointError, InputError
 from amnesia.facts.names import code_snippets, contrast_entities, foreign_sentences, name_wordings, neutral_texts
+from amnesia.live.drawing import drawn
 from amnesia.live.forward import activations
 from amnesia.live.model import LiveModel, hooks, not_finite, plain_generation
 from amnesia.live.split import by_first, whole_of
@@ -42,7 +43,7 @@ _UNUSED = (
     "distributed_config",
     "transformers_version",
 )  # Of a configuration, by what a model does.
-_VERSION = 3  # Of what is gathered; another number makes files that are kept be made again.
+_VERSION = 4  # Of what is gathered; another number makes files that are kept be made again.
 _BLOCK = 4096  # Rows in one product.
 _COLUMNS = 4096  # Columns of its left side, in matrices that are larger.
 _SAMPLED_AT_ONCE = 96
@@ -295,10 +296,6 @@ def _sampled(
     n_rows = math.ceil(settings.sampled / length)
     rows = [starts[index % len(starts)] for index in range(n_rows)]
     config = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
         max_new_tokens=length,
         suppress_tokens=sorted(set(live.tokenizer.all_special_ids)),
         pad_token_id=live.tokenizer.pad_token_id or 0,
@@ -318,7 +315,8 @@ def _sampled(
             torch.random.fork_rng(devices),
         ):
             torch.manual_seed(first)
-            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            model.generate(**inputs, generation_config=config, logits_processor=drawn())
         found = torch.stack([torch.cat(seen[layer], 1)[:, 1:].flatten(0, 1) for layer in layers], dim=1)
         if progress:
             progress(len(found))

@@ -32,6 +32,7 @@ from amnesia.live.batches import (
     too_long,
     with_room,
 )
+from amnesia.live.drawing import drawn
 from amnesia.live.model import LiveModel, hooks, not_finite, plain_generation
 from amnesia.live.places import at_head
 from amnesia.live.tokens import Continuation, Placed, continuations, encode
@@ -365,13 +366,11 @@ def _following(
 
     The likeliest tokens, or, when `is_drawn`, tokens by their probability. A row ends where the context does.
     """
-    settings = dict(
-        do_sample=is_drawn,
-        **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if is_drawn else {}),
+    settings = {
         # After an early end; where there is no token for it, an end, which decoding drops, too.
-        pad_token_id=stop[0] if stop and live.tokenizer.pad_token_id is None else live.tokenizer.pad_token_id or 0,
-        eos_token_id=stop,
-    )
+        "pad_token_id": stop[0] if stop and live.tokenizer.pad_token_id is None else live.tokenizer.pad_token_id or 0,
+        "eos_token_id": stop,
+    }
     model = cast(GenerationMixin, live.model)
     for batch in itertools.chain.from_iterable(with_room(live, rows, one, n_tokens) for one in batches(live, rows)):
         inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
@@ -380,5 +379,5 @@ def _following(
             if around is None:
                 inputs |= from_shared(live, [rows[index] for index in batch.indices], n_tokens)
             config = GenerationConfig(max_new_tokens=min(n_tokens, room), **settings)
-            output = model.generate(**inputs, generation_config=config)
+            output = model.generate(**inputs, generation_config=config, logits_processor=drawn() if is_drawn else None)
         yield batch, output[:, inputs["input_ids"].shape[1] :]
