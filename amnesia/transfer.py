@@ -16,9 +16,9 @@ from amnesia.experiments.robustness import unrelated_names
 from amnesia.facts.names import entity_templates
 from amnesia.files.disk import read_small
 from amnesia.files.staging import check_output
-from amnesia.live.forward import activations
 from amnesia.live.loading import load_source
 from amnesia.live.model import LiveModel
+from amnesia.live.watching import activations
 from amnesia.mining.carrying import carried_over
 from amnesia.outputs import write
 from amnesia.outputs.commands import save

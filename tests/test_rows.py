@@ -21,12 +21,13 @@ from amnesia.hub.card import BaseCard
 from amnesia.hub.contents import prepare
 from amnesia.live import batches
 from amnesia.live.batches import takes_trees
-from amnesia.live.forward import activations, answer_logprobs, generate, readout
+from amnesia.live.forward import answer_logprobs, generate, readout
 from amnesia.live.interventions import Asked, replaced_outputs, varied_logprobs
 from amnesia.live.loading import load, load_source
 from amnesia.live.model import apply_edits, edited, wrap
 from amnesia.live.proving import prove_layout
 from amnesia.live.tokens import continuations, encode, place
+from amnesia.live.watching import activations
 from amnesia.localization.cells import localize
 from amnesia.outputs.proofs import prove, take_back
 from amnesia.outputs.write import save

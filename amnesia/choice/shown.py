@@ -11,7 +11,7 @@ from amnesia.choice.direction import DirectionChoice, Trial
 from amnesia.choice.results import AnswerCounts, AnswerGroup, Answers, ScreenedPlace, Screening
 from amnesia.directions.keys import name_rows, token_texts
 from amnesia.edits import DirectionEdit, Edit, directions_of
-from amnesia.live.forward import activations
+from amnesia.live.watching import activations
 
 BINS = 60
 """Of a histogram, over the range of all answers."""

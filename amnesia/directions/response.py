@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amnesia.live.forward import write_gradients
 from amnesia.live.model import LiveModel
+from amnesia.live.watching import write_gradients
 from amnesia.progress import Progress
 
 

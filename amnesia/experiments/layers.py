@@ -11,9 +11,9 @@ from torch import Tensor
 from amnesia.domain import tidy
 from amnesia.experiments.settings import check_n_prompts
 from amnesia.facts.names import entity_templates, share_words
-from amnesia.live.forward import mlp_outputs
 from amnesia.live.model import LiveModel, not_finite
 from amnesia.live.tokens import place
+from amnesia.live.watching import mlp_outputs
 from amnesia.localization.cells import SETTINGS, contrast_pairs, layer_range
 from amnesia.localization.moments import EPSILON
 from amnesia.progress import Progress

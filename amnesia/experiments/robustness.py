@@ -14,8 +14,8 @@ from amnesia.errors import InputError
 from amnesia.experiments.settings import EXPERIMENTS
 from amnesia.facts.names import contrast_entities, entity_templates, share_words
 from amnesia.facts.variants import Variant
-from amnesia.live.forward import activations
 from amnesia.live.model import LiveModel
+from amnesia.live.watching import activations
 from amnesia.localization.cells import SETTINGS, CellMap, cell_maps
 from amnesia.progress import Progress
 

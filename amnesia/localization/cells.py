@@ -11,9 +11,9 @@ import torch
 from amnesia.domain import Baseline, Cell
 from amnesia.errors import InputError
 from amnesia.facts.names import contrast_entities, entity_templates, generic_sentences, given_names, share_words
-from amnesia.live.forward import activations
 from amnesia.live.model import LiveModel, check_range, not_finite
 from amnesia.live.tokens import Placed, encode, place, templates_from
+from amnesia.live.watching import activations
 from amnesia.localization.moments import Moments, stability, z_moments
 from amnesia.localization.results import CellScore, EntityCells, Localization
 from amnesia.progress import Progress

@@ -107,7 +107,10 @@ def run(arguments: argparse.Namespace) -> None:
             "edits": [edit_json(edit) for edit in edits],
             "seconds": seconds,
             **judge.judge(
-                recipe, lambda: edited(live, edits), all_bounds=not method.startswith("single") and method not in NULLS
+                recipe,
+                lambda: edited(live, edits),
+                all_bounds=not method.startswith("single") and method not in NULLS,
+                bounds_only=arguments.bounds_only,
             ),
         }
         done[recipe.target.entity, method] = row
@@ -206,6 +209,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draw of entities")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--methods", nargs="*", choices=(*METHODS, *NULLS), default=["auto", *NULLS])
+    parser.add_argument("--bounds-only", action="store_true", help="ask no messages, forms and neighbors")
     parser.add_argument("--report", action="store_true", help="only print the tables")
     arguments = parser.parse_args()
     if not arguments.report:

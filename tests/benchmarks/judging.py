@@ -142,16 +142,17 @@ class Judge:
         self._pairs = neighbor_pairs()
         self._neutral: Impression = impression(live, [])
 
-    def judge(self, recipe: Recipe, acting: Acting, *, all_bounds: bool) -> dict[str, Any]:
+    def judge(self, recipe: Recipe, acting: Acting, *, all_bounds: bool, bounds_only: bool = False) -> dict[str, Any]:
         """Mean knowledge scores, the tenth percentile of the held-out controls, and the ratio of perplexities.
 
         These are of completions; `messages` are the means of what is asked as a message, where the model knows it.
-        Unless `all_bounds`, neutral text, which takes longest, is only read where the target bound is met.
+        Unless `all_bounds`, neutral text, which takes longest, is only read where the target bound is met. With
+        `bounds_only`, nothing is asked that no bound is about: messages, forms, neighbors.
         """
         questions = questions_of(recipe)
         scores = scored(self._live, questions, recipe.scoring, self._cache, acting)
         asked = [row for row in in_both_forms(self._live, questions) if row.is_message]
-        messages = scored(self._live, asked, recipe.scoring, self._cache, acting)
+        messages = [] if bounds_only else scored(self._live, asked, recipe.scoring, self._cache, acting)
         by_kind = _by_kind(scores)
         means = {kind: statistics.fmean(found) for kind, found in by_kind.items()}
         read = all_bounds or means["target"] <= 0.2
@@ -162,8 +163,8 @@ class Judge:
             "perplexity_ratio": ratios.pop("all", None),
             "perplexity_by_register": ratios,
             "n": {kind: len(found) for kind, found in by_kind.items()},
-            "forms": self._forms(recipe, acting),
-            "neighbors": self._neighbors(recipe, acting),
+            "forms": {} if bounds_only else self._forms(recipe, acting),
+            "neighbors": {} if bounds_only else self._neighbors(recipe, acting),
             "messages": {kind: statistics.fmean(found) for kind, found in _by_kind(messages).items() if found},
             "scores": scores,
         }

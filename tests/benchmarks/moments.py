@@ -24,19 +24,21 @@ import torch
 from torch import Tensor
 
 from amnesia.directions import moments as gathering
+from amnesia.directions.bystanders import MomentSettings, bystanders_of
 from amnesia.directions.keys import name_keys
-from amnesia.directions.moments import MomentSettings, early_layers
+from amnesia.directions.moments import early_layers
 from amnesia.directions.response import response_of
+from amnesia.directions.samples import own_text, weights_digest
 from amnesia.directions.solve import Metric
 from amnesia.edits import directions_of
 from amnesia.errors import InputError
 from amnesia.facts.names import name_wordings, neutral_texts, share_words
 from amnesia.facts.popqa import read_popqa
 from amnesia.files.strict_json import StrictJson
-from amnesia.live.forward import activations
 from amnesia.live.loading import load
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import Placed, encode
+from amnesia.live.watching import activations, text_activations
 from amnesia.sources.resolve import resolve
 from amnesia.weights.edit_rows import read_edit
 
@@ -91,17 +93,19 @@ def main() -> None:
     results = [json.loads(line) for line in arguments.results.read_text(encoding="utf-8").splitlines()]
     chosen = [row for row in results if row["method"] == "auto"][: arguments.n]
 
-    written = mean_gram(live, layers, gathering._written(live, layers, None))
-    sampled = list(gathering._sampled(live, layers, SETTINGS, None))
+    read = bystanders_of(live, SETTINGS)
+    written = mean_gram(live, layers, text_activations(live, read.sentences, layers))
+    own = own_text(live, read.beginnings, read.n_following, weights_digest(live))
+    sampled = list(text_activations(live, list(own), layers))
     halves = [mean_gram(live, layers, iter([batch[half::2] for batch in sampled])) for half in (0, 1)]
-    rows = [Placed(row, len(row) - 1) for row in gathering._vocabulary(live, SETTINGS)]
+    rows = [Placed(row, len(row) - 1) for row in read.vocabulary]
     vocabulary = [mean_gram(live, layers, ends(live, rows[half::2], layers)) for half in (0, 1)]
-    _, name_rows = gathering._name_rows(live)
-    names = mean_gram(live, layers, ends(live, list(name_rows), layers))
+    names = mean_gram(live, layers, ends(live, read.name_rows, layers))
 
     held_out = response_of(live, [item.ids for item in encode(live.tokenizer, neutral_texts("held_out"))], layers)
     known = {row.ids[-1] for row in rows}
-    more = gathering._vocabulary(live, replace(SETTINGS, vocabulary_size=3 * SETTINGS.vocabulary_size))
+    wide = replace(SETTINGS, vocabulary_size=3 * SETTINGS.vocabulary_size)
+    more = bystanders_of(live, wide).vocabulary
     others = [Placed(row, len(row) - 1) for row in more if row[-1] not in known][:4000]
     other_tokens = torch.cat(list(ends(live, others, layers)))
     subjects = list(dict.fromkeys(row.subject for row in read_popqa(TABLE)))[:200]

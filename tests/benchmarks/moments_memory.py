@@ -22,8 +22,9 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from amnesia.directions.bystanders import Bystanders, MomentSettings, bystanders_of
 from amnesia.directions.keys import name_keys
-from amnesia.directions.moments import MomentSettings, _sentence_rows, moments_of
+from amnesia.directions.moments import moments_of
 from amnesia.directions.solve import Metric
 from amnesia.live.model import freeze, wrap
 from amnesia.sources.resolve import resolve
@@ -44,6 +45,12 @@ def product_rate(n: int = 4096) -> float:
         a @ a
         took.append(time.process_time() - began)
     return 2 * n**3 / min(took)
+
+
+def n_gathered(read: Bystanders) -> int:
+    """How many activations are in the matrices of one layer."""
+    own = sum(len(row) + read.n_following - 1 for row in read.beginnings)
+    return sum(len(row) - 1 for row in read.sentences) + own + len(read.vocabulary) + len(read.name_rows)
 
 
 def main() -> None:
@@ -69,14 +76,13 @@ def main() -> None:
     live = wrap(freeze(Qwen2ForCausalLM(config)), tokenizer, "wide")
     layers = tuple(range(arguments.n_layers))
     settings = replace(MomentSettings(), sampled=arguments.sampled, vocabulary_size=arguments.vocabulary)
-    rate, before, n_rows = product_rate(), peak(), []
+    rate, before = product_rate(), peak()
     d = arguments.d_mlp
     with TemporaryDirectory(dir=Path.cwd()) as cache:
         began = time.process_time()
-        moments = moments_of(live, layers, Path(cache), settings, n_rows.append)
+        moments = moments_of(live, layers, Path(cache), settings)
         gathering, after = time.process_time() - began, peak()
-        # The gradients on text are counted among the rows, but are in no matrix.
-        n_tokens = sum(n_rows) - len(_sentence_rows(live))
+        n_tokens = n_gathered(bystanders_of(live, settings))
         print(f"{arguments.n_layers} layers of {d:,} cells, {n_tokens:,} tokens; {rate / 1e9:.0f} GFLOP/s in float32")
         done = 2 * n_tokens * d**2 * arguments.n_layers
         print(f"gathered in {gathering:.0f} s: {done / gathering / rate:.0%} of that rate, {after - before:.1f} GB")

@@ -48,8 +48,9 @@ from amnesia.choice.known import KnownFacts, Scores
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions import moments as gathering
 from amnesia.directions import response, solve
+from amnesia.directions.bystanders import MomentSettings
 from amnesia.directions.keys import name_keys
-from amnesia.directions.moments import BystanderMoments, MomentSettings, early_layers, moments_of
+from amnesia.directions.moments import BystanderMoments, early_layers, moments_of
 from amnesia.directions.solve import MAX_ELIMINATED, Metric
 from amnesia.domain import Fact
 from amnesia.evaluation.measurement import KnownFact, Unknown, measure
@@ -282,14 +283,15 @@ def gathered(live: LiveModel, settings: MomentSettings, clock: Clock, parts: lis
     with (
         grams_counted(clock) as grams,
         steps_counted(clock, gathering, "activations", "  of it: forward passes") as forward,
-        steps_counted(clock, gathering, "_sampled", "  of it: text that the model writes") as sampled,
+        steps_counted(clock, gathering, "text_activations", "  of it: forward passes over text") as texts,
+        steps_counted(clock, gathering, "own_text", "  of it: text that the model writes") as sampled,
         steps_counted(clock, response, "write_gradients", "  of it: gradients on text") as gradients,
         clock.part("moments", parts) as whole,
     ):
         moments = moments_of(live, layers, cache=None, settings=settings, progress=n_rows.append)
     whole.note = f"{len(layers)} layers, {sum(n_rows)} rows"
     gradients.note = "operations of the forward passes alone"
-    for part in (grams, forward, sampled, gradients):
+    for part in (grams, forward, texts, sampled, gradients):
         part.peak = whole.peak
         parts.append(part)
     return moments

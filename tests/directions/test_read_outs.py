@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from amnesia.choice.atoms import Name, change_by
 from amnesia.choice.shown import BINS, answers_of
+from amnesia.directions.bystanders import MomentSettings, vocabulary_rows
 from amnesia.directions.keys import name_keys, token_texts, wordings
-from amnesia.directions.moments import MomentSettings, _vocabulary, early_layers, moments_of
+from amnesia.directions.moments import early_layers, moments_of
 from amnesia.directions.moments_file import MomentsFile
 from amnesia.directions.response import response_of
 from amnesia.directions.solve import Metric
@@ -322,7 +323,7 @@ class TestMoments:
         gappy = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
         gappy.__class__ = type("Gappy", (PreTrainedTokenizerFast,), {"__len__": lambda self: 8})
         assert gappy.convert_ids_to_tokens([5, 7]) == [None, "sea"]
-        rows = _vocabulary(replace(live, tokenizer=gappy), SMALL)
+        rows = vocabulary_rows(replace(live, tokenizer=gappy), SMALL)
         assert sorted(row[-1] for row in rows) == [1, 2, 3, 7]
 
     def test_sampling_leaves_the_random_state_alone(self, live):

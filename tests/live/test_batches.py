@@ -12,9 +12,10 @@ from amnesia.evaluation.damage import read
 from amnesia.facts.names import entity_templates
 from amnesia.live import batches
 from amnesia.live.batches import one_pass, passes, takes_trees
-from amnesia.live.forward import activations, answer_logprobs, generate, readout
+from amnesia.live.forward import answer_logprobs, generate, readout
 from amnesia.live.model import freeze, hooks, wrap
 from amnesia.live.tokens import Continuation, place
+from amnesia.live.watching import activations
 from support.tiny_text import VOCAB_SIZE, tiny_live, tiny_tokenizer
 
 RECURRENT = ("qwen3_5_text", "qwen3_next", "lfm2", "granitemoehybrid", "falcon_h1")

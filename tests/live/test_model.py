@@ -16,17 +16,11 @@ from amnesia.experiments.layers import layer_significance
 from amnesia.facts.names import entity_templates
 from amnesia.live import batches as module
 from amnesia.live.batches import batches, from_shared, passes, takes_trees
-from amnesia.live.forward import (
-    _following,
-    activations,
-    answer_logprobs,
-    as_generated,
-    continued,
-    generate,
-)
+from amnesia.live.forward import _following, answer_logprobs, as_generated, continued, generate
 from amnesia.live.loading import check_finite, load
 from amnesia.live.model import apply_edits, edited, wrap
 from amnesia.live.tokens import continuations, place
+from amnesia.live.watching import activations
 from amnesia.localization.cells import localize
 from oracles import plain
 from support.tiny import MODEL_TYPES, tiny_model

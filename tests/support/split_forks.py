@@ -13,10 +13,11 @@ import torch
 
 from amnesia.domain import Loading
 from amnesia.facts import ability
-from amnesia.live.forward import activations, answer_logprobs, continued, write_gradients
+from amnesia.live.forward import answer_logprobs, continued
 from amnesia.live.loading import load
 from amnesia.live.split import end
 from amnesia.live.tokens import place
+from amnesia.live.watching import activations, write_gradients
 from amnesia.pipeline import run
 from amnesia.recipe_file import load_recipe
 from support.smollm2 import brief_texts
