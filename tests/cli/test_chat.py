@@ -123,6 +123,7 @@ class Screen:
         self.process.send_signal(signal.SIGINT)
 
 
+@pytest.mark.processes
 def test_on_a_terminal_answers_stand_side_by_side_and_an_interrupt_stops_one(tmp_path):
     model = tmp_path / "m"
     tiny_model("llama", vocab_size=VOCAB_SIZE, max_position_embeddings=10**6).save_pretrained(model)

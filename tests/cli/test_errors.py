@@ -217,6 +217,7 @@ runpy.run_module("amnesia", run_name="__main__", alter_sys=True)
         ("amnesia.cli.main", "interrupt(signal.SIGHUP)", 129),
     ],
 )
+@pytest.mark.processes
 def test_an_interrupt_while_modules_are_loaded_is_one_line(model, tmp_path, module, place, code):
     before = tree(tmp_path)
     arguments = ["edit", str(model), "--cell", "0:1", "-o", str(tmp_path / "out")]
@@ -256,6 +257,7 @@ sys.exit(entry())
 
 
 @pytest.mark.parametrize("n_times", [4, pytest.param(30, marks=pytest.mark.exhaustive)])
+@pytest.mark.processes
 def test_an_interrupt_at_any_moment_of_the_first_two_seconds_is_one_line(model, n_times):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SCRIPT, "localize", str(model), "Japan"]

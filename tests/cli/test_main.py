@@ -173,6 +173,7 @@ def test_notices_of_libraries_do_not_reach_the_terminal(tmp_path):
 
 
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.processes
 def test_an_interrupted_run_leaves_no_output(model, recipe, tmp_path, kill):
     before = tree(model)
     process = in_process("run", recipe, "-o", tmp_path / "out")

@@ -218,6 +218,7 @@ def alone(model, tmp_path_factory):
     return folder / "atlas" / "atlas.sqlite", names, printed
 
 
+@pytest.mark.processes
 def test_two_processes_give_what_one_gives(model, alone, tmp_path):
     path, names, printed = alone
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
@@ -235,6 +236,7 @@ def test_two_processes_give_what_one_gives(model, alone, tmp_path):
     assert run.stdout == printed
 
 
+@pytest.mark.processes
 def test_a_killed_run_goes_on(model, alone, tmp_path):
     path, names, _ = alone
     output = tmp_path / "out"

@@ -28,6 +28,8 @@ from support.tiny import tiny_model
 from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live
 
+pytestmark = pytest.mark.processes
+
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",

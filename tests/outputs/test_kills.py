@@ -105,6 +105,7 @@ def accepted(folder):
 
 @pytest.mark.parametrize("work", ["copy", "link", "replace", "adapter", "gguf", "widen", "undo"])
 @TIERS
+@pytest.mark.processes
 def test_outputs_are_complete_or_not_there(tmp_path, killer, work, n_random, longest_step):
     model = make(tmp_path / "model", "gguf" if work in ("gguf", "widen") else "llama")
     folder = model.parent if work in ("gguf", "widen") else model
@@ -145,6 +146,7 @@ def test_outputs_are_complete_or_not_there(tmp_path, killer, work, n_random, lon
 @pytest.mark.parametrize("kind", ["llama", "gguf"])
 @pytest.mark.parametrize("work", ["edit in place", "undo in place"])
 @TIERS
+@pytest.mark.processes
 def test_changes_in_place_happen_or_do_not(tmp_path, killer, kind, work, n_random, longest_step):
     model = make(tmp_path / "model", kind)
     folder = tmp_path / "model"

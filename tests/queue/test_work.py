@@ -198,6 +198,7 @@ def forks():
 
 
 @pytest.mark.parametrize("n_kills", [2, pytest.param(20, marks=pytest.mark.exhaustive)])
+@pytest.mark.processes
 def test_a_kill_of_one_process_loses_nothing_and_does_nothing_twice(written, entities, forks, tmp_path, n_kills):
     _, whole, _ = written
     draw = random.Random(n_kills)

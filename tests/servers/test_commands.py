@@ -13,6 +13,8 @@ from support.tiny_gguf import llama_gguf
 from support.tiny_recipe import recipe_text
 from support.tiny_text import VOCAB_SIZE, tiny_tokenizer
 
+pytestmark = pytest.mark.processes
+
 STRONG = "cells = [{ layer = 1, neuron = 11, multiplier = -9.0 }, { layer = 0, neuron = 3, multiplier = -9.0 }]"
 
 
