@@ -228,9 +228,10 @@ def _direction(
     max_columns = recipe.edit.max_cells
     with task("choosing the edit") as progress:
         others = forms_of(recipe.target) if recipe.edit.forms else ()
-        is_other = is_other_first(live, recipe.target.entity)
+        # Without edits for forms of the name, that for the name answers for every fact.
+        is_other = recipe.edit.forms and is_other_first(live, recipe.target.entity)
         inside = inside_lines(targets) if is_other else targets
-        first = first_in_lines(targets) if is_other and recipe.edit.forms else ()
+        first = first_in_lines(targets) if is_other else ()
         forms = Forms(scores, inside, first, controls, apart, settings, others)
         share = settings.margin if forms.known else 1.0
         own = replace(settings, max_harm=share * settings.max_harm)
