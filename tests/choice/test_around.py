@@ -8,6 +8,7 @@ import torch
 
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import DirectionChoice
+from amnesia.choice.extraction import choose
 from amnesia.choice.forms import Forms, asked_as, first_in_lines, forms_of, inside_lines, is_other_first
 from amnesia.choice.known import Scores, mean_score
 from amnesia.choice.neighbors import begins_alike, near_response, neighbor_results, neighbors_of
@@ -21,6 +22,8 @@ from amnesia.facts.questions import Question
 from amnesia.live.forward import answer_logprobs, generate
 from amnesia.live.model import edited
 from amnesia.recipe import Scoring, Target, Translation
+from amnesia.recipe_file import parse_recipe
+from support.tiny_recipe import recipe_text
 from support.tiny_text import tiny_live
 
 WORDINGS = ("the capital of {entity} is", "people in {entity} like", "the oldest building in {entity} was")
@@ -174,6 +177,31 @@ def test_the_name_where_it_begins_a_line_is_a_form_that_gets_its_own_edit(live, 
         strict = dataclasses.replace(forms, settings=dataclasses.replace(lenient.settings, **limit))
         strict.change = forms.change
         assert strict.exchanged(best, fewer, edits, name, None, None) == (best, edits)
+
+
+@pytest.mark.parametrize("forms", [False, True])
+def test_without_forms_the_edit_for_the_name_answers_for_every_fact(live, tmp_path, forms):
+    text = recipe_text(live, "tiny", edit="", accept="max_target = 0.5\nmin_control = 0.5", entity="Paris")
+    recipe = parse_recipe(text.replace("n_prompts = 6", 'n_prompts = 6\nlayers = "0-1"'))
+    recipe = dataclasses.replace(recipe, edit=dataclasses.replace(recipe.edit, forms=forms, max_cells=16))
+    assert is_other_first(live, "Paris")
+    inside = known(live, "Paris")
+    first = tuple(
+        dataclasses.replace(
+            fact,
+            question=dataclasses.replace(
+                fact.question,
+                fact=dataclasses.replace(fact.question.fact, prompt=f"{{entity}} again: {fact.question.fact.prompt}"),
+            ),
+        )
+        for fact in inside
+    )
+    judged = []
+    choose(live, recipe, (*inside, *first), known(live, "Kenya"), cache=tmp_path, watch=judged.append)
+    assert judged
+    for trial in judged:
+        seen = inside if forms else (*inside, *first)
+        assert trial.score == pytest.approx(mean_score(live, seen, trial.edits), abs=1e-4)
 
 
 def test_neighbors_share_a_word_and_are_not_reserved():
