@@ -15,6 +15,7 @@ from amnesia.edits import (
     Edit,
     EditSpec,
     EntityEdits,
+    directions_of,
     edits_in,
 )
 from amnesia.errors import InputError
@@ -26,7 +27,8 @@ from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.results import Finding
 from amnesia.evaluation.strength import sweep_strength
 from amnesia.facts.questions import FactSet
-from amnesia.files.companions import LORA_NAME, gguf_output
+from amnesia.files.companions import LORA_NAME, gguf_output, whole_output
+from amnesia.files.disk import check_settled
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_output, staged_output
 from amnesia.files.streams import RangeHash, hash_ranges
 from amnesia.files.strict_json import json_bytes
@@ -220,10 +222,14 @@ def _is_beside(edited: ModelSource) -> bool:
 
 
 def resolve_edited(name: str, tracker: Tracker) -> ModelSource:
-    """An edited model, or an adapter; what cannot be opened is said now, before minutes of work.
+    """An edited model, an adapter, or the folder of a GGUF; what cannot be opened is said now, before minutes of work.
 
     Raises what `resolve` raises, and CheckpointError for weights that are missing or malformed.
     """
+    folder = whole_output(Path(name).expanduser())
+    if gguf_output(folder) is not None:  # As a file it would be without its manifest.
+        check_settled(folder)
+        return ModelSource(folder, ModelRef(str(folder)))
     found = resolve(name, notice=tracker.notice)
     if not _is_beside(found):
         assert found.checkpoint
@@ -231,7 +237,7 @@ def resolve_edited(name: str, tracker: Tracker) -> ModelSource:
 
 
 def load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> LiveModel:
-    """The edited model, or the original with the adapter whose folder `edited` is."""
+    """What `resolve_edited` found, an adapter with the original."""
     if (edited.folder / CONFIG_NAME).exists():
         return load_adapter(source.folder, edited.folder, str(edited), loading)
     if (edited.folder / LORA_NAME).exists():
@@ -247,10 +253,7 @@ def edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
     Raises InputError when `edited` has no manifest, or was not made of `model` as far as the manifests tell, and
     VerificationError when its edited tensors are not those of its manifest.
     """
-    steps, earlier = (
-        [step.edits for step in read_manifest(folder).history()] if (folder / MANIFEST_NAME).exists() else []
-        for folder in (edited.folder, model.folder)
-    )
+    steps, earlier = ([step.edits for step in _history(found)] for found in (edited, model))
     if not steps:
         raise InputError(
             f"a sweep makes an edit weaker and stronger, and {edited} has no {MANIFEST_NAME} that says what it is: "
@@ -263,6 +266,14 @@ def edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
     return in_one(steps[n_own - 1 :: -1])
 
 
+def _history(model: ModelSource) -> list[Manifest]:
+    """The manifests of a model, the newest first, also of a GGUF that is given as the file in its output."""
+    folder = model.folder
+    if model.gguf is not None and gguf_output(model.gguf.parent) == model.gguf:
+        folder = model.gguf.parent
+    return [*read_manifest(folder).history()] if (folder / MANIFEST_NAME).exists() else []
+
+
 def open_duet(
     model: str,
     edited: str | None,
@@ -272,19 +283,19 @@ def open_duet(
 ) -> Duet:
     """A model and its edited self, to be asked at once: by the manifest of `edited`, or by the edits `groups`.
 
-    The weights are in memory once, unless `edited` has no manifest or its edit is one of routed experts: then it is
-    loaded beside the model, which the tracker is told. Raises InputError unless there is one of the two, for edits that
-    do not fit the model, and for an output that was made of another; LayoutError for edits of experts without files.
+    The weights are in memory once, unless `edited` has no manifest, or its edit is one of routed experts or rounded in
+    a GGUF: then it is loaded beside the model, which the tracker is told. Raises InputError unless there is one of the
+    two, for edits that do not fit the model, and for an output that was made of another; LayoutError for edits of
+    experts without files.
     """
     if (edited is None) == (not groups):
         raise InputError("give the edited model either as EDITED or by its edit: --edit FILE")
     source = resolve(model, notice=tracker.notice)
-    other = None if edited is None else resolve(edited, notice=tracker.notice)
+    other = None if edited is None else resolve_edited(edited, tracker)
     edits = edits_in(groups)
     if other is not None and (other.folder / MANIFEST_NAME).exists():
         edits = edits_between(source, other)
-    if other is not None and (not edits or any(edit.expert is not None for edit in edits)):
-        why = "has an edit of experts" if edits else f"has no {MANIFEST_NAME} that says what was edited"
+    if other is not None and (why := _why_second(other, edits)) is not None:
         tracker.notice(f"{other} {why}: it is loaded as a second model")
         first = load_source(source, loading, hooked=False)
         return Duet((Voice(first), Voice(load_edited(source, other, loading))))
@@ -293,6 +304,17 @@ def open_duet(
         _check_made_of(source, other, columns)
     live = load_source(source, loading)
     return Duet((Voice(live, changes_of(columns, live)),))
+
+
+def _why_second(edited: ModelSource, edits: Sequence[Edit]) -> str | None:
+    """Why one copy of the weights cannot be both models, or None when it can."""
+    if not edits:
+        return f"has no {MANIFEST_NAME} that says what was edited"
+    if any(edit.expert is not None for edit in edits):
+        return "has an edit of experts"
+    if gguf_output(edited.folder) is not None and directions_of(edits):
+        return "has directions as its GGUF rounds them"
+    return None
 
 
 def changed_columns(source: ModelSource, edits: Sequence[Edit]) -> tuple[EditedColumns, ...]:
