@@ -11,18 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from amnesia.domain import DEFAULT_LOADING, Loading, ModelRef, name_key
-from amnesia.edits import (
-    Edit,
-    EditSpec,
-    EntityEdits,
-    directions_of,
-    edits_in,
-)
+from amnesia.edits import Edit, EntityEdits, directions_of, edits_in
 from amnesia.errors import InputError
 from amnesia.evaluation import lm_eval
 from amnesia.evaluation.comparison import Evaluation
-from amnesia.evaluation.earlier import in_one
 from amnesia.evaluation.examination import conclude, examine, examine_after
+from amnesia.evaluation.lineage import changed_columns, edits_between
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.results import Finding
 from amnesia.evaluation.strength import sweep_strength
@@ -30,13 +24,11 @@ from amnesia.facts.questions import FactSet
 from amnesia.files.companions import LORA_NAME, gguf_output, whole_output
 from amnesia.files.disk import check_settled
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_output, staged_output
-from amnesia.files.streams import RangeHash, hash_ranges
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.duet import Duet, Voice, changes_of
 from amnesia.live.loading import load, load_adapter, load_lora, load_source
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import chat_format
-from amnesia.outputs.proofs import check_edited
 from amnesia.probes.results import Probes
 from amnesia.probes.settings import ProbeSettings
 from amnesia.progress import Tracker
@@ -50,10 +42,8 @@ from amnesia.stress.results import Relearning, Stress
 from amnesia.stress.settings import RelearningSettings, StressSettings
 from amnesia.trials import Trials
 from amnesia.weights.adapter import CONFIG_NAME
-from amnesia.weights.checkpoint import EditedColumns, edited_columns
 from amnesia.weights.manifest import Manifest, version_of
 from amnesia.weights.manifest_file import read_manifest
-from amnesia.weights.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -247,33 +237,6 @@ def load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> L
     return load(edited.folder, str(edited), loading)
 
 
-def edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
-    """All edits that lead from one model to the other, by the manifests of both.
-
-    Raises InputError when `edited` has no manifest, or was not made of `model` as far as the manifests tell, and
-    VerificationError when its edited tensors are not those of its manifest.
-    """
-    steps, earlier = ([step.edits for step in _history(found)] for found in (edited, model))
-    if not steps:
-        raise InputError(
-            f"a sweep makes an edit weaker and stronger, and {edited} has no {MANIFEST_NAME} that says what it is: "
-            "give an output of this program, or leave the sweep out"
-        )
-    n_own = len(steps) - len(earlier)
-    if n_own < 1 or steps[n_own:] != earlier:
-        raise InputError(f"{edited} was not made of {model}, which has edits of its own: give the model it was made of")
-    check_edited(edited.folder)
-    return in_one(steps[n_own - 1 :: -1])
-
-
-def _history(model: ModelSource) -> list[Manifest]:
-    """The manifests of a model, the newest first, also of a GGUF that is given as the file in its output."""
-    folder = model.folder
-    if model.gguf is not None and gguf_output(model.gguf.parent) == model.gguf:
-        folder = model.gguf.parent
-    return [*read_manifest(folder).history()] if (folder / MANIFEST_NAME).exists() else []
-
-
 def open_duet(
     model: str,
     edited: str | None,
@@ -300,8 +263,6 @@ def open_duet(
         first = load_source(source, loading, hooked=False)
         return Duet((Voice(first), Voice(load_edited(source, other, loading))))
     columns = changed_columns(source, edits)
-    if other is not None:
-        _check_made_of(source, other, columns)
     live = load_source(source, loading)
     return Duet((Voice(live, changes_of(columns, live)),))
 
@@ -315,36 +276,6 @@ def _why_second(edited: ModelSource, edits: Sequence[Edit]) -> str | None:
     if gguf_output(edited.folder) is not None and directions_of(edits):
         return "has directions as its GGUF rounds them"
     return None
-
-
-def changed_columns(source: ModelSource, edits: Sequence[Edit]) -> tuple[EditedColumns, ...]:
-    """The columns of a model as they are, and as edits leave them; raises what `Plan.of` and `edited_columns` raise."""
-    spec = EditSpec((EntityEdits("what is edited", tuple(edits)),), source.ref, allow_overlap=True)
-    return tuple(edited_columns(source.checkpoint, Plan.of(source.checkpoint, spec).tensors))
-
-
-def _check_made_of(model: ModelSource, edited: ModelSource, columns: Sequence[EditedColumns]) -> None:
-    """Raise InputError unless the tensors of a model are those that the edits of `edited` found."""
-    steps = [*read_manifest(edited.folder).history()]
-    earlier = model.checkpoint.manifest
-    first = steps[len(steps) - (0 if earlier is None else len([*earlier.history()])) - 1]
-    found = {row.plan.tensor.name: row for row in columns}
-    for row in first.tensors:
-        columns_there = found.get(row.name)
-        if columns_there is None:
-            continue
-        if row.scope == "columns":
-            digest = hashlib.sha256(b"".join(columns_there.before[index] for index in row.indices)).hexdigest()
-        else:
-            tensor = columns_there.plan.tensor
-            whole = RangeHash(tensor.offset, tensor.size)
-            hash_ranges(model.folder / columns_there.plan.file, [whole])
-            digest = whole.hexdigest()
-        if digest != row.before:
-            raise InputError(
-                f"{edited} was made of {first.base.ref}, whose {row.name} is not that of {model}: give the model that "
-                "it was made of"
-            )
 
 
 def _task_scores(

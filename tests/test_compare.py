@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from click.testing import CliRunner
 from gguf.constants import GGMLQuantizationType
 from transformers import AutoModelForCausalLM
@@ -125,6 +126,33 @@ def test_an_edited_gguf_is_asked_and_compared_by_the_folder_of_its_run(of_gguf):
     found = check_behaviour(gguf.parent / "out", Silent(), base=str(gguf))
     assert found.n_targets == 5
     assert diff(str(gguf), str(gguf.parent / "out")).edit is not None
+
+
+@pytest.mark.parametrize("name", ["gguf", "gguf-lora"])
+def test_an_edit_of_another_gguf_is_neither_heard_nor_swept(of_gguf, tmp_path, name):
+    gguf, facts, _ = of_gguf
+    torch.manual_seed(1)
+    model = tiny_model("llama", vocab_size=VOCAB_SIZE, intermediate_size=64)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight *= 2
+        model.model.layers[1].mlp.up_proj.weight *= 2
+    other = llama_gguf(tmp_path / "other.gguf", model, GGMLQuantizationType.Q8_0, tokenizer=tiny_tokenizer())
+    edited = str(gguf.parent / "out" / name)
+    for start in (
+        lambda model: open_duet(str(model), edited, (), Silent()),
+        lambda model: assess(str(model), edited, facts, Silent(), sweep=True),
+    ):
+        with pytest.raises(InputError, match=r"whose blk\.1\.ffn_.* is not that of .*other\.gguf"):
+            start(other)
+        with pytest.raises(InputError, match=r"was made of the GGUF .*m\.gguf, and .* is none"):
+            start(save_tiny_live(tmp_path / "m") if not (tmp_path / "m").exists() else tmp_path / "m")
+
+
+def test_a_sweep_starts_from_the_model_that_was_edited(tmp_path, model, facts):
+    done("edit", model, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "out")
+    other = save_tiny_live(tmp_path / "other", dtype=torch.bfloat16)
+    with pytest.raises(InputError, match=r"was made of .*, whose .* is not that of .*other"):
+        assess(str(other), str(tmp_path / "out"), facts, Silent(), sweep=True)
 
 
 def test_a_gguf_that_was_edited_twice_is_heard_beside_each_of_those_before(of_gguf, tmp_path):
