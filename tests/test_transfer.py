@@ -170,3 +170,16 @@ def test_why_nothing_was_asked_is_said(tmp_path, model, entity, cell, why):
     shown = Watched()
     transfer(tmp_path / "one", str(source), tmp_path / "two", tracker=shown)
     assert any(f"nor is anything asked for the name, {why}; give a recipe" in line for line in shown.lines)
+
+
+def test_cells_of_a_model_that_is_experts_throughout_are_made_again(tmp_path, live):
+    source = save_tiny_live(tmp_path / "moe", "mixtral")
+    save(source, EntityEdits("Japan", (ColumnEdit(Cell(1, 3, 1)),)), tmp_path / "one")
+    for recipe, line in (
+        (None, "no facts about Japan alone: nothing is measured, nor is anything asked for the name, as cells"),
+        (parse_recipe(recipe_text(live, source)), "cells of experts cannot be changed in memory: nothing is measured"),
+    ):
+        shown = Watched()
+        result = transfer(tmp_path / "one", str(source), tmp_path / f"{len(line)}", tracker=shown, recipe=recipe)
+        assert any(row.startswith(line) for row in shown.lines)
+        assert result.holds and read_manifest(tmp_path / f"{len(line)}").edits == read_manifest(tmp_path / "one").edits
