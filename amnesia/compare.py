@@ -269,6 +269,8 @@ def open_duet(
 
 def _why_second(edited: ModelSource, edits: Sequence[Edit]) -> str | None:
     """Why one copy of the weights cannot be both models, or None when it can."""
+    if not edits and (edited.folder / MANIFEST_NAME).exists():
+        return "has edits that cancel out"
     if not edits:
         return f"has no {MANIFEST_NAME} that says what was edited"
     if any(edit.expert is not None for edit in edits):
