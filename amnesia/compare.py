@@ -11,30 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from amnesia.domain import DEFAULT_LOADING, Loading, ModelRef, name_key
-from amnesia.edits import (
-    Edit,
-    EditSpec,
-    EntityEdits,
-    edits_in,
-)
+from amnesia.edits import Edit, EntityEdits, directions_of, edits_in
 from amnesia.errors import InputError
 from amnesia.evaluation import lm_eval
 from amnesia.evaluation.comparison import Evaluation
-from amnesia.evaluation.earlier import in_one
 from amnesia.evaluation.examination import conclude, examine, examine_after
+from amnesia.evaluation.lineage import changed_columns, edits_between
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.results import Finding
 from amnesia.evaluation.strength import sweep_strength
 from amnesia.facts.questions import FactSet
-from amnesia.files.companions import LORA_NAME, gguf_output
+from amnesia.files.companions import LORA_NAME, gguf_output, whole_output
+from amnesia.files.disk import check_settled
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_output, staged_output
-from amnesia.files.streams import RangeHash, hash_ranges
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.duet import Duet, Voice, changes_of
 from amnesia.live.loading import load, load_adapter, load_lora, load_source
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import chat_format
-from amnesia.outputs.proofs import check_edited
 from amnesia.probes.results import Probes
 from amnesia.probes.settings import ProbeSettings
 from amnesia.progress import Tracker
@@ -48,10 +42,8 @@ from amnesia.stress.results import Relearning, Stress
 from amnesia.stress.settings import RelearningSettings, StressSettings
 from amnesia.trials import Trials
 from amnesia.weights.adapter import CONFIG_NAME
-from amnesia.weights.checkpoint import EditedColumns, edited_columns
 from amnesia.weights.manifest import Manifest, version_of
 from amnesia.weights.manifest_file import read_manifest
-from amnesia.weights.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -220,10 +212,14 @@ def _is_beside(edited: ModelSource) -> bool:
 
 
 def resolve_edited(name: str, tracker: Tracker) -> ModelSource:
-    """An edited model, or an adapter; what cannot be opened is said now, before minutes of work.
+    """An edited model, an adapter, or the folder of a GGUF; what cannot be opened is said now, before minutes of work.
 
     Raises what `resolve` raises, and CheckpointError for weights that are missing or malformed.
     """
+    folder = whole_output(Path(name).expanduser())
+    if gguf_output(folder) is not None:  # As a file it would be without its manifest.
+        check_settled(folder)
+        return ModelSource(folder, ModelRef(str(folder)))
     found = resolve(name, notice=tracker.notice)
     if not _is_beside(found):
         assert found.checkpoint
@@ -231,7 +227,7 @@ def resolve_edited(name: str, tracker: Tracker) -> ModelSource:
 
 
 def load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> LiveModel:
-    """The edited model, or the original with the adapter whose folder `edited` is."""
+    """What `resolve_edited` found, an adapter with the original."""
     if (edited.folder / CONFIG_NAME).exists():
         return load_adapter(source.folder, edited.folder, str(edited), loading)
     if (edited.folder / LORA_NAME).exists():
@@ -239,28 +235,6 @@ def load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> L
     if (gguf := gguf_output(edited.folder)) is not None:
         return load(resolve(gguf).folder, str(edited), loading)
     return load(edited.folder, str(edited), loading)
-
-
-def edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
-    """All edits that lead from one model to the other, by the manifests of both.
-
-    Raises InputError when `edited` has no manifest, or was not made of `model` as far as the manifests tell, and
-    VerificationError when its edited tensors are not those of its manifest.
-    """
-    steps, earlier = (
-        [step.edits for step in read_manifest(folder).history()] if (folder / MANIFEST_NAME).exists() else []
-        for folder in (edited.folder, model.folder)
-    )
-    if not steps:
-        raise InputError(
-            f"a sweep makes an edit weaker and stronger, and {edited} has no {MANIFEST_NAME} that says what it is: "
-            "give an output of this program, or leave the sweep out"
-        )
-    n_own = len(steps) - len(earlier)
-    if n_own < 1 or steps[n_own:] != earlier:
-        raise InputError(f"{edited} was not made of {model}, which has edits of its own: give the model it was made of")
-    check_edited(edited.folder)
-    return in_one(steps[n_own - 1 :: -1])
 
 
 def open_duet(
@@ -272,57 +246,38 @@ def open_duet(
 ) -> Duet:
     """A model and its edited self, to be asked at once: by the manifest of `edited`, or by the edits `groups`.
 
-    The weights are in memory once, unless `edited` has no manifest or its edit is one of routed experts: then it is
-    loaded beside the model, which the tracker is told. Raises InputError unless there is one of the two, for edits that
-    do not fit the model, and for an output that was made of another; LayoutError for edits of experts without files.
+    The weights are in memory once, unless `edited` has no manifest, or its edit is one of routed experts or rounded in
+    a GGUF: then it is loaded beside the model, which the tracker is told. Raises InputError unless there is one of the
+    two, for edits that do not fit the model, and for an output that was made of another; LayoutError for edits of
+    experts without files.
     """
     if (edited is None) == (not groups):
         raise InputError("give the edited model either as EDITED or by its edit: --edit FILE")
     source = resolve(model, notice=tracker.notice)
-    other = None if edited is None else resolve(edited, notice=tracker.notice)
+    other = None if edited is None else resolve_edited(edited, tracker)
     edits = edits_in(groups)
     if other is not None and (other.folder / MANIFEST_NAME).exists():
         edits = edits_between(source, other)
-    if other is not None and (not edits or any(edit.expert is not None for edit in edits)):
-        why = "has an edit of experts" if edits else f"has no {MANIFEST_NAME} that says what was edited"
+    if other is not None and (why := _why_second(other, edits)) is not None:
         tracker.notice(f"{other} {why}: it is loaded as a second model")
         first = load_source(source, loading, hooked=False)
         return Duet((Voice(first), Voice(load_edited(source, other, loading))))
     columns = changed_columns(source, edits)
-    if other is not None:
-        _check_made_of(source, other, columns)
     live = load_source(source, loading)
     return Duet((Voice(live, changes_of(columns, live)),))
 
 
-def changed_columns(source: ModelSource, edits: Sequence[Edit]) -> tuple[EditedColumns, ...]:
-    """The columns of a model as they are, and as edits leave them; raises what `Plan.of` and `edited_columns` raise."""
-    spec = EditSpec((EntityEdits("what is edited", tuple(edits)),), source.ref, allow_overlap=True)
-    return tuple(edited_columns(source.checkpoint, Plan.of(source.checkpoint, spec).tensors))
-
-
-def _check_made_of(model: ModelSource, edited: ModelSource, columns: Sequence[EditedColumns]) -> None:
-    """Raise InputError unless the tensors of a model are those that the edits of `edited` found."""
-    steps = [*read_manifest(edited.folder).history()]
-    earlier = model.checkpoint.manifest
-    first = steps[len(steps) - (0 if earlier is None else len([*earlier.history()])) - 1]
-    found = {row.plan.tensor.name: row for row in columns}
-    for row in first.tensors:
-        columns_there = found.get(row.name)
-        if columns_there is None:
-            continue
-        if row.scope == "columns":
-            digest = hashlib.sha256(b"".join(columns_there.before[index] for index in row.indices)).hexdigest()
-        else:
-            tensor = columns_there.plan.tensor
-            whole = RangeHash(tensor.offset, tensor.size)
-            hash_ranges(model.folder / columns_there.plan.file, [whole])
-            digest = whole.hexdigest()
-        if digest != row.before:
-            raise InputError(
-                f"{edited} was made of {first.base.ref}, whose {row.name} is not that of {model}: give the model that "
-                "it was made of"
-            )
+def _why_second(edited: ModelSource, edits: Sequence[Edit]) -> str | None:
+    """Why one copy of the weights cannot be both models, or None when it can."""
+    if not edits and (edited.folder / MANIFEST_NAME).exists():
+        return "has edits that cancel out"
+    if not edits:
+        return f"has no {MANIFEST_NAME} that says what was edited"
+    if any(edit.expert is not None for edit in edits):
+        return "has an edit of experts"
+    if gguf_output(edited.folder) is not None and directions_of(edits):
+        return "has directions as its GGUF rounds them"
+    return None
 
 
 def _task_scores(

@@ -10,7 +10,7 @@ import torch
 
 from amnesia.directions.keys import name_rows
 from amnesia.domain import DEFAULT_LOADING, Format, Loading, is_gguf_name, name_key
-from amnesia.edits import ColumnEdit, Edit, EditSpec, EntityEdits, directions_of, named_after_cells
+from amnesia.edits import ColumnEdit, Edit, EditSpec, EntityEdits, directions_of, edits_in, named_after_cells
 from amnesia.errors import InputError, os_errors_as
 from amnesia.experiments.robustness import unrelated_names
 from amnesia.facts.names import entity_templates
@@ -137,16 +137,21 @@ def transfer(
     check_output(output, source.origin, force=force)
     name: Format = format or ("gguf" if is_gguf_name(model) else "safetensors")
     write.plan_formats((name,), source, EditSpec(groups, source.ref))
-    live = load_source(source, loading)
+    of_experts = [edit.expert is not None for edit in edits_in(groups)]
+    live = load_source(source, loading, hooked=not all(of_experts))
     with tracker.task("asking for the name and others") as progress:
         replies = tuple(reply for group in groups for reply in answers(live, group, settings, progress))
     answered = all(_answered(group, replies, settings) for group in groups)
     if not answered and not force:
         return Transferred(replies, False, None, None)
-    if recipe is None or len(groups) > 1 or name_key(recipe.target.entity) != name_key(groups[0].entity):
+    has_facts = recipe is not None and [name_key(recipe.target.entity)] == [name_key(group.entity) for group in groups]
+    if recipe is None or not has_facts or any(of_experts):
         why = "which it does not have" if all(map(_is_unnamed, groups)) else "as cells of experts cannot be watched"
         asked = "" if replies else f", nor is anything asked for the name, {why}"
-        tracker.notice(f"no facts about {groups[0].entity} alone: nothing is measured{asked}; give a recipe")
+        if has_facts:
+            tracker.notice(f"cells of experts cannot be changed in memory: nothing is measured{asked}")
+        else:
+            tracker.notice(f"no facts about {groups[0].entity} alone: nothing is measured{asked}; give a recipe")
         del live
         save(source, groups, output, format=name, force=force, tracker=tracker)
         return Transferred(replies, answered, None, output)

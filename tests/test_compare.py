@@ -4,27 +4,36 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from click.testing import CliRunner
+from gguf.constants import GGMLQuantizationType
 from transformers import AutoModelForCausalLM
 
 from amnesia.cli.main import main
-from amnesia.compare import assess, check_report
+from amnesia.compare import assess, check_report, open_duet
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, OutputError
+from amnesia.evaluation.behaviour import check_behaviour
 from amnesia.evaluation.results import Estimate
 from amnesia.facts.questions import facts_of_recipe
-from amnesia.live.loading import load
+from amnesia.live.duet import Sampling
+from amnesia.live.loading import load, load_source
 from amnesia.live.model import apply_edits
+from amnesia.outputs.diff import diff
 from amnesia.pipeline import run
 from amnesia.recipe_file import parse_recipe
+from amnesia.sources.resolve import resolve
 from support.commands import done
 from support.reports import check_report_json
+from support.tiny import tiny_model
 from support.tiny_gguf import llama_gguf
 from support.tiny_recipe import recipe_text
-from support.tiny_text import save_tiny_live, tiny_tokenizer
+from support.tiny_text import VOCAB_SIZE, save_tiny_live, tiny_tokenizer
 from support.tracker import Silent
 
+STRONG = "cells = [{ layer = 1, neuron = 11, multiplier = -8.0 }, { layer = 0, neuron = 3, multiplier = -8.0 }]"
+IN_GGUF = ("--format", "gguf")
 FORMATS = ("safetensors", "adapter")
 
 
@@ -75,6 +84,86 @@ def test_a_lora_file_of_llama_cpp_is_evaluated_as_what_it_makes_of_its_gguf(tmp_
     )
     assert lora == pytest.approx(whole, abs=1e-4)
     assert whole != [row.before.logprob for row in found.evaluation.prompts]
+
+
+@pytest.fixture(scope="module")
+def of_gguf(tmp_path_factory):
+    """A GGUF, its recipe, and what a run made of it in both formats that llama.cpp reads."""
+    home = tmp_path_factory.mktemp("gguf")
+    model = tiny_model("llama", vocab_size=VOCAB_SIZE, intermediate_size=64)
+    gguf = llama_gguf(home / "m.gguf", model, GGMLQuantizationType.Q8_0, tokenizer=tiny_tokenizer())
+    text = recipe_text(load_source(resolve(gguf)), gguf, formats=("gguf", "gguf-lora"), edit=STRONG)
+    result = run(parse_recipe(text), home / "out", Silent())
+    return gguf, facts_of_recipe(parse_recipe(text)), result
+
+
+@pytest.mark.parametrize("name", ["gguf", ""])
+def test_the_folder_of_an_edited_gguf_is_evaluated_with_its_manifest(of_gguf, name):
+    gguf, facts, result = of_gguf
+    found = assess(str(gguf), str(gguf.parent / "out" / name), facts, Silent(), sweep=True)
+    assert found.evaluation == result.evaluations["gguf"]
+    assert found.document["edited"] == "gguf"
+    assert found.document["changed"] == result.reports["gguf"]["changed"]
+    assert found.document["sweep"] == result.reports["gguf"]["sweep"]
+
+
+@pytest.mark.parametrize("name", ["gguf", "gguf-lora", ""])
+def test_the_folder_of_an_edited_gguf_is_heard_beside_its_base(of_gguf, name):
+    gguf, _, _ = of_gguf
+    duet = open_duet(str(gguf), str(gguf.parent / "out" / name), (), Silent())
+    assert duet.strength == 1.0
+    (edited,) = (gguf.parent / "out" / "gguf").glob("*.gguf")
+    plain = open_duet(str(gguf), str(edited), (), Silent())  # A file is without its manifest.
+    assert plain.strength is None
+    sampling = Sampling(12)
+    answers = duet.answer(["the capital of Japan is"], sampling)
+    assert answers == plain.answer(["the capital of Japan is"] * 2, sampling)
+    assert answers[0] != answers[1]
+
+
+def test_an_edited_gguf_is_asked_and_compared_by_the_folder_of_its_run(of_gguf):
+    gguf, _, _ = of_gguf
+    found = check_behaviour(gguf.parent / "out", Silent(), base=str(gguf))
+    assert found.n_targets == 5
+    assert diff(str(gguf), str(gguf.parent / "out")).edit is not None
+
+
+@pytest.mark.parametrize("name", ["gguf", "gguf-lora"])
+def test_an_edit_of_another_gguf_is_neither_heard_nor_swept(of_gguf, tmp_path, name):
+    gguf, facts, _ = of_gguf
+    torch.manual_seed(1)
+    model = tiny_model("llama", vocab_size=VOCAB_SIZE, intermediate_size=64)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight *= 2
+        model.model.layers[1].mlp.up_proj.weight *= 2
+    other = llama_gguf(tmp_path / "other.gguf", model, GGMLQuantizationType.Q8_0, tokenizer=tiny_tokenizer())
+    edited = str(gguf.parent / "out" / name)
+    for start in (
+        lambda model: open_duet(str(model), edited, (), Silent()),
+        lambda model: assess(str(model), edited, facts, Silent(), sweep=True),
+    ):
+        with pytest.raises(InputError, match=r"whose blk\.1\.ffn_.* is not that of .*other\.gguf"):
+            start(other)
+        with pytest.raises(InputError, match=r"was made of the GGUF .*m\.gguf, and .* is none"):
+            start(save_tiny_live(tmp_path / "m") if not (tmp_path / "m").exists() else tmp_path / "m")
+
+
+def test_a_sweep_starts_from_the_model_that_was_edited(tmp_path, model, facts):
+    done("edit", model, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "out")
+    other = save_tiny_live(tmp_path / "other", dtype=torch.bfloat16)
+    with pytest.raises(InputError, match=r"was made of .*, whose .* is not that of .*other"):
+        assess(str(other), str(tmp_path / "out"), facts, Silent(), sweep=True)
+
+
+def test_a_gguf_that_was_edited_twice_is_heard_beside_each_of_those_before(of_gguf, tmp_path):
+    gguf, _, _ = of_gguf
+    done("edit", gguf, "--cell", "0:3", "--multiplier", "-4", "--entity", "Japan", "-o", tmp_path / "1", *IN_GGUF)
+    once = tmp_path / "1" / "m.gguf"
+    done("edit", once, "--cell", "1:9", "--multiplier", "-4", "--entity", "Peru", "-o", tmp_path / "2", *IN_GGUF)
+    twice = tmp_path / "2" / "m.gguf"
+    for base in (gguf, once):
+        heard = open_duet(str(base), str(twice.parent), (), Silent()).answer(["Japan is"], Sampling(12))
+        assert heard == open_duet(str(base), str(twice), (), Silent()).answer(["Japan is"] * 2, Sampling(12))
 
 
 def test_a_sweep_passes_through_both_models(tmp_path, model, recipe, facts):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from oracles.plain import projection
 from support.commands import call, refused
 from support.folders import tree
 from support.tiny import tiny_model
-from support.tiny_recipe import ANYTHING, recipe_text
+from support.tiny_recipe import ANYTHING, MIN_NATS, recipe_text
 from support.tiny_text import VOCAB_SIZE, save_tiny_live, tiny_tokenizer
 from support.tracker import Watched
 
@@ -170,3 +171,34 @@ def test_why_nothing_was_asked_is_said(tmp_path, model, entity, cell, why):
     shown = Watched()
     transfer(tmp_path / "one", str(source), tmp_path / "two", tracker=shown)
     assert any(f"nor is anything asked for the name, {why}; give a recipe" in line for line in shown.lines)
+
+
+def test_cells_of_a_model_that_is_experts_throughout_are_made_again(tmp_path, live):
+    source = save_tiny_live(tmp_path / "moe", "mixtral")
+    save(source, EntityEdits("Japan", (ColumnEdit(Cell(1, 3, 1)),)), tmp_path / "one")
+    for recipe, line in (
+        (None, "no facts about Japan alone: nothing is measured, nor is anything asked for the name, as cells"),
+        (parse_recipe(recipe_text(live, source)), "cells of experts cannot be changed in memory: nothing is measured"),
+    ):
+        shown = Watched()
+        result = transfer(tmp_path / "one", str(source), tmp_path / f"{len(line)}", tracker=shown, recipe=recipe)
+        assert any(row.startswith(line) for row in shown.lines)
+        assert result.holds and read_manifest(tmp_path / f"{len(line)}").edits == read_manifest(tmp_path / "one").edits
+
+
+def test_of_a_recipe_with_several_entities_one_is_chosen(tmp_path, model, live):
+    single = tomllib.loads(recipe_text(live, model, edit="", accept=ANYTHING))
+    of_peru = [row for row in single["controls"]["facts"] if row.pop("entity") == "Peru"]
+    rows = [f'[model]\nid = "{model}"\n[scoring]\nmin_nats = {MIN_NATS}\nmax_rank = 600\n[accept]\n{ANYTHING}']
+    for name, facts in (("Japan", single["facts"]), ("Peru", of_peru)):
+        shown = ("{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in row.items()) + " }" for row in facts)
+        rows.append(f'[[entities]]\nname = "{name}"\nfacts = [{", ".join(shown)}]')
+    (tmp_path / "two.toml").write_text("\n".join(rows), encoding="utf-8")
+    save(model, EntityEdits("Japan", (ColumnEdit(Cell(1, 11), -9.0),)), tmp_path / "one")
+    given = ("transfer", tmp_path / "one", model, "-o", tmp_path / "out", "--recipe", tmp_path / "two.toml", "--force")
+    assert "choose one with --entity" in refused(*given)
+    assert "the recipe is about 'Peru', the edit about Japan" in refused(*given, "--entity", "Peru")
+    assert "give --recipe, or drop it" in refused(*given[:5], "--entity", "Japan")
+    result = call(*given, "--entity", "Japan", "--json")
+    assert result.exit_code in (0, 1), result.stderr
+    assert [row["entity"] for row in json.loads(result.stdout)["answers"]] == ["Japan"]

@@ -19,7 +19,8 @@ from amnesia.cli.terminal import (
 )
 from amnesia.domain import Baseline, Loading
 from amnesia.edits import EntityEdits
-from amnesia.errors import InputError
+from amnesia.errors import InputError, OutputError, os_errors_as
+from amnesia.files.disk import check_replaceable, read_range
 from amnesia.files.strict_json import json_bytes
 from amnesia.guessing import ASKED
 from amnesia.recipe import BASELINES
@@ -89,6 +90,25 @@ def main(debug: bool, layout: str | None) -> None:
     click.get_current_context().call_on_close(lambda: ASKED.reset(token))
 
 
+_FIGURE_HEAD = 4096
+"""Bytes at the beginning of a figure, in which its maker is named."""
+
+
+def _check_figures(output: Path) -> None:
+    """Raise InputError unless the figures of a result can be written beside it, and replace none but drawn ones."""
+    if output.suffix.lower() in (".svg", ".png"):
+        raise InputError(f"{output} is for the JSON, and --plot draws beside it: give a name in .json with -o")
+    for path in map(output.with_suffix, (".svg", ".png")):
+        with os_errors_as(OutputError, f"{path} cannot be written", "choose another file"):
+            check_replaceable(path)
+            is_there = path.exists() and path.stat().st_size > 0
+            is_drawn = is_there and b"Matplotlib" in read_range(path, min(path.stat().st_size, _FIGURE_HEAD), 0)
+        if is_there and not output.exists():
+            raise InputError(f"{path} exists, and no {output}: give another name with -o")
+        if is_there and not is_drawn:
+            raise InputError(f"{path} exists, and was not drawn by amnesia: give another name with -o, or remove it")
+
+
 @main.command()
 @click.argument("model")
 @click.argument("entities", nargs=-1, required=True)
@@ -130,9 +150,7 @@ def localize(
     if plot:
         if output is None:
             raise InputError("--plot needs a file to stand beside: give one with -o")
-        for suffix in () if output.exists() else (".svg", ".png"):
-            if output.with_suffix(suffix).exists():
-                raise InputError(f"{output.with_suffix(suffix)} exists, and no {output}: give another name with -o")
+        _check_figures(output)
         figures.check_available()
     from amnesia.cli.experiment import load_model
     from amnesia.localization import cells

@@ -233,7 +233,7 @@ def _state(place: Path | None) -> list[tuple[str, int, int]]:
 
 
 def prepare_streams() -> None:
-    """Make standard output and error take any text, and exist.
+    """Make standard output and error take any text, and exist; a standard input that is closed is an empty one.
 
     What their encoding lacks is shown escaped, so that no work ends in front of its last line. The number of one that
     the caller has closed is taken, lest the next file that is opened gets it, and with it what libraries print.
@@ -241,6 +241,8 @@ def prepare_streams() -> None:
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

@@ -10,6 +10,7 @@ import click
 from amnesia.cli.options import as_json, force_weak_option, on_device
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import FORMATS, Format, Loading
+from amnesia.errors import InputError
 from amnesia.recipe_file import load_recipe
 
 EXIT_DOES_NOT_HOLD = 1
@@ -21,6 +22,7 @@ EXIT_DOES_NOT_HOLD = 1
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--format", "format_name", type=click.Choice(FORMATS), help="Default: gguf for .gguf, else safetensors.")
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Facts. Default: those of EDIT.")
+@click.option("--entity", help="Which entity of a recipe that lists several.")
 @force_weak_option
 @on_device
 @as_json
@@ -30,6 +32,7 @@ def transfer(
     output: Path,
     format_name: Format | None,
     recipe_path: Path | None,
+    entity: str | None,
     force: bool,
     loading: Loading,
     json_output: bool,
@@ -44,7 +47,9 @@ def transfer(
     from amnesia.edits import ColumnEdit
     from amnesia.report import tables
 
-    recipe = None if recipe_path is None else load_recipe(recipe_path)
+    if entity is not None and recipe_path is None:
+        raise InputError("--entity picks the facts of a recipe: give --recipe, or drop it")
+    recipe = None if recipe_path is None else load_recipe(recipe_path, entity)
     settings = transferring.TransferSettings()
     result = transferring.transfer(
         edit, model, output, Terminal(), format=format_name, recipe=recipe, force=force, loading=loading

@@ -83,7 +83,7 @@ def check_behaviour(
     questions = [row for recipe in recipes for row in questions_of(recipe)]
     pairs = list(dict.fromkeys(row.pair for row in questions if row.role == "target"))
     source = resolve(base, notice=tracker.notice)
-    live = load_source(source)
+    live = load_source(source, hooked=False)
     with tracker.task("asking the base") as progress:
         before = measure(live, pairs, progress)
     del live

@@ -117,18 +117,21 @@ def inverse(edits: Sequence[Edit]) -> tuple[Edit, ...] | None:
 
 
 def in_one(steps: Sequence[Sequence[EntityEdits]]) -> tuple[Edit, ...]:
-    """Edits made on top of each other, oldest first, as one edit of the same effect.
+    """Edits made on top of each other, oldest first, as one edit of the same effect; what cancels out is no part of it.
 
     Within an edit columns are scaled before directions are added, so a cell that a later one scales also scales what
     earlier directions have added there.
     """
+    total: dict[Cell, float] = {}
     directions: list[DirectionEdit] = []
     for groups in steps:
         cells = join_cells(groups, allow_overlap=True)
+        for cell, multiplier in cells.items():
+            total[cell] = total.get(cell, 1.0) * multiplier
         directions = [_scaled(edit, cells) for edit in directions]
         directions += directions_of(merged(groups, allow_overlap=True))
-    every = merged([group for groups in steps for group in groups], allow_overlap=True)
-    return (*columns_of(every), *directions)
+    columns = (ColumnEdit(cell, multiplier) for cell, multiplier in sorted(total.items()) if multiplier != 1.0)
+    return (*columns, *directions)
 
 
 def _scaled(edit: DirectionEdit, cells: Mapping[Cell, float]) -> DirectionEdit:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from amnesia.domain import FORMATS
+from amnesia.domain import ADAPTERS, FORMATS
 from amnesia.files.disk import MANIFEST_NAME, read_small
 
 REPORT_NAME = "report.json"
@@ -77,6 +77,8 @@ _WEIGHTS = (
     ".zip .tar .gz .tgz .xz .zst .bz2 .7z"
 ).split()  # fmt: skip
 _PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf")
+# An edit that is read as files of a whole model needs no other model.
+_WHOLE_FIRST = sorted(FORMATS, key=lambda name: name in ADAPTERS)
 _MAX_TEXT = 2**28
 _MAX_LEGAL = 2**20
 
@@ -88,10 +90,10 @@ def output_instead(path: Path) -> Path | None:
 
 
 def whole_output(folder: Path) -> Path:
-    """The whole model among the formats of an output, where a run wrote several; else the folder itself."""
-    whole = folder / "safetensors"
-    is_several = (whole / MANIFEST_NAME).is_file() and not (folder / MANIFEST_NAME).exists()
-    return whole if is_several and not (folder / "config.json").exists() else folder
+    """The output that stands for all formats that a run wrote, a whole model if there is one; or the folder itself."""
+    if (folder / MANIFEST_NAME).exists() or (folder / "config.json").exists():
+        return folder
+    return next((folder / name for name in _WHOLE_FIRST if (folder / name / MANIFEST_NAME).is_file()), folder)
 
 
 def gguf_output(folder: Path) -> Path | None:

@@ -15,7 +15,7 @@ from gguf.quants import dequantize
 
 from amnesia.domain import Cell, is_gguf_name
 from amnesia.errors import AmnesiaError
-from amnesia.files.companions import gguf_output
+from amnesia.files.companions import gguf_output, whole_output
 from amnesia.files.disk import read_exactly
 from amnesia.progress import SILENT, Tracker
 from amnesia.sources.resolve import resolve, resolve_file
@@ -75,7 +75,7 @@ def diff(model: str, other: str, tracker: Tracker = SILENT) -> ModelDifference:
 
     Where one of the two is a GGUF, it is compared as transformers read it. Raises what `resolve` and the readers raise.
     """
-    model, other = (str(gguf_output(Path(name)) or name) for name in (model, other))
+    model, other = (str(gguf_output(whole_output(Path(name).expanduser())) or name) for name in (model, other))
     if is_gguf_name(model) and is_gguf_name(other):
         opened = [_gguf(resolve_file(name, tracker.notice).require_gguf()) for name in (model, other)]
     else:

@@ -48,6 +48,23 @@ def test_localize_draws_beside_its_file(model, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"japan.json", "japan.png", "japan.svg"}
     assert "Japan" in (tmp_path / "japan.svg").read_text(encoding="utf-8")
     assert "--plot needs a file" in amnesia("localize", model, "Japan", "--plot").stderr
+    done = amnesia("localize", model, "Peru", "--plot", "-o", tmp_path / "japan.json")
+    assert done.exit_code == 0, done.output
+    assert "Peru" in (tmp_path / "japan.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png", ".SVG"])
+def test_localize_keeps_its_result_and_the_pictures_of_others(model, tmp_path, suffix):
+    done = amnesia("localize", model, "Japan", "--plot", "-o", tmp_path / f"japan{suffix}")
+    assert done.exit_code == 2
+    assert "is for the JSON" in done.stderr
+    (tmp_path / "japan.json").write_text('{"entities": []}', encoding="utf-8")
+    picture = tmp_path / f"japan{suffix.lower()}"
+    picture.write_bytes(b"years of work")
+    done = amnesia("localize", model, "Japan", "--plot", "-o", tmp_path / "japan.json")
+    assert done.exit_code == 2
+    assert f"{picture} exists, and was not drawn by amnesia" in done.stderr
+    assert picture.read_bytes() == b"years of work"
 
 
 def test_matplotlib_is_needed_for_figures_only(model, tmp_path, monkeypatch):

@@ -12,11 +12,15 @@ import sys
 import pytest
 
 from amnesia.cli.terminal import Terminal, check_file, write_file
+from amnesia.domain import Cell
+from amnesia.edits import ColumnEdit
 from amnesia.errors import OutputError
+from amnesia.outputs.commands import save
 from support.checkpoints import tell_otherwise
 from support.commands import call, done
 from support.folders import ROOT, tree
 from support.tiny import save_tiny
+from support.tiny_text import save_tiny_live
 
 
 class Screen(io.StringIO):
@@ -138,6 +142,14 @@ def test_a_closed_stream_stops_no_work_and_gets_no_file(tmp_path, closed):
         run = subprocess.run(["sh", "-c", line], capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
         assert run.returncode == 0, run.stderr
     assert tree(tmp_path / "back") == tree(model) == before
+
+
+def test_prompts_from_a_closed_stream_are_none(tmp_path):
+    model = save_tiny_live(tmp_path / "m")
+    save(model, ColumnEdit(Cell(1, 3)), tmp_path / "out")
+    line = f"{sys.executable} -m amnesia chat {model} {tmp_path / 'out'} <&-"
+    run = subprocess.run(["sh", "-c", line], capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (run.returncode, run.stdout) == (0, b""), run.stderr
 
 
 @pytest.mark.parametrize("content", ["years of work", "{}", "[]", '{"name": "x"}', "[" * 100_000])

@@ -59,3 +59,11 @@ def test_an_adapter_that_was_silently_emptied(run, tmp_path):
 
 def test_a_recipe_without_behaviour_is_a_mistake(run):
     assert "--recipe is for --behaviour" in refused("verify", run / "out", "--recipe", run / "japan.toml")
+
+
+def test_a_mixture_of_experts_is_asked_without_being_hooked(run, tmp_path):
+    model = save_tiny_live(tmp_path / "moe", "mixtral")
+    cells = [part for n in range(8) for e in range(4) for part in ("--cell", f"1:{e}:{n}")]
+    done("edit", model, *cells, "--multiplier", "-9", "--entity", "Japan", "-o", tmp_path / "out")
+    options = ("--behaviour", "--base", model, "--recipe", run / "japan.toml")
+    assert "target facts changed by" in done("verify", tmp_path / "out", *options)

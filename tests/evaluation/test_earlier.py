@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
+from amnesia.compare import assess, open_duet
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit, DirectionEdit, EntityEdits
 from amnesia.evaluation.behaviour import check_behaviour
 from amnesia.evaluation.earlier import earlier_edits, findings_after, in_one, inverse, recipes_of
 from amnesia.evaluation.measurement import known_facts
-from amnesia.facts.questions import questions_of
+from amnesia.facts.questions import facts_of_recipe, questions_of
 from amnesia.live.loading import load
 from amnesia.live.model import apply_edits, edited
 from amnesia.outputs.commands import undo, verify
@@ -18,6 +19,7 @@ from amnesia.pipeline import run
 from amnesia.recipe_file import parse_recipe
 from amnesia.vector import Vector
 from amnesia.weights.manifest_file import read_manifest
+from support.commands import done
 from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live, tiny_live
 from support.tracker import Silent
@@ -48,6 +50,40 @@ def test_edits_on_top_of_each_other_are_taken_back_in_memory():
             back = live.model(ids).logits.clone()
     assert (after - before).abs().max() > 0.01
     torch.testing.assert_close(back, before, atol=1e-4, rtol=1e-4)
+
+
+def test_cells_whose_edits_cancel_out_are_no_part_of_the_whole():
+    there, back, other = (ColumnEdit(Cell(0, 3), -4.0), ColumnEdit(Cell(0, 3), -0.25), ColumnEdit(Cell(1, 2)))
+    steps = [[EntityEdits("a", (there,))], [EntityEdits("b", (other,))], [EntityEdits("c", (back,))]]
+    assert in_one(steps) == (other,)
+    assert inverse(in_one(steps[:1] + steps[2:])) == ()
+
+
+def test_a_model_whose_edits_cancel_out_can_be_edited_and_compared(tmp_path):
+    model = save_tiny_live(tmp_path / "m")
+    for source, name in ((model, "once"), (tmp_path / "once", "twice")):
+        done(
+            "edit",
+            source,
+            "--cell",
+            "1:5",
+            "--multiplier",
+            "-1",
+            "--entity",
+            name,
+            "--allow-overlap",
+            "-o",
+            tmp_path / name,
+        )
+    text = recipe_text(load(model, "m"), tmp_path / "twice")
+    recipe = parse_recipe(text)
+    assert run(recipe, tmp_path / "out", Silent()).accepted
+    found = assess(str(model), str(tmp_path / "twice"), facts_of_recipe(recipe), Silent(), sweep=True)
+    for curve in found.document["sweep"]["curves"]:
+        assert curve["mean"] == pytest.approx([1.0] * len(curve["mean"]))
+    shown = Silent()
+    assert len(open_duet(str(model), str(tmp_path / "twice"), (), shown).voices) == 2
+    assert any(line.endswith("has edits that cancel out: it is loaded as a second model") for line in shown.lines)
 
 
 def test_what_cannot_be_taken_back_is_said():
