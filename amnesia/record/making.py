@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from amnesia.domain import name_key
 from amnesia.errors import InputError, RecipeError, os_errors_as
+from amnesia.evaluation.aggregation import aggregates
 from amnesia.evaluation.bounds import Check, checks
 from amnesia.evaluation.labels import facts_label
 from amnesia.evaluation.results import ALL
@@ -14,7 +18,7 @@ from amnesia.files.staging import REPORT_NAME
 from amnesia.files.strict_json import StrictJson
 from amnesia.outputs.proofs import outputs_in, prove_against
 from amnesia.progress import SILENT, Tracker
-from amnesia.recipe import Recipe
+from amnesia.recipe import Accept, Recipe
 from amnesia.recipe_file import parse_recipe
 from amnesia.record.content import ChangedTensor, Document, Original, Record, RightAnswers, Saved, Scope, Tested
 from amnesia.record.request import read_request
@@ -60,7 +64,9 @@ def make_record(
         scope=_scope(first, recipes, list(read.values())),
         original=Original(first.base.ref.portable.name, first.base.ref.revision, first.base.files),
         saved=saved,
-        tested=tuple(_tested(name, report, recipes) for name, report in read.items()),
+        tested=tuple(
+            _tested(name, report, [group.entity for group in first.edits], recipes) for name, report in read.items()
+        ),
         returns=returns_of(list(read.values())),
         documents=tuple(documents),
         versions=_versions(first, list(read.values())),
@@ -125,19 +131,21 @@ def _recipes(manifest: Manifest) -> list[Recipe]:
 def _scope(manifest: Manifest, recipes: Sequence[Recipe], reports: Sequence[Report]) -> Scope:
     chosen = next((report.extraction for report in reports if report.extraction is not None), None)
     earlier = [step.entity for step in manifest.history()][1:]
+    translations: dict[str, list[str]] = defaultdict(list)
+    for row in (row for recipe in recipes for row in recipe.target.translations):
+        translations[row.language].append(row.name)
     return Scope(
         entities=tuple(group.entity for group in manifest.edits),
         earlier=tuple(earlier),
         aliases=tuple(name for recipe in recipes for name in recipe.target.aliases),
-        translations={row.language: row.name for recipe in recipes for row in recipe.target.translations},
+        translations={language: ", ".join(dict.fromkeys(names)) for language, names in translations.items()},
         forms=() if chosen is None else chosen.forms,
         neighbors=() if chosen is None else chosen.neighbors,
     )
 
 
-def _tested(name: str, report: Report, recipes: Sequence[Recipe]) -> Tested:
-    accept = recipes[0].accept if recipes else None
-    found = list(checks(report.aggregates, report.damage, accept))
+def _tested(name: str, report: Report, entities: Sequence[str], recipes: Sequence[Recipe]) -> Tested:
+    found = _checks(report, entities, recipes)
     if (ability := report.damage.ability) is not None:
         change = ability.change
         shown = "general ability: change of right answers"
@@ -148,6 +156,28 @@ def _tested(name: str, report: Report, recipes: Sequence[Recipe]) -> Tested:
         if row.group == ALL and row.before.exact_match is not None and row.after.exact_match is not None
     )
     return Tested(name, report.edited, report.accepted, report.findings, tuple(found), tuple(answers))
+
+
+def _checks(report: Report, entities: Sequence[str], recipes: Sequence[Recipe]) -> list[Check]:
+    """What a report measured beside the bounds of the recipe, of several entities each beside its own.
+
+    Of what all of them share, the closest bound counts.
+    """
+    if len(entities) == 1:
+        return list(checks(report.aggregates, report.damage, recipes[0].accept if recipes else None))
+    found = []
+    bounds = {name_key(recipe.target.entity): recipe.accept for recipe in recipes}
+    for name in entities:
+        key = name_key(name)
+        own = [row for row in report.prompts if row.role == "target" and name_key(row.entity) == key]
+        part = checks(aggregates(own), replace(report.damage, languages=()), bounds.get(key))
+        found += [replace(row, name=f"{row.name}: {name}") for row in part]
+    shared = Accept(
+        min_control=max((row.min_control for row in bounds.values()), default=Accept.min_control),
+        max_perplexity=min((row.max_perplexity for row in bounds.values()), default=Accept.max_perplexity),
+    )
+    others = [row for row in report.aggregates if row.role != "target"]
+    return [*found, *checks(others, report.damage, shared if bounds else None)]
 
 
 def _versions(manifest: Manifest, reports: Sequence[Report]) -> dict[str, str]:

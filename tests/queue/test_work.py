@@ -21,6 +21,8 @@ from amnesia.queue.folder import claimed
 from amnesia.queue.listed import read_list
 from amnesia.queue.work import run_queue
 from amnesia.recipe_file import parse_recipe
+from amnesia.record.making import make_record
+from amnesia.record.page import record_html
 from amnesia.report.page import summary_html
 from amnesia.weights.manifest_file import read_manifest
 from support.commands import call
@@ -325,6 +327,22 @@ def test_processes_that_are_launched_together_give_one_table(written, entities, 
     for line in ("Japan (1 of 3): ", "Canada (2 of 3): ", "Norway (3 of 3): "):
         assert done.stderr.count(line) == 1, done.stderr
     assert_same(results(tmp_path / "out"), results(written[1]))
+
+
+def test_the_record_of_all_edits_judges_each_entity_by_its_own_bounds(written):
+    record = make_record(written[1] / "joint")
+    (tested,) = record.tested
+    bounds = {row.name: row.limit for row in tested.checks if row.name.startswith("knowledge score: target, search")}
+    assert bounds == {f"knowledge score: target, search wordings: {entity}": 1e6 for entity in ("Japan", "Canada")}
+    (report,) = (written[1] / "joint").rglob("report.json")
+    prompts = json.loads(report.read_text(encoding="utf-8"))["prompts"]
+    for name in bounds:
+        own = [
+            row["knowledge_score"] for row in prompts if (row["kind"], row["entity"]) == ("target", name.split()[-1])
+        ]
+        assert next(row.value for row in tested.checks if row.name == name) == pytest.approx(sum(own) / len(own))
+    assert record.accepted and not [row for row in tested.checks if row.passed is False]
+    assert "Not accepted" not in record_html(record)
 
 
 def test_all_edits_can_be_taken_back(written, model, tmp_path):

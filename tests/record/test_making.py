@@ -35,6 +35,7 @@ entity = "Peru"
 prompt = "{entity} is"
 answer = "high"
 """
+TWO = {"France": 100.0, "Japan": -100.0}
 OPTIONAL = ("stress", "relearning", "probes", "sweep", "lm_eval")
 
 
@@ -114,6 +115,29 @@ def test_tests_stand_beside_the_bounds_of_the_recipe(edited):
         assert (found[f"perplexity ratio: {language}"].limit is not None) == is_fluent
     page = record_html(record)
     assert "✖ failed" in page and "at most 0.2" in page and "Not accepted" in page
+
+
+def test_several_entities_are_judged_each_by_its_own_bounds(edited, tmp_path):
+    out, rows = tmp_path / "two", []
+    cells = [{"entity": name, "edits": [{"layer": 0, "neuron": n, "multiplier": -1.0}]} for n, name in enumerate(TWO)]
+    (tmp_path / "edit.json").write_text(json.dumps({"entities": cells}))
+    done("edit", edited.parent / "source", "--edit", tmp_path / "edit.json", "-o", out)
+    recipe = RECIPE.partition("[entity]")[0] + "[accept]\nmin_control = 0.5\n"
+    for name, bound in TWO.items():
+        recipe += f'[[entities]]\nname = "{name}"\ntranslations = {{ de = "{name}-Land" }}\n'
+        recipe += f"accept = {{ max_target = {bound}, min_control = {bound / 1e3} }}\n"
+        recipe += '[[entities.facts]]\nprompt = "{entity} is"\nanswer = "big"\n'
+    recipe += "[[controls.facts]]" + RECIPE.partition("[[controls.facts]]")[2]
+    for row in sample()["prompts"]:
+        rows += [row | {"entity": name} for name in TWO] if "target" in row["kind"] else [row]
+    finish(out, report_of(out, prompts=rows), recipe)
+    record = make_record(out)
+    assert record.scope.translations == {"de": "France-Land, Japan-Land"}
+    checks = {row.name: row for row in record.tested[0].checks}
+    found = [checks[f"knowledge score: target, search wordings: {name}"] for name in TWO]
+    assert [(row.limit, row.passed) for row in found] == [(100.0, True), (-100.0, False)]
+    # Of what all share, the closest bound counts.
+    assert checks["knowledge score: others, search facts"].limit == 0.1
 
 
 def test_further_reports_say_what_comes_back(edited, tmp_path):
