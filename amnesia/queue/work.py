@@ -19,7 +19,7 @@ from amnesia.choice.extraction import choose
 from amnesia.choice.joint import Joint, Part, join
 from amnesia.choice.known import KnownFacts, select_known
 from amnesia.compare import fingerprint
-from amnesia.domain import DEFAULT_LOADING, Fact, Loading, name_key
+from amnesia.domain import DEFAULT_LOADING, OF_GGUF, Fact, Loading, name_key
 from amnesia.edits import EntityEdits
 from amnesia.errors import AmnesiaError, InputError, OutputError
 from amnesia.evaluation.ability import right_choices
@@ -109,7 +109,7 @@ def run_queue(
 def _check_recipe(recipe: Recipe, source: ModelSource) -> None:
     """Raises InputError, with the entity's name, for what cannot be written, before any entity is at work."""
     try:
-        if "gguf" in recipe.edit.formats:
+        if {*OF_GGUF} & {*recipe.edit.formats}:
             source.require_gguf()
         if recipe.edit.cells:
             plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])

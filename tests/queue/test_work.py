@@ -283,6 +283,17 @@ def test_what_would_be_in_the_way_of_a_result_is_named_before_the_work(written, 
     assert hidden.read_bytes() == b"x"
 
 
+@pytest.mark.parametrize("name", ["gguf", "gguf-lora"])
+def test_a_format_that_cannot_be_written_is_named_before_the_work(model, tmp_path, monkeypatch, name):
+    live = load(model, "m")
+    (tmp_path / "Japan.toml").write_text(text_of(live, model, "Japan", formats=("safetensors", name)))
+    (tmp_path / "list.txt").write_text("Japan.toml\n")
+    monkeypatch.setattr(work, "load_source", lambda *_: pytest.fail("the work has begun"))
+    with pytest.raises(InputError, match="the recipe of Japan: formats gguf and gguf-lora need a .gguf model"):
+        run_queue(read_list(tmp_path / "list.txt"), None, None, tmp_path / "out", Silent())
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_fails_for_all_is_no_result_of_one(entities, tmp_path, monkeypatch):
     def fail(*_):
         raise InputError("the weights lie on two devices")
