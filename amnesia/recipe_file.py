@@ -218,6 +218,12 @@ def _entity(document: Mapping[str, Any], wanted: str | None) -> tuple[Mapping[st
             raise RecipeError(f"entity {wanted!r} is not in this recipe: it is about {name!r}")
         lists = {key: document[key] for key in ("cells", "facts") if key in document}
         return {**entity, **lists, "name": name}, "entity", ()
+    for key in ("cells", "facts"):
+        if key in document:
+            raise RecipeError(
+                f"[[{key}]] beside [[entities]] are of none of them: write [[entities.{key}]] below the entity "
+                "they are of"
+            )
     names = [tidy(_string(row.get("name"), "entities.name")) for row in rows]
     if len({*map(name_key, names)}) != len(names):
         raise RecipeError("[[entities]] lists a name twice: list each entity once")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import tomli_w
 
-from amnesia.domain import Fact, ModelRef
+from amnesia.domain import Fact, ModelRef, name_key
+from amnesia.edits import ColumnEdit
 from amnesia.recipe import Accept, Recipe, Scoring
 
 N_CONTROLS = 36
@@ -65,6 +67,23 @@ def joint_text(recipes: Sequence[Recipe], model: ModelRef, controls: Sequence[Fa
         parts.append(f"[[entities]]\n{lines}")
         parts += ["[[entities.facts]]\n" + tomli_w.dumps(_fact_row(fact)) for fact in recipe.facts]
     return "\n".join([*parts, *_control_lines(controls)])
+
+
+def text_with_cells(text: str, entity: str, cells: Sequence[ColumnEdit]) -> str:
+    """The text of a recipe without cells in which these fix the edit of `entity`; one of several loses its comments."""
+    rows = [
+        {
+            **{key: value for key, value in asdict(edit.cell).items() if value is not None},
+            "multiplier": float(edit.multiplier),
+        }
+        for edit in cells
+    ]
+    document = tomllib.loads(text)
+    for own in document.get("entities", ()):
+        if name_key(own["name"]) == name_key(entity):
+            own["cells"] = rows
+            return tomli_w.dumps(document)
+    return "\n".join([text.rstrip() + "\n", *("[[cells]]\n" + tomli_w.dumps(row) for row in rows)])
 
 
 def _entity_row(recipe: Recipe) -> dict[str, Any]:

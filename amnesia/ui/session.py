@@ -27,6 +27,7 @@ from amnesia.live.model import LiveModel, edited
 from amnesia.live.tokens import chat_format
 from amnesia.localization.cells import CellMap, cell_maps
 from amnesia.mining.entity import TASK, mine
+from amnesia.mining.recipe_text import text_with_cells
 from amnesia.outputs.commands import save
 from amnesia.recipe import LocalizeOptions, Recipe
 from amnesia.recipe_file import parse_recipe
@@ -203,11 +204,8 @@ class Session:
         cells = columns_of(edits)
         if not cells or directions_of(edits) or recipe.edit.cells:
             return recipe.text
-        rows = (
-            f"\n[[cells]]\nlayer = {cell.layer}\nneuron = {cell.neuron}\nmultiplier = {multiplier}\n"
-            for cell, multiplier in ((edit.cell, float(edit.multiplier)) for edit in cells)
-        )
-        return parse_recipe(recipe.text.rstrip() + "\n" + "".join(rows), recipe.target.entity).text
+        text = text_with_cells(recipe.text, recipe.target.entity, cells)
+        return parse_recipe(text, recipe.target.entity).text
 
     def _edit_document(self, entity: str, edits: Sequence[Edit]) -> dict[str, Any]:
         """What `extract -o` writes, with the edit as it is now."""

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from amnesia.domain import ModelRef
-from amnesia.mining.recipe_text import joint_text
+from amnesia.domain import Cell, ModelRef
+from amnesia.edits import ColumnEdit
+from amnesia.mining.recipe_text import joint_text, text_with_cells
 from amnesia.recipe import Accept
 from amnesia.recipe_file import parse_recipe
 
@@ -48,3 +49,12 @@ def test_an_entity_of_several_has_its_own_bounds_in_place_of_those_of_all():
     one, other = (parse_recipe(text, name).accept for name in ("Japan", "Canada"))
     shared = replace(Accept(), max_target=0.1, min_control=0.9)
     assert (one, other) == (replace(shared, max_target=0.5), shared)
+
+
+def test_cells_are_put_where_the_reader_finds_them():
+    cells = (ColumnEdit(Cell(1, 11), -2.0), ColumnEdit(Cell(0, 3, 5), 0.5))
+    one, other = recipe("Japan", "a"), recipe("Canada", "b")
+    assert parse_recipe(text_with_cells(one.text, "Japan", cells)).edit.cells == cells
+    text = text_with_cells(joint_text([one, other], ModelRef("m"), one.controls), "japan", cells)
+    assert parse_recipe(text, "Japan").edit.cells == cells
+    assert parse_recipe(text, "Canada").edit.cells == ()

@@ -20,9 +20,11 @@ from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.evaluation.measurement import known_facts
 from amnesia.facts.questions import questions_of
 from amnesia.live.duet import Sampling
+from amnesia.mining.recipe_text import joint_text
 from amnesia.outputs.commands import verify
 from amnesia.outputs.write import edits_from_file
 from amnesia.progress import SILENT
+from amnesia.recipe import Target
 from amnesia.recipe_file import load_recipe, parse_recipe
 from amnesia.ui.jobs import Worker
 from amnesia.ui.server import MAX_BODY, app_of
@@ -238,6 +240,24 @@ def test_a_recipe_lists_cells_that_were_chosen_by_hand(source, live, recipe, tmp
         wanted = {**EDIT, "cells": [{"cell": "2:7", "multiplier": -3}]}
         done(post(client, "save", {"edit": wanted, "format": "recipe", "output": str(tmp_path / "r.toml")}))
     assert load_recipe(tmp_path / "r.toml").edit.cells == (ColumnEdit(Cell(2, 7), -3.0),)
+
+
+def test_a_recipe_of_several_lists_the_cells_of_the_one_that_was_chosen(source, live, recipe, tmp_path):
+    without = parse_recipe(recipe.text.partition("\n")[2])
+    several = parse_recipe(joint_text([without, renamed(without, "Norway")], without.model, without.controls), "Japan")
+    session = Session(source, live)
+    session.subject = Subject("Japan", several)
+    with served(session) as client:
+        wanted = {**EDIT, "cells": [{"cell": "2:7", "multiplier": -3}]}
+        done(post(client, "save", {"edit": wanted, "format": "recipe", "output": str(tmp_path / "r.toml")}))
+    assert load_recipe(tmp_path / "r.toml", "Japan").edit.cells == (ColumnEdit(Cell(2, 7), -3.0),)
+    assert load_recipe(tmp_path / "r.toml", "Norway").edit.cells == ()
+    assert load_recipe(tmp_path / "r.toml", "Japan").facts == several.facts
+
+
+def renamed(recipe, entity):
+    facts = tuple(dataclasses.replace(fact, entity=entity) for fact in recipe.facts)
+    return dataclasses.replace(recipe, target=Target(entity), facts=facts)
 
 
 @pytest.mark.parametrize(
