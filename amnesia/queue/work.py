@@ -57,6 +57,7 @@ from amnesia.recipe import Recipe
 from amnesia.report.page import summary_html
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
+from amnesia.weights.manifest import forgotten
 from amnesia.weights.plan import plan_edits
 
 _POLL = 0.5  # Seconds between two looks at what other processes have finished.
@@ -202,6 +203,7 @@ class _Work:
     ) -> Outcome:
         """Choose the entity's edit, measure it alone, and write its folder."""
         avoided = [other for other in self.queue.names if other != name]
+        avoided += forgotten(self.source.checkpoint.manifest)
         seen = without_listed(recipe, self.queue.names)
 
         def task(line: str, n_bytes: int | None = None) -> AbstractContextManager[Progress]:

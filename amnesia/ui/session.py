@@ -35,6 +35,7 @@ from amnesia.report.document import extraction_json
 from amnesia.sources.source import ModelSource
 from amnesia.ui.jobs import Job
 from amnesia.weights.edit_rows import edit_json
+from amnesia.weights.manifest import forgotten
 
 FILES = {"edit": ".json", "recipe": ".toml"}
 """What is saved as a file, with the end of its name; all other formats are folders."""
@@ -116,7 +117,8 @@ class Session:
         self.subject = Subject(name, recipe, tuple(known))
         job.tell("facts", prompts=_prompts(known))
         targets, controls = select_known(facts)
-        found = choose(self.live, recipe, targets, controls, job.task, cache_folder())
+        avoided = forgotten(self.source.checkpoint.manifest)
+        found = choose(self.live, recipe, targets, controls, job.task, cache_folder(), avoided)
         self.subject = replace(self.subject, found=found)
         job.tell(
             "edit",

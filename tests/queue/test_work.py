@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from amnesia.choice.extraction import choose
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, OutputError
@@ -25,7 +26,7 @@ from amnesia.record.making import make_record
 from amnesia.record.page import record_html
 from amnesia.report.page import summary_html
 from amnesia.weights.manifest_file import read_manifest
-from support.commands import call
+from support.commands import call, done
 from support.folders import ROOT, telling, tree
 from support.reports import check_report_json
 from support.tiny_recipe import recipe_text
@@ -292,6 +293,23 @@ def test_a_format_that_cannot_be_written_is_named_before_the_work(model, tmp_pat
     with pytest.raises(InputError, match="the recipe of Japan: formats gguf and gguf-lora need a .gguf model"):
         run_queue(read_list(tmp_path / "list.txt"), None, None, tmp_path / "out", Silent())
     assert not (tmp_path / "out").exists()
+
+
+def test_who_is_forgotten_already_is_not_spared(model, tmp_path, monkeypatch):
+    done("edit", model, "--cell", "1:5", "--entity", "Norway", "-o", tmp_path / "once")
+    done("edit", tmp_path / "once", "--cell", "1:6", "--entity", "Iran", "-o", tmp_path / "twice")
+    live, seen = load(model, "m"), []
+    for entity in ("Japan", "Canada"):
+        (tmp_path / f"{entity}.toml").write_text(text_of(live, tmp_path / "twice", entity), encoding="utf-8")
+    (tmp_path / "list.txt").write_text("Japan.toml\nCanada.toml\n")
+
+    def watched(*arguments):
+        seen.append(arguments[-1])
+        return choose(*arguments)
+
+    monkeypatch.setattr(work, "choose", watched)
+    run_queue(read_list(tmp_path / "list.txt"), None, None, tmp_path / "out", Silent())
+    assert seen == [["Canada", "Iran", "Norway"], ["Japan", "Iran", "Norway"]]
 
 
 def test_what_fails_for_all_is_no_result_of_one(entities, tmp_path, monkeypatch):
