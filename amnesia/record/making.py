@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -53,10 +54,8 @@ def make_record(
     if any(row.edits != first.edits for row in manifests.values()):
         raise InputError(f"{output} holds outputs of different edits: record one of {', '.join(map(str, folders))}")
     saved = tuple(_saved(folder, manifest, base, tracker) for folder, manifest in manifests.items())
-    found = [*_own_reports(output, manifests), *(_further(path, manifests) for path in reports)]
+    found = _told_apart([*_own_reports(output, manifests)], [_further(path, manifests) for path in reports])
     read = {document.file: report for document, report in found}
-    if len(read) < len(found):
-        raise InputError("one report was given twice: give each once")
     documents = [_document(output, folder / MANIFEST_NAME) for folder in folders] + [row for row, _ in found]
     recipes = _recipes(first)
     return Record(
@@ -104,6 +103,23 @@ def _further(path: Path, manifests: Mapping[Path, Manifest]) -> tuple[Document, 
     if about not in hashes:
         raise InputError(f"{path} is not about this edit: evaluate this output, and give the report of that")
     return Document(f"{path.absolute().parent.name}/{path.name}", hash_file(path)), report
+
+
+def _told_apart(
+    own: Sequence[tuple[Document, Report]], further: Sequence[tuple[Document, Report]]
+) -> list[tuple[Document, Report]]:
+    """The reports, numbered where folders share a name; raises InputError for one that is there already."""
+    known = {document.sha256 for document, _ in own}
+    found, names = list(own), {document.file for document, _ in own}
+    for document, report in further:
+        if document.sha256 in known:
+            raise InputError(f"one report was given twice ({document.file}): give each once, and not the output's own")
+        known.add(document.sha256)
+        numbered = (f"{document.file} ({n})" for n in itertools.count(2))
+        name = next(name for name in itertools.chain([document.file], numbered) if name not in names)
+        names.add(name)
+        found.append((replace(document, file=name), report))
+    return found
 
 
 def _read(path: Path) -> Report:

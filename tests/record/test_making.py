@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import tomli_w
 
+from amnesia.errors import InputError
 from amnesia.record.making import make_record
 from amnesia.record.page import record_html
 from amnesia.report.document import changed_json
@@ -162,6 +163,23 @@ def test_further_reports_say_what_comes_back(edited, tmp_path):
     assert f"int8 (torch) ({nothing})" in record_html(make_record(edited, [tmp_path / "eval"]))
     twice = refused("record", edited, "-o", tmp_path / "r.html", *["--report", tmp_path / "eval"] * 2)
     assert "give each once" in twice
+
+
+def test_reports_are_told_apart_by_what_is_in_them(edited, tmp_path):
+    paths = [tmp_path / name / "eval" / "report.json" for name in "abc"]
+    for n, path in enumerate(paths):
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(report_of(edited, accepted=[None, True, None][n])))
+    record = make_record(edited, paths[:2])
+    names = ["report.json", "eval/report.json", "eval/report.json (2)"]
+    assert [row.report for row in record.tested] == names
+    assert [row.accepted for row in record.tested[1:]] == [None, True]
+    assert {row.file: row.sha256 for row in record.documents[1:]} == {
+        name: sha256(path) for name, path in zip(names, [edited / "report.json", *paths], strict=False)
+    }
+    for given in (paths, [paths[0], paths[0].parent], [edited]):
+        with pytest.raises(InputError, match=r"one report was given twice \(.+/report.json\)"):
+            make_record(edited, given)
 
 
 def test_a_report_about_another_edit_is_refused(edited, tmp_path):
