@@ -45,6 +45,10 @@ def test_localize_with_own_prompts_counts_what_it_skips(model, tmp_path):
     options = ("--prompts", prompts, "--alias", "Nippon", "--top", 1, "--json")
     document = json.loads(succeed("localize", model, "Japan", *options).stdout)
     assert (document["n_prompts"], document["n_skipped"]) == (2, 1)
+    plain = prompts.read_bytes()
+    prompts.write_bytes(b"\xef\xbb\xbf" + plain)  # As editors on Windows begin a file.
+    assert json.loads(succeed("localize", model, "Japan", *options).stdout) == document
+    prompts.write_bytes(plain)
     assert "entity 'Kenya' appears in no prompt" in refused("localize", model, "Kenya", "--prompts", prompts)
     assert "missing cannot be read (No such" in refused("localize", model, "Kenya", "--prompts", tmp_path / "missing")
     prompts.write_bytes(b"\xff")

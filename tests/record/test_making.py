@@ -225,7 +225,7 @@ def test_the_same_files_give_the_same_bytes_and_texts_of_others_are_escaped(edit
         "undo_keeper": "legal & privacy",
         "own field": 3,
     }
-    text = tomli_w.dumps(request) + "next_test = 2030-01-31\n"
+    text = "\ufeff" + tomli_w.dumps(request) + "next_test = 2030-01-31\n"
     (tmp_path / "request.toml").write_text(text)
     for name in ("a.html", "b.html"):
         done("record", edited, "-o", tmp_path / name, "--request", tmp_path / "request.toml")
