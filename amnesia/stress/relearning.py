@@ -195,7 +195,7 @@ def announce(live: LiveModel, plan: RelearningPlan, tracker: Tracker, caches: Ca
         asking + settings.most * n_tokens[text] * per_token[way] for way, texts in left.items() for text in texts
     )
     line = f"relearning will take about {_duration(total)} on this machine"
-    if item_of(_unlearning(plan)) not in _known(caches["unlearned"], _UNLEARNED):
+    if not _is_known(caches["unlearned"], _UNLEARNED, _unlearning(plan)):
         pairs = [*(fact.pair for fact in plan.forget), *(("", text) for text in plan.retain)]
         each = 2 * peer.batch * mean(len(row.ids) for row in rows_of(live, pairs, peer.max_learned))
         line += f", and LoRA unlearning before it up to {_duration(peer.most * each * per_token[peer.way])}"
@@ -344,14 +344,13 @@ def _left(plan: RelearningPlan, way: Way, caches: Caches) -> list[str]:
     return [
         text
         for model, cache in caches.items()
-        for known in [_known(cache, _TRAINED)]
         for text, lessons in plan.lessons.items()
-        if not isinstance(lessons, str) and item_of(_training(plan, model, text, way)) not in known
+        if not isinstance(lessons, str) and not _is_known(cache, _TRAINED, _training(plan, model, text, way))
     ]
 
 
-def _known(cache: MeasurementCache | None, kind: str) -> Mapping[str, Any]:
-    return {} if cache is None else cache.known(kind)
+def _is_known(cache: MeasurementCache | None, kind: str, key: tuple[Any, ...]) -> bool:
+    return cache is not None and bool(cache.known(kind, [item_of(key)]))
 
 
 def _unlearning(plan: RelearningPlan) -> tuple[Any, ...]:
