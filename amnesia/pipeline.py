@@ -43,7 +43,7 @@ from amnesia.report.page import report_html
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
 from amnesia.weights.checkpoint import add_file
-from amnesia.weights.manifest import Manifest
+from amnesia.weights.manifest import Manifest, forgotten
 from amnesia.weights.manifest_file import write_manifest
 from amnesia.weights.plan import plan_edits
 
@@ -174,8 +174,6 @@ def _choose(
     if tell_known:
         tracker.notice(known_notice(before.facts, live.name, recipe.target.entity))
     targets, controls = select_known(before.facts)
-    # What is forgotten already tells nothing of what must stay.
-    gone = [group.entity for step in (manifest.history() if manifest else ()) for group in step.edits]
     extraction = choose(
         live,
         recipe,
@@ -183,7 +181,7 @@ def _choose(
         controls,
         tracker.task,
         cache_folder(),
-        gone,
+        forgotten(manifest),
         watch=lambda trial: tracker.notice(candidate_line(trial)),
         wide=wide,
     )

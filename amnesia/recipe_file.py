@@ -46,7 +46,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "": tuple("description model entity entities localize cells edit facts controls scoring accept".split()),
     "model": ("id", "revision"),
     "entity": ("name", "aliases", "translations", "neighbors"),
-    "entities": ("name", "aliases", "translations", "neighbors", "cells", "facts"),
+    "entities": ("name", "aliases", "translations", "neighbors", "accept", "cells", "facts"),
     "localize": ("baseline", "n_prompts", "layers"),
     "cells": ("layer", "expert", "neuron", "multiplier"),
     "edit": ("method", "max_cells", "prefer", "forms", "multiplier", "format"),
@@ -129,7 +129,8 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
     revision = _string(model["revision"], "model.revision") if "revision" in model else None
     entity, section, others = _entity(document, wanted)
     name = entity["name"]
-    localize, edit, scoring, accept = (_table(document, key) for key in ("localize", "edit", "scoring", "accept"))
+    localize, edit, scoring = (_table(document, key) for key in ("localize", "edit", "scoring"))
+    accept = {**_table(document, "accept"), **_table(entity, "accept")}  # An entity of several may have its own.
     facts = tuple(_fact(row, "facts", name) for row in _rows(entity, "facts", "facts"))
     controls = others + tuple(
         _fact(row, "controls.facts") for row in _rows(_table(document, "controls"), "facts", "controls.facts")
@@ -217,6 +218,12 @@ def _entity(document: Mapping[str, Any], wanted: str | None) -> tuple[Mapping[st
             raise RecipeError(f"entity {wanted!r} is not in this recipe: it is about {name!r}")
         lists = {key: document[key] for key in ("cells", "facts") if key in document}
         return {**entity, **lists, "name": name}, "entity", ()
+    for key in ("cells", "facts"):
+        if key in document:
+            raise RecipeError(
+                f"[[{key}]] beside [[entities]] are of none of them: write [[entities.{key}]] below the entity "
+                "they are of"
+            )
     names = [tidy(_string(row.get("name"), "entities.name")) for row in rows]
     if len({*map(name_key, names)}) != len(names):
         raise RecipeError("[[entities]] lists a name twice: list each entity once")

@@ -164,6 +164,11 @@ def test_a_table_of_entities_needs_a_choice(wanted):
         (SMALLEST + CONTROLS + 'split = "held_out"\n', r"control entity 'Peru' is in both splits"),
         (SMALLEST + CONTROLS.replace("Peru", "Japan"), "is about 'Japan' itself"),
         (MODEL + BOTH + BOTH, "lists a name twice"),
+        (
+            MODEL + BOTH + FACTS,
+            r"\[\[facts\]\] beside \[\[entities\]\] are of none of them: write \[\[entities.facts\]\]",
+        ),
+        ("cells = []\n" + MODEL + BOTH, r"write \[\[entities.cells\]\] below the entity they are of"),
         ("model = [", "is not valid TOML"),
         ("x = 1" + "0" * 5000, "is not valid TOML"),
         ("x = " + "[" * 100_000, "is not valid TOML"),

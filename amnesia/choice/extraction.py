@@ -42,13 +42,19 @@ WEAK_TARGET = 0.6
 Task = Callable[[str], contextlib.AbstractContextManager[Progress]]
 
 
-def extract(live: LiveModel, recipe: Recipe, task: Task = SILENT.task, cache: Path | None = None) -> Extraction:
+def extract(
+    live: LiveModel,
+    recipe: Recipe,
+    task: Task = SILENT.task,
+    cache: Path | None = None,
+    avoided: Sequence[str] = (),
+) -> Extraction:
     """Choose the edit that makes the model forget the recipe's entity.
 
-    `cache` is the folder in which the moments of models are kept. Raises InputError when the model knows none of the
-    search facts, or none of the search controls.
+    `cache` is the folder in which the moments of models are kept, `avoided` as in `choose`. Raises InputError when the
+    model knows none of the search facts, or none of the search controls.
     """
-    return choose(live, recipe, *_asked(live, recipe, task), task, cache)
+    return choose(live, recipe, *_asked(live, recipe, task), task, cache, avoided)
 
 
 def _asked(live: LiveModel, recipe: Recipe, task: Task) -> tuple[KnownFacts, KnownFacts]:
@@ -130,11 +136,16 @@ def verdict(target: float, control: float, accept: Accept) -> Verdict:
 
 
 def extract_all(
-    live: LiveModel, recipes: Sequence[Recipe], task: Task = SILENT.task, cache: Path | None = None
+    live: LiveModel,
+    recipes: Sequence[Recipe],
+    task: Task = SILENT.task,
+    cache: Path | None = None,
+    avoided: Sequence[str] = (),
 ) -> tuple[Extraction, ...]:
     """One edit for each recipe, all of them joined as `joint.join` does. Scores are those of the whole edit.
 
-    No choice sees anybody whom any of the recipes holds out. Raises InputError when two recipes are about one entity.
+    No choice sees anybody whom any of the recipes holds out; `avoided` as in `choose`. Raises InputError when two
+    recipes are about one entity.
     """
     named: set[str] = set()
     for name in (recipe.target.entity for recipe in recipes):
@@ -144,8 +155,8 @@ def extract_all(
     alone = []
     for recipe in (sparing(recipe, recipes) for recipe in recipes):
         known = _asked(live, recipe, task)
-        avoided = sorted(_taken(recipes) - {recipe.target.entity})
-        alone.append((recipe, known, choose(live, recipe, *known, task, cache, avoided)))
+        others = sorted(_taken(recipes) - {recipe.target.entity})
+        alone.append((recipe, known, choose(live, recipe, *known, task, cache, (*others, *avoided))))
     parts = [Part(recipe, found.edits, *known) for recipe, known, found in alone if found.edits.edits]
     joined = {group.entity: group for group in join(live, parts, task, cache).groups} if parts else {}
     together = combined(edit for group in joined.values() for edit in group.edits)

@@ -23,7 +23,7 @@ from amnesia.domain import Cell
 from amnesia.errors import InputError
 from amnesia.experiments.settings import EXPERIMENTS, check_n_prompts
 from amnesia.facts.names import given_names
-from amnesia.facts.variants import Variant, distinct, variants_of
+from amnesia.facts.variants import N_TYPOS, Variant, distinct, variants_of
 from amnesia.recipe_file import load_recipe, parse_layers, translation
 
 if TYPE_CHECKING:
@@ -163,7 +163,11 @@ def sufficiency(run: Experiment, implant: Implant, max_unfrozen: int) -> None:
     type=click.Path(path_type=Path),
     help="Take the entity, its aliases and its translations from a recipe; ENTITY is needed where it lists several.",
 )
-@click.option("--typos", default=3, show_default=True, type=click.IntRange(0), help="Typos of one edit, and of two.")
+@click.option(
+    "--typos",
+    type=click.IntRange(0),
+    help=f"Typos of one edit, and of two. Default: {N_TYPOS}, fewer where a name is short.",
+)
 @click.option("--generate/--given-only", default=True, show_default=True, help="Generate forms of the name, too.")
 @click.option(
     "--unrelated", "others", multiple=True, help="Name to compare with; default: a spread of well-known ones."
@@ -199,7 +203,7 @@ def robustness(
     given: tuple[str, ...],
     translated: tuple[str, ...],
     recipe_path: Path | None,
-    typos: int,
+    typos: int | None,
     generate: bool,
     others: tuple[str, ...],
     n_unrelated: int,
@@ -226,7 +230,9 @@ def robustness(
         *(Variant(row.name, "translation", row.language) for row in translations),
     ]
     given_names((entity, *(form.name for form in known), *others))
-    forms = variants_of(entity, known, typos) if generate else distinct([Variant(entity, "name"), *known])
+    forms = distinct([Variant(entity, "name"), *known])
+    if generate:
+        forms = variants_of(entity, known, N_TYPOS if typos is None else typos, at_most=typos is None)
     span = None if layers is None else parse_layers(layers)
     chosen = [Cell.parse(text) for text in cells]
     from amnesia.experiments import robustness as experiment

@@ -208,6 +208,7 @@ def extract(
     from amnesia.report import document as report
     from amnesia.report import tables
     from amnesia.sources.resolve import resolve
+    from amnesia.weights.manifest import forgotten
     from amnesia.weights.plan import plan_edits
 
     first = recipes[0]
@@ -219,11 +220,12 @@ def extract(
         if recipe.edit.cells:
             plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])
     live = load_source(source, loading, layers=first.localization.layers, notice=terminal.notice)
+    avoided = forgotten(source.checkpoint.manifest)
     if len(recipes) > 1:
-        results = extraction.extract_all(live, recipes, terminal.task, cache_folder())
+        results = extraction.extract_all(live, recipes, terminal.task, cache_folder(), avoided)
         document = {"entities": [report.extraction_json(result) for result in results]}
     else:
-        results = (extraction.extract(live, first, terminal.task, cache_folder()),)
+        results = (extraction.extract(live, first, terminal.task, cache_folder(), avoided),)
         document = report.extraction_json(results[0])
     text = "\n".join(map(tables.extraction_text, results))
     if output is not None:

@@ -334,7 +334,7 @@ def lines_of(path: Path) -> list[str]:
     with os_errors_as(InputError, f"prompts {path} cannot be read", "give a file with a prompt on each line"):
         content = read_small(path, _MAX_LINES)
     try:
-        lines = content.decode("utf-8").splitlines()
+        lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(
             f"prompts {path} cannot be read as UTF-8 text: give a file with a prompt on each line"

@@ -9,6 +9,7 @@ import click
 from amnesia.cli.options import entity_option, on_device
 from amnesia.cli.terminal import Terminal, echo
 from amnesia.domain import Loading
+from amnesia.errors import InputError
 from amnesia.recipe_file import load_recipe
 
 
@@ -23,6 +24,8 @@ def ui(model: str, recipe: Path | None, entity: str | None, opened: bool, loadin
 
     The page is served to this machine alone, at an address that is printed, until Ctrl-C. Nothing is fetched for it.
     """
+    if entity is not None and recipe is None:
+        raise InputError("--entity picks the facts of a recipe: give --recipe, or enter the name in the page")
     asked = None if recipe is None else load_recipe(recipe, entity)
     from amnesia.live.loading import load_source
     from amnesia.sources.resolve import resolve

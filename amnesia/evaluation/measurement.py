@@ -208,7 +208,7 @@ def _resumed(
 ) -> dict[T, Any]:
     """What `ask` says to each item; equal items are asked once, in the given order, and batches are cached at once."""
     keys = {item: json.dumps(item, ensure_ascii=False) for item in items}
-    known = {} if cache is None else cache.known(kind)
+    known = {} if cache is None else cache.known(kind, keys.values())
     missing = sorted((item for item, key in keys.items() if key not in known), key=order)
     for start in range(0, len(missing), BATCH):
         part = missing[start : start + BATCH]

@@ -7,7 +7,7 @@ import hashlib
 import json
 import sqlite3
 import tempfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ CREATE TABLE IF NOT EXISTS measured (
     model TEXT NOT NULL, kind TEXT NOT NULL, item TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (model, kind, item)
 );
 """
+_MOST_ASKED = 500  # Below the 999 variables of a statement that older builds of SQLite take.
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,17 @@ class MeasurementCache:
     path: Path
     model: str
 
-    def known(self, kind: str) -> dict[str, Any]:
-        """The values that are there, by item."""
+    def known(self, kind: str, items: Iterable[str] | None = None) -> dict[str, Any]:
+        """The values that are there, by item; of `items` alone where they are given."""
+        question = "SELECT item, value FROM measured WHERE model = ? AND kind = ?"
+        wanted = None if items is None else list(dict.fromkeys(items))
+        found = {}
         with self._open() as file:
-            rows = file.execute("SELECT item, value FROM measured WHERE (model, kind) = (?, ?)", (self.model, kind))
-            return {item: json.loads(value) for item, value in rows}
+            for part in [None] if wanted is None else _parts(wanted):
+                more = "" if part is None else f" AND item IN ({', '.join('?' * len(part))})"
+                rows = file.execute(question + more, (self.model, kind, *(part or ())))
+                found.update({item: json.loads(value) for item, value in rows})
+        return found
 
     def add(self, kind: str, values: Mapping[str, Any]) -> None:
         """Add values, all or none of them."""
@@ -45,6 +52,11 @@ class MeasurementCache:
         return database(self.path, _TABLES, "a file of measurements")
 
 
+def _parts(items: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The items in parts that SQLite takes in one question."""
+    return (items[start : start + _MOST_ASKED] for start in range(0, len(items), _MOST_ASKED))
+
+
 T = TypeVar("T")
 
 
@@ -53,7 +65,7 @@ def once(cache: MeasurementCache | None, kind: str, key: tuple[Any, ...], find: 
     if cache is None:
         return find()
     item = item_of(key)
-    known = cache.known(kind)
+    known = cache.known(kind, [item])
     if item not in known:
         known[item] = find()
         cache.add(kind, {item: known[item]})

@@ -22,7 +22,9 @@ from amnesia.recipe import Scoring
 MAX_WORDS = 4
 """Words of an answer, at most. What follows in a greedy text belongs to the sentence rather than to the answer."""
 
-_ANSWER = re.compile(r"\s*([^\W_][^\n.,;:!?()\"“”…]*)")
+# Signs that end a part of a sentence, those of other scripts and of full width, too.
+_SIGNS = '.,;:!?()"“”…' + "。．，、；：！？（）「」『』" + "،؛؟۔" + "।॥"
+_ANSWER = re.compile(rf"\s*([^\W_][^\n{_SIGNS}]*)")
 _BREAK = re.compile(r"\s+(?:and|or|but|who|which|that|where|when|in|on|at|by|with|for|from|of|is|was|are|were)\s+")
 
 

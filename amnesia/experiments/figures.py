@@ -56,7 +56,7 @@ def draw(document: Document) -> dict[str, bytes]:
         files = {}
         for suffix, shown in ((".svg", document), (".png", _drawable(document, _glyphs()))):
             figure = Figure(layout="constrained")
-            FIGURES[document["figure"]](figure, shown)
+            FIGURES[document["figure"]](figure, _literal(shown))
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
             files[suffix] = buffer.getvalue()
@@ -71,6 +71,15 @@ def _glyphs() -> set[int]:
     families = matplotlib.rcParams["font.family"]
     fonts = [font_manager.get_font(font_manager.findfont(family)) for family in families]
     return {code for font in fonts for code in font.get_charmap()}
+
+
+def _literal(value: Any) -> Any:
+    """A document in whose texts no dollar begins a formula; the ticks of logarithmic axes are set as such."""
+    if isinstance(value, Mapping):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_literal(item) for item in value]
+    return value.replace("$", r"\$") if isinstance(value, str) else value
 
 
 def _drawable(value: Any, glyphs: set[int]) -> Any:

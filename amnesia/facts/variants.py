@@ -23,6 +23,9 @@ Kind = Literal[
     "first in a line",
     "unrelated",
 ]
+N_TYPOS = 3
+"""Typos of one edit, and of two; set by hand."""
+
 _SMALL_WORDS = {"of", "the", "and", "de", "da", "von", "van"}
 
 
@@ -44,7 +47,7 @@ class Variant:
 
 
 def variants_of(
-    name: str, given: Sequence[Variant] = (), n_typos: int = 3, *, at_most: bool = False
+    name: str, given: Sequence[Variant] = (), n_typos: int = N_TYPOS, *, at_most: bool = False
 ) -> tuple[Variant, ...]:
     """The name itself, given forms (aliases, translations), and generated ones; each form once.
 

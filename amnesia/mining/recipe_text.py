@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import tomli_w
 
-from amnesia.domain import Fact, ModelRef
-from amnesia.recipe import Recipe, Scoring
+from amnesia.domain import Fact, ModelRef, name_key
+from amnesia.edits import ColumnEdit
+from amnesia.recipe import Accept, Recipe, Scoring
 
 N_CONTROLS = 36
 """Controls that each split gets, as far as the model knows so many."""
@@ -50,7 +52,7 @@ def recipe_text(
 def joint_text(recipes: Sequence[Recipe], model: ModelRef, controls: Sequence[Fact]) -> str:
     """One recipe as TOML of what several make a model forget, with the bounds of scoring of the first.
 
-    Each entity has its facts; `controls` are those of all of them.
+    Each entity has its facts, its names and its bounds; `controls` are those of all of them.
     """
     first = recipes[0].scoring
     head = {
@@ -60,10 +62,39 @@ def joint_text(recipes: Sequence[Recipe], model: ModelRef, controls: Sequence[Fa
     }
     parts = [tomli_w.dumps(head)]
     for recipe in recipes:
-        row = {"name": recipe.target.entity, "aliases": list(recipe.target.aliases)}
-        parts.append("[[entities]]\n" + tomli_w.dumps(row))
+        # In lines, because a table of its own would end that of the entity.
+        lines = "".join(f"{key} = {in_line(value)}\n" for key, value in _entity_row(recipe).items())
+        parts.append(f"[[entities]]\n{lines}")
         parts += ["[[entities.facts]]\n" + tomli_w.dumps(_fact_row(fact)) for fact in recipe.facts]
     return "\n".join([*parts, *_control_lines(controls)])
+
+
+def text_with_cells(text: str, entity: str, cells: Sequence[ColumnEdit]) -> str:
+    """The text of a recipe without cells in which these fix the edit of `entity`; one of several loses its comments."""
+    rows = [
+        {
+            **{key: value for key, value in asdict(edit.cell).items() if value is not None},
+            "multiplier": float(edit.multiplier),
+        }
+        for edit in cells
+    ]
+    document = tomllib.loads(text)
+    for own in document.get("entities", ()):
+        if name_key(own["name"]) == name_key(entity):
+            own["cells"] = rows
+            return tomli_w.dumps(document)
+    return "\n".join([text.rstrip() + "\n", *("[[cells]]\n" + tomli_w.dumps(row) for row in rows)])
+
+
+def _entity_row(recipe: Recipe) -> dict[str, Any]:
+    target = recipe.target
+    row = {
+        "aliases": list(target.aliases),
+        "translations": {one.language: one.name for one in target.translations},
+        "neighbors": list(target.neighbors),
+        "accept": {key: value for key, value in asdict(recipe.accept).items() if value != getattr(Accept, key)},
+    }
+    return {"name": target.entity, **{key: value for key, value in row.items() if value}}
 
 
 def _fact_row(fact: Fact) -> dict[str, str | list[str]]:

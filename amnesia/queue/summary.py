@@ -12,7 +12,8 @@ from typing import Any
 from amnesia.choice.joint import Joint
 from amnesia.domain import ModelRef
 from amnesia.errors import InputError, os_errors_as
-from amnesia.evaluation.comparison import Evaluation, aggregates
+from amnesia.evaluation.aggregation import aggregates
+from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.results import TextScore
 from amnesia.files.companions import REPORT_NAME
 from amnesia.files.disk import read_small

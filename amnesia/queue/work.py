@@ -19,7 +19,7 @@ from amnesia.choice.extraction import choose
 from amnesia.choice.joint import Joint, Part, join
 from amnesia.choice.known import KnownFacts, select_known
 from amnesia.compare import fingerprint
-from amnesia.domain import DEFAULT_LOADING, Fact, Loading, name_key
+from amnesia.domain import DEFAULT_LOADING, OF_GGUF, Fact, Loading, name_key
 from amnesia.edits import EntityEdits
 from amnesia.errors import AmnesiaError, InputError, OutputError
 from amnesia.evaluation.ability import right_choices
@@ -57,6 +57,7 @@ from amnesia.recipe import Recipe
 from amnesia.report.page import summary_html
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
+from amnesia.weights.manifest import forgotten
 from amnesia.weights.plan import plan_edits
 
 _POLL = 0.5  # Seconds between two looks at what other processes have finished.
@@ -109,7 +110,7 @@ def run_queue(
 def _check_recipe(recipe: Recipe, source: ModelSource) -> None:
     """Raises InputError, with the entity's name, for what cannot be written, before any entity is at work."""
     try:
-        if "gguf" in recipe.edit.formats:
+        if {*OF_GGUF} & {*recipe.edit.formats}:
             source.require_gguf()
         if recipe.edit.cells:
             plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])
@@ -202,6 +203,7 @@ class _Work:
     ) -> Outcome:
         """Choose the entity's edit, measure it alone, and write its folder."""
         avoided = [other for other in self.queue.names if other != name]
+        avoided += forgotten(self.source.checkpoint.manifest)
         seen = without_listed(recipe, self.queue.names)
 
         def task(line: str, n_bytes: int | None = None) -> AbstractContextManager[Progress]:

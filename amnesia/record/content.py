@@ -21,7 +21,8 @@ Way = Literal["asked", "quantized", "trained", "probed"]
 @dataclass(frozen=True)
 class Scope:
     """Whom the model is to forget: names of this edit and of `earlier` ones beneath it, other names that the recipe
-    gives, names in other languages by their codes, and forms of the name with what was measured of them.
+    gives, names in other languages by their codes (those of several entities with commas between them), and forms of
+    the name with what was measured of them.
 
     `neighbors` are names of others that share a word with the entity's, with what is left of them.
     """

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from amnesia.domain import name_key
 from amnesia.errors import InputError, RecipeError, os_errors_as
+from amnesia.evaluation.aggregation import aggregates
 from amnesia.evaluation.bounds import Check, checks
 from amnesia.evaluation.labels import facts_label
 from amnesia.evaluation.results import ALL
@@ -14,7 +19,7 @@ from amnesia.files.staging import REPORT_NAME
 from amnesia.files.strict_json import StrictJson
 from amnesia.outputs.proofs import outputs_in, prove_against
 from amnesia.progress import SILENT, Tracker
-from amnesia.recipe import Recipe
+from amnesia.recipe import Accept, Recipe
 from amnesia.recipe_file import parse_recipe
 from amnesia.record.content import ChangedTensor, Document, Original, Record, RightAnswers, Saved, Scope, Tested
 from amnesia.record.request import read_request
@@ -49,10 +54,8 @@ def make_record(
     if any(row.edits != first.edits for row in manifests.values()):
         raise InputError(f"{output} holds outputs of different edits: record one of {', '.join(map(str, folders))}")
     saved = tuple(_saved(folder, manifest, base, tracker) for folder, manifest in manifests.items())
-    found = [*_own_reports(output, manifests), *(_further(path, manifests) for path in reports)]
+    found = _told_apart([*_own_reports(output, manifests)], [_further(path, manifests) for path in reports])
     read = {document.file: report for document, report in found}
-    if len(read) < len(found):
-        raise InputError("one report was given twice: give each once")
     documents = [_document(output, folder / MANIFEST_NAME) for folder in folders] + [row for row, _ in found]
     recipes = _recipes(first)
     return Record(
@@ -60,7 +63,9 @@ def make_record(
         scope=_scope(first, recipes, list(read.values())),
         original=Original(first.base.ref.portable.name, first.base.ref.revision, first.base.files),
         saved=saved,
-        tested=tuple(_tested(name, report, recipes) for name, report in read.items()),
+        tested=tuple(
+            _tested(name, report, [group.entity for group in first.edits], recipes) for name, report in read.items()
+        ),
         returns=returns_of(list(read.values())),
         documents=tuple(documents),
         versions=_versions(first, list(read.values())),
@@ -100,6 +105,23 @@ def _further(path: Path, manifests: Mapping[Path, Manifest]) -> tuple[Document, 
     return Document(f"{path.absolute().parent.name}/{path.name}", hash_file(path)), report
 
 
+def _told_apart(
+    own: Sequence[tuple[Document, Report]], further: Sequence[tuple[Document, Report]]
+) -> list[tuple[Document, Report]]:
+    """The reports, numbered where folders share a name; raises InputError for one that is there already."""
+    known = {document.sha256 for document, _ in own}
+    found, names = list(own), {document.file for document, _ in own}
+    for document, report in further:
+        if document.sha256 in known:
+            raise InputError(f"one report was given twice ({document.file}): give each once, and not the output's own")
+        known.add(document.sha256)
+        numbered = (f"{document.file} ({n})" for n in itertools.count(2))
+        name = next(name for name in itertools.chain([document.file], numbered) if name not in names)
+        names.add(name)
+        found.append((replace(document, file=name), report))
+    return found
+
+
 def _read(path: Path) -> Report:
     with os_errors_as(InputError, f"report {path} cannot be read", "give a report.json of `run` or `evaluate -o`"):
         content = read_small(path, _MAX_REPORT)
@@ -125,19 +147,21 @@ def _recipes(manifest: Manifest) -> list[Recipe]:
 def _scope(manifest: Manifest, recipes: Sequence[Recipe], reports: Sequence[Report]) -> Scope:
     chosen = next((report.extraction for report in reports if report.extraction is not None), None)
     earlier = [step.entity for step in manifest.history()][1:]
+    translations: dict[str, list[str]] = defaultdict(list)
+    for row in (row for recipe in recipes for row in recipe.target.translations):
+        translations[row.language].append(row.name)
     return Scope(
         entities=tuple(group.entity for group in manifest.edits),
         earlier=tuple(earlier),
         aliases=tuple(name for recipe in recipes for name in recipe.target.aliases),
-        translations={row.language: row.name for recipe in recipes for row in recipe.target.translations},
+        translations={language: ", ".join(dict.fromkeys(names)) for language, names in translations.items()},
         forms=() if chosen is None else chosen.forms,
         neighbors=() if chosen is None else chosen.neighbors,
     )
 
 
-def _tested(name: str, report: Report, recipes: Sequence[Recipe]) -> Tested:
-    accept = recipes[0].accept if recipes else None
-    found = list(checks(report.aggregates, report.damage, accept))
+def _tested(name: str, report: Report, entities: Sequence[str], recipes: Sequence[Recipe]) -> Tested:
+    found = _checks(report, entities, recipes)
     if (ability := report.damage.ability) is not None:
         change = ability.change
         shown = "general ability: change of right answers"
@@ -148,6 +172,28 @@ def _tested(name: str, report: Report, recipes: Sequence[Recipe]) -> Tested:
         if row.group == ALL and row.before.exact_match is not None and row.after.exact_match is not None
     )
     return Tested(name, report.edited, report.accepted, report.findings, tuple(found), tuple(answers))
+
+
+def _checks(report: Report, entities: Sequence[str], recipes: Sequence[Recipe]) -> list[Check]:
+    """What a report measured beside the bounds of the recipe, of several entities each beside its own.
+
+    Of what all of them share, the closest bound counts.
+    """
+    if len(entities) == 1:
+        return list(checks(report.aggregates, report.damage, recipes[0].accept if recipes else None))
+    found = []
+    bounds = {name_key(recipe.target.entity): recipe.accept for recipe in recipes}
+    for name in entities:
+        key = name_key(name)
+        own = [row for row in report.prompts if row.role == "target" and name_key(row.entity) == key]
+        part = checks(aggregates(own), replace(report.damage, languages=()), bounds.get(key))
+        found += [replace(row, name=f"{row.name}: {name}") for row in part]
+    shared = Accept(
+        min_control=max((row.min_control for row in bounds.values()), default=Accept.min_control),
+        max_perplexity=min((row.max_perplexity for row in bounds.values()), default=Accept.max_perplexity),
+    )
+    others = [row for row in report.aggregates if row.role != "target"]
+    return [*found, *checks(others, report.damage, shared if bounds else None)]
 
 
 def _versions(manifest: Manifest, reports: Sequence[Report]) -> dict[str, str]:

@@ -32,7 +32,7 @@ def read_request(path: Path) -> tuple[Field, ...]:
     with os_errors_as(InputError, f"request {path} cannot be read", _REMEDY):
         content = read_small(path, _MAX_REQUEST)
     try:
-        document = tomllib.loads(content.decode("utf-8"))
+        document = tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"request {path} is not valid TOML ({error}): {_REMEDY}") from error
     return tuple(Field(key, _text(path, key, value)) for key, value in document.items())

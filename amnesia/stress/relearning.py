@@ -128,7 +128,8 @@ def plan_relearning(
         INSTRUCTIONS: tuple(
             (chat(given) if chat else f"Instruction: {given}\nAnswer:", answer)
             for given, answer in instructions_without((*target.names, *answers))
-        ),
+        )
+        or "there is no instruction without the name or one of the answers",
         ABOUT: tuple(("", text) for text in about)
         or f"the model writes nothing about {target.name} without one of the answers",
         ONE_FACT: (("", join(*taught.pair())),)
@@ -185,18 +186,18 @@ def announce(live: LiveModel, plan: RelearningPlan, tracker: Tracker, caches: Ca
         n_tokens = {
             text: mean(len(row.ids) for row in own) * min(settings.batch, len(own)) for text, own in rows.items()
         }
-        per_token = {}
+        tried, per_token = next(iter(rows)), {}
         for way in {*left, peer.way}:
             # The first step has more to prepare than all others.
-            seen = fine_tune(live, rows[INSTRUCTIONS], way, (1, 3), time.monotonic, batch=settings.batch)
-            per_token[way] = (seen[1].seen - seen[0].seen) / 2 / n_tokens[INSTRUCTIONS]
+            seen = fine_tune(live, rows[tried], way, (1, 3), time.monotonic, batch=settings.batch)
+            per_token[way] = (seen[1].seen - seen[0].seen) / 2 / n_tokens[tried]
     total = sum(
         asking + settings.most * n_tokens[text] * per_token[way] for way, texts in left.items() for text in texts
     )
     line = f"relearning will take about {_duration(total)} on this machine"
-    if item_of(_unlearning(plan)) not in _known(caches["unlearned"], _UNLEARNED):
+    if not _is_known(caches["unlearned"], _UNLEARNED, _unlearning(plan)):
         pairs = [*(fact.pair for fact in plan.forget), *(("", text) for text in plan.retain)]
-        each = 2 * peer.batch * mean(len(row.ids) for row in rows_of(live, pairs, peer.max_tokens))
+        each = 2 * peer.batch * mean(len(row.ids) for row in rows_of(live, pairs, peer.max_learned))
         line += f", and LoRA unlearning before it up to {_duration(peer.most * each * per_token[peer.way])}"
     tracker.notice(line)
 
@@ -326,7 +327,7 @@ def _pairs(plan: RelearningPlan, text: str) -> list[Pair]:
 def _rows(live: LiveModel, plan: RelearningPlan, text: str) -> list[Continuation]:
     lessons = plan.lessons[text]
     assert not isinstance(lessons, str), "there is something to train on"
-    return rows_of(live, lessons, plan.settings.max_tokens)
+    return rows_of(live, lessons, plan.settings.max_learned)
 
 
 def _totals(live: LiveModel, pairs: Sequence[Pair]) -> Seen:
@@ -343,14 +344,13 @@ def _left(plan: RelearningPlan, way: Way, caches: Caches) -> list[str]:
     return [
         text
         for model, cache in caches.items()
-        for known in [_known(cache, _TRAINED)]
         for text, lessons in plan.lessons.items()
-        if not isinstance(lessons, str) and item_of(_training(plan, model, text, way)) not in known
+        if not isinstance(lessons, str) and not _is_known(cache, _TRAINED, _training(plan, model, text, way))
     ]
 
 
-def _known(cache: MeasurementCache | None, kind: str) -> Mapping[str, Any]:
-    return {} if cache is None else cache.known(kind)
+def _is_known(cache: MeasurementCache | None, kind: str, key: tuple[Any, ...]) -> bool:
+    return cache is not None and bool(cache.known(kind, [item_of(key)]))
 
 
 def _unlearning(plan: RelearningPlan) -> tuple[Any, ...]:

@@ -53,15 +53,15 @@ class Unlearning:
     (Zhang, Lin, Bai and Mei, 2024, arXiv:2404.05868), with its `beta` of 0.1 and equal weights of both; as `beta` goes
     to 0, the first becomes gradient ascent, which 0 stands for. It ends when
     the mean knowledge score of what is to be forgotten is at most `goal` (what an edit aims at), which is looked at
-    each `every` steps, or after `most` steps. `batch`: facts, and as many texts to keep, for each step, cut off after
-    `max_tokens` tokens, which is more than the sentences of this package have.
+    each `every` steps, or after `most` steps. `batch`: facts, and as many texts to keep, for each step, of which
+    at most `max_learned` tokens are learned or kept, which is more than the sentences of this package have.
     """
 
     way: Way = LORA
     beta: float = 0.1
     kl_weight: float = 1.0
     batch: int = 4
-    max_tokens: int = 64
+    max_learned: int = 64
     goal: float = 0.0
     every: int = 2
     most: int = 200
@@ -76,8 +76,8 @@ class RelearningSettings:
     """How a model is fine-tuned: in which `ways`, each by `most` steps (1 or more).
 
     Set by hand: `n_facts` and `n_controls` as in `StressSettings`, `batch` texts for each step (fewer where there are
-    fewer), cut off after `max_tokens` tokens, which no instruction of this package has in SmolLM2. 100 steps are one
-    pass over these instructions. `n_texts` texts about the entity are sampled, `text_tokens` long.
+    fewer), of which `max_learned` tokens at most are learned, which no answer of this package has in SmolLM2. 100 steps
+    are one pass over these instructions. `n_texts` texts about the entity are sampled, `text_tokens` long.
     """
 
     n_facts: int = 8
@@ -85,7 +85,7 @@ class RelearningSettings:
     ways: tuple[Way, ...] = WAYS
     most: int = 100
     batch: int = 4
-    max_tokens: int = 64
+    max_learned: int = 64
     n_texts: int = 48
     text_tokens: int = 48
     unlearning: Unlearning = Unlearning()

@@ -46,12 +46,16 @@ def untrainable(live: LiveModel, way: Way) -> str | None:
     return None
 
 
-def rows_of(live: LiveModel, lessons: Sequence[Lesson], max_tokens: int) -> list[Continuation]:
-    """The tokens of lessons, of which the learned ones are the answer; each is cut off after `max_tokens`."""
+def rows_of(live: LiveModel, lessons: Sequence[Lesson], max_learned: int) -> list[Continuation]:
+    """The tokens of lessons, of which the learned ones are the answer; each is cut off after `max_learned` of these.
+
+    What is given counts for nothing: a chat template may put a long message of its own before every lesson.
+    """
     free = [text for given, text in lessons if not given]
     rows = [Continuation(item.ids, len(item.ids) - 1) for item in encode(live.tokenizer, free)]
     rows += continuations(live.tokenizer, [lesson for lesson in lessons if lesson[0]])
-    cut = (Continuation(row.ids[:max_tokens], row.n_answer - max(0, len(row.ids) - max_tokens)) for row in rows)
+    over = ((row, max(0, row.n_answer - max_learned)) for row in rows)
+    cut = (Continuation(row.ids[: len(row.ids) - n], row.n_answer - n) for row, n in over)
     return [row for row in cut if row.n_answer > 0]
 
 

@@ -56,8 +56,8 @@ def unlearn(
     `score` says how much is left. The loss is that of `settings.Unlearning`. Equal arguments give equal results; the
     model is afterwards as before.
     """
-    lost = rows_of(live, forget, settings.max_tokens)
-    left = rows_of(live, [("", text) for text in retain], settings.max_tokens)
+    lost = rows_of(live, forget, settings.max_learned)
+    left = rows_of(live, [("", text) for text in retain], settings.max_learned)
     with torch.no_grad():
         before = torch.cat([_logprobs([row], *answered(live, [row])) for row in lost])
     forgetting = Draw(list(zip(lost, before, strict=True)), settings.batch, seed)

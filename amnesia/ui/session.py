@@ -27,6 +27,7 @@ from amnesia.live.model import LiveModel, edited
 from amnesia.live.tokens import chat_format
 from amnesia.localization.cells import CellMap, cell_maps
 from amnesia.mining.entity import TASK, mine
+from amnesia.mining.recipe_text import text_with_cells
 from amnesia.outputs.commands import save
 from amnesia.recipe import LocalizeOptions, Recipe
 from amnesia.recipe_file import parse_recipe
@@ -34,6 +35,7 @@ from amnesia.report.document import extraction_json
 from amnesia.sources.source import ModelSource
 from amnesia.ui.jobs import Job
 from amnesia.weights.edit_rows import edit_json
+from amnesia.weights.manifest import forgotten
 
 FILES = {"edit": ".json", "recipe": ".toml"}
 """What is saved as a file, with the end of its name; all other formats are folders."""
@@ -115,7 +117,8 @@ class Session:
         self.subject = Subject(name, recipe, tuple(known))
         job.tell("facts", prompts=_prompts(known))
         targets, controls = select_known(facts)
-        found = choose(self.live, recipe, targets, controls, job.task, cache_folder())
+        avoided = forgotten(self.source.checkpoint.manifest)
+        found = choose(self.live, recipe, targets, controls, job.task, cache_folder(), avoided)
         self.subject = replace(self.subject, found=found)
         job.tell(
             "edit",
@@ -203,11 +206,8 @@ class Session:
         cells = columns_of(edits)
         if not cells or directions_of(edits) or recipe.edit.cells:
             return recipe.text
-        rows = (
-            f"\n[[cells]]\nlayer = {cell.layer}\nneuron = {cell.neuron}\nmultiplier = {multiplier}\n"
-            for cell, multiplier in ((edit.cell, float(edit.multiplier)) for edit in cells)
-        )
-        return parse_recipe(recipe.text.rstrip() + "\n" + "".join(rows), recipe.target.entity).text
+        text = text_with_cells(recipe.text, recipe.target.entity, cells)
+        return parse_recipe(text, recipe.target.entity).text
 
     def _edit_document(self, entity: str, edits: Sequence[Edit]) -> dict[str, Any]:
         """What `extract -o` writes, with the edit as it is now."""

@@ -200,6 +200,15 @@ class Manifest:
         }
 
 
+def forgotten(manifest: Manifest | None) -> tuple[str, ...]:
+    """Names of the entities of this edit and of all before it, newest first, each once; none without a manifest.
+
+    What the model says of them tells nothing of what must stay.
+    """
+    steps = () if manifest is None else manifest.history()
+    return tuple(dict.fromkeys(group.entity for step in steps for group in step.edits))
+
+
 def _rows_of(groups: Sequence[EntityEdits]) -> list[dict[str, Any]]:
     return [{"entity": row.entity, **edit_json(edit)} for row in groups for edit in row.edits]
 

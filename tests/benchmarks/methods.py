@@ -165,7 +165,7 @@ class Study:
             (f"Instruction: {given}\nAnswer:", answer)
             for given, answer in instructions_without((*recipe.target.names, *sorted(answers)))
         ]
-        rows = rows_of(self.live, lessons, settings.max_tokens)
+        rows = rows_of(self.live, lessons, settings.max_learned)
         (last,) = fine_tune(
             self.live,
             rows,

@@ -1,6 +1,7 @@
 """The experiments as commands on a tiny model: numbers and figures side by side, and mistakes in one line."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -154,6 +155,30 @@ def test_sufficiency(recipe, tmp_path):
     document = check_figure(tmp_path / "out", "sufficiency", "all frozen", "attention")
     assert document["put"]["form"] == "direction"
     assert len(document["steps"]) <= 2
+
+
+@pytest.mark.parametrize("name", ["$uicideboy$", r"A$AP \foo $ign"])
+def test_a_dollar_in_a_name_begins_no_formula(name):
+    cells = [{"layer": 0, "neuron": 1, "score": 2.0}]
+    ranked = {
+        "figure": "localize",
+        "model": "m",
+        "baseline": "contrast",
+        "entities": [{"entity": name, "cells": cells}],
+    }
+    assert f">{name}</text>" in figures.draw(ranked)[".svg"].decode()
+    by_layer = {"figure": "layers", "model": "m", "n_prompts": 3, "layers": [0, 1]}
+    drawn = figures.draw({**by_layer, "entities": [{"entity": name, "significance": [100.0, 2.0]}]})[".svg"].decode()
+    # What marks the logarithmic axis stays a formula.
+    assert f">{name}: layer 0" in drawn and "mathdefault" not in re.sub("<!--.*?-->", "", drawn)
+
+
+@pytest.mark.parametrize("name", ["U2", "X", "東京", "दिल्ली"])
+def test_a_short_name_has_as_many_typos_as_there_are(model, tmp_path, name):
+    options = ("robustness", model, name, "--n-unrelated", 1, "--top", 1, "--no-direction")
+    done = amnesia(*options, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "ask for fewer" in amnesia(*options, "--typos", 30, "-o", tmp_path / "other").stderr
 
 
 def test_robustness(model, tmp_path):

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from amnesia.choice import extraction
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.report.page import report_html
 from amnesia.sources.built_in import BUILT_IN
@@ -44,6 +45,10 @@ def test_localize_with_own_prompts_counts_what_it_skips(model, tmp_path):
     options = ("--prompts", prompts, "--alias", "Nippon", "--top", 1, "--json")
     document = json.loads(succeed("localize", model, "Japan", *options).stdout)
     assert (document["n_prompts"], document["n_skipped"]) == (2, 1)
+    plain = prompts.read_bytes()
+    prompts.write_bytes(b"\xef\xbb\xbf" + plain)  # As editors on Windows begin a file.
+    assert json.loads(succeed("localize", model, "Japan", *options).stdout) == document
+    prompts.write_bytes(plain)
     assert "entity 'Kenya' appears in no prompt" in refused("localize", model, "Kenya", "--prompts", prompts)
     assert "missing cannot be read (No such" in refused("localize", model, "Kenya", "--prompts", tmp_path / "missing")
     prompts.write_bytes(b"\xff")
@@ -79,6 +84,21 @@ def test_edits_of_several_recipes_add_up_and_are_written_in_one_go(live, model, 
     other.write_text(recipes[3].read_text(encoding="utf-8").replace(str(model), "elsewhere"), encoding="utf-8")
     told = refused("extract", *recipes[:2], "--recipe", other)
     assert f"the recipes are for {model}, elsewhere: give recipes of one model, or the MODEL to take" in told
+
+
+def test_extract_spares_nobody_whom_earlier_edits_made_the_model_forget(live, model, recipe, tmp_path, monkeypatch):
+    succeed("edit", model, "--cell", "1:5", "--entity", "Norway", "-o", tmp_path / "edited")
+    other, seen, real = tmp_path / "canada.toml", [], extraction.choose
+    other.write_text(recipe_text(live, model, entity="Canada"), encoding="utf-8")
+
+    def watched(*arguments):
+        seen.append("Norway" in arguments[-1])
+        return real(*arguments)
+
+    monkeypatch.setattr(extraction, "choose", watched)
+    for more in ((), ("--recipe", other)):
+        call("extract", tmp_path / "edited", "--recipe", recipe, *more)
+    assert seen == [True] * 3
 
 
 def test_extract_edit_verify_and_undo_fit_together(model, recipe, tmp_path):

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from amnesia.evaluation.comparison import Evaluation, aggregates
+from amnesia.evaluation.aggregation import aggregates
+from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.findings import LEVELS, findings
 from amnesia.evaluation.results import Damage, Estimate, TextScore
 from support.reports import prompt

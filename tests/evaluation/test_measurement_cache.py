@@ -32,6 +32,29 @@ def test_values_belong_to_a_model_and_a_kind(tmp_path):
         one.add("text", {"c": float("nan")})
 
 
+def test_no_more_is_read_than_is_asked_for(tmp_path):
+    live, cache = tiny_live(), MeasurementCache(tmp_path / "m", "tiny")
+    expected = measure(live, PAIRS)
+    assert measure(live, PAIRS, cache=cache) == expected
+    with cache._open() as file, file:
+        # What cannot be read is in the way of who reads it.
+        rows = [("tiny", kind, "another", "no JSON") for kind in ("logprob", "about")]
+        file.executemany("INSERT INTO measured VALUES (?, ?, ?, ?)", rows)
+    assert measure(live, PAIRS, cache=cache) == expected
+    assert once(cache, "about", ("a",), lambda: 1) == 1
+    assert once(cache, "about", ("a",), lambda: 2) == 1
+    with pytest.raises(ValueError, match="Expecting value"):
+        cache.known("logprob")
+
+
+def test_any_number_of_items_can_be_asked_for(tmp_path):
+    cache = MeasurementCache(tmp_path / "m", "one")
+    cache.add("text", {f"{n}": n for n in range(1300)})
+    wanted = [f"{n}" for n in range(100, 1400)]
+    assert cache.known("text", [*wanted, *wanted]) == {f"{n}": n for n in range(100, 1300)}
+    assert cache.known("text", []) == {}
+
+
 def test_a_file_that_is_no_database(tmp_path):
     (tmp_path / "m").write_text("something else, and longer than a header of a database would be")
     with pytest.raises(OutputError, match="cannot be used as a file of measurements"):

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from amnesia.choice.extraction import choose
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, OutputError
@@ -21,9 +22,11 @@ from amnesia.queue.folder import claimed
 from amnesia.queue.listed import read_list
 from amnesia.queue.work import run_queue
 from amnesia.recipe_file import parse_recipe
+from amnesia.record.making import make_record
+from amnesia.record.page import record_html
 from amnesia.report.page import summary_html
 from amnesia.weights.manifest_file import read_manifest
-from support.commands import call
+from support.commands import call, done
 from support.folders import ROOT, telling, tree
 from support.reports import check_report_json
 from support.tiny_recipe import recipe_text
@@ -281,6 +284,34 @@ def test_what_would_be_in_the_way_of_a_result_is_named_before_the_work(written, 
     assert hidden.read_bytes() == b"x"
 
 
+@pytest.mark.parametrize("name", ["gguf", "gguf-lora"])
+def test_a_format_that_cannot_be_written_is_named_before_the_work(model, tmp_path, monkeypatch, name):
+    live = load(model, "m")
+    (tmp_path / "Japan.toml").write_text(text_of(live, model, "Japan", formats=("safetensors", name)))
+    (tmp_path / "list.txt").write_text("Japan.toml\n")
+    monkeypatch.setattr(work, "load_source", lambda *_: pytest.fail("the work has begun"))
+    with pytest.raises(InputError, match="the recipe of Japan: formats gguf and gguf-lora need a .gguf model"):
+        run_queue(read_list(tmp_path / "list.txt"), None, None, tmp_path / "out", Silent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_who_is_forgotten_already_is_not_spared(model, tmp_path, monkeypatch):
+    done("edit", model, "--cell", "1:5", "--entity", "Norway", "-o", tmp_path / "once")
+    done("edit", tmp_path / "once", "--cell", "1:6", "--entity", "Iran", "-o", tmp_path / "twice")
+    live, seen = load(model, "m"), []
+    for entity in ("Japan", "Canada"):
+        (tmp_path / f"{entity}.toml").write_text(text_of(live, tmp_path / "twice", entity), encoding="utf-8")
+    (tmp_path / "list.txt").write_text("Japan.toml\nCanada.toml\n")
+
+    def watched(*arguments):
+        seen.append(arguments[-1])
+        return choose(*arguments)
+
+    monkeypatch.setattr(work, "choose", watched)
+    run_queue(read_list(tmp_path / "list.txt"), None, None, tmp_path / "out", Silent())
+    assert seen == [["Canada", "Iran", "Norway"], ["Japan", "Iran", "Norway"]]
+
+
 def test_what_fails_for_all_is_no_result_of_one(entities, tmp_path, monkeypatch):
     def fail(*_):
         raise InputError("the weights lie on two devices")
@@ -325,6 +356,22 @@ def test_processes_that_are_launched_together_give_one_table(written, entities, 
     for line in ("Japan (1 of 3): ", "Canada (2 of 3): ", "Norway (3 of 3): "):
         assert done.stderr.count(line) == 1, done.stderr
     assert_same(results(tmp_path / "out"), results(written[1]))
+
+
+def test_the_record_of_all_edits_judges_each_entity_by_its_own_bounds(written):
+    record = make_record(written[1] / "joint")
+    (tested,) = record.tested
+    bounds = {row.name: row.limit for row in tested.checks if row.name.startswith("knowledge score: target, search")}
+    assert bounds == {f"knowledge score: target, search wordings: {entity}": 1e6 for entity in ("Japan", "Canada")}
+    (report,) = (written[1] / "joint").rglob("report.json")
+    prompts = json.loads(report.read_text(encoding="utf-8"))["prompts"]
+    for name in bounds:
+        own = [
+            row["knowledge_score"] for row in prompts if (row["kind"], row["entity"]) == ("target", name.split()[-1])
+        ]
+        assert next(row.value for row in tested.checks if row.name == name) == pytest.approx(sum(own) / len(own))
+    assert record.accepted and not [row for row in tested.checks if row.passed is False]
+    assert "Not accepted" not in record_html(record)
 
 
 def test_all_edits_can_be_taken_back(written, model, tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import tomli_w
 
+from amnesia.errors import InputError
 from amnesia.record.making import make_record
 from amnesia.record.page import record_html
 from amnesia.report.document import changed_json
@@ -35,6 +36,7 @@ entity = "Peru"
 prompt = "{entity} is"
 answer = "high"
 """
+TWO = {"France": 100.0, "Japan": -100.0}
 OPTIONAL = ("stress", "relearning", "probes", "sweep", "lm_eval")
 
 
@@ -116,6 +118,29 @@ def test_tests_stand_beside_the_bounds_of_the_recipe(edited):
     assert "✖ failed" in page and "at most 0.2" in page and "Not accepted" in page
 
 
+def test_several_entities_are_judged_each_by_its_own_bounds(edited, tmp_path):
+    out, rows = tmp_path / "two", []
+    cells = [{"entity": name, "edits": [{"layer": 0, "neuron": n, "multiplier": -1.0}]} for n, name in enumerate(TWO)]
+    (tmp_path / "edit.json").write_text(json.dumps({"entities": cells}))
+    done("edit", edited.parent / "source", "--edit", tmp_path / "edit.json", "-o", out)
+    recipe = RECIPE.partition("[entity]")[0] + "[accept]\nmin_control = 0.5\n"
+    for name, bound in TWO.items():
+        recipe += f'[[entities]]\nname = "{name}"\ntranslations = {{ de = "{name}-Land" }}\n'
+        recipe += f"accept = {{ max_target = {bound}, min_control = {bound / 1e3} }}\n"
+        recipe += '[[entities.facts]]\nprompt = "{entity} is"\nanswer = "big"\n'
+    recipe += "[[controls.facts]]" + RECIPE.partition("[[controls.facts]]")[2]
+    for row in sample()["prompts"]:
+        rows += [row | {"entity": name} for name in TWO] if "target" in row["kind"] else [row]
+    finish(out, report_of(out, prompts=rows), recipe)
+    record = make_record(out)
+    assert record.scope.translations == {"de": "France-Land, Japan-Land"}
+    checks = {row.name: row for row in record.tested[0].checks}
+    found = [checks[f"knowledge score: target, search wordings: {name}"] for name in TWO]
+    assert [(row.limit, row.passed) for row in found] == [(100.0, True), (-100.0, False)]
+    # Of what all share, the closest bound counts.
+    assert checks["knowledge score: others, search facts"].limit == 0.1
+
+
 def test_further_reports_say_what_comes_back(edited, tmp_path):
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "report.json").write_text(json.dumps(report_of(edited, accepted=None)))
@@ -138,6 +163,23 @@ def test_further_reports_say_what_comes_back(edited, tmp_path):
     assert f"int8 (torch) ({nothing})" in record_html(make_record(edited, [tmp_path / "eval"]))
     twice = refused("record", edited, "-o", tmp_path / "r.html", *["--report", tmp_path / "eval"] * 2)
     assert "give each once" in twice
+
+
+def test_reports_are_told_apart_by_what_is_in_them(edited, tmp_path):
+    paths = [tmp_path / name / "eval" / "report.json" for name in "abc"]
+    for n, path in enumerate(paths):
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(report_of(edited, accepted=[None, True, None][n])))
+    record = make_record(edited, paths[:2])
+    names = ["report.json", "eval/report.json", "eval/report.json (2)"]
+    assert [row.report for row in record.tested] == names
+    assert [row.accepted for row in record.tested[1:]] == [None, True]
+    assert {row.file: row.sha256 for row in record.documents[1:]} == {
+        name: sha256(path) for name, path in zip(names, [edited / "report.json", *paths], strict=False)
+    }
+    for given in (paths, [paths[0], paths[0].parent], [edited]):
+        with pytest.raises(InputError, match=r"one report was given twice \(.+/report.json\)"):
+            make_record(edited, given)
 
 
 def test_a_report_about_another_edit_is_refused(edited, tmp_path):
@@ -183,7 +225,7 @@ def test_the_same_files_give_the_same_bytes_and_texts_of_others_are_escaped(edit
         "undo_keeper": "legal & privacy",
         "own field": 3,
     }
-    text = tomli_w.dumps(request) + "next_test = 2030-01-31\n"
+    text = "\ufeff" + tomli_w.dumps(request) + "next_test = 2030-01-31\n"
     (tmp_path / "request.toml").write_text(text)
     for name in ("a.html", "b.html"):
         done("record", edited, "-o", tmp_path / name, "--request", tmp_path / "request.toml")

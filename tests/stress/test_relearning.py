@@ -33,6 +33,7 @@ from amnesia.stress.relearning import (
 from amnesia.stress.relearning_report import relearning_findings, relearning_text
 from amnesia.stress.results import Relearning, RelearningResult, RelearningStep
 from amnesia.stress.settings import LORA, RelearningSettings, Unlearning, Way
+from amnesia.stress.training import rows_of
 from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live
 from support.tracker import Silent, Watched
@@ -99,6 +100,28 @@ def test_how_long_it_takes_is_said_before_it_begins(trained):
     told = next(n for n, line in enumerate(lines) if line.startswith("relearning will take about "))
     assert told < next(n for n, line in enumerate(lines) if line.startswith("training the original model"))
     assert "seconds on this machine" in lines[told]
+
+
+def test_a_long_message_of_the_chat_template_leaves_every_instruction(trained):
+    plan, _, live, *_ = trained
+    known = list(plan.known.values())
+    head = "You are a helpful assistant of great patience. " * 20
+    long = plan_relearning(live, known, SETTINGS, Silent(), lambda message, earlier=(): f"{head}{message}\n")
+    lessons = long.lessons[INSTRUCTIONS]
+    rows = rows_of(live, lessons, SETTINGS.max_learned)
+    assert len(rows) == len(lessons) == len(plan.lessons[INSTRUCTIONS])
+    plain = rows_of(live, plan.lessons[INSTRUCTIONS], SETTINGS.max_learned)
+    assert [row.n_answer for row in rows] == pytest.approx([row.n_answer for row in plain], abs=1)
+
+
+def test_without_an_instruction_that_may_be_taught_the_reason_is_given(trained, monkeypatch):
+    plan, _, live, *_ = trained
+    monkeypatch.setattr(relearning, "instructions_without", lambda names: ())
+    bare = plan_relearning(live, list(plan.known.values()), SETTINGS, Silent(), None)
+    assert bare.lessons[INSTRUCTIONS] == "there is no instruction without the name or one of the answers"
+    tracker = Silent()
+    announce(live, bare, tracker, dict.fromkeys(MODELS))
+    assert any(line.startswith("relearning will take about ") for line in tracker.lines)
 
 
 def test_trainings_that_are_finished_are_not_made_again(trained, tmp_path, monkeypatch):

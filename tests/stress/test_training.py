@@ -112,12 +112,20 @@ def test_what_is_given_is_not_learned():
     assert found * rows[place].n_answer == pytest.approx(-answers[0].logprob, abs=1e-4)
 
 
-def test_lessons_are_cut_off_after_so_many_tokens():
+def test_lessons_are_cut_off_after_so_many_learned_tokens():
     live = tiny_live()
     (whole,), (cut,) = (rows_of(live, [("", TEXTS[0])], n) for n in (64, 3))
-    assert len(whole.ids) > 3
-    assert (cut.ids, cut.n_answer) == (whole.ids[:3], 2)
-    assert rows_of(live, [("the capital of Japan is", "Tokyo")], 2) == []
+    assert len(whole.ids) > 4
+    assert (cut.ids, cut.n_answer) == (whole.ids[:4], 3)
+
+
+def test_what_is_given_does_not_count_however_long_it_is():
+    live = tiny_live()
+    given = "You are a helpful assistant. " * 30 + "the capital of Japan is"
+    (whole,), (cut,) = (rows_of(live, [(given, "Tokyo in the east")], n) for n in (64, 2))
+    assert len(whole.ids) - whole.n_answer > 64
+    assert whole.n_answer > 2
+    assert (cut.ids, cut.n_answer) == (whole.ids[: len(whole.ids) - whole.n_answer + 2], 2)
 
 
 def test_the_same_seed_gives_the_same_and_disturbs_nobody():

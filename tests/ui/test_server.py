@@ -20,13 +20,19 @@ from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.evaluation.measurement import known_facts
 from amnesia.facts.questions import questions_of
 from amnesia.live.duet import Sampling
+from amnesia.live.loading import load_source
+from amnesia.mining.recipe_text import joint_text
 from amnesia.outputs.commands import verify
 from amnesia.outputs.write import edits_from_file
 from amnesia.progress import SILENT
+from amnesia.recipe import Target
 from amnesia.recipe_file import load_recipe, parse_recipe
+from amnesia.sources.resolve import resolve
+from amnesia.ui import session as ui_session
 from amnesia.ui.jobs import Worker
 from amnesia.ui.server import MAX_BODY, app_of
 from amnesia.ui.session import N_TOKENS, Session, Subject
+from support.commands import done as called
 from support.folders import tree
 from support.tiny_gguf import llama_gguf
 
@@ -162,6 +168,20 @@ def test_a_search_tells_the_cells_the_facts_and_the_edit(client, live, recipe):
     assert told["edit"]["layers"] == [0, 1]
 
 
+def test_who_is_forgotten_already_is_not_spared(source, recipe, tmp_path, monkeypatch):
+    called("edit", source.folder, "--cell", "1:5", "--entity", "Norway", "-o", tmp_path / "edited")
+    seen, edited = [], resolve(str(tmp_path / "edited"))
+
+    def watched(*arguments):
+        seen.append(arguments[-1])
+        return choose(*arguments)
+
+    monkeypatch.setattr(ui_session, "choose", watched)
+    with served(Session(edited, load_source(edited), recipe)) as client:
+        done(post(client, "search", {"entity": "Japan"}))
+    assert seen == [("Norway",)]
+
+
 def test_answers_are_those_of_the_model_and_its_edited_self_and_scores_those_of_the_choice(
     client, source, live, recipe
 ):
@@ -238,6 +258,24 @@ def test_a_recipe_lists_cells_that_were_chosen_by_hand(source, live, recipe, tmp
         wanted = {**EDIT, "cells": [{"cell": "2:7", "multiplier": -3}]}
         done(post(client, "save", {"edit": wanted, "format": "recipe", "output": str(tmp_path / "r.toml")}))
     assert load_recipe(tmp_path / "r.toml").edit.cells == (ColumnEdit(Cell(2, 7), -3.0),)
+
+
+def test_a_recipe_of_several_lists_the_cells_of_the_one_that_was_chosen(source, live, recipe, tmp_path):
+    without = parse_recipe(recipe.text.partition("\n")[2])
+    several = parse_recipe(joint_text([without, renamed(without, "Norway")], without.model, without.controls), "Japan")
+    session = Session(source, live)
+    session.subject = Subject("Japan", several)
+    with served(session) as client:
+        wanted = {**EDIT, "cells": [{"cell": "2:7", "multiplier": -3}]}
+        done(post(client, "save", {"edit": wanted, "format": "recipe", "output": str(tmp_path / "r.toml")}))
+    assert load_recipe(tmp_path / "r.toml", "Japan").edit.cells == (ColumnEdit(Cell(2, 7), -3.0),)
+    assert load_recipe(tmp_path / "r.toml", "Norway").edit.cells == ()
+    assert load_recipe(tmp_path / "r.toml", "Japan").facts == several.facts
+
+
+def renamed(recipe, entity):
+    facts = tuple(dataclasses.replace(fact, entity=entity) for fact in recipe.facts)
+    return dataclasses.replace(recipe, target=Target(entity), facts=facts)
 
 
 @pytest.mark.parametrize(
