@@ -147,6 +147,7 @@ def test_on_a_terminal_answers_stand_side_by_side_and_an_interrupt_stops_one(tmp
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.processes
 def test_a_signal_to_end_does_not_only_stop_an_answer(model, sent):
     screen = Screen("chat", model, model, "--max-tokens", 10**3)
     screen.until("a prompt, or /help")

@@ -80,6 +80,7 @@ def test_matplotlib_is_needed_for_figures_only(model, tmp_path, monkeypatch):
     assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "layers.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.processes
 def test_no_plots_needs_no_matplotlib(model, recipe, tmp_path, monkeypatch):
     for name in ("matplotlib", *(name for name in sys.modules if name.startswith("matplotlib."))):
         monkeypatch.setitem(sys.modules, name, None)  # Importing it is an error.

@@ -107,6 +107,7 @@ def test_progress_and_errors_steer_no_terminal(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "utf-8"])
+@pytest.mark.processes
 def test_no_encoding_of_a_stream_ends_the_work(tmp_path, encoding):
     model = save_tiny(tmp_path / "m")
     name = "Beyonc\u00e9 \u6771\u4eac \U0001f600 \u2500"

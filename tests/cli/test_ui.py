@@ -34,6 +34,7 @@ def test_an_entity_without_a_recipe_is_not_dropped(model):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.processes
 def test_the_server_ends_with_its_terminal_and_says_what_it_wrote(page, tmp_path, sent):
     process, host, token = page
     with pytest.raises(urllib.error.HTTPError, match="403"):

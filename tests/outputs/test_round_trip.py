@@ -35,6 +35,7 @@ def asked_again(base, edited, recipe):
     return json.loads(json.dumps(result.document["prompts"]))
 
 
+@pytest.mark.processes
 def test_what_is_downloaded_gives_the_numbers_of_the_report(hub, model, tmp_path, monkeypatch):
     cases = [*weights_and_adapter(hub, model, tmp_path / "weights"), gguf(hub, model, tmp_path / "gguf", monkeypatch)]
     assert_scores_of_the_reports(*cases)
