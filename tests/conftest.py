@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 import tomllib
 from functools import partial
@@ -17,6 +18,9 @@ from support.commands import done
 from support.folders import ROOT, files_in
 from support.hub_state import BASE_CARD
 from support.local_hub import LocalHub
+
+# Under `nohup` the end of a terminal is ignored, which the processes that tests start would inherit.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Workers side by side share the cores. This must be known before torch is imported, by children of the tests too.
 n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
