@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import tomllib
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,8 +30,6 @@ if n_workers > 1:
 # What tests that are about something else ask: questions of each field of general ability.
 N_COMMON = 2
 FACTS = ROOT / "amnesia" / "facts"
-# Tokens that tiny models write for their second moments, whose MLPs have a few dozen cells.
-N_SAMPLED = 1200
 
 users_cache = os.environ.get("AMNESIA_CACHE")
 own_cache = TemporaryDirectory(prefix="amnesia-tests-")
@@ -80,15 +77,6 @@ def pytest_runtest_setup(item):
         few_questions=item.path.name not in ("test_ability.py", "test_packaged.py"),
         little_text=not is_real and item.path.name not in ("test_damage.py", "test_neutral.py", "test_packaged.py"),
     )
-    sample_with(None if is_real else N_SAMPLED)
-
-
-def sample_with(n_sampled):
-    """Let models write as many tokens for second moments, where nothing else is said, or as many as by default."""
-    from amnesia.directions import bystanders, moments
-
-    settings = bystanders.MomentSettings
-    moments.MomentSettings = settings if n_sampled is None else partial(settings, sampled=n_sampled)
 
 
 def measure_with(few_questions, little_text):
