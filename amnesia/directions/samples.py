@@ -1,7 +1,7 @@
 """Text that a model writes itself at temperature 1, as tokens. That of the built-in models is part of the package.
 
 To write it takes most of the time that second moments need, and rounding decides which token is drawn: with the text at
-hand, a built-in model has the same moments on every machine.
+hand, the moments of a built-in model are of the same text on every machine.
 """
 
 from __future__ import annotations

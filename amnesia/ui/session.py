@@ -11,10 +11,10 @@ from typing import Any
 from amnesia.choice.extraction import choose
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
-from amnesia.compare import changed_columns
 from amnesia.domain import FORMATS, OF_GGUF, ROLES, SPLITS, Format, entity_name, n_columns, name_key
 from amnesia.edits import ColumnEdit, Edit, EntityEdits, by_projection, columns_of, directions_of, weakened
 from amnesia.errors import InputError, OutputError, os_errors_as
+from amnesia.evaluation.lineage import changed_columns
 from amnesia.evaluation.measurement import KnownFact, in_both_forms, known_facts, plainly_asked, scores_of
 from amnesia.facts.questions import questions_of
 from amnesia.files.cache import cache_folder
