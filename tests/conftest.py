@@ -15,7 +15,9 @@ from hypothesis import settings
 from support.brief import N_CHARACTERS
 from support.commands import done
 from support.folders import ROOT, files_in
+from support.further import further
 from support.hub_state import BASE_CARD
+from support.kept_moments import keep_moments
 from support.local_hub import LocalHub
 
 # Under `nohup` the end of a terminal is ignored, which the processes that tests start would inherit.
@@ -43,8 +45,12 @@ settings.load_profile("fixed")
 OPT_IN = ("exhaustive", "runtimes")
 
 
+@pytest.hookimpl(tryfirst=True)  # Before `-m` is asked.
 def pytest_collection_modifyitems(config, items):
     """Without what nobody asked for; the longest first, so that workers side by side end together."""
+    cases = [item for item in items if hasattr(item, "callspec")]
+    for index in further([((item.path, item.originalname), item.callspec.params) for item in cases]):
+        cases[index].add_marker(pytest.mark.further)
     closed = [name for name in OPT_IN if name not in config.option.markexpr]
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in closed)]
     if left_out:
@@ -77,6 +83,8 @@ def pytest_runtest_setup(item):
         few_questions=item.path.name not in ("test_ability.py", "test_packaged.py"),
         little_text=not is_real and item.path.name not in ("test_damage.py", "test_neutral.py", "test_packaged.py"),
     )
+    # Which text a model writes for its moments, and how, is what tests of their room are about.
+    keep_moments(own_text=item.path.parent.name != "directions")
 
 
 def measure_with(few_questions, little_text):

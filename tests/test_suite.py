@@ -5,7 +5,9 @@ import re
 
 import pytest
 
+from amnesia.architectures import LAYOUTS
 from support.folders import ROOT
+from support.further import N_OF_MANY, further, shape_of
 
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
@@ -44,3 +46,18 @@ def test_links_between_documents_lead_to_files():
     }
     assert (ROOT / "README.md", "recipes/README.md") in links
     assert [(path.name, target) for path, target in links if not (path.parent / target).exists()] == []
+
+
+def test_the_fast_tier_tries_one_architecture_of_each_shape_and_some_of_many_types():
+    cases = [("rows", {"source": name, "dtype": dtype}) for name in LAYOUTS for dtype in ("f32", "bf16")]
+    left_out = {*further(cases)}
+    tried = [case["source"] for index, (_, case) in enumerate(cases) if index not in left_out]
+    assert tried[::2] == tried[1::2], "what is no architecture is tried in full"
+    assert sorted(map(shape_of, tried[::2])) == sorted({*map(shape_of, LAYOUTS)})
+    assert {"llama", "gemma2", "gpt2", "gpt_neox", "mixtral", "lfm2"} < {*tried}
+    # Each test has its own: one that leaves llama out tries another in its place.
+    assert [*further([("a", {"model_type": "qwen2"}), ("a", {"model_type": "qwen3"}), ("b", {"x": "qwen3"})])] == [1]
+    kinds = [("types", {"kind": f"Q{n}", "multiplier": m}) for n in range(20) for m in (-1.0, 0.0)]
+    kept = [kinds[index][1]["kind"] for index in range(len(kinds)) if index not in {*further(kinds)}]
+    assert (kept[0], kept[-1], len(kept)) == ("Q0", "Q19", 2 * N_OF_MANY)
+    assert [*further(kinds[: 2 * N_OF_MANY])] == []

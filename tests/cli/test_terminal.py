@@ -131,6 +131,7 @@ def test_no_encoding_of_a_stream_ends_the_work(tmp_path, encoding):
             assert name.encode(encoding, "backslashreplace") in run.stdout
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_a_closed_stream_stops_no_work_and_gets_no_file(tmp_path, closed):
     model = save_tiny(tmp_path / "m")
@@ -145,6 +146,7 @@ def test_a_closed_stream_stops_no_work_and_gets_no_file(tmp_path, closed):
     assert tree(tmp_path / "back") == tree(model) == before
 
 
+@pytest.mark.processes
 def test_prompts_from_a_closed_stream_are_none(tmp_path):
     model = save_tiny_live(tmp_path / "m")
     save(model, ColumnEdit(Cell(1, 3)), tmp_path / "out")

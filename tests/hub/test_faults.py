@@ -164,6 +164,7 @@ def test_what_arrived_wrong_is_noticed(hub, output, pattern, fault, message):
     assert re.search(r"ada/edited@[0-9a-f]{40}", line)
 
 
+@pytest.mark.processes
 def test_the_token_appears_nowhere(hub, output, tmp_path):
     token = os.environ["HF_TOKEN"]
     texts = []
