@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from amnesia.choice.atoms import Name, change_by
 from amnesia.choice.shown import BINS, answers_of
+from amnesia.directions import bystanders
 from amnesia.directions.bystanders import MomentSettings, vocabulary_rows
 from amnesia.directions.keys import name_keys, token_texts, wordings
 from amnesia.directions.moments import early_layers, moments_of
@@ -36,6 +37,18 @@ SMALL = MomentSettings(sampled=64, length=8, vocabulary_size=40)
 def spd(n, seed=0):
     root = torch.randn(n, 3 * n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return root @ root.T / (3 * n) + 0.01 * torch.eye(n, dtype=torch.float64)
+
+
+WHOLE = {name: getattr(bystanders, name) for name in ("_sentences", "contrast_entities")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_texts():
+    """Moments are made of every sixth text and name: that tests of their arithmetic read all takes most of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, every in WHOLE.items():
+            patch.setattr(bystanders, name, lambda every=every: every()[::6])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +379,10 @@ class TestKeys:
         assert len(wordings()) > 200 and not held_out & {*wordings()}
 
 
-def test_answers_are_those_of_each_text_by_itself(live, moments):
+def test_answers_are_those_of_each_text_by_itself(live, monkeypatch):
+    for name, every in WHOLE.items():
+        monkeypatch.setattr(bystanders, name, every)
+    moments = moments_of(live, (0, 1), settings=SMALL)
     japan = Name(live, "Japan", moments, lambda name: name in ("Japan", "Peru"))
     atoms = {atom.place: japan.sparse(atom, (8,))[8] for atom in japan.atoms(2)}
     edits = [atoms[place].edit(0.0) for place in ((1, 1), (0, 0))]
