@@ -51,11 +51,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class JudgedTrial(Trial):
-    """A trial whose mean knowledge scores of controls and of facts about neighbors were measured, too; 1 without any
-    neighbors."""
+    """A trial whose mean knowledge scores of controls and of facts about neighbors were measured, too; None where no
+    neighbors were asked about."""
 
     control: float
-    neighbor: float
+    neighbor: float | None
+
+    @property
+    def spared(self) -> float:
+        """The score of neighbors; without any it is that of untouched ones."""
+        return 1.0 if self.neighbor is None else self.neighbor
 
 
 Watch = Callable[[JudgedTrial], None]
@@ -194,18 +199,18 @@ class DirectionChoice:
             found = self.judge(self.fitted(atoms, multiplier))
             spares = found.control >= settings.min_control and found.change.harm <= self._cap(atoms)
             if spares and found.score <= goal:
-                if found.neighbor >= settings.min_neighbor:
+                if found.spared >= settings.min_neighbor:
                     return found
                 sparing.append(found)
         if sparing:
             # Of the fewest columns, unless others keep much more of the neighbors.
-            return max(sparing, key=lambda trial: math.floor(4 * trial.neighbor))
+            return max(sparing, key=lambda trial: math.floor(4 * trial.spared))
         return min(
             self.judged,
             key=lambda trial: (
                 max(trial.score, 0.1),
                 trial.control < settings.min_control,
-                trial.neighbor < settings.min_neighbor,
+                trial.spared < settings.min_neighbor,
                 trial.change.harm,
             ),
         )
@@ -215,7 +220,7 @@ class DirectionChoice:
         edits = (*self.acting, *trial.edits)
         self.scores.ask((*self.controls, *self.neighbors), [edits])
         control = self.scores.mean(self.controls, edits)
-        neighbor = self.scores.mean(self.neighbors, edits) if self.neighbors else 1.0
+        neighbor = self.scores.mean(self.neighbors, edits) if self.neighbors else None
         found = JudgedTrial(trial.atoms, trial.multiplier, trial.score, trial.change, control, neighbor)
         self.judged.append(found)
         if self.watch:

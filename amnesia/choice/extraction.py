@@ -86,7 +86,7 @@ def choose(
     """
     scores = Scores(live)
     if recipe.edit.cells:
-        found = _unjudged(recipe, recipe.edit.cells, len(recipe.edit.cells))
+        found = _unjudged(recipe, recipe.edit.cells, 1)
         with task("asking with the cells changed") as progress:
             for facts in (targets, controls):
                 scores.ask(facts, [recipe.edit.cells], progress)
@@ -123,7 +123,7 @@ def judge(
     for facts in (targets, controls):
         scores.ask(facts, [edits.edits], progress)
     target, control = (scores.mean(facts, edits.edits) for facts in (targets, controls))
-    return Extraction(edits, verdict(target, control, accept), target, control, len(edits.edits))
+    return Extraction(edits, verdict(target, control, accept), target, control, 1)
 
 
 def verdict(target: float, control: float, accept: Accept) -> Verdict:

@@ -119,7 +119,7 @@ class Forms:
 
         Nothing is added that would go beyond the harm that is allowed, or does not help.
         """
-        found, change, neighbor = best.edits, best.change, best.neighbor
+        found, change, neighbor = best.edits, best.change, best.spared
         settings = replace(self.settings, goal=self.settings.form_goal, margin=1.0, n_paired=2)
         for form, (facts, _) in self.known.items():
             before = self.scores.mean(facts, found)
@@ -140,7 +140,7 @@ class Forms:
             )
             own = choice.choose()
             fits = left is None or n_columns(own.edits) <= left
-            spares = own.control >= settings.min_control and own.neighbor >= min(settings.min_neighbor, neighbor - 0.02)
+            spares = own.control >= settings.min_control and own.spared >= min(settings.min_neighbor, neighbor - 0.02)
             if fits and spares and own.change.harm <= settings.max_harm and own.score <= before - settings.form_gain:
                 found, change = (*found, *own.edits), own.change
         self.change = change

@@ -43,7 +43,7 @@ def front_of(
 def candidate_line(trial: JudgedTrial) -> str:
     """A candidate that was measured, in a line."""
     places = " and ".join(dict.fromkeys(f"layer {atom.layer}" for atom in trial.atoms))
-    neighbors = "" if trial.neighbor == 1.0 else f", neighbors {trial.neighbor:.2f}"
+    neighbors = "" if trial.neighbor is None else f", neighbors {trial.neighbor:.2f}"
     n = n_columns(trial.edits)
     return (
         f"candidate: {n} column{'s' * (n != 1)} of {places} × {trial.multiplier:g}: target {trial.score:.2f}, "

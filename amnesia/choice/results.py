@@ -93,13 +93,14 @@ class FrontPoint:
     """An edit that a choice could have taken: no other that it measured is better in one way and as good in the others.
 
     `n_columns` are changed. `target`, `control` and `neighbor` are mean knowledge scores of search facts, search
-    controls and facts about neighbors; `harm` is the divergence to expect on text (nats per token).
+    controls and facts about neighbors, None where none were asked about; `harm` is the divergence to expect on text
+    (nats per token).
     """
 
     n_columns: int
     target: float
     control: float
-    neighbor: float
+    neighbor: float | None
     harm: float
     chosen: bool
 

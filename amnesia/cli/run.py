@@ -23,6 +23,7 @@ from amnesia.cli.terminal import (
 from amnesia.domain import DEFAULT_LOADING, Loading, ModelRef, name_key
 from amnesia.errors import InputError
 from amnesia.files.processes import is_first, n_started
+from amnesia.files.staging import PAGE_NAME
 from amnesia.files.strict_json import json_bytes
 from amnesia.recipe import Recipe
 from amnesia.recipe_file import load_recipe
@@ -174,6 +175,8 @@ def _run(
     from amnesia import pipeline
 
     wide = front is not None
+    if wide and (fixed := "[[cells]]" if recipe.edit.cells else recipe.edit.method == "single" and 'method = "single"'):
+        raise InputError(f"--front is for directions to choose from, and the recipe has {fixed}: drop one of the two")
     result = pipeline.run(recipe, output, first_alone(), model=model, force=force, loading=_split(loading), wide=wide)
     _show_run(result, model or str(recipe.model), json_output, front)
 
@@ -223,6 +226,7 @@ def _next_steps(output: Path, model: str, result: RunResult) -> str:
     model, whole = (shlex.quote(str(name)) for name in (model, output))
     steps = [
         (f"chat {model} {whole}", "ask the model and its edited self at once"),
+        (f"ui {model}", "try edits for any name in a page"),
         (f"verify {whole} --base {model}", "prove every byte"),
     ]
     if models := [name for name in result.reports if name in ("safetensors", "gguf")]:  # Others are left off.
@@ -230,7 +234,9 @@ def _next_steps(output: Path, model: str, result: RunResult) -> str:
         restored = output.with_name(f"{output.name}-original")
         steps.append((f"undo {shlex.quote(str(edited))} -o {shlex.quote(str(restored))}", "every byte back as it was"))
     width = max(len(command) for command, _ in steps)
-    return "\n".join(["next:", *(f"  amnesia {command:<{width}}  # {what}" for command, what in steps)])
+    pages = (output / name / PAGE_NAME if len(result.reports) > 1 else output / PAGE_NAME for name in result.reports)
+    lines = ["next:", *(f"  amnesia {command:<{width}}  # {what}" for command, what in steps)]
+    return "\n".join([*lines, f"report: {next(iter(pages))}"])
 
 
 def _recipes_folder() -> Path:

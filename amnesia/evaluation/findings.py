@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from amnesia.domain import ROLES, SPLITS, Role
 from amnesia.evaluation.labels import words
-from amnesia.evaluation.results import MESSAGES, Finding, Level, PromptScore
+from amnesia.evaluation.results import MESSAGES, AnswerSummary, Finding, Level, PromptScore
 from amnesia.numbers import change, positive, share
 
 if TYPE_CHECKING:
@@ -127,6 +127,14 @@ def _damage(evaluation: Evaluation) -> Iterator[Finding]:
                 "damage" if mean < CONTROLS_DAMAGED else "warning",
                 f"Facts about others are damaged: {label} have a knowledge score of {mean:z.2f}.",
             )
+        answered = row.exact_match_change
+        if answered is not None and answered.high < 0:
+            bad = True
+            yield Finding(
+                "warning",
+                f"Fewer questions about others are answered correctly: of {row.n} {label} "
+                f"{_n_right(row.after, row.n)}, before {_n_right(row.before, row.n)}.",
+            )
         near = [
             f"{words(part.group.partition(':')[2])} ({part.knowledge_score.mean:z.2f}, {part.n} facts)"
             for part in evaluation.aggregates
@@ -171,8 +179,13 @@ def _damage(evaluation: Evaluation) -> Iterator[Finding]:
             f"before {share(able.before.mean)}, by chance {share(able.chance)}.",
         )
     if not bad:
-        kept = "facts about others are kept, " if others else ""
+        kept = "scores of facts about others are kept, " if others else ""
         yield Finding("good", f"No damage seen: {kept}perplexity of neutral text {change(ratio)}.")
+
+
+def _n_right(answers: AnswerSummary, n: int) -> int:
+    """How many of `n` questions are answered correctly."""
+    return 0 if answers.exact_match is None else round(answers.exact_match.mean * n)
 
 
 def _replies(evaluation: Evaluation) -> Iterator[Finding]:

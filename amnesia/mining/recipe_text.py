@@ -70,7 +70,10 @@ def joint_text(recipes: Sequence[Recipe], model: ModelRef, controls: Sequence[Fa
 
 
 def text_with_cells(text: str, entity: str, cells: Sequence[ColumnEdit]) -> str:
-    """The text of a recipe without cells in which these fix the edit of `entity`; one of several loses its comments."""
+    """The text of a recipe in which these cells alone fix the edit of `entity`.
+
+    A recipe of several entities loses its comments, and so does one that has had other cells.
+    """
     rows = [
         {
             **{key: value for key, value in asdict(edit.cell).items() if value is not None},
@@ -83,6 +86,8 @@ def text_with_cells(text: str, entity: str, cells: Sequence[ColumnEdit]) -> str:
         if name_key(own["name"]) == name_key(entity):
             own["cells"] = rows
             return tomli_w.dumps(document)
+    if "cells" in document:
+        return tomli_w.dumps(document | {"cells": rows})
     return "\n".join([text.rstrip() + "\n", *("[[cells]]\n" + tomli_w.dumps(row) for row in rows)])
 
 

@@ -55,12 +55,17 @@ def extraction_text(extraction: Extraction) -> str:
     """The chosen edit in a line, and what its directions answer to in one each."""
     handle = "no handle, at best" if extraction.verdict == "none" else f"{extraction.verdict} handle:"
     chosen = (
-        f"{extraction.edits.entity}: {handle} {edits_text(extraction.edits.edits)}, the best of "
-        f"{extraction.candidates_tried} tried (target {extraction.target:.2f}, controls {extraction.control:.2f})"
+        f"{extraction.edits.entity}: {handle} {edits_text(extraction.edits.edits)}, "
+        f"{tried_text(extraction.candidates_tried)} (target {extraction.target:.2f}, controls {extraction.control:.2f})"
     )
     return "\n".join(
         [chosen, *(() if extraction.answers is None else answers_lines(extraction.answers)), *around_lines(extraction)]
     )
+
+
+def tried_text(n: int) -> str:
+    """How many edits were measured for the one that was taken; one that is given is measured alone."""
+    return "the only one tried" if n == 1 else f"the best of {n:,} tried"
 
 
 def around_lines(extraction: Extraction) -> list[str]:

@@ -199,12 +199,21 @@ class Session:
         job.tell("map", tokens=tokens, rows=[[round(value, 6) for value in row] for row in shift.tolist()])
 
     def _recipe_text(self, edits: Sequence[Edit]) -> str:
-        """The facts, by which the edit is chosen anew; with cells alone, these are listed and nothing is chosen."""
-        recipe = self.subject.recipe if self.subject else None
+        """The facts, by which the edit is chosen anew; with cells alone, these are listed and nothing is chosen.
+
+        Raises InputError for what a recipe cannot say: a direction that is not as it was chosen, or with cells of its
+        own.
+        """
+        recipe, found = (self.subject.recipe, self.subject.found) if self.subject else (None, None)
         if recipe is None:
             raise InputError("there are no facts for a recipe: save the edit itself, as a model or a file")
         cells = columns_of(edits)
-        if not cells or directions_of(edits) or recipe.edit.cells:
+        if directions_of(edits) and (found is None or edits != found.edits.edits):
+            raise InputError(
+                "a recipe says how a direction is chosen, not how strong it is, nor which cells go along: set the "
+                "strength to 1 and all cells to 1, or save as edit or as a model"
+            )
+        if not cells or directions_of(edits):
             return recipe.text
         text = text_with_cells(recipe.text, recipe.target.entity, cells)
         return parse_recipe(text, recipe.target.entity).text

@@ -101,3 +101,28 @@ def test_a_front_without_an_edit_says_so(model, tmp_path):
     (tmp_path / "front.json").write_text('{"entity": "Japan", "front": []}')
     result = call("edit", model, "--edit", tmp_path / "front.json", "--pick", 1, "-o", tmp_path / "out")
     assert result.exit_code == 2 and "holds no edits" in result.stderr
+
+
+def test_a_front_needs_something_to_choose(live, model, tmp_path):
+    (tmp_path / "fixed.toml").write_text(recipe_text(live, model), encoding="utf-8")
+    front = tmp_path / "front.json"
+    front.write_text('{"front": []}')
+    line = refused("run", tmp_path / "fixed.toml", "-o", tmp_path / "out", "--front", front)
+    assert "--front is for directions to choose from, and the recipe has [[cells]]" in line
+    assert front.read_text() == '{"front": []}' and not (tmp_path / "out").exists()
+
+
+def test_neighbors_that_nobody_was_asked_about_have_no_score(runs):
+    place, *_ = runs
+    shown = json.loads((place / "wide" / "report.json").read_text())
+    assert shown["extraction"]["neighbors"] == []
+    assert {row["neighbor"] for row in shown["extraction"]["front"]} == {None}
+
+
+def test_cells_that_are_given_are_the_only_edit_tried(live, model, tmp_path):
+    (tmp_path / "fixed.toml").write_text(recipe_text(live, model), encoding="utf-8")
+    told = succeed("run", tmp_path / "fixed.toml", "-o", tmp_path / "out")
+    assert "the only one tried" in told.stdout
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["extraction"]["candidates_tried"] == 1
+    assert "the only one tried" in report_html(report)

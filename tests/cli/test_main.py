@@ -137,7 +137,7 @@ def test_run_and_evaluate_agree(model, recipe, tmp_path):
     assert "exists and is not empty" in refused("run", recipe, "-o", tmp_path / "out")
     assert "exists and is not empty" in refused("evaluate", model, "--recipe", recipe, "-o", tmp_path / "report")
     again = succeed("run", recipe, "-o", tmp_path / "out", "--force")
-    *said, written, _, chat, verify, undo = again.stdout.splitlines()
+    *said, written, _, chat, ui, verify, undo, page = again.stdout.splitlines()
     assert written == f"written to {tmp_path / 'out'}"
     assert "accepted" in said
     # What a run says can be done next is done as it is written.
@@ -145,6 +145,8 @@ def test_run_and_evaluate_agree(model, recipe, tmp_path):
         program, *words = shlex.split(line, comments=True)
         assert program == "amnesia" and call(*words, given="").exit_code == 0, line
     assert tree(tmp_path / "out-original") == tree(model)
+    assert ui.split("#")[0].split() == ["amnesia", "ui", str(model)]  # It would wait for a browser.
+    assert page == f"report: {tmp_path / 'out' / 'report.html'}" and (tmp_path / "out" / "report.html").is_file()
 
 
 def test_missed_bounds_and_missing_handles_exit_with_1(model, live, tmp_path):

@@ -38,7 +38,7 @@ def test_a_clean_edit_is_good_and_nothing_else():
     assert {item.level for item in findings(evaluation(), "Japan")} == {"good"}
     assert said(evaluation()) == [
         "Forgotten: Japan is like an unknown name; knowledge score 0.00 (search wordings) and 0.10 (held-out wordings).",
-        "No damage seen: facts about others are kept, perplexity of neutral text +0.0 %.",
+        "No damage seen: scores of facts about others are kept, perplexity of neutral text +0.0 %.",
     ]
 
 

@@ -14,9 +14,10 @@ from starlette.testclient import TestClient
 
 from amnesia.choice.extraction import choose
 from amnesia.choice.known import select_known
+from amnesia.choice.results import Extraction
 from amnesia.compare import open_duet
 from amnesia.domain import Cell
-from amnesia.edits import ColumnEdit, EntityEdits
+from amnesia.edits import ColumnEdit, DirectionEdit, EntityEdits
 from amnesia.evaluation.measurement import known_facts
 from amnesia.facts.questions import questions_of
 from amnesia.live.duet import Sampling
@@ -32,6 +33,7 @@ from amnesia.ui import session as ui_session
 from amnesia.ui.jobs import Worker
 from amnesia.ui.server import MAX_BODY, app_of
 from amnesia.ui.session import N_TOKENS, Session, Subject
+from amnesia.vector import Vector
 from support.commands import done as called
 from support.folders import tree
 from support.tiny_gguf import llama_gguf
@@ -244,6 +246,7 @@ def test_an_edit_is_saved_once_and_never_over_what_is_there(client, session, sou
         assert edits_from_file(path) == (EntityEdits("Japan", expected),)
     else:
         assert load_recipe(path).facts == session.recipe.facts
+        assert load_recipe(path).edit.cells == expected
     before = tree(tmp_path)
     line = failed(post(client, "save", {"edit": wanted, "format": form, "output": str(path)}))
     assert line == f"{path} exists: choose another name, or move it away yourself"
@@ -258,6 +261,24 @@ def test_a_recipe_lists_cells_that_were_chosen_by_hand(source, live, recipe, tmp
         wanted = {**EDIT, "cells": [{"cell": "2:7", "multiplier": -3}]}
         done(post(client, "save", {"edit": wanted, "format": "recipe", "output": str(tmp_path / "r.toml")}))
     assert load_recipe(tmp_path / "r.toml").edit.cells == (ColumnEdit(Cell(2, 7), -3.0),)
+
+
+def test_a_recipe_is_refused_where_it_cannot_say_what_the_sliders_do(session, source, live, recipe, tmp_path):
+    one = Vector.of(torch.ones(1))
+    direction = DirectionEdit(1, 0, -0.5, (3,), one, Vector.of(torch.ones(live.shape.d_model)), one, one)
+    without = parse_recipe(recipe.text.partition("\n")[2])
+    session.subject = Subject("Japan", without, (), Extraction(EntityEdits("Japan", (direction,)), "strong", 0, 1, 9))
+    with served(session) as client:
+        for place, wanted in enumerate(
+            (EDIT, {**EDIT, "strength": 0.5}, {**EDIT, "cells": [{"cell": "2:7", "multiplier": -3}]})
+        ):
+            path = tmp_path / f"{place}.toml"
+            answer = post(client, "save", {"edit": wanted, "format": "recipe", "output": str(path)})
+            if wanted is EDIT:
+                done(answer)
+                assert load_recipe(path).edit.cells == ()
+            else:
+                assert "how strong" in failed(answer) and not path.exists()
 
 
 def test_a_recipe_of_several_lists_the_cells_of_the_one_that_was_chosen(source, live, recipe, tmp_path):
