@@ -5,7 +5,8 @@ words of the text's first line. Normalization follows SQuAD (Rajpurkar et al., 2
 single spaces. A letter that ends a name is no article: "Vitamin A" is not "Vitamin C". Punctuation is not dropped but
 parts words as loosely as a reader takes it: "Spider-Man" is "Spider Man" and "Spiderman", and "Paris" is found in
 "Paris/London" and "Paris-based". Signs that belong to a name (C++, C#), to a negative number or to a decimal fraction
-stay.
+stay, and so does what stands in a time, a power or a fraction. Letters count without their accents, and without the
+strokes and vowel points that readers leave out; a number may have its thousands apart.
 """
 
 from __future__ import annotations
@@ -30,19 +31,27 @@ REFUSALS: tuple[str, ...] = (
 _ARTICLES = re.compile(r"(?<![^ ])(?:an?|the) ")
 _WORD_SIGNS = re.compile(
     r"(?<=\w)[+#♭]+(?!\w)"  # C++, C#, A+, B♭
-    r"|(?<=\d)\.(?=\d)"  # 3.14
-    r"|(?<![^\s(])[-−](?=\d)"  # −5, but not 1939-1945
+    r"|(?<=\d)[.:^](?=\d)"  # 3.14, 19:30, 10^6
+    r"|(?<![\d/])\d{1,2}/\d{1,2}(?![\d/])"  # 3/4, but not 1998/99
+    r"|(?<![^\s(])[-−–](?=\d)"  # −5, but not 1939-1945
 )
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,]?\d)")  # 1 000 000
 _MINUS = "−"
+
+# Letters with a stroke or grown together, which Unicode does not take apart.
+_LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ħ": "h", "ı": "i"})
+_ACCENTED = ("LATIN", "GREEK")  # Scripts of which a reader takes letters for the same with and without accents.
+_STRESSED = "аеиоуыэюя"  # Of Cyrillic letters these may bear a mark of stress, and е two dots.
+_POINTS = re.compile("[\u0640\u064b-\u0652\u0670\u05b0-\u05bd\u05bf\u05c1\u05c2\u05c7]")  # Vowels, a stretched line.
 
 
 @functools.lru_cache(2**16)
 def normalized(text: str) -> str:
     """The words of a text in lower case without articles, parted by a space, or by "-" where only signs part them.
 
-    Of Latin letters the accents are dropped. Characters of scripts that are written without spaces are words of their
-    own, with the marks on them.
+    Accents are dropped as `_without_accents` says. Characters of scripts that are written without spaces are words of
+    their own, with the marks on them.
     """
     words = _ARTICLES.sub("", _words(text))
     return "" if words in ("a", "an", "the") else words
@@ -52,12 +61,13 @@ def normalized(text: str) -> str:
 def _words(text: str) -> str:
     """The words of a text with its articles."""
     text = _THOUSANDS.sub("", unicodedata.normalize("NFKC", plain_apostrophes(text).replace("♯", "#")))
+    text = _SPACED.sub(lambda match: match[0].replace(" ", ""), text)
     text = text.replace(" & ", " and ").replace("&", "-and-")
     kept = {match.start() + n for match in _WORD_SIGNS.finditer(text) for n in range(len(match[0]))}
     chars = []
     for place, char in enumerate(text):
         if place in kept:
-            chars.append(_MINUS if char == "-" else char)
+            chars.append(_MINUS if char in "-–" else char)
         elif unicodedata.category(char)[0] in "PS":
             chars.append("-")
         elif unicodedata.category(char)[0] == "M" and chars and len(chars[-1]) > 2:
@@ -69,12 +79,15 @@ def _words(text: str) -> str:
 
 
 def _without_accents(text: str) -> str:
+    """A text in lower case without what readers leave out: accents, marks of stress, vowels above and below."""
     letters: list[str] = []
     base = ""
-    for char in unicodedata.normalize("NFD", text):
-        if unicodedata.combining(char) and base.startswith("LATIN"):
-            continue
-        base = unicodedata.name(char, "")
+    for char in unicodedata.normalize("NFD", _POINTS.sub("", text.translate(_LETTERS))):
+        if unicodedata.combining(char):
+            stress = "\u0300\u0301\u0308" if base == "е" else "\u0300\u0301" if base in _STRESSED else ""
+            if unicodedata.name(base or " ", "").startswith(_ACCENTED) or (base and char in stress):
+                continue
+        base = char
         letters.append(char)
     return unicodedata.normalize("NFC", "".join(letters))
 
