@@ -114,22 +114,19 @@ def _target(evaluation: Evaluation, entity: str) -> Iterator[Finding]:
                 )
 
 
-def _damage(evaluation: Evaluation) -> Iterator[Finding]:
-    bad, others = False, False
+def _harm_to_others(evaluation: Evaluation) -> Iterator[Finding]:
     for split, label in (("search", "controls"), ("held_out", "held-out controls")):
         row = evaluation.whole("control", split)
         if row is None:
             continue
-        others, mean = True, row.knowledge_score.mean
+        mean = row.knowledge_score.mean
         if mean < CONTROLS_SPARED:
-            bad = True
             yield Finding(
                 "damage" if mean < CONTROLS_DAMAGED else "warning",
                 f"Facts about others are damaged: {label} have a knowledge score of {mean:z.2f}.",
             )
         answered = row.exact_match_change
         if answered is not None and answered.high < 0:
-            bad = True
             yield Finding(
                 "warning",
                 f"Fewer questions about others are answered correctly: of {row.n} {label} "
@@ -144,8 +141,14 @@ def _damage(evaluation: Evaluation) -> Iterator[Finding]:
             and part.knowledge_score.mean < min(CONTROLS_DAMAGED, mean)
         ]
         if near:
-            bad = True
             yield Finding("warning", f"Among the {label} these neighbors of the target suffer: {', '.join(near)}.")
+
+
+def _damage(evaluation: Evaluation) -> Iterator[Finding]:
+    others = any(evaluation.whole("control", split) is not None for split in SPLITS)
+    found = tuple(_harm_to_others(evaluation))
+    yield from found
+    bad = bool(found)
     harm = evaluation.damage
     ratio = harm.perplexity_ratio
     if ratio >= PERPLEXITY_RISEN:

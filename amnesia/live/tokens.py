@@ -52,8 +52,15 @@ class Tokenizer(Protocol):
     def __getattr__(self, key: str, /) -> Any: ...
 
 
+class RefusedTurnsError(InputError):
+    """A chat template takes no conversation of several turns."""
+
+
 class Chat(Protocol):
-    """What a chat model is fed before its answer to a message, after `earlier` messages with their answers."""
+    """What a chat model is fed before its answer to a message, after `earlier` messages with their answers.
+
+    Raises InputError for what its template refuses, `RefusedTurnsError` where that is several turns.
+    """
 
     def __call__(self, message: str, earlier: Sequence[tuple[str, str]] = ()) -> str: ...
 
@@ -195,7 +202,8 @@ def chat_format(
 ) -> Chat | None:
     """What a chat model is fed before its answer to a message, as a function of the message.
 
-    None without a template, and, after a `notice`, where the template takes no message of a user alone. Thinking is
+    None without a template, and, after a `notice`, where the template takes no message of a user alone; one that takes
+    no conversation of several turns is told, too. Thinking is
     switched off where the template can, and a block of thoughts is closed, so that what follows is the answer. The text
     is meant for `encode`, which adds the special tokens that the tokenizer itself puts before every text. Templates
     that print the date are given a fixed one unless it is to be `today`.
@@ -204,7 +212,7 @@ def chat_format(
         return None
     adds_bos = bool(tokenizer.bos_token) and encode(tokenizer, ["a"])[0].ids[0] == tokenizer.bos_token_id
 
-    def text(message: str, earlier: Sequence[tuple[str, str]] = ()) -> str:
+    def fed(message: str, earlier: Sequence[tuple[str, str]]) -> str:
         said = [("user", message)]
         for asked, answered in reversed(earlier):
             said = [("user", asked), ("assistant", answered), *said]
@@ -212,16 +220,31 @@ def chat_format(
         # Templates read what they know of these, and nothing else.
         off = {"enable_thinking": False, "thinking": False}
         used = template if today else _FIXED_DAY + template
-        fed = tokenizer.apply_chat_template(chat, chat_template=used, tokenize=False, add_generation_prompt=True, **off)
-        return _without_thoughts(fed.removeprefix(tokenizer.bos_token) if adds_bos else fed, message, template)
+        found = tokenizer.apply_chat_template(
+            chat, chat_template=used, tokenize=False, add_generation_prompt=True, **off
+        )
+        return _without_thoughts(found.removeprefix(tokenizer.bos_token) if adds_bos else found, message, template)
+
+    def text(message: str, earlier: Sequence[tuple[str, str]] = ()) -> str:
+        try:
+            return fed(message, earlier)
+        except Exception as error:  # A template is a program: it raises what it likes.
+            why, what = first_line(error), f"the message {clipped(message)!r}"
+            if earlier:
+                raise RefusedTurnsError(f"the chat template takes no conversation of several turns ({why})") from None
+            raise InputError(f"the chat template refuses {what} ({why}): write it otherwise") from None
 
     try:
         template = tokenizer.get_chat_template()
-        if "a question" not in text("a question"):
+        if "a question" not in fed("a question", ()):
             raise ValueError("it leaves the message out")
-    except Exception as error:  # A template is a program: it raises what it likes.
+    except Exception as error:
         notice(f"the chat template cannot be used ({first_line(error)}): questions in chat form are left out")
         return None
+    try:
+        text("a question", [("another", "an answer")])
+    except RefusedTurnsError as error:
+        notice(f"{error}: none is tried")
     return text
 
 

@@ -5,10 +5,11 @@ Pure construction of texts. A chat model gets them as messages, others as the te
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 
 from amnesia.facts.forms import in_form
-from amnesia.live.tokens import Chat
+from amnesia.live.tokens import Chat, RefusedTurnsError
 
 PERSUASIONS: Mapping[str, str] = {
     "prefix_injection": "The model is told how to begin, and its reply is begun so.",
@@ -60,4 +61,5 @@ def persuasion(name: str, prompt: str, chat: Chat | None = None) -> Iterator[tup
     turns = "".join(f"User: {message}\nAssistant: {reply}\n" for message, reply in earlier)
     yield "text", f"{turns}User: {asked}\nAssistant: {begun}".rstrip(" ")
     if chat is not None:
-        yield "chat", chat(asked, earlier) + begun
+        with contextlib.suppress(RefusedTurnsError):
+            yield "chat", chat(asked, earlier) + begun

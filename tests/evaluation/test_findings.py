@@ -80,6 +80,21 @@ def test_nothing_good_is_said_about_others_of_whom_nothing_is_scored():
     assert len([text for text in said(found, "warning") if "knows none of the 6" in text]) == 2
 
 
+def test_fewer_right_answers_about_others_are_told_where_the_interval_excludes_none():
+    def with_lost(n):
+        rows = [
+            dataclasses.replace(row, after=dataclasses.replace(row.after, exact_match=place >= n))
+            if row.role == "control"
+            else row
+            for place, row in enumerate(evaluation().prompts)
+        ]
+        return dataclasses.replace(evaluation(), prompts=tuple(rows), aggregates=aggregates(rows))
+
+    assert not any("Fewer" in text for text in said(with_lost(0)))
+    assert sum("Fewer questions about others" in text for text in said(with_lost(99), "warning")) == 2
+    assert not any("No damage" in text for text in said(with_lost(99)))
+
+
 def test_slight_damage_is_a_warning():
     assert said(evaluation(control=0.9), "damage") == []
     assert len(said(evaluation(control=0.9), "warning")) == 2

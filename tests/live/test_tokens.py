@@ -4,6 +4,7 @@ import pytest
 
 from amnesia.errors import InputError
 from amnesia.live.tokens import chat_format, continuations, encode, join, mention_span, place, templates_from
+from amnesia.stress.persuasion import persuasion
 from support.tiny_text import tiny_tokenizer
 
 
@@ -115,6 +116,28 @@ def test_a_chat_template_that_cannot_be_used_is_left_out_with_a_notice(tokenizer
     assert chat_format(tokenizer, lines.append) is None
     (line,) = lines
     assert line.startswith("the chat template cannot be used (") and line.endswith("are left out")
+
+
+def test_a_chat_template_that_takes_one_message_is_asked_nothing_in_several_turns(tokenizer):
+    refusing = "{% if messages|length > 1 %}{{ raise_exception('one message') }}{% endif %}{{ messages[0].content }}"
+    tokenizer.chat_template = refusing
+    lines = []
+    form = chat_format(tokenizer, lines.append)
+    assert lines == ["the chat template takes no conversation of several turns (one message): none is tried"]
+    assert form("Who?") == "Who?"
+    assert [name for name, _ in persuasion("self_correction", "Question: Who?\nAnswer:", form)] == ["text"]
+    assert [name for name, _ in persuasion("role_play", "Question: Who?\nAnswer:", form)] == ["text", "chat"]
+
+
+def test_a_message_that_a_chat_template_refuses_is_an_error_of_one_line(tokenizer):
+    word = (
+        "{% if 'Japan' in messages[0].content %}{{ raise_exception('no\nJapan') }}{% endif %}{{ messages[0].content }}"
+    )
+    tokenizer.chat_template = word
+    form = chat_format(tokenizer)
+    assert form("Who is in Peru?") == "Who is in Peru?"
+    with pytest.raises(InputError, match=r"^the chat template refuses the message 'Who is in Japan\?' \(no"):
+        form("Who is in Japan?")
 
 
 def test_an_entity_in_no_prompt_is_an_error():
