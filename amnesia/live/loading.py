@@ -24,9 +24,9 @@ from amnesia.live.model import OFFLOADED_TOKENS, LiveModel, check_range, freeze,
 from amnesia.live.proving import prove_layout
 from amnesia.live.split import part_of, split_config
 from amnesia.live.tokens import Tokenizer
+from amnesia.sources.completeness import check_shapes
 from amnesia.sources.conversion import convert_gguf
 from amnesia.sources.opening import (
-    check_shapes,
     open_adapter,
     open_config,
     open_model,

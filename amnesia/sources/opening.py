@@ -32,12 +32,12 @@ from amnesia.files.disk import read_small
 from amnesia.files.lfs import POINTER, check_no_pointer
 from amnesia.files.strict_json import StrictJson
 from amnesia.progress import quiet
+from amnesia.sources.completeness import complete
 from amnesia.weights.adapter import CONFIG_NAME, WEIGHTS_NAME
 from amnesia.weights.checkpoint import MAX_CONFIG, CheckpointSource
 from amnesia.weights.safetensors import INDEX_FILE, read_header
 
 if TYPE_CHECKING:
-    import torch
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
@@ -295,29 +295,7 @@ def open_model(
             tensors = mapped(view, checkpoint.weights, checkpoint.part)
             own = part_class(whole, checkpoint.shape)
             found = own.from_pretrained(None, state_dict=tensors, **settings)
-    return _complete(found, name)
-
-
-def check_shapes(described: Mapping[str, torch.Tensor], checkpoint: CheckpointSource, name: str) -> None:
-    """Raise CheckpointError when the tensors that a configuration describes do not fit those of the model `name`."""
-    for key, tensor in described.items():
-        # Files may leave out the name of the part that is not the head.
-        found = checkpoint.weights.find(key) or checkpoint.weights.find(key.partition(".")[2])
-        # Experts are transposed while some files are read.
-        if found is not None and sorted(found[1].shape) != sorted(tensor.shape):
-            raise CheckpointError(
-                f"config.json of {name} describes {key} of shape {list(tensor.shape)}, but {found[0]} holds "
-                f"{list(found[1].shape)}: the weights do not belong to this config.json; fetch the model again"
-            )
-
-
-def _complete(found: object, name: str) -> PreTrainedModel:
-    # With the loading info it is a pair, which the annotations of transformers leave out.
-    model, info = cast("tuple[PreTrainedModel, Mapping[str, Any]]", found)
-    if missing := info["missing_keys"]:
-        # Transformers would fill them with random numbers.
-        raise SourceError(f"{name} lacks {len(missing)} of its weights, first {min(missing)}: fetch the model again")
-    return model
+    return complete(found, name, checkpoint.shape)
 
 
 def open_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -344,7 +322,7 @@ def open_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
                 output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(view, gguf_file=name, trust_remote_code=False)
-    return _complete(found, str(gguf)), cast("PreTrainedTokenizerBase", tokenizer)
+    return complete(found, str(gguf)), cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def open_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

@@ -326,6 +326,39 @@ def test_damaged_weights(copy, recipe, tmp_path):
     assert f"lacks 1 of its weights, first {name}" in refused("localize", copy, "Japan")
 
 
+@pytest.mark.parametrize(
+    "name", ["mlp.gate_proj.lora_A.weight", "mlp.down_proj.bias", "self_attn.q_norm.weight", "mlp.act_fn.scales"]
+)
+def test_tensors_that_would_be_ignored(copy, recipe, tmp_path, name):
+    index = json.loads((copy / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    shard = copy / next(iter(index["weight_map"].values()))
+    tensors = load_file(shard) | {f"model.layers.1.{name}": torch.ones(4, 4)}
+    save_file(tensors, shard, metadata={"format": "pt"})
+    index["weight_map"][f"model.layers.1.{name}"] = shard.name
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    for command in (
+        ["extract", copy, "--recipe", recipe],
+        ["evaluate", copy, "--recipe", recipe],
+    ):
+        line = refused(*command)
+        assert f"1 tensors of layers that transformers ignores, first model.layers.1.{name}" in line
+
+
+def test_fewer_layers_than_the_weights_have(copy, recipe):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    assert "that transformers ignores, first model.layers.2." in refused("extract", copy, "--recipe", recipe)
+
+
+def test_scales_of_a_cache_are_no_weights(copy, recipe):
+    index = json.loads((copy / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    shard = copy / next(iter(index["weight_map"].values()))
+    save_file(load_file(shard) | {"model.layers.1.self_attn.k_scale": torch.ones(1)}, shard, metadata={"format": "pt"})
+    index["weight_map"]["model.layers.1.self_attn.k_scale"] = shard.name
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    succeed("evaluate", copy, "--recipe", recipe)
+
+
 def test_evaluate_refuses_bad_options(model, recipe, tmp_path):
     assert "give the facts either as --recipe FILE or as --popqa" in refused("evaluate", model)
     assert "give the facts either as" in refused("evaluate", model, "--recipe", recipe, "--popqa", "x.tsv")
