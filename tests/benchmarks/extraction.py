@@ -57,6 +57,7 @@ METHODS = (
     "single, best",
 )
 NULLS = ("wrong entity", "random direction")
+CHOSEN = ("auto", "name only")  # Methods whose edits null controls take from another entity, and draw anew.
 
 
 def random_direction(live: LiveModel, edits: Sequence[Edit], moments: BystanderMoments, seed: int) -> tuple[Edit, ...]:
@@ -135,7 +136,11 @@ def run(arguments: argparse.Namespace) -> None:
             note(kind, recipe, method, edits, seconds)
     for index, (kind, recipe) in enumerate(recipes):
         own, other = (
-            done.get((recipes[place % len(recipes)][1].target.entity, "auto")) for place in (index, index + 1)
+            next(
+                filter(None, (done.get((recipes[place % len(recipes)][1].target.entity, name)) for name in CHOSEN)),
+                None,
+            )
+            for place in (index, index + 1)
         )
         for method, source in (("wrong entity", other), ("random direction", own)):
             if source is not None and method in arguments.methods and (recipe.target.entity, method) not in done:
