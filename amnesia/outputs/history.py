@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -331,6 +331,25 @@ def _place(path: Path, offset: int) -> str:
                 row, column = divmod((offset - tensor.offset) // tensor.item_size, tensor.shape[1])
                 return f"tensor {tensor.name}, row {row}, column {column}"
     return f"byte {offset}"
+
+
+def recorder(tensors: list[TensorEdit], manifest: Manifest, base: str) -> Callable[[TensorEdit], None]:
+    """Takes the entry of each tensor as an adapter for the model `base` is made again, and adds it to `tensors`.
+
+    It raises VerificationError for a tensor whose original is not the one that the adapter was made of. What an adapter
+    adds along a direction does not depend on the base, so that only this tells a wrong base from a damaged adapter.
+    """
+    originals = {row.name: row.before for row in manifest.tensors}
+
+    def record(entry: TensorEdit) -> None:
+        if originals.get(entry.name, entry.before) != entry.before:
+            raise VerificationError(
+                f"{base} is not the model that the adapter was made for, which has another {entry.name}: give "
+                f"{manifest.base} as it was then"
+            )
+        tensors.append(entry)
+
+    return record
 
 
 def check_blocks(expected: Iterator[bytes], path: Path) -> None:

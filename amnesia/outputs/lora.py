@@ -11,7 +11,7 @@ from amnesia.errors import VerificationError
 from amnesia.files.companions import LORA_NAME, README_NAME, REPOSITORY_FILE
 from amnesia.files.listing import list_files
 from amnesia.files.staging import MANIFEST_NAME
-from amnesia.outputs.history import check_blocks
+from amnesia.outputs.history import check_blocks, recorder
 from amnesia.weights.adapter import adapter_rank, read_rows
 from amnesia.weights.gguf.container import read_header
 from amnesia.weights.gguf.lora import (
@@ -46,7 +46,7 @@ def prove_lora(folder: Path, base: Path | None = None) -> Manifest:
     if base_files(plan) != manifest.base.files:
         raise VerificationError(f"{base} is not the model that the adapter was made for: give {manifest.base}")
     tensors: list[TensorEdit] = []
-    check_blocks(planned_blocks(plan, tensors), path)
+    check_blocks(planned_blocks(plan, recorder(tensors, manifest, str(base))), path)
     if tuple(tensors) != manifest.tensors:
         raise VerificationError(f"{MANIFEST_NAME} does not list the tensors and hashes of its edits: make it again")
     return manifest

@@ -21,7 +21,7 @@ from amnesia.files.listing import list_files
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.strict_json import StrictJson, shown
 from amnesia.guessing import as_declared
-from amnesia.outputs.history import check, check_blocks, check_files, go_back
+from amnesia.outputs.history import check, check_blocks, check_files, go_back, recorder
 from amnesia.progress import Watch, unwatched, whole
 from amnesia.sources.remote import RemoteCheckpoint
 from amnesia.sources.served import as_served, check_found
@@ -181,7 +181,7 @@ def verify_adapter(folder: Path, source: CheckpointSource | RemoteCheckpoint | N
             )
         modules, rank = target_modules(source, plans), adapter_rank(max(plan.rank for plan in plans))
         tensors: list[TensorEdit] = []
-        check_blocks(weights_blocks(source, plans, rank, tensors.append), weights)
+        check_blocks(weights_blocks(source, plans, rank, recorder(tensors, manifest, source.name)), weights)
         if tuple(tensors) != manifest.tensors:
             raise VerificationError(f"{MANIFEST_NAME} does not list the tensors and hashes of its edits: make it again")
     config = config_bytes(modules, manifest.tensors[0].axis, rank, _base_of(folder, manifest.base.ref))

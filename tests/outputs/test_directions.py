@@ -313,6 +313,20 @@ def test_damaged_manifests_are_refused_in_one_line(originals, tmp_path, name, ou
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("edits", [ONE, SEVERAL])
+def test_the_wrong_base_of_an_adapter_is_told_from_a_damaged_adapter(originals, tmp_path, edits):
+    """A direction adds the same to every model, so that the adapter itself fits a model of other numbers, too."""
+    edit(originals / "source", tmp_path / "adapter", edits, write_adapter)
+    other = copytree(originals / "source", tmp_path / "other")
+    for path in other.glob("*.safetensors"):
+        save_file({name: tensor * 1.25 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    verify(tmp_path / "adapter", originals / "source")
+    with pytest.raises(
+        VerificationError, match=r"other is not the model that .* another model\.layers\.0\..*: give a/b"
+    ):
+        verify(tmp_path / "adapter", other)
+
+
 @pytest.mark.parametrize("part", ["lora_A", "lora_B"])
 def test_an_adapter_of_another_direction_is_refused_without_the_base(originals, tmp_path, part):
     """Even when its manifest gives the hash of what is there."""

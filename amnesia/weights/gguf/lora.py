@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +104,7 @@ def write_lora(plan: LoraPlan, folder: Path, *, progress: Progress = ignore_prog
     tensors: list[TensorEdit] = []
     with os_errors_as(OutputError, f"{folder} cannot be written", "free space or choose another disk"):
         with (folder / LORA_NAME).open("xb") as file:
-            for block in planned_blocks(plan, tensors):
+            for block in planned_blocks(plan, tensors.append):
                 file.write(block)
                 progress(len(block))
         check_unchanged(plan.model, plan.stamps)
@@ -156,15 +156,15 @@ def factors_in(header: GgufFile, stem: str) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
-def planned_blocks(plan: LoraPlan, tensors: list[TensorEdit]) -> Iterator[bytes]:
-    """The bytes of the file, one layer in memory at a time; `tensors` gets each layer's entry."""
+def planned_blocks(plan: LoraPlan, record: Callable[[TensorEdit], None]) -> Iterator[bytes]:
+    """The bytes of the file, one layer in memory at a time; `record` gets each layer's entry."""
     rank = plan.rank
 
     def data() -> Iterator[bytes]:
         for row in plan.tensors:
             b = _written_columns(row, rank).tobytes()
             before = hash_file(row.file.path, row.tensor.offset, row.tensor.n_bytes)
-            tensors.append(entry(row, row.file.path.name, row.layer, before, hashlib.sha256(b).hexdigest()))
+            record(entry(row, row.file.path.name, row.layer, before, hashlib.sha256(b).hexdigest()))
             yield read_rows(DTYPE, tuple(row.scaled), row.directions, rank, row.tensor.shape[1])
             yield b
 
