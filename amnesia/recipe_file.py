@@ -26,6 +26,7 @@ from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, RecipeError, os_errors_as
 from amnesia.facts.answers import normalized
 from amnesia.files.disk import read_small
+from amnesia.files.toml_words import in_toml
 from amnesia.recipe import (
     BASELINES,
     METHODS,
@@ -185,7 +186,7 @@ def _edit(table: Mapping[str, Any], cells: tuple[ColumnEdit, ...]) -> EditOption
     formats = table.get("format", list(EditOptions.formats))
     formats = [formats] if isinstance(formats, str) else formats
     if not isinstance(formats, list) or not formats:
-        raise RecipeError(f"edit.format = {formats!r}: expected one or more of {', '.join(FORMATS)}")
+        raise RecipeError(f"edit.format = {in_toml(formats)}: expected one or more of {', '.join(FORMATS)}")
     return EditOptions(
         method=method,
         max_cells=_integer(table["max_cells"], "edit.max_cells", low=1) if "max_cells" in table else None,
@@ -271,7 +272,7 @@ def _table(document: Mapping[str, Any], key: str, required: bool = False) -> Map
         return {}
     table = document[key]
     if not isinstance(table, dict):
-        raise RecipeError(f"`{key}` is {type(table).__name__}: expected a section [{key}]")
+        raise RecipeError(f"`{key}` is {in_toml(table)}: expected a section [{key}]")
     _check_keys(key, table)
     return table
 
@@ -322,19 +323,19 @@ def _cell(row: Mapping[str, Any]) -> ColumnEdit:
 
 def _string(value: Any, key: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise RecipeError(f"{key} = {value!r}: expected a non-empty string")
+        raise RecipeError(f"{key} = {in_toml(value)}: expected a non-empty string")
     return value.strip()
 
 
 def _strings(value: Any, key: str) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise RecipeError(f"{key} = {value!r}: expected a list of strings")
+        raise RecipeError(f"{key} = {in_toml(value)}: expected a list of strings")
     return tuple(_string(item, key) for item in value)
 
 
 def _translations(value: Any, key: str) -> tuple[Translation, ...]:
     if not isinstance(value, dict):
-        raise RecipeError(f'{key} = {value!r}: expected a table of names by language code, as {{ ko = "..." }}')
+        raise RecipeError(f'{key} = {in_toml(value)}: expected a table of names by language code, as {{ ko = "..." }}')
     return tuple(translation(code, name, key) for code, name in value.items())
 
 
@@ -347,19 +348,19 @@ def translation(code: str, name: Any, key: str) -> Translation:
 
 def _choice(value: Any, key: str, choices: tuple[Any, ...]) -> Any:
     if value not in choices:
-        raise RecipeError(f"{key} = {value!r}: expected one of {', '.join(choices)}")
+        raise RecipeError(f"{key} = {in_toml(value)}: expected one of {', '.join(choices)}")
     return value
 
 
 def _boolean(value: Any, key: str) -> bool:
     if not isinstance(value, bool):
-        raise RecipeError(f"{key} = {value!r}: expected true or false")
+        raise RecipeError(f"{key} = {in_toml(value)}: expected true or false")
     return value
 
 
 def _integer(value: Any, key: str, low: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise RecipeError(f"{key} = {value!r}: expected a whole number of at least {low}")
+        raise RecipeError(f"{key} = {in_toml(value)}: expected a whole number of at least {low}")
     return value
 
 
@@ -368,5 +369,5 @@ def _number(value: Any, key: str, low: float = -math.inf, high: float = math.inf
     # Whole numbers of any length can be compared with a float, but not converted to one.
     if not is_number or not abs(value) < 1e308 or not low <= value <= high:
         bounds = hint or f"a number between {low:g} and {high:g}"
-        raise RecipeError(f"{key} = {value!r}: expected {bounds}")
+        raise RecipeError(f"{key} = {in_toml(value)}: expected {bounds}")
     return float(value)

@@ -162,8 +162,10 @@ def _table(path: Path) -> Path:
     """The table itself; raises InputError where there is none."""
     if path.is_dir():
         path = path / TABLE_NAME
-    if not path.is_file() or not path.stat().st_size:  # SQLite would make a table of an empty file.
-        raise InputError(f"{path} is no table: give the atlas that `amnesia atlas` wrote")
+    # SQLite would make a table of a file that is missing or empty.
+    wrong = "does not exist" if not path.exists() else "is not a file" if not path.is_file() else "is empty"
+    if wrong != "is empty" or not path.stat().st_size:
+        raise InputError(f"{path} {wrong}: give the atlas that `amnesia atlas` wrote")
     return path
 
 

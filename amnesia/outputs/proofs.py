@@ -33,6 +33,8 @@ def outputs_in(folder: Path) -> list[Path]:
         return [folder]
     if (output := output_instead(folder)) is not None:
         raise VerificationError(f"{folder} does not exist: the output has one format and is {output} itself; give that")
+    if not folder.exists():
+        raise VerificationError(f"{folder} does not exist: give the folder of an output")
     found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
     if not found:
         raise VerificationError(f"{folder} has no {MANIFEST_NAME}: it is not a complete output; make it again")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from amnesia.errors import InputError, os_errors_as
 from amnesia.files.disk import read_small
+from amnesia.files.toml_words import in_toml
 
 _MAX_REQUEST = 2**20
 _DATES = ("received", "next_test")
@@ -43,12 +44,14 @@ def _text(path: Path, key: str, value: object) -> str:
     if isinstance(value, datetime.date):
         return value.isoformat()
     if key in _DATES:
-        raise InputError(f"request {path} has {value!r} as {key}, expected a date: write it as {key} = 2030-01-31")
+        raise InputError(
+            f"request {path} has {in_toml(value)} as {key}, expected a date: write it as {key} = 2030-01-31"
+        )
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, (str, int)):
+    if isinstance(value, str) or (isinstance(value, int) and value.bit_length() < 64):
         return str(value)
     raise InputError(
-        f"request {path} has a {type(value).__name__} as {key}, expected a string, a date, a whole number or a truth "
+        f"request {path} has {in_toml(value)} as {key}, expected a string, a date, a whole number or a truth "
         "value: write it as a string"
     )

@@ -381,9 +381,9 @@ def test_run_needs_a_recipe_or_a_model_and_an_entity(model, recipe, tmp_path):
 
 
 def test_outputs_that_are_none(model, tmp_path):
-    for folder in (tmp_path, tmp_path / "missing", model):
+    for folder, wrong in ((tmp_path, "has no"), (tmp_path / "missing", "does not exist"), (model, "has no")):
         for command in (["verify", folder], ["undo", folder, "-o", tmp_path / "out"]):
-            assert f"{folder} has no amnesia.json" in refused(*command)
+            assert f"{folder} {wrong}" in refused(*command)
     succeed("edit", model, "--cell", "0:1", "--format", "adapter", "-o", tmp_path / "adapter")
     assert "is an adapter, the base model was never changed" in refused(
         "undo", tmp_path / "adapter", "-o", tmp_path / "out"

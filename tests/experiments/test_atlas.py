@@ -108,8 +108,12 @@ def test_other_settings_and_other_files_are_refused(tmp_path):
     path.write_bytes(b"not a database, but long enough to be looked at" * 100)
     with pytest.raises(OutputError, match="cannot be used as an atlas"):
         begin(path, SETTINGS, NAMES)
-    with pytest.raises(InputError, match="is no table"):
-        read(tmp_path / "none.sqlite")
+    (tmp_path / "empty.sqlite").touch()
+    for name, wrong in (("none.sqlite", "does not exist"), ("empty.sqlite", "is empty"), ("", "does not exist")):
+        if not name:
+            path.unlink()
+        with pytest.raises(InputError, match=f"sqlite {wrong}: give the atlas that `amnesia atlas` wrote"):
+            read(tmp_path / name)
     with pytest.raises(InputError, match="with directions = true, asked for is false"):
         begin(tmp_path / "other.sqlite", SETTINGS, NAMES)
         begin(tmp_path / "other.sqlite", dataclasses.replace(SETTINGS, directions=False), NAMES)
