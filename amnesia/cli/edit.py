@@ -230,6 +230,8 @@ def verify(
             f"{folder}: {count(row.n_cells, 'column')} in {count(row.n_tensors, 'tensor')} changed as declared "
             f"({row.format}, {row.entity}); {count(row.n_files, 'file')} proven {proof}"
         )
+        if row.n_unchanged:
+            echo(f"  {count(row.n_unchanged, 'edited column')} beside these: now as before the edits")
         if row.tensor_type is not None:
             echo(f"  {_ANEW.format(row.tensor_type.upper())}")
         if row.unproven:

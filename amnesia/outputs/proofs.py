@@ -93,7 +93,7 @@ def prove(
     if found != "gguf":
         return verify(folder, None if base is None else base.folder, watch=watch, with_others=with_others)
     path = None if base is None else base.require_gguf()
-    manifest, model = prove_gguf(folder, path, watch=watch)
+    manifest, model, unchanged = prove_gguf(folder, path, watch=watch)
     steps = [*manifest.history()][: steps_since(path, manifest)]
     cells = {(row.name, index) for step in steps for row in step.tensors for index in row.indices}
     sizes = {part.path.name: part.size for part in model.files}
@@ -103,13 +103,14 @@ def prove(
     return VerificationReport(
         format="gguf",
         entity=manifest.entity,
-        n_cells=len(cells),
-        n_tensors=len({name for name, _ in cells}),
+        n_cells=len(cells - unchanged),
+        n_tensors=len({name for name, _ in cells - unchanged}),
         n_files=len(proven),
         n_bytes=sum(sizes[name] for name in proven),
         base_read=base is not None,
         unproven=tuple(sorted(sizes.keys() - proven)),
         tensor_type=manifest.tensor_type,
+        n_unchanged=len(unchanged),
     )
 
 

@@ -8,7 +8,7 @@ the size is known: they stay unproven and are listed, unless the base is at hand
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from amnesia.files.listing import list_files
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.strict_json import StrictJson, shown
 from amnesia.guessing import as_declared
-from amnesia.outputs.history import check, check_blocks, check_files, go_back, recorder
+from amnesia.outputs.history import State, check, check_blocks, check_files, go_back, recorder
 from amnesia.progress import Watch, unwatched, whole
 from amnesia.sources.remote import RemoteCheckpoint
 from amnesia.sources.served import as_served, check_found
@@ -53,9 +53,11 @@ from amnesia.weights.steps import trace_back
 class VerificationReport:
     """What was proven about an output.
 
-    `n_cells` and `n_tensors` count edited cells and tensors, `n_files` the files whose every byte was proven, `n_bytes`
-    the bytes in them. `base_read` says whether the base was compared. `unproven` lists files of the model that only the
-    base could prove. `tensor_type` is that in which edited tensors of a GGUF were stored anew.
+    `n_cells` and `n_tensors` count the columns and tensors that differ from the base's (of an adapter: that it is to
+    change), `n_unchanged` the edited columns that do not: later edits took them back, or rounding left them as they
+    were. `n_files` counts the files whose every byte was proven, `n_bytes` the bytes in them. `base_read` says whether
+    the base was compared. `unproven` lists files of the model that only the base could prove. `tensor_type` is that in
+    which edited tensors of a GGUF were stored anew.
     """
 
     format: Format
@@ -67,6 +69,7 @@ class VerificationReport:
     base_read: bool
     unproven: tuple[str, ...]
     tensor_type: str | None = None
+    n_unchanged: int = 0
 
 
 @as_declared()
@@ -125,17 +128,29 @@ def verify(
             check_files(states, {name: base / name for name in proven}, count, advance)
         check(states)
         states, unproven = states[:count], frozenset()
-    edits = [edit for state in states for edit in state.manifest.tensors]
+    differs = _columns(states)
     return VerificationReport(
         format=manifest.format,
         entity=manifest.entity,
-        n_cells=len({(edit.name, index) for edit in edits for index in edit.indices}),
-        n_tensors=len({edit.name for edit in edits}),
+        n_cells=sum(differs.values()),
+        n_tensors=len({name for (name, _), found in differs.items() if found}),
         n_files=len(proven),
         n_bytes=sum(path.stat().st_size for path in proven.values()),
         base_read=base is not None,
         unproven=tuple(sorted(unproven)),
+        n_unchanged=len(differs) - sum(differs.values()),
     )
+
+
+def _columns(states: Sequence[State]) -> dict[tuple[str, int], bool]:
+    """Edited columns by tensor and index, and whether they differ now from what the oldest of the edits found."""
+    now: dict[tuple[str, int], bytes] = {}
+    then: dict[tuple[str, int], bytes] = {}
+    for row in (row for state in states for row in state.tensors):  # The newest first.
+        for index in row.edit.indices:
+            now.setdefault((row.edit.name, index), row.after.vectors[index])
+            then[row.edit.name, index] = row.before.vectors[index]
+    return {place: vector != then[place] for place, vector in now.items()}
 
 
 def files_of_base(folder: Path) -> frozenset[str]:

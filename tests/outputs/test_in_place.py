@@ -11,6 +11,7 @@ from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError, InputError, OutputError, VerificationError
 from amnesia.files.staging import MANIFEST_NAME
+from amnesia.outputs.diff import diff
 from amnesia.outputs.in_place import edit_in_place, undo_in_place
 from amnesia.outputs.proofs import prove, take_back
 from amnesia.outputs.write import save
@@ -108,6 +109,22 @@ def test_an_edit_without_saved_columns_after_one_with_them_comes_back(tmp_path, 
     for state in reversed(states):
         undo_in_place(source.folder)
         assert tree(source.folder) == state
+
+
+@pytest.mark.parametrize("kind", ["llama", "gguf"])
+def test_what_a_later_edit_took_back_is_not_counted_as_changed(tmp_path, kind):
+    path, source = make(tmp_path / "model", kind)
+    _, base = make(tmp_path / "base", kind)
+    for edits in ([Cell(0, 3)], [Cell(0, 3)], [Cell(1, 5)]):
+        group = EntityEdits("Ada", tuple(ColumnEdit(cell) for cell in edits))
+        edit_in_place(path, EditSpec((group,), ModelRef("a/b"), allow_overlap=True))
+    for report in (prove(source.folder), prove(source.folder, base)):
+        assert (report.n_cells, report.n_tensors, report.n_unchanged) == (1, 1, 1)
+    found = diff(str(tmp_path / "base" / "tiny.gguf" if kind == "gguf" else base.folder), str(path)).edit
+    assert found is not None and found.cells == ((Cell(1, 5), -1.0),)
+    line = done("verify", source.folder)
+    assert "1 column in 1 tensor changed as declared" in line
+    assert "1 edited column beside these: now as before the edits" in line
 
 
 @pytest.mark.parametrize("kind", ["llama", "gguf"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided
 from amnesia.progress import Progress, Watch, counted, ignore_progress, unwatched, whole
 from amnesia.weights.checkpoint import undo_key
+from amnesia.weights.gguf.codes import codes_of
 from amnesia.weights.gguf.container import GgufModel, read_model
 from amnesia.weights.gguf.edit import find_pieces, manifest_of
 from amnesia.weights.gguf.layout import gguf_shape
@@ -29,7 +30,9 @@ from amnesia.weights.scaling import inverse_multiplier
 from amnesia.weights.steps import Step, check_sizes, files_of_all_edits, hashes_before, touched_by, trace_back
 
 
-def prove_gguf(folder: Path, base: Path | None = None, *, watch: Watch = unwatched) -> tuple[Manifest, GgufModel]:
+def prove_gguf(
+    folder: Path, base: Path | None = None, *, watch: Watch = unwatched
+) -> tuple[Manifest, GgufModel, frozenset[tuple[str, int]]]:
     """Prove that the GGUF output in `folder` differs from its base in the declared rows and columns, as declared.
 
     Rows: multiplying the original rows gives the present ones. Columns: adding the directions to the original matrix
@@ -39,8 +42,9 @@ def prove_gguf(folder: Path, base: Path | None = None, *, watch: Watch = unwatch
     that the edit did not touch are compared with the sha256 with which they were copied, or where that is not known
     with their size.
 
-    `watch` gets the bytes that will be read. Returns the manifest and the headers that were read. Raises
-    VerificationError that names the first difference.
+    `watch` gets the bytes that will be read. Returns the manifest, the headers that were read, and tensor and index of
+    each edited row or column that is as before all edits since the base: a later edit took it back, or no code of it
+    changed. Raises VerificationError that names the first difference.
     """
     with as_verification_error():
         manifest, model = read_output(folder)
@@ -48,14 +52,16 @@ def prove_gguf(folder: Path, base: Path | None = None, *, watch: Watch = unwatch
             trace_back(folder, manifest)
             with watch(sum(row.size for row in (*manifest.base.files, *manifest.untouched))) as progress:
                 verify_widened(folder, manifest, base, progress=progress)
-            return manifest, model
+            return manifest, model, frozenset()
         origin = {} if base is None else _base_files(base, model)
         states = go_back(folder, model, manifest)
         known = {name for state in states for name in state.hashes} | origin.keys()
         size = sum(file.size for file in model.files if file.path.name in known)
+        count = steps_since(base, manifest)
         with watch(size) as progress, whole(progress, size) as advance:
-            check_files(states, model, origin, steps_since(base, manifest), advance)
-    return manifest, model
+            check_files(states, model, origin, count, advance)
+        unchanged = frozenset(_unchanged(states[:count]))
+    return manifest, model, unchanged
 
 
 def undo_gguf(
@@ -171,6 +177,24 @@ def check_files(
                 told.add(name)
             if sha256 is not None:
                 proven.add((name, sha256))
+
+
+def _unchanged(states: Sequence[GgufState]) -> Iterator[tuple[str, int]]:
+    """Tensor and index of each row or column that is now as the oldest of the edits found it."""
+    columns: dict[str, set[int]] = {}
+    for entry in (entry for state in states for entry in state.manifest.tensors):
+        columns.setdefault(entry.name, set()).update(entry.indices)
+    for piece in states[-1].edits:
+        name = piece.tensor.name
+        if isinstance(piece, RowEdit):
+            if piece.row.read() == piece.before:
+                yield name, piece.row.index
+            continue
+        layout, indices = codes_of(piece.tensor.tensor_type, name), np.array(sorted(columns[name]))
+        same = np.ones(len(indices), bool)
+        for (_, now), (_, then) in zip(piece.down.rows(), piece.down.rows([piece.before]), strict=True):
+            same &= (layout.values(now, indices) == layout.values(then, indices)).all(axis=0)
+        yield from ((name, index) for index in indices[same].tolist())
 
 
 def _check_scopes(manifest: Manifest) -> None:

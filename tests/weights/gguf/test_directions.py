@@ -18,6 +18,7 @@ from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, DirectionEdit, EditSpec, EntityEdits
 from amnesia.errors import CheckpointError, InputError, NumericalError, VerificationError
 from amnesia.outputs.in_place import edit_in_place, undo_in_place
+from amnesia.outputs.proofs import prove
 from amnesia.outputs.replay import replay
 from amnesia.sources.source import ModelSource
 from amnesia.vector import Vector
@@ -63,6 +64,8 @@ def test_every_type_changes_codes_of_declared_columns_and_nothing_else(tmp_path:
             assert np.array_equal(after[name][:, others], values[:, others])
             changed = (after[name] != values).any(axis=0)
             assert changed[list(edit.columns)].mean() > 0.5
+            report = prove(tmp_path / "out")
+            assert (report.n_cells, report.n_cells + report.n_unchanged) == (changed.sum(), len(edit.columns))
         else:
             assert np.array_equal(after[name], values), name
     # What is left at the key is what was to be left there, however few bits there are.
@@ -186,6 +189,9 @@ def test_edits_on_top_of_each_other_verify_undo_and_replay(tmp_path: Path, kind:
     proven(folders[2])
     for base in (*folders[:2], source):
         proven(folders[2], base)
+    before, after = tensors(source), tensors(folders[2] / "tiny.gguf")
+    differ = [(before[name] != after[name]).any(axis=0).sum() for name in map(DOWN.format, (0, 1))]
+    assert prove(folders[2]).n_cells == sum(differ) + 2  # The rows of the two cells.
     for later, earlier in ((2, 1), (1, 0)):
         restored = undo(folders[later], tmp_path / f"undone{later}")
         expected = {path.relative_to(folders[earlier]): path for path in folders[earlier].rglob("*") if path.is_file()}
