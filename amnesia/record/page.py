@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from amnesia.domain import ADAPTERS
 from amnesia.evaluation.bounds import Check
 from amnesia.evaluation.results import Estimate, Finding
+from amnesia.files.disk import MANIFEST_NAME
 from amnesia.numbers import share, signed
 from amnesia.record.content import Record, Tested, Way
 from amnesia.record.request import Field
@@ -39,6 +41,8 @@ def record_html(record: Record) -> str:
 class View:
     """Parts of a record, put into words for the template."""
 
+    ADAPTERS = ADAPTERS
+
     def __init__(self, record: Record) -> None:
         self.record = record
 
@@ -62,6 +66,27 @@ class View:
     def keeper(self) -> str | None:
         """Who keeps the undo file, if the request says so."""
         return next((field.value for field in self.record.request if field.key == "undo_keeper"), None)
+
+    @property
+    def has_undo(self) -> bool:
+        """Whether a file with original values is needed to take the edit of some format back."""
+        return any(one.undo is not None for one in self.record.saved)
+
+    @property
+    def inverts(self) -> bool:
+        """Whether the whole weights of some format are taken back by their manifest alone."""
+        return any(one.undo is None and one.format not in ADAPTERS for one in self.record.saved)
+
+    @property
+    def means(self) -> str:
+        """What somebody needs to take the edit back, of whom the rest of the sentence speaks."""
+        if self.has_undo and self.inverts:
+            return f"the original weights, the undo file, or edited weights that go back by their {MANIFEST_NAME} alone"
+        if self.has_undo:
+            return "the original weights or the undo file"
+        if self.inverts:
+            return f"the original weights, or the edited weights and their {MANIFEST_NAME}"
+        return "the original weights, to which the adapter is only added"
 
     def label(self, field: Field) -> str:
         """The name of a field of the request."""

@@ -17,6 +17,7 @@ from amnesia.weights.manifest_file import read_manifest, write_manifest
 from support.commands import done, refused
 from support.report_sample import sample
 from support.tiny import save_tiny
+from support.tiny_gguf import write_gguf
 
 RECIPE = """
 [model]
@@ -155,6 +156,7 @@ def test_further_reports_say_what_comes_back(edited, tmp_path):
     assert (quantized.measure, quantized.original, quantized.edited) == ("share of right answers", 1.0, 0.25)
     assert [row.file for row in record.documents] == ["amnesia.json", "report.json", "eval/report.json"]
     assert "Trained a little" in record_html(record)
+    assert WAYS in record_html(record) and UNTRIED not in record_html(record)
     nothing = "shows little in the original model, and says nothing"
     assert quantized.found and nothing not in record_html(record)
     report = report_of(edited, accepted=None)
@@ -216,6 +218,47 @@ def test_all_formats_of_a_run_are_in_one_record(edited, tmp_path):
     other = ("--cell", "0:4", "--entity", "Japan", "-o", out / "gguf")
     done("edit", edited.parent / "source", *other)
     assert "different edits" in refused("record", out, "-o", tmp_path / "r.html")
+
+
+WAYS = "What other ways bring back is listed under “What comes back, and how”."
+UNTRIED = "Whether other ways bring parts of it back was not tried."
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "name", "means", "way"),
+    [
+        ("-2.5", "safetensors", "the original weights or the undo file", "with the file <code>amnesia-undo"),
+        (
+            "-2",
+            "safetensors",
+            "the original weights, or the edited weights and their amnesia.json",
+            "json</code> alone",
+        ),
+        ("-2", "adapter", "the original weights, to which the adapter is only added", "when the adapter is left off"),
+        ("-2", "gguf-lora", "the original weights, to which the adapter is only added", "when the adapter is left off"),
+    ],
+)
+def test_a_record_says_with_what_the_edit_is_taken_back(edited, tmp_path, multiplier, name, means, way):
+    source, out = edited.parent / "source", tmp_path / "out"
+    if name == "gguf-lora":
+        source = write_gguf(tmp_path / "tiny.gguf")
+    done("edit", source, "--cell", "0:3", "--multiplier", multiplier, "--format", name, "-o", out)
+    (tmp_path / "request.toml").write_text('undo_keeper = "Ada"\n')
+    page = record_html(make_record(out, request=tmp_path / "request.toml"))
+    assert f"by whoever has {means}. {UNTRIED}" in page and way in page
+    has_undo = "amnesia-undo" in way
+    assert ("The undo file is kept by <bdi>Ada</bdi>" in page) == has_undo
+    assert ("as keeper of the undo file: there is none, and none is needed" in page) == (not has_undo)
+    assert "Who keeps" not in page
+    assert ("Who keeps the undo file is not on record" in record_html(make_record(out))) == has_undo
+
+
+def test_formats_are_taken_back_each_in_its_way(edited, tmp_path):
+    done("edit", edited.parent / "source", "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "out")
+    record = make_record(edited)
+    page = record_html(replace(record, saved=(*record.saved, *make_record(tmp_path / "out").saved)))
+    assert "the original weights, the undo file, or edited weights that go back by their amnesia.json alone" in page
+    assert "the edit of that format cannot be taken back exactly" in page
 
 
 def test_the_same_files_give_the_same_bytes_and_texts_of_others_are_escaped(edited, tmp_path):
