@@ -46,9 +46,14 @@ def share_of(probe: Probe, subject: str, model: str) -> float | None:
     return next(found, None)
 
 
+def compared(probes: Probes) -> bool:
+    """Whether two models were probed, and not one alone."""
+    return any(row.model == "edited" for probe in probes.probes for row in probe.rows)
+
+
 def probe_findings(probes: Probes, entity: str) -> tuple[Finding, ...]:
     """What shows of the entity, what of others was lost, and which probes say nothing; most severe first."""
-    edited = any(row.model == "edited" for probe in probes.probes for row in probe.rows)
+    edited = compared(probes)
     back = [probe for probe in probes.probes if probe.found and is_back(probe)]
     found = [*_others(probes), *(_shows(probe, entity) for probe in back)] if edited else []
     if edited and not back and any(probe.found for probe in probes.probes):
@@ -58,7 +63,8 @@ def probe_findings(probes: Probes, entity: str) -> tuple[Finding, ...]:
     asked = [probe for probe in probes.probes if probe.rows and probe.shows_knowledge]
     silent = [probe_name(probe.probe) for probe in asked if not probe.found]
     if silent:
-        text = f"Probes that find little of {entity} in the original model, and so say nothing: {', '.join(silent)}."
+        where = " in the original model, and so say nothing" if edited else ""
+        text = f"Probes that find little of {entity}{where}: {', '.join(silent)}."
         found.append(Finding("info", text))
     return tuple(found)
 

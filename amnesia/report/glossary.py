@@ -22,6 +22,9 @@ NEIGHBORHOODS = {
 }
 
 
+_RANK = "The place of the answer's first token among all tokens by probability; 0 is the most likely one."
+
+
 @dataclass(frozen=True)
 class Term:
     """A term, its meaning, and an example from the report, where it has a row to take one from."""
@@ -35,14 +38,17 @@ def terms(report: Report) -> Iterator[Term]:
     """The terms that the sections of this report use."""
     scored = view.scored(report)
     targets = [row for row in scored if row.role == "target"]
-    yield from _score_terms(next(iter((*targets, *scored)), None))
+    alone, example = view.is_alone(report), next(iter((*targets, *scored)), None)
+    yield from _known_terms(example) if alone else _score_terms(example)
     asked = next((row for row in targets if row.before.exact_match is not None), None)
     yield Term(
         "Right answer (exact match)",
         "The model writes on freely after the prompt, always taking the most likely token. Its reply is right when its "
         "first line holds the answer, or another name of it, as whole words; case, accents and articles do not "
         "count, and punctuation parts words as a space does. Empty replies and refusals are counted apart.",
-        None if asked is None else f"{asked.prompt}: {_match_example(asked)}",
+        None
+        if asked is None
+        else f"{asked.prompt}: the {'' if alone else 'edited '}model writes {_match_example(asked)}",
     )
     yield from _mean_terms(report)
     yield Term(
@@ -94,12 +100,7 @@ def _score_terms(row: PromptScore | None) -> Iterator[Term]:
         "its unit is the nat.",
         None if row is None else f"{fact}: {score_example(row)}",
     )
-    yield Term(
-        "Unknown name",
-        "log p unknown is the mean of the answer's log-probability in the original model when the name is replaced by "
-        "names that the model cannot know anything about (Michael, Sarah, David, John, Itay).",
-        None if row is None else f"{fact}: {signed(view.unknown_of(row))} nats.",
-    )
+    yield _unknown_term(row)
     yield Term(
         "Knowledge score, first token",
         "The same for the first token of the answer alone. It flatters edits that change only how an answer begins.",
@@ -109,8 +110,30 @@ def _score_terms(row: PromptScore | None) -> Iterator[Term]:
     )
     yield Term(
         "Answer rank",
-        "The place of the answer's first token among all tokens by probability; 0 is the most likely one.",
+        _RANK,
         None if row is None else f"{fact}: {row.before.rank:,} before, {row.after.rank:,} after.",
+    )
+
+
+def _known_terms(row: PromptScore | None) -> Iterator[Term]:
+    """The terms of what one model knows, of which there is no before and after."""
+    fact = None if row is None else _fact(row)
+    yield Term(
+        "log p",
+        "The natural logarithm of the probability of the whole answer after the prompt, summed over the answer's "
+        "tokens; its unit is the nat.",
+        None if row is None else f"{fact}: {signed(row.before.logprob)} nats.",
+    )
+    yield _unknown_term(row)
+    yield Term("Answer rank", _RANK, None if row is None else f"{fact}: {row.before.rank:,}.")
+
+
+def _unknown_term(row: PromptScore | None) -> Term:
+    return Term(
+        "Unknown name",
+        "log p unknown is the mean of the answer's log-probability in the model, before any edit, when the name is "
+        "replaced by names that it cannot know anything about (Michael, Sarah, David, John, Itay).",
+        None if row is None else f"{_fact(row)}: {signed(view.unknown_of(row))} nats.",
     )
 
 
@@ -121,18 +144,19 @@ def _fact(row: PromptScore) -> str:
 def _match_example(row: PromptScore) -> str:
     answers = " or ".join(f"“{text}”" for text in (row.answer, *row.answer_aliases))
     said = flat(row.after.generated or "", 120)
-    return f"the edited model writes “{said}”; right is {answers}: {'yes' if row.after.exact_match else 'no'}."
+    return f"“{said}”; right is {answers}: {'yes' if row.after.exact_match else 'no'}."
 
 
 def _mean_terms(report: Report) -> Iterator[Term]:
-    one = next(iter(view.whole(report)), None)
-    values = [] if one is None else view.scores_behind(one, report)
+    one, alone = next(iter(view.whole(report)), None), view.is_alone(report)
+    values = [] if one is None or alone else view.scores_behind(one, report)
     interval = None if one is None else one.knowledge_score
     yield Term(
         "Mean and 95 % interval",
         "The mean over the scored facts. The interval is a percentile bootstrap: facts are drawn again with "
-        "replacement, the mean is taken each time, and the middle 95 % of these means are kept. Changes are drawn in "
-        "pairs, each fact with its value before and after. Few facts give a wide interval; it says nothing of facts of "
+        "replacement, the mean is taken each time, and the middle 95 % of these means are kept. "
+        + ("" if alone else "Changes are drawn in pairs, each fact with its value before and after. ")
+        + "Few facts give a wide interval; it says nothing of facts of "
         "another kind.",
         None
         if not values or interval is None
@@ -143,24 +167,25 @@ def _mean_terms(report: Report) -> Iterator[Term]:
     excluded = next((row for row in report.prompts if row.excluded), None)
     yield Term(
         "Excluded fact",
-        "A fact that the original model does not know to begin with. It cannot be forgotten, so it is counted and "
-        "listed, and has no score.",
+        "A fact that the model does not know to begin with. It cannot be forgotten, so it is counted and listed, and "
+        "has no score.",
         None if excluded is None else f"{_fact(excluded)}: {excluded.excluded}.",
     )
 
 
 def _damage_terms(report: Report) -> Iterator[Term]:
-    harm = report.damage
+    harm, alone = report.damage, view.is_alone(report)
     before, after = harm.perplexity_before, harm.perplexity_after
     yield Term(
         "Perplexity per word",
         "How surprised a model is by neutral text: e to the power of (−log p of the text / its number of words). "
         "Lower is better. The texts come with amnesia and have nothing to do with any target.",
-        f"{signed(math.log(before), 3)} nats per word before: e^{math.log(before):.3f} = {positive(before)}; after the "
-        f"edit {positive(after)}, a ratio of {positive(harm.perplexity_ratio, 3)}.",
+        f"{signed(math.log(before), 3)} nats per word{'' if alone else ' before'}: e^{math.log(before):.3f} = "
+        f"{positive(before)}"
+        + ("." if alone else f"; after the edit {positive(after)}, a ratio of {positive(harm.perplexity_ratio, 3)}."),
     )
     text = next((row for row in harm.texts if row.kl is not None), None)
-    if text is not None or harm.kl_controls is not None:
+    if not alone and (text is not None or harm.kl_controls is not None):
         yield Term(
             "KL divergence",
             "How far the edited model's distribution over the next token departs from the original's: the sum over all "

@@ -42,7 +42,8 @@ def _known(report: Report) -> str:
     if rows:
         before, _ = _right(rows)
         return f"The model answers {before} of {len(rows)} questions about {view.entity_of(report)} correctly."
-    return f"Knowledge scores, where 1 is as before the edit and 0 like an unknown name: {_means(report)}."
+    known = view.count(sum(row.n for row in view.whole(report) if row.role == ROLES[0]), "fact")
+    return f"The model knows {known} about {view.entity_of(report)}; what it writes is not in this report."
 
 
 def _gone(report: Report) -> str:

@@ -11,7 +11,7 @@ from amnesia.edits import Edit, columns_of, directions_of, token_name
 from amnesia.evaluation.comparison import ALL, Evaluation
 from amnesia.evaluation.findings import findings
 from amnesia.evaluation.labels import facts_label
-from amnesia.evaluation.results import MESSAGES, Damage, LanguageScore
+from amnesia.evaluation.results import MESSAGES, Ability, Aggregate, Damage, LanguageScore, PromptScore
 from amnesia.localization.results import Localization
 from amnesia.numbers import change, flat, positive, share
 from amnesia.report.content import Tasks
@@ -25,12 +25,17 @@ MARKS = {"damage": "DAMAGE:", "warning": "warning:", "info": "note:", "good": "g
 
 def tasks_table(found: Tasks) -> str:
     """The metrics of lm-eval tasks on the terminal, without their standard errors."""
-    lines = [f"{'lm-eval task':<32} {'metric':<24} {'before':>8} {'after':>8}"]
-    for task, metrics in found.tasks.items():
-        for metric, values in metrics.items():
-            if "stderr" not in metric:
-                after = "" if values.after is None else f"{values.after:.4f}"
-                lines.append(f"{_clip(task, 32):<32} {metric.partition(',')[0]:<24} {values.before:>8.4f} {after:>8}")
+    rows = [
+        (task, metric.partition(",")[0], values)
+        for task, metrics in found.tasks.items()
+        for metric, values in metrics.items()
+        if "stderr" not in metric
+    ]
+    alone = all(values.after is None for _, _, values in rows)
+    lines = [f"{'lm-eval task':<32} {'metric':<24} " + ("   value" if alone else f"{'before':>8} {'after':>8}")]
+    for task, metric, values in rows:
+        after = "" if values.after is None else f" {values.after:>8.4f}"
+        lines.append(f"{_clip(task, 32):<32} {metric:<24} {values.before:>8.4f}{after}")
     return "\n".join(lines)
 
 
@@ -111,13 +116,47 @@ def localization_table(result: Localization) -> str:
 
 
 def evaluation_table(evaluation: Evaluation, entity: str) -> str:
-    """Some target facts with the answers generated before and after, all means, damage, findings."""
+    """Some target facts with the answers generated before and after, all means, damage, findings.
+
+    Of one model alone what it writes, and how much of it is right.
+    """
+    lines = _known_lines(evaluation) if evaluation.alone else _compared_lines(evaluation)
+    lines.append("")
+    lines += [f"{MARKS[row.level]} {row.text}" for row in findings(evaluation, entity)]
+    return "\n".join(lines)
+
+
+def _shown_targets(evaluation: Evaluation) -> list[PromptScore]:
+    """Some scored facts about the target."""
     # Messages begin with what every message begins with, which is all that a line would show.
     asked = [row for row in evaluation.prompts if row.role == "target" and not row.is_message]
     targets = [row for row in asked if row.knowledge_score is not None]
-    lines = [f"{'prompt':<44} {'before':<24} {'after':<24} {'score':>6}", "-" * 101]
     # Evenly spaced, so that held-out wordings are among them.
-    for row in targets[:: max(1, math.ceil(len(targets) / MAX_SHOWN))]:
+    return targets[:: max(1, math.ceil(len(targets) / MAX_SHOWN))]
+
+
+def _known_lines(evaluation: Evaluation) -> list[str]:
+    """What one model knows; a score of its own answers against themselves would say nothing."""
+    lines = [f"{'prompt':<44} {'answer':<24} the model writes", "-" * 101]
+    for row in _shown_targets(evaluation):
+        lines.append(f"{_clip(row.prompt, 44):<44} {_clip(row.answer, 24):<24} {_clip(row.before.generated, 31)}")
+    lines += ["", f"{'what the model knows':<54} {'right answers':<14} facts"]
+    for row in (row for row in evaluation.aggregates if row.group in (ALL, MESSAGES)):
+        right = "" if row.before.exact_match is None else share(row.before.exact_match.mean)
+        lines.append(f"  {_label(row):<52} {right:<14} {_count(row)}")
+    damage = evaluation.damage
+    lines.append(f"  {'perplexity per word, neutral text':<52} {positive(damage.perplexity_before)}")
+    for row in damage.languages:
+        lines.append(f"    {_language(row):<50} {positive(row.perplexity_before)}")
+    if damage.ability is not None:
+        lines.append(f"  {_ability(damage.ability):<52} {share(damage.ability.before.mean, 1)}")
+    return lines
+
+
+def _compared_lines(evaluation: Evaluation) -> list[str]:
+    lines = [f"{'prompt':<44} {'before':<24} {'after':<24} {'score':>6}", "-" * 101]
+    for row in _shown_targets(evaluation):
+        assert row.knowledge_score is not None, "only scored facts are shown"
         lines.append(
             f"{_clip(row.prompt, 44):<44} {_clip(row.before.generated, 24):<24} "
             f"{_clip(row.after.generated, 24):<24} {row.knowledge_score:>z6.2f}"
@@ -128,7 +167,6 @@ def evaluation_table(evaluation: Evaluation, entity: str) -> str:
         f"{'right answers':<14} facts",
     ]
     for row in (row for row in evaluation.aggregates if row.group in (ALL, MESSAGES)):
-        excluded = f" ({row.n_excluded} not known, excluded)" if row.n_excluded else ""
         score = row.knowledge_score
         interval = f"[{score.low:z.2f}, {score.high:z.2f}]"
         right = (
@@ -136,27 +174,36 @@ def evaluation_table(evaluation: Evaluation, entity: str) -> str:
             if row.before.exact_match is not None and row.after.exact_match is not None
             else ""
         )
-        label = facts_label(row.role, row.split, others="controls")
-        if row.group == MESSAGES:
-            label = "  as messages"
-        lines.append(f"  {label:<52} {score.mean:>z6.2f}  {interval:<15} {right:<14} {row.n}{excluded}")
+        lines.append(f"  {_label(row):<52} {score.mean:>z6.2f}  {interval:<15} {right:<14} {_count(row)}")
     damage = evaluation.damage
     lines.append(f"  {'perplexity per word, neutral text':<52} {_perplexity(damage)}")
     for row in damage.languages:
-        label = f"{row.language}: {row.bits_before:.2f} bits per character{'' if row.fluent else ', not fluent'}"
-        lines.append(f"    {label:<50} {_perplexity(row)}")
+        lines.append(f"    {_language(row):<50} {_perplexity(row)}")
     if damage.ability is not None:
-        label = f"general ability, {damage.ability.n} questions (chance {share(damage.ability.chance)})"
         before, after = (share(each.mean, 1) for each in (damage.ability.before, damage.ability.after))
         low, high = (100 * bound for bound in (damage.ability.change.low, damage.ability.change.high))
         shown = f"{before:>7} → {after} (change {low:+z.1f} to {high:+z.1f} points)"
-        lines.append(f"  {label:<52} {shown}")
+        lines.append(f"  {_ability(damage.ability):<52} {shown}")
     if damage.kl_controls is not None:
         shown = f"{damage.kl_controls.mean:>6.3f} nats per token"
         lines.append(f"  {'divergence from the original, texts about others':<52} {shown}")
-    lines.append("")
-    lines += [f"{MARKS[row.level]} {row.text}" for row in findings(evaluation, entity)]
-    return "\n".join(lines)
+    return lines
+
+
+def _label(row: Aggregate) -> str:
+    return "  as messages" if row.group == MESSAGES else facts_label(row.role, row.split, others="controls")
+
+
+def _count(row: Aggregate) -> str:
+    return f"{row.n} ({row.n_excluded} not known, excluded)" if row.n_excluded else str(row.n)
+
+
+def _language(row: LanguageScore) -> str:
+    return f"{row.language}: {row.bits_before:.2f} bits per character{'' if row.fluent else ', not fluent'}"
+
+
+def _ability(row: Ability) -> str:
+    return f"general ability, {row.n} questions (chance {share(row.chance)})"
 
 
 def _perplexity(row: Damage | LanguageScore) -> str:

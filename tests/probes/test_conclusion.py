@@ -158,7 +158,10 @@ def test_one_model_alone_has_no_second_column():
     found = conclude(PLAN, probed((*OWN, *OTHER)), None)
     assert {row.model for probe in found.probes for row in probe.rows} == {"original"}
     assert {row.edited for row in found.texts} == {None}
-    assert all(row.level == "info" for row in probe_findings(found, "Japan"))
+    (said,) = probe_findings(found, "Japan")
+    assert said.level == "info" and "original" not in said.text
+    text = probes_text(found, "Japan")
+    assert "→" not in text and "original" not in text and "(little)" in text
 
 
 def test_layers_that_cannot_be_read_out_leave_the_rest():

@@ -18,7 +18,7 @@ from amnesia.choice.results import (
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.evaluation.comparison import Evaluation
-from amnesia.evaluation.results import Aggregate, AnswerSummary, Damage, Estimate, LanguageScore, TextScore
+from amnesia.evaluation.results import Ability, Aggregate, AnswerSummary, Damage, Estimate, LanguageScore, TextScore
 from amnesia.files.strict_json import json_bytes
 from amnesia.localization.results import CellScore, EntityCells, Localization
 from amnesia.outputs.write import edits_from_file
@@ -263,6 +263,23 @@ def test_the_table_shows_target_answers_and_all_means():
     assert "en: 1.00 bits per character  " in text
     assert "0.020 nats per token" in text
     assert "warning: Partly forgotten: Japan has a knowledge score of 0.25 (search wordings)." in lines
+
+
+def test_the_table_of_one_model_has_one_column_of_each():
+    ability = Ability(200, 0.25, *[Estimate(0.5, 0.4, 0.6)] * 2, Estimate(0.0, 0.0, 0.0), ())
+    damage = dataclasses.replace(EVALUATION.damage, ability=ability)
+    lines = evaluation_table(dataclasses.replace(EVALUATION, alone=True, damage=damage), "Japan").splitlines()
+    assert lines[0].split() == "prompt answer the model writes".split()
+    assert lines[2].split() == "the capital of Japan is Tokyo Tokyo".split()
+    assert max(map(len, lines[:4])) <= 101
+    text = "\n".join(lines)
+    for word in ("before", "after", "→", "score ", "interval", "+0.0", "change"):
+        assert word not in text.partition("note:")[0]
+    (target,) = (line for line in lines if line.startswith("  target, search wordings"))
+    assert target.split()[3:] == ["25", "%", "2", "(1", "not", "known,", "excluded)"]
+    assert {line.find("80.0") for line in lines} - {-1} == {line.find("50.0\xa0%") for line in lines} - {-1} == {55}
+    tasks = tasks_table(tasks_of({"arc": {"acc,none": 0.5}})).splitlines()
+    assert [line.split() for line in tasks] == [["lm-eval", "task", "metric", "value"], ["arc", "acc", "0.5000"]]
 
 
 def test_the_table_fits_a_screen():

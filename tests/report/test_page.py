@@ -207,6 +207,23 @@ def test_what_a_reader_must_see():
     assert "What tiny-model knows about France" in Page(report_html(alone())).text
 
 
+def test_the_page_of_one_model_speaks_of_no_edit():
+    page = Page(report_html(alone()))
+    said = page.text
+    for sentence in (row["text"] for row in alone()["findings"]):
+        said = said.replace(sentence, "")
+    for probe in alone()["probes"]["probes"]:
+        said = said.replace(probe["description"], "")
+    for word in ("original model", "edited", "Edited", "After", "% → ", "Knowledge score", "after the edit"):
+        assert word not in said, said[max(0, said.find(word) - 80) :][:160]
+    assert "What is known" in said and "Probes in numbers" in said and "Tasks, as measured by lm-eval" in said
+    document = alone()
+    for row in document["prompts"]:
+        for when in ("before", "after"):
+            row[when] |= dict.fromkeys(("generated", "exact_match", "reply"))
+    assert "facts about France; what it writes is not in this report." in Page(report_html(document)).text
+
+
 def test_what_shows_little_in_the_original_says_nothing():
     document, said = sample(), "shows little in the original model, and says nothing"
     assert said not in Page(report_html(document)).text

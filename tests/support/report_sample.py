@@ -383,4 +383,17 @@ def alone():
     """What `evaluate` reports of one model."""
     document = without(*OPTIONAL, edited=None, accepted=None)
     document["damage"]["kl_controls"] = None
-    return document
+    # What stands for both models is what the one says.
+    for row in [*document["prompts"], *document["aggregates"]]:
+        row["after"] = row["before"]
+    tasks = {task: {name: one | {"after": None} for name, one in of.items()} for task, of in _tasks(sample())}
+    probes = sample()["probes"]
+    for row in probes["probes"]:
+        row["rows"] = [one for one in row["rows"] if one["model"] == "original"]
+    probes["lens"] = [row for row in probes["lens"] if row["model"] == "original"]
+    probes["texts"] = [row | {"edited": None} for row in probes["texts"]]
+    return document | {"probes": probes, "lm_eval": {"tasks": tasks}}
+
+
+def _tasks(document):
+    return document["lm_eval"]["tasks"].items()
