@@ -41,6 +41,22 @@ def test_every_width_in_both_schemes(browser, file, width, scheme):
         assert background == {"light": "rgb(250, 248, 244)", "dark": "rgb(21, 23, 26)"}[scheme]
 
 
+@pytest.mark.parametrize("width", [360, 390, 500, 700])
+def test_a_phone_shows_all_columns_of_the_first_table_and_all_of_each_caption(browser, file, width):
+    with Opened(browser, file, width, "light") as opened:
+        hidden = "all => all.map((one) => one.scrollWidth - one.clientWidth)"
+        assert opened.page.eval_on_selector_all("header .scroll", hidden) in ([0], [])  # One model has tiles.
+        opened.unfold()
+        # The end of the text, not of the box, which is as wide as the table.
+        ends = """all => all.map((one) => {
+          const text = document.createRange();
+          text.selectNodeContents(one);
+          return text.getBoundingClientRect().right;
+        })"""
+        captions = opened.page.eval_on_selector_all("caption", ends)
+        assert captions and max(captions) <= width
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_what_a_screen_reader_meets(browser, file, width):
     with Opened(browser, file, width, "light") as opened:
