@@ -144,7 +144,9 @@ def localize(
             "--alias is looked for in --prompts, and ours have the entity's name alone: give a file, or drop it"
         )
     lines = None if prompts is None else lines_of(prompts)
-    check_file(output)
+    from amnesia.cli.results import check_localization
+
+    check_file(output, check_localization)
     from amnesia.experiments import figures
 
     if plot:
@@ -201,7 +203,9 @@ def extract(
     if len(paths) > 1 and entities:
         raise InputError("--entity chooses from a single recipe: give one --recipe, or recipes of one entity each")
     recipes = [load_recipe(path, entity) for path in paths for entity in entities or (None,)]
-    check_file(output)
+    from amnesia.cli.results import check_extraction
+
+    check_file(output, check_extraction)
     from amnesia.choice import extraction
     from amnesia.files.cache import cache_folder
     from amnesia.live.loading import load_source

@@ -30,7 +30,7 @@ def mine(
 
     Its facts are those of a PopQA table where one is given, else what the model itself says in most wordings.
     """
-    check_file(output, replaceable=False)
+    check_file(output)
     from amnesia.facts.names import given_names
 
     given_names((entity, *aliases))
@@ -62,6 +62,6 @@ def init(entity: str, model: str, output: Path | None) -> None:
     if output is None:
         echo(text.rstrip("\n"), lines=True)
         return
-    check_file(output, replaceable=False)
+    check_file(output)
     write_file(output, text.encode())
     echo(f"written to {output}: put facts in the place of the examples, then `amnesia run {output} -o out`")

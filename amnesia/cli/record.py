@@ -40,7 +40,7 @@ def record(folder: Path, output: Path, request: Path | None, reports: tuple[Path
         raise InputError(f"{output} is neither {' nor '.join(SUFFIXES)}: name the file so")
     if output.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{output} lies in the output that it is about, whose files are all declared: write it beside")
-    check_file(output, replaceable=False)
+    check_file(output)
     from amnesia.files.strict_json import json_bytes
     from amnesia.record.making import make_record
     from amnesia.record.page import record_html

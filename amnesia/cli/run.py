@@ -89,7 +89,9 @@ def run(
         return
     if front is not None and front.resolve().is_relative_to(output.resolve()):
         raise InputError(f"{front} lies in the output, whose files are all declared: write it beside")
-    check_file(front)
+    from amnesia.cli.results import check_front
+
+    check_file(front, check_front)
     if recipe is not None:
         if popqa or aliases:
             raise InputError("RECIPE names the facts itself: drop --popqa and --alias")

@@ -303,31 +303,25 @@ def write_file(path: Path, content: bytes) -> None:
         replace_file(path, content)
 
 
-def check_file(path: Path | None, *, replaceable: bool = True) -> None:
+def check_file(path: Path | None, check: Callable[[Path, bytes], None] | None = None) -> None:
     """Raise OutputError for a result that cannot be written, or must not: minutes of work must not end in front of it.
 
-    An older one is replaced if it is a JSON file of this package and `replaceable`, and nothing else is.
+    An older file is replaced where `check`, which gets its content, raises nothing, and without it no file is. What a
+    manifest is called is never a result: the edit beside it could not be taken back.
     """
     if path is None:
         return
+    if path.name == MANIFEST_NAME:
+        raise OutputError(f"{path} has the name of manifests, which say how an edit is taken back: choose another file")
     with os_errors_as(OutputError, f"{path} cannot be written", "choose another file"):
         path.parent.mkdir(parents=True, exist_ok=True)
         check_replaceable(path)
-        if not path.exists() or not path.stat().st_size or (replaceable and _is_result(read_small(path, _MAX_LINES))):
+        if not path.exists() or not path.stat().st_size:
             return
-    raise OutputError(
-        f"{path} exists, and {'is no result of amnesia' if replaceable else 'may have been mended by hand'}: choose "
-        "another file, or remove it"
-    )
-
-
-def _is_result(content: bytes) -> bool:
-    """Whether a JSON file lists entities, or edits of one: what `localize` and `extract` write."""
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and bool({"entities", "edits", "front"} & document.keys())
+        content = read_small(path, _MAX_LINES)
+    if check is None:
+        raise OutputError(f"{path} exists, and may have been mended by hand: choose another file, or remove it")
+    check(path, content)
 
 
 def lines_of(path: Path) -> list[str]:

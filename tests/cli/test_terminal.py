@@ -155,17 +155,19 @@ def test_prompts_from_a_closed_stream_are_none(tmp_path):
     assert (run.returncode, run.stdout) == (0, b""), run.stderr
 
 
-@pytest.mark.parametrize("content", ["years of work", "{}", "[]", '{"name": "x"}', "[" * 100_000])
-def test_a_result_replaces_older_results_and_no_other_file(tmp_path, content):
+def test_a_result_is_written_to_a_new_or_empty_file_and_over_no_other(tmp_path):
     path = tmp_path / "file"
     check_file(path)
-    path.write_text(content)
-    with pytest.raises(OutputError, match="is no result of amnesia"):
-        check_file(path)
-    path.write_text('{"entity": "x", "edits": []}')
+    path.touch()
     check_file(path)
-    with pytest.raises(OutputError, match="may have been mended by hand"):
-        check_file(path, replaceable=False)
+    path.write_text('{"entity": "x", "edits": []}')
+    with pytest.raises(OutputError, match="may have been mended by hand: choose another file, or remove it"):
+        check_file(path)
+    seen = []
+    check_file(path, lambda *given: seen.append(given))
+    assert seen == [(path, b'{"entity": "x", "edits": []}')]
+    with pytest.raises(OutputError, match="amnesia.json has the name of manifests, .*: choose another file"):
+        check_file(tmp_path / "amnesia.json", lambda *_: None)
     (tmp_path / "link").symlink_to(path)
     with pytest.raises(OutputError, match="link cannot be written"):
         check_file(tmp_path / "link")
