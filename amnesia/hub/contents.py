@@ -40,9 +40,9 @@ from amnesia.report.page import report_html
 from amnesia.sources.built_in import BUILT_IN
 from amnesia.sources.remote import HubFile
 from amnesia.weights.adapter import CONFIG_NAME, KEY_PREFIX, README_NAME, WEIGHTS_NAME, auto_class_name
-from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, declared_files, open_source
+from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, open_source
 from amnesia.weights.gguf.modelfile import modelfile
-from amnesia.weights.manifest import Base, Manifest, UntouchedFile
+from amnesia.weights.manifest import Base, Manifest, UntouchedFile, declared_files
 from amnesia.weights.manifest_file import manifest_bytes, read_manifest
 from amnesia.weights.safetensors import read_header
 

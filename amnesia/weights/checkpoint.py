@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +28,7 @@ from amnesia.files.strict_json import StrictJson, shown
 from amnesia.guessing import guess
 from amnesia.progress import Progress, ignore_progress, whole
 from amnesia.weights.consistency import check_layers, check_numbers
-from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
+from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile, declared_files
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.parts import part_names
 from amnesia.weights.plan import Plan, TensorPlan, Weights, edited_vectors
@@ -135,16 +135,6 @@ def check_headers(name: str, config: Configured, weights: WeightFiles) -> None:
     check_layers(name, config.layout.layers, config.n_layers, weights)
 
 
-def declared_files(manifest: Manifest | None) -> frozenset[str]:
-    """Names that files beside the weights may have by the manifest of an edit, whose own name is one of them."""
-    if manifest is None:
-        return frozenset()
-    undo = () if manifest.undo is None else (manifest.undo,)
-    kept = (f"{BASE_FOLDER}/{name}" for name in manifest.replaced)
-    of_earlier = (row.file for row in manifest.untouched if is_written(row.file))
-    return frozenset((MANIFEST_NAME, *undo, *manifest.added, *manifest.replaced, *kept, *of_earlier))
-
-
 def other_weights(source: CheckpointSource) -> tuple[str, ...]:
     """Files that are not copied and may hold what an edit changes, or change it when the model is loaded.
 
@@ -179,13 +169,19 @@ def parse_config(where: str, content: bytes) -> Mapping[str, object]:
 
 
 def needed_bytes(plan: Plan[CheckpointSource], *, link: bool = False) -> int:
-    """Bytes that an edited copy takes on the disk; with `link` only the touched shards are copied.
+    """Bytes that an edited copy takes on the disk; with `link` only the touched shards and our own files are copied.
 
     Raises CheckpointError when a file changed since the plan was made.
     """
     source, touched = plan.source, {row.file for row in plan.tensors}
     source.check_unchanged()
-    return sum((source.folder / name).stat().st_size for name in source.files if not link or name in touched)
+    names = [name for name in source.files if not (link and _is_linked(source, name, touched))]
+    return sum((source.folder / name).stat().st_size for name in names)
+
+
+def _is_linked(source: CheckpointSource, name: str, touched: Collection[str]) -> bool:
+    """Whether a copy may share a file with its source: not what this package may have to write or remove there."""
+    return name not in touched and not is_reserved(name) and name not in declared_files(source.manifest)
 
 
 def write_edited(
@@ -197,9 +193,10 @@ def write_edited(
 ) -> Manifest:
     """Write the edited model into the empty `folder`, everything but the manifest, and return the manifest.
 
-    `link` hard-links untouched files instead of copying them. `progress` is called with numbers of bytes as they are
-    written. Files are hashed, and touched shards edited, while they are copied; where the filesystem shares blocks, the
-    hash of the touched shards (1 to 2 GB/s) is most of the time that is spent.
+    `link` hard-links untouched files instead of copying them, but those that an earlier edit may have brought, which an
+    undo in place writes or removes. `progress` is called with numbers of bytes as they are written. Files are hashed,
+    and touched shards edited, while they are copied; where the filesystem shares blocks, the hash of the touched shards
+    (1 to 2 GB/s) is most of the time that is spent.
 
     The caller writes the manifest last, inside `staging.staged_output`. Raises CheckpointError when a file changed
     since the plan was made, OutputError when `folder` is not empty or the disk is full, and NumericalError when a
@@ -252,7 +249,7 @@ def _copy_edited(
     for name in sorted(source.files, key=lambda name: name not in touched):
         edited = [row for row in columns if row.plan.file == name]
         file_hash = RangeHash(0, stamps[name][0])
-        linked = link and not edited
+        linked = link and _is_linked(source, name, touched)
         with whole(ignore_progress if linked else progress, file_hash.size) as advance:
             hashed = copy_file(
                 source.folder / name,

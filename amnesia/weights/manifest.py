@@ -32,6 +32,8 @@ from typing import Any, Literal
 from amnesia.domain import Format, ModelRef
 from amnesia.edits import EntityEdits, MatrixEdit, Place, columns_of, names_of
 from amnesia.errors import InputError
+from amnesia.files.companions import BASE_FOLDER, is_written
+from amnesia.files.disk import MANIFEST_NAME
 from amnesia.weights.edit_rows import edit_json
 
 FORMAT_VERSION = 6
@@ -207,6 +209,16 @@ def forgotten(manifest: Manifest | None) -> tuple[str, ...]:
     """
     steps = () if manifest is None else manifest.history()
     return tuple(dict.fromkeys(group.entity for step in steps for group in step.edits))
+
+
+def declared_files(manifest: Manifest | None) -> frozenset[str]:
+    """Names that files beside the weights may have by the manifest of an edit, whose own name is one of them."""
+    if manifest is None:
+        return frozenset()
+    undo = () if manifest.undo is None else (manifest.undo,)
+    kept = (f"{BASE_FOLDER}/{name}" for name in manifest.replaced)
+    of_earlier = (row.file for row in manifest.untouched if is_written(row.file))
+    return frozenset((MANIFEST_NAME, *undo, *manifest.added, *manifest.replaced, *kept, *of_earlier))
 
 
 def _rows_of(groups: Sequence[EntityEdits]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError, CheckpointError, InputError, LayoutError, OutputError
 from amnesia.files import disk
 from amnesia.files.staging import MANIFEST_NAME
+from amnesia.outputs.in_place import undo_in_place
 from amnesia.outputs.undo import undo
 from amnesia.outputs.verify import verify
 from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, add_file, needed_bytes, open_source, write_edited
@@ -106,6 +107,24 @@ def test_links_share_untouched_files_and_copy_touched_ones(tmp_path):
     sizes = {name: len(content) for name, content in tree(source).items()}
     assert needed_bytes(plan) == sum(sizes.values())
     assert needed_bytes(plan, link=True) == sum(sizes[name] for name in touched)
+
+
+def test_links_do_not_share_what_an_earlier_edit_has_brought(tmp_path):
+    """Neither what is kept for the undo nor reports: an undo in place writes and removes them."""
+    source = save_tiny(tmp_path / "source")
+    edit(source, tmp_path / "one", added={"report.json": b"{}", "README.md": b"card"})
+    second = edit(tmp_path / "one", tmp_path / "two", [ColumnEdit(Cell(1, 3), 0.3)], "Rome", link=True)
+    own = {UNDO_NAME, MANIFEST_NAME, "README.md", f"{BASE_FOLDER}/README.md", "report.json", "LICENSE"}
+    kept = {MANIFEST_NAME, UNDO_NAME, f"{BASE_FOLDER}/README.md"}
+    copied = {row.file for row in second.base.files} | own
+    for name in tree(tmp_path / "one"):
+        path = tmp_path / "two" / BASE_FOLDER / name if name in kept else tmp_path / "two" / name
+        assert path.samefile(tmp_path / "one" / name) == (name not in copied), name
+    plan = Plan.of(open_source(tmp_path / "one"), EditSpec(second.edits, ModelRef("a/b"), allow_overlap=True))
+    before = tree(tmp_path / "one")
+    assert needed_bytes(plan, link=True) == sum(len(content) for name, content in before.items() if name in copied)
+    undo_in_place(tmp_path / "two")
+    assert tree(tmp_path / "two") == tree(tmp_path / "one") == before
 
 
 def test_a_disk_that_shares_blocks(tmp_path, monkeypatch):
@@ -344,6 +363,7 @@ from pathlib import Path
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
 from amnesia.files.staging import staged_output
+from amnesia.outputs.in_place import undo_in_place
 from amnesia.outputs.undo import undo
 from amnesia.outputs.verify import verify
 from amnesia.weights.adapter import write_adapter
