@@ -142,7 +142,7 @@ _FIGURES = (".json", ".svg", ".png")
 _REPORT_KEYS = {"aggregates", "prompts"}
 _MAX_DOCUMENT = 2**28
 # Files up to this size are compared by their hash, longer ones by their size.
-_MAX_HASHED = 2**24
+MAX_HASHED = 2**24
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,11 @@ def _declared(document: Mapping[str, Any]) -> dict[str, _Declared]:
             # It made room for a file of ours, or for none.
             found[f"{BASE_FOLDER}/{name}"] = found.get(name, _Declared())
             found[name] = _Declared()
-        return found | dict.fromkeys(document["added"], _Declared())
+        found |= dict.fromkeys(document["added"], _Declared())
+        for row in document.get("written", ()):
+            known = found[row["file"]]
+            found[row["file"]] = _Declared(row["size"], row["sha256"] or known.sha256)
+        return found
     except (KeyError, TypeError):
         return {}
 
@@ -222,7 +226,7 @@ def _is_as(path: Path, declared: _Declared) -> bool:
     size = path.stat().st_size
     if declared.size not in (None, size):
         return False
-    return declared.sha256 is None or size > _MAX_HASHED or hash_file(path) == declared.sha256
+    return declared.sha256 is None or size > MAX_HASHED or hash_file(path) == declared.sha256
 
 
 def _document(path: Path) -> dict[str, Any] | None:

@@ -43,7 +43,7 @@ from amnesia.weights.adapter import CONFIG_NAME, KEY_PREFIX, README_NAME, WEIGHT
 from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, open_source
 from amnesia.weights.gguf.modelfile import modelfile
 from amnesia.weights.manifest import Base, Manifest, UntouchedFile, declared_files
-from amnesia.weights.manifest_file import manifest_bytes, read_manifest
+from amnesia.weights.manifest_file import manifest_bytes, read_manifest, written_file
 from amnesia.weights.safetensors import read_header
 
 # Files of ours that say nothing about the target; with private targets no other file of ours goes along.
@@ -151,16 +151,28 @@ def prepare(
     if manifest.format == "gguf" and MODELFILE_NAME not in files and (text := modelfile(weights)) is not None:
         files[MODELFILE_NAME] = text
         published = replace(published, added=(*published.added, MODELFILE_NAME))
-    # Edits on top of each other keep the manifests of the earlier ones, which must agree with the newest.
-    for depth, step in enumerate(published.history()):
-        name = f"{BASE_FOLDER}/" * depth + MANIFEST_NAME
-        if depth == 0 or name in files:
-            files[name] = manifest_bytes(step)
+    published = _add_manifests(published, files)
     auto_class = _auto_class(folder, manifest)
     card = model_card(published, base, repo_id, report, private=key is not None, weights=weights, auto_class=auto_class)
     files[README_NAME] = card.encode()
     title = "Upload an edited model" if key is not None else f"Upload {base.ref.name} without {manifest.entity}"
     return Publication(published, files, for_terminal(" ".join(title.split()))[:200], tuple(others))
+
+
+def _add_manifests(manifest: Manifest, files: dict[str, Content]) -> Manifest:
+    """Add the manifests of all steps to `files`; returns the newest, which says what these files are.
+
+    Edits on top of each other keep the manifests of the earlier ones, which must agree with the newest.
+    """
+    for depth, step in enumerate(manifest.history()):
+        name = f"{BASE_FOLDER}/" * depth + MANIFEST_NAME
+        if depth and name in files:
+            files[name] = manifest_bytes(step)
+    # People go on writing on the card, on the Hub, too.
+    names = dict.fromkeys(name for name in manifest.names_written if name in files and name != README_NAME)
+    manifest = replace(manifest, written=tuple(written_file(name, files[name]) for name in names))
+    files[MANIFEST_NAME] = manifest_bytes(manifest)
+    return manifest
 
 
 def _with_file(manifest: Manifest, row: UntouchedFile) -> Manifest:
@@ -264,6 +276,7 @@ def _rename(
         base=origin,
         edits=edits,
         recipe=recipe,
+        written=(),  # The files of earlier edits are published otherwise, and those of the newest are looked at last.
         left_out=(),  # Names of files on this machine.
         previous=None if previous is None else _rename(previous, base, matched, key, paths),
     )

@@ -38,10 +38,10 @@ from amnesia.weights.gguf.edit import plan_gguf
 from amnesia.weights.gguf.pieces import PieceHashes, changes
 from amnesia.weights.gguf.proof import as_verification_error, read_output
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
-from amnesia.weights.manifest_file import manifest_bytes, read_manifest
+from amnesia.weights.manifest_file import manifest_bytes, read_manifest, written_file
 from amnesia.weights.plan import plan_edits
 from amnesia.weights.safetensors import NewTensor, TensorInfo, new_file, patches_of
-from amnesia.weights.steps import check_whole, names_in, own_files
+from amnesia.weights.steps import check_whole, check_written, names_in, own_files
 
 
 def edit_in_place(path: Path, spec: EditSpec) -> Manifest:
@@ -79,6 +79,7 @@ def undo_in_place(folder: Path) -> Manifest:
                 f"{folder} holds tensors of another size than before, which make room only in a new file: "
                 f"`amnesia undo {shlex.quote(str(folder))} -o NEW` writes the original"
             )
+        check_written(folder, manifest, remedy="it would be lost: undo into a new folder with -o")
         patches = _original_rows(folder) if manifest.format == "gguf" else _original_columns(folder, manifest)
         replaced = {name: f"{BASE_FOLDER}/{name}" for name in manifest.replaced}
         removed = own_files(manifest, names_in(folder, manifest))
@@ -109,14 +110,21 @@ def _check_unshared(folder: Path, names: Iterable[str]) -> None:
 
 
 def _bookkeeping(
-    manifest: Manifest, own: Sequence[str], saved: Sequence[NewTensor]
+    folder: Path, manifest: Manifest, own: Sequence[str], saved: Sequence[NewTensor]
 ) -> tuple[Manifest, dict[str, bytes | str]]:
     """The manifest with what it says about other files, and the new files; those of earlier edits make room."""
     added: dict[str, bytes | str] = {f"{BASE_FOLDER}/{name}": name for name in own}
     if saved:
         added[UNDO_NAME] = b"".join(new_file(saved))
     names = (UNDO_NAME,) if saved else ()
-    manifest = replace(manifest, undo=UNDO_NAME if saved else None, added=names, replaced=tuple(own))
+    contents = {name: folder / content if isinstance(content, str) else content for name, content in added.items()}
+    manifest = replace(
+        manifest,
+        undo=UNDO_NAME if saved else None,
+        added=names,
+        replaced=tuple(own),
+        written=tuple(written_file(name, content) for name, content in contents.items()),
+    )
     added[MANIFEST_NAME] = manifest_bytes(manifest)
     return manifest, added
 
@@ -160,7 +168,7 @@ def _change_folder(folder: Path, spec: EditSpec) -> tuple[Change, Manifest]:
     others = {*source.files} - {row.file for row in files} - {*own}
     untouched = [UntouchedFile(name, (folder / name).stat().st_size) for name in sorted(others)]
     manifest = _manifest("safetensors", spec, files, tensors, untouched, source.manifest)
-    manifest, added = _bookkeeping(manifest, own, saved)
+    manifest, added = _bookkeeping(folder, manifest, own, saved)
     return Change(tuple(patches), own, added), manifest
 
 
@@ -209,7 +217,7 @@ def _change_gguf(path: Path, spec: EditSpec) -> tuple[Change, Manifest]:
             untouched.append(UntouchedFile(file.path.name, file.size))
     manifest = _manifest("gguf", spec, files, tensors, untouched, plan.previous)
     own = tuple(name for name in plan.own_files() if is_reserved(name))
-    manifest, added = _bookkeeping(manifest, own, plan.saved)
+    manifest, added = _bookkeeping(path.parent, manifest, own, plan.saved)
     return Change(patches, own, added), manifest
 
 

@@ -26,6 +26,7 @@ from amnesia.weights.gguf.lora import (
 )
 from amnesia.weights.manifest import Manifest, TensorEdit
 from amnesia.weights.manifest_file import read_manifest
+from amnesia.weights.steps import check_written
 
 
 def prove_lora(folder: Path, base: Path | None = None) -> Manifest:
@@ -41,6 +42,7 @@ def prove_lora(folder: Path, base: Path | None = None) -> Manifest:
     path = folder / LORA_NAME
     if base is None:
         check_blocks(_declared_blocks(path, manifest), path)
+        check_written(folder, manifest)
         return manifest
     plan = plan_lora(base, EditSpec(manifest.edits, manifest.base.ref, allow_overlap=True))
     if base_files(plan) != manifest.base.files:
@@ -49,6 +51,7 @@ def prove_lora(folder: Path, base: Path | None = None) -> Manifest:
     check_blocks(planned_blocks(plan, recorder(tensors, manifest, str(base))), path)
     if tuple(tensors) != manifest.tensors:
         raise VerificationError(f"{MANIFEST_NAME} does not list the tensors and hashes of its edits: make it again")
+    check_written(folder, manifest)
     return manifest
 
 

@@ -88,9 +88,7 @@ def _make(
         staging = stack.enter_context(staged(plan, output, force=force))
         made = write_format(plan, staging, progress=progress)
         _compare(made, manifest)
-        made = replace(made, scores=manifest.scores)
-        write_manifest(made, staging)
-    return made
+        return write_manifest(replace(made, scores=manifest.scores), staging)
 
 
 def _has(source: ModelSource | RemoteCheckpoint, edit: Manifest) -> bool:

@@ -17,6 +17,7 @@ from amnesia.outputs.history import check, check_files, go_back
 from amnesia.progress import Watch, unwatched
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
+from amnesia.weights.steps import check_written
 
 
 @as_declared()
@@ -32,7 +33,8 @@ def undo(
     """Restore into `output` the model that was edited, and return the manifest of the edit that was taken back.
 
     Edits made on top of each other are taken back one at a time, newest first; `every_step` goes back to the base.
-    What `verify` refuses is not taken back. `watch` gets the bytes that will be written, `notice` a line about files
+    What `verify` refuses is not taken back, but for reports and the like that were changed, which the original does not
+    have. `watch` gets the bytes that will be written, `notice` a line about files
     that stay behind, because the manifest does not list them.
 
     Raises VerificationError when the folder is not what its manifest says, InputError for adapters and GGUF files, and
@@ -46,6 +48,7 @@ def undo(
     states = go_back(folder, manifest, None if every_step else 1)
     check(states)
     check_files(states[:-1])
+    check_written(folder, manifest, kept_only=True)
     state = states[-1]
     names = {name for each in states for name in each.declared}
     # What else came to lie in the folder is no part of the model.

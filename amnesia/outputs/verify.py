@@ -46,7 +46,7 @@ from amnesia.weights.manifest import Manifest, TensorEdit
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import direction_factor, plan_edits
 from amnesia.weights.safetensors import TensorInfo, read_header, read_vectors
-from amnesia.weights.steps import trace_back
+from amnesia.weights.steps import check_written, trace_back
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ def verify(
             check_files(states, {name: base / name for name in proven}, count, advance)
         check(states)
         states, unproven = states[:count], frozenset()
+    check_written(folder, manifest)
     differs = _columns(states)
     return VerificationReport(
         format=manifest.format,
@@ -203,6 +204,7 @@ def verify_adapter(folder: Path, source: CheckpointSource | RemoteCheckpoint | N
     check_blocks(iter([config]), folder / CONFIG_NAME)
     if source is not None:
         check_found(source, folder)
+    check_written(folder, manifest)
     return VerificationReport(
         format=manifest.format,
         entity=manifest.entity,

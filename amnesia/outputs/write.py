@@ -283,9 +283,7 @@ def save(
     spec = spec_of(source, groups, allow_overlap=allow_overlap)
     plan = plan_formats((name,), source, spec, tensor_type=tensor_type)[name]
     with watch(plan.n_written(link=link)) as progress, staged(plan, output, force=force, link=link) as staging:
-        manifest = write_format(plan, staging, link=link, progress=progress)
-        write_manifest(manifest, staging)
-    return manifest
+        return write_manifest(write_format(plan, staging, link=link, progress=progress), staging)
 
 
 def staged(plan: FormatPlan, output: Path, *, force: bool = False, link: bool = False) -> AbstractContextManager[Path]:

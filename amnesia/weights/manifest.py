@@ -16,6 +16,9 @@ What the hashes cover, and why it differs by format:
   `columns` (adapters): `before` covers the original columns, one after the other in the order of `indices`; `after`
   covers the data of the adapter's `lora_B`. `factor` (LoRA files of llama.cpp): `before` covers the tensor's complete
   data, `after` that of `lora_b`.
+- `written[].sha256` covers a file that is added, replaces another, or is kept in `amnesia-base/`, if it has no more
+  than `staging.MAX_HASHED` bytes. Older manifests have no such rows, and of files that people go on writing (the card
+  of a published model) there are none.
 - `edits_sha256` covers `edits`. An adapter's `lora_B` holds the product of a cell's multiplier and column, from which
   nobody tells the multiplier without the base.
 """
@@ -61,6 +64,18 @@ class UntouchedFile:
     """A file of the model that the edit leaves as it is, with its size in bytes.
 
     `sha256` is known where all of its bytes were copied, and None where the disk shares them with the source.
+    """
+
+    file: str
+    size: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file that lies beside the model because of the edit, with its size in bytes.
+
+    `sha256` is that of its content, or None where it is too long to be hashed whenever somebody looks.
     """
 
     file: str
@@ -123,9 +138,9 @@ class Manifest:
 
     `untouched` lists the files of the model without an edited tensor; an adapter has none. `undo` names the file with
     original values of columns that cannot be computed back: the multiplier does not invert exactly, or a direction was
-    added. `added` lists files of the output that the base
-    does not have; `replaced` those whose original lies under `amnesia-base/`; `left_out` files of the base that were
-    not copied. `scores` maps names of aggregates to means. `previous` is the manifest of the already edited model on
+    added. `added` lists files of the output that the base does not have; `replaced` those whose original lies under
+    `amnesia-base/`; `written` says what is known of both, and of these originals; `left_out` lists files of the base
+    that were not copied. `scores` maps names of aggregates to means. `previous` is the manifest of the edited model on
     which this edit was made. `tensor_type` is the type in which a GGUF stores the tensors that get a direction,
     if not in their own. `in_place` says that the folder is the model that was edited, not a copy of it.
     """
@@ -138,6 +153,7 @@ class Manifest:
     undo: str | None = None
     added: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
+    written: tuple[WrittenFile, ...] = field(default=(), compare=False)
     left_out: tuple[str, ...] = ()
     recipe: str | None = None
     scores: Mapping[str, float | None] = field(default_factory=dict)
@@ -146,6 +162,12 @@ class Manifest:
     in_place: bool = False
     tool: str = field(default_factory=tool_version)
     libraries: Mapping[str, str] = field(default_factory=library_versions)
+
+    @property
+    def names_written(self) -> tuple[str, ...]:
+        """Names that `written` may have: of all files but the manifest itself, which cannot tell its own hash."""
+        replaced = (name for name in self.replaced if name != MANIFEST_NAME)
+        return (*self.added, *replaced, *(f"{BASE_FOLDER}/{name}" for name in self.replaced))
 
     @property
     def entity(self) -> str:
@@ -193,6 +215,11 @@ class Manifest:
             "undo": self.undo,
             "added": list(self.added),
             "replaced": list(self.replaced),
+            **(
+                {"written": [{"file": row.file, "size": row.size, "sha256": row.sha256} for row in self.written]}
+                if self.written
+                else {}
+            ),
             "left_out": list(self.left_out),
             "recipe": self.recipe,
             "scores": {name: None if score is None else float(score) for name, score in self.scores.items()},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,8 +13,8 @@ from amnesia.domain import ADAPTERS, FORMATS, WIDER_TYPES, ModelRef
 from amnesia.edits import Edit, EntityEdits, Part, Place, Projections, by_projection, edit_at
 from amnesia.errors import InputError, VerificationError, os_errors_as
 from amnesia.files.companions import ADAPTER_NAMES, LORA_NAME, UNDO_NAME, is_written
-from amnesia.files.disk import check_settled, read_small
-from amnesia.files.staging import MANIFEST_NAME
+from amnesia.files.disk import check_settled, hash_file, read_small
+from amnesia.files.staging import MANIFEST_NAME, MAX_HASHED
 from amnesia.files.strict_json import StrictJson, shown
 from amnesia.weights.edit_rows import read_edit
 from amnesia.weights.manifest import (
@@ -25,6 +27,7 @@ from amnesia.weights.manifest import (
     TensorEdit,
     TensorScope,
     UntouchedFile,
+    WrittenFile,
     edits_hash,
 )
 
@@ -54,9 +57,24 @@ def parse_manifest(content: bytes) -> Manifest:
     return _manifest(_JSON.parse(content), MAX_CHAIN)
 
 
-def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write `amnesia.json` into `folder`; do it last."""
+def write_manifest(manifest: Manifest, folder: Path) -> Manifest:
+    """Write `amnesia.json` into `folder`, which says what the files beside the model are now; do it last.
+
+    Returns the manifest as it was written.
+    """
+    names = dict.fromkeys(name for name in manifest.names_written if (folder / name).is_file())
+    manifest = replace(manifest, written=tuple(written_file(name, folder / name) for name in names))
     (folder / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
+    return manifest
+
+
+def written_file(name: str, content: Path | bytes) -> WrittenFile:
+    """What a manifest says of the file `name` with this content."""
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    if size > MAX_HASHED:
+        return WrittenFile(name, size)
+    sha256 = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else hash_file(content)
+    return WrittenFile(name, size, sha256)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -81,6 +99,7 @@ def _manifest(value: object, depth: int) -> Manifest:
         "manifest",
         "format_version tool libraries format base edits edits_sha256 tensors untouched undo added replaced left_out "
         "recipe scores previous tensor_type in_place",
+        optional="written",
     )
     base = _JSON.object(row["base"], "base", "id revision files")
     files = tuple(_base_file(item) for item in _JSON.list(base["files"], "base.files"))
@@ -100,6 +119,7 @@ def _manifest(value: object, depth: int) -> Manifest:
         undo=_JSON.choice(row["undo"], "undo", (None, UNDO_NAME)),
         added=_written(row["added"], "added", (*ADAPTER_NAMES, LORA_NAME) if row["format"] in ADAPTERS else ()),
         replaced=_written(row["replaced"], "replaced"),
+        written=tuple(WrittenFile(*_known(item, "written")) for item in _JSON.list(row.get("written", []), "written")),
         left_out=_JSON.file_names(row["left_out"], "left_out"),
         recipe=_JSON.optional_text(row["recipe"], "recipe"),
         scores={
@@ -134,6 +154,9 @@ def _check(manifest: Manifest) -> None:
         raise _JSON.fail("lists a file or a tensor twice")
     if files & {*manifest.added, *manifest.replaced} or {*names} & {*manifest.left_out}:
         raise _JSON.fail("says of one file that it was edited and added or replaced, or that it was left out and not")
+    written = [row.file for row in manifest.written]
+    if len({*written}) != len(written) or {*written} - {*manifest.names_written}:
+        raise _JSON.fail("lists in written a file twice, or one that it neither added nor replaced")
     if manifest.undo is not None and manifest.undo not in manifest.added:
         raise _JSON.fail(f"names {shown(manifest.undo)} for undoing, which added lacks")
     earlier = manifest.previous
@@ -170,11 +193,16 @@ def _base_file(value: object) -> BaseFile:
 
 
 def _untouched(value: object) -> UntouchedFile:
-    row = _JSON.object(value, "untouched", "file size sha256")
-    return UntouchedFile(
-        _JSON.file_name(row["file"], "untouched.file"),
-        _JSON.integer(row["size"], "untouched.size"),
-        None if row["sha256"] is None else _JSON.sha256(row["sha256"], "untouched.sha256"),
+    return UntouchedFile(*_known(value, "untouched"))
+
+
+def _known(value: object, key: str) -> tuple[str, int, str | None]:
+    """Name, size and, if that is known, sha256 of a file."""
+    row = _JSON.object(value, key, "file size sha256")
+    return (
+        _JSON.file_name(row["file"], f"{key}.file"),
+        _JSON.integer(row["size"], f"{key}.size"),
+        None if row["sha256"] is None else _JSON.sha256(row["sha256"], f"{key}.sha256"),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia.errors import VerificationError
-from amnesia.files.disk import read_small
+from amnesia.files.disk import hash_file, read_small
 from amnesia.files.listing import check_inside, list_files
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.weights.checkpoint import BASE_FOLDER, CheckpointSource
@@ -127,6 +127,29 @@ def hashes_before(manifest: Manifest, after: Mapping[str, str]) -> dict[str, str
         **{row.file: row.sha256 for row in manifest.untouched if row.sha256 is not None},
         **{row.file: row.sha256 for row in manifest.base.files if row.scope == "file"},
     }
+
+
+_AGAIN = "put it back, or make the output again"
+
+
+def check_written(folder: Path, manifest: Manifest, *, kept_only: bool = False, remedy: str = _AGAIN) -> None:
+    """Raises VerificationError, which ends in the `remedy`, when a file beside the model is not as it was written.
+
+    With `kept_only` it looks at those alone from which an undo takes something. Which must be there, `trace_back` says.
+    """
+    for row in manifest.written:
+        path = folder / row.file
+        is_kept = row.file == manifest.undo or row.file.startswith(f"{BASE_FOLDER}/")
+        if not path.is_file() or (kept_only and not is_kept):
+            continue
+        size = path.stat().st_size
+        if size != row.size:
+            found = f"has {size} bytes, {MANIFEST_NAME} declares {row.size}"
+        elif row.sha256 is not None and hash_file(path) != row.sha256:
+            found = f"has another sha256 than {MANIFEST_NAME} declares"
+        else:
+            continue
+        raise VerificationError(f"{path} {found}, it was changed since it was written: {remedy}")
 
 
 def check_sizes(step: Step) -> None:

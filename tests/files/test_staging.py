@@ -42,6 +42,20 @@ ADAPTER = {
 }
 
 
+KNOWN = OUTPUT | {
+    MANIFEST_NAME: json.dumps(
+        json.loads(MANIFEST)
+        | {
+            "written": [
+                {"file": "README.md", "size": 6, "sha256": hashlib.sha256(b"a card").hexdigest()},
+                {"file": "amnesia-base/README.md", "size": 3, "sha256": None},
+                {"file": "report.json", "size": len(REPORT), "sha256": None},
+            ]
+        }
+    )
+}
+
+
 def fill(folder, files):
     for name, content in files.items():
         path = folder / name
@@ -58,6 +72,7 @@ def within(name, files):
     "files",
     [
         OUTPUT,
+        KNOWN,
         ADAPTER,
         within("safetensors", OUTPUT) | within("adapter", ADAPTER),
         {"report.json": REPORT},
@@ -87,6 +102,10 @@ def test_outputs_are_replaced_with_force(tmp_path, files):
         (OUTPUT | {"model.safetensors": "longer weights"}, "model.safetensors"),
         (OUTPUT | {"config.json": "[]"}, "config.json"),
         (OUTPUT | {"amnesia-base/README.md": "new"}, "amnesia-base/README.md"),
+        (KNOWN | {"README.md": "a tome"}, "README.md"),
+        (KNOWN | {"report.json": "my own"}, "report.json"),
+        (KNOWN | {"amnesia-base/README.md": "new"}, "amnesia-base/README.md"),
+        (KNOWN | {MANIFEST_NAME: KNOWN[MANIFEST_NAME].replace("report.json", "precious.txt", 1)}, "README.md was not"),
         (OUTPUT | {MANIFEST_NAME: MANIFEST.replace('"in_place": false', '"in_place": true')}, "edited in place"),
         ({"models/one/amnesia.json": "{}", "models/two/amnesia.json": "{}"}, "models"),
         (within("safetensors", OUTPUT) | {"thesis.tex": "years of work"}, "thesis.tex"),

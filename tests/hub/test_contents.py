@@ -6,7 +6,8 @@ import pytest
 
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit
-from amnesia.files.disk import git_hash
+from amnesia.errors import VerificationError
+from amnesia.files.disk import git_hash, hash_file
 from amnesia.files.staging import REPORT_NAME, staged_output
 from amnesia.hub.card import BaseCard
 from amnesia.hub.contents import prepare
@@ -79,6 +80,24 @@ def test_paths_of_this_machine_stay_here(tmp_path):
             tmp_path / "edited", "ada/edited", BaseCard(ModelRef("org/base")), matched=manifest.base, there=files
         )
         assert (known.files["config.json"] == tmp_path / "edited" / "config.json") == is_kept
+
+
+def test_files_beside_the_model_are_known_as_they_are_published_but_for_the_card(tmp_path):
+    source = save_tiny(tmp_path / "source")
+    added = {"README.md": b"a card", "LICENSE.txt": b"a licence"}
+    write_output(source, tmp_path / "one", [ColumnEdit(Cell(0, 3))], added=added)
+    write_output(tmp_path / "one", tmp_path / "two", [ColumnEdit(Cell(1, 3), 0.3)], added=added)
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        arrived = arrive(folder, tmp_path / f"{folder.name} arrived")
+        manifest = read_manifest(arrived)
+        known = {row.file: row.sha256 for row in manifest.written}
+        assert known == {name: hash_file(arrived / name) for name in known}
+        assert {*manifest.names_written} - known.keys() == {"README.md"}
+        (arrived / "README.md").write_text("a card that was written on")
+        verify(arrived, source)
+        (arrived / "LICENSE.txt").write_text("another licence")
+        with pytest.raises(VerificationError, match="LICENSE.txt has .* it was changed since it was written"):
+            verify(arrived)
 
 
 @pytest.mark.parametrize("name", ["processor_config.json", "video_preprocessor_config.json", "tokenizer_config.json"])

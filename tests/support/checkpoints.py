@@ -38,8 +38,7 @@ def write_output(
         manifest = write_with(writer, open_source(source), edits, staging, **options)
         for name, content in (added or {}).items():
             manifest = add_file(manifest, staging, name, content)
-        write_manifest(manifest, staging)
-    return manifest
+        return write_manifest(manifest, staging)
 
 
 def tell_otherwise(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

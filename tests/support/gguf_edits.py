@@ -56,8 +56,7 @@ def write(source: Path, folder: Path, *changes: Edit, **options) -> Manifest:
     manifest = write_with(
         write_edited_gguf, source, changes, folder, **{"entity": "Ada", "base": ModelRef("tiny"), **options}
     )
-    write_manifest(manifest, folder)
-    return manifest
+    return write_manifest(manifest, folder)
 
 
 def proven(folder: Path, base: Path | None = None) -> Manifest:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits, Place, join_cells
 from amnesia.errors import InputError, VerificationError
-from amnesia.files.staging import MANIFEST_NAME
-from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile
+from amnesia.files.staging import MANIFEST_NAME, MAX_HASHED
+from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile, WrittenFile
 from amnesia.weights.manifest_file import manifest_bytes, parse_manifest, read_manifest, write_manifest
 from support.tiny import as_read
 
@@ -46,6 +46,7 @@ def example(**changes):
         undo="amnesia-undo.safetensors",
         added=("amnesia-undo.safetensors", "report.json"),
         replaced=("README.md",),
+        written=(WrittenFile("README.md", 4, HASH), WrittenFile("amnesia-base/README.md", 9)),
         left_out=("pytorch_model.bin",),
         recipe='[entity]\nname = "Paris"\n',
         scores={"target": 0.1, "control": None},
@@ -59,6 +60,24 @@ def test_round_trip(tmp_path):
     assert read_manifest(tmp_path) == manifest
     assert manifest.entity == "Paris, 東京"
     assert [step.undo for step in manifest.history()] == ["amnesia-undo.safetensors", None]
+
+
+def test_files_beside_the_model_are_listed_as_they_are_when_the_manifest_is_written(tmp_path):
+    (tmp_path / "report.json").write_bytes(b"{}")
+    with (tmp_path / "amnesia-undo.safetensors").open("wb") as file:
+        file.truncate(MAX_HASHED + 1)
+    manifest = write_manifest(example(), tmp_path)
+    assert manifest.written == read_manifest(tmp_path).written
+    assert {*manifest.written} == {
+        WrittenFile("report.json", 2, hashlib.sha256(b"{}").hexdigest()),
+        WrittenFile("amnesia-undo.safetensors", MAX_HASHED + 1),
+    }
+
+
+def test_a_manifest_from_before_there_were_hashes_of_these_files_is_read(tmp_path):
+    manifest = example(written=())
+    assert "written" not in json.loads(manifest_bytes(manifest))
+    assert parse_manifest(manifest_bytes(manifest)) == manifest
 
 
 def test_bytes_depend_on_nothing_but_the_content(tmp_path):
@@ -144,6 +163,12 @@ def test_the_file_has_the_documented_fields():
         (("in_place",), None),
         (("replaced",), "README.md"),
         (("left_out",), [None]),
+        (("written",), {}),
+        (("written", 0, "file"), "config.json"),
+        (("written", 0, "file"), "amnesia-base/report.json"),
+        (("written", 1, "file"), "README.md"),
+        (("written", 0, "size"), "4"),
+        (("written", 0, "sha256"), "0"),
         (("scores",), []),
         (("scores", "target"), "0.1"),
         (("previous",), {}),

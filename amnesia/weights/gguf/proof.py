@@ -27,7 +27,15 @@ from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.safetensors import SafetensorsHeader
 from amnesia.weights.scaling import inverse_multiplier
-from amnesia.weights.steps import Step, check_sizes, files_of_all_edits, hashes_before, touched_by, trace_back
+from amnesia.weights.steps import (
+    Step,
+    check_sizes,
+    check_written,
+    files_of_all_edits,
+    hashes_before,
+    touched_by,
+    trace_back,
+)
 
 
 def prove_gguf(
@@ -52,6 +60,7 @@ def prove_gguf(
             trace_back(folder, manifest)
             with watch(sum(row.size for row in (*manifest.base.files, *manifest.untouched))) as progress:
                 verify_widened(folder, manifest, base, progress=progress)
+            check_written(folder, manifest)
             return manifest, model, frozenset()
         origin = {} if base is None else _base_files(base, model)
         states = go_back(folder, model, manifest)
@@ -60,6 +69,7 @@ def prove_gguf(
         count = steps_since(base, manifest)
         with watch(size) as progress, whole(progress, size) as advance:
             check_files(states, model, origin, count, advance)
+        check_written(folder, manifest)
         unchanged = frozenset(_unchanged(states[:count]))
     return manifest, model, unchanged
 
@@ -75,6 +85,7 @@ def undo_gguf(
     """
     with as_verification_error():
         manifest, model = read_output(folder)
+        check_written(folder, manifest, kept_only=True)
         if manifest.tensor_type is not None:
             trace_back(folder, manifest)
             undo_widened(folder, manifest, target, progress=progress)

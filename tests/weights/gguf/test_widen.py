@@ -33,8 +33,7 @@ def widen(source: Path, folder: Path, *changes, tensor_type: str = "f16", **opti
     folder.mkdir()
     spec = EditSpec((EntityEdits("Ada", changes),), ModelRef("tiny"))
     manifest = write_widened_gguf(plan_widened_gguf(source, spec, tensor_type), folder, **options)
-    write_manifest(manifest, folder)
-    return manifest
+    return write_manifest(manifest, folder)
 
 
 # How a type is read and how one is written have nothing to do with each other: each occurs, and in full every pair.
