@@ -15,7 +15,8 @@ from amnesia.cli.terminal import Terminal, echo, print_json, write_file
 from amnesia.domain import Baseline, Loading, n_read
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.experiments import figures
-from amnesia.files.strict_json import json_bytes
+from amnesia.files.disk import check_replaceable
+from amnesia.files.figure_files import DRAWN, figure_bytes, is_drawn, is_figure
 from amnesia.numbers import share
 from amnesia.recipe import BASELINES
 from amnesia.recipe_file import parse_layers
@@ -71,11 +72,7 @@ def atlas(
     span = None if layers is None else parse_layers(layers)
     if plots:
         figures.check_available()
-    with os_errors_as(OutputError, f"{output} cannot be made", "choose another folder"):
-        output.mkdir(parents=True, exist_ok=True)
-        strange = [name for name in ("atlas.json", "atlas.svg", "atlas.png") if os.path.lexists(output / name)]
-        if strange and not (output / "atlas.sqlite").exists():
-            raise InputError(f"{output / strange[0]} is of no atlas that was begun there: choose another folder")
+    _check_folder(output)
     from amnesia.experiments import atlas as experiment
     from amnesia.experiments.atlas import Shards
     from amnesia.experiments.atlas_file import read
@@ -115,13 +112,28 @@ def atlas(
     (name, rows, n_layers), *rest = found
     result = experiment.summarize(name, rows, n_layers, rest[0][:2] if rest else None)
     document = {"figure": "atlas", **dataclasses.asdict(result)}
-    write_file(output / "atlas.json", json_bytes(document))
+    write_file(output / "atlas.json", figure_bytes(document))
     for suffix, data in figures.draw(document).items() if plots else ():
         write_file(output / f"atlas{suffix}", data)
     if json_output:
         print_json(document)
     else:
         echo(_atlas_text(result, output), lines=True)
+
+
+def _check_folder(output: Path) -> None:
+    """Make the folder of an atlas; raises InputError for files in it that would be replaced and are not ours."""
+    with os_errors_as(OutputError, f"{output} cannot be made", "choose another folder"):
+        output.mkdir(parents=True, exist_ok=True)
+    with os_errors_as(OutputError, f"{output} cannot be written", "choose another folder"):
+        for path in (output / f"atlas{suffix}" for suffix in (".json", *DRAWN)):
+            if not os.path.lexists(path):
+                continue
+            if not (output / "atlas.sqlite").exists():
+                raise InputError(f"{path} is of no atlas that was begun there: choose another folder")
+            check_replaceable(path)
+            if not (is_figure if path.suffix == ".json" else is_drawn)(path):
+                raise InputError(f"{path} is not as amnesia wrote it, and would be replaced: move it away")
 
 
 def _entities(given: tuple[str, ...], path: Path | None, popqa: str | None, n: int) -> dict[str, int | None]:

@@ -20,7 +20,8 @@ from amnesia.cli.terminal import (
 from amnesia.domain import Baseline, Loading
 from amnesia.edits import EntityEdits
 from amnesia.errors import InputError, OutputError, os_errors_as
-from amnesia.files.disk import check_replaceable, read_range
+from amnesia.files.disk import check_replaceable
+from amnesia.files.figure_files import DRAWN, is_drawn
 from amnesia.files.strict_json import json_bytes
 from amnesia.guessing import ASKED
 from amnesia.recipe import BASELINES
@@ -90,22 +91,18 @@ def main(debug: bool, layout: str | None) -> None:
     click.get_current_context().call_on_close(lambda: ASKED.reset(token))
 
 
-_FIGURE_HEAD = 4096
-"""Bytes at the beginning of a figure, in which its maker is named."""
-
-
 def _check_figures(output: Path) -> None:
     """Raise InputError unless the figures of a result can be written beside it, and replace none but drawn ones."""
-    if output.suffix.lower() in (".svg", ".png"):
+    if output.suffix.lower() in DRAWN:
         raise InputError(f"{output} is for the JSON, and --plot draws beside it: give a name in .json with -o")
-    for path in map(output.with_suffix, (".svg", ".png")):
+    for path in map(output.with_suffix, DRAWN):
         with os_errors_as(OutputError, f"{path} cannot be written", "choose another file"):
             check_replaceable(path)
             is_there = path.exists() and path.stat().st_size > 0
-            is_drawn = is_there and b"Matplotlib" in read_range(path, min(path.stat().st_size, _FIGURE_HEAD), 0)
+            is_ours = is_there and is_drawn(path)
         if is_there and not output.exists():
             raise InputError(f"{path} exists, and no {output}: give another name with -o")
-        if is_there and not is_drawn:
+        if is_there and not is_ours:
             raise InputError(f"{path} exists, and was not drawn by amnesia: give another name with -o, or remove it")
 
 

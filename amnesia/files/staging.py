@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from amnesia.errors import AmnesiaError, OutputError, os_errors_as
 from amnesia.files.cache import aside, scratch_folder
 from amnesia.files.companions import BASE_FOLDER, PAGE_NAME, REPORT_NAME
 from amnesia.files.disk import CACHE_PREFIXES, MANIFEST_NAME, hash_file, read_small, sync
+from amnesia.files.figure_files import DRAWN, is_drawn, is_figure
 
 
 @contextlib.contextmanager
@@ -138,8 +139,13 @@ def _sync_tree(folder: Path) -> None:
         sync(Path(parent))
 
 
-_FIGURES = (".json", ".svg", ".png")
-_REPORT_KEYS = {"aggregates", "prompts"}
+REPORT_KEYS = frozenset(
+    "format_version tool model edited entity accepted findings aggregates damage n_excluded prompts".split()
+)
+"""What every report has."""
+REPORT_SECTIONS = frozenset("extraction changed lm_eval stress probes relearning sweep".split())
+"""What a report may have, too."""
+_SIGNATURE = b"<footer><p>Written by amnesia."
 _MAX_DOCUMENT = 2**28
 # Files up to this size are compared by their hash, longer ones by their size.
 MAX_HASHED = 2**24
@@ -147,10 +153,11 @@ MAX_HASHED = 2**24
 
 @dataclass(frozen=True)
 class _Declared:
-    """What a manifest says about a file: its size in bytes and its sha256, as far as it knows them."""
+    """What is known about a file: its size in bytes and its sha256, as far as a manifest says, and how it looks."""
 
     size: int | None = None
     sha256: str | None = None
+    looks: Callable[[Path], bool] = lambda _: True
 
 
 def obstacle_in(output: Path) -> str | None:
@@ -167,11 +174,19 @@ def obstacle_in(output: Path) -> str | None:
     if formats := {name for name in inside & {*FORMATS} if (output / name / MANIFEST_NAME).exists()}:
         found = (f"{output / name} was not written by amnesia" for name in sorted(inside - formats))
         return next(filter(None, (*found, *(_obstacle_to_manifest(output / name) for name in sorted(formats)))), None)
-    if (_document(output / REPORT_NAME) or {}).keys() >= _REPORT_KEYS:
-        return _obstacle(output, dict.fromkeys((REPORT_NAME, PAGE_NAME), _Declared()))
+    if (_document(output / REPORT_NAME) or {}).keys() >= REPORT_KEYS:
+        return _obstacle(output, {REPORT_NAME: _Declared(looks=_is_report), PAGE_NAME: _Declared(looks=_is_page)})
     figures = [name for name in inside if (_document(output / name) or {}).get("figure") == Path(name).stem]
-    names = [f"{Path(name).stem}{suffix}" for name in figures[:1] for suffix in _FIGURES]
-    return _obstacle(output, dict.fromkeys(names, _Declared()))
+    drawn = {f"{Path(name).stem}{suffix}": _Declared(looks=is_drawn) for name in figures[:1] for suffix in DRAWN}
+    return _obstacle(output, drawn | {f"{Path(name).stem}.json": _Declared(looks=is_figure) for name in figures[:1]})
+
+
+def _is_report(path: Path) -> bool:
+    return (_document(path) or {}).keys() - REPORT_SECTIONS == REPORT_KEYS
+
+
+def _is_page(path: Path) -> bool:
+    return _SIGNATURE in read_small(path, _MAX_DOCUMENT)
 
 
 def _obstacle_to_manifest(folder: Path) -> str | None:
@@ -224,7 +239,7 @@ def _is_plain(path: Path) -> bool:
 
 def _is_as(path: Path, declared: _Declared) -> bool:
     size = path.stat().st_size
-    if declared.size not in (None, size):
+    if declared.size not in (None, size) or not declared.looks(path):
         return False
     return declared.sha256 is None or size > MAX_HASHED or hash_file(path) == declared.sha256
 

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from amnesia.cli.main import main
 from amnesia.experiments import figures
+from support.folders import tree
 
 
 def amnesia(*arguments):
@@ -32,6 +33,30 @@ def test_layers(model, tmp_path):
     document = check_figure(tmp_path / "out", "layers", "Japan: layer", "significance")
     assert [row["entity"] for row in document["entities"]] == ["Japan", "Paris"]
     assert "Paris" in done.stdout
+
+
+def test_a_figure_is_replaced_with_force_unless_a_file_of_it_is_the_users(model, tmp_path):
+    command = ("layers", model, "Japan", "--prompts", 3, "-o", tmp_path / "out")
+    assert amnesia(*command).exit_code == 0
+    done = amnesia(*command, "--force")
+    assert done.exit_code == 0, done.output
+    numbers = tmp_path / "out" / "layers.json"
+    for path, content in (
+        (tmp_path / "out" / "layers.svg", b"<svg>years of work</svg>"),
+        (tmp_path / "out" / "layers.png", b"\x89PNG years of work"),
+        (numbers, json.dumps(json.loads(numbers.read_bytes()) | {"note": "mine"}, indent=2).encode()),
+        (numbers, numbers.read_bytes().replace(b'"n_prompts": 3', b'"n_prompts": 4')),
+    ):
+        original = path.read_bytes()
+        assert content != original
+        path.write_bytes(content)
+        before = tree(tmp_path)
+        for replacing in (command, ("edit", model, "--cell", "1:4", "-o", tmp_path / "out")):
+            done = amnesia(*replacing, "--force")
+            assert done.exit_code == 2
+            assert f"{path} was changed since amnesia wrote it: --force" in done.stderr
+        assert tree(tmp_path) == before
+        path.write_bytes(original)
 
 
 def test_sweep(recipe, tmp_path):
@@ -59,7 +84,7 @@ def test_localize_keeps_its_result_and_the_pictures_of_others(model, tmp_path, s
     done = amnesia("localize", model, "Japan", "--plot", "-o", tmp_path / f"japan{suffix}")
     assert done.exit_code == 2
     assert "is for the JSON" in done.stderr
-    (tmp_path / "japan.json").write_text('{"entities": []}', encoding="utf-8")
+    assert amnesia("localize", model, "Japan", "-o", tmp_path / "japan.json").exit_code == 0
     picture = tmp_path / f"japan{suffix.lower()}"
     picture.write_bytes(b"years of work")
     done = amnesia("localize", model, "Japan", "--plot", "-o", tmp_path / "japan.json")
@@ -77,7 +102,9 @@ def test_matplotlib_is_needed_for_figures_only(model, tmp_path, monkeypatch):
     done = amnesia("layers", model, "Japan", "--prompts", 4, "-o", tmp_path / "out", "--no-plots", "--json")
     assert done.exit_code == 0, done.output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["layers.json"]
-    assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "layers.json").read_text(encoding="utf-8"))
+    written = json.loads((tmp_path / "out" / "layers.json").read_text(encoding="utf-8"))
+    assert len(written.pop("sha256")) == 64
+    assert json.loads(done.stdout) == written
 
 
 @pytest.mark.processes
@@ -230,4 +257,14 @@ def test_atlas(model, tmp_path):
     assert figures.draw(document)[".svg"].decode() == svg
     again = amnesia("atlas", model, *names)
     assert "localizing 0 of 3" in again.stderr
+    for suffix in (".svg", ".png", ".json"):
+        path = tmp_path / "out" / f"atlas{suffix}"
+        original = path.read_bytes()
+        path.write_bytes(b'{"figure": "atlas", "note": "years of work"}')
+        before = tree(tmp_path)
+        said = amnesia("atlas", model, *names).stderr
+        assert f"error: {path} is not as amnesia wrote it, and would be replaced: move it away" in said
+        assert tree(tmp_path) == before
+        path.write_bytes(original)
+    assert amnesia("atlas", model, *names).exit_code == 0
     assert "give the entities in one way" in amnesia("atlas", model, "-o", tmp_path / "out").stderr

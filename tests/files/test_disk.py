@@ -1,6 +1,7 @@
 """Copies, hashes, and outputs that appear complete or not at all, also when the process is killed."""
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import pytest
 from amnesia.errors import CheckpointError, OutputError
 from amnesia.files.disk import BLOCK, copy_file, hash_file, is_inside_name, read_small, replace_file
 from amnesia.files.listing import list_files
-from amnesia.files.staging import REPORT_NAME, check_output, staged_output
+from amnesia.files.staging import REPORT_KEYS, REPORT_NAME, check_output, staged_output
 from support.folders import ROOT, tree
 
 
@@ -194,7 +195,7 @@ def test_hash_of_files_and_ranges(tmp_path):
 
 
 # A report, as an older output.
-OLD = '{"aggregates": [], "prompts": []}'
+OLD = json.dumps(dict.fromkeys(sorted(REPORT_KEYS)))
 
 
 def test_output_appears_only_when_complete(tmp_path):

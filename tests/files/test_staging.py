@@ -9,11 +9,15 @@ import sqlite3
 import pytest
 
 from amnesia.errors import OutputError
+from amnesia.files.figure_files import figure_bytes
 from amnesia.files.sqlite import database, remove_database
-from amnesia.files.staging import MANIFEST_NAME, check_output, staged_output
+from amnesia.files.staging import MANIFEST_NAME, REPORT_KEYS, check_output, staged_output
 from support.folders import tree
 
-REPORT = json.dumps({"aggregates": [], "neutral_perplexity": {}, "prompts": []})
+REPORT = json.dumps(dict.fromkeys(sorted(REPORT_KEYS)))
+PAGE = "<html><footer><p>Written by amnesia. This page loads nothing.</p></footer></html>"
+SWEEP = figure_bytes({"figure": "sweep", "multipliers": [1.0, 0.5]}).decode()
+DRAWN = "<svg><!-- Created with Matplotlib --></svg>"
 MANIFEST = json.dumps(
     {
         "format": "safetensors",
@@ -76,8 +80,11 @@ def within(name, files):
         ADAPTER,
         within("safetensors", OUTPUT) | within("adapter", ADAPTER),
         {"report.json": REPORT},
-        {"report.json": REPORT, "report.html": "<html>"},
-        {"sweep.json": '{"figure": "sweep"}', "sweep.svg": "", "sweep.png": ""},
+        {"report.json": REPORT, "report.html": PAGE},
+        {"report.json": json.dumps(json.loads(REPORT) | {"stress": {}, "changed": {}})},
+        {"sweep.json": SWEEP},
+        {"sweep.json": SWEEP, "sweep.svg": "", "sweep.png": ""},
+        {"sweep.json": SWEEP, "sweep.svg": DRAWN, "sweep.png": DRAWN},
     ],
 )
 def test_outputs_are_replaced_with_force(tmp_path, files):
@@ -117,8 +124,15 @@ def test_outputs_are_replaced_with_force(tmp_path, files):
         ({"report.json": REPORT, "src/main.py": ""}, "src"),
         ({"report.json": REPORT, "plot.png": ""}, "plot.png"),
         ({"amnesia.json/x": ""}, "amnesia.json"),
-        ({"sweep.json": '{"figure": "sweep"}', "notes.txt": ""}, "notes.txt"),
-        ({"sweep.json": '{"figure": "sweep"}', "sweep.xlsx": ""}, "sweep.xlsx"),
+        ({"report.json": json.dumps(json.loads(REPORT) | {"note": "mine"})}, "report.json was changed"),
+        ({"report.json": REPORT, "report.html": "<html>mine</html>"}, "report.html was changed"),
+        ({"sweep.json": SWEEP, "notes.txt": ""}, "notes.txt"),
+        ({"sweep.json": SWEEP, "sweep.xlsx": ""}, "sweep.xlsx"),
+        ({"sweep.json": SWEEP, "sweep.svg": "<svg>mine</svg>"}, "sweep.svg was changed"),
+        ({"sweep.json": SWEEP, "sweep.svg": DRAWN, "sweep.png": "mine"}, "sweep.png was changed"),
+        ({"sweep.json": SWEEP.replace("0.5", "0.6")}, "sweep.json was changed"),
+        ({"sweep.json": SWEEP.replace("{", '{"note": "mine",')}, "sweep.json was changed"),
+        ({"sweep.json": '{"figure": "sweep"}'}, "sweep.json was changed"),
         ({"sweep.json": '{"figure": "atlas"}'}, "sweep.json"),
         ({"sweep.json": "[]"}, "sweep.json"),
     ],

@@ -19,6 +19,7 @@ from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.results import Ability, Aggregate, AnswerSummary, Damage, Estimate, LanguageScore, TextScore
+from amnesia.files.staging import REPORT_KEYS, REPORT_SECTIONS
 from amnesia.files.strict_json import json_bytes
 from amnesia.localization.results import CellScore, EntityCells, Localization
 from amnesia.outputs.write import edits_from_file
@@ -201,6 +202,12 @@ def test_a_report_keeps_every_prompt():
 
 def test_the_schema_is_one():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_what_force_takes_for_a_report_has_the_keys_of_the_schema():
+    assert {*SCHEMA["required"]} == REPORT_KEYS
+    assert SCHEMA["properties"].keys() == REPORT_KEYS | REPORT_SECTIONS
+    assert SCHEMA["additionalProperties"] is False
 
 
 def test_reports_are_as_the_schema_says():
