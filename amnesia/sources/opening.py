@@ -147,6 +147,10 @@ def open_tokenizer(view: Path, name: str, config: PreTrainedConfig | None = None
         # Where it cannot be had an error is raised; that it may be None is in the annotations only.
         tokenizer = cast("PreTrainedTokenizerBase", opened)
         tokenizer("Some settings are looked at when the first text comes.")
+        # With dropout of merges, BPE splits a text otherwise each time it is given: that is for training.
+        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        if hasattr(model, "dropout"):
+            model.dropout = None
         return tokenizer
 
     remedy = "expected tokenizer.json beside the weights, as the installed transformers and tokenizers read it"

@@ -232,6 +232,15 @@ def test_the_format_of_mistral_gives_way_to_tokenizer_json(model, monkeypatch):
     assert load(model, "m").tokenizer(PROMPT)["input_ids"] == tiny_tokenizer()(PROMPT)["input_ids"]
 
 
+def test_a_tokenizer_draws_nothing(model):
+    path = model / "tokenizer.json"
+    whole = done("localize", model, "Japan", "--json")
+    change(path, model={**json.loads(path.read_bytes())["model"], "dropout": 0.5})
+    tokenizer = load(model, "m").tokenizer
+    assert {tuple(tokenizer(PROMPT)["input_ids"]) for _ in range(20)} == {tuple(tiny_tokenizer()(PROMPT)["input_ids"])}
+    assert done("localize", model, "Japan", "--json") == whole
+
+
 def test_no_folder_is_left_behind(model, tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
