@@ -44,7 +44,10 @@ class StrictJson:
         """The JSON value of `content`; duplicate keys, NaN and infinity are errors."""
         try:
             return json.loads(
-                content.decode("utf-8"), object_pairs_hook=self._unique, parse_constant=self._refuse_constant
+                content.decode("utf-8"),
+                object_pairs_hook=self._unique,
+                parse_constant=self._refuse_constant,
+                parse_float=self._finite,
             )
         except AmnesiaError:
             raise
@@ -65,6 +68,11 @@ class StrictJson:
 
     def _refuse_constant(self, name: str) -> Any:
         raise self.fail(f"holds {name}, which is not a number")
+
+    def _finite(self, text: str) -> float:
+        number = float(text)
+        # What is beyond the range of float is read as infinity.
+        return self._refuse_constant(text[:80]) if math.isinf(number) else number
 
     def _wrong(self, key: str, value: Unchecked, expected: str) -> AmnesiaError:
         return self.fail(f"has {shown(value)} as {key[:80]}, expected {expected}")

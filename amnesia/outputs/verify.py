@@ -41,7 +41,8 @@ from amnesia.weights.adapter import (
     target_modules,
     weights_blocks,
 )
-from amnesia.weights.checkpoint import MAX_CONFIG, CheckpointSource, open_source, other_weights
+from amnesia.weights.checkpoint import CheckpointSource, open_source, other_weights
+from amnesia.weights.configuration import MAX_CONFIG
 from amnesia.weights.manifest import Manifest, TensorEdit
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import direction_factor, plan_edits

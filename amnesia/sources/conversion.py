@@ -15,7 +15,7 @@ from amnesia.progress import quiet
 from amnesia.sources.opening import open_gguf
 from amnesia.sources.rotary import rotary_settings
 from amnesia.sources.source import ModelSource, Notice
-from amnesia.weights.checkpoint import MAX_CONFIG
+from amnesia.weights.configuration import MAX_CONFIG
 
 
 def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:

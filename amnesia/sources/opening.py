@@ -34,7 +34,8 @@ from amnesia.files.strict_json import StrictJson
 from amnesia.progress import quiet
 from amnesia.sources.completeness import complete
 from amnesia.weights.adapter import CONFIG_NAME, WEIGHTS_NAME
-from amnesia.weights.checkpoint import MAX_CONFIG, CheckpointSource
+from amnesia.weights.checkpoint import CheckpointSource
+from amnesia.weights.configuration import MAX_CONFIG
 from amnesia.weights.safetensors import INDEX_FILE, read_header
 
 if TYPE_CHECKING:

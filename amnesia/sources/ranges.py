@@ -21,7 +21,7 @@ from amnesia.files.disk import MANIFEST_NAME, copy_file
 from amnesia.files.listing import list_files
 from amnesia.sources.conversion import made_once
 from amnesia.sources.remote import HubFiles, RangesRefusedError, header_on_hub, list_hub_files
-from amnesia.weights.checkpoint import read_config
+from amnesia.weights.configuration import read_config
 from amnesia.weights.parts import part_names
 from amnesia.weights.safetensors import INDEX_FILE, SINGLE_FILE, NewTensor, TensorInfo, new_file, read_header
 

@@ -25,7 +25,8 @@ from amnesia.files.staging import MANIFEST_NAME
 from amnesia.guessing import guess
 from amnesia.sources.hub_errors import DEFAULT_REMEDY, hub_errors, reason
 from amnesia.sources.source import check_weights
-from amnesia.weights.checkpoint import MAX_CONFIG, check_headers, parse_config
+from amnesia.weights.checkpoint import check_headers
+from amnesia.weights.configuration import MAX_CONFIG, parse_config
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import MAX_MANIFEST, parse_manifest
 from amnesia.weights.plan import TensorPlan

@@ -37,7 +37,7 @@ from amnesia.sources.conversion import from_gguf
 from amnesia.sources.hub_errors import hub_errors
 from amnesia.sources.ranges import fetched_part
 from amnesia.sources.source import ModelSource, Notice, check_weights
-from amnesia.weights.checkpoint import read_config
+from amnesia.weights.configuration import read_config
 from amnesia.weights.manifest import Base, Manifest
 from amnesia.weights.parts import part_names
 from amnesia.weights.safetensors import INDEX_FILE, MAX_INDEX, SINGLE_FILE, location_of, read_weight_files

@@ -15,7 +15,8 @@ from amnesia.errors import CheckpointError, SourceError
 from amnesia.progress import quiet
 from amnesia.sources.opening import auto_class, config_of, open_adapter, skeleton, small_content
 from amnesia.sources.remote import RemoteCheckpoint
-from amnesia.weights.checkpoint import MAX_CONFIG, CheckpointSource
+from amnesia.weights.checkpoint import CheckpointSource
+from amnesia.weights.configuration import MAX_CONFIG
 
 if TYPE_CHECKING:
     from torch import nn

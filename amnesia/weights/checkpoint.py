@@ -19,14 +19,13 @@ from amnesia.architectures import Configured, MlpShape, configured, find_shape
 from amnesia.edits import Place
 from amnesia.errors import CheckpointError, InputError, os_errors_as
 from amnesia.files.companions import BASE_FOLDER, UNDO_NAME, is_copied, is_written, may_hold_weights
-from amnesia.files.disk import check_empty, check_settled, copy_file, file_stamp, read_small
-from amnesia.files.lfs import check_no_pointer
+from amnesia.files.disk import check_empty, check_settled, copy_file, file_stamp
 from amnesia.files.listing import list_files
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided
-from amnesia.files.strict_json import StrictJson, shown
 from amnesia.guessing import guess
 from amnesia.progress import Progress, ignore_progress, whole
+from amnesia.weights.configuration import read_config
 from amnesia.weights.consistency import check_layers, check_numbers
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile, declared_files
 from amnesia.weights.manifest_file import read_manifest
@@ -46,8 +45,6 @@ from amnesia.weights.safetensors import (
     read_weight_files,
 )
 from amnesia.weights.scaling import inverts_exactly
-
-MAX_CONFIG = 2**24
 
 
 @dataclass(frozen=True)
@@ -141,31 +138,6 @@ def other_weights(source: CheckpointSource) -> tuple[str, ...]:
     All that is neither text nor a picture, and adapters, which transformers would put on the edited model.
     """
     return tuple(name for name in source.left_out if may_hold_weights(source.folder, name))
-
-
-def read_config(folder: Path) -> Mapping[str, object]:
-    """The `config.json` of a folder; raises CheckpointError."""
-    with os_errors_as(
-        CheckpointError, f"{folder / 'config.json'} cannot be read", "give the folder of a Hugging Face model"
-    ):
-        content = read_small(folder / "config.json", MAX_CONFIG)
-    return parse_config(str(folder / "config.json"), content)
-
-
-def parse_config(where: str, content: bytes) -> Mapping[str, object]:
-    """A model's `config.json`; raises CheckpointError naming the file `where`."""
-    check_no_pointer(where, content)
-    json_file = StrictJson(where, CheckpointError, "fetch the model again")
-    if len(content) > MAX_CONFIG:
-        raise json_file.fail(f"has more than {MAX_CONFIG} bytes")
-    config = json_file.mapping(json_file.parse(content), "configuration")
-    json_file.text(config.get("model_type"), "model_type")
-    json_file.mapping(config.get("quantization_config") or {}, "quantization_config")
-    if config.get("transformers_weights") not in (None, SINGLE_FILE, INDEX_FILE):
-        raise json_file.fail(
-            f"has transformers_weights = {shown(config['transformers_weights'])}, another set of files"
-        )
-    return config
 
 
 def needed_bytes(plan: Plan[CheckpointSource], *, link: bool = False) -> int:

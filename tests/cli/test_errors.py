@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from subprocess import PIPE
 import pytest
 
 from amnesia.localization import cells
-from support.commands import call, refused
+from support.commands import call, refused, succeed
 from support.folders import ROOT, tree
 from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live
@@ -54,6 +55,38 @@ def test_a_setting_of_the_configuration_is_named_in_one_line(model, key, value):
     assert f"config.json of {model} " in line
     # Sizes are told by the first tensor that has another one.
     assert key in line or " describes model." in line
+
+
+NOT_ABOVE_ZERO = [
+    ("rms_norm_eps", {"rms_norm_eps": 0}),
+    ("rms_norm_eps", {"rms_norm_eps": -1e-5}),
+    ("rope_theta", {"rope_theta": 0, "rope_parameters": None}),
+    ("rope_theta", {"rope_parameters": {"rope_type": "default", "rope_theta": -1e4}}),
+    ("rope_theta", {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 0.0}}}),
+    ("factor", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 0.0}}),
+]
+
+
+@pytest.mark.parametrize(("key", "settings"), NOT_ABOVE_ZERO)
+def test_a_number_that_no_model_computes_with_is_named_by_every_command(model, tmp_path, key, settings):
+    succeed("edit", model, "--cell", "0:1", "-o", tmp_path / "out")
+    change(model / "config.json", **settings)
+    commands = (
+        ("localize", model, "Japan"),
+        ("chat", model, tmp_path / "out"),
+        ("edit", model, "--cell", "0:1", "-o", tmp_path / "new"),
+        ("verify", tmp_path / "out", "--base", model),
+    )
+    for command in commands:
+        line = refused(*command)
+        assert f"{model / 'config.json'} has {key} = " in line and "expected a number above 0" in line
+
+
+@pytest.mark.parametrize("written", ["1e999", "-1e999", "NaN", "Infinity"])
+def test_a_setting_that_is_no_finite_number_is_named(model, written):
+    path = model / "config.json"
+    path.write_text(re.sub(r'"rms_norm_eps": [^,]+', f'"rms_norm_eps": {written}', path.read_text()))
+    assert f"holds {written}, which is not a number" in refused("localize", model, "Japan")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""`config.json` as this package reads it: a JSON object that is bounded, and whose numbers can be those of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from amnesia.errors import CheckpointError, os_errors_as
+from amnesia.files.disk import read_small
+from amnesia.files.lfs import check_no_pointer
+from amnesia.files.strict_json import StrictJson, shown
+from amnesia.weights.safetensors import INDEX_FILE, SINGLE_FILE
+
+MAX_CONFIG = 2**24
+
+# What is divided by, taken to a power or under a root, at whatever depth: transformers computes with any number, and
+# the answers are NaN, or look like answers. None of them is a size, which the headers of the weights contradict.
+_POSITIVE = frozenset(
+    ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layernorm_epsilon", "norm_eps", "norm_epsilon",
+     "rope_theta", "rope_local_base_freq", "rotary_emb_base", "factor", "low_freq_factor", "high_freq_factor",
+     "beta_fast", "beta_slow", "original_max_position_embeddings",
+     "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
+     "attention_multiplier", "embedding_multiplier", "lm_head_multiplier", "logit_scale", "logits_scaling")
+)  # fmt: skip
+
+
+def read_config(folder: Path) -> Mapping[str, object]:
+    """The `config.json` of a folder; raises CheckpointError."""
+    with os_errors_as(
+        CheckpointError, f"{folder / 'config.json'} cannot be read", "give the folder of a Hugging Face model"
+    ):
+        content = read_small(folder / "config.json", MAX_CONFIG)
+    return parse_config(str(folder / "config.json"), content)
+
+
+def parse_config(where: str, content: bytes) -> Mapping[str, object]:
+    """A model's `config.json`; raises CheckpointError naming the file `where`."""
+    check_no_pointer(where, content)
+    json_file = StrictJson(where, CheckpointError, "fetch the model again")
+    if len(content) > MAX_CONFIG:
+        raise json_file.fail(f"has more than {MAX_CONFIG} bytes")
+    config = json_file.mapping(json_file.parse(content), "configuration")
+    json_file.text(config.get("model_type"), "model_type")
+    json_file.mapping(config.get("quantization_config") or {}, "quantization_config")
+    if config.get("transformers_weights") not in (None, SINGLE_FILE, INDEX_FILE):
+        raise json_file.fail(
+            f"has transformers_weights = {shown(config['transformers_weights'])}, another set of files"
+        )
+    for key, value in _settings(config):
+        if key in _POSITIVE and isinstance(value, (int, float)) and value <= 0:
+            raise json_file.fail(f"has {key} = {shown(value)}, expected a number above 0")
+    return config
+
+
+def _settings(value: object) -> Iterator[tuple[str, object]]:
+    """Each key with its value, those of objects within objects too."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key, inner
+            yield from _settings(inner)
