@@ -7,16 +7,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from amnesia.domain import DEFAULT_LOADING, Loading, ModelRef, name_key
 from amnesia.edits import Edit, EntityEdits, directions_of, edits_in
-from amnesia.errors import InputError
+from amnesia.errors import InputError, VerificationError
 from amnesia.evaluation import lm_eval
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.examination import conclude, examine, examine_after
-from amnesia.evaluation.lineage import changed_columns, edits_between
+from amnesia.evaluation.lineage import changed_columns, edits_between, prove_edited
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.results import Finding
 from amnesia.evaluation.strength import sweep_strength
@@ -89,7 +90,10 @@ def assess(
     other = None if edited is None else resolve_edited(edited, tracker)
     _check_offload(loading, other)
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
-    swept_edits = edits_between(source, other) if sweep and other is not None else ()
+    swept_edits = ()
+    if sweep and other is not None:
+        swept_edits = edits_between(source, other)
+        prove_edited(source, other, partial(tracker.task, f"comparing {other} with {source}"))
     if manifest is not None:
         facts = _spared(facts, manifest, tracker)
     caches = (
@@ -246,10 +250,10 @@ def open_duet(
 ) -> Duet:
     """A model and its edited self, to be asked at once: by the manifest of `edited`, or by the edits `groups`.
 
-    The weights are in memory once, unless `edited` has no manifest, or its edit is one of routed experts or rounded in
-    a GGUF: then it is loaded beside the model, which the tracker is told. Raises InputError unless there is one of the
-    two, for edits that do not fit the model, and for an output that was made of another; LayoutError for edits of
-    experts without files.
+    The weights are in memory once, unless `edited` has no manifest or is not what that says, or its edit is one of
+    routed experts or rounded in a GGUF: then it is loaded beside the model, which the tracker is told. Raises
+    InputError unless there is one of the two, for edits that do not fit the model, and for an output that was made of
+    another; LayoutError for edits of experts without files.
     """
     if (edited is None) == (not groups):
         raise InputError("give the edited model either as EDITED or by its edit: --edit FILE")
@@ -258,7 +262,7 @@ def open_duet(
     edits = edits_in(groups)
     if other is not None and (other.folder / MANIFEST_NAME).exists():
         edits = edits_between(source, other)
-    if other is not None and (why := _why_second(other, edits)) is not None:
+    if other is not None and (why := _why_second(source, other, edits, tracker)) is not None:
         tracker.notice(f"{other} {why}: it is loaded as a second model")
         first = load_source(source, loading, hooked=False)
         return Duet((Voice(first), Voice(load_edited(source, other, loading))))
@@ -267,7 +271,7 @@ def open_duet(
     return Duet((Voice(live, changes_of(columns, live)),))
 
 
-def _why_second(edited: ModelSource, edits: Sequence[Edit]) -> str | None:
+def _why_second(source: ModelSource, edited: ModelSource, edits: Sequence[Edit], tracker: Tracker) -> str | None:
     """Why one copy of the weights cannot be both models, or None when it can."""
     if not edits and (edited.folder / MANIFEST_NAME).exists():
         return "has edits that cancel out"
@@ -277,6 +281,10 @@ def _why_second(edited: ModelSource, edits: Sequence[Edit]) -> str | None:
         return "has an edit of experts"
     if gguf_output(edited.folder) is not None and directions_of(edits):
         return "has directions as its GGUF rounds them"
+    try:
+        prove_edited(source, edited, partial(tracker.task, f"comparing {edited} with {source}"))
+    except VerificationError as error:
+        return f"is not what its {MANIFEST_NAME} says ({error})"
     return None
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from amnesia.domain import OF_GGUF
+from amnesia.domain import ADAPTERS, OF_GGUF
 from amnesia.edits import Edit, EditSpec, EntityEdits, edits_in
 from amnesia.errors import InputError
 from amnesia.evaluation.earlier import in_one
@@ -13,20 +13,46 @@ from amnesia.files.companions import gguf_output
 from amnesia.files.disk import hash_file
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.outputs.proofs import check_edited
+from amnesia.outputs.rest import check_rest
+from amnesia.progress import Watch, unwatched
 from amnesia.sources.source import ModelSource
 from amnesia.weights.checkpoint import EditedColumns, edited_columns
 from amnesia.weights.gguf.container import read_model
+from amnesia.weights.gguf.proof import prove_gguf
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import Plan
 
 
 def edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
-    """All edits that lead from one model to the other, by the manifests of both.
+    """All edits that lead from one model to the other, by the manifests of both, of which `prove_edited` is the proof.
 
-    Raises InputError when `edited` has no manifest, or was not made of `model` as far as manifests and the edited
-    tensors tell, and VerificationError when its edited tensors are not those of its manifest.
+    Raises InputError when `edited` has no manifest, or was not made of `model` as far as manifests and the tensors that
+    were edited tell.
     """
+    own = _steps_between(model, edited)
+    _check_made_of(model, edited, own)
+    return in_one([step.edits for step in reversed(own)])
+
+
+def prove_edited(model: ModelSource, edited: ModelSource, watch: Watch = unwatched) -> None:
+    """Prove that `edited` is `model` with the edits of `edits_between`, so that one can be had of the other.
+
+    All that the edits did not change is compared byte by byte, but of an adapter, which is put on `model` itself.
+    `watch` gets the bytes that will be read. Raises VerificationError naming the first difference, and what
+    `edits_between` raises.
+    """
+    own = _steps_between(model, edited)
+    if own[0].format == "gguf":
+        prove_gguf(edited.folder, model.require_gguf(), watch=watch)
+        return
+    check_edited(edited.folder)
+    if own[0].format not in ADAPTERS:
+        check_rest(model.checkpoint, edited.checkpoint, {row.name for step in own for row in step.tensors}, watch)
+
+
+def _steps_between(model: ModelSource, edited: ModelSource) -> list[Manifest]:
+    """The edits that `edited` has beyond those of `model`, the newest first; raises InputError as `edits_between`."""
     steps, earlier = _history(edited), _history(model)
     if not steps:
         raise InputError(
@@ -36,9 +62,7 @@ def edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
     own = steps[: max(0, len(steps) - len(earlier))]
     if not own or [step.edits for step in steps[len(own) :]] != [step.edits for step in earlier]:
         raise InputError(f"{edited} was not made of {model}, which has edits of its own: give the model it was made of")
-    check_edited(edited.folder)
-    _check_made_of(model, edited, own[-1])
-    return in_one([step.edits for step in reversed(own)])
+    return own
 
 
 def _history(model: ModelSource) -> list[Manifest]:
@@ -55,38 +79,48 @@ def changed_columns(source: ModelSource, edits: Sequence[Edit]) -> tuple[EditedC
     return tuple(edited_columns(source.checkpoint, Plan.of(source.checkpoint, spec).tensors))
 
 
-def _check_made_of(model: ModelSource, edited: ModelSource, first: Manifest) -> None:
-    """Raise InputError unless the tensors of a model are those that the edit `first` of `edited` found."""
+def _check_made_of(model: ModelSource, edited: ModelSource, steps: Sequence[Manifest]) -> None:
+    """Raise InputError unless the tensors of a model are those that the edits `steps` of `edited` found, newest first.
+
+    Each as the oldest edit of it found it.
+    """
+    first = steps[-1]
     if first.format in OF_GGUF and model.gguf is None:
         raise InputError(f"{edited} was made of the GGUF {first.base.ref}, and {model} is none: give that file")
-    found = _found_in_gguf(model, first) if first.format in OF_GGUF else _found_in(model, first)
-    for row in first.tensors:
-        if found.get(row.name) != row.before:
+    rows = {row.name: row for step in steps for row in step.tensors}
+    if first.format in OF_GGUF:
+        found = _found_in_gguf(model, rows)
+    elif first.format in ADAPTERS:
+        found = _columns_in(model, first)
+    else:
+        found = _found_in(model, rows)
+    for name, row in rows.items():
+        if found.get(name) != row.before:
             raise InputError(
-                f"{edited} was made of {first.base.ref}, whose {row.name} is not that of {model}: give the model that "
-                "it was made of"
+                f"{edited} was made of {first.base.ref}, whose {name} is not that of {model}: give the model that it "
+                "was made of"
             )
 
 
-def _found_in(model: ModelSource, step: Manifest) -> dict[str, str]:
-    """The sha256 in a model of what an edit found, by the names of its tensors, as far as they are there."""
-    columns = {row.plan.tensor.name: row for row in changed_columns(model, edits_in(step.edits))}
-    found = {}
-    for row in (row for row in step.tensors if row.name in columns):
-        there = columns[row.name]
-        if row.scope == "columns":
-            found[row.name] = hashlib.sha256(b"".join(there.before[index] for index in row.indices)).hexdigest()
-        else:
-            tensor = there.plan.tensor
-            found[row.name] = hash_file(model.folder / there.plan.file, tensor.offset, tensor.size)
-    return found
+def _found_in(model: ModelSource, names: Collection[str]) -> dict[str, str]:
+    """The sha256 of tensors in a model, by their names, as far as they are there."""
+    there = {name: place for name in names if (place := model.checkpoint.weights.find(name)) is not None}
+    return {name: hash_file(model.folder / file, tensor.offset, tensor.size) for name, (file, tensor) in there.items()}
 
 
-def _found_in_gguf(model: ModelSource, step: Manifest) -> dict[str, str]:
-    """The same of the file of a model; a LoRA file names its matrices without their ending."""
+def _columns_in(model: ModelSource, step: Manifest) -> dict[str, str]:
+    """The same of the columns that an adapter changes, which are all that it says of its base."""
+    return {
+        row.plan.tensor.name: hashlib.sha256(b"".join(row.before.values())).hexdigest()
+        for row in changed_columns(model, edits_in(step.edits))
+    }
+
+
+def _found_in_gguf(model: ModelSource, names: Collection[str]) -> dict[str, str]:
+    """The same in the file of a model; a LoRA file names its matrices without their ending."""
     gguf, found = read_model(model.require_gguf()), {}
-    for row in step.tensors:
-        there = gguf.find(row.name) or gguf.find(f"{row.name}.weight")
+    for name in names:
+        there = gguf.find(name) or gguf.find(f"{name}.weight")
         if there is not None:
-            found[row.name] = hash_file(there[0].path, there[1].offset, there[1].n_bytes)
+            found[name] = hash_file(there[0].path, there[1].offset, there[1].n_bytes)
     return found
