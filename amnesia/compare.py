@@ -17,7 +17,7 @@ from amnesia.errors import InputError, VerificationError
 from amnesia.evaluation import lm_eval
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.examination import conclude, examine, examine_after
-from amnesia.evaluation.lineage import changed_columns, edits_between, prove_edited
+from amnesia.evaluation.lineage import changed_columns, check_made_for, edits_between, prove_edited
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.results import Finding
 from amnesia.evaluation.strength import sweep_strength
@@ -87,7 +87,7 @@ def assess(
     trials = Trials(stress, relearning, probes)
     _check_wanted(edited, trials, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
-    other = None if edited is None else resolve_edited(edited, tracker)
+    other = None if edited is None else resolve_edited(source, edited, tracker)
     _check_offload(loading, other)
     manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
     swept_edits = ()
@@ -215,10 +215,11 @@ def _is_beside(edited: ModelSource) -> bool:
     )
 
 
-def resolve_edited(name: str, tracker: Tracker) -> ModelSource:
+def resolve_edited(source: ModelSource, name: str, tracker: Tracker) -> ModelSource:
     """An edited model, an adapter, or the folder of a GGUF; what cannot be opened is said now, before minutes of work.
 
-    Raises what `resolve` raises, and CheckpointError for weights that are missing or malformed.
+    Raises what `resolve` raises, CheckpointError for weights that are missing or malformed, and InputError for an
+    adapter that was made for another model than `source`.
     """
     folder = whole_output(Path(name).expanduser())
     if gguf_output(folder) is not None:  # As a file it would be without its manifest.
@@ -227,6 +228,7 @@ def resolve_edited(name: str, tracker: Tracker) -> ModelSource:
     found = resolve(name, notice=tracker.notice)
     if not _is_beside(found):
         assert found.checkpoint
+    check_made_for(source, found)
     return found
 
 
@@ -258,7 +260,7 @@ def open_duet(
     if (edited is None) == (not groups):
         raise InputError("give the edited model either as EDITED or by its edit: --edit FILE")
     source = resolve(model, notice=tracker.notice)
-    other = None if edited is None else resolve_edited(edited, tracker)
+    other = None if edited is None else resolve_edited(source, edited, tracker)
     edits = edits_in(groups)
     if other is not None and (other.folder / MANIFEST_NAME).exists():
         edits = edits_between(source, other)

@@ -27,7 +27,7 @@ def run_bench(
     All of them are opened before anything long begins. Raises what the suite and `compare.resolve_edited` raise.
     """
     source = resolve(model, notice=tracker.notice)
-    others = [resolve_edited(each, tracker) for each in edited]
+    others = [resolve_edited(source, each, tracker) for each in edited]
     live = load_source(source, loading, hooked=False)
     with tracker.task(f"asking {name_of(source)}") as progress:
         first, ask = suite.original(live, name_of(source), progress)

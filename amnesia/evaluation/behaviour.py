@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from amnesia.domain import ModelRef
 from amnesia.errors import InputError, RecipeError, VerificationError
+from amnesia.evaluation.lineage import check_made_for
 from amnesia.evaluation.measurement import Pair, measure
 from amnesia.facts.questions import questions_of
 from amnesia.files.companions import whole_output
@@ -25,6 +27,7 @@ from amnesia.recipe import Recipe
 from amnesia.recipe_file import load_recipe, parse_recipe
 from amnesia.servers.server import Server, connect
 from amnesia.sources.resolve import recorded, resolve
+from amnesia.sources.source import ModelSource
 from amnesia.weights.adapter import CONFIG_NAME
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
@@ -83,6 +86,7 @@ def check_behaviour(
     questions = [row for recipe in recipes for row in questions_of(recipe)]
     pairs = list(dict.fromkeys(row.pair for row in questions if row.role == "target"))
     source = resolve(base, notice=tracker.notice)
+    check_made_for(source, ModelSource(output, ModelRef(str(output))))
     live = load_source(source, hooked=False)
     with tracker.task("asking the base") as progress:
         before = measure(live, pairs, progress)

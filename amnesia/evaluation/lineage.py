@@ -31,6 +31,7 @@ def edits_between(model: ModelSource, edited: ModelSource) -> tuple[Edit, ...]:
     were edited tell.
     """
     own = _steps_between(model, edited)
+    check_made_for(model, edited)
     _check_made_of(model, edited, own)
     return in_one([step.edits for step in reversed(own)])
 
@@ -49,6 +50,25 @@ def prove_edited(model: ModelSource, edited: ModelSource, watch: Watch = unwatch
     check_edited(edited.folder)
     if own[0].format not in ADAPTERS:
         check_rest(model.checkpoint, edited.checkpoint, {row.name for step in own for row in step.tensors}, watch)
+
+
+def check_made_for(model: ModelSource, adapter: ModelSource) -> None:
+    """Raise InputError for an adapter of this package that is to be put on another model than it was made for.
+
+    It holds what its edit adds to the columns of that model, and knows nothing of edits that the model has already.
+    What has no manifest, and a whole model, passes.
+    """
+    steps = _history(adapter)
+    if not steps or steps[0].format not in ADAPTERS:
+        return
+    newest, *earlier = steps
+    if [step.edits for step in earlier] != [step.edits for step in _history(model)]:
+        has = f"has the edit for {earlier[0].entity!r}" if earlier else "has no edit"
+        raise InputError(
+            f"{adapter} is an adapter for {newest.base.ref}, which {has}, and {model} is another model: give "
+            f"{newest.base.ref}"
+        )
+    _check_made_of(model, adapter, [newest])
 
 
 def _steps_between(model: ModelSource, edited: ModelSource) -> list[Manifest]:

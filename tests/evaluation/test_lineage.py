@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from amnesia.compare import assess, open_duet
 from amnesia.errors import InputError, VerificationError
+from amnesia.evaluation.behaviour import check_behaviour
 from amnesia.evaluation.lineage import prove_edited
 from amnesia.facts.questions import facts_of_recipe
 from amnesia.live.duet import Sampling
@@ -142,3 +143,39 @@ def test_experts_that_no_edit_changed_are_compared_each(tmp_path, edited):
     check_rest(open_source(one), open_source(tmp_path / "two"), changed)
     with pytest.raises(VerificationError, match=r"differ in the tensor model\.layers\.1\.mlp\.experts\.down_proj,"):
         check_rest(open_source(one), open_source(tmp_path / "two"), changed - {max(changed)})
+
+
+@pytest.fixture(scope="module")
+def adapters(home):
+    """`ao` was made for the edited model, `a` for the original."""
+    for name, base in (("ao", "out"), ("a", "m")):
+        cell = ("--cell", "1:5", "--multiplier", "-4", "--entity", "Peru")
+        done("edit", home / base, *cell, "--format", "adapter", "-o", home / name)
+    return home
+
+
+@pytest.mark.parametrize(("base", "name"), [("m", "ao"), ("out", "a")])
+def test_an_adapter_is_put_on_the_model_that_it_was_made_for_and_on_no_other(adapters, base, name):
+    place, folder, recipe = adapters / base, adapters / name, ("--recipe", adapters / "r.toml")
+    said = [
+        refused("chat", place, folder),
+        refused("evaluate", place, folder, *recipe),
+        refused("evaluate", place, folder, *recipe, "--sweep"),
+        refused("bench", place, folder, "--entity", "Japan"),
+        refused("verify", folder, "--behaviour", "--base", place, *recipe),
+    ]
+    assert len({line.rpartition("error: ")[2] for line in said}) == 1
+    assert f"{folder} is an adapter for {'out' if name == 'ao' else 'm'}, which has " in said[0]
+
+
+def test_an_adapter_for_an_edited_model_is_heard_as_peft_puts_it_there(adapters, facts):
+    base, folder = str(adapters / "out"), str(adapters / "ao")
+    found = assess(base, folder, facts, Silent(), sweep=True)
+    place = found.document["sweep"]["strengths"].index(1.0)
+    for curve in found.document["sweep"]["curves"]:
+        rows = [row.knowledge_score for row in found.evaluation.prompts if curve["role"] == row.role]
+        known = [score for score in rows if score is not None]
+        assert curve["mean"][place] == pytest.approx(sum(known) / len(known), abs=1e-3)
+    assert open_duet(base, folder, (), Silent()).strength == 1.0
+    with pytest.raises(InputError, match="is an adapter for"):
+        check_behaviour(adapters / "ao", Silent(), base=str(adapters / "m"), recipe_path=adapters / "r.toml")
