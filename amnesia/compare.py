@@ -30,6 +30,7 @@ from amnesia.live.duet import Duet, Voice, changes_of
 from amnesia.live.loading import load, load_adapter, load_lora, load_source
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import chat_format
+from amnesia.outputs.proofs import prove, weight_hashes
 from amnesia.probes.results import Probes
 from amnesia.probes.settings import ProbeSettings
 from amnesia.progress import Tracker
@@ -89,11 +90,11 @@ def assess(
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve_edited(source, edited, tracker)
     _check_offload(loading, other)
-    manifest = None if other is None or not (other.folder / MANIFEST_NAME).exists() else read_manifest(other.folder)
     swept_edits = ()
     if sweep and other is not None:
         swept_edits = edits_between(source, other)
         prove_edited(source, other, partial(tracker.task, f"comparing {other} with {source}"))
+    manifest, weights = (None, None) if other is None else _proven(other, tracker)
     if manifest is not None:
         facts = _spared(facts, manifest, tracker)
     caches = (
@@ -128,6 +129,7 @@ def assess(
         source.ref,
         None if other is None else name_of(other),
         changed=manifest,
+        weights=weights,
         sections={
             "lm_eval": task_scores,
             "stress": found.stress,
@@ -138,6 +140,19 @@ def assess(
         further=found.findings,
     )
     return Assessment(evaluation, document, found.stress, found.relearning, found.probes, task_scores)
+
+
+def _proven(edited: ModelSource, tracker: Tracker) -> tuple[Manifest | None, dict[str, str] | None]:
+    """What an edited model says of its edit, once its bytes have proven it, with the hashes of its weights."""
+    if not (edited.folder / MANIFEST_NAME).exists():
+        return None, None
+    manifest = read_manifest(edited.folder)
+    try:
+        prove(edited.folder, watch=partial(tracker.task, f"proving {edited}"), with_others=True)
+    except VerificationError as error:
+        tracker.notice(f"{edited} is not what its {MANIFEST_NAME} says ({error}): its edit is no part of the report")
+        return None, None
+    return manifest, weight_hashes(edited.folder, manifest, partial(tracker.task, f"hashing {edited}"))
 
 
 def _check_offload(loading: Loading, edited: ModelSource | None) -> None:

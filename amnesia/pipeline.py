@@ -35,6 +35,7 @@ from amnesia.live.split import by_first, check_same
 from amnesia.live.tokens import chat_format
 from amnesia.mining.carrying import carried_over, known_notice
 from amnesia.mining.entity import TASK, mine, table_about
+from amnesia.outputs.proofs import weight_hashes
 from amnesia.outputs.write import FormatPlan, left_out_notice, plan_formats, rounding_notice, spec_of, write_format
 from amnesia.progress import SILENT, Progress, Tracker
 from amnesia.recipe import Recipe
@@ -323,6 +324,7 @@ def save_and_ask(
                 accepted=accepted,
                 extraction=extraction,
                 changed=manifest,
+                weights=weight_hashes(folder, manifest, partial(tracker.task, f"hashing {name}")),
                 sections=sections,
                 further=further[name],
             )

@@ -16,6 +16,8 @@ from amnesia.progress import Watch, unwatched
 from amnesia.sources.remote import open_remote
 from amnesia.sources.resolve import hub_ref, is_fetched, is_local, is_on_disk, resolve, resolve_file
 from amnesia.sources.source import ModelSource, Notice
+from amnesia.weights.adapter import WEIGHTS_NAME
+from amnesia.weights.gguf.container import read_model
 from amnesia.weights.gguf.proof import prove_gguf, read_output, steps_since, undo_gguf
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
@@ -143,6 +145,21 @@ def check_edited(folder: Path) -> None:
                 f"the tensor {name} in {folder} is not the one that {MANIFEST_NAME} "
                 f"declares, so this is not the model of its edit: see `amnesia verify {folder}`, or make it again"
             )
+
+
+def weight_hashes(folder: Path, manifest: Manifest, watch: Watch = unwatched) -> dict[str, str]:
+    """The sha256 of all files of weights of an output, by their names; of an adapter those of the adapter alone.
+
+    `watch` gets the bytes that will be read. Raises what the readers of headers raise.
+    """
+    if manifest.format == "gguf":
+        names = [file.path.name for file in read_model(folder / manifest.base.files[0].file).files]
+    elif manifest.format in ADAPTERS:
+        names = [LORA_NAME if manifest.format == "gguf-lora" else WEIGHTS_NAME]
+    else:
+        names = sorted(read_weight_files(folder).headers)
+    with watch(sum((folder / name).stat().st_size for name in names)) as progress:
+        return {name: hash_file(folder / name, progress=progress) for name in names}
 
 
 def _lora_report(folder: Path, base: Path | None) -> VerificationReport:

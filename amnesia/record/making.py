@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from amnesia.evaluation.results import ALL
 from amnesia.files.disk import MANIFEST_NAME, hash_file, read_small
 from amnesia.files.staging import REPORT_NAME
 from amnesia.files.strict_json import StrictJson
-from amnesia.outputs.proofs import outputs_in, prove_against
+from amnesia.outputs.proofs import outputs_in, prove_against, weight_hashes
 from amnesia.progress import SILENT, Tracker
 from amnesia.recipe import Accept, Recipe
 from amnesia.recipe_file import parse_recipe
@@ -41,10 +42,10 @@ def make_record(
     """The erasure record of the output in folder `output`, of all its formats; the same files give the same record.
 
     Every byte is proven first, as `verify` does, with `base` against the model that was edited. `reports` are further
-    files `report.json` about the same edit, as `evaluate -o` writes them; `request` is a TOML file.
+    files `report.json` about the same weights, as `evaluate -o` writes them; `request` is a TOML file.
 
     Raises VerificationError for an output that is not what its manifest says; InputError for a report that is about
-    another edit or none, for a request that cannot be read, and for formats with different edits.
+    another edit, other weights or none, for a request that cannot be read, and for formats with different edits.
     """
     fields = () if request is None else read_request(request)
     folders = outputs_in(output)
@@ -54,7 +55,8 @@ def make_record(
     if any(row.edits != first.edits for row in manifests.values()):
         raise InputError(f"{output} holds outputs of different edits: record one of {', '.join(map(str, folders))}")
     saved = tuple(_saved(folder, manifest, base, tracker) for folder, manifest in manifests.items())
-    found = _told_apart([*_own_reports(output, manifests)], [_further(path, manifests) for path in reports])
+    measured = _Measured(manifests)
+    found = _told_apart([*_own_reports(output, measured)], [_further(path, measured) for path in reports])
     read = {document.file: report for document, report in found}
     documents = [_document(output, folder / MANIFEST_NAME) for folder in folders] + [row for row, _ in found]
     recipes = _recipes(first)
@@ -89,19 +91,49 @@ def _saved(folder: Path, manifest: Manifest, base: str | None, tracker: Tracker)
     )
 
 
-def _own_reports(output: Path, manifests: Mapping[Path, Manifest]) -> Iterator[tuple[Document, Report]]:
-    for folder, manifest in manifests.items():
+class _Measured:
+    """The outputs that reports may be about; their weights are hashed when a report says what it measured."""
+
+    def __init__(self, manifests: Mapping[Path, Manifest]) -> None:
+        self.manifests = manifests
+        self._hashes = functools.cache(lambda folder: weight_hashes(folder, manifests[folder]))
+
+    def check(self, path: Path, report: Report, folders: Collection[Path]) -> None:
+        """Raise InputError unless the report in the file `path` is about the weights in one of the folders."""
+        weights = None if report.changed is None else report.changed.weights
+        if weights is not None and not any(weights == self._hashes(folder) for folder in folders):
+            raise InputError(
+                f"{path} is about other weights than those in {', '.join(map(str, folders))}: evaluate this output, "
+                "and give the report of that"
+            )
+
+
+def _own_reports(output: Path, measured: _Measured) -> Iterator[tuple[Document, Report]]:
+    for folder, manifest in measured.manifests.items():
         if REPORT_NAME in (*manifest.added, *manifest.replaced):
-            yield _document(output, folder / REPORT_NAME), _read(folder / REPORT_NAME)
+            report = _read(folder / REPORT_NAME)
+            measured.check(folder / REPORT_NAME, report, [folder])
+            yield _document(output, folder / REPORT_NAME), report
 
 
-def _further(path: Path, manifests: Mapping[Path, Manifest]) -> tuple[Document, Report]:
+def _further(path: Path, measured: _Measured) -> tuple[Document, Report]:
     path = path / REPORT_NAME if path.is_dir() else path
     report = _read(path)
-    hashes = {tuple((row.name, row.before, row.after) for row in one.tensors) for one in manifests.values()}
-    about = report.changed and tuple((row.name, row.before, row.after) for row in report.changed.tensors)
-    if about not in hashes:
+    changed = () if report.changed is None else report.changed.tensors
+    about = [(row.name, row.before, row.after) for row in changed]
+    folders = [
+        folder
+        for folder, manifest in measured.manifests.items()
+        if [(row.name, row.before, row.after) for row in manifest.tensors] == about
+    ]
+    if report.changed is None or not folders:
         raise InputError(f"{path} is not about this edit: evaluate this output, and give the report of that")
+    if report.changed.weights is None:
+        raise InputError(
+            f"{path} does not say which weights it is about, as reports of earlier versions do not: evaluate this "
+            "output again, and give the report of that"
+        )
+    measured.check(path, report, folders)
     return Document(f"{path.absolute().parent.name}/{path.name}", hash_file(path)), report
 
 

@@ -56,10 +56,11 @@ class TensorChange:
 
 @dataclass(frozen=True)
 class Changed:
-    """What an edit of this package changed."""
+    """What an edit of this package changed, and the SHA-256 of the files of weights that were measured, by name."""
 
     edits: tuple[ShownEdit, ...]
     tensors: tuple[TensorChange, ...]
+    weights: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -101,13 +101,15 @@ def report_json(
     accepted: bool | None = None,
     extraction: Extraction | None = None,
     changed: Manifest | None = None,
+    weights: Mapping[str, str] | None = None,
     sections: Mapping[str, Tasks | Stress | Relearning | Probes | StrengthSweep | None] | None = None,
     further: Sequence[Finding] = (),
 ) -> dict[str, Any]:
     """The content of `report.json`, which `report.schema.json` describes.
 
     `model` is the original, `edited` the name of what it is compared with. `changed` is the manifest of the edited
-    model where there is one, and tells what the edit is. `sections` are further ones, by their names, and `further`
+    model where there is one, and tells what the edit is; `weights` are the sha256 of its files of weights, by which is
+    known that they were measured. `sections` are further ones, by their names, and `further`
     what they found; a section that is None is left out.
     """
     return {
@@ -123,7 +125,7 @@ def report_json(
             if extraction is None
             else {"extraction": {name: row for name, row in extraction_json(extraction).items() if name != "edits"}}
         ),
-        **({} if changed is None else {"changed": changed_json(changed)}),
+        **({} if changed is None else {"changed": changed_json(changed, weights)}),
         "aggregates": [_aggregate_json(row) for row in evaluation.aggregates],
         "damage": _damage_json(evaluation.damage),
         **{name: plain(row) for name, row in (sections or {}).items() if row is not None},
@@ -147,8 +149,11 @@ def tasks_of(
     )
 
 
-def changed_json(manifest: Manifest) -> dict[str, Any]:
-    """What an edit changed: cells with their multipliers, and columns of tensors with hashes before and after."""
+def changed_json(manifest: Manifest, weights: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What an edit changed: cells with their multipliers, and columns of tensors with hashes before and after.
+
+    `weights` has the sha256 of each file of weights by its name.
+    """
     return {
         "edits": [edit_summary(edit) for group in manifest.edits for edit in group.edits],
         "tensors": [
@@ -162,6 +167,7 @@ def changed_json(manifest: Manifest) -> dict[str, Any]:
             }
             for row in manifest.tensors
         ],
+        **({} if weights is None else {"weights": dict(weights)}),
     }
 
 

@@ -1,5 +1,6 @@
 """A manifest stands for the weights beside it where these are proven to be the base's but for the edit."""
 
+import hashlib
 import json
 import shutil
 
@@ -87,6 +88,33 @@ def test_other_weights_under_a_manifest_are_themselves_heard_and_never_swept(hom
     (tmp_path / "amnesia.json").rename(alt / "amnesia.json")
     line = refused("evaluate", home / "m", alt, "--recipe", home / "r.toml", "--sweep")
     assert (str(alt) in line and "manifest" in line) or "amnesia.json" in line
+
+
+def test_a_report_tells_an_edit_and_its_weights_where_they_are_what_was_asked(home, facts):
+    tracker = Silent()
+    changed = assess(str(home / "m"), str(home / "out"), facts, tracker).document["changed"]
+    files = sorted((home / "out").glob("model*.safetensors"))
+    assert changed["weights"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    assert not any("is not what" in line for line in tracker.lines)
+    document = assess(str(home / "m"), str(home / "alt"), facts, tracker).document
+    assert "changed" not in document and any("is no part of the report" in line for line in tracker.lines)
+
+
+@pytest.mark.parametrize(
+    ("links", "names", "said"),
+    [((), ["q_proj", "lm_head"], "is not about this edit"), (["--link"], ["lm_head"], "is about other weights")],
+)
+def test_no_record_takes_a_report_about_other_weights(home, tmp_path, links, names, said):
+    """Of files that are linked no manifest knows the bytes."""
+    done("edit", home / "m", *EDIT, *links, "-o", tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "alt")
+    change(tmp_path / "alt", names, lambda tensor: tensor * 1.5)
+    recipe = ("--recipe", home / "r.toml")
+    for name in ("out", "alt"):
+        done("evaluate", home / "m", tmp_path / name, *recipe, "-o", tmp_path / f"of-{name}")
+    record = ("record", tmp_path / "out", "-o", tmp_path / "r.html", "--report")
+    assert said in refused(*record, tmp_path / "of-alt" / "report.json")
+    done(*record, tmp_path / "of-out" / "report.json")
 
 
 def test_a_base_with_other_weights_beside_the_edited_ones_is_another(home, facts, tmp_path):

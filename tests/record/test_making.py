@@ -3,12 +3,15 @@
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
 import tomli_w
+from safetensors.torch import load_file, save_file
 
 from amnesia.errors import InputError
+from amnesia.outputs.proofs import weight_hashes
 from amnesia.record.making import make_record
 from amnesia.record.page import record_html
 from amnesia.report.document import changed_json
@@ -43,7 +46,9 @@ OPTIONAL = ("stress", "relearning", "probes", "sweep", "lm_eval")
 
 def report_of(folder, **changes):
     """A report that is about the edit in `folder`."""
-    return sample() | {"changed": changed_json(read_manifest(folder)), "entity": "Japan"} | changes
+    manifest = read_manifest(folder)
+    changed = changed_json(manifest, weight_hashes(folder, manifest))
+    return sample() | {"changed": changed, "entity": "Japan"} | changes
 
 
 def finish(folder, report, recipe=RECIPE):
@@ -190,6 +195,29 @@ def test_a_report_about_another_edit_is_refused(edited, tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(report))
     said = refused("record", edited, "-o", tmp_path / "r.html", "--report", tmp_path / "report.json")
     assert "is not about this edit" in said and not (tmp_path / "r.html").exists()
+
+
+def test_a_report_about_other_weights_with_the_same_edit_is_refused(edited, tmp_path):
+    """Their manifest and their edited tensors are those of the output."""
+    shutil.copytree(edited, tmp_path / "alt")
+    for path in (tmp_path / "alt").glob("model*.safetensors"):
+        tensors = load_file(path)
+        tensors |= {name: row * 1.5 for name, row in tensors.items() if "q_proj" in name}
+        save_file(tensors, path, {"format": "pt"})
+    (tmp_path / "report.json").write_text(json.dumps(report_of(tmp_path / "alt")))
+    record = ("record", edited, "-o", tmp_path / "r.html", "--report", tmp_path / "report.json")
+    assert f"report.json is about other weights than those in {edited}: evaluate this output" in refused(*record)
+    report = report_of(edited)
+    del report["changed"]["weights"]
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert "does not say which weights it is about" in refused(*record)
+    (tmp_path / "report.json").write_text(json.dumps(report_of(edited)))
+    done(*record)
+    # Nor may such a report lie in the output itself.
+    shutil.copytree(edited, tmp_path / "own")
+    (tmp_path / "own" / "report.json").write_text(json.dumps(report_of(tmp_path / "alt")))
+    said = refused("record", tmp_path / "own", "-o", tmp_path / "own.html")
+    assert "is about other weights" in said and not (tmp_path / "own.html").exists()
 
 
 def test_a_damaged_output_gets_no_record(edited, tmp_path):
