@@ -12,21 +12,18 @@ from typing import Literal
 import numpy as np
 
 from amnesia.errors import CheckpointError, InputError, NumericalError, VerificationError
-from amnesia.files.disk import copy_file, hash_file, patched_blocks, read_range
+from amnesia.files.disk import copy_file, hash_file, patched_blocks
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.files.streams import RangeHash, Strided
 from amnesia.progress import Progress, Watch, counted, ignore_progress, unwatched, whole
-from amnesia.weights.checkpoint import undo_key
 from amnesia.weights.gguf.codes import codes_of
 from amnesia.weights.gguf.container import GgufModel, read_model
-from amnesia.weights.gguf.edit import find_pieces, manifest_of
-from amnesia.weights.gguf.layout import gguf_shape
-from amnesia.weights.gguf.pieces import Down, DownEdit, Piece, RowEdit, TensorBytes, UpRow, originals
+from amnesia.weights.gguf.declared import declared_pieces
+from amnesia.weights.gguf.edit import manifest_of
+from amnesia.weights.gguf.pieces import DownEdit, Piece, RowEdit, TensorBytes, originals
 from amnesia.weights.gguf.widen import undo_widened, verify_widened
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
-from amnesia.weights.safetensors import SafetensorsHeader
-from amnesia.weights.scaling import inverse_multiplier
 from amnesia.weights.steps import (
     Step,
     check_sizes,
@@ -44,11 +41,10 @@ def prove_gguf(
     """Prove that the GGUF output in `folder` differs from its base in the declared rows and columns, as declared.
 
     Rows: multiplying the original rows gives the present ones. Columns: adding the directions to the original matrix
-    chooses the present codes. Everything else: each edited file with its original
-    bytes put back has the sha256 of the source. With `base` (any part of the source, or its folder; after several edits
-    on top of each other, the model before any of them) every byte of every part is compared as well; without it, parts
-    that the edit did not touch are compared with the sha256 with which they were copied, or where that is not known
-    with their size.
+    chooses the present codes. All else: each edited file with its original bytes put back has the sha256 of the source.
+    With `base` (any part of the source, or its folder; after several edits the model before any of them) every byte of
+    every part is compared, too; without it, parts that the edit did not touch are compared with the sha256 with which
+    they were copied, or where that is not known with their size.
 
     `watch` gets the bytes that will be read. Returns the manifest, the headers that were read, and tensor and index of
     each edited row or column that is as before all edits since the base: a later edit took it back, or no code of it
@@ -145,7 +141,7 @@ def go_back(folder: Path, model: GgufModel, manifest: Manifest, count: int | Non
             raise VerificationError(f"{MANIFEST_NAME} builds on an edit with a tensor type: the output is damaged")
         _check_tensors(model, step.manifest, "after", [*rows.values(), *downs.values()])
         present = {place: edit.before for place, edit in rows.items()}
-        for piece in _declared_edits(model, step, present, {name: edit.before for name, edit in downs.items()}):
+        for piece in declared_pieces(model, step, present, {name: edit.before for name, edit in downs.items()}):
             if isinstance(piece, RowEdit):
                 _check_row(folder, piece)
                 rows[piece.file.path.name, piece.row.offset] = piece
@@ -253,77 +249,6 @@ def read_output(folder: Path) -> tuple[Manifest, GgufModel]:
             "the output is damaged, write it again"
         )
     return manifest, model
-
-
-def _declared_edits(
-    model: GgufModel,
-    step: Step,
-    present_rows: Mapping[tuple[str, int], bytes],
-    present_columns: Mapping[str, TensorBytes],
-) -> list[Piece]:
-    """What one manifest declares, present and original, after checking that its parts agree.
-
-    What later edits have changed comes as it was before them: rows by file and offset, columns by tensor.
-    """
-    manifest = step.manifest
-    rows, downs = find_pieces(model, gguf_shape(model), manifest.edits, manifest.previous, allow_overlap=True)
-    declared: dict[tuple[str, str, int, int], tuple[float, object]] = {
-        (row.tensor.name, row.file.path.name, 0, row.index): (multiplier, ()) for row, multiplier in rows
-    }
-    for down in downs:
-        for column in down.columns:
-            declared[down.tensor.name, down.file.path.name, 1, column] = 1.0, down.directions
-    listed = {
-        (entry.name, entry.file, entry.axis, index): (multiplier, entry.directions)
-        for entry in manifest.tensors
-        for index, multiplier in entry.multipliers.items()
-    }
-    if declared != listed:
-        raise VerificationError(
-            f"{MANIFEST_NAME} lists other rows or columns than its edits for {manifest.entity!r}: the output is damaged"
-        )
-    saved = step.saved_columns()
-    edits: list[Piece] = []
-    for row, multiplier in rows:
-        after = present_rows.get((row.file.path.name, row.offset)) or row.read()
-        before = None if saved is None else _saved_row(saved, row)
-        edits.append(RowEdit(row, multiplier, _invert(row, after, multiplier) if before is None else before, after))
-    for down in downs:
-        later = present_columns.get(down.tensor.name)
-        edits.append(DownEdit(down, _saved_columns(saved, down), down.read([] if later is None else [later])))
-    return edits
-
-
-def _saved_columns(saved: SafetensorsHeader | None, down: Down) -> TensorBytes:
-    name, places = down.tensor.name, down.places
-    tensor = None if saved is None else saved.tensors.get(name)
-    if saved is None or tensor is None:
-        raise VerificationError(f"the saved columns of {name} are missing: the output is damaged, use the base model")
-    shape = (down.tensor.shape[0], len(places))
-    if (tensor.dtype, tensor.shape) != ("U8", shape):
-        raise VerificationError(f"{saved.path} holds {name} in an unexpected form: use the base model")
-    content = read_range(saved.path, tensor.size, tensor.offset)
-    return TensorBytes(places, np.frombuffer(content, np.uint8).reshape(shape))
-
-
-def _saved_row(saved: SafetensorsHeader, row: UpRow) -> bytes | None:
-    """The original bytes of a row, or None if it was not saved because it can be computed."""
-    tensor = saved.tensors.get(undo_key(row.tensor.name, row.index))
-    if tensor is None:
-        return None
-    if (tensor.dtype, tensor.shape) != ("U8", (row.tensor.row_bytes,)):
-        raise VerificationError(f"{saved.path} holds {tensor.name} in an unexpected form: use the base model")
-    return read_range(saved.path, tensor.size, tensor.offset)
-
-
-def _invert(row: UpRow, content: bytes, multiplier: float) -> bytes:
-    inverse = inverse_multiplier(multiplier)
-    if inverse is None:
-        raise VerificationError(
-            f"the original of row {row.index} of {row.tensor.name} was not saved and cannot be computed for multiplier "
-            f"{multiplier:g}: the output is damaged, use the base model"
-        )
-    return row.scale(content, inverse)
 
 
 def steps_since(base: Path | None, manifest: Manifest) -> int:
