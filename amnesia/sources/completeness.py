@@ -52,9 +52,9 @@ def _ignored(keys: Iterable[str], shape: MlpShape) -> Iterator[str]:
     Scales of a cache of keys and values change no number of the model itself, and of layers behind the last one those
     that predict further tokens (with an `eh_proj`) are left out by design.
     """
-    parent = shape.layout.prefix.rstrip(".").rpartition(".")[2]
-    place = re.compile(rf"(?:^|\.){re.escape(parent)}\.{re.escape(shape.layout.layers)}\.(\d+)\.")
-    found = [(key, int(match[1])) for key in keys if (match := place.search(key))]
+    prefixes = "|".join(re.escape(prefix) for prefix in {shape.prefix, shape.layout.prefix})
+    place = re.compile(rf"(?:{prefixes}){re.escape(shape.layout.layers)}\.(\d+)\.")
+    found = [(key, int(match[1])) for key in keys if (match := place.match(key))]
     further = {layer for key, layer in found if layer >= shape.n_layers and ".eh_proj." in key}
     for key, layer in found:
         if layer not in further and key.rpartition(".")[2] not in ("q_scale", "k_scale", "v_scale"):

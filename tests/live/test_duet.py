@@ -21,6 +21,7 @@ from amnesia.progress import SILENT
 from support.gguf_edits import tiny, write
 from support.tiny import tiny_direction
 from support.tiny_text import save_tiny_live
+from support.tracker import Silent
 
 PROMPTS = ("the capital of Japan is", "Once upon a time", "who is Michael Jordan")
 TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}<s>assistant:"
@@ -191,8 +192,13 @@ def test_an_output_whose_weights_were_changed_afterwards_is_not_shown_as_its_man
         for name in [name for name in tensors if "layers.1.mlp.down_proj" in name]:
             tensors[name][0, 0] += 1
         save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(VerificationError, match=r"layers\.1\.mlp\.down_proj"):
-        open_duet(str(model), str(tmp_path / "out"), (), SILENT)
+    tracker = Silent()
+    duet = open_duet(str(model), str(tmp_path / "out"), (), tracker)
+    assert any("is not what its amnesia.json says" in x and "loaded as a second model" in x for x in tracker.lines)
+    first, second = (voice.live.model for voice in duet.voices)
+    assert first is not second
+    if form == "safetensors":
+        assert both(duet, PROMPTS[0]) == [plainly(folder, PROMPTS[0], 20) for folder in (model, tmp_path / "out")]
 
 
 def test_of_edits_on_top_of_each_other_the_newest_says_what_a_tensor_is(tmp_path):
