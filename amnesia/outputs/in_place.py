@@ -79,7 +79,7 @@ def undo_in_place(folder: Path) -> Manifest:
                 f"{folder} holds tensors of another size than before, which make room only in a new file: "
                 f"`amnesia undo {shlex.quote(str(folder))} -o NEW` writes the original"
             )
-        check_written(folder, manifest, remedy="it would be lost: undo into a new folder with -o")
+        check_written(folder, manifest, card=True, remedy="it would be lost: undo into a new folder with -o")
         patches = _original_rows(folder) if manifest.format == "gguf" else _original_columns(folder, manifest)
         replaced = {name: f"{BASE_FOLDER}/{name}" for name in manifest.replaced}
         removed = own_files(manifest, names_in(folder, manifest))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia.errors import VerificationError
+from amnesia.files.companions import README_NAME
 from amnesia.files.disk import hash_file, read_small
 from amnesia.files.listing import check_inside, list_files
 from amnesia.files.staging import MANIFEST_NAME
@@ -132,15 +133,18 @@ def hashes_before(manifest: Manifest, after: Mapping[str, str]) -> dict[str, str
 _AGAIN = "put it back, or make the output again"
 
 
-def check_written(folder: Path, manifest: Manifest, *, kept_only: bool = False, remedy: str = _AGAIN) -> None:
+def check_written(
+    folder: Path, manifest: Manifest, *, kept_only: bool = False, card: bool = False, remedy: str = _AGAIN
+) -> None:
     """Raises VerificationError, which ends in the `remedy`, when a file beside the model is not as it was written.
 
-    With `kept_only` it looks at those alone from which an undo takes something. Which must be there, `trace_back` says.
+    With `kept_only` it looks at those alone from which an undo takes something, with `card` also at the model card, on
+    which people go on writing. Which must be there, `trace_back` says.
     """
     for row in manifest.written:
         path = folder / row.file
         is_kept = row.file == manifest.undo or row.file.startswith(f"{BASE_FOLDER}/")
-        if not path.is_file() or (kept_only and not is_kept):
+        if not path.is_file() or (kept_only and not is_kept) or (row.file == README_NAME and not card):
             continue
         size = path.stat().st_size
         if size != row.size:

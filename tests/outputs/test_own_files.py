@@ -1,5 +1,6 @@
 """Files that lie beside the model because of an edit: a changed one is told by `verify`, and never replaced."""
 
+import contextlib
 import json
 import shutil
 
@@ -60,7 +61,10 @@ def test_a_changed_file_is_not_replaced_and_fails_the_proof(made, tmp_path):
             said = refused("edit", model, *EDIT, "--format", name, "-o", folder, "--force")
             assert f"{path} was changed since amnesia wrote it: --force" in said
             assert tree(folder) == before
-            assert refused("verify", folder)
+            if file == "README.md":  # People go on writing it.
+                succeed("verify", folder)
+            else:
+                assert refused("verify", folder)
             shutil.rmtree(folder)
 
 
@@ -71,13 +75,13 @@ def test_a_changed_file_that_proves_nothing_of_the_weights_is_told_too(tmp_path)
     write_output(source, output, [ColumnEdit(Cell(0, 3))], added=added)
     verify(output)
     for name, content, said in (
-        ("README.md", b"a tome", "has another sha256 than amnesia.json declares, it was changed since it was written"),
+        ("README.md", b"a tome", None),  # People go on writing it.
         ("report.json", b"{ }", "has 3 bytes, amnesia.json declares 2, it was changed since it was written: put it"),
     ):
         original = (output / name).read_bytes()
         (output / name).write_bytes(content)
         for base in (None, source):
-            with pytest.raises(VerificationError, match=f"{name} {said}"):
+            with pytest.raises(VerificationError, match=f"{name} {said}") if said else contextlib.nullcontext():
                 verify(output, base)
         with pytest.raises(VerificationError, match="it would be lost: undo into a new folder with -o"):
             undo_in_place(output)
