@@ -85,7 +85,10 @@ def assert_close(found, expected):
     if isinstance(found, dict):
         assert found.keys() == expected.keys()
         for key, value in found.items():
-            assert_close(value, expected[key])
+            if key == "written":  # The hash of a report tells its last bits, too.
+                assert [row["file"] for row in value] == [row["file"] for row in expected[key]]
+            else:
+                assert_close(value, expected[key])
     elif isinstance(found, list):
         for one, other in zip(found, expected, strict=True):
             assert_close(one, other)
