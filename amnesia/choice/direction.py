@@ -216,7 +216,10 @@ class DirectionChoice:
         )
 
     def judge(self, trial: Trial) -> JudgedTrial:
-        """A trial with what it does to controls and neighbors."""
+        """A trial with what it does to controls and neighbors; one that was judged before is told of no more."""
+        for known in self.judged:
+            if (known.atoms, known.multiplier) == (trial.atoms, trial.multiplier):
+                return known
         edits = (*self.acting, *trial.edits)
         self.scores.ask((*self.controls, *self.neighbors), [edits])
         control = self.scores.mean(self.controls, edits)

@@ -42,6 +42,7 @@ def test_candidates_are_told_as_they_are_measured(runs):
     told, more = ([line for line in run.stderr.splitlines() if line.startswith("candidate: ")] for run in (plain, wide))
     assert 1 <= len(told) < len(more)
     assert more[: len(told)] == told
+    assert len(set(more)) == len(more)
     assert " of layer " in told[0] and "harm to text" in told[0]
 
 
