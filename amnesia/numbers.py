@@ -40,3 +40,8 @@ def flat(text: str, most: int = 300) -> str:
     """A text on one line; what is cut off is shown by an ellipsis."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def tried(n: int) -> str:
+    """How many edits were measured for the one that was taken; one that is given is measured alone."""
+    return "the only one tried" if n == 1 else f"the best of {n:,} tried"

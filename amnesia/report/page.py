@@ -116,7 +116,7 @@ def _environment() -> Environment:
         finalize=_shown,
     )
     environment.filters |= {
-        name: getattr(numbers, name) for name in ("signed", "short", "positive", "share", "change", "flat")
+        name: getattr(numbers, name) for name in ("signed", "short", "positive", "share", "change", "flat", "tried")
     }
     return environment
 

@@ -13,7 +13,7 @@ from amnesia.evaluation.findings import findings
 from amnesia.evaluation.labels import facts_label
 from amnesia.evaluation.results import MESSAGES, Ability, Aggregate, Damage, LanguageScore, PromptScore
 from amnesia.localization.results import Localization
-from amnesia.numbers import change, flat, positive, share
+from amnesia.numbers import change, flat, positive, share, tried
 from amnesia.report.content import Tasks
 
 MAX_SHOWN = 12
@@ -61,16 +61,11 @@ def extraction_text(extraction: Extraction) -> str:
     handle = "no handle, at best" if extraction.verdict == "none" else f"{extraction.verdict} handle:"
     chosen = (
         f"{extraction.edits.entity}: {handle} {edits_text(extraction.edits.edits)}, "
-        f"{tried_text(extraction.candidates_tried)} (target {extraction.target:.2f}, controls {extraction.control:.2f})"
+        f"{tried(extraction.candidates_tried)} (target {extraction.target:.2f}, controls {extraction.control:.2f})"
     )
     return "\n".join(
         [chosen, *(() if extraction.answers is None else answers_lines(extraction.answers)), *around_lines(extraction)]
     )
-
-
-def tried_text(n: int) -> str:
-    """How many edits were measured for the one that was taken; one that is given is measured alone."""
-    return "the only one tried" if n == 1 else f"the best of {n:,} tried"
 
 
 def around_lines(extraction: Extraction) -> list[str]:

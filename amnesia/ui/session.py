@@ -213,6 +213,8 @@ class Session:
                 "a recipe says how a direction is chosen, not how strong it is, nor which cells go along: set the "
                 "strength to 1 and all cells to 1, or save as edit or as a model"
             )
+        if not edits and recipe.edit.cells:
+            raise InputError("the edit changes nothing: give it some strength, or choose a cell")
         if not cells or directions_of(edits):
             return recipe.text
         text = text_with_cells(recipe.text, recipe.target.entity, cells)

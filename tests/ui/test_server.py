@@ -281,6 +281,13 @@ def test_a_recipe_is_refused_where_it_cannot_say_what_the_sliders_do(session, so
                 assert "how strong" in failed(answer) and not path.exists()
 
 
+def test_a_recipe_is_refused_where_its_cells_are_all_left_as_they_are(client, tmp_path):
+    done(post(client, "search", {"entity": "Japan"}))
+    wanted = {**EDIT, "strength": 0}
+    answer = post(client, "save", {"edit": wanted, "format": "recipe", "output": str(tmp_path / "r.toml")})
+    assert "the edit changes nothing" in failed(answer) and not (tmp_path / "r.toml").exists()
+
+
 def test_a_recipe_of_several_lists_the_cells_of_the_one_that_was_chosen(source, live, recipe, tmp_path):
     without = parse_recipe(recipe.text.partition("\n")[2])
     several = parse_recipe(joint_text([without, renamed(without, "Norway")], without.model, without.controls), "Japan")
