@@ -126,3 +126,11 @@ def test_cells_that_are_given_are_the_only_edit_tried(live, model, tmp_path):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["extraction"]["candidates_tried"] == 1
     assert "the only one tried" in report_html(report)
+
+
+def test_a_front_is_written_over_an_older_one(runs, tmp_path):
+    place, *_ = runs
+    front = tmp_path / "front.json"
+    front.write_bytes((place / "front.json").read_bytes())
+    succeed("run", place / "japan.toml", "-o", tmp_path / "out", "--front", front)
+    assert json.loads(front.read_text())["front"] == json.loads((place / "front.json").read_text())["front"]
