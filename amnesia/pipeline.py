@@ -35,7 +35,7 @@ from amnesia.live.split import by_first, check_same
 from amnesia.live.tokens import chat_format
 from amnesia.mining.carrying import carried_over, known_notice
 from amnesia.mining.entity import TASK, mine, table_about
-from amnesia.outputs.proofs import weight_hashes
+from amnesia.outputs.proofs import check_unaltered, weight_hashes
 from amnesia.outputs.write import FormatPlan, left_out_notice, plan_formats, rounding_notice, spec_of, write_format
 from amnesia.progress import SILENT, Progress, Tracker
 from amnesia.recipe import Recipe
@@ -156,6 +156,7 @@ def _source(model: ModelRef | str, output: Path, tracker: Tracker, force: bool) 
     check_output(output, force=force)
     source = resolve(model, tracker.notice)
     check_output(output, source.origin, force=force)
+    check_unaltered(source.origin, partial(tracker.task, "proving the edit before"))
     return source
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from amnesia.live.watching import activations
 from amnesia.mining.carrying import carried_over
 from amnesia.outputs import write
 from amnesia.outputs.commands import save
-from amnesia.outputs.proofs import outputs_in
+from amnesia.outputs.proofs import check_unaltered, outputs_in
 from amnesia.pipeline import RunResult, given, save_chosen
 from amnesia.progress import SILENT, Progress, Tracker
 from amnesia.recipe import Recipe
@@ -135,6 +136,7 @@ def transfer(
         recipe = parse_recipe(text, groups[0].entity, f"the recipe in {path}")
     source = resolve(model, tracker.notice)
     check_output(output, source.origin, force=force)
+    check_unaltered(source.origin, partial(tracker.task, "proving the edit before"))
     name: Format = format or ("gguf" if is_gguf_name(model) else "safetensors")
     write.plan_formats((name,), source, EditSpec(groups, source.ref))
     of_experts = [edit.expert is not None for edit in edits_in(groups)]

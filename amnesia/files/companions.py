@@ -11,6 +11,7 @@ from pathlib import Path
 
 from amnesia.domain import ADAPTERS, FORMATS
 from amnesia.files.disk import MANIFEST_NAME, read_small
+from amnesia.files.lfs import check_no_pointer
 
 REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
@@ -132,7 +133,7 @@ def _matches(name: str, pattern: str) -> bool:
 def is_copied(folder: Path, name: str) -> bool:
     """Whether a file goes along by its name and is what it is called: a text, or a vocabulary of SentencePiece.
 
-    Weights under such a name do not. Raises OSError.
+    Weights under such a name do not. Raises OSError, and CheckpointError for a pointer of Git LFS.
     """
     if not is_companion(name):
         return False
@@ -140,6 +141,7 @@ def is_copied(folder: Path, name: str) -> bool:
     if (folder / name).stat().st_size > limit:
         return False
     content = read_small(folder / name, limit)
+    check_no_pointer(str(folder / name), content)
     if any(_matches(name, pattern) for pattern in _PIECES):
         return content.startswith(b"\n")  # Its first field is the list of pieces.
     return is_text(content)

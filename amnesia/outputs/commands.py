@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,10 @@ def save(
     # Checked again with the model; a large one must not be fetched for nothing.
     check_output(output, force=force)
     source = _source(model, name, tracker.notice)
+    if isinstance(source, ModelSource):
+        from amnesia.outputs.proofs import check_unaltered
+
+        check_unaltered(source.origin, partial(tracker.task, "proving the edit before"))
     rest = "" if isinstance(source, ModelSource) else " from the Hub, of which only the edited tensors are read"
     manifest = write.save(
         name,

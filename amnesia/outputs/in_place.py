@@ -23,6 +23,7 @@ from amnesia.files.staging import MANIFEST_NAME, check_outside_cache
 from amnesia.files.streams import hash_ranges, stream
 from amnesia.guessing import as_declared
 from amnesia.outputs.history import check, check_files, go_back
+from amnesia.outputs.proofs import check_unaltered
 from amnesia.weights.checkpoint import (
     BASE_FOLDER,
     UNDO_NAME,
@@ -55,6 +56,7 @@ def edit_in_place(path: Path, spec: EditSpec) -> Manifest:
     _check_outside_caches(folder)
     with locked(folder):
         settle(folder)
+        check_unaltered(path)
         change, manifest = (_change_gguf if is_gguf_name(path.name) else _change_folder)(path, spec)
         _check_unshared(folder, [*(patch.file for patch in change.patches), *change.removed])
         apply(folder, change)

@@ -18,7 +18,8 @@ from amnesia.sources.resolve import hub_ref, is_fetched, is_local, is_on_disk, r
 from amnesia.sources.source import ModelSource, Notice
 from amnesia.weights.adapter import WEIGHTS_NAME
 from amnesia.weights.gguf.container import read_model
-from amnesia.weights.gguf.proof import prove_gguf, read_output, steps_since, undo_gguf
+from amnesia.weights.gguf.edit import own_manifest
+from amnesia.weights.gguf.proof import as_verification_error, prove_gguf, read_output, steps_since, undo_gguf
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.safetensors import read_weight_files
@@ -145,6 +146,30 @@ def check_edited(folder: Path) -> None:
                 f"the tensor {name} in {folder} is not the one that {MANIFEST_NAME} "
                 f"declares, so this is not the model of its edit: see `amnesia verify {folder}`, or make it again"
             )
+
+
+def check_unaltered(path: Path, watch: Watch = unwatched) -> None:
+    """Prove a model that is itself an output, a folder or `.gguf` file, before a further edit is built upon it.
+
+    Models without a manifest pass. `watch` gets the bytes that will be read. Raises VerificationError when it was
+    changed since, because no proof of the further edit could hold then.
+    """
+    folder = path.parent if path.is_file() else path
+    if not (folder / MANIFEST_NAME).exists():
+        return
+    try:
+        if path.is_file():
+            with as_verification_error():
+                manifest = own_manifest(read_model(path))
+        else:
+            manifest = read_manifest(folder)
+        if manifest is not None and manifest.format == ("gguf" if path.is_file() else "safetensors"):
+            prove(folder, watch=watch, with_others=True)
+    except VerificationError as error:
+        raise VerificationError(
+            f"{folder} was changed since its edit, so that a further one could not be proven ({error}); to edit it as "
+            f"a new model, move {MANIFEST_NAME} out of it"
+        ) from error
 
 
 def weight_hashes(folder: Path, manifest: Manifest, watch: Watch = unwatched) -> dict[str, str]:

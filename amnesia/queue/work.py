@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from amnesia.live.loading import load_source
 from amnesia.live.model import LiveModel, edited
 from amnesia.mining.entity import TASK, mine
 from amnesia.mining.recipe_text import joint_text
+from amnesia.outputs.proofs import check_unaltered
 from amnesia.outputs.write import spec_of
 from amnesia.pipeline import save_and_ask
 from amnesia.progress import SILENT, Progress, Tracker
@@ -86,6 +87,7 @@ def run_queue(
         if not (output / SETTINGS_NAME).exists():
             raise
     source = resolve(model_of(listed, model), tracker.notice)
+    check_unaltered(source.origin, partial(tracker.task, "proving the edit before"))
     for row in listed:
         if row.recipe is not None:
             _check_recipe(row.recipe, source)

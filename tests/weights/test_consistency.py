@@ -164,3 +164,4 @@ def test_a_pointer_of_git_lfs_is_named(model, name):
     (model / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n")
     with pytest.raises(AmnesiaError, match=f"{name} is a Git LFS pointer, not the file itself: run `git lfs pull`"):
         load_source(resolve(str(model)))
+    assert f"{name} is a Git LFS pointer" in refused("edit", model, "--cell", "1:4", "-o", model.parent / "out")
