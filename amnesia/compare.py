@@ -26,10 +26,10 @@ from amnesia.files.companions import LORA_NAME, gguf_output, whole_output
 from amnesia.files.disk import check_settled
 from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_output, staged_output
 from amnesia.files.strict_json import json_bytes
+from amnesia.live.chat_form import chat_format
 from amnesia.live.duet import Duet, Voice, changes_of
 from amnesia.live.loading import load, load_adapter, load_lora, load_source
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import chat_format
 from amnesia.outputs.proofs import prove, weight_hashes
 from amnesia.probes.results import Probes
 from amnesia.probes.settings import ProbeSettings

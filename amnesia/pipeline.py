@@ -29,10 +29,10 @@ from amnesia.facts.questions import questions_of
 from amnesia.files.cache import cache_folder
 from amnesia.files.staging import PAGE_NAME, REPORT_NAME, check_output, staged_output
 from amnesia.files.strict_json import json_bytes
+from amnesia.live.chat_form import chat_format
 from amnesia.live.loading import load_source, loaded
 from amnesia.live.model import LiveModel
 from amnesia.live.split import by_first, check_same
-from amnesia.live.tokens import chat_format
 from amnesia.mining.carrying import carried_over, known_notice
 from amnesia.mining.entity import TASK, mine, table_about
 from amnesia.outputs.proofs import check_unaltered, weight_hashes

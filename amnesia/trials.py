@@ -12,9 +12,9 @@ from amnesia.evaluation.measurement import KnownFact
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.results import Finding
 from amnesia.facts.questions import FactSet
+from amnesia.live.chat_form import chat_format
 from amnesia.live.loading import merge_adapter
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import chat_format
 from amnesia.probes.conclusion import conclude as conclude_probes
 from amnesia.probes.findings import probe_findings
 from amnesia.probes.plan import prepare as prepare_probes

@@ -25,9 +25,9 @@ from amnesia.errors import InputError
 from amnesia.evaluation.measurement import measure
 from amnesia.evaluation.scores import mean_interval
 from amnesia.files.strict_json import StrictJson
+from amnesia.live.chat_form import chat_format
 from amnesia.live.forward import generate
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import chat_format
 from amnesia.progress import Progress
 
 KINDS = {"level1": "fill in", "level2": "question", "level3": "adversarial"}

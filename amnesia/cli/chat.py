@@ -21,8 +21,8 @@ from amnesia.recipe import Recipe
 from amnesia.recipe_file import load_recipe, parse_recipe
 
 if TYPE_CHECKING:
+    from amnesia.live.chat_form import Chat
     from amnesia.live.duet import Duet, Sampling
-    from amnesia.live.tokens import Chat
 
 HELP = """
 PROMPT         is answered by both models, each prompt by itself
@@ -79,8 +79,8 @@ def chat(
         raise InputError("--entity picks the facts of a recipe: give --recipe, or drop it")
     asked = None if recipe is None else load_recipe(recipe, entity)
     from amnesia.compare import open_duet
+    from amnesia.live.chat_form import chat_format
     from amnesia.live.duet import Sampling
-    from amnesia.live.tokens import chat_format
     from amnesia.outputs.write import edits_from_file
 
     terminal = Terminal()

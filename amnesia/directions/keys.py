@@ -9,8 +9,9 @@ from torch import Tensor
 
 from amnesia.facts.names import entity_templates, neutral_texts
 from amnesia.facts.relations import relation_templates
+from amnesia.live.chat_form import chat_format
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import Placed, chat_format, encode
+from amnesia.live.tokens import Placed, encode
 from amnesia.live.watching import activations
 
 _N_LINES = 16  # Sentences after which a name begins a line.

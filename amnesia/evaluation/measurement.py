@@ -19,9 +19,10 @@ from amnesia.facts.answers import matches, reply
 from amnesia.facts.forms import with_messages
 from amnesia.facts.names import unseen_names
 from amnesia.facts.questions import Question
+from amnesia.live.chat_form import chat_format
 from amnesia.live.forward import answer_logprobs, generate
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import chat_format, join
+from amnesia.live.tokens import join
 from amnesia.progress import Progress
 from amnesia.recipe import Scoring
 from amnesia.servers.server import Server

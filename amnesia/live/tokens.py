@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from amnesia.domain import plain_apostrophes, tidy
-from amnesia.errors import InputError, clipped, first_line
+from amnesia.errors import InputError, clipped
 from amnesia.plain_text import is_unspaced
 
 if TYPE_CHECKING:
@@ -50,19 +49,6 @@ class Tokenizer(Protocol):
 
     # Transformers finds its special tokens late: `pad_token_id`, `bos_token`, ..., each None where there is none.
     def __getattr__(self, key: str, /) -> Any: ...
-
-
-class RefusedTurnsError(InputError):
-    """A chat template takes no conversation of several turns."""
-
-
-class Chat(Protocol):
-    """What a chat model is fed before its answer to a message, after `earlier` messages with their answers.
-
-    Raises InputError for what its template refuses, `RefusedTurnsError` where that is several turns.
-    """
-
-    def __call__(self, message: str, earlier: Sequence[tuple[str, str]] = ()) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -182,82 +168,6 @@ def mention_span(text: str, names: Sequence[str]) -> tuple[int, int] | None:
 def _joined(left: str, right: str) -> bool:
     """Whether two neighbouring characters belong to one word; scripts without spaces never join."""
     return bool(left and right) and all(char.isalnum() and not is_unspaced(char) for char in (left, right))
-
-
-_THOUGHT = re.compile(
-    r"(?P<left>[<\[])(?P<end>/?)(?P<name>[\w:]*(?:think|thought|reason)\w*)(?P<right>[>\]])", re.IGNORECASE
-)
-
-
-_DAY = datetime(2024, 7, 26)
-"""The day that templates are told, which some print: what is measured must not change from one day to the next."""
-
-# A template is given plain data only, so that the function that it would call is defined in front of it.
-_SAID = "".join(f"|replace('%{code}','{_DAY.strftime(f'%{code}')}')" for code in "aAbBdHIjmMpSyY")
-_FIXED_DAY = f"{{%- macro strftime_now(format) -%}}{{{{ format{_SAID} }}}}{{%- endmacro -%}}"
-
-
-def chat_format(
-    tokenizer: Tokenizer, notice: Callable[[str], None] = lambda line: None, *, today: bool = False
-) -> Chat | None:
-    """What a chat model is fed before its answer to a message, as a function of the message.
-
-    None without a template, and, after a `notice`, where the template takes no message of a user alone; one that takes
-    no conversation of several turns is told, too. Thinking is
-    switched off where the template can, and a block of thoughts is closed, so that what follows is the answer. The text
-    is meant for `encode`, which adds the special tokens that the tokenizer itself puts before every text. Templates
-    that print the date are given a fixed one unless it is to be `today`.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    adds_bos = bool(tokenizer.bos_token) and encode(tokenizer, ["a"])[0].ids[0] == tokenizer.bos_token_id
-
-    def fed(message: str, earlier: Sequence[tuple[str, str]]) -> str:
-        said = [("user", message)]
-        for asked, answered in reversed(earlier):
-            said = [("user", asked), ("assistant", answered), *said]
-        chat = [{"role": role, "content": content} for role, content in said]
-        # Templates read what they know of these, and nothing else.
-        off = {"enable_thinking": False, "thinking": False}
-        used = template if today else _FIXED_DAY + template
-        found = tokenizer.apply_chat_template(
-            chat, chat_template=used, tokenize=False, add_generation_prompt=True, **off
-        )
-        return _without_thoughts(found.removeprefix(tokenizer.bos_token) if adds_bos else found, message, template)
-
-    def text(message: str, earlier: Sequence[tuple[str, str]] = ()) -> str:
-        try:
-            return fed(message, earlier)
-        except Exception as error:  # A template is a program: it raises what it likes.
-            why, what = first_line(error), f"the message {clipped(message)!r}"
-            if earlier:
-                raise RefusedTurnsError(f"the chat template takes no conversation of several turns ({why})") from None
-            raise InputError(f"the chat template refuses {what} ({why}): write it otherwise") from None
-
-    try:
-        template = tokenizer.get_chat_template()
-        if "a question" not in fed("a question", ()):
-            raise ValueError("it leaves the message out")
-    except Exception as error:
-        notice(f"the chat template cannot be used ({first_line(error)}): questions in chat form are left out")
-        return None
-    try:
-        text("a question", [("another", "an answer")])
-    except RefusedTurnsError as error:
-        notice(f"{error}: none is tried")
-    return text
-
-
-def _without_thoughts(fed: str, message: str, template: str) -> str:
-    """The text with its block of thoughts closed, an empty one where the template knows thoughts and opened none."""
-    said = [*_THOUGHT.finditer(fed, max(0, fed.rfind(message.strip())))]
-    known = [mark for mark in _THOUGHT.finditer(template) if mark["end"]]
-    if (said and said[-1]["end"]) or not (said or known):
-        return fed
-    mark = (said or known)[-1]
-    left, name, right = mark["left"], mark["name"], mark["right"]
-    begin = fed.rstrip() if said else f"{fed}{left}{name}{right}"
-    return f"{begin}\n\n{left}/{name}{right}\n\n"
 
 
 def join(prompt: str, answer: str) -> str:

@@ -14,7 +14,7 @@ from amnesia.domain import ROLES, Fact
 from amnesia.evaluation.measurement import KnownFact, plainly_asked
 from amnesia.facts.answers import matches, same_answer
 from amnesia.facts.forms import ASKED
-from amnesia.live.tokens import Chat
+from amnesia.live.chat_form import Chat
 from amnesia.probes.settings import ProbeSettings
 from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackPrompt, AttackTarget, attacks
 from amnesia.stress.settings import StressSettings

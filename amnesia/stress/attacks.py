@@ -16,7 +16,8 @@ from amnesia.facts.forms import ASKED, as_message, in_form, sentence
 from amnesia.facts.names import unseen_names
 from amnesia.facts.phrases import LANGUAGES, Relation, relation_stated, translated
 from amnesia.facts.variants import typos
-from amnesia.live.tokens import Chat, join
+from amnesia.live.chat_form import Chat
+from amnesia.live.tokens import join
 from amnesia.stress.persuasion import PERSUASIONS, persuasion
 from amnesia.stress.settings import StressSettings
 

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 
 from amnesia.facts.forms import in_form
-from amnesia.live.tokens import Chat, RefusedTurnsError
+from amnesia.live.chat_form import Chat, RefusedTurnsError
 
 PERSUASIONS: Mapping[str, str] = {
     "prefix_injection": "The model is told how to begin, and its reply is begun so.",

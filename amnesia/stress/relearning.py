@@ -22,9 +22,10 @@ from amnesia.evaluation.measurement import KnownFact, Pair, measure, plainly_ask
 from amnesia.evaluation.measurement_cache import MeasurementCache, item_of, once
 from amnesia.facts.answers import matches, overlap
 from amnesia.facts.names import neutral_texts
+from amnesia.live.chat_form import Chat
 from amnesia.live.forward import sampled
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import Chat, Continuation, join
+from amnesia.live.tokens import Continuation, join
 from amnesia.progress import Progress, Tracker
 from amnesia.stress.attacks import INVENTED_NAMES, AttackTarget
 from amnesia.stress.conclusion import estimate

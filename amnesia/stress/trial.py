@@ -16,8 +16,8 @@ from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, Pair, Unknown, check_known, measure, plainly_asked, write
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.facts.questions import Question
+from amnesia.live.chat_form import Chat
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import Chat
 from amnesia.progress import Progress
 from amnesia.recipe import Scoring
 from amnesia.stress.attacks import Attack, AttackPrompt, AttackTarget, attacks
@@ -75,7 +75,7 @@ def prepare(
 ) -> StressPlan:
     """What to try, from what the original model knows; `translations` are the entity's names by language code.
 
-    `chat` is the form of messages to a chat model, see `tokens.chat_format`.
+    `chat` is the form of messages to a chat model, see `chat_form.chat_format`.
 
     Raises InputError when the targets are about several entities, or when the model knows none of them.
     """

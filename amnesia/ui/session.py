@@ -21,10 +21,10 @@ from amnesia.files.cache import cache_folder
 from amnesia.files.disk import replace_file
 from amnesia.files.staging import check_outside_cache
 from amnesia.files.strict_json import json_bytes
+from amnesia.live.chat_form import chat_format
 from amnesia.live.duet import Duet, Sampling, Voice, changes_of, shifts
 from amnesia.live.forward import answer_logprobs
 from amnesia.live.model import LiveModel, edited
-from amnesia.live.tokens import chat_format
 from amnesia.localization.cells import CellMap, cell_maps
 from amnesia.mining.entity import TASK, mine
 from amnesia.mining.recipe_text import text_with_cells

@@ -43,10 +43,11 @@ from amnesia.facts.names import neutral_texts
 from amnesia.facts.popqa import read_popqa
 from amnesia.facts.questions import questions_of
 from amnesia.files.cache import cache_folder
+from amnesia.live.chat_form import chat_format
 from amnesia.live.forward import sampled
 from amnesia.live.loading import load
 from amnesia.live.model import LiveModel
-from amnesia.live.tokens import chat_format, join
+from amnesia.live.tokens import join
 from amnesia.probes.conclusion import leak_at
 from amnesia.probes.settings import ProbeSettings
 from amnesia.recipe import Recipe

@@ -13,8 +13,8 @@ from amnesia.compare import open_duet
 from amnesia.domain import Cell, Loading
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.errors import InputError, VerificationError
+from amnesia.live.chat_form import chat_format
 from amnesia.live.duet import Sampling, continued_rows, shifts
-from amnesia.live.tokens import chat_format
 from amnesia.outputs.commands import save
 from amnesia.outputs.proofs import check_edited
 from amnesia.progress import SILENT

@@ -2,7 +2,7 @@ import pytest
 
 from amnesia.domain import Fact
 from amnesia.facts.names import unseen_names
-from amnesia.live.tokens import chat_format
+from amnesia.live.chat_form import chat_format
 from amnesia.stress.attacks import INVENTED_NAMES, AttackTarget, attacks, paraphrases
 from amnesia.stress.settings import StressSettings
 from support.tiny_text import tiny_tokenizer

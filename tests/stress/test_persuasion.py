@@ -2,7 +2,7 @@
 
 import pytest
 
-from amnesia.live.tokens import chat_format
+from amnesia.live.chat_form import chat_format
 from amnesia.stress.persuasion import PERSUASIONS, persuasion
 from support.tiny_text import tiny_tokenizer
 

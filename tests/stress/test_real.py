@@ -8,8 +8,8 @@ import torch
 from amnesia.evaluation.measurement import known_facts
 from amnesia.facts.answers import matches
 from amnesia.facts.questions import facts_of_recipe
+from amnesia.live.chat_form import chat_format
 from amnesia.live.forward import generate
-from amnesia.live.tokens import chat_format
 from amnesia.recipe_file import parse_recipe
 from amnesia.stress.conclusion import conclude
 from amnesia.stress.quantization import quantized
