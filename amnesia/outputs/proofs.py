@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from amnesia.domain import ADAPTERS, OF_GGUF
@@ -16,13 +17,13 @@ from amnesia.progress import Watch, unwatched
 from amnesia.sources.remote import open_remote
 from amnesia.sources.resolve import hub_ref, is_fetched, is_local, is_on_disk, resolve, resolve_file
 from amnesia.sources.source import ModelSource, Notice
-from amnesia.weights.adapter import WEIGHTS_NAME
+from amnesia.weights.adapter import WEIGHTS_NAME, below_prefix
 from amnesia.weights.gguf.container import read_model
 from amnesia.weights.gguf.edit import own_manifest
 from amnesia.weights.gguf.proof import as_verification_error, prove_gguf, read_output, steps_since, undo_gguf
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
-from amnesia.weights.safetensors import read_weight_files
+from amnesia.weights.safetensors import read_header, read_weight_files
 
 
 def outputs_in(folder: Path) -> list[Path]:
@@ -170,6 +171,31 @@ def check_unaltered(path: Path, watch: Watch = unwatched) -> None:
             f"{folder} was changed since its edit, so that a further one could not be proven ({error}); to edit it as "
             f"a new model, move {MANIFEST_NAME} out of it"
         ) from error
+
+
+def matrix_shape(folder: Path, name: str) -> tuple[int, int] | None:
+    """Shape of an edited tensor of an output, which its manifest calls `name`; None where the output has none of it.
+
+    Of an adapter that of the product of its factors. Raises what the readers of headers raise.
+    """
+    manifest = read_manifest(folder)
+    if manifest.format == "gguf":
+        found = read_output(folder)[1].find(name)
+        return None if found is None else _matrix(found[1].shape)
+    if manifest.format == "gguf-lora":
+        return None
+    if manifest.format == "safetensors":
+        plain = read_weight_files(folder).find(name)
+        return None if plain is None else _matrix(plain[1].shape)
+    factors = read_header(folder / WEIGHTS_NAME).tensors
+    stem = below_prefix(name.removesuffix(".weight"))
+    ends = (f"{stem}.lora_B.weight", f"{stem}.lora_A.weight")
+    b, a = (next((row.shape for key, row in factors.items() if key.endswith(end)), None) for end in ends)
+    return None if a is None or b is None else (b[0], a[1])
+
+
+def _matrix(shape: Sequence[int]) -> tuple[int, int]:
+    return shape[-2], shape[-1]
 
 
 def weight_hashes(folder: Path, manifest: Manifest, watch: Watch = unwatched) -> dict[str, str]:
