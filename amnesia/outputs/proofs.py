@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amnesia.domain import ADAPTERS, OF_GGUF
-from amnesia.errors import InputError, VerificationError
-from amnesia.files.companions import LORA_NAME, output_instead
+from amnesia.errors import InputError, VerificationError, os_errors_as
+from amnesia.files.companions import LORA_NAME, REPOSITORY_FILE, may_hold_weights, output_instead
 from amnesia.files.disk import hash_file
+from amnesia.files.listing import list_files
 from amnesia.files.staging import MANIFEST_NAME, staged_output
 from amnesia.outputs.lora import prove_lora
 from amnesia.outputs.undo import undo
-from amnesia.outputs.verify import VerificationReport, files_of_base, verify, verify_adapter
+from amnesia.outputs.verify import VerificationReport, check_alone, files_of_base, verify, verify_adapter
 from amnesia.progress import Watch, unwatched
 from amnesia.sources.remote import open_remote
 from amnesia.sources.resolve import hub_ref, is_fetched, is_local, is_on_disk, resolve, resolve_file
@@ -24,6 +25,7 @@ from amnesia.weights.gguf.proof import as_verification_error, prove_gguf, read_o
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.safetensors import read_header, read_weight_files
+from amnesia.weights.steps import names_in
 
 
 def outputs_in(folder: Path) -> list[Path]:
@@ -96,6 +98,8 @@ def prove(
         return _lora_report(folder, None if base is None else base.require_gguf())
     if found != "gguf":
         return verify(folder, None if base is None else base.folder, watch=watch, with_others=with_others)
+    if not with_others:
+        check_alone(folder, _other_models(folder))
     path = None if base is None else base.require_gguf()
     manifest, model, unchanged = prove_gguf(folder, path, watch=watch)
     steps = [*manifest.history()][: steps_since(path, manifest)]
@@ -116,6 +120,16 @@ def prove(
         tensor_type=manifest.tensor_type,
         n_unchanged=len(unchanged),
     )
+
+
+def _other_models(folder: Path) -> tuple[str, ...]:
+    """Files of a GGUF output that may be other weights; none where it is its user's folder, edited in place."""
+    manifest = read_manifest(folder)
+    if all(step.in_place for step in manifest.history()):
+        return ()
+    names = {*list_files(folder)} - {*names_in(folder, manifest), REPOSITORY_FILE}
+    with os_errors_as(VerificationError, f"{folder} cannot be read", "check its permissions"):
+        return tuple(name for name in sorted(names) if may_hold_weights(folder, name))
 
 
 def check_edited(folder: Path) -> None:

@@ -98,11 +98,8 @@ def verify(
     if manifest.format != "safetensors":
         raise InputError(f"{folder} holds an edited {manifest.format} file: verify that file instead")
     states = go_back(folder, manifest)
-    if not with_others and (others := other_weights(open_source(folder))):
-        raise VerificationError(
-            f"{folder / others[0]} is no part of the output, and may hold weights that were not edited, or an adapter "
-            "that is put on them: remove it"
-        )
+    if not with_others:
+        check_alone(folder, other_weights(open_source(folder)))
     size = sum(path.stat().st_size for path in {path for state in states for path in state.files.values()})
     if base is None:
         check(states)
@@ -142,6 +139,15 @@ def verify(
         unproven=tuple(sorted(unproven)),
         n_unchanged=len(differs) - sum(differs.values()),
     )
+
+
+def check_alone(folder: Path, others: Sequence[str]) -> None:
+    """Raises VerificationError for the first of the files `others` of an output, which may be other weights."""
+    if others:
+        raise VerificationError(
+            f"{folder / others[0]} is no part of the output, and may hold weights that were not edited, or an adapter "
+            "that is put on them: remove it"
+        )
 
 
 def _columns(states: Sequence[State]) -> dict[tuple[str, int], bool]:
