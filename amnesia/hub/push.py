@@ -95,6 +95,7 @@ def push(
         repo_id,
         base.card,
         matched=base.matched,
+        earlier=base.earlier,
         there=None if base.files is None else base.files.files,
         key=key,
         extra=extra,

@@ -43,7 +43,7 @@ from amnesia.weights.adapter import (
 )
 from amnesia.weights.checkpoint import CheckpointSource, open_source, other_weights
 from amnesia.weights.configuration import MAX_CONFIG
-from amnesia.weights.manifest import Manifest, TensorEdit
+from amnesia.weights.manifest import Manifest, TensorEdit, same_edits
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import direction_factor, plan_edits
 from amnesia.weights.safetensors import TensorInfo, read_header, read_vectors
@@ -198,7 +198,8 @@ def verify_adapter(folder: Path, source: CheckpointSource | RemoteCheckpoint | N
         source = as_served(source)
         plans = plan_edits(source, manifest.edits, allow_overlap=True)
         check_mergeable(source, plans)
-        if source.manifest != manifest.previous or base_files(source, plans) != manifest.base.files:
+        # Names of entities are other ones where somebody has published the model.
+        if not same_edits(source.manifest, manifest.previous) or base_files(source, plans) != manifest.base.files:
             raise VerificationError(
                 f"{source.name} is not the model that the adapter was made for: give {manifest.base}"
             )
