@@ -101,7 +101,7 @@ def prove(
     if not with_others:
         check_alone(folder, _other_models(folder))
     path = None if base is None else base.require_gguf()
-    manifest, model, unchanged = prove_gguf(folder, path, watch=watch)
+    manifest, model, unchanged, restored = prove_gguf(folder, path, watch=watch)
     steps = [*manifest.history()][: steps_since(path, manifest)]
     cells = {(row.name, index) for step in steps for row in step.tensors for index in row.indices}
     sizes = {part.path.name: part.size for part in model.files}
@@ -119,6 +119,7 @@ def prove(
         unproven=tuple(sorted(sizes.keys() - proven)),
         tensor_type=manifest.tensor_type,
         n_unchanged=len(unchanged),
+        restored=tuple(sorted(restored)),
     )
 
 

@@ -56,9 +56,10 @@ class VerificationReport:
 
     `n_cells` and `n_tensors` count the columns and tensors that differ from the base's (of an adapter: that it is to
     change), `n_unchanged` the edited columns that do not: later edits took them back, or rounding left them as they
-    were. `n_files` counts the files whose every byte was proven, `n_bytes` the bytes in them. `base_read` says whether
-    the base was compared. `unproven` lists files of the model that only the base could prove. `tensor_type` is that in
-    which edited tensors of a GGUF were stored anew.
+    were; `restored` are tensor and index of those that are as before all edits, of whole models. `n_files` counts the
+    files whose every byte was proven, `n_bytes` the bytes in them. `base_read` says whether the base was compared.
+    `unproven` lists files of the model that only the base could prove. `tensor_type` is that in which edited tensors of
+    a GGUF were stored anew.
     """
 
     format: Format
@@ -71,6 +72,7 @@ class VerificationReport:
     unproven: tuple[str, ...]
     tensor_type: str | None = None
     n_unchanged: int = 0
+    restored: tuple[tuple[str, int], ...] = ()
 
 
 @as_declared()
@@ -100,6 +102,7 @@ def verify(
     states = go_back(folder, manifest)
     if not with_others:
         check_alone(folder, other_weights(open_source(folder)))
+    restored = tuple(sorted(place for place, differs in _columns(states).items() if not differs))
     size = sum(path.stat().st_size for path in {path for state in states for path in state.files.values()})
     if base is None:
         check(states)
@@ -138,6 +141,7 @@ def verify(
         base_read=base is not None,
         unproven=tuple(sorted(unproven)),
         n_unchanged=len(differs) - sum(differs.values()),
+        restored=restored,
     )
 
 

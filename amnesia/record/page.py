@@ -52,6 +52,18 @@ class View:
         return ", ".join(self.record.scope.entities)
 
     @property
+    def suppressed(self) -> str:
+        """Those of these names for which something in the model differs; empty where nothing does."""
+        scope = self.record.scope
+        return ", ".join(name for name in scope.entities if name not in scope.restored)
+
+    @property
+    def unsuppressed(self) -> str:
+        """The others of these names."""
+        scope = self.record.scope
+        return ", ".join(name for name in scope.entities if name in scope.restored)
+
+    @property
     def verdict(self) -> tuple[str, str]:
         """Level and sentence about the bounds."""
         accepted = self.record.accepted
