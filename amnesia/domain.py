@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import sys
@@ -36,6 +37,19 @@ WIDER_TYPES: tuple[str, ...] = ("f16", "bf16", "f32", "q8_0")
 def is_gguf_name(name: str) -> bool:
     """Whether a path or the name of a file is that of a GGUF."""
     return name.lower().endswith(".gguf")
+
+
+def user_path(given: str) -> Path:
+    """The path that somebody gave, where a `~` in front means the home folder, and `./~` a file of that name."""
+    with contextlib.suppress(RuntimeError):  # There is no such user.
+        if given.startswith("~"):  # `Path` forgets the `./`.
+            return Path(given).expanduser()
+    return Path(given)
+
+
+def is_gguf_path(given: str) -> bool:
+    """Whether a path that somebody gave is that of a GGUF by its name; a folder of such a name is none."""
+    return is_gguf_name(given) and not user_path(given).is_dir()
 
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -114,6 +128,14 @@ def check_characters(name: str) -> None:
     """Raises InputError for a name with control characters, or with what a terminal gave that is no text."""
     if odd := [char for char in name if unicodedata.category(char) in ("Cc", "Cs")]:
         raise InputError(f"the name {clipped(name)!r} holds the control character {odd[0]!r}: give it without")
+
+
+def check_place(path: str) -> None:
+    """Raises InputError for the path or name of a model that is no UTF-8 text, which JSON and tokenizers need."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path!a} is not UTF-8, which JSON and tokenizers need: rename the folder or file") from error
 
 
 @functools.lru_cache(2**16)

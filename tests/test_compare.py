@@ -10,7 +10,7 @@ from gguf.constants import GGMLQuantizationType
 from transformers import AutoModelForCausalLM
 
 from amnesia.cli.main import main
-from amnesia.compare import assess, check_report, open_duet
+from amnesia.compare import assess, check_report, open_duet, write_report
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, OutputError
@@ -25,6 +25,8 @@ from amnesia.pipeline import run
 from amnesia.recipe_file import parse_recipe
 from amnesia.sources.resolve import resolve
 from support.commands import done
+from support.folders import tree
+from support.report_sample import sample
 from support.reports import check_report_json
 from support.tiny import tiny_model
 from support.tiny_gguf import llama_gguf
@@ -272,3 +274,27 @@ def test_reports_do_not_replace_models(tmp_path, model):
     with pytest.raises(OutputError, match="--force"):
         check_report(model, (None,))
     check_report(tmp_path / "new", (str(model), None))
+
+
+def test_a_report_is_replaced_only_as_it_was_written(tmp_path):
+    write_report(sample(), tmp_path / "out")
+    write_report(sample(), tmp_path / "out", force=True)
+    for name, old, new in (
+        ("report.html", b"</main>", b"<h2>My notes</h2></main>"),
+        ("report.json", b'"accepted": true', b'"accepted": false'),
+        ("report.json", b"{", b"{ "),
+    ):
+        path = tmp_path / "out" / name
+        content = path.read_bytes()
+        path.write_bytes(content.replace(old, new, 1))
+        before = tree(tmp_path)
+        assert path.read_bytes() != content
+        with pytest.raises(OutputError, match=f"{name} was changed since amnesia wrote it: --force"):
+            write_report(sample(), tmp_path / "out", force=True)
+        assert tree(tmp_path) == before
+        path.write_bytes(content)
+    (tmp_path / "out" / "report.html").unlink()
+    with pytest.raises(
+        OutputError, match=r"out has no report.html, which says how its report.json was written: --force"
+    ):
+        write_report(sample(), tmp_path / "out", force=True)

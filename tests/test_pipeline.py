@@ -15,7 +15,8 @@ from amnesia.domain import DEFAULT_LOADING, Cell, ModelRef
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, OutputError, SourceError
 from amnesia.evaluation.merged import same_weights
-from amnesia.files.staging import MANIFEST_NAME, REPORT_KEYS
+from amnesia.files.figure_files import figure_bytes
+from amnesia.files.staging import MANIFEST_NAME
 from amnesia.live import loading
 from amnesia.live.loading import load, load_source
 from amnesia.live.model import freeze, wrap
@@ -234,12 +235,12 @@ def test_a_failure_leaves_the_old_output_and_the_source(tmp_path, model, live, m
     monkeypatch.setattr(loading if name == "load_adapter" else pipeline, name, function)
     source = tree(model)
     (tmp_path / "out").mkdir()
-    old = json.dumps(dict.fromkeys(sorted(REPORT_KEYS)))
-    (tmp_path / "out" / "report.json").write_text(old)
+    old = figure_bytes({"figure": "sweep"}).decode()
+    (tmp_path / "out" / "sweep.json").write_text(old)
     recipe = parse_recipe(recipe_text(live, model, formats=FORMATS))
     with pytest.raises(OutputError, match="No space left on device"):
         run(recipe, tmp_path / "out", Silent(), force=True)
-    assert tree(tmp_path) == {"out/report.json": old.encode()}
+    assert tree(tmp_path) == {"out/sweep.json": old.encode()}
     assert tree(model) == source
 
 

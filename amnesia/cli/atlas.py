@@ -17,6 +17,7 @@ from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.experiments import figures
 from amnesia.files.disk import check_replaceable
 from amnesia.files.figure_files import DRAWN, figure_bytes, is_drawn, is_figure
+from amnesia.files.staging import check_outside_caches
 from amnesia.numbers import share
 from amnesia.recipe import BASELINES
 from amnesia.recipe_file import parse_layers
@@ -112,6 +113,7 @@ def atlas(
     (name, rows, n_layers), *rest = found
     result = experiment.summarize(name, rows, n_layers, rest[0][:2] if rest else None)
     document = {"figure": "atlas", **dataclasses.asdict(result)}
+    _check_folder(output)  # It may have taken hours, in which somebody wrote in what was there.
     write_file(output / "atlas.json", figure_bytes(document))
     for suffix, data in figures.draw(document).items() if plots else ():
         write_file(output / f"atlas{suffix}", data)
@@ -122,7 +124,11 @@ def atlas(
 
 
 def _check_folder(output: Path) -> None:
-    """Make the folder of an atlas; raises InputError for files in it that would be replaced and are not ours."""
+    """Make the folder of an atlas, outside of caches.
+
+    Raises InputError for files in it that would be replaced and are not ours, OutputError where it cannot be made.
+    """
+    check_outside_caches(output)
     with os_errors_as(OutputError, f"{output} cannot be made", "choose another folder"):
         output.mkdir(parents=True, exist_ok=True)
     with os_errors_as(OutputError, f"{output} cannot be written", "choose another folder"):

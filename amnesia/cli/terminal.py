@@ -23,7 +23,7 @@ import click
 from amnesia.errors import AmnesiaError, InputError, OutputError, in_one_line, os_errors_as, signal_of
 from amnesia.files.disk import check_replaceable, read_small, replace_file
 from amnesia.files.processes import is_first, n_started, rank
-from amnesia.files.staging import MANIFEST_NAME
+from amnesia.files.staging import MANIFEST_NAME, check_outside_caches
 from amnesia.plain_text import for_terminal
 from amnesia.progress import SILENT, Progress, Tracker
 
@@ -311,6 +311,7 @@ def check_file(path: Path | None, check: Callable[[Path, bytes], None] | None = 
     """
     if path is None:
         return
+    check_outside_caches(path)
     if path.name == MANIFEST_NAME:
         raise OutputError(f"{path} has the name of manifests, which say how an edit is taken back: choose another file")
     with os_errors_as(OutputError, f"{path} cannot be written", "choose another file"):

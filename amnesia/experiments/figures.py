@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from amnesia.errors import InputError
+from amnesia.files.seals import sealed_drawing
 from amnesia.numbers import share
 
 TARGET, CONTROL, NEUTRAL, FAINT = "#c1440e", "#1f6f78", "#3a3a3a", "#b8b8b8"
@@ -42,7 +43,10 @@ def check_available() -> None:
 
 
 def draw(document: Document) -> dict[str, bytes]:
-    """The figure of a document as files by suffix: `.svg` and `.png`. `document["figure"]` says which figure it is."""
+    """The figure of a document as files by suffix: `.svg` and `.png`. `document["figure"]` says which figure it is.
+
+    Each carries its own sha256, by which a change by hand shows.
+    """
     check_available()
     import matplotlib
     from matplotlib import font_manager
@@ -59,7 +63,7 @@ def draw(document: Document) -> dict[str, bytes]:
             FIGURES[document["figure"]](figure, _literal(shown))
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
-            files[suffix] = buffer.getvalue()
+            files[suffix] = sealed_drawing(buffer.getvalue())
     return files
 
 

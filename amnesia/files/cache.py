@@ -12,6 +12,7 @@ import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+from amnesia.domain import user_path
 from amnesia.errors import OutputError
 from amnesia.files.disk import JOURNAL_NAME, MANIFEST_NAME, read_small
 from amnesia.files.locks import lock_folder
@@ -160,7 +161,7 @@ def remove_hidden(folder: Path) -> None:
 def cache_folder() -> Path:
     """`AMNESIA_CACHE`, else `amnesia` in the platform's cache folder."""
     if chosen := os.environ.get("AMNESIA_CACHE"):
-        return Path(chosen).expanduser()
+        return user_path(chosen)
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "amnesia"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amnesia"

@@ -13,10 +13,11 @@ from typing import Any
 
 from amnesia.domain import ADAPTERS, FORMATS
 from amnesia.errors import AmnesiaError, OutputError, os_errors_as
-from amnesia.files.cache import aside, scratch_folder
+from amnesia.files.cache import aside, cache_folder, scratch_folder
 from amnesia.files.companions import BASE_FOLDER, PAGE_NAME, REPORT_NAME
 from amnesia.files.disk import CACHE_PREFIXES, MANIFEST_NAME, hash_file, read_small, sync
 from amnesia.files.figure_files import DRAWN, is_drawn, is_figure
+from amnesia.files.seals import is_sealed_page
 
 
 @contextlib.contextmanager
@@ -30,8 +31,8 @@ def staged_output(
     first and removed after the new one is in place; if the process is killed in between, the next call puts it back.
 
     Raises OutputError when `output` exists and is not empty (without `force`, or when this package did not write it),
-    overlaps `source`, lies in a Hugging Face cache, when the disk is too full, or when another process is writing the
-    same output.
+    overlaps `source`, lies in a cache, of Hugging Face or of this package, when the disk is too full, or when another
+    process is writing the same output.
     """
     check_output(output, source, force=force)
     output = output.resolve()
@@ -78,14 +79,14 @@ def _take_place(staging: Path, output: Path, force: bool) -> None:
 def check_output(output: Path, source: Path | None = None, *, force: bool = False) -> None:
     """Raises OutputError when `output` may not be written.
 
-    That is the case inside a Hugging Face cache, inside, at or above the folder or file that is being read, at or above
-    the working folder, where `output` is a link, and where it exists and is not empty, unless `force` is given and this
-    package wrote it.
+    That is the case inside a cache, of Hugging Face or of this package, inside, at or above the folder or file that is
+    being read, at or above the working folder, where `output` is a link, and where it exists and is not empty, unless
+    `force` is given and this package wrote it.
     """
     if output.is_symlink():
         raise OutputError(f"{output} is a link: give the folder itself")
     real = output.resolve()
-    check_outside_cache(output)
+    check_outside_caches(output)
     if Path.cwd().is_relative_to(real):
         raise OutputError(f"{output} holds the working folder: choose a new folder")
     if source is not None:
@@ -95,11 +96,16 @@ def check_output(output: Path, source: Path | None = None, *, force: bool = Fals
     _check_vacant(output, force)
 
 
-def check_outside_cache(path: Path) -> None:
-    """Raises OutputError for a path in the Hugging Face cache."""
+def check_outside_caches(path: Path) -> None:
+    """Raises OutputError for a path in a cache, of Hugging Face or of this package."""
     if _in_cache(path.resolve()):
         raise OutputError(
             f"{path} lies in the Hugging Face cache, which other programs rely on: choose a folder outside of it"
+        )
+    if path.resolve().is_relative_to(cache_folder().resolve()):
+        raise OutputError(
+            f"{path} lies in the cache of amnesia, where later runs expect what they have put there: choose a folder "
+            "outside of it"
         )
 
 
@@ -145,7 +151,6 @@ REPORT_KEYS = frozenset(
 """What every report has."""
 REPORT_SECTIONS = frozenset("extraction changed lm_eval stress probes relearning sweep".split())
 """What a report may have, too."""
-_SIGNATURE = b"<footer><p>Written by amnesia."
 _MAX_DOCUMENT = 2**28
 # Files up to this size are compared by the hash with which they were written or copied, longer ones by their size. So
 # are weights that were edited, whatever their size: a manifest has hashes of their tensors, and none of the file.
@@ -177,18 +182,30 @@ def obstacle_in(output: Path) -> str | None:
         found = (f"{output / name} was not written by amnesia" for name in sorted(inside - formats))
         return next(filter(None, (*found, *(_obstacle_to_manifest(output / name) for name in sorted(formats)))), None)
     if (_document(output / REPORT_NAME) or {}).keys() >= REPORT_KEYS:
-        return _obstacle(output, {REPORT_NAME: _Declared(looks=_is_report), PAGE_NAME: _Declared(looks=_is_page)})
+        return _obstacle_to_report(output)
     figures = [name for name in inside if (_document(output / name) or {}).get("figure") == Path(name).stem]
     drawn = {f"{Path(name).stem}{suffix}": _Declared(looks=is_drawn) for name in figures[:1] for suffix in DRAWN}
     return _obstacle(output, drawn | {f"{Path(name).stem}.json": _Declared(looks=is_figure) for name in figures[:1]})
 
 
+def _obstacle_to_report(folder: Path) -> str | None:
+    """What forbids to replace a report, which only its page proves to be as it was written."""
+    found = _obstacle(folder, {REPORT_NAME: _Declared(looks=_is_report), PAGE_NAME: _Declared(looks=_is_page)})
+    if found is None and not (folder / PAGE_NAME).exists():
+        return f"{folder} has no {PAGE_NAME}, which says how its {REPORT_NAME} was written"
+    return found
+
+
 def _is_report(path: Path) -> bool:
-    return (_document(path) or {}).keys() - REPORT_SECTIONS == REPORT_KEYS
+    page = path.with_name(PAGE_NAME)
+    if (_document(path) or {}).keys() - REPORT_SECTIONS != REPORT_KEYS:
+        return False
+    # What the page itself was changed in is said of the page.
+    return not page.exists() or not _is_page(page) or _is_page(page, read_small(path, _MAX_DOCUMENT))
 
 
-def _is_page(path: Path) -> bool:
-    return _SIGNATURE in read_small(path, _MAX_DOCUMENT)
+def _is_page(path: Path, report: bytes | None = None) -> bool:
+    return is_sealed_page(read_small(path, _MAX_DOCUMENT), report)
 
 
 def _obstacle_to_manifest(folder: Path) -> str | None:

@@ -16,11 +16,10 @@ from pathlib import Path
 from amnesia.domain import ADAPTERS, Format, is_gguf_name
 from amnesia.edits import EditSpec
 from amnesia.errors import InputError, OutputError
-from amnesia.files.cache import cache_folder
 from amnesia.files.disk import locked
 from amnesia.files.journal import Change, Patch, apply, settle
-from amnesia.files.listing import unlisted_files
-from amnesia.files.staging import MANIFEST_NAME, check_outside_cache
+from amnesia.files.listing import list_files, unlisted_files
+from amnesia.files.staging import MANIFEST_NAME, check_outside_caches
 from amnesia.files.streams import hash_ranges, stream
 from amnesia.guessing import as_declared
 from amnesia.outputs.history import check, check_files, go_back
@@ -53,12 +52,13 @@ def edit_in_place(path: Path, spec: EditSpec) -> Manifest:
     in a cache, of Hugging Face or of this package, and files that other folders share by links, InputError for folders
     that hold copies of the weights that would stay as they are, and what `plan_edits` and `plan_gguf` raise.
     """
-    folder = path.parent if is_gguf_name(path.name) else path
-    _check_outside_caches(folder)
+    is_gguf = is_gguf_name(path.name) and not path.is_dir()
+    folder = path.parent if is_gguf else path
+    check_outside_caches(folder)
     with locked(folder):
         settle(folder)
         check_unaltered(path)
-        change, manifest = (_change_gguf if is_gguf_name(path.name) else _change_folder)(path, spec)
+        change, manifest = (_change_gguf if is_gguf else _change_folder)(path, spec)
         _check_unshared(folder, [*(patch.file for patch in change.patches), *change.removed])
         _check_not_kept(folder, [row.file for row in manifest.base.files])
         apply(folder, change)
@@ -72,7 +72,7 @@ def undo_in_place(folder: Path) -> Manifest:
     Raises VerificationError when the folder is not what its manifest says, InputError for adapters, and OutputError as
     `edit_in_place` does.
     """
-    _check_outside_caches(folder)
+    check_outside_caches(folder)
     with locked(folder):
         settle(folder)
         manifest = read_manifest(folder)
@@ -92,16 +92,6 @@ def undo_in_place(folder: Path) -> Manifest:
         _check_unshared(folder, [*(patch.file for patch in patches), *removed])
         apply(folder, Change(patches, removed, added))
     return manifest
-
-
-def _check_outside_caches(folder: Path) -> None:
-    check_outside_cache(folder)
-    own = cache_folder().resolve()
-    if folder.resolve().is_relative_to(own):
-        raise OutputError(
-            f"{folder} lies in the cache of amnesia, where later runs expect the original model: copy the model to a "
-            "folder outside of it, or edit into a new folder with -o"
-        )
 
 
 def _check_unshared(folder: Path, names: Iterable[str]) -> None:
@@ -127,6 +117,15 @@ def _check_not_kept(folder: Path, names: Iterable[str]) -> None:
                 f"{path} has the size of {name}, and may be a copy of it, which would still know the entity: edit into "
                 "a new folder with -o, or move it away"
             )
+
+
+def _check_nothing_kept(folder: Path) -> None:
+    """Raises InputError where a model without a manifest has files in the place of what edits keep of it."""
+    if kept := list_files(folder / BASE_FOLDER) if (folder / BASE_FOLDER).is_dir() else ():
+        raise InputError(
+            f"{folder / BASE_FOLDER / kept[0]} lies where edits keep files of the base, and no {MANIFEST_NAME} "
+            "declares it, so that `verify` and `undo` would refuse the edited model: move it away"
+        )
 
 
 def _bookkeeping(
@@ -167,6 +166,8 @@ def _change_folder(folder: Path, spec: EditSpec) -> tuple[Change, Manifest]:
             "it would still know the entity; move it away, or edit into a new folder with -o"
         )
     check_whole(source)
+    if source.manifest is None:
+        _check_nothing_kept(folder)
     patches: list[Patch] = []
     tensors: list[TensorEdit] = []
     saved: list[NewTensor] = []
@@ -219,6 +220,8 @@ def _change_gguf(path: Path, spec: EditSpec) -> tuple[Change, Manifest]:
         raise OutputError(
             f"{path.parent / MANIFEST_NAME} belongs to another model: move {path.name} to a folder of its own"
         )
+    if plan.previous is None:
+        _check_nothing_kept(path.parent)
     patches = tuple(
         Patch(piece.file.path.name, before.content, after)
         for piece in plan.pieces

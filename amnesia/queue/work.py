@@ -31,9 +31,9 @@ from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.facts.popqa import read_popqa
 from amnesia.facts.questions import questions_of
 from amnesia.files.cache import cache_folder, remove_abandoned
-from amnesia.files.disk import hash_file, replace_file
-from amnesia.files.staging import check_output
-from amnesia.files.strict_json import json_bytes
+from amnesia.files.disk import hash_file
+from amnesia.files.seals import check_own, replace_own, sealed_json
+from amnesia.files.staging import check_output, check_outside_caches
 from amnesia.live.loading import load_source
 from amnesia.live.model import LiveModel, edited
 from amnesia.mining.entity import TASK, mine
@@ -81,6 +81,7 @@ def run_queue(
     about stops nobody else. Raises InputError when `output` holds a queue of something else, and the errors of this
     package for what the user can mend.
     """
+    check_outside_caches(output)
     try:
         check_output(output)
     except OutputError:
@@ -92,6 +93,8 @@ def run_queue(
         if row.recipe is not None:
             _check_recipe(row.recipe, source)
     settings = _settings(listed, source, popqa, force, loading)
+    for name in (SUMMARY_NAME, PAGE_NAME, JOINT_NAME):
+        check_own(output / name)  # Hours of work must not end in front of a file that somebody has written in.
     queue = begin(output, [row.name for row in listed], settings, source.origin)
     work = _Work(queue, tuple(listed), source, popqa, tracker, force, loading)
     while pending := queue.pending:
@@ -104,8 +107,8 @@ def run_queue(
         remove_abandoned(folder)
     summary = summarize(queue, source.ref.portable)
     document = summary.to_json()
-    replace_file(output / SUMMARY_NAME, json_bytes(document))
-    replace_file(output / PAGE_NAME, summary_html(document).encode())
+    replace_own(output / SUMMARY_NAME, sealed_json(document))
+    replace_own(output / PAGE_NAME, summary_html(document).encode())
     return summary
 
 
@@ -268,7 +271,7 @@ class _Work:
         with self.tracker.task("asking the original model about all else") as progress:
             before = self._examination(list(facts.values()), progress)
             earlier = earlier_edits(self.live, self.source.checkpoint.manifest, progress)
-        replace_file(self.queue.path / JOINT_NAME, json_bytes(joint_json(joint)))
+        replace_own(self.queue.path / JOINT_NAME, sealed_json(joint_json(joint)))
         self.__dict__.pop("live", None)
         gc.collect()
         self._write(joint, recipes, before, earlier)

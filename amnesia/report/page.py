@@ -18,6 +18,8 @@ from markupsafe import Markup
 
 from amnesia import numbers
 from amnesia.evaluation.results import Aggregate
+from amnesia.files.seals import PAGE_SEAL, report_seal, sealed_page
+from amnesia.files.strict_json import json_bytes
 from amnesia.plain_text import for_terminal
 from amnesia.report import charts, view
 from amnesia.report.charts import CONTROL, TARGET, Interval, Point, Series, Track
@@ -46,14 +48,18 @@ PALETTES: Mapping[str, Mapping[str, str]] = {
 def report_html(document: Mapping[str, Any]) -> str:
     """The page for the content of a `report.json`; the same content always gives the same page.
 
+    It carries the sha256 of `report.json` as `json_bytes` writes the document, which proves that file with the page.
+
     Raises InputError, with the place, for what is no report.
     """
     report = read_report(document)
     entity = numbers.flat(view.entity_of(report), 24)
+    shown = Markup(report_seal(json_bytes(document)))
     trainings = {} if report.relearning is None else _relearning_figures(report.relearning, entity)
     return render(
         "report.html",
         report=report,
+        report_seal=shown,
         summary=summary(report),
         takeaway=takeaway(report),
         sections=view.sections(report),
@@ -78,15 +84,19 @@ def policy_of(style: str, script: str) -> str:
 
 
 def render(template: str, css: str = "report.css", **content: Any) -> str:
-    """A page of this package's look, whose policy lets nothing but its own style and script be used."""
+    """A page of this package's look, whose policy lets nothing but its own style and script be used.
+
+    It carries its own sha256, by which a change by hand shows.
+    """
     style, script = look(css), _own_text("report.js")
-    return (
+    return sealed_page(
         _environment()
         .get_template(template)
         .render(
             style=Markup(style),
             script=Markup(script),
             policy=policy_of(style, script),
+            seal=Markup(PAGE_SEAL),
             **content,
         )
     )

@@ -11,7 +11,7 @@ from typing import Any
 from amnesia.choice.extraction import choose
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
-from amnesia.domain import FORMATS, OF_GGUF, ROLES, SPLITS, Format, entity_name, n_columns, name_key
+from amnesia.domain import FORMATS, OF_GGUF, ROLES, SPLITS, Format, entity_name, n_columns, name_key, user_path
 from amnesia.edits import ColumnEdit, Edit, EntityEdits, by_projection, columns_of, directions_of, weakened
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.evaluation.lineage import changed_columns
@@ -19,7 +19,7 @@ from amnesia.evaluation.measurement import KnownFact, in_both_forms, known_facts
 from amnesia.facts.questions import questions_of
 from amnesia.files.cache import cache_folder
 from amnesia.files.disk import replace_file
-from amnesia.files.staging import check_outside_cache
+from amnesia.files.staging import check_outside_caches
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.chat_form import chat_format
 from amnesia.live.duet import Duet, Sampling, Voice, changes_of, shifts
@@ -152,7 +152,7 @@ class Session:
             raise InputError("no place to save to is given: enter the name of a new folder or file")
         if form not in self.formats:
             raise InputError(f"there is no format {form!r} for {self.source}: choose one of {', '.join(self.formats)}")
-        path = Path(output.strip()).expanduser().absolute()
+        path = user_path(output.strip()).absolute()
         with os_errors_as(OutputError, f"{path} cannot be written", "choose another name"):
             if os.path.lexists(path):
                 raise OutputError(f"{path} exists: choose another name, or move it away yourself")
@@ -277,7 +277,7 @@ def _format(name: str) -> Format:
 
 def _write_file(path: Path, content: bytes) -> None:
     """Write a file whole."""
-    check_outside_cache(path)
+    check_outside_caches(path)
     with os_errors_as(OutputError, f"{path} cannot be written", "choose another file"):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content)

@@ -392,3 +392,38 @@ def test_outputs_that_are_none(model, tmp_path):
 
 def test_what_the_system_refuses_is_one_line(tmp_path):
     assert "File name too long" in refused("localize", "x" * 300, "Japan")
+
+
+def test_no_command_writes_into_a_cache(model, recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("AMNESIA_CACHE", str(tmp_path / "cache"))
+    snapshot = tmp_path / "hub" / "models--a--b" / "snapshots" / "c"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "cache").mkdir()
+    succeed("edit", model, "--cell", "1:1", "-o", tmp_path / "edited")
+    (tmp_path / "link").symlink_to(snapshot)
+    before = tree(tmp_path)
+    monkeypatch.setattr("amnesia.live.loading.load", lambda *_: pytest.fail("the model must not be loaded"))
+    for folder, cache in (
+        (snapshot, "the Hugging Face cache"),
+        (tmp_path / "link", "the Hugging Face cache"),
+        (tmp_path / "cache", "the cache of amnesia"),
+    ):
+        for name, *command in (
+            ("a.toml", "init", "Paris"),
+            ("a.toml", "mine", model, "Japan", "--popqa", "facts.tsv"),
+            ("a.json", "localize", model, "Japan"),
+            ("a.json", "extract", "--recipe", recipe),
+            ("a", "atlas", model, "Japan", "--no-plots"),
+            ("a.html", "record", tmp_path / "edited"),
+            ("a", "edit", model, "--cell", "1:1"),
+            ("a", "edit", model, "--cell", "1:1", "--force"),
+            ("a", "undo", tmp_path / "edited"),
+            ("a", "replay", tmp_path / "edited", "--base", model),
+            ("a", "run", recipe),
+            ("a", "evaluate", model, tmp_path / "edited", "--recipe", recipe),
+            ("a", "layers", model, "Japan"),
+        ):
+            assert f"{folder / name} lies in {cache}, " in refused(*command, "-o", folder / name)
+        said = refused("run", recipe, "-o", tmp_path / "out", "--front", folder / "f.json")
+        assert f"{folder / 'f.json'} lies in {cache}, " in said
+    assert tree(tmp_path) == before and not any(snapshot.iterdir()) and not any((tmp_path / "cache").iterdir())

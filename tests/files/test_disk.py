@@ -1,7 +1,6 @@
 """Copies, hashes, and outputs that appear complete or not at all, also when the process is killed."""
 
 import hashlib
-import json
 import os
 import re
 import signal
@@ -14,8 +13,9 @@ import pytest
 
 from amnesia.errors import CheckpointError, OutputError
 from amnesia.files.disk import BLOCK, copy_file, hash_file, is_inside_name, read_small, replace_file
+from amnesia.files.figure_files import figure_bytes
 from amnesia.files.listing import list_files
-from amnesia.files.staging import REPORT_KEYS, REPORT_NAME, check_output, staged_output
+from amnesia.files.staging import check_output, staged_output
 from support.folders import ROOT, tree
 
 
@@ -194,8 +194,8 @@ def test_hash_of_files_and_ranges(tmp_path):
         hash_file(tmp_path / "a", len(content) - 4, 5)
 
 
-# A report, as an older output.
-OLD = json.dumps(dict.fromkeys(sorted(REPORT_KEYS)))
+# A figure, as an older output.
+OLD_NAME, OLD = "sweep.json", figure_bytes({"figure": "sweep"}).decode()
 
 
 def test_output_appears_only_when_complete(tmp_path):
@@ -215,18 +215,18 @@ def test_exceptions_leave_no_output_and_keep_the_older_one(tmp_path, error, olde
     output = tmp_path / "out"
     if older:
         output.mkdir()
-        (output / REPORT_NAME).write_text(OLD)
+        (output / OLD_NAME).write_text(OLD)
     with pytest.raises(error), staged_output(output, force=True) as folder:
         (folder / "new").write_text("new")
         raise error
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if older else [])
-    assert not older or tree(output) == {REPORT_NAME: OLD.encode()}
+    assert not older or tree(output) == {OLD_NAME: OLD.encode()}
 
 
 def test_failing_rename_keeps_the_older_output(tmp_path, monkeypatch):
     output = tmp_path / "out"
     output.mkdir()
-    (output / REPORT_NAME).write_text(OLD)
+    (output / OLD_NAME).write_text(OLD)
     rename = Path.rename
 
     def failing(self, target):
@@ -238,14 +238,14 @@ def test_failing_rename_keeps_the_older_output(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="cannot be completed"), staged_output(output, force=True) as folder:
         (folder / "new").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert tree(output) == {REPORT_NAME: OLD.encode()}
+    assert tree(output) == {OLD_NAME: OLD.encode()}
 
 
 def test_existing_output_needs_force(tmp_path):
     output = tmp_path / "out"
     output.mkdir()
     with staged_output(output) as folder:  # An empty folder is as good as none.
-        (folder / REPORT_NAME).write_text(OLD)
+        (folder / OLD_NAME).write_text(OLD)
     with pytest.raises(OutputError, match="--force"), staged_output(output):
         pass
     with staged_output(output, force=True) as folder:
@@ -282,8 +282,8 @@ def test_an_occupied_output_is_refused_before_any_work(tmp_path):
     for vacant in ("missing", "empty"):
         check_output(tmp_path / vacant)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / REPORT_NAME).write_text(OLD)
-    for occupied in (tmp_path / "full", tmp_path / "full" / REPORT_NAME):
+    (tmp_path / "full" / OLD_NAME).write_text(OLD)
+    for occupied in (tmp_path / "full", tmp_path / "full" / OLD_NAME):
         with pytest.raises(OutputError, match="exists and is not empty: choose another output, or .* --force"):
             check_output(occupied)
     check_output(tmp_path / "full", force=True)
@@ -350,10 +350,10 @@ with staged_output(folder / "out", force=True) as staging:
 def test_a_killed_process_leaves_nothing_behind_for_good(tmp_path, code):
     output = tmp_path / "out"
     output.mkdir()
-    (output / REPORT_NAME).write_text(OLD)
+    (output / OLD_NAME).write_text(OLD)
     run_until_marker(code, tmp_path)
     with pytest.raises(RuntimeError), staged_output(output, force=True) as folder:
         assert list(folder.iterdir()) == []
         raise RuntimeError
-    assert tree(output) == {REPORT_NAME: OLD.encode()}
+    assert tree(output) == {OLD_NAME: OLD.encode()}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["marker", "out"]

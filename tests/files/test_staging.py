@@ -10,14 +10,15 @@ import pytest
 
 from amnesia.errors import OutputError
 from amnesia.files.figure_files import figure_bytes
+from amnesia.files.seals import PAGE_SEAL, report_seal, sealed_drawing, sealed_page
 from amnesia.files.sqlite import database, remove_database
 from amnesia.files.staging import MANIFEST_NAME, REPORT_KEYS, check_output, staged_output
 from support.folders import tree
 
 REPORT = json.dumps(dict.fromkeys(sorted(REPORT_KEYS)))
-PAGE = "<html><footer><p>Written by amnesia. This page loads nothing.</p></footer></html>"
+PAGE = sealed_page(f"<html><head>{report_seal(REPORT.encode())}{PAGE_SEAL}</head><p>Written by amnesia.</p></html>")
 SWEEP = figure_bytes({"figure": "sweep", "multipliers": [1.0, 0.5]}).decode()
-DRAWN = "<svg><!-- Created with Matplotlib --></svg>"
+DRAWN = sealed_drawing(b"<svg><!-- Created with Matplotlib --></svg>\n").decode()
 MANIFEST = json.dumps(
     {
         "format": "safetensors",
@@ -79,9 +80,7 @@ def within(name, files):
         KNOWN,
         ADAPTER,
         within("safetensors", OUTPUT) | within("adapter", ADAPTER),
-        {"report.json": REPORT},
         {"report.json": REPORT, "report.html": PAGE},
-        {"report.json": json.dumps(json.loads(REPORT) | {"stress": {}, "changed": {}})},
         {"sweep.json": SWEEP},
         {"sweep.json": SWEEP, "sweep.svg": "", "sweep.png": ""},
         {"sweep.json": SWEEP, "sweep.svg": DRAWN, "sweep.png": DRAWN},
@@ -125,10 +124,20 @@ def test_outputs_are_replaced_with_force(tmp_path, files):
         ({"report.json": REPORT, "plot.png": ""}, "plot.png"),
         ({"amnesia.json/x": ""}, "amnesia.json"),
         ({"report.json": json.dumps(json.loads(REPORT) | {"note": "mine"})}, "report.json was changed"),
+        ({"report.json": REPORT}, "out has no report.html, which says how its report.json was written"),
         ({"report.json": REPORT, "report.html": "<html>mine</html>"}, "report.html was changed"),
+        (
+            {"report.json": REPORT, "report.html": PAGE.replace("</html>", "<h1>My notes</h1></html>")},
+            "html was changed",
+        ),
+        ({"report.json": REPORT.replace("null", "1", 1), "report.html": PAGE}, "report.json was changed"),
         ({"sweep.json": SWEEP, "notes.txt": ""}, "notes.txt"),
         ({"sweep.json": SWEEP, "sweep.xlsx": ""}, "sweep.xlsx"),
         ({"sweep.json": SWEEP, "sweep.svg": "<svg>mine</svg>"}, "sweep.svg was changed"),
+        (
+            {"sweep.json": SWEEP, "sweep.svg": DRAWN.replace("</svg>", "<text>mine</text></svg>")},
+            "sweep.svg was changed",
+        ),
         ({"sweep.json": SWEEP, "sweep.svg": DRAWN, "sweep.png": "mine"}, "sweep.png was changed"),
         ({"sweep.json": SWEEP.replace("0.5", "0.6")}, "sweep.json was changed"),
         ({"sweep.json": SWEEP.replace("{", '{"note": "mine",')}, "sweep.json was changed"),
