@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from amnesia.directions.keys import name_rows
-from amnesia.domain import DEFAULT_LOADING, Format, Loading, is_gguf_name, name_key
+from amnesia.domain import DEFAULT_LOADING, Format, Loading, is_gguf_path, name_key
 from amnesia.edits import (
     ColumnEdit,
     DirectionEdit,
@@ -147,7 +147,7 @@ def transfer(
     source = resolve(model, tracker.notice)
     check_output(output, source.origin, force=force)
     check_unaltered(source.origin, partial(tracker.task, "proving the edit before"))
-    name: Format = format or ("gguf" if is_gguf_name(model) else "safetensors")
+    name: Format = format or ("gguf" if is_gguf_path(model) else "safetensors")
     write.plan_formats((name,), source, EditSpec(groups, source.ref))
     if path.is_dir():
         _check_sizes(path, source)

@@ -10,7 +10,7 @@ import click
 
 from amnesia.cli.options import as_json, force_option
 from amnesia.cli.terminal import Terminal, echo, print_json
-from amnesia.domain import ADAPTERS, FORMATS, WIDER_TYPES, Format, ModelRef, is_gguf_name
+from amnesia.domain import ADAPTERS, FORMATS, WIDER_TYPES, Format, ModelRef, is_gguf_path
 from amnesia.errors import InputError
 from amnesia.files.staging import check_output
 from amnesia.guessing import ASKED
@@ -108,7 +108,7 @@ def edit(
         return
     if output is None:
         raise InputError("no output: give a new folder with -o, or edit MODEL itself with --in-place")
-    name = format_name or ("gguf" if is_gguf_name(model) else "safetensors")
+    name = format_name or ("gguf" if is_gguf_path(model) else "safetensors")
     if tensor_type is not None and name != "gguf":
         raise InputError("--tensor-type is for GGUF files: add --format gguf, or drop it")
     if link and name in ADAPTERS:
@@ -135,7 +135,7 @@ def _prove_guess(model: str, groups: Sequence[EntityEdits], allow_overlap: bool)
 
     Of a model on the Hub the headers say whether the edit fits, before all of it is fetched.
     """
-    if not ASKED.get() or is_gguf_name(model):
+    if not ASKED.get() or is_gguf_path(model):
         return
     from amnesia.architectures import GUESSED
     from amnesia.sources.remote import open_remote
@@ -160,7 +160,7 @@ def _from_atlas(atlas: Path, model: str, entity: str | None, top: int | None, mu
     from amnesia.sources.resolve import hub_ref, is_local, is_on_disk, resolve, resolve_file
 
     if is_local(model):
-        weights = fingerprint((resolve_file if is_gguf_name(model) else resolve)(model, Terminal().notice))
+        weights = fingerprint((resolve_file if is_gguf_path(model) else resolve)(model, Terminal().notice))
     else:  # The commit says which weights these are.
         weights = str(resolve(model).ref if is_on_disk(model) else list_hub_files(hub_ref(model)).ref)
     return edits_of(atlas, entity, model, top, multiplier, weights)
@@ -254,10 +254,11 @@ def undo(edited: Path, output: Path | None, in_place: bool, every_step: bool, fo
         raise InputError("give either -o FOLDER, or --in-place without --every-step and --force")
     if output is None:
         from amnesia.outputs.in_place import undo_in_place
+        from amnesia.outputs.proofs import output_of
 
-        output = commands.folder_of(edited)
-        if commands.take_back_interrupted(output, Terminal().notice):
+        if commands.take_back_interrupted(edited, Terminal().notice):
             return  # That was the newest edit; the one before it is another, which nobody has asked for.
+        output = output_of(edited)
         with Terminal().task("restoring", 0):
             manifest = undo_in_place(output)
         echo(f"{manifest.entity} is back: {output} is as it was before the edit")

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amnesia.domain import OF_GGUF, Format, ModelRef, is_gguf_name
+from amnesia.domain import OF_GGUF, Format, ModelRef, is_gguf_path
 from amnesia.edits import Edits, groups_in
 from amnesia.errors import InputError
 from amnesia.files.disk import check_settled
@@ -54,7 +54,7 @@ def save(
     if isinstance(model, ModelSource):
         is_gguf = model.gguf is not None and model.ref.name not in BUILT_IN
     else:
-        is_gguf = is_gguf_name(str(model))
+        is_gguf = is_gguf_path(str(model))
     name: Format = format if format is not None else "gguf" if is_gguf else "safetensors"
     write.check_format(name)
     if tensor_type is not None and name != "gguf":

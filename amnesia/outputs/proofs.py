@@ -27,14 +27,33 @@ from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.safetensors import read_header, read_weight_files
 from amnesia.weights.steps import names_in
 
+_N_SHOWN = 4
+"""Names in a line."""
+
+
+def output_of(path: Path) -> Path:
+    """The folder of an output: `path` itself, or that of the file `path`, which must be one of its files of weights.
+
+    Raises VerificationError for another file beside an output, which says nothing of it, and what `read_manifest` does.
+    """
+    if not path.is_file():
+        return path
+    folder = path.parent
+    if (folder / MANIFEST_NAME).exists() and path.name not in (names := read_manifest(folder).weight_names):
+        shown = ", ".join(names[:_N_SHOWN]) + (f" and {len(names) - _N_SHOWN} more" if len(names) > _N_SHOWN else "")
+        raise VerificationError(
+            f"{path} is none of the weights of the output {folder}, which are {shown}: give one of these, or the folder"
+        )
+    return folder
+
 
 def outputs_in(folder: Path) -> list[Path]:
     """The folders with a manifest: `folder` itself, or its subfolders where a run wrote several formats.
 
-    A file stands for the folder it is in. Raises VerificationError when there is none, because the output is incomplete
-    or was not made by this package.
+    A file of weights stands for the output it is in. Raises VerificationError when there is none, because the output is
+    incomplete or was not made by this package, and what `output_of` raises.
     """
-    folder = folder.parent if folder.is_file() else folder
+    folder = output_of(folder)
     if (folder / MANIFEST_NAME).exists():
         return [folder]
     if (output := output_instead(folder)) is not None:

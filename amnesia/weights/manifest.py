@@ -32,10 +32,10 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from amnesia.domain import Format, ModelRef
+from amnesia.domain import ADAPTERS, Format, ModelRef
 from amnesia.edits import EntityEdits, MatrixEdit, Place, columns_of, names_of
 from amnesia.errors import InputError
-from amnesia.files.companions import BASE_FOLDER, is_written
+from amnesia.files.companions import BASE_FOLDER, UNDO_NAME, is_written
 from amnesia.files.disk import MANIFEST_NAME
 from amnesia.weights.edit_rows import edit_json
 
@@ -168,6 +168,13 @@ class Manifest:
         """Names that `written` may have: of all files but the manifest itself, which cannot tell its own hash."""
         replaced = (name for name in self.replaced if name != MANIFEST_NAME)
         return (*self.added, *replaced, *(f"{BASE_FOLDER}/{name}" for name in self.replaced))
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        """Names of the files of weights that the output holds, sorted; of an adapter its own, not those of its base."""
+        rows = (*self.base.files, *self.untouched)
+        names = {*self.added} - {UNDO_NAME} if self.format in ADAPTERS else {row.file for row in rows}
+        return tuple(sorted(name for name in names if name.lower().endswith((".safetensors", ".gguf"))))
 
     @property
     def entity(self) -> str:
