@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from amnesia.domain import DEFAULT_LOADING, Loading, ModelRef, name_key
+from amnesia.domain import DEFAULT_LOADING, Loading, ModelRef, check_place, name_key, user_path
 from amnesia.edits import Edit, EntityEdits, directions_of, edits_in
 from amnesia.errors import InputError, VerificationError
 from amnesia.evaluation import lm_eval
@@ -234,9 +234,10 @@ def resolve_edited(source: ModelSource, name: str, tracker: Tracker) -> ModelSou
     """An edited model, an adapter, or the folder of a GGUF; what cannot be opened is said now, before minutes of work.
 
     Raises what `resolve` raises, CheckpointError for weights that are missing or malformed, and InputError for an
-    adapter that was made for another model than `source`.
+    adapter that was made for another model than `source`, and for a path that is not UTF-8.
     """
-    folder = whole_output(Path(name).expanduser())
+    folder = whole_output(user_path(name))
+    check_place(str(folder))
     if gguf_output(folder) is not None:  # As a file it would be without its manifest.
         check_settled(folder)
         return ModelSource(folder, ModelRef(str(folder)))
@@ -340,12 +341,12 @@ def _files(folder: Path) -> list[Path]:
 def name_of(source: ModelSource) -> str:
     """A model's name without the path to it, which has no business in a file that people pass on."""
     name = source.ref.name
-    return Path(name).name if Path(name).expanduser().exists() else str(source)
+    return Path(name).name if user_path(name).exists() else str(source)
 
 
 def check_report(output: Path, models: Iterable[str | None], *, force: bool = False) -> None:
     """Raise OutputError when a report cannot be written to `output`, or would replace one of the models."""
-    for path in (Path(model).expanduser() for model in models if model is not None):
+    for path in (user_path(model) for model in models if model is not None):
         if path.exists():
             check_output(output, path, force=force)
     check_output(output, force=force)

@@ -177,6 +177,8 @@ def settle(folder: Path) -> None:
 def _settle(folder: Path) -> bool:
     journal = folder / JOURNAL_NAME
     found = os.path.lexists(journal)
+    if found and not stat.S_ISREG(journal.lstat().st_mode):
+        raise VerificationError(f"{journal} is no regular file, and so no journal of an edit in place: remove it")
     try:
         if found:
             aside, change = _read(folder, journal)

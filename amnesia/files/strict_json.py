@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from amnesia.errors import AmnesiaError, clipped
+from amnesia.errors import AmnesiaError, InputError, clipped
 from amnesia.files.disk import is_inside_name
 
 _MAX_INTEGER = 2**63
@@ -25,8 +25,22 @@ def shown(value: object) -> str:
 
 
 def json_bytes(document: Any) -> bytes:
-    """JSON as it is written to files: indented, UTF-8, keys in the order given; ValueError for NaN and infinity."""
-    return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """JSON as it is written to files: indented, UTF-8, keys in the order given.
+
+    Raises ValueError for NaN and infinity, InputError for a text that is not UTF-8, as a name on disk may be.
+    """
+    return utf8_bytes(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def utf8_bytes(text: str) -> bytes:
+    """JSON text as UTF-8; raises InputError that names the string in it that is none."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        name = text[: error.start].rpartition('"')[2] + text[error.start :].partition('"')[0]
+        raise InputError(
+            f"{clipped(ascii(name))} is not UTF-8, which JSON needs: rename the folder or file of that name"
+        ) from error
 
 
 @dataclass(frozen=True)

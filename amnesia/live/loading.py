@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from amnesia.architectures import GUESSED, Configured, MlpLayout, MlpShape
-from amnesia.domain import DEFAULT_LOADING, Format, Loading
+from amnesia.domain import DEFAULT_LOADING, Format, Loading, check_place
 from amnesia.errors import CheckpointError, InputError, LayoutError, NumericalError, library_errors_as
 from amnesia.files.companions import LORA_NAME
 from amnesia.live.memory import need_of
@@ -223,8 +223,11 @@ def load_source(
 
     `hooked` says that its activations will be watched or changed, in `layers` (the first and the last) where that is
     known. `notice` is told what a large model takes. Raises what `open_source` and `load` raise, LayoutError when a
-    mixture of experts should be hooked, and InputError for layers that it does not have.
+    mixture of experts should be hooked, and InputError for layers that it does not have and for a path that is not
+    UTF-8, which tokenizers cannot read.
     """
+    check_place(str(source.folder))
+    check_place(str(source))
     if layers is not None:
         check_range(layers, source.checkpoint.shape.n_layers, str(source))
     if hooked and not source.checkpoint.shape.d_mlp:

@@ -13,7 +13,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
-from amnesia.domain import Cell, is_gguf_name
+from amnesia.domain import Cell, is_gguf_path, user_path
 from amnesia.errors import AmnesiaError
 from amnesia.files.companions import gguf_output, whole_output
 from amnesia.files.disk import read_exactly
@@ -21,8 +21,8 @@ from amnesia.progress import SILENT, Tracker
 from amnesia.sources.resolve import resolve, resolve_file
 from amnesia.weights.checkpoint import open_source
 from amnesia.weights.difference import EPSILON, MatrixDifference, Stored, compare
-from amnesia.weights.gguf.container import GgufTensor, read_model
-from amnesia.weights.gguf.layout import gguf_shape
+from amnesia.weights.gguf.container import GgufModel, GgufTensor, read_model
+from amnesia.weights.gguf.layout import check_is_model, gguf_shape, kind_of
 from amnesia.weights.safetensors import DTYPE_BITS, TensorInfo, read_weight_files
 from amnesia.weights.scaling import number_type
 
@@ -75,9 +75,13 @@ def diff(model: str, other: str, tracker: Tracker = SILENT) -> ModelDifference:
 
     Where one of the two is a GGUF, it is compared as transformers read it. Raises what `resolve` and the readers raise.
     """
-    model, other = (str(gguf_output(whole_output(Path(name).expanduser())) or name) for name in (model, other))
-    if is_gguf_name(model) and is_gguf_name(other):
-        opened = [_gguf(resolve_file(name, tracker.notice).require_gguf()) for name in (model, other)]
+    model, other = (str(gguf_output(whole_output(user_path(name))) or name) for name in (model, other))
+    if is_gguf_path(model) and is_gguf_path(other):
+        read = [read_model(resolve_file(name, tracker.notice).require_gguf()) for name in (model, other)]
+        if len({kind_of(one) for one in read}) > 1:
+            for one in read:
+                check_is_model(one)
+        opened = [_gguf(one) for one in read]
     else:
         opened = [_folder(resolve(name, tracker.notice).folder) for name in (model, other)]
     (first, owners), (second, _) = opened
@@ -155,9 +159,8 @@ def _read(path: Path, offset: int, row_size: int, first: int, count: int) -> byt
         return read_exactly(file.fileno(), count * row_size, offset + first * row_size, str(path))
 
 
-def _gguf(path: Path) -> tuple[dict[str, Stored], Owners]:
+def _gguf(model: GgufModel) -> tuple[dict[str, Stored], Owners]:
     """The matrices of a GGUF, with numbers as the `gguf` package reads them."""
-    model = read_model(path)
     found: dict[str, Stored] = {}
     for file, tensor in model.tensors():
         # All experts of a layer, of which each is a matrix.

@@ -46,7 +46,9 @@ def prove_lora(folder: Path, base: Path | None = None) -> Manifest:
         return manifest
     plan = plan_lora(base, EditSpec(manifest.edits, manifest.base.ref, allow_overlap=True))
     if base_files(plan) != manifest.base.files:
-        raise VerificationError(f"{base} is not the model that the adapter was made for: give {manifest.base}")
+        raise VerificationError(
+            f"{base} is not the model that the adapter was made for: give {manifest.base} as it was then"
+        )
     tensors: list[TensorEdit] = []
     check_blocks(planned_blocks(plan, recorder(tensors, manifest, str(base))), path)
     if tuple(tensors) != manifest.tensors:

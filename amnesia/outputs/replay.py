@@ -22,6 +22,8 @@ from amnesia.sources.source import ModelSource
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import MAX_MANIFEST, parse_manifest, read_manifest, write_manifest
 
+_GIVE_BASE = ": give that with --base (in Python: base=...)"
+
 
 @as_declared()
 def replay(
@@ -106,13 +108,15 @@ def _compare(made: Manifest, recorded: Manifest) -> None:
         if now != then:
             raise VerificationError(
                 f"tensor {then.name} has other bytes than {MANIFEST_NAME} says: the base is not the one that was "
-                f"edited ({recorded.base})"
+                f"edited ({recorded.base}){_GIVE_BASE}"
             )
     if len(made.tensors) != len(recorded.tensors):
-        raise VerificationError(f"{MANIFEST_NAME} lists other tensors than its edits mean: it is damaged")
+        raise VerificationError(f"{MANIFEST_NAME} lists other tensors than its edits mean: it is damaged, restore it")
     files = {row.file: row for row in made.base.files}
     for row in recorded.base.files:
         found = files.get(row.file)
         # An edit in place recorded less about its files than a copy does.
         if found is None or (found.scope == row.scope and found != row):
-            raise VerificationError(f"{row.file} of the base is not the file that was edited ({recorded.base})")
+            raise VerificationError(
+                f"{row.file} of the base is not the file that was edited ({recorded.base}){_GIVE_BASE}"
+            )

@@ -205,7 +205,8 @@ def verify_adapter(folder: Path, source: CheckpointSource | RemoteCheckpoint | N
         # Names of entities are other ones where somebody has published the model.
         if not same_edits(source.manifest, manifest.previous) or base_files(source, plans) != manifest.base.files:
             raise VerificationError(
-                f"{source.name} is not the model that the adapter was made for: give {manifest.base}"
+                f"{source.name} is not the model that the adapter was made for: give {manifest.base} as it was then"
+                + ("" if manifest.previous is None else f", with the edit for {manifest.previous.entity!r}")
             )
         modules, rank = target_modules(source, plans), adapter_rank(max(plan.rank for plan in plans))
         tensors: list[TensorEdit] = []

@@ -20,9 +20,7 @@ from amnesia.weights.configuration import MAX_CONFIG
 
 def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:
     """Float32 folder of a `.gguf` file, converted once by transformers and kept in the cache by the file's hash."""
-    if not path.is_file():
-        raise SourceError(f"{path} does not exist: give the path of a .gguf file")
-    check_settled(path.parent)
+    check_gguf_file(path)
     _check_header(path)
     folder = cache_folder() / "gguf" / hash_file(path)[:32]
     if not folder.exists():
@@ -30,6 +28,14 @@ def from_gguf(path: Path, notice: Notice = lambda _: None) -> ModelSource:
         with made_once(folder) as made:
             convert_gguf(path, made)
     return ModelSource(folder, ModelRef(str(path)), path)
+
+
+def check_gguf_file(path: Path) -> None:
+    """Raises SourceError unless `path` is a file, CheckpointError when an edit in place of it was interrupted."""
+    if not path.is_file():
+        found = "does not exist" if not path.exists() else "is a folder" if path.is_dir() else "is no regular file"
+        raise SourceError(f"{path} {found}: give the path of a .gguf file")
+    check_settled(path.parent)
 
 
 def _check_header(path: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from amnesia.architectures import configured
-from amnesia.domain import ModelRef, is_gguf_name
+from amnesia.domain import ModelRef, check_place, is_gguf_name, is_gguf_path, user_path
 from amnesia.errors import CheckpointError, InputError, LayoutError, SourceError
 from amnesia.files.companions import (
     ADAPTER_NAMES,
@@ -33,7 +33,7 @@ from amnesia.files.companions import (
 from amnesia.files.disk import check_plain, check_settled, git_hash, hash_file, read_small
 from amnesia.guessing import ASKED
 from amnesia.sources.built_in import BUILT_IN, built_in
-from amnesia.sources.conversion import from_gguf
+from amnesia.sources.conversion import check_gguf_file, from_gguf
 from amnesia.sources.hub_errors import hub_errors
 from amnesia.sources.ranges import fetched_part
 from amnesia.sources.source import ModelSource, Notice, check_weights
@@ -84,16 +84,16 @@ def resolve(
 def _resolved(model: ModelRef | Path | str, notice: Notice, also: Collection[str], n_layers: int | None) -> ModelSource:
     spec, revision = (model.name, model.revision) if isinstance(model, ModelRef) else (str(model), None)
     _refuse_address(spec)
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     if revision and (spec in BUILT_IN or is_gguf_name(spec) or path.exists()):
         raise SourceError(f"{spec} has no revision {revision!r}: only models on the Hub have revisions, drop it")
     if _is_built_in(spec, path):
         return built_in(spec, notice)
-    if is_gguf_name(spec) and not path.is_dir():
+    if is_gguf_path(spec):
         return from_gguf(path, notice)
     if path.is_dir():
         path = whole_output(path)
-        spec = spec if path == Path(spec).expanduser() else str(path)
+        spec = spec if path == user_path(spec) else str(path)
         check_settled(path)
         check_plain(path)
         if (path / LORA_NAME).is_file():
@@ -124,7 +124,7 @@ def is_fetched(name: str) -> bool:
 def hub_ref(spec: str) -> ModelRef:
     """Repository and revision of `repo_id[@revision]`; raises SourceError for anything else."""
     _refuse_address(spec)
-    if (output := output_instead(Path(spec).expanduser())) is not None:
+    if (output := output_instead(user_path(spec))) is not None:
         raise SourceError(f"model {spec!r} does not exist: the output has one format and is {output} itself; give that")
     ref = ModelRef.parse(spec)
     if not ref.may_be_on_hub:
@@ -135,8 +135,12 @@ def hub_ref(spec: str) -> ModelRef:
 
 
 def declared(model: ModelRef) -> ModelRef:
-    """A model as a manifest names it: without the path to a folder or file, which is never called as a built-in one."""
+    """A model as a manifest names it: without the path to a folder or file, which is never called as a built-in one.
+
+    Raises InputError for a name that is not UTF-8, of a folder or file.
+    """
     short = model.portable
+    check_place(short.name)
     is_here = short != model or Path(model.name).exists()
     return ModelRef(f"./{short.name}") if short.name in BUILT_IN and is_here else short
 
@@ -163,7 +167,7 @@ def named_base(manifest: Manifest) -> Base:
 
 def is_local(spec: str) -> bool:
     """Whether `spec` means a folder, a file, or a built-in model, and not a repository."""
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     return spec in BUILT_IN or is_gguf_name(spec) or path.exists()
 
 
@@ -194,16 +198,14 @@ def resolve_file(spec: str, notice: Notice = lambda _: None, *, name: str | None
     _refuse_address(spec)
     if name is not None and not is_local(spec):
         return _file_from_hub(hub_ref(spec), name)
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     if _is_built_in(spec, path):
         return built_in(spec, notice)
     if not is_gguf_name(spec):
         raise InputError(
             f"formats gguf and gguf-lora need a .gguf model, {spec} is not one: give the path of a .gguf file"
         )
-    if not path.is_file():
-        raise SourceError(f"{path} does not exist: give the path of a .gguf file")
-    check_settled(path.parent)
+    check_gguf_file(path)
     return ModelSource(path.parent, ModelRef(spec), path)
 
 
@@ -309,7 +311,7 @@ def find_popqa(spec: str | None) -> Path:
 
     The upstream table is fetched from the Hub once and kept in its cache. Raises SourceError.
     """
-    path = None if spec is None else Path(spec).expanduser()
+    path = None if spec is None else user_path(spec)
     if path is not None and (spec != POPQA[0] or path.exists()):
         return path
     from huggingface_hub import hf_hub_download

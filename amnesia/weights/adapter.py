@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from amnesia.architectures import LAYOUTS, MULTIMODAL
-from amnesia.domain import ModelRef
+from amnesia.domain import ModelRef, check_place
 from amnesia.edits import DirectionEdit, Place, names_of
 from amnesia.errors import CheckpointError, InputError, OutputError, os_errors_as
 from amnesia.files.cache import is_hidden_name
@@ -105,11 +105,16 @@ def write_adapter(plan: Plan[Weights], folder: Path) -> Manifest:
 
 
 def _found_by_peft(source: Weights, base: ModelRef) -> ModelRef:
-    """The base as PEFT finds it, from whatever folder: on the Hub by its name and commit, else by its place here."""
+    """The base as PEFT finds it, from whatever folder: on the Hub by its name and commit, else by its place here.
+
+    Raises InputError for a place that is not UTF-8.
+    """
     if base.revision is not None:
         return base
     place = Path(source.name).resolve()
     # A model that is made for a moment, to be edited once more, has no place.
+    if not any(map(is_hidden_name, place.parts)):
+        check_place(str(place))
     return base if any(map(is_hidden_name, place.parts)) else ModelRef(str(place))
 
 

@@ -15,7 +15,7 @@ from amnesia.errors import InputError, VerificationError, os_errors_as
 from amnesia.files.companions import ADAPTER_NAMES, LORA_NAME, UNDO_NAME, is_written
 from amnesia.files.disk import check_settled, hash_file, read_small
 from amnesia.files.staging import MANIFEST_NAME, MAX_HASHED
-from amnesia.files.strict_json import StrictJson, shown
+from amnesia.files.strict_json import StrictJson, shown, utf8_bytes
 from amnesia.weights.edit_rows import read_edit
 from amnesia.weights.manifest import (
     FORMAT_VERSION,
@@ -40,13 +40,13 @@ _JSON = StrictJson(MANIFEST_NAME, VerificationError, "the output is damaged, mak
 def manifest_bytes(manifest: Manifest) -> bytes:
     """The file's bytes: the same manifest always gives the same bytes, and nothing in them is a time.
 
-    Raises VerificationError when a value could not be read back.
+    Raises VerificationError when a value could not be read back, InputError for a name that is not UTF-8.
     """
     try:
         text = json.dumps(manifest.to_json(), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        content = text.encode("utf-8")
     except ValueError as error:
         raise VerificationError(f"the manifest cannot be written ({error}): every number must be finite") from error
+    content = utf8_bytes(text)
     if parse_manifest(content) != manifest:
         raise VerificationError("the manifest cannot be read back: give each entity once, with at least one cell")
     return content
@@ -81,7 +81,9 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `amnesia.json` of `folder`; raises VerificationError when it is missing or malformed."""
     check_settled(folder)
     path = folder / MANIFEST_NAME
-    with os_errors_as(VerificationError, f"{path} cannot be read", f"{folder} is not a complete output of amnesia"):
+    with os_errors_as(
+        VerificationError, f"{path} cannot be read", f"{folder} is not a complete output of amnesia, give one"
+    ):
         return parse_manifest(read_small(path, MAX_MANIFEST))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from amnesia.domain import is_gguf_name
 from amnesia.errors import CheckpointError, os_errors_as
+from amnesia.files.companions import LORA_NAME
 from amnesia.files.disk import BLOCK, open_regular, read_exactly, read_small
 from amnesia.files.lfs import POINTER, check_no_pointer
 from amnesia.files.listing import list_files
@@ -265,7 +266,10 @@ def no_weights(where: str, names: Collection[str]) -> str:
     files = sorted(names)
     if {"adapter_config.json", "adapter_model.safetensors"} <= {*files}:
         return f"{where} is an adapter, not a model: give the model that it is for, or merge the two with PEFT"
-    if found := next(filter(is_gguf_name, files), None):
+    ggufs = [name for name in files if is_gguf_name(name)]
+    if ggufs == [LORA_NAME]:
+        return f"{where} is a LoRA of llama.cpp, not a model: give the .gguf model that it is for"
+    if found := next((name for name in ggufs if name != LORA_NAME), None):
         return f"{where} has no safetensors weights, but a GGUF: give the path of {found} itself, on this disk"
     if found := next((name for name in files if name.endswith("/config.json")), None):
         inner = found.removesuffix("/config.json")

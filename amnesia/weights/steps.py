@@ -52,7 +52,8 @@ def trace_back(folder: Path, manifest: Manifest) -> tuple[Step, ...]:
             agree = read_small(earlier, MAX_MANIFEST) == manifest_bytes(current.previous)
         if not agree:
             raise VerificationError(
-                f"{folder / MANIFEST_NAME} and the kept manifest of the earlier edit disagree: the output is damaged"
+                f"{folder / MANIFEST_NAME} and the kept manifest of the earlier edit disagree: the output is damaged, "
+                "make it again"
             )
         files = before
     return tuple(steps)
@@ -103,7 +104,9 @@ def _files_before(manifest: Manifest, files: Mapping[str, Path]) -> dict[str, Pa
     replaced = {name: f"{BASE_FOLDER}/{name}" for name in manifest.replaced}
     missing = sorted({*own_files(manifest), *(row.file for row in manifest.base.files)} - files.keys())
     if missing:
-        raise VerificationError(f"{missing[0]} is missing, but {MANIFEST_NAME} declares it: the output is damaged")
+        raise VerificationError(
+            f"{missing[0]} is missing, but {MANIFEST_NAME} declares it: the output is damaged, make it again"
+        )
     before = {
         name: path
         for name, path in files.items()

@@ -45,7 +45,8 @@ def declared_pieces(
     }
     if declared != listed:
         raise VerificationError(
-            f"{MANIFEST_NAME} lists other rows or columns than its edits for {manifest.entity!r}: the output is damaged"
+            f"{MANIFEST_NAME} lists other rows or columns than its edits for {manifest.entity!r}: the output is "
+            "damaged, make it again"
         )
     saved = step.saved_columns()
     edits: list[Piece] = []

@@ -110,6 +110,18 @@ GPT_OSS = "gpt-oss"
 _LAYER = re.compile(r"blk\.(\d{1,9})\.")
 
 
+def kind_of(model: GgufModel) -> object:
+    """What a GGUF says that it is: "model", "adapter", or what other programs write."""
+    return model.metadata.get("general.type", "model")
+
+
+def check_is_model(model: GgufModel) -> None:
+    """Raises CheckpointError for adapters and whatever else is no model."""
+    if (kind := kind_of(model)) != "model":
+        name = model.files[0].path.name
+        raise CheckpointError(f"{name} is of type {kind!r}, not a model: give the model's own .gguf file")
+
+
 def gguf_shape(model: GgufModel) -> GgufShape:
     """Sizes of a model that can be edited.
 
@@ -117,9 +129,7 @@ def gguf_shape(model: GgufModel) -> GgufShape:
     those that the metadata declare.
     """
     name = model.files[0].path.name
-    kind = model.metadata.get("general.type", "model")
-    if kind != "model":
-        raise CheckpointError(f"{name} is of type {kind!r}, not a model: give the model's own .gguf file")
+    check_is_model(model)
     if not any(file.tensors for file in model.files):
         raise CheckpointError(f"{name} holds a vocabulary and no weights: give the file of the model itself")
     architecture = model.metadata.get("general.architecture")

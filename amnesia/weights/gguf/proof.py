@@ -139,7 +139,7 @@ def go_back(folder: Path, model: GgufModel, manifest: Manifest, count: int | Non
         check_sizes(step)
         _check_scopes(step.manifest)
         if step.manifest.tensor_type is not None:
-            raise VerificationError(f"{MANIFEST_NAME} builds on an edit with a tensor type: the output is damaged")
+            raise VerificationError(f"{MANIFEST_NAME} builds on an edit with a tensor type: make the output again")
         _check_tensors(model, step.manifest, "after", [*rows.values(), *downs.values()])
         present = {place: edit.before for place, edit in rows.items()}
         for piece in declared_pieces(model, step, present, {name: edit.before for name, edit in downs.items()}):

@@ -219,11 +219,15 @@ def _restore(folder: Path, manifest: Manifest) -> list[Restored]:
     kind = GGMLQuantizationType[str(manifest.tensor_type).upper()]
     sizes = {row.file: row for row in (*manifest.base.files, *manifest.untouched)}
     if {*sizes} != {file.path.name for file in model.files}:
-        raise VerificationError(f"{MANIFEST_NAME} lists other files than {folder} has: the output is damaged")
+        raise VerificationError(
+            f"{MANIFEST_NAME} lists other files than {folder} has: the output is damaged, make it again"
+        )
     patches, entries = _rows_before(folder, rows, saved)
     replacements, wider = _matrices_before(folder, downs, saved, kind)
     if entries | wider != {entry.name: entry for entry in manifest.tensors}:
-        raise VerificationError(f"{MANIFEST_NAME} in {folder} lists other tensors than its edits: it is damaged")
+        raise VerificationError(
+            f"{MANIFEST_NAME} in {folder} lists other tensors than its edits: it is damaged, make the output again"
+        )
     result = []
     for file in model.files:
         name = file.path.name
