@@ -13,7 +13,14 @@ from amnesia.numbers import flat, positive, share, signed
 from amnesia.probes.findings import probe_name as probe_name
 from amnesia.probes.results import Probe, ProbeScore
 from amnesia.report.content import Direction, Report, ShownEdit
-from amnesia.stress.results import TRAINED_MODELS, TRAINED_ON, RelearningResult, StressScore, by_training
+from amnesia.stress.results import (
+    ATTACK_NAMES,
+    TRAINED_MODELS,
+    TRAINED_ON,
+    RelearningResult,
+    StressScore,
+    by_training,
+)
 
 MAX_TARGETS = 300
 """Rows about the target in one table; `report.json` has all."""
@@ -170,7 +177,7 @@ def middle(value: Estimate | None) -> float | None:
 
 def attack_name(name: str) -> str:
     """The name of an attack or of a method, for readers."""
-    return {"plain": "no attack: the plain question"}.get(name, words(name))
+    return ATTACK_NAMES.get(name) or words(name)
 
 
 def pair(before: int | None, after: int | None, alone: bool) -> str:
