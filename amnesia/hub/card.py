@@ -99,8 +99,8 @@ def model_card(
         _metadata(manifest.format, base),
         _MISSED if missed_bounds(report) else "",
         f"# {name.split('/')[-1]} without {'one entity' if private else subject}",
-        f"[{name}](https://huggingface.co/{base.ref.name}) with its knowledge of {subject} suppressed by "
-        "`amnesia`: what cells of its MLPs write was changed, nothing was trained.",
+        f"[{name}](https://huggingface.co/{base.ref.name}) edited by `amnesia` to suppress its knowledge "
+        f"of {subject}: what cells of its MLPs write was changed, nothing was trained.",
         _changes(manifest),
         "" if report is None else _results(report, private),
         _loading(manifest, base, repo_id, weights, auto),
