@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amnesia.cli.experiment import load_model
-from amnesia.cli.options import as_json, on_device, plots_option
+from amnesia.cli.options import MODEL, as_json, on_device, plots_option
 from amnesia.cli.terminal import Terminal, echo, print_json, write_file
 from amnesia.domain import Baseline, Loading, n_read
 from amnesia.errors import InputError, OutputError, os_errors_as
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.argument("entities", nargs=-1)
 @click.option("--file", "path", type=click.Path(path_type=Path), help="Text file with an entity on each line.")
 @click.option("--popqa", help="PopQA (a TSV file, or akariasai/PopQA): its most popular subjects.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.options import SEED, as_json, on_device
+from amnesia.cli.options import MODEL, SEED, as_json, on_device
 from amnesia.cli.terminal import Terminal, echo, growing, print_json
 from amnesia.domain import Fact, Loading
 from amnesia.errors import AmnesiaError, InputError, signal_of
@@ -40,8 +40,8 @@ _MIN_TEMPERATURE = 0.01  # Logits are divided by it; far below, they leave the r
 
 
 @click.command()
-@click.argument("model")
-@click.argument("edited", required=False)
+@click.argument("model", type=MODEL)
+@click.argument("edited", type=MODEL, required=False)
 @click.option(
     "--edit", "edit_files", multiple=True, type=click.Path(path_type=Path), help="File of `extract -o`; repeatable."
 )

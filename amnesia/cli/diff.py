@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.options import as_json
+from amnesia.cli.options import MODEL, as_json
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.numbers import share
 
@@ -22,8 +22,8 @@ _N_SHOWN = 8
 
 
 @click.command()
-@click.argument("model")
-@click.argument("other")
+@click.argument("model", type=MODEL)
+@click.argument("other", type=MODEL)
 @as_json
 def diff(model: str, other: str, json_output: bool) -> None:
     """Say which tensors differ between any two checkpoints. Edits of cells and of directions are recognized, except

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.options import as_json, force_option
+from amnesia.cli.options import MODEL, as_json, force_option
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import ADAPTERS, FORMATS, WIDER_TYPES, Format, ModelRef, is_gguf_name
 from amnesia.errors import InputError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option(
     "--edit", "edit_files", multiple=True, type=click.Path(path_type=Path), help="File of `extract -o`; repeatable."
 )
@@ -183,7 +183,7 @@ def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
 
 @click.command()
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--base", help="The model that was edited: every byte is then compared with it.")
+@click.option("--base", type=MODEL, help="The model that was edited: every byte is then compared with it.")
 @click.option("--behaviour", is_flag=True, help="Load OUTPUT and its base and ask both about the target facts.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Facts for --behaviour. Default: those of OUTPUT.")
 @click.option("--server", help="With --behaviour: URL or URL#MODEL of a server that should have the edit, too.")

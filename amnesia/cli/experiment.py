@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from amnesia.cli.options import (
+    MODEL,
     as_json,
     cells_option,
     entity_option,
@@ -190,7 +191,9 @@ def an_experiment(name: str) -> Callable[[Callable[..., None]], Callable[..., No
 def on_a_recipe(function: Callable[..., None]) -> Callable[..., None]:
     """Decorator: the options of an experiment on a recipe's entity. The command gets a `Subject` as `subject`."""
 
-    @options(click.argument("model", required=False), recipe_option, entity_option, cells_option, top_option)
+    @options(
+        click.argument("model", type=MODEL, required=False), recipe_option, entity_option, cells_option, top_option
+    )
     @functools.wraps(function)
     def command(
         model: str | None,

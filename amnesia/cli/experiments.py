@@ -18,7 +18,7 @@ from amnesia.cli.experiment import (
     put_text,
     with_an_implant,
 )
-from amnesia.cli.options import SEED, cells_option
+from amnesia.cli.options import MODEL, SEED, cells_option
 from amnesia.domain import Cell
 from amnesia.errors import InputError
 from amnesia.experiments.settings import EXPERIMENTS, check_n_prompts
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.argument("entities", nargs=-1, required=True)
 @click.option("--prompts", "n_prompts", default=100, show_default=True, help="Prompts about each entity.")
 @click.option("--layers", help="Layers to look at, for example 0-9. Default: all.")
@@ -151,7 +151,7 @@ def sufficiency(run: Experiment, implant: Implant, max_unfrozen: int) -> None:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.argument("entity", required=False)
 @click.option("--variant", "given", multiple=True, help="Another way to write the name; may be repeated.")
 @click.option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.options import alias_option, as_json, force_weak_option, on_device, popqa_option
+from amnesia.cli.options import MODEL, alias_option, as_json, force_weak_option, on_device, popqa_option
 from amnesia.cli.terminal import (
     Terminal,
     check_file,
@@ -44,7 +44,7 @@ EXIT_REJECTED = 1
     type=click.Path(path_type=Path),
     help="Text file with many entities, a name or a recipe's path on each line; needs no RECIPE.",
 )
-@click.option("--model", help="The model that forgets; in place of the one that RECIPE names.")
+@click.option("--model", type=MODEL, help="The model that forgets; in place of the one that RECIPE names.")
 @popqa_option
 @alias_option
 @force_weak_option

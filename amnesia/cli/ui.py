@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from amnesia.cli.options import entity_option, on_device, popqa_option
+from amnesia.cli.options import MODEL, entity_option, on_device, popqa_option
 from amnesia.cli.terminal import Terminal, echo
 from amnesia.domain import Loading
 from amnesia.errors import InputError
@@ -14,7 +14,7 @@ from amnesia.recipe_file import load_recipe
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("--recipe", type=click.Path(path_type=Path), help="Facts about its entity. Default: what MODEL says.")
 @entity_option
 @popqa_option
