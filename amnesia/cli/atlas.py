@@ -17,7 +17,7 @@ from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.experiments import figures
 from amnesia.files.disk import check_replaceable
 from amnesia.files.figure_files import DRAWN, figure_bytes, is_drawn, is_figure
-from amnesia.numbers import share
+from amnesia.numbers import share, signed
 from amnesia.recipe import BASELINES
 from amnesia.recipe_file import parse_layers
 
@@ -161,7 +161,7 @@ def _atlas_text(result: AtlasSummary, output: Path) -> str:
             rows = zip(found.layers, found.counts, strict=True)
             lines += [f"{layer:>5} {count:>10} {'█' * count}" for layer, count in rows if count]
     if result.popularity is not None and result.popularity.rank_correlation is not None:
-        lines.append(f"popularity and score: rank correlation {result.popularity.rank_correlation:z.2f}")
+        lines.append(f"popularity and score: rank correlation {signed(result.popularity.rank_correlation)}")
     lines.append(f"{len(result.collisions)} cells are the top cell of several entities")
     lines += [f"  {row.layer}:{row.neuron}  {', '.join(row.entities)}" for row in result.collisions[:10]]
     if result.comparison is not None:
@@ -169,6 +169,6 @@ def _atlas_text(result: AtlasSummary, output: Path) -> str:
         lines.append(
             f"{result.comparison.model}: same top cell for {share(result.comparison.same_top_cell)} of "
             f"{result.comparison.n} entities, {share(result.comparison.shared_cells)} of the listed cells in common, "
-            f"rank correlation of the scores {'undefined' if rho is None else f'{rho:z.2f}'}"
+            f"rank correlation of the scores {'undefined' if rho is None else f'{signed(rho)}'}"
         )
     return "\n".join([*lines, "", f"written to {output}"])

@@ -14,6 +14,7 @@ from amnesia.domain import ADAPTERS, FORMATS, WIDER_TYPES, Format, ModelRef, is_
 from amnesia.errors import InputError
 from amnesia.files.staging import check_output
 from amnesia.guessing import ASKED
+from amnesia.numbers import signed
 
 # Names in a line.
 _ANEW = "a tensor with a direction is stored anew as {}, which rounds its other columns"
@@ -213,10 +214,10 @@ def verify(
         else:
             echo(
                 f"{output}: answers to {report.n_targets} target facts changed by {report.change:.2f} nats in the mean "
-                f"(log-probability {report.before:.2f} before, {report.after:.2f} after)"
+                f"(log-probability {signed(report.before)} before, {signed(report.after)} after)"
             )
-            if report.share is not None:
-                echo(f"{server}: {report.share:.2f} of that change (log-probability {report.served:.2f})")
+            if report.share is not None and report.served is not None:
+                echo(f"{server}: {report.share:.2f} of that change (log-probability {signed(report.served)})")
         return
     reports = commands.verify(output, base, tracker=Terminal())
     if json_output:

@@ -24,6 +24,7 @@ from amnesia.errors import InputError
 from amnesia.experiments.settings import EXPERIMENTS, check_n_prompts
 from amnesia.facts.names import given_names
 from amnesia.facts.variants import N_TYPOS, Variant, distinct, variants_of
+from amnesia.numbers import signed
 from amnesia.recipe_file import load_recipe, parse_layers, translation
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def inject(run: Experiment, implant: Implant, seed: int) -> None:
         result = injection.inject(form, facts, seed=seed, progress=progress)
     lines = [f"{result.entity} at {result.put.placeholder!r}: {put_text(result.put)}"]
     lines += [
-        f"{row.condition:<14} score {row.score.mean:>z5.2f} ({row.score.low:z.2f} to {row.score.high:z.2f}), "
+        f"{row.condition:<14} score {signed(row.score.mean):>5} ({signed(row.score.low)} to {signed(row.score.high)}), "
         f"first rank {row.first.mean:>4.0%}, written {row.success.mean:>4.0%}"
         for row in result.conditions
     ]

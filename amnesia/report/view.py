@@ -9,7 +9,7 @@ from amnesia.domain import ROLES, n_columns
 from amnesia.edits import ColumnEdit, token_name
 from amnesia.evaluation.labels import facts_label, words
 from amnesia.evaluation.results import MESSAGES, Aggregate, Estimate, PromptScore
-from amnesia.numbers import flat, positive, share, signed
+from amnesia.numbers import flat, positive, share, short, signed
 from amnesia.probes.findings import probe_name as probe_name
 from amnesia.probes.results import Probe, ProbeScore
 from amnesia.report.content import Direction, Report, ShownEdit
@@ -201,7 +201,7 @@ def changes(edits: Sequence[ShownEdit]) -> str:
     for row in (row for row in edits if isinstance(row, Direction)):
         sentences.append(
             f"Layer {row.layer}: what it writes at the name’s {token_name(row.token)} is multiplied by "
-            f"{row.multiplier:g}, along one direction of {count(len(row.columns), 'cell')}, whose columns change "
+            f"{short(row.multiplier)}, along one direction of {count(len(row.columns), 'cell')}, whose columns change "
             f"by {row.change_norm:.3g} (Frobenius norm)."
         )
     if len(edits) > 1 and len(edits) > len(cells):

@@ -29,6 +29,7 @@ from amnesia.live.model import LiveModel, edited
 from amnesia.localization.cells import CellMap, cell_maps
 from amnesia.mining.entity import TASK, mine
 from amnesia.mining.recipe_text import text_with_cells
+from amnesia.numbers import short
 from amnesia.outputs.commands import save
 from amnesia.recipe import LocalizeOptions, Recipe
 from amnesia.recipe_file import parse_recipe
@@ -258,7 +259,7 @@ def _in_words(edits: Sequence[Edit]) -> str:
         n = n_columns(directions)
         layers = ", ".join(map(str, sorted({edit.layer for edit in directions})))
         words.append(f"{len(directions)} direction{'s' * (len(directions) > 1)} on {n} columns of layer {layers}")
-    words += [f"cell {edit.cell} times {edit.multiplier:g}" for edit in cells]
+    words += [f"cell {edit.cell} times {short(edit.multiplier)}" for edit in cells]
     return ", ".join(words)
 
 

@@ -167,7 +167,7 @@ def test_a_search_tells_the_cells_the_facts_and_the_edit(client, live, recipe):
     assert scores == sorted(scores, reverse=True)
     assert scores[0] == max(row["best"] for row in told["cells"]["layers"])
     assert {row["role"] for row in told["facts"]["prompts"]} == {"target", "control"}
-    assert told["edit"]["what"] == "cell 1:11 times -1, cell 0:3 times -2"
+    assert told["edit"]["what"] == "cell 1:11 times −1, cell 0:3 times −2"
     assert told["edit"]["layers"] == [0, 1]
 
 
