@@ -86,36 +86,29 @@ _LLAMA4_EXPERTS = ExpertLayout(("feed_forward.experts.down_proj",), None, neuron
 _QWEN = ("mlp.down_proj", "mlp.shared_expert.down_proj")
 _DEEPSEEK = ("mlp.down_proj", "mlp.shared_experts.down_proj")
 
+# All that the row of such a type says is its name: the output projection is `model.layers.N.mlp.down_proj`, an
+# ordinary linear one (also where gate and up are fused).
+_USUAL = (
+    "llama mistral qwen2 qwen3 qwen3_5_text gemma gemma2 gemma3_text gemma4_unified_text ministral3 phi3 smollm3 "
+    "olmo olmo2 olmo3 granite exaone4 seed_oss hunyuan_v1_dense ernie4_5 glm glm4 cohere cohere2 stablelm "
+    "nemotron arcee apertus"
+).split()
+
 LAYOUTS: Mapping[str, MlpLayout] = {
     row.model_type: row
     for row in (
-        MlpLayout("llama"),
-        MlpLayout("mistral"),
-        MlpLayout("qwen2"),
-        MlpLayout("qwen3"),
+        *map(MlpLayout, _USUAL),
         # An Auto class builds the language model alone, too, but vLLM serves the whole, and finds its modules alone.
         MlpLayout("qwen3_5", prefix=MULTIMODAL),
-        MlpLayout("qwen3_5_text"),
         MlpLayout("qwen3_vl", prefix=MULTIMODAL),
         # Released files hold experts as (n_experts, d_mlp, d_model); transformers 5 saves them the other way round.
         MlpLayout("qwen3_vl_moe", prefix=MULTIMODAL, experts=ExpertLayout(out_proj=None, neuron_axis=None)),
-        MlpLayout("gemma"),
-        MlpLayout("gemma2"),
         MlpLayout("gemma3", prefix=MULTIMODAL),
-        MlpLayout("gemma3_text"),
         MlpLayout("gemma4", prefix=MULTIMODAL, experts=_GEMMA_EXPERTS),
         MlpLayout("gemma4_text", experts=_GEMMA_EXPERTS),
         MlpLayout("gemma4_unified", prefix=MULTIMODAL),
-        MlpLayout("gemma4_unified_text"),
         MlpLayout("mistral3", prefix=MULTIMODAL),
-        MlpLayout("ministral3"),
-        MlpLayout("phi3"),  # Gate and up are fused in one tensor; the output projection is an ordinary one.
         MlpLayout("phi", ("mlp.fc2",), mixers=("self_attn.dense",)),
-        MlpLayout("smollm3"),
-        MlpLayout("olmo"),
-        MlpLayout("olmo2"),
-        MlpLayout("olmo3"),
-        MlpLayout("granite"),
         MlpLayout(
             "granitemoehybrid",
             ("shared_mlp.output_linear",),
@@ -123,19 +116,7 @@ LAYOUTS: Mapping[str, MlpLayout] = {
         ),
         MlpLayout("lfm2", ("feed_forward.w2",)),
         MlpLayout("falcon_h1", ("feed_forward.down_proj",)),
-        MlpLayout("exaone4"),
-        MlpLayout("seed_oss"),
-        MlpLayout("hunyuan_v1_dense"),
-        MlpLayout("ernie4_5"),
-        MlpLayout("glm"),
-        MlpLayout("glm4"),
-        MlpLayout("cohere"),
-        MlpLayout("cohere2"),
-        MlpLayout("stablelm"),
         MlpLayout("starcoder2", ("mlp.c_proj",)),
-        MlpLayout("nemotron"),
-        MlpLayout("arcee"),
-        MlpLayout("apertus"),
         MlpLayout("gpt_neox", ("mlp.dense_4h_to_h",), prefix="gpt_neox.", mixers=("attention.dense",)),
         MlpLayout(
             "gpt2",
@@ -147,6 +128,7 @@ LAYOUTS: Mapping[str, MlpLayout] = {
             n_layers_key="n_layer",
             d_model_key="n_embd",
         ),
+        MlpLayout("gpt_oss", experts=ExpertLayout(out_proj=None, neuron_axis=0)),
         MlpLayout("mixtral", experts=ExpertLayout(out_proj="block_sparse_moe.experts.{expert}.w2")),
         MlpLayout("olmoe", experts=_EXPERTS),
         MlpLayout("qwen2_moe", _QWEN, experts=_EXPERTS),
@@ -167,6 +149,13 @@ LAYOUTS: Mapping[str, MlpLayout] = {
         ),
     )
 }
+
+
+NORMS_AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm")
+"""What a norm between the MLP and the residual stream is called, in a layer."""
+
+FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm")
+"""What the norm behind the last layer is called, beside `layers`."""
 
 
 GUESSED: dict[str, MlpLayout] = {}

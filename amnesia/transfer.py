@@ -11,7 +11,16 @@ import torch
 
 from amnesia.directions.keys import name_rows
 from amnesia.domain import DEFAULT_LOADING, Format, Loading, is_gguf_name, name_key
-from amnesia.edits import ColumnEdit, Edit, EditSpec, EntityEdits, directions_of, edits_in, named_after_cells
+from amnesia.edits import (
+    ColumnEdit,
+    DirectionEdit,
+    Edit,
+    EditSpec,
+    EntityEdits,
+    directions_of,
+    edits_in,
+    named_after_cells,
+)
 from amnesia.errors import InputError, os_errors_as
 from amnesia.experiments.robustness import unrelated_names
 from amnesia.facts.names import entity_templates
@@ -23,12 +32,13 @@ from amnesia.live.watching import activations
 from amnesia.mining.carrying import carried_over
 from amnesia.outputs import write
 from amnesia.outputs.commands import save
-from amnesia.outputs.proofs import check_unaltered, outputs_in
+from amnesia.outputs.proofs import check_unaltered, matrix_shape, outputs_in
 from amnesia.pipeline import RunResult, given, save_chosen
 from amnesia.progress import SILENT, Progress, Tracker
 from amnesia.recipe import Recipe
 from amnesia.recipe_file import parse_recipe
 from amnesia.sources.resolve import resolve
+from amnesia.sources.source import ModelSource
 from amnesia.weights.manifest_file import MAX_MANIFEST, parse_manifest, read_manifest
 
 
@@ -139,6 +149,8 @@ def transfer(
     check_unaltered(source.origin, partial(tracker.task, "proving the edit before"))
     name: Format = format or ("gguf" if is_gguf_name(model) else "safetensors")
     write.plan_formats((name,), source, EditSpec(groups, source.ref))
+    if path.is_dir():
+        _check_sizes(path, source)
     of_experts = [edit.expert is not None for edit in edits_in(groups)]
     live = load_source(source, loading, hooked=not all(of_experts))
     with tracker.task("asking for the name and others") as progress:
@@ -167,6 +179,21 @@ def transfer(
     return Transferred(replies, answered, run, run.output)
 
 
+def _check_sizes(edited: Path, source: ModelSource) -> None:
+    """Raises InputError where a model has other sizes than that whose edited output is in the folder `edited`."""
+    folder = outputs_in(edited)[0]
+    shape = source.checkpoint.shape
+    for row in read_manifest(folder).tensors:
+        found, layer = matrix_shape(folder, row.name), row.place.layer
+        experts = shape.experts_in(layer)
+        width = shape.width(layer) if row.place.expert is None or experts is None else experts[1]
+        if found is not None and sorted(found) != sorted((shape.d_model, width)):
+            raise InputError(
+                f"{edited} has {row.name} of shape {list(found)}, and {source} has {width} neurons in layer {layer} "
+                f"that write {shape.d_model} numbers: give a relative of the model that the edit was made for"
+            )
+
+
 def _meant(groups: tuple[EntityEdits, ...], recipe: Recipe) -> tuple[EntityEdits, ...]:
     """The edits, of which cells without a name are for the recipe's entity; raises InputError for other entities'."""
     names = [group.entity for group in groups]
@@ -182,9 +209,13 @@ def _is_unnamed(group: EntityEdits) -> bool:
 
 
 def _answered(group: EntityEdits, replies: Sequence[Reply], settings: TransferSettings) -> bool:
-    """Whether one of an entity's edits answers to its name; the others may be for other forms of it."""
+    """Whether an entity's edits answer to its name: one of its directions, as others may be for other forms of it, or
+    without directions half of its cells, as one in twenty answers to any name."""
     own = [reply for reply in replies if reply.entity == group.entity]
-    return not own or any(reply.holds(settings) for reply in own)
+    held = [reply for reply in own if reply.holds(settings)]
+    if any(isinstance(reply.edit, DirectionEdit) for reply in own):
+        return any(isinstance(reply.edit, DirectionEdit) for reply in held)
+    return 2 * len(held) >= len(own)
 
 
 def answers(

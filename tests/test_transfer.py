@@ -23,6 +23,7 @@ from oracles.plain import projection
 from support.commands import call, refused
 from support.folders import tree
 from support.tiny import tiny_model
+from support.tiny_gguf import llama_gguf
 from support.tiny_recipe import ANYTHING, MIN_NATS, recipe_text
 from support.tiny_text import VOCAB_SIZE, save_tiny_live, tiny_tokenizer
 from support.tracker import Watched
@@ -158,6 +159,32 @@ def test_models_of_other_sizes_are_refused(tmp_path, model, group):
         other = another(tmp_path / name, **settings)
         assert fault in refused("transfer", tmp_path / "edited", other, "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["safetensors", "adapter", "gguf"])
+def test_a_model_of_another_width_that_has_all_the_cells_is_refused(tmp_path, model, name):
+    source = model
+    if name == "gguf":
+        source = llama_gguf(tmp_path / "m.gguf", tiny_model("llama", vocab_size=VOCAB_SIZE))
+    save(source, EntityEdits("Japan", (ColumnEdit(Cell(LAYER, 3)),)), tmp_path / "edited", format=name)
+    wide = another(tmp_path / "wide", intermediate_size=64)
+    told = refused("transfer", tmp_path / "edited", wide, "-o", tmp_path / "out")
+    assert "has 64 neurons in layer 1 that write 32 numbers" in told
+    assert "give a relative of the model that the edit was made for" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_cells_of_which_one_answers_by_chance_do_not_answer(tmp_path, model, live):
+    settings = TransferSettings(n_names=8, n_texts=N_TEXTS)
+    edits = [ColumnEdit(Cell(layer, neuron)) for layer in range(2) for neuron in range(live.shape.d_mlp)]
+    replies = answers(live, EntityEdits("Japan", tuple(edits)), settings)
+    held = [reply.edit for reply in replies if reply.holds(settings)]
+    others = [edit for edit in edits if edit not in held]
+    assert held and len(others) > 1
+    for name, chosen, holds in (("few", [held[0], *others[:2]], False), ("half", [held[0], others[0]], True)):
+        save(model, EntityEdits("Japan", tuple(chosen)), tmp_path / name)
+        result = transfer(tmp_path / name, str(model), tmp_path / f"{name}-out", settings=settings)
+        assert (result.answers, result.output is not None) == (holds, holds)
 
 
 @pytest.mark.parametrize(

@@ -49,4 +49,6 @@ def record(folder: Path, output: Path, request: Path | None, reports: tuple[Path
     found = make_record(folder, reports, request, base, Terminal())
     write_file(output, json_bytes(found.to_json()) if output.suffix == ".json" else record_html(found).encode())
     said = {None: "not judged by any report", True: "all bounds met", False: "bounds missed"}[found.accepted]
-    echo(f"{', '.join(found.scope.entities)}: {said}; written to {output}")
+    back = [name for name in found.scope.entities if name in found.scope.restored]
+    told = f" ({', '.join(back)}: taken back, nothing differs from before all edits)" if back else ""
+    echo(f"{', '.join(found.scope.entities)}: {said}{told}; written to {output}")

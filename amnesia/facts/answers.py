@@ -12,6 +12,8 @@ strokes and vowel points that readers leave out; a number may have its thousands
 from __future__ import annotations
 
 import functools
+import itertools
+import operator
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -35,6 +37,8 @@ _WORD_SIGNS = re.compile(
     r"|(?<![\d/])\d{1,2}/\d{1,2}(?![\d/])"  # 3/4, but not 1998/99
     r"|(?<![^\s(])[-−–](?=\d)"  # −5, but not 1939-1945
 )
+_POWERS = re.compile("([0-9])([\u2070\u00b9\u00b2\u00b3\u2074-\u2079])")  # 10²
+_FRACTIONS = re.compile("(?<=[0-9])([\u00bc-\u00be\u2150-\u215e])")  # 2½
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,]?\d)")  # 1 000 000
 _MINUS = "−"
@@ -60,7 +64,8 @@ def normalized(text: str) -> str:
 @functools.lru_cache(2**16)
 def _words(text: str) -> str:
     """The words of a text with its articles."""
-    text = _THOUSANDS.sub("", unicodedata.normalize("NFKC", plain_apostrophes(text).replace("♯", "#")))
+    text = _POWERS.sub(r"\1^\2", _FRACTIONS.sub(r" \1", plain_apostrophes(text).replace("♯", "#")))
+    text = _THOUSANDS.sub("", unicodedata.normalize("NFKC", text).replace("\N{FRACTION SLASH}", "/"))
     text = _SPACED.sub(lambda match: match[0].replace(" ", ""), text)
     text = text.replace(" & ", " and ").replace("&", "-and-")
     kept = {match.start() + n for match in _WORD_SIGNS.finditer(text) for n in range(len(match[0]))}
@@ -102,8 +107,18 @@ def matches(generated: str, answers: Sequence[str]) -> bool:
 
     Answers that consist of nothing but punctuation and articles match nothing.
     """
-    words = _words(answer_line(generated))
-    return any(_pattern(answer).search(words) for answer in map(normalized, answers) if answer)
+    line = answer_line(generated)
+    # What is joined to a letter makes another word of it (X-ray), but not what stands beside it as another choice.
+    apart = _words(line.replace("/", " "))
+    return any(
+        _pattern(answer).search(apart if _is_letter(answer) else _words(line))
+        for answer in map(normalized, answers)
+        if answer
+    )
+
+
+def _is_letter(words: str) -> bool:
+    return len(words) == 1 and words.isalpha()
 
 
 def gives_away(text: str, answer: str) -> bool:
@@ -129,16 +144,19 @@ def _pattern(words: str) -> re.Pattern[str]:
     """Finds normalized words as a run of whole words: a sign between two parts is as good as a space, or nothing, and
     so is an article.
 
-    A single letter that a word is joined to is a part of that word (X-ray), but for a possessive.
+    A single letter that is joined to a word is a part of that word (X-ray, Objective-C), but for a possessive; digits
+    with a sign between them are two numbers.
     """
-    end = "(?![^ -])" + ("(?!-(?!s(?![^ ])))" if len(words) == 1 and words.isalpha() else "")
+    start, end = ("(?<![^ ])", "(?![^ -])(?!-(?!s(?![^ ])))") if _is_letter(words) else ("(?<![^ -])", "(?![^ -])")
     parts = {" ": "[ -](?:(?:an?|the) )*", "-": "[ -]?"}
-    letters = "-?".join
-    return re.compile(
-        "(?<![^ -])"
-        + "".join(parts.get(piece) or letters(map(re.escape, piece)) for piece in re.split("([ -])", words))
-        + end
-    )
+    found = (parts.get(piece) or _spelled(piece) for piece in re.split("([ -])", words))
+    return re.compile(start + "".join(found) + end)
+
+
+def _spelled(word: str) -> str:
+    """A pattern for the letters of a word, with or without signs between them."""
+    joints = ("" if pair.isdigit() else "-?" for pair in map("".join, itertools.pairwise(word)))
+    return "".join(map(operator.add, ("", *joints), map(re.escape, word)))
 
 
 def same_answer(first: str, second: str) -> bool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from amnesia.errors import CheckpointError
 from amnesia.files.cache import hidden_folders
 from amnesia.files.disk import CACHE_PREFIXES, JOURNAL_NAME, is_inside_name
+
+# Folders of git, and of clients of the Hub.
+_HIDDEN = (".git", ".cache")
 
 
 def list_files(folder: Path) -> tuple[str, ...]:
@@ -24,7 +28,7 @@ def list_files(folder: Path) -> tuple[str, ...]:
     for parent, folders, files in os.walk(folder, onerror=_unreadable):
         if Path(parent) == folder:
             ours = {path.name for path in hidden_folders(folder / JOURNAL_NAME)}
-            folders[:] = [name for name in folders if name not in (".git", ".cache", *ours)]
+            folders[:] = [name for name in folders if name not in (*_HIDDEN, *ours)]
         for name in folders:
             if (Path(parent) / name).is_symlink():
                 raise CheckpointError(f"{Path(parent) / name} is a link to a folder: replace it by the folder itself")
@@ -38,6 +42,16 @@ def list_files(folder: Path) -> tuple[str, ...]:
                 raise CheckpointError(f"{relative!r} in {folder} is not a portable file name: rename the file")
             names.append(relative)
     return tuple(sorted(names))
+
+
+def unlisted_files(folder: Path) -> Iterator[Path]:
+    """The regular files, or links to such, in `.git` and `.cache` of a folder, which `list_files` leaves out.
+
+    Raises CheckpointError for what cannot be read.
+    """
+    for hidden in _HIDDEN:
+        for parent, _, files in os.walk(folder / hidden, onerror=_unreadable) if (folder / hidden).is_dir() else ():
+            yield from (path for path in (Path(parent) / name for name in files) if path.is_file())
 
 
 def check_inside(path: Path, folder: Path) -> None:

@@ -109,8 +109,8 @@ def _check_vacant(output: Path, force: bool) -> None:
         obstacle = obstacle_in(output) if occupied and force else None
     if obstacle is not None:
         raise OutputError(
-            f"{obstacle}: --force (in Python: force=True) replaces only outputs of amnesia as they were written; "
-            "choose another output, or move it away yourself"
+            f"{obstacle}: --force (in Python: force=True) replaces only outputs of amnesia whose files are as they "
+            "were written (edited weights by their size); choose another output, or move it away yourself"
         )
     if occupied and not force:
         raise OutputError(
@@ -147,7 +147,8 @@ REPORT_SECTIONS = frozenset("extraction changed lm_eval stress probes relearning
 """What a report may have, too."""
 _SIGNATURE = b"<footer><p>Written by amnesia."
 _MAX_DOCUMENT = 2**28
-# Files up to this size are compared by their hash, longer ones by their size.
+# Files up to this size are compared by the hash with which they were written or copied, longer ones by their size. So
+# are weights that were edited, whatever their size: a manifest has hashes of their tensors, and none of the file.
 MAX_HASHED = 2**24
 
 
@@ -161,7 +162,8 @@ class _Declared:
 
 
 def obstacle_in(output: Path) -> str | None:
-    """What forbids to replace a folder, in words that name it, or None: all in it is as this package wrote it.
+    """What forbids to replace a folder, in words that name it, or None: all in it is as this package wrote it, as far
+    as its manifest tells by a hash, or of edited weights and of files of more than `MAX_HASHED` bytes by a size.
 
     Outputs are a folder of one format, with what its manifest lists, a folder with one of these for each of several
     formats, a report, or a figure with its numbers. A model that was edited in place is its user's. Raises OSError.

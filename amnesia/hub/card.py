@@ -105,7 +105,7 @@ def model_card(
         "" if report is None else _results(report, private),
         _loading(manifest, base, repo_id, weights, auto),
         _LIMITS,
-        _provenance(manifest, base, repo_id),
+        _provenance(manifest, base, repo_id, private),
         _CITATION,
     ]
     notice = licence_notice(base)
@@ -138,11 +138,14 @@ def _metadata(name: Format, base: BaseCard) -> str:
 def _changes(manifest: Manifest) -> str:
     layers: Counter[int] = Counter()
     turned: Counter[int] = Counter()
-    for step in manifest.history():
+    # What an adapter was made for may be edited, too, and is not in it.
+    for step in [manifest] if manifest.format in ADAPTERS else manifest.history():
         layers.update(edit.cell.layer for group in step.edits for edit in columns_of(group.edits))
         turned.update(edit.layer for group in step.edits for edit in directions_of(group.edits))
     parts = [_counted(layers, "cell", "cells"), _counted(turned, "direction", "directions")]
+    on_output = manifest.format in ADAPTERS and manifest.previous is not None
     meant = [
+        f"They act on the edited model `{manifest.base.ref.name}`, whose own edits are not in the adapter." * on_output,
         "What a cell writes is multiplied." * bool(layers),
         "A direction is a change of rank one on the columns that are listed with it." * bool(turned),
     ]
@@ -303,7 +306,7 @@ _LIMITS = """## Limits
 - Everything else that the base's card says about uses, risks and biases holds for this model too."""
 
 
-def _provenance(manifest: Manifest, base: BaseCard, repo_id: str) -> str:
+def _provenance(manifest: Manifest, base: BaseCard, repo_id: str, private: bool) -> str:
     at = f" at revision `{base.ref.revision}`" if base.ref.revision else ""
     lines = [
         "## Provenance",
@@ -315,8 +318,13 @@ def _provenance(manifest: Manifest, base: BaseCard, repo_id: str) -> str:
         "amnesia verify edited              # the bytes are what the manifest says",
     ]
     known = named_base(manifest)
-    if manifest.format not in ADAPTERS or manifest.previous is None:  # Else it is of a model that is not there.
-        lines.append(f"amnesia verify edited --base {known}")
+    proving = known
+    if manifest.format in ADAPTERS:  # It acts on that model alone, of which nobody may know where it is.
+        proving = manifest.base if manifest.previous is None or has_place(manifest.base.ref) else None
+    elif private:  # An output beneath has other names in its manifest than this one keeps of it.
+        proving = [known, *(step.base for step in manifest.history() if has_place(step.base.ref))][-1]
+    if proving is not None:
+        lines.append(f"amnesia verify edited --base {proving}")
     if manifest.format not in ADAPTERS:
         lines.append("amnesia undo edited -o original    # every byte back as it was")
     # Of a repository without a commit nobody knows which of its commits it was.

@@ -9,22 +9,18 @@ without them nothing could be verified or undone.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import os
-import re
 import secrets
-import tomllib
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 from jinja2 import TemplateError
 
 from amnesia.domain import ADAPTERS, ModelRef, is_gguf_name
-from amnesia.edits import EntityEdits
 from amnesia.errors import PublishError, os_errors_as
 from amnesia.files.cache import cache_folder
 from amnesia.files.companions import ADAPTER_NAMES, CONFIGURATIONS, LORA_NAME, MODELFILE_NAME, REPOSITORY_FILE
@@ -35,21 +31,33 @@ from amnesia.files.strict_json import StrictJson, json_bytes
 from amnesia.guessing import as_declared
 from amnesia.hub.card import BaseCard, model_card
 from amnesia.hub.local_paths import without_local_paths
+from amnesia.hub.manifests import (
+    add_manifests,
+    held_there,
+    n_published_anew,
+    on_hub,
+    pseudonym,
+    renamed,
+    with_content,
+    with_file,
+)
 from amnesia.plain_text import for_terminal
 from amnesia.report.page import report_html
-from amnesia.sources.built_in import BUILT_IN
 from amnesia.sources.remote import HubFile
 from amnesia.weights.adapter import CONFIG_NAME, KEY_PREFIX, README_NAME, WEIGHTS_NAME, auto_class_name
 from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, open_source
 from amnesia.weights.gguf.modelfile import modelfile
-from amnesia.weights.manifest import Base, Manifest, UntouchedFile, declared_files
-from amnesia.weights.manifest_file import manifest_bytes, read_manifest, written_file
+from amnesia.weights.manifest import Base, Manifest, UntouchedFile, declared_files, same_edits
+from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.safetensors import read_header
 
 # Files of ours that say nothing about the target; with private targets no other file of ours goes along.
 _NEUTRAL = (README_NAME, *ADAPTER_NAMES, LORA_NAME, UNDO_NAME, MODELFILE_NAME)
 # Files of ours that are published without the target.
 _REDACTED = (REPORT_NAME, PAGE_NAME)
+
+# What stands for the card of an edit whose targets are private.
+_NO_CARD = b"The model card that was here names what was to be forgotten, which is not published.\n"
 
 _MAX_DOCUMENT = 2**28
 # Names in a message.
@@ -71,27 +79,13 @@ class Publication:
     left_out: tuple[str, ...] = ()
 
 
-def on_hub(base: Base) -> bool:
-    """Whether a base was fetched from the Hub: it then has a commit, which folders do not have."""
-    return base.ref.may_be_on_hub and re.fullmatch(r"[0-9a-f]{40}", base.ref.revision or "") is not None
-
-
-def hub_base(manifest: Manifest) -> Base | None:
-    """The newest base in the history of an output that is a repository on the Hub; None when all are files here."""
-    return next((step.base for step in manifest.history() if on_hub(step.base)), None)
-
-
-def built_in_base(manifest: Manifest) -> ModelRef | None:
-    """The built-in model in the history of an output, if it goes back to one."""
-    return next((step.base.ref for step in manifest.history() if step.base.ref.name in BUILT_IN), None)
-
-
 def prepare(
     folder: Path,
     repo_id: str,
     base: BaseCard,
     *,
     matched: Base | None = None,
+    earlier: Manifest | None = None,
     there: Mapping[str, HubFile] | None = None,
     key: bytes | None = None,
     extra: Mapping[str, bytes] | None = None,
@@ -99,9 +93,10 @@ def prepare(
 ) -> Publication:
     """The publication of the output in `folder` as `repo_id`.
 
-    `matched` is the base in the manifest that the repository `base` was seen to be, `there` are its files by name. With
-    `key` the targets are private. `extra` are further files, the licence of the base for example. Raises PublishError
-    for a damaged report and, unless they are to be `leave_out`, for files that are no part of the output, and what
+    `matched` is the base in the manifest that the repository `base` was seen to be, `there` are its files by name, and
+    `earlier` is its own manifest, if it is an output. With `key` the targets are private. `extra` are further files,
+    the licence of the base for example. Raises PublishError for a damaged report, for a base that is this output's only
+    by its weights and, unless they are to be `leave_out`, for files that are no part of the output, and what
     `read_manifest` and `list_files` raise.
     """
     manifest = read_manifest(folder)
@@ -117,26 +112,21 @@ def prepare(
         redacted = {*_REDACTED, MANIFEST_NAME}
         names = [name for name in names if name not in ours or name in _NEUTRAL or Path(name).name in redacted]
     files: dict[str, Content] = {name: folder / name for name in names}
-    paths = {step.base.ref.name for step in manifest.history() if not _is_name(step.base)}
     report = report_in(folder, manifest)
     if report is not None:
         report["model"] = base.ref.to_json()
-    published = _rename(manifest, base, matched, key, paths)
-    for depth, name, content in _reports(folder, files, manifest, base, key):
+    n_anew = len([*manifest.history()])
+    if key is None:
+        n_anew = n_published_anew(manifest, matched, there or {})
+        _check_kept(folder, manifest, base.ref, matched, earlier, there or {})
+    published = renamed(manifest, base.ref, matched, earlier, key, n_anew)
+    for depth, name, content in _redacted(folder, files, manifest, base, key, n_anew):
         files[f"{BASE_FOLDER}/" * depth + name] = content
-        published = _with_content(published, name, content, depth)
+        published = with_content(published, name, content, depth)
     for name, content in _configurations([*files], folder, base.ref.name, there or {}):
         files[name] = content
-        published = _with_content(published, name, content)
-    for name, content in (extra or {}).items():
-        if name not in files:
-            files[name] = content
-            if manifest.format != "safetensors":
-                published = replace(published, added=(*published.added, name))
-            else:  # Of a model folder they are files of the base like others.
-                published = _with_file(
-                    published, UntouchedFile(name, len(content), hashlib.sha256(content).hexdigest())
-                )
+        published = with_content(published, name, content)
+    published = _with_extra(published, files, extra or {}, n_anew)
     if README_NAME in files and README_NAME not in (*manifest.added, *manifest.replaced):
         files[f"{BASE_FOLDER}/{README_NAME}"] = files.pop(README_NAME)
         published = replace(published, replaced=(*published.replaced, README_NAME))
@@ -151,38 +141,49 @@ def prepare(
     if manifest.format == "gguf" and MODELFILE_NAME not in files and (text := modelfile(weights)) is not None:
         files[MODELFILE_NAME] = text
         published = replace(published, added=(*published.added, MODELFILE_NAME))
-    published = _add_manifests(published, files)
     auto_class = _auto_class(folder, manifest)
     card = model_card(published, base, repo_id, report, private=key is not None, weights=weights, auto_class=auto_class)
     files[README_NAME] = card.encode()
+    published = add_manifests(published, files, n_anew)
     title = "Upload an edited model" if key is not None else f"Upload {base.ref.name} without {manifest.entity}"
     return Publication(published, files, for_terminal(" ".join(title.split()))[:200], tuple(others))
 
 
-def _add_manifests(manifest: Manifest, files: dict[str, Content]) -> Manifest:
-    """Add the manifests of all steps to `files`; returns the newest, which says what these files are.
+def _check_kept(
+    folder: Path,
+    manifest: Manifest,
+    base: ModelRef,
+    matched: Base | None,
+    earlier: Manifest | None,
+    there: Mapping[str, HubFile],
+) -> None:
+    """Raises PublishError where the repository of the base holds an earlier edit otherwise than the output keeps it.
 
-    Edits on top of each other keep the manifests of the earlier ones, which must agree with the newest.
+    Against that repository nothing could then be proven, and going back would not lead there.
     """
-    for depth, step in enumerate(manifest.history()):
-        name = f"{BASE_FOLDER}/" * depth + MANIFEST_NAME
-        if depth and name in files:
-            files[name] = manifest_bytes(step)
-    # People go on writing on the card, on the Hub, too.
-    names = dict.fromkeys(name for name in manifest.names_written if name in files and name != README_NAME)
-    manifest = replace(manifest, written=tuple(written_file(name, files[name]) for name in names))
-    files[MANIFEST_NAME] = manifest_bytes(manifest)
+    for step in manifest.history():
+        found = step.previous
+        if found is None or step.base != matched or on_hub(step.base) or not same_edits(found, earlier):
+            continue
+        if manifest.format not in ADAPTERS and not held_there(found, there):
+            raise PublishError(
+                f"{base} holds the edit for {for_terminal(found.entity)} with other names than {folder} keeps of it: "
+                f"make the output on that, `amnesia replay {shlex.quote(str(folder))} -o NEW --base {base}`, and push "
+                "NEW, or name the repository of the original with --base"
+            )
+
+
+def _with_extra(manifest: Manifest, files: dict[str, Content], extra: Mapping[str, bytes], n_anew: int) -> Manifest:
+    """The manifest of an output to whose `files` those further ones are added that it lacks."""
+    for name, content in extra.items():
+        if name not in files:
+            files[name] = content
+            if manifest.format != "safetensors":
+                manifest = replace(manifest, added=(*manifest.added, name))
+            else:  # Of a model folder they are files of the base like others.
+                row = UntouchedFile(name, len(content), hashlib.sha256(content).hexdigest())
+                manifest = with_file(manifest, row, n_anew)
     return manifest
-
-
-def _with_file(manifest: Manifest, row: UntouchedFile) -> Manifest:
-    """The manifest with a further file of the base, which all its edits then found."""
-    previous = manifest.previous
-    return replace(
-        manifest,
-        untouched=(*manifest.untouched, row),
-        previous=None if previous is None else _with_file(previous, row),
-    )
 
 
 def _configurations(
@@ -230,11 +231,6 @@ def _listed(names: Sequence[str]) -> str:
     return shown if len(names) <= _N_SHOWN else f"{shown} and {len(names) - _N_SHOWN} more files"
 
 
-def pseudonym(entity: str, key: bytes) -> str:
-    """What stands for an entity where targets are private."""
-    return f"entity-{hmac.new(key, entity.encode(), hashlib.sha256).hexdigest()[:24]}"
-
-
 def secret_key() -> bytes:
     """The secret key of this user's pseudonyms, made once; kept so that a repeated push gives the same bytes."""
     path = cache_folder() / "pseudonym-key"
@@ -253,66 +249,27 @@ def secret_key() -> bytes:
         return key
 
 
-def _is_name(base: Base) -> bool:
-    return on_hub(base) or base.ref.name in BUILT_IN
-
-
-def _rename(
-    manifest: Manifest, base: BaseCard, matched: Base | None, key: bytes | None, paths: Collection[str]
-) -> Manifest:
-    """The manifest with names of the Hub in place of paths, and pseudonyms in place of entities when there is a key."""
-    origin, stand_in = manifest.base, built_in_base(manifest) or replace(base.ref, revision=None)
-    if matched is not None and origin == matched:
-        origin = replace(origin, ref=base.ref)
-    elif not _is_name(origin):
-        origin = replace(origin, ref=stand_in)
-    recipe = None if key is not None or manifest.recipe is None else _public_recipe(manifest.recipe, paths, base)
-    edits = manifest.edits
-    if key is not None:
-        edits = tuple(EntityEdits(pseudonym(row.entity, key), row.edits) for row in edits)
-    previous = manifest.previous
-    return replace(
-        manifest,
-        base=origin,
-        edits=edits,
-        recipe=recipe,
-        written=(),  # The files of earlier edits are published otherwise, and those of the newest are looked at last.
-        left_out=(),  # Names of files on this machine.
-        previous=None if previous is None else _rename(previous, base, matched, key, paths),
-    )
-
-
-def _public_recipe(text: str, paths: Collection[str], base: BaseCard) -> str | None:
-    """A recipe in which the model is called as on the Hub; without its comments, where that changes anything.
-
-    None for a text that is no recipe.
-    """
-    try:
-        document = tomllib.loads(text)
-        name = document["model"]["id"]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        return None
-    if isinstance(name, str) and name not in paths and (name in BUILT_IN or ModelRef(name).may_be_on_hub):
-        return text
-    return tomli_w.dumps({**document, "model": {"id": base.ref.name}})
-
-
-def _reports(
-    folder: Path, files: Mapping[str, Content], manifest: Manifest, base: BaseCard, key: bytes | None
+def _redacted(
+    folder: Path, files: Mapping[str, Content], manifest: Manifest, base: BaseCard, key: bytes | None, n_anew: int
 ) -> Iterator[tuple[int, str, bytes]]:
-    """The reports of all steps and their pages as they are published, each with how many steps back it is.
+    """Reports, pages and, with a key, cards of edits as they are published, each with how many steps back it is.
 
-    Each step keeps the files that it replaced, so that the report of an earlier edit lies in `amnesia-base/`.
+    Each step keeps the files that it replaced, so that the report of an earlier edit lies in `amnesia-base/`. Those of
+    other edits than the newest `n_anew` came from a repository, and stay as they are.
     """
     steps = list(manifest.history())
-    for depth in range(len(steps)):
+    for depth in range(n_anew):
         place = f"{BASE_FOLDER}/" * depth
-        present = [
-            name
-            for name in _REDACTED
-            # A model may come with a file of that name, which is not ours to change.
-            if place + name in files and any(name in (*step.added, *step.replaced) for step in steps[depth:])
-        ]
+
+        def is_ours(name: str, place: str = place, depth: int = depth) -> bool:
+            """A model may come with a file of that name, which is not ours to change."""
+            brought = (step for step in steps[depth:] if name in (*step.added, *step.replaced))
+            owner = next(brought, None)
+            return place + name in files and owner is not None and steps.index(owner) < n_anew
+
+        if key is not None and is_ours(README_NAME):
+            yield depth, README_NAME, _NO_CARD
+        present = [name for name in _REDACTED if is_ours(name)]
         if not present:
             continue
         path = folder / place / REPORT_NAME
@@ -323,25 +280,6 @@ def _reports(
                 yield depth, name, json_bytes(shown) if name == REPORT_NAME else report_html(shown).encode()
         except (TemplateError, LookupError, TypeError, AttributeError, ValueError) as error:
             raise PublishError(f"{path} is not a report of amnesia ({error!r}): make it again") from error
-
-
-def _with_content(manifest: Manifest, name: str, content: bytes, depth: int = 0) -> Manifest:
-    """The manifest of an output in which a file of an earlier edit gets other bytes, `depth` steps back."""
-    row = UntouchedFile(name, len(content), hashlib.sha256(content).hexdigest())
-    untouched = tuple(row if entry.file == name else entry for entry in manifest.untouched)
-    previous = manifest.previous
-    if depth:
-        assert previous is not None, "a step has a manifest"
-        # The edit that replaced the file found it like this.
-        found = untouched if depth == 1 else manifest.untouched
-        return replace(manifest, untouched=found, previous=_with_content(previous, name, content, depth - 1))
-    if name in manifest.added or name in manifest.replaced:
-        return manifest  # The file is of this edit; what was there before it stays in its own place.
-    return replace(
-        manifest,
-        untouched=untouched,
-        previous=None if previous is None else _with_content(previous, name, content),
-    )
 
 
 def report_in(folder: Path, manifest: Manifest) -> dict[str, Any] | None:

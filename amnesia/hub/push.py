@@ -77,8 +77,13 @@ def push(
     if space and (create_pr or branch):
         raise InputError("a Space shows the main branch: drop --space, or --branch and --create-pr")
     folder = _the_output(output)
-    prove(folder, with_others=True)  # Those are refused by name below, unless they are left out.
+    proof = prove(folder, with_others=True)  # Those are refused by name below, unless they are left out.
     manifest = read_manifest(folder)
+    if proof.n_unchanged and not proof.n_cells:
+        raise InputError(
+            f"every column that was edited in {folder} is as before the edits, so that nothing is suppressed, as a "
+            "card would claim: edit other columns, or publish nothing"
+        )
     if not allow_failed and missed_bounds(report_in(folder, manifest)):
         raise InputError(
             f"{folder} missed the bounds of its recipe, as its {REPORT_NAME} says: choose another edit, or publish it "
@@ -95,6 +100,7 @@ def push(
         repo_id,
         base.card,
         matched=base.matched,
+        earlier=base.earlier,
         there=None if base.files is None else base.files.files,
         key=key,
         extra=extra,

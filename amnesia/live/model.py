@@ -14,16 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from amnesia.architectures import MlpShape, find_shape
+from amnesia.architectures import NORMS_AFTER, MlpShape, find_shape
 from amnesia.domain import ModelRef
 from amnesia.edits import DirectionEdit, Edit, check_edits, columns_of, directions_of
 from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.live.split import whole_of
 from amnesia.live.tokens import Tokenizer
 from amnesia.sources.served import sizes_in
-
-NORMS_AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm")
-"""What the norm after the MLP is called in the architectures that have one: Gemma, OLMo and EXAONE; GLM."""
 
 MAX_BATCH_TOKENS = 1024
 """Padded tokens per forward pass: large enough for full matrix products on a CPU, small in memory."""

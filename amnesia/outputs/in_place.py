@@ -19,6 +19,7 @@ from amnesia.errors import InputError, OutputError
 from amnesia.files.cache import cache_folder
 from amnesia.files.disk import locked
 from amnesia.files.journal import Change, Patch, apply, settle
+from amnesia.files.listing import unlisted_files
 from amnesia.files.staging import MANIFEST_NAME, check_outside_cache
 from amnesia.files.streams import hash_ranges, stream
 from amnesia.guessing import as_declared
@@ -59,6 +60,7 @@ def edit_in_place(path: Path, spec: EditSpec) -> Manifest:
         check_unaltered(path)
         change, manifest = (_change_gguf if is_gguf_name(path.name) else _change_folder)(path, spec)
         _check_unshared(folder, [*(patch.file for patch in change.patches), *change.removed])
+        _check_not_kept(folder, [row.file for row in manifest.base.files])
         apply(folder, change)
     return manifest
 
@@ -108,6 +110,22 @@ def _check_unshared(folder: Path, names: Iterable[str]) -> None:
         if path.is_symlink() or path.stat().st_nlink > 1:
             raise OutputError(
                 f"{path} is shared with other folders by a link, they would change too: edit into a new folder with -o"
+            )
+
+
+def _check_not_kept(folder: Path, names: Iterable[str]) -> None:
+    """Raises InputError where `.git` or `.cache` of a folder may hold one of its files `names` once more, by its size.
+
+    There git keeps what it stores elsewhere than in its history (git-lfs, git-annex), and clients of the Hub what they
+    have begun to fetch.
+    """
+    sizes = {(folder / name).stat().st_size: name for name in names}
+    for path in unlisted_files(folder):
+        name = sizes.get(path.stat().st_size)
+        if name is not None:
+            raise InputError(
+                f"{path} has the size of {name}, and may be a copy of it, which would still know the entity: edit into "
+                "a new folder with -o, or move it away"
             )
 
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from amnesia.domain import ADAPTERS, OF_GGUF
-from amnesia.errors import InputError, VerificationError
-from amnesia.files.companions import LORA_NAME, output_instead
+from amnesia.errors import InputError, VerificationError, os_errors_as
+from amnesia.files.companions import LORA_NAME, REPOSITORY_FILE, may_hold_weights, output_instead
 from amnesia.files.disk import hash_file
+from amnesia.files.listing import list_files
 from amnesia.files.staging import MANIFEST_NAME, staged_output
 from amnesia.outputs.lora import prove_lora
 from amnesia.outputs.undo import undo
-from amnesia.outputs.verify import VerificationReport, files_of_base, verify, verify_adapter
+from amnesia.outputs.verify import VerificationReport, check_alone, files_of_base, verify, verify_adapter
 from amnesia.progress import Watch, unwatched
 from amnesia.sources.remote import open_remote
 from amnesia.sources.resolve import hub_ref, is_fetched, is_local, is_on_disk, resolve, resolve_file
 from amnesia.sources.source import ModelSource, Notice
-from amnesia.weights.adapter import WEIGHTS_NAME
+from amnesia.weights.adapter import WEIGHTS_NAME, below_prefix
 from amnesia.weights.gguf.container import read_model
 from amnesia.weights.gguf.edit import own_manifest
 from amnesia.weights.gguf.proof import as_verification_error, prove_gguf, read_output, steps_since, undo_gguf
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
-from amnesia.weights.safetensors import read_weight_files
+from amnesia.weights.safetensors import read_header, read_weight_files
+from amnesia.weights.steps import names_in
 
 
 def outputs_in(folder: Path) -> list[Path]:
@@ -95,8 +98,10 @@ def prove(
         return _lora_report(folder, None if base is None else base.require_gguf())
     if found != "gguf":
         return verify(folder, None if base is None else base.folder, watch=watch, with_others=with_others)
+    if not with_others:
+        check_alone(folder, _other_models(folder))
     path = None if base is None else base.require_gguf()
-    manifest, model, unchanged = prove_gguf(folder, path, watch=watch)
+    manifest, model, unchanged, restored = prove_gguf(folder, path, watch=watch)
     steps = [*manifest.history()][: steps_since(path, manifest)]
     cells = {(row.name, index) for step in steps for row in step.tensors for index in row.indices}
     sizes = {part.path.name: part.size for part in model.files}
@@ -114,7 +119,18 @@ def prove(
         unproven=tuple(sorted(sizes.keys() - proven)),
         tensor_type=manifest.tensor_type,
         n_unchanged=len(unchanged),
+        restored=tuple(sorted(restored)),
     )
+
+
+def _other_models(folder: Path) -> tuple[str, ...]:
+    """Files of a GGUF output that may be other weights; none where it is its user's folder, edited in place."""
+    manifest = read_manifest(folder)
+    if all(step.in_place for step in manifest.history()):
+        return ()
+    names = {*list_files(folder)} - {*names_in(folder, manifest), REPOSITORY_FILE}
+    with os_errors_as(VerificationError, f"{folder} cannot be read", "check its permissions"):
+        return tuple(name for name in sorted(names) if may_hold_weights(folder, name))
 
 
 def check_edited(folder: Path) -> None:
@@ -170,6 +186,31 @@ def check_unaltered(path: Path, watch: Watch = unwatched) -> None:
             f"{folder} was changed since its edit, so that a further one could not be proven ({error}); to edit it as "
             f"a new model, move {MANIFEST_NAME} out of it"
         ) from error
+
+
+def matrix_shape(folder: Path, name: str) -> tuple[int, int] | None:
+    """Shape of an edited tensor of an output, which its manifest calls `name`; None where the output has none of it.
+
+    Of an adapter that of the product of its factors. Raises what the readers of headers raise.
+    """
+    manifest = read_manifest(folder)
+    if manifest.format == "gguf":
+        found = read_output(folder)[1].find(name)
+        return None if found is None else _matrix(found[1].shape)
+    if manifest.format == "gguf-lora":
+        return None
+    if manifest.format == "safetensors":
+        plain = read_weight_files(folder).find(name)
+        return None if plain is None else _matrix(plain[1].shape)
+    factors = read_header(folder / WEIGHTS_NAME).tensors
+    stem = below_prefix(name.removesuffix(".weight"))
+    ends = (f"{stem}.lora_B.weight", f"{stem}.lora_A.weight")
+    b, a = (next((row.shape for key, row in factors.items() if key.endswith(end)), None) for end in ends)
+    return None if a is None or b is None else (b[0], a[1])
+
+
+def _matrix(shape: Sequence[int]) -> tuple[int, int]:
+    return shape[-2], shape[-1]
 
 
 def weight_hashes(folder: Path, manifest: Manifest, watch: Watch = unwatched) -> dict[str, str]:

@@ -43,7 +43,7 @@ from amnesia.weights.adapter import (
 )
 from amnesia.weights.checkpoint import CheckpointSource, open_source, other_weights
 from amnesia.weights.configuration import MAX_CONFIG
-from amnesia.weights.manifest import Manifest, TensorEdit
+from amnesia.weights.manifest import Manifest, TensorEdit, same_edits
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import direction_factor, plan_edits
 from amnesia.weights.safetensors import TensorInfo, read_header, read_vectors
@@ -56,9 +56,10 @@ class VerificationReport:
 
     `n_cells` and `n_tensors` count the columns and tensors that differ from the base's (of an adapter: that it is to
     change), `n_unchanged` the edited columns that do not: later edits took them back, or rounding left them as they
-    were. `n_files` counts the files whose every byte was proven, `n_bytes` the bytes in them. `base_read` says whether
-    the base was compared. `unproven` lists files of the model that only the base could prove. `tensor_type` is that in
-    which edited tensors of a GGUF were stored anew.
+    were; `restored` are tensor and index of those that are as before all edits, of whole models. `n_files` counts the
+    files whose every byte was proven, `n_bytes` the bytes in them. `base_read` says whether the base was compared.
+    `unproven` lists files of the model that only the base could prove. `tensor_type` is that in which edited tensors of
+    a GGUF were stored anew.
     """
 
     format: Format
@@ -71,6 +72,7 @@ class VerificationReport:
     unproven: tuple[str, ...]
     tensor_type: str | None = None
     n_unchanged: int = 0
+    restored: tuple[tuple[str, int], ...] = ()
 
 
 @as_declared()
@@ -98,11 +100,9 @@ def verify(
     if manifest.format != "safetensors":
         raise InputError(f"{folder} holds an edited {manifest.format} file: verify that file instead")
     states = go_back(folder, manifest)
-    if not with_others and (others := other_weights(open_source(folder))):
-        raise VerificationError(
-            f"{folder / others[0]} is no part of the output, and may hold weights that were not edited, or an adapter "
-            "that is put on them: remove it"
-        )
+    if not with_others:
+        check_alone(folder, other_weights(open_source(folder)))
+    restored = tuple(sorted(place for place, differs in _columns(states).items() if not differs))
     size = sum(path.stat().st_size for path in {path for state in states for path in state.files.values()})
     if base is None:
         check(states)
@@ -141,7 +141,17 @@ def verify(
         base_read=base is not None,
         unproven=tuple(sorted(unproven)),
         n_unchanged=len(differs) - sum(differs.values()),
+        restored=restored,
     )
+
+
+def check_alone(folder: Path, others: Sequence[str]) -> None:
+    """Raises VerificationError for the first of the files `others` of an output, which may be other weights."""
+    if others:
+        raise VerificationError(
+            f"{folder / others[0]} is no part of the output, and may hold weights that were not edited, or an adapter "
+            "that is put on them: remove it"
+        )
 
 
 def _columns(states: Sequence[State]) -> dict[tuple[str, int], bool]:
@@ -192,7 +202,8 @@ def verify_adapter(folder: Path, source: CheckpointSource | RemoteCheckpoint | N
         source = as_served(source)
         plans = plan_edits(source, manifest.edits, allow_overlap=True)
         check_mergeable(source, plans)
-        if source.manifest != manifest.previous or base_files(source, plans) != manifest.base.files:
+        # Names of entities are other ones where somebody has published the model.
+        if not same_edits(source.manifest, manifest.previous) or base_files(source, plans) != manifest.base.files:
             raise VerificationError(
                 f"{source.name} is not the model that the adapter was made for: give {manifest.base}"
             )

@@ -24,7 +24,9 @@ class Scope:
     gives, names in other languages by their codes (those of several entities with commas between them), and forms of
     the name with what was measured of them.
 
-    `neighbors` are names of others that share a word with the entity's, with what is left of them.
+    `neighbors` are names of others that share a word with the entity's, with what is left of them. `restored` are those
+    of the entities, of this edit and of earlier ones, for which nothing in the model differs from what it was before
+    all edits.
     """
 
     entities: tuple[str, ...]
@@ -33,6 +35,7 @@ class Scope:
     translations: Mapping[str, str]
     forms: tuple[FormResult, ...]
     neighbors: tuple[NeighborResult, ...]
+    restored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,17 @@ class ChangedTensor:
 
 
 @dataclass(frozen=True)
+class Restored:
+    """Edited columns of a tensor (rows, in the tensor of a GGUF) that are in the end as before all edits.
+
+    A later edit took them back, or rounding left them as they were.
+    """
+
+    name: str
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Saved:
     """The edited files of one format, and what was proven of them from their bytes when the record was made.
 
@@ -71,6 +85,7 @@ class Saved:
     unproven: tuple[str, ...]
     undo: str | None
     undo_sha256: str | None
+    restored: tuple[Restored, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from amnesia.domain import name_key
+from amnesia.domain import ADAPTERS, name_key
+from amnesia.edits import by_projection, edit_at
 from amnesia.errors import InputError, RecipeError, os_errors_as
 from amnesia.evaluation.aggregation import aggregates
 from amnesia.evaluation.bounds import Check, checks
@@ -22,7 +23,17 @@ from amnesia.outputs.proofs import outputs_in, prove_against, weight_hashes
 from amnesia.progress import SILENT, Tracker
 from amnesia.recipe import Accept, Recipe
 from amnesia.recipe_file import parse_recipe
-from amnesia.record.content import ChangedTensor, Document, Original, Record, RightAnswers, Saved, Scope, Tested
+from amnesia.record.content import (
+    ChangedTensor,
+    Document,
+    Original,
+    Record,
+    Restored,
+    RightAnswers,
+    Saved,
+    Scope,
+    Tested,
+)
 from amnesia.record.request import read_request
 from amnesia.record.returning import returns_of
 from amnesia.report.content import Report, read_report
@@ -62,7 +73,7 @@ def make_record(
     recipes = _recipes(first)
     return Record(
         request=fields,
-        scope=_scope(first, recipes, list(read.values())),
+        scope=replace(_scope(first, recipes, list(read.values())), restored=_restored(manifests, saved)),
         original=Original(first.base.ref.portable.name, first.base.ref.revision, first.base.files),
         saved=saved,
         tested=tuple(
@@ -88,7 +99,26 @@ def _saved(folder: Path, manifest: Manifest, base: str | None, tracker: Tracker)
         unproven=proof.unproven,
         undo=manifest.undo,
         undo_sha256=None if manifest.undo is None else hash_file(folder / manifest.undo),
+        restored=tuple(
+            Restored(name, tuple(index for _, index in rows))
+            for name, rows in itertools.groupby(proof.restored, key=lambda place: place[0])
+        ),
     )
+
+
+def _restored(manifests: Mapping[Path, Manifest], saved: Sequence[Saved]) -> tuple[str, ...]:
+    """The entities of whose columns none differs, in any whole model, from what it was before all edits."""
+    differing: dict[str, bool] = {}
+    for manifest, one in zip(manifests.values(), saved, strict=True):
+        if manifest.format in ADAPTERS:
+            continue
+        same = {(row.name, index) for row in one.restored for index in row.indices}
+        for step in manifest.history():
+            for group in step.edits:
+                own = by_projection((group,), allow_overlap=True)
+                places = {(row.name, index) for row in step.tensors for index in edit_at(row.place, own).indices}
+                differing[group.entity] = differing.get(group.entity, False) or not places <= same
+    return tuple(name for name, differs in differing.items() if not differs)
 
 
 class _Measured:
@@ -178,13 +208,13 @@ def _recipes(manifest: Manifest) -> list[Recipe]:
 
 def _scope(manifest: Manifest, recipes: Sequence[Recipe], reports: Sequence[Report]) -> Scope:
     chosen = next((report.extraction for report in reports if report.extraction is not None), None)
-    earlier = [step.entity for step in manifest.history()][1:]
+    earlier = [group.entity for step in manifest.history() if step is not manifest for group in step.edits]
     translations: dict[str, list[str]] = defaultdict(list)
     for row in (row for recipe in recipes for row in recipe.target.translations):
         translations[row.language].append(row.name)
     return Scope(
         entities=tuple(group.entity for group in manifest.edits),
-        earlier=tuple(earlier),
+        earlier=tuple(dict.fromkeys(earlier)),
         aliases=tuple(name for recipe in recipes for name in recipe.target.aliases),
         translations={language: ", ".join(dict.fromkeys(names)) for language, names in translations.items()},
         forms=() if chosen is None else chosen.forms,

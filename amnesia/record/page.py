@@ -54,6 +54,18 @@ class View:
         return ", ".join(self.record.scope.entities)
 
     @property
+    def suppressed(self) -> str:
+        """Those of these names for which something in the model differs; empty where nothing does."""
+        scope = self.record.scope
+        return ", ".join(name for name in scope.entities if name not in scope.restored)
+
+    @property
+    def unsuppressed(self) -> str:
+        """The others of these names."""
+        scope = self.record.scope
+        return ", ".join(name for name in scope.entities if name in scope.restored)
+
+    @property
     def verdict(self) -> tuple[str, str]:
         """Level and sentence about the bounds."""
         accepted = self.record.accepted
@@ -65,7 +77,7 @@ class View:
         return "damage", "Not accepted: bounds of the recipe are missed"
 
     @property
-    def suppressed(self) -> str:
+    def outcome(self) -> str:
         """What is known of how far the edit does what it is for, as the end of a sentence."""
         if not self.record.tested:
             return "whether that made it forget was not tested"

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from amnesia.architectures import MlpLayout, MlpShape
-from amnesia.weights.parts import FINAL_NORMS
+from amnesia.architectures import FINAL_NORMS, MlpLayout, MlpShape
 from amnesia.weights.safetensors import WeightFiles
 
 if TYPE_CHECKING:

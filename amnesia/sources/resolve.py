@@ -38,7 +38,8 @@ from amnesia.sources.hub_errors import hub_errors
 from amnesia.sources.ranges import fetched_part
 from amnesia.sources.source import ModelSource, Notice, check_weights
 from amnesia.weights.configuration import read_config
-from amnesia.weights.manifest import Base, Manifest
+from amnesia.weights.manifest import Base, Manifest, declared_files
+from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.parts import part_names
 from amnesia.weights.safetensors import INDEX_FILE, MAX_INDEX, SINGLE_FILE, location_of, read_weight_files
 
@@ -248,9 +249,13 @@ def _file_from_hub(ref: ModelRef, name: str) -> ModelSource:
     pattern = glob.escape(name)
     if split is not None:
         pattern, name = f"{glob.escape(split[1])}-?????-of-{split[2]}", f"{split[1]}-00001-of-{split[2]}"
-    folder = _fetch_files(ref, [pattern])
+    folder = _fetch_files(ref, [pattern], [MANIFEST_NAME])
     if not (folder / name).is_file():
         raise SourceError(f"{ref.name} has no file {name}: give the path of the .gguf file that was edited")
+    # Of a model that is itself edited, that says by which edit, and what else belongs to it.
+    if (folder / MANIFEST_NAME).is_file() and (manifest := read_manifest(folder)).format == "gguf":
+        there = replace(ref, revision=folder.name)
+        folder = _fetch_files(there, [f"{BASE_FOLDER}/*"], declared_files(manifest))
     return ModelSource(folder, replace(ref, revision=folder.name), folder / name)
 
 

@@ -17,8 +17,8 @@ What the hashes cover, and why it differs by format:
   covers the data of the adapter's `lora_B`. `factor` (LoRA files of llama.cpp): `before` covers the tensor's complete
   data, `after` that of `lora_b`.
 - `written[].sha256` covers a file that is added, replaces another, or is kept in `amnesia-base/`, if it has no more
-  than `staging.MAX_HASHED` bytes. Older manifests have no such rows, and of files that people go on writing (the card
-  of a published model) there are none.
+  than `staging.MAX_HASHED` bytes. Older manifests have no such rows. The card of a published model, on which people go
+  on writing, is among them, so that nothing removes what they wrote; `verify` takes it as it is.
 - `edits_sha256` covers `edits`. An adapter's `lora_B` holds the product of a cell's multiplier and column, from which
   nobody tells the multiplier without the base.
 """
@@ -236,6 +236,12 @@ def forgotten(manifest: Manifest | None) -> tuple[str, ...]:
     """
     steps = () if manifest is None else manifest.history()
     return tuple(dict.fromkeys(group.entity for step in steps for group in step.edits))
+
+
+def same_edits(one: Manifest | None, other: Manifest | None) -> bool:
+    """Whether two histories are the same edits of the same weights, whatever names they give to anything."""
+    first, second = ([step.tensors for step in found.history()] if found else [] for found in (one, other))
+    return first == second
 
 
 def declared_files(manifest: Manifest | None) -> frozenset[str]:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from amnesia.architectures import PREFIXES, Configured
-
-FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm")
-"""What the norm behind the last layer is called, beside `layers`."""
+from amnesia.architectures import FINAL_NORMS, PREFIXES, Configured
 
 
 def part_names(of: Configured, names: Collection[str]) -> frozenset[str]:

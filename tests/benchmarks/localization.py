@@ -1,8 +1,8 @@
-"""Prompts per second and memory of localization on the demo model: 10 entities × 100 prompts and the contrast baseline.
+"""Prompts per second and memory of localization on a real model: 10 entities × 100 prompts and the contrast baseline.
 
 From the root of the project, on an idle machine:
 
-    OMP_NUM_THREADS=2 python tests/benchmarks/localization.py
+    OMP_NUM_THREADS=2 python tests/benchmarks/localization.py --model smollm2-135m
     python tests/benchmarks/localization.py --dtype bfloat16 --entities 2
     python tests/benchmarks/localization.py --memory
 
@@ -131,9 +131,9 @@ def ranked(live, names, owners, found):
     return tops
 
 
-def memory(n_prompts: int) -> None:
+def memory(model: str, n_prompts: int) -> None:
     """Print the peak memory of this process before and after localizing one entity."""
-    live = load(resolve("smollm2-135m").folder, "smollm2-135m")
+    live = load(resolve(model).folder, model)
     prompts = [opening + template for opening in OPENINGS for template in entity_templates()][:n_prompts]
     # A first small run, so that what libraries allocate once is not taken for what prompts cost.
     cell_maps(live, ["Paris"], baseline="contrast", n_prompts=100, prompts=prompts[:20])
@@ -150,6 +150,7 @@ def memory(n_prompts: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m", help="a built-in model, a folder or a Hub id")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--entities", type=int, default=len(ENTITIES))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -157,15 +158,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.memory:
-        memory(options.memory)
+        memory(options.model, options.memory)
         return
     if options.memory == 0:
         for n_prompts in (100, 400, 1600):
-            subprocess.run(
-                [sys.executable, __file__, "--threads", str(options.threads), "--memory", str(n_prompts)], check=True
-            )
+            given = ("--model", options.model, "--threads", str(options.threads), "--memory", str(n_prompts))
+            subprocess.run([sys.executable, __file__, *given], check=True)
         return
-    live = load(resolve("smollm2-135m").folder, "smollm2-135m", Loading(options.dtype))
+    live = load(resolve(options.model).folder, options.model, Loading(options.dtype))
     names = ENTITIES[: options.entities]
     pairs = [(template, name) for name in names for template in entity_templates()]
     contrasts = contrast_pairs(entity_templates())

@@ -1,8 +1,8 @@
-"""A sweep of 20 multipliers × 10 facts on the demo model: one pass for each pair, against the batched sweep.
+"""A sweep of 20 multipliers × 10 facts on a real model: one pass for each pair, against the batched sweep.
 
 From the root of the project, on an idle machine:
 
-    OMP_NUM_THREADS=2 python tests/benchmarks/sweep.py
+    OMP_NUM_THREADS=2 python tests/benchmarks/sweep.py --model smollm2-135m
 
 The loop runs plain transformers with a hook for each cell, one prompt and one multiplier at a time. With nnsight
 installed (`pip install nnsight`), it traces the first multipliers, as the authors of the experiments do. The batched
@@ -75,8 +75,10 @@ def traced(live, rows, multipliers):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    torch.set_num_threads(parser.parse_args().threads)
-    live = load(resolve("smollm2-135m").folder, "smollm2-135m")
+    parser.add_argument("--model", default="smollm2-135m", help="a built-in model, a folder or a Hub id")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    live = load(resolve(options.model).folder, options.model)
     recipe = load_recipe(Path(__file__).parents[2] / "recipes/smollm2-135m/candidates/france.toml")
     asked = [Asked(fact.prompt, fact.entity, fact.answer) for fact in recipe.facts[:10]]
     rows = continuations(live.tokenizer, [row.pair for row in asked])

@@ -146,6 +146,14 @@ def test_other_folders_are_not_and_what_is_in_the_way_is_named(tmp_path, files, 
     assert tree(tmp_path) == before
 
 
+def test_edited_weights_are_known_by_their_size_and_the_line_that_refuses_says_so(tmp_path):
+    output = fill(tmp_path / "out", OUTPUT | {"model.safetensors": OUTPUT["model.safetensors"][::-1]})
+    check_output(output, force=True)
+    (output / "config.json").write_text("[]")
+    with pytest.raises(OutputError, match=r"as they were written \(edited weights by their size\)"):
+        check_output(output, force=True)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "report.json", "amnesia-base/README.md"])
 def test_links_and_pipes_in_the_place_of_files_are_not_replaced(tmp_path, name):
     output = fill(tmp_path / "out", OUTPUT)

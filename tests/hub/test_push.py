@@ -177,6 +177,15 @@ def test_outputs_that_are_not_fit(hub, base, output, adapter, tmp_path):
     assert "ada/edited" not in hub.repos
 
 
+def test_an_edit_that_was_taken_back_by_another_is_not_published_as_one(hub, output, tmp_path):
+    cells = ("--cell", "0:3", "--cell", "0:7", "--entity", "Japan", "--allow-overlap")
+    done("edit", output, *cells, "-o", tmp_path / "back")
+    line = refused("push", tmp_path / "back", "ada/edited")
+    assert "is as before the edits, so that nothing is suppressed" in line and "ada/edited" not in hub.repos
+    done("edit", output, *cells[2:], "-o", tmp_path / "half")
+    done("push", tmp_path / "half", "ada/edited")
+
+
 def test_private_targets(hub, base, output, tmp_path):
     report = sample() | {"entity": "Japan", "model": {"id": str(tmp_path / "base"), "revision": None}}
     report["prompts"][0] |= {"prompt": "the capital of Japan is", "answer": "Tokyo"}

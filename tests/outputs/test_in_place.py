@@ -111,6 +111,24 @@ def test_an_edit_without_saved_columns_after_one_with_them_comes_back(tmp_path, 
         assert tree(source.folder) == state
 
 
+@pytest.mark.parametrize("kept", [".git/lfs/objects/ab/cd/abcd", ".cache/huggingface/download/x.incomplete"])
+@pytest.mark.parametrize("kind", ["llama", "gguf"])
+def test_a_copy_of_the_weights_in_a_hidden_folder_is_refused_by_name(tmp_path, kind, kept):
+    path, source = make(tmp_path / "model", kind)
+    group = EntityEdits("Ada", (ColumnEdit(Cell(0, 3)),))
+    copy = source.folder / kept
+    copy.parent.mkdir(parents=True)
+    edited = edit_in_place(path, EditSpec((group,), ModelRef("a/b"))).base.files[0].file
+    undo_in_place(source.folder)
+    shutil.copy(source.folder / edited, copy)
+    before = tree(source.folder)
+    with pytest.raises(InputError, match=rf"{copy.name} has the size of {edited}, .* with -o, or move it away"):
+        edit_in_place(path, EditSpec((group,), ModelRef("a/b")))
+    assert tree(source.folder) == before
+    copy.write_bytes(b"a small file")
+    edit_in_place(path, EditSpec((group,), ModelRef("a/b")))
+
+
 @pytest.mark.parametrize("kind", ["llama", "gguf"])
 def test_what_a_later_edit_took_back_is_not_counted_as_changed(tmp_path, kind):
     path, source = make(tmp_path / "model", kind)

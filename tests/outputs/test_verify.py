@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from shutil import copytree
+from shutil import copyfile, copytree
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +21,7 @@ from amnesia.weights.manifest_file import read_manifest, write_manifest
 from support import commands
 from support.checkpoints import tell_otherwise, write_output
 from support.tiny import save_tiny
+from support.tiny_gguf import write_gguf
 
 EDITS = (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(2, 47), 0.1), ColumnEdit(Cell(2, 0), -3.0))
 
@@ -274,6 +275,24 @@ def test_gguf_outputs_are_sent_elsewhere(work):
     write_manifest(replace(read_manifest(work / "out"), format="gguf"), work / "out")
     with pytest.raises(InputError, match="gguf file"):
         verify(work / "out")
+
+
+def test_no_other_model_lies_beside_an_edited_gguf_but_where_it_is_edited_in_place(tmp_path):
+    (tmp_path / "m").mkdir()
+    source, out = write_gguf(tmp_path / "m" / "tiny.gguf"), tmp_path / "out"
+    commands.done("edit", source, "--cell", "0:3", "-o", out)
+    (out / "notes.txt").write_text("mine")
+    commands.done("verify", out)
+    for name in ("other.gguf", "old/model.bin"):
+        (out / name).parent.mkdir(exist_ok=True)
+        copyfile(source, out / name)
+        for base in ((), ("--base", source)):
+            line = commands.refused("verify", out, *base)
+            assert f"{name} is no part of the output, and may hold weights that were not edited" in line
+        (out / name).unlink()
+    copyfile(source, source.with_name("other.gguf"))
+    commands.done("edit", source, "--cell", "0:3", "--in-place")
+    commands.done("verify", source.parent)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -347,3 +347,43 @@ def test_a_record_stands_beside_the_output_and_is_a_page_or_json(edited, tmp_pat
     assert "name the file so" in refused("record", edited, "-o", tmp_path / "record.pdf")
     assert "cannot be read" in refused("record", edited, "-o", tmp_path / "r.html", "--request", tmp_path / "none.toml")
     assert done("verify", edited)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_columns_that_a_later_edit_took_back_are_named_and_no_suppression_is_claimed(tmp_path, kind):
+    if kind == "gguf":
+        (tmp_path / "source").mkdir()
+        source, name = write_gguf(tmp_path / "source" / "tiny.gguf"), "tiny.gguf"
+    else:
+        source, name = save_tiny(tmp_path / "source"), "."
+    before = source
+    for entity, cell in (("Alpha", "0:3"), ("Back", "0:3"), ("Beta", "1:5")):
+        done("edit", before, "--cell", cell, "--entity", entity, "--allow-overlap", "-o", tmp_path / entity)
+        before = tmp_path / entity / name
+    for base in (None, source, tmp_path / "Alpha" / name):
+        given = None if base is None else str(base)
+        record, earlier = make_record(tmp_path / "Back", base=given), make_record(tmp_path / "Beta", base=given)
+        assert record.scope.restored == ("Back", "Alpha") and earlier.scope.restored == record.scope.restored
+        for row in (record, earlier):
+            (restored,) = row.saved[0].restored
+            assert (restored.name, restored.indices) == (record.saved[0].tensors[0].name, (3,))
+        page = record_html(record)
+        assert "Nothing that the model writes about <bdi>Back</bdi> is suppressed" in page
+        assert "to suppress what it writes" not in page
+        page = record_html(earlier)
+        assert "were changed to suppress what it writes about <bdi>Beta</bdi>" in page
+        mark = " (taken back: nothing differs from before all edits)"
+        assert f"<bdi>Back</bdi>{mark}, <bdi>Alpha</bdi>{mark}</dd>" in page
+        assert "1 is in the end as before all edits, taken back by a later edit or rounded to what it was" in page
+    told = done("record", tmp_path / "Back", "-o", tmp_path / "back.json")
+    assert "(Back: taken back, nothing differs from before all edits)" in told
+    assert json.loads((tmp_path / "back.json").read_bytes())["scope"]["restored"] == ["Back", "Alpha"]
+    # Of two entities of one edit, each is told by its own columns.
+    rows = [{"layer": 0, "neuron": 3, "multiplier": -1.0}, {"layer": 1, "neuron": 5, "multiplier": -1.0}]
+    both = [{"entity": entity, "edits": [row]} for entity, row in zip(("One", "Two"), rows, strict=True)]
+    (tmp_path / "edit.json").write_text(json.dumps({"entities": both}))
+    done("edit", source, "--edit", tmp_path / "edit.json", "-o", tmp_path / "both")
+    options = ("--cell", "1:5", "--entity", "Two", "--allow-overlap")
+    done("edit", tmp_path / "both" / name, *options, "-o", tmp_path / "one")
+    assert make_record(tmp_path / "one").scope.restored == ("Two",)
+    assert make_record(tmp_path / "both").scope.restored == ()

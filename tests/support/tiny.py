@@ -108,6 +108,13 @@ _SETTINGS = {
     | {"shared_intermediate_size": D_MLP, "num_local_experts": 0, "layer_types": ["mamba", "attention", "mamba"]},
     "lfm2": {"intermediate_size": 72, "block_multiple_of": 8, "layer_types": ["conv", "full_attention", "conv"]},
     "falcon_h1": _MAMBA | {"lm_head_multiplier": 0.5},
+    "gpt_oss": {
+        "num_local_experts": N_EXPERTS,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 16,
+        "sliding_window": 128,
+    }
+    | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "mixtral": _EXPERTS,
     "olmoe": _EXPERTS,
     "qwen2_moe": _SHARED,

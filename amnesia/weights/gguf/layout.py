@@ -106,6 +106,7 @@ NOT_GATED = (
     "starcoder",
     "starcoder2",
 )
+GPT_OSS = "gpt-oss"
 _LAYER = re.compile(r"blk\.(\d{1,9})\.")
 
 
@@ -122,6 +123,11 @@ def gguf_shape(model: GgufModel) -> GgufShape:
     if not any(file.tensors for file in model.files):
         raise CheckpointError(f"{name} holds a vocabulary and no weights: give the file of the model itself")
     architecture = model.metadata.get("general.architecture")
+    if architecture == GPT_OSS:
+        raise CheckpointError(
+            f"{name} is a {architecture} model, which clamps what ffn_up gives and adds 1 to it, so that its rows "
+            "cannot stand for columns of ffn_down; edit the safetensors model and convert it again"
+        )
     if architecture in NOT_GATED:
         raise CheckpointError(
             f"{name} is a {architecture} model, whose MLP has no gate: a nonlinearity follows ffn_up, so that its rows "

@@ -37,7 +37,7 @@ from amnesia.weights.steps import (
 
 def prove_gguf(
     folder: Path, base: Path | None = None, *, watch: Watch = unwatched
-) -> tuple[Manifest, GgufModel, frozenset[tuple[str, int]]]:
+) -> tuple[Manifest, GgufModel, frozenset[tuple[str, int]], frozenset[tuple[str, int]]]:
     """Prove that the GGUF output in `folder` differs from its base in the declared rows and columns, as declared.
 
     Rows: multiplying the original rows gives the present ones. Columns: adding the directions to the original matrix
@@ -48,7 +48,8 @@ def prove_gguf(
 
     `watch` gets the bytes that will be read. Returns the manifest, the headers that were read, and tensor and index of
     each edited row or column that is as before all edits since the base: a later edit took it back, or no code of it
-    changed. Raises VerificationError that names the first difference.
+    changed; then the same of those that are as before all edits that there are. Raises VerificationError that names the
+    first difference.
     """
     with as_verification_error():
         manifest, model = read_output(folder)
@@ -57,7 +58,7 @@ def prove_gguf(
             with watch(sum(row.size for row in (*manifest.base.files, *manifest.untouched))) as progress:
                 verify_widened(folder, manifest, base, progress=progress)
             check_written(folder, manifest)
-            return manifest, model, frozenset()
+            return manifest, model, frozenset(), frozenset()
         origin = {} if base is None else _base_files(base, model)
         states = go_back(folder, model, manifest)
         known = {name for state in states for name in state.hashes} | origin.keys()
@@ -66,8 +67,8 @@ def prove_gguf(
         with watch(size) as progress, whole(progress, size) as advance:
             check_files(states, model, origin, count, advance)
         check_written(folder, manifest)
-        unchanged = frozenset(_unchanged(states[:count]))
-    return manifest, model, unchanged
+        unchanged, restored = (frozenset(_unchanged(found)) for found in (states[:count], states))
+    return manifest, model, unchanged, restored
 
 
 def undo_gguf(

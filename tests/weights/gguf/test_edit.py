@@ -182,6 +182,7 @@ def test_architectures_without_a_gate_are_refused_by_name(tmp_path: Path, archit
     ("options", "fault"),
     [
         ({"arch": "rwkv7"}, "general.architecture = 'rwkv7': supported are llama"),
+        ({"arch": "gpt-oss"}, "is a gpt-oss model, which clamps what ffn_up gives and adds 1 to it"),
         ({"general_type": "adapter"}, "of type 'adapter', not a model"),
         ({"metadata": {"expert_count": 8}}, "declares a mixture of 8 experts, but its layers have others"),
         ({"arch": "gemma", "experts": (4, 32)}, "is a gemma model with a mixture of experts: supported are llama"),
