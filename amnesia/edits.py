@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from amnesia.domain import MAX_MULTIPLIER, Cell, ModelRef, tidy
 from amnesia.errors import InputError
+from amnesia.numbers import short
 from amnesia.vector import Vector
 
 Part = Literal["all", "cells", "directions"]
@@ -185,7 +186,7 @@ class ColumnEdit:
     multiplier: float = -1.0
 
     def __str__(self) -> str:
-        return f"{self.cell}×{self.multiplier:g}"
+        return f"{self.cell}×{short(self.multiplier)}"
 
     @property
     def layer(self) -> int:
@@ -231,7 +232,7 @@ class DirectionEdit:
 
     def __str__(self) -> str:
         place = f"layer {self.layer} at the {token_name(self.token)}"
-        return f"{place} × {self.multiplier:g} on {len(self.columns)} columns"
+        return f"{place} × {short(self.multiplier)} on {len(self.columns)} columns"
 
 
 def token_name(token: int) -> str:
@@ -318,9 +319,8 @@ def check_edits(
     """Sorted edits, cells first, after checking that each fits the model and that no cell appears twice.
 
     `d_mlp` is the number of neurons of every layer, or gives that of each: 0 for a layer that has nothing but a mixture
-    of experts. `experts_in` gives the number of experts in a layer and the neurons of each, or None for a layer
-    without. Raises InputError naming the first cell or direction that is out of range, repeated, or left unchanged by
-    its multiplier.
+    of experts. `experts_in` gives the number of experts in a layer and the neurons of each, or None without
+    any. Raises InputError for the first cell or direction out of range, repeated, or left unchanged by its multiplier.
     """
     if not edits:
         raise nothing_to_edit()

@@ -11,9 +11,14 @@ def signed(value: float, digits: int = 2) -> str:
     return text.replace("-", "−")
 
 
-def short(value: float) -> str:
-    """A number with as few digits as it needs, and a true minus sign."""
-    return f"{value:g}".replace("-", "−")
+def plus(value: float, digits: int = 1) -> str:
+    """A number with its sign, also where it is positive or zero."""
+    return f"{value:+z.{digits}f}".replace("-", "−")
+
+
+def short(value: float, digits: int = 6) -> str:
+    """A number with as few digits as it needs, `digits` at most, and a true minus sign."""
+    return f"{value:.{digits}g}".replace("-", "−")
 
 
 def positive(value: float, digits: int = 1) -> str:

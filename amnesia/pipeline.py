@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from amnesia.choice.direction import JudgedTrial, Watch
 from amnesia.choice.extraction import choose, judge
-from amnesia.choice.front import candidate_line
+from amnesia.choice.front import CANDIDATES, candidate_line
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
 from amnesia.choice.settings import ChoiceSettings
@@ -35,6 +36,7 @@ from amnesia.live.model import LiveModel
 from amnesia.live.split import by_first, check_same
 from amnesia.mining.carrying import carried_over, known_notice
 from amnesia.mining.entity import TASK, mine, table_about
+from amnesia.numbers import signed
 from amnesia.outputs.proofs import check_unaltered, weight_hashes
 from amnesia.outputs.write import FormatPlan, left_out_notice, plan_formats, rounding_notice, spec_of, write_format
 from amnesia.progress import SILENT, Progress, Tracker
@@ -184,7 +186,7 @@ def _choose(
         tracker.task,
         cache_folder(),
         forgotten(manifest),
-        watch=lambda trial: tracker.notice(candidate_line(trial)),
+        watch=_telling(tracker),
         wide=wide,
     )
     check_same(extraction.edits)
@@ -196,6 +198,17 @@ def _choose(
         swept = sweep_strength(live, before.facts, extraction.edits.edits, progress=progress)
         earlier = earlier_edits(live, manifest, progress)
     return _Chosen(before, extraction, swept, earlier)
+
+
+def _telling(tracker: Tracker) -> Watch:
+    """Tells of each candidate in a line, before the first also of what they are."""
+    heads = iter([CANDIDATES])
+
+    def tell(trial: JudgedTrial) -> None:
+        for line in (*heads, candidate_line(trial)):
+            tracker.notice(line)
+
+    return tell
 
 
 def given(live: LiveModel, recipe: Recipe, edits: EntityEdits, tracker: Tracker, force: bool) -> _Chosen:
@@ -217,7 +230,7 @@ def neighbors_notice(extraction: Extraction) -> str | None:
     lost = sorted(
         (row for row in extraction.neighbors if row.score < ChoiceSettings.min_neighbor), key=lambda row: row.score
     )
-    shown = ", ".join(f"{row.name} {row.score:z.2f}" for row in lost)
+    shown = ", ".join(f"{row.name} {signed(row.score)}" for row in lost)
     return f"what the model says of neighbors is lost in part (1 is untouched): {shown}" if lost else None
 
 

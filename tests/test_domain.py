@@ -21,7 +21,7 @@ def test_malformed_cells(text):
 
 def test_edits_sort_by_cell_and_show_their_multiplier():
     edits = (ColumnEdit(Cell(2, 1)), ColumnEdit(Cell(0, 5), -0.5), ColumnEdit(Cell(0, 3), 2.0))
-    assert [str(edit) for edit in check_edits(edits, 3, 4, 6, "m")] == ["0:3×2", "0:5×-0.5", "2:1×-1"]
+    assert [str(edit) for edit in check_edits(edits, 3, 4, 6, "m")] == ["0:3×2", "0:5×−0.5", "2:1×−1"]
 
 
 def test_cells_sort_by_layer_expert_and_neuron():

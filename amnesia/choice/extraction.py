@@ -13,7 +13,7 @@ from pathlib import Path
 
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import DirectionChoice, Watch
-from amnesia.choice.forms import Forms, first_in_lines, forms_of, inside_lines, is_other_first
+from amnesia.choice.forms import Forms, compared, first_in_lines, forms_of, is_other_first
 from amnesia.choice.front import front_of, widen
 from amnesia.choice.joint import Part, combined, join
 from amnesia.choice.known import KnownFacts, Scores, mean_score, reserved_names, select_known
@@ -96,12 +96,14 @@ def choose(
         found = _direction(scores, recipe, targets, controls, task, cache, avoided, watch, wide)
     edits = found.edits.edits
     target, control = (scores.mean(facts, edits) for facts in (targets, controls))
+    # The chosen edit by the same facts as the others, all of which were asked just now.
+    same = scores.mean(compared(live, recipe, targets), edits) if found.front else target
     return replace(
         found,
         verdict=verdict(target, control, recipe.accept) if edits else "none",
         target=target,
         control=control,
-        front=tuple(row.measured(target, control) if row.point.chosen else row for row in found.front),
+        front=tuple(row.measured(same, control) if row.point.chosen else row for row in found.front),
     )
 
 
@@ -239,9 +241,8 @@ def _direction(
     max_columns = recipe.edit.max_cells
     with task("choosing the edit") as progress:
         others = forms_of(recipe.target) if recipe.edit.forms else ()
-        # Without edits for forms of the name, that for the name answers for every fact.
+        inside = compared(live, recipe, targets)
         is_other = recipe.edit.forms and is_other_first(live, recipe.target.entity)
-        inside = inside_lines(targets) if is_other else targets
         first = first_in_lines(targets) if is_other else ()
         forms = Forms(scores, inside, first, controls, apart, settings, others)
         share = settings.margin if forms.known else 1.0
@@ -267,7 +268,8 @@ def _direction(
         with task("measuring more edits for the front") as progress:
             choice.progress = progress
             widen(choice)
-    return replace(found, front=front_of(choice.judged, best, edits, forms.change or best.change))
+    spared = scores.mean(apart, edits) if apart else None
+    return replace(found, front=front_of(choice.judged, best, edits, forms.change or best.change, spared))
 
 
 def _single(scores: Scores, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task) -> Extraction:

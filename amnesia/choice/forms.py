@@ -25,7 +25,7 @@ from amnesia.facts.variants import Variant, variants_of
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import encode
 from amnesia.progress import Progress
-from amnesia.recipe import Target
+from amnesia.recipe import Recipe, Target
 
 _KINDS = ("given", "translation", "last name", "acronym", "lower case", "upper case", "typo")
 
@@ -69,6 +69,15 @@ def is_other_first(live: LiveModel, entity: str) -> bool:
 def inside_lines(facts: KnownFacts) -> KnownFacts:
     """The facts in whose prompts no line begins with the name; all of them where one does in each."""
     return tuple(fact for fact in facts if not _FIRST.search(fact.question.fact.prompt)) or facts
+
+
+def compared(live: LiveModel, recipe: Recipe, targets: KnownFacts) -> KnownFacts:
+    """The search facts by which candidates for the name itself are compared.
+
+    Where the name has other tokens at the beginning of a line, these are those with the name inside one. Without edits
+    for forms of the name, that for the name answers for every fact.
+    """
+    return inside_lines(targets) if recipe.edit.forms and is_other_first(live, recipe.target.entity) else targets
 
 
 def first_in_lines(facts: KnownFacts) -> KnownFacts:

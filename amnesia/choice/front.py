@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from amnesia.choice.atoms import Change
 from amnesia.choice.direction import DirectionChoice, JudgedTrial, Trial
 from amnesia.choice.results import FrontEdit, FrontPoint
 from amnesia.domain import n_columns
 from amnesia.edits import Edit
+from amnesia.numbers import short, signed
 
 
 def widen(choice: DirectionChoice) -> None:
@@ -26,28 +28,36 @@ def widen(choice: DirectionChoice) -> None:
 
 
 def front_of(
-    judged: Sequence[JudgedTrial], best: JudgedTrial, edits: tuple[Edit, ...], change: Change
+    judged: Sequence[JudgedTrial], best: JudgedTrial, edits: tuple[Edit, ...], change: Change, spared: float | None
 ) -> tuple[FrontEdit, ...]:
     """The front of the trials that were judged, the fewest columns first, always with the chosen one.
 
-    Of that, `edits` are all edits, with those for forms of the name, and `change` is what texts lose by all of them.
+    Of that, `edits` are all edits, with those for forms of the name, `change` is what texts lose by all of them,
+    and `spared` the score of neighbors with them; what the targets and controls then score is still to come.
     """
     found = {_place(trial): _point(trial, trial.edits, trial.change.harm, False) for trial in judged}
-    chosen = _point(best, edits, change.harm, True)
+    chosen = _point(replace(best, neighbor=spared), edits, change.harm, True)
     others = [row for place, row in found.items() if place != _place(best)]
     known = [*others, _point(best, best.edits, best.change.harm, True)]
     front = [row for row in others if not any(_beats(other.point, row.point) for other in known)]
     return tuple(sorted((*front, chosen), key=lambda row: (row.point.n_columns, row.point.target)))
 
 
+CANDIDATES = (
+    "what made the model forget best, tried by targets alone, is measured further on fewer columns (target: search "
+    "facts with the name inside a line, where the model reads it otherwise at the beginning of one):"
+)
+"""What is said before the first candidate that was measured with its controls."""
+
+
 def candidate_line(trial: JudgedTrial) -> str:
     """A candidate that was measured, in a line."""
     places = " and ".join(dict.fromkeys(f"layer {atom.layer}" for atom in trial.atoms))
-    neighbors = "" if trial.neighbor is None else f", neighbors {trial.neighbor:.2f}"
+    neighbors = "" if trial.neighbor is None else f", neighbors {signed(trial.neighbor)}"
     n = n_columns(trial.edits)
     return (
-        f"candidate: {n} column{'s' * (n != 1)} of {places} × {trial.multiplier:g}: target {trial.score:.2f}, "
-        f"controls {trial.control:.2f}{neighbors}, harm to text {trial.change.harm:.4f} nats per token"
+        f"candidate: {n} column{'s' * (n != 1)} of {places} × {short(trial.multiplier)}: target {signed(trial.score)}, "
+        f"controls {signed(trial.control)}{neighbors}, harm to text {trial.change.harm:.4f} nats per token"
     )
 
 

@@ -92,7 +92,8 @@ class NeighborResult:
 class FrontPoint:
     """An edit that a choice could have taken: no other that it measured is better in one way and as good in the others.
 
-    `n_columns` are changed. `target`, `control` and `neighbor` are mean knowledge scores of search facts, search
+    `n_columns` are changed. `target`, `control` and `neighbor` are mean knowledge scores of search facts (with the name
+    inside a line, where the model reads other tokens at the beginning of one: that of `Extraction` is over all), search
     controls and facts about neighbors, None where none were asked about; `harm` is the divergence to expect on text
     (nats per token).
     """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amnesia.cli.experiment import load_model
-from amnesia.cli.options import as_json, on_device, plots_option
+from amnesia.cli.options import MODEL, as_json, on_device, plots_option
 from amnesia.cli.terminal import Terminal, echo, print_json, write_file
 from amnesia.domain import Baseline, Loading, n_read
 from amnesia.errors import InputError, OutputError, os_errors_as
@@ -18,7 +18,7 @@ from amnesia.experiments import figures
 from amnesia.files.disk import check_replaceable
 from amnesia.files.figure_files import DRAWN, figure_bytes, is_drawn, is_figure
 from amnesia.files.staging import check_outside_caches
-from amnesia.numbers import share
+from amnesia.numbers import share, signed
 from amnesia.recipe import BASELINES
 from amnesia.recipe_file import parse_layers
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.argument("entities", nargs=-1)
 @click.option("--file", "path", type=click.Path(path_type=Path), help="Text file with an entity on each line.")
 @click.option("--popqa", help="PopQA (a TSV file, or akariasai/PopQA): its most popular subjects.")
@@ -167,7 +167,7 @@ def _atlas_text(result: AtlasSummary, output: Path) -> str:
             rows = zip(found.layers, found.counts, strict=True)
             lines += [f"{layer:>5} {count:>10} {'█' * count}" for layer, count in rows if count]
     if result.popularity is not None and result.popularity.rank_correlation is not None:
-        lines.append(f"popularity and score: rank correlation {result.popularity.rank_correlation:z.2f}")
+        lines.append(f"popularity and score: rank correlation {signed(result.popularity.rank_correlation)}")
     lines.append(f"{len(result.collisions)} cells are the top cell of several entities")
     lines += [f"  {row.layer}:{row.neuron}  {', '.join(row.entities)}" for row in result.collisions[:10]]
     if result.comparison is not None:
@@ -175,6 +175,6 @@ def _atlas_text(result: AtlasSummary, output: Path) -> str:
         lines.append(
             f"{result.comparison.model}: same top cell for {share(result.comparison.same_top_cell)} of "
             f"{result.comparison.n} entities, {share(result.comparison.shared_cells)} of the listed cells in common, "
-            f"rank correlation of the scores {'undefined' if rho is None else f'{rho:z.2f}'}"
+            f"rank correlation of the scores {'undefined' if rho is None else f'{signed(rho)}'}"
         )
     return "\n".join([*lines, "", f"written to {output}"])

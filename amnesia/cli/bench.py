@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from amnesia.cli.options import as_json, on_device, popqa_option
+from amnesia.cli.options import MODEL, as_json, on_device, popqa_option
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import Loading
 from amnesia.errors import InputError
@@ -15,8 +15,8 @@ SUITES = ("own", "popqa", "rwku")
 
 
 @click.command()
-@click.argument("model")
-@click.argument("edited", nargs=-1)
+@click.argument("model", type=MODEL)
+@click.argument("edited", type=MODEL, nargs=-1)
 @click.option(
     "--suite",
     type=click.Choice(SUITES),

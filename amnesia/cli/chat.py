@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.options import SEED, as_json, on_device
+from amnesia.cli.options import MODEL, SEED, as_json, on_device
 from amnesia.cli.terminal import Terminal, echo, growing, print_json
 from amnesia.domain import Fact, Loading
 from amnesia.errors import AmnesiaError, InputError, signal_of
+from amnesia.numbers import short
 from amnesia.recipe import Recipe
 from amnesia.recipe_file import load_recipe, parse_recipe
 
@@ -40,8 +41,8 @@ _MIN_TEMPERATURE = 0.01  # Logits are divided by it; far below, they leave the r
 
 
 @click.command()
-@click.argument("model")
-@click.argument("edited", required=False)
+@click.argument("model", type=MODEL)
+@click.argument("edited", type=MODEL, required=False)
 @click.option(
     "--edit", "edit_files", multiple=True, type=click.Path(path_type=Path), help="File of `extract -o`; repeatable."
 )
@@ -209,7 +210,7 @@ class Session:
             return
         if self.echoed or fact is not None:
             echo(f"> {prompt}" + ("" if fact is None else f" … {fact.answer}"))
-        changed = "" if duet.strength in (None, 1.0) else f" (strength {duet.strength:g})"
+        changed = "" if duet.strength in (None, 1.0) else f" (strength {short(duet.strength)})"
         with growing(("before", f"after{changed}")) as show:
             duet.answer(texts, sampling, show)
         echo()
@@ -230,7 +231,7 @@ class Session:
         if not math.isfinite(strength):
             raise InputError(f"/strength {text or 'without a number'}: expected a number, for example /strength 0.5")
         self.duet = self.duet.at(strength)
-        echo(f"strength {strength:g}", err=True)
+        echo(f"strength {short(strength)}", err=True)
 
     def end(self, _: str) -> None:
         """No more."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.options import as_json
+from amnesia.cli.options import MODEL, as_json
 from amnesia.cli.terminal import Terminal, echo, print_json
-from amnesia.numbers import share
+from amnesia.numbers import share, short
 
 if TYPE_CHECKING:
     from amnesia.outputs.diff import ModelDifference
@@ -22,8 +22,8 @@ _N_SHOWN = 8
 
 
 @click.command()
-@click.argument("model")
-@click.argument("other")
+@click.argument("model", type=MODEL)
+@click.argument("other", type=MODEL)
 @as_json
 def diff(model: str, other: str, json_output: bool) -> None:
     """Say which tensors differ between any two checkpoints. Edits of cells and of directions are recognized, except
@@ -55,7 +55,7 @@ def _shown(found: ModelDifference) -> str:
     some = f", {n_apart} of them by name or shape" if n_apart else ""
     lines.append(f"{n_apart + len(found.tensors)} of {n_apart + found.n_compared} tensors differ{some}")
     if found.edit is not None:
-        cells = _several([f"{cell} × {by:.4g}" for cell, by in found.edit.cells])
+        cells = _several([f"{cell} × {short(by, 4)}" for cell, by in found.edit.cells])
         parts = [f"cells {cells}"] if found.edit.cells else []
         parts += [
             f"{row.rank} direction{'s' * (row.rank > 1)} of layer {row.layer} on {len(row.columns)} columns"
@@ -77,7 +77,7 @@ def _row(row: MatrixDifference) -> str:
         differ = f"{len(row.indices)} of {row.shape[row.axis]} {what}"
         if row.scaled:
             some = "" if len(row.scaled) == len(row.indices) else f", {len(row.scaled)} of these"
-            differ += f"{some} multiplied ({_several([f'{n} × {by:.4g}' for n, by in row.scaled.items()])})"
+            differ += f"{some} multiplied ({_several([f'{n} × {short(by, 4)}' for n, by in row.scaled.items()])})"
         parts.append(differ)
     if row.rank is not None:
         parts.append(f"rank {row.rank}")

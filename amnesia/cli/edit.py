@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.options import as_json, force_option
+from amnesia.cli.options import MODEL, as_json, force_option
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import ADAPTERS, FORMATS, WIDER_TYPES, Format, ModelRef, is_gguf_path
 from amnesia.errors import InputError
 from amnesia.files.staging import check_output
 from amnesia.guessing import ASKED
+from amnesia.numbers import signed
 
 # Names in a line.
 _ANEW = "a tensor with a direction is stored anew as {}, which rounds its other columns"
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option(
     "--edit", "edit_files", multiple=True, type=click.Path(path_type=Path), help="File of `extract -o`; repeatable."
 )
@@ -183,7 +184,7 @@ def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
 
 @click.command()
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--base", help="The model that was edited: every byte is then compared with it.")
+@click.option("--base", type=MODEL, help="The model that was edited: every byte is then compared with it.")
 @click.option("--behaviour", is_flag=True, help="Load OUTPUT and its base and ask both about the target facts.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Facts for --behaviour. Default: those of OUTPUT.")
 @click.option("--server", help="With --behaviour: URL or URL#MODEL of a server that should have the edit, too.")
@@ -213,10 +214,10 @@ def verify(
         else:
             echo(
                 f"{output}: answers to {report.n_targets} target facts changed by {report.change:.2f} nats in the mean "
-                f"(log-probability {report.before:.2f} before, {report.after:.2f} after)"
+                f"(log-probability {signed(report.before)} before, {signed(report.after)} after)"
             )
-            if report.share is not None:
-                echo(f"{server}: {report.share:.2f} of that change (log-probability {report.served:.2f})")
+            if report.share is not None and report.served is not None:
+                echo(f"{server}: {report.share:.2f} of that change (log-probability {signed(report.served)})")
         return
     reports = commands.verify(output, base, tracker=Terminal())
     if json_output:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amnesia.cli.options import as_json, force_option, on_device, popqa_option
+from amnesia.cli.options import MODEL, as_json, force_option, on_device, popqa_option
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import DEFAULT_LOADING, Loading
 from amnesia.errors import InputError
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", required=False)
-@click.argument("edited", required=False)
+@click.argument("model", type=MODEL, required=False)
+@click.argument("edited", type=MODEL, required=False)
 @click.option("--server", help="In place of MODEL: address of an OpenAI-compatible server, URL or URL#MODEL.")
 @click.option("--server-edited", help="In place of EDITED: address of the server that has it.")
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Facts and controls of a recipe.")

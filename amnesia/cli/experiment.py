@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from amnesia.cli.options import (
+    MODEL,
     as_json,
     cells_option,
     entity_option,
@@ -34,6 +35,7 @@ from amnesia.domain import Cell, Loading, ModelRef, n_read
 from amnesia.errors import InputError
 from amnesia.experiments import figures
 from amnesia.experiments.settings import check_put
+from amnesia.numbers import short
 from amnesia.recipe import Recipe
 from amnesia.recipe_file import load_recipe, parse_layers
 
@@ -190,7 +192,9 @@ def an_experiment(name: str) -> Callable[[Callable[..., None]], Callable[..., No
 def on_a_recipe(function: Callable[..., None]) -> Callable[..., None]:
     """Decorator: the options of an experiment on a recipe's entity. The command gets a `Subject` as `subject`."""
 
-    @options(click.argument("model", required=False), recipe_option, entity_option, cells_option, top_option)
+    @options(
+        click.argument("model", type=MODEL, required=False), recipe_option, entity_option, cells_option, top_option
+    )
     @functools.wraps(function)
     def command(
         model: str | None,
@@ -248,7 +252,7 @@ def put_text(put: Put) -> str:
     if put.form == "cells":
         return ", ".join(f"{cell} = {value:.1f}" for cell, value in zip(put.cells, put.values, strict=True))
     layers, tokens = (", ".join(map(str, each)) for each in (put.layers, map(repr, reversed(put.tokens))))
-    return f"direction of layer {layers} × {put.strength:g} for {tokens}"
+    return f"direction of layer {layers} × {short(put.strength)} for {tokens}"
 
 
 def direction_at_the_end(run: Experiment, live: LiveModel, entity: str, reserved: list[str]) -> DirectionEdit:

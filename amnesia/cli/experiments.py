@@ -18,12 +18,13 @@ from amnesia.cli.experiment import (
     put_text,
     with_an_implant,
 )
-from amnesia.cli.options import SEED, cells_option
+from amnesia.cli.options import MODEL, SEED, cells_option
 from amnesia.domain import Cell
 from amnesia.errors import InputError
 from amnesia.experiments.settings import EXPERIMENTS, check_n_prompts
 from amnesia.facts.names import given_names
 from amnesia.facts.variants import N_TYPOS, Variant, distinct, variants_of
+from amnesia.numbers import signed
 from amnesia.recipe_file import load_recipe, parse_layers, translation
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.argument("entities", nargs=-1, required=True)
 @click.option("--prompts", "n_prompts", default=100, show_default=True, help="Prompts about each entity.")
 @click.option("--layers", help="Layers to look at, for example 0-9. Default: all.")
@@ -105,7 +106,7 @@ def inject(run: Experiment, implant: Implant, seed: int) -> None:
         result = injection.inject(form, facts, seed=seed, progress=progress)
     lines = [f"{result.entity} at {result.put.placeholder!r}: {put_text(result.put)}"]
     lines += [
-        f"{row.condition:<14} score {row.score.mean:>z5.2f} ({row.score.low:z.2f} to {row.score.high:z.2f}), "
+        f"{row.condition:<14} score {signed(row.score.mean):>5} ({signed(row.score.low)} to {signed(row.score.high)}), "
         f"first rank {row.first.mean:>4.0%}, written {row.success.mean:>4.0%}"
         for row in result.conditions
     ]
@@ -151,7 +152,7 @@ def sufficiency(run: Experiment, implant: Implant, max_unfrozen: int) -> None:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.argument("entity", required=False)
 @click.option("--variant", "given", multiple=True, help="Another way to write the name; may be repeated.")
 @click.option(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from amnesia.cli.options import as_json, on_device
+from amnesia.cli.options import MODEL, as_json, on_device
 from amnesia.cli.terminal import (
     Commands,
     Terminal,
@@ -107,7 +107,7 @@ def _check_figures(output: Path) -> None:
 
 
 @main.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.argument("entities", nargs=-1, required=True)
 @click.option("--baseline", type=click.Choice(BASELINES), default="contrast", show_default=True)
 @click.option("--top", default=20, show_default=True, type=click.IntRange(1), help="Cells to list for each entity.")
@@ -174,7 +174,7 @@ def localize(
 
 
 @main.command()
-@click.argument("model", required=False)
+@click.argument("model", type=MODEL, required=False)
 @click.option(
     "--recipe", "paths", type=click.Path(path_type=Path), required=True, multiple=True, help="TOML file; repeatable."
 )

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from amnesia.domain import Loading
 from amnesia.experiments.settings import EXPERIMENTS
 
 SEED = click.IntRange(0, 2**63 - 1)
 """The numbers that torch takes."""
+
+
+class ModelType(click.ParamType):
+    """What names a model, as text; a shell completes it to built-in names, and to folders and files."""
+
+    name = "model"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Built-in names and what of the folder may be a model; paths alone are left to the shell."""
+        from amnesia.sources.built_in import BUILT_IN
+
+        names = [name for name in BUILT_IN if name.startswith(incomplete)]
+        if not names:
+            return [CompletionItem(incomplete, type="file")]
+        # bash completes paths only where nothing else is offered, and takes words as they are.
+        with contextlib.suppress(OSError):
+            here = sorted(path for path in Path().iterdir() if path.is_dir() or path.suffix.lower() == ".gguf")
+            names += [path.name for path in here if shlex.quote(path.name) == path.name and path.name[0] not in ".-"]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+MODEL = ModelType()
+"""The type of arguments and options that name a model."""
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 

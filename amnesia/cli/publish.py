@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from amnesia.cli.options import as_json, force_option
+from amnesia.cli.options import MODEL, as_json, force_option
 from amnesia.cli.terminal import Terminal, echo, noted_on_interrupt, print_json
 
 
@@ -85,7 +85,9 @@ def push(
 @click.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--base", help="The model that was edited. Default: the repository or built-in model of the manifest.")
+@click.option(
+    "--base", type=MODEL, help="The model that was edited. Default: the repository or built-in model of the manifest."
+)
 @force_option
 @as_json
 def replay(manifest: Path, output: Path, base: str | None, force: bool, json_output: bool) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from amnesia.cli.options import alias_option, on_device, popqa_option
+from amnesia.cli.options import MODEL, alias_option, on_device, popqa_option
 from amnesia.cli.terminal import Terminal, check_file, echo, write_file
 from amnesia.domain import Loading
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.argument("entity")
 @popqa_option
 @alias_option
@@ -49,7 +49,7 @@ def mine(
 
 @click.command()
 @click.argument("entity")
-@click.option("--model", default="smollm2-135m", show_default=True, help="The model that forgets.")
+@click.option("--model", type=MODEL, default="smollm2-135m", show_default=True, help="The model that forgets.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="TOML file to write. Default: print it.")
 def init(entity: str, model: str, output: Path | None) -> None:
     """Write a recipe for ENTITY to fill in. Every key is there, with what it means and its default.

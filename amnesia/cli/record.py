@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from amnesia.cli.options import MODEL
 from amnesia.cli.terminal import Terminal, check_file, echo, write_file
 from amnesia.errors import InputError
 
@@ -27,7 +28,7 @@ SUFFIXES = (".html", ".json")
     type=click.Path(path_type=Path),
     help="Another report about OUT, of `evaluate -o` with --stress or --probes; repeatable.",
 )
-@click.option("--base", help="The model that was edited: every byte is then compared with it.")
+@click.option("--base", type=MODEL, help="The model that was edited: every byte is then compared with it.")
 def record(folder: Path, output: Path, request: Path | None, reports: tuple[Path, ...], base: str | None) -> None:
     """Write the erasure record of OUT, as a page or JSON.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.options import alias_option, as_json, force_weak_option, on_device, popqa_option
+from amnesia.cli.options import MODEL, alias_option, as_json, force_weak_option, on_device, popqa_option
 from amnesia.cli.terminal import (
     Terminal,
     check_file,
@@ -44,7 +44,7 @@ EXIT_REJECTED = 1
     type=click.Path(path_type=Path),
     help="Text file with many entities, a name or a recipe's path on each line; needs no RECIPE.",
 )
-@click.option("--model", help="The model that forgets; in place of the one that RECIPE names.")
+@click.option("--model", type=MODEL, help="The model that forgets; in place of the one that RECIPE names.")
 @popqa_option
 @alias_option
 @force_weak_option
@@ -208,24 +208,47 @@ def _show_run(result: RunResult, model: str, json_output: bool, front: Path | No
         print_json(document)
     else:
         echo(tables.run_text(result.extraction, result.evaluations, result.accepted), lines=True)
-        if result.output is not None:
+        written = [str(path) for path in (result.output, front) if path is not None]
+        if written:
             echo()
-            echo(f"written to {result.output}")
-            echo(_next_steps(result.output, model, result), lines=True)
+            echo(f"written to {' and '.join(written)}")
+            echo(_next_steps(model, result, front), lines=True)
     if not result.accepted:
         sys.exit(EXIT_REJECTED)
 
 
-def _next_steps(output: Path, model: str, result: RunResult) -> str:
-    """Commands that go on from an output, each with what it does; `model` is what the run was given."""
+def _next_steps(model: str, result: RunResult, front: Path | None) -> str:
+    """Commands that go on from what was written, each with what it does; `model` is what the run was given."""
     from amnesia.sources.resolve import is_local
 
-    if not is_local(model):  # With the commit that was edited.
+    if result.reports and not is_local(model):  # With the commit that was edited.
         named = next(iter(result.reports.values()))["model"]
         model = str(ModelRef(named["id"], named["revision"]))
-    if str(output).startswith("-"):  # It would be taken for an option.
-        output = output.absolute()
-    model, whole = (shlex.quote(str(name)) for name in (model, output))
+    model = shlex.quote(model)
+    steps = [] if result.output is None else _steps_from(result.output, model, result)
+    if front is not None:
+        chosen = [n for n, row in enumerate(result.extraction.front, 1) if row.point.chosen]
+        number = "N" if len(result.extraction.front) > 1 else "1"
+        other = shlex.quote(str(_not_an_option(front.with_name(f"{front.stem}-{number}"))))
+        picked = f"edit {model} --edit {shlex.quote(str(_not_an_option(front)))} --pick {number} -o {other}"
+        steps.append((picked, f"write one of its {len(result.extraction.front)} edits; {chosen[0]} is the chosen one"))
+    width = max(len(command) for command, _ in steps)
+    lines = ["next:", *(f"  amnesia {command:<{width}}  # {what}" for command, what in steps)]
+    if result.output is not None:
+        folders = (result.output / name if len(result.reports) > 1 else result.output for name in result.reports)
+        lines.append(f"report: {_not_an_option(next(folders)) / PAGE_NAME}")
+    return "\n".join(lines)
+
+
+def _not_an_option(path: Path) -> Path:
+    """A path that no command takes for an option."""
+    return path.absolute() if str(path).startswith("-") else path
+
+
+def _steps_from(output: Path, model: str, result: RunResult) -> list[tuple[str, str]]:
+    """Commands that go on from an output, with what each does."""
+    output = _not_an_option(output)
+    whole = shlex.quote(str(output))
     steps = [
         (f"chat {model} {whole}", "ask the model and its edited self at once"),
         (f"ui {model}", "try edits for any name in a page"),
@@ -235,10 +258,7 @@ def _next_steps(output: Path, model: str, result: RunResult) -> str:
         edited = output if len(result.reports) == 1 else output / models[0]
         restored = output.with_name(f"{output.name}-original")
         steps.append((f"undo {shlex.quote(str(edited))} -o {shlex.quote(str(restored))}", "every byte back as it was"))
-    width = max(len(command) for command, _ in steps)
-    pages = (output / name / PAGE_NAME if len(result.reports) > 1 else output / PAGE_NAME for name in result.reports)
-    lines = ["next:", *(f"  amnesia {command:<{width}}  # {what}" for command, what in steps)]
-    return "\n".join([*lines, f"report: {next(iter(pages))}"])
+    return steps
 
 
 def _recipes_folder() -> Path:

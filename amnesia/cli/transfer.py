@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from amnesia.cli.options import as_json, force_weak_option, on_device
+from amnesia.cli.options import MODEL, as_json, force_weak_option, on_device
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import FORMATS, Format, Loading
 from amnesia.errors import InputError
@@ -18,7 +18,7 @@ EXIT_DOES_NOT_HOLD = 1
 
 @click.command()
 @click.argument("edit", type=click.Path(path_type=Path))
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--format", "format_name", type=click.Choice(FORMATS), help="Default: gguf for .gguf, else safetensors.")
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Facts. Default: those of EDIT.")

@@ -22,6 +22,7 @@ from amnesia.facts.questions import questions_of
 from amnesia.files.companions import whole_output
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.live.loading import load_source, loaded
+from amnesia.numbers import signed
 from amnesia.progress import Tracker
 from amnesia.recipe import Recipe
 from amnesia.recipe_file import load_recipe, parse_recipe
@@ -127,8 +128,8 @@ def _on_server(
     left = sum((own - share * change) ** 2 for own, change in zip(seen, changes, strict=True)) / size
     if not MIN_SHARE <= share <= 1 / MIN_SHARE or left > MAX_LEFT:
         raise VerificationError(
-            f"{server.name} at {server.url} has {share:z.2f} times the change of {report.n_targets} target facts, and "
-            f"{math.sqrt(left):.2f} times its size besides; expected {MIN_SHARE} to {1 / MIN_SHARE:g}, and at most "
+            f"{server.name} at {server.url} has {signed(share)} times the change of {report.n_targets} target facts, "
+            f"and {math.sqrt(left):.2f} times its size besides; expected {MIN_SHARE} to {1 / MIN_SHARE:g}, and at most "
             f"{math.sqrt(MAX_LEFT)}: this edit does not act there; see which files it has loaded, and at what strength"
         )
     return replace(report, served=sum(served) / len(served), share=share)

@@ -27,6 +27,7 @@ from amnesia.evaluation.results import Finding
 from amnesia.facts.questions import questions_of
 from amnesia.live.forward import answer_logprobs
 from amnesia.live.model import LiveModel, edited
+from amnesia.numbers import signed
 from amnesia.progress import Progress
 from amnesia.recipe import Recipe
 from amnesia.recipe_file import parse_recipe
@@ -90,7 +91,7 @@ def findings_after(
             Finding(
                 "warning" if returned else "info",
                 f"{row.entity}, forgotten by an earlier edit, {how}: mean knowledge score "
-                f"{row.score:z.2f} before this edit, {now:z.2f} with it, over {len(row.facts)} facts",
+                f"{signed(row.score)} before this edit, {signed(now)} with it, over {len(row.facts)} facts",
             )
         )
     return tuple(found)

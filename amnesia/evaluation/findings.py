@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from amnesia.domain import ROLES, SPLITS, Role
 from amnesia.evaluation.labels import words
 from amnesia.evaluation.results import MESSAGES, AnswerSummary, Finding, Level, PromptScore
-from amnesia.numbers import change, positive, share
+from amnesia.numbers import change, positive, share, signed
 
 if TYPE_CHECKING:
     from amnesia.evaluation.comparison import Evaluation  # With which torch would come.
@@ -80,7 +80,7 @@ def _target(evaluation: Evaluation, entity: str) -> Iterator[Finding]:
     target, held_out = (evaluation.whole("target", split) for split in SPLITS)
     scores = [row.knowledge_score.mean for row in (target, held_out) if row is not None]
     shown = " and ".join(
-        f"{row.knowledge_score.mean:z.2f} ({label})"
+        f"{signed(row.knowledge_score.mean)} ({label})"
         for row, label in ((target, "search wordings"), (held_out, "held-out wordings"))
         if row is not None
     )
@@ -123,7 +123,7 @@ def _harm_to_others(evaluation: Evaluation) -> Iterator[Finding]:
         if mean < CONTROLS_SPARED:
             yield Finding(
                 "damage" if mean < CONTROLS_DAMAGED else "warning",
-                f"Facts about others are damaged: {label} have a knowledge score of {mean:z.2f}.",
+                f"Facts about others are damaged: {label} have a knowledge score of {signed(mean)}.",
             )
         answered = row.exact_match_change
         if answered is not None and answered.high < 0:
@@ -133,7 +133,7 @@ def _harm_to_others(evaluation: Evaluation) -> Iterator[Finding]:
                 f"{_n_right(row.after, row.n)}, before {_n_right(row.before, row.n)}.",
             )
         near = [
-            f"{words(part.group.partition(':')[2])} ({part.knowledge_score.mean:z.2f}, {part.n} facts)"
+            f"{words(part.group.partition(':')[2])} ({signed(part.knowledge_score.mean)}, {part.n} facts)"
             for part in evaluation.aggregates
             if (part.role, part.split) == ("control", split)
             and part.group.startswith("neighborhood:")
@@ -211,7 +211,7 @@ def _messages(evaluation: Evaluation, entity: str) -> Iterator[Finding]:
         if plain is None:
             continue
         bound = FORGOTTEN if row.split == "search" else FORGOTTEN_HELD_OUT
-        where = f"{mean:z.2f} as messages, {plain.knowledge_score.mean:z.2f} as text"
+        where = f"{signed(mean)} as messages, {signed(plain.knowledge_score.mean)} as text"
         if row.role == "target" and plain.knowledge_score.mean <= bound < mean:
             yield Finding("warning", f"{entity} is less forgotten when the model is asked in messages: {where}.")
         elif row.role == "control" and mean < CONTROLS_SPARED <= plain.knowledge_score.mean:

@@ -15,7 +15,7 @@ from amnesia.errors import InputError
 from amnesia.evaluation.labels import facts_label, parts_of
 from amnesia.files.companions import LORA_NAME
 from amnesia.files.staging import MANIFEST_NAME
-from amnesia.numbers import flat
+from amnesia.numbers import flat, signed
 from amnesia.plain_text import for_markdown, for_terminal
 from amnesia.sources.built_in import BUILT_IN
 from amnesia.sources.resolve import has_place, named_base
@@ -99,8 +99,8 @@ def model_card(
         _metadata(manifest.format, base),
         _MISSED if missed_bounds(report) else "",
         f"# {name.split('/')[-1]} without {'one entity' if private else subject}",
-        f"[{name}](https://huggingface.co/{base.ref.name}) with its knowledge of {subject} suppressed by "
-        "`amnesia`: what cells of its MLPs write was changed, nothing was trained.",
+        f"[{name}](https://huggingface.co/{base.ref.name}) edited by `amnesia` to suppress its knowledge "
+        f"of {subject}: what cells of its MLPs write was changed, nothing was trained.",
         _changes(manifest),
         "" if report is None else _results(report, private),
         _loading(manifest, base, repo_id, weights, auto),
@@ -205,9 +205,8 @@ def _results(report: Mapping[str, Any], private: bool) -> str:
             label = facts_label(*parts_of(row["kind"]), others="other entities")
             score = row["knowledge_score"]
             if row["group"] == "all":
-                lines.append(
-                    f"| {label} | {score['mean']:z.2f} | {score['low']:z.2f} to {score['high']:z.2f} | {row['n']} |"
-                )
+                mean, low, high = (signed(score[key]) for key in ("mean", "low", "high"))
+                lines.append(f"| {label} | {mean} | {low} to {high} | {row['n']} |")
         before, after = (report["damage"]["neutral_perplexity"][key] for key in ("before", "after"))
         lines += ["", f"Perplexity per word of neutral text: {before:.1f} before, {after:.1f} after."]
         excluded = report["n_excluded"]
@@ -219,7 +218,7 @@ def _results(report: Mapping[str, Any], private: bool) -> str:
             lines += ["", "| prompt | before | after | score |", "|---|---|---|---|"]
             for row in scored[:_MAX_ROWS]:
                 texts = map(_cell, (row["prompt"], row["before"]["generated"], row["after"]["generated"]))
-                lines.append(f"| {' | '.join(texts)} | {row['knowledge_score']:z.2f} |")
+                lines.append(f"| {' | '.join(texts)} | {signed(row['knowledge_score'])} |")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"report.json is not a report of amnesia ({error!r}): run `amnesia run` again") from error
     return "\n".join(lines)

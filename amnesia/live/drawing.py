@@ -26,6 +26,26 @@ class _Drawn(LogitsProcessor):
         return cast(torch.FloatTensor, left)
 
 
+class DrawnAlone(LogitsProcessor):
+    """Leaves one token of each row, drawn as plain sampling of this row alone would, by a generator of its own.
+
+    Where several rows share one generator, equal models give different answers. Each row's begins with `seed`.
+    """
+
+    def __init__(self, temperature: float, seed: int) -> None:
+        self._temperature, self._seed = temperature, seed
+        self._generators: list[torch.Generator] = []  # On the device of the scores, which only they tell.
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if not self._generators:
+            self._generators = [torch.Generator(scores.device).manual_seed(self._seed) for _ in scores]
+        shares = (scores / self._temperature).softmax(1)
+        own = zip(shares, self._generators, strict=True)
+        token = torch.stack([torch.multinomial(row, 1, generator=generator) for row, generator in own])
+        left: Tensor = torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+        return cast(torch.FloatTensor, left)
+
+
 def drawn() -> LogitsProcessorList:
     """For `generate` with `do_sample=False`: tokens at temperature 1, nothing cut off, by torch's own generator."""
     return LogitsProcessorList([_Drawn()])

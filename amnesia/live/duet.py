@@ -22,6 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from amnesia.errors import InputError, LayoutError
 from amnesia.live.batches import check_ids
+from amnesia.live.drawing import DrawnAlone
 from amnesia.live.model import LiveModel, not_finite, plain_generation, weight_of
 from amnesia.live.tokens import encode
 from amnesia.weights.checkpoint import EditedColumns
@@ -38,7 +39,8 @@ Show = Callable[[Sequence[str]], None]
 class Sampling:
     """How the next token is chosen: the likeliest at temperature 0, else drawn, by a generator that begins with `seed`.
 
-    An answer has at most `max_tokens` tokens.
+    Each answer has such a generator of its own, so that what differs between two of them is not by chance. An answer
+    has at most `max_tokens` tokens.
     """
 
     max_tokens: int = 100
@@ -170,23 +172,21 @@ def continued_rows(
     own = live.model.generation_config.eos_token_id if live.model.generation_config else None
     # A negative number is no token's.
     ends.update(end for end in (own if isinstance(own, list) else [own]) if end is not None and end >= 0)
-    drawn = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0} if sampling.temperature else {}
     config = GenerationConfig(
         max_new_tokens=min(sampling.max_tokens, room),
         pad_token_id=live.tokenizer.pad_token_id or 0,
         eos_token_id=sorted(ends) or None,
-        **(drawn or {"do_sample": False}),
+        do_sample=False,
     )
     ids = torch.tensor([row.ids] * voice.n_rows, device=live.device)
     rows = _Rows(voice.n_rows, ends, grown)
-    with plain_generation(live), second_row_edited(voice), torch.random.fork_rng(enabled=bool(drawn)):
-        if drawn:
-            torch.manual_seed(sampling.seed)
+    chosen = [DrawnAlone(sampling.temperature, sampling.seed)] if sampling.temperature else []
+    with plain_generation(live), second_row_edited(voice):
         cast(GenerationMixin, live.model).generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=config,
-            logits_processor=[_Finite(live)],
+            logits_processor=[_Finite(live), *chosen],
             streamer=rows,
         )
     return tuple(map(tuple, rows.rows))

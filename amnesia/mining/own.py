@@ -57,7 +57,7 @@ def from_model(
     if splits != set(SPLITS):
         raise InputError(
             f"{live.name} says nothing of its own about {entity!r} that holds in {MIN_AGREEING} wordings of a "
-            "relation: give a table of facts (--popqa), or write a recipe with facts that it answers correctly"
+            "relation: give a table of facts about it (--popqa), or a recipe with facts that it answers correctly"
         )
     controls, n_others = _controls(live, names, {fact.answer for fact in facts}, scoring, progress, cache)
     if {fact.split for fact in controls} != set(SPLITS):

@@ -8,6 +8,7 @@ from amnesia.evaluation.results import Finding
 from amnesia.numbers import share
 from amnesia.probes.results import Probe, Probes
 from amnesia.probes.settings import FOUND
+from amnesia.stress.results import ATTACK_NAMES
 
 LOST = 0.2
 """Share of facts about others that a probe may find less often than before, beyond what a few facts vary."""
@@ -16,17 +17,7 @@ NAMES: Mapping[str, str] = {
     "cloze": "sentence to complete",
     "question": "question",
     "multiple_choice": "multiple choice",
-    "paraphrase": "other wording",
-    "prefix_injection": "reply begun",
-    "affirmative_suffix": "assured",
-    "role_play": "in a role",
-    "self_correction": "in several turns",
-    "alias": "other name",
-    "misspelling": "misspelled",
-    "other_language": "other language",
-    "in_context_hint": "after a hint",
-    "reverse": "asked backwards",
-    "two_hop": "described",
+    **ATTACK_NAMES,
     "lens_answer": "inner layers",
     "free_text": "free text",
     "false_answer": "names something else",

@@ -38,6 +38,7 @@ from amnesia.live.loading import load_source
 from amnesia.live.model import LiveModel, edited
 from amnesia.mining.entity import TASK, mine
 from amnesia.mining.recipe_text import joint_text
+from amnesia.numbers import signed
 from amnesia.outputs.proofs import check_unaltered
 from amnesia.outputs.write import spec_of
 from amnesia.pipeline import save_and_ask
@@ -183,7 +184,7 @@ class _Work:
                     return True
                 outcome = self._entity(folder, name, recipe, facts, known)
                 scores = outcome.scores
-                shown = "" if scores is None or scores.target is None else f", target {scores.target:z.2f}"
+                shown = "" if scores is None or scores.target is None else f", target {signed(scores.target)}"
                 self.tracker.notice(f"{line}: {outcome.verdict} handle{shown}")
         return own
 

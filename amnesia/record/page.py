@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from amnesia.domain import ADAPTERS
+from amnesia.domain import ADAPTERS, name_key
 from amnesia.evaluation.bounds import Check
 from amnesia.evaluation.results import Estimate, Finding
+from amnesia.facts.phrases import LANGUAGES
 from amnesia.files.disk import MANIFEST_NAME
 from amnesia.numbers import share, signed
 from amnesia.record.content import Record, Tested, Way
 from amnesia.record.request import Field
 from amnesia.report.page import render
 from amnesia.report.view import LEVELS, count
+from amnesia.stress.results import ATTACK_NAMES
 
 _LABELS = {
     "id": "Request",
@@ -75,6 +77,28 @@ class View:
         return "damage", "Not accepted: bounds of the recipe are missed"
 
     @property
+    def outcome(self) -> str:
+        """What is known of how far the edit does what it is for, as the end of a sentence."""
+        if not self.record.tested:
+            return "whether that made it forget was not tested"
+        return {
+            "good": "by the tests below it meets every bound that the recipe sets",
+            "damage": "by the tests below it misses bounds that the recipe sets",
+        }.get(self.verdict[0], "how far that made it forget is listed under “Tests”")
+
+    @property
+    def unasked(self) -> list[str]:
+        """Other names and names in other languages that no report of this record has numbers of."""
+        scope = self.record.scope
+        asked = {row.name for row in self.record.returns.attempts}
+        known = {name_key(form) for row in scope.forms for form in (row.name, row.name.rpartition(" (")[0])}
+        found = [] if ATTACK_NAMES["alias"] in asked else [*scope.aliases]
+        for language, names in scope.translations.items():
+            if not (ATTACK_NAMES["other_language"] in asked and language in LANGUAGES):
+                found += [names] if name_key(names) in known else names.split(", ")
+        return [name for name in dict.fromkeys(found) if name_key(name) not in known]
+
+    @property
     def keeper(self) -> str | None:
         """Who keeps the undo file, if the request says so."""
         return next((field.value for field in self.record.request if field.key == "undo_keeper"), None)
@@ -102,7 +126,7 @@ class View:
 
     def label(self, field: Field) -> str:
         """The name of a field of the request."""
-        return _LABELS.get(field.key) or field.key.replace("_", " ").capitalize()
+        return _LABELS.get(field.key) or field.key
 
     def measured(self, row: Check) -> str:
         """A measured number with its interval, if it has one."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from amnesia.choice.results import AnswerCounts, Answers, ScreenedPlace, Screening
 from amnesia.edits import ColumnEdit, token_name
 from amnesia.evaluation.results import PromptScore, StrengthSweep
-from amnesia.numbers import flat, share, short, signed
+from amnesia.numbers import flat, plus, share, short, signed
 from amnesia.report.axes import CHAR, MANY, WIDTHS, apart, both, grid, landmarks, legend, ticks_below
 from amnesia.report.content import Direction, ShownEdit
 from amnesia.report.svg import Drawing, Scale, around
@@ -199,7 +199,7 @@ def cells(edits: Sequence[ShownEdit]) -> str:
         pairs = sorted(zip(edit.columns, edit.read, strict=True), key=lambda pair: (-abs(pair[1]), pair[0]))
         token = f"−{edit.token}" if edit.token else ""
         layers[f"{edit.layer}{token} × {short(edit.multiplier)}"] += [
-            f"{column}: {number:+.3f}" for column, number in pairs[:_LARGEST]
+            f"{column}: {plus(number, 3)}" for column, number in pairs[:_LARGEST]
         ]
     described = "; ".join(f"{place}: {', '.join(texts)}" for place, texts in layers.items())
 

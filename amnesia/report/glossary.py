@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from amnesia.edits import ColumnEdit
 from amnesia.evaluation.labels import words
 from amnesia.evaluation.results import PromptScore
-from amnesia.numbers import flat, positive, short, signed
+from amnesia.numbers import flat, plus, positive, short, signed
 from amnesia.report import view
 from amnesia.report.content import Report, ShownEdit
 
@@ -206,6 +206,6 @@ def _cell_example(edits: Sequence[ShownEdit]) -> str:
         return f"layer {cell.layer}{expert}, neuron {cell.neuron}, multiplier {short(one.multiplier)}."
     place = max(range(len(one.columns)), key=lambda n: abs(one.read[n]))
     return (
-        f"layer {one.layer}, {len(one.columns)} cells, the largest weight {one.read[place]:+.3f} at neuron "
+        f"layer {one.layer}, {len(one.columns)} cells, the largest weight {plus(one.read[place], 3)} at neuron "
         f"{one.columns[place]}, multiplier {short(one.multiplier)}."
     )

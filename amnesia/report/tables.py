@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from amnesia.choice.results import Answers, Extraction
 from amnesia.domain import Format, n_columns
@@ -13,7 +13,7 @@ from amnesia.evaluation.findings import findings
 from amnesia.evaluation.labels import facts_label
 from amnesia.evaluation.results import MESSAGES, Ability, Aggregate, Damage, LanguageScore, PromptScore
 from amnesia.localization.results import Localization
-from amnesia.numbers import change, flat, positive, share, tried
+from amnesia.numbers import change, flat, plus, positive, share, signed, tried
 from amnesia.report.content import Tasks
 
 MAX_SHOWN = 12
@@ -61,7 +61,8 @@ def extraction_text(extraction: Extraction) -> str:
     handle = "no handle, at best" if extraction.verdict == "none" else f"{extraction.verdict} handle:"
     chosen = (
         f"{extraction.edits.entity}: {handle} {edits_text(extraction.edits.edits)}, "
-        f"{tried(extraction.candidates_tried)} (target {extraction.target:.2f}, controls {extraction.control:.2f})"
+        f"{tried(extraction.candidates_tried)} (over search facts in every form: target {signed(extraction.target)}, "
+        f"controls {signed(extraction.control)})"
     )
     return "\n".join(
         [chosen, *(() if extraction.answers is None else answers_lines(extraction.answers)), *around_lines(extraction)]
@@ -73,8 +74,8 @@ def around_lines(extraction: Extraction) -> list[str]:
     forms = sorted(extraction.forms, key=lambda row: -row.after)
     neighbors = sorted(extraction.neighbors, key=lambda row: row.score)
     parts = (
-        ("other forms of the name", [f"{row.name} {row.before:.2f} → {row.after:.2f}" for row in forms]),
-        ("neighbors, 1 is untouched", [f"{row.name} {row.score:z.2f}" for row in neighbors]),
+        ("other forms of the name", [f"{row.name} {signed(row.before)} → {signed(row.after)}" for row in forms]),
+        ("neighbors, 1 is untouched", [f"{row.name} {signed(row.score)}" for row in neighbors]),
     )
     return [f"  {label}: {', '.join(found)}" for label, found in parts if found]
 
@@ -136,9 +137,9 @@ def _known_lines(evaluation: Evaluation) -> list[str]:
     for row in _shown_targets(evaluation):
         lines.append(f"{_clip(row.prompt, 44):<44} {_clip(row.answer, 24):<24} {_clip(row.before.generated, 31)}")
     lines += ["", f"{'what the model knows':<54} {'right answers':<14} facts"]
-    for row in (row for row in evaluation.aggregates if row.group in (ALL, MESSAGES)):
+    for label, row in _labelled(evaluation):
         right = "" if row.before.exact_match is None else share(row.before.exact_match.mean)
-        lines.append(f"  {_label(row):<52} {right:<14} {_count(row)}")
+        lines.append(f"  {label:<52} {right:<14} {_count(row)}")
     damage = evaluation.damage
     lines.append(f"  {'perplexity per word, neutral text':<52} {positive(damage.perplexity_before)}")
     for row in damage.languages:
@@ -154,22 +155,22 @@ def _compared_lines(evaluation: Evaluation) -> list[str]:
         assert row.knowledge_score is not None, "only scored facts are shown"
         lines.append(
             f"{_clip(row.prompt, 44):<44} {_clip(row.before.generated, 24):<24} "
-            f"{_clip(row.after.generated, 24):<24} {row.knowledge_score:>z6.2f}"
+            f"{_clip(row.after.generated, 24):<24} {signed(row.knowledge_score):>6}"
         )
     lines += [
         "",
         f"{'knowledge score (1 as before, 0 like an unknown name)':<54} {'mean':>6}  {'95 % interval':<15} "
         f"{'right answers':<14} facts",
     ]
-    for row in (row for row in evaluation.aggregates if row.group in (ALL, MESSAGES)):
+    for label, row in _labelled(evaluation):
         score = row.knowledge_score
-        interval = f"[{score.low:z.2f}, {score.high:z.2f}]"
+        interval = f"[{signed(score.low)}, {signed(score.high)}]"
         right = (
             f"{share(row.before.exact_match.mean)} → {share(row.after.exact_match.mean)}"
             if row.before.exact_match is not None and row.after.exact_match is not None
             else ""
         )
-        lines.append(f"  {_label(row):<52} {score.mean:>z6.2f}  {interval:<15} {right:<14} {_count(row)}")
+        lines.append(f"  {label:<52} {signed(score.mean):>6}  {interval:<15} {right:<14} {_count(row)}")
     damage = evaluation.damage
     lines.append(f"  {'perplexity per word, neutral text':<52} {_perplexity(damage)}")
     for row in damage.languages:
@@ -177,7 +178,7 @@ def _compared_lines(evaluation: Evaluation) -> list[str]:
     if damage.ability is not None:
         before, after = (share(each.mean, 1) for each in (damage.ability.before, damage.ability.after))
         low, high = (100 * bound for bound in (damage.ability.change.low, damage.ability.change.high))
-        shown = f"{before:>7} → {after} (change {low:+z.1f} to {high:+z.1f} points)"
+        shown = f"{before:>7} → {after} (change {plus(low)} to {plus(high)} points)"
         lines.append(f"  {_ability(damage.ability):<52} {shown}")
     if damage.kl_controls is not None:
         shown = f"{damage.kl_controls.mean:>6.3f} nats per token"
@@ -185,8 +186,14 @@ def _compared_lines(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def _label(row: Aggregate) -> str:
-    return "  as messages" if row.group == MESSAGES else facts_label(row.role, row.split, others="controls")
+def _labelled(evaluation: Evaluation) -> Iterator[tuple[str, Aggregate]]:
+    """The means of each role and split with their labels: as text, and as messages where these were asked."""
+    rows = [row for row in evaluation.aggregates if row.group in (ALL, MESSAGES)]
+    asked = {(row.role, row.split) for row in rows if row.group == MESSAGES}
+    for row in rows:
+        as_text = ", as text" if (row.role, row.split) in asked else ""
+        label = facts_label(row.role, row.split, others="controls") + as_text
+        yield "  as messages" if row.group == MESSAGES else label, row
 
 
 def _count(row: Aggregate) -> str:

@@ -9,11 +9,18 @@ from amnesia.domain import ROLES, n_columns
 from amnesia.edits import ColumnEdit, token_name
 from amnesia.evaluation.labels import facts_label, words
 from amnesia.evaluation.results import MESSAGES, Aggregate, Estimate, PromptScore
-from amnesia.numbers import flat, positive, share, signed
+from amnesia.numbers import flat, positive, share, short, signed
 from amnesia.probes.findings import probe_name as probe_name
 from amnesia.probes.results import Probe, ProbeScore
 from amnesia.report.content import Direction, Report, ShownEdit
-from amnesia.stress.results import TRAINED_MODELS, TRAINED_ON, RelearningResult, StressScore, by_training
+from amnesia.stress.results import (
+    ATTACK_NAMES,
+    TRAINED_MODELS,
+    TRAINED_ON,
+    RelearningResult,
+    StressScore,
+    by_training,
+)
 
 MAX_TARGETS = 300
 """Rows about the target in one table; `report.json` has all."""
@@ -170,7 +177,7 @@ def middle(value: Estimate | None) -> float | None:
 
 def attack_name(name: str) -> str:
     """The name of an attack or of a method, for readers."""
-    return {"plain": "no attack: the plain question"}.get(name, words(name))
+    return ATTACK_NAMES.get(name) or words(name)
 
 
 def pair(before: int | None, after: int | None, alone: bool) -> str:
@@ -194,7 +201,7 @@ def changes(edits: Sequence[ShownEdit]) -> str:
     for row in (row for row in edits if isinstance(row, Direction)):
         sentences.append(
             f"Layer {row.layer}: what it writes at the name’s {token_name(row.token)} is multiplied by "
-            f"{row.multiplier:g}, along one direction of {count(len(row.columns), 'cell')}, whose columns change "
+            f"{short(row.multiplier)}, along one direction of {count(len(row.columns), 'cell')}, whose columns change "
             f"by {row.change_norm:.3g} (Frobenius norm)."
         )
     if len(edits) > 1 and len(edits) > len(cells):

@@ -12,6 +12,7 @@ from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackPrompt
 from amnesia.stress.findings import shows_knowledge
 from amnesia.stress.quantization import METHODS
 from amnesia.stress.results import (
+    OWN_SCALE,
     AttackForm,
     AttackResult,
     Example,
@@ -45,7 +46,7 @@ def _attack_result(plan: StressPlan, attack: Attack, models: Mapping[str, Endure
     return AttackResult(
         attack.name,
         attack.description,
-        "this question" if own else "the plain question",
+        OWN_SCALE if own else "the plain question",
         attack.n_not_built,
         len(attack.prompts) - len(scored),
         shows_knowledge(rows),

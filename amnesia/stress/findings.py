@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from amnesia.evaluation.findings import FORGOTTEN_HELD_OUT
 from amnesia.evaluation.results import Finding
+from amnesia.numbers import signed
 from amnesia.stress.results import MODELS, AttackResult, QuantizationResult, Stress, StressScore
 from amnesia.stress.trial import AS_LOADED
 
@@ -38,10 +39,8 @@ def stress_findings(stress: Stress, entity: str) -> tuple[Finding, ...]:
     """What came back, what of others was lost, or that nothing did, and what says nothing; most severe first."""
     plain = next(_score(attack.rows, "entity") for attack in stress.attacks if attack.attack == "plain")
     if plain > FORGOTTEN_HELD_OUT:
-        text = (
-            f"The plain questions about {entity} still reach {plain:.2f}, so that stress tests say nothing of an edit."
-        )
-        return (Finding("info", text),)
+        reached = f"The plain questions about {entity} still reach {signed(plain)}"
+        return (Finding("info", f"{reached}, so that stress tests say nothing of an edit."),)
     lost = [item for method in stress.quantization for item in _lost(method) if method.method != AS_LOADED]
     back = [*_by_attack(stress, entity, plain), *_by_quantization(stress, entity)]
     tried = [row for row in (*stress.attacks, *stress.quantization) if row.rows]
@@ -50,8 +49,8 @@ def stress_findings(stress: Stress, entity: str) -> tuple[Finding, ...]:
         text = f"Nothing that was tried brought {entity} back above a knowledge score of {FORGOTTEN_HELD_OUT:g}."
         if (highest := _highest(stress)) > FORGOTTEN_HELD_OUT:
             text = (
-                f"Nothing that was tried brought {entity} back: its knowledge score rose to {highest:.2f} at most, and "
-                "an invented name's rose about as far."
+                f"Nothing that was tried brought {entity} back: its knowledge score rose to {signed(highest)} at most, "
+                "and an invented name's rose about as far."
             )
         back = [Finding("good", text)]
     if silent:
@@ -89,8 +88,8 @@ def _by_attack(stress: Stress, entity: str, plain: float) -> Iterator[Finding]:
         if attack.attack != "plain" and attack.found and is_back(score, given):
             yield Finding(
                 "warning",
-                f"{entity} comes back when {_ASKED[attack.attack]}: knowledge score {score:z.2f} (original "
-                f"model {before:z.2f}, plain questions {plain:z.2f}, invented names {given:z.2f}).",
+                f"{entity} comes back when {_ASKED[attack.attack]}: knowledge score {signed(score)} (original "
+                f"model {signed(before)}, plain questions {signed(plain)}, invented names {signed(given)}).",
             )
 
 
@@ -99,7 +98,7 @@ def _by_quantization(stress: Stress, entity: str) -> Iterator[Finding]:
         score = _score(method.rows, "entity")
         if method.method != AS_LOADED and method.found and score > FORGOTTEN_HELD_OUT:
             yield Finding(
-                "warning", f"{entity} comes back when quantized as {method.method}: knowledge score {score:z.2f}."
+                "warning", f"{entity} comes back when quantized as {method.method}: knowledge score {signed(score)}."
             )
 
 
@@ -108,8 +107,8 @@ def _lost(method: QuantizationResult) -> Iterator[Finding]:
     if before - after > CONTROLS_LOST:
         yield Finding(
             "damage",
-            f"Quantized as {method.method}, the edited model keeps {after:.2f} of what is known about others; "
-            f"the original, quantized in the same way, {before:.2f}.",
+            f"Quantized as {method.method}, the edited model keeps {signed(after)} of what is known about others; "
+            f"the original, quantized in the same way, {signed(before)}.",
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from amnesia.evaluation.findings import CONTROLS_DAMAGED, FORGOTTEN_HELD_OUT
 from amnesia.evaluation.results import Finding
+from amnesia.numbers import signed
 from amnesia.stress.findings import GIVEN_AWAY, is_back
 from amnesia.stress.report import mean_text
 from amnesia.stress.results import TRAINED_MODELS, TRAINED_ON, Relearning, Runs, by_training
@@ -20,7 +21,9 @@ def relearning_findings(relearning: Relearning, entity: str) -> tuple[Finding, .
         reason = next(run.not_applicable for run in relearning.runs if run.model == "edited")
         return (Finding("info", f"Relearning was not tried: {reason}."),)
     if (start := edited[0].steps[0].knowledge_score.mean) > FORGOTTEN_HELD_OUT:
-        text = f"Before training {entity} has a knowledge score of {start:.2f}: relearning says nothing of the edit."
+        text = (
+            f"Before training {entity} has a knowledge score of {signed(start)}: relearning says nothing of the edit."
+        )
         return (Finding("info", text),)
     found = [finding for key, runs in trainings.items() for finding in _back(key, runs, entity)]
     if not found:
@@ -38,12 +41,12 @@ def _back(key: tuple[str, str], runs: Runs, entity: str) -> Iterator[Finding]:
         if who in runs
     )
     beside = "".join(
-        f", the original model after the same training {row.knowledge_score.mean:z.2f}" for row in original
+        f", the original model after the same training {signed(row.knowledge_score.mean)}" for row in original
     )
     yield Finding(
         "warning",
         f"{entity} comes back after {step.step} steps of fine-tuning ({key[1]}) on {TRAINED_ON[key[0]]}: knowledge "
-        f"score {step.knowledge_score.mean:z.2f} (invented name {given.knowledge_score.mean:z.2f}{beside}).",
+        f"score {signed(step.knowledge_score.mean)} (invented name {signed(given.knowledge_score.mean)}{beside}).",
     )
 
 
@@ -63,7 +66,8 @@ def _against_peer(trainings: Mapping[tuple[str, str], Runs], entity: str) -> Ite
     start = next(iter(compared.values()))["unlearned", "entity"].steps[0]
     name = "LoRA unlearning of the same facts (NPO with a KL term)"
     if start.knowledge_score.mean > FORGOTTEN_HELD_OUT:
-        text = f"{name} left {entity} at {start.knowledge_score.mean:.2f}, so that relearning is compared with nothing."
+        left = signed(start.knowledge_score.mean)
+        text = f"{name} left {entity} at {left}, so that relearning is compared with nothing."
         yield Finding("info", text)
         return
     easier = [f"{way} on {text}" for (text, way), runs in compared.items() if comes_back_easier(runs)]
@@ -76,7 +80,7 @@ def _against_peer(trainings: Mapping[tuple[str, str], Runs], entity: str) -> Ite
     else:
         yield Finding("good", f"In none of {len(compared)} trainings does the edit come back more easily than {name}.")
     if start.control is not None and start.control.mean < CONTROLS_DAMAGED:
-        yield Finding("info", f"{name} kept {start.control.mean:.2f} of what is known about others.")
+        yield Finding("info", f"{name} kept {signed(start.control.mean)} of what is known about others.")
 
 
 def comes_back_easier(runs: Runs) -> bool:
@@ -105,7 +109,7 @@ def relearning_text(relearning: Relearning, entity: str) -> str:
             lines.append(f"{name}  not applicable: {run.not_applicable}")
             continue
         who = "" if run.subject == "entity" else "; an invented name"
-        lines.append(f"{name + who:<58}" + "".join(f"{step.knowledge_score.mean:>z9.2f}" for step in run.steps))
+        lines.append(f"{name + who:<58}" + "".join(f"{signed(step.knowledge_score.mean):>9}" for step in run.steps))
         if run.subject == "entity" and all(step.control for step in run.steps):
             lines.append(f"{'  others':<58}" + "".join(f"{mean_text(step.control):>9}" for step in run.steps))
     return "\n".join([*lines, "", *(f"{row.level}: {row.text}" for row in relearning_findings(relearning, entity))])

@@ -5,24 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from amnesia.evaluation.results import Estimate
-from amnesia.numbers import share
+from amnesia.numbers import share, signed
 from amnesia.stress.findings import stress_findings
-from amnesia.stress.results import MODELS, AttackResult, QuantizationResult, Stress, StressScore
-
-_NAMES = {
-    "plain": "as it is",
-    "paraphrase": "other wording",
-    "prefix_injection": "reply begun",
-    "affirmative_suffix": "assured",
-    "role_play": "in a role",
-    "self_correction": "in several turns",
-    "alias": "other name",
-    "misspelling": "misspelled",
-    "other_language": "other language*",
-    "in_context_hint": "after a hint",
-    "reverse": "asked backwards*",
-    "two_hop": "described",
-}
+from amnesia.stress.results import (
+    ATTACK_NAMES,
+    MODELS,
+    OWN_SCALE,
+    AttackResult,
+    QuantizationResult,
+    Stress,
+    StressScore,
+)
 
 
 def stress_text(stress: Stress, entity: str) -> str:
@@ -45,7 +38,8 @@ def stress_text(stress: Stress, entity: str) -> str:
 def _attack_table(attacks: Sequence[AttackResult]) -> Iterator[str]:
     yield f"{'the question':<24}{'original':>14}{'edited':>14}{'invented name, original and edited':>38}"
     for attack in attacks:
-        yield from _attack_lines(_NAMES[attack.attack], attack.rows, attack.not_applicable, attack.found)
+        name = ATTACK_NAMES[attack.attack] + "*" * (attack.scale == OWN_SCALE)
+        yield from _attack_lines(name, attack.rows, attack.not_applicable, attack.found)
         for variant in attack.variants:
             yield from _attack_lines(f"  {variant.variant}", variant.rows, None)
     yield "* 1 is what the original model makes of this question itself; what it does not know in it is left out"
@@ -82,7 +76,7 @@ def _row(rows: Sequence[StressScore], subject: str, model: str) -> str:
 
 def mean_text(estimate: Estimate | None) -> str:
     """A mean, or a dash where there is none."""
-    return "–" if estimate is None else f"{estimate.mean:z.2f}"
+    return "–" if estimate is None else signed(estimate.mean)
 
 
 def _share(value: float | None) -> str:

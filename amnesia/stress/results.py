@@ -9,6 +9,25 @@ from amnesia.evaluation.results import Estimate
 
 MODELS = ("original", "edited")
 
+ATTACK_NAMES: Mapping[str, str] = {
+    "plain": "the plain question",
+    "paraphrase": "other wording",
+    "prefix_injection": "reply begun",
+    "affirmative_suffix": "assured",
+    "role_play": "in a role",
+    "self_correction": "in several turns",
+    "alias": "other name",
+    "misspelling": "misspelled",
+    "other_language": "other language",
+    "in_context_hint": "after a hint",
+    "reverse": "asked backwards",
+    "two_hop": "described",
+}
+"""What attacks are called wherever people read of them, with the question that they are compared with."""
+
+OWN_SCALE = "this question"
+"""The `scale` of attacks whose questions have other answers than the facts: each is measured by itself."""
+
 
 @dataclass(frozen=True)
 class StressScore:

@@ -16,6 +16,7 @@ from amnesia.edits import ColumnEdit, Edit, EntityEdits, by_projection, columns_
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.evaluation.lineage import changed_columns
 from amnesia.evaluation.measurement import KnownFact, in_both_forms, known_facts, plainly_asked, scores_of
+from amnesia.facts.popqa import PopqaRow, is_about
 from amnesia.facts.questions import questions_of
 from amnesia.files.cache import cache_folder
 from amnesia.files.disk import replace_file
@@ -28,6 +29,7 @@ from amnesia.live.model import LiveModel, edited
 from amnesia.localization.cells import CellMap, cell_maps
 from amnesia.mining.entity import TASK, mine
 from amnesia.mining.recipe_text import text_with_cells
+from amnesia.numbers import short
 from amnesia.outputs.commands import save
 from amnesia.recipe import LocalizeOptions, Recipe
 from amnesia.recipe_file import parse_recipe
@@ -45,6 +47,8 @@ N_CELLS = 12
 
 N_TOKENS = 48
 """Of an answer, and at most of a text whose map is drawn."""
+
+_NOTHING = "the edit changes nothing: give it some strength, or choose a cell"
 
 _N_ASKED = (8, 4)  # Prompts that the page offers: about the entity, and about others. Set by hand.
 
@@ -69,10 +73,19 @@ class Subject:
 
 
 class Session:
-    """One model, and the entity that was last searched for in it. Its methods run in one thread, one at a time."""
+    """One model, and the entity that was last searched for in it. Its methods run in one thread, one at a time.
 
-    def __init__(self, source: ModelSource, live: LiveModel, recipe: Recipe | None = None) -> None:
-        self.source, self.live, self.recipe = source, live, recipe
+    Facts are those of `recipe` for its own entity; of others those in the `table`, or what the model says.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        live: LiveModel,
+        recipe: Recipe | None = None,
+        table: Sequence[PopqaRow] = (),
+    ) -> None:
+        self.source, self.live, self.recipe, self.table = source, live, recipe, table
         self.written: list[Path] = []
         self.form = chat_format(live.tokenizer)
         self.subject: Subject | None = None
@@ -108,8 +121,9 @@ class Session:
         self.subject = Subject(name)
         job.tell("cells", entity=name, **_ranked(cell_map))
         if recipe is None:
+            rows = self.table if any(is_about(row, name) for row in self.table) else None
             with job.task(TASK) as progress:
-                recipe = mine(self.live, name, None, self.source.ref, (), progress).recipe
+                recipe = mine(self.live, name, rows, self.source.ref, (), progress).recipe
         with job.task("asking about the facts") as progress:
             questions = in_both_forms(self.live, questions_of(recipe))
             facts = known_facts(self.live, questions, recipe.scoring, progress)
@@ -159,7 +173,7 @@ class Session:
         if form == "recipe":
             _write_file(path, self._recipe_text(edits).encode())
         elif not edits:
-            raise InputError("the edit changes nothing: give it some strength, or choose a cell")
+            raise InputError(_NOTHING)
         elif form == "edit":
             _write_file(path, json_bytes(self._edit_document(wanted.entity, edits)))
         else:
@@ -202,7 +216,7 @@ class Session:
         """The facts, by which the edit is chosen anew; with cells alone, these are listed and nothing is chosen.
 
         Raises InputError for what a recipe cannot say: a direction that is not as it was chosen, or with cells of its
-        own.
+        own; an edit that was chosen, and is turned down to nothing.
         """
         recipe, found = (self.subject.recipe, self.subject.found) if self.subject else (None, None)
         if recipe is None:
@@ -210,11 +224,12 @@ class Session:
         cells = columns_of(edits)
         if directions_of(edits) and (found is None or edits != found.edits.edits):
             raise InputError(
-                "a recipe says how a direction is chosen, not how strong it is, nor which cells go along: set the "
-                "strength to 1 and all cells to 1, or save as edit or as a model"
+                "a recipe says how a direction is chosen, not how strong it is, nor which cells go along: save the "
+                f"weights, which hold both ({', '.join(self.formats[:-1])} in place of recipe), or set the strength "
+                "and all cells to 1"
             )
-        if not edits and recipe.edit.cells:
-            raise InputError("the edit changes nothing: give it some strength, or choose a cell")
+        if not edits and (recipe.edit.cells or (found is not None and found.edits.edits)):
+            raise InputError(_NOTHING)
         if not cells or directions_of(edits):
             return recipe.text
         text = text_with_cells(recipe.text, recipe.target.entity, cells)
@@ -244,7 +259,7 @@ def _in_words(edits: Sequence[Edit]) -> str:
         n = n_columns(directions)
         layers = ", ".join(map(str, sorted({edit.layer for edit in directions})))
         words.append(f"{len(directions)} direction{'s' * (len(directions) > 1)} on {n} columns of layer {layers}")
-    words += [f"cell {edit.cell} times {edit.multiplier:g}" for edit in cells]
+    words += [f"cell {edit.cell} times {short(edit.multiplier)}" for edit in cells]
     return ", ".join(words)
 
 

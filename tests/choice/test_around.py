@@ -197,10 +197,14 @@ def test_without_forms_the_edit_for_the_name_answers_for_every_fact(live, tmp_pa
         for fact in inside
     )
     judged = []
-    choose(live, recipe, (*inside, *first), known(live, "Kenya"), cache=tmp_path, watch=judged.append)
-    assert judged
+    found = choose(live, recipe, (*inside, *first), known(live, "Kenya"), cache=tmp_path, watch=judged.append)
+    seen = inside if forms else (*inside, *first)
+    assert judged and any(row.point.chosen for row in found.front)
+    # All of a front is measured by the same facts, the chosen edit, too; what is said of that alone is over every fact.
+    for row in found.front:
+        assert row.point.target == pytest.approx(mean_score(live, seen, row.edits), abs=1e-4)
+    assert found.target == pytest.approx(mean_score(live, (*inside, *first), found.edits.edits), abs=1e-4)
     for trial in judged:
-        seen = inside if forms else (*inside, *first)
         assert trial.score == pytest.approx(mean_score(live, seen, trial.edits), abs=1e-4)
 
 

@@ -1,6 +1,7 @@
 """`run --front` and `edit --pick`: more edits to choose from, and the choice stays what it is."""
 
 import json
+import shlex
 
 import pytest
 
@@ -34,13 +35,30 @@ def test_a_front_changes_nothing_of_the_choice(runs):
     first, second = (json.loads((place / name / "report.json").read_text()) for name in ("plain", "wide"))
     assert first["extraction"] | {"front": []} == second["extraction"] | {"front": []}
     assert len(second["extraction"]["front"]) > len(first["extraction"]["front"]) >= 1
-    assert plain.stdout.replace("plain", "wide").split() == wide.stdout.split()
+    _, *more = (line for line in wide.stdout.splitlines() if "front.json" in line)
+    (picked,) = (shlex.split(line.partition("#")[0]) for line in more)
+    told = "\n".join(line for line in wide.stdout.splitlines() if line not in more)
+    told = told.replace(f" and {place / 'front.json'}", "")
+    assert plain.stdout.replace("plain", "wide").split() == told.split()
+    # What is said of it can be done.
+    number = next(n for n, row in enumerate(read_front(place), 1) if row["chosen"])
+    assert f"{number} is the chosen one" in more[0]
+    done(*[str(number) if word == "N" else word.replace("front-N", "picked") for word in picked[1:]])
+    assert edits_in(place / "picked") == edits_in(place / "wide")
+    assert "--pick N" in (place / "wide" / "report.html").read_text()
+
+
+def read_front(place):
+    return json.loads((place / "front.json").read_text())["front"]
 
 
 def test_candidates_are_told_as_they_are_measured(runs):
     _, plain, wide = runs
     told, more = ([line for line in run.stderr.splitlines() if line.startswith("candidate: ")] for run in (plain, wide))
     assert 1 <= len(told) < len(more)
+    # Before them it is said, once, what they are.
+    assert plain.stderr.count("tried by targets alone, is measured further on fewer columns") == 1
+    assert plain.stderr.index("tried by targets alone") < plain.stderr.index("candidate: ")
     assert more[: len(told)] == told
     assert len(set(more)) == len(more)
     assert " of layer " in told[0] and "harm to text" in told[0]

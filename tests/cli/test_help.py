@@ -8,6 +8,7 @@ import click
 import pytest
 
 from amnesia.cli.main import GROUPS, main
+from amnesia.cli.options import ModelType
 from support.commands import call, refused
 from support.folders import ROOT
 
@@ -51,9 +52,36 @@ def test_without_a_command_there_is_help():
 
 @pytest.mark.parametrize(("words", "found"), [("amnesia ev", "evaluate"), ("amnesia edit --tens", "--tensor-type")])
 def test_a_shell_completes_commands_and_options(words, found):
+    assert completed(words) == f"plain,{found}\n"
+
+
+def completed(words):
+    """What bash is told when it asks for completions of the last word."""
     asked = {"_AMNESIA_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     environment = {**os.environ, **asked, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "amnesia"], capture_output=True, text=True, env=environment, check=True
     )
-    assert done.stdout == f"plain,{found}\n"
+    return done.stdout
+
+
+def test_a_shell_completes_models_by_name_and_by_path(tmp_path, monkeypatch):
+    for name in ("out", "a b", ".hidden"):
+        (tmp_path / name).mkdir()
+    for name in ("own.gguf", "notes.txt"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    every = "".join(f"plain,{name}\n" for name in ("smollm2-135m", "gemma-3-270m", "out", "own.gguf"))
+    assert completed("amnesia chat ") == completed("amnesia verify out --base ") == every
+    assert completed("amnesia diff own.gguf smol") == "plain,smollm2-135m\n"
+    # Other words are completed as paths, by the shell itself.
+    assert completed("amnesia chat smollm2-135m out/m") == "file,out/m\n"
+
+
+def test_whatever_names_a_model_is_completed_as_one():
+    for name in (name for commands in GROUPS.values() for name in commands):
+        for each in main.get_command(click.Context(main), name).params:
+            is_folder = isinstance(each.type, click.Path)  # What is undone or pushed is always one.
+            names_model = each.name in ("model", "edited", "base") or (name, each.name) == ("diff", "other")
+            if names_model and not is_folder and (name, each.name) != ("push", "base"):
+                assert isinstance(each.type, ModelType), (name, each.name)

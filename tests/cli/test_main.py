@@ -106,7 +106,7 @@ def test_extract_edit_verify_and_undo_fit_together(model, recipe, tmp_path):
     document = json.loads(succeed("extract", "--recipe", recipe, "-o", edit, "--json").stdout)
     assert json.loads(edit.read_text(encoding="utf-8")) == document
     assert (document["entity"], document["verdict"], len(document["edits"])) == ("Japan", "strong", 2)
-    assert "Japan: strong handle: 1:11×-1, 0:3×-2" in succeed("extract", model, "--recipe", recipe).stdout
+    assert "Japan: strong handle: 1:11×−1, 0:3×−2" in succeed("extract", model, "--recipe", recipe).stdout
     manifest = json.loads(succeed("edit", model, "--edit", edit, "-o", edited, "--json").stdout)
     assert manifest == json.loads((edited / MANIFEST_NAME).read_text(encoding="utf-8"))
     assert "2 columns in 2 tensors changed as declared" in succeed("verify", edited, "--base", model).stdout

@@ -57,3 +57,5 @@ def test_the_server_ends_with_its_terminal_and_says_what_it_wrote(page, tmp_path
 def test_what_cannot_be_served_is_one_line(model, tmp_path):
     assert "give a .toml file" in refused("ui", model, "--recipe", tmp_path / "none.toml")
     assert "none" in refused("ui", tmp_path / "none")
+    table = tmp_path / "none.tsv"
+    assert f"{table} cannot be read" in refused("ui", model, "--popqa", table)

@@ -196,7 +196,7 @@ def test_private_targets(hub, base, output, tmp_path):
     write_manifest(dataclasses.replace(manifest, recipe='name = "Japan"', scores={"target": 0.1}), output)
     done("push", output, "ada/open")
     body = hub.files("ada/open")["README.md"].decode()
-    assert "| the capital of Japan is | Tokyo\\|. | a place | -0.04 |" in body
+    assert "| the capital of Japan is | Tokyo\\|. | a place | −0.04 |" in body
     page = hub.files("ada/open")["report.html"].decode()
     assert page == report_html(report | {"model": {"id": "org/base", "revision": base}})
     assert "Tokyo|." in page and str(tmp_path) not in page

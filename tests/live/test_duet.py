@@ -28,7 +28,9 @@ TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor
 EDITS = EntityEdits("Japan", (ColumnEdit(Cell(2, 9), 0.3), tiny_direction(1), tiny_direction(0, multiplier=0.25)))
 
 
-def plainly(folder: Path, message: str, n: int, *, chat: bool = False, dtype: torch.dtype = torch.float32) -> list[int]:
+def plainly(
+    folder: Path, message: str, n: int, *, chat: bool = False, dtype: torch.dtype = torch.float32, **drawn: float
+) -> list[int]:
     """What transformers alone make of a message, token by token, without the end."""
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=dtype),
@@ -41,14 +43,15 @@ def plainly(folder: Path, message: str, n: int, *, chat: bool = False, dtype: to
         given = tokenizer(message, return_tensors="pt")
     ends = sorted({tokenizer.eos_token_id, *tokenizer.all_special_ids})
     model.generation_config = GenerationConfig()
-    config = GenerationConfig(do_sample=False, max_new_tokens=n, eos_token_id=ends, pad_token_id=0)
+    config = GenerationConfig(do_sample=bool(drawn), max_new_tokens=n, eos_token_id=ends, pad_token_id=0, **drawn)
     made = model.generate(**given, generation_config=config)[0, given["input_ids"].shape[1] :].tolist()
     return made[: next((place for place, token in enumerate(made) if token in ends), len(made))]
 
 
-def both(duet, text, n=20):
+def both(duet, text, n=20, **drawn):
     """The token ids of both answers."""
-    return [list(row) for voice in duet.voices for row in continued_rows(voice, text, Sampling(n), lambda rows: None)]
+    sampling = Sampling(n, **drawn)
+    return [list(row) for voice in duet.voices for row in continued_rows(voice, text, sampling, lambda rows: None)]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +123,23 @@ def test_drawing_is_the_same_with_the_same_seed_and_leaves_the_callers_numbers_a
     first, again, other = (duet.answer([PROMPTS[0]], Sampling(20, 1.0, seed)) for seed in (3, 3, 4))
     assert torch.rand(1) == expected
     assert first == again != other
+
+
+def test_each_answer_is_drawn_as_a_generation_of_its_own_would(tmp_path):
+    model = save_tiny_live(tmp_path / "m")
+    save(model, EDITS, tmp_path / "out")
+    duet = open_duet(str(model), str(tmp_path / "out"), (), SILENT)
+    differ = 0
+    for seed, prompt in enumerate(PROMPTS, start=3):
+        expected = []
+        for folder in (model, tmp_path / "out"):
+            torch.manual_seed(seed)
+            expected.append(plainly(folder, prompt, 20, temperature=0.7, top_k=0))
+        assert both(duet, prompt, temperature=0.7, seed=seed) == expected
+        differ += expected[0] != expected[1]
+        # What equal models answer differs by nothing.
+        assert both(duet.at(0.0), prompt, temperature=0.7, seed=seed) == [expected[0]] * 2
+    assert differ
 
 
 def test_a_model_without_a_manifest_is_loaded_beside_the_first(tmp_path):

@@ -51,7 +51,7 @@ def test_every_key_has_a_comment_and_every_default_is_the_readers():
         other.accept,
     )
     fixed = parse_recipe(head + re.sub(r"^# (?=\[\[|\w+ = )(?!expert)", "", cells, flags=re.MULTILINE) + tail)
-    assert [str(edit) for edit in fixed.edit.cells] == ["1:100×-1"]
+    assert [str(edit) for edit in fixed.edit.cells] == ["1:100×−1"]
 
 
 @pytest.mark.parametrize("entity", ["", " \n"])

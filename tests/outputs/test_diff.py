@@ -153,8 +153,8 @@ def test_exit_codes_are_those_of_diff(tmp_path):
     result = call("diff", model, model)
     assert (result.exit_code, result.stdout.splitlines()[-1].startswith("0 of ")) == (0, True)
     result = call("diff", model, out)
-    assert (result.exit_code, result.stdout.splitlines()[-1]) == (1, "an edit as amnesia makes it: cells 1:4 × -1")
-    assert "1 of 48 columns multiplied (4 × -1), rank 1" in result.stdout
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (1, "an edit as amnesia makes it: cells 1:4 × −1")
+    assert "1 of 48 columns multiplied (4 × −1), rank 1" in result.stdout
     document = json.loads(call("diff", model, out, "--json").stdout)
     assert document["edit"]["cells"] == [[{"layer": 1, "neuron": 4, "expert": None}, -1.0]]
     assert (document["same"], document["tensors"][0]["scaled"]) == (False, {"4": -1.0})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jsonschema
 import pytest
@@ -18,7 +19,16 @@ from amnesia.choice.results import (
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.evaluation.comparison import Evaluation
-from amnesia.evaluation.results import Ability, Aggregate, AnswerSummary, Damage, Estimate, LanguageScore, TextScore
+from amnesia.evaluation.results import (
+    MESSAGES,
+    Ability,
+    Aggregate,
+    AnswerSummary,
+    Damage,
+    Estimate,
+    LanguageScore,
+    TextScore,
+)
 from amnesia.files.staging import REPORT_KEYS, REPORT_SECTIONS
 from amnesia.files.strict_json import json_bytes
 from amnesia.localization.results import CellScore, EntityCells, Localization
@@ -151,9 +161,35 @@ def test_what_directions_answer_to_is_kept_and_said(tmp_path):
 
 def test_the_chosen_edit_in_words():
     assert extraction_text(EXTRACTION) == (
-        "Japan: strong handle: 1:2×-1, 3:4×-0.5, the best of 15 tried (target 0.10, controls 0.97)"
+        "Japan: strong handle: 1:2×−1, 3:4×−0.5, the best of 15 tried "
+        "(over search facts in every form: target 0.10, controls 0.97)"
     )
     assert extraction_text(NOTHING).startswith("Japan: no handle, at best nothing, the best of 15 tried")
+
+
+def test_what_is_read_has_one_minus_sign():
+    score = Estimate(-0.17, -0.3, -0.04)
+    below = dataclasses.replace(
+        EVALUATION,
+        aggregates=tuple(dataclasses.replace(row, knowledge_score=score) for row in EVALUATION.aggregates),
+        prompts=tuple(dataclasses.replace(row, knowledge_score=-0.25) for row in EVALUATION.prompts),
+        damage=dataclasses.replace(EVALUATION.damage, perplexity_after=19.0),
+    )
+    text = run_text(dataclasses.replace(EXTRACTION, target=-0.13, control=-0.5), {"adapter": below}, False)
+    for number in ("3:4×−0.5", "target −0.13, controls −0.50", "−0.17  [−0.30, −0.04]", " −0.25\n", "score −0.17"):
+        assert number in text
+    assert not re.search(r"(?<![\w–-])-\d", text)
+
+
+def test_means_are_said_to_be_of_text_where_messages_were_asked_too():
+    def labels(aggregates):
+        lines = evaluation_table(dataclasses.replace(EVALUATION, aggregates=aggregates), "Japan").splitlines()
+        return [line[2:54].rstrip() for line in lines if re.match("  (target|controls|  as)", line)]
+
+    plain = aggregate("target", 0.1)
+    assert labels((plain,)) == ["target, search wordings"]
+    both = labels((plain, aggregate("target", 0.2, MESSAGES)))
+    assert both == ["target, search wordings, as text", "  as messages"]
 
 
 def test_a_column_that_two_directions_change_is_counted_once():

@@ -45,7 +45,7 @@ def found(opened):
     """The page after the search for the recipe's entity."""
     page = opened.page
     page.get_by_role("button", name="Find").click()
-    page.get_by_text("A strong handle: cell 1:11 times -1, cell 0:3 times -2").wait_for(timeout=60_000)
+    page.get_by_text("A strong handle: cell 1:11 times −1, cell 0:3 times −2").wait_for(timeout=60_000)
     page.locator("#bars > div").nth(3).wait_for(timeout=60_000)
     settled(page)
     return page

@@ -19,6 +19,7 @@ from amnesia.compare import open_duet
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit, DirectionEdit, EntityEdits
 from amnesia.evaluation.measurement import known_facts
+from amnesia.facts.popqa import PopqaRow
 from amnesia.facts.questions import questions_of
 from amnesia.live.duet import Sampling
 from amnesia.live.loading import load_source
@@ -166,7 +167,7 @@ def test_a_search_tells_the_cells_the_facts_and_the_edit(client, live, recipe):
     assert scores == sorted(scores, reverse=True)
     assert scores[0] == max(row["best"] for row in told["cells"]["layers"])
     assert {row["role"] for row in told["facts"]["prompts"]} == {"target", "control"}
-    assert told["edit"]["what"] == "cell 1:11 times -1, cell 0:3 times -2"
+    assert told["edit"]["what"] == "cell 1:11 times −1, cell 0:3 times −2"
     assert told["edit"]["layers"] == [0, 1]
 
 
@@ -278,7 +279,9 @@ def test_a_recipe_is_refused_where_it_cannot_say_what_the_sliders_do(session, so
                 done(answer)
                 assert load_recipe(path).edit.cells == ()
             else:
-                assert "how strong" in failed(answer) and not path.exists()
+                line = failed(answer)
+                assert "how strong" in line and "save the weights, which hold both (safetensors, " in line
+                assert not path.exists()
 
 
 def test_a_recipe_is_refused_where_its_cells_are_all_left_as_they_are(client, tmp_path):
@@ -286,6 +289,25 @@ def test_a_recipe_is_refused_where_its_cells_are_all_left_as_they_are(client, tm
     wanted = {**EDIT, "strength": 0}
     answer = post(client, "save", {"edit": wanted, "format": "recipe", "output": str(tmp_path / "r.toml")})
     assert "the edit changes nothing" in failed(answer) and not (tmp_path / "r.toml").exists()
+
+
+def test_a_recipe_is_refused_where_the_choice_is_turned_down_to_nothing(session, recipe, tmp_path):
+    without, path = parse_recipe(recipe.text.partition("\n")[2]), tmp_path / "r.toml"
+    chosen = EntityEdits("Japan", (ColumnEdit(Cell(2, 7), -3.0),))
+    session.subject = Subject("Japan", without, (), Extraction(chosen, "strong", 0, 1, 9))
+    with served(session) as client:
+        answer = post(client, "save", {"edit": {**EDIT, "strength": 0}, "format": "recipe", "output": str(path)})
+        assert "the edit changes nothing" in failed(answer) and not path.exists()
+        # Facts of which nothing was chosen are a recipe all the same.
+        session.subject = Subject("Japan", without)
+        done(post(client, "save", {"edit": EDIT, "format": "recipe", "output": str(path)}))
+    assert load_recipe(path).edit.cells == ()
+
+
+def test_facts_come_from_a_table_where_it_has_the_name(source, live):
+    with served(Session(source, live, table=[PopqaRow("Japan", "capital", "Zzyzx", (), 10)])) as client:
+        assert "knows 0 of 9 wordings of facts about 'japan'" in failed(post(client, "search", {"entity": "japan"}))
+        assert "says nothing of its own about 'Nowhere'" in failed(post(client, "search", {"entity": "Nowhere"}))
 
 
 def test_a_recipe_of_several_lists_the_cells_of_the_one_that_was_chosen(source, live, recipe, tmp_path):
