@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from amnesia.cli.options import MODEL, as_json, on_device
+from amnesia.cli.results import replacing, result_bytes
 from amnesia.cli.terminal import (
     Commands,
     Terminal,
@@ -22,7 +23,6 @@ from amnesia.edits import EntityEdits
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.files.disk import check_replaceable
 from amnesia.files.figure_files import DRAWN, is_drawn
-from amnesia.files.strict_json import json_bytes
 from amnesia.guessing import ASKED
 from amnesia.recipe import BASELINES
 from amnesia.recipe_file import load_recipe, parse_layers
@@ -141,9 +141,7 @@ def localize(
             "--alias is looked for in --prompts, and ours have the entity's name alone: give a file, or drop it"
         )
     lines = None if prompts is None else lines_of(prompts)
-    from amnesia.cli.results import check_localization
-
-    check_file(output, check_localization)
+    check_file(output, replacing("localize -o"))
     from amnesia.experiments import figures
 
     if plot:
@@ -164,7 +162,7 @@ def localize(
         )
     document = report.localization_json(result)
     if output is not None:
-        write_file(output, json_bytes(document))
+        write_file(output, result_bytes("localize -o", document))
         for suffix, drawn in figures.draw({"figure": "localize", **document}).items() if plot else ():
             write_file(output.with_suffix(suffix), drawn)
     if json_output:
@@ -200,9 +198,7 @@ def extract(
     if len(paths) > 1 and entities:
         raise InputError("--entity chooses from a single recipe: give one --recipe, or recipes of one entity each")
     recipes = [load_recipe(path, entity) for path in paths for entity in entities or (None,)]
-    from amnesia.cli.results import check_extraction
-
-    check_file(output, check_extraction)
+    check_file(output, replacing("extract -o"))
     from amnesia.choice import extraction
     from amnesia.files.cache import cache_folder
     from amnesia.live.loading import load_source
@@ -230,7 +226,7 @@ def extract(
         document = report.extraction_json(results[0])
     text = "\n".join(map(tables.extraction_text, results))
     if output is not None:
-        write_file(output, json_bytes(document))
+        write_file(output, result_bytes("extract -o", document))
     if json_output:
         print_json(document)
     else:

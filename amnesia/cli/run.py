@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amnesia.cli.options import MODEL, alias_option, as_json, force_weak_option, on_device, popqa_option
+from amnesia.cli.results import replacing, result_bytes
 from amnesia.cli.terminal import (
     Terminal,
     check_file,
@@ -24,7 +25,6 @@ from amnesia.domain import DEFAULT_LOADING, Loading, ModelRef, name_key
 from amnesia.errors import InputError
 from amnesia.files.processes import is_first, n_started
 from amnesia.files.staging import PAGE_NAME
-from amnesia.files.strict_json import json_bytes
 from amnesia.recipe import Recipe
 from amnesia.recipe_file import load_recipe
 
@@ -89,9 +89,7 @@ def run(
         return
     if front is not None and front.resolve().is_relative_to(output.resolve()):
         raise InputError(f"{front} lies in the output, whose files are all declared: write it beside")
-    from amnesia.cli.results import check_front
-
-    check_file(front, check_front)
+    check_file(front, replacing("run --front"))
     if recipe is not None:
         if popqa or aliases:
             raise InputError("RECIPE names the facts itself: drop --popqa and --alias")
@@ -197,7 +195,7 @@ def _show_run(result: RunResult, model: str, json_output: bool, front: Path | No
     if not is_first():
         return  # One that fails would end the others.
     if front is not None:
-        write_file(front, json_bytes(report.front_json(result.extraction)))
+        write_file(front, result_bytes("run --front", report.front_json(result.extraction)))
     if json_output:
         document = {
             "output": None if result.output is None else str(result.output),
