@@ -106,7 +106,9 @@ def test_a_front_is_not_written_where_it_would_do_harm(runs, tmp_path):
     place, *_ = runs
     (tmp_path / "notes.json").write_text('{"mine": 1}')
     recipe, out = place / "japan.toml", tmp_path / "out"
-    assert "is no result of `amnesia run --front`" in refused("run", recipe, "-o", out, "--front", tmp_path / "notes.json")
+    assert "is no result of `amnesia run --front`" in refused(
+        "run", recipe, "-o", out, "--front", tmp_path / "notes.json"
+    )
     assert "lies in the output" in refused("run", recipe, "-o", out, "--front", out / "front.json")
     (tmp_path / "list.txt").write_text("Japan\n")
     many = refused(

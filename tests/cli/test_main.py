@@ -8,6 +8,7 @@ import time
 import pytest
 
 from amnesia.choice import extraction
+from amnesia.cli.results import result_bytes
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.report.page import report_html
 from amnesia.sources.built_in import BUILT_IN
@@ -35,7 +36,7 @@ def test_localize_prints_a_table_or_json_or_writes_a_file(model, tmp_path):
     output = tmp_path / "deep" / "cells.json"
     result = succeed("localize", model, "Japan", "--top", 3, "--layers", "1-2", "-o", output)
     assert result.stdout == ""
-    assert json.loads(output.read_text(encoding="utf-8")) == document
+    assert output.read_bytes() == result_bytes("localize -o", document)
     assert [path.name for path in output.parent.iterdir()] == ["cells.json"]
 
 
@@ -64,8 +65,8 @@ def test_edits_of_several_recipes_add_up_and_are_written_in_one_go(live, model, 
         recipes += ["--recipe", path]
     edit = tmp_path / "edit.json"
     result = call("extract", *recipes, "-o", edit, "--json")
-    document = json.loads(edit.read_text(encoding="utf-8"))
-    assert json.loads(result.stdout) == document
+    document = json.loads(result.stdout)
+    assert edit.read_bytes() == result_bytes("extract -o", document)
     rows = document["entities"]
     assert [row["entity"] for row in rows] == ["Japan", "Chile"]
     assert result.exit_code == int("none" in [row["verdict"] for row in rows])
@@ -104,7 +105,7 @@ def test_extract_spares_nobody_whom_earlier_edits_made_the_model_forget(live, mo
 def test_extract_edit_verify_and_undo_fit_together(model, recipe, tmp_path):
     edit, edited, back = tmp_path / "edit.json", tmp_path / "edited", tmp_path / "back"
     document = json.loads(succeed("extract", "--recipe", recipe, "-o", edit, "--json").stdout)
-    assert json.loads(edit.read_text(encoding="utf-8")) == document
+    assert edit.read_bytes() == result_bytes("extract -o", document)
     assert (document["entity"], document["verdict"], len(document["edits"])) == ("Japan", "strong", 2)
     assert "Japan: strong handle: 1:11×−1, 0:3×−2" in succeed("extract", model, "--recipe", recipe).stdout
     manifest = json.loads(succeed("edit", model, "--edit", edit, "-o", edited, "--json").stdout)
