@@ -33,7 +33,8 @@ REFUSALS: tuple[str, ...] = (
 _ARTICLES = re.compile(r"(?<![^ ])(?:an?|the) ")
 _WORD_SIGNS = re.compile(
     r"(?<=\w)[+#♭]+(?!\w)"  # C++, C#, A+, B♭
-    r"|(?<=\d)[.:^](?=\d)"  # 3.14, 19:30, 10^6
+    r"|(?<=\d)[.,:^](?=\d)"  # 3.14, 3,14, 19:30, 10^6
+    r"|(?<=\w\w)\.(?=[a-z]{2})"  # Node.js
     r"|(?<![\d/])\d{1,2}/\d{1,2}(?![\d/])"  # 3/4, but not 1998/99
     r"|(?<![^\s(])[-−–](?=\d)"  # −5, but not 1939-1945
 )
@@ -41,7 +42,8 @@ _POWERS = re.compile("([0-9])([\u2070\u00b9\u00b2\u00b3\u2074-\u2079])")  # 10²
 _FRACTIONS = re.compile("(?<=[0-9])([\u00bc-\u00be\u2150-\u215e])")  # 2½
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,]?\d)")  # 1 000 000
-_MINUS = "−"
+_PIECES = re.compile(r"([ -]|(?<!\d)\.)")  # The parts of normalized words, and what parts them.
+_KEPT = {"-": "−", "–": "−", ",": "."}  # Signs that stay are written alike.
 
 # Letters with a stroke or grown together, which Unicode does not take apart.
 _LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ħ": "h", "ı": "i"})
@@ -72,7 +74,7 @@ def _words(text: str) -> str:
     chars = []
     for place, char in enumerate(text):
         if place in kept:
-            chars.append(_MINUS if char in "-–" else char)
+            chars.append(_KEPT.get(char, char))
         elif unicodedata.category(char)[0] in "PS":
             chars.append("-")
         elif unicodedata.category(char)[0] == "M" and chars and len(chars[-1]) > 2:
@@ -118,7 +120,8 @@ def matches(generated: str, answers: Sequence[str]) -> bool:
 
 
 def _is_letter(words: str) -> bool:
-    return len(words) == 1 and words.isalpha()
+    """Whether normalized words are a single letter, perhaps with signs (C++)."""
+    return words[:1].isalpha() and not words[1:].strip("+#♭")
 
 
 def gives_away(text: str, answer: str) -> bool:
@@ -145,17 +148,21 @@ def _pattern(words: str) -> re.Pattern[str]:
     so is an article.
 
     A single letter that is joined to a word is a part of that word (X-ray, Objective-C), but for a possessive; digits
-    with a sign between them are two numbers.
+    with a sign between them are two numbers. Nor is a name another one that a letter (AT&T) or an ending is joined to
+    (Node.js).
     """
-    start, end = ("(?<![^ ])", "(?![^ -])(?!-(?!s(?![^ ])))") if _is_letter(words) else ("(?<![^ -])", "(?![^ -])")
-    parts = {" ": "[ -](?:(?:an?|the) )*", "-": "[ -]?"}
-    found = (parts.get(piece) or _spelled(piece) for piece in re.split("([ -])", words))
+    start, end = "(?<![^ -])", "(?![^ -])(?!-and-[^ -](?![^ -]))"
+    if _is_letter(words):
+        start = "(?<![^ ])"
+        end = "(?![^ -])(?!-(?!s(?![^ ])))" if len(words) == 1 else end
+    parts = {" ": "[ -](?:(?:an?|the) )*", "-": "[ -]?", ".": "[ .-]?"}
+    found = (parts.get(piece) or _spelled(piece) for piece in _PIECES.split(words))
     return re.compile(start + "".join(found) + end)
 
 
 def _spelled(word: str) -> str:
     """A pattern for the letters of a word, with or without signs between them."""
-    joints = ("" if pair.isdigit() else "-?" for pair in map("".join, itertools.pairwise(word)))
+    joints = ("" if pair.isdigit() else "[-.]?" for pair in map("".join, itertools.pairwise(word)))
     return "".join(map(operator.add, ("", *joints), map(re.escape, word)))
 
 
