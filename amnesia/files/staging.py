@@ -17,18 +17,20 @@ from amnesia.files.cache import aside, cache_folder, scratch_folder
 from amnesia.files.companions import BASE_FOLDER, PAGE_NAME, REPORT_NAME
 from amnesia.files.disk import CACHE_PREFIXES, MANIFEST_NAME, hash_file, read_small, sync
 from amnesia.files.figure_files import DRAWN, is_drawn, is_figure
+from amnesia.files.manifest_form import is_as_written
 from amnesia.files.seals import is_sealed_page
 
 
 @contextlib.contextmanager
 def staged_output(
-    output: Path, *, force: bool = False, needed_bytes: int = 0, source: Path | None = None
+    output: Path, *, force: bool | None = None, needed_bytes: int = 0, source: Path | None = None
 ) -> Generator[Path]:
     """A temporary folder beside `output` that takes its place when the block ends without an exception.
 
     `source` is the folder that is being read; `needed_bytes` must be free on the disk. On any exception the temporary
     folder is removed and an older output stays as it was. With `force`, an older output of this package is moved aside
     first and removed after the new one is in place; if the process is killed in between, the next call puts it back.
+    None stands for work whose outputs are never replaced, so that nobody is told of `--force`.
 
     Raises OutputError when `output` exists and is not empty (without `force`, or when this package did not write it),
     overlaps `source`, lies in a cache, of Hugging Face or of this package, when the disk is too full, or when another
@@ -57,7 +59,7 @@ def staged_output(
         raise OutputError(f"{output} cannot be completed ({reason}): free space or choose another disk") from error
 
 
-def _take_place(staging: Path, output: Path, force: bool) -> None:
+def _take_place(staging: Path, output: Path, force: bool | None) -> None:
     """Rename the new folder, after an older one has made room; an empty one gives way by itself."""
     # Work may have taken hours, in which somebody put something there.
     _check_vacant(output, force)
@@ -76,7 +78,7 @@ def _take_place(staging: Path, output: Path, force: bool) -> None:
         raise
 
 
-def check_output(output: Path, source: Path | None = None, *, force: bool = False) -> None:
+def check_output(output: Path, source: Path | None = None, *, force: bool | None = None) -> None:
     """Raises OutputError when `output` may not be written.
 
     That is the case inside a cache, of Hugging Face or of this package, inside, at or above the folder or file that is
@@ -109,7 +111,7 @@ def check_outside_caches(path: Path) -> None:
         )
 
 
-def _check_vacant(output: Path, force: bool) -> None:
+def _check_vacant(output: Path, force: bool | None) -> None:
     with os_errors_as(OutputError, f"{output} cannot be read", "choose another output"):
         occupied = output.exists() and (not output.is_dir() or any(output.iterdir()))
         obstacle = obstacle_in(output) if occupied and force else None
@@ -119,10 +121,8 @@ def _check_vacant(output: Path, force: bool) -> None:
             "were written (edited weights by their size); choose another output, or move it away yourself"
         )
     if occupied and not force:
-        raise OutputError(
-            f"{output} exists and is not empty: choose another output, or replace it with --force (in Python: "
-            "force=True)"
-        )
+        instead = "move it away yourself" if force is None else "replace it with --force (in Python: force=True)"
+        raise OutputError(f"{output} exists and is not empty: choose another output, or {instead}")
 
 
 def _in_cache(path: Path) -> bool:
@@ -164,6 +164,10 @@ class _Declared:
     size: int | None = None
     sha256: str | None = None
     looks: Callable[[Path], bool] = lambda _: True
+
+
+# Weights of another size than those of the base, of which older manifests do not tell theirs.
+_UNKNOWN = _Declared(size=-1)
 
 
 def obstacle_in(output: Path) -> str | None:
@@ -215,20 +219,25 @@ def _obstacle_to_manifest(folder: Path) -> str | None:
     return _obstacle(folder, _declared(document))
 
 
+def _is_manifest(path: Path) -> bool:
+    return is_as_written(read_small(path, _MAX_DOCUMENT))
+
+
 def _declared(document: Mapping[str, Any]) -> dict[str, _Declared]:
     """The files that a manifest lists, by name; none where it is no manifest."""
-    found = {MANIFEST_NAME: _Declared()}
+    found = {MANIFEST_NAME: _Declared(looks=_is_manifest)}
     try:
         if document["format"] not in ADAPTERS:
             sized = document["tensor_type"] is None
             for row in document["base"]["files"]:
-                found[row["file"]] = _Declared(row["size"] if sized else None)
+                found[row["file"]] = _Declared(row["size"]) if sized else _UNKNOWN
             for row in document["untouched"]:
                 found[row["file"]] = _Declared(row["size"], row["sha256"])
         for name in document["replaced"]:
             # It made room for a file of ours, or for none.
             found[f"{BASE_FOLDER}/{name}"] = found.get(name, _Declared())
-            found[name] = _Declared()
+            if name != MANIFEST_NAME:
+                found[name] = _Declared()
         found |= dict.fromkeys(document["added"], _Declared())
         for row in document.get("written", ()):
             known = found[row["file"]]
@@ -247,6 +256,8 @@ def _obstacle(folder: Path, declared: Mapping[str, _Declared]) -> str | None:
         is_folder = path.is_dir() and not path.is_symlink()
         if name not in (parents if is_folder else declared) or not (is_folder or _is_plain(path)):
             return f"{path} was not written by amnesia"
+        if not is_folder and declared[name] is _UNKNOWN:
+            return f"{path} may be another file than amnesia wrote, since its {MANIFEST_NAME} does not tell the size"
         if not is_folder and not _is_as(path, declared[name]):
             return f"{path} was changed since amnesia wrote it"
     return None

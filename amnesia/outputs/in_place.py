@@ -15,7 +15,7 @@ from pathlib import Path
 
 from amnesia.domain import ADAPTERS, Format, is_gguf_name
 from amnesia.edits import EditSpec
-from amnesia.errors import InputError, OutputError
+from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.files.disk import locked
 from amnesia.files.journal import Change, Patch, apply, settle
 from amnesia.files.listing import list_files, unlisted_files
@@ -59,8 +59,8 @@ def edit_in_place(path: Path, spec: EditSpec) -> Manifest:
         settle(folder)
         check_unaltered(path)
         change, manifest = (_change_gguf if is_gguf else _change_folder)(path, spec)
-        _check_unshared(folder, [*(patch.file for patch in change.patches), *change.removed])
-        _check_not_kept(folder, [row.file for row in manifest.base.files])
+        _check_unshared(folder, [*(patch.file for patch in change.patches), *change.removed], "edit")
+        _check_not_kept(folder, manifest)
         apply(folder, change)
     return manifest
 
@@ -89,34 +89,43 @@ def undo_in_place(folder: Path) -> Manifest:
         removed = own_files(manifest, names_in(folder, manifest))
         # The manifest of the edit before comes last.
         added = {name: replaced[name] for name in sorted(replaced, key=lambda name: name == MANIFEST_NAME)}
-        _check_unshared(folder, [*(patch.file for patch in patches), *removed])
+        _check_unshared(folder, [*(patch.file for patch in patches), *removed], "undo")
         apply(folder, Change(patches, removed, added))
     return manifest
 
 
-def _check_unshared(folder: Path, names: Iterable[str]) -> None:
+def _check_unshared(folder: Path, names: Iterable[str], work: str) -> None:
+    """Raises OutputError where the `work`, "edit" or "undo", would change one of the files `names` elsewhere, too."""
     for name in dict.fromkeys(names):
         path = folder / name
         if path.is_symlink() or path.stat().st_nlink > 1:
             raise OutputError(
-                f"{path} is shared with other folders by a link, they would change too: edit into a new folder with -o"
+                f"{path} is shared with other folders by a link, they would change too: {work} into a new folder "
+                "with -o"
             )
 
 
-def _check_not_kept(folder: Path, names: Iterable[str]) -> None:
-    """Raises InputError where `.git` or `.cache` of a folder may hold one of its files `names` once more, by its size.
+def _check_not_kept(folder: Path, manifest: Manifest) -> None:
+    """Raises InputError where `.git` or `.cache` of a folder may hold a file that is edited once more, by its size.
 
     There git keeps what it stores elsewhere than in its history (git-lfs, git-annex), and clients of the Hub what they
-    have begun to fetch.
+    have begun to fetch. So may what lies beside a GGUF, of which nothing else is asked.
     """
-    sizes = {(folder / name).stat().st_size: name for name in names}
-    for path in unlisted_files(folder):
+    sizes = {row.size: row.file for row in manifest.base.files}
+    for path in (*unlisted_files(folder), *(_beside(folder, manifest) if manifest.format == "gguf" else ())):
         name = sizes.get(path.stat().st_size)
         if name is not None:
             raise InputError(
                 f"{path} has the size of {name}, and may be a copy of it, which would still know the entity: edit into "
                 "a new folder with -o, or move it away"
             )
+
+
+def _beside(folder: Path, manifest: Manifest) -> list[Path]:
+    """The regular files in the folder of a GGUF, or links to such, that are none of the model's."""
+    own = {row.file for row in (*manifest.base.files, *manifest.untouched)}
+    with os_errors_as(OutputError, f"{folder} cannot be read", "check its permissions"):
+        return sorted(path for path in folder.iterdir() if path.name not in own and path.is_file())
 
 
 def _check_nothing_kept(folder: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from amnesia.domain import ADAPTERS, OF_GGUF
-from amnesia.errors import InputError, VerificationError, os_errors_as
+from amnesia.domain import ADAPTERS, OF_GGUF, is_gguf_name
+from amnesia.errors import CheckpointError, InputError, VerificationError, os_errors_as
 from amnesia.files.companions import LORA_NAME, REPOSITORY_FILE, may_hold_weights, output_instead
 from amnesia.files.disk import hash_file
 from amnesia.files.listing import list_files
@@ -19,8 +19,10 @@ from amnesia.sources.remote import open_remote
 from amnesia.sources.resolve import hub_ref, is_fetched, is_local, is_on_disk, resolve, resolve_file
 from amnesia.sources.source import ModelSource, Notice
 from amnesia.weights.adapter import WEIGHTS_NAME, below_prefix
+from amnesia.weights.gguf.container import read_header as read_gguf_header
 from amnesia.weights.gguf.container import read_model
 from amnesia.weights.gguf.edit import own_manifest
+from amnesia.weights.gguf.layout import is_projector
 from amnesia.weights.gguf.proof import as_verification_error, prove_gguf, read_output, steps_since, undo_gguf
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
@@ -112,13 +114,13 @@ def prove(
     `watch` gets the bytes that will be read of the output. `with_others` says that files that may be other weights may
     lie in its folder.
     """
-    found = read_manifest(folder).format
-    if found == "gguf-lora":
+    manifest = read_manifest(folder)
+    if manifest.format == "gguf-lora":
         return _lora_report(folder, None if base is None else base.require_gguf())
-    if found != "gguf":
+    if manifest.format != "gguf":
         return verify(folder, None if base is None else base.folder, watch=watch, with_others=with_others)
     if not with_others:
-        check_alone(folder, _other_models(folder))
+        check_alone(folder, manifest, _other_models(folder, manifest))
     path = None if base is None else base.require_gguf()
     manifest, model, unchanged, restored = prove_gguf(folder, path, watch=watch)
     steps = [*manifest.history()][: steps_since(path, manifest)]
@@ -142,14 +144,22 @@ def prove(
     )
 
 
-def _other_models(folder: Path) -> tuple[str, ...]:
+def _other_models(folder: Path, manifest: Manifest) -> tuple[str, ...]:
     """Files of a GGUF output that may be other weights; none where it is its user's folder, edited in place."""
-    manifest = read_manifest(folder)
     if all(step.in_place for step in manifest.history()):
         return ()
     names = {*list_files(folder)} - {*names_in(folder, manifest), REPOSITORY_FILE}
     with os_errors_as(VerificationError, f"{folder} cannot be read", "check its permissions"):
-        return tuple(name for name in sorted(names) if may_hold_weights(folder, name))
+        return tuple(name for name in sorted(names) if _may_be_model(folder, name))
+
+
+def _may_be_model(folder: Path, name: str) -> bool:
+    if not is_gguf_name(name):
+        return may_hold_weights(folder, name)
+    try:
+        return not is_projector(read_gguf_header(folder / name))
+    except CheckpointError:
+        return True
 
 
 def check_edited(folder: Path) -> None:

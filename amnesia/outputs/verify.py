@@ -47,7 +47,7 @@ from amnesia.weights.manifest import Manifest, TensorEdit, same_edits
 from amnesia.weights.manifest_file import read_manifest
 from amnesia.weights.plan import direction_factor, plan_edits
 from amnesia.weights.safetensors import TensorInfo, read_header, read_vectors
-from amnesia.weights.steps import check_written, trace_back
+from amnesia.weights.steps import check_written, own_files, trace_back
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def verify(
         raise InputError(f"{folder} holds an edited {manifest.format} file: verify that file instead")
     states = go_back(folder, manifest)
     if not with_others:
-        check_alone(folder, other_weights(open_source(folder)))
+        check_alone(folder, manifest, other_weights(open_source(folder)))
     restored = tuple(sorted(place for place, differs in _columns(states).items() if not differs))
     size = sum(path.stat().st_size for path in {path for state in states for path in state.files.values()})
     if base is None:
@@ -145,13 +145,23 @@ def verify(
     )
 
 
-def check_alone(folder: Path, others: Sequence[str]) -> None:
-    """Raises VerificationError for the first of the files `others` of an output, which may be other weights."""
-    if others:
+def check_alone(folder: Path, manifest: Manifest, others: Sequence[str]) -> None:
+    """Raises VerificationError for the first of the files `others` of an output, which may be other weights.
+
+    Where a file of the output is missing, that one is named: the other may be it, under another name.
+    """
+    if not others:
+        return
+    declared = {*own_files(manifest), *(row.file for row in (*manifest.base.files, *manifest.untouched))}
+    if missing := sorted(name for name in declared if not (folder / name).is_file()):
         raise VerificationError(
-            f"{folder / others[0]} is no part of the output, and may hold weights that were not edited, or an adapter "
-            "that is put on them: remove it"
+            f"{folder / missing[0]} is missing, but {MANIFEST_NAME} declares it: put it back (it may be {others[0]}, "
+            "renamed, which is not declared), or make the output again"
         )
+    raise VerificationError(
+        f"{folder / others[0]} is no part of the output, and may hold weights that were not edited, or an adapter "
+        "that is put on them: remove it"
+    )
 
 
 def _columns(states: Sequence[State]) -> dict[tuple[str, int], bool]:

@@ -16,17 +16,16 @@ What the hashes cover, and why it differs by format:
   `columns` (adapters): `before` covers the original columns, one after the other in the order of `indices`; `after`
   covers the data of the adapter's `lora_B`. `factor` (LoRA files of llama.cpp): `before` covers the tensor's complete
   data, `after` that of `lora_b`.
-- `written[].sha256` covers a file that is added, replaces another, or is kept in `amnesia-base/`, if it has no more
-  than `staging.MAX_HASHED` bytes. Older manifests have no such rows. The card of a published model, on which people go
-  on writing, is among them, so that nothing removes what they wrote; `verify` takes it as it is.
+- `written[].sha256` covers a file that is added, replaces another, is kept in `amnesia-base/`, or holds tensors of a
+  wider type than before, if it has no more than `staging.MAX_HASHED` bytes. Older manifests have no such rows. The card
+  of a published model, on which people go on writing, is among them, so that nothing removes what they wrote; `verify`
+  takes it as it is.
 - `edits_sha256` covers `edits`. An adapter's `lora_B` holds the product of a cell's multiplier and column, from which
   nobody tells the multiplier without the base.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -37,6 +36,7 @@ from amnesia.edits import EntityEdits, MatrixEdit, Place, columns_of, names_of
 from amnesia.errors import InputError
 from amnesia.files.companions import BASE_FOLDER, UNDO_NAME, is_written
 from amnesia.files.disk import MANIFEST_NAME
+from amnesia.files.manifest_form import rows_hash
 from amnesia.weights.edit_rows import edit_json
 
 FORMAT_VERSION = 6
@@ -165,9 +165,13 @@ class Manifest:
 
     @property
     def names_written(self) -> tuple[str, ...]:
-        """Names that `written` may have: of all files but the manifest itself, which cannot tell its own hash."""
+        """Names that `written` may have: of all files but the manifest itself, which cannot tell its own hash.
+
+        Weights are among them only where they have another size than those of the base.
+        """
         replaced = (name for name in self.replaced if name != MANIFEST_NAME)
-        return (*self.added, *replaced, *(f"{BASE_FOLDER}/{name}" for name in self.replaced))
+        resized = () if self.tensor_type is None else (row.file for row in self.base.files)
+        return (*self.added, *replaced, *(f"{BASE_FOLDER}/{name}" for name in self.replaced), *resized)
 
     @property
     def weight_names(self) -> tuple[str, ...]:
@@ -267,7 +271,7 @@ def _rows_of(groups: Sequence[EntityEdits]) -> list[dict[str, Any]]:
 
 def edits_hash(groups: Sequence[EntityEdits]) -> str:
     """sha256 of all edits as the rows of the manifest, in compact JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(_rows_of(groups), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return rows_hash(_rows_of(groups))
 
 
 def check_earlier(

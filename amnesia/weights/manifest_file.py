@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +13,15 @@ from amnesia.edits import Edit, EntityEdits, Part, Place, Projections, by_projec
 from amnesia.errors import InputError, VerificationError, os_errors_as
 from amnesia.files.companions import ADAPTER_NAMES, LORA_NAME, UNDO_NAME, is_written
 from amnesia.files.disk import check_settled, hash_file, read_small
+from amnesia.files.manifest_form import (
+    BASE_FILE_KEYS,
+    BASE_KEYS,
+    FILE_KEYS,
+    HASH_KEYS,
+    MANIFEST_KEYS,
+    TENSOR_KEYS,
+    manifest_text,
+)
 from amnesia.files.staging import MANIFEST_NAME, MAX_HASHED
 from amnesia.files.strict_json import StrictJson, shown, utf8_bytes
 from amnesia.weights.edit_rows import read_edit
@@ -43,7 +51,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     Raises VerificationError when a value could not be read back, InputError for a name that is not UTF-8.
     """
     try:
-        text = json.dumps(manifest.to_json(), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = manifest_text(manifest.to_json())
     except ValueError as error:
         raise VerificationError(f"the manifest cannot be written ({error}): every number must be finite") from error
     content = utf8_bytes(text)
@@ -96,14 +104,8 @@ def _manifest(value: object, depth: int) -> Manifest:
             f"{MANIFEST_NAME} has format_version {shown(written)}, but this version of amnesia reads {FORMAT_VERSION}: "
             "make the output again with this version"
         )
-    row = _JSON.object(
-        value,
-        "manifest",
-        "format_version tool libraries format base edits edits_sha256 tensors untouched undo added replaced left_out "
-        "recipe scores previous tensor_type in_place",
-        optional="written",
-    )
-    base = _JSON.object(row["base"], "base", "id revision files")
+    row = _object(value, "manifest", MANIFEST_KEYS)
+    base = _object(row["base"], "base", BASE_KEYS)
     files = tuple(_base_file(item) for item in _JSON.list(base["files"], "base.files"))
     edits = _edits(_JSON.list(row["edits"], "edits"))
     try:
@@ -141,6 +143,11 @@ def _manifest(value: object, depth: int) -> Manifest:
         raise _JSON.fail("has other edits than its edits_sha256 says")
     _check(manifest)
     return manifest
+
+
+def _object(value: object, key: str, keys: str) -> Mapping[str, Any]:
+    needed, _, optional = keys.partition(" | ")
+    return _JSON.object(value, key, needed, optional=optional)
 
 
 def _check(manifest: Manifest) -> None:
@@ -185,7 +192,7 @@ def _edits(rows: Sequence[Any]) -> tuple[EntityEdits, ...]:
 
 
 def _base_file(value: object) -> BaseFile:
-    row = _JSON.object(value, "base.files", "file size sha256 scope")
+    row = _object(value, "base.files", BASE_FILE_KEYS)
     return BaseFile(
         _JSON.file_name(row["file"], "base.files.file"),
         _JSON.integer(row["size"], "base.files.size"),
@@ -200,7 +207,7 @@ def _untouched(value: object) -> UntouchedFile:
 
 def _known(value: object, key: str) -> tuple[str, int, str | None]:
     """Name, size and, if that is known, sha256 of a file."""
-    row = _JSON.object(value, key, "file size sha256")
+    row = _object(value, key, FILE_KEYS)
     return (
         _JSON.file_name(row["file"], f"{key}.file"),
         _JSON.integer(row["size"], f"{key}.size"),
@@ -224,7 +231,7 @@ def _tensors(rows: Sequence[object], joined: Projections) -> tuple[TensorEdit, .
 
 
 def _place(value: object) -> Place:
-    row = _JSON.object(value, "tensors", "name file axis layer sha256", optional="expert part first share")
+    row = _object(value, "tensors", TENSOR_KEYS)
     return Place(
         _JSON.integer(row["layer"], "tensors.layer"),
         _JSON.integer(row["expert"], "tensors.expert") if "expert" in row else None,
@@ -235,7 +242,7 @@ def _place(value: object) -> Place:
 
 def _tensor(value: object, place: Place, joined: Projections) -> TensorEdit:
     row = _JSON.mapping(value, "tensors")
-    hashes = _JSON.object(row["sha256"], "tensors.sha256", "before after scope")
+    hashes = _object(row["sha256"], "tensors.sha256", HASH_KEYS)
     change = edit_at(place, joined)
     if not change.indices:
         raise _JSON.fail(f"lists tensor {shown(row['name'])} of layer {place.layer}, in which its edits change nothing")

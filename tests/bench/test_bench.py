@@ -190,7 +190,8 @@ def test_options_that_do_not_fit_are_named(model, tmp_path):
 def test_a_folder_that_is_in_use_stays_as_it_is(model, tmp_path):
     (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
     done = run(model, "--entity", "Japan", "-o", tmp_path)
-    assert done.exit_code == 2 and "exists and is not empty" in done.output
+    line = f"{tmp_path} exists and is not empty: choose another output, or move it away yourself"
+    assert (done.exit_code, done.output) == (2, f"error: {line}\n")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 

@@ -246,14 +246,14 @@ def test_existing_output_needs_force(tmp_path):
     output.mkdir()
     with staged_output(output) as folder:  # An empty folder is as good as none.
         (folder / OLD_NAME).write_text(OLD)
-    with pytest.raises(OutputError, match="--force"), staged_output(output):
+    with pytest.raises(OutputError, match="--force"), staged_output(output, force=False):
         pass
     with staged_output(output, force=True) as folder:
         (folder / "b").write_text("b")
     assert tree(output) == {"b": b"b"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="--force"), staged_output(tmp_path / "file"):
+    with pytest.raises(OutputError, match="--force"), staged_output(tmp_path / "file", force=False):
         pass
 
 
@@ -285,7 +285,7 @@ def test_an_occupied_output_is_refused_before_any_work(tmp_path):
     (tmp_path / "full" / OLD_NAME).write_text(OLD)
     for occupied in (tmp_path / "full", tmp_path / "full" / OLD_NAME):
         with pytest.raises(OutputError, match="exists and is not empty: choose another output, or .* --force"):
-            check_output(occupied)
+            check_output(occupied, force=False)
     check_output(tmp_path / "full", force=True)
     with pytest.raises(OutputError, match="overlaps the source"):
         check_output(tmp_path / "full", tmp_path / "full" / "a", force=True)

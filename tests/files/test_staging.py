@@ -10,6 +10,7 @@ import pytest
 
 from amnesia.errors import OutputError
 from amnesia.files.figure_files import figure_bytes
+from amnesia.files.manifest_form import manifest_text, rows_hash
 from amnesia.files.seals import PAGE_SEAL, report_seal, sealed_drawing, sealed_page
 from amnesia.files.sqlite import database, remove_database
 from amnesia.files.staging import MANIFEST_NAME, REPORT_KEYS, check_output, staged_output
@@ -19,20 +20,33 @@ REPORT = json.dumps(dict.fromkeys(sorted(REPORT_KEYS)))
 PAGE = sealed_page(f"<html><head>{report_seal(REPORT.encode())}{PAGE_SEAL}</head><p>Written by amnesia.</p></html>")
 SWEEP = figure_bytes({"figure": "sweep", "multipliers": [1.0, 0.5]}).decode()
 DRAWN = sealed_drawing(b"<svg><!-- Created with Matplotlib --></svg>\n").decode()
-MANIFEST = json.dumps(
-    {
-        "format": "safetensors",
-        "base": {"files": [{"file": "model.safetensors", "size": 7}]},
-        "untouched": [
-            {"file": "config.json", "size": 2, "sha256": hashlib.sha256(b"{}").hexdigest()},
-            {"file": "README.md", "size": 3, "sha256": hashlib.sha256(b"old").hexdigest()},
-        ],
-        "added": ["report.json"],
-        "replaced": ["README.md"],
-        "tensor_type": None,
-        "in_place": False,
-    }
-)
+DOCUMENT = {
+    **dict.fromkeys("format_version tool libraries edits_sha256 undo left_out recipe scores previous".split()),
+    "format": "safetensors",
+    "base": {
+        "id": "a/b",
+        "revision": None,
+        "files": [{"file": "model.safetensors", "size": 7, "sha256": "", "scope": "file"}],
+    },
+    "edits": [],
+    "edits_sha256": rows_hash([]),
+    "tensors": [],
+    "untouched": [
+        {"file": "config.json", "size": 2, "sha256": hashlib.sha256(b"{}").hexdigest()},
+        {"file": "README.md", "size": 3, "sha256": hashlib.sha256(b"old").hexdigest()},
+    ],
+    "added": ["report.json"],
+    "replaced": ["README.md"],
+    "tensor_type": None,
+    "in_place": False,
+}
+
+
+def manifest(**changes):
+    return manifest_text(DOCUMENT | changes)
+
+
+MANIFEST = manifest()
 OUTPUT = {
     MANIFEST_NAME: MANIFEST,
     "model.safetensors": "weights",
@@ -42,21 +56,18 @@ OUTPUT = {
     "report.json": REPORT,
 }
 ADAPTER = {
-    MANIFEST_NAME: MANIFEST.replace('"safetensors"', '"adapter"').replace('["report.json"]', '["adapter_config.json"]'),
+    MANIFEST_NAME: manifest(format="adapter", added=["adapter_config.json"]),
     "adapter_config.json": "{}",
 }
 
 
 KNOWN = OUTPUT | {
-    MANIFEST_NAME: json.dumps(
-        json.loads(MANIFEST)
-        | {
-            "written": [
-                {"file": "README.md", "size": 6, "sha256": hashlib.sha256(b"a card").hexdigest()},
-                {"file": "amnesia-base/README.md", "size": 3, "sha256": None},
-                {"file": "report.json", "size": len(REPORT), "sha256": None},
-            ]
-        }
+    MANIFEST_NAME: manifest(
+        written=[
+            {"file": "README.md", "size": 6, "sha256": hashlib.sha256(b"a card").hexdigest()},
+            {"file": "amnesia-base/README.md", "size": 3, "sha256": None},
+            {"file": "report.json", "size": len(REPORT), "sha256": None},
+        ]
     )
 }
 
@@ -89,6 +100,8 @@ def within(name, files):
 def test_outputs_are_replaced_with_force(tmp_path, files):
     output = fill(tmp_path / "out", files)
     with pytest.raises(OutputError, match=r"exists and is not empty: .* with --force \(in Python: force=True\)"):
+        check_output(output, force=False)
+    with pytest.raises(OutputError, match="is not empty: choose another output, or move it away yourself$"):
         check_output(output)
     with staged_output(output, force=True) as folder:
         (folder / "new").touch()
@@ -112,7 +125,21 @@ def test_outputs_are_replaced_with_force(tmp_path, files):
         (KNOWN | {"report.json": "my own"}, "report.json"),
         (KNOWN | {"amnesia-base/README.md": "new"}, "amnesia-base/README.md"),
         (KNOWN | {MANIFEST_NAME: KNOWN[MANIFEST_NAME].replace("report.json", "precious.txt", 1)}, "README.md was not"),
-        (OUTPUT | {MANIFEST_NAME: MANIFEST.replace('"in_place": false', '"in_place": true')}, "edited in place"),
+        (OUTPUT | {MANIFEST_NAME: manifest(in_place=True)}, "edited in place"),
+        *(
+            (OUTPUT | {MANIFEST_NAME: text}, f"{MANIFEST_NAME} was changed since amnesia wrote it")
+            for text in (
+                manifest(notes="hours of work"),
+                manifest(previous=DOCUMENT | {"notes": "hours of work"}),
+                manifest(base=DOCUMENT["base"] | {"notes": "hours of work"}),
+                manifest(edits=[{"notes": "hours of work"}]),
+                manifest(tensors=[{"notes": "hours of work"}]),
+                manifest(untouched=[row | {"notes": "hours of work"} for row in DOCUMENT["untouched"]]),
+                MANIFEST + "\n",
+                json.dumps(DOCUMENT),
+            )
+        ),
+        (OUTPUT | {MANIFEST_NAME: manifest(tensor_type="f16")}, "model.safetensors may be another file than amnesia"),
         ({"models/one/amnesia.json": "{}", "models/two/amnesia.json": "{}"}, "models"),
         (within("safetensors", OUTPUT) | {"thesis.tex": "years of work"}, "thesis.tex"),
         (within("safetensors", OUTPUT) | {"safetensors/x": ""}, "safetensors/x"),

@@ -207,7 +207,7 @@ def test_shared_files_are_refused(tmp_path, monkeypatch):
     (path / "checkpoint-5").rmdir()
     for name in before:
         os.link(path / name, tmp_path / name.replace("/", "-"))
-    with pytest.raises(OutputError, match="shared with other folders by a link"):
+    with pytest.raises(OutputError, match="shared with other folders by a link, .*: edit into a new folder with -o"):
         edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
     monkeypatch.setenv("AMNESIA_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").symlink_to(tmp_path)
@@ -218,6 +218,33 @@ def test_shared_files_are_refused(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="Hugging Face cache"):
         edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
     assert tree(path) == before
+
+
+@pytest.mark.parametrize("kind", ["llama", "gguf"])
+def test_an_undo_of_shared_files_is_sent_to_a_new_folder(tmp_path, kind):
+    path, source = make(tmp_path / "model", kind)
+    before = tree(source.folder)
+    edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
+    shutil.copytree(source.folder, tmp_path / "shared", copy_function=os.link)
+    with pytest.raises(OutputError, match="shared with other folders by a link, .*: undo into a new folder with -o"):
+        undo_in_place(tmp_path / "shared")
+    take_back(tmp_path / "shared", tmp_path / "back")
+    assert tree(tmp_path / "back") == before
+
+
+@pytest.mark.parametrize("name", ["b.gguf", "tiny.gguf.bak", "blob"])
+def test_a_copy_beside_a_gguf_is_refused_by_name(tmp_path, name):
+    path = write_gguf(tmp_path / "tiny.gguf")
+    shutil.copy(path, tmp_path / name)
+    before = tree(tmp_path)
+    with pytest.raises(InputError, match=rf"{name} has the size of tiny.gguf, .* with -o, or move it away"):
+        edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
+    assert tree(tmp_path) == before
+    (tmp_path / name).write_bytes(b"another model")
+    edit_in_place(path, EditSpec((PARIS,), ModelRef("a/b")))
+    shutil.copy(path, tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name} has the size of tiny.gguf"):
+        edit_in_place(path, EditSpec((LIMA,), ModelRef("a/b")))
 
 
 def test_a_failing_disk_changes_nothing(tmp_path, monkeypatch):

@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 from shutil import copyfile, copytree
 
+import numpy as np
 import pytest
+from gguf import GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -290,9 +292,50 @@ def test_no_other_model_lies_beside_an_edited_gguf_but_where_it_is_edited_in_pla
             line = commands.refused("verify", out, *base)
             assert f"{name} is no part of the output, and may hold weights that were not edited" in line
         (out / name).unlink()
-    copyfile(source, source.with_name("other.gguf"))
+    source.with_name("other.gguf").write_bytes(source.read_bytes()[:-1])
     commands.done("edit", source, "--cell", "0:3", "--in-place")
     commands.done("verify", source.parent)
+
+
+@pytest.mark.parametrize("missing", ["tiny.gguf", "Modelfile"])
+def test_nobody_is_told_to_remove_what_may_be_the_edited_weights_under_another_name(tmp_path, missing):
+    (tmp_path / "m").mkdir()
+    source, out = write_gguf(tmp_path / "m" / "tiny.gguf"), tmp_path / "out"
+    commands.done("edit", source, "--cell", "0:3", "-o", out)
+    (out / missing).rename(out / "other.gguf")
+    line = commands.refused("verify", out)
+    assert f"{out / missing} is missing, but amnesia.json declares it: put it back (it may be other.gguf" in line
+    assert "remove" not in line
+    (out / "other.gguf").rename(out / missing)
+    commands.done("verify", out)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "tensor", "accepted"),
+    [
+        ("clip", "mmproj", "mm.0.weight", True),
+        ("clip", None, "v.blk.0.attn_q.weight", True),
+        ("clip", "mmproj", "blk.0.ffn_down.weight", False),
+        ("llama", "model", "mm.0.weight", False),
+    ],
+)
+def test_a_projector_beside_an_edited_gguf_is_no_other_model(tmp_path, architecture, kind, tensor, accepted):
+    (tmp_path / "m").mkdir()
+    source, out = write_gguf(tmp_path / "m" / "tiny.gguf"), tmp_path / "out"
+    commands.done("edit", source, "--cell", "0:3", "-o", out)
+    writer = GGUFWriter(out / "mmproj-tiny.gguf", architecture)
+    if kind is not None:
+        writer.add_type(kind)
+    writer.add_tensor(tensor, np.ones((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if accepted:
+        commands.done("verify", out)
+        commands.done("verify", out, "--base", source)
+        (out / "mmproj-tiny.gguf").write_bytes((out / "mmproj-tiny.gguf").read_bytes()[:100])
+    assert "mmproj-tiny.gguf is no part of the output" in commands.refused("verify", out)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits, Place, join_cells
 from amnesia.errors import InputError, VerificationError
+from amnesia.files.manifest_form import is_as_written, manifest_text
 from amnesia.files.staging import MANIFEST_NAME, MAX_HASHED
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit, UntouchedFile, WrittenFile
 from amnesia.weights.manifest_file import manifest_bytes, parse_manifest, read_manifest, write_manifest
@@ -299,3 +300,25 @@ def _rows(group):
         {"entity": group.entity, "layer": edit.cell.layer, "neuron": edit.cell.neuron, "multiplier": -1.0}
         for edit in group.edits
     ]
+
+
+def test_the_form_of_a_manifest_is_known_without_reading_it():
+    content = manifest_bytes(example(previous=example(undo=None)))
+    assert is_as_written(content)
+    document = json.loads(content)
+    for changed in (
+        document | {"notes": "mine"},
+        document | {"previous": document["previous"] | {"notes": "mine"}},
+        document | {"tensors": [row | {"notes": "mine"} for row in document["tensors"]]},
+        document | {"edits": [row | {"notes": "mine"} for row in document["edits"]]},
+        document | {"written": [row | {"notes": "mine"} for row in document["written"]]},
+        {key: value for key, value in document.items() if key != "undo"},
+        [document],
+    ):
+        text = manifest_text(changed).encode()
+        assert not is_as_written(text)
+        with pytest.raises(VerificationError):
+            parse_manifest(text)
+    for same in (content + b" ", content[1:], json.dumps(document, indent=1).encode(), b"\xff" + content):
+        assert not is_as_written(same)
+    assert not is_as_written(b"[" * 100_000)

@@ -107,12 +107,20 @@ NOT_GATED = (
     "starcoder2",
 )
 GPT_OSS = "gpt-oss"
+# How tensors of language models are called; those of projectors begin with v, a or mm.
+_OF_LANGUAGE = ("blk.", "token_embd.", "output.")
 _LAYER = re.compile(r"blk\.(\d{1,9})\.")
 
 
 def kind_of(model: GgufModel) -> object:
     """What a GGUF says that it is: "model", "adapter", or what other programs write."""
     return model.metadata.get("general.type", "model")
+
+
+def is_projector(file: GgufFile) -> bool:
+    """Whether a GGUF is what llama.cpp puts beside a model so that it sees or hears, without a language model in it."""
+    says = file.metadata.get("general.type") == "mmproj" or file.metadata.get("general.architecture") == "clip"
+    return says and not any(name.startswith(_OF_LANGUAGE) for name in file.tensors)
 
 
 def check_is_model(model: GgufModel) -> None:

@@ -211,3 +211,22 @@ def test_what_a_wider_type_keeps_of_the_effect_is_said(tmp_path: Path, tensor_ty
 
 def tensor_type_of(path: Path, name: str) -> str:
     return next(tensor for tensor in GGUFReader(path).tensors if tensor.name == name).tensor_type.name
+
+
+@pytest.mark.parametrize("command", ["edit", "undo"])
+def test_another_file_in_the_place_of_wider_weights_is_not_replaced(tmp_path: Path, command: str):
+    source, edit = tiny(tmp_path / "m" / "tiny.gguf"), tmp_path / "edit.json"
+    edit.write_text(json.dumps({"entity": "Ada", "edits": [edit_json(direction(0))]}))
+    wide, other = tmp_path / "wide", tmp_path / "other"
+    done("edit", source, "--edit", edit, "--tensor-type", "f16", "-o", wide)
+    done("edit", source, "--cell", "0:3", "-o", other)
+    weights = (wide / "tiny.gguf").read_bytes()
+    line = ("edit", source, "--cell", "0:3") if command == "edit" else ("undo", other)
+    for content in (b"my thesis", source.read_bytes(), weights[:-1] + bytes([weights[-1] ^ 1])):
+        (wide / "tiny.gguf").write_bytes(content)
+        assert "tiny.gguf was changed since amnesia wrote it" in refused(*line, "-o", wide, "--force")
+        assert (wide / "tiny.gguf").read_bytes() == content
+    (wide / "tiny.gguf").write_bytes(weights)
+    done("verify", wide, "--base", source)
+    done(*line, "-o", wide, "--force")
+    assert len((wide / "tiny.gguf").read_bytes()) == source.stat().st_size
