@@ -155,8 +155,8 @@ def check_alone(folder: Path, manifest: Manifest, others: Sequence[str]) -> None
     declared = {*own_files(manifest), *(row.file for row in (*manifest.base.files, *manifest.untouched))}
     if missing := sorted(name for name in declared if not (folder / name).is_file()):
         raise VerificationError(
-            f"{folder / missing[0]} is missing, but {MANIFEST_NAME} declares it: put it back (it may be {others[0]}, "
-            "renamed, which is not declared), or make the output again"
+            f"{folder / missing[0]} is missing, but {MANIFEST_NAME} declares it: put it back ({others[0]}, "
+            "which is not declared, may be it under another name), or make the output again"
         )
     raise VerificationError(
         f"{folder / others[0]} is no part of the output, and may hold weights that were not edited, or an adapter "

@@ -304,8 +304,8 @@ def test_nobody_is_told_to_remove_what_may_be_the_edited_weights_under_another_n
     commands.done("edit", source, "--cell", "0:3", "-o", out)
     (out / missing).rename(out / "other.gguf")
     line = commands.refused("verify", out)
-    assert f"{out / missing} is missing, but amnesia.json declares it: put it back (it may be other.gguf" in line
-    assert "remove" not in line
+    assert f"{out / missing} is missing, but amnesia.json declares it: put it back (other.gguf, which" in line
+    assert "remove it" not in line
     (out / "other.gguf").rename(out / missing)
     commands.done("verify", out)
 
