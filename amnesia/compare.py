@@ -344,7 +344,7 @@ def name_of(source: ModelSource) -> str:
     return Path(name).name if user_path(name).exists() else str(source)
 
 
-def check_report(output: Path, models: Iterable[str | None], *, force: bool = False) -> None:
+def check_report(output: Path, models: Iterable[str | None], *, force: bool | None = None) -> None:
     """Raise OutputError when a report cannot be written to `output`, or would replace one of the models."""
     for path in (user_path(model) for model in models if model is not None):
         if path.exists():

@@ -9,6 +9,7 @@ import pytest
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.errors import VerificationError
+from amnesia.files.manifest_form import manifest_text
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.outputs.commands import save, undo, verify
 from amnesia.outputs.in_place import undo_in_place
@@ -131,7 +132,7 @@ def test_outputs_from_before_their_files_were_known_are_proven_and_replaced(tmp_
         save(model, edits, output, format=name)
         document = json.loads((output / MANIFEST_NAME).read_bytes())
         assert document.pop("written")
-        (output / MANIFEST_NAME).write_text(json.dumps(document))
+        (output / MANIFEST_NAME).write_text(manifest_text(document), encoding="utf-8")
         verify(output)
         save(model, edits, output, format=name, force=True)
         assert read_manifest(output).written
