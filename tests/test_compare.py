@@ -272,7 +272,7 @@ def test_reports_do_not_replace_models(tmp_path, model):
     with pytest.raises(OutputError, match="overlaps the source"):
         check_report(model, ("smollm2-135m", str(model)), force=True)
     with pytest.raises(OutputError, match="--force"):
-        check_report(model, (None,))
+        check_report(model, (None,), force=False)
     check_report(tmp_path / "new", (str(model), None))
 
 

@@ -100,8 +100,8 @@ def test_manifests_that_are_none(tmp_path):
 
 def test_a_manifest_of_another_gguf_beside_the_base_is_nobodys_business(tmp_path):
     (tmp_path / "models").mkdir()
-    gguf, other = write_gguf(tmp_path / "models" / "a.gguf"), write_gguf(tmp_path / "models" / "b.gguf")
-    done("edit", other, "--cell", "1:5", "--in-place")
+    done("edit", write_gguf(tmp_path / "models" / "b.gguf"), "--cell", "1:5", "--in-place")
+    gguf = write_gguf(tmp_path / "models" / "a.gguf")
     done("edit", gguf, "--cell", "0:3", "-o", tmp_path / "one")
     done("edit", tmp_path / "one" / "a.gguf", "--cell", "1:4", "-o", tmp_path / "two")
     assert "2 columns in 2 tensors" in done("verify", tmp_path / "two", "--base", gguf)
