@@ -31,7 +31,8 @@ def diff(model: str, other: str, json_output: bool) -> None:
 
     For each tensor: the share of numbers that differ, the largest change if it is finite (1 is the root mean square of
     the tensor in MODEL), the columns or rows that differ, by which number they were multiplied if they were, and the
-    rank of the difference beyond rounding. Two .gguf files are compared as they are.
+    rank of the difference beyond rounding. Of tensors with scales beside them, as quantized ones have, numbers are not
+    compared. Two .gguf files are compared as they are.
 
     Exits as `diff` does: 0 when all tensors are the same, 1 when some differ, 2 when they cannot be compared.
     """
@@ -68,7 +69,8 @@ def _shown(found: ModelDifference) -> str:
 def _row(row: MatrixDifference) -> str:
     types = row.dtypes[0] if row.dtypes[0] == row.dtypes[1] else " → ".join(row.dtypes)
     if row.share is None:
-        return f"{row.name} ({types}): other bytes"
+        scaled = "" if row.scales is None else f", to be multiplied by {row.scales}: its numbers are not compared"
+        return f"{row.name} ({types}): {'other bytes' if row.dtypes[0] == row.dtypes[1] else 'of another type'}{scaled}"
     parts = [f"{share(row.share, 3)} of the numbers"]
     if row.largest is not None:
         parts.append(f"by at most {row.largest:.3g}")

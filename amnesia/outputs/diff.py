@@ -20,6 +20,7 @@ from amnesia.files.disk import read_exactly
 from amnesia.progress import SILENT, Tracker
 from amnesia.sources.resolve import resolve, resolve_file
 from amnesia.weights.checkpoint import open_source
+from amnesia.weights.consistency import scaled_tensors
 from amnesia.weights.difference import EPSILON, MatrixDifference, Stored, compare
 from amnesia.weights.gguf.container import GgufModel, GgufTensor, read_model
 from amnesia.weights.gguf.layout import check_is_model, gguf_shape, kind_of
@@ -119,6 +120,7 @@ def _edit(found: tuple[MatrixDifference, ...], owners: Owners) -> EditFound | No
 def _folder(folder: Path) -> tuple[dict[str, Stored], Owners]:
     """The matrices of a safetensors checkpoint; of a tensor of experts, those of each."""
     files = read_weight_files(folder)
+    scales = scaled_tensors({name for header in files.headers.values() for name in header.tensors})
     found: dict[str, Stored] = {}
     for header in files.headers.values():
         for tensor in header.tensors.values():
@@ -127,7 +129,7 @@ def _folder(folder: Path) -> tuple[dict[str, Stored], Owners]:
             parts = [f"{tensor.name}[{place}]" for place in range(tensor.shape[0])] if fused else []
             for name in parts or [tensor.name]:
                 part = header.find(name) if parts else tensor
-                found[name] = _plain(header.path, part or tensor)
+                found[name] = _plain(header.path, part or tensor, scales.get(tensor.name))
     owners: dict[tuple[str, int], tuple[int, int | None, int]] = {}
     with contextlib.suppress(AmnesiaError):  # Any model can be compared, also one that cannot be edited.
         shape = open_source(folder).shape
@@ -140,18 +142,20 @@ def _folder(folder: Path) -> tuple[dict[str, Stored], Owners]:
     return found, owners
 
 
-def _plain(path: Path, tensor: TensorInfo) -> Stored:
+def _plain(path: Path, tensor: TensorInfo, scales: str | None) -> Stored:
+    """A tensor as a matrix; numbers that are to be multiplied by `scales` are not those of the model."""
     whole = DTYPE_BITS[tensor.dtype] % 8 == 0
     # Of numbers that are no whole bytes, each byte is a row.
     rows, columns = (math.prod(tensor.shape[:-1]), *(tensor.shape[-1:] or (1,))) if whole else (tensor.size, 1)
-    number = number_type(tensor.dtype) if tensor.dtype in EPSILON else None
+    number = number_type(tensor.dtype) if tensor.dtype in EPSILON and scales is None else None
     row_size = columns * tensor.item_size if whole else 1
 
     def numbers(raw: bytes) -> np.ndarray:
         return np.frombuffer(raw, number).reshape(-1, columns)
 
     read = partial(_read, path, tensor.offset, row_size)
-    return Stored(tensor.name, tensor.dtype, (rows, columns), tensor.size, read, None if number is None else numbers)
+    shape = (rows, columns)
+    return Stored(tensor.name, tensor.dtype, shape, tensor.size, read, None if number is None else numbers, scales)
 
 
 def _read(path: Path, offset: int, row_size: int, first: int, count: int) -> bytes:

@@ -40,7 +40,8 @@ _QUANTIZED = 2.0**-9
 class Stored:
     """A matrix in a file: `read` gives the bytes of some rows (first, number), `numbers` their values (rows, columns).
 
-    A tensor of one axis is a single row. `numbers` is None for types that are only compared byte by byte.
+    A tensor of one axis is a single row. `numbers` is None for types that are only compared byte by byte, and for
+    tensors that mean nothing without the one named `scales`, by which they are multiplied.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Stored:
     n_bytes: int
     read: Callable[[int, int], bytes]
     numbers: Callable[[bytes], np.ndarray] | None
+    scales: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class MatrixDifference:
     first matrix; None where that is zero, and where a number that differs is not finite. NaN is equal to NaN. Along
     `axis` (1: columns, 0: rows) only `indices` differ; those in `scaled` are multiples of what they were, by these
     multipliers. `rank` is that of the difference above what rounding explains, None where that cannot be told or is
-    `N_PROBES` or more. Of types without numbers only the names are known.
+    `N_PROBES` or more. Of types without numbers only the names are known, and of tensors that are multiplied by another
+    one beside them in either model, which `scales` names.
     """
 
     name: str
@@ -71,6 +74,7 @@ class MatrixDifference:
     indices: tuple[int, ...] = ()
     scaled: dict[int, float] = field(default_factory=dict)
     rank: int | None = None
+    scales: str | None = None
 
 
 def compare(one: Stored, two: Stored, progress: Progress = ignore_progress) -> MatrixDifference | None:
@@ -79,7 +83,7 @@ def compare(one: Stored, two: Stored, progress: Progress = ignore_progress) -> M
     if alike and all(first == second for first, second in _blocks(one, two, progress)):
         return None
     if one.numbers is None or two.numbers is None:
-        return MatrixDifference(one.name, (one.dtype, two.dtype), one.shape)
+        return MatrixDifference(one.name, (one.dtype, two.dtype), one.shape, scales=one.scales or two.scales)
     sums = _Sums(one.shape, one.dtype, two.dtype)
     start = 0
     with np.errstate(all="ignore"):

@@ -181,6 +181,28 @@ def test_other_tensors_types_and_shapes_are_told(tmp_path):
     assert N_LAYERS == 3 and row.largest < 0.05
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float32])
+@pytest.mark.parametrize("scale", ["weight_scale", "weight_scale_inv", "input_scale"])
+def test_of_numbers_with_scales_nothing_is_claimed(tmp_path, dtype, scale):
+    model = save_tiny(tmp_path / "m", max_shard_size="1GB")
+    other = save_tiny(tmp_path / "o", max_shard_size="1GB")
+    path, name = other / "model.safetensors", "model.layers.1.mlp.down_proj.weight"
+    scales = name.replace("weight", scale)
+    tensors = load_file(path)
+    tensors |= {name: (tensors[name] * 10).to(dtype), scales: torch.full((tensors[name].shape[0], 1), 0.1)}
+    save_file(tensors, path, {"format": "pt"})
+    is_f8 = dtype == torch.float8_e4m3fn
+    kind = "F32 → F8_E4M3): of another type" if is_f8 else "F32): other bytes"
+    for pair in ((model, other), (other, model)):
+        found = diff(*map(str, pair))
+        (row,) = found.tensors
+        assert (row.name, row.share, row.axis, row.scaled, row.rank, found.edit) == (name, None, None, {}, None, None)
+        assert row.scales == scales
+    shown = call("diff", model, other)
+    assert shown.exit_code == 1
+    assert shown.stdout.splitlines()[0] == f"{name} ({kind}, to be multiplied by {scales}: its numbers are not compared"
+
+
 def test_two_gguf_files_are_compared_as_they_are(tmp_path):
     source = tiny(tmp_path / "base" / "m.gguf", GGMLQuantizationType.F32)
     write(source, tmp_path / "cells", ColumnEdit(Cell(0, 9), -1.0))

@@ -88,6 +88,21 @@ def test_packed_weights_are_refused_as_quantized_by_every_command(model, tmp_pat
     assert "are quantized (" in lines.pop()
 
 
+@pytest.mark.parametrize("factor", ["lora_A", "lora_A.weight", "lora_B.default.weight", "lora_embedding_A"])
+def test_an_unmerged_lora_is_refused_as_such_by_every_command(model, tmp_path, factor):
+    change(model, {f"{DOWN}.{factor}": numbers(4, 48)})
+    for arguments in (
+        ("localize", model, "Japan"),
+        ("edit", model, "--cell", "0:4", "-o", tmp_path / "out"),
+        ("edit", model, "--cell", "0:4", "--in-place"),
+    ):
+        line = refused(*arguments)
+        assert f"have an unmerged LoRA beside them ({DOWN}.{factor})" in line and "merge_and_unload" in line
+    tensors = load_file(model / "model.safetensors")
+    change(model, {f"{DOWN}.base_layer.weight": tensors[WEIGHT]}, (WEIGHT,))
+    assert "unmerged LoRA" in refused("edit", model, "--cell", "0:4", "-o", tmp_path / "out")
+
+
 def test_what_may_stand_beside_weights(model):
     change(
         model,
