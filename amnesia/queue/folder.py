@@ -97,15 +97,25 @@ def _check_same(path: Path, wanted: Mapping[str, Any]) -> None:
         found = check.mapping(check.parse(read_small(path / SETTINGS_NAME, _MAX_SETTINGS)), "the file")
     for key in {**wanted, **found}:
         if found.get(key) != wanted.get(key):
-            was, now = (_in_words(side.get(key)) for side in (found, wanted))
             raise InputError(
-                f"{path} holds a queue that was begun with other {key} ({was}; now {now}): go on with the same "
-                "command, or choose another output"
+                f"{path} holds a queue that was begun with other {key} ({_in_words(found.get(key), wanted.get(key))}): "
+                f"{_REMEDIES.get(key, 'go on with the same command')}, or choose another output"
             )
 
 
-def _in_words(value: Any) -> str:
-    return f"{len(value)} of them" if isinstance(value, list | dict) else shown(value)
+_REMEDIES = {"files": "put back the files of the model as they were"}
+
+
+def _in_words(was: Any, now: Any) -> str:
+    """How two values of a setting differ; of files and recipes, the first that does."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        name = next(name for name in sorted({**was, **now}) if was.get(name) != now.get(name))
+        what = "is gone" if name not in now else "is new" if name not in was else "is not as it was"
+        return f"{name} {what}"
+    one, other = (f"{len(value)} of them" if isinstance(value, list | dict) else shown(value) for value in (was, now))
+    if one == other:
+        return "in another order, or others of the same number"
+    return f"{one}; now {other}"
 
 
 def is_finished(folder: Path) -> bool:

@@ -57,6 +57,7 @@ from amnesia.queue.outcome import (
 from amnesia.queue.summary import JOINT_NAME, PAGE_NAME, SUMMARY_NAME, Summary, joint_json, of_entity, summarize
 from amnesia.recipe import Recipe
 from amnesia.report.page import summary_html
+from amnesia.sources.fingerprint import fingerprints
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
 from amnesia.weights.manifest import forgotten
@@ -129,12 +130,9 @@ def _settings(
 ) -> dict[str, Any]:
     """What must be the same for a queue to go on, beside its entities: all that its results depend on."""
     recipes = {row.name: hashlib.sha256(row.recipe.text.encode()).hexdigest() for row in listed if row.recipe}
-    # Times tell a model that was trained on; hashing its weights would take as long as asking it.
-    stats = {path.name: path.stat() for path in sorted(source.folder.iterdir()) if path.is_file()}
-    files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     return {
         "model": str(source.ref.portable),
-        "files": files,
+        "files": fingerprints(source),
         "dtype": loading.dtype,
         "table": None if popqa is None else hash_file(popqa),
         "recipes": recipes,

@@ -214,6 +214,33 @@ def test_other_lists_and_other_folders_are_refused(written, entities, tmp_path):
     assert tree(tmp_path) == {"full/mine": b""}
 
 
+def test_only_the_content_of_files_that_are_read_counts(written, entities, model, tmp_path):
+    _, output, _ = written
+    before, config = results(output), (model / "config.json").read_bytes()
+    (model / ".DS_Store").write_bytes(b"\0x")
+    os.utime(model / "config.json")
+    shard = min(model.glob("*.safetensors"))
+    os.utime(shard)
+    try:
+        with Watched().watching() as tracker:
+            run_queue(read_list(entities), None, None, output, tracker)
+        assert not tracker.passes and results(output) == before
+        (model / "config.json").write_bytes(config + b"\n")
+        line = refused("run", "--entities", entities, "-o", output)
+        assert "was begun with other files (config.json is not as it was): put back the files of the model" in line
+        (model / "config.json").write_bytes(config)
+        weights = shard.read_bytes()
+        shard.write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+        assert f"other files ({shard.name} is not as it was)" in refused("run", "--entities", entities, "-o", output)
+        shard.write_bytes(weights)
+        (model / "vocab.txt").write_text("a")
+        assert "other files (vocab.txt is new)" in refused("run", "--entities", entities, "-o", output)
+    finally:
+        for name in (".DS_Store", "vocab.txt"):
+            (model / name).unlink(missing_ok=True)
+    assert results(output) == before
+
+
 def test_an_entity_that_is_being_worked_on_is_left_alone(tmp_path):
     folder = tmp_path / "entity"
     folder.mkdir()
