@@ -29,6 +29,7 @@ CACHE_PREFIXES = ("models--", "datasets--", "spaces--")
 MANIFEST_NAME = "amnesia.json"
 # While a file of this name exists, the folder is in the middle of an edit in place.
 JOURNAL_NAME = ".amnesia-journal"
+NO_JOURNAL = "is no regular file, and so no journal of an edit in place: remove it"
 _NOT_SUPPORTED = {errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EBADF}
 
 
@@ -271,7 +272,10 @@ def locked(folder: Path) -> Generator[None]:
 
 def check_settled(folder: Path) -> None:
     """Raises CheckpointError when an edit of `folder` in place was interrupted and not yet taken back."""
-    if (folder / JOURNAL_NAME).exists():
+    journal = folder / JOURNAL_NAME
+    if os.path.lexists(journal):
+        if not stat.S_ISREG(journal.lstat().st_mode):
+            raise CheckpointError(f"{journal} {NO_JOURNAL}")
         raise CheckpointError(
             f"an edit of {folder} in place was interrupted ({JOURNAL_NAME} is there): take it back with `amnesia undo "
             f"{folder} --in-place`; if nobody here edited it in place, remove that file"

@@ -27,7 +27,17 @@ import numpy as np
 from amnesia.errors import AmnesiaError, OutputError, VerificationError
 from amnesia.files.cache import MARK_NAME, hidden_folder, hidden_folders, is_hidden_name, remove_hidden
 from amnesia.files.companions import is_written
-from amnesia.files.disk import JOURNAL_NAME, copy_file, locked, open_regular, read_exactly, read_small, sync, write_new
+from amnesia.files.disk import (
+    JOURNAL_NAME,
+    NO_JOURNAL,
+    copy_file,
+    locked,
+    open_regular,
+    read_exactly,
+    read_small,
+    sync,
+    write_new,
+)
 from amnesia.files.streams import Strided, overwrite
 from amnesia.files.strict_json import StrictJson, shown
 
@@ -178,7 +188,7 @@ def _settle(folder: Path) -> bool:
     journal = folder / JOURNAL_NAME
     found = os.path.lexists(journal)
     if found and not stat.S_ISREG(journal.lstat().st_mode):
-        raise VerificationError(f"{journal} is no regular file, and so no journal of an edit in place: remove it")
+        raise VerificationError(f"{journal} {NO_JOURNAL}")
     try:
         if found:
             aside, change = _read(folder, journal)

@@ -176,6 +176,8 @@ def test_a_journal_that_is_no_file_is_to_be_removed(model):
             assert f"{journal} is no regular file, and so no journal of an edit in place: remove it" in refused(
                 *command
             )
+        line = refused("verify", model)
+        assert f"{journal} is no regular file, and so no journal of an edit in place: remove it" in line
         journal.rmdir() if journal.is_dir() else journal.unlink()
     assert tree(model) == before
 
