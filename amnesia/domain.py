@@ -114,8 +114,6 @@ MAX_NAME = 300
 def entity_name(given: str) -> str:
     """The name of an entity that somebody gave, tidy; raises InputError for an empty one, and for one too long."""
     name = tidy(given)
-    if not name:
-        raise InputError("no entity given, or an empty one: name one, for example Canada")
     check_characters(name)
     if len(name) > MAX_NAME:
         raise InputError(
@@ -124,8 +122,19 @@ def entity_name(given: str) -> str:
     return name
 
 
+# Letters and signs that Unicode draws as nothing: fillers of Hangul and of Braille.
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"
+
+
 def check_characters(name: str) -> None:
-    """Raises InputError for a name with control characters, or with what a terminal gave that is no text."""
+    """Raises InputError for a name that shows nothing, for control characters, and for what is no text.
+
+    Spaces, invisible formats and marks without a letter show nothing.
+    """
+    if all(
+        char in _BLANK or unicodedata.category(char)[0] in "ZM" or unicodedata.category(char) == "Cf" for char in name
+    ):
+        raise InputError("no entity given, or an empty one: name one, for example Canada")
     if odd := [char for char in name if unicodedata.category(char) in ("Cc", "Cs")]:
         raise InputError(f"the name {clipped(name)!r} holds the control character {odd[0]!r}: give it without")
 

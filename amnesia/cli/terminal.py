@@ -11,6 +11,7 @@ import importlib
 import io
 import json
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -21,7 +22,7 @@ from typing import Any
 import click
 
 from amnesia.errors import AmnesiaError, InputError, OutputError, in_one_line, os_errors_as, signal_of
-from amnesia.files.disk import check_replaceable, read_small, replace_file
+from amnesia.files.disk import JOURNAL_NAME, check_replaceable, read_small, replace_file
 from amnesia.files.processes import is_first, n_started, rank
 from amnesia.files.staging import MANIFEST_NAME, check_outside_caches
 from amnesia.plain_text import for_terminal
@@ -161,12 +162,20 @@ class Commands(click.Group):
             ctx.exit(EXIT_BAD_INPUT)
 
 
+# What the system refuses it names well enough itself, but not what to do.
+_REMEDY = "check this place, or choose another"
+_REMEDIES = {
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EACCES: "check its permissions, or choose another place",
+    errno.ENOSPC: "free space, or choose another disk",
+}
+
+
 def _line_of(error: BaseException) -> str:
     if isinstance(error, AmnesiaError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno is not None:
-        # What the system refuses (a permission, a name that is too long) it names well enough itself.
-        return f"{error.filename or 'system'}: {error.strerror}"
+        return f"{error.filename or 'system'}: {error.strerror}: {_REMEDIES.get(error.errno, _REMEDY)}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # That of torch is of its own.
         return f"out of memory ({in_one_line(error)}): use --dtype bfloat16, --device auto, or a smaller model"
     return (
@@ -208,25 +217,61 @@ def _saying_what_is_written(callback: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(callback)
     def command(*arguments: Any, **options: Any) -> Any:
-        places = [options.get("output")]
         if options.get("in_place"):
-            model = Path(options.get("model") or options["edited"])
-            places = [(model.parent if model.is_file() else model) / MANIFEST_NAME]
-        before = [_state(place) for place in places]
+            look = _in_place(Path(options.get("model") or options["edited"]), is_undo="edited" in options)
+        else:
+            look = _output(options.get("output"))
         try:
             return callback(*arguments, **options)
         except KeyboardInterrupt as error:
-            for place, state in zip(places, before, strict=True):
-                if _state(place) != state and not hasattr(error, "__notes__"):
-                    error.add_note(f"{place} was written")
+            if (line := look()) is not None and not hasattr(error, "__notes__"):
+                error.add_note(line)
             raise
 
     return command
 
 
+def _output(place: Path | None) -> Callable[[], str | None]:
+    """What says later whether a command has written `place` since now."""
+    before = _state(place)
+    return lambda: None if _state(place) == before else f"{place} was written"
+
+
+def _in_place(model: Path, *, is_undo: bool) -> Callable[[], str | None]:
+    """What says later what became of a model that is edited, or restored, where it lies.
+
+    An edit is made when its manifest is there and its journal is gone. An older change that was interrupted is taken
+    back first, which may bring an older manifest back: it is known by its number and its time.
+    """
+    aside: list[Path] = []
+    with contextlib.suppress(OSError):  # No folder can have such a name, which the command says.
+        model = model.parent if model.is_file() else model
+        aside = [*model.glob(f".amnesia-*/*/{MANIFEST_NAME}")]
+    manifest, journal = model / MANIFEST_NAME, model / JOURNAL_NAME
+    older = [*map(_state, (manifest, *aside))]
+    was_interrupted = os.path.lexists(journal)
+
+    def look() -> str | None:
+        if os.path.lexists(journal):
+            return f"{model} is changed in part: `amnesia undo {shlex.quote(str(model))} --in-place` takes that back"
+        now = _state(manifest)
+        if was_interrupted and (is_undo or not now or now in older):
+            return f"an interrupted change of {model} was taken back: its files are as before it"
+        if now == older[0]:
+            return None
+        if is_undo:
+            return f"the edit of {model} was taken back: its files are as before it"
+        return f"the edit of {model} is complete: `amnesia undo {shlex.quote(str(model))} --in-place` takes it back"
+
+    return look
+
+
 def _state(place: Path | None) -> list[tuple[str, int, int]]:
     """What is at a place that a command writes: names, numbers and times of change."""
-    if place is None or not place.exists():
+    try:
+        if place is None or not place.exists():
+            return []
+    except OSError:  # No file can have such a name, which the command says.
         return []
     found = [place, *(place.iterdir() if place.is_dir() else ())]
     return [(path.name, status.st_ino, status.st_mtime_ns) for path in found for status in (path.lstat(),)]

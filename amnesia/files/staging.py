@@ -85,10 +85,13 @@ def check_output(output: Path, source: Path | None = None, *, force: bool | None
     being read, at or above the working folder, where `output` is a link, and where it exists and is not empty, unless
     `force` is given and this package wrote it.
     """
-    if output.is_symlink():
-        raise OutputError(f"{output} is a link: give the folder itself")
-    real = output.resolve()
-    check_outside_caches(output)
+    with os_errors_as(OutputError, f"{output} cannot be written", "choose another output"):
+        if "\0" in str(output):
+            raise OutputError(f"{str(output)!r} holds a null character, which no name can have: choose another output")
+        if output.is_symlink():
+            raise OutputError(f"{output} is a link: give the folder itself")
+        real = output.resolve()
+        check_outside_caches(output)
     if Path.cwd().is_relative_to(real):
         raise OutputError(f"{output} holds the working folder: choose a new folder")
     if source is not None:

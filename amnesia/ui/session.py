@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,9 +166,12 @@ class Session:
             raise InputError("no place to save to is given: enter the name of a new folder or file")
         if form not in self.formats:
             raise InputError(f"there is no format {form!r} for {self.source}: choose one of {', '.join(self.formats)}")
+        if "\0" in output:
+            raise InputError(f"{output!r} holds a null character, which no name can have: choose another name")
         path = user_path(output.strip()).absolute()
         with os_errors_as(OutputError, f"{path} cannot be written", "choose another name"):
-            if os.path.lexists(path):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path.lstat()  # Other errors are those of names that no file can have.
                 raise OutputError(f"{path} exists: choose another name, or move it away yourself")
         if form == "recipe":
             _write_file(path, self._recipe_text(edits).encode())

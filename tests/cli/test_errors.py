@@ -15,6 +15,7 @@ import pytest
 from amnesia.localization import cells
 from support.commands import call, refused, succeed
 from support.folders import ROOT, tree
+from support.tiny_gguf import write_gguf
 from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live
 
@@ -315,13 +316,49 @@ def test_an_interrupt_after_the_output_is_there_says_so(model, tmp_path, monkeyp
     for name, place, arguments in (
         ("amnesia.cli.atlas.print_json", tmp_path / "atlas", atlas),
         ("amnesia.cli.edit._print_edit", tmp_path / "out", ("edit", model, "--cell", "0:1", "-o", tmp_path / "out")),
-        ("amnesia.cli.edit._print_edit", model / "amnesia.json", ("edit", model, "--cell", "0:1", "--in-place")),
     ):
         monkeypatch.setattr(name, interrupt)
         result = call(*arguments)
         assert (result.exit_code, result.stdout) == (130, "")
         assert result.stderr.splitlines()[-1] == f"interrupted: {place} was written"
         assert place.exists()
+
+
+def said(monkeypatch, place, *arguments):
+    """What a command says that is interrupted where it calls `place`."""
+    with monkeypatch.context() as patched:
+        patched.setattr(place, interrupt)
+        result = call(*arguments)
+    assert (result.exit_code, result.stdout) == (130, "")
+    return result.stderr.splitlines()[-1].removeprefix("interrupted: ")
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_an_interrupted_change_in_place_says_what_is_on_the_disk(model, tmp_path, monkeypatch, kind):
+    if kind == "gguf":
+        (tmp_path / "g").mkdir()
+        model = write_gguf(tmp_path / "g" / "model.gguf")
+    folder = model if model.is_dir() else model.parent
+    before = tree(folder)
+    edit, undo = ("edit", model, "--cell", "1:4", "--in-place"), ("undo", model, "--in-place")
+    complete = f"the edit of {folder} is complete: `amnesia undo {folder} --in-place` takes it back"
+    back = f"the edit of {folder} was taken back: its files are as before it"
+    assert said(monkeypatch, "amnesia.outputs.in_place._bookkeeping", *edit) == "nothing was written"
+    assert said(monkeypatch, "amnesia.cli.edit._print_edit", *edit) == complete
+    edited = tree(folder)
+    assert "amnesia.json" in edited
+    assert said(monkeypatch, "amnesia.outputs.in_place.apply", *undo) == "nothing was written"
+    # An edit on top of it, whose manifest takes the place of the first one.
+    again = ("edit", model, "--cell", "1:5", "--in-place")
+    assert said(monkeypatch, "amnesia.cli.edit._print_edit", *again) == complete
+    assert said(monkeypatch, "amnesia.cli.edit.echo", *undo) == back and tree(folder) == edited
+    # Interrupted again while it is taken back.
+    in_part = f"{folder} is changed in part: `amnesia undo {folder} --in-place` takes that back"
+    assert said(monkeypatch, "amnesia.files.journal._remove_empty", *again) == in_part
+    assert tree(folder) != edited
+    older = f"an interrupted change of {folder} was taken back: its files are as before it"
+    assert said(monkeypatch, "amnesia.outputs.in_place.check_unaltered", *again) == older and tree(folder) == edited
+    assert said(monkeypatch, "amnesia.cli.edit.echo", *undo) == back and tree(folder) == before
 
 
 def test_an_interrupted_push_says_what_becomes_of_what_was_sent(tmp_path, monkeypatch):

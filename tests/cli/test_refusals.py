@@ -10,8 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from amnesia.domain import Cell, entity_name
+from amnesia.edits import ColumnEdit
+from amnesia.errors import OutputError
+from amnesia.outputs.commands import save
 from support.commands import refused, succeed
 from support.folders import tree
+from support.tiny import save_tiny
 from support.tiny_recipe import recipe_text, unknown_fact
 
 
@@ -391,7 +396,39 @@ def test_outputs_that_are_none(model, tmp_path):
 
 
 def test_what_the_system_refuses_is_one_line(tmp_path):
-    assert "File name too long" in refused("localize", "x" * 300, "Japan")
+    long = "x" * 300
+    model = save_tiny(tmp_path / "m")
+    succeed("edit", model, "--cell", "0:1", "-o", tmp_path / "out")
+    before = tree(tmp_path)
+    for command in (
+        ("localize", long, "Japan"),
+        ("verify", tmp_path / long),
+        ("undo", tmp_path / long, "--in-place"),
+        ("edit", tmp_path / long, "--cell", "0:1", "--in-place"),
+    ):
+        assert refused(*command).strip().endswith("File name too long: give a shorter name")
+    for output in (tmp_path / long, tmp_path / long / "out", tmp_path / "new" / long):
+        for command in (("edit", model, "--cell", "0:1", "-o", output), ("undo", tmp_path / "out", "-o", output)):
+            assert "(File name too long): choose another output" in refused(*command)
+    with pytest.raises(OutputError, match="holds a null character, which no name can have: choose another output"):
+        save(model, ColumnEdit(Cell(0, 1)), tmp_path / "a\0b")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["\u200b", "\u202e", "\u200b\u202e \ufeff", "\u2060\ufe0f", "\u3164", "\u0301"])
+def test_a_name_that_shows_nothing_is_none(model, tmp_path, name):
+    line = "no entity given, or an empty one: name one, for example Canada"
+    (tmp_path / "e.json").write_text(
+        json.dumps({"entity": name, "edits": [{"layer": 0, "neuron": 1, "multiplier": -1.0}]})
+    )
+    for command in (
+        ("localize", model, name),
+        ("edit", model, "--cell", "0:1", "--entity", name, "-o", tmp_path / "out"),
+        ("edit", model, "--edit", tmp_path / "e.json", "-o", tmp_path / "out"),
+    ):
+        assert line in refused(*command)
+    assert not (tmp_path / "out").exists()
+    assert entity_name("\u0928\u094d\u200d\u092f") == "\u0928\u094d\u200d\u092f"  # A joiner within a word.
 
 
 def test_no_command_writes_into_a_cache(model, recipe, tmp_path, monkeypatch):

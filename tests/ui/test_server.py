@@ -347,6 +347,16 @@ def renamed(recipe, entity):
         ("save", {"edit": EDIT, "format": "pickle", "output": "x"}, "there is no format 'pickle'"),
         ("save", {"edit": EDIT, "format": "gguf", "output": "x"}, "there is no format 'gguf'"),
         ("save", {"edit": EDIT, "format": "edit", "output": ""}, "no place to save to"),
+        *(
+            ("save", {"edit": EDIT, "format": form, "output": output}, line)
+            for form in ("safetensors", "adapter", "edit", "recipe")
+            for output, line in (
+                ("x" * 300, "cannot be written (File name too long): choose another name"),
+                (f"{'x' * 300}/y", "cannot be written (File name too long): choose another name"),
+                ("a\0b", "holds a null character, which no name can have: choose another name"),
+            )
+        ),
+        ("search", {"entity": "\u200b\u202e"}, "no entity given, or an empty one"),
         ("save", {"edit": {**EDIT, "strength": 0}, "format": "adapter", "output": "x"}, "the edit changes nothing"),
         ("delete", {}, "there is no 'delete'"),
     ],
