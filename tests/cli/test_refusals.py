@@ -332,7 +332,7 @@ def test_damaged_weights(copy, recipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp.gate_proj.lora_A.weight", "mlp.down_proj.bias", "self_attn.q_norm.weight", "mlp.act_fn.scales"]
+    "name", ["mlp.gate_proj.adapter.weight", "mlp.down_proj.bias", "self_attn.q_norm.weight", "mlp.act_fn.scales"]
 )
 def test_tensors_that_would_be_ignored(copy, recipe, tmp_path, name):
     index = json.loads((copy / "model.safetensors.index.json").read_text(encoding="utf-8"))
