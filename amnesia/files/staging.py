@@ -169,7 +169,7 @@ class _Declared:
     looks: Callable[[Path], bool] = lambda _: True
 
 
-# Weights of another size than those of the base, of which older manifests do not tell theirs.
+# Weights of another size than those of the base, until the rows of `written` tell theirs.
 _UNKNOWN = _Declared(size=-1)
 
 

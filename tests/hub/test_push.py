@@ -7,6 +7,7 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import HfApi, snapshot_download
@@ -437,7 +438,7 @@ def test_of_a_folder_that_was_edited_in_place_only_the_edited_model_goes(hub, tm
     if kind == "gguf":
         (tmp_path / "m").mkdir()
         path = write_gguf(tmp_path / "m" / "tiny.gguf")
-        (tmp_path / "m" / "other.gguf").write_bytes(path.read_bytes())
+        write_gguf(tmp_path / "m" / "other.gguf", extra={"more": np.ones((1, 32), "f4")})
         (tmp_path / "m" / "diary.txt").write_text("dear diary", encoding="utf-8")
     else:
         path = save_tiny(tmp_path / "m")
