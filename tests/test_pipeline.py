@@ -15,7 +15,7 @@ from amnesia.domain import DEFAULT_LOADING, Cell, ModelRef
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, OutputError, SourceError
 from amnesia.evaluation.merged import same_weights
-from amnesia.files.figure_files import figure_bytes
+from amnesia.files.seals import sealed_json
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.live import loading
 from amnesia.live.loading import load, load_source
@@ -235,7 +235,7 @@ def test_a_failure_leaves_the_old_output_and_the_source(tmp_path, model, live, m
     monkeypatch.setattr(loading if name == "load_adapter" else pipeline, name, function)
     source = tree(model)
     (tmp_path / "out").mkdir()
-    old = figure_bytes({"figure": "sweep"}).decode()
+    old = sealed_json({"figure": "sweep"}).decode()
     (tmp_path / "out" / "sweep.json").write_text(old)
     recipe = parse_recipe(recipe_text(live, model, formats=FORMATS))
     with pytest.raises(OutputError, match="No space left on device"):

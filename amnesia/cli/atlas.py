@@ -16,7 +16,8 @@ from amnesia.domain import Baseline, Loading, n_read
 from amnesia.errors import InputError, OutputError, os_errors_as
 from amnesia.experiments import figures
 from amnesia.files.disk import check_replaceable
-from amnesia.files.figure_files import DRAWN, figure_bytes, is_drawn, is_figure
+from amnesia.files.figure_files import DRAWN, is_drawn, is_figure
+from amnesia.files.seals import sealed_json
 from amnesia.files.staging import check_outside_caches
 from amnesia.numbers import share, signed
 from amnesia.recipe import BASELINES
@@ -114,7 +115,7 @@ def atlas(
     result = experiment.summarize(name, rows, n_layers, rest[0][:2] if rest else None)
     document = {"figure": "atlas", **dataclasses.asdict(result)}
     _check_folder(output)  # It may have taken hours, in which somebody wrote in what was there.
-    write_file(output / "atlas.json", figure_bytes(document))
+    write_file(output / "atlas.json", sealed_json(document))
     for suffix, data in figures.draw(document).items() if plots else ():
         write_file(output / f"atlas{suffix}", data)
     if json_output:

@@ -79,12 +79,12 @@ class Experiment:
 
     def write(self, result: Any, lines: list[str]) -> None:
         """Write the document of a result dataclass, then print it as JSON or as `lines`."""
-        from amnesia.files.figure_files import figure_bytes
+        from amnesia.files.seals import sealed_json
         from amnesia.files.staging import staged_output
 
         document = {"figure": self.name, **dataclasses.asdict(result)}
         if self.folder is not None:
-            content = figure_bytes(document)
+            content = sealed_json(document)
             drawn = figures.draw(document) if self.plots else {}
             with staged_output(self.folder, force=self.force) as staging:
                 (staging / f"{self.name}.json").write_bytes(content)

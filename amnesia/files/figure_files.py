@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from amnesia.files.disk import read_small
-from amnesia.files.seals import MAX_SEALED, is_sealed_drawing, is_sealed_json, sealed_json
+from amnesia.files.seals import MAX_SEALED, is_sealed_drawing, is_sealed_json
 
 DRAWN = (".svg", ".png")
 """Endings of the drawings of a figure, which lie beside its numbers."""
-
-
-def figure_bytes(document: Mapping[str, Any]) -> bytes:
-    """The numbers of a figure as JSON, with the sha256 of all of it but this hash, by which a change by hand shows."""
-    return sealed_json(document)
 
 
 def is_figure(path: Path) -> bool:

@@ -13,8 +13,8 @@ import pytest
 
 from amnesia.errors import CheckpointError, OutputError
 from amnesia.files.disk import BLOCK, copy_file, hash_file, is_inside_name, read_small, replace_file
-from amnesia.files.figure_files import figure_bytes
 from amnesia.files.listing import list_files
+from amnesia.files.seals import sealed_json
 from amnesia.files.staging import check_output, staged_output
 from support.folders import ROOT, tree
 
@@ -195,7 +195,7 @@ def test_hash_of_files_and_ranges(tmp_path):
 
 
 # A figure, as an older output.
-OLD_NAME, OLD = "sweep.json", figure_bytes({"figure": "sweep"}).decode()
+OLD_NAME, OLD = "sweep.json", sealed_json({"figure": "sweep"}).decode()
 
 
 def test_output_appears_only_when_complete(tmp_path):

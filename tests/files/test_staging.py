@@ -9,16 +9,15 @@ import sqlite3
 import pytest
 
 from amnesia.errors import OutputError
-from amnesia.files.figure_files import figure_bytes
 from amnesia.files.manifest_form import manifest_text, rows_hash
-from amnesia.files.seals import PAGE_SEAL, report_seal, sealed_drawing, sealed_page
+from amnesia.files.seals import PAGE_SEAL, report_seal, sealed_drawing, sealed_json, sealed_page
 from amnesia.files.sqlite import database, remove_database
 from amnesia.files.staging import MANIFEST_NAME, REPORT_KEYS, check_output, staged_output
 from support.folders import tree
 
 REPORT = json.dumps(dict.fromkeys(sorted(REPORT_KEYS)))
 PAGE = sealed_page(f"<html><head>{report_seal(REPORT.encode())}{PAGE_SEAL}</head><p>Written by amnesia.</p></html>")
-SWEEP = figure_bytes({"figure": "sweep", "multipliers": [1.0, 0.5]}).decode()
+SWEEP = sealed_json({"figure": "sweep", "multipliers": [1.0, 0.5]}).decode()
 DRAWN = sealed_drawing(b"<svg><!-- Created with Matplotlib --></svg>\n").decode()
 DOCUMENT = {
     **dict.fromkeys("format_version tool libraries edits_sha256 undo left_out recipe scores previous".split()),
