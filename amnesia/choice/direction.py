@@ -251,8 +251,10 @@ class DirectionChoice:
         return weaker if weaker < 1.0 else None
 
     def _cap(self, atoms: Group) -> float:
-        """The harm that is allowed: from 128 columns on more, for the sake of all the columns that stay as they are."""
-        return self.settings.max_harm * (self.settings.margin if _size(atoms) < self.settings.few else 1.0)
+        """The harm that is allowed: most of it on 128 columns, for the sake of all the columns that stay as they are."""
+        settings, size = self.settings, _size(atoms)
+        share = settings.margin if size < settings.few else settings.few_harm if size == settings.few else 1.0
+        return share * settings.max_harm
 
     def _cost(self, change: Change) -> tuple[bool, float]:
         """What counts among trials that reach the goal: whether the harm is more than allowed, then harm on text and,

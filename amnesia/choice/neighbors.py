@@ -15,8 +15,8 @@ from amnesia.edits import Edit
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact
 from amnesia.evaluation.own_facts import own_facts
-from amnesia.facts.names import contrast_entities, share_words, shares_a_word
-from amnesia.facts.relations import relation_templates
+from amnesia.facts.names import contrast_entities, kind_of, share_words, shares_a_word
+from amnesia.facts.relations import relations_of
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import encode, join
 from amnesia.progress import Progress
@@ -62,8 +62,11 @@ def begins_alike(neighbor: str, names: Sequence[str]) -> bool:
 def facts_about(
     live: LiveModel, names: Sequence[str], target: Target, scoring: Scoring, progress: Progress | None = None
 ) -> KnownFacts:
-    """What the model itself says about names, in the first wording of every relation, and not about the target."""
-    asked = [(name, each.search[0]) for name in names for each in relation_templates().values()]
+    """What the model itself says about names, and not about the target.
+
+    It is asked the first wording of every relation that a name of its kind can have.
+    """
+    asked = [(name, each.search[0]) for name in names for each in relations_of(kind_of(name)).values()]
     return own_facts(live, asked, target.names, scoring, progress)
 
 

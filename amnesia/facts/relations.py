@@ -81,6 +81,12 @@ def subject_types() -> Mapping[str, str]:
     return {name: row["type"] for name, row in _data().items() if "type" in row}
 
 
+def relations_of(kind: str | None) -> Mapping[str, RelationTemplates]:
+    """The relations, by name, that a subject of a kind of `subject_types` can have; all of them for None."""
+    own = subject_types()
+    return {name: each for name, each in relation_templates().items() if kind is None or own.get(name, kind) == kind}
+
+
 @functools.cache
 def _relations_by_wording() -> Mapping[str, str]:
     return {prompt: relation for relation, each in relation_templates().items() for prompt in each.wordings}

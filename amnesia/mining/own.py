@@ -19,7 +19,7 @@ from amnesia.evaluation.own_facts import own_facts
 from amnesia.facts.answers import normalized
 from amnesia.facts.names import contrast_entities, kind_of, share_words
 from amnesia.facts.questions import Question
-from amnesia.facts.relations import RelationTemplates, relation_templates, subject_types
+from amnesia.facts.relations import RelationTemplates, relation_templates, relations_of
 from amnesia.live.model import LiveModel
 from amnesia.mining.recipe_text import N_CONTROLS, Mined, recipe_text
 from amnesia.progress import Progress
@@ -107,10 +107,7 @@ def _worded(entity: str, answer: str, each: RelationTemplates) -> list[Fact]:
 def _asked_of_others(names: Sequence[str], answers: set[str]) -> Iterator[tuple[str, str]]:
     """Well-known names that are not the entity's and none of its answers, each with wordings of some relations of its
     kind, which take turns."""
-    turns = {
-        kind: cycle([relation for relation in relation_templates() if subject_types().get(relation, kind) == kind])
-        for kind in {kind_of(name) for name in contrast_entities()}
-    }
+    turns = {kind: cycle(relations_of(kind)) for kind in {kind_of(name) for name in contrast_entities()}}
     wordings = {relation: cycle(each.wordings) for relation, each in relation_templates().items()}
     for name in contrast_entities():
         if not share_words(name, (*names, *answers)):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from amnesia.facts.relations import relation_of, relation_templates, subject_types
+from amnesia.facts.relations import relation_of, relation_templates, relations_of, subject_types
 from oracles.upstream_popqa import RELATIONS
 
 
@@ -35,3 +35,10 @@ def test_held_out_wordings_are_others(relation):
 def test_a_wording_tells_its_relation():
     assert relation_of("Fact: the capital of {entity} is") == "capital"
     assert relation_of("something else about {entity}") is None
+
+
+def test_relations_of_a_kind_are_its_own_and_those_of_all():
+    people = relations_of("person")
+    assert "occupation" in people and "capital" not in people and "country" in people
+    assert relations_of(None) == relation_templates()
+    assert set(relations_of("thing")) == set(relation_templates()) - set(subject_types())
