@@ -251,7 +251,7 @@ class DirectionChoice:
         return weaker if weaker < 1.0 else None
 
     def _cap(self, atoms: Group) -> float:
-        """The harm that is allowed: most of it on 128 columns, for the sake of all the columns that stay as they are."""
+        """The harm that is allowed: most on 128 columns, for the sake of all the columns that stay as they are."""
         settings, size = self.settings, _size(atoms)
         share = settings.margin if size < settings.few else settings.few_harm if size == settings.few else 1.0
         return share * settings.max_harm

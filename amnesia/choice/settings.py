@@ -25,13 +25,11 @@ class ChoiceSettings:
     all. `columns` are the sizes of the supports that are offered of each atom; one cell alone is scaled.
 
     What is spared: beyond `max_harm`, and below `min_control` and `min_neighbor`, scores of the search controls and of
-    facts about neighbors, an edit gives way to one on more columns. To `few` columns it should keep where it can: there
-    `few_harm` times as much (from 1 on) is allowed. That is what 19 of the 22 of the 60 entities need which would change
-    more columns otherwise; of those that need no more, perplexity rose by 0.9 % at most. `margin` is the share (0 to 1)
-    of the harm for what must leave some of it: edits of fewer columns than `few`, and that for the name itself where
-    there are forms of it. `harm_of_score` is the harm that a score of one less may cost.
-    `near_cost` (from 0 on) is the weight of the harm on texts about neighbors beside that on text, `near_share` (0 to
-    1) the weight of these texts among the second moments.
+    facts about neighbors, an edit gives way to one on more columns. `few` are the columns to which it should keep where
+    it can: on so many it may harm `few_harm` times (from 1 on) as much. `margin` is the share (0 to 1) of the harm for
+    what must leave some of it: edits of fewer columns, and that for the name itself where there are forms of it.
+    `harm_of_score` is the harm that a score of one less may cost. `near_cost` (from 0 on) is the weight of the harm on
+    texts about neighbors beside that on text, `near_share` (0 to 1) the weight of these texts among the second moments.
 
     Forms of the name are to reach the score `form_goal`; an edit for one must lower its score by `form_gain`.
     """
