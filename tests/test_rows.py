@@ -35,7 +35,8 @@ from amnesia.sources.parts import AbsentError
 from amnesia.sources.source import ModelSource
 from amnesia.weights.checkpoint import open_source
 from support.commands import done, refused
-from support.folders import ROOT, files_in, tree
+from support.folders import files_in, tree
+from support.listed import README, with_names
 from support.tiny import N_EXPERTS, randomized, tiny_model
 from support.tiny_text import VOCAB_SIZE, save_random, tiny_tokenizer
 
@@ -76,13 +77,6 @@ def saved(source, live, tmp_path_factory):
     folder = tmp_path_factory.mktemp("edited") / "out"
     save("safetensors", source, [EntityEdits("Paris", edits)], folder)
     return edits, folder, plain(folder)
-
-
-def listed() -> str:
-    """The table for README: models, then mixtures of experts, by `model_type` of `config.json`."""
-    groups = [sorted(name for name, row in LAYOUTS.items() if (row.experts is not None) == mixed) for mixed in (0, 1)]
-    models, mixtures = (", ".join(f"`{name}`" for name in group) for group in groups)
-    return f"{models}. With experts: {mixtures}."
 
 
 def model_type(source):
@@ -378,9 +372,9 @@ def save_model(model, folder):
     model.config.save_pretrained(folder)
 
 
-def test_readme_has_the_table():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert listed() in text, f"README.md names other architectures, expected:\n{listed()}"
+def test_readme_names_every_architecture():
+    text = README.read_text(encoding="utf-8")
+    assert with_names(text) == text, "README.md names others: run `python tests/support/listed.py`"
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def _gguf(model: GgufModel) -> tuple[dict[str, Stored], Owners]:
         shape = gguf_shape(model)
         for layer, mixture in enumerate(shape.mixtures):
             for expert in (None, *range(0 if mixture is None else mixture[0])):
-                first = shape.first_row(layer) if expert is None else 0
+                first = shape.first_row(layer, expert)
                 owners[shape.name(layer, "up", expert), 0] = (layer, expert, first)
                 owners[shape.name(layer, "down", expert), 1] = (layer, expert, 0)
     return found, owners

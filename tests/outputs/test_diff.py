@@ -234,11 +234,15 @@ def test_memory_does_not_grow_with_rows(tmp_path):
     assert peak < 2 * 60_000 * 64 * 8  # Less than the two matrices as the numbers that are computed with.
 
 
-def test_rows_of_the_gate_are_no_cells_and_cells_of_experts_are(tmp_path):
-    source = tiny(tmp_path / "base" / "m.gguf", GGMLQuantizationType.F32, experts=(4, 16))
+@pytest.mark.parametrize("fuse_experts", [False, True])
+def test_cells_of_experts_are_found(tmp_path, fuse_experts):
+    source = tiny(tmp_path / "base" / "m.gguf", GGMLQuantizationType.F32, experts=(4, 16), fuse_experts=fuse_experts)
     write(source, tmp_path / "expert", ColumnEdit(Cell(1, 3, 2)))
     found = diff(str(source), str(tmp_path / "expert" / "m.gguf"))
     assert found.edit.cells == ((Cell(1, 3, 2), -1.0),)
+
+
+def test_rows_of_the_gate_are_no_cells(tmp_path):
     fused = phi3_gguf(tmp_path / "fused.gguf", tiny_model("phi3"))
     (file,) = read_model(fused).files
     up = file.tensors["blk.0.ffn_up.weight"]

@@ -57,12 +57,13 @@ def write_gguf(
     ffn_down: GGMLQuantizationType = GGMLQuantizationType.F32,
     d_mlp: int = D_MLP,
     experts: tuple[int, int] | None = None,
+    fuse_experts: bool = False,
     widths: tuple[int, ...] = (),
 ) -> Path:
     """A file with the MLP tensors of a model of `arch`, in `parts` parts; returns the path of the first.
 
     `ffn_up` and `ffn_down` are types of these tensors, `metadata` overrides sizes, `extra` adds F32 tensors, `omit` leaves tensors out. With `experts` (number and width) each layer has a mixture, too,
-    of type `ffn_up`; `widths` are those of the layers, one by one.
+    of type `ffn_up`, with `fuse_experts` gate and up as one tensor; `widths` are those of the layers, one by one.
     """
     writer = GGUFWriter(path, arch, split_max_tensors=-(-(N_LAYERS * 4 + 1) // parts) if parts > 1 else 0)
     if alignment is not None:
@@ -86,8 +87,9 @@ def write_gguf(
         d_mlp = widths[layer] if widths else d_mlp
         if experts is not None:
             n, width = experts
-            for part, rows, columns in (("up", width, D_MODEL), ("gate", width, D_MODEL), ("down", D_MODEL, width)):
-                kind = ffn_up if part == "up" else GGMLQuantizationType.F32
+            both = [("gate_up", 2 * width)] if fuse_experts else [("up", width), ("gate", width)]
+            for part, rows, columns in (*((part, rows, D_MODEL) for part, rows in both), ("down", D_MODEL, width)):
+                kind = ffn_up if part.endswith("up") else GGMLQuantizationType.F32
                 data = random_rows(kind, n * rows, columns, seed=layer + 20).reshape(n, rows, -1)
                 writer.add_tensor(f"blk.{layer}.ffn_{part}_exps.weight", data, raw_dtype=kind)
         tensors[f"blk.{layer}.ffn_norm.weight"] = rng.normal(size=D_MODEL).astype(np.float32)

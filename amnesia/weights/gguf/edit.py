@@ -204,7 +204,7 @@ def find_pieces(
     rows = []
     for edit in columns_of(every):
         file, tensor = find_up(model, shape, edit.layer, edit.expert)
-        first = shape.first_row(edit.layer) if edit.expert is None else 0
+        first = shape.first_row(edit.layer, edit.expert)
         rows.append((UpRow(file, tensor, edit.cell, first), edit.multiplier))
     scaled: dict[int, dict[int, float]] = {}
     for step in (groups, *(step.edits for step in (previous.history() if previous is not None else ()))):

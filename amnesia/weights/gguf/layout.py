@@ -21,7 +21,8 @@ class GgufShape:
 
     `widths` are the neurons of each layer outside its mixture of experts, 0 where it has no others; these are of the
     MLP, or of the expert that every token passes through, whose tensors have another name. `mixtures` are number and
-    width of the routed experts, None for a layer without. `fused` says that gate and up are one tensor, gate first.
+    width of the routed experts, None for a layer without. `fused` says that gate and up are one tensor, gate first, and
+    `fused_experts` the same of the routed experts of each layer, where the converter of a model may choose.
     """
 
     architecture: str
@@ -31,19 +32,24 @@ class GgufShape:
     mixtures: tuple[tuple[int, int] | None, ...]
     shared: tuple[bool, ...]
     fused: bool
+    fused_experts: tuple[bool, ...]
 
     @property
     def d_mlp(self) -> int:
         """Width of the widest layer outside the mixtures."""
         return max(self.widths)
 
-    def first_row(self, layer: int) -> int:
-        """The row of `ffn_up` that belongs to neuron 0."""
-        return self.widths[layer] if self.fused else 0
+    def first_row(self, layer: int, expert: int | None = None) -> int:
+        """The row that belongs to neuron 0 in the matrix that `name` calls `up`."""
+        if expert is None:
+            return self.widths[layer] if self.fused else 0
+        mixture = self.mixtures[layer]
+        return mixture[1] if mixture is not None and self.fused_experts[layer] else 0
 
     def name(self, layer: int, part: str, expert: int | None = None) -> str:
         """The tensor of a layer's `part` (up, gate, down): of its MLP, its shared expert, or one of the routed ones."""
         if expert is not None:
+            part = "gate_up" if part == "up" and self.fused_experts[layer] else part
             return f"blk.{layer}.ffn_{part}_exps.weight[{expert}]"
         return f"blk.{layer}.ffn_{part}{'_shexp' * self.shared[layer]}.weight"
 
@@ -63,10 +69,12 @@ FUSED: Mapping[str, bool] = {
     "gemma4": False,
     "phi3": True,
     "smollm3": False,
+    "olmo": False,
     "olmo2": False,
     "granite": False,
     "granitehybrid": False,
     "lfm2": False,
+    "falcon-h1": False,
     "exaone4": False,
     "seed_oss": False,
     "hunyuan-dense": False,
@@ -84,6 +92,8 @@ MIXTURES = (
     "qwen3moe",
     "qwen3next",
     "qwen35moe",
+    "qwen3vlmoe",
+    "gemma4",
     "olmoe",
     "deepseek2",
     "glm4moe",
@@ -166,7 +176,8 @@ def gguf_shape(model: GgufModel) -> GgufShape:
     mixtures = _mixtures(model, architecture, n_layers)
     shared = tuple(model.find(f"blk.{layer}.ffn_down_shexp.weight") is not None for layer in range(n_layers))
     widths = tuple(_width(model, architecture, layer, shared, mixtures) for layer in range(n_layers))
-    return GgufShape(architecture, n_layers, d_model, widths, mixtures, shared, FUSED.get(architecture, False))
+    both = tuple(model.find(f"blk.{layer}.ffn_gate_up_exps.weight") is not None for layer in range(n_layers))
+    return GgufShape(architecture, n_layers, d_model, widths, mixtures, shared, FUSED.get(architecture, False), both)
 
 
 def _mixtures(model: GgufModel, architecture: str, n_layers: int) -> tuple[tuple[int, int] | None, ...]:
@@ -254,7 +265,7 @@ def find_up(model: GgufModel, shape: GgufShape, layer: int, expert: int | None =
     _check_runs(model, shape, layer)
     mixture = shape.mixtures[layer]
     width = shape.widths[layer] if expert is None or mixture is None else mixture[1]
-    fused = shape.fused and expert is None
+    fused = shape.fused if expert is None else shape.fused_experts[layer]
     up = shape.name(layer, "up", expert)
     expected: dict[str, tuple[int, ...] | None] = {
         up: (2 * width if fused else width, shape.d_model),

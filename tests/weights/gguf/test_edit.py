@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
-from gguf.constants import GGML_QUANT_SIZES, MODEL_TENSOR, MODEL_TENSORS, GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS, GGMLQuantizationType
 from transformers import PreTrainedModel
 
+from amnesia.architectures import LAYOUTS
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, VerificationError
@@ -22,11 +24,10 @@ from amnesia.files.staging import MANIFEST_NAME
 from amnesia.sources.source import ModelSource
 from amnesia.weights.gguf.blocks import BLOCKS, SIGNS
 from amnesia.weights.gguf.edit import write_edited_gguf
-from amnesia.weights.gguf.layout import FUSED, MIXTURES, NOT_GATED
+from amnesia.weights.gguf.layout import FUSED, GPT_OSS, MIXTURES, NOT_GATED
 from amnesia.weights.gguf.lora import plan_lora
 from amnesia.weights.gguf.proof import undo_gguf
 from amnesia.weights.manifest_file import read_manifest, write_manifest
-from support.folders import ROOT
 from support.gguf_edits import changed_bytes, direction, load, logits, proven, tensors, undo, write
 from support.tiny import as_read, tiny_model, write_with
 from support.tiny_gguf import (
@@ -144,10 +145,45 @@ def test_a_row_stands_for_a_column_in_every_architecture(tmp_path: Path, archite
     assert np.abs(by_hand(source, -4.0) - by_hand(source, 1.0)).max() > 1e-2
 
 
-def test_readme_names_every_architecture_of_gguf():
-    plain, mixed = (", ".join(f"`{name}`" for name in group) for group in (FUSED, MIXTURES))
-    names = f"{plain}. With experts: {mixed}."
-    assert names in (ROOT / "README.md").read_text(encoding="utf-8"), f"README.md names others, expected:\n{names}"
+def expert_by_hand(path: Path, expert: int, multiplier: float, column: int = 3) -> np.ndarray:
+    """What an expert of layer 1 makes of some numbers, with a column of its projection multiplied.
+
+    llama.cpp (`build_moe_ffn`) takes the first half of `ffn_gate_up_exps` for the gate, the second for up.
+    """
+    names = {name.removeprefix("blk.1.ffn_"): values for name, values in tensors(path, "blk.1.ffn_").items()}
+    down, both = names["down_exps.weight"][expert].copy(), names.get("gate_up_exps.weight")
+    if both is None:
+        gate, up = names["gate_exps.weight"][expert], names["up_exps.weight"][expert]
+    else:
+        gate, up = np.split(both[expert], 2)
+    down[:, column] *= multiplier
+    values = np.random.default_rng(0).normal(size=D_MODEL) / 16
+    inner = gate @ values
+    return down @ (inner / (1 + np.exp(-inner)) * (up @ values))
+
+
+@pytest.mark.parametrize("fuse_experts", [False, True])
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_a_row_stands_for_a_column_of_an_expert_in_every_mixture(tmp_path: Path, architecture: str, fuse_experts: bool):
+    options = {"arch": architecture, "experts": (4, 32), "fuse_experts": fuse_experts}
+    source = write_gguf(tmp_path / "tiny.gguf", Q8_0, **options)
+    manifest = write(source, tmp_path / "out", *edits("1:2:3", multiplier=-4.0))
+    output = tmp_path / "out" / "tiny.gguf"
+    np.testing.assert_allclose(expert_by_hand(output, 2, 1.0), expert_by_hand(source, 2, -4.0), rtol=1e-6)
+    assert np.abs(expert_by_hand(source, 2, -4.0) - expert_by_hand(source, 2, 1.0)).max() > 1e-2
+    (entry,) = manifest.tensors
+    name = f"blk.1.ffn_{'gate_up' if fuse_experts else 'up'}_exps.weight[2]"
+    assert (entry.name, entry.indices) == (name, (32 + 3 if fuse_experts else 3,))
+    assert proven(tmp_path / "out", source) == proven(tmp_path / "out") == manifest
+    assert (undo(tmp_path / "out", tmp_path / "back") / "tiny.gguf").read_bytes() == source.read_bytes()
+
+
+def test_every_type_that_the_gguf_package_names_alike_has_a_row():
+    known = {*FUSED, *MIXTURES, *NOT_GATED, GPT_OSS}
+    alike = {re.sub(r"[-_]", "", name): name for name in MODEL_ARCH_NAMES.values()}
+    types = {alike.get(re.sub(r"_text$|_", "", model_type)) for model_type in LAYOUTS}
+    assert {name for name in types if name} <= known
+    assert {"qwen3vlmoe", "falcon-h1", "olmo", "granite", "qwen35moe"} <= types
 
 
 def test_a_layer_that_only_predicts_tokens_ahead_is_not_edited(tmp_path: Path):
