@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from amnesia.architectures import LAYOUTS
-from amnesia.weights.gguf.layout import FUSED, MIXTURES
+from amnesia.weights.gguf.layout import BY_COLUMNS, FUSED, MIXTURES
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 # What stands before the names of models, and before those of GGUF files; what follows the last name stays.
@@ -26,7 +26,10 @@ def with_names(text: str) -> str:
     plain, mixed = (
         sorted(name for name, row in LAYOUTS.items() if (row.experts is None) == is_plain) for is_plain in (1, 0)
     )
-    for start, names in zip(_STARTS, (_listed(plain, mixed), _listed(FUSED, MIXTURES)), strict=True):
+    gguf = (
+        f"{_listed(FUSED, MIXTURES)} Cells in MXFP4 and NVFP4 (negated), F16, BF16 and F32 alone: {_names(BY_COLUMNS)}."
+    )
+    for start, names in zip(_STARTS, (_listed(plain, mixed), gguf), strict=True):
         text, count = re.subn(rf"^{re.escape(start)}.*$", lambda _, line=start + names: line, text, flags=re.MULTILINE)
         if count != 1:
             raise SystemExit(f"README.md has {count} lines that begin with {start!r}: expected one")
@@ -34,8 +37,11 @@ def with_names(text: str) -> str:
 
 
 def _listed(plain: Iterable[str], mixed: Iterable[str]) -> str:
-    models, mixtures = (", ".join(f"`{name}`" for name in names) for names in (plain, mixed))
-    return f"{models}. With experts: {mixtures}."
+    return f"{_names(plain)}. With experts: {_names(mixed)}."
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def main() -> None:

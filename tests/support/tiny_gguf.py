@@ -63,7 +63,7 @@ def write_gguf(
     """A file with the MLP tensors of a model of `arch`, in `parts` parts; returns the path of the first.
 
     `ffn_up` and `ffn_down` are types of these tensors, `metadata` overrides sizes, `extra` adds F32 tensors, `omit` leaves tensors out. With `experts` (number and width) each layer has a mixture, too,
-    of type `ffn_up`, with `fuse_experts` gate and up as one tensor; `widths` are those of the layers, one by one.
+    of the same types, with `fuse_experts` gate and up as one tensor; `widths` are those of the layers, one by one.
     """
     writer = GGUFWriter(path, arch, split_max_tensors=-(-(N_LAYERS * 4 + 1) // parts) if parts > 1 else 0)
     if alignment is not None:
@@ -89,7 +89,7 @@ def write_gguf(
             n, width = experts
             both = [("gate_up", 2 * width)] if fuse_experts else [("up", width), ("gate", width)]
             for part, rows, columns in (*((part, rows, D_MODEL) for part, rows in both), ("down", D_MODEL, width)):
-                kind = ffn_up if part.endswith("up") else GGMLQuantizationType.F32
+                kind = {"gate": GGMLQuantizationType.F32, "down": ffn_down}.get(part, ffn_up)
                 data = random_rows(kind, n * rows, columns, seed=layer + 20).reshape(n, rows, -1)
                 writer.add_tensor(f"blk.{layer}.ffn_{part}_exps.weight", data, raw_dtype=kind)
         tensors[f"blk.{layer}.ffn_norm.weight"] = rng.normal(size=D_MODEL).astype(np.float32)

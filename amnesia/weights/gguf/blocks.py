@@ -170,10 +170,7 @@ def scale_row(layout: BlockScales | BlockSigns, row: bytes, multiplier: float, w
     """
     if isinstance(layout, BlockSigns):
         if multiplier != -1.0:
-            raise CheckpointError(
-                f"{what}: multiplier {multiplier:g} is not exact in {layout.tensor_type.name}, of which only the signs "
-                "can change: use -1, or edit the floating point model"
-            )
+            raise CheckpointError(not_a_sign(what, multiplier, layout.tensor_type))
         return layout.flip(row)
     scales = layout.read(row)
     if not layout.quantized:
@@ -182,6 +179,14 @@ def scale_row(layout: BlockScales | BlockSigns, row: bytes, multiplier: float, w
     if scaled is None:
         raise _refusal(layout, scales, multiplier, what)
     return layout.write(row, scaled)
+
+
+def not_a_sign(what: str, multiplier: float, tensor_type: GGMLQuantizationType) -> str:
+    """The message about a multiplier of `what` in a type of `SIGNS`."""
+    return (
+        f"{what}: multiplier {multiplier:g} is not exact in {tensor_type.name}, of which only the signs can change: "
+        "use -1, or edit the floating point model"
+    )
 
 
 def _scale_exactly(scales: bytes, multiplier: float) -> bytes | None:

@@ -16,7 +16,8 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 
 from amnesia.errors import CheckpointError, NumericalError
-from amnesia.weights.gguf.blocks import Block
+from amnesia.weights.gguf.blocks import SIGNS, Block, not_a_sign
+from amnesia.weights.scaling import scale_bytes
 
 Columns = Sequence[int] | np.ndarray  # Indices of columns.
 # Scales and offsets of blocks (..., block_bytes), both (..., groups).
@@ -101,6 +102,24 @@ class BlockCodes(Block):
         scale, offset = self.scales(rows, columns)
         return scale * np.array(self.levels, np.float64)[self.read(rows, columns)] + offset
 
+    def scale(self, rows: np.ndarray, multipliers: Mapping[int, float], what: str) -> np.ndarray:
+        """A copy of `rows` in which each column of `multipliers` is multiplied, exactly, by the signs of its codes.
+
+        `what` names the matrix in errors. Raises CheckpointError for codes without a sign, and for all but −1.
+        """
+        if self.tensor_type not in SIGNS:
+            usable = ", ".join(kind.name for kind in (*SIGNS, *_PLAIN))
+            raise CheckpointError(
+                f"{what} is {self.tensor_type.name}, of which no single column can be multiplied exactly, and in this "
+                f"architecture no row of ffn_up stands for one: use a file in one of {usable}, or edit the safetensors "
+                "model and convert it again"
+            )
+        other = next((multiplier for multiplier in multipliers.values() if multiplier != -1.0), None)
+        if other is not None:
+            raise CheckpointError(not_a_sign(what, other, self.tensor_type))
+        columns = [*multipliers]
+        return self.write(rows, columns, self.read(rows, columns) ^ np.uint8(8))
+
     def _bytes(self, field: Field, places: np.ndarray) -> np.ndarray:
         return places // self.block_size * self.block_bytes + np.array(field.byte)[places % self.block_size]
 
@@ -139,6 +158,15 @@ class PlainNumbers:
             else:
                 rows.view("<u2")[:, columns] = to_bfloat16(values)
         self.values(rows, columns)
+        return rows
+
+    def scale(self, rows: np.ndarray, multipliers: Mapping[int, float], what: str) -> np.ndarray:
+        """A copy of `rows` in which each column of `multipliers` is multiplied; raises as `scale_bytes` does."""
+        rows = rows.copy()
+        numbers = rows.view(f"<u{self.item}")
+        for column, multiplier in multipliers.items():
+            scaled = scale_bytes(numbers[:, column].tobytes(), self.tensor_type.name, multiplier)
+            numbers[:, column] = np.frombuffer(scaled.raw, numbers.dtype)
         return rows
 
 
@@ -233,6 +261,7 @@ def _single_bits(size: int, offset: int, place: int) -> Field:
 
 
 _T = GGMLQuantizationType
+_PLAIN = {_T.F32: 4, _T.F16: 2, _T.BF16: 2}  # Bytes of a number.
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
@@ -245,9 +274,7 @@ def _range(low: int, high: int) -> tuple[int, ...]:
 CODES: Mapping[GGMLQuantizationType, BlockCodes | PlainNumbers] = {
     row.tensor_type: row
     for row in (
-        PlainNumbers(_T.F32, 4),
-        PlainNumbers(_T.F16, 2),
-        PlainNumbers(_T.BF16, 2),
+        *(PlainNumbers(kind, item) for kind, item in _PLAIN.items()),
         BlockCodes(_T.Q4_0, (_packed(32, 2, 4, 16),), _range(-8, 7), _one_scale),
         BlockCodes(_T.Q4_1, (_packed(32, 4, 4, 16),), _range(0, 15), _scale_and_minimum),
         BlockCodes(_T.Q5_0, (_packed(32, 6, 4, 16), _single_bits(32, 2, 4)), _range(-16, 15), _one_scale),

@@ -36,8 +36,8 @@ def declared_pieces(
         (row.tensor.name, row.file.path.name, 0, row.index): (multiplier, ()) for row, multiplier in rows
     }
     for down in downs:
-        for column in down.columns:
-            declared[down.tensor.name, down.file.path.name, 1, column] = 1.0, down.directions
+        for column, multiplier in down.multipliers.items():
+            declared[down.tensor.name, down.file.path.name, 1, column] = multiplier, down.directions
     listed = {
         (entry.name, entry.file, entry.axis, index): (multiplier, entry.directions)
         for entry in manifest.tensors

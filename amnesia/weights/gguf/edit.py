@@ -2,7 +2,8 @@
 
 A row of `ffn_up` is a run of whole blocks, so that multiplying its scales multiplies the row exactly, whereas a column
 of `ffn_down` shares every block with its neighbours: a direction, which must change columns, leaves the scales as they
-are and chooses other codes. Files are copied and patched, never written anew: size, order, metadata and padding stay
+are and chooses other codes. Where no row stands for a column, a cell can be negated if codes have a sign, or multiplied
+if they are plain numbers. Files are copied and patched, never written anew: size, order, metadata and padding stay
 what they are. Memory grows with the edited rows and columns, not with the file.
 """
 
@@ -12,7 +13,17 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from amnesia.edits import EditSpec, EntityEdits, check_edits, columns_of, join_cells, join_directions, merged
+from amnesia.edits import (
+    EditSpec,
+    EntityEdits,
+    Place,
+    by_projection,
+    check_edits,
+    columns_of,
+    join_cells,
+    join_directions,
+    merged,
+)
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, os_errors_as
 from amnesia.files.disk import check_empty, copy_file, file_stamp, hash_file
 from amnesia.files.staging import MANIFEST_NAME
@@ -193,7 +204,7 @@ def find_pieces(
     *,
     allow_overlap: bool = False,
 ) -> tuple[list[tuple[UpRow, float]], list[Down]]:
-    """The rows that an edit scales, each with its multiplier, and the matrices to which it adds directions.
+    """The rows that an edit scales, each with its multiplier, and the matrices of which it changes columns.
 
     `previous` is the manifest of the edit before. Raises InputError for edits that do not fit the model,
     CheckpointError for a model that cannot be edited.
@@ -201,6 +212,12 @@ def find_pieces(
     every = merged(groups, allow_overlap=allow_overlap)
     name, widths = model.files[0].path.name, shape.widths
     check_edits(every, shape.n_layers, shape.d_model, widths.__getitem__, name, shape.mixtures.__getitem__)
+    if shape.by_columns:
+        downs = []
+        for (layer, expert), change in by_projection(groups, allow_overlap=allow_overlap).items():
+            found = find_down(model, shape, layer, expert, scaled_only=not change.directions)
+            downs.append(Down(*found, change.directions, {}, Place(layer, expert), change.scaled))
+        return [], downs
     rows = []
     for edit in columns_of(every):
         file, tensor = find_up(model, shape, edit.layer, edit.expert)
@@ -214,7 +231,7 @@ def find_pieces(
             layer = scaled.setdefault(cell.layer, {})
             layer[cell.neuron] = layer.get(cell.neuron, 1.0) * multiplier
     return rows, [
-        Down(*find_down(model, shape, layer), group, scaled.get(layer, {}))
+        Down(*find_down(model, shape, layer), group, scaled.get(layer, {}), Place(layer, None, "directions"), {})
         for layer, group in join_directions(groups).items()
     ]
 

@@ -1,7 +1,8 @@
 """Which GGUF models can be edited, and where they keep the rows that stand for columns of `ffn_down`.
 
 In a gated MLP without bias, `down(act(gate(x)) * up(x))`, multiplying column j of `down` is the same as multiplying row
-j of `up`. To support an architecture of that form, add one row to `FUSED`.
+j of `up`. To support an architecture of that form, add one row to `FUSED`. In all others (`BY_COLUMNS`) the columns
+themselves are multiplied, which few types of tensors allow.
 """
 
 from __future__ import annotations
@@ -35,16 +36,24 @@ class GgufShape:
     fused_experts: tuple[bool, ...]
 
     @property
+    def by_columns(self) -> bool:
+        """Whether cells are columns of `ffn_down` in the file, too, because no row of `ffn_up` can stand for one."""
+        return self.architecture in BY_COLUMNS
+
+    @property
     def d_mlp(self) -> int:
         """Width of the widest layer outside the mixtures."""
         return max(self.widths)
 
+    def width(self, layer: int, expert: int | None = None) -> int:
+        """Neurons of a layer outside its mixture of experts, or of one of these."""
+        mixture = self.mixtures[layer]
+        return self.widths[layer] if expert is None or mixture is None else mixture[1]
+
     def first_row(self, layer: int, expert: int | None = None) -> int:
         """The row that belongs to neuron 0 in the matrix that `name` calls `up`."""
-        if expert is None:
-            return self.widths[layer] if self.fused else 0
-        mixture = self.mixtures[layer]
-        return mixture[1] if mixture is not None and self.fused_experts[layer] else 0
+        fused = self.fused if expert is None else self.fused_experts[layer]
+        return self.width(layer, expert) if fused else 0
 
     def name(self, layer: int, part: str, expert: int | None = None) -> str:
         """The tensor of a layer's `part` (up, gate, down): of its MLP, its shared expert, or one of the routed ones."""
@@ -101,12 +110,15 @@ MIXTURES = (
     "lfm2moe",
     "granitehybrid",
 )
-NOT_GATED = (
+# Those in which something comes between `ffn_up` and `ffn_down`: a nonlinearity, or, where there is a gate, a bound and
+# the addition of 1 (gpt-oss).
+BY_COLUMNS = (
     "apertus",
     "arcee",
     "bloom",
     "codeshell",
     "falcon",
+    "gpt-oss",
     "gpt2",
     "gptj",
     "gptneox",
@@ -116,7 +128,6 @@ NOT_GATED = (
     "starcoder",
     "starcoder2",
 )
-GPT_OSS = "gpt-oss"
 # How tensors of language models are called; those of projectors begin with v, a or mm.
 _OF_LANGUAGE = ("blk.", "token_embd.", "output.")
 _LAYER = re.compile(r"blk\.(\d{1,9})\.")
@@ -143,25 +154,15 @@ def check_is_model(model: GgufModel) -> None:
 def gguf_shape(model: GgufModel) -> GgufShape:
     """Sizes of a model that can be edited.
 
-    Raises CheckpointError for architectures without a gate or not known, adapters, and for files whose layers are not
-    those that the metadata declare.
+    Raises CheckpointError for architectures that are not known, adapters, and for files whose layers are not those that
+    the metadata declare.
     """
     name = model.files[0].path.name
     check_is_model(model)
     if not any(file.tensors for file in model.files):
         raise CheckpointError(f"{name} holds a vocabulary and no weights: give the file of the model itself")
     architecture = model.metadata.get("general.architecture")
-    if architecture == GPT_OSS:
-        raise CheckpointError(
-            f"{name} is a {architecture} model, which clamps what ffn_up gives and adds 1 to it, so that its rows "
-            "cannot stand for columns of ffn_down; edit the safetensors model and convert it again"
-        )
-    if architecture in NOT_GATED:
-        raise CheckpointError(
-            f"{name} is a {architecture} model, whose MLP has no gate: a nonlinearity follows ffn_up, so that its rows "
-            "cannot stand for columns of ffn_down; edit the safetensors model and convert it again"
-        )
-    known = tuple(dict.fromkeys((*FUSED, *MIXTURES)))
+    known = tuple(dict.fromkeys((*FUSED, *MIXTURES, *BY_COLUMNS)))
     if not isinstance(architecture, str) or architecture not in known:
         raise CheckpointError(
             f"{name} has general.architecture = {architecture!r}: supported are {', '.join(known)}; "
@@ -197,7 +198,7 @@ def _mixtures(model: GgufModel, architecture: str, n_layers: int) -> tuple[tuple
             f"{name} declares a mixture of {n_experts} experts, but its layers have others: the file is damaged; fetch "
             "it again"
         )
-    if n_experts and architecture not in MIXTURES:
+    if n_experts and architecture not in (*MIXTURES, *BY_COLUMNS):
         raise CheckpointError(
             f"{name} is a {architecture} model with a mixture of experts: supported are {', '.join(MIXTURES)}; edit "
             "the safetensors model and convert it again"
@@ -263,8 +264,7 @@ def find_up(model: GgufModel, shape: GgufShape, layer: int, expert: int | None =
     does not run.
     """
     _check_runs(model, shape, layer)
-    mixture = shape.mixtures[layer]
-    width = shape.widths[layer] if expert is None or mixture is None else mixture[1]
+    width = shape.width(layer, expert)
     fused = shape.fused if expert is None else shape.fused_experts[layer]
     up = shape.name(layer, "up", expert)
     expected: dict[str, tuple[int, ...] | None] = {
@@ -290,14 +290,16 @@ def find_up(model: GgufModel, shape: GgufShape, layer: int, expert: int | None =
     return tensor
 
 
-def find_down(model: GgufModel, shape: GgufShape, layer: int) -> tuple[GgufFile, GgufTensor]:
-    """`ffn_down.weight` of a layer and its file.
+def find_down(
+    model: GgufModel, shape: GgufShape, layer: int, expert: int | None = None, *, scaled_only: bool = False
+) -> tuple[GgufFile, GgufTensor]:
+    """`ffn_down.weight` of a layer, or of one of its experts, and its file.
 
-    Raises CheckpointError when it is missing or has other sizes, when all of it is multiplied by a number outside it,
-    as beside NVFP4, and for a layer that does not run.
+    Raises CheckpointError when it is missing or has other sizes, for a layer that does not run, and, unless columns are
+    `scaled_only`, when all of it is multiplied by a number outside it, as beside NVFP4.
     """
     _check_runs(model, shape, layer)
-    name, expected = shape.name(layer, "down"), (shape.d_model, shape.widths[layer])
+    name, expected = shape.name(layer, "down", expert), (shape.d_model, shape.width(layer, expert))
     found = model.find(name)
     if found is None or found[1].shape != expected:
         state = "is missing" if found is None else f"has shape {found[1].shape}"
@@ -306,7 +308,7 @@ def find_down(model: GgufModel, shape: GgufShape, layer: int) -> tuple[GgufFile,
             f"{shape.architecture} model: edit the safetensors model and convert it again"
         )
     factor = name.removesuffix("weight") + "scale"
-    if model.find(factor) is not None:
+    if not scaled_only and model.find(factor) is not None:
         raise CheckpointError(
             f"{model.files[0].path.name}: {name} is multiplied by {factor}, expected no such tensor beside a matrix "
             "that gets a direction: use another quantization"

@@ -193,7 +193,7 @@ def _written_columns(row: LoraTensor, rank: int) -> np.ndarray:
     scaled = row.scaled
     if scaled:
         changes = np.array([multiplier - 1.0 for multiplier in scaled.values()])
-        for first, rows in Down(row.file, row.tensor, (), {}).rows():
+        for first, rows in Down(row.file, row.tensor, (), {}, Place(row.layer), {}).rows():
             try:
                 values = dequantize(rows, row.tensor.tensor_type)
             except NotImplementedError:

@@ -1,4 +1,4 @@
-"""The parts of a GGUF file that an edit changes: rows of `ffn_up`, and codes of columns of `ffn_down`.
+"""The parts of a GGUF file that an edit changes: rows of `ffn_up`, and columns of `ffn_down`.
 
 A piece knows its bytes before and after the edit, and how the one follows from the other. Files are only ever patched
 with them, so that size, order, metadata and padding stay what they are.
@@ -112,21 +112,34 @@ class TensorBytes:
 
 @dataclass(frozen=True)
 class Down:
-    """The matrix `ffn_down` of one layer, and what an edit adds to it.
+    """The matrix `ffn_down` at `place`, a layer or one of its experts, and what an edit makes of it.
 
-    `scaled` are the multipliers of all rows of `ffn_up` in this layer that are scaled: as these multiply what the
-    columns receive, what is written into a column must be divided by them.
+    Its columns are multiplied by `cells`, then `directions` are added. `scaled` are the multipliers of all rows of
+    `ffn_up` in this layer that are scaled: as these multiply what the columns receive, what is written into a column
+    must be divided by them.
     """
 
     file: GgufFile
     tensor: GgufTensor
     directions: tuple[DirectionEdit, ...]
     scaled: Mapping[int, float]
+    place: Place
+    cells: Mapping[int, float]
 
     @property
     def columns(self) -> tuple[int, ...]:
         """All columns that change, ascending."""
+        return tuple(sorted({*self.cells, *self._turned}))
+
+    @property
+    def _turned(self) -> tuple[int, ...]:
+        """The columns to which a direction is added, ascending."""
         return tuple(sorted({column for edit in self.directions for column in edit.columns}))
+
+    @property
+    def multipliers(self) -> dict[int, float]:
+        """The multiplier of each column that changes, 1 where only a direction changes it."""
+        return {column: self.cells.get(column, 1.0) for column in self.columns}
 
     @property
     def places(self) -> np.ndarray:
@@ -153,14 +166,14 @@ class Down:
         return TensorBytes(self.places, np.concatenate([rows[:, self.places] for _, rows in self.rows(overlays)]))
 
     def edit(self, overlays: Sequence[TensorBytes] = ()) -> DownEdit:
-        """Add the directions to the matrix as it is with `overlays`.
+        """Multiply columns of the matrix as it is with `overlays`, and add the directions.
 
-        Raises CheckpointError for types whose weights cannot be chosen singly, and for a column whose row of `ffn_up`
-        is multiplied by zero, NumericalError for numbers that are not finite.
+        Raises CheckpointError for types whose weights cannot be chosen or multiplied singly, and for a column whose row
+        of `ffn_up` is multiplied by zero, NumericalError for numbers that are not finite.
         """
         layout = codes_of(self.tensor.tensor_type, self.tensor.name)
-        columns = np.array(self.columns)
-        factor = self._factors(self.columns)
+        columns = np.array(self._turned, np.intp)
+        factor = self._factors(self._turned)
         metric = self._metric(columns, factor)
         before: list[np.ndarray] = []
         after: list[np.ndarray] = []
@@ -191,6 +204,11 @@ class Down:
         metric: Metric,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The new rows, and what the keys get of the change that was made and of the one that was to be made."""
+        if self.cells:
+            rows = layout.scale(rows, self.cells, f"{self.tensor.name} in {self.file.path.name}")
+        if not self.directions:
+            nothing = np.zeros((len(rows), 0))
+            return rows, nothing, nothing
         # Sums have a fixed order, without a library of linear algebra, so that every machine gets the same bytes.
         present = layout.values(rows, columns)
         target = present.copy()
@@ -208,10 +226,16 @@ class Down:
 
     def share(self, before: np.ndarray, target: np.ndarray, after: np.ndarray) -> float | None:
         """`share` of DownEdit for a matrix `before` that should become `target` and became `after`, float64."""
-        columns = np.array(self.columns)
-        keys = self._metric(columns, self._factors(self.columns)).keys
+        columns = np.array(self._turned, np.intp)
+        keys = self._metric(columns, self._factors(self._turned)).keys
         effect, intended = ((matrix[:, columns] - before[:, columns]) @ keys for matrix in (after, target))
         return _furthest((effect * intended).sum(axis=0), (intended * intended).sum(axis=0))
+
+    def multiply(self, matrix: np.ndarray) -> np.ndarray:
+        """All of the matrix as float64, with its columns multiplied in place."""
+        for column, multiplier in self.cells.items():
+            matrix[:, column] *= multiplier
+        return matrix
 
     def add(self, matrix: np.ndarray) -> np.ndarray:
         """All of the matrix as float64, with the directions added in place; raises CheckpointError as `edit` does."""
@@ -226,8 +250,8 @@ class Down:
             name=self.tensor.name,
             file=self.file.path.name,
             axis=1,
-            place=Place(self.directions[0].layer, None, "directions"),
-            multipliers=dict.fromkeys(self.columns, 1.0),
+            place=self.place,
+            multipliers=self.multipliers,
             before=before,
             after=after,
             directions=self.directions,
@@ -269,7 +293,7 @@ def _change(edit: DirectionEdit, factors: np.ndarray, first: int, n_rows: int) -
 
 @dataclass(frozen=True)
 class DownEdit:
-    """A matrix `ffn_down` to which directions were added, and its bytes before and after.
+    """A matrix `ffn_down` in which columns were changed, and its bytes before and after.
 
     `share` is how much of the change at a direction's key the chosen codes make, the furthest from 1 of all directions,
     or None where that is not known.

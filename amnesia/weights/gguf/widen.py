@@ -87,6 +87,10 @@ def plan_widened_gguf(
     if not downs:
         raise InputError("no direction changes a tensor: drop the tensor type, which is for directions")
     for tensor in (down.tensor for down in downs):
+        if "[" in tensor.name:
+            raise InputError(
+                f"{tensor.name} is the matrix of one expert of many, of the same type: drop the tensor type"
+            )
         kind = GGMLQuantizationType[tensor_type.upper()]
         if kind is not tensor.tensor_type and _bits(kind) <= _bits(tensor.tensor_type):
             raise InputError(
@@ -291,7 +295,7 @@ def _matrices_before(
         if original.row_bytes * tensor.shape[0] != len(before):
             raise VerificationError(f"{folder / UNDO_NAME} holds {old} in an unexpected form: use the base model")
         now = _content(down)
-        made, share = _widen(Down(down.file, original, down.directions, down.scaled), before, kind)
+        made, share = _widen(replace(down, tensor=original), before, kind)
         if made != now:
             raise _damaged(folder, tensor.name)
         entries[tensor.name] = _entry(down, before, now, share)
@@ -314,14 +318,14 @@ def _damaged(folder: Path, what: str) -> VerificationError:
 
 
 def _widen(down: Down, content: bytes, kind: GGMLQuantizationType) -> tuple[bytes, float | None]:
-    """The matrix `content`, of the type of `down.tensor`, with the directions added, as numbers of type `kind`.
+    """The matrix `content`, of the type of `down.tensor`, with the edit made, as numbers of type `kind`.
 
     Also returns `share` of DownEdit.
     """
     tensor = down.tensor
     raw = np.frombuffer(content, np.uint8).reshape(tensor.shape[0], -1)
     with np.errstate(all="ignore"):  # What is not finite is reported below.
-        old = dequantize(raw, tensor.tensor_type).astype(np.float64)
+        old = down.multiply(dequantize(raw, tensor.tensor_type).astype(np.float64))
         target = down.add(old.copy())
         if kind is GGMLQuantizationType.BF16:
             numbers = to_bfloat16(target)
