@@ -1,13 +1,14 @@
 """Edited files in the programs that people run: the edit does there what it does in transformers.
 
 Opt-in (`-m runtimes`), because each program is installed from its wheels into an environment of its own, in the cache
-folder. Compared are log-probabilities of the next token, by three numbers in nats: the noise of a program on the
+folder; but llama.cpp, which the tests' environment has, is among the tests of the real model. Compared are log-probabilities of the next token, by three numbers in nats: the noise of a program on the
 original model, the effect of the edit in transformers, and the error, by which the effect in the program is another.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.errors import InputError
 from amnesia.files.cache import cache_folder
+from amnesia.files.companions import LORA_NAME
 from amnesia.files.strict_json import StrictJson
 from amnesia.live.loading import load, loaded
 from amnesia.live.model import LiveModel
@@ -32,14 +34,13 @@ from amnesia.sources.source import ModelSource
 from amnesia.weights.edit_rows import read_edit
 from support.folders import DATA
 
-pytestmark = pytest.mark.runtimes
-
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A program, what pip installs for it beside what the tests have, and the format that it reads.
+    """A program, what pip installs for it beside what the tests have, and the format that it reads: `gguf-lora` with the
+    original GGUF.
 
     `noise` (nats) is what it may differ by on the original model, `error` the share of the effect that may be lost or
     made up. `misread` says what it is known to read wrongly; then neither holds, and the row is to be mended as soon as
@@ -56,6 +57,7 @@ class Runtime:
 
 RUNTIMES = (
     Runtime("llamacpp", ("xllamacpp==2026.10.11549",), "gguf", 0.2, 0.5),
+    Runtime("llamacpp", ("xllamacpp==2026.10.11549",), "gguf-lora", 0.2, 0.5),
     Runtime("mistralrs", ("mistralrs==0.9.5",), "gguf", 0.2, 0.5),
     Runtime(
         "openvino",
@@ -111,13 +113,13 @@ PROMPTS = [prompt for prompt, _ in (*TARGETS, *CONTROLS)]
 
 @pytest.fixture(scope="module")
 def outputs(smollm2: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The edited demo model as a folder and as a GGUF file."""
+    """The edited demo model as a folder and as a GGUF file, and the edit as a LoRA file."""
     cells = EntityEdits("Michael Jordan", tuple(ColumnEdit(Cell.parse(cell), by) for cell, by in CELLS.items()))
     check = StrictJson(DIRECTIONS.name, InputError, "mend it")
     rows = json.loads(DIRECTIONS.read_text(encoding="utf-8"))
     directions = EntityEdits("Steve Jobs", tuple(read_edit(check, row) for row in rows))
     home = tmp_path_factory.mktemp("edited")
-    for name in ("safetensors", "gguf"):
+    for name in ("safetensors", "gguf", "gguf-lora"):
         save(name, smollm2, [cells, directions], home / name)
     return home
 
@@ -130,7 +132,11 @@ def in_transformers(live: LiveModel) -> np.ndarray:
 
 
 def environment(runtime: Runtime) -> Path:
-    """The Python that has the program; what it needs beside its own wheels, it takes from the tests' environment."""
+    """The Python that has the program: this one, or that of an environment of its own, which takes from this one what
+    the program needs beside its own wheels.
+    """
+    if all(_is_here(requirement) for requirement in runtime.requirements):
+        return Path(sys.executable)
     wanted = hashlib.sha256(" ".join(runtime.requirements).encode()).hexdigest()[:8]
     folder = cache_folder() / "runtimes" / f"{runtime.name}-{wanted}"
     python = folder / "bin" / "python"
@@ -153,7 +159,15 @@ def environment(runtime: Runtime) -> Path:
     return python
 
 
-def in_runtime(runtime: Runtime, model: Path, home: Path, live: LiveModel) -> np.ndarray:
+def _is_here(requirement: str) -> bool:
+    name, _, version = requirement.partition("==")
+    try:
+        return bool(version) and importlib.metadata.version(name) == version
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def in_runtime(runtime: Runtime, model: Path, lora: Path | None, home: Path, live: LiveModel) -> np.ndarray:
     """The same in the program; not a number where it does not tell."""
     ids = [live.tokenizer(text)["input_ids"] for text in PROMPTS]
     asked = {"texts": PROMPTS, "ids": ids, "n_tokens": live.text_config.vocab_size}
@@ -167,6 +181,7 @@ def in_runtime(runtime: Runtime, model: Path, home: Path, live: LiveModel) -> np
         home / "asked.json",
         output,
         home / "template.jinja",
+        *([] if lora is None else [lora]),
     ]
     done = subprocess.run(
         [str(word) for word in command],
@@ -182,22 +197,39 @@ def in_runtime(runtime: Runtime, model: Path, home: Path, live: LiveModel) -> np
     return rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES, ids=lambda runtime: runtime.name)
+@pytest.mark.parametrize(
+    "runtime",
+    [
+        pytest.param(
+            row,
+            id=f"{row.name}-{row.format}",
+            marks=[pytest.mark.real, pytest.mark.processes] if row.name == "llamacpp" else pytest.mark.runtimes,
+        )
+        for row in RUNTIMES
+    ],
+)
 def test_an_edit_does_in_a_program_what_it_does_in_transformers(runtime, smollm2, smollm2_live, outputs, tmp_path):
     folder = outputs / runtime.format
-    gguf = smollm2.require_gguf().name
-    paths = (smollm2.require_gguf(), folder / gguf) if runtime.format == "gguf" else (smollm2.folder, folder)
+    gguf, lora = smollm2.require_gguf(), None
+    paths = (smollm2.folder, folder)
+    if runtime.format == "gguf":
+        paths = (gguf, folder / gguf.name)
+    elif runtime.format == "gguf-lora":
+        paths, lora = (gguf, gguf), folder / LORA_NAME
     base = in_transformers(smollm2_live)
     if runtime.format == "gguf":
         with loaded("gguf", smollm2, folder) as live:
             edited = in_transformers(live)
     else:
-        edited = in_transformers(load(folder, "edited"))
-    there, there_edited = (in_runtime(runtime, path, tmp_path, smollm2_live) for path in paths)
+        edited = in_transformers(load(outputs / "safetensors", "edited"))
+    there, there_edited = (
+        in_runtime(runtime, path, with_lora, tmp_path, smollm2_live)
+        for path, with_lora in zip(paths, (None, lora), strict=True)
+    )
     noise = float(np.nanmean(abs(there - base)))
     effect = float(abs(edited - base).mean())
     error = float(np.nanmean(abs((there_edited - there) - (edited - base))))
-    measured = f"{runtime.name}: noise {noise:.5f}, effect {effect:.4f}, error {error:.5f}"
+    measured = f"{runtime.name} {runtime.format}: noise {noise:.5f}, effect {effect:.4f}, error {error:.5f}"
     print(measured)
     if runtime.misread is not None:
         assert noise > runtime.noise, f"{measured}: it reads right by now, mend its row"

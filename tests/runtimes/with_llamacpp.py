@@ -1,4 +1,4 @@
-"""Served by llama.cpp, from a GGUF file."""
+"""Served by llama.cpp, from a GGUF file, with a LoRA file where one is given."""
 
 import json
 import sys
@@ -12,6 +12,7 @@ settings = xllamacpp.CommonParams()
 settings.model.path = sys.argv[1]
 settings.port, settings.n_ctx, settings.n_parallel, settings.warmup = 0, 512, 1, False
 settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+settings.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in sys.argv[5:]]
 server = xllamacpp.Server(settings)
 rows = []
 for text, n_tokens in texts_of(sys.argv[2]):
