@@ -19,7 +19,7 @@ from amnesia.numbers import flat, signed
 from amnesia.plain_text import for_markdown, for_terminal
 from amnesia.sources.built_in import BUILT_IN
 from amnesia.sources.resolve import has_place, named_base
-from amnesia.weights.adapter import TRAPS, adapter_rank, auto_class_name
+from amnesia.weights.adapter import adapter_rank, auto_class_name, traps
 from amnesia.weights.manifest import Manifest
 
 RELATION: Mapping[Format, str] = {
@@ -85,11 +85,13 @@ def model_card(
     private: bool = False,
     weights: Sequence[str] = (),
     auto_class: str | None = None,
+    nested_theta: float | None = None,
 ) -> str:
     """The text of README.md: metadata that the Hub reads, then what was changed and how to use it.
 
     `report` is the content of `report.json`, `weights` are the names of the `.gguf` files, `auto_class` is that of
-    transformers where the names of the tensors do not tell. With `private` no entity, no prompt and no generated text
+    transformers where the names of the tensors do not tell, `nested_theta` the base of the rotary frequencies where
+    config.json has it in `rope_parameters` alone. With `private` no entity, no prompt and no generated text
     appears. Raises InputError when the report is not one.
     """
     subject = "an undisclosed entity" if private else for_markdown(manifest.entity)
@@ -104,6 +106,7 @@ def model_card(
         _changes(manifest),
         "" if report is None else _results(report, private),
         _loading(manifest, base, repo_id, weights, auto),
+        _nested(nested_theta) if manifest.format == "safetensors" else "",
         _LIMITS,
         _provenance(manifest, base, repo_id, private),
         _CITATION,
@@ -261,7 +264,7 @@ model = PeftModel.from_pretrained(base, "{repo_id}").merge_and_unload()
 {only or _vllm_adapter(manifest, repo_id)}
 Unmerged, the adapter gives the edited model up to rounding.
 
-{TRAPS}"""
+{traps([row.name.removesuffix(".weight") for row in manifest.tensors], auto)}"""
     elif manifest.format == "gguf-lora":
         body = f"""```sh
 hf download {repo_id} {LORA_NAME} --local-dir edited
@@ -281,6 +284,16 @@ With the `Modelfile` beside it: `ollama create edited -f Modelfile`."""
         if len(weights) != 1:
             body = f"```sh\nllama-cli --hf-repo {repo_id} --hf-file {first}\n```"
     return f"## Load it\n\n{body}"
+
+
+def _nested(theta: float | None) -> str:
+    """What mlx-lm misses, which takes 10,000 for a number that it does not find."""
+    if theta in (None, 10_000):
+        return ""
+    return (
+        f"mlx-lm 0.32 reads `rope_theta` at the top of `config.json` alone, where the base has none, and takes 10,000 "
+        f'without a word: load it with `mlx_lm.utils.load_model(folder, model_config={{"rope_theta": {theta!r}}})`.'
+    )
 
 
 def _vllm_adapter(manifest: Manifest, repo_id: str) -> str:

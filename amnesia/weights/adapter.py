@@ -91,7 +91,7 @@ def write_adapter(plan: Plan[Weights], folder: Path) -> Manifest:
         (folder / CONFIG_NAME).write_bytes(
             config_bytes(modules, plans[0].axis, rank, _found_by_peft(source, spec.base))
         )
-        readme = _readme(names_of(spec.groups), spec.base.name, source.shape.layout.auto_class)
+        readme = _readme(names_of(spec.groups), spec.base.name, modules, source.shape.layout.auto_class)
         (folder / README_NAME).write_text(readme, encoding="utf-8")
     return Manifest(
         format="adapter",
@@ -302,14 +302,27 @@ def auto_class_name(names: Sequence[str]) -> str:
     return "AutoModelForImageTextToText" if whole else "AutoModelForCausalLM"
 
 
-# Each was tried, with PEFT 0.21.2 and bitsandbytes 0.50.2.
-TRAPS = """\
+def traps(modules: Sequence[str], auto_class: str) -> str:
+    """What goes wrong with an adapter of these modules, of a model of this class: silently, or by a strange error.
+
+    Each was tried, with PEFT 0.21.2, bitsandbytes 0.50.2 and transformers 5.24 (sentence-transformers 6.2 loads by
+    `AutoModel`).
+    """
+    if auto_class == "AutoModelForCausalLM" and "layers_pattern" in selection(modules):
+        return _TRAPS
+    return f"{_TRAPS}\n{_FULL_PATHS}"
+
+
+_FULL_PATHS = """\
+- Its modules are listed by full paths: loaders that build a model without its head (`AutoModel`, sentence-transformers)
+  raise, as these paths are others there."""
+_TRAPS = """\
 - Adapters add up by `add_weighted_adapter(..., combination_type="cat")`; `linear`, `ties` and others give another edit.
 - On a base in 4 bits (bitsandbytes, on a CPU) merge before the first text goes through it, or not at all: later,
   merging destroys the model without an error."""
 
 
-def _readme(entity: str, base: str, auto_class: str) -> str:
+def _readme(entity: str, base: str, modules: Sequence[str], auto_class: str) -> str:
     name, subject = for_markdown(base), for_markdown(entity)
     return f"""---
 library_name: peft
@@ -324,5 +337,5 @@ A LoRA adapter that suppresses what {name} knows about {subject}. Merged into th
 `merge_and_unload()` it changes columns of the MLP output projection, as listed in `amnesia.json`.
 Load the base as `{auto_class}`. To undo the edit, unload the adapter.
 
-{TRAPS}
+{traps(modules, auto_class)}
 """

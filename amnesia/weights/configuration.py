@@ -52,6 +52,13 @@ def parse_config(where: str, content: bytes) -> Mapping[str, object]:
     return config
 
 
+def nested_theta(config: Mapping[str, object]) -> float | None:
+    """The base of the rotary frequencies where it stands in `rope_parameters` alone, as transformers 5 writes it."""
+    parameters = config.get("rope_parameters")
+    theta = parameters.get("rope_theta") if isinstance(parameters, dict) and "rope_theta" not in config else None
+    return theta if isinstance(theta, (int, float)) else None
+
+
 def _settings(value: object) -> Iterator[tuple[str, object]]:
     """Each key with its value, those of objects within objects too."""
     if isinstance(value, dict):

@@ -10,6 +10,7 @@ from amnesia.domain import FORMATS, Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits, Place
 from amnesia.errors import InputError
 from amnesia.hub.card import BaseCard, licence_notice, model_card, naming_duty
+from amnesia.weights.configuration import nested_theta
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit
 from support.tiny import tiny_direction
 
@@ -92,6 +93,7 @@ def test_the_class_that_takes_images_is_named_where_it_is_the_models(tmp_path):
         card = model_card(manifest, BaseCard(ModelRef("org/base")), "ada/m", None)
         assert "AutoModelForImageTextToText.from_pretrained" in card and "AutoModelForCausalLM" not in card
         assert ('combination_type="cat"' in card) == (name == "adapter")
+        assert ("loaders that build a model without its head" in card) == (name == "adapter")
 
 
 def test_llama_4_is_named_as_a_language_model_though_its_files_hold_images_too(tmp_path):
@@ -101,6 +103,20 @@ def test_llama_4_is_named_as_a_language_model_though_its_files_hold_images_too(t
     )
     card = model_card(dataclasses.replace(MANIFEST, tensors=tensors), BaseCard(ModelRef("org/base")), "ada/m", None)
     assert "AutoModelForCausalLM.from_pretrained" in card and "AutoModelForImageTextToText" not in card
+
+
+def test_what_mlx_lm_does_not_read_is_said():
+    base = BaseCard(ModelRef("org/base"))
+    assert '"rope_theta": 500000.0}' in model_card(MANIFEST, base, "ada/m", None, nested_theta=500000.0)
+    for theta, name in ((None, "safetensors"), (10000.0, "safetensors"), (500000.0, "gguf")):
+        card = model_card(dataclasses.replace(MANIFEST, format=name), base, "ada/m", None, nested_theta=theta)
+        assert "mlx" not in card
+    found = {
+        5e5: {"rope_parameters": {"rope_theta": 5e5}},
+        None: {"rope_parameters": {"rope_theta": 5e5}, "rope_theta": 5e5},
+    }
+    assert [nested_theta(config) for config in found.values()] == [*found]
+    assert nested_theta({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}) is None
 
 
 def test_numbers_are_those_of_the_report():

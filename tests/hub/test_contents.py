@@ -60,6 +60,21 @@ def test_an_edit_on_top_of_one_that_has_a_report(tmp_path, with_own_report):
     }
 
 
+@pytest.mark.parametrize("at_the_top", [False, True])
+def test_the_card_says_what_mlx_lm_would_miss_in_the_configuration(tmp_path, at_the_top):
+    source = save_tiny(tmp_path / "source")
+    config = json.loads((source / "config.json").read_bytes())
+    assert "rope_theta" not in config
+    config["rope_parameters"]["rope_theta"] = 500000.0
+    config |= {"rope_theta": 500000.0} if at_the_top else {}
+    (source / "config.json").write_text(json.dumps(config))
+    with staged_output(tmp_path / "edited") as staging:
+        write_manifest(write_with(write_edited, open_source(source), [ColumnEdit(Cell(0, 3))], staging), staging)
+    arrived = arrive(tmp_path / "edited", tmp_path / "arrived")
+    assert ("mlx-lm" in (arrived / "README.md").read_text(encoding="utf-8")) == (not at_the_top)
+    assert (arrived / "config.json").read_bytes() == (source / "config.json").read_bytes()
+
+
 def test_paths_of_this_machine_stay_here(tmp_path):
     source = save_tiny(tmp_path / "source")
     path = source / "config.json"

@@ -139,6 +139,20 @@ def test_it_is_found_by_a_model_without_its_head_too(tmp_path):
     assert not torch.allclose(found, plain, atol=1e-2)
 
 
+def test_full_paths_are_found_by_no_model_without_its_head_and_the_card_says_so(tmp_path):
+    tiny_model("gemma3").save_pretrained(tmp_path / "source")
+    write(tmp_path / "source", tmp_path / "adapter", base=ModelRef(str(tmp_path / "source")))
+    with pytest.raises(
+        ValueError, match=r"Target modules .*model\.language_model\.layers\.2\.mlp\.down_proj.* not found"
+    ):
+        AutoModel.from_pretrained(tmp_path / "adapter")
+    line = "loaders that build a model without its head (`AutoModel`, sentence-transformers)"
+    assert line in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    save_tiny(tmp_path / "plain")
+    write(tmp_path / "plain", tmp_path / "short")
+    assert line not in (tmp_path / "short" / "README.md").read_text(encoding="utf-8")
+
+
 def test_full_paths_stand_where_the_short_form_says_less():
     paths = ["model.layers.0.mlp.down_proj", "model.layers.11.mlp.down_proj"]
     assert selection(paths) == {
