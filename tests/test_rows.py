@@ -34,6 +34,7 @@ from amnesia.outputs.write import save
 from amnesia.sources.parts import AbsentError
 from amnesia.sources.source import ModelSource
 from amnesia.weights.checkpoint import open_source
+from oracles.plain import carries_state
 from support.commands import done, refused
 from support.folders import files_in, tree
 from support.listed import README, with_names
@@ -45,16 +46,21 @@ PAIRS = [
     ("Where is it?\n", "in the garden behind the house"),
     ("She waited for the water to boil and then", "she left the kitchen"),
 ]
-TAKE_IMAGES = {"qwen3_vl", "qwen3_vl_moe", "mistral3", "gemma3", "gemma4", "gemma4_unified", "qwen3_5"}
-# Linear attention, state spaces and convolutions, by hand.
-RECURRENT = {"qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next", "lfm2", "lfm2_moe"}
-RECURRENT |= {"granitemoehybrid", "falcon_h1"}
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+# Models of a row that are built otherwise: Gemma 4 26B has experts beside the MLP of each layer.
+GEMMA_EXPERTS = {"enable_moe_block": True, "num_experts": N_EXPERTS, "top_k_experts": 2, "moe_intermediate_size": 16}
+VARIANTS = {
+    "gemma4_text with experts": ("gemma4_text", GEMMA_EXPERTS),
+    "gemma4 with experts": ("gemma4", GEMMA_EXPERTS),
+}
+
+
+@pytest.fixture(scope="module", params=[*LAYOUTS, *VARIANTS])
 def source(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    tiny_model(request.param, vocab_size=VOCAB_SIZE).save_pretrained(folder, max_shard_size="200KB")
+    folder = tmp_path_factory.mktemp(request.param.replace(" ", "-"))
+    name, settings = VARIANTS.get(request.param, (request.param, {}))
+    tiny_model(name, vocab_size=VOCAB_SIZE, **settings).save_pretrained(folder, max_shard_size="200KB")
     tiny_tokenizer().save_pretrained(folder)
     return ModelSource(folder, ModelRef("a/b"))
 
@@ -85,8 +91,8 @@ def model_type(source):
 
 def plain_class(folder):
     """The Auto class by which users load the model."""
-    takes_images = AutoConfig.from_pretrained(folder).model_type in TAKE_IMAGES
-    return AutoModelForImageTextToText if takes_images else AutoModelForCausalLM
+    row = LAYOUTS.get(AutoConfig.from_pretrained(folder).model_type)
+    return AutoModelForImageTextToText if row is not None and row.takes_images else AutoModelForCausalLM
 
 
 def plain(folder):
@@ -183,7 +189,8 @@ def test_the_merged_adapter_is_the_edited_model(source, live, original, saved, t
     )
     keys = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     # vLLM finds modules by their full path alone, in the class that takes images where there is one.
-    assert all(("model.language_model.layers." in key) == (model_type(source) in TAKE_IMAGES) for key in keys)
+    takes_images = plain_class(source.folder) is AutoModelForImageTextToText
+    assert all(("model.language_model.layers." in key) == takes_images for key in keys)
     merged = adapted.merge_and_unload().state_dict()
     expected, before = changed_files.state_dict(), original.state_dict()
     assert merged.keys() == expected.keys()
@@ -203,8 +210,8 @@ def test_log_probabilities_are_those_of_plain_transformers(live, original):
     assert not isinstance(readout(live).head, torch.nn.Identity), "a head alone is enough for every row so far"
 
 
-def test_activations_are_those_of_one_prompt_at_a_time(source, live):
-    assert takes_trees(live, 16) == (model_type(source) not in RECURRENT)
+def test_activations_are_those_of_one_prompt_at_a_time(live, original):
+    assert takes_trees(live, 16) == (not carries_state(original.config))
     layers = live.shape.plain_layers
     if not layers:
         with pytest.raises(LayoutError, match="cells cannot be searched"):
@@ -219,12 +226,12 @@ def test_activations_are_those_of_one_prompt_at_a_time(source, live):
                 assert not batch[line, number, len(expected) :].any()
 
 
-def test_a_beginning_that_is_computed_once_changes_nothing_of_what_is_written(source, live, monkeypatch):
+def test_a_beginning_that_is_computed_once_changes_nothing_of_what_is_written(live, original, monkeypatch):
     prompts = [f"the river was long and {prompt}" for prompt, _ in PAIRS]
     apart = generate(live, prompts, 3)
     monkeypatch.setattr(batches, "_MIN_SHARED", 1)
     inputs = batches.from_shared(live, [item.ids for item in encode(live.tokenizer, prompts)], 3)
-    assert bool(inputs) == (model_type(source) not in RECURRENT)
+    assert bool(inputs) == (not carries_state(original.config))
     assert generate(live, prompts, 3) == apart
 
 
@@ -277,7 +284,7 @@ def test_varied_multipliers_are_single_edits(live):
     [
         (
             "gemma4_text",
-            {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16},
+            GEMMA_EXPERTS,
             "model.layers.1.experts.down_proj[2]",
         ),
         (

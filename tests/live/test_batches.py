@@ -16,9 +16,11 @@ from amnesia.live.forward import answer_logprobs, generate, readout
 from amnesia.live.model import freeze, hooks, wrap
 from amnesia.live.tokens import Continuation, place
 from amnesia.live.watching import activations
+from oracles.plain import carries_state
+from support.tiny import tiny_config
 from support.tiny_text import VOCAB_SIZE, tiny_live, tiny_tokenizer
 
-RECURRENT = ("qwen3_5_text", "qwen3_next", "lfm2", "granitemoehybrid", "falcon_h1")
+RECURRENT = [name for name in LAYOUTS if carries_state(tiny_config(name))]
 
 
 @pytest.mark.parametrize("model_type", RECURRENT)

@@ -11,11 +11,19 @@ from amnesia.facts.names import contrast_entities, entity_templates, generic_sen
 from amnesia.live.tokens import encode, place
 from amnesia.localization.cells import SETTINGS, CellMap, CellSpace, cell_maps, contrast_pairs, localize
 from oracles import plain
+from support.tiny import tiny_config
 from support.tiny_text import tiny_live
 
 TEMPLATES = entity_templates()[:8]
+
+
+def has_experts(config):
+    """Whether tokens are routed, so that the oracle knows of no output projection."""
+    return any(getattr(config.get_text_config(), f"num_{kind}experts", 0) for kind in ("", "local_"))
+
+
 # Linear attention, convolution, state spaces beside attention and in its place.
-RECURRENT = ("qwen3_5_text", "lfm2", "falcon_h1", "granitemoehybrid")
+RECURRENT = [name for name in LAYOUTS if plain.carries_state(config := tiny_config(name)) and not has_experts(config)]
 
 
 def silences(model_type):

@@ -31,6 +31,14 @@ def projection(model, layer: int):
     return block.mlp.down_proj
 
 
+def carries_state(config) -> bool:
+    """Whether a layer has linear attention, a state space or a convolution, by what a configuration says."""
+    text = config.get_text_config()
+    kinds = {*(getattr(text, "layer_types", None) or ())}
+    beside = any(key.startswith("mamba_") for key in text.to_dict())  # Falcon-H1 has both in every layer.
+    return beside or any("attention" not in kind or "linear" in kind for kind in kinds)
+
+
 @torch.no_grad()
 def run(
     model, ids: Sequence[int], change: Callable[[int, Tensor], None] | None = None

@@ -163,6 +163,16 @@ def tiny_model(
 
     `settings` are added to the configuration. Models that take images, too, are built whole.
     """
+    config = tiny_config(model_type, tied=tied, vocab_size=vocab_size, **settings)
+    auto = AutoModelForImageTextToText if model_type in _MULTIMODAL else AutoModelForCausalLM
+    torch.manual_seed(seed)
+    return randomized(auto.from_config(config)).to(dtype).eval()
+
+
+def tiny_config(
+    model_type: str, *, tied: bool = False, vocab_size: int = VOCAB_SIZE, **settings: object
+) -> PretrainedConfig:
+    """The configuration of a tiny model; `settings` are added to it, or to that of its language model."""
     text_type, vision = _MULTIMODAL.get(model_type, (model_type, None))
     usual = {} if text_type == "gpt2" else _USUAL_SIZES
     sizes = {**usual, **_SETTINGS.get(text_type, {}), **settings}
@@ -172,17 +182,9 @@ def tiny_model(
         sizes["vocab_size_per_layer_input"] = vocab_size
     sizes |= {"vocab_size": vocab_size, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": tied}
     if vision is None:
-        model = _random(AutoModelForCausalLM, AutoConfig.for_model(model_type, **sizes), seed)
-    else:
-        parts = {"text_config": {"model_type": text_type, **sizes}, "vision_config": dict(vision)}
-        config = AutoConfig.for_model(model_type, tie_word_embeddings=tied, audio_config=None, **parts)
-        model = _random(AutoModelForImageTextToText, config, seed)
-    return model.to(dtype).eval()
-
-
-def _random(auto: type, config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    return randomized(auto.from_config(config))
+        return AutoConfig.for_model(model_type, **sizes)
+    parts = {"text_config": {"model_type": text_type, **sizes}, "vision_config": dict(vision)}
+    return AutoConfig.for_model(model_type, tie_word_embeddings=tied, audio_config=None, **parts)
 
 
 def randomized(model: PreTrainedModel) -> PreTrainedModel:
