@@ -285,7 +285,7 @@ def test_a_damaged_gguf_file_leaves_no_half_made_cache(cache, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"arch": "gpt2"}, "is a gpt2 model, whose MLP has no gate"),
+        ({"arch": "gemma", "experts": (4, 32)}, "is a gemma model with a mixture of experts: supported are llama"),
         ({"arch": "bert"}, "has general.architecture = 'bert': supported are llama"),
         ({"general_type": "adapter"}, "is of type 'adapter', not a model"),
         ({"metadata": {"expert_count": 4}}, "declares a mixture of 4 experts, but its layers have others"),

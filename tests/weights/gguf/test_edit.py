@@ -284,6 +284,8 @@ def test_other_multipliers_of_a_column_need_plain_numbers(tmp_path: Path, kind: 
 def test_every_architecture_of_columns_is_edited_by_them(tmp_path: Path, architecture: str):
     source = write_gguf(tmp_path / "tiny.gguf", Q8_0, arch=architecture, d_mlp=32, extra=BIASES)
     write(source, tmp_path / "out", *edits("1:3"))
+    planned = plan_lora(source, EditSpec((EntityEdits("Ada", tuple(edits("1:3"))),), ModelRef("tiny")))
+    assert [(row.tensor.name, row.scaled) for row in planned.tensors] == [("blk.1.ffn_down.weight", {3: -1.0})]
     proven(tmp_path / "out", source)
     before, after = (tensors(path) for path in (source, tmp_path / "out" / "tiny.gguf"))
     before["blk.1.ffn_down.weight"] = before["blk.1.ffn_down.weight"] * np.where(np.arange(32) == 3, -1, 1)
