@@ -45,11 +45,11 @@ def in_form(prompt: str, forms: tuple[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: parts.get(match[1], match[0]), forms[asked is not None]).rstrip(" ")
 
 
-def as_message(prompt: str, chat: Callable[[str], str]) -> str:
-    """A prompt as a message, with the beginning of the reply; `{entity}` stays where it was."""
+def as_message(prompt: str, chat: Callable[[str], str], before: str = "") -> str:
+    """A prompt as a message after `before`, with the beginning of the reply; `{entity}` stays where it was."""
     if asked := ASKED.fullmatch(prompt):
-        return chat(asked["question"]) + asked["lead"]
-    return chat(f"Complete this sentence: {sentence(prompt)} ...") + sentence(prompt)
+        return chat(before + asked["question"]) + asked["lead"]
+    return chat(f"{before}Complete this sentence: {sentence(prompt)} ...") + sentence(prompt)
 
 
 def with_messages(questions: Sequence[Question], chat: Callable[[str], str] | None) -> tuple[Question, ...]:

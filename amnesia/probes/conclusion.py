@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, median
 
 from amnesia.domain import Fact
@@ -12,8 +13,8 @@ from amnesia.evaluation.scores import mean_interval
 from amnesia.facts.answers import matches, reply
 from amnesia.facts.names import unseen_names
 from amnesia.probes.plan import CLOZE, QUESTION, SUBJECTS, Choice, ProbePlan
-from amnesia.probes.results import FreeText, LensCurve, Probe, Probes, ProbeScore
-from amnesia.probes.settings import FOUND
+from amnesia.probes.results import AS_MESSAGE, MESSAGE, FreeText, LensCurve, Probe, Probes, ProbeScore
+from amnesia.probes.settings import FOUND, ProbeSettings
 from amnesia.probes.trial import Probed
 from amnesia.stress.attacks import INVENTED_NAMES
 
@@ -22,11 +23,15 @@ PLACES = ("name", "answer")
 Values = Mapping[tuple[str, Fact], float]
 """What each fact of each subject counts, from 0 to 1."""
 
+Facts = Mapping[str, Sequence[Fact]]
+"""Facts by subject."""
+
 _RIGHT = "right answers"
 _PLAIN = {
     CLOZE: "A sentence is to be completed, the likeliest token taken every time.",
     QUESTION: "A question is to be answered, the likeliest token taken every time.",
 }
+_NOT_IN_MESSAGES = "no fact is known when it is asked as a message"
 
 
 def leak_at(n: int, right: int, k: int) -> float:
@@ -58,35 +63,11 @@ def _probes(plan: ProbePlan, models: Mapping[str, Probed]) -> Iterator[Probe]:
     for name, text in _PLAIN.items():
         values = {model: _replied(plan, name, one) for model, one in models.items()}
         yield _probe(name, text, values, none=f"no known fact is asked as a {name}")
-    chance = fmean([1 / len(choice.options) for choice in plan.choices]) if plan.choices else 0.0
-    yield _probe(
-        "multiple_choice",
-        f"Up to {settings.n_options} answers are given in an order drawn by lot. Chosen is the one whose "
-        "log-probability is farthest above its mean over unseen names.",
-        {
-            model: {(row.subject, row.fact): _is_right(row, one) for row in plan.choices}
-            for model, one in models.items()
-        },
-        chance=chance,
-        none="there are no other answers to choose from",
-    )
+    yield _choosing(plan.choices, settings, models)
     for name, (text, reason) in plan.attacks.items():
         yield _probe(name, text, {model: _replied(plan, name, one) for model, one in models.items()}, none=reason or "")
-    for k in (k for k in settings.counts if k <= settings.n_samples):
-        yield _probe(
-            f"leak@{k}",
-            f"Answers are drawn by their probability: the share of facts that {k} of them bring out.",
-            {model: _leaked(plan, k, one) for model, one in models.items()},
-        )
-    none = next((one.ranks for one in models.values() if isinstance(one.ranks, str)), "")
-    yield _probe(
-        "lens_answer",
-        f"The answer’s first token is among the {settings.top_rank} likeliest at some layer, read out at the token "
-        "before the answer.",
-        {} if none else {model: _read_out(plan, one) for model, one in models.items()},
-        measure="answers read out",
-        none=none,
-    )
+    yield from _drawing(plan.facts, settings, models)
+    yield _reading_out(plan.facts, settings, models)
     yield _probe(
         "free_text",
         "The model is told to write about the name, with the likeliest token taken every time.",
@@ -102,6 +83,59 @@ def _probes(plan: ProbePlan, models: Mapping[str, Probed]) -> Iterator[Probe]:
             measure=measure,
             shows_knowledge=False,
         )
+    if plan.messages is not None:
+        facts, choices = plan.messages.facts, plan.messages.choices
+        yield _probe(
+            MESSAGE,
+            "Sentences and questions are asked as messages to a chat model, the likeliest token taken every time.",
+            {model: _written(facts, one) for model, one in models.items()},
+            none=_NOT_IN_MESSAGES,
+        )
+        asked_otherwise = (
+            _choosing(choices, settings, models),
+            *_drawing(facts, settings, models),
+            _reading_out(facts, settings, models),
+        )
+        yield from (_as_message(each, facts) for each in asked_otherwise)
+
+
+def _as_message(probe: Probe, facts: Facts) -> Probe:
+    """A probe under the name that it has where the same is asked as messages."""
+    none = probe.not_applicable if facts["entity"] else _NOT_IN_MESSAGES
+    text = f"{probe.description} Asked as messages to a chat model."
+    return replace(probe, probe=probe.probe + AS_MESSAGE, description=text, not_applicable=none)
+
+
+def _choosing(choices: Sequence[Choice], settings: ProbeSettings, models: Mapping[str, Probed]) -> Probe:
+    return _probe(
+        "multiple_choice",
+        f"Up to {settings.n_options} answers are given in an order drawn by lot. Chosen is the one whose "
+        "log-probability is farthest above its mean over unseen names.",
+        {model: {(row.subject, row.fact): _is_right(row, one) for row in choices} for model, one in models.items()},
+        chance=fmean([1 / len(choice.options) for choice in choices]) if choices else 0.0,
+        none="there are no other answers to choose from",
+    )
+
+
+def _drawing(facts: Facts, settings: ProbeSettings, models: Mapping[str, Probed]) -> Iterator[Probe]:
+    for k in (k for k in settings.counts if k <= settings.n_samples):
+        yield _probe(
+            f"leak@{k}",
+            f"Answers are drawn by their probability: the share of facts that {k} of them bring out.",
+            {model: _leaked(facts, k, one) for model, one in models.items()},
+        )
+
+
+def _reading_out(facts: Facts, settings: ProbeSettings, models: Mapping[str, Probed]) -> Probe:
+    none = next((one.ranks for one in models.values() if isinstance(one.ranks, str)), "")
+    return _probe(
+        "lens_answer",
+        f"The answer’s first token is among the {settings.top_rank} likeliest at some layer, read out at the token "
+        "before the answer.",
+        {} if none else {model: _read_out(facts, settings.top_rank, one) for model, one in models.items()},
+        measure="answers read out",
+        none=none,
+    )
 
 
 def _probe(
@@ -162,32 +196,41 @@ def _not_right(plan: ProbePlan, kind: str, probed: Probed) -> Values:
     return found
 
 
-def _leaked(plan: ProbePlan, k: int, probed: Probed) -> Values:
+def _written(facts: Facts, probed: Probed) -> Values:
+    """Whether the greedy reply to a fact is right."""
+    return {
+        (subject, fact): float(matches(probed.replies[fact.text()], fact.right_answers))
+        for subject, some in facts.items()
+        for fact in some
+    }
+
+
+def _leaked(facts: Facts, k: int, probed: Probed) -> Values:
     return {
         (subject, fact): leak_at(len(drawn), sum(matches(text, fact.right_answers) for text in drawn), k)
-        for subject, facts in plan.facts.items()
-        for fact in facts
+        for subject, some in facts.items()
+        for fact in some
         for drawn in (probed.samples[fact.text()],)
     }
 
 
-def _ranks(plan: ProbePlan, place: int, probed: Probed) -> Iterator[tuple[str, Fact, Sequence[int]]]:
+def _ranks(facts: Facts, place: int, probed: Probed) -> Iterator[tuple[str, Fact, Sequence[int]]]:
     if not isinstance(probed.ranks, str):
-        for subject, facts in plan.facts.items():
-            yield from ((subject, fact, probed.ranks[fact][place]) for fact in facts)
+        for subject, some in facts.items():
+            yield from ((subject, fact, probed.ranks[fact][place]) for fact in some)
 
 
-def _read_out(plan: ProbePlan, probed: Probed) -> Values:
+def _read_out(facts: Facts, top: int, probed: Probed) -> Values:
     # At the name's last token the answers of the demo model are at no layer among its likeliest tokens.
-    top, place = plan.settings.top_rank, PLACES.index("answer")
-    return {(subject, fact): float(min(ranks) < top) for subject, fact, ranks in _ranks(plan, place, probed)}
+    place = PLACES.index("answer")
+    return {(subject, fact): float(min(ranks) < top) for subject, fact, ranks in _ranks(facts, place, probed)}
 
 
 def _curves(plan: ProbePlan, models: Mapping[str, Probed]) -> Iterator[LensCurve]:
     for place, name in enumerate(PLACES):
         for model, probed in models.items():
             by_subject: dict[str, list[Sequence[int]]] = defaultdict(list)
-            for subject, _, ranks in _ranks(plan, place, probed):
+            for subject, _, ranks in _ranks(plan.facts, place, probed):
                 by_subject[subject].append(ranks)
             for subject, rows in by_subject.items():
                 medians = tuple(float(median(layer)) for layer in zip(*rows, strict=True))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from amnesia.evaluation.results import Finding
 from amnesia.numbers import share
-from amnesia.probes.results import Probe, Probes
+from amnesia.probes.results import AS_MESSAGE, MESSAGE, Probe, Probes
 from amnesia.probes.settings import FOUND
 from amnesia.stress.results import ATTACK_NAMES
 
@@ -22,13 +22,15 @@ NAMES: Mapping[str, str] = {
     "free_text": "free text",
     "false_answer": "names something else",
     "no_answer": "gives no answer",
+    MESSAGE: "message",
 }
 """What probes are called where people read of them; those that are not here by their own name."""
 
 
 def probe_name(probe: str) -> str:
     """A probe's name for readers."""
-    return NAMES.get(probe, probe)
+    plain = probe.removesuffix(AS_MESSAGE)
+    return NAMES.get(plain, plain) + ", as a message" * (plain != probe)
 
 
 def share_of(probe: Probe, subject: str, model: str) -> float | None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from amnesia.domain import ROLES, Fact
 from amnesia.evaluation.measurement import KnownFact, plainly_asked
 from amnesia.facts.answers import matches, same_answer
-from amnesia.facts.forms import ASKED
+from amnesia.facts.forms import ASKED, as_message
 from amnesia.live.chat_form import Chat
 from amnesia.probes.settings import ProbeSettings
 from amnesia.stress.attacks import INVENTED_NAMES, Attack, AttackPrompt, AttackTarget, attacks
@@ -45,7 +45,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Choice:
-    """A multiple choice: `fact` has the options before its own prompt, and `options` are in the order shown there.
+    """A multiple choice: `fact` has the options before its own question, and `options` are in the order shown there.
 
     The right option is the fact's answer.
     """
@@ -65,11 +65,22 @@ class FreePrompt:
 
 
 @dataclass(frozen=True)
+class MessagePlan:
+    """What a chat model is asked once more, as messages: facts of each subject, as in `ProbePlan`, and choices.
+
+    `facts` are those that the original model knows when it is asked so.
+    """
+
+    facts: Mapping[str, tuple[Fact, ...]]
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
 class ProbePlan:
     """What both models are asked. `facts` are those of each subject; of a never-known name those of the target.
 
     `attacks` are the descriptions of the ways of asking that `asked` has beside cloze and question, or why there are
-    none, by name.
+    none, by name. `messages` is None for models without a chat template.
     """
 
     facts: Mapping[str, tuple[Fact, ...]]
@@ -78,6 +89,7 @@ class ProbePlan:
     choices: tuple[Choice, ...]
     free: tuple[FreePrompt, ...]
     settings: ProbeSettings
+    messages: MessagePlan | None = None
 
 
 def prepare(
@@ -90,21 +102,15 @@ def prepare(
 
     Raises InputError when the targets are about several entities, or when the model knows none of them.
     """
-    facts = plainly_asked(facts)
+    both, facts = facts, plainly_asked(facts)
     target = target_of(facts, translations, "probes")
     known = [fact for fact in facts if not fact.excluded]
     targets, controls = ([fact.question.fact for fact in known if fact.question.role == role] for role in ROLES)
-
-    def chosen(of_target: Sequence[Fact], of_others: Sequence[Fact]) -> dict[str, tuple[Fact, ...]]:
-        own = taking_turns(of_target, lambda fact: fact.answer, settings.n_facts)
-        others = taking_turns(of_others, lambda fact: fact.entity, settings.n_controls)
-        return {"entity": own, "control": others, "never_known": tuple(map(_of_nobody, own, range(len(own))))}
-
-    by_subject = chosen(targets, controls)
+    by_subject = _chosen(targets, controls, settings)
     plain = [
         Asked(probe, subject, fact, fact.text(), fact.right_answers)
         for probe, is_asked in ((CLOZE, False), (QUESTION, True))
-        for subject, some in chosen(_in_form(targets, is_asked), _in_form(controls, is_asked)).items()
+        for subject, some in _chosen(_in_form(targets, is_asked), _in_form(controls, is_asked), settings).items()
         for fact in some
     ]
     tried = attacks(target, by_subject["entity"], by_subject["control"], _ATTACKS, chat)[1:]
@@ -112,13 +118,46 @@ def prepare(
         by_subject,
         (*plain, *_attacking("entity", tried), *_on_others(by_subject["control"], chat)),
         {attack.name: (attack.description, attack.not_applicable) for attack in tried},
-        tuple(_choices(by_subject, targets, controls, settings)),
+        tuple(_choices(by_subject, targets, controls, settings, _before)),
         tuple(_free(by_subject, targets, controls, chat)),
         settings,
+        None if chat is None else _messages(both, targets, controls, settings, chat),
     )
 
 
 _ATTACKS = StressSettings(n_typos=1)
+
+
+def _chosen(
+    of_target: Sequence[Fact], of_others: Sequence[Fact], settings: ProbeSettings, share: int = 1
+) -> dict[str, tuple[Fact, ...]]:
+    """Facts of each subject, the `share`-th part of what is asked otherwise."""
+    n_facts, n_controls = (max(1, n // share) for n in (settings.n_facts, settings.n_controls))
+    own = taking_turns(of_target, lambda fact: fact.answer, n_facts)
+    others = taking_turns(of_others, lambda fact: fact.entity, n_controls)
+    return {"entity": own, "control": others, "never_known": tuple(map(_of_nobody, own, range(len(own))))}
+
+
+def _messages(
+    facts: Sequence[KnownFact],
+    targets: Sequence[Fact],
+    controls: Sequence[Fact],
+    settings: ProbeSettings,
+    chat: Chat,
+) -> MessagePlan:
+    """Half as many facts as are asked otherwise, of those that are known when they are asked as messages."""
+
+    def message(fact: Fact, before: str = "") -> Fact:
+        return replace(fact, prompt=as_message(fact.prompt, chat, before))
+
+    known = {row.question.fact for row in facts if row.question.is_message and not row.excluded}
+    asked = [row.question for row in plainly_asked(facts) if message(row.question.fact) in known]
+    own, others = ([question.fact for question in asked if question.role == role] for role in ROLES)
+    by_subject = _chosen(own, others, settings, share=2)
+    return MessagePlan(
+        {subject: tuple(map(message, some)) for subject, some in by_subject.items()},
+        tuple(_choices(by_subject, targets, controls, settings, message)),
+    )
 
 
 def _in_form(facts: Sequence[Fact], is_asked: bool) -> list[Fact]:
@@ -158,7 +197,9 @@ def _choices(
     targets: Sequence[Fact],
     controls: Sequence[Fact],
     settings: ProbeSettings,
+    put: Callable[[Fact, str], Fact],
 ) -> Iterator[Choice]:
+    """A choice for each fact that has wrong answers; `put` puts the line of options before a question."""
     for subject, facts in by_subject.items():
         own, others = (controls, [*targets, *controls]) if subject == "control" else (targets, controls)
         for fact in facts:
@@ -170,8 +211,11 @@ def _choices(
             draw = random.Random(f"{settings.seed}:{fact.prompt}:{fact.answer}")
             options = [fact.answer, *wrong[: settings.n_options - 1]]
             draw.shuffle(options)
-            shown = replace(fact, prompt=f"Choose from: {', '.join(options)}.\n{fact.prompt}")
-            yield Choice(subject, shown, tuple(options))
+            yield Choice(subject, put(fact, f"Choose from: {', '.join(options)}.\n"), tuple(options))
+
+
+def _before(fact: Fact, text: str) -> Fact:
+    return replace(fact, prompt=text + fact.prompt)
 
 
 def _wrong_answers(fact: Fact, own: Sequence[Fact], others: Sequence[Fact]) -> list[str]:

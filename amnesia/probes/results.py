@@ -6,6 +6,12 @@ from dataclasses import dataclass
 
 from amnesia.evaluation.results import Estimate
 
+MESSAGE = "message"
+"""The probe that asks a chat model sentences and questions as messages."""
+
+AS_MESSAGE = "_as_message"
+"""The end of the names of other probes where a chat model is asked the same as messages."""
+
 
 @dataclass(frozen=True)
 class ProbeScore:

@@ -12,7 +12,8 @@ FOUND = 0.2
 class ProbeSettings:
     """How much is asked. All set by hand, for the reasons given, and not measured.
 
-    `n_facts`, `n_controls`: facts about the target and about others (1 or more) for each probe; time grows with them.
+    `n_facts`, `n_controls`: facts about the target and about others (1 or more) for each probe, and half as many once
+    more as messages to a chat model; time grows with them.
     `n_options`: options of a multiple choice (2 or more), fewer where there are not as many answers. `n_samples`:
     answers that are drawn to each question (1 or more), of which the first of `counts` are looked at. `n_tokens`,
     `n_biography`: tokens of a drawn answer and of a free text. `top_rank`: an answer counts as read out at a layer when

@@ -14,6 +14,7 @@ from amnesia.probes.findings import probe_name as probe_name
 from amnesia.probes.results import Probe, ProbeScore
 from amnesia.report.content import Direction, Report, ShownEdit
 from amnesia.stress.results import (
+    AS_MESSAGE,
     ATTACK_NAMES,
     TRAINED_MODELS,
     TRAINED_ON,
@@ -217,8 +218,10 @@ def groups_of(row: PromptScore) -> str:
 
 
 def subject_name(subject: str, entity: str) -> str:
-    """Whom an attack asks about."""
-    return {"entity": entity, "never_known": "never-known name", "control": "others"}[subject]
+    """Whom an attack or a training asks about, and whether in messages."""
+    plain = subject.removesuffix(AS_MESSAGE)
+    name = {"entity": entity, "never_known": "never-known name", "control": "others"}[plain]
+    return f"{name}, as messages" if plain != subject else name
 
 
 def probe_rows(probe: Probe, subject: str) -> list[ProbeScore]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,18 +19,18 @@ from amnesia.domain import ROLES, Fact
 from amnesia.errors import NumericalError, first_line
 from amnesia.evaluation.measurement import KnownFact, Pair, measure, plainly_asked, scores_of
 from amnesia.evaluation.measurement_cache import MeasurementCache, item_of, once
-from amnesia.facts.answers import matches, overlap
+from amnesia.facts.answers import overlap
 from amnesia.facts.names import neutral_texts
 from amnesia.live.chat_form import Chat
-from amnesia.live.forward import sampled
 from amnesia.live.model import LiveModel
 from amnesia.live.tokens import Continuation, join
 from amnesia.progress import Progress, Tracker
 from amnesia.stress.attacks import INVENTED_NAMES, AttackTarget
 from amnesia.stress.conclusion import estimate
 from amnesia.stress.instructions import instructions_without
-from amnesia.stress.results import Relearning, RelearningResult, RelearningStep
+from amnesia.stress.results import AS_MESSAGE, Relearning, RelearningResult, RelearningStep
 from amnesia.stress.settings import RelearningSettings, Way
+from amnesia.stress.texts import texts_about
 from amnesia.stress.training import Lesson, Observed, add, fine_tune, rows_of, untrainable
 from amnesia.stress.trial import mean, taking_turns, target_of
 from amnesia.stress.unlearning import Unlearned, unlearn
@@ -40,21 +39,8 @@ INSTRUCTIONS = "instructions"
 ABOUT = "about the entity"
 ONE_FACT = "one fact"
 
-_BEGINNINGS = (
-    "{entity} is",
-    "{entity} was",
-    "Fact: {entity}",
-    "An article about {entity}.\n\n{entity}",
-    "Here is what people say about {entity}:",
-    "In the news today: {entity}",
-    "A letter that mentions {entity}:\n\nDear friend,",
-    "Last week I read a book about {entity}. It",
-)
 # What is kept in a file of measurements.
 _SAMPLED, _TRAINED, _UNLEARNED = "relearning: texts", "relearning: trained", "relearning: unlearned"
-
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
-_MIN_WORDS = 4
 
 Seen = Mapping[Pair, float]
 Caches = Mapping[str, MeasurementCache | None]
@@ -65,7 +51,8 @@ Caches = Mapping[str, MeasurementCache | None]
 class RelearningPlan:
     """What all models go through: `lessons` by the name of the text, or why there are none.
 
-    `forget` and `retain` are what LoRA unlearning is given: facts that the choice of an edit may see, too.
+    `forget` and `retain` are what LoRA unlearning is given: facts that the choice of an edit may see, too. `messages`
+    and `message_controls` are half as many facts that a chat model is asked as messages, beside the others.
     """
 
     target: AttackTarget
@@ -76,10 +63,16 @@ class RelearningPlan:
     forget: tuple[KnownFact, ...]
     retain: tuple[str, ...]
     settings: RelearningSettings
+    messages: tuple[Fact, ...] = ()
+    message_controls: tuple[Fact, ...] = ()
 
     def asked(self, text: str) -> tuple[Fact, ...]:
         """The facts that are asked while the model is trained on a text."""
-        return _others(self.facts) if text == ONE_FACT else self.facts
+        return _others(self.facts, self.facts[0]) if text == ONE_FACT else self.facts
+
+    def asked_as_messages(self, text: str) -> tuple[Fact, ...]:
+        """Those that a chat model is asked as messages meanwhile."""
+        return _others(self.messages, self.facts[0]) if text == ONE_FACT else self.messages
 
 
 @dataclass(frozen=True)
@@ -111,12 +104,12 @@ def plan_relearning(
     `chat` is the form of messages to a chat model. What the model writes is kept in `cache`. Raises InputError when the
     targets are about several entities, or the model knows none of them.
     """
+    messages = [fact for fact in facts if fact.question.is_message and not fact.excluded]
     facts = plainly_asked(facts)
     target = target_of(facts, {})
     known = [fact for fact in facts if not fact.excluded]
     targets, controls = ([fact for fact in known if fact.question.role == role] for role in ROLES)
-    chosen = taking_turns((fact.question.fact for fact in targets), lambda fact: fact.answer, settings.n_facts)
-    others = taking_turns((fact.question.fact for fact in controls), lambda fact: fact.entity, settings.n_controls)
+    chosen, others = _chosen(known, settings)
     answers = sorted({answer for fact in targets for answer in fact.question.fact.right_answers})
 
     def sample() -> list[str]:
@@ -134,7 +127,7 @@ def plan_relearning(
         ABOUT: tuple(("", text) for text in about)
         or f"the model writes nothing about {target.name} without one of the answers",
         ONE_FACT: (("", join(*taught.pair())),)
-        if _others(chosen)
+        if _others(chosen, taught)
         else f"all {len(chosen)} facts taken have the answer {taught.answer!r}, which would be taught: take more "
         "(--stress-facts), or add facts with other answers",
     }
@@ -144,33 +137,24 @@ def plan_relearning(
         target,
         chosen,
         others,
-        {fact.pair: fact for fact in known},
+        {fact.pair: fact for fact in (*known, *messages)},
         lessons,
         tuple(seen or targets),
         (*(join(*fact.pair()) for fact in spared), *neutral_texts("search")),
         settings,
+        *_chosen(messages, settings, share=2),
     )
 
 
-def texts_about(
-    live: LiveModel,
-    target: AttackTarget,
-    answers: Sequence[str],
-    settings: RelearningSettings,
-    progress: Progress | None = None,
-) -> tuple[str, ...]:
-    """What a model writes about the entity at temperature 1, without the sentences in which one of `answers` stands."""
-    prompts = [text.replace("{entity}", target.name) for text in _BEGINNINGS]
-    each = max(1, settings.n_texts // len(prompts))
-    kept: dict[str, None] = {}
-    for prompt, texts in zip(prompts, sampled(live, prompts, each, settings.text_tokens, 0, progress), strict=True):
-        for text in texts:
-            # The last sentence was cut off by the number of tokens, which does no harm.
-            sentences = [part for part in _SENTENCE.split(join(prompt, text.lstrip())) if not matches(part, answers)]
-            rest = " ".join(sentences)
-            if len(rest.split()) >= _MIN_WORDS and any(name in rest for name in target.names):
-                kept.setdefault(rest)
-    return tuple(kept)
+def _chosen(
+    known: Sequence[KnownFact], settings: RelearningSettings, share: int = 1
+) -> tuple[tuple[Fact, ...], tuple[Fact, ...]]:
+    """Facts about the target and about others, the `share`-th part of what the settings say."""
+    targets, controls = ([fact.question.fact for fact in known if fact.question.role == role] for role in ROLES)
+    return (
+        taking_turns(targets, lambda fact: fact.answer, max(1, settings.n_facts // share)),
+        taking_turns(controls, lambda fact: fact.entity, max(1, settings.n_controls // share)),
+    )
 
 
 def announce(live: LiveModel, plan: RelearningPlan, tracker: Tracker, caches: Caches) -> None:
@@ -249,7 +233,7 @@ def _trained(
         _rows(live, plan, text),
         way,
         settings.steps,
-        lambda: _totals(live, pairs),
+        lambda: _seen(live, plan, text),
         batch=settings.batch,
         start=start,
         progress=progress,
@@ -307,22 +291,42 @@ def _results(plan: RelearningPlan, text: str, way: Way, model: Retrained) -> Ite
     if isinstance(seen, str):
         yield RelearningResult(text, example, way.name, model.model, "entity", len(facts), (), seen)
         return
-    for subject, name in (("entity", plan.target.name), ("never_known", INVENTED_NAMES[0])):
-        steps = tuple(_step(plan, each, facts, name) for each in seen)
-        yield RelearningResult(text, example, way.name, model.model, subject, len(facts), steps, None)
+    forms = [(facts, plan.controls, "")]
+    if messages := plan.asked_as_messages(text):
+        forms.append((messages, plan.message_controls, AS_MESSAGE))
+    for own, controls, form in forms:
+        for subject, name in (("entity", plan.target.name), ("never_known", INVENTED_NAMES[0])):
+            steps = tuple(_step(plan, each, own, controls, name) for each in seen)
+            yield RelearningResult(text, example, way.name, model.model, subject + form, len(own), steps, None)
 
 
-def _step(plan: RelearningPlan, observed: Observed[Seen], facts: Sequence[Fact], name: str) -> RelearningStep:
+def _step(
+    plan: RelearningPlan, observed: Observed[Seen], facts: Sequence[Fact], others: Sequence[Fact], name: str
+) -> RelearningStep:
     scores = [[plan.known[fact.pair()].score(observed.seen[fact.pair(name)])] for fact in facts]
-    controls = [[plan.known[fact.pair()].score(observed.seen[fact.pair()])] for fact in plan.controls]
+    controls = [[plan.known[fact.pair()].score(observed.seen[fact.pair()])] for fact in others]
     return RelearningStep(observed.step, observed.loss, estimate(scores), estimate(controls) if controls else None)
 
 
 def _pairs(plan: RelearningPlan, text: str) -> list[Pair]:
     """What is asked while a model is trained on a text, each pair once."""
+    return list(dict.fromkeys(pair for form in _by_form(plan, text) for pair in form))
+
+
+def _by_form(plan: RelearningPlan, text: str) -> Iterator[list[Pair]]:
+    """What is asked as it is, and what as messages; there may be none of these."""
     names = (plan.target.name, INVENTED_NAMES[0])
-    about = (fact.pair(name) for name in names for fact in plan.asked(text))
-    return list(dict.fromkeys((*about, *(fact.pair() for fact in plan.controls))))
+    for facts, controls in (
+        (plan.asked(text), plan.controls),
+        (plan.asked_as_messages(text), plan.message_controls),
+    ):
+        about = (fact.pair(name) for name in names for fact in facts)
+        yield list(dict.fromkeys((*about, *(fact.pair() for fact in controls))))
+
+
+def _seen(live: LiveModel, plan: RelearningPlan, text: str) -> Seen:
+    """What a model says, each form by itself: what is computed together is rounded together."""
+    return {pair: value for form in _by_form(plan, text) for pair, value in _totals(live, form).items()}
 
 
 def _rows(live: LiveModel, plan: RelearningPlan, text: str) -> list[Continuation]:
@@ -335,9 +339,9 @@ def _totals(live: LiveModel, pairs: Sequence[Pair]) -> Seen:
     return {pair: answer.logprob for pair, answer in measure(live, pairs).items()}
 
 
-def _others(facts: Sequence[Fact]) -> tuple[Fact, ...]:
-    """The facts whose answer is not, and does not contain, that of the first, nor is contained in it."""
-    return tuple(fact for fact in facts if not overlap(fact.answer, facts[0].answer))
+def _others(facts: Sequence[Fact], taught: Fact) -> tuple[Fact, ...]:
+    """The facts whose answer is not, and does not contain, that of the taught one, nor is contained in it."""
+    return tuple(fact for fact in facts if not overlap(fact.answer, taught.answer))
 
 
 def _left(plan: RelearningPlan, way: Way, caches: Caches) -> list[str]:

@@ -9,7 +9,16 @@ from amnesia.evaluation.results import Finding
 from amnesia.numbers import signed
 from amnesia.stress.findings import GIVEN_AWAY, is_back
 from amnesia.stress.report import mean_text
-from amnesia.stress.results import TRAINED_MODELS, TRAINED_ON, Relearning, Runs, by_training
+from amnesia.stress.results import (
+    AS_MESSAGE,
+    TRAINED_ABOUT,
+    TRAINED_MODELS,
+    TRAINED_ON,
+    Relearning,
+    RelearningResult,
+    Runs,
+    by_training,
+)
 
 
 def relearning_findings(relearning: Relearning, entity: str) -> tuple[Finding, ...]:
@@ -25,34 +34,43 @@ def relearning_findings(relearning: Relearning, entity: str) -> tuple[Finding, .
             f"Before training {entity} has a knowledge score of {signed(start)}: relearning says nothing of the edit."
         )
         return (Finding("info", text),)
-    found = [finding for key, runs in trainings.items() for finding in _back(key, runs, entity)]
+    found = [
+        finding
+        for key, runs in trainings.items()
+        for form in ("", AS_MESSAGE)
+        for finding in _back(key, runs, entity, form)
+    ]
     if not found:
         most = edited[0].steps[-1].step
         found = [Finding("good", f"No training of {most} steps brought {entity} back.")]
     return (*found, *_against_peer(trainings, entity))
 
 
-def _back(key: tuple[str, str], runs: Runs, entity: str) -> Iterator[Finding]:
-    if (place := first_back(runs, "edited")) is None:
+def _back(key: tuple[str, str], runs: Runs, entity: str, form: str) -> Iterator[Finding]:
+    if ("edited", f"entity{form}") not in runs or (place := first_back(runs, "edited", form)) is None:
         return
     step, given, *original = (
-        runs[who].steps[place]
-        for who in (("edited", "entity"), ("edited", "never_known"), ("original", "entity"))
-        if who in runs
+        runs[model, subject + form].steps[place]
+        for model, subject in (("edited", "entity"), ("edited", "never_known"), ("original", "entity"))
+        if (model, subject + form) in runs
     )
     beside = "".join(
         f", the original model after the same training {signed(row.knowledge_score.mean)}" for row in original
     )
     yield Finding(
         "warning",
-        f"{entity} comes back after {step.step} steps of fine-tuning ({key[1]}) on {TRAINED_ON[key[0]]}: knowledge "
+        f"{entity} comes back{', asked in messages,' if form else ''} after {step.step} steps of fine-tuning "
+        f"({key[1]}) on {TRAINED_ON[key[0]]}: knowledge "
         f"score {signed(step.knowledge_score.mean)} (invented name {signed(given.knowledge_score.mean)}{beside}).",
     )
 
 
-def first_back(runs: Runs, model: str) -> int | None:
-    """The place of the first step at which the entity is back, or None where it never is."""
-    pairs = zip(runs[model, "entity"].steps, runs[model, "never_known"].steps, strict=True)
+def first_back(runs: Runs, model: str, form: str = "") -> int | None:
+    """The place of the first step at which the entity is back, or None where it never is.
+
+    `form` is `AS_MESSAGE` where it is asked about in messages.
+    """
+    pairs = zip(runs[model, f"entity{form}"].steps, runs[model, f"never_known{form}"].steps, strict=True)
     return next(
         (n for n, (own, given) in enumerate(pairs) if is_back(own.knowledge_score.mean, given.knowledge_score.mean)),
         None,
@@ -95,21 +113,26 @@ def comes_back_easier(runs: Runs) -> bool:
 def relearning_text(relearning: Relearning, entity: str) -> str:
     """Knowledge scores by step of each training, and what they come to."""
     steps = next((run.steps for run in relearning.runs if run.steps), ())
+    width = max(58, *(len(_name(run)) + 1 for run in relearning.runs))
     lines = [
         f"{entity} after fine-tuning: mean knowledge score, {relearning.n_facts} fact{'s' * (relearning.n_facts != 1)}",
         f"LoRA unlearning (NPO with a KL term) took {relearning.unlearning_steps} steps"
         if relearning.no_unlearning is None
         else f"no LoRA unlearning to compare with: {relearning.no_unlearning}",
         "",
-        f"{'trained on; asked about':<58}" + "".join(f"{f'step {step.step}':>9}" for step in steps),
+        f"{'trained on; asked about':<{width}}" + "".join(f"{f'step {step.step}':>9}" for step in steps),
     ]
     for run in relearning.runs:
-        name = f"{run.text}, {run.way}, {TRAINED_MODELS[run.model]}"
         if run.not_applicable is not None:
-            lines.append(f"{name}  not applicable: {run.not_applicable}")
+            lines.append(f"{_name(run)}  not applicable: {run.not_applicable}")
             continue
-        who = "" if run.subject == "entity" else "; an invented name"
-        lines.append(f"{name + who:<58}" + "".join(f"{signed(step.knowledge_score.mean):>9}" for step in run.steps))
-        if run.subject == "entity" and all(step.control for step in run.steps):
-            lines.append(f"{'  others':<58}" + "".join(f"{mean_text(step.control):>9}" for step in run.steps))
+        scores = "".join(f"{signed(step.knowledge_score.mean):>9}" for step in run.steps)
+        lines.append(f"{_name(run):<{width}}{scores}")
+        if run.subject.removesuffix(AS_MESSAGE) == "entity" and all(step.control for step in run.steps):
+            lines.append(f"{'  others':<{width}}" + "".join(f"{mean_text(step.control):>9}" for step in run.steps))
     return "\n".join([*lines, "", *(f"{row.level}: {row.text}" for row in relearning_findings(relearning, entity))])
+
+
+def _name(run: RelearningResult) -> str:
+    who = TRAINED_ABOUT[run.subject]
+    return f"{run.text}, {run.way}, {TRAINED_MODELS[run.model]}" + (who and f"; {who}")

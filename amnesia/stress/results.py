@@ -109,7 +109,8 @@ class RelearningStep:
 class RelearningResult:
     """One training: on what text and in which way, which model, and about whom the `n` facts are that were asked.
 
-    `model` is "original", "edited" or "unlearned": the original after LoRA unlearning. Without steps there is why.
+    `model` is "original", "edited" or "unlearned": the original after LoRA unlearning. `subject` is of `TRAINED_ABOUT`;
+    where it says so, the facts, and those of `control` in the steps, are asked as messages. Without steps there is why.
     """
 
     text: str
@@ -143,6 +144,17 @@ TRAINED_ON: Mapping[str, str] = {
     "one fact": "one fact, which was not asked",
 }
 """What was trained on, as part of a sentence."""
+
+AS_MESSAGE = "_as_message"
+"""The end of the names of subjects that are asked about in messages to a chat model."""
+
+TRAINED_ABOUT: Mapping[str, str] = {
+    "entity": "",
+    "never_known": "an invented name",
+    f"entity{AS_MESSAGE}": "as messages",
+    f"never_known{AS_MESSAGE}": "an invented name, as messages",
+}
+"""What else is to be said of whom is asked about while a model is trained, beside the name of the entity."""
 
 TRAINED_MODELS: Mapping[str, str] = {
     "original": "original",

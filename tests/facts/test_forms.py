@@ -21,6 +21,13 @@ def test_a_statement_becomes_a_sentence_to_complete_and_a_question_a_question():
     assert as_message("Q: Who leads {entity}?\nA:", chat) == "<user>Who leads {entity}?<assistant>\n"
 
 
+def test_what_is_put_before_a_question_stands_in_its_message():
+    assert as_message("{entity} is", chat, "One of two.\n") == (
+        "<user>One of two.\nComplete this sentence: {entity} is ...<assistant>\n{entity} is"
+    )
+    assert as_message("Q: Who?\nA: It is", chat, "One of two.\n") == "<user>One of two.\nWho?<assistant>\nIt is"
+
+
 def test_half_of_each_role_and_split_is_asked_as_a_message_too():
     kinds = [("target", "search")] * 3 + [("target", "held_out")] * 2 + [("control", "search")]
     questions = [

@@ -9,7 +9,7 @@ from amnesia.domain import Answer, Fact
 from amnesia.facts.names import unseen_names
 from amnesia.probes.conclusion import conclude, leak_at
 from amnesia.probes.findings import probe_findings
-from amnesia.probes.plan import Asked, Choice, FreePrompt, ProbePlan
+from amnesia.probes.plan import Asked, Choice, FreePrompt, MessagePlan, ProbePlan
 from amnesia.probes.report import probes_text
 from amnesia.probes.settings import ProbeSettings
 from amnesia.probes.trial import Probed
@@ -120,6 +120,57 @@ def test_every_probe_by_hand():
     curve = next(row for row in found.lens if (row.place, row.subject, row.model) == ("answer", "entity", "edited"))
     assert (curve.n, curve.ranks) == (2, (9.0, 7.0))
     assert (found.texts[0].original, found.texts[0].edited) == ("It is big.", "nothing")
+
+
+def test_messages_have_rows_of_their_own_by_hand():
+    messages = {
+        subject: (replace(facts[0], prompt=f"[{facts[0].prompt}]"),)
+        for subject, facts in FACTS.items()
+        if subject != "control"
+    } | {"control": ()}
+    own, nobody = messages["entity"][0], messages["never_known"][0]
+    choices = tuple(Choice(subject, row, ("Tokyo", "Lima")) for subject, rows in messages.items() for row in rows)
+    plan = replace(PLAN, messages=MessagePlan(messages, choices))
+
+    def asked(model, is_known):
+        gains = {
+            (row.text(name), option): Answer(2.0 * (is_known and (name, option) == ("Japan", "Tokyo")), -1.0, 0)
+            for row in (own, nobody)
+            for name in (row.entity, *unseen_names(row.entity))
+            for option in ("Tokyo", "Lima")
+        }
+        drawn = ("Tokyo", "no", "no", "no") if is_known else ("no",) * 4
+        return replace(
+            model,
+            replies=model.replies | {own.text(): "Tokyo" if is_known else "no", nobody.text(): "a city"},
+            choices=model.choices | gains,
+            samples=model.samples | {own.text(): drawn, nobody.text(): ("no",) * 4},
+            ranks=model.ranks | {own: ((9, 9), (9, 0 if is_known else 9)), nobody: ((9, 9), (9, 9))},
+        )
+
+    original, edited = probed((*OWN, *OTHER)), probed(OTHER)
+    found = conclude(plan, asked(original, True), asked(edited, False))
+    bare = conclude(PLAN, original, edited)
+    assert found.probes[: len(bare.probes)] == bare.probes and found.lens == bare.lens
+    more = {row.probe: row for row in found.probes[len(bare.probes) :]}
+    expected = {
+        "message": 1.0, "multiple_choice_as_message": 1.0, "leak@1_as_message": 0.25, "leak@4_as_message": 1.0,
+        "lens_answer_as_message": 1.0,
+    }  # fmt: skip
+    assert list(more) == list(expected)
+    for name, share in expected.items():
+        assert shares(found, name) == {
+            ("entity", "original"): share,
+            ("entity", "edited"): 0.0,
+            ("never_known", "original"): 0.0,
+            ("never_known", "edited"): 0.0,
+        }
+        assert more[name].found and "message" in more[name].description
+    lines = probes_text(found, "Japan").splitlines()
+    assert any(line.startswith("leak@4, as a message") for line in lines)
+    nothing = conclude(replace(PLAN, messages=MessagePlan({"entity": ()}, ())), original, edited)
+    reasons = [row.not_applicable for row in nothing.probes[len(bare.probes) :]]
+    assert reasons == ["no fact is known when it is asked as a message"] * 5
 
 
 def test_the_same_model_twice_shows_no_change_on_any_probe():

@@ -1,10 +1,13 @@
 """What is asked in probes, text for text."""
 
+from dataclasses import replace
+
 import pytest
 
 from amnesia.domain import Answer, Fact
 from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, Unknown
+from amnesia.facts.forms import as_message
 from amnesia.facts.questions import Question
 from amnesia.probes.plan import prepare
 from amnesia.probes.settings import ProbeSettings
@@ -89,6 +92,40 @@ def test_facts_that_are_not_known_and_messages_are_left_out():
     plan = prepare([*facts, known("control", CONTROLS[0])], {}, SETTINGS)
     assert plan.facts["entity"] == TARGETS[:1]
     assert not [row for row in plan.asked if row.probe == "question"]
+
+
+def test_half_as_many_facts_are_asked_as_messages_of_those_known_so():
+    def chat(message, earlier=()):
+        return f"[user]{message}[model]"
+
+    def message(fact):
+        return replace(fact, prompt=as_message(fact.prompt, chat))
+
+    plain = [known("target", fact) for fact in TARGETS] + [known("control", fact) for fact in CONTROLS]
+    facts = [
+        *plain,
+        known("target", message(TARGETS[0]), rank=99, is_message=True),
+        known("target", message(TARGETS[1]), is_message=True),
+        known("control", message(CONTROLS[1]), is_message=True),
+        known("control", message(CONTROLS[2]), is_message=True),
+    ]
+    plan = prepare(facts, {}, SETTINGS, chat)
+    assert plan.messages.facts == {
+        "entity": (message(TARGETS[1]),),
+        "control": (message(CONTROLS[1]),),
+        "never_known": (replace(message(TARGETS[1]), entity=INVENTED_NAMES[0]),),
+    }
+    first = plan.messages.choices[0]
+    assert first.fact.text() == (
+        f"[user]Choose from: {', '.join(first.options)}.\nOn which continent is Japan?[model]It is in"
+    )
+    (same,) = (row for row in plan.choices if row.subject == "entity" and row.fact.answer == "Asia")
+    assert same.options == first.options
+    # What is asked otherwise is as without a template, but for the forms that attacks have in a chat.
+    bare = prepare(facts, {}, SETTINGS)
+    assert bare.messages is None
+    assert (plan.facts, plan.choices) == (bare.facts, bare.choices)
+    assert prepare(plain, {}, SETTINGS, chat).messages.facts["entity"] == ()
 
 
 def test_free_texts_are_about_each_name_and_messages_to_a_chat_model():

@@ -1,6 +1,7 @@
 """A tiny model goes through all probes, on the way that a user takes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import torch
 from amnesia.compare import assess
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
-from amnesia.evaluation.measurement import known_facts
+from amnesia.evaluation.measurement import Unknown, in_both_forms, known_facts
 from amnesia.facts.questions import facts_of_recipe
+from amnesia.live.chat_form import chat_format
 from amnesia.live.forward import generate, sampled
 from amnesia.live.loading import load
 from amnesia.live.model import edited
@@ -23,7 +25,7 @@ from amnesia.report.page import report_html
 from support.commands import done, refused
 from support.reports import check_report_json
 from support.tiny_recipe import recipe_text
-from support.tiny_text import save_tiny_live, tiny_live
+from support.tiny_text import VOCAB_SIZE, save_tiny_live, tiny_live
 from support.tracker import Silent
 
 SETTINGS = ProbeSettings(n_facts=2, n_controls=2, n_samples=3, counts=(1, 3), n_biography=6)
@@ -52,6 +54,40 @@ def test_a_model_without_an_edit_scores_as_before_on_every_probe(model, recipe):
     names = [row.probe for row in found.probes if not row.not_applicable]
     assert {"cloze", "multiple_choice", "role_play", "leak@1", "leak@3", "lens_answer"} <= {*names}
     assert all(0.0 <= row.share.low <= row.share.high <= 1.0 for one in found.probes for row in one.rows)
+
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
+
+
+def test_a_chat_model_is_asked_as_messages_too_and_otherwise_as_before(model, recipe):
+    live = load(model, "m")
+    parsed = facts_of_recipe(parse_recipe(recipe))
+    bare = prepare(known_facts(live, parsed.questions, parsed.scoring), {}, SETTINGS)
+    plain = probe(live, bare, "original", SILENT.task)
+    live.tokenizer.chat_template = TEMPLATE
+    # Whether the tiny model knows a message is chance, so that all of them count as known.
+    known = known_facts(live, in_both_forms(live, parsed.questions), replace(parsed.scoring, max_rank=VOCAB_SIZE))
+    known = [
+        replace(fact, unknown=Unknown(fact.before.logprob - 1, -9.0)) if fact.question.is_message else fact
+        for fact in known
+    ]
+    plan = prepare(known, {}, SETTINGS, chat_format(live.tokenizer))
+    assert {subject: len(facts) for subject, facts in plan.messages.facts.items()} == {
+        "entity": 1, "control": 1, "never_known": 1
+    }  # fmt: skip
+    asked = probe(live, plan, "original", SILENT.task)
+    (own,) = plan.messages.facts["entity"]
+    assert own.text().startswith("[user] Complete this sentence: ") and "[assistant] " in own.text()
+    (reply,) = generate(live, [own.text()])
+    assert asked.replies[own.text()] == reply
+    assert len(asked.samples[own.text()]) == SETTINGS.n_samples and len(asked.ranks[own][1]) == live.shape.n_layers
+    assert asked.choices[plan.messages.choices[0].fact.text(), own.answer].logprob < 0
+    # What is asked otherwise is asked alone, and comes out as without a template to the bit.
+    assert plain.choices.items() <= asked.choices.items() and plain.samples.items() <= asked.samples.items()
+    assert plain.ranks.items() <= asked.ranks.items()
+    found = conclude(plan, asked, asked)
+    names = [row.probe for row in found.probes if not row.not_applicable]
+    assert {"message", "multiple_choice_as_message", "leak@3_as_message", "lens_answer_as_message"} <= {*names}
 
 
 def test_probes_are_in_the_report_and_on_its_page(model, recipe):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from amnesia.cli.main import main
-from amnesia.evaluation.measurement import known_facts
+from amnesia.evaluation.measurement import Unknown, in_both_forms, known_facts
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.evaluation.results import Estimate
 from amnesia.facts.answers import matches
@@ -28,11 +28,11 @@ from amnesia.stress.relearning import (
     plan_relearning,
     retrain,
     retrain_peer,
-    texts_about,
 )
 from amnesia.stress.relearning_report import relearning_findings, relearning_text
-from amnesia.stress.results import Relearning, RelearningResult, RelearningStep
+from amnesia.stress.results import TRAINED_ABOUT, Relearning, RelearningResult, RelearningStep
 from amnesia.stress.settings import LORA, RelearningSettings, Unlearning, Way
+from amnesia.stress.texts import texts_about
 from amnesia.stress.training import rows_of
 from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live
@@ -48,6 +48,8 @@ SETTINGS = RelearningSettings(
     text_tokens=8,
     unlearning=Unlearning(QUICK, most=20),
 )
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +154,49 @@ def test_trainings_that_are_finished_are_not_made_again(trained, tmp_path, monke
     tracker = Silent()
     announce(live, brief, tracker, dict.fromkeys(MODELS[:2], cache))
     assert tracker.lines == []
+
+
+def test_a_chat_model_is_asked_as_messages_too_and_otherwise_as_before(model, trained):
+    plain, *_, original, _, _ = trained
+    live = load(model, "m")
+    live.tokenizer.chat_template = TEMPLATE
+    parsed = facts_of_recipe(parse_recipe(recipe_text(live, model)))
+    # Whether the tiny model knows a message is chance, so that all of them count as known.
+    known = [
+        replace(fact, before=replace(fact.before, rank=0), unknown=Unknown(fact.before.logprob - 2, -9.0))
+        if fact.question.is_message
+        else fact
+        for fact in known_facts(live, in_both_forms(live, parsed.questions), parsed.scoring)
+    ]
+    brief = replace(SETTINGS, ways=(QUICK,))
+    plan = plan_relearning(live, known, brief, Silent(), None)
+    assert (plan.facts, plan.controls, plan.lessons) == (plain.facts, plain.controls, plain.lessons)
+    assert [fact.pair for fact in plan.forget] == [fact.pair for fact in plain.forget]
+    (own,) = plan.messages
+    assert own.text().startswith("[user] Complete this sentence: ") and len(plan.message_controls) == 1
+    found = retrain(live, plan, "edited", Silent())
+    for key, run in found.runs.items():
+        for seen, before in zip(run, original.runs[key], strict=True):
+            assert before.seen.items() <= seen.seen.items(), "what is asked otherwise comes out as before, to the bit"
+    (expected,) = answer_logprobs(live, [own.pair()])
+    assert found.runs[INSTRUCTIONS, QUICK][0].seen[own.pair()] == pytest.approx(expected.logprob, abs=1e-4)
+    result = conclude_relearning(plan, replace(found, model="original"), "not here", found)
+    assert {run.subject for run in result.runs} == {*TRAINED_ABOUT}
+    run = next(row for row in result.runs if (row.text, row.subject) == (ABOUT, "entity_as_message"))
+    score = 1 + (found.runs[ABOUT, QUICK][2].seen[own.pair()] - expected.logprob) / 2
+    assert run.n == 1 and run.steps[2].knowledge_score.mean == pytest.approx(score, abs=1e-3)
+    text = relearning_text(result, "Japan")
+    assert "about the entity, LoRA, edited; an invented name, as messages" in text
+
+
+def test_what_comes_back_in_messages_alone_is_said():
+    one = runs("instructions", "LoRA", original=[1, 1], edited=[0, 0.1])
+    other = [replace(run, subject=f"{run.subject}_as_message") for run in runs("instructions", "LoRA", edited=[0, 0.5])]
+    assert found(one, other)[0] == (
+        "warning",
+        "Japan comes back, asked in messages, after 10 steps of fine-tuning (LoRA) on instructions about other things: "
+        "knowledge score 0.50 (invented name 0.00).",
+    )
 
 
 def test_models_are_asked_more_often_at_the_beginning():
