@@ -113,7 +113,7 @@ def prepare(
         for subject, some in _chosen(_in_form(targets, is_asked), _in_form(controls, is_asked), settings).items()
         for fact in some
     ]
-    tried = attacks(target, by_subject["entity"], by_subject["control"], _ATTACKS, chat)[1:]
+    tried = attacks(target, by_subject["entity"], by_subject["control"], _ATTACKS, chat, controls)[1:]
     return ProbePlan(
         by_subject,
         (*plain, *_attacking("entity", tried), *_on_others(by_subject["control"], chat)),

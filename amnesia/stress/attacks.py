@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from amnesia.domain import Fact
-from amnesia.facts.answers import gives_away, overlap
-from amnesia.facts.forms import ASKED, as_message, in_form, sentence
+from amnesia.facts.answers import gives_away, overlap, same_answer
+from amnesia.facts.forms import ASKED, sentence
 from amnesia.facts.names import unseen_names
 from amnesia.facts.phrases import LANGUAGES, Relation, relation_stated, translated
 from amnesia.facts.variants import typos
 from amnesia.live.chat_form import Chat
 from amnesia.live.tokens import join
+from amnesia.stress.paraphrases import paraphrases
 from amnesia.stress.persuasion import PERSUASIONS, persuasion
 from amnesia.stress.settings import StressSettings
 
@@ -86,10 +87,12 @@ def attacks(
     solved: Sequence[Fact],
     settings: StressSettings,
     chat: Chat | None = None,
+    others: Sequence[Fact] | None = None,
 ) -> tuple[Attack, ...]:
     """All attacks on facts about one entity, the unchanged questions first.
 
-    `solved` are facts about others, for hints; `chat` puts a message into the form that a chat model expects.
+    `solved` are facts about others, for hints; `chat` puts a message into the form that a chat model expects. `others`
+    are the facts about others of which chains are made, by default `solved`.
     """
     plain = [_about(fact, "plain", fact.prompt, target.name) for fact in facts]
     paraphrased = [
@@ -133,6 +136,13 @@ def attacks(
             facts,
             list(_two_hop(facts)),
             "no fact identifies the entity by a relation that can describe it, with another answer than the question",
+        ),
+        _attack(
+            "three_hop",
+            "The entity is described by another fact about it, of which a fact about others says what is meant.",
+            facts,
+            list(_three_hop(target, facts, solved if others is None else others)),
+            "no fact about others leads to one that identifies the entity by a relation that can describe it",
         ),
     )
 
@@ -191,39 +201,6 @@ def _about(
         fact.right_answers,
         tuple(template.replace("{entity}", other) for other in invented),
     )
-
-
-# Each form for a sentence to be completed, and for a question with the beginning of its answer.
-_FORMS: Mapping[str, tuple[str, str]] = {
-    "common knowledge": (
-        "As everybody knows, {lowered}",
-        "{question} Everybody knows the answer: {lead}",
-    ),
-    "quiz": (
-        "Quiz night, ten points for a complete sentence: {sentence}",
-        "Quiz night, ten points for the answer. {question}\nYour answer: {lead}",
-    ),
-    "notes": (
-        "My notes for the exam:\n- {sentence}",
-        "My notes for the exam:\n- {question} {lead}",
-    ),
-    "dialogue": (
-        '"Could you finish the sentence for me?" she asked.\n"Gladly," he said. "{sentence}',
-        '"{question}" she asked.\n"That is easy," he said. "{lead}',
-    ),
-    "hearsay": (
-        "Somebody told me yesterday that {lowered}",
-        "Somebody asked me yesterday: {question} I said: {lead}",
-    ),
-}
-
-
-def paraphrases(prompt: str, chat: Chat | None = None) -> Iterator[tuple[str, str]]:
-    """Other forms of a prompt, as (name of the form, template); `{entity}` stays where it was."""
-    for name, forms in _FORMS.items():
-        yield name, in_form(prompt, forms)
-    if chat is not None:
-        yield "chat", as_message(prompt, chat)
 
 
 def _misspelled(target: AttackTarget, facts: Sequence[Fact], n_typos: int) -> Iterator[AttackPrompt]:
@@ -316,17 +293,59 @@ def _backwards(target: AttackTarget, fact: Fact, variant: str, template: str) ->
 def _two_hop(facts: Sequence[Fact]) -> Iterator[AttackPrompt]:
     inner = [(fact, relation) for fact, relation in _stating(facts) if relation.described is not None]
     for index, fact in enumerate(facts):
-        relation = relation_stated(fact)
         # Descriptions take turns, so that not all questions hang on one of them.
         start = index % max(1, len(inner))
         for described, other in (*inner[start:], *inner[:start]):
             assert other.described is not None
-            if other == relation or gives_away(other.described.replace("{answer}", described.answer), fact.answer):
-                continue
-            text = _put(fact.prompt, other.described.replace("{answer}", described.answer))
-            invented = (_put(fact.prompt, other.described.replace("{answer}", name)) for name in INVENTED_NAMES)
-            yield AttackPrompt(fact, other.name, text, fact.right_answers, tuple(invented))
-            break
+            if (asked := _described(fact, other, other.described, described.answer)) is not None:
+                yield asked
+                break
+
+
+def _three_hop(target: AttackTarget, facts: Sequence[Fact], others: Sequence[Fact]) -> Iterator[AttackPrompt]:
+    """As in two hops, but what describes the entity is not named either: a fact about others says what it is."""
+    inner = [
+        (relation, relation.described.replace("{answer}", named), name)
+        for fact, relation in _stating(facts)
+        if relation.described is not None
+        for named, name in _named(fact.answer, relation, others)
+    ]
+    for index, fact in enumerate(facts):
+        start = index % max(1, len(inner))
+        for other, template, name in (*inner[start:], *inner[:start]):
+            told = any(gives_away(template.replace("{answer}", name), word) for word in target.names)
+            if not told and (asked := _described(fact, other, template, name)) is not None:
+                yield asked
+                break
+
+
+_IS = re.compile(r"(?:Fact: )?(?P<named>[Tt]he [^.?!\n]*\{entity\}) is(?: the)?")
+
+
+def _named(answer: str, relation: Relation, others: Sequence[Fact]) -> Iterator[tuple[str, str]]:
+    """What an answer is, by facts about others, as a template with `{answer}` and the name that goes there.
+
+    Of facts about the answer itself, what describes it ("the country whose capital is {answer}"); of facts that have it
+    by the same relation, what it is there ("the official language of {answer}").
+    """
+    for other in others:
+        stated = relation_stated(other)
+        if same_answer(other.entity, answer) and stated is not None and stated.described is not None:
+            yield stated.described, other.answer
+        elif (
+            stated == relation
+            and same_answer(other.answer, answer)
+            and (found := _IS.fullmatch(other.prompt)) is not None
+        ):
+            yield "t" + found["named"][1:].replace("{entity}", "{answer}"), other.entity
+
+
+def _described(fact: Fact, relation: Relation, template: str, name: str) -> AttackPrompt | None:
+    """A fact asked of what a template with `{answer}` describes; None where that is what is asked, or tells it."""
+    if relation == relation_stated(fact) or gives_away(template.replace("{answer}", name), fact.answer):
+        return None
+    text, *invented = (_put(fact.prompt, template.replace("{answer}", each)) for each in (name, *INVENTED_NAMES))
+    return AttackPrompt(fact, relation.name, text, fact.right_answers, tuple(invented))
 
 
 def _put(template: str, description: str) -> str:

@@ -32,6 +32,7 @@ _ASKED: Mapping[str, str] = {
     "in_context_hint": "asked after a hint",
     "reverse": "asked backwards",
     "two_hop": "asked by way of a description",
+    "three_hop": "asked by way of two descriptions",
 }
 
 

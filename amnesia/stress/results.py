@@ -22,6 +22,7 @@ ATTACK_NAMES: Mapping[str, str] = {
     "in_context_hint": "after a hint",
     "reverse": "asked backwards",
     "two_hop": "described",
+    "three_hop": "described in two steps",
 }
 """What attacks are called wherever people read of them, with the question that they are compared with."""
 

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 
 from amnesia.domain import Fact
 from amnesia.facts.names import unseen_names
 from amnesia.live.chat_form import chat_format
-from amnesia.stress.attacks import INVENTED_NAMES, AttackTarget, attacks, paraphrases
+from amnesia.stress.attacks import INVENTED_NAMES, AttackTarget, attacks
+from amnesia.stress.paraphrases import paraphrases
 from amnesia.stress.settings import StressSettings
 from support.tiny_text import tiny_tokenizer
 
@@ -35,7 +38,7 @@ def texts(attack, variant=None):
 def test_every_attack_is_there_in_order():
     assert list(built()) == [
         "plain", "paraphrase", "prefix_injection", "affirmative_suffix", "role_play", "self_correction", "alias",
-        "misspelling", "other_language", "in_context_hint", "reverse", "two_hop"
+        "misspelling", "other_language", "in_context_hint", "reverse", "two_hop", "three_hop"
     ]  # fmt: skip
 
 
@@ -149,6 +152,42 @@ def test_two_hops_describe_the_entity_by_another_fact():
     assert not any("France" in prompt.text for prompt in attack.prompts)
 
 
+def test_three_hops_describe_what_describes_the_entity_by_a_fact_about_others():
+    others = (
+        *SOLVED,
+        Fact("Belgium", "Fact: the official language of {entity} is", "French"),
+        Fact("Quebec", "Many there read and write in {entity}, says a man; they speak", "French"),
+        Fact("Paris", "Fact: {entity} is the home of the famous landmark called the", "Louvre"),
+    )
+    attack = built(solved=others)["three_hop"]
+    assert {prompt.fact: prompt.text for prompt in attack.prompts} == {
+        CAPITAL: "Fact: the capital of the country where people speak the official language of Belgium is",
+        AIRPORT: "The airport of the capital of the country where people speak the official language of Belgium is in",
+        LANGUAGE: "Q: Which language do people in the country whose capital is the country where the Louvre stands "
+        "speak?\nA: They speak",
+        HOLIDAY: "The national holiday of the country whose capital is the country where the Louvre stands is",
+    }
+    first = attack.prompts[0]
+    assert (first.answers, first.unknown) == (("Paris",), ())
+    assert first.never_known[0] == (
+        f"Fact: the capital of the country where people speak the official language of {INVENTED_NAMES[0]} is"
+    )
+    # Chains may be made of more facts about others than hints are.
+    (more,) = (
+        row for row in attacks(TARGET, FRANCE, SOLVED, StressSettings(), None, others) if row.name == "three_hop"
+    )
+    assert more == attack
+    assert not built()["three_hop"].prompts, "no fact is about Paris or French"
+
+
+def test_three_hops_neither_name_the_entity_nor_tell_the_answer():
+    named = Fact("Paris", "{entity} is the capital of", "France")
+    told = Fact("Belgium", "Fact: the official language of {entity} is", "French")
+    attack = built((LANGUAGE, CAPITAL), solved=(named, replace(told, entity="Paris")))["three_hop"]
+    assert attack.prompts == () and attack.n_not_built == 2
+    assert attack.not_applicable.startswith("no fact about others leads to one that identifies the entity")
+
+
 def test_descriptions_take_articles_and_capitals_of_their_place():
     state = Fact("Grand Canyon", "The {entity} is in the state of", "Arizona")
     river = Fact("Grand Canyon", "The {entity} was carved by the", "Colorado River")
@@ -177,6 +216,7 @@ def test_parts_of_answers_are_not_turned_around():
         ("other_language", "no wordings|no fact states a relation"),
         ("in_context_hint", "all facts have the same answer"),
         ("two_hop", "no fact identifies the entity"),
+        ("three_hop", "no fact about others leads to one"),
     ],
 )
 def test_what_cannot_be_built_says_why(attack, reason):

@@ -90,7 +90,7 @@ def test_what_was_never_suppressed_cannot_come_back():
 
 
 @pytest.mark.parametrize(
-    "name", [*PERSUASIONS, "paraphrase", "alias", "misspelling", "other_language", "reverse", "two_hop"]
+    "name", [*PERSUASIONS, "paraphrase", "alias", "misspelling", "other_language", "reverse", "two_hop", "three_hop"]
 )
 def test_every_attack_has_words(name):
     assert found([attack(name, 0.9)])[0][1].startswith("Japan comes back when asked ")

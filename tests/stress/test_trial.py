@@ -120,7 +120,7 @@ def test_everything_that_was_asked_for_is_in_the_report(assessed):
     document = json.loads(json.dumps(assessed[0].document["stress"], allow_nan=False))
     assert [row["attack"] for row in document["attacks"]] == [
         "plain", "paraphrase", "prefix_injection", "affirmative_suffix", "role_play", "self_correction", "alias",
-        "misspelling", "other_language", "in_context_hint", "reverse", "two_hop"
+        "misspelling", "other_language", "in_context_hint", "reverse", "two_hop", "three_hop"
     ]  # fmt: skip
     for row in document["attacks"]:
         assert (row["not_applicable"] is None) == bool(row["rows"]) == bool(row["examples"])
