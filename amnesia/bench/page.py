@@ -61,6 +61,7 @@ def bench_text(bench: Bench) -> str:
         [
             f"{contract.suite}, version {contract.version}: {contract.n_prompts} prompts, "
             f"{', '.join(contract.entities)} to be forgotten; contract {contract.prompts[:16]}",
+            *([] if bench.source is None else [f"data: {bench.source}"]),
             "",
             *(
                 f"{name:<{first}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
@@ -109,6 +110,7 @@ def bench_html(bench: Bench) -> str:
     return render(
         "bench.html",
         contract=bench.contract,
+        source=bench.source,
         names=[entry.name for entry in bench.entries],
         rows=bench_rows(bench),
         figure=Markup(bench_figure(bench)),

@@ -58,10 +58,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Bench:
-    """A suite on several models, the original first."""
+    """A suite on several models, the original first; `source` is the Hub id and commit of its data, if it has one.
+
+    It is no part of the contract: the same files in a folder are asked the same.
+    """
 
     contract: Contract
     entries: tuple[Entry, ...]
+    source: str | None = None
 
 
 def prompts_hash(items: object) -> str:

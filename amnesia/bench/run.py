@@ -44,7 +44,7 @@ def run_bench(
         live = load_edited(source, other, loading)
         with tracker.task(f"asking {name}") as progress:
             entries.append(ask(live, name, progress))
-    return Bench(suite.contract, tuple(entries))
+    return Bench(suite.contract, tuple(entries), suite.source)
 
 
 def _label(source: ModelSource) -> str:

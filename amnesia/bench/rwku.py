@@ -69,6 +69,7 @@ class RwkuSuite:
 
     items: tuple[Item, ...]
     contract: Contract
+    source: str | None = None
 
     def original(self, live: LiveModel, name: str, progress: Progress) -> tuple[Entry, Callable[..., Entry]]:
         """See `suites.Suite`; raises InputError when the original answers nothing of the forget or neighbor set."""
@@ -87,8 +88,11 @@ class RwkuSuite:
         return Entry(name, first, 1.0, 1.0), edited
 
 
-def read_rwku(folder: Path, targets: Sequence[str]) -> RwkuSuite:
-    """The probes about some targets; raises InputError for files that are missing or of another form."""
+def read_rwku(folder: Path, targets: Sequence[str], source: str | None = None) -> RwkuSuite:
+    """The probes about some targets; raises InputError for files that are missing or of another form.
+
+    `source` is the Hub id and commit that the folder is of.
+    """
     found = read_published(folder, targets)
     items = [_READ[part](check, row, part) for part in PARTS for check, row in found.rows[part]]
     contract = Contract(
@@ -100,7 +104,7 @@ def read_rwku(folder: Path, targets: Sequence[str]) -> RwkuSuite:
         prompts=prompts_hash([[item.kind, item.message, item.lead, item.answers, item.others] for item in items]),
         settings={"max_new_tokens": [BRIEF, LONG], "decoding": "greedy", "form": "chat where there is a template"},
     )
-    return RwkuSuite(tuple(items), contract)
+    return RwkuSuite(tuple(items), contract, source)
 
 
 def _query(check: StrictJson, row: Row, name: str) -> Item:

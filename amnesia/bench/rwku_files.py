@@ -26,6 +26,7 @@ from amnesia.errors import InputError, os_errors_as
 from amnesia.files.disk import hash_file, read_small
 from amnesia.files.strict_json import StrictJson
 
+_ENDS = ("json", "jsonl")
 NEEDED = ("forget_level1", "forget_level2", "forget_level3", "neighbor_level1", "neighbor_level2")
 PARTS: Mapping[str, tuple[str, ...]] = {
     **{name: (name,) for name in NEEDED},
@@ -38,6 +39,11 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "mia_retain": ("mia_retain", "retain_mia"),
 }
 """Each part with the names of its files, by configuration and by target."""
+
+PATTERNS = tuple(
+    f"*{name}{inside}.{end}" for names in PARTS.values() for name in names for inside in ("", "/*") for end in _ENDS
+)
+"""What of a repository with these files is read, in either layout."""
 
 _MAX_FILE = 2**28
 _REMEDY = "give the file as it was published"
@@ -113,7 +119,7 @@ def _of_targets(
 
 def _rows(place: Path, part: str, hashes: dict[str, str], folder: Path) -> Iterator[tuple[StrictJson, Row]]:
     names = PARTS[part]
-    found = [path for name in names for end in ("json", "jsonl") if (path := place / f"{name}.{end}").is_file()]
+    found = [path for name in names for end in _ENDS if (path := place / f"{name}.{end}").is_file()]
     if len(found) > 1:
         raise InputError(f"{place} has {found[0].name} and {found[1].name}: keep one of them")
     inside = (path for name in names if (place / name).is_dir() for path in sorted((place / name).iterdir()))

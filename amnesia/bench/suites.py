@@ -36,6 +36,11 @@ class Suite(Protocol):
     @property
     def contract(self) -> Contract: ...
 
+    @property
+    def source(self) -> str | None:
+        """The Hub id and commit of the data, where they were given so."""
+        ...
+
     def original(self, live: LiveModel, name: str, progress: Progress) -> tuple[Entry, Callable[..., Entry]]:
         """The original's measures, and what measures an edited model: called with the same kind of arguments."""
         ...
@@ -47,6 +52,7 @@ class FactSuite:
 
     facts: FactSet
     contract: Contract
+    source: str | None = None
 
     def original(self, live: LiveModel, name: str, progress: Progress) -> tuple[Entry, Callable[..., Entry]]:
         """See `Suite`; raises InputError when the original knows none of the facts to be forgotten."""

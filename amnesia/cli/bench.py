@@ -26,7 +26,7 @@ SUITES = ("own", "popqa", "rwku")
 )
 @click.option("--entity", "entities", multiple=True, required=True, help="What was to be forgotten; may be repeated.")
 @popqa_option
-@click.option("--data", type=click.Path(path_type=Path), help="With --suite rwku: the folder of its published files.")
+@click.option("--data", help="With --suite rwku: its published files, a folder or a Hub id (jinzhuoran/RWKU@REVISION).")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="New folder for bench.json and bench.html.")
 @on_device
 @as_json
@@ -36,7 +36,7 @@ def bench(
     suite: str,
     entities: tuple[str, ...],
     popqa: str | None,
-    data: Path | None,
+    data: str | None,
     output: Path | None,
     loading: Loading,
     json_output: bool,
@@ -56,16 +56,17 @@ def bench(
     from amnesia.bench import page
     from amnesia.bench.run import run_bench
     from amnesia.bench.rwku import read_rwku
+    from amnesia.bench.rwku_files import PATTERNS
     from amnesia.bench.suites import fact_suite
-    from amnesia.sources.resolve import find_popqa
+    from amnesia.sources.resolve import find_data_set, find_popqa
 
     if output is not None:
         compare.check_report(output, (model, *edited))
-    chosen = (
-        read_rwku(data, entities)
-        if data is not None
-        else fact_suite(suite, None if popqa is None else find_popqa(popqa), entities)
-    )
+    if data is not None:
+        folder, ref = find_data_set(data, PATTERNS)
+        chosen = read_rwku(folder, entities, None if ref is None else str(ref))
+    else:
+        chosen = fact_suite(suite, None if popqa is None else find_popqa(popqa), entities)
     found = run_bench(model, edited, chosen, Terminal(), loading)
     if output is not None:
         page.write_bench(found, output)

@@ -261,8 +261,13 @@ def _file_from_hub(ref: ModelRef, name: str) -> ModelSource:
     return ModelSource(folder, replace(ref, revision=folder.name), folder / name)
 
 
-def _fetch_files(ref: ModelRef, patterns: Collection[str], names: Collection[str] = ()) -> Path:
-    """The files of a repository that match, or have one of the names, in the client's cache; raises SourceError."""
+def _fetch_files(
+    ref: ModelRef, patterns: Collection[str], names: Collection[str] = (), kind: str | None = None
+) -> Path:
+    """The files of a repository that match, or have one of the names, in the client's cache; raises SourceError.
+
+    `kind` is what the Hub calls a repository that is no model.
+    """
     from huggingface_hub import snapshot_download
 
     started = time.time()
@@ -271,7 +276,9 @@ def _fetch_files(ref: ModelRef, patterns: Collection[str], names: Collection[str
         wanted = [*patterns, *map(glob.escape, names)]
         ignored = None if names else _TWINS
         folder = Path(
-            snapshot_download(ref.name, revision=ref.revision, allow_patterns=wanted, ignore_patterns=ignored)
+            snapshot_download(
+                ref.name, repo_type=kind, revision=ref.revision, allow_patterns=wanted, ignore_patterns=ignored
+            )
         )
         _check_fetched(folder, str(ref), started)
     return folder
@@ -318,6 +325,18 @@ def find_popqa(spec: str | None) -> Path:
 
     with hub_errors("/".join(POPQA), "give a PopQA file with --popqa"):
         return Path(hf_hub_download(*POPQA, repo_type="dataset"))
+
+
+def find_data_set(spec: str, patterns: Collection[str]) -> tuple[Path, ModelRef | None]:
+    """The folder of a data set: one here, or of a Hub id (`owner/name@revision`) the files that match, in its cache.
+
+    Beside it stands the id with the commit that was fetched, None for a folder here. Raises SourceError.
+    """
+    path, ref = user_path(spec), ModelRef.parse(spec)
+    if path.exists() or not (ref.may_be_on_hub and "/" in ref.name):
+        return path, None
+    folder = _fetch_files(ref, patterns, kind="dataset")
+    return folder, replace(ref, revision=folder.name)
 
 
 def _refuse_address(spec: str) -> None:

@@ -5,6 +5,7 @@ import math
 import shutil
 import statistics
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from amnesia.bench.judging import entropy, exact_conclusion, f1, rouge_l_recall
 from amnesia.bench.membership import METRICS, familiarity
 from amnesia.bench.run import run_bench
 from amnesia.bench.rwku import read_rwku
-from amnesia.bench.rwku_files import NEEDED, PARTS
+from amnesia.bench.rwku_files import NEEDED, PARTS, PATTERNS
 from amnesia.cli.main import main
-from amnesia.errors import InputError
+from amnesia.errors import InputError, SourceError
 from amnesia.live.forward import answer_logprobs, generate
 from amnesia.live.loading import load
+from amnesia.sources.resolve import find_data_set
 from support.tiny_text import save_tiny_live
 from support.tracker import Watched
 
@@ -241,6 +243,43 @@ def test_the_command(model, data, tmp_path):
     assert "forget: fill in, ROUGE-L recall" in done.stdout
     document = json.loads((tmp_path / "out" / "bench.json").read_text(encoding="utf-8"))
     assert document["contract"]["suite"] == "rwku" and len(document["entries"]) == 2
+
+
+def test_the_data_may_be_a_repository_of_the_hub(model, data, hub, tmp_path, monkeypatch):
+    files = {path.name: path.read_bytes() for path in data.iterdir()}
+    repo = hub.add_repo("datasets/ada/RWKU", files | {"README.md": b"# RWKU", "huge.parquet": b"0" * 99})
+    (commit,) = repo.commits
+    (folder, ref), again = find_data_set("ada/RWKU", PATTERNS), find_data_set(f"ada/RWKU@{commit}", PATTERNS)
+    assert (folder, ref) == again and str(ref) == f"ada/RWKU@{commit}"
+    assert {path.name for path in folder.iterdir()} == {*files}, "nothing else is fetched"
+    here, there = (read_rwku(place, ["Japan"]) for place in (data, folder))
+    assert here == there
+    # A folder of that name comes first.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ada" / "RWKU").mkdir(parents=True)
+    assert find_data_set("ada/RWKU", PATTERNS) == (Path("ada/RWKU"), None)
+    (tmp_path / "ada" / "RWKU").rmdir()
+    arguments = ["bench", str(model), "--suite", "rwku", "--data", "ada/RWKU", "--entity", "Japan", "-o", "out"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert f"data: ada/RWKU@{commit}" in done.stdout
+    document = json.loads((tmp_path / "out" / "bench.json").read_text(encoding="utf-8"))
+    assert document["source"] == f"ada/RWKU@{commit}"
+    assert document["contract"]["data"] == dict(here.contract.data)
+    assert f"ada/RWKU@{commit}" in (tmp_path / "out" / "bench.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("ada/nothing", "ada/nothing is neither a folder here nor a repository that the Hub shows you"),
+        ("ada/RWKU@v9", "ada/RWKU@v9 has no such revision: give a branch, tag or commit of ada/RWKU"),
+    ],
+)
+def test_data_that_the_hub_does_not_have(hub, spec, message):
+    hub.add_repo("datasets/ada/RWKU", {"forget_level1.json": b"[]"})
+    with pytest.raises(SourceError, match=message):
+        find_data_set(spec, PATTERNS)
 
 
 def test_files_that_are_missing_or_of_another_form_are_named(data, tmp_path):

@@ -23,10 +23,10 @@ class Api(Handler):
         (r"GET /api/whoami-v2", "whoami"),
         (r"POST /api/validate-yaml", "validate_yaml"),
         (r"POST /api/repos/create", "create"),
-        (r"GET /api/(?:models|spaces)/(?P<id>[^/]+/[^/]+)(?:/revision/(?P<rev>[^/]+))?", "info"),
+        (r"GET /api/(?:models|spaces|datasets)/(?P<id>[^/]+/[^/]+)(?:/revision/(?P<rev>[^/]+))?", "info"),
         (r"GET /api/models/(?P<id>[^/]+/[^/]+)/refs", "list_refs"),
         (r"PUT /api/models/(?P<id>[^/]+/[^/]+)/settings", "settings"),
-        (r"GET /api/models/(?P<id>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)", "tree"),
+        (r"GET /api/(?:models|datasets)/(?P<id>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)", "tree"),
         (r"POST /api/(?:models|spaces)/(?P<id>[^/]+/[^/]+)/paths-info/(?P<rev>[^/]+)", "paths_info"),
         (r"POST /api/(?:models|spaces)/(?P<id>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)", "preupload"),
         (r"POST /api/(?:models|spaces)/(?P<id>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "commit"),
@@ -36,7 +36,7 @@ class Api(Handler):
         (r"POST /(?P<id>[^/]+/[^/]+)\.git/info/lfs/verify", "lfs_verify"),
         (r"POST /api/complete_multipart/(?P<id>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})", "complete_multipart"),
         (r"GET /api/models/(?P<id>[^/]+/[^/]+)/xet-write-token/(?P<rev>[^/]+)", "xet_write_token"),
-        (r"(?:GET|HEAD) /(?P<id>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
+        (r"(?:GET|HEAD) /(?P<id>(?:datasets/)?[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
     )
 
     def handle_route(self):
@@ -45,8 +45,8 @@ class Api(Handler):
             if match:
                 # The revision may hold a quoted slash, so it is unquoted only now.
                 values = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
-                if self.route.startswith("/api/spaces/"):
-                    values["id"] = f"spaces/{values['id']}"
+                if kind := re.match("/api/(spaces/|datasets/)", self.route):
+                    values["id"] = kind[1] + values["id"]
                 return getattr(self, name)(**values)
         raise RefusedError(404, f"no such address: {self.line}")
 
@@ -69,7 +69,7 @@ class Api(Handler):
 
     def repo(self, repo_id: str, *, write: bool = False, content: bool = False) -> Repo:
         user, repo = self.user(), self.hub.repos.get(repo_id)
-        namespace = repo_id.removeprefix("spaces/").split("/")[0]
+        namespace = re.sub("^(spaces|datasets)/", "", repo_id).split("/")[0]
         if repo is None or (repo.private and (user is None or user[0] != namespace)):
             # The Hub does not tell strangers what exists.
             raise RefusedError(401 if user is None else 404, "Repository not found", "RepoNotFound")
@@ -137,7 +137,7 @@ class Api(Handler):
 
     def info(self, id: str, rev: str = "main"):
         repo = self.repo(id)
-        commit, id = self.at(repo, rev), id.removeprefix("spaces/")
+        commit, id = self.at(repo, rev), re.sub("^(spaces|datasets)/", "", id)
         siblings = []
         for name, entry in sorted(commit.tree.items()):
             row: dict[str, object] = {"rfilename": name}
