@@ -28,8 +28,9 @@ from amnesia.files.staging import MANIFEST_NAME, PAGE_NAME, REPORT_NAME, check_o
 from amnesia.files.strict_json import json_bytes
 from amnesia.live.chat_form import chat_format
 from amnesia.live.duet import Duet, Voice, changes_of
-from amnesia.live.loading import load, load_adapter, load_lora, load_source
+from amnesia.live.loading import load, load_adapter, load_lora, load_source, load_tokenizer
 from amnesia.live.model import LiveModel
+from amnesia.live.tokens import encode
 from amnesia.outputs.proofs import prove, weight_hashes
 from amnesia.probes.results import Probes
 from amnesia.probes.settings import ProbeSettings
@@ -163,15 +164,22 @@ def _check_offload(loading: Loading, edited: ModelSource | None) -> None:
         )
 
 
-def assess_servers(original: str, edited: str | None, facts: FactSet, tracker: Tracker) -> Assessment:
+def assess_servers(
+    original: str, edited: str | None, facts: FactSet, tracker: Tracker, chat_of: str | None = None
+) -> Assessment:
     """The same of models that servers have, by their addresses; nothing is kept for a second call.
 
-    Raises InputError when both addresses name one model, and what `servers.server.connect` raises.
+    With the template of the model `chat_of` half of the questions are asked as messages, too. Raises InputError when
+    both addresses name one model, for a template that is missing or not the servers', and what `servers.server.connect`
+    and `sources.resolve.resolve` raise.
     """
     first = connect(original)
     second = None if edited is None else connect(edited)
     if second is not None and second.engine == first.engine:
         raise InputError(f"both addresses name {first.name} at {first.url}: give two models")
+    if chat_of is not None:
+        first, second = _with_chat((first, second), resolve(chat_of, notice=tracker.notice), tracker)
+        assert first is not None, "as before"
     servers = [server for server in (first, second) if server is not None]
     for server in servers:
         tracker.notice(
@@ -189,9 +197,37 @@ def assess_servers(original: str, edited: str | None, facts: FactSet, tracker: T
         facts.entity,
         ModelRef(first.name),
         None if second is None else second.name,
-        further=list(dict.fromkeys(map(_trusted, servers))),
+        further=[*dict.fromkeys(map(_trusted, servers)), *([] if first.chat else [_NO_MESSAGES])],
     )
     return Assessment(evaluation, document)
+
+
+_NO_MESSAGES = Finding(
+    "info",
+    "Nothing was asked as a message: the chat template of a served model is not known. Where it has one, name the "
+    "model with --server-chat.",
+)
+
+
+def _with_chat(
+    servers: tuple[Server, Server | None], source: ModelSource, tracker: Tracker
+) -> tuple[Server, Server | None]:
+    """The servers with the chat template of a model; raises InputError where one reads a message in another way."""
+    tokenizer = load_tokenizer(source.folder, name_of(source))
+    chat = chat_format(tokenizer, tracker.notice)
+    if chat is None:
+        raise InputError(f"{name_of(source)} has no chat template that can be used: drop --server-chat")
+    message = chat("What is the capital of France?")
+    (expected,) = encode(tokenizer, [message])
+    for server in filter(None, servers):
+        if (found := server.engine.count(message)) != len(expected.ids):
+            raise InputError(
+                f"{server.name} at {server.url} reads a message in {found} tokens, {name_of(source)} in "
+                f"{len(expected.ids)}: give the model that is served, or drop --server-chat"
+            )
+    first, second = (None if server is None else replace(server, chat=chat) for server in servers)
+    assert first is not None, "it was given"
+    return first, second
 
 
 def _trusted(server: Server) -> Finding:

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 @click.argument("edited", type=MODEL, required=False)
 @click.option("--server", help="In place of MODEL: address of an OpenAI-compatible server, URL or URL#MODEL.")
 @click.option("--server-edited", help="In place of EDITED: address of the server that has it.")
+@click.option(
+    "--server-chat",
+    type=MODEL,
+    help="With --server: the model that is served, for its chat template; facts are then asked as messages, too.",
+)
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Facts and controls of a recipe.")
 @popqa_option
 @click.option(
@@ -105,6 +110,7 @@ def evaluate(
     edited: str | None,
     server: str | None,
     server_edited: str | None,
+    server_chat: str | None,
     recipe_path: Path | None,
     popqa: str | None,
     entities: tuple[str, ...],
@@ -148,7 +154,7 @@ def evaluate(
     with measurement_cache.for_now() if output is None else measurement_cache.beside(output) as measurements:
         if model is None:
             assert server is not None, "one of the two was given"
-            result = compare.assess_servers(server, server_edited, facts, terminal)
+            result = compare.assess_servers(server, server_edited, facts, terminal, server_chat)
         else:
             result = compare.assess(
                 model,
@@ -186,6 +192,7 @@ def _check_facts(recipe: Path | None, popqa: str | None, entities: Sequence[str]
 # Options by the names of their parameters, with those of which one must be there, too.
 _NEEDS = (
     ("--controls", "n_controls", {"--popqa": "popqa"}),
+    ("--server-chat", "server_chat", {"--server": "server"}),
     ("--stress-facts", "stress_facts", {"--stress": "stress", "--relearning": "relearning"}),
     ("--lm-eval-limit", "task_limit", {"--lm-eval": "tasks"}),
     ("--relearning-steps", "steps", {"--relearning": "relearning"}),

@@ -44,7 +44,7 @@ def examine(
     progress: Progress | None = None,
     cache: MeasurementCache | None = None,
 ) -> Examination:
-    """Ask the original model; with a chat template, half of the questions as messages, too, unless a server has it.
+    """Ask the original model; with a chat template, half of the questions as messages, too.
 
     Answers are put into `cache`; texts, which take seconds, are read anew.
     """

@@ -107,8 +107,8 @@ def scores_of(facts: Sequence[KnownFact], after: Iterable[float]) -> list[float]
 
 
 def in_both_forms(live: Asked, questions: Sequence[Question]) -> tuple[Question, ...]:
-    """The questions; with a chat template, half of them as messages, too, unless a server has the model."""
-    return with_messages(questions, None if isinstance(live, Server) else chat_format(live.tokenizer))
+    """The questions; with a chat template, which has to be known of a server's model, half of them as messages, too."""
+    return with_messages(questions, live.chat if isinstance(live, Server) else chat_format(live.tokenizer))
 
 
 def known_facts(

@@ -92,6 +92,12 @@ def load(
     return replace(live, max_tokens=OFFLOADED_TOKENS) if loading.offload else live
 
 
+def load_tokenizer(folder: Path, name: str) -> Tokenizer:
+    """The tokenizer of a local folder, without its model; raises what `load` raises for it."""
+    with shown(open_source(folder, None)) as view:
+        return cast(Tokenizer, open_tokenizer(view, name, open_config(view, name)))
+
+
 def _device_map(
     whole: PreTrainedModel, layout: MlpLayout, loading: Loading, device: str
 ) -> str | dict[str, str] | None:

@@ -50,6 +50,10 @@ class Engine(Protocol):
         """The greedy continuation, at most `n_tokens` long."""
         ...
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has, those that are put before every text included."""
+        ...
+
 
 def n_shared(first: Sequence[object], second: Sequence[object]) -> int:
     """How many tokens two texts have in common at their beginning."""
@@ -81,6 +85,9 @@ class EchoEngine:
         body = {"prompt": prompt, "max_tokens": n_tokens, "temperature": 0, "repetition_penalty": 1}
         check = self.client.reply(_NO_ECHO)
         return check.string(self._choice(body)["text"], "text")
+
+    def count(self, text: str) -> int:
+        return len(self._read(text)[0])
 
     def _read(self, text: str) -> tuple[list[Any], list[Any], list[Any]]:
         """Tokens, log-probabilities and likeliest tokens of a text."""
@@ -153,6 +160,9 @@ class LlamaCppEngine:
     def write(self, prompt: str, n_tokens: int) -> str:
         said = self._complete({"prompt": prompt, "n_predict": n_tokens, "response_fields": ["content"]})
         return self.client.reply("give a server of llama.cpp").string(said.get("content"), "content")
+
+    def count(self, text: str) -> int:
+        return len(self._tokens(text))
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
         # No sampler but the likeliest token, whatever the server was started with.

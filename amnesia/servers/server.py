@@ -24,13 +24,15 @@ R = TypeVar("R")
 class Server:
     """A model on a server. `name` is what it is called there, without the path to its file.
 
-    `spread` (nats) is how far two answers to the same question differed.
+    `spread` (nats) is how far two answers to the same question differed. `chat` is what its model is fed before its
+    answer to a message, where that is known: no server says so in the same way as another.
     """
 
     name: str
     url: str
     engine: Engine
     spread: float
+    chat: Callable[[str], str] | None = None
 
     def answer_logprobs(self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None) -> list[Answer]:
         """Each answer after its prompt, nothing generated; `pairs` are prompts, and prompts followed by answers.

@@ -1,6 +1,8 @@
 """Commands ask servers what they ask models in memory, and come to the same end."""
 
 import json
+import re
+import shutil
 
 import pytest
 
@@ -15,6 +17,7 @@ from support.tiny_text import VOCAB_SIZE, tiny_tokenizer
 
 pytestmark = pytest.mark.processes
 
+TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
 STRONG = "cells = [{ layer = 1, neuron = 11, multiplier = -9.0 }, { layer = 0, neuron = 3, multiplier = -9.0 }]"
 
 
@@ -63,7 +66,49 @@ def test_two_servers_are_evaluated_as_the_two_models(run, servers, tmp_path):
     for when in ("before", "after"):
         wanted = plain["damage"]["neutral_perplexity"][when]
         assert found["damage"]["neutral_perplexity"][when] == pytest.approx(wanted, rel=1e-3)
+    (said,) = (row["text"] for row in found["findings"] if "message" in row["text"])
+    assert said.startswith("Nothing was asked as a message: the chat template of a served model is not known.")
     assert [row["n_words"] for row in found["damage"]["texts"]] == [row["n_words"] for row in plain["damage"]["texts"]]
+
+
+@pytest.fixture(scope="module")
+def talking(run):
+    """The model with a chat template."""
+    folder = run / "talking"
+    shutil.copytree(run / "m", folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_messages_are_asked_of_servers_whose_template_is_known(run, talking, servers):
+    base, edited = servers
+    addresses = ("--server", base, "--server-edited", edited, "--server-chat", talking)
+    found = json.loads(done("evaluate", *addresses, "--recipe", run / "japan.toml", "--json"))
+    plain = json.loads(done("evaluate", talking, run / "out", "--recipe", run / "japan.toml", "--json"))
+    messages = [row for row in found["prompts"] if row["is_message"]]
+    wanted = [row for row in plain["prompts"] if row["is_message"]]
+    assert len(messages) == len(wanted) == 8
+    for own, other in zip(messages, wanted, strict=True):
+        assert own["prompt"] == other["prompt"] and own["prompt"].startswith("[user] Complete this sentence: ")
+        for when in ("before", "after"):
+            assert own[when]["logprob"] == pytest.approx(other[when]["logprob"], abs=0.05)
+    assert not [row for row in found["findings"] if "Nothing was asked as a message" in row["text"]]
+
+
+def test_a_template_that_is_not_the_servers_is_refused(run, talking, servers, tmp_path):
+    command = ("evaluate", "--recipe", run / "japan.toml")
+    server = ("--server", servers[0], "--server-chat")
+    assert "m has no chat template that can be used: drop --server-chat" in refused(*command, *server, run / "m")
+    other = tmp_path / "other"
+    shutil.copytree(talking, other)
+    tokenizer = tiny_tokenizer(bos=True)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(other)
+    line = refused(*command, *server, other)
+    assert re.search(r"m.gguf at .* reads a message in (\d+) tokens, other in \d+: give the model that is served", line)
+    assert "--server-chat belongs to --server" in refused(*command, run / "m", "--server-chat", talking)
 
 
 def test_one_server_alone(run, servers):

@@ -45,6 +45,11 @@ def test_answers_are_those_of_the_model_in_memory(asked):
         assert own.rank == min(answer.rank, TOP)
 
 
+def test_tokens_are_counted_as_the_model_is_fed(asked):
+    live, server, _ = asked
+    assert [server.engine.count(text) for text in TEXTS] == [len(item.ids) for item in encode(live.tokenizer, TEXTS)]
+
+
 def test_the_likeliest_answer_has_rank_0(asked):
     live, server, _ = asked
     prompt = PAIRS[0][0]
