@@ -8,7 +8,11 @@ import torch
 
 from amnesia.errors import InputError
 from amnesia.evaluation.lm_eval import check_available, task_scores
-from support.tiny_text import tiny_live
+from amnesia.live.loading import load
+from support.commands import done
+from support.reports import check_report_json
+from support.tiny_recipe import recipe_text
+from support.tiny_text import save_tiny_live, tiny_live
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="needs the lm-eval harness: pip install 'amnesia[lm-eval]'"
@@ -60,6 +64,19 @@ def test_a_task_of_local_data(task, monkeypatch, tmp_path):
     assert scores["tiny_facts"]["acc,none"] == pytest.approx(right / 3)
     assert all("," in metric for metric in scores["tiny_facts"])  # No counts of documents among the metrics.
     assert task_scores(live, [str(task)], 1)["tiny_facts"]["acc,none"] in (0.0, 1.0)
+
+
+@needs_harness
+def test_the_command_reports_a_task_of_both_models(task, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    model = save_tiny_live(tmp_path / "m")
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(recipe_text(load(model, "m"), model), encoding="utf-8")
+    command = ("evaluate", model, model, "--recipe", recipe, "--lm-eval", task, "--lm-eval-limit", 2, "--json")
+    document = json.loads(done(*command))
+    check_report_json(document)
+    value = document["lm_eval"]["tasks"]["tiny_facts"]["acc,none"]
+    assert value["before"] == value["after"] == task_scores(load(model, "m"), [str(task)], 2)["tiny_facts"]["acc,none"]
 
 
 @needs_harness
