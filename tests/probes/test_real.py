@@ -60,18 +60,57 @@ def test_messages_know_the_entity_far_better_than_a_never_known_name(smollm2_liv
         assert row.found and share >= max(never, row.chance) + 0.3, row.probe
 
 
+@pytest.fixture(scope="module")
+def probed(smollm2_live, known):
+    """A plan with messages, and what the original model makes of it."""
+    plan = prepare(known, {}, ProbeSettings(n_facts=4, n_controls=4), chat_format(smollm2_live.tokenizer))
+    return plan, probe(smollm2_live, plan, "original", SILENT.task)
+
+
+def destroyed(live):
+    """All cells of four layers are silent."""
+    layers = (1, 2, 3, live.shape.n_layers // 2)
+    return edited(live, [ColumnEdit(Cell(layer, n), 0.0) for layer in layers for n in range(live.shape.d_mlp)])
+
+
+def after(live, probed):
+    """The probes of the original and of the model as it is, and what they come to."""
+    plan, before = probed
+    found = conclude(plan, before, probe(live, plan, "edited", SILENT.task))
+    return {row.probe: row for row in found.probes if row.rows}, probe_findings(found, "Steve Jobs")
+
+
 @pytest.mark.exhaustive
-def test_a_destroyed_model_fails_on_every_probe_that_finds_something(smollm2_live, known):
-    plan = prepare(known, {}, ProbeSettings())
-    before = probe(smollm2_live, plan, "original", SILENT.task)
-    shape = smollm2_live.shape
-    cells = [Cell(layer, neuron) for layer in (1, 2, 3, shape.n_layers // 2) for neuron in range(shape.d_mlp)]
-    with edited(smollm2_live, [ColumnEdit(cell, 0.0) for cell in cells]):
-        found = conclude(plan, before, probe(smollm2_live, plan, "edited", SILENT.task))
-    finding = [row for row in found.probes if row.found]
-    assert len(finding) >= 8
-    for row in finding:
-        assert share_of(row, "entity", "edited") <= max(0.25, row.chance), row.probe
-        assert share_of(row, "never_known", "original") <= max(0.25, row.chance), row.probe
-    said = probe_findings(found, "Steve Jobs")
+def test_a_model_without_an_edit_scores_as_before_on_every_probe(smollm2_live, probed):
+    with destroyed(smollm2_live):
+        pass
+    rows, _ = after(smollm2_live, probed)
+    assert len(rows) >= 20
+    for row in rows.values():
+        both = (
+            [(one.subject, one.n, one.share) for one in row.rows if one.model == model]
+            for model in ("original", "edited")
+        )
+        assert next(both) == next(both), row.probe
+
+
+@pytest.mark.exhaustive
+def test_a_destroyed_model_fails_on_every_probe_and_nobody_knows_a_never_known_name(smollm2_live, probed):
+    with destroyed(smollm2_live):
+        rows, said = after(smollm2_live, probed)
+    shows = {name: row for name, row in rows.items() if row.shows_knowledge}
+    assert sum(row.found for row in shows.values()) >= 12
+    for name, row in shows.items():
+        # Of four choices drawn by lot one more may be right than in the mean.
+        limit = max(0.25, row.chance + 0.25 * bool(row.chance))
+        assert share_of(row, "entity", "edited") <= limit, name
+        assert share_of(row, "entity", "original") >= limit or not row.found, name
+        for model in ("original", "edited"):
+            assert share_of(row, "never_known", model) <= limit, (name, model)
+        others = share_of(row, "control", "original")
+        if others is not None and others >= 0.75:
+            assert share_of(row, "control", "edited") <= limit, name
+    # What is left are other answers, and none.
+    wrong = [share_of(rows[name], "entity", "edited") for name in ("false_answer", "no_answer")]
+    assert sum(wrong) == pytest.approx(1.0)
     assert sum(row.level == "damage" for row in said) >= 5
