@@ -39,6 +39,7 @@ from amnesia.report import document as report
 from amnesia.report.content import Tasks
 from amnesia.report.page import report_html
 from amnesia.servers.server import Server, connect
+from amnesia.sources.opening import check_on_disk
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
 from amnesia.stress.results import Relearning, Stress
@@ -90,7 +91,8 @@ def assess(
     _check_wanted(edited, trials, sweep, tasks)
     source = resolve(model, notice=tracker.notice)
     other = None if edited is None else resolve_edited(source, edited, tracker)
-    _check_offload(loading, other)
+    if other is not None:
+        check_loading(other, loading)
     swept_edits = ()
     if sweep and other is not None:
         swept_edits = edits_between(source, other)
@@ -154,14 +156,6 @@ def _proven(edited: ModelSource, tracker: Tracker) -> tuple[Manifest | None, dic
         tracker.notice(f"{edited} is not what its {MANIFEST_NAME} says ({error}): its edit is no part of the report")
         return None, None
     return manifest, weight_hashes(edited.folder, manifest, partial(tracker.task, f"hashing {edited}"))
-
-
-def _check_offload(loading: Loading, edited: ModelSource | None) -> None:
-    if loading.offload and edited and any((edited.folder / name).exists() for name in (CONFIG_NAME, LORA_NAME)):
-        raise InputError(
-            f"{edited} is an adapter, which cannot be put on layers that --offload leaves on the disk: "
-            "give the merged model, or drop --offload"
-        )
 
 
 def assess_servers(
@@ -282,6 +276,12 @@ def resolve_edited(source: ModelSource, name: str, tracker: Tracker) -> ModelSou
         assert found.checkpoint
     check_made_for(source, found)
     return found
+
+
+def check_loading(edited: ModelSource, loading: Loading) -> None:
+    """Raises InputError for an adapter that cannot be put on layers that --offload leaves on the disk."""
+    if loading.offload and (edited.folder / CONFIG_NAME).exists():
+        check_on_disk(edited.folder)
 
 
 def load_edited(source: ModelSource, edited: ModelSource, loading: Loading) -> LiveModel:

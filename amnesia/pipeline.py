@@ -16,13 +16,12 @@ from amnesia.choice.front import CANDIDATES, candidate_line
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
 from amnesia.choice.settings import ChoiceSettings
-from amnesia.domain import ADAPTERS, DEFAULT_LOADING, OF_GGUF, Format, Loading, ModelRef
+from amnesia.domain import DEFAULT_LOADING, OF_GGUF, Format, Loading, ModelRef
 from amnesia.edits import EditSpec, EntityEdits, by_projection, names_of
-from amnesia.errors import InputError
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.earlier import Earlier, earlier_edits, findings_after
 from amnesia.evaluation.examination import Examination, conclude, examine, examine_after
-from amnesia.evaluation.merged import same_weights
+from amnesia.evaluation.merged import ByNumbers, same_weights
 from amnesia.evaluation.results import Finding, StrengthSweep
 from amnesia.evaluation.strength import sweep_strength
 from amnesia.facts.names import given_names
@@ -48,7 +47,8 @@ from amnesia.sources.source import ModelSource
 from amnesia.weights.checkpoint import add_file
 from amnesia.weights.manifest import Manifest, forgotten
 from amnesia.weights.manifest_file import write_manifest
-from amnesia.weights.plan import plan_edits
+from amnesia.weights.merging import n_rounded
+from amnesia.weights.plan import Plan, plan_edits
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,6 @@ def run(
             tracker.notice(line)
     if {*OF_GGUF} & {*recipe.edit.formats}:
         source.require_gguf()
-    if loading.split and (adapters := {*ADAPTERS} & {*recipe.edit.formats}):
-        # PEFT 0.21 takes the part of a matrix that a process has for the whole.
-        raise InputError(
-            f"format {min(adapters)} cannot be tried on a model that processes share: drop it from the recipe, and "
-            "write it afterwards with `amnesia edit --edit`, or start one process"
-        )
     if recipe.edit.cells:
         plan_edits(source.checkpoint, [EntityEdits(recipe.target.entity, recipe.edit.cells)])
     live = load_source(source, loading, layers=recipe.localization.layers, notice=tracker.notice)
@@ -312,11 +306,11 @@ def save_and_ask(
                 manifest = by_first(partial(_written, plan, folder, progress))
             for line in filter(None, (rounding_notice(manifest), left_out_notice(manifest))):
                 tracker.notice(line)
-            same = None
+            same, numbers = None, _by_numbers(plan, folder, loading)
             if name == "adapter" and "safetensors" in evaluations:
                 with tracker.task("merging the saved adapter") as progress:
                     asked, weights = evaluations["safetensors"], staging / "safetensors"
-                    same = same_weights(source, folder, weights, layers, asked, loading, progress)
+                    same = same_weights(source, folder, weights, layers, asked, loading, progress, numbers)
             if same is not None:
                 evaluations[name], further[name] = evaluations["safetensors"], (same.finding(), *told)
             else:
@@ -326,7 +320,8 @@ def save_and_ask(
                 ):
                     after = examine_after(edited, before, progress)
                     told = findings_after(edited, earlier, progress)
-                evaluations[name], further[name] = conclude(before, after), told
+                proven = () if numbers is None else (numbers.finding(),)
+                evaluations[name], further[name] = conclude(before, after), (*proven, *told)
             written.append((name, folder, manifest))
         accepted = all(map(accepts, evaluations.values()))
         for name, folder, manifest in written:
@@ -352,6 +347,14 @@ def save_and_ask(
 def _written(plan: FormatPlan, folder: Path, progress: Progress) -> Manifest:
     folder.mkdir(exist_ok=True)
     return write_format(plan, folder, progress=progress)
+
+
+def _by_numbers(plan: FormatPlan, folder: Path, loading: Loading) -> ByNumbers | None:
+    """What the numbers of a written adapter come to where PEFT cannot merge it: into a model that lies in parts."""
+    if plan.format != "adapter" or not (loading.split or loading.offload):
+        return None
+    assert isinstance(plan.edit, Plan)
+    return ByNumbers(by_first(partial(n_rounded, plan.edit, folder)), loading.split)
 
 
 def _completed(manifest: Manifest, folder: Path, report: dict[str, Any]) -> None:

@@ -24,6 +24,29 @@ def unwatched(n_bytes: int) -> contextlib.AbstractContextManager[Progress]:
     return contextlib.nullcontext(ignore_progress)
 
 
+_GB = 1e9
+_n_read = 0
+
+
+def tell_read(n_bytes: int) -> None:
+    """Count bytes of weights that stay on the disk, and were read because they were needed once more."""
+    global _n_read
+    _n_read += n_bytes
+
+
+def n_read() -> int:
+    """How many such bytes this process has read so far."""
+    return _n_read
+
+
+def rates(n_bytes: int, n_prompts: int, seconds: float) -> Iterator[str]:
+    """What there is to say of a task for which layers were read from the disk."""
+    if n_bytes and seconds:
+        yield f"{n_bytes / _GB:.2f} GB of layers read from the disk, {n_bytes / _GB / seconds:.2f} GB/s"
+        if n_prompts:
+            yield f"{n_prompts / seconds:.1f} prompts/s"
+
+
 class Tracker(Protocol):
     """Where long work reports: one line about what begins, and a context that counts its steps.
 

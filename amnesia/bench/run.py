@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amnesia.bench.results import SCORE, Bench
 from amnesia.bench.suites import Suite
-from amnesia.compare import load_edited, name_of, resolve_edited
+from amnesia.compare import check_loading, load_edited, name_of, resolve_edited
 from amnesia.domain import DEFAULT_LOADING, FORMATS, Loading
 from amnesia.live.loading import load_source
 from amnesia.progress import Tracker
@@ -28,6 +28,8 @@ def run_bench(
     """
     source = resolve(model, notice=tracker.notice)
     others = [resolve_edited(source, each, tracker) for each in edited]
+    for other in others:
+        check_loading(other, loading)
     live = load_source(source, loading, hooked=False)
     with tracker.task(f"asking {name_of(source)}") as progress:
         first, ask = suite.original(live, name_of(source), progress)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from amnesia.cli.options import MODEL, as_json, on_device, popqa_option
+from amnesia.cli.options import MODEL, as_json, on_device_or_disk, popqa_option
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import Loading
 from amnesia.errors import InputError
@@ -28,7 +28,7 @@ SUITES = ("own", "popqa", "rwku")
 @popqa_option
 @click.option("--data", help="With --suite rwku: its published files, a folder or a Hub id (jinzhuoran/RWKU@REVISION).")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="New folder for bench.json and bench.html.")
-@on_device
+@on_device_or_disk
 @as_json
 def bench(
     model: str,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.options import MODEL, SEED, as_json, on_device
+from amnesia.cli.options import MODEL, SEED, as_json, on_device_or_disk
 from amnesia.cli.terminal import Terminal, echo, growing, print_json
 from amnesia.domain import Fact, Loading
 from amnesia.errors import AmnesiaError, InputError, signal_of
@@ -54,7 +54,7 @@ _MIN_TEMPERATURE = 0.01  # Logits are divided by it; far below, they leave the r
     "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest; else from 0.01."
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of --temperature.")
-@on_device
+@on_device_or_disk
 @as_json
 def chat(
     model: str,

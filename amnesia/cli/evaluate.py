@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from amnesia.cli.options import MODEL, as_json, force_option, on_device, popqa_option
+from amnesia.cli.options import MODEL, as_json, force_option, on_device_or_disk, popqa_option
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import DEFAULT_LOADING, Loading
 from amnesia.errors import InputError
@@ -92,18 +91,13 @@ if TYPE_CHECKING:
     "--lm-eval-limit", "task_limit", type=click.IntRange(1), help="Documents of each task. Default: all of them."
 )
 @click.option(
-    "--offload",
-    is_flag=True,
-    help="Leave the layers on the disk and read each when it is run: for a model that is larger than the memory.",
-)
-@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     help="Folder for report.json and report.html. An evaluation that was broken off goes on where it stopped.",
 )
 @force_option
-@on_device
+@on_device_or_disk
 @as_json
 def evaluate(
     model: str | None,
@@ -125,7 +119,6 @@ def evaluate(
     sweep: bool,
     tasks: str | None,
     task_limit: int | None,
-    offload: bool,
     output: Path | None,
     force: bool,
     loading: Loading,
@@ -138,7 +131,6 @@ def evaluate(
     """
     _check_facts(recipe_path, popqa, entities)
     _check_options(click.get_current_context().params)
-    loading = dataclasses.replace(loading, offload=offload)
     from amnesia import compare
     from amnesia.evaluation import measurement_cache
 

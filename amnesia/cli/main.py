@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from amnesia.cli.options import MODEL, as_json, on_device
+from amnesia.cli.options import MODEL, as_json, on_device, on_device_or_disk
 from amnesia.cli.results import replacing, result_bytes
 from amnesia.cli.terminal import (
     Commands,
@@ -178,7 +178,7 @@ def localize(
 )
 @click.option("--entity", "entities", multiple=True, help="Which entity of a recipe that lists several; repeatable.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file to write.")
-@on_device
+@on_device_or_disk
 @as_json
 def extract(
     model: str | None,

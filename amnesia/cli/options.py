@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import shlex
 from collections.abc import Callable
@@ -110,5 +111,23 @@ def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(dtype: str, device: str | None, **rest: Any) -> Any:
         return function(loading=Loading(dtype, device), **rest)
+
+    return command
+
+
+def on_device_or_disk(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: `on_device` with an option that leaves layers on the disk."""
+
+    @options(
+        click.option(
+            "--offload",
+            is_flag=True,
+            help="Leave the layers on the disk and read each when it is run: for a model larger than the memory.",
+        ),
+        on_device,
+    )
+    @functools.wraps(function)
+    def command(offload: bool, loading: Loading, **rest: Any) -> Any:
+        return function(loading=dataclasses.replace(loading, offload=offload), **rest)
 
     return command

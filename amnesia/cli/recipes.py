@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from amnesia.cli.options import MODEL, alias_option, on_device, popqa_option
+from amnesia.cli.options import MODEL, alias_option, on_device_or_disk, popqa_option
 from amnesia.cli.terminal import Terminal, check_file, echo, write_file
 from amnesia.domain import Loading
 
@@ -17,7 +17,7 @@ from amnesia.domain import Loading
 @popqa_option
 @alias_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="TOML file to write.")
-@on_device
+@on_device_or_disk
 def mine(
     model: str,
     entity: str,

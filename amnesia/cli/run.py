@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnesia.cli.options import MODEL, alias_option, as_json, force_weak_option, on_device, popqa_option
+from amnesia.cli.options import MODEL, alias_option, as_json, force_weak_option, on_device_or_disk, popqa_option
 from amnesia.cli.results import replacing, result_bytes
 from amnesia.cli.terminal import (
     Terminal,
@@ -53,7 +53,7 @@ EXIT_REJECTED = 1
     type=click.Path(path_type=Path),
     help="JSON file for more edits, from mild to strong and on few to many columns, for `edit --edit FILE --pick N`.",
 )
-@on_device
+@on_device_or_disk
 @as_json
 def run(
     recipe: Path | None,

@@ -26,7 +26,7 @@ from amnesia.files.disk import JOURNAL_NAME, check_replaceable, read_small, repl
 from amnesia.files.processes import is_first, n_started, rank
 from amnesia.files.staging import MANIFEST_NAME, check_outside_caches
 from amnesia.plain_text import for_terminal
-from amnesia.progress import SILENT, Progress, Tracker
+from amnesia.progress import SILENT, Progress, Tracker, n_read, rates
 
 EXIT_BAD_INPUT = 2
 _MAX_LINES = 2**26
@@ -49,21 +49,33 @@ class Terminal:
 
     @contextlib.contextmanager
     def task(self, line: str, n_bytes: int | None = None) -> Generator[Progress]:
-        """Show `line`, and count bytes up to `n_bytes`, prompts where it is None, and nothing where it is 0."""
-        began, line = time.monotonic(), for_terminal(line)
-        if sys.stderr.isatty():
-            from tqdm import tqdm
+        """Show `line`, and count bytes up to `n_bytes`, prompts where it is None, and nothing where it is 0.
 
-            shown: dict[str, Any] = {"unit": "B", "unit_scale": True, "total": n_bytes}
-            if n_bytes is None:
-                shown = {"unit": " prompts"}
-            elif n_bytes == 0:
-                shown = {"bar_format": "{desc}"}
-            with tqdm(desc=line, leave=False, file=sys.stderr, **shown) as bar:
-                yield bar.update
-        else:
-            yield lambda count: None
-        echo(f"{line} ({time.monotonic() - began:.0f} s)", err=True)
+        At its end, it says the time; of layers that were left on the disk, also how fast these were read.
+        """
+        began, before, done, line = time.monotonic(), n_read(), 0, for_terminal(line)
+        bar = None
+
+        def count(steps: int) -> None:
+            nonlocal done
+            done += steps
+            if bar is not None:
+                bar.update(steps)
+
+        with contextlib.ExitStack() as stack:
+            if sys.stderr.isatty():
+                from tqdm import tqdm
+
+                shown: dict[str, Any] = {"unit": "B", "unit_scale": True, "total": n_bytes}
+                if n_bytes is None:
+                    shown = {"unit": " prompts"}
+                elif n_bytes == 0:
+                    shown = {"bar_format": "{desc}"}
+                bar = stack.enter_context(tqdm(desc=line, leave=False, file=sys.stderr, **shown))
+            yield count
+        seconds = time.monotonic() - began
+        found = rates(n_read() - before, done if n_bytes is None else 0, seconds)
+        echo(f"{line} ({', '.join((f'{seconds:.0f} s', *found))})", err=True)
 
 
 def first_alone() -> Tracker:

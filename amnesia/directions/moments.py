@@ -28,6 +28,7 @@ from amnesia.directions.moments_file import MomentsFile, new_moments, open_momen
 from amnesia.directions.response import Response, half, response_of
 from amnesia.directions.samples import own_text, weights_digest
 from amnesia.errors import CheckpointError, InputError
+from amnesia.live.disk import devices_of
 from amnesia.live.model import LiveModel, not_finite
 from amnesia.live.split import by_first
 from amnesia.live.tokens import Placed
@@ -111,9 +112,9 @@ def moments_of(
     """The moments of a model, from the folder `cache` where they are kept there for this very model and settings.
 
     Gathering them is counted by `progress` in tokens and rows. Raises InputError when the weights are on several
-    devices, or left on disk.
+    devices.
     """
-    if len(places := {str(parameter.device) for parameter in live.model.parameters()}) > 1:
+    if len(places := devices_of(live.model)) > 1:
         raise InputError(
             f"{live.name} lies on {', '.join(sorted(places))}: a direction needs all weights on one device; choose one "
             '(--device), or the form that needs none of this (method = "single")'

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, GenerationMixin
 
+from amnesia.live.disk import numbers_of
 from amnesia.live.drawing import drawn
 from amnesia.live.model import LiveModel, plain_generation
 from amnesia.live.split import whole_of
@@ -67,7 +68,9 @@ def weights_digest(live: LiveModel) -> str:
     found = hashlib.sha256()
     for name, weight in sorted(live.model.state_dict(keep_vars=True).items()):
         found.update(name.encode())
-        found.update(whole_of(weight).cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        place, _, own = name.rpartition(".")
+        numbers = numbers_of(live.model.get_submodule(place), own) if weight.is_meta else whole_of(weight)
+        found.update(numbers.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

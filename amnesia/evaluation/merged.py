@@ -31,25 +31,55 @@ MAX_DIFFERENCE = 0.1
 
 
 @dataclass(frozen=True)
+class ByNumbers:
+    """That the factors of an adapter, added to the original weights, give the declared edit; no model was asked.
+
+    `n_rounded` numbers differ from it, each by no more than roundings. `is_split` says that processes share the model.
+    """
+
+    n_rounded: int
+    is_split: bool
+
+    def finding(self) -> Finding:
+        """What was proven of the adapter, and what was not tried."""
+        untried = (
+            "It was asked on a model that processes share, beside whose weights its factors acted without PEFT, which "
+            "cannot put it there"
+            if self.is_split
+            else "PEFT did not merge it into layers that were left on the disk"
+        )
+        how = _how(self.n_rounded)
+        return Finding("info", f"{untried}: by its numbers, the adapter merged is the original with the edit {how}.")
+
+
+@dataclass(frozen=True)
 class SameWeights:
     """How the merge of an adapter compares with saved weights, and the unmerged adapter with their answers.
 
-    `n_rounded` numbers of the weights differ, each by no more than one rounding. `difference` is the largest one of
-    `n_asked` log-probabilities, in nats.
+    `n_rounded` numbers of the weights differ, each by no more than one rounding; `numbers` where PEFT did not merge it.
+    `difference` is the largest one of `n_asked` log-probabilities, in nats.
     """
 
     n_rounded: int
     n_asked: int
     difference: float
+    numbers: ByNumbers | None = None
 
     def finding(self) -> Finding:
         """Where the figures of the adapter come from."""
-        how = f"but for the rounding of {self.n_rounded:,} numbers" if self.n_rounded else "bit for bit"
+        asked = f"Unmerged, it answers {self.n_asked} prompts within {self.difference:.4f} nats of them."
+        if self.numbers is not None:
+            proven = f"{self.numbers.finding().text} What was measured on the saved weights stands here too."
+            return Finding("info", f"{proven} {asked}")
         return Finding(
             "info",
-            f"Merged by PEFT, the adapter gives the saved weights {how}: what was measured on them stands here too. "
-            f"Unmerged, it answers {self.n_asked} prompts within {self.difference:.4f} nats of them.",
+            f"Merged by PEFT, the adapter gives the saved weights {_how(self.n_rounded)}: what was measured on them "
+            f"stands here too. {asked}",
         )
+
+
+def _how(n: int) -> str:
+    return f"but for the rounding of {n:,} numbers" if n else "bit for bit"
 
 
 @dataclass(frozen=True)
@@ -73,22 +103,15 @@ def same_weights(
     evaluation: Evaluation,
     loading: Loading,
     progress: Progress | None = None,
+    numbers: ByNumbers | None = None,
 ) -> SameWeights | None:
     """The comparison of an adapter with `weights`, a folder whose model was evaluated; None where they differ.
 
-    `layers` are the edited ones. The models are in memory one after the other.
+    `layers` are the edited ones. The models are in memory one after the other; none is merged where `numbers` say what
+    a merge gives.
     """
-    stored = replace(loading, dtype="auto")
-    expected = _Weights.of(load(weights, str(weights), stored), layers)
-    live = load_adapter(source.folder, adapter, str(adapter), stored)
-    before = {layer: weight_of(live.out_proj(layer)).clone() for layer in layers}
-    merge_adapter(live)
-    found = _Weights.of(live, layers)
-    del live
-    if found.digest is None or found.digest != expected.digest:
-        return None
-    differences = [_n_rounded(found.edited[layer], expected.edited[layer], before[layer]) for layer in layers]
-    if None in differences:
+    n = _n_merged(source, adapter, weights, layers, loading) if numbers is None else numbers.n_rounded
+    if n is None:
         return None
     answers = {}
     for role in ROLES:
@@ -99,7 +122,23 @@ def same_weights(
     difference = max(abs(asked[pair].logprob - logprob) for pair, logprob in answers.items())
     if not difference <= MAX_DIFFERENCE:
         return None
-    return SameWeights(sum(filter(None, differences)), len(answers), difference)
+    return SameWeights(n, len(answers), difference, numbers)
+
+
+def _n_merged(
+    source: ModelSource, adapter: Path, weights: Path, layers: Collection[int], loading: Loading
+) -> int | None:
+    """How many numbers of the merge by PEFT differ from the saved weights, each by a rounding; None: one by more."""
+    stored = replace(loading, dtype="auto")
+    expected = _Weights.of(load(weights, str(weights), stored), layers)
+    live = load_adapter(source.folder, adapter, str(adapter), stored)
+    before = {layer: weight_of(live.out_proj(layer)).clone() for layer in layers}
+    merge_adapter(live)
+    found = _Weights.of(live, layers)
+    if found.digest is None or found.digest != expected.digest:
+        return None
+    differences = [_n_rounded(found.edited[layer], expected.edited[layer], before[layer]) for layer in layers]
+    return None if None in differences else sum(filter(None, differences))
 
 
 def _n_rounded(found: Tensor, expected: Tensor, base: Tensor) -> int | None:

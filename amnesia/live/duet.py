@@ -22,8 +22,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from amnesia.errors import InputError, LayoutError
 from amnesia.live.batches import check_ids
+from amnesia.live.disk import numbers_of
 from amnesia.live.drawing import DrawnAlone
-from amnesia.live.model import LiveModel, not_finite, plain_generation, weight_of
+from amnesia.live.model import LiveModel, not_finite, plain_generation
 from amnesia.live.tokens import encode
 from amnesia.weights.checkpoint import EditedColumns
 from amnesia.weights.scaling import number_type
@@ -143,7 +144,7 @@ def _edited_twin(voice: Voice, layer: int) -> nn.Module:
     assert voice.changes is not None, "layers come from it"
     columns, before, after = voice.changes[layer]
     module = voice.live.out_proj(layer)
-    weight = weight_of(module).detach().clone()
+    weight = numbers_of(module).clone()
     # Exactly what is stored at 1.
     values = after if voice.strength == 1.0 else before + (after - before) * voice.strength
     if voice.live.shape.layout.neuron_axis:
@@ -153,6 +154,10 @@ def _edited_twin(voice: Voice, layer: int) -> nn.Module:
     twin = copy.copy(module)
     twin._parameters = {**module._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
     twin._forward_hooks = OrderedDict()
+    if (
+        vars(twin).pop("_hf_hook", None) is not None
+    ):  # By which accelerate would run the module on the disk in its place.
+        del twin.forward
     return twin
 
 

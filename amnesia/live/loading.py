@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import weakref
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -19,8 +21,9 @@ from amnesia.architectures import GUESSED, Configured, MlpLayout, MlpShape
 from amnesia.domain import DEFAULT_LOADING, Format, Loading, check_place
 from amnesia.errors import CheckpointError, InputError, LayoutError, NumericalError, library_errors_as
 from amnesia.files.companions import LORA_NAME
-from amnesia.live.memory import need_of
-from amnesia.live.model import OFFLOADED_TOKENS, LiveModel, check_range, freeze, no_hooks, weight_of, wrap
+from amnesia.live.disk import tell_reads
+from amnesia.live.memory import need_of, stored_size
+from amnesia.live.model import OFFLOADED_TOKENS, LiveModel, add, check_range, freeze, no_hooks, weight_of, wrap
 from amnesia.live.proving import prove_layout
 from amnesia.live.split import part_of, split_config
 from amnesia.live.tokens import Tokenizer
@@ -37,6 +40,7 @@ from amnesia.sources.opening import (
 from amnesia.sources.parts import beside_layers
 from amnesia.sources.source import ModelSource, Notice
 from amnesia.weights.checkpoint import open_source
+from amnesia.weights.merging import saved_factors
 from amnesia.weights.parts import part_names
 
 
@@ -89,6 +93,7 @@ def load(
     live = wrap(freeze(model), cast(Tokenizer, tokenizer), name, None if n_layers is None else whole)
     if live.shape.layout.model_type in GUESSED:
         prove_layout(live)
+    tell_reads(model, partial(stored_size, checkpoint))
     return replace(live, max_tokens=OFFLOADED_TOKENS) if loading.offload else live
 
 
@@ -135,24 +140,23 @@ def check_dtype(name: str) -> None:
 
 
 def load_adapter(base: Path, adapter: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveModel:
-    """Load a base model and put a PEFT adapter on it, unmerged. Raises what `load` and `open_adapter` raise."""
+    """Load a base model and put a PEFT adapter on it, unmerged. Raises what `load` and `open_adapter` raise.
+
+    On a model that processes share, of which PEFT 0.21 takes the part that one has for the whole, the factors act
+    beside the weights without it; then the adapter must be one of this package. Raises CheckpointError where these do
+    not fit the model, and what `saved_factors` raises.
+    """
     live = load(base, name, loading)
-    _check_none_on_disk(live)
+    if loading.split:
+        layers = {live.shape.out_proj_path(layer): layer for layer in range(live.shape.n_layers)}
+        factors = saved_factors(adapter)
+        if unknown := sorted(factors.keys() - layers.keys()):
+            raise CheckpointError(f"{adapter} has factors of {unknown[0]}, which {name} has not: give its own base")
+        put_on(live, {layers[path]: pair for path, pair in factors.items()}, adapter)
+        return live
     model = open_adapter(live.model, adapter)
     check_finite(model, name)
     return replace(wrap(freeze(model), live.tokenizer, name), max_tokens=live.max_tokens)
-
-
-def _check_none_on_disk(live: LiveModel) -> None:
-    """Raises InputError where accelerate has left layers on the disk.
-
-    PEFT 0.21 cannot put an adapter on them, and before it says so it writes their weights into the working directory.
-    """
-    if "disk" in (getattr(live.model, "hf_device_map", None) or {}).values():
-        raise InputError(
-            f"{live.name} is an adapter, which cannot be put on layers that are left on the disk: give the merged "
-            "model, or a device with more memory"
-        )
 
 
 def load_lora(base: Path, lora: Path, name: str, loading: Loading = DEFAULT_LOADING) -> LiveModel:
@@ -163,17 +167,31 @@ def load_lora(base: Path, lora: Path, name: str, loading: Loading = DEFAULT_LOAD
     from amnesia.weights.gguf.lora import read_factors
 
     live = load(base, name, loading)
-    _check_none_on_disk(live)
-    for layer, (a, b) in read_factors(lora).items():
-        fits = layer < live.shape.n_layers and (b.shape[0], a.shape[1]) == (live.shape.d_model, live.shape.width(layer))
-        if not fits:
-            raise CheckpointError(f"{lora} has factors for layer {layer} that do not fit {name}: give its own base")
-        weight = weight_of(live.out_proj(layer))
-        delta = torch.from_numpy(b @ a).to(weight.device)
-        with torch.no_grad():
-            weight.copy_(weight.float() + (delta if live.shape.layout.neuron_axis else delta.T))
+    put_on(live, read_factors(lora), lora)
     check_finite(live.model, name)
     return live
+
+
+def put_on(live: LiveModel, factors: Mapping[int, tuple[np.ndarray, np.ndarray]], origin: Path) -> None:
+    """Add B·A, of A (rank, d_mlp) and B (d_model, rank) by layer, to the weights that are whole in memory.
+
+    Beside others the factors act from now on. Raises CheckpointError when they do not fit the model; `origin` is where
+    they are from, for messages.
+    """
+    for layer, (a, b) in factors.items():
+        fits = layer < live.shape.n_layers and (b.shape[0], a.shape[1]) == (live.shape.d_model, live.shape.width(layer))
+        if not fits:
+            raise CheckpointError(
+                f"{origin} has factors for layer {layer} that do not fit {live.name}: give its own base"
+            )
+        pair = live.beside(layer, torch.from_numpy(a.astype(np.float32)), torch.from_numpy(b.astype(np.float32)))
+        weight = weight_of(live.out_proj(layer))
+        if weight.is_meta or part_of(weight) is not weight:
+            add(live, {layer: pair})
+            continue
+        delta = pair[1] @ pair[0]
+        with torch.no_grad():
+            weight.copy_(weight.float() + (delta if live.shape.layout.neuron_axis else delta.T))
 
 
 def merge_adapter(live: LiveModel) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from amnesia.errors import InputError
 from amnesia.files.memory import available_memory
 from amnesia.weights.checkpoint import CheckpointSource
+from amnesia.weights.safetensors import TensorInfo
 
 _GB = 1e9
 _WORTH_A_LINE = 1e9
@@ -44,7 +45,7 @@ class Need:
         remedy = "" if self.stored is None else f"give --dtype {self.stored}, in which nothing is copied, or "
         raise InputError(
             f"{name} takes {self.taken / _GB:.1f} GB of memory in {self.dtype}, and {free / _GB:.1f} GB are free: "
-            f"{remedy}evaluate it with --offload, or use a machine with more memory"
+            f"{remedy}leave its layers on the disk (--offload), or use a machine with more memory"
         )
 
 
@@ -72,7 +73,18 @@ def need_of(parameters: Mapping[str, nn.Parameter], checkpoint: CheckpointSource
     return Need(taken, mapped, dtype, None if usual == dtype else usual)
 
 
+def stored_size(checkpoint: CheckpointSource, name: str) -> int | None:
+    """Bytes of a tensor of the model in its files; None where they have none of this name."""
+    found = _found(checkpoint, name)
+    return None if found is None else found.size
+
+
 def _stored(checkpoint: CheckpointSource, name: str) -> str | None:
     """The type of a tensor of the model in its files; None for types of torch that numbers are not computed in."""
+    found = _found(checkpoint, name)
+    return None if found is None else _TYPES.get(found.dtype)
+
+
+def _found(checkpoint: CheckpointSource, name: str) -> TensorInfo | None:
     found = checkpoint.weights.find(name) or checkpoint.weights.find(name.partition(".")[2])
-    return None if found is None else _TYPES.get(found[1].dtype)
+    return None if found is None else found[1]

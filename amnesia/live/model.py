@@ -12,13 +12,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from amnesia.architectures import NORMS_AFTER, MlpShape, find_shape
 from amnesia.domain import ModelRef
 from amnesia.edits import DirectionEdit, Edit, check_edits, columns_of, directions_of
 from amnesia.errors import InputError, LayoutError, NumericalError
-from amnesia.live.split import whole_of
+from amnesia.live.disk import numbers_of
 from amnesia.live.tokens import Tokenizer
 from amnesia.sources.served import sizes_in
 
@@ -69,9 +70,15 @@ class LiveModel:
             raise LayoutError(no_hooks(self.name))
         return self.model.get_submodule(self.shape.out_proj_path(layer))
 
+    def beside(self, layer: int, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Two tensors on the device on which the output projection of layer `layer` runs."""
+        device = weight_of(self.out_proj(layer)).device
+        device = self.device if device.type == "meta" else device  # Left on disk by accelerate.
+        return a.to(device), b.to(device)
+
     def out_weight(self, layer: int) -> Tensor:
         """Weights of the output projection of layer `layer`, float32 (d_model, d_mlp), however they are stored."""
-        weight = whole_of(weight_of(self.out_proj(layer))).float()
+        weight = numbers_of(self.out_proj(layer)).float()
         return self.padded(weight if self.shape.layout.neuron_axis else weight.T)
 
     def padded(self, values: Tensor) -> Tensor:
@@ -284,10 +291,20 @@ def scaled_by(live: LiveModel, multipliers: Mapping[int, Tensor]) -> contextlib.
 
 @contextlib.contextmanager
 def added_by(live: LiveModel, deltas: Mapping[int, tuple[Tensor, Tensor]]) -> Generator[None]:
-    """Add B·(A·a) to what each given layer's output projection makes of activations a, at every token.
+    """`add` while the block runs."""
+    handles = add(live, deltas)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
-    Hooks that are set while the block runs do not change the a that is seen here. `deltas` are A (rank, d_mlp) and B
-    (d_model, rank) by layer, or those of each line, (batch, rank, d_mlp) and (batch, d_model, rank).
+
+def add(live: LiveModel, deltas: Mapping[int, tuple[Tensor, Tensor]]) -> list[RemovableHandle]:
+    """Add B·(A·a) to what each given layer's output projection makes of activations a, at every token, from now on.
+
+    Hooks that are set later do not change the a that is seen here. `deltas` are A (rank, d_mlp) and B (d_model, rank)
+    by layer, or those of each line, (batch, rank, d_mlp) and (batch, d_model, rank).
     """
     seen: dict[int, Tensor] = {}
 
@@ -304,16 +321,12 @@ def added_by(live: LiveModel, deltas: Mapping[int, tuple[Tensor, Tensor]]) -> Ge
 
         return hook
 
-    handles = []
-    try:
-        for layer, (a, b) in deltas.items():
-            module = live.out_proj(layer)
-            handles.append(module.register_forward_pre_hook(before(layer)))
-            handles.append(module.register_forward_hook(after(layer, a, b)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    handles: list[RemovableHandle] = []
+    for layer, (a, b) in deltas.items():
+        module = live.out_proj(layer)
+        handles.append(module.register_forward_pre_hook(before(layer)))
+        handles.append(module.register_forward_hook(after(layer, a, b)))
+    return handles
 
 
 def factors(edits: Sequence[DirectionEdit], d_mlp: int) -> tuple[Tensor, Tensor]:
@@ -350,13 +363,7 @@ def _deltas(live: LiveModel, edits: Sequence[Edit]) -> dict[int, tuple[Tensor, T
     by_layer: dict[int, list[DirectionEdit]] = {}
     for edit in directions_of(edits):
         by_layer.setdefault(edit.layer, []).append(edit)
-    deltas = {}
-    for layer, found in by_layer.items():
-        device = weight_of(live.out_proj(layer)).device
-        device = live.device if device.type == "meta" else device  # Left on disk by accelerate.
-        a, b = factors(found, live.shape.width(layer))
-        deltas[layer] = (a.to(device), b.to(device))
-    return deltas
+    return {layer: live.beside(layer, *factors(found, live.shape.width(layer))) for layer, found in by_layer.items()}
 
 
 def _checked(live: LiveModel, edits: Sequence[Edit]) -> tuple[Edit, ...]:

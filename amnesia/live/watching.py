@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from amnesia.live.batches import batches, passes
+from amnesia.live.disk import is_on_disk, run_twice
 from amnesia.live.model import LiveModel, hooks
 from amnesia.live.tokens import Placed
 from amnesia.progress import Progress
@@ -120,9 +121,11 @@ def write_gradients(
             return function
 
         handles: list[RemovableHandle] = []
+        blocks = [live.model.get_submodule(live.shape.layer_path(layer)) for layer in range(live.shape.n_layers)]
+        on_disk = run_twice(blocks) if is_on_disk(live.model) else contextlib.nullcontext()
         try:
             handles += (live.out_proj(layer).register_forward_hook(hook(layer)) for layer in layers)
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad(), on_disk:
                 # Copies, because the caller may be in inference mode, whose tensors no gradient can pass.
                 inputs = {name: tensor.clone() for name, tensor in batch.inputs.items()}
                 logits = live.model(**inputs, use_cache=False).logits[:, :-1].float()

@@ -33,6 +33,7 @@ from amnesia.files.lfs import POINTER, check_no_pointer
 from amnesia.files.strict_json import StrictJson
 from amnesia.progress import quiet
 from amnesia.sources.completeness import complete
+from amnesia.sources.on_disk import check_plain, stand_ins
 from amnesia.weights.adapter import CONFIG_NAME, WEIGHTS_NAME
 from amnesia.weights.checkpoint import CheckpointSource
 from amnesia.weights.configuration import MAX_CONFIG
@@ -330,10 +331,16 @@ def open_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return complete(found, str(gguf)), cast("PreTrainedTokenizerBase", tokenizer)
 
 
+def check_on_disk(folder: Path) -> None:
+    """Raises InputError for the PEFT adapter of a folder that cannot be put on layers that are left on the disk."""
+    check_plain(_object_in(folder / CONFIG_NAME), str(folder))
+
+
 def open_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """A model with the PEFT adapter of a folder in it, unmerged; module paths stay as they were.
 
-    Raises InputError for adapters that hold more than numbers for named modules, CheckpointError for damaged files, and
+    Layers that are left on the disk stay there. Raises InputError for adapters that hold more than numbers for named
+    modules, and on such layers for all but plain LoRA, CheckpointError for damaged files, and
     SourceError when PEFT cannot load the adapter, or when not each of its tensors is for one of the model's modules.
     """
     from peft import PeftModel
@@ -356,10 +363,13 @@ def open_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     settings["task_type"] = None
     read_header(folder / WEIGHTS_NAME)
     files = {CONFIG_NAME: json.dumps(settings).encode(), WEIGHTS_NAME: folder / WEIGHTS_NAME}
+    if any(parameter.is_meta for parameter in model.parameters()):
+        check_plain(settings, str(folder))
     with _folder_of(files) as view:
         what = f"adapter {folder} cannot be loaded by PEFT"
         with (
             quiet(),
+            stand_ins(model),
             warnings.catch_warnings(action="ignore", category=UserWarning),  # Of missing keys: see below.
             library_errors_as(SourceError, what, "give the adapter that was made for this model"),
         ):

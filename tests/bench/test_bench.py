@@ -15,7 +15,7 @@ from amnesia.bench.run import run_bench
 from amnesia.bench.suites import fact_suite
 from amnesia.cli.main import main
 from amnesia.compare import assess
-from amnesia.domain import Cell
+from amnesia.domain import Cell, Loading
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.errors import InputError
 from amnesia.evaluation.results import Estimate
@@ -81,6 +81,16 @@ def test_each_model_is_measured_as_by_itself(model, outputs):
         expected = sum(row.knowledge_score.mean * row.n for row in rows) / sum(row.n for row in rows)
         assert entry.neighbor_left == pytest.approx(expected)
     assert abs(others[1].forget_left - 1) > abs(others[0].forget_left - 1)
+
+
+def test_models_that_stay_on_the_disk_are_measured_alike(model, outputs, tmp_path):
+    save(model, EntityEdits("Japan", (ColumnEdit(Cell(1, 11), -20.0),)), tmp_path / "adapter", format="adapter")
+    suite = lenient(fact_suite("own", None, ["Japan"]))
+    edited = [outputs[1], str(tmp_path / "adapter")]
+    found = run_bench(str(model), edited, suite, Silent(), Loading(offload=True))
+    for one, other in zip(found.entries, run_bench(str(model), edited, suite, Silent()).entries, strict=True):
+        assert (one.name, one.forget_left) == (other.name, pytest.approx(other.forget_left, abs=1e-4))
+    assert found.entries[1].forget_left != found.entries[2].forget_left
 
 
 def test_it_says_when_too_few_facts_about_others_are_known(model):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from amnesia.errors import InputError, LayoutError
 from amnesia.facts import ability
 from amnesia.live.loading import load
 from amnesia.live.split import split_config
+from amnesia.outputs.proofs import prove
 from amnesia.pipeline import run
-from amnesia.recipe_file import load_recipe, parse_recipe
+from amnesia.recipe_file import load_recipe
 from amnesia.sources.opening import skeleton
+from amnesia.sources.resolve import resolve
 from amnesia.weights.manifest_file import read_manifest
 from support.commands import refused
 from support.folders import ROOT, tree
@@ -45,7 +48,8 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def recipe(model):
     path = model.parent / "recipe.toml"
-    path.write_text(recipe_text(load(model, "m"), model), encoding="utf-8")
+    text = recipe_text(load(model, "m"), model, formats=("safetensors", "adapter"))
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -65,21 +69,24 @@ def assert_same_output(found, expected):
     one, other = tree(found), tree(expected)
     assert one.keys() == other.keys()
     for name, content in one.items():
-        if name.startswith("amnesia-"):  # What gives the originals back: as many bits as the last ones ask for.
+        if Path(name).name.startswith("amnesia-"):  # What gives the originals back: as many bits as the last ask for.
             continue
         if name.endswith(".safetensors"):
             for key, tensor in tensors_of(content).items():
                 torch.testing.assert_close(tensor, tensors_of(other[name])[key], atol=1e-5, rtol=1e-5)
         elif not name.endswith((".json", ".html")):
             assert content == other[name], name
-    rows = [json.loads(files["report.json"])["prompts"] for files in (one, other)]
-    for mine, its in zip(*rows, strict=True):
-        assert (mine["prompt"], mine["answer"]) == (its["prompt"], its["answer"])
-        assert mine["knowledge_score"] == pytest.approx(its["knowledge_score"], abs=1e-3)
-    edits = [read_manifest(folder).edits for folder in (found, expected)]
-    assert [[edit_places(edit) for edit in group.edits] for group in edits[0]] == [
-        [edit_places(edit) for edit in group.edits] for group in edits[1]
-    ]
+    folders = [Path(name).parent for name in one if name.endswith("report.json")]
+    assert folders
+    for folder in folders:
+        rows = [json.loads(files[str(folder / "report.json")])["prompts"] for files in (one, other)]
+        for mine, its in zip(*rows, strict=True):
+            assert (mine["prompt"], mine["answer"]) == (its["prompt"], its["answer"])
+            assert mine["knowledge_score"] == pytest.approx(its["knowledge_score"], abs=1e-3)
+        edits = [read_manifest(output / folder).edits for output in (found, expected)]
+        assert [[edit_places(edit) for edit in group.edits] for group in edits[0]] == [
+            [edit_places(edit) for edit in group.edits] for group in edits[1]
+        ]
 
 
 def edit_places(edit):
@@ -103,8 +110,30 @@ def test_both_together_write_what_one_writes(shared, recipe, tmp_path):
     with brief_texts():
         run(load_recipe(recipe), tmp_path / "out")
     assert_same_output(shared[0], tmp_path / "out")
-    assert read_manifest(shared[0]).edits == read_manifest(tmp_path / "out").edits
+    for name in ("safetensors", "adapter"):
+        assert read_manifest(shared[0] / name).edits == read_manifest(tmp_path / "out" / name).edits
     assert [path.name for path in shared[0].parent.glob(".amnesia-*")] == []
+
+
+def findings(folder):
+    return [row["text"] for row in json.loads((folder / "report.json").read_text(encoding="utf-8"))["findings"]]
+
+
+def test_an_adapter_is_proven_by_its_numbers_where_peft_cannot_put_it_on(shared, model):
+    whole = [line for line in findings(shared[0] / "adapter") if "by its numbers" in line]
+    assert len(whole) == 1
+    assert whole[0].startswith("It was asked on a model that processes share, beside whose weights its factors acted")
+    assert "What was measured on the saved weights stands here too. Unmerged, it answers" in whole[0]
+    alone = shared[0].with_name("alone")
+    assert [line for line in findings(alone) if "What was measured on the saved weights" in line] == []
+    assert sum("by its numbers" in line for line in findings(alone)) == 1
+    assert prove(alone, resolve(str(model))).n_cells == 2
+    rows = [
+        json.loads((folder / "report.json").read_text())["prompts"] for folder in (alone, shared[0] / "safetensors")
+    ]
+    for mine, its in zip(*rows, strict=True):
+        assert mine["after"]["logprob"] == pytest.approx(its["after"]["logprob"], abs=1e-3)
+        assert mine["after"]["logprob"] != mine["before"]["logprob"]
 
 
 @pytest.mark.exhaustive
@@ -135,9 +164,6 @@ def test_what_processes_cannot_share_is_refused(model, recipe, tmp_path, monkeyp
     assert "2 processes were started together, which share the work of run and atlas alone" in refused(
         "edit", model, "--cell", "0:3", "-o", tmp_path / "out"
     )
-    adapter = recipe.read_text(encoding="utf-8").replace('["safetensors"]', '["adapter"]')
-    with pytest.raises(InputError, match="format adapter cannot be tried on a model that processes share"):
-        run(parse_recipe(adapter), tmp_path / "out", loading=Loading(split=True))
     with pytest.raises(InputError, match="drop --device and --offload"):
         load(model, "m", Loading(device="cpu", split=True))
     whole = skeleton(tiny_model("gpt2").config)

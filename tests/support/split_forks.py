@@ -1,7 +1,7 @@
 """Two processes, forked with all modules loaded, that hold one model together as those that `torchrun` starts.
 
-Run as a script with a model folder, a recipe, the file of the questions on general ability, an output for the run of
-the recipe, and a folder in which each process puts what it saw of the model as N.pt.
+Run as a script with a model folder, a recipe of both formats, the file of the questions on general ability, an output
+for the run of the recipe, beside which "alone" gets the adapter without weights, and a folder in which each process puts what it saw of the model as N.pt.
 """
 
 import os
@@ -19,7 +19,7 @@ from amnesia.live.split import end
 from amnesia.live.tokens import place
 from amnesia.live.watching import activations, write_gradients
 from amnesia.pipeline import run
-from amnesia.recipe_file import load_recipe
+from amnesia.recipe_file import load_recipe, parse_recipe
 from support.smollm2 import brief_texts
 
 WORDINGS = ("the capital of {entity} is", "people in {entity} like", "Once upon a time in {entity}")
@@ -49,6 +49,8 @@ def child(rank, port, folder, recipe, output, results):
         torch.save(seen(load(Path(folder), "tiny", loading)), Path(results) / f"{rank}.pt")
         with brief_texts():
             run(load_recipe(Path(recipe)), Path(output), loading=loading)
+            alone = Path(recipe).read_text(encoding="utf-8").replace('["safetensors", "adapter"]', '["adapter"]')
+            run(parse_recipe(alone), Path(output).with_name("alone"), loading=loading)
         end()
     except BaseException as error:
         sys.stderr.write(f"process {rank}: {error!r}\n")
