@@ -146,6 +146,61 @@ def test_of_a_single_file_only_the_bytes_of_the_layers_are_fetched_once(hub, tmp
     assert load(resolve("ada/base").folder, "whole").n_held is None
 
 
+def large_shards(folder):
+    """A model of 24 layers in three files, of which the second has the layers in the middle."""
+    model = tiny_model("llama", vocab_size=VOCAB_SIZE, num_hidden_layers=24)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    model.save_pretrained(folder, max_shard_size=size * 2 // 5)
+    tiny_tokenizer().save_pretrained(folder)
+    assert len({*shards(folder).values()}) == 3
+    return folder
+
+
+def test_of_large_shards_only_the_bytes_of_the_layers_are_fetched_once(hub, tmp_path):
+    folder = large_shards(tmp_path / "m")
+    hub.add_repo("org/base", files_in(folder))
+    held = holding(folder, lambda name: "embed_tokens" in name or ".layers.0." in name)
+    tensors = {name: tensor for file in held for name, tensor in load_file(folder / file).items()}
+    wanted = {name: tensor for name, tensor in tensors.items() if "embed_tokens" in name or ".layers.0." in name}
+    needed = sum(tensor.nbytes for tensor in wanted.values())
+    assert needed < 0.5 * sum((folder / file).stat().st_size for file in held)
+    arguments = ("localize", "org/base", "Japan", "Paris", "--layers", "0", "--json")
+    found, expected = json.loads(done(*arguments)), localized(folder, "--layers", "0")
+    assert (found["layers"], found["entities"]) == expected
+    headers = sum(8 + int.from_bytes((folder / file).read_bytes()[:8], "little") for file in held)
+    assert sum(row.down for row in hub.requests if row.status == 206) == needed + headers
+    assert not list((tmp_path / "hf").rglob("snapshots/*/*.safetensors"))
+    (part,) = (tmp_path / "cache" / "parts").iterdir()
+    stored = load_file(part / SINGLE)
+    assert stored.keys() == wanted.keys() and not (part / INDEX).exists()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in stored.items())
+    hub.reset()
+    assert json.loads(done(*arguments)) == found
+    assert not [row for row in hub.requests if row.status == 206]
+    # The whole is fetched when it is asked for, and then read.
+    assert load(resolve("org/base").folder, "whole").n_held is None
+    assert resolve("org/base", n_layers=1).folder.parent.name == "snapshots"
+
+
+@pytest.mark.parametrize("obstacle", ["no ranges", "most layers", "another index"])
+def test_shards_are_fetched_whole_where_that_is_better(hub, tmp_path, obstacle):
+    files = files_in(large_shards(tmp_path / "m"))
+    if obstacle == "another index":
+        index = json.loads(files[INDEX])
+        index["weight_map"]["model.layers.0.of.nothing"] = index["weight_map"]["model.embed_tokens.weight"]
+        files[INDEX] = json.dumps(index).encode()
+    hub.add_repo("org/base", files)
+    if obstacle == "no ranges":
+        hub.fail(STORAGE, whole_file=True, times=99)
+    arguments = ("localize", "org/base", "Japan", "--layers", "0-16" if obstacle == "most layers" else "0")
+    if obstacle == "another index":
+        assert "model.layers.0.of.nothing" in refused(*arguments)
+    else:
+        done(*arguments)
+    assert list((tmp_path / "hf").rglob("snapshots/*/*.safetensors"))
+    assert not (tmp_path / "cache" / "parts").exists() or not list((tmp_path / "cache" / "parts").iterdir())
+
+
 def test_what_other_programs_fetched_is_not_copied(hub, tmp_path):
     others = {"pytorch_model.bin": b"weights", "other.gguf": b"weights", "model.fp16.safetensors": b"weights"}
     hub.add_repo("org/base", files_in(one_file(tmp_path / "m")) | others)
