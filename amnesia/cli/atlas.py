@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amnesia.cli.experiment import load_model
-from amnesia.cli.options import MODEL, as_json, on_device, plots_option
+from amnesia.cli.options import MODEL, as_json, on_device_or_disk, plots_option
 from amnesia.cli.terminal import Terminal, echo, print_json, write_file
 from amnesia.domain import Baseline, Loading, n_read
 from amnesia.errors import InputError, OutputError, os_errors_as
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @click.option("--compare", "other", help="Another model, for example the instruction-tuned sibling of MODEL.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder; an atlas in it goes on.")
 @plots_option
-@on_device
+@on_device_or_disk
 @as_json
 def atlas(
     model: str,

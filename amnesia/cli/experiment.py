@@ -19,7 +19,7 @@ from amnesia.cli.options import (
     factor_option,
     force_option,
     form_option,
-    on_device,
+    on_device_or_disk,
     options,
     output_option,
     placeholder_option,
@@ -172,7 +172,7 @@ def an_experiment(name: str) -> Callable[[Callable[..., None]], Callable[..., No
     """Decorator: the options of every experiment. The command gets an `Experiment` in their place, as `run`."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        @options(output_option, plots_option, force_option, on_device, as_json)
+        @options(output_option, plots_option, force_option, on_device_or_disk, as_json)
         @functools.wraps(function)
         def command(
             output: Path | None,

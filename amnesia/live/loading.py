@@ -61,6 +61,8 @@ def load(
     check_dtype(loading.dtype)
     if loading.split and (loading.device or loading.offload):
         raise InputError("processes that hold a model together have a device each: drop --device and --offload")
+    if loading.offload and n_layers is not None:
+        raise InputError("--offload is for what needs the whole model, and this needs its first layers alone: drop it")
     checkpoint = open_source(folder, n_layers)
     device = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
     cannot = f"device {device!r} cannot be used"

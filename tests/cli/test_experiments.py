@@ -269,3 +269,44 @@ def test_atlas(model, tmp_path):
         path.write_bytes(original)
     assert amnesia("atlas", model, *names).exit_code == 0
     assert "give the entities in one way" in amnesia("atlas", model, "-o", tmp_path / "out").stderr
+
+
+def close(found, expected):
+    """Whether two JSON documents agree, numbers as far as sums in another order do."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(close(found[key], expected[key]) for key in expected)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(close, found, expected))
+    return found == (pytest.approx(expected, rel=1e-3, abs=1e-4) if isinstance(expected, float) else expected)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("robustness", "MODEL", "Japan", "--given-only", "--n-unrelated", 2, "--top", 1),
+        ("atlas", "MODEL", "Japan", "Paris", "-o", "FOLDER"),
+        ("inject", "--recipe", "RECIPE"),
+        ("sufficiency", "--recipe", "RECIPE", "--max-unfrozen", 1),
+        ("sweep", "--recipe", "RECIPE", "--cell", "1:11"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_experiments_read_layers_from_the_disk(model, recipe, tmp_path, monkeypatch, command):
+    monkeypatch.setenv("AMNESIA_CACHE", str(tmp_path / "cache"))
+    given = {"MODEL": model, "RECIPE": recipe}
+    documents = []
+    for place, options in (("memory", ()), ("disk", ("--offload",))):
+        words = [given.get(word, tmp_path / place if word == "FOLDER" else word) for word in command]
+        done = amnesia(*words, "--no-plots", "--json", *options)
+        assert done.exit_code == 0, done.output
+        assert ("read from the disk" in done.stderr) == (place == "disk")
+        documents.append(json.loads(done.stdout))
+    assert close(*documents)
+    # What was gathered in memory is found again, without a pass through all layers.
+    assert len(list((tmp_path / "cache").glob("moments-*"))) <= 1
+
+
+def test_what_needs_first_layers_alone_leaves_none_on_the_disk(model):
+    done = amnesia("robustness", model, "Japan", "--no-direction", "--given-only", "--offload")
+    assert done.exit_code == 2
+    assert "--offload is for what needs the whole model, and this needs its first layers alone: drop it" in done.stderr
