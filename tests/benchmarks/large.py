@@ -3,14 +3,16 @@
 From the root of the project, on an idle machine with room on the disk (15.2 GB for all 28 layers):
 
     python tests/benchmarks/large.py make /tmp/qwen --layers 28
-    python tests/benchmarks/large.py localize /tmp/qwen --beside OTHER_CHECKOUT
+    python tests/benchmarks/large.py localize /tmp/qwen --beside OTHER_CHECKOUT --plain 50
     python tests/benchmarks/large.py offload /tmp/qwen
     python tests/benchmarks/large.py moments /tmp/qwen
 
 `make` writes a model of Qwen2.5-7B's shape with random weights in bfloat16, some numbers repeated, and a tokenizer of
 the package's own sentences. `localize` runs `amnesia localize` of five entities in layers 0 to 4, computed in bfloat16,
 with this code and with that of another checkout, turn by turn, and prints seconds and peak memory (GB, 10⁹ bytes, of
-the process, pages of mapped files included) of each. `offload` asks the whole model some questions while its layers
+the process, pages of mapped files included) of each. In the same turns a plain loop of transformers, the whole model
+with a hook in each of these layers, asks as many of the same prompts as `--plain` says, one at a time; printed are its
+seconds for all prompts at that rate, and how far the package's activations are from its own. `offload` asks the whole model some questions while its layers
 are left on the disk, and prints peak memory, seconds, and what was read from the layers by the second. `moments` adds
 one block of rows to the second moments of one layer, and solves for a read-out on all of its cells, with random rows;
 it prints both as shares of the rate of large square products in the same type, and the peak memory.
@@ -31,18 +33,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from scale import SHAPES, made_tokenizer
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from amnesia.directions import moments as gathering
 from amnesia.directions.solve import Metric
 from amnesia.domain import Loading
-from amnesia.facts.names import contrast_entities
+from amnesia.facts.names import contrast_entities, entity_templates
 from amnesia.facts.relations import relation_templates
 from amnesia.live.forward import answer_logprobs
 from amnesia.live.loading import load
+from amnesia.live.tokens import Placed, Tokenizer, place
+from amnesia.live.watching import activations
+from amnesia.localization.cells import contrast_pairs
 from amnesia.weights.safetensors import INDEX_FILE, NewTensor, new_file
 
 ENTITIES = ("Michael Jordan", "Paris", "Harry Potter", "Google", "Isaac Newton")
+LAYERS = (0, 1, 2, 3, 4)
+PLAIN = "a plain loop"
 SHARD = 4_000_000_000
 GB = 1e9
 
@@ -99,27 +106,84 @@ def run(code: Path, *arguments: object) -> tuple[float, float, str]:
     return time.perf_counter() - began, usage.ru_maxrss * 1024 / GB, output
 
 
-def localized(folder: Path, beside: Path | None, rounds: int, dtype: str) -> None:
-    """Compare two checkouts at localizing, and say whether they find the same cells, as far as both rank alike."""
+def prompts_of(tokenizer: Tokenizer) -> list[Placed]:
+    """What localizing the entities asks: their own prompts, and the baseline's."""
+    pairs = [(template, name) for name in ENTITIES for template in entity_templates()]
+    return place(tokenizer, [*pairs, *contrast_pairs(entity_templates())])
+
+
+@torch.inference_mode()
+def plain(folder: Path, n: int, dtype: str) -> None:
+    """Ask the first prompts with transformers alone, in this process, and print what it took as JSON."""
+    began = time.perf_counter()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    loaded = time.perf_counter()
+    rows = prompts_of(AutoTokenizer.from_pretrained(folder))
+    asked, seen, found = rows[:: max(1, len(rows) // n)][:n], {}, []
+    for layer in LAYERS:
+        module = model.model.layers[layer].mlp.down_proj
+        module.register_forward_pre_hook(lambda _, args, layer=layer: seen.update({layer: args[0]}))
+    start = time.perf_counter()
+    for row in asked:
+        model(input_ids=torch.tensor([row.ids]), use_cache=False)
+        found.append(torch.stack([seen[layer][0, row.token].float() for layer in LAYERS]))
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
+    own = load(folder, str(folder), Loading(dtype), n_layers=len(LAYERS))
+    plainly, expected = torch.stack(found), torch.zeros(len(asked), len(LAYERS), own.shape.d_mlp)
+    for indices, batch in activations(own, asked, LAYERS):
+        expected[list(indices)] = batch
+    apart = float((plainly - expected).abs().max() / plainly.abs().max())
+    whole = loaded - began + seconds * len(rows) / len(asked)
+    result = {"asked": len(asked), "of": len(rows), "load": loaded - began, "seconds": seconds, "whole": whole}
+    print(json.dumps(result | {"peak": peak, "apart": apart}))
+
+
+def localized(folder: Path, beside: Path | None, rounds: int, dtype: str, n_plain: int) -> None:
+    """Compare two checkouts at localizing, and say whether they find the same cells, as far as both rank alike.
+
+    A plain loop asks `n_plain` of the prompts in each round.
+    """
     own = Path(__file__).parents[2]
     codes = {"this code": own} | ({} if beside is None else {str(beside): beside})
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in codes}
     cells = {}
-    command = ("-m", "amnesia", "localize", folder, *ENTITIES, "--layers", "0-4", "--dtype", dtype, "--json")
+    command = (
+        "-m",
+        "amnesia",
+        "localize",
+        folder,
+        *ENTITIES,
+        "--layers",
+        f"{LAYERS[0]}-{LAYERS[-1]}",
+        "--dtype",
+        dtype,
+        "--json",
+    )
     for _ in range(rounds):
         for name, code in codes.items():
             seconds, peak, output = run(code, *command)
             found[name].append((seconds, peak))
             cells[name] = json.loads(output)["entities"]
             print(f"{name}: {seconds:.1f} s, {peak:.2f} GB", flush=True)
+        if n_plain:
+            _, _, output = run(own, __file__, "plain", folder, "--plain", n_plain, "--dtype", dtype)
+            row = json.loads(output.splitlines()[-1])
+            print(
+                f"{PLAIN}: loaded in {row['load']:.1f} s, {row['asked']} of {row['of']} prompts in "
+                f"{row['seconds']:.1f} s, so {row['whole']:.1f} s for all; {row['peak']:.2f} GB; activations of the "
+                f"first layers alone are {row['apart']:.1e} of the largest from these",
+                flush=True,
+            )
+            found.setdefault(PLAIN, []).append((row["whole"], row["peak"]))
     if len({json.dumps(rows) for rows in cells.values()}) > 1:
         print("the two did not find the same cells")
     best = {name: (min(row[0] for row in rows), max(row[1] for row in rows)) for name, rows in found.items()}
     for name, (seconds, peak) in best.items():
         print(f"{name}: {seconds:.1f} s at best, {peak:.2f} GB at most")
-    if beside is not None:
-        (one, other) = best.values()
-        print(f"{one[0] / other[0]:.2f} × the time, {one[1] / other[1]:.2f} × the memory")
+    one = best.pop("this code")
+    for name, other in best.items():
+        print(f"{one[0] / other[0]:.2f} × the time and {one[1] / other[1]:.2f} × the memory of {name}")
 
 
 def asked(folder: Path, n: int, dtype: str) -> None:
@@ -182,10 +246,11 @@ def gathered(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("make", "localize", "offload", "ask", "moments"))
+    parser.add_argument("what", choices=("make", "localize", "plain", "offload", "ask", "moments"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=28, help="layers of the model that is made")
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout to compare with")
+    parser.add_argument("--plain", type=int, default=50, metavar="N", help="prompts for the plain loop; 0 for none")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--dtype", default="bfloat16")
@@ -194,7 +259,9 @@ def main() -> None:
     if options.what == "make":
         made(folder, options.layers)
     elif options.what == "localize":
-        localized(folder, options.beside and options.beside.absolute(), options.rounds, options.dtype)
+        localized(folder, options.beside and options.beside.absolute(), options.rounds, options.dtype, options.plain)
+    elif options.what == "plain":
+        plain(folder, options.plain, options.dtype)
     elif options.what == "moments":
         gathered(folder)
     elif options.what == "ask":
