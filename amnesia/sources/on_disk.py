@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from amnesia.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
-_PLACES = "hf_device_map"
+_HOOK, _PLACES = "_hf_hook", "hf_device_map"
 _PLAIN = frozenset(
     ("alpha_pattern", "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out", "inference_mode",
      "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "peft_type", "peft_version", "r",
@@ -37,6 +38,16 @@ def check_plain(settings: Mapping[str, Any], name: str) -> None:
         )
 
 
+def left_on_disk(model: PreTrainedModel) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """The weights of a model that accelerate reads when they are needed: their module, name in it, and parameter."""
+    return [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.is_meta and _HOOK in vars(module)
+    ]
+
+
 @contextlib.contextmanager
 def stand_ins(model: PreTrainedModel) -> Generator[None]:
     """Let PEFT put an adapter on a model while the block runs, and leave the layers where they are.
@@ -48,16 +59,10 @@ def stand_ins(model: PreTrainedModel) -> Generator[None]:
     import torch
     from torch import nn
 
-    places = vars(model).pop(_PLACES, None)
-    found = [
-        (module, name, parameter)
-        for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.is_meta
-    ]
+    places, found = vars(model).pop(_PLACES, None), left_on_disk(model)
     try:
         for module, name, parameter in found:
-            device = vars(module)["_hf_hook"].execution_device
+            device = vars(module)[_HOOK].execution_device
             one = torch.zeros((), dtype=parameter.dtype, device=device)
             setattr(module, name, nn.Parameter(one.expand(parameter.shape), requires_grad=False))
         yield

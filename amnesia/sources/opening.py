@@ -33,7 +33,7 @@ from amnesia.files.lfs import POINTER, check_no_pointer
 from amnesia.files.strict_json import StrictJson
 from amnesia.progress import quiet
 from amnesia.sources.completeness import complete
-from amnesia.sources.on_disk import check_plain, stand_ins
+from amnesia.sources.on_disk import check_plain, left_on_disk, stand_ins
 from amnesia.weights.adapter import CONFIG_NAME, WEIGHTS_NAME
 from amnesia.weights.checkpoint import CheckpointSource
 from amnesia.weights.configuration import MAX_CONFIG
@@ -363,7 +363,7 @@ def open_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     settings["task_type"] = None
     read_header(folder / WEIGHTS_NAME)
     files = {CONFIG_NAME: json.dumps(settings).encode(), WEIGHTS_NAME: folder / WEIGHTS_NAME}
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if left_on_disk(model):
         check_plain(settings, str(folder))
     with _folder_of(files) as view:
         what = f"adapter {folder} cannot be loaded by PEFT"
