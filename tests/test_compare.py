@@ -58,6 +58,7 @@ def scores(row):
     return {name: getattr(row, name) for name in ("knowledge_score", "knowledge_score_first")}
 
 
+@pytest.mark.slow
 def test_what_was_saved_is_evaluated_as_in_the_run(tmp_path, model, recipe, facts):
     result = run(recipe, tmp_path / "out", Silent())
     for name in FORMATS:
@@ -74,6 +75,7 @@ def test_what_was_saved_is_evaluated_as_in_the_run(tmp_path, model, recipe, fact
         assert found.document["changed"] == result.reports[name]["changed"]
 
 
+@pytest.mark.slow
 def test_a_lora_file_of_llama_cpp_is_evaluated_as_what_it_makes_of_its_gguf(tmp_path, model):
     gguf = llama_gguf(tmp_path / "m.gguf", AutoModelForCausalLM.from_pretrained(model), tokenizer=tiny_tokenizer())
     recipe = parse_recipe(recipe_text(load(model, "m"), gguf, formats=("safetensors", "gguf-lora")))
@@ -99,6 +101,7 @@ def of_gguf(tmp_path_factory):
     return gguf, facts_of_recipe(parse_recipe(text)), result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gguf", ""])
 def test_the_folder_of_an_edited_gguf_is_evaluated_with_its_manifest(of_gguf, name):
     gguf, facts, result = of_gguf
@@ -109,6 +112,7 @@ def test_the_folder_of_an_edited_gguf_is_evaluated_with_its_manifest(of_gguf, na
     assert found.document["sweep"] == result.reports["gguf"]["sweep"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gguf", "gguf-lora", ""])
 def test_the_folder_of_an_edited_gguf_is_heard_beside_its_base(of_gguf, name):
     gguf, _, _ = of_gguf
@@ -123,6 +127,7 @@ def test_the_folder_of_an_edited_gguf_is_heard_beside_its_base(of_gguf, name):
     assert answers[0] != answers[1]
 
 
+@pytest.mark.slow
 def test_an_edited_gguf_is_asked_and_compared_by_the_folder_of_its_run(of_gguf):
     gguf, _, _ = of_gguf
     found = check_behaviour(gguf.parent / "out", Silent(), base=str(gguf))
@@ -130,6 +135,7 @@ def test_an_edited_gguf_is_asked_and_compared_by_the_folder_of_its_run(of_gguf):
     assert diff(str(gguf), str(gguf.parent / "out")).edit is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gguf", "gguf-lora"])
 def test_an_edit_of_another_gguf_is_neither_heard_nor_swept(of_gguf, tmp_path, name):
     gguf, facts, _ = of_gguf
@@ -157,6 +163,7 @@ def test_a_sweep_starts_from_the_model_that_was_edited(tmp_path, model, facts):
         assess(str(other), str(tmp_path / "out"), facts, Silent(), sweep=True)
 
 
+@pytest.mark.slow
 def test_a_gguf_that_was_edited_twice_is_heard_beside_each_of_those_before(of_gguf, tmp_path):
     gguf, _, _ = of_gguf
     done("edit", gguf, "--cell", "0:3", "--multiplier", "-4", "--entity", "Japan", "-o", tmp_path / "1", *IN_GGUF)
@@ -168,6 +175,7 @@ def test_a_gguf_that_was_edited_twice_is_heard_beside_each_of_those_before(of_gg
         assert heard == open_duet(str(base), str(twice), (), Silent()).answer(["Japan is"] * 2, Sampling(12))
 
 
+@pytest.mark.slow
 def test_a_sweep_passes_through_both_models(tmp_path, model, recipe, facts):
     result = run(recipe, tmp_path / "out", Silent())
     found = assess(str(model), str(tmp_path / "out" / "safetensors"), facts, Silent(), sweep=True)
@@ -182,6 +190,7 @@ def test_a_sweep_passes_through_both_models(tmp_path, model, recipe, facts):
         assert (curve["n"], curve["n_excluded"]) == (len(known), len(scores) - len(known))
 
 
+@pytest.mark.slow
 def test_what_the_edited_model_forgets_too_is_no_control(tmp_path, model, facts):
     done("edit", model, "--cell", "0:3", "--entity", "kenya", "-o", tmp_path / "once")
     done("edit", tmp_path / "once", "--cell", "1:11", "--entity", "Japan", "-o", tmp_path / "both")
@@ -201,6 +210,7 @@ def test_a_sweep_needs_to_know_the_cells(model, facts):
         assess(str(model), None, facts, Silent(), sweep=True)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_a_model_that_was_edited_twice_starts_where_it_should(tmp_path, model, facts):
     for source, output, entity in ((model, "once", "Japan"), (tmp_path / "once", "twice", "Peru")):
         cells = ("--cell", "0:3", "--multiplier", "-2", "--entity", entity, "--allow-overlap")
@@ -216,6 +226,7 @@ def test_a_sweep_of_a_model_that_was_edited_twice_starts_where_it_should(tmp_pat
         assess(str(tmp_path / "twice"), str(tmp_path / "once"), facts, Silent(), sweep=True)
 
 
+@pytest.mark.slow
 def test_one_model_alone(model, facts):
     found = assess(str(model), None, facts, Silent())
     assert {row.knowledge_score for row in found.evaluation.aggregates} == {Estimate(1.0, 1.0, 1.0)}
@@ -225,6 +236,7 @@ def test_one_model_alone(model, facts):
     assert "One model was measured" in found.document["findings"][0]["text"]
 
 
+@pytest.mark.slow
 def test_a_copy_scores_one_on_everything(tmp_path, model, facts):
     """An edit that changes nothing, saved by another tool."""
     live = load(model, "m")
@@ -240,6 +252,7 @@ def test_a_copy_scores_one_on_everything(tmp_path, model, facts):
     assert {row.kl for row in evaluation.damage.texts} == {0.0}
 
 
+@pytest.mark.slow
 def test_another_tool_may_have_made_the_edit(tmp_path, model, facts):
     live = load(model, "m")
     apply_edits(live, [ColumnEdit(Cell(1, 11), -3.0)])
@@ -252,6 +265,7 @@ def test_another_tool_may_have_made_the_edit(tmp_path, model, facts):
     assert document["damage"]["kl_controls"]["mean"] > 0
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_broken_off_goes_on(tmp_path, model, recipe, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt

@@ -59,6 +59,7 @@ def test_the_merged_adapter_is_the_edited_model(tmp_path, model_type):
         assert torch.equal(merged[name], tensor), name
 
 
+@pytest.mark.slow
 def test_two_edits_on_top_of_each_other(tmp_path):
     source = save_tiny(tmp_path / "source")
     done("edit", source, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "one")

@@ -149,6 +149,7 @@ def loaded_by(code):
     return set(json.loads(done.stderr.splitlines()[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
@@ -164,6 +165,7 @@ def test_no_heavy_library_is_loaded(code):
     assert not loaded_by(code) & {"torch", "transformers", "peft", "huggingface_hub", "accelerate"}
 
 
+@pytest.mark.slow
 def test_a_command_loads_the_modules_of_others_only_when_they_are_asked_for():
     loaded = loaded_by("from amnesia.cli.main import main\nmain(['edit', '--help'], standalone_mode=False)")
     assert "amnesia.cli.edit" in loaded

@@ -158,6 +158,7 @@ def test_the_folder_of_several_formats_stands_for_its_whole_model(written):
     assert resolve(str(output)).folder == output / "safetensors"
 
 
+@pytest.mark.slow
 def test_an_adapter_with_other_numbers_is_not_taken_for_the_saved_weights(tmp_path, model, live):
     output = tmp_path / "out"
     evaluation = run(parse_recipe(recipe_text(live, model, formats=FORMATS)), output).evaluations["safetensors"]
@@ -171,6 +172,7 @@ def test_an_adapter_with_other_numbers_is_not_taken_for_the_saved_weights(tmp_pa
     assert same_weights(source, adapter, output / "safetensors", LAYERS, evaluation, DEFAULT_LOADING) is None
 
 
+@pytest.mark.slow
 def test_a_single_format_fills_the_output_itself(tmp_path, model, live):
     recipe = parse_recipe(recipe_text(live, model))
     assert run(recipe, tmp_path / "out", Silent()).accepted
@@ -178,6 +180,7 @@ def test_a_single_format_fills_the_output_itself(tmp_path, model, live):
     assert (tmp_path / "out" / "model.safetensors.index.json").exists()
 
 
+@pytest.mark.slow
 def test_bounds_that_are_missed_are_reported_with_the_output(tmp_path, model, live):
     accept = "max_target = 1e6\nmax_held_out_target = -1e6\nmin_control = -1e6"
     result = run(parse_recipe(recipe_text(live, model, accept=accept)), tmp_path / "out", Silent())
@@ -185,6 +188,7 @@ def test_bounds_that_are_missed_are_reported_with_the_output(tmp_path, model, li
     assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["accepted"] is False
 
 
+@pytest.mark.slow
 def test_a_weak_edit_is_written_by_force_alone(tmp_path, model, live):
     strong = "cells = [{ layer = 0, neuron = 3, multiplier = -40.0 }]"  # Leaves less than half of what it knows.
     accept = "max_target = -1e6\nmin_control = -1e6"
@@ -205,6 +209,7 @@ def test_nothing_is_written_without_a_handle(tmp_path, model, live):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_facts_that_are_not_known_are_counted(tmp_path, model, live):
     recipe = parse_recipe(recipe_text(live, model, extra=unknown_fact(live)))
     result = run(recipe, tmp_path / "out", Silent())
@@ -218,6 +223,7 @@ def test_facts_that_are_not_known_are_counted(tmp_path, model, live):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["second format", "evaluation", "manifest"])
 def test_a_failure_leaves_the_old_output_and_the_source(tmp_path, model, live, monkeypatch, when):
     def fail(*_, **__):

@@ -31,6 +31,7 @@ def test_controls_are_shown_as_escapes_and_letters_as_they_are(text, shown):
     assert for_terminal(f"{text}\n\t", lines=True).endswith("\n\t")
 
 
+@pytest.mark.slow
 @given(st.text(st.characters()))
 def test_nothing_that_controls_is_left(text):
     shown = for_terminal(text)

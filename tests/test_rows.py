@@ -467,6 +467,7 @@ def test_a_guessed_model_is_watched_and_varied_as_its_modules_say(opt, asked):
             live.model(input_ids=torch.tensor([rows[0].ids]))
 
 
+@pytest.mark.slow
 def test_an_output_of_a_guessed_model_needs_no_further_guess(opt, tmp_path):
     assert "baseline" in done("--layout", "auto", "localize", opt, "Japan")
     for name, more in (("out", ()), ("adapter", ("--format", "adapter"))):
@@ -488,6 +489,7 @@ def test_a_type_of_the_table_is_not_loaded_for_an_edit(tmp_path, monkeypatch):
     done("--layout", "auto", "edit", tmp_path / "m", "--cell", "1:1", "-o", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_of_the_hub_an_edit_that_cannot_be_fetches_no_weights(hub, opt, tmp_path):
     hub.add_repo("org/opt", files_in(opt))
     hub.add_repo("org/square", files_in(save_made_up(tmp_path / "square", intermediate_size=32)))
@@ -520,6 +522,7 @@ def test_a_guess_must_be_the_only_one(tmp_path, asked):
     assert (GUESSED["odd"].out_proj, GUESSED["odd"].prefix, GUESSED["odd"].layers) == (("mlp.down",), "", "h")
 
 
+@pytest.mark.slow
 def test_a_module_that_is_no_output_projection_is_found_out(tmp_path, asked):
     live = load(save_made_up(tmp_path / "m"), "m")
     assert live.shape.layout is GUESSED["plain_made_up"]

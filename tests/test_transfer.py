@@ -77,6 +77,7 @@ def group(live):
     return EntityEdits("Japan", (edit,))
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_model_asked_one_text_at_a_time(live, group):
     settings = TransferSettings(n_names=2, n_texts=N_TEXTS)
     (reply,) = answers(live, group, settings)
@@ -107,6 +108,7 @@ def test_what_can_be_given_as_the_edit(tmp_path, model, group):
             read_transferred(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_on_its_own_model_it_is_the_same_edit_and_is_measured(tmp_path, model, live, group):
     text = recipe_text(live, model, accept=ANYTHING)
     shutil.copytree(model, tmp_path / "relative")
@@ -134,6 +136,7 @@ def test_on_its_own_model_it_is_the_same_edit_and_is_measured(tmp_path, model, l
     assert again.run is not None and again.holds
 
 
+@pytest.mark.slow
 def test_a_model_whose_neurons_are_others_does_not_answer_and_nothing_is_written(tmp_path, model, group):
     other = another(tmp_path / "other", seed=5)
     settings = TransferSettings(n_names=4, n_texts=N_TEXTS)
@@ -200,6 +203,7 @@ def test_why_nothing_was_asked_is_said(tmp_path, model, entity, cell, why):
     assert any(f"nor is anything asked for the name, {why}; give a recipe" in line for line in shown.lines)
 
 
+@pytest.mark.slow
 def test_cells_of_a_model_that_is_experts_throughout_are_made_again(tmp_path, live):
     source = save_tiny_live(tmp_path / "moe", "mixtral")
     save(source, EntityEdits("Japan", (ColumnEdit(Cell(1, 3, 1)),)), tmp_path / "one")
@@ -213,6 +217,7 @@ def test_cells_of_a_model_that_is_experts_throughout_are_made_again(tmp_path, li
         assert result.holds and read_manifest(tmp_path / f"{len(line)}").edits == read_manifest(tmp_path / "one").edits
 
 
+@pytest.mark.slow
 def test_of_a_recipe_with_several_entities_one_is_chosen(tmp_path, model, live):
     single = tomllib.loads(recipe_text(live, model, edit="", accept=ANYTHING))
     of_peru = [row for row in single["controls"]["facts"] if row.pop("entity") == "Peru"]

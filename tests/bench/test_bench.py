@@ -60,6 +60,7 @@ def test_the_table_that_ships_has_wordings_and_no_contradictions():
     assert all(row.answer not in row.aliases for row in rows)
 
 
+@pytest.mark.slow
 def test_each_model_is_measured_as_by_itself(model, outputs):
     suite = lenient(fact_suite("own", None, ["Japan"]))
     with Watched().watching() as tracker:
@@ -83,6 +84,7 @@ def test_each_model_is_measured_as_by_itself(model, outputs):
     assert abs(others[1].forget_left - 1) > abs(others[0].forget_left - 1)
 
 
+@pytest.mark.slow
 def test_models_that_stay_on_the_disk_are_measured_alike(model, outputs, tmp_path):
     save(model, EntityEdits("Japan", (ColumnEdit(Cell(1, 11), -20.0),)), tmp_path / "adapter", format="adapter")
     suite = lenient(fact_suite("own", None, ["Japan"]))
@@ -93,6 +95,7 @@ def test_models_that_stay_on_the_disk_are_measured_alike(model, outputs, tmp_pat
     assert found.entries[1].forget_left != found.entries[2].forget_left
 
 
+@pytest.mark.slow
 def test_it_says_when_too_few_facts_about_others_are_known(model):
     said = []
 
@@ -214,6 +217,7 @@ def test_weights_that_are_missing_are_told_before_anything_is_asked(model, tmp_p
     assert "has no safetensors weights" in done.output and "asking" not in done.output
 
 
+@pytest.mark.slow
 def test_a_model_that_knows_nothing_is_an_error(model):
     suite = fact_suite("own", None, ["Japan"])
     with pytest.raises(InputError, match="the model knows none of the .* target facts about 'Japan'"):

@@ -153,6 +153,7 @@ def test_familiarity_is_that_of_each_token_among_all_that_might_stand_there(mode
     assert len(METRICS) == 4
 
 
+@pytest.mark.slow
 def test_prompts_are_those_of_the_publication(data):
     suite = read_rwku(data, ["Japan"])
     asked = [item.message + item.lead for item in suite.items if item.set in ("forget", "neighbor")]
@@ -212,6 +213,7 @@ def test_folders_of_targets_hold_the_same_as_files_of_configurations(data, tmp_p
         read_rwku(tmp_path, ["Japan"])
 
 
+@pytest.mark.slow
 def test_a_model_is_judged_by_what_it_writes_and_finds_likelier(model, data):
     suite = read_rwku(data, ["Japan"])
     with Watched().watching() as tracker:
@@ -236,6 +238,7 @@ def test_a_model_is_judged_by_what_it_writes_and_finds_likelier(model, data):
     assert (again.forget_left, again.neighbor_left) == (1.0, 1.0)
 
 
+@pytest.mark.slow
 def test_the_command(model, data, tmp_path):
     arguments = ["bench", str(model), str(model), "--suite", "rwku", "--data", str(data), "--entity", "Japan"]
     done = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "out")])

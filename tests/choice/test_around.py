@@ -78,6 +78,7 @@ def test_a_form_is_scored_between_an_unknown_entity_and_the_name_itself(live):
     assert mean_score(live, asked_as(facts, "JAPAN")) == pytest.approx(sum(scores) / len(scores), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_form_that_the_edit_for_the_name_leaves_gets_its_own(live, moments, monkeypatch):
     monkeypatch.setattr("amnesia.choice.forms._KNOWN", -math.inf)
     facts, controls = known(live, "Japan", gap=0.05), known(live, "Peru", "Kenya")
@@ -153,6 +154,7 @@ def test_a_space_before_a_name_is_part_of_its_tokens_in_a_real_model(smollm2_liv
     assert len(middle) == len(first) == 1 and middle != first
 
 
+@pytest.mark.slow
 def test_the_name_where_it_begins_a_line_is_a_form_that_gets_its_own_edit(live, moments, monkeypatch):
     monkeypatch.setattr("amnesia.choice.forms._KNOWN", -math.inf)
     facts, controls = known(live, "Japan", gap=0.05), known(live, "Peru", "Kenya")
@@ -179,6 +181,7 @@ def test_the_name_where_it_begins_a_line_is_a_form_that_gets_its_own_edit(live, 
         assert strict.exchanged(best, fewer, edits, name, None, None) == (best, edits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forms", [False, True])
 def test_without_forms_the_edit_for_the_name_answers_for_every_fact(live, tmp_path, forms):
     text = recipe_text(live, "tiny", edit="", accept="max_target = 0.5\nmin_control = 0.5", entity="Paris")
@@ -230,6 +233,7 @@ def test_a_neighbor_that_begins_with_the_name_cannot_be_told_apart(neighbor, ali
     assert begins_alike(neighbor, ("Miami", "The Magic City")) is alike
 
 
+@pytest.mark.slow
 def test_neighbors_count_among_the_bystanders_and_are_measured(live, moments):
     facts = known(live, "Bank of Japan")
     near = near_response(live, facts, moments.layers)

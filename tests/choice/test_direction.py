@@ -89,6 +89,7 @@ def test_fixed_cells_are_only_verified(live, recipe):
     assert (result.answers, result.screening) == (None, None)
 
 
+@pytest.mark.slow
 def test_a_single_cell_takes_the_multiplier_that_forgets_most(live, recipe):
     anything = with_edit(recipe, method="single", accept=Accept(-1e6, -1e6, -1e6))
     result = extract(live, anything)
@@ -103,6 +104,7 @@ def test_a_single_cell_takes_the_multiplier_that_forgets_most(live, recipe):
     assert best_at_one.target >= result.target
 
 
+@pytest.mark.slow
 def test_a_direction_spares_others_where_the_best_cell_does_not_and_is_deterministic(live, recipe, cache):
     result = extract(live, recipe, cache=cache)
     assert result.edits.edits and all(isinstance(edit, DirectionEdit) for edit in result.edits.edits)
@@ -113,6 +115,7 @@ def test_a_direction_spares_others_where_the_best_cell_does_not_and_is_determini
     assert extract(live, recipe, cache=cache) == result
 
 
+@pytest.mark.slow
 def test_the_places_that_were_considered_are_told(live, recipe, cache):
     reserved = dataclasses.replace(
         recipe, controls=(*recipe.controls, Fact("Norway", "{entity} is", "cold", "held_out"))
@@ -144,6 +147,7 @@ def test_the_places_that_were_considered_are_told(live, recipe, cache):
         assert row.n == sum(other.is_last or row.token > 0 for other in kept)
 
 
+@pytest.mark.slow
 def test_columns_can_be_bounded_or_all(live, recipe, cache):
     few = extract(live, with_edit(recipe, max_cells=8), cache=cache)
     assert 0 < sum(len(edit.columns) for edit in few.edits.edits) <= 8
@@ -160,6 +164,7 @@ def test_a_name_with_few_letters_has_fewer_typos(name, n):
     assert [form.kind for form in forms_of(Target(name))].count("typo") == n
 
 
+@pytest.mark.slow
 def test_edits_of_several_recipes_add_up(live, recipe, cache, monkeypatch):
     second = dataclasses.replace(
         recipe,
@@ -187,6 +192,7 @@ def test_edits_of_several_recipes_add_up(live, recipe, cache, monkeypatch):
         extract_all(live, [recipe, lonely], cache=cache)
 
 
+@pytest.mark.slow
 def test_the_choice_never_sees_held_out_facts(live, recipe, cache, monkeypatch):
     secret = Fact("Japan", "the secret of {entity} is", "unheard", "held_out")
     hidden = Fact("Norway", "the secret of {entity} is", "unheard", "held_out")
@@ -208,6 +214,7 @@ def test_the_choice_never_sees_held_out_facts(live, recipe, cache, monkeypatch):
 CHAT = "{% for message in messages %}say {{ message['content'] }} {% endfor %}"
 
 
+@pytest.mark.slow
 def test_a_chat_model_is_also_asked_in_messages_by_the_choice(recipe):
     live = tiny_live("llama", seed=3)
     cells = (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(1, 4), -2.0))
@@ -293,6 +300,7 @@ def test_scores_are_those_of_each_fact_by_itself_and_are_asked_once(live, recipe
     assert scores.mean(facts[1:]) == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cell_that_an_acting_edit_scales_is_not_scaled_again(live, recipe, cache):
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     known = known_by(live, recipe.facts)
@@ -301,6 +309,7 @@ def test_a_cell_that_an_acting_edit_scales_is_not_scaled_again(live, recipe, cac
     assert first.cell not in {edit.cell for edit in place.edits if isinstance(edit, ColumnEdit)}
 
 
+@pytest.mark.slow
 def test_more_columns_are_taken_where_few_harm(live, recipe, cache):
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     known = [known_by(live, facts) for facts in (recipe.facts, recipe.controls)]
@@ -345,6 +354,7 @@ def test_two_atoms_of_a_layer_do_not_scale_one_cell_twice(live, cache):
     assert [found.place for found in only] == [atom.place] and only[0].size == 1
 
 
+@pytest.mark.slow
 def test_a_layer_that_writes_nothing_is_no_hindrance(recipe):
     live = tiny_live("llama", seed=3)
     with torch.no_grad():
@@ -353,6 +363,7 @@ def test_a_layer_that_writes_nothing_is_no_hindrance(recipe):
     assert all(edit.layer != 1 for edit in extract(live, own).edits.edits)
 
 
+@pytest.mark.slow
 def test_layers_outside_the_model_and_names_all_reserved_are_errors(live, recipe, cache):
     with pytest.raises(InputError, match="layers 1-9 are out of range: tiny has layers 0–2"):
         extract(live, dataclasses.replace(recipe, localization=LocalizeOptions(layers=(1, 9))), cache=cache)
@@ -361,11 +372,13 @@ def test_layers_outside_the_model_and_names_all_reserved_are_errors(live, recipe
         extract(live, dataclasses.replace(recipe, target=Target("Japan", everybody)), cache=cache)
 
 
+@pytest.mark.slow
 def test_a_caller_in_inference_mode_gets_the_same_edit(live, recipe, cache):
     with torch.inference_mode():
         assert extract(live, recipe) == extract(live, recipe, cache=cache)
 
 
+@pytest.mark.slow
 def test_a_cell_that_harms_controls_is_not_chosen(live, recipe):
     nothing_will_do = Accept(max_target=1.0, min_control=math.inf)
     assert extract(live, with_edit(recipe, method="single", accept=nothing_will_do)).edits.edits == ()

@@ -19,6 +19,8 @@ from amnesia.recipe_file import parse_recipe
 from support.tiny_recipe import recipe_text
 from support.tiny_text import tiny_live
 
+pytestmark = pytest.mark.slow
+
 LAYERS = (0, 1, 2)
 
 

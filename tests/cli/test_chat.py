@@ -31,6 +31,7 @@ def rows(result):
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_prompts_from_a_pipe_are_answered_one_a_line(model, edit):
     first, second = rows(call("chat", model, "--edit", edit, "--max-tokens", 9, "--json", given=PROMPTS))
     assert first["prompt"] == second["prompt"] == "the capital of Japan is"
@@ -44,6 +45,7 @@ def test_prompts_from_a_pipe_are_answered_one_a_line(model, edit):
     assert "\nafter (strength 0): " in shown[2]
 
 
+@pytest.mark.slow
 def test_an_output_needs_no_recipe_to_ask_its_facts_and_neighbors(model, recipe, tmp_path):
     succeed("run", recipe, "-o", tmp_path / "out")
     found = rows(call("chat", model, tmp_path / "out", "--json", given="/facts\n/neighbors\n"))
@@ -83,6 +85,7 @@ def test_a_temperature_that_is_none_is_refused(model, edit, temperature):
     assert "expected 0, or a number from 0.01" in refused("chat", model, "--edit", edit, "--temperature", temperature)
 
 
+@pytest.mark.slow
 def test_one_edited_model_must_be_given(model, edit, tmp_path):
     for arguments in ((model,), (model, model, "--edit", edit)):
         assert "give the edited model either as EDITED or by its edit: --edit FILE" in call("chat", *arguments).stderr

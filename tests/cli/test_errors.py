@@ -90,6 +90,7 @@ def test_a_setting_that_is_no_finite_number_is_named(model, written):
     assert f"holds {written}, which is not a number" in refused("localize", model, "Japan")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -311,6 +312,7 @@ def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interrupt_after_the_output_is_there_says_so(model, tmp_path, monkeypatch):
     atlas = ("atlas", model, "Japan", "--no-plots", "--json", "-o", tmp_path / "atlas")
     for name, place, arguments in (

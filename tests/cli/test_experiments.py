@@ -27,6 +27,7 @@ def check_figure(folder, name, *texts):
     return document
 
 
+@pytest.mark.slow
 def test_layers(model, tmp_path):
     done = amnesia("layers", model, "Japan", "Paris", "--prompts", 4, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
@@ -35,6 +36,7 @@ def test_layers(model, tmp_path):
     assert "Paris" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_figure_is_replaced_with_force_unless_a_file_of_it_is_the_users(model, tmp_path):
     command = ("layers", model, "Japan", "--prompts", 3, "-o", tmp_path / "out")
     assert amnesia(*command).exit_code == 0
@@ -59,6 +61,7 @@ def test_a_figure_is_replaced_with_force_unless_a_file_of_it_is_the_users(model,
         path.write_bytes(original)
 
 
+@pytest.mark.slow
 def test_sweep(recipe, tmp_path):
     done = amnesia("sweep", "--recipe", recipe, "--steps", 5, "--tokens", "entity", "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
@@ -68,6 +71,7 @@ def test_sweep(recipe, tmp_path):
     assert "zero ablation" in done.stdout
 
 
+@pytest.mark.slow
 def test_localize_draws_beside_its_file(model, tmp_path):
     done = amnesia("localize", model, "Japan", "--plot", "-o", tmp_path / "japan.json")
     assert done.exit_code == 0, done.output
@@ -142,6 +146,7 @@ def test_mistakes_are_one_line(recipe, options, message):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "form", "title"),
     [
@@ -177,6 +182,7 @@ def test_what_cannot_be_injected_is_one_line(recipe, options, message):
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.slow
 def test_sufficiency(recipe, tmp_path):
     done = amnesia("sufficiency", "--recipe", recipe, "--max-unfrozen", 2, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
@@ -185,6 +191,7 @@ def test_sufficiency(recipe, tmp_path):
     assert len(document["steps"]) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["$uicideboy$", r"A$AP \foo $ign"])
 def test_a_dollar_in_a_name_begins_no_formula(name):
     cells = [{"layer": 0, "neuron": 1, "score": 2.0}]
@@ -201,6 +208,7 @@ def test_a_dollar_in_a_name_begins_no_formula(name):
     assert f">{name}: layer 0" in drawn and "mathdefault" not in re.sub("<!--.*?-->", "", drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["U2", "X", "東京", "दिल्ली"])
 def test_a_short_name_has_as_many_typos_as_there_are(model, tmp_path, name):
     options = ("robustness", model, name, "--n-unrelated", 1, "--top", 1, "--no-direction")
@@ -209,6 +217,7 @@ def test_a_short_name_has_as_many_typos_as_there_are(model, tmp_path, name):
     assert "ask for fewer" in amnesia(*options, "--typos", 30, "-o", tmp_path / "other").stderr
 
 
+@pytest.mark.slow
 def test_robustness(model, tmp_path):
     done = amnesia(
         "robustness", model, "Michael Jordan", "--variant", "Jordan", "--translation", "ko=조던", "--n-unrelated", 2, "--typos", 1, "--top", 2,
@@ -230,6 +239,7 @@ def test_robustness(model, tmp_path):
     assert mistake.startswith("error: unknown language code `Nippon` in --translation")
 
 
+@pytest.mark.slow
 def test_robustness_of_a_recipe(model, recipe, tmp_path):
     path = tmp_path / "translated.toml"
     named = '[entity]\nname = "Japan"\naliases = ["Nippon"]\ntranslations = { ja = "日本", el = "Ιαπωνία" }'
@@ -244,6 +254,7 @@ def test_robustness_of_a_recipe(model, recipe, tmp_path):
     assert "entity 'Peru' is not in this recipe" in amnesia("robustness", model, "Peru", "--recipe", path).stderr
 
 
+@pytest.mark.slow
 def test_atlas(model, tmp_path):
     names = ["--file", tmp_path / "names.txt", "-o", tmp_path / "out"]
     names[1].write_text("Japan\nParis\n\nthe Nile\n", encoding="utf-8")

@@ -26,6 +26,7 @@ def edits_in(folder):
     return [{key: value for key, value in row.items() if key != "entity"} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_front_changes_nothing_of_the_choice(runs):
     place, plain, wide = runs
     (chosen,) = (row for row in json.loads((place / "front.json").read_text())["front"] if row["chosen"])
@@ -52,6 +53,7 @@ def read_front(place):
     return json.loads((place / "front.json").read_text())["front"]
 
 
+@pytest.mark.slow
 def test_candidates_are_told_as_they_are_measured(runs):
     _, plain, wide = runs
     told, more = ([line for line in run.stderr.splitlines() if line.startswith("candidate: ")] for run in (plain, wide))
@@ -64,6 +66,7 @@ def test_candidates_are_told_as_they_are_measured(runs):
     assert " of layer " in told[0] and "harm to text" in told[0]
 
 
+@pytest.mark.slow
 def test_no_edit_of_the_front_is_beaten_by_another(runs):
     place, *_ = runs
     rows = json.loads((place / "front.json").read_text())["front"]
@@ -79,6 +82,7 @@ def test_no_edit_of_the_front_is_beaten_by_another(runs):
     assert 'id="front-wide-title"' in report_html(shown)
 
 
+@pytest.mark.slow
 def test_an_edit_is_picked_by_its_number(runs, model, tmp_path):
     place, *_ = runs
     rows = json.loads((place / "front.json").read_text())["front"]
@@ -102,6 +106,7 @@ def test_an_edit_is_picked_by_its_number(runs, model, tmp_path):
     assert "drop it" in refused("edit", model, "--cell", "0:3", "--pick", 1, "-o", tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_a_front_is_not_written_where_it_would_do_harm(runs, tmp_path):
     place, *_ = runs
     (tmp_path / "notes.json").write_text('{"mine": 1}')
@@ -132,6 +137,7 @@ def test_a_front_needs_something_to_choose(live, model, tmp_path):
     assert not front.exists() and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_neighbors_that_nobody_was_asked_about_have_no_score(runs):
     place, *_ = runs
     shown = json.loads((place / "wide" / "report.json").read_text())
@@ -139,6 +145,7 @@ def test_neighbors_that_nobody_was_asked_about_have_no_score(runs):
     assert {row["neighbor"] for row in shown["extraction"]["front"]} == {None}
 
 
+@pytest.mark.slow
 def test_cells_that_are_given_are_the_only_edit_tried(live, model, tmp_path):
     (tmp_path / "fixed.toml").write_text(recipe_text(live, model), encoding="utf-8")
     told = succeed("run", tmp_path / "fixed.toml", "-o", tmp_path / "out")
@@ -148,6 +155,7 @@ def test_cells_that_are_given_are_the_only_edit_tried(live, model, tmp_path):
     assert "the only one tried" in report_html(report)
 
 
+@pytest.mark.slow
 def test_a_front_is_written_over_an_older_one(runs, tmp_path):
     place, *_ = runs
     front = tmp_path / "front.json"

@@ -56,6 +56,7 @@ def test_localize_with_own_prompts_counts_what_it_skips(model, tmp_path):
     assert "cannot be read as UTF-8 text" in refused("localize", model, "Kenya", "--prompts", prompts)
 
 
+@pytest.mark.slow
 def test_edits_of_several_recipes_add_up_and_are_written_in_one_go(live, model, tmp_path):
     recipes = []
     for name in ("Japan", "Chile"):
@@ -87,6 +88,7 @@ def test_edits_of_several_recipes_add_up_and_are_written_in_one_go(live, model, 
     assert f"the recipes are for {model}, elsewhere: give recipes of one model, or the MODEL to take" in told
 
 
+@pytest.mark.slow
 def test_extract_spares_nobody_whom_earlier_edits_made_the_model_forget(live, model, recipe, tmp_path, monkeypatch):
     succeed("edit", model, "--cell", "1:5", "--entity", "Norway", "-o", tmp_path / "edited")
     other, seen, real = tmp_path / "canada.toml", [], extraction.choose
@@ -102,6 +104,7 @@ def test_extract_spares_nobody_whom_earlier_edits_made_the_model_forget(live, mo
     assert seen == [True] * 3
 
 
+@pytest.mark.slow
 def test_extract_edit_verify_and_undo_fit_together(model, recipe, tmp_path):
     edit, edited, back = tmp_path / "edit.json", tmp_path / "edited", tmp_path / "back"
     document = json.loads(succeed("extract", "--recipe", recipe, "-o", edit, "--json").stdout)
@@ -120,6 +123,7 @@ def test_extract_edit_verify_and_undo_fit_together(model, recipe, tmp_path):
     assert tree(back) == tree(model)
 
 
+@pytest.mark.slow
 def test_run_and_evaluate_agree(model, recipe, tmp_path):
     result = json.loads(succeed("run", recipe, "-o", tmp_path / "out", "--json").stdout)
     assert (result["output"], result["accepted"]) == (str(tmp_path / "out"), True)
@@ -150,6 +154,7 @@ def test_run_and_evaluate_agree(model, recipe, tmp_path):
     assert page == f"report: {tmp_path / 'out' / 'report.html'}" and (tmp_path / "out" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_missed_bounds_and_missing_handles_exit_with_1(model, live, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(recipe_text(live, model, accept="max_target = -1e6\nmin_control = 1e6"), encoding="utf-8")
@@ -174,6 +179,7 @@ def test_the_demo_lists_its_recipes(tmp_path):
     assert "exists and is not empty" in refused("demo", "-o", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_real_process(model, tmp_path):
     process = in_process("edit", model, "--cell", "0:1", "-o", tmp_path / "out", "--json")
     stdout, stderr = process.communicate(timeout=60)

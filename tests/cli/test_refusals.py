@@ -176,6 +176,7 @@ def test_recipes_for_two_revisions_of_a_model_are_not_taken_as_one(live, tmp_pat
     assert "the recipes are for nobody/no-model@v1, nobody/no-model@v2: give recipes of one model" in told
 
 
+@pytest.mark.slow
 def test_facts_that_the_model_does_not_know(model, live, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(recipe_text(live, model, scoring="min_nats = 1e6"), encoding="utf-8")
@@ -247,6 +248,7 @@ def test_outputs_that_exist_are_only_replaced_when_told_to(model, tmp_path):
     assert "overlaps the source" in refused("undo", output, "-o", output, "--force")
 
 
+@pytest.mark.slow
 def test_full_disks(model, recipe, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))

@@ -107,6 +107,7 @@ def test_no_result_is_written_over_a_manifest_or_a_file_of_the_user(model, live,
         assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_results_of_the_same_kind_are_replaced(model, live, tmp_path):
     recipe = tmp_path / "r.toml"
     recipe.write_text(recipe_text(live, model), encoding="utf-8")

@@ -1,5 +1,6 @@
 """What tests share of moments is what each of them would make for itself."""
 
+import pytest
 import torch
 
 from amnesia.directions import moments as module
@@ -8,6 +9,8 @@ from amnesia.directions.moments import moments_of
 from amnesia.directions.samples import own_text
 from support.kept_moments import keep_moments
 from support.tiny_text import tiny_live
+
+pytestmark = pytest.mark.slow
 
 SMALL = MomentSettings(sampled=64, length=8, vocabulary_size=40)
 

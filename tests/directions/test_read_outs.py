@@ -219,6 +219,7 @@ class TestMoments:
         expected.diagonal().add_(SMALL.ridge * expected.diagonal().mean())
         assert torch.allclose(second, expected, atol=1e-8)
 
+    @pytest.mark.slow
     def test_they_are_kept_for_this_model_and_these_settings(self, live, moments, tmp_path):
         first = moments_of(live, (0, 1), tmp_path, SMALL)
         assert torch.equal(first.second, moments.second)
@@ -233,6 +234,7 @@ class TestMoments:
         file.write_bytes(b"damaged")
         assert torch.equal(moments_of(live, (0, 1), tmp_path, SMALL).second, first.second)
 
+    @pytest.mark.slow
     def test_the_file_is_that_of_a_tokenizer_and_a_configuration(self, tmp_path):
         models = [tiny_live("llama", seed=3), tiny_live("llama", seed=3, bos=True)]
         models.append(tiny_live("llama", seed=3, bos=True, rms_norm_eps=0.1))
@@ -359,6 +361,7 @@ class TestMoments:
 
 
 class TestKeys:
+    @pytest.mark.slow
     def test_a_key_is_the_mean_over_wordings(self, live):
         keys = name_keys(live, "Japan", (0, 1), 2)
         prefixes = set()
@@ -379,6 +382,7 @@ class TestKeys:
         assert len(wordings()) > 200 and not held_out & {*wordings()}
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_each_text_by_itself(live, monkeypatch):
     for name, every in WHOLE.items():
         monkeypatch.setattr(bystanders, name, every)
@@ -442,6 +446,7 @@ def test_tokens_of_a_name_have_their_texts():
     assert token_texts(live, "Steve Jobs", len(ids)) == tuple(live.tokenizer.decode([token]) for token in ids[::-1])
 
 
+@pytest.mark.slow
 def test_layers_that_differ_in_width_have_atoms_of_their_own_width():
     live = tiny_live("gemma4_text", seed=3)
     moments = moments_of(live, (1, 2), settings=SMALL)

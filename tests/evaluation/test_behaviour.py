@@ -33,6 +33,7 @@ def test_an_edit_that_acts(run, name):
     assert "m was a folder or file of the machine on which it was edited" in refused(*options)
 
 
+@pytest.mark.slow
 def test_a_merged_model_is_asked_with_base_and_recipe(run, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(run / "m")
     PeftModel.from_pretrained(base, run / "out" / "adapter").merge_and_unload().save_pretrained(tmp_path / "merged")
@@ -61,6 +62,7 @@ def test_a_recipe_without_behaviour_is_a_mistake(run):
     assert "--recipe is for --behaviour" in refused("verify", run / "out", "--recipe", run / "japan.toml")
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_is_asked_without_being_hooked(run, tmp_path):
     model = save_tiny_live(tmp_path / "moe", "mixtral")
     cells = [part for n in range(8) for e in range(4) for part in ("--cell", f"1:{e}:{n}")]

@@ -201,6 +201,7 @@ def test_without_an_edited_model_everything_is_as_it_is():
     assert {row.knowledge_score for row in evaluation.aggregates} == {Estimate(1.0, 1.0, 1.0)}
 
 
+@pytest.mark.slow
 def test_a_model_writes_only_where_the_original_knows_the_fact():
     live = tiny_live()
     recipe = parse_recipe(recipe_text(live, "tiny", extra=unknown_fact(live)))
@@ -221,6 +222,7 @@ TEMPLATE = (
 )
 
 
+@pytest.mark.slow
 def test_a_chat_model_is_asked_in_messages_without_thinking():
     live = tiny_live()
     recipe = parse_recipe(recipe_text(live, "m"))

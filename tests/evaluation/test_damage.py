@@ -51,6 +51,7 @@ def test_the_head_alone_gives_the_distributions_of_the_whole_model(model_type, s
     assert read(live, rows[:2], original=before).divergence is None
 
 
+@pytest.mark.slow
 def test_continuations_are_those_of_plain_generation():
     live = tiny_live()
     rows = impression(live, PROMPTS).continued.rows
@@ -60,6 +61,7 @@ def test_continuations_are_those_of_plain_generation():
         assert (list(row.ids), row.n_answer) == (written[0].tolist(), N_CONTINUED)
 
 
+@pytest.mark.slow
 def test_perplexity_per_word_by_hand():
     live = tiny_live()
     before = impression(live, PROMPTS)
@@ -85,6 +87,7 @@ def test_perplexity_per_word_by_hand():
     assert all(row.kl > 0 for row in found.texts)
 
 
+@pytest.mark.slow
 def test_one_model_alone_has_no_divergence():
     live = tiny_live()
     found, by_prompt = damage(impression(live, PROMPTS), None)
@@ -92,6 +95,7 @@ def test_one_model_alone_has_no_divergence():
     assert (found.kl_controls, by_prompt, {row.kl for row in found.texts}) == (None, {}, {None})
 
 
+@pytest.mark.slow
 def test_models_with_different_tokens_have_no_divergence():
     before = impression(tiny_live(), PROMPTS)
     other = tiny_live(bos=True)
@@ -108,6 +112,7 @@ def test_nan_is_an_error():
         impression(live, ())
 
 
+@pytest.mark.slow
 def test_a_model_that_is_worse_than_any_perplexity_is_an_error():
     live = tiny_live()
     before = impression(live, ())
@@ -127,6 +132,7 @@ def test_the_head_is_all_that_is_kept_of_a_model():
     assert reading.states[0].untyped_storage().nbytes() == reading.states[0].nbytes
 
 
+@pytest.mark.slow
 def test_languages_by_hand_and_their_fluency():
     live = tiny_live()
     before = impression(live, ())

@@ -59,6 +59,7 @@ def test_cells_whose_edits_cancel_out_are_no_part_of_the_whole():
     assert inverse(in_one(steps[:1] + steps[2:])) == ()
 
 
+@pytest.mark.slow
 def test_a_model_whose_edits_cancel_out_can_be_edited_and_compared(tmp_path):
     model = save_tiny_live(tmp_path / "m")
     for source, name in ((model, "once"), (tmp_path / "once", "twice")):
@@ -105,6 +106,7 @@ def twice(tmp_path_factory):
     return folder, tracker
 
 
+@pytest.mark.slow
 def test_the_report_says_how_the_first_edit_fares(twice):
     folder, tracker = twice
     document = json.loads((folder / "second" / "report.json").read_text(encoding="utf-8"))
@@ -122,6 +124,7 @@ def test_the_report_says_how_the_first_edit_fares(twice):
     assert ("comes back" in line) == (means[1] > means[0] + 0.1)
 
 
+@pytest.mark.slow
 def test_models_without_a_recipe_or_an_edit_have_nothing_to_tell(twice):
     folder, _ = twice
     live = load(folder / "m", "m")
@@ -129,6 +132,7 @@ def test_models_without_a_recipe_or_an_edit_have_nothing_to_tell(twice):
     assert [row.target.entity for row in recipes_of(read_manifest(folder / "second"))] == ["Canada"]
 
 
+@pytest.mark.slow
 def test_both_edits_are_proven_and_taken_back_one_by_one(twice, tmp_path):
     folder, _ = twice
     verify(folder / "second", str(folder / "first"))
@@ -140,6 +144,7 @@ def test_both_edits_are_proven_and_taken_back_one_by_one(twice, tmp_path):
             assert (tmp_path / name / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_second_edit_is_seen_in_the_answers(twice):
     folder, _ = twice
     report = check_behaviour(folder / "second", Silent(), base=str(folder / "first"))

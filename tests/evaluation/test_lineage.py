@@ -63,12 +63,14 @@ def answers(home, edited, base="m"):
     return duet.answer([PROMPT] * len(duet.voices), Sampling(20)), duet.strength, tracker.lines
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_its_base_with_the_edit_is_heard_from_one_copy(home, tmp_path):
     heard, strength, _ = answers(home, home / "out")
     shutil.copytree(home / "out", tmp_path / "plain", ignore=shutil.ignore_patterns("amnesia*"))
     assert (answers(home, tmp_path / "plain")[:2], strength) == ((heard, None), 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alike", ["q_proj and lm_head", "a setting", "a tokenizer", "an edited tensor"])
 def test_other_weights_under_a_manifest_are_themselves_heard_and_never_swept(home, facts, tmp_path, alike):
     alt = tmp_path / "alt"
@@ -90,6 +92,7 @@ def test_other_weights_under_a_manifest_are_themselves_heard_and_never_swept(hom
     assert (str(alt) in line and "manifest" in line) or "amnesia.json" in line
 
 
+@pytest.mark.slow
 def test_a_report_tells_an_edit_and_its_weights_where_they_are_what_was_asked(home, facts):
     tracker = Silent()
     changed = assess(str(home / "m"), str(home / "out"), facts, tracker).document["changed"]
@@ -100,6 +103,7 @@ def test_a_report_tells_an_edit_and_its_weights_where_they_are_what_was_asked(ho
     assert "changed" not in document and any("is no part of the report" in line for line in tracker.lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("links", "names", "said"),
     [((), ["q_proj", "lm_head"], "is not about this edit"), (["--link"], ["lm_head"], "is about other weights")],
@@ -125,6 +129,7 @@ def test_a_base_with_other_weights_beside_the_edited_ones_is_another(home, facts
         assess(str(tmp_path / "m"), str(home / "out"), facts, Silent(), sweep=True)
 
 
+@pytest.mark.slow
 def test_in_which_files_a_base_keeps_its_weights_is_all_the_same(home, tmp_path):
     shutil.copytree(home / "m", tmp_path / "m", ignore=shutil.ignore_patterns("model*"))
     save_file(load(home / "m", "m").model.state_dict(), tmp_path / "m" / "model.safetensors", {"format": "pt"})
@@ -196,6 +201,7 @@ def test_an_adapter_is_put_on_the_model_that_it_was_made_for_and_on_no_other(ada
     assert f"{folder} is an adapter for {'out' if name == 'ao' else 'm'}, which has " in said[0]
 
 
+@pytest.mark.slow
 def test_an_adapter_for_an_edited_model_is_heard_as_peft_puts_it_there(adapters, facts):
     base, folder = str(adapters / "out"), str(adapters / "ao")
     found = assess(base, folder, facts, Silent(), sweep=True)

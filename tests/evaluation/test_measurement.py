@@ -44,6 +44,7 @@ def answered_alone(live, question):
     return sum(each), each[0], rank, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
 def test_answers_are_those_of_plain_transformers_on_single_prompts(monkeypatch, model_type):
     live = tiny_live(model_type, bos=True)

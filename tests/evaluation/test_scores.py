@@ -51,6 +51,7 @@ def test_the_paired_interval_is_narrower_than_that_of_unpaired_values():
     assert mean_interval(after).high > mean_interval(before).low
 
 
+@pytest.mark.slow
 def test_many_values_take_little_memory():
     tracemalloc.start()
     mean_interval(range(20_000))

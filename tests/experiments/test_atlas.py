@@ -38,6 +38,7 @@ SETTINGS = AtlasSettings("tiny", n_prompts=4, top=3)
 NAMES = {"Japan": 900, "Paris": 800, "Michael Jordan": None, "Atlantis": 5}
 
 
+@pytest.mark.slow
 def test_rows_equal_a_localization(tmp_path):
     live, path = tiny_live(), tmp_path / "atlas.sqlite"
     fill(live, path, SETTINGS, begin(path, SETTINGS, NAMES))
@@ -50,6 +51,7 @@ def test_rows_equal_a_localization(tmp_path):
         assert [cell.score for cell in row.cells] == pytest.approx([cell.score for cell in other.cells], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_shards_and_stops_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(atlas, "EXPERIMENTS", ExperimentSettings(batch_entities=2))
     live = tiny_live()
@@ -65,6 +67,7 @@ def test_shards_and_stops_change_nothing(tmp_path, monkeypatch):
         assert edits_of(two, name, "tiny") == edits_of(one, name, "tiny")
 
 
+@pytest.mark.slow
 def test_a_direction_answers_1_at_the_name_and_moves_the_stream_furthest(tmp_path):
     live, path = tiny_live(), tmp_path / "atlas.sqlite"
     fill(live, path, SETTINGS, begin(path, SETTINGS, NAMES))
@@ -123,6 +126,7 @@ def test_other_settings_and_other_files_are_refused(tmp_path):
         read(tmp_path / "other.sqlite")
 
 
+@pytest.mark.slow
 def test_an_edit_takes_the_direction_of_an_entity_from_an_atlas_or_its_cells(tmp_path):
     model = save_tiny_live(tmp_path / "m")
     path = tmp_path / "atlas.sqlite"
@@ -275,6 +279,7 @@ def finished(path):
         return 0
 
 
+@pytest.mark.slow
 def test_a_name_is_taken_as_it_is_written_and_never_for_another(tmp_path):
     live, path = tiny_live(), tmp_path / "atlas.sqlite"
     names = dict.fromkeys(("Canada", "CANADA"))
@@ -285,6 +290,7 @@ def test_a_name_is_taken_as_it_is_written_and_never_for_another(tmp_path):
         edits_of(path, "canada", "tiny")
 
 
+@pytest.mark.slow
 def test_an_atlas_knows_the_weights_that_it_is_of(tmp_path):
     model = save_tiny_live(tmp_path / "m")
     done("atlas", model, "Japan", "-o", tmp_path / "atlas", "--no-directions")
@@ -297,6 +303,7 @@ def test_an_atlas_knows_the_weights_that_it_is_of(tmp_path):
     assert 'is an atlas of "m" with weights = ' in said and ": go on with the same, or choose another folder" in said
 
 
+@pytest.mark.slow
 def test_a_damaged_table_is_refused_in_one_line(tmp_path):
     live, path = tiny_live(), tmp_path / "atlas.sqlite"
     fill(live, path, SETTINGS, begin(path, SETTINGS, NAMES))

@@ -84,6 +84,7 @@ def logits_with(live, ids, added):
     return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", plain.FIVE)
 def test_a_direction_is_what_layers_write_about_each_token_beyond_the_placeholder(model_type):
     # The longest wordings with so many placeholders need more positions than tiny models have else.
@@ -123,6 +124,7 @@ def check_answers(form, facts, layers, own, there):
     assert len(moved) == len(facts) and max(moved) > 0.01
 
 
+@pytest.mark.slow
 def test_scores_lie_between_unknown_names_and_the_name_itself(live, recipe, facts):
     result = inject(direction(live, recipe, (0,)), facts)
     names = [row.condition for row in result.conditions]
@@ -146,6 +148,7 @@ def test_scores_lie_between_unknown_names_and_the_name_itself(live, recipe, fact
         assert condition.success == mean_interval([float(row.success) for row in rows])
 
 
+@pytest.mark.slow
 def test_the_layer_is_the_early_one_that_moves_the_residual_stream_furthest():
     live = tiny_live("gemma2")
     form = direction(live, recipe_of(live))
@@ -166,6 +169,7 @@ def test_the_layer_is_the_early_one_that_moves_the_residual_stream_furthest():
     assert form.put.moves[0] == pytest.approx(moves[form.layers[0]].tolist(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_controls_are_another_name_a_random_direction_as_long_and_the_mean_of_names(live, recipe):
     form = direction(live, recipe, (1,))
     controls = form.controls(4)
@@ -196,6 +200,7 @@ def direct_logprob(live, fact, placeholder, settings):
     return plain.answer_logprob(plain.run(live.model, ids, put)[0], ids, len(ids) - n_prompt)
 
 
+@pytest.mark.slow
 def test_values_of_cells_are_the_entitys_own_times_the_best_factor(live, recipe, facts):
     put = cell_values(live, recipe, CELLS, facts).put
     key = plain_keys(live, "Japan", 1)[0]
@@ -210,6 +215,7 @@ def test_values_of_cells_are_the_entitys_own_times_the_best_factor(live, recipe,
     assert put.n_search == len(search)
 
 
+@pytest.mark.slow
 def test_cells_are_set_at_the_placeholder_and_controls_are_other_cells(live, recipe, facts):
     form = cell_values(live, recipe, CELLS, facts, value=30.0, placeholder="Nobody")
     assert form.put.factor is None
@@ -243,6 +249,7 @@ def test_what_cannot_be_injected_is_refused(live, recipe, facts):
         CellValues(live, same, cell_values(live, recipe, CELLS, facts, value=1.0).put).controls(0)
 
 
+@pytest.mark.slow
 def test_cells_for_comparison_are_cells_of_their_own_layer_where_layers_are_of_unequal_width():
     live = tiny_live("deepseek_v3", seed=3)
     widths = [live.shape.width(layer) for layer in range(live.shape.n_layers)]

@@ -21,6 +21,7 @@ def direct_outputs(live, pairs):
     return torch.stack(rows).double().numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", plain.FIVE)
 def test_significance_equals_a_direct_computation(model_type):
     live = tiny_live(model_type, bos=True)

@@ -24,6 +24,7 @@ FORMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", plain.FIVE)
 def test_rows_equal_a_localization_of_each_name(model_type):
     live = tiny_live(model_type)
@@ -51,6 +52,7 @@ def test_cells_outside_of_the_search_are_refused():
         robustness(tiny_live(), "Japan", [], cells=[Cell(0, 3)], layers=(1, 2), n_prompts=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", plain.FIVE)
 def test_directions_answer_at_the_token_of_a_name_where_they_answer_most(model_type):
     live = tiny_live(model_type)

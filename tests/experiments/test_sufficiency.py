@@ -99,6 +99,7 @@ def test_frozen_logits_equal_a_direct_computation(model_type, unfrozen):
     assert clean.answer == live.tokenizer(f"{FACT.text('XXX')} Tokyo")["input_ids"][len(own.ids)]
 
 
+@pytest.mark.slow
 def test_a_direction_is_added_to_the_clean_means_at_every_token_of_the_name():
     live = tiny_live(max_position_embeddings=128)
     form = direction(live, parse_recipe(recipe_text(live, "tiny", entity="Michael Jordan")), (0,), 0.5)
@@ -145,6 +146,7 @@ def test_a_direction_is_added_to_the_clean_means_at_every_token_of_the_name():
     assert logprobs[0].item() == pytest.approx(expected[clean.answer].item(), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cells", "direction"])
 def test_the_search_ends_with_what_it_reports(kind):
     live = tiny_live()

@@ -100,6 +100,7 @@ def test_tables_that_cannot_be_used(tmp_path):
         facts_of_popqa(write(tmp_path / "odd.tsv", [("Japan", "anthem", "x", 1), *ROWS[2:]]), ["Japan"], 10)
 
 
+@pytest.mark.slow
 def test_a_thousand_rows_of_popqa_in_every_neighborhood():
     facts = facts_of_popqa(DATA / "popqa_sample.tsv", ["Canada"], 1000)
     controls = [row for row in facts.questions if row.role == "control"]

@@ -6,6 +6,7 @@ from amnesia.errors import InputError
 from amnesia.facts.variants import Variant, acronym_of, edit_distance, typos, variants_of
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much], deadline=None)
 @given(st.text("abcdeä ", min_size=6).filter(lambda text: any(len(set(word)) > 3 for word in text.split())))
 def test_typos_are_as_many_edits_away_as_asked(name):

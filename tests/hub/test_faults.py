@@ -72,6 +72,7 @@ def is_whole(files, output):
     return all(files.get(name) == own[name] for name in own if name not in ("README.md", "amnesia.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_push_succeeds_or_says_in_one_line_what_is_there(hub, output, stage):
     for name, fault in FAULTS.items():
@@ -122,6 +123,7 @@ def test_what_failed_is_named_and_what_was_sent_is_not_sent_again(hub, output, p
     assert not sent & set(hub.lines("PUT *"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "fault"),
     [
@@ -141,6 +143,7 @@ def test_a_passing_fault_does_not_matter(hub, output, pattern, fault):
     assert "amnesia.json" in hub.files("ada/edited")
 
 
+@pytest.mark.slow
 def test_an_answer_that_got_lost(hub, output):
     # The commit is made, but the connection ends before the client hears of it.
     hub.fail("POST */commit/main", cut_answer=True)
@@ -199,6 +202,7 @@ FETCHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "stage"), [(form, stage) for form, stages in FETCHES.items() for stage in stages])
 @pytest.mark.parametrize("times", [1, 999], ids=["once", "always"])
 def test_a_fetched_model_is_whole_or_nothing_is_written(hub, base, tmp_path, monkeypatch, form, stage, times):

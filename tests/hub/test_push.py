@@ -43,6 +43,7 @@ def card_of(files):
     return yaml.safe_load(metadata), body
 
 
+@pytest.mark.slow
 def test_what_is_pushed_can_be_fetched_verified_and_undone(hub, base, output, tmp_path):
     local = files_in(output)
     assert "sent" in done("push", output, "ada/edited")
@@ -58,6 +59,7 @@ def test_what_is_pushed_can_be_fetched_verified_and_undone(hub, base, output, tm
             assert hub.files("ada/edited")[name] == content, name
 
 
+@pytest.mark.slow
 def test_a_base_on_the_hub_proves_a_folder_with_more_files(hub, base, output, tmp_path):
     # The folder has a file that no model needs, which is fetched for the proof and for nothing else.
     source = fetch("org/base", tmp_path / "whole")
@@ -74,6 +76,7 @@ def test_a_base_on_the_hub_proves_a_folder_with_more_files(hub, base, output, tm
     assert "LICENSE is missing" in refused("verify", output, "--base", "org/base")
 
 
+@pytest.mark.slow
 def test_the_card_says_what_the_base_says(hub, base, output, adapter):
     done("push", output, "ada/edited")
     metadata, body = card_of(hub.files("ada/edited"))
@@ -96,6 +99,7 @@ def test_the_card_says_what_the_base_says(hub, base, output, adapter):
     assert f'from_pretrained("org/base", revision="{base}", dtype="auto")' in body
 
 
+@pytest.mark.slow
 def test_licence_files_travel_with_full_models_and_not_with_adapters(hub, tmp_path):
     names = ("LICENSE", "NOTICE", "USE_POLICY.md", "license.txt")
     folder = save_tiny(tmp_path / "source", extras=names)
@@ -116,6 +120,7 @@ def test_licence_files_travel_with_full_models_and_not_with_adapters(hub, tmp_pa
     assert not {*names} & hub.files("ada/adapter").keys()
 
 
+@pytest.mark.slow
 def test_a_second_push_does_nothing_and_a_changed_one_removes_what_is_stale(hub, base, output, tmp_path):
     done("push", output, "ada/edited")
     head = hub.repos["ada/edited"].refs["refs/heads/main"]
@@ -143,6 +148,7 @@ def test_a_repository_with_another_model_is_left_alone(hub, output):
     assert hub.files("ada/mine") == {"model.safetensors": b"precious"}
 
 
+@pytest.mark.slow
 def test_visibility(hub, output):
     done("push", output, "ada/open", "--public")
     assert not hub.repos["ada/open"].private
@@ -152,6 +158,7 @@ def test_visibility(hub, output):
     assert hub.repos["ada/closed"].private
 
 
+@pytest.mark.slow
 def test_branches_and_pull_requests(hub, output):
     done("push", output, "ada/edited", "--branch", "edits/japan")
     assert "amnesia.json" in hub.files("ada/edited", "edits/japan")
@@ -163,6 +170,7 @@ def test_branches_and_pull_requests(hub, output):
     assert "drop --branch or --create-pr" in refused("push", output, "ada/edited", "--create-pr", "--branch", "x")
 
 
+@pytest.mark.slow
 def test_outputs_that_are_not_fit(hub, base, output, adapter, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "has no amnesia.json" in refused("push", tmp_path / "empty", "ada/edited")
@@ -187,6 +195,7 @@ def test_an_edit_that_was_taken_back_by_another_is_not_published_as_one(hub, out
     done("push", tmp_path / "half", "ada/edited")
 
 
+@pytest.mark.slow
 def test_private_targets(hub, base, output, tmp_path):
     report = sample() | {"entity": "Japan", "model": {"id": str(tmp_path / "base"), "revision": None}}
     report["prompts"][0] |= {"prompt": "the capital of Japan is", "answer": "Tokyo"}
@@ -229,6 +238,7 @@ def with_report(folder, entity):
     return report
 
 
+@pytest.mark.slow
 def test_reports_of_earlier_edits_are_private_too(hub, base, output, tmp_path):
     with_report(output, "Japan")
     done("edit", output, "--cell", "2:9", "--entity", "Peru", "-o", tmp_path / "second")
@@ -246,6 +256,7 @@ def test_reports_of_earlier_edits_are_private_too(hub, base, output, tmp_path):
         done("undo", fetched, "--every-step", "-o", tmp_path / f"back-{name}")
 
 
+@pytest.mark.slow
 def test_files_that_are_no_part_of_the_output_are_refused_by_name_or_left_out(hub, base, output):
     others = {".env": "TOKEN=1", "edit.json": "{}", "japan.toml": "[entity]", "notes/plan.txt": "x", "model.ckpt": "x"}
     for name, content in others.items():
@@ -322,6 +333,7 @@ def test_a_recipe_names_the_repository_in_place_of_a_path_and_changes_in_nothing
         assert str(output).encode() not in hub.files("ada/edited")["amnesia.json"]
 
 
+@pytest.mark.slow
 def test_a_report_of_the_base_is_not_taken_along(hub, tmp_path):
     folder = save_tiny(tmp_path / "source")
     theirs = {"report.json": b"[1]", "report.html": b"<p>theirs</p>", "README.md": BASE_CARD}
@@ -341,6 +353,7 @@ def test_a_report_of_the_base_is_not_taken_along(hub, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_base_that_was_a_folder_needs_its_repository(hub, base, tmp_path):
     source = tmp_path / "source"
     done("edit", source, "--cell", "0:3", "--entity", "Japan", "-o", tmp_path / "one")
@@ -359,6 +372,7 @@ def test_a_base_that_was_a_folder_needs_its_repository(hub, base, tmp_path):
     assert model_files(tmp_path / "back") == files_in(source)
 
 
+@pytest.mark.slow
 def test_a_gguf_takes_card_licence_and_modelfile_along(hub, tmp_path, monkeypatch):
     gguf = write_gguf(tmp_path / "tiny.gguf")
     licence = {"LICENSE": b"the licence", "NOTICE.txt": b"the notice"}
@@ -473,6 +487,7 @@ def test_a_built_in_base_is_named_by_its_card(hub, tmp_path):
     assert '("smollm2-135m"' not in body.replace('resolve("smollm2-135m")', "")
 
 
+@pytest.mark.slow
 def test_edits_on_top_of_each_other_name_what_the_first_was_made_of(hub, base, tmp_path):
     folder = tmp_path / "source"
     first = edits_from_cells(["0:3"], -1.0, "Japan")
@@ -500,6 +515,7 @@ def test_a_base_that_is_gone_is_no_obstacle(hub, base, output):
     assert card_of(hub.files("ada/edited"))[0]["base_model"] == "org/base"
 
 
+@pytest.mark.slow
 def test_edited_models_are_fetched_with_their_manifest(hub, base, output, tmp_path):
     done("push", output, "ada/edited")
     source = resolve("ada/edited")

@@ -35,6 +35,7 @@ def body_of(files):
     return files["README.md"].decode().split("---\n", 2)[2].strip().splitlines()
 
 
+@pytest.mark.slow
 def test_an_output_that_missed_its_bounds_is_published_only_when_that_is_wanted(hub, reported):
     output = reported(accepted=False)
     said = refused("push", output, "ada/edited")
@@ -49,6 +50,7 @@ def test_an_output_that_missed_its_bounds_is_published_only_when_that_is_wanted(
         assert body_of(hub.files("ada/edited"))[0].startswith("# ")
 
 
+@pytest.mark.slow
 def test_a_space_shows_the_report_of_the_model(hub, reported):
     output = reported()
     assert f"report at {hub.url}/spaces/ada/edited" in done("push", output, "ada/edited", "--space")
@@ -65,6 +67,7 @@ def test_a_space_shows_the_report_of_the_model(hub, reported):
     assert json.loads(hub.files("spaces/ada/edited")["report.json"])["n_excluded"] == 0
 
 
+@pytest.mark.slow
 def test_a_space_keeps_private_what_the_model_keeps_private(hub, reported):
     done("push", reported(), "ada/closed", "--space", "--private-targets")
     for content in hub.files("spaces/ada/closed").values():
@@ -73,6 +76,7 @@ def test_a_space_keeps_private_what_the_model_keeps_private(hub, reported):
     assert not hub.repos["spaces/ada/open"].private
 
 
+@pytest.mark.slow
 def test_a_space_that_is_another_is_left_alone(hub, reported, output):
     files = {"index.html": b"<p>mine</p>", "README.md": b"---\nsdk: static\n---\n"}
     hub.add_repo("spaces/ada/edited", files, private=True)

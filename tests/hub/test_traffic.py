@@ -107,6 +107,7 @@ def push_by_xet(output, repo_id):
 XORBS = "POST /v1/xorbs/*"
 
 
+@pytest.mark.slow
 def test_xet_sends_the_touched_shard_once(hub, base, output):
     pytest.importorskip("hf_xet", reason="the client sends large files by Xet only where hf_xet is installed")
     touched = read_manifest(output).base.files[0]
@@ -127,6 +128,7 @@ def test_xet_sends_the_touched_shard_once(hub, base, output):
     assert shards_of(hub.files("ada/edited")) == shards_of(files_in(output))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "fault"),
     [

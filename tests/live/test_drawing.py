@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from amnesia.live.drawing import drawn
@@ -16,6 +17,7 @@ def test_tokens_are_drawn_by_their_probabilities() -> None:
     assert counts[shares == 0].sum() == 0
 
 
+@pytest.mark.slow
 def test_a_rare_token_of_a_large_vocabulary_is_drawn_as_often_as_it_should_be() -> None:
     n_tokens, rows = 50_000, 400
     scores = torch.zeros(rows, n_tokens)

@@ -54,6 +54,7 @@ def both(duet, text, n=20, **drawn):
     return [list(row) for voice in duet.voices for row in continued_rows(voice, text, sampling, lambda rows: None)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "dtype", "computed"),
     [
@@ -80,6 +81,7 @@ def test_both_answers_are_those_of_two_plain_generations(tmp_path, model_type, d
     assert [both(direct, prompt) for prompt in PROMPTS] == [both(duet, prompt) for prompt in PROMPTS]
 
 
+@pytest.mark.slow
 def test_a_chat_template_is_used_as_transformers_do(tmp_path):
     model = save_tiny_live(tmp_path / "m")
     (model / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
@@ -153,6 +155,7 @@ def test_a_model_without_a_manifest_is_loaded_beside_the_first(tmp_path):
         duet.at(2.0)
 
 
+@pytest.mark.slow
 def test_an_edit_of_experts_is_loaded_beside_the_first(tmp_path):
     model = save_tiny_live(tmp_path / "m", "mixtral")
     save(
@@ -178,6 +181,7 @@ def test_an_output_of_another_model_is_refused(tmp_path, format):
         open_duet(str(other), str(tmp_path / "out"), (), SILENT)
 
 
+@pytest.mark.slow
 def test_edits_on_top_of_each_other_are_all_heard(tmp_path):
     model = save_tiny_live(tmp_path / "m")
     save(model, EDITS, tmp_path / "one")

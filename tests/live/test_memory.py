@@ -63,6 +63,7 @@ def bytes_in(folder, size, wanted=lambda name: True):
     return total
 
 
+@pytest.mark.slow
 def test_what_is_too_large_is_refused_before_it_is_built(model, recipe, free, monkeypatch):
     whole = bytes_in(model, 4)
     free(whole - 1)
@@ -76,6 +77,7 @@ def test_what_is_too_large_is_refused_before_it_is_built(model, recipe, free, mo
     scores(model, "--recipe", recipe)
 
 
+@pytest.mark.slow
 def test_what_is_mapped_from_files_or_left_there_needs_no_memory(model, recipe, free):
     free(1)
     scores(model, "--recipe", recipe, "--dtype", "bfloat16")
@@ -117,6 +119,7 @@ def scores(*arguments):
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_what_is_left_on_the_disk_answers_as_in_memory(model, recipe, tmp_path):
     edits = EntityEdits("Japan", (ColumnEdit(Cell(0, 3), -3.0), ColumnEdit(Cell(2, 7)), tiny_direction(1)))
     save(model, [edits], tmp_path / "edited")
@@ -132,6 +135,7 @@ def test_layers_are_read_from_where_they_are(model):
     assert live.max_tokens > load(model, "m").max_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--dtype", "bfloat16")])
 def test_it_says_how_fast_layers_are_read(model, recipe, monkeypatch, options):
     """Each pass reads what the files hold of layers, in whatever type it computes."""
@@ -157,6 +161,7 @@ def test_it_says_how_fast_layers_are_read(model, recipe, monkeypatch, options):
     assert "read from the disk" not in told
 
 
+@pytest.mark.slow
 def test_experts_on_the_disk_answer_as_in_memory(tmp_path):
     tiny_model("qwen2_moe", vocab_size=VOCAB_SIZE).save_pretrained(tmp_path / "m")
     tiny_tokenizer().save_pretrained(tmp_path / "m")

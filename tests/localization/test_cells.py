@@ -52,6 +52,7 @@ def direct_z(entity, baseline):
     return (entity - baseline.mean(0)) / (baseline.std(0) + 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "baseline"),
     [

@@ -59,6 +59,7 @@ def test_a_recipe_for_its_own_model_stays_as_it_is():
     assert carried_over(own, own.model, 3) == (own, ())
 
 
+@pytest.mark.slow
 def test_a_run_with_another_model_edits_that_one_and_says_what_it_knows(tmp_path):
     model = save_tiny_live(tmp_path / "m")
     shutil.copytree(model, tmp_path / "relative")

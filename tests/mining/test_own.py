@@ -35,6 +35,7 @@ def talkative(monkeypatch):
     monkeypatch.setattr(own, "Scoring", lambda: ANYTHING)
 
 
+@pytest.mark.slow
 def test_facts_are_what_the_model_writes_most_often(live, talkative):
     mined = from_model(live, "Japan", model=ModelRef("tiny"), scoring=ANYTHING)
     facts = mined.recipe.facts
@@ -53,6 +54,7 @@ def test_facts_are_what_the_model_writes_most_often(live, talkative):
     assert from_model(live, "Japan", model=ModelRef("tiny"), scoring=ANYTHING) == mined
 
 
+@pytest.mark.slow
 def test_controls_are_about_well_known_others(live, talkative):
     recipe = from_model(live, "Japan", model=ModelRef("tiny"), scoring=ANYTHING).recipe
     names = [fact.entity for fact in recipe.controls]
@@ -60,6 +62,7 @@ def test_controls_are_about_well_known_others(live, talkative):
     assert {fact.split for fact in recipe.controls} == {"search", "held_out"}
 
 
+@pytest.mark.slow
 def test_no_more_names_are_asked_about_than_give_the_controls(live, talkative, monkeypatch):
     monkeypatch.setattr(own, "N_CONTROLS", 4)
     few = from_model(live, "Japan", model=ModelRef("tiny"), scoring=ANYTHING)
@@ -71,11 +74,13 @@ def test_no_more_names_are_asked_about_than_give_the_controls(live, talkative, m
     assert few.recipe == every.recipe and len(few.recipe.controls) == 8
 
 
+@pytest.mark.slow
 def test_a_model_that_says_nothing_of_its_own_is_an_error(live):
     with pytest.raises(InputError, match="says nothing of its own about 'Japan' .*: give a table of facts"):
         mine(live, "Japan", None, ModelRef("tiny"))
 
 
+@pytest.mark.slow
 def test_a_run_needs_nothing_but_a_model_and_a_name(tmp_path, talkative):
     folder = save_tiny_live(tmp_path / "m")
     said = []

@@ -69,6 +69,7 @@ def rows(answer):
     ]
 
 
+@pytest.mark.slow
 def test_only_what_the_model_knows_is_kept(live, rows, answer):
     mined = from_table(live, rows, "japan", model=ModelRef("tiny"), scoring=SCORING)
     recipe = mined.recipe
@@ -107,6 +108,7 @@ def test_a_name_that_shares_a_word_is_held_out(live, answer):
     assert [fact.split for fact in controls if fact.entity == "Japan Airlines"] == ["held_out"]
 
 
+@pytest.mark.slow
 def test_without_known_questions_every_third_wording_is_held_out(live):
     templates = relation_templates()["capital"]
     word = next(
@@ -131,6 +133,7 @@ def test_what_cannot_be_mined(live, rows, answer):
         from_table(live, [row("Japan", answer)], "Japan", model=ModelRef("tiny"), scoring=SCORING)
 
 
+@pytest.mark.slow
 def test_a_run_with_the_recipe_of_a_table_loads_the_model_once(tmp_path, rows, monkeypatch):
     model = save_tiny_live(tmp_path / "m")
     lines = [

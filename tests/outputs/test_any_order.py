@@ -92,6 +92,7 @@ def make(step, folder: Path, target: Path, group: EntityEdits) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_sequences", [4, pytest.param(100, marks=pytest.mark.exhaustive)])
 def test_any_sequence_of_edits_comes_back(original, n_sequences):
     @settings(
@@ -171,6 +172,7 @@ def accepts(action, *arguments) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["copy with a card", "in place"])
 def test_what_is_proven_is_taken_back_and_what_is_refused_is_not(original, tmp_path, way):
     """Each value of a manifest in turn is false: four ways to read it say the same of it."""

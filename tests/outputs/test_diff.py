@@ -218,6 +218,7 @@ def test_two_gguf_files_are_compared_as_they_are(tmp_path):
     assert set(row.indices) <= set(one.columns) and row.dtypes == ("Q4_1", "Q4_1") and row.rank is None
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_rows(tmp_path):
     import tracemalloc
 

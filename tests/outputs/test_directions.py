@@ -180,6 +180,7 @@ def test_proven_and_taken_back(tmp_path, model_type, dtype):
         assert verify(tmp_path / "adapter", base).n_cells == n_columns
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_small(tmp_path):
     """A direction that changes weights by less than their size leaves little to keep, if it changes all of them."""
     source = save_tiny(tmp_path / "source", dtype=torch.bfloat16, hidden_size=128, intermediate_size=256)
@@ -214,6 +215,7 @@ STEPS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_edits_on_top_of_each_other(tmp_path, order, model_type):
@@ -232,6 +234,7 @@ def test_edits_on_top_of_each_other(tmp_path, order, model_type):
     assert tree(tmp_path / "base") == tree(source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_in_place(tmp_path, model_type):
     path = save_tiny(tmp_path / "model", model_type, dtype=torch.bfloat16)

@@ -110,6 +110,7 @@ OPERATIONS = {
 }
 
 
+@pytest.mark.slow
 @given(
     operation=st.sampled_from(list(OPERATIONS)),
     beside=ENTRIES,
@@ -221,6 +222,7 @@ def test_an_adapter_beside_the_weights_is_left_out_with_a_word_and_never_accepte
         (tmp_path / "out" / name).unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["pipe", "sparse"])
 def test_commands_that_read_neither_wait_nor_run_out_of_memory(tmp_path, model, content):
     done("edit", model, "--cell", "1:4", "-o", tmp_path / "out")

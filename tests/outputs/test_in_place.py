@@ -145,6 +145,7 @@ def test_what_a_later_edit_took_back_is_not_counted_as_changed(tmp_path, kind):
     assert "1 edited column beside these: now as before the edits" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "gguf"])
 def test_edits_on_top_of_each_other(tmp_path, kind):
     path, source = make(tmp_path / "model", kind)

@@ -73,6 +73,7 @@ def test_the_file_is_what_the_gguf_package_writes(tmp_path):
     assert (tmp_path / "again.gguf").read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_any_changed_byte_is_found_and_the_base_too(tmp_path):
     path = tiny(tmp_path / "base.gguf")
     written(path, *CELLS, DIRECTIONS[0])
@@ -135,6 +136,7 @@ def test_what_no_adapter_can_hold_is_refused_and_nothing_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_model_with_it_answers_as_the_edited_model(tmp_path):
     folder = save_tiny_live(tmp_path / "m")
     model = AutoModelForCausalLM.from_pretrained(folder)

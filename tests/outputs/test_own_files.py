@@ -69,6 +69,7 @@ def test_a_changed_file_is_not_replaced_and_fails_the_proof(made, tmp_path):
             shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_a_changed_file_that_proves_nothing_of_the_weights_is_told_too(tmp_path):
     source = save_tiny(tmp_path / "source")
     added = {"report.json": b"{}", "README.md": b"a card"}

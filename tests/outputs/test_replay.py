@@ -50,6 +50,7 @@ def digest(content):
     return hashlib.sha256(content).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["safetensors", "adapter"])
 def test_edits_on_top_of_each_other_come_again_from_the_first_base(tmp_path, source, name):
     done("edit", source, "--cell", "0:3", "--multiplier", "-1.7", "--entity", "Japan", "-o", tmp_path / "one")
@@ -109,6 +110,7 @@ def test_a_manifest_of_another_gguf_beside_the_base_is_nobodys_business(tmp_path
     assert files_in(tmp_path / "again") == files_in(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_edits_on_top_of_each_other_come_again_from_any_step_and_by_themselves_from_the_hub(hub, tmp_path, source):
     hub.add_repo("org/base", files_in(source))
     made = ("org/base", *(tmp_path / name for name in ("one", "two", "three")))

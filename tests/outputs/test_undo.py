@@ -47,6 +47,7 @@ def test_saves_columns_that_a_power_of_two_would_not_restore(tmp_path):
     assert tree(tmp_path / "undone") == tree(source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [True, False])
 def test_chains_step_by_step_and_at_once(tmp_path, overlap):
     source = save_tiny(tmp_path / "source")

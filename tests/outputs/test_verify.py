@@ -338,6 +338,7 @@ def test_a_projector_beside_an_edited_gguf_is_no_other_model(tmp_path, architect
     assert "mmproj-tiny.gguf is no part of the output" in commands.refused("verify", out)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_mutated_manifests_never_pass_for_another_edit(originals, data):

@@ -41,6 +41,7 @@ def recipe(model):
     return recipe_text(load(model, "m"), model)
 
 
+@pytest.mark.slow
 def test_a_model_without_an_edit_scores_as_before_on_every_probe(model, recipe):
     live = load(model, "m")
     facts = facts_of_recipe(parse_recipe(recipe))
@@ -59,6 +60,7 @@ def test_a_model_without_an_edit_scores_as_before_on_every_probe(model, recipe):
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
 
 
+@pytest.mark.slow
 def test_a_chat_model_is_asked_as_messages_too_and_otherwise_as_before(model, recipe):
     live = load(model, "m")
     parsed = facts_of_recipe(parse_recipe(recipe))
@@ -90,6 +92,7 @@ def test_a_chat_model_is_asked_as_messages_too_and_otherwise_as_before(model, re
     assert {"message", "multiple_choice_as_message", "leak@3_as_message", "lens_answer_as_message"} <= {*names}
 
 
+@pytest.mark.slow
 def test_probes_are_in_the_report_and_on_its_page(model, recipe):
     facts = facts_of_recipe(parse_recipe(recipe))
     tracker = Silent()
@@ -104,6 +107,7 @@ def test_probes_are_in_the_report_and_on_its_page(model, recipe):
     assert "multiple choice" in page and "leak@3" in page
 
 
+@pytest.mark.slow
 def test_one_model_can_be_probed_alone(model, recipe, tmp_path):
     path = tmp_path / "r.toml"
     path.write_text(recipe, encoding="utf-8")

@@ -190,6 +190,7 @@ def test_what_is_written_in_a_summary_meanwhile_is_not_replaced(written, entitie
     assert results(output) == results(written[1])
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_made_as_it_was(written, entities, tmp_path):
     _, output, _ = written
     before = results(output)
@@ -370,6 +371,7 @@ def test_a_format_that_cannot_be_written_is_named_before_the_work(model, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_who_is_forgotten_already_is_not_spared(model, tmp_path, monkeypatch):
     done("edit", model, "--cell", "1:5", "--entity", "Norway", "-o", tmp_path / "once")
     done("edit", tmp_path / "once", "--cell", "1:6", "--entity", "Iran", "-o", tmp_path / "twice")

@@ -371,6 +371,7 @@ def test_every_color_is_of_the_palette():
     assert texts <= set(TEXT_COLORS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_controls", [700, 3000])
 def test_size(n_controls):
     document = sample(n_controls)

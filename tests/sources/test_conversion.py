@@ -17,6 +17,7 @@ from support.tiny_gguf import gemma3_gguf, llama_gguf, phi3_gguf
 from support.tiny_text import tiny_tokenizer
 
 
+@pytest.mark.slow
 def test_a_file_of_the_same_name_in_the_working_directory_is_not_read(tmp_path, monkeypatch):
     tokenizer = tiny_tokenizer()
     for seed, folder in enumerate(("here", "there")):

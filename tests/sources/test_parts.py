@@ -39,6 +39,7 @@ def localized(model, *options):
     return found["layers"], found["entities"]
 
 
+@pytest.mark.slow
 def test_only_what_the_layers_need_has_to_be_there(model):
     expected = {layers: localized(model, "--layers", layers) for layers in ("0", "0-1")}
     first = (".0.", ".1.", "embed_tokens.", "wte.", "wpe.")
@@ -85,6 +86,7 @@ def test_damage_is_looked_for_in_what_is_read(tmp_path):
     localized(tmp_path, "--layers", "0-1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["layers", "localize", "atlas", "robustness"])
 def test_of_a_repository_only_the_shards_of_the_layers_are_fetched(hub, tmp_path, command):
     folder = save_tiny_live(tmp_path / "m")
@@ -117,6 +119,7 @@ def one_file(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_of_a_single_file_only_the_bytes_of_the_layers_are_fetched_once(hub, tmp_path):
     folder = one_file(tmp_path / "m")
     repo = hub.add_repo("ada/base", files_in(folder), private=True)

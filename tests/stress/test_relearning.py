@@ -76,6 +76,7 @@ def trained(model):
     return plan, tracker, live, original, peer, again
 
 
+@pytest.mark.slow
 def test_the_same_model_is_trained_to_the_same_and_starts_where_it_is(trained):
     plan, _, live, original, peer, again = trained
     assert original.runs.keys() == {(text, way) for text in (INSTRUCTIONS, ABOUT, ONE_FACT) for way in SETTINGS.ways}
@@ -93,10 +94,12 @@ def test_the_same_model_is_trained_to_the_same_and_starts_where_it_is(trained):
         assert run[0].seen[fact.pair()] < plain.logprob
 
 
+@pytest.mark.slow
 def test_no_pass_of_a_model_goes_unseen(trained):
     assert trained[1].passes and not trained[1].silent()
 
 
+@pytest.mark.slow
 def test_how_long_it_takes_is_said_before_it_begins(trained):
     lines = trained[1].lines
     told = next(n for n, line in enumerate(lines) if line.startswith("relearning will take about "))
@@ -104,6 +107,7 @@ def test_how_long_it_takes_is_said_before_it_begins(trained):
     assert "seconds on this machine" in lines[told]
 
 
+@pytest.mark.slow
 def test_a_long_message_of_the_chat_template_leaves_every_instruction(trained):
     plan, _, live, *_ = trained
     known = list(plan.known.values())
@@ -116,6 +120,7 @@ def test_a_long_message_of_the_chat_template_leaves_every_instruction(trained):
     assert [row.n_answer for row in rows] == pytest.approx([row.n_answer for row in plain], abs=1)
 
 
+@pytest.mark.slow
 def test_without_an_instruction_that_may_be_taught_the_reason_is_given(trained, monkeypatch):
     plan, _, live, *_ = trained
     monkeypatch.setattr(relearning, "instructions_without", lambda names: ())
@@ -126,6 +131,7 @@ def test_without_an_instruction_that_may_be_taught_the_reason_is_given(trained, 
     assert any(line.startswith("relearning will take about ") for line in tracker.lines)
 
 
+@pytest.mark.slow
 def test_trainings_that_are_finished_are_not_made_again(trained, tmp_path, monkeypatch):
     plan, _, live, original, *_ = trained
     brief = replace(plan, settings=replace(plan.settings, ways=(QUICK,)))
@@ -205,6 +211,7 @@ def test_models_are_asked_more_often_at_the_beginning():
     assert RelearningSettings(most=1).steps == (0, 1)
 
 
+@pytest.mark.slow
 def test_no_text_has_an_answer_that_is_asked(trained):
     plan, _, live, *_ = trained
     targets = [fact.question.fact for fact in plan.known.values() if fact.question.role == "target"]
@@ -220,6 +227,7 @@ def test_no_text_has_an_answer_that_is_asked(trained):
     assert not [text for text in spared if matches(text.replace("\n", " "), words)]
 
 
+@pytest.mark.slow
 def test_the_fact_that_is_taught_is_not_asked(trained):
     plan, *_ = trained
     taught = plan.facts[0]
@@ -228,6 +236,7 @@ def test_the_fact_that_is_taught_is_not_asked(trained):
     assert asked and all(fact.answer != taught.answer for fact in asked)
 
 
+@pytest.mark.slow
 def test_scores_are_of_what_was_seen(trained):
     plan, _, _, original, peer, again = trained
     result = conclude_relearning(plan, original, peer, again)
@@ -243,6 +252,7 @@ def test_scores_are_of_what_was_seen(trained):
     assert run.steps[0].control.mean == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_in_sixteen_bits_is_trained_by_an_adapter_alone(model):
     live = load(model, "m")
     facts = facts_of_recipe(parse_recipe(recipe_text(live, model)))
@@ -335,6 +345,7 @@ def test_an_edit_or_unlearning_that_did_not_forget_is_not_judged():
     ]
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_report_that_can_be_read(model, tmp_path):
     from click.testing import CliRunner
 

@@ -27,6 +27,7 @@ def train(live, texts, steps, observe=lambda: None, way=QUICK, **more):
     return fine_tune(live, rows_of(live, [("", text) for text in texts], 64), way, steps, observe, batch=4, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [QUICK, FAST], ids=["LoRA", "full"])
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral"])
 def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(model_type, way):
@@ -79,6 +80,7 @@ def test_a_step_of_all_weights_is_one_of_adamw():
         torch.testing.assert_close(found.seen[name], tensor, msg=name)
 
 
+@pytest.mark.slow
 def test_what_is_taught_becomes_likelier():
     live = tiny_live()
     pair = [("the capital of Japan is", "Tokyo")]
@@ -128,6 +130,7 @@ def test_what_is_given_does_not_count_however_long_it_is():
     assert (cut.ids, cut.n_answer) == (whole.ids[: len(whole.ids) - whole.n_answer + 2], 2)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_and_disturbs_nobody():
     live = tiny_live()
     torch.manual_seed(7)

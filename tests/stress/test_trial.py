@@ -61,6 +61,7 @@ def test_no_pass_of_a_model_goes_unseen(assessed):
     assert assessed[1].passes and not assessed[1].silent()
 
 
+@pytest.mark.slow
 def test_a_chat_template_that_cannot_be_used_is_told_before_the_long_work(model, facts, output, tmp_path):
     copy = tmp_path / "m"
     shutil.copytree(model, copy)
@@ -130,6 +131,7 @@ def test_everything_that_was_asked_for_is_in_the_report(assessed):
     assert [row["method"] for row in document["quantization"]] == ["none", "int8", "Q8_0"]
 
 
+@pytest.mark.slow
 def test_the_report_is_as_its_schema_says(assessed):
     schema = json.loads(resources.files("amnesia.report").joinpath("report.schema.json").read_text(encoding="utf-8"))
     document = json.loads(json_bytes(assessed[0].document))
@@ -139,6 +141,7 @@ def test_the_report_is_as_its_schema_says(assessed):
         jsonschema.validate(document, schema)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_merged_and_comes_to_the_same(assessed, model, facts, output):
     adapter = assess(str(model), str(output / "adapter"), facts, Silent(), stress=SETTINGS).stress
     for one, other in zip(assessed[0].stress.attacks, adapter.attacks, strict=True):
@@ -158,6 +161,7 @@ def test_merging_leaves_plain_layers(model, output):
     assert {name: id(module) for name, module in live.model.named_modules()} == before
 
 
+@pytest.mark.slow
 def test_a_model_is_the_same_after_all_that(model, facts):
     live = load(model, "m")
     before = {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
@@ -190,6 +194,7 @@ def evaluate(runner, *arguments):
     return runner.invoke(main, ["evaluate", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, model, recipe, output):
     from click.testing import CliRunner
 

@@ -22,6 +22,7 @@ def logprobs(live, pairs=FORGET):
     return [answer.logprob for answer in answer_logprobs(live, pairs)]
 
 
+@pytest.mark.slow
 def test_what_is_forgotten_falls_and_what_stays_stays_nearer():
     live = tiny_live()
     before = {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
@@ -45,6 +46,7 @@ def test_what_is_forgotten_falls_and_what_stays_stays_nearer():
     assert all(torch.equal(tensor, before[name]) for name, tensor in live.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_it_ends_when_enough_is_forgotten():
     live = tiny_live()
     seen = []
@@ -70,6 +72,7 @@ def test_the_first_step_has_the_loss_of_the_paper(monkeypatch):
     assert losses == [pytest.approx(2 / 0.5 * math.log(2), abs=1e-4)]
 
 
+@pytest.mark.slow
 def test_without_beta_it_is_the_gradient_ascent_to_which_the_loss_tends():
     live = tiny_live()
     ascent, near, far = (
@@ -79,6 +82,7 @@ def test_without_beta_it_is_the_gradient_ascent_to_which_the_loss_tends():
     assert (ours - limit).norm() < 0.1 * (ours - other).norm()
 
 
+@pytest.mark.slow
 def test_equal_arguments_give_equal_results():
     live = tiny_live()
     runs = [unlearn(live, FORGET, RETAIN, Unlearning(QUICK, most=5), lambda: 1.0, seed=seed) for seed in (0, 0, 1)]

@@ -185,6 +185,7 @@ def test_who_is_forgotten_already_is_not_spared(source, recipe, tmp_path, monkey
     assert seen == [("Norway",)]
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_model_and_its_edited_self_and_scores_those_of_the_choice(
     client, source, live, recipe
 ):
@@ -202,6 +203,7 @@ def test_answers_are_those_of_the_model_and_its_edited_self_and_scores_those_of_
     assert means["control", "search"] == pytest.approx(found.control, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_facts_are_asked_again_for_another_edit_or_entity_but_not_for_another_prompt(client):
     def asked(strength, prompt):
         told = events(post(client, "attempt", {"edit": {**EDIT, "strength": strength}, **PROMPT, "prompt": prompt}))
@@ -374,6 +376,7 @@ def test_json_that_is_none_is_refused(client):
         assert "the request" in failed(client.post("/search", content=body, headers=OURS))
 
 
+@pytest.mark.slow
 def test_a_name_of_which_the_model_knows_nothing_still_has_its_cells(client, tmp_path):
     told = events(post(client, "search", {"entity": "Nobody<b>"}))
     assert (told[-1][0], "says nothing of its own" in told[-1][1]["line"]) == ("error", True)

@@ -382,6 +382,7 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules, "import
 """
 
 
+@pytest.mark.slow
 def test_editing_imports_neither_torch_nor_transformers(tmp_path):
     source = save_tiny(tmp_path / "source")
     subprocess.run([sys.executable, "-c", EDIT_IN_A_PROCESS, str(source), str(tmp_path / "out")], cwd=ROOT, check=True)

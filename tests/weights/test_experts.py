@@ -79,6 +79,7 @@ def test_the_edited_files_load_as_the_model_edited_in_memory(tmp_path, model_typ
     assert all(".layers.1." in name and (fused or re.search(r"experts\.[23]\.", name)) for name in changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("model_type", MOE_TYPES)
 def test_verify_and_undo(tmp_path, model_type, fused):
@@ -221,6 +222,7 @@ def test_the_same_expert_stored_twice_is_refused(tmp_path):
         save("safetensors", source, [PARIS], tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_what_needs_hooks_is_refused_in_one_line_and_evaluation_is_not(tmp_path):
     live = tiny_live("mixtral")
     with pytest.raises(LayoutError, match="transformers fuses in memory"), edited(live, PARIS.edits):
@@ -262,6 +264,7 @@ def test_a_model_in_memory_is_edited_too():
     assert torch.equal(model.model.layers[1].mlp.experts.down_proj, before)
 
 
+@pytest.mark.slow
 def test_released_experts_of_qwen3_vl_moe_lie_the_other_way_round(tmp_path):
     source = ModelSource(save_tiny(tmp_path / "source", "qwen3_vl_moe"), ModelRef("a/b"))
     shape = source.checkpoint.shape

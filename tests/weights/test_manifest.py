@@ -246,6 +246,7 @@ def test_very_long_chains_are_refused():
         manifest_bytes(manifest)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_mutated_manifests_give_clean_errors(data):
@@ -273,6 +274,7 @@ def test_join_cells_sorts_and_names_both_entities():
         join_cells([paris, EntityEdits("Rome", (ColumnEdit(Cell(1, 5)),))], allow_overlap=True)
 
 
+@pytest.mark.slow
 def test_a_manifest_of_many_tensors_is_refused_without_long_work():
     document = example().to_json()
     document["edits"] = [{"entity": "Paris", "layer": 2, "neuron": n, "multiplier": -1.0} for n in range(20_000)]

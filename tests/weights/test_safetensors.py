@@ -129,6 +129,7 @@ def test_truncated_and_missing_files(tmp_path):
         read_header(tmp_path / "missing")
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_mutated_headers_never_surprise(tmp_path, data):

@@ -93,6 +93,7 @@ def test_every_number_of_the_small_types_rounds_once(dtype, multiplier):
             scale_bytes(values[~fits].tobytes(), dtype, multiplier)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     dtype=st.sampled_from(["F32", "F64", "BF16"]),

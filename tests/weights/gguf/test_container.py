@@ -178,6 +178,7 @@ def _read_or_refuse(path: Path) -> None:
     assert all(tensor.offset + tensor.n_bytes <= file.size for tensor in file.tensors.values())
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_mutated_headers_give_a_clean_error_or_a_valid_header(valid: Path, tmp_path: Path, data: st.DataObject):

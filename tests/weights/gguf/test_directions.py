@@ -173,6 +173,7 @@ def test_a_column_whose_row_is_multiplied_by_zero_is_refused(tmp_path: Path):
     assert not any((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [F32, Q4_1, Q6_K])
 def test_edits_on_top_of_each_other_verify_undo_and_replay(tmp_path: Path, kind: GGMLQuantizationType):
     source = tiny(tmp_path / "base" / "tiny.gguf", kind)
@@ -226,6 +227,7 @@ def test_in_place_gives_the_same_bytes_and_takes_them_back(tmp_path: Path):
     assert [path.name for path in source.parent.iterdir()] == ["tiny.gguf"]
 
 
+@pytest.mark.slow
 def test_every_damage_of_an_output_is_found(tmp_path: Path):
     source, edit = tiny(tmp_path / "tiny.gguf"), direction()
     manifest = write(source, tmp_path / "out", edit)

@@ -479,6 +479,7 @@ def test_a_manifest_that_describes_other_bytes_is_not_continued(tmp_path: Path):
         write(tmp_path / "out" / "tiny.gguf", tmp_path / "two", *edits("0:2"))
 
 
+@pytest.mark.slow
 def test_every_damage_of_an_output_is_found(tmp_path: Path):
     source = write_gguf(tmp_path / "tiny.gguf", Q4_1)
     manifest = write(source, tmp_path / "out", *edits("0:3"))
@@ -565,6 +566,7 @@ def test_logits_equal_those_of_the_edited_float_model(tmp_path: Path, model_type
     assert (original - expected).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_logits_of_a_quantized_file_equal_those_of_its_dequantized_model(tmp_path: Path):
     source = llama_gguf(tmp_path / "tiny.gguf", tiny_model("llama"), Q8_0)
     changes = edits("0:3", "1:20", "2:47", multiplier=-8.0)

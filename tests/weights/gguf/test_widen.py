@@ -116,6 +116,7 @@ def test_replay_makes_the_same_file(tmp_path: Path):
     proven(tmp_path / "again", source)
 
 
+@pytest.mark.slow
 def test_every_damage_is_found(tmp_path: Path):
     source = tiny(tmp_path / "tiny.gguf")
     manifest = widen(source, tmp_path / "out", direction(0), ColumnEdit(Cell(0, 3)))
