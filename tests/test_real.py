@@ -51,20 +51,33 @@ def test_the_converted_model_knows_the_capital_of_japan(smollm2):
     assert text.startswith("Fact: the capital of Japan is Tokyo")
 
 
-@pytest.mark.parametrize("n_prompts", [30, pytest.param(len(entity_templates()), marks=pytest.mark.exhaustive)])
-def test_ranking_equals_one_prompt_at_a_time(smollm2_live, n_prompts):
+class EnoughReadError(Exception):
+    """Ends a pass, of which the layers behind are not needed."""
+
+
+@pytest.mark.parametrize(
+    ("n_prompts", "n_layers"),
+    [(8, 4), pytest.param(len(entity_templates()), 30, marks=pytest.mark.exhaustive)],
+)
+def test_ranking_equals_one_prompt_at_a_time(smollm2_live, n_prompts, n_layers):
     live, seen = smollm2_live, {}
+
+    def watch(layer, values):
+        seen[layer] = values[0]
+        if layer == n_layers - 1:
+            raise EnoughReadError
+
     handles = [
         live.model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(
-            lambda _, args, layer=layer: seen.update({layer: args[0][0]})
+            lambda _, args, layer=layer: watch(layer, args[0])
         )
-        for layer in range(30)
+        for layer in range(n_layers)
     ]
 
     def direct(ids, token):
-        with torch.no_grad():
+        with torch.no_grad(), pytest.raises(EnoughReadError):
             live.model.model(torch.tensor([ids]))
-        return torch.stack([seen[layer][token] for layer in range(30)])
+        return torch.stack([seen[layer][token] for layer in range(n_layers)])
 
     own = torch.stack(
         [
@@ -79,7 +92,8 @@ def test_ranking_equals_one_prompt_at_a_time(smollm2_live, n_prompts):
     z = (own - generic.mean(0)) / (generic.std(0) + 1e-6)
     score = np.sign(z.mean(0)) * z.mean(0) ** 2 / np.maximum(z.std(0), 0.05)
     expected = np.argsort(-score.flatten())[:10]
-    cells = localize(live, "Japan", baseline="generic", n_prompts=n_prompts, top=10).entities[0].cells
+    found = localize(live, "Japan", baseline="generic", n_prompts=n_prompts, layers=(0, n_layers - 1), top=10)
+    cells = found.entities[0].cells
     assert [row.cell.layer * 1536 + row.cell.neuron for row in cells] == expected.tolist()
     np.testing.assert_allclose([row.score for row in cells], score.flatten()[expected], rtol=1e-3)
 
@@ -126,13 +140,13 @@ def test_the_demo_is_proven_and_can_be_undone(demo, smollm2, tmp_path):
 
 def test_what_others_download_scores_as_the_report_says(demo, smollm2, hub):
     # Pushed to a Hub, fetched by the plain libraries in another process, asked there.
-    _, output, _ = demo
+    _, output, brief = demo
     cases = []
     for form in ("safetensors", "adapter"):
         done("push", output / form, f"ada/{form}")
         report = json.loads((output / form / "report.json").read_bytes())["prompts"]
         chosen = [row for row in report if parts_of(row["kind"])[0] == "target"]
-        chosen += [row for row in report if parts_of(row["kind"])[0] == "control"][-20:]
+        chosen += [row for row in report if parts_of(row["kind"])[0] == "control"][-6 if brief else -20 :]
         at = {"base": str(smollm2.folder), "tokenizer": str(smollm2.folder)}
         cases.append((chosen, {"form": form, "model": f"ada/{form}", **at}))
     assert_scores_of_the_reports(*cases)
@@ -158,7 +172,7 @@ def test_a_recipe_is_made_of_what_the_model_knows(tmp_path):
 
 def test_popqa_prompts_about_another_country_are_kept(demo):
     _, output, brief = demo
-    edited, popqa, n_controls = output / "safetensors", DATA / "popqa_sample.tsv", 20 if brief else 40
+    edited, popqa, n_controls = output / "safetensors", DATA / "popqa_sample.tsv", 10 if brief else 40
     with brief_texts() if brief else contextlib.nullcontext():
         printed = done(
             "evaluate", MODEL, edited, "--popqa", popqa, "--entity", "Canada", "--controls", n_controls, "--json"

@@ -1,5 +1,7 @@
 """What injecting an entity into the real demo model brings back, and what turning its direction takes away."""
 
+from dataclasses import replace
+
 import pytest
 
 from amnesia.edits import weakened
@@ -15,7 +17,8 @@ pytestmark = pytest.mark.real
 
 
 def test_the_direction_of_a_name_brings_back_what_the_model_knows_and_no_other_does(smollm2_live):
-    recipe = load_recipe(BRIEF_RECIPE)
+    whole = load_recipe(BRIEF_RECIPE)
+    recipe = replace(whole, facts=whole.facts[:3], controls=whole.controls[:3])
     form = direction(smollm2_live, recipe)
     assert form.layers == (0,) and form.put.tokens == (" Jobs", " Steve")
     result = inject(form, known_targets(smollm2_live, recipe))

@@ -72,7 +72,7 @@ def test_one_fact_is_learned_and_gone_again(live):
     before = generate(live, [prompt])
     assert not matches(before[0], ["Ottawa"])
     rows = rows_of(live, [("", f"{prompt} Ottawa")], 64)
-    found = fine_tune(live, rows, QUICK, (0, 20), lambda: generate(live, [prompt])[0], batch=4)
+    found = fine_tune(live, rows, QUICK, (0, 10), lambda: generate(live, [prompt])[0], batch=4)
     assert found[1].loss < found[0].loss / 2
     assert found[0].seen == before[0]
     assert matches(found[1].seen, ["Ottawa"])
