@@ -201,7 +201,11 @@ def test_notices_of_libraries_do_not_reach_the_terminal(tmp_path):
     assert [line for line in stderr.splitlines() if not line.startswith("localizing")] == []
 
 
-@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+# The others are sent to a chat and to the page in the normal tier.
+EXHAUSTIVE = [pytest.param(kill, marks=pytest.mark.exhaustive) for kill in (signal.SIGTERM, signal.SIGHUP)]
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL, *EXHAUSTIVE])
 @pytest.mark.processes
 def test_an_interrupted_run_leaves_no_output(model, recipe, tmp_path, kill):
     before = tree(model)

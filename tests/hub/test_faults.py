@@ -1,6 +1,7 @@
 """Whatever a Hub does wrong: it is tried again, or one line says what went wrong and what is there now."""
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -72,8 +73,14 @@ def is_whole(files, output):
     return all(files.get(name) == own[name] for name in own if name not in ("README.md", "amnesia.json"))
 
 
+def sampled(cases, n):
+    """`n` cases of each test in the normal tier, the others in the exhaustive one."""
+    chosen = random.Random(5).sample([*cases], n)
+    return [pytest.param(*case, marks=[] if case in chosen else pytest.mark.exhaustive) for case in cases]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage",), sampled([(stage,) for stage in STAGES], 6))
 def test_a_push_succeeds_or_says_in_one_line_what_is_there(hub, output, stage):
     for name, fault in FAULTS.items():
         hub.repos.pop("ada/edited", None)
@@ -203,8 +210,14 @@ FETCHES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("form", "stage"), [(form, stage) for form, stages in FETCHES.items() for stage in stages])
-@pytest.mark.parametrize("times", [1, 999], ids=["once", "always"])
+@pytest.mark.parametrize(
+    ("form", "stage", "times"),
+    [
+        case
+        for times in (1, 999)
+        for case in sampled([(form, stage, times) for form in FETCHES for stage in FETCHES[form]], 3)
+    ],
+)
 def test_a_fetched_model_is_whole_or_nothing_is_written(hub, base, tmp_path, monkeypatch, form, stage, times):
     def edit(name):
         # Nothing that was fetched before is of use.
