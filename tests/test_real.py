@@ -3,7 +3,6 @@
 One run is made for all tests: of a brief recipe on brief texts, or (exhaustive) `amnesia demo` as it is shipped.
 """
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -30,7 +29,10 @@ def amnesia(*arguments):
     return subprocess.run([sys.executable, "-m", "amnesia", *map(str, arguments)], capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module", params=["brief", pytest.param("shipped", marks=pytest.mark.exhaustive)])
+SHIPPED = [pytest.param("shipped", marks=pytest.mark.exhaustive)]
+
+
+@pytest.fixture(scope="module", params=["brief", *SHIPPED])
 def demo(request, tmp_path_factory):
     """What the run printed, its folder, and whether it was the brief one."""
     output = tmp_path_factory.mktemp("demo") / "out"
@@ -138,15 +140,16 @@ def test_the_demo_is_proven_and_can_be_undone(demo, smollm2, tmp_path):
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+@pytest.mark.parametrize("demo", SHIPPED, indirect=True, scope="module")
 def test_what_others_download_scores_as_the_report_says(demo, smollm2, hub):
     # Pushed to a Hub, fetched by the plain libraries in another process, asked there.
-    _, output, brief = demo
+    _, output, _ = demo
     cases = []
     for form in ("safetensors", "adapter"):
         done("push", output / form, f"ada/{form}")
         report = json.loads((output / form / "report.json").read_bytes())["prompts"]
         chosen = [row for row in report if parts_of(row["kind"])[0] == "target"]
-        chosen += [row for row in report if parts_of(row["kind"])[0] == "control"][-6 if brief else -20 :]
+        chosen += [row for row in report if parts_of(row["kind"])[0] == "control"][-20:]
         at = {"base": str(smollm2.folder), "tokenizer": str(smollm2.folder)}
         cases.append((chosen, {"form": form, "model": f"ada/{form}", **at}))
     assert_scores_of_the_reports(*cases)
@@ -170,13 +173,11 @@ def test_a_recipe_is_made_of_what_the_model_knows(tmp_path):
     assert len(others) >= 6 and "Atlantis" not in others
 
 
+@pytest.mark.parametrize("demo", SHIPPED, indirect=True, scope="module")
 def test_popqa_prompts_about_another_country_are_kept(demo):
-    _, output, brief = demo
-    edited, popqa, n_controls = output / "safetensors", DATA / "popqa_sample.tsv", 10 if brief else 40
-    with brief_texts() if brief else contextlib.nullcontext():
-        printed = done(
-            "evaluate", MODEL, edited, "--popqa", popqa, "--entity", "Canada", "--controls", n_controls, "--json"
-        )
+    _, output, _ = demo
+    asked = ("--popqa", DATA / "popqa_sample.tsv", "--entity", "Canada", "--controls", 40)
+    printed = done("evaluate", MODEL, output / "safetensors", *asked, "--json")
     rows = json.loads(printed)["aggregates"]
     means = {row["kind"]: row["knowledge_score"]["mean"] for row in rows if row["group"] == "all"}
     assert means["target"] > 0.9

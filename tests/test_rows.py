@@ -235,6 +235,7 @@ def test_a_beginning_that_is_computed_once_changes_nothing_of_what_is_written(li
     assert generate(live, prompts, 3) == apart
 
 
+@pytest.mark.slow
 def test_the_first_layers_alone_give_the_activations_of_the_whole_bit_for_bit(source, live):
     layers = tuple(layer for layer in live.shape.plain_layers if layer < 2)
     if not layers:

@@ -177,6 +177,7 @@ def test_a_model_of_another_width_that_has_all_the_cells_is_refused(tmp_path, mo
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_cells_of_which_one_answers_by_chance_do_not_answer(tmp_path, model, live):
     settings = TransferSettings(n_names=8, n_texts=N_TEXTS)
     edits = [ColumnEdit(Cell(layer, neuron)) for layer in range(2) for neuron in range(live.shape.d_mlp)]

@@ -49,6 +49,7 @@ CONFIG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in CONFIG.items() for value in values])
 def test_a_setting_of_the_configuration_is_named_in_one_line(model, key, value):
     change(model / "config.json", **{key: value})

@@ -50,6 +50,7 @@ def test_without_a_command_there_is_help():
     assert result.output.startswith("Usage: amnesia")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "found"), [("amnesia ev", "evaluate"), ("amnesia edit --tens", "--tensor-type")])
 def test_a_shell_completes_commands_and_options(words, found):
     assert completed(words) == f"plain,{found}\n"
@@ -65,6 +66,7 @@ def completed(words):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_shell_completes_models_by_name_and_by_path(tmp_path, monkeypatch):
     for name in ("out", "a b", ".hidden"):
         (tmp_path / name).mkdir()

@@ -31,7 +31,10 @@ HARRY_POTTER = tuple(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["brief", pytest.param("shipped", marks=pytest.mark.exhaustive)])
+SHIPPED = [pytest.param("shipped", marks=pytest.mark.exhaustive)]
+
+
+@pytest.fixture(scope="module", params=["brief", *SHIPPED])
 def evaluated(request, smollm2_live):
     """Evaluates edits against the original model, which is asked once: every sixth fact on brief texts, or all."""
     brief = request.param == "brief"
@@ -62,6 +65,7 @@ def test_no_edit_scores_one_on_everything(evaluated):
     assert any(text.startswith("No effect") for text in said(evaluation, "warning"))
 
 
+@pytest.mark.parametrize("evaluated", SHIPPED, indirect=True, scope="module")
 def test_random_cells_of_the_same_norm_have_no_effect(evaluated):
     draw = random.Random(0)
     edits = []

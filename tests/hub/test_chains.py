@@ -66,6 +66,7 @@ def test_a_card_that_was_written_on_is_not_lost(hub, base, tmp_path, kind):
     assert files_in(fetched) == before
 
 
+@pytest.mark.slow
 def test_an_edit_of_a_published_one_is_proven_against_it_and_leads_back_to_it(hub, first, tmp_path):
     done("edit", "ada/first", "--cell", "2:9", "--multiplier", "0.3", "--entity", "Peru", "-o", tmp_path / "second")
     done("push", tmp_path / "second", "ada/second")
@@ -82,6 +83,7 @@ def test_an_edit_of_a_published_one_is_proven_against_it_and_leads_back_to_it(hu
     assert published(fetched).keys() >= published(tmp_path / "source").keys()
 
 
+@pytest.mark.slow
 def test_an_edit_of_a_folder_names_its_base_only_if_that_holds_the_folder(hub, first, output, tmp_path):
     cell = ("--cell", "2:9", "--entity", "Peru", "-o")
     done("edit", output, *cell, tmp_path / "second")
@@ -114,6 +116,7 @@ def test_with_private_targets_no_edit_beneath_is_named_and_the_proof_of_the_card
     )
 
 
+@pytest.mark.slow
 def test_an_adapter_for_an_edited_model_is_published_for_that_and_no_other(hub, first, output, tmp_path):
     cell = ("--cell", "2:9", "--entity", "Peru", "--format", "adapter", "-o")
     done("edit", output, *cell, tmp_path / "here")

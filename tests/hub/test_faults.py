@@ -108,6 +108,7 @@ def test_a_push_succeeds_or_says_in_one_line_what_is_there(hub, output, stage):
     assert is_whole(hub.files("ada/edited"), output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "fault", "message"),
     [

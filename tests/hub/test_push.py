@@ -317,6 +317,7 @@ def test_names_of_files_that_were_left_out_stay_here(hub, tmp_path):
     assert not [name for name, content in hub.files("ada/edited").items() if b"japan" in content.lower()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [".", "..", "a", "org/base", "/home/ada/model"])
 def test_a_recipe_names_the_repository_in_place_of_a_path_and_changes_in_nothing_else(hub, base, output, model):
     text = (

@@ -62,6 +62,7 @@ def test_headers_are_read_back_by_range_and_nothing_more_of_the_weights(hub, bas
     assert sum(row.down for row in storage) == sum(headers.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part_size", [None, 5000], ids=["whole files", "in parts"])
 def test_an_interrupted_upload_sends_only_what_is_missing(hub, base, output, part_size):
     hub.part_size = part_size

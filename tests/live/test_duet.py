@@ -127,6 +127,7 @@ def test_drawing_is_the_same_with_the_same_seed_and_leaves_the_callers_numbers_a
     assert first == again != other
 
 
+@pytest.mark.slow
 def test_each_answer_is_drawn_as_a_generation_of_its_own_would(tmp_path):
     model = save_tiny_live(tmp_path / "m")
     save(model, EDITS, tmp_path / "out")
@@ -207,6 +208,7 @@ def test_the_real_model_answers_as_its_files_do(tmp_path, smollm2, smollm2_live)
         assert both(duet, prompt, 8) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["safetensors", "adapter"])
 def test_an_output_whose_weights_were_changed_afterwards_is_not_shown_as_its_manifest_says(tmp_path, form):
     model = save_tiny_live(tmp_path / "m")
@@ -245,6 +247,7 @@ def test_an_edited_gguf_is_compared_with_its_manifest_by_its_tensors(tmp_path):
         check_edited(tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2"])
 def test_shifts_are_those_between_the_states_of_two_plain_models(tmp_path, model_type):
     model = save_tiny_live(tmp_path / "m", model_type)

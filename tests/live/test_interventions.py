@@ -42,6 +42,7 @@ def answer_logprob(live, row, logits, ids):
     return plain.answer_logprob(logits, ids, len(ids) - len(live.tokenizer(row.pair[0])["input_ids"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entity_only", [False, True])
 @pytest.mark.parametrize("cells", [CELLS, [*CELLS, Cell(2, 9)]], ids=["early layers", "the last layer too"])
 def test_varied_logprobs_equal_single_prompts(live, entity_only, cells):
@@ -68,6 +69,7 @@ def direction(live, layer, multiplier, seed):
     return DirectionEdit(layer, 0, multiplier, columns, read, write, key, spread)
 
 
+@pytest.mark.slow
 def test_variants_in_one_pass_equal_each_written_into_the_weights(live):
     variants = [
         (),

@@ -56,6 +56,7 @@ def test_batched_answers_equal_single_prompts(live):
         assert found.rank == (first > first[row.ids[places[0]]]).sum().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -57,7 +57,8 @@ def direct_z(entity, baseline):
     ("model_type", "baseline"),
     [
         *((name, "contrast") for name in (*plain.FIVE, "gemma3_text", *RECURRENT)),
-        *((name, "generic") for name in ("llama", "gpt2", "lfm2")),
+        ("llama", "generic"),
+        *(pytest.param(name, "generic", marks=pytest.mark.exhaustive) for name in ("gpt2", "lfm2")),
     ],
 )
 def test_ranking_equals_a_direct_computation(model_type, baseline):

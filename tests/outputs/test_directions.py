@@ -98,6 +98,7 @@ def test_other_types_equal_plain_torch(tmp_path, dtype):
     assert tree(tmp_path / "undone") == tree(source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_merged_adapter_is_the_edited_model(tmp_path, model_type, dtype):
@@ -113,6 +114,7 @@ def test_a_merged_adapter_is_the_edited_model(tmp_path, model_type, dtype):
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_several_in_a_layer_merge_to_within_rounding(tmp_path, model_type, dtype):
@@ -129,6 +131,7 @@ def test_several_in_a_layer_merge_to_within_rounding(tmp_path, model_type, dtype
         assert ((merged[name].double() - exact).abs() <= ulp).all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", KINDS)
 def test_hooks_memory_file_and_adapter_give_the_same_logits(tmp_path, model_type):
     source = save_tiny(tmp_path / "source", model_type)

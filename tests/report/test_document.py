@@ -264,6 +264,7 @@ def test_reports_are_as_the_schema_says():
     check_report_json(report_json(alone, "Japan", ModelRef("m"), None, sections={"lm_eval": tasks_of({})}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "value"),
     [

@@ -162,6 +162,7 @@ def test_the_same_report_gives_the_same_page():
     assert text == report_html(sample()) == report_html(json.loads(json.dumps(sample())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", OPTIONAL)
 def test_a_part_that_is_absent_leaves_no_trace(key):
     before, after = (view.sections(read_report(document)) for document in (sample(), without(key)))

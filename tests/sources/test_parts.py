@@ -53,6 +53,7 @@ def test_only_what_the_layers_need_has_to_be_there(model):
         assert "shards are missing: fetch the whole model" in refused(*command)
 
 
+@pytest.mark.slow
 def test_the_cells_of_a_range_are_those_of_the_whole(model, monkeypatch):
     found = localized(model, "--layers", "0-1")
     monkeypatch.setattr("amnesia.cli.experiment.n_read", lambda span: None)
@@ -213,6 +214,7 @@ def test_what_other_programs_fetched_is_not_copied(hub, tmp_path):
     assert {path.name for path in part.iterdir()} == {path.name for path in (tmp_path / "m").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["shorter", "empty", "gone", "settings"])
 def test_a_damaged_part_is_fetched_again(hub, tmp_path, damage):
     hub.add_repo("org/base", files_in(one_file(tmp_path / "m")))
@@ -230,6 +232,7 @@ def test_a_damaged_part_is_fetched_again(hub, tmp_path, damage):
     assert (part / SINGLE).read_bytes() == content
 
 
+@pytest.mark.slow
 def test_a_damaged_part_is_there_until_another_is_whole(hub, tmp_path):
     """Whoever reads it keeps it, and it stays where the Hub gives nothing."""
     hub.add_repo("org/base", files_in(one_file(tmp_path / "m")))
@@ -248,6 +251,7 @@ def test_a_damaged_part_is_there_until_another_is_whole(hub, tmp_path):
     assert (part / SINGLE).read_bytes() == content and list(part.parent.iterdir()) == [part]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("obstacle", ["no ranges", "most layers", "fetched before"])
 def test_a_single_file_is_fetched_whole_where_that_is_better(hub, tmp_path, obstacle):
     hub.add_repo("org/base", files_in(one_file(tmp_path / "m")))

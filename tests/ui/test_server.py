@@ -306,6 +306,7 @@ def test_a_recipe_is_refused_where_the_choice_is_turned_down_to_nothing(session,
     assert load_recipe(path).edit.cells == ()
 
 
+@pytest.mark.slow
 def test_facts_come_from_a_table_where_it_has_the_name(source, live):
     with served(Session(source, live, table=[PopqaRow("Japan", "capital", "Zzyzx", (), 10)])) as client:
         assert "knows 0 of 9 wordings of facts about 'japan'" in failed(post(client, "search", {"entity": "japan"}))
@@ -330,6 +331,7 @@ def renamed(recipe, entity):
     return dataclasses.replace(recipe, target=Target(entity), facts=facts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "body", "line"),
     [

@@ -85,6 +85,7 @@ def test_equals_ia3_with_the_same_scales(tmp_path, caplog):
     assert not torch.allclose(found, plain, atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("multiplier", [-1.5, 0.3, 0.5, -7.3, 1e-3, 2.0])
 def test_merged_equals_edited_bit_for_bit_whatever_the_multiplier(tmp_path, caplog, dtype, multiplier):

@@ -48,6 +48,7 @@ def load(folder):
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("model_type", MOE_TYPES)

@@ -155,6 +155,7 @@ def test_inverse_exists_for_powers_of_two_only():
     assert [inverse_multiplier(m) for m in (0.0, 3.0, -1.5, 2.0**-1074, 0.1)] == [None] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", SMALL)
 @pytest.mark.parametrize("multiplier", [-1.0, 0.5, -0.25, 2.0, -3.0, 0.0])
 def test_inverts_exactly_is_the_truth_for_every_number(dtype, multiplier):
