@@ -7,7 +7,7 @@ import torch
 from amnesia.choice import extraction
 from amnesia.choice.atoms import Name, change_by
 from amnesia.choice.direction import DirectionChoice, Trial
-from amnesia.choice.extraction import extract, extract_all, verdict
+from amnesia.choice.extraction import extract, extract_all
 from amnesia.choice.forms import forms_of
 from amnesia.choice.known import Scores
 from amnesia.choice.settings import ChoiceSettings
@@ -395,11 +395,3 @@ def test_an_empty_edit_is_no_handle(live, recipe, monkeypatch):
 def test_facts_that_nobody_knows_are_an_error(live, recipe):
     with pytest.raises(InputError, match="knows none of the 3 target facts about 'Japan'"):
         extract(live, dataclasses.replace(recipe, scoring=Scoring(min_nats=50.0)))
-
-
-@pytest.mark.parametrize(
-    ("target", "control", "expected"),
-    [(0.2, 0.95, "strong"), (0.21, 1.0, "weak"), (0.1, 0.94, "weak"), (0.61, 1.0, "none"), (0.0, 0.89, "none")],
-)
-def test_verdicts(target, control, expected):
-    assert verdict(target, control, Accept()) == expected
