@@ -48,7 +48,6 @@ def state(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.slow
 def test_the_four_steps(live, recipe):
     model, tokenizer = live.model, live.tokenizer
     before = state(model)
@@ -86,7 +85,6 @@ def test_mistakes_change_nothing(live, recipe):
     assert all(torch.equal(tensor, before[name]) for name, tensor in live.model.state_dict().items())
 
 
-@pytest.mark.slow
 def test_a_run_without_a_terminal(folder, live, tmp_path, capfd):
     recipe = parse_recipe(recipe_text(live, folder))
     result = amnesia.run(recipe, str(tmp_path / "out"))

@@ -58,7 +58,6 @@ def scores(row):
     return {name: getattr(row, name) for name in ("knowledge_score", "knowledge_score_first")}
 
 
-@pytest.mark.slow
 def test_what_was_saved_is_evaluated_as_in_the_run(tmp_path, model, recipe, facts):
     result = run(recipe, tmp_path / "out", Silent())
     for name in FORMATS:
@@ -226,7 +225,6 @@ def test_a_sweep_of_a_model_that_was_edited_twice_starts_where_it_should(tmp_pat
         assess(str(tmp_path / "twice"), str(tmp_path / "once"), facts, Silent(), sweep=True)
 
 
-@pytest.mark.slow
 def test_one_model_alone(model, facts):
     found = assess(str(model), None, facts, Silent())
     assert {row.knowledge_score for row in found.evaluation.aggregates} == {Estimate(1.0, 1.0, 1.0)}
@@ -236,7 +234,6 @@ def test_one_model_alone(model, facts):
     assert "One model was measured" in found.document["findings"][0]["text"]
 
 
-@pytest.mark.slow
 def test_a_copy_scores_one_on_everything(tmp_path, model, facts):
     """An edit that changes nothing, saved by another tool."""
     live = load(model, "m")
