@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 
 import pytest
 
@@ -61,3 +62,11 @@ def test_the_fast_tier_tries_one_architecture_of_each_shape_and_some_of_many_typ
     kept = [kinds[index][1]["kind"] for index in range(len(kinds)) if index not in {*further(kinds)}]
     assert (kept[0], kept[-1], len(kept)) == ("Q0", "Q19", 2 * N_OF_MANY)
     assert [*further(kinds[: 2 * N_OF_MANY])] == []
+
+
+def test_the_fast_tier_of_the_guide_is_that_of_the_script():
+    (found,) = re.findall(r"fast\) marker=\" -m '(.*)'\"", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert f'`pytest -m "{found}"`' in (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    known = {line.partition(":")[0] for line in settings["tool"]["pytest"]["ini_options"]["markers"]}
+    assert set(found.removeprefix("not ").split(" and not ")) <= known
