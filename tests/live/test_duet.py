@@ -203,9 +203,9 @@ def test_the_real_model_answers_as_its_files_do(tmp_path, smollm2, smollm2_live)
     columns = tuple(edited_columns(smollm2.checkpoint, plan_edits(smollm2.checkpoint, (edits,))))
     duet = Duet((Voice(smollm2_live, changes_of(columns, smollm2_live)),))
     for prompt in ("Fact: Steve Jobs is the founder of", "The capital of France is"):
-        expected = [plainly(folder, prompt, 8) for folder in (smollm2.folder, tmp_path / "out")]
+        expected = [plainly(folder, prompt, 16) for folder in (smollm2.folder, tmp_path / "out")]
         assert expected[0] != expected[1]
-        assert both(duet, prompt, 8) == expected
+        assert both(duet, prompt, 16) == expected
 
 
 @pytest.mark.slow
