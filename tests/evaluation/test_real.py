@@ -48,7 +48,7 @@ def evaluated(request, smollm2_live):
                 after = examine_after(smollm2_live, before)
             return conclude(before, after)
 
-        evaluate.live, evaluate.brief = smollm2_live, brief
+        evaluate.live = smollm2_live
         yield evaluate
 
 
@@ -80,6 +80,7 @@ def test_random_cells_of_the_same_norm_have_no_effect(evaluated):
     assert not any("forgotten" in text.lower() for text in said(evaluation, "good"))
 
 
+@pytest.mark.parametrize("evaluated", SHIPPED, indirect=True, scope="module")
 def test_an_edit_that_forgets_and_harms_no_text(evaluated):
     evaluation = evaluated(HARRY_POTTER)
     assert any(text.startswith("Forgotten: Harry Potter is like an unknown name") for text in said(evaluation, "good"))
@@ -88,10 +89,8 @@ def test_an_edit_that_forgets_and_harms_no_text(evaluated):
     assert whole.exact_match_change.high < 0
     assert said(evaluation, "damage") == []
     ratios = [row.perplexity_after / row.perplexity_before for row in evaluation.damage.texts]
-    # The first words of a text, with little before them, suffer more (1.10 at most and 1.022 together, as measured).
-    most, together = (1.15, 1.03) if evaluated.brief else (1.1, 1.01)
-    assert max(ratios) < most
-    assert evaluation.damage.perplexity_after / evaluation.damage.perplexity_before < together
+    assert max(ratios) < 1.1
+    assert evaluation.damage.perplexity_after / evaluation.damage.perplexity_before < 1.01
 
 
 @torch.no_grad()
