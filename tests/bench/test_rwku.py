@@ -248,6 +248,7 @@ def test_the_command(model, data, tmp_path):
     assert document["contract"]["suite"] == "rwku" and len(document["entries"]) == 2
 
 
+@pytest.mark.slow
 def test_the_data_may_be_a_repository_of_the_hub(model, data, hub, tmp_path, monkeypatch):
     files = {path.name: path.read_bytes() for path in data.iterdir()}
     repo = hub.add_repo("datasets/ada/RWKU", files | {"README.md": b"# RWKU", "huge.parquet": b"0" * 99})

@@ -329,12 +329,15 @@ def test_more_columns_are_taken_where_few_harm(live, recipe, cache):
 def test_128_columns_are_taken_with_a_weaker_multiplier_where_all_of_it_would_harm(live, recipe, cache):
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     known = known_by(live, recipe.facts)
-    settings = ChoiceSettings(goal=2.0, columns=(8,), few=8, max_harm=math.inf, min_control=-9.0, cheap=0.0)
+    settings = ChoiceSettings(
+        goal=2.0, columns=(8,), few=8, few_harm=2.0, max_harm=math.inf, min_control=-9.0, cheap=0.0
+    )
     free = DirectionChoice(Scores(live), name, known, known, settings=settings).choose()
-    bounded = dataclasses.replace(settings, max_harm=free.change.harm / 1.2)
+    limit = free.change.harm / 1.2
+    bounded = dataclasses.replace(settings, max_harm=limit / settings.few_harm)
     found = DirectionChoice(Scores(live), name, known, known, settings=bounded).choose()
     assert n_columns(free) == n_columns(found) == 8
-    assert free.multiplier < found.multiplier < 1.0 and 0.9 * bounded.max_harm < found.change.harm <= bounded.max_harm
+    assert free.multiplier < found.multiplier < 1.0 and 0.9 * limit < found.change.harm <= limit
     # Where that fails and no more columns are allowed, all of it is tried, too.
     failing = dataclasses.replace(bounded, min_control=math.inf)
     choice = DirectionChoice(Scores(live), name, known, known, settings=failing, max_columns=8)

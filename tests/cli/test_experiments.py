@@ -290,6 +290,7 @@ def close(found, expected):
     return found == (pytest.approx(expected, rel=1e-3, abs=1e-4) if isinstance(expected, float) else expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

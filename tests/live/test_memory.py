@@ -193,6 +193,7 @@ def adapter(model, tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_adapter_on_layers_on_the_disk_answers_as_in_memory(model, adapter, recipe, dtype, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -240,6 +241,7 @@ EDITS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", EDITS)
 def test_a_run_from_the_disk_chooses_and_writes_what_it_does_in_memory(model, tmp_path, form, monkeypatch):
     """Of directions the gradients and moments, too, come from layers on the disk."""
@@ -267,6 +269,7 @@ def test_a_run_from_the_disk_chooses_and_writes_what_it_does_in_memory(model, tm
     assert sum(text.startswith("PEFT did not merge it into layers that were left on the disk") for text in texts) == 1
 
 
+@pytest.mark.slow
 def test_facts_and_an_edit_come_from_the_disk_too(model, tmp_path):
     text = recipe_text(load(model, "m"), model, edit="").replace("[edit]", '[edit]\nmethod = "single"')
     (tmp_path / "r.toml").write_text(text)
@@ -292,6 +295,7 @@ def test_gradients_from_the_disk_are_those_in_memory(model):
     assert torch.equal(lives[0].out_weight(1), lives[1].out_weight(1))
 
 
+@pytest.mark.slow
 def test_answers_side_by_side_come_from_the_disk_too(model, adapter, tmp_path):
     save(model, [EntityEdits("Japan", (ColumnEdit(Cell(0, 3), -3.0), tiny_direction(1)))], tmp_path / "edited")
     for command in (

@@ -4,6 +4,7 @@ import pytest
 
 from amnesia.domain import ModelRef
 from amnesia.errors import InputError
+from amnesia.facts import relations
 from amnesia.facts.answers import normalized
 from amnesia.facts.names import contrast_entities
 from amnesia.facts.relations import relation_of, relation_templates
@@ -30,7 +31,8 @@ RELATIONS = dict(islice(relation_templates().items(), 8))
 @pytest.fixture
 def talkative(monkeypatch):
     """A random model says the same in two wordings at most; it is asked about some relations only."""
-    monkeypatch.setattr(own, "relation_templates", lambda: RELATIONS)
+    for module in (own, relations):
+        monkeypatch.setattr(module, "relation_templates", lambda: RELATIONS)
     monkeypatch.setattr(own, "MIN_AGREEING", 1)
     monkeypatch.setattr(own, "Scoring", lambda: ANYTHING)
 

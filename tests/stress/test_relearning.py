@@ -162,6 +162,7 @@ def test_trainings_that_are_finished_are_not_made_again(trained, tmp_path, monke
     assert tracker.lines == []
 
 
+@pytest.mark.slow
 def test_a_chat_model_is_asked_as_messages_too_and_otherwise_as_before(model, trained):
     plain, *_, original, _, _ = trained
     live = load(model, "m")
