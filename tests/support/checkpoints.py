@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from amnesia.edits import Edit
+from amnesia.domain import Cell, ModelRef
+from amnesia.edits import ColumnEdit, Edit
 from amnesia.files.staging import MANIFEST_NAME, staged_output
 from amnesia.weights.checkpoint import add_file, open_source, write_edited
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import write_manifest
 from support.tiny import write_with
+
+EDITS = (ColumnEdit(Cell(0, 3)), ColumnEdit(Cell(2, 47), 0.5), ColumnEdit(Cell(2, 0), -3.0))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -39,6 +42,13 @@ def write_output(
         for name, content in (added or {}).items():
             manifest = add_file(manifest, staging, name, content)
         return write_manifest(manifest, staging)
+
+
+def edit(
+    source: Path, output: Path, edits: Sequence[Edit] = EDITS, entity: str = "Paris", **options: object
+) -> Manifest:
+    """A complete output of the model a/b; `options` as of `write_output`."""
+    return write_output(source, output, edits, entity=entity, **{"base": ModelRef("a/b", "main"), **options})
 
 
 def tell_otherwise(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
