@@ -15,6 +15,11 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def files_under(folder: Path) -> list[Path]:
+    """The files below a folder, which need not exist."""
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def telling(folder: Path, text: str) -> list[str]:
     """The files below a folder that have a text in them."""
     return sorted(name for name, content in tree(folder).items() if text.encode() in content)

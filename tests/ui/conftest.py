@@ -8,6 +8,7 @@ from amnesia.sources.resolve import resolve
 from amnesia.ui.session import Session
 from support.tiny_recipe import recipe_text
 from support.tiny_text import save_tiny_live
+from support.ui_client import served
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +29,9 @@ def recipe(live, source):
 @pytest.fixture
 def session(source, live, recipe):
     return Session(source, live, recipe)
+
+
+@pytest.fixture
+def client(session):
+    with served(session) as client:
+        yield client
