@@ -19,7 +19,6 @@ from amnesia.live.loading import load
 from amnesia.outputs.commands import undo, verify
 from amnesia.outputs.write import edits_from_file
 from amnesia.queue import work
-from amnesia.queue.folder import claimed
 from amnesia.queue.listed import read_list
 from amnesia.queue.work import run_queue
 from amnesia.recipe_file import parse_recipe
@@ -29,34 +28,9 @@ from amnesia.report.page import summary_html
 from amnesia.weights.manifest_file import read_manifest
 from support.commands import call, done, in_process, refused
 from support.folders import ROOT, telling, tree
+from support.queue_recipes import CELLS, text_of
 from support.reports import check_report_json
-from support.tiny_recipe import recipe_text
-from support.tiny_text import save_tiny_live
 from support.tracker import Silent, Watched
-
-CELLS = {"Japan": (0, 3), "Canada": (1, 11), "Norway": (0, 3)}
-
-
-def text_of(live, model, entity, **options):
-    layer, neuron = CELLS[entity]
-    edit = f"cells = [{{ layer = {layer}, neuron = {neuron}, multiplier = -2.0 }}]"
-    return recipe_text(live, model, entity=entity, edit=edit, **options)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_live(tmp_path_factory.mktemp("models") / "m")
-
-
-@pytest.fixture(scope="module")
-def entities(tmp_path_factory, model):
-    """A list of three recipes; the model knows nothing of the third by its bounds."""
-    folder, live = tmp_path_factory.mktemp("list"), load(model, "m")
-    for entity in ("Japan", "Canada"):
-        (folder / f"{entity}.toml").write_text(text_of(live, model, entity), encoding="utf-8")
-    (folder / "Norway.toml").write_text(text_of(live, model, "Norway", scoring="min_nats = 1e6"), encoding="utf-8")
-    (folder / "list.txt").write_text("# who\nJapan.toml\n\nCanada.toml # and here\nNorway.toml\n", encoding="utf-8")
-    return folder / "list.txt"
 
 
 @pytest.fixture(scope="module")
@@ -242,18 +216,6 @@ def test_only_the_content_of_files_that_are_read_counts(written, entities, model
     assert results(output) == before
 
 
-def test_an_entity_that_is_being_worked_on_is_left_alone(tmp_path):
-    folder = tmp_path / "entity"
-    folder.mkdir()
-    with claimed(folder) as own, claimed(folder) as other:
-        assert (own, other) == (True, False)
-    with claimed(folder) as own:
-        assert own
-        (folder / "result.json").touch()
-    with claimed(folder) as own:
-        assert not own
-
-
 @pytest.fixture(scope="module")
 def forks():
     """A process that works on a queue in children of its own, all of them at once, and kills those that it should."""
@@ -328,26 +290,6 @@ def test_the_command_prints_one_table_and_rejects(written, entities, monkeypatch
     assert results(output) == before
 
 
-def test_where_the_model_knows_nobody_nothing_is_written(model, tmp_path):
-    (tmp_path / "list.txt").write_text("Japan\nAtlantis\n", encoding="utf-8")
-    rows = ["subject\trelation\tobject", "Japan\tcapital\tTokyo", "Peru\tcapital\tLima", "Kenya\tcapital\tNairobi"]
-    (tmp_path / "facts.tsv").write_text("\n".join(rows), encoding="utf-8")
-    command = ("run", "--entities", tmp_path / "list.txt", "--model", model, "--popqa", tmp_path / "facts.tsv")
-    result = call(*command, "-o", tmp_path / "out")
-    assert result.exit_code == 1
-    assert "no row about 'Atlantis'" in result.stdout and "no edit was written" in result.stdout
-    assert not any((tmp_path / "out" / "joint").iterdir())
-    document = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
-    assert [(row["verdict"], row["scores"], row["together"]) for row in document["entities"]] == [
-        ("unknown", None, None)
-    ] * 2
-    assert "No edit was written." in (tmp_path / "out" / "summary.html").read_text(encoding="utf-8")
-    # Systems put hidden files into folders that somebody looks at.
-    (tmp_path / "out" / "joint" / ".DS_Store").write_bytes(b"x")
-    again = call(*command, "-o", tmp_path / "out")
-    assert (again.exit_code, again.stdout) == (1, result.stdout)
-
-
 def test_what_would_be_in_the_way_of_a_result_is_named_before_the_work(written, entities, tmp_path, monkeypatch):
     shutil.copytree(written[1], tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "entities" / "001-japan")
@@ -358,17 +300,6 @@ def test_what_would_be_in_the_way_of_a_result_is_named_before_the_work(written, 
     with pytest.raises(OutputError, match="001-japan holds the hidden file '.DS_Store': remove it"):
         run_queue(read_list(entities), None, None, tmp_path / "out", Silent())
     assert hidden.read_bytes() == b"x"
-
-
-@pytest.mark.parametrize("name", ["gguf", "gguf-lora"])
-def test_a_format_that_cannot_be_written_is_named_before_the_work(model, tmp_path, monkeypatch, name):
-    live = load(model, "m")
-    (tmp_path / "Japan.toml").write_text(text_of(live, model, "Japan", formats=("safetensors", name)))
-    (tmp_path / "list.txt").write_text("Japan.toml\n")
-    monkeypatch.setattr(work, "load_source", lambda *_: pytest.fail("the work has begun"))
-    with pytest.raises(InputError, match="the recipe of Japan: formats gguf and gguf-lora need a .gguf model"):
-        run_queue(read_list(tmp_path / "list.txt"), None, None, tmp_path / "out", Silent())
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -387,23 +318,6 @@ def test_who_is_forgotten_already_is_not_spared(model, tmp_path, monkeypatch):
     monkeypatch.setattr(work, "choose", watched)
     run_queue(read_list(tmp_path / "list.txt"), None, None, tmp_path / "out", Silent())
     assert seen == [["Canada", "Iran", "Norway"], ["Japan", "Iran", "Norway"]]
-
-
-def test_what_fails_for_all_is_no_result_of_one(entities, tmp_path, monkeypatch):
-    def fail(*_):
-        raise InputError("the weights lie on two devices")
-
-    monkeypatch.setattr(work, "choose", fail)
-    with pytest.raises(InputError, match="two devices"):
-        run_queue(read_list(entities), None, None, tmp_path / "out", Silent())
-    assert not list((tmp_path / "out").rglob("result.json"))
-
-
-def test_a_table_that_cannot_be_read_is_no_result_of_one(entities, tmp_path):
-    (tmp_path / "facts.tsv").write_text("subject\tobject\nJapan\tTokyo\n", encoding="utf-8")
-    with pytest.raises(InputError, match="relation"):
-        run_queue(read_list(entities), None, tmp_path / "facts.tsv", tmp_path / "out", Silent())
-    assert not list((tmp_path / "out").rglob("result.json"))
 
 
 def test_names_are_quoted_on_the_page(written):
