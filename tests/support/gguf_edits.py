@@ -11,8 +11,8 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
-from amnesia.domain import ModelRef
-from amnesia.edits import DirectionEdit, Edit
+from amnesia.domain import Cell, ModelRef
+from amnesia.edits import ColumnEdit, DirectionEdit, Edit
 from amnesia.vector import Vector
 from amnesia.weights.gguf.edit import write_edited_gguf
 from amnesia.weights.gguf.proof import prove_gguf, undo_gguf
@@ -24,6 +24,12 @@ from support.tiny_gguf import D_MODEL, write_gguf
 # Wide enough for a direction over many columns.
 D_MLP = 512
 DOWN = "blk.{}.ffn_down.weight"
+F32, Q4_1, Q4_K, Q8_0 = (GGMLQuantizationType[name] for name in ("F32", "Q4_1", "Q4_K", "Q8_0"))
+
+
+def edits(*cells: str, multiplier: float = -1.0) -> list[ColumnEdit]:
+    """The edits that multiply some cells, each named by its text."""
+    return [ColumnEdit(Cell.parse(cell), multiplier) for cell in cells]
 
 
 def direction(
