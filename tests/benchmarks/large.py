@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scale import SHAPES, made_tokenizer
+from made_model import SHAPES, made_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from amnesia.directions import moments as gathering

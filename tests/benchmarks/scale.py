@@ -39,8 +39,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
+from made_model import SHAPES, made_model
 
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import MAX_TOKENS, DirectionChoice
@@ -54,33 +53,16 @@ from amnesia.directions.moments import BystanderMoments, early_layers, moments_o
 from amnesia.directions.solve import MAX_ELIMINATED, Metric
 from amnesia.domain import Fact
 from amnesia.evaluation.measurement import KnownFact, Unknown, measure
-from amnesia.facts.names import code_snippets, contrast_entities, foreign_sentences, neutral_texts, share_words
+from amnesia.facts.names import contrast_entities, share_words
 from amnesia.facts.questions import Question
 from amnesia.facts.relations import relation_templates
-from amnesia.live.model import LiveModel, freeze, wrap
+from amnesia.live.model import LiveModel
 from amnesia.recipe import Scoring
 
-SHAPES = {
-    "qwen2.5-7b": {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-    },
-    "tiny": {
-        "hidden_size": 64,
-        "intermediate_size": 256,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 3072,
-    },
-}
 SAMPLED = {"qwen2.5-7b": MomentSettings().sampled, "tiny": 1500}  # Tokens that the model writes for its moments.
 N_SQUARE = {"cuda": 8192, "cpu": 1024}  # Rows of the matrices by which the matrix rates are measured.
-N_MERGES = 2000
+
+
 ENTITY = "Ada Lovelace"
 N_FACTS, N_CONTROLS = 24, 48
 UNKNOWN_NATS = 5.0  # How much more likely an answer is said to be for the entity than for an unknown one.
@@ -164,37 +146,6 @@ class Stage:
             f"{self.name:<34} {self.seconds:9.3f} s {total:9.2e} FLOP {total / self.seconds / 1e12:8.3g} TFLOP/s "
             f"{self.share(rates):6.1%} {self.peak:7.2f} GB  {self.note}"
         )
-
-
-def made_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer with `size` entries, of which at most `N_MERGES` occur in texts."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=min(size, N_MERGES),
-        special_tokens=["<pad>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    texts = [*neutral_texts("search"), *foreign_sentences(), *code_snippets(), *contrast_entities()]
-    tokenizer.train_from_iterator(texts, trainer)
-    content = json.loads(tokenizer.to_str())
-    vocabulary = content["model"]["vocab"]
-    vocabulary.update({f"entry {token}": token for token in range(len(vocabulary), size)})
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(content)), pad_token="<pad>", eos_token="</s>"
-    )
-
-
-def made_model(shape: str, device: torch.device, seed: int) -> LiveModel:
-    """A model with random weights, made where it stays."""
-    torch.manual_seed(seed)
-    config = Qwen2Config(**SHAPES[shape], tie_word_embeddings=False, pad_token_id=0, eos_token_id=1)
-    with device:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    assert {(weight.dtype, weight.device.type) for weight in model.parameters()} == {(torch.bfloat16, device.type)}
-    return wrap(freeze(model), made_tokenizer(config.vocab_size), shape)
 
 
 def matrix_rates(clock: Clock) -> dict[str, float]:
