@@ -114,6 +114,13 @@ def test_modules_are_short(module):
     assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= MAX_LINES
 
 
+def test_files_of_tests_are_as_short():
+    paths = (ROOT / "tests").rglob("*.py")
+    n_lines = {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+    assert "tests/test_imports.py" in n_lines
+    assert [name for name, n in n_lines.items() if n > MAX_LINES] == []
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_functions_are_short(module):
     for node in ast.walk(tree(MODULES[module])):
