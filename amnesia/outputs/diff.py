@@ -14,7 +14,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
 from amnesia.domain import Cell, is_gguf_path, user_path
-from amnesia.errors import AmnesiaError
+from amnesia.errors import AmnesiaError, CheckpointError
 from amnesia.files.companions import gguf_output, whole_output
 from amnesia.files.disk import read_exactly
 from amnesia.progress import SILENT, Tracker
@@ -23,7 +23,7 @@ from amnesia.weights.checkpoint import open_source
 from amnesia.weights.consistency import scaled_tensors
 from amnesia.weights.difference import EPSILON, MatrixDifference, Stored, compare
 from amnesia.weights.gguf.container import GgufModel, GgufTensor, read_model
-from amnesia.weights.gguf.layout import check_is_model, gguf_shape, kind_of
+from amnesia.weights.gguf.layout import GgufShape, check_is_model, find_up, gguf_shape, kind_of
 from amnesia.weights.safetensors import DTYPE_BITS, TensorInfo, read_weight_files
 from amnesia.weights.scaling import number_type
 
@@ -176,10 +176,22 @@ def _gguf(model: GgufModel) -> tuple[dict[str, Stored], Owners]:
         shape = gguf_shape(model)
         for layer, mixture in enumerate(shape.mixtures):
             for expert in (None, *range(0 if mixture is None else mixture[0])):
-                first = shape.first_row(layer, expert)
-                owners[shape.name(layer, "up", expert), 0] = (layer, expert, first)
+                if _is_of_cells(model, shape, layer, expert):
+                    up, first = shape.name(layer, "up", expert), shape.first_row(layer, expert)
+                    owners[up, 0] = (layer, expert, first)
                 owners[shape.name(layer, "down", expert), 1] = (layer, expert, 0)
     return found, owners
+
+
+def _is_of_cells(model: GgufModel, shape: GgufShape, layer: int, expert: int | None) -> bool:
+    """Whether a row of `up`, multiplied, multiplies what a cell writes, so that edits of cells are made there."""
+    if shape.by_columns:
+        return False
+    try:
+        find_up(model, shape, layer, expert)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _quantized(path: Path, tensor: GgufTensor) -> Stored:

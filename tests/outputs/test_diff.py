@@ -17,12 +17,13 @@ from amnesia.outputs.commands import save
 from amnesia.outputs.diff import diff
 from amnesia.weights.difference import Stored, compare
 from amnesia.weights.gguf.container import read_model
+from amnesia.weights.gguf.layout import BY_COLUMNS
 from amnesia.weights.scaling import number_type
 from support.checkpoints import weights
 from support.commands import call, refused
 from support.gguf_edits import direction, tiny, write
 from support.tiny import D_MLP, N_LAYERS, save_tiny, tiny_direction, tiny_model
-from support.tiny_gguf import phi3_gguf
+from support.tiny_gguf import phi3_gguf, write_gguf
 
 
 def edited(tmp_path, *edits, dtype=torch.float32, model_type="llama"):
@@ -255,6 +256,24 @@ def test_rows_of_the_gate_are_no_cells(tmp_path):
         (tmp_path / "other.gguf").write_bytes(content)
         edit = diff(str(fused), str(tmp_path / "other.gguf")).edit
         assert (edit and edit.cells) == expected
+
+
+BIAS = {"blk.1.ffn_up.bias": np.ones(12, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "is_edit"),
+    [("llama", {}, True), ("llama", {"extra": BIAS}, False), *((arch, {}, False) for arch in BY_COLUMNS)],
+)
+def test_rows_that_multiply_no_cell_are_no_edit(tmp_path, arch, options, is_edit):
+    source = write_gguf(tmp_path / "m.gguf", arch=arch, **options)
+    up, content = read_model(source).files[0].tensors["blk.1.ffn_up.weight"], bytearray(source.read_bytes())
+    start = up.offset + 5 * up.row_bytes
+    content[start : start + up.row_bytes] = (-np.frombuffer(content, np.float32, up.shape[1], start)).tobytes()
+    (tmp_path / "other.gguf").write_bytes(content)
+    found = diff(str(source), str(tmp_path / "other.gguf"))
+    assert [(row.name, row.scaled) for row in found.tensors] == [("blk.1.ffn_up.weight", {5: -1.0})]
+    assert (found.edit and found.edit.cells) == (((Cell(1, 5), -1.0),) if is_edit else None)
 
 
 def test_what_becomes_infinite_has_no_largest_difference():
