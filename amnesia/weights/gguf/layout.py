@@ -128,6 +128,8 @@ BY_COLUMNS = (
     "starcoder",
     "starcoder2",
 )
+# Those of them that may have a mixture of experts.
+MIXTURES_BY_COLUMNS = ("gpt-oss",)
 # How tensors of language models are called; those of projectors begin with v, a or mm.
 _OF_LANGUAGE = ("blk.", "token_embd.", "output.")
 _LAYER = re.compile(r"blk\.(\d{1,9})\.")
@@ -198,9 +200,10 @@ def _mixtures(model: GgufModel, architecture: str, n_layers: int) -> tuple[tuple
             f"{name} declares a mixture of {n_experts} experts, but its layers have others: the file is damaged; fetch "
             "it again"
         )
-    if n_experts and architecture not in (*MIXTURES, *BY_COLUMNS):
+    mixed = (*MIXTURES, *MIXTURES_BY_COLUMNS)
+    if n_experts and architecture not in mixed:
         raise CheckpointError(
-            f"{name} is a {architecture} model with a mixture of experts: supported are {', '.join(MIXTURES)}; edit "
+            f"{name} is a {architecture} model with a mixture of experts: supported are {', '.join(mixed)}; edit "
             "the safetensors model and convert it again"
         )
     return tuple(found)

@@ -33,6 +33,8 @@ from support.tiny_gguf import (
         ({"general_type": "adapter"}, "of type 'adapter', not a model"),
         ({"metadata": {"expert_count": 8}}, "declares a mixture of 8 experts, but its layers have others"),
         ({"arch": "gemma", "experts": (4, 32)}, "is a gemma model with a mixture of experts: supported are llama"),
+        ({"arch": "qwen2", "experts": (4, 32)}, "supported are llama, .*granitehybrid, gpt-oss; edit the safetensors"),
+        ({"arch": "gpt2", "experts": (4, 32)}, "is a gpt2 model with a mixture of experts: supported are llama"),
         ({"metadata": {"block_count": 3}}, "declares 3 layers, but has tensors of 2"),
         ({"metadata": {"block_count": 1}}, "declares 1 layers, but has tensors of 2"),
         ({"metadata": {"block_count": 2**31}}, "declares 2147483648 layers"),
