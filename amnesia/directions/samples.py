@@ -36,8 +36,7 @@ def own_text(
 ) -> Iterator[tuple[int, ...]]:
     """The beginnings, which are equally long, each with the next `n_tokens` that the model draws; no special ones.
 
-    `digest` is that of the model's weights, by which the text of a built-in one is found. Counted by `progress` in
-    tokens.
+    `digest` is that of the model's weights, by which the text of a built-in one is found. `progress` counts rows.
     """
     shipped = shipped_text(beginnings, n_tokens, digest)
     if shipped.is_file():
@@ -58,7 +57,7 @@ def own_text(
             torch.manual_seed(first)
             rows = model.generate(**inputs, generation_config=config, logits_processor=drawn())
         if progress:
-            progress(rows.numel())
+            progress(len(rows))
         for row in rows.tolist():
             yield tuple(row)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from amnesia.directions.bystanders import vocabulary_rows
+from amnesia.directions.bystanders import MomentSettings, bystanders_of, vocabulary_rows
 from amnesia.directions.moments import early_layers, moments_of
 from amnesia.directions.moments_file import MomentsFile
 from amnesia.errors import InputError, NumericalError
@@ -167,6 +167,15 @@ class TestMoments:
         live.model.lm_head.to("meta")
         with pytest.raises(InputError, match="lies on cpu, meta: a direction needs all weights on one device"):
             moments_of(live, (0, 1), None, SMALL)
+
+    def test_progress_counts_rows(self, live):
+        settings = MomentSettings(sampled=24, length=6, vocabulary_size=20)
+        read, steps = bystanders_of(live, settings), []
+        moments_of(live, (0,), settings=settings, progress=steps.append)
+        # Own text is written and read, sentences are read for gradients, too; tokens would be many more.
+        n_texts = 2 * len(read.beginnings) + 2 * len(read.sentences)
+        assert sum(steps) == n_texts + len(read.vocabulary) + len(read.name_rows)
+        assert min(steps) >= 0
 
     def test_sentences_are_cut_to_the_positions_of_the_model(self):
         live = tiny_live("gpt2", seed=3, n_positions=40)

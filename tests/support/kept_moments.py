@@ -54,5 +54,5 @@ def _kept_text(live, beginnings: Sequence[Sequence[int]], n_tokens: int, digest:
     if asked not in _TEXTS:
         _TEXTS[asked] = list(samples.own_text(live, beginnings, n_tokens, digest, progress))
     elif progress:
-        progress(sum(map(len, _TEXTS[asked])))
+        progress(len(_TEXTS[asked]))
     return iter(_TEXTS[asked])
