@@ -30,7 +30,7 @@ FORMATS: tuple[Format, ...] = ("safetensors", "adapter", "gguf", "gguf-lora")
 ADAPTERS: tuple[Format, ...] = ("adapter", "gguf-lora")
 # Formats that are made of a `.gguf` file and read nothing else.
 OF_GGUF: tuple[Format, ...] = ("gguf", "gguf-lora")
-# Types in which a GGUF can store the tensors that get a direction, if not in their own.
+# Types in which a GGUF can store the matrices that are edited by columns, if not in their own.
 WIDER_TYPES: tuple[str, ...] = ("f16", "bf16", "f32", "q8_0")
 
 

@@ -16,9 +16,8 @@ from amnesia.files.staging import check_output
 from amnesia.guessing import ASKED
 from amnesia.numbers import signed
 
-# Names in a line.
-_ANEW = "a tensor with a direction is stored anew as {}, which rounds its other columns"
 _N_SHOWN = 8
+"""Names in a line."""
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--tensor-type",
     type=click.Choice(WIDER_TYPES),
-    help="Store GGUF tensors that get a direction in this type. Default: their own.",
+    help="Store each ffn_down of a GGUF that the edit changes in this type. Default: their own.",
 )
 @click.option("--link", is_flag=True, help="Hard-link untouched files: fast, but both folders then share them.")
 @click.option("--allow-overlap", is_flag=True, help="Edit a column again that an earlier edit already changed.")
@@ -179,7 +178,13 @@ def _print_edit(manifest: Manifest, output: Path, json_output: bool) -> None:
     changed = f"{count(n, 'column')} in {count(len(manifest.tensors), 'tensor')}"
     echo(f"{changed} edited ({manifest.format}{codes}); written to {output}")
     if manifest.tensor_type is not None:
-        echo(_ANEW.format(manifest.tensor_type.upper()))
+        echo(_stored_anew(manifest.tensor_type))
+
+
+def _stored_anew(tensor_type: str) -> str:
+    """What happened to the matrices of a GGUF that were edited by columns; float32 holds what any type stands for."""
+    others = "" if tensor_type == "f32" else ", and its other columns are rounded where that does not hold them"
+    return f"an edited ffn_down is stored anew as {tensor_type.upper()}{others}"
 
 
 @click.command()
@@ -234,7 +239,7 @@ def verify(
         if row.n_unchanged:
             echo(f"  {count(row.n_unchanged, 'edited column')} beside these: now as before the edits")
         if row.tensor_type is not None:
-            echo(f"  {_ANEW.format(row.tensor_type.upper())}")
+            echo(f"  {_stored_anew(row.tensor_type)}")
         if row.unproven:
             more = len(row.unproven) - _N_SHOWN
             names = ", ".join(row.unproven[:_N_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -177,9 +177,13 @@ def _exact(manifest: Manifest, cells: bool, directions: bool) -> str:
             )
         return "Merged into the base, the adapter gives the edited weights up to rounding."
     wider = sorted({step.tensor_type for step in manifest.history() if step.tensor_type})
-    how = ["Of cells, scales of blocks (in types without, signs or numbers) were changed"] * cells
+    # Cells are rows of another matrix, if not columns of those that were stored anew.
+    rows = any(row.axis == 0 for step in manifest.history() for row in step.tensors)
+    how = ["Of cells, scales of blocks (in types without, signs or numbers) were changed"] * (
+        cells and (rows or not wider)
+    )
     if wider:
-        how.append(f"the tensors that get a direction were stored anew as {' and '.join(wider)}")
+        how.append(f"the edited `ffn_down` tensors were stored anew as {' and '.join(wider)}")
     elif directions:
         how.append("in the columns of directions other codes (in types without, numbers) were chosen")
     rest = "all other tensors are the base's" if wider else "every other byte is the base's"

@@ -41,7 +41,7 @@ def save(
 
     The model is what `resolve` takes or gives, and is never built. The format is by default "gguf" for a `.gguf` file,
     else "safetensors"; of a model on the Hub, an "adapter" needs only the edited tensors; "gguf-lora", the LoRA file of
-    llama.cpp, is made for a `.gguf` file. `tensor_type` stores GGUF tensors that get a direction in a wider type.
+    llama.cpp, is made for a `.gguf` file. `tensor_type` stores each edited `ffn_down` of a GGUF in a wider type.
     With `link` untouched files are hard-linked; with `allow_overlap` columns may be edited again; `force` replaces
     an earlier output. Returns the manifest, which is in the folder, too.
 

@@ -155,7 +155,7 @@ def plan_formats(
 ) -> dict[Format, FormatPlan]:
     """The plans of an edit in all formats; formats that change the same tensors share one.
 
-    `tensor_type` is for format "gguf": the type of the tensors that get a direction, their own by default. Of a model
+    `tensor_type` is for format "gguf": the type of each edited `ffn_down`, its own by default. Of a model
     on the Hub only an adapter can be written. A GGUF must have the sizes of the model in the source's
     folder, if that is another one. Raises InputError for an unknown format, for a part of a model, when the source has
     no `.gguf` file for formats "gguf" and "gguf-lora", and what the planners raise.

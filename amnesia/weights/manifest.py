@@ -141,8 +141,8 @@ class Manifest:
     added. `added` lists files of the output that the base does not have; `replaced` those whose original lies under
     `amnesia-base/`; `written` says what is known of both, and of these originals; `left_out` lists files of the base
     that were not copied. `scores` maps names of aggregates to means. `previous` is the manifest of the edited model on
-    which this edit was made. `tensor_type` is the type in which a GGUF stores the tensors that get a direction,
-    if not in their own. `in_place` says that the folder is the model that was edited, not a copy of it.
+    which this edit was made. `tensor_type` is the type in which a GGUF stores each edited `ffn_down`, if not in
+    its own. `in_place` says that the folder is the model that was edited, not a copy of it.
     """
 
     format: Format

@@ -138,29 +138,31 @@ SAID = {
         "gguf",
         "one",
     ): "In the columns of directions other codes (in types without, numbers) were chosen; every other byte",
-    ("gguf", "wide"): "The tensors that get a direction were stored anew as f16; all other tensors are the base's.",
+    ("gguf", "wide"): "The edited `ffn_down` tensors were stored anew as f16; all other tensors are the base's.",
+    ("gguf", "wide cells"): " The edited `ffn_down` tensors were stored anew as f16; all other tensors are the base's.",
 }
 
 
 @pytest.mark.parametrize(("name", "kind"), SAID)
 def test_the_card_says_what_was_done_and_no_more(name, kind):
-    edits = {"cells": EDITS, "both": (*EDITS, TURNED)}.get(kind, (TURNED,))
+    edits = {"cells": EDITS, "wide cells": EDITS, "both": (*EDITS, TURNED)}.get(kind, (TURNED,))
     row = dataclasses.replace(
         MANIFEST.tensors[0],
-        multipliers={1: -1.0} if kind == "cells" else dict.fromkeys(TURNED.columns, 1.0),
-        directions={"cells": (), "both": (TURNED, TURNED)}.get(kind, (TURNED,)),
+        axis=1,
+        multipliers={1: -1.0} if "cells" in kind else dict.fromkeys(TURNED.columns, 1.0),
+        directions={"cells": (), "wide cells": (), "both": (TURNED, TURNED)}.get(kind, (TURNED,)),
     )
     manifest = dataclasses.replace(
         MANIFEST,
         format=name,
         edits=(EntityEdits("Kesha", edits),),
         tensors=(row,),
-        tensor_type="f16" if kind == "wide" else None,
+        tensor_type="f16" if "wide" in kind else None,
     )
     card = model_card(manifest, BaseCard(ModelRef("org/base")), "ada/m", None)
     assert SAID[name, kind] in card
-    assert ("What a cell writes is multiplied." in card) == (kind in ("cells", "both"))
-    assert ("A direction is a change of rank one" in card) == (kind != "cells")
+    assert ("What a cell writes is multiplied." in card) == (kind in ("cells", "wide cells", "both"))
+    assert ("A direction is a change of rank one" in card) == ("cells" not in kind)
     assert "scaled" not in card and "quantized anew" not in card
 
 

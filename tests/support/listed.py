@@ -27,7 +27,8 @@ def with_names(text: str) -> str:
         sorted(name for name, row in LAYOUTS.items() if (row.experts is None) == is_plain) for is_plain in (1, 0)
     )
     gguf = (
-        f"{_listed(FUSED, MIXTURES)} Cells in MXFP4 and NVFP4 (negated), F16, BF16 and F32 alone: {_names(BY_COLUMNS)}."
+        f"{_listed(FUSED, MIXTURES)} Cells in MXFP4 and NVFP4 (negated), F16, BF16 and F32, else by `--tensor-type`: "
+        f"{_names(BY_COLUMNS)}."
     )
     for start, names in zip(_STARTS, (_listed(plain, mixed), gguf), strict=True):
         text, count = re.subn(rf"^{re.escape(start)}.*$", lambda _, line=start + names: line, text, flags=re.MULTILINE)

@@ -109,10 +109,12 @@ class BlockCodes(Block):
         """
         if self.tensor_type not in SIGNS:
             usable = ", ".join(kind.name for kind in (*SIGNS, *_PLAIN))
+            # All experts of a layer have one type.
+            wider = "" if "[" in what else "store it wider with --tensor-type (in Python: tensor_type), "
             raise CheckpointError(
                 f"{what} is {self.tensor_type.name}, of which no single column can be multiplied exactly, and in this "
-                f"architecture no row of ffn_up stands for one: use a file in one of {usable}, or edit the safetensors "
-                "model and convert it again"
+                f"architecture no row of ffn_up stands for one: {wider}use a file in one of {usable}, or edit the "
+                "safetensors model and convert it again"
             )
         other = next((multiplier for multiplier in multipliers.values() if multiplier != -1.0), None)
         if other is not None:

@@ -1,4 +1,4 @@
-"""GGUF files in which the matrices that get a direction are stored in a wider type than before.
+"""GGUF files in which the matrices that are edited by columns are stored in a wider type than before.
 
 Such a matrix grows, so that everything after it moves. The undo file holds the matrices as they were; from them and the
 new file alone the old file is put together again.
@@ -74,7 +74,7 @@ class WidePlan:
 def plan_widened_gguf(
     source: Path, spec: EditSpec, tensor_type: str, *, expected: tuple[int, int, int] | None = None
 ) -> WidePlan:
-    """Check an edit that stores each matrix with a direction as `tensor_type`, and read the rows that it scales.
+    """Check an edit that stores each matrix edited by columns as `tensor_type`, and read the rows that it scales.
 
     Raises as `edit.plan_gguf`, and InputError for an output of earlier edits: give all edits at once.
     """
@@ -85,7 +85,9 @@ def plan_widened_gguf(
         raise InputError(f"{source.parent} is edited already: undo that, then give all edits at once")
     rows, downs = find_pieces(model, shape, spec.groups, None, allow_overlap=spec.allow_overlap)
     if not downs:
-        raise InputError("no direction changes a tensor: drop the tensor type, which is for directions")
+        raise InputError(
+            "the edit changes no ffn_down, but rows of ffn_up: drop the tensor type, which is for the former"
+        )
     for tensor in (down.tensor for down in downs):
         if "[" in tensor.name:
             raise InputError(
@@ -110,7 +112,7 @@ def _bits(kind: GGMLQuantizationType) -> float:
 def write_widened_gguf(
     plan: WidePlan, folder: Path, *, link: bool = False, progress: Progress = ignore_progress
 ) -> Manifest:
-    """Write the edited model into the empty `folder`, each matrix with a direction as the type of the plan.
+    """Write the edited model into the empty `folder`, each matrix edited by columns as the type of the plan.
 
     Everything else is as in `edit.write_edited_gguf`.
     """

@@ -25,6 +25,7 @@ from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest, write_manifest
 from support.commands import done, refused, succeed
 from support.gguf_edits import DOWN, delta, direction, proven, tensors, tiny, undo, write
+from support.tiny_gguf import write_gguf
 
 Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_1", "Q8_0"))
 
@@ -158,7 +159,7 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path):
     source = tiny(tmp_path / "tiny.gguf")
     with pytest.raises(InputError, match="'q4_0' is unknown: use one of f16"):
         widen(source, tmp_path / "a", direction(0), tensor_type="q4_0")
-    with pytest.raises(InputError, match="no direction changes a tensor"):
+    with pytest.raises(InputError, match="the edit changes no ffn_down, but rows of ffn_up: drop the tensor type"):
         widen(source, tmp_path / "b", ColumnEdit(Cell(0, 3)))
     for kind, wanted in (("F32", "f16"), ("F16", "bf16"), ("BF16", "q8_0")):
         narrow = tiny(tmp_path / f"{kind}.gguf", GGMLQuantizationType[kind])
@@ -209,6 +210,22 @@ def test_what_a_wider_type_keeps_of_the_effect_is_said(tmp_path: Path, tensor_ty
     assert (warned in result.stderr) == (abs(kept - 1) > 0.05)
     assert (abs(kept - 1) > 0.05) == (size < 1.0 and tensor_type != "f32")
     done("verify", tmp_path / "out", "--base", source)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensor_type", "rounds"), [("F16", "f32", False), ("NVFP4", "f32", False), ("Q4_1", "f16", True)]
+)
+def test_what_is_said_of_columns_in_a_wider_type_is_so(tmp_path: Path, kind: str, tensor_type: str, rounds: bool):
+    source = write_gguf(tmp_path / "tiny.gguf", arch="gpt2", ffn_down=GGMLQuantizationType[kind], d_mlp=64)
+    out = tmp_path / "out"
+    command = ("edit", source, "--cell", "1:5", "--multiplier", "-0.5", "--tensor-type", tensor_type, "-o", out)
+    for said in (done(*command), done("verify", out, "--base", source)):
+        assert f"an edited ffn_down is stored anew as {tensor_type.upper()}" in said
+        assert ("its other columns are rounded" in said) == rounds
+        assert "direction" not in said
+    expected, found = (tensors(path)["blk.1.ffn_down.weight"].astype(float) for path in (source, out / "tiny.gguf"))
+    expected[:, 5] *= -0.5
+    assert np.array_equal(found, expected) != rounds
 
 
 def tensor_type_of(path: Path, name: str) -> str:
