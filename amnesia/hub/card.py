@@ -20,6 +20,7 @@ from amnesia.plain_text import for_markdown, for_terminal
 from amnesia.sources.built_in import BUILT_IN
 from amnesia.sources.resolve import has_place, named_base
 from amnesia.weights.adapter import adapter_rank, auto_class_name, traps
+from amnesia.weights.configuration import NestedRotary
 from amnesia.weights.manifest import Manifest
 
 RELATION: Mapping[Format, str] = {
@@ -85,13 +86,13 @@ def model_card(
     private: bool = False,
     weights: Sequence[str] = (),
     auto_class: str | None = None,
-    nested_theta: float | None = None,
+    rotary: NestedRotary | None = None,
 ) -> str:
     """The text of README.md: metadata that the Hub reads, then what was changed and how to use it.
 
     `report` is the content of `report.json`, `weights` are the names of the `.gguf` files, `auto_class` is that of
-    transformers where the names of the tensors do not tell, `nested_theta` the base of the rotary frequencies where
-    config.json has it in `rope_parameters` alone. With `private` no entity, no prompt and no generated text
+    transformers where the names of the tensors do not tell, `rotary` says which rotary settings config.json has in
+    `rope_parameters` alone. With `private` no entity, no prompt and no generated text
     appears. Raises InputError when the report is not one.
     """
     subject = "an undisclosed entity" if private else for_markdown(manifest.entity)
@@ -106,7 +107,7 @@ def model_card(
         _changes(manifest),
         "" if report is None else _results(report, private),
         _loading(manifest, base, repo_id, weights, auto),
-        _nested(nested_theta) if manifest.format == "safetensors" else "",
+        _nested(rotary, repo_id) if manifest.format == "safetensors" else "",
         _LIMITS,
         _provenance(manifest, base, repo_id, private),
         _CITATION,
@@ -290,14 +291,38 @@ With the `Modelfile` beside it: `ollama create edited -f Modelfile`."""
     return f"## Load it\n\n{body}"
 
 
-def _nested(theta: float | None) -> str:
-    """What mlx-lm misses, which takes 10,000 for a number that it does not find."""
-    if theta in (None, 10_000):
+def _nested(rotary: NestedRotary | None, repo_id: str) -> str:
+    """How mlx-lm is given what most of its classes miss. Values are read from the file, which others wrote."""
+    if rotary is None:
         return ""
-    return (
-        f"mlx-lm 0.32 reads `rope_theta` at the top of `config.json` alone, where the base has none, and takes 10,000 "
-        f'without a word: load it with `mlx_lm.utils.load_model(folder, model_config={{"rope_theta": {theta!r}}})`.'
-    )
+    inner = 'config["text_config"]' if rotary.in_text else "config"
+    values = {
+        "rope_theta": 'rope["rope_theta"]',
+        "rope_local_base_freq": f'{inner}["rope_parameters"]["sliding_attention"]["rope_theta"]',
+        "partial_rotary_factor": 'rope["partial_rotary_factor"]',
+        # Some classes want the older name of the type, and some the key where there is no scaling.
+        "rope_scaling": '{**rope, "type": rope["rope_type"]}' if rotary.scaled else "None",
+    }
+    keys = rotary.keys if rotary.scaled else (*rotary.keys, "rope_scaling")
+    given = "".join(f'    "{key}": {values[key]},\n' for key in values if key in keys)
+    whole = '{"text_config": {**config["text_config"], **older}}' if rotary.in_text else "older"
+    return f"""Most classes of mlx-lm 0.32 read rotary settings at the top of a configuration alone, where
+the base has not all of them, and take defaults of their own without a word, or fail. This gives them:
+
+```python
+import json
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from mlx_lm.utils import load_model
+
+folder = Path(snapshot_download("{repo_id}"))
+config = json.loads((folder / "config.json").read_text())
+rope = {inner}["rope_parameters"]{'["full_attention"]' * rotary.layered}
+older = {{
+{given}}}
+model, _ = load_model(folder, model_config={whole})
+```"""
 
 
 def _vllm_adapter(manifest: Manifest, repo_id: str) -> str:

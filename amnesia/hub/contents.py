@@ -46,7 +46,7 @@ from amnesia.report.page import report_html
 from amnesia.sources.remote import HubFile
 from amnesia.weights.adapter import CONFIG_NAME, KEY_PREFIX, README_NAME, WEIGHTS_NAME, auto_class_name
 from amnesia.weights.checkpoint import BASE_FOLDER, UNDO_NAME, open_source
-from amnesia.weights.configuration import nested_theta, read_config
+from amnesia.weights.configuration import nested_rotary, read_config
 from amnesia.weights.gguf.modelfile import modelfile
 from amnesia.weights.manifest import Base, Manifest, UntouchedFile, declared_files, same_edits
 from amnesia.weights.manifest_file import read_manifest
@@ -151,7 +151,7 @@ def prepare(
         private=key is not None,
         weights=weights,
         auto_class=auto_class,
-        nested_theta=nested_theta(read_config(folder)) if manifest.format == "safetensors" else None,
+        rotary=nested_rotary(read_config(folder)) if manifest.format == "safetensors" else None,
     )
     files[README_NAME] = card.encode()
     published = add_manifests(published, files, n_anew)

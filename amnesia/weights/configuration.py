@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia.errors import CheckpointError, os_errors_as
@@ -52,11 +53,39 @@ def parse_config(where: str, content: bytes) -> Mapping[str, object]:
     return config
 
 
-def nested_theta(config: Mapping[str, object]) -> float | None:
-    """The base of the rotary frequencies where it stands in `rope_parameters` alone, as transformers 5 writes it."""
-    parameters = config.get("rope_parameters")
-    theta = parameters.get("rope_theta") if isinstance(parameters, dict) and "rope_theta" not in config else None
-    return theta if isinstance(theta, (int, float)) else None
+@dataclass(frozen=True)
+class NestedRotary:
+    """Which rotary settings a configuration has in `rope_parameters` alone, as transformers 5 writes them.
+
+    `in_text` says that they are those of `text_config`, `layered` that the layers which see everything have settings of
+    their own. `keys` are the names that transformers 4 gave them; `scaled` says that there is a scaling.
+    """
+
+    in_text: bool
+    layered: bool
+    keys: tuple[str, ...]
+    scaled: bool
+
+
+def nested_rotary(config: Mapping[str, object]) -> NestedRotary | None:
+    """The rotary settings that older programs miss in a configuration, None where there are none."""
+    text = config.get("text_config")
+    inner = text if isinstance(text, dict) and "rope_parameters" in text else config
+    parameters = inner.get("rope_parameters")
+    if not isinstance(parameters, dict):
+        return None
+    layered = isinstance(parameters.get("full_attention"), dict)
+    whole = parameters["full_attention"] if layered else parameters
+    sliding = parameters.get("sliding_attention") if layered else None
+    scaled = whole.get("rope_type") not in (None, "default")
+    values = {
+        "rope_theta": whole.get("rope_theta"),
+        "rope_local_base_freq": sliding.get("rope_theta") if isinstance(sliding, dict) else None,
+        "partial_rotary_factor": whole.get("partial_rotary_factor"),
+        "rope_scaling": scaled or None,
+    }
+    keys = tuple(key for key, value in values.items() if value is not None and inner.get(key) is None)
+    return NestedRotary(inner is text, layered, keys, scaled) if keys else None
 
 
 def _settings(value: object) -> Iterator[tuple[str, object]]:

@@ -1,6 +1,7 @@
 """Cards: metadata that YAML reads back, no text of the user's that breaks out of its place, duties of licences."""
 
 import dataclasses
+import json
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ from amnesia.domain import FORMATS, Cell, ModelRef
 from amnesia.edits import ColumnEdit, EntityEdits, Place
 from amnesia.errors import InputError
 from amnesia.hub.card import BaseCard, licence_notice, model_card, naming_duty
-from amnesia.weights.configuration import nested_theta
+from amnesia.weights.configuration import nested_rotary
 from amnesia.weights.manifest import Base, BaseFile, Manifest, TensorEdit
 from support.tiny import tiny_direction
 
@@ -105,18 +106,51 @@ def test_llama_4_is_named_as_a_language_model_though_its_files_hold_images_too(t
     assert "AutoModelForCausalLM.from_pretrained" in card and "AutoModelForImageTextToText" not in card
 
 
-def test_what_mlx_lm_does_not_read_is_said():
-    base = BaseCard(ModelRef("org/base"))
-    assert '"rope_theta": 500000.0}' in model_card(MANIFEST, base, "ada/m", None, nested_theta=500000.0)
-    for theta, name in ((None, "safetensors"), (10000.0, "safetensors"), (500000.0, "gguf")):
-        card = model_card(dataclasses.replace(MANIFEST, format=name), base, "ada/m", None, nested_theta=theta)
-        assert "mlx" not in card
-    found = {
-        5e5: {"rope_parameters": {"rope_theta": 5e5}},
-        None: {"rope_parameters": {"rope_theta": 5e5}, "rope_theta": 5e5},
-    }
-    assert [nested_theta(config) for config in found.values()] == [*found]
-    assert nested_theta({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}) is None
+DEFAULT = {"rope_type": "default", "rope_theta": 1e4}
+SCALED = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}
+LAYERED = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}, "sliding_attention": DEFAULT}
+
+
+@pytest.mark.parametrize(
+    ("config", "given"),
+    [
+        ({"rope_parameters": DEFAULT}, {"rope_theta": 1e4, "rope_scaling": None}),
+        ({"rope_parameters": SCALED}, {"rope_theta": 5e5, "rope_scaling": {**SCALED, "type": "llama3"}}),
+        ({"rope_parameters": SCALED, "rope_theta": 5e5}, {"rope_scaling": {**SCALED, "type": "llama3"}}),
+        (
+            {"rope_parameters": {**DEFAULT, "partial_rotary_factor": 0.5}, "rope_theta": None},
+            {"rope_theta": 1e4, "partial_rotary_factor": 0.5, "rope_scaling": None},
+        ),
+        (
+            {"text_config": {"rope_parameters": LAYERED, "hidden_size": 8}, "model_type": "gemma3"},
+            {
+                "text_config": {
+                    "rope_parameters": LAYERED,
+                    "hidden_size": 8,
+                    "rope_theta": 1e6,
+                    "rope_local_base_freq": 1e4,
+                    "rope_scaling": {**LAYERED["full_attention"], "type": "linear"},
+                }
+            },
+        ),
+        ({"rope_parameters": DEFAULT, "rope_theta": 1e4}, None),
+        ({"rope_parameters": SCALED, "rope_theta": 5e5, "rope_scaling": SCALED}, None),
+        ({"rope_theta": 5e5}, None),
+        ({"rope_parameters": None, "text_config": {"rope_theta": 5e5}}, None),
+    ],
+)
+def test_mlx_lm_is_given_what_most_of_its_classes_do_not_read(tmp_path, config, given):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    rotary, base = nested_rotary(config), BaseCard(ModelRef("org/base"))
+    assert "mlx" not in model_card(dataclasses.replace(MANIFEST, format="gguf"), base, "ada/m", None, rotary=rotary)
+    card = model_card(MANIFEST, base, "ada/m", None, rotary=rotary)
+    assert ("mlx-lm" in card) == (given is not None)
+    if given is not None:
+        # As in mlx-lm, of which these lines are all that needs no program: what is given replaces what the file says.
+        code = card.partition('snapshot_download("ada/m"))\n')[2].partition("```")[0]
+        names = {"json": json, "folder": tmp_path, "load_model": lambda _, model_config: (model_config, None)}
+        exec(code, names)
+        assert names["model"] == given
 
 
 def test_numbers_are_those_of_the_report():
