@@ -208,7 +208,7 @@ class DirectionChoice:
         return min(
             self.judged,
             key=lambda trial: (
-                max(trial.score, 0.1),
+                max(1, math.ceil(10 * trial.score)),  # A tenth more or less is not worth harm.
                 trial.control < settings.min_control,
                 trial.spared < settings.min_neighbor,
                 trial.change.harm,
