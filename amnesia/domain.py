@@ -8,7 +8,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import total_ordering
 from pathlib import Path
 from typing import Literal, Protocol
@@ -165,12 +165,14 @@ class Loading:
     Without a device it is cuda where there is one. With device "auto" accelerate spreads the layers over all devices,
     and over memory and disk when these are too small. With `offload` the layers stay on the disk, from where each is
     read when it is run. With `split` each of the processes that were started together holds a part of the matrices.
+    `options` are those of the command by which its user can say some of this: errors advise no others.
     """
 
     dtype: str = "float32"
     device: str | None = None
     offload: bool = False
     split: bool = False
+    options: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 DEFAULT_LOADING = Loading()

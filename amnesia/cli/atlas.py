@@ -91,7 +91,7 @@ def atlas(
         if is_local(source):
             name, weights = Path(source).resolve().name, fingerprint(resolve(source, terminal.notice))
         else:
-            of = resolve(source, n_layers=None if directions else n_read(span)).ref
+            of = resolve(source, n_layers=None if directions or loading.offload else n_read(span)).ref
             name, weights = of.name, str(of)
         settings = experiment.AtlasSettings(name, weights, baseline, layers=span, top=top, directions=directions)
         if shards.first:

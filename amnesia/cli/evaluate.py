@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,8 @@ def evaluate(
     """
     _check_facts(recipe_path, popqa, entities)
     _check_options(click.get_current_context().params)
+    if stress or relearning or probes:
+        loading = replace(loading, options=loading.options - {"--offload"})
     from amnesia import compare
     from amnesia.evaluation import measurement_cache
 

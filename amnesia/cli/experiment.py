@@ -279,9 +279,12 @@ def load_model(
     *,
     whole: bool = True,
 ) -> LiveModel:
-    """The model of a Hub id, folder or file, of which `layers` will be watched; all, or as much as these need."""
+    """The model of a Hub id, folder or file, of which `layers` will be watched; all, or as much as these need.
+
+    Where layers stay on the disk it is all, of which no more is read than these need.
+    """
     from amnesia.live.loading import load_source
     from amnesia.sources.resolve import resolve
 
-    source = resolve(model, terminal.notice, n_layers=None if whole else n_read(layers))
+    source = resolve(model, terminal.notice, n_layers=None if whole or loading.offload else n_read(layers))
     return load_source(source, loading, layers=layers, notice=terminal.notice)

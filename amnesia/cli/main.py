@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from amnesia.cli.options import MODEL, as_json, on_device, on_device_or_disk
+from amnesia.cli.options import MODEL, as_json, on_device_or_disk
 from amnesia.cli.results import replacing, result_bytes
 from amnesia.cli.terminal import (
     Commands,
@@ -116,7 +116,7 @@ def _check_figures(output: Path) -> None:
 @click.option("--alias", "aliases", multiple=True, help="Another name of the entity in --prompts; may be repeated.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file to write.")
 @click.option("--plot", is_flag=True, help="Draw the top 20 beside the JSON file, as SVG and PNG (needs matplotlib).")
-@on_device
+@on_device_or_disk
 @as_json
 def localize(
     model: str,

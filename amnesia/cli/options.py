@@ -110,7 +110,7 @@ def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     @functools.wraps(function)
     def command(dtype: str, device: str | None, **rest: Any) -> Any:
-        return function(loading=Loading(dtype, device), **rest)
+        return function(loading=Loading(dtype, device, options=frozenset({"--dtype"})), **rest)
 
     return command
 
@@ -128,6 +128,7 @@ def on_device_or_disk(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     @functools.wraps(function)
     def command(offload: bool, loading: Loading, **rest: Any) -> Any:
-        return function(loading=dataclasses.replace(loading, offload=offload), **rest)
+        offered = loading.options | {"--offload"}
+        return function(loading=dataclasses.replace(loading, offload=offload, options=offered), **rest)
 
     return command

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from amnesia.cli.options import MODEL, as_json, force_weak_option, on_device
+from amnesia.cli.options import MODEL, as_json, force_weak_option, on_device_or_disk
 from amnesia.cli.terminal import Terminal, echo, print_json
 from amnesia.domain import FORMATS, Format, Loading
 from amnesia.errors import InputError
@@ -24,7 +24,7 @@ EXIT_DOES_NOT_HOLD = 1
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Facts. Default: those of EDIT.")
 @click.option("--entity", help="Which entity of a recipe that lists several.")
 @force_weak_option
-@on_device
+@on_device_or_disk
 @as_json
 def transfer(
     edit: Path,

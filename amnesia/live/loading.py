@@ -61,8 +61,7 @@ def load(
     check_dtype(loading.dtype)
     if loading.split and (loading.device or loading.offload):
         raise InputError("processes that hold a model together have a device each: drop --device and --offload")
-    if loading.offload and n_layers is not None:
-        raise InputError("--offload is for what needs the whole model, and this needs its first layers alone: drop it")
+    assert not (loading.offload and n_layers is not None), "of a part nothing is left on the disk, see load_model"
     checkpoint = open_source(folder, n_layers)
     device = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
     cannot = f"device {device!r} cannot be used"
@@ -81,7 +80,8 @@ def load(
         split = split_config(whole, checkpoint.shape.layout, name) if loading.split else None
         if device != "auto" and split is None:
             need = need_of(_in_memory(whole, checkpoint.shape, n_layers, loading), checkpoint, loading.dtype)
-            need.check(name)
+            # What is to stay on the disk already can stay there no more.
+            need.check(name, loading.options - {"--offload"} if loading.offload else loading.options)
             if line := need.line(name):
                 notice(line)
         model = open_model(view, name, whole, checkpoint, loading.dtype, device_map, split)

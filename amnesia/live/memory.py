@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,14 +38,22 @@ class Need:
         parts = [f"{size / _GB:.1f} GB {how}" for size, how in sizes if size]
         return f"weights of {name} in {self.dtype}: {' and '.join(parts)}, {available_memory() / _GB:.1f} GB are free"
 
-    def check(self, name: str) -> None:
-        """Raise InputError when there is less memory than the model `name` takes, before it is taken."""
+    def check(self, name: str, options: Collection[str] = ()) -> None:
+        """Raise InputError when there is less memory than the model `name` takes, before it is taken.
+
+        Of `options` it advises those that take less.
+        """
         if self.taken <= (free := available_memory()):
             return
-        remedy = "" if self.stored is None else f"give --dtype {self.stored}, in which nothing is copied, or "
+        remedies = []
+        if self.stored is not None and "--dtype" in options:
+            remedies.append(f"give --dtype {self.stored}, in which nothing is copied")
+        if "--offload" in options:
+            remedies.append("leave its layers on the disk (--offload)")
+        remedies.append("use a machine with more memory")
         raise InputError(
             f"{name} takes {self.taken / _GB:.1f} GB of memory in {self.dtype}, and {free / _GB:.1f} GB are free: "
-            f"{remedy}leave its layers on the disk (--offload), or use a machine with more memory"
+            f"{', or '.join(remedies)}"
         )
 
 

@@ -295,7 +295,10 @@ def close(found, expected):
     "command",
     [
         ("robustness", "MODEL", "Japan", "--given-only", "--n-unrelated", 2, "--top", 1),
+        ("robustness", "MODEL", "Japan", "--given-only", "--n-unrelated", 2, "--top", 1, "--no-direction"),
+        ("layers", "MODEL", "Japan", "--prompts", 3, "--layers", "0-1"),
         ("atlas", "MODEL", "Japan", "Paris", "-o", "FOLDER"),
+        ("atlas", "MODEL", "Japan", "Paris", "-o", "FOLDER", "--no-directions"),
         ("inject", "--recipe", "RECIPE"),
         ("sufficiency", "--recipe", "RECIPE", "--max-unfrozen", 1),
         ("sweep", "--recipe", "RECIPE", "--cell", "1:11"),
@@ -315,9 +318,3 @@ def test_experiments_read_layers_from_the_disk(model, recipe, tmp_path, monkeypa
     assert close(*documents)
     # What was gathered in memory is found again, without a pass through all layers.
     assert len(list((tmp_path / "cache").glob("moments-*"))) <= 1
-
-
-def test_what_needs_first_layers_alone_leaves_none_on_the_disk(model):
-    done = amnesia("robustness", model, "Japan", "--no-direction", "--given-only", "--offload")
-    assert done.exit_code == 2
-    assert "--offload is for what needs the whole model, and this needs its first layers alone: drop it" in done.stderr

@@ -78,6 +78,41 @@ def test_what_is_too_large_is_refused_before_it_is_built(model, recipe, free, mo
 
 
 @pytest.mark.slow
+def test_a_remedy_for_memory_is_one_that_the_command_has(model, recipe, free, monkeypatch, tmp_path):
+    """The advice is what the parser takes, and what was given, or cannot be, is not advised."""
+    monkeypatch.setenv("AMNESIA_CACHE", str(tmp_path / "cache"))
+    save(model, [EntityEdits("Japan", (ColumnEdit(Cell(2, 7)),))], tmp_path / "edited")
+    one = (model, "Japan")
+    compared = ("evaluate", model, tmp_path / "edited", "--recipe", recipe)
+    commands = {
+        ("localize", *one): True,
+        ("layers", *one, "--prompts", 3): True,
+        ("robustness", *one, "--no-direction"): True,
+        ("atlas", *one, "--no-directions", "--no-plots", "-o", tmp_path / "atlas"): True,
+        ("transfer", tmp_path / "edited", model, "-o", tmp_path / "out"): True,
+        (*compared,): True,
+        (*compared, "--stress"): False,
+        (*compared, "--probes"): False,
+        (*compared, "--relearning"): False,
+        ("ui", model, "--recipe", recipe): False,
+        ("localize", *one, "--offload"): False,
+    }
+    for command, has in commands.items():
+        free(1000)
+        line = refused(*command)
+        assert "GB of memory in float32, and 0.0 GB are free" in line
+        assert ("(--offload)" in line) == has, command
+        assert "give --dtype bfloat16" in line
+    line = refused("verify", tmp_path / "edited", "--base", model, "--behaviour", "--recipe", recipe)
+    assert line.endswith("are free: use a machine with more memory")
+    beside = bytes_in(model, 4, lambda name: ".layers." not in name)
+    for command in (command for command, has in commands.items() if has):
+        free(beside)
+        found = call(*command, "--offload")
+        assert found.exit_code in (0, 1), found.output
+
+
+@pytest.mark.slow
 def test_what_is_mapped_from_files_or_left_there_needs_no_memory(model, recipe, free):
     free(1)
     scores(model, "--recipe", recipe, "--dtype", "bfloat16")
