@@ -18,23 +18,33 @@ _PLAIN = frozenset(
      "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "peft_type", "peft_version", "r",
      "rank_pattern", "revision", "target_modules", "task_type", "use_rslora")
 )  # fmt: skip
+_OF_TRAINING = frozenset(
+    ("corda_config", "eva_config", "loftq_config", "lora_ga_config", "megatron_core", "qalora_group_size")
+)
+"""Which do nothing beside the plain values of others."""
+_WITHOUT_THE_BASE = frozenset(("eva", "gaussian", "orthogonal"))
+"""How factors can begin that are then overwritten by those of the file, and the base is neither read nor changed."""
 
 
 def check_plain(settings: Mapping[str, Any], name: str) -> None:
     """Raises InputError unless the settings of an adapter say that it only adds a product of two factors.
 
-    Others read or replace weights of the base, which are not there while they do.
+    Others read or replace weights of the base, which are not there while they do. Names that PEFT does not know, it
+    drops; what is null, false or empty is off.
     """
     from peft import LoraConfig
 
     usual = LoraConfig().to_dict()
-    other = [key for key, value in settings.items() if key not in _PLAIN and value != usual.get(key)]
+    other = {key: value for key, value in settings.items() if value and value != usual.get(key, value)}
+    found = [key for key in other if key not in _PLAIN | _OF_TRAINING]
+    if str(other.get("init_lora_weights")).lower() in _WITHOUT_THE_BASE:
+        found.remove("init_lora_weights")
     if settings.get("peft_type") != "LORA":
-        other.insert(0, "peft_type")
-    if other:
+        found.insert(0, "peft_type")
+    if found:
         raise InputError(
-            f"adapter {name} has {other[0]} = {settings[other[0]]!r}: on layers that are left on the disk only plain "
-            "LoRA can be put; give the merged model, or a machine on which the whole model fits into memory"
+            f"adapter {name} has {found[0]} = {settings.get(found[0])!r}: on layers that are left on the disk only "
+            "plain LoRA can be put; give the merged model, or a machine on which the whole model fits into memory"
         )
 
 

@@ -333,7 +333,19 @@ def open_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def check_on_disk(folder: Path) -> None:
     """Raises InputError for the PEFT adapter of a folder that cannot be put on layers that are left on the disk."""
-    check_plain(_object_in(folder / CONFIG_NAME), str(folder))
+    check_plain(_supported(folder / CONFIG_NAME), str(folder))
+
+
+def _supported(path: Path) -> dict[str, Any]:
+    """The settings of a PEFT adapter; raises InputError for one that holds more than numbers for named modules."""
+    settings = _object_in(path)
+    kind = settings.get("peft_type")
+    if kind not in _ADAPTERS or settings.get("megatron_config"):
+        raise InputError(
+            f"{path} has peft_type {clipped(repr(kind))}{' for Megatron' * (kind in _ADAPTERS)}: "
+            f"supported are {', '.join(_ADAPTERS)}; merge the adapter with PEFT and give the merged model"
+        )
+    return settings
 
 
 def open_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -352,13 +364,7 @@ def open_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             self.report = super().load_adapter(*arguments, **settings)
             return self.report
 
-    settings = _object_in(folder / CONFIG_NAME)
-    kind = settings.get("peft_type")
-    if kind not in _ADAPTERS or settings.get("megatron_config"):
-        raise InputError(
-            f"{folder / CONFIG_NAME} has peft_type {clipped(repr(kind))}{' for Megatron' * (kind in _ADAPTERS)}: "
-            f"supported are {', '.join(_ADAPTERS)}; merge the adapter with PEFT and give the merged model"
-        )
+    settings = _supported(folder / CONFIG_NAME)
     # It would choose the class that wraps the model, of which only the model is kept.
     settings["task_type"] = None
     read_header(folder / WEIGHTS_NAME)

@@ -1,6 +1,7 @@
 """What the command line says of itself: groups of commands, one line for each, and for what it cannot understand."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -42,6 +43,20 @@ def test_every_command_is_in_one_group_with_a_summary_of_one_line():
 def test_what_is_not_understood_is_one_line_with_where_to_look(arguments, line):
     assert refused(*arguments).startswith(f"error: {line}")
     assert len(call(*arguments).stderr.splitlines()) == 1
+
+
+def test_the_readme_says_what_needs_a_model_in_memory():
+    """That is what loads models and has no --offload, or refuses it."""
+    (row,) = re.findall(r"larger than memory, all but ([^|]+?) \|", (ROOT / "README.md").read_text(encoding="utf-8"))
+    context = click.Context(main)
+    commands = {name: main.get_command(context, name) for name in main.list_commands(context)}
+    options = {name: {word for param in command.params for word in param.opts} for name, command in commands.items()}
+    expected = {name for name, known in options.items() if "--device" in known and "--offload" not in known}
+    loads = {"--behaviour", "--probes", "--stress", "--relearning"}
+    for option in loads - {"--behaviour"}:
+        assert "where --offload leaves nothing" in refused("evaluate", "m", "e", "--recipe", "r", "--offload", option)
+    assert not any("--offload" in known for known in options.values() if "--behaviour" in known)
+    assert set(re.findall("`([^`]+)`", row)) == expected | loads
 
 
 def test_without_a_command_there_is_help():

@@ -242,12 +242,52 @@ def test_an_adapter_on_layers_on_the_disk_answers_as_in_memory(model, adapter, r
     assert on_disk == {name for name, _ in live.model.named_parameters() if ".layers." in name and ".lora_" not in name}
 
 
+def with_settings(adapter, folder, settings):
+    """A copy of an adapter with other settings, without those that are "absent"."""
+    other = shutil.copytree(adapter, folder, ignore=shutil.ignore_patterns("amnesia.json"))
+    path = other / "adapter_config.json"
+    found = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps({key: value for key, value in found.items() if value != "absent"}))
+    return other
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"init_lora_weights": "gaussian", "bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 32},
+        {"init_lora_weights": "eva", "eva_config": {"rho": 3.0}},
+        {"init_lora_weights": False, "loftq_config": None, "eva_config": None, "of_a_later_version": True},
+    ],
+)
+def test_what_is_for_training_alone_or_off_keeps_no_adapter_from_layers_on_the_disk(model, adapter, tmp_path, settings):
+    other = with_settings(adapter, tmp_path / "adapter", settings)
+    lives = [load_adapter(model, other, "adapter", Loading(offload=offload)) for offload in (False, True)]
+    pairs = [("people in Japan like", "water")]
+    answers = [[row.logprob for row in answer_logprobs(live, pairs)] for live in lives]
+    assert answers[0] == answers[1]
+    assert answers[0] != [row.logprob for row in answer_logprobs(load(model, "m"), pairs)]
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "pissa_niter_4"])
+def test_factors_that_begin_with_the_base_are_not_put_on_layers_on_the_disk(model, adapter, tmp_path, init):
+    other = with_settings(adapter, tmp_path / "adapter", {"init_lora_weights": init})
+    with pytest.raises(InputError, match=f"has init_lora_weights = '{init}': on layers that are left on the disk"):
+        load_adapter(model, other, "adapter", Loading(offload=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["absent", None, 7, "PROMPT_TUNING"])
+def test_an_adapter_without_a_kind_is_refused_as_in_memory(model, adapter, recipe, tmp_path, kind):
+    other = with_settings(adapter, tmp_path / "adapter", {"peft_type": kind})
+    lines = [refused("evaluate", model, other, "--recipe", recipe, *options) for options in ((), ("--offload",))]
+    assert lines[0] == lines[1]
+    assert f"has peft_type {None if kind == 'absent' else kind!r}: supported are LORA" in lines[1]
+
+
 def test_an_adapter_that_reads_the_weights_on_the_disk_is_refused_before_anything_is_asked(
     model, adapter, recipe, tmp_path, monkeypatch
 ):
-    other = shutil.copytree(adapter, tmp_path / "adapter", ignore=shutil.ignore_patterns("amnesia.json"))
-    path = other / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True}))
+    other = with_settings(adapter, tmp_path / "adapter", {"use_dora": True})
     monkeypatch.setattr("amnesia.compare.load_source", lambda *_, **__: pytest.fail("it was loaded"))
     line = refused("evaluate", model, other, "--recipe", recipe, "--offload")
     assert "has use_dora = True: on layers that are left on the disk only plain LoRA can be put" in line
