@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +16,7 @@ from amnesia.evaluation import lm_eval
 from amnesia.evaluation.comparison import Evaluation
 from amnesia.evaluation.examination import conclude, examine, examine_after
 from amnesia.evaluation.lineage import changed_columns, check_made_for, edits_between, prove_edited
-from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.evaluation.measurement_cache import MeasurementCache, fingerprint
 from amnesia.evaluation.results import Finding
 from amnesia.evaluation.strength import sweep_strength
 from amnesia.facts.questions import FactSet
@@ -40,13 +38,13 @@ from amnesia.report.content import Tasks
 from amnesia.report.page import report_html
 from amnesia.servers.server import Server, connect
 from amnesia.sources.opening import check_on_disk
-from amnesia.sources.resolve import resolve
+from amnesia.sources.resolve import resolve, resolve_texts
 from amnesia.sources.source import ModelSource
 from amnesia.stress.results import Relearning, Stress
 from amnesia.stress.settings import RelearningSettings, StressSettings
 from amnesia.trials import Trials
 from amnesia.weights.adapter import CONFIG_NAME
-from amnesia.weights.manifest import Manifest, version_of
+from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest
 
 
@@ -163,16 +161,18 @@ def assess_servers(
 ) -> Assessment:
     """The same of models that servers have, by their addresses; nothing is kept for a second call.
 
-    With the template of the model `chat_of` half of the questions are asked as messages, too. Raises InputError when
-    both addresses name one model, for a template that is missing or not the servers', and what `servers.server.connect`
-    and `sources.resolve.resolve` raise.
+    With the template of the model `chat_of` half of the questions are asked as messages, too. No server tells its own
+    in a way that all have; that it is this one is taken on trust. Raises InputError when both addresses name one model,
+    for a template that is missing, and where a server reads a message in another number of tokens; and what
+    `servers.server.connect` and `sources.resolve.resolve_texts` raise.
     """
     first = connect(original)
     second = None if edited is None else connect(edited)
     if second is not None and second.engine == first.engine:
         raise InputError(f"both addresses name {first.name} at {first.url}: give two models")
-    if chat_of is not None:
-        first, second = _with_chat((first, second), resolve(chat_of, notice=tracker.notice), tracker)
+    template = None if chat_of is None else resolve_texts(chat_of, tracker.notice)
+    if template is not None:
+        first, second = _with_chat((first, second), template, tracker)
         assert first is not None, "as before"
     servers = [server for server in (first, second) if server is not None]
     for server in servers:
@@ -191,7 +191,7 @@ def assess_servers(
         facts.entity,
         ModelRef(first.name),
         None if second is None else second.name,
-        further=[*dict.fromkeys(map(_trusted, servers)), *([] if first.chat else [_NO_MESSAGES])],
+        further=[*dict.fromkeys(map(_trusted, servers)), _NO_MESSAGES if template is None else _messages(template)],
     )
     return Assessment(evaluation, document)
 
@@ -203,11 +203,23 @@ _NO_MESSAGES = Finding(
 )
 
 
+def _messages(template: ModelSource) -> Finding:
+    return Finding(
+        "info",
+        f"Messages were written with the chat template of {name_of(template)}, as --server-chat has it. Servers do not "
+        "show theirs: where it is another, what was asked is not what their users ask.",
+    )
+
+
 def _with_chat(
     servers: tuple[Server, Server | None], source: ModelSource, tracker: Tracker
 ) -> tuple[Server, Server | None]:
-    """The servers with the chat template of a model; raises InputError where one reads a message in another way."""
-    tokenizer = load_tokenizer(source.folder, name_of(source))
+    """The servers with the chat template of a model.
+
+    Raises InputError where one reads a message in another number of tokens, which tells another tokenizer, and no other
+    template on the same.
+    """
+    tokenizer = load_tokenizer(source)
     chat = chat_format(tokenizer, tracker.notice)
     if chat is None:
         raise InputError(f"{name_of(source)} has no chat template that can be used: drop --server-chat")
@@ -356,22 +368,6 @@ def _task_scores(
 def _cache(path: Path | None, loading: Loading, *models: ModelSource) -> MeasurementCache | None:
     """What is kept in the file `path` of the last of `models`, an adapter perhaps for the one before."""
     return None if path is None else MeasurementCache(path, fingerprint([model.folder for model in models], loading))
-
-
-def fingerprint(folders: Sequence[Path], loading: Loading) -> str:
-    """Tells the measurements of one model from those of all others, also of the same folder before it was changed.
-
-    Of the model's files it looks at names, sizes and times of change, because hashing the weights takes as long as
-    asking a small model.
-    """
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for folder in folders for path in _files(folder)]
-    versions = [version_of(name) for name in ("amnesia", "torch", "transformers")]
-    whole = json.dumps([[str(folder.resolve()) for folder in folders], stats, loading.dtype, loading.device, versions])
-    return hashlib.sha256(whole.encode()).hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file())
 
 
 def name_of(source: ModelSource) -> str:

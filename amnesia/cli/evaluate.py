@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 @click.option(
     "--server-chat",
     type=MODEL,
-    help="With --server: the model that is served, for its chat template; facts are then asked as messages, too.",
+    help="With --server: the model that is served, or a folder with its tokenizer, for its chat template; facts are "
+    "then asked as messages, too. Servers do not show their template, so that this is not compared with it.",
 )
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="Facts and controls of a recipe.")
 @popqa_option

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from amnesia.domain import Loading
 from amnesia.errors import AmnesiaError
 from amnesia.files.sqlite import database, remove_database
+from amnesia.weights.manifest import version_of
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS measured (
@@ -105,3 +107,19 @@ def beside(output: Path) -> Generator[Path]:
             remove_database(path)
         raise
     remove_database(path)
+
+
+def fingerprint(folders: Sequence[Path], loading: Loading) -> str:
+    """Tells the measurements of one model from those of all others, also of the same folder before it was changed.
+
+    Of the model's files it looks at names, sizes and times of change, because hashing the weights takes as long as
+    asking a small model.
+    """
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for folder in folders for path in _files(folder)]
+    versions = [version_of(name) for name in ("amnesia", "torch", "transformers")]
+    whole = json.dumps([[str(folder.resolve()) for folder in folders], stats, loading.dtype, loading.device, versions])
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())

@@ -32,13 +32,14 @@ from amnesia.sources.conversion import convert_gguf
 from amnesia.sources.opening import (
     open_adapter,
     open_config,
+    open_gguf_tokenizer,
     open_model,
     open_tokenizer,
-    shown,
     skeleton,
 )
 from amnesia.sources.parts import beside_layers
 from amnesia.sources.source import ModelSource, Notice
+from amnesia.sources.views import shown, shown_texts
 from amnesia.weights.checkpoint import open_source
 from amnesia.weights.merging import saved_factors
 from amnesia.weights.parts import part_names
@@ -99,10 +100,14 @@ def load(
     return replace(live, max_tokens=OFFLOADED_TOKENS) if loading.offload else live
 
 
-def load_tokenizer(folder: Path, name: str) -> Tokenizer:
-    """The tokenizer of a local folder, without its model; raises what `load` raises for it."""
-    with shown(open_source(folder, None)) as view:
-        return cast(Tokenizer, open_tokenizer(view, name, open_config(view, name)))
+def load_tokenizer(source: ModelSource) -> Tokenizer:
+    """The tokenizer of what `resolve_texts` found; no weights are read. Raises what `load` raises for it."""
+    if source.gguf is not None:
+        return cast(Tokenizer, open_gguf_tokenizer(source.gguf))
+    check_place(str(source.folder))
+    with shown_texts(source.folder) as view:
+        config = open_config(view, str(source)) if (view / "config.json").exists() else None
+        return cast(Tokenizer, open_tokenizer(view, str(source), config))
 
 
 def _device_map(

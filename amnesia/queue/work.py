@@ -18,7 +18,6 @@ import torch
 from amnesia.choice.extraction import choose
 from amnesia.choice.joint import Joint, Part, join
 from amnesia.choice.known import KnownFacts, select_known
-from amnesia.compare import fingerprint
 from amnesia.domain import DEFAULT_LOADING, OF_GGUF, Fact, Loading, name_key
 from amnesia.edits import EntityEdits
 from amnesia.errors import AmnesiaError, InputError, OutputError
@@ -27,7 +26,7 @@ from amnesia.evaluation.damage import Reading, impression
 from amnesia.evaluation.earlier import Earlier, earlier_edits
 from amnesia.evaluation.examination import Examination, answered, conclude, control_prompts, examine_after
 from amnesia.evaluation.measurement import KnownFact, in_both_forms
-from amnesia.evaluation.measurement_cache import MeasurementCache
+from amnesia.evaluation.measurement_cache import MeasurementCache, fingerprint
 from amnesia.facts.popqa import read_popqa
 from amnesia.facts.questions import questions_of
 from amnesia.files.cache import cache_folder, remove_abandoned

@@ -12,10 +12,8 @@ import io
 import json
 import secrets
 import warnings
-from collections.abc import Callable, Generator, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Generator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 from amnesia.architectures import LAYOUTS
@@ -26,18 +24,14 @@ from amnesia.errors import (
     clipped,
     in_one_line,
     library_errors_as,
-    os_errors_as,
 )
-from amnesia.files.disk import read_small
-from amnesia.files.lfs import POINTER, check_no_pointer
-from amnesia.files.strict_json import StrictJson
 from amnesia.progress import quiet
 from amnesia.sources.completeness import complete
 from amnesia.sources.on_disk import check_plain, left_on_disk, stand_ins
+from amnesia.sources.views import GENERATION, folder_of, object_in, settings_of
 from amnesia.weights.adapter import CONFIG_NAME, WEIGHTS_NAME
 from amnesia.weights.checkpoint import CheckpointSource
-from amnesia.weights.configuration import MAX_CONFIG
-from amnesia.weights.safetensors import INDEX_FILE, read_header
+from amnesia.weights.safetensors import read_header
 
 if TYPE_CHECKING:
     from transformers import (
@@ -50,94 +44,8 @@ if TYPE_CHECKING:
     )
     from transformers.distributed import DistributedConfig
 
-# Settings that make the libraries fetch, import or choose code, read other weights, or answer in another form. How a
-# model is computed is decided here; that changes nothing but the order of additions.
-_NAMES_CODE = frozenset(
-    ("auto_map", "custom_pipelines", "attn_implementation", "_attn_implementation", "experts_implementation",
-     "_experts_implementation", "fusion_config", "kernel_config", "distributed_config", "transformers_weights",
-     "output_attentions", "return_dict", "torchscript")
-)  # fmt: skip
-_GENERATION = "generation_config.json"
-_SETTINGS = ("config.json", "tokenizer_config.json", _GENERATION)
-_READ = (
-    *_SETTINGS, INDEX_FILE,
-    "tokenizer.json", "tokenizer.*.json", "tokenizer.model*", "special_tokens_map.json", "added_tokens.json",
-    "vocab.*", "merges.txt", "*.model", "*.tiktoken", "*.jinja",
-)  # fmt: skip
 # Adapters whose settings are numbers and names of modules. Others load models, tokenizers or adapters of their own.
 _ADAPTERS = ("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT")
-
-
-@contextlib.contextmanager
-def shown(checkpoint: CheckpointSource) -> Generator[Path]:
-    """A temporary folder in which transformers find a model and its tokenizer, and nothing else.
-
-    Raises CheckpointError for settings that are not JSON objects, and for pointers of Git LFS.
-    """
-    folder = checkpoint.folder
-    files: dict[str, Path | bytes] = {name: folder / name for name in checkpoint.weights.headers}
-    for name in (*checkpoint.files, *checkpoint.left_out):
-        # Templates may lie in a folder of their own.
-        if any(fnmatchcase(name, pattern) for pattern in _READ) and name not in files:
-            path = folder / name
-            files[name] = _settings_of(str(path), small_content(path)) if name in _SETTINGS else path
-    with _folder_of(files) as view:
-        yield view
-
-
-@contextlib.contextmanager
-def _folder_of(files: Mapping[str, Path | bytes]) -> Generator[Path]:
-    with contextlib.ExitStack() as stack:
-        with os_errors_as(SourceError, "no temporary folder can be made", "free space, or set TMPDIR to another disk"):
-            view = Path(stack.enter_context(TemporaryDirectory(prefix="amnesia-")))
-            for name, content in files.items():
-                target = view / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if isinstance(content, bytes):
-                    with target.open("xb") as file:
-                        file.write(content)
-                else:
-                    with content.open("rb") as file:
-                        check_no_pointer(str(content), file.read(len(POINTER)))
-                    target.symlink_to(content.absolute())
-        yield view
-
-
-def _settings_of(where: str, content: bytes) -> bytes:
-    """The JSON object in a file, for the libraries to read."""
-    settings = _object_of(where, content)
-    if str(settings.get("tokenizer_class")).startswith("MistralCommon"):
-        del settings["tokenizer_class"]  # It gives no character offsets; tokenizer.json is read without it.
-    return json.dumps(settings).encode()
-
-
-def small_content(path: Path) -> bytes:
-    """The bytes of a file that is read whole, beyond `MAX_CONFIG` no more than one; raises CheckpointError."""
-    with os_errors_as(CheckpointError, f"{path} cannot be read", "fetch it again"):
-        return read_small(path, MAX_CONFIG)
-
-
-def _object_in(path: Path) -> dict[str, Any]:
-    return _object_of(str(path), small_content(path))
-
-
-def _object_of(where: str, content: bytes) -> dict[str, Any]:
-    """The JSON object in a file, without what names code. Raises CheckpointError."""
-    check_no_pointer(where, content)
-    json_file = StrictJson(where, CheckpointError, "fetch it again")
-    if len(content) > MAX_CONFIG:
-        raise json_file.fail(f"has more than {MAX_CONFIG} bytes")
-    settings = json_file.mapping(json_file.parse(content), "the file")
-    try:
-        return _without_code(settings)
-    except RecursionError as error:
-        raise json_file.fail("is nested too deeply") from error
-
-
-def _without_code(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_code(item) for key, item in value.items() if key not in _NAMES_CODE}
-    return [_without_code(item) for item in value] if isinstance(value, list) else value
 
 
 def open_tokenizer(view: Path, name: str, config: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
@@ -180,13 +88,13 @@ def _blamed(view: Path, load: Callable[[], object]) -> str:
         path.write_text(json.dumps(settings), encoding="utf-8")
         load()
 
-    wrong = _needless(_object_in(path), build)
+    wrong = _needless(object_in(path), build)
     return f"tokenizer_config.json with {wrong}: " if wrong else ""
 
 
 def config_of(content: bytes, name: str) -> PreTrainedConfig:
     """The configuration in the bytes of the `config.json` of the model `name`; raises CheckpointError."""
-    with _folder_of({"config.json": _settings_of(f"config.json of {name}", content)}) as view:
+    with folder_of({"config.json": settings_of(f"config.json of {name}", content)}) as view:
         return open_config(view, name)
 
 
@@ -207,8 +115,8 @@ def open_config(view: Path, name: str) -> PreTrainedConfig:
         with _named_setting(view / "config.json", name, build):
             config = AutoConfig.from_pretrained(view, trust_remote_code=False)
             _check_ends(skeleton(config).generation_config)
-        if (view / _GENERATION).exists():
-            with _named_setting(view / _GENERATION, name, build_generation):
+        if (view / GENERATION).exists():
+            with _named_setting(view / GENERATION, name, build_generation):
                 _check_ends(GenerationConfig.from_pretrained(view))
     return config
 
@@ -230,7 +138,7 @@ def _named_setting(path: Path, name: str, build: Callable[[dict[str, Any]], obje
     try:
         yield
     except Exception as error:
-        wrong = _needless(_object_in(path), build)
+        wrong = _needless(object_in(path), build)
         having = f" with {wrong}" if wrong else ""
         raise CheckpointError(
             f"{path.name} of {name} cannot be used{having} ({in_one_line(error)}): mend it, or fetch the file again"
@@ -307,28 +215,49 @@ def open_model(
 def open_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in a `.gguf` file as float32, and its tokenizer, from nothing but this file. Raises SourceError."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
 
+    with _alone(gguf) as (view, name):
+        found = AutoModelForCausalLM.from_pretrained(
+            view,
+            gguf_file=name,
+            # Without this transformers 5 keeps the blocks quantized, which cannot be saved as plain weights.
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        tokenizer = _tokenizer_of(view, name)
+    return complete(found, str(gguf)), tokenizer
+
+
+def open_gguf_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a `.gguf` file, without its weights. Raises SourceError."""
+    with _alone(gguf) as (view, name):
+        return _tokenizer_of(view, name)
+
+
+def _tokenizer_of(view: Path, name: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    # Where it cannot be had an error is raised; that it may be None is in the annotations only.
+    found = AutoTokenizer.from_pretrained(view, gguf_file=name, trust_remote_code=False)
+    return cast("PreTrainedTokenizerBase", found)
+
+
+@contextlib.contextmanager
+def _alone(gguf: Path) -> Generator[tuple[Path, str]]:
+    """A folder with nothing but a link to the file, and its name there; raises SourceError for what cannot be read."""
     # A name of its own: transformers prefers a file of the same name in the working directory to the one in the folder.
     name = f"{secrets.token_hex(16)}.gguf"
-    with _folder_of({name: gguf}) as view:
+    with folder_of({name: gguf}) as view:
         what = f"{gguf} cannot be read by transformers"
         with (
             quiet(),
             contextlib.redirect_stderr(io.StringIO()),  # The bar of their GGUF reader is of tqdm, and heeds no switch.
             library_errors_as(SourceError, what, "use the unquantized model instead"),
         ):
-            found = AutoModelForCausalLM.from_pretrained(
-                view,
-                gguf_file=name,
-                # Without this transformers 5 keeps the blocks quantized, which cannot be saved as plain weights.
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.float32,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(view, gguf_file=name, trust_remote_code=False)
-    return complete(found, str(gguf)), cast("PreTrainedTokenizerBase", tokenizer)
+            yield view, name
 
 
 def check_on_disk(folder: Path) -> None:
@@ -338,7 +267,7 @@ def check_on_disk(folder: Path) -> None:
 
 def _supported(path: Path) -> dict[str, Any]:
     """The settings of a PEFT adapter; raises InputError for one that holds more than numbers for named modules."""
-    settings = _object_in(path)
+    settings = object_in(path)
     kind = settings.get("peft_type")
     if kind not in _ADAPTERS or settings.get("megatron_config"):
         raise InputError(
@@ -371,7 +300,7 @@ def open_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     files = {CONFIG_NAME: json.dumps(settings).encode(), WEIGHTS_NAME: folder / WEIGHTS_NAME}
     if left_on_disk(model):
         check_plain(settings, str(folder))
-    with _folder_of(files) as view:
+    with folder_of(files) as view:
         what = f"adapter {folder} cannot be loaded by PEFT"
         with (
             quiet(),

@@ -37,6 +37,7 @@ from amnesia.sources.conversion import check_gguf_file, from_gguf
 from amnesia.sources.hub_errors import hub_errors
 from amnesia.sources.ranges import fetched_part
 from amnesia.sources.source import ModelSource, Notice, check_weights
+from amnesia.sources.views import TEXTS
 from amnesia.weights.configuration import read_config
 from amnesia.weights.manifest import Base, Manifest, declared_files
 from amnesia.weights.manifest_file import read_manifest
@@ -105,6 +106,29 @@ def _resolved(model: ModelRef | Path | str, notice: Notice, also: Collection[str
         raise SourceError(f"{spec} is a single file: expected a model folder, a .gguf file, or a Hub id")
     ref = hub_ref(spec)
     return _from_hub(ref if ref.revision else replace(ref, revision=revision), also, n_layers)
+
+
+def resolve_texts(spec: str, notice: Notice = lambda _: None) -> ModelSource:
+    """A model of which no weights are read: the folder of its configuration, tokenizer and template, or its `.gguf`.
+
+    Of a repository nothing else is fetched, and a folder needs no weights. Raises SourceError.
+    """
+    _refuse_address(spec)
+    path = user_path(spec)
+    if _is_built_in(spec, path):
+        return built_in(spec, notice)
+    if is_gguf_path(spec):
+        check_gguf_file(path)
+        return ModelSource(path.parent, ModelRef(spec), path)
+    if path.is_dir():
+        path = whole_output(path)
+        check_settled(path)
+        return ModelSource(path, ModelRef(spec))
+    if path.exists():
+        raise SourceError(f"{spec} is a single file: expected a model folder, a .gguf file, or a Hub id")
+    ref = hub_ref(spec)
+    folder = _fetch_files(ref, TEXTS)
+    return ModelSource(folder, replace(ref, revision=folder.name))
 
 
 def _is_built_in(spec: str, path: Path) -> bool:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, TypeVar
 from amnesia.architectures import LAYOUTS, Configured, Search, Sizes
 from amnesia.errors import CheckpointError, SourceError
 from amnesia.progress import quiet
-from amnesia.sources.opening import auto_class, config_of, open_adapter, skeleton, small_content
+from amnesia.sources.opening import auto_class, config_of, open_adapter, skeleton
 from amnesia.sources.remote import RemoteCheckpoint
+from amnesia.sources.views import small_content
 from amnesia.weights.checkpoint import CheckpointSource
 from amnesia.weights.configuration import MAX_CONFIG
 
