@@ -111,7 +111,7 @@ def moments_of(
 ) -> BystanderMoments:
     """The moments of a model, from the folder `cache` where they are kept there for this very model and settings.
 
-    Gathering them is counted by `progress` in rows, each once for every time that it is read or written. Raises
+    Gathering them is counted by `progress` in rows, those that the model writes also as they are read. Raises
     InputError when the weights are on several devices.
     """
     if len(places := devices_of(live.model)) > 1:
@@ -168,8 +168,7 @@ def _gather(
 ) -> None:
     """Fill the matrices, which are zero, and the `keys` of other names."""
     own = own_text(live, read.beginnings, read.n_following, digest, progress)
-    rows_of_text = (*read.sentences, *own)
-    texts = text_activations(live, rows_of_text, layers, progress and _in_rows(rows_of_text, progress))
+    texts = text_activations(live, (*read.sentences, *own), layers, progress)
     n_tokens = _add(live, layers, matrix, texts, 1.0)
     for place in range(len(layers)):
         matrix(place).mul_(settings.text / n_tokens)
@@ -182,20 +181,6 @@ def _gather(
         mirror(matrix(place))
         if not matrix(place).isfinite().all():
             raise not_finite(live, f"activations in layer {layer}")
-
-
-def _in_rows(rows: Sequence[Sequence[int]], progress: Progress) -> Progress:
-    """What is told of tokens, all of `rows` but the first of each, and tells of as many of the rows as that makes."""
-    total, n_tokens, n_told = sum(len(row) - 1 for row in rows), 0, 0
-
-    def advance(count: int) -> None:
-        nonlocal n_tokens, n_told
-        n_tokens += count
-        n_now = len(rows) * n_tokens // total
-        progress(n_now - n_told)
-        n_told = n_now
-
-    return advance
 
 
 def _kept(

@@ -36,7 +36,8 @@ def own_text(
 ) -> Iterator[tuple[int, ...]]:
     """The beginnings, which are equally long, each with the next `n_tokens` that the model draws; no special ones.
 
-    `digest` is that of the model's weights, by which the text of a built-in one is found. `progress` counts rows.
+    `digest` is that of the model's weights, by which the text of a built-in one is found. Counted by `progress` in
+    rows, as who reads texts counts them.
     """
     shipped = shipped_text(beginnings, n_tokens, digest)
     if shipped.is_file():

@@ -84,7 +84,7 @@ def text_activations(
             live.model.base_model(**batch.inputs, use_cache=False)
         yield torch.stack([seen[layer] for layer in layers], dim=1)
         if progress:
-            progress(len(seen[layers[0]]))
+            progress(len(batch.indices))
 
 
 def mlp_outputs(

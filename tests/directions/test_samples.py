@@ -29,6 +29,17 @@ def test_a_model_goes_on_from_each_beginning_without_special_tokens(live):
     assert rows == list(own_text(live, read.beginnings, read.n_following, "none"))
 
 
+def test_prompts_are_counted_and_not_their_tokens(live):
+    """So that the rate that is shown of a task is one of prompts, whatever its parts."""
+    read, told = bystanders_of(live, SMALL), []
+    rows = list(own_text(live, read.beginnings, read.n_following, "none", told.append))
+    assert sum(told) == len(rows) == len(read.beginnings)
+    told.clear()
+    for _ in text_activations(live, rows, (0, 1), told.append):
+        pass
+    assert sum(told) == len(rows)
+
+
 def test_text_that_is_shipped_is_read_instead_of_written(live, tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "FOLDER", tmp_path / "own_text")
     read, digest = bystanders_of(live, SMALL), weights_digest(live)
