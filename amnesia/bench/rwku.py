@@ -93,7 +93,7 @@ def read_rwku(folder: Path, targets: Sequence[str], source: str | None = None) -
 
     `source` is the Hub id and commit that the folder is of.
     """
-    found = read_published(folder, targets)
+    found = read_published(folder, targets, source)
     items = [_READ[part](check, row, part) for part in PARTS for check, row in found.rows[part]]
     contract = Contract(
         suite="rwku",

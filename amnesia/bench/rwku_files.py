@@ -61,8 +61,11 @@ class Published:
     hashes: Mapping[str, str]
 
 
-def read_published(folder: Path, targets: Sequence[str]) -> Published:
-    """What the files say of some targets; raises InputError for files that are missing or of another form."""
+def read_published(folder: Path, targets: Sequence[str], name: str | None = None) -> Published:
+    """What the files say of some targets; raises InputError for files that are missing or of another form.
+
+    `name` is that of the data set, where it is not known by its folder.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give the one with the files of RWKU (forget_level1.json, …)")
     wanted = {name_key(target) for target in targets}
@@ -74,7 +77,9 @@ def read_published(folder: Path, targets: Sequence[str]) -> Published:
     own = {part: _of_targets(part, found, wanted) for part, found in rows.items()}
     for part in NEEDED:
         if not rows[part]:
-            raise InputError(f"{folder} has no rows of {part}: expected {part}.json or {part}.jsonl, as published")
+            raise InputError(
+                f"{name or folder} has no rows of {part}: expected {part}.json or {part}.jsonl, as published"
+            )
         if not own[part]:
             known = sorted({str(row.get("subject")) for _, row in rows[part]})
             raise InputError(_unknown(part, targets, known))

@@ -56,14 +56,14 @@ def bench(
     from amnesia.bench import page
     from amnesia.bench.run import run_bench
     from amnesia.bench.rwku import read_rwku
-    from amnesia.bench.rwku_files import PATTERNS
+    from amnesia.bench.rwku_files import NEEDED, PATTERNS
     from amnesia.bench.suites import fact_suite
     from amnesia.sources.resolve import find_data_set, find_popqa
 
     if output is not None:
         compare.check_report(output, (model, *edited))
     if data is not None:
-        folder, ref = find_data_set(data, PATTERNS)
+        folder, ref = find_data_set(data, PATTERNS, f"{NEEDED[0]}.json")
         chosen = read_rwku(folder, entities, None if ref is None else str(ref))
     else:
         chosen = fact_suite(suite, None if popqa is None else find_popqa(popqa), entities)

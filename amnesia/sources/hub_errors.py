@@ -1,8 +1,9 @@
-"""What the client of the Hub raises, as errors of this package in one line."""
+"""What the client of the Hub raises and prints, as errors of this package in one line."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Generator
 
 from amnesia.errors import AmnesiaError, SourceError, first_line
@@ -76,3 +77,18 @@ def reason(error: BaseException) -> str:
         return first_line(error)
     said = getattr(error, "server_message", None)
     return f"{response.status_code}: {first_line(Exception(said))}" if said else f"status {response.status_code}"
+
+
+@contextlib.contextmanager
+def without_patterns() -> Generator[None]:
+    """Keep the client from listing all patterns where no file matches, while the block runs."""
+    logger = logging.getLogger("huggingface_hub._snapshot_download")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No files matched")
+
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)

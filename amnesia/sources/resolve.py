@@ -34,7 +34,7 @@ from amnesia.files.disk import check_plain, check_settled, git_hash, hash_file, 
 from amnesia.guessing import ASKED
 from amnesia.sources.built_in import BUILT_IN, built_in
 from amnesia.sources.conversion import check_gguf_file, from_gguf
-from amnesia.sources.hub_errors import hub_errors
+from amnesia.sources.hub_errors import hub_errors, without_patterns
 from amnesia.sources.ranges import fetched_part
 from amnesia.sources.source import ModelSource, Notice, check_weights
 from amnesia.sources.views import TEXTS
@@ -47,7 +47,7 @@ from amnesia.weights.safetensors import INDEX_FILE, MAX_INDEX, SINGLE_FILE, loca
 POPQA = ("akariasai/PopQA", "test.tsv")
 # A page of the Hub, as it is copied from a browser.
 _PAGE = re.compile(
-    r"(?:hf://|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)(?P<repo>[\w.-]+/[\w.-]+)"
+    r"(?:hf://|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)(?P<kind>datasets/)?(?P<repo>[\w.-]+/[\w.-]+)"
     r"(?:/(?:tree|blob|resolve)/(?P<revision>[\w.-]+)(?:/(?P<file>[^?#]+))?)?/?(?:[?#].*)?"
 )
 # The Hub keeps larger files in another storage, under their sha256.
@@ -286,24 +286,33 @@ def _file_from_hub(ref: ModelRef, name: str) -> ModelSource:
 
 
 def _fetch_files(
-    ref: ModelRef, patterns: Collection[str], names: Collection[str] = (), kind: str | None = None
+    ref: ModelRef,
+    patterns: Collection[str],
+    names: Collection[str] = (),
+    kind: str | None = None,
+    remedy: str = "give another one",
 ) -> Path:
     """The files of a repository that match, or have one of the names, in the client's cache; raises SourceError.
 
-    `kind` is what the Hub calls a repository that is no model.
+    `kind` is what the Hub calls a repository that is no model, `remedy` what to do where it has no such file.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     started = time.time()
     with hub_errors(str(ref)):
         # A name may hold characters that mean something in a pattern.
         wanted = [*patterns, *map(glob.escape, names)]
         ignored = None if names else _TWINS
-        folder = Path(
-            snapshot_download(
-                ref.name, repo_type=kind, revision=ref.revision, allow_patterns=wanted, ignore_patterns=ignored
+        with without_patterns():
+            folder = Path(
+                snapshot_download(
+                    ref.name, repo_type=kind, revision=ref.revision, allow_patterns=wanted, ignore_patterns=ignored
+                )
             )
-        )
+        if not folder.is_dir():
+            if kind is None:
+                check_weights(HfApi().list_repo_files(ref.name, revision=ref.revision), str(ref))
+            raise SourceError(f"{ref} on the Hub has none of the files that are read of a {kind or 'model'}: {remedy}")
         _check_fetched(folder, str(ref), started)
     return folder
 
@@ -351,27 +360,31 @@ def find_popqa(spec: str | None) -> Path:
         return Path(hf_hub_download(*POPQA, repo_type="dataset"))
 
 
-def find_data_set(spec: str, patterns: Collection[str]) -> tuple[Path, ModelRef | None]:
+def find_data_set(spec: str, patterns: Collection[str], example: str) -> tuple[Path, ModelRef | None]:
     """The folder of a data set: one here, or of a Hub id (`owner/name@revision`) the files that match, in its cache.
 
-    Beside it stands the id with the commit that was fetched, None for a folder here. Raises SourceError.
+    Beside it stands the id with the commit that was fetched, None for a folder here. Raises SourceError; `example` is
+    the name of a file that is looked for.
     """
+    _refuse_address(spec, "data set")
     path, ref = user_path(spec), ModelRef.parse(spec)
     if path.exists() or not (ref.may_be_on_hub and "/" in ref.name):
         return path, None
-    folder = _fetch_files(ref, patterns, kind="dataset")
+    folder = _fetch_files(ref, patterns, kind="dataset", remedy=f"give one with files such as {example}")
     return folder, replace(ref, revision=folder.name)
 
 
-def _refuse_address(spec: str) -> None:
+def _refuse_address(spec: str, what: str = "model") -> None:
     """Raise SourceError for what was copied from a browser, and say what the Hub calls it."""
     page = _PAGE.fullmatch(spec)
     if page is None and "://" not in spec:
         return
+    if page is not None and page["kind"] and what == "model":
+        raise SourceError(f"{spec} is the address of a data set, not a model: give a model")
     repo, revision, file = (None,) * 3 if page is None else page.group("repo", "revision", "file")
-    remedy = "download the model, and give its folder or .gguf file"
-    if repo and is_gguf_name(file or ""):
+    remedy = f"download the {what}, and give its folder{' or .gguf file' * (what == 'model')}"
+    if repo and what == "model" and is_gguf_name(file or ""):
         remedy = f"fetch the file with `hf download {repo} {file}`, and give its path"
     elif repo:
         remedy = f"give the Hub id, {repo}" + (f"@{revision}" if revision and revision != "main" else "")
-    raise SourceError(f"{spec} is an address, not a model: {remedy}")
+    raise SourceError(f"{spec} is an address, not a {what}: {remedy}")

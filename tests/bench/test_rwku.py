@@ -21,6 +21,7 @@ from amnesia.errors import InputError, SourceError
 from amnesia.live.forward import answer_logprobs, generate
 from amnesia.live.loading import load
 from amnesia.sources.resolve import find_data_set
+from support.commands import refused
 from support.tiny_text import save_tiny_live
 from support.tracker import Watched
 
@@ -253,7 +254,10 @@ def test_the_data_may_be_a_repository_of_the_hub(model, data, hub, tmp_path, mon
     files = {path.name: path.read_bytes() for path in data.iterdir()}
     repo = hub.add_repo("datasets/ada/RWKU", files | {"README.md": b"# RWKU", "huge.parquet": b"0" * 99})
     (commit,) = repo.commits
-    (folder, ref), again = find_data_set("ada/RWKU", PATTERNS), find_data_set(f"ada/RWKU@{commit}", PATTERNS)
+    (folder, ref), again = (
+        find_data_set("ada/RWKU", PATTERNS, "a.json"),
+        find_data_set(f"ada/RWKU@{commit}", PATTERNS, "a.json"),
+    )
     assert (folder, ref) == again and str(ref) == f"ada/RWKU@{commit}"
     assert {path.name for path in folder.iterdir()} == {*files}, "nothing else is fetched"
     here, there = (read_rwku(place, ["Japan"]) for place in (data, folder))
@@ -261,7 +265,7 @@ def test_the_data_may_be_a_repository_of_the_hub(model, data, hub, tmp_path, mon
     # A folder of that name comes first.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ada" / "RWKU").mkdir(parents=True)
-    assert find_data_set("ada/RWKU", PATTERNS) == (Path("ada/RWKU"), None)
+    assert find_data_set("ada/RWKU", PATTERNS, "a.json") == (Path("ada/RWKU"), None)
     (tmp_path / "ada" / "RWKU").rmdir()
     arguments = ["bench", str(model), "--suite", "rwku", "--data", "ada/RWKU", "--entity", "Japan", "-o", "out"]
     done = CliRunner().invoke(main, arguments)
@@ -283,7 +287,28 @@ def test_the_data_may_be_a_repository_of_the_hub(model, data, hub, tmp_path, mon
 def test_data_that_the_hub_does_not_have(hub, spec, message):
     hub.add_repo("datasets/ada/RWKU", {"forget_level1.json": b"[]"})
     with pytest.raises(SourceError, match=message):
-        find_data_set(spec, PATTERNS)
+        find_data_set(spec, PATTERNS, "a.json")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            "ada/other",
+            "ada/other on the Hub has none of the files that are read of a dataset: give one with files such as",
+        ),
+        ("ada/half", "ada/half@COMMIT has no rows of forget_level1: expected forget_level1.json"),
+        ("https://huggingface.co/datasets/ada/RWKU", "is an address, not a data set: give the Hub id, ada/RWKU"),
+        ("https://huggingface.co/datasets/ada/RWKU/tree/v1", "data set: give the Hub id, ada/RWKU@v1"),
+        ("https://example.org/rwku", "is an address, not a data set: download the data set, and give its folder"),
+    ],
+)
+def test_data_of_the_hub_that_is_no_such_suite_is_named_as_it_was_given(hub, spec, message, caplog):
+    hub.add_repo("datasets/ada/other", {"train.parquet": b"0" * 99})
+    commit = hub.add_repo("datasets/ada/half", {"mia_forget.json": b"[]"}).refs["refs/heads/main"]
+    line = refused("bench", "m", "m", "--suite", "rwku", "--data", spec, "--entity", "Japan")
+    assert message.replace("COMMIT", commit) in line
+    assert "No files matched" not in caplog.text
 
 
 def test_files_that_are_missing_or_of_another_form_are_named(data, tmp_path):

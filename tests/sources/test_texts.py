@@ -5,7 +5,7 @@ import pytest
 from amnesia.errors import InputError, SourceError
 from amnesia.live.chat_form import chat_format
 from amnesia.live.loading import load_tokenizer
-from amnesia.sources.resolve import resolve_texts
+from amnesia.sources.resolve import resolve, resolve_texts
 from support.folders import files_in
 from support.tiny import tiny_model
 from support.tiny_gguf import llama_gguf
@@ -72,3 +72,10 @@ def test_what_has_no_tokenizer_is_named(tmp_path):
         load_tokenizer(resolve_texts(str(tmp_path)))
     with pytest.raises(SourceError, match="does not exist: give the path of a .gguf file"):
         resolve_texts(str(tmp_path / "no.gguf"))
+
+
+@pytest.mark.parametrize("find", [resolve, resolve_texts])
+def test_a_repository_of_a_gguf_alone_is_refused_with_what_to_give(hub, find):
+    hub.add_repo("ada/g", {"m.gguf": b"0" * 99})
+    with pytest.raises(SourceError, match="ada/g has no safetensors weights, but a GGUF: give the path of m.gguf"):
+        find("ada/g")
