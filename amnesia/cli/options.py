@@ -122,7 +122,8 @@ def on_device_or_disk(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--offload",
             is_flag=True,
-            help="Leave the layers on the disk and read each when it is run: for a model larger than the memory.",
+            help="Leave the layers on the disk and read each when it is run: for a model larger than the memory. "
+            "Batches are larger then: in 16 bits scores may differ by some thousandths from those in memory.",
         ),
         on_device,
     )

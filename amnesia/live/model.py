@@ -27,7 +27,10 @@ MAX_BATCH_TOKENS = 1024
 """Padded tokens per forward pass: large enough for full matrix products on a CPU, small in memory."""
 
 OFFLOADED_TOKENS = 8192
-"""The same where every pass reads the layers from the disk: the more at once, the fewer times."""
+"""The same where every pass reads the layers from the disk: the more at once, the fewer times.
+
+Sums of other batches round otherwise, in 16 bits visibly.
+"""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from amnesia.cli.main import main
 from amnesia.experiments import figures
+from amnesia.live.model import MAX_BATCH_TOKENS
 from support.folders import tree
 
 
@@ -318,3 +319,19 @@ def test_experiments_read_layers_from_the_disk(model, recipe, tmp_path, monkeypa
     assert close(*documents)
     # What was gathered in memory is found again, without a pass through all layers.
     assert len(list((tmp_path / "cache").glob("moments-*"))) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("inject",), ("sufficiency", "--max-unfrozen", 2)], ids=lambda command: command[0])
+def test_in_16_bits_nothing_but_the_size_of_batches_tells_the_disk_from_memory(
+    model, recipe, tmp_path, monkeypatch, command
+):
+    """Sums of other batches round otherwise, of which `--offload` warns."""
+    monkeypatch.setenv("AMNESIA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("amnesia.live.loading.OFFLOADED_TOKENS", MAX_BATCH_TOKENS)
+    found = []
+    for options in ((), ("--offload",)):
+        words = (*command, "--recipe", recipe, "--no-plots", "--json", "--dtype", "bfloat16", *options)
+        found.append(amnesia(*words))
+        assert found[-1].exit_code == 0, found[-1].output
+    assert found[0].stdout == found[1].stdout
