@@ -251,6 +251,7 @@ def with_settings(adapter, folder, settings):
     return other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
