@@ -127,7 +127,7 @@ def resolve_texts(spec: str, notice: Notice = lambda _: None) -> ModelSource:
     if path.exists():
         raise SourceError(f"{spec} is a single file: expected a model folder, a .gguf file, or a Hub id")
     ref = hub_ref(spec)
-    folder = _fetch_files(ref, TEXTS)
+    folder = _check_any(_fetch_files(ref, TEXTS), ref)
     return ModelSource(folder, replace(ref, revision=folder.name))
 
 
@@ -242,7 +242,7 @@ def _from_hub(ref: ModelRef, also: Collection[str], n_layers: int | None) -> Mod
         if (part := fetched_part(snapshot, ref, n_layers)) is not None:
             return ModelSource(part, replace(ref, revision=snapshot.name))
         ref = replace(ref, revision=snapshot.name)
-    folder = _fetch_files(ref, HUB_PATTERNS, also)
+    folder = _check_any(_fetch_files(ref, HUB_PATTERNS, also), ref)
     if further := {*_shards(folder, n_layers)} - {path.name for path in folder.iterdir()}:
         folder = _fetch_files(replace(ref, revision=folder.name), (), further)
     files = [item.name for item in folder.iterdir()]
@@ -252,6 +252,17 @@ def _from_hub(ref: ModelRef, also: Collection[str], n_layers: int | None) -> Mod
     check_weights(files, str(ref))
     # The snapshot folder is named after the commit, which says more than a branch does.
     return ModelSource(folder, replace(ref, revision=folder.name))
+
+
+def _check_any(folder: Path, ref: ModelRef) -> Path:
+    """The folder of what was fetched of a model; raises SourceError, with what to give instead, where it is nothing."""
+    from huggingface_hub import HfApi
+
+    if not folder.is_dir():
+        with hub_errors(str(ref)):
+            check_weights(HfApi().list_repo_files(ref.name, revision=ref.revision), str(ref))
+        raise SourceError(f"{ref} on the Hub has no file of a tokenizer: give the model, or a folder")
+    return folder
 
 
 def _shards(folder: Path, n_layers: int | None) -> tuple[str, ...]:
@@ -286,17 +297,13 @@ def _file_from_hub(ref: ModelRef, name: str) -> ModelSource:
 
 
 def _fetch_files(
-    ref: ModelRef,
-    patterns: Collection[str],
-    names: Collection[str] = (),
-    kind: str | None = None,
-    remedy: str = "give another one",
+    ref: ModelRef, patterns: Collection[str], names: Collection[str] = (), kind: str | None = None
 ) -> Path:
     """The files of a repository that match, or have one of the names, in the client's cache; raises SourceError.
 
-    `kind` is what the Hub calls a repository that is no model, `remedy` what to do where it has no such file.
+    Where there is none, the folder may not be there. `kind` is what the Hub calls a repository that is no model.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
 
     started = time.time()
     with hub_errors(str(ref)):
@@ -309,10 +316,6 @@ def _fetch_files(
                     ref.name, repo_type=kind, revision=ref.revision, allow_patterns=wanted, ignore_patterns=ignored
                 )
             )
-        if not folder.is_dir():
-            if kind is None:
-                check_weights(HfApi().list_repo_files(ref.name, revision=ref.revision), str(ref))
-            raise SourceError(f"{ref} on the Hub has none of the files that are read of a {kind or 'model'}: {remedy}")
         _check_fetched(folder, str(ref), started)
     return folder
 
@@ -370,7 +373,10 @@ def find_data_set(spec: str, patterns: Collection[str], example: str) -> tuple[P
     path, ref = user_path(spec), ModelRef.parse(spec)
     if path.exists() or not (ref.may_be_on_hub and "/" in ref.name):
         return path, None
-    folder = _fetch_files(ref, patterns, kind="dataset", remedy=f"give one with files such as {example}")
+    folder = _fetch_files(ref, patterns, kind="dataset")
+    if not folder.is_dir():
+        remedy = f"give one with files such as {example}"
+        raise SourceError(f"{ref} on the Hub has none of the files that are read: {remedy}")
     return folder, replace(ref, revision=folder.name)
 
 

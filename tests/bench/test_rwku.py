@@ -295,7 +295,7 @@ def test_data_that_the_hub_does_not_have(hub, spec, message):
     [
         (
             "ada/other",
-            "ada/other on the Hub has none of the files that are read of a dataset: give one with files such as",
+            "ada/other on the Hub has none of the files that are read: give one with files such as",
         ),
         ("ada/half", "ada/half@COMMIT has no rows of forget_level1: expected forget_level1.json"),
         ("https://huggingface.co/datasets/ada/RWKU", "is an address, not a data set: give the Hub id, ada/RWKU"),
