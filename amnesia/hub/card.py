@@ -317,7 +317,7 @@ from huggingface_hub import snapshot_download
 from mlx_lm.utils import load_model
 
 folder = Path(snapshot_download("{repo_id}"))
-config = json.loads((folder / "config.json").read_text())
+config = json.loads(open(folder / "config.json").read())
 rope = {inner}["rope_parameters"]{'["full_attention"]' * rotary.layered}
 older = {{
 {given}}}
