@@ -15,9 +15,8 @@ from amnesia.facts.questions import facts_of_recipe
 from amnesia.live.model import edited
 from amnesia.recipe_file import load_recipe
 from support.folders import ROOT
-from support.smollm2 import brief_texts
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.exhaustive]
 
 RECIPE = ROOT / "recipes" / "smollm2-135m" / "harry_potter.toml"
 # As the search chose them in one run.
@@ -31,25 +30,19 @@ HARRY_POTTER = tuple(
 )  # fmt: skip
 
 
-SHIPPED = [pytest.param("shipped", marks=pytest.mark.exhaustive)]
-
-
-@pytest.fixture(scope="module", params=["brief", *SHIPPED])
-def evaluated(request, smollm2_live):
-    """Evaluates edits against the original model, which is asked once: every sixth fact on brief texts, or all."""
-    brief = request.param == "brief"
+@pytest.fixture(scope="module")
+def evaluated(smollm2_live):
+    """Evaluates edits against the original model, which is asked once."""
     facts = facts_of_recipe(load_recipe(RECIPE))
-    questions = facts.questions[:: 6 if brief else 1]
-    with brief_texts() if brief else contextlib.nullcontext():
-        before = examine(smollm2_live, questions, facts.scoring)
+    before = examine(smollm2_live, facts.questions, facts.scoring)
 
-        def evaluate(edits):
-            with edited(smollm2_live, edits) if edits else contextlib.nullcontext():
-                after = examine_after(smollm2_live, before)
-            return conclude(before, after)
+    def evaluate(edits):
+        with edited(smollm2_live, edits) if edits else contextlib.nullcontext():
+            after = examine_after(smollm2_live, before)
+        return conclude(before, after)
 
-        evaluate.live = smollm2_live
-        yield evaluate
+    evaluate.live = smollm2_live
+    return evaluate
 
 
 def said(evaluation, level):
@@ -65,7 +58,6 @@ def test_no_edit_scores_one_on_everything(evaluated):
     assert any(text.startswith("No effect") for text in said(evaluation, "warning"))
 
 
-@pytest.mark.parametrize("evaluated", SHIPPED, indirect=True, scope="module")
 def test_random_cells_of_the_same_norm_have_no_effect(evaluated):
     draw = random.Random(0)
     edits = []
@@ -80,7 +72,6 @@ def test_random_cells_of_the_same_norm_have_no_effect(evaluated):
     assert not any("forgotten" in text.lower() for text in said(evaluation, "good"))
 
 
-@pytest.mark.parametrize("evaluated", SHIPPED, indirect=True, scope="module")
 def test_an_edit_that_forgets_and_harms_no_text(evaluated):
     evaluation = evaluated(HARRY_POTTER)
     assert any(text.startswith("Forgotten: Harry Potter is like an unknown name") for text in said(evaluation, "good"))

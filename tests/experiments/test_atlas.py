@@ -225,6 +225,7 @@ def alone(model, tmp_path_factory):
     return folder / "atlas" / "atlas.sqlite", names, printed
 
 
+@pytest.mark.exhaustive
 @pytest.mark.processes
 def test_two_processes_give_what_one_gives(model, alone, tmp_path):
     path, names, printed = alone

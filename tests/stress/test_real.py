@@ -37,6 +37,7 @@ def live(smollm2_live):
     return smollm2_live
 
 
+@pytest.mark.exhaustive
 def test_the_original_model_withstands_and_an_invented_name_does_not(live):
     before = {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
     facts = facts_of_recipe(parse_recipe(RECIPE))
