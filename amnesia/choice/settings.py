@@ -46,7 +46,7 @@ class ChoiceSettings:
     max_harm: float = 0.011
     margin: float = 0.5
     few: int = 128
-    few_harm: float = 1.75
+    few_harm: float = 1.65
     harm_of_score: float = 0.05
     min_control: float = 0.98
     min_neighbor: float = 0.9
