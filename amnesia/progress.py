@@ -34,7 +34,7 @@ def tell_read(n_bytes: int) -> None:
     _n_read += n_bytes
 
 
-def n_read() -> int:
+def n_bytes_read() -> int:
     """How many such bytes this process has read so far."""
     return _n_read
 

@@ -176,8 +176,8 @@ class DirectionChoice:
     def on_few_columns(self, dense: Sequence[Trial]) -> JudgedTrial:
         """The trial on the fewest columns that keeps within the bounds; else the best of those tried.
 
-        That is the one that forgets most, spares controls and neighbors, harms text least, in this order. Where no
-        trial spares the neighbors, because none can tell them from the entity, the one counts that spares most of them.
+        Where no trial spares the neighbors, because none can tell them from the entity, the one counts that spares most
+        of them.
         """
         settings = self.settings
         offered = [(atoms, trial) for trial in dense for atoms in self.sizes(trial)]
@@ -205,12 +205,19 @@ class DirectionChoice:
         if sparing:
             # Of the fewest columns, unless others keep much more of the neighbors.
             return max(sparing, key=lambda trial: math.floor(4 * trial.spared))
+        return self.closest(self.judged)
+
+    def closest(self, judged: Sequence[JudgedTrial]) -> JudgedTrial:
+        """Of trials that miss the bounds, the one that forgets most, spares controls and neighbors, harms text least.
+
+        In this order; a tenth of a score more or less is not worth harm.
+        """
         return min(
-            self.judged,
+            judged,
             key=lambda trial: (
-                max(1, math.ceil(10 * trial.score)),  # A tenth more or less is not worth harm.
-                trial.control < settings.min_control,
-                trial.spared < settings.min_neighbor,
+                max(1, math.ceil(10 * trial.score)),
+                trial.control < self.settings.min_control,
+                trial.spared < self.settings.min_neighbor,
                 trial.change.harm,
             ),
         )

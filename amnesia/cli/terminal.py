@@ -26,7 +26,7 @@ from amnesia.files.disk import JOURNAL_NAME, check_replaceable, read_small, repl
 from amnesia.files.processes import is_first, n_started, rank
 from amnesia.files.staging import MANIFEST_NAME, check_outside_caches
 from amnesia.plain_text import for_terminal
-from amnesia.progress import SILENT, Progress, Tracker, n_read, rates
+from amnesia.progress import SILENT, Progress, Tracker, n_bytes_read, rates
 
 EXIT_BAD_INPUT = 2
 _MAX_LINES = 2**26
@@ -53,7 +53,7 @@ class Terminal:
 
         At its end, it says the time; of layers that were left on the disk, also how fast these were read.
         """
-        began, before, done, line = time.monotonic(), n_read(), 0, for_terminal(line)
+        began, before, done, line = time.monotonic(), n_bytes_read(), 0, for_terminal(line)
         bar = None
 
         def count(steps: int) -> None:
@@ -74,7 +74,7 @@ class Terminal:
                 bar = stack.enter_context(tqdm(desc=line, leave=False, file=sys.stderr, **shown))
             yield count
         seconds = time.monotonic() - began
-        found = rates(n_read() - before, done if n_bytes is None else 0, seconds)
+        found = rates(n_bytes_read() - before, done if n_bytes is None else 0, seconds)
         echo(f"{line} ({', '.join((f'{seconds:.0f} s', *found))})", err=True)
 
 

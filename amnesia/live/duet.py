@@ -154,9 +154,8 @@ def _edited_twin(voice: Voice, layer: int) -> nn.Module:
     twin = copy.copy(module)
     twin._parameters = {**module._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
     twin._forward_hooks = OrderedDict()
-    if (
-        vars(twin).pop("_hf_hook", None) is not None
-    ):  # By which accelerate would run the module on the disk in its place.
+    # By its hook accelerate would run the module on the disk in the twin's place.
+    if vars(twin).pop("_hf_hook", None) is not None:
         del twin.forward
     return twin
 

@@ -1,5 +1,8 @@
 import pytest
+import torch
 
+from amnesia.choice.atoms import Change
+from amnesia.choice.direction import DirectionChoice, JudgedTrial
 from amnesia.choice.extraction import verdict
 from amnesia.recipe import Accept
 
@@ -10,3 +13,24 @@ from amnesia.recipe import Accept
 )
 def test_verdicts(target, control, expected):
     assert verdict(target, control, Accept()) == expected
+
+
+def missing(score, control, harm, neighbor=None):
+    """A trial that misses some bound; `harm` in nats per token."""
+    change = Change(torch.full((4,), (2 * harm) ** 0.5), torch.zeros(0))
+    return JudgedTrial((), 0.0, score, change, control, neighbor)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (missing(0.45, 0.99, 0.008), missing(0.42, 0.99, 0.018)),  # About as much is forgotten.
+        (missing(0.42, 0.99, 0.018), missing(0.65, 0.99, 0.008)),
+        (missing(-0.5, 0.99, 0.012), missing(-0.9, 0.99, 0.020)),  # Both are forgotten.
+        (missing(0.3, 0.99, 0.018), missing(0.3, 0.90, 0.008)),
+        (missing(0.3, 0.99, 0.018, 0.95), missing(0.3, 0.99, 0.008, 0.5)),
+    ],
+)
+def test_of_what_misses_the_bounds_forgetting_counts_first_and_harm_last(better, worse):
+    choice = DirectionChoice(None, None, (), ())
+    assert choice.closest([better, worse]) is better and choice.closest([worse, better]) is better

@@ -22,7 +22,7 @@ from amnesia.live.memory import need_of
 from amnesia.live.tokens import encode
 from amnesia.live.watching import write_gradients
 from amnesia.outputs.commands import save
-from amnesia.progress import n_read
+from amnesia.progress import n_bytes_read
 from amnesia.recipe_file import parse_recipe
 from amnesia.sources.resolve import resolve
 from amnesia.weights.checkpoint import open_source
@@ -175,7 +175,7 @@ def test_layers_are_read_from_where_they_are(model):
 def test_it_says_how_fast_layers_are_read(model, recipe, monkeypatch, options):
     """Each pass reads what the files hold of layers, in whatever type it computes."""
     monkeypatch.setattr(progress, "_GB", 1.0)
-    before, n_passes = n_read(), []
+    before, n_passes = n_bytes_read(), []
     real = loading.wrap
 
     def watched(*arguments, **settings):
@@ -188,7 +188,7 @@ def test_it_says_how_fast_layers_are_read(model, recipe, monkeypatch, options):
     told = succeed("evaluate", model, "--recipe", recipe, "--offload", *options).stderr
     of_layers = bytes_in(model, 2, lambda name: ".layers." in name)
     assert n_passes
-    assert n_read() - before == of_layers * len(n_passes)
+    assert n_bytes_read() - before == of_layers * len(n_passes)
     (line,) = [line for line in told.splitlines() if line.startswith("asking the original model")]
     assert f"{of_layers * len(n_passes):.2f} GB of layers read from the disk, " in line
     assert re.search(r"read from the disk, [\d.]+ GB/s, [\d.]+ prompts/s\)$", line)
