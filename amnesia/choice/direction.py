@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from amnesia.choice.atoms import Atom, Change, Name, change_by
-from amnesia.choice.known import KnownFacts, Scores, some
+from amnesia.choice.known import KnownFacts, Scores, evenly
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.edits import ColumnEdit, Edit
 from amnesia.progress import Progress
@@ -29,6 +29,9 @@ MULTIPLIERS = (0.25, 0.125, 0.0, -0.125, -0.25, -0.375, -0.5, -0.75, -1.0, -1.5,
 
 FINE_MULTIPLIERS = (0.25, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4, -0.5, -0.75, -1.0)
 """The same where a norm follows the MLP, behind which a write turns instead of shrinking."""
+
+MUCH_MORE = 0.25
+"""Mean knowledge score of neighbors for the sake of which an edit may change more columns."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class DirectionChoice:
 
         The best comes first; a few others follow, because one atom needs half the columns of two.
         """
-        few = some(self.targets, self.settings.n_facts)
+        few = evenly(self.targets, self.settings.n_facts)
         grid = self._multipliers()
         strong = grid[2 * len(grid) // 3]
         screened = [(atom,) for atom in atoms[: self.settings.n_screened]]
@@ -194,17 +197,22 @@ class DirectionChoice:
         # Where no more columns are allowed, it is better to harm than to fail, but not for a form beside the name.
         if not any(row[0] is last[0] and (self.acting or row[1] == last[1].multiplier) for row in candidates):
             candidates.append((last[0], last[1].multiplier, settings.goal + settings.slack))
-        sparing = []
+        sparing: list[JudgedTrial] = []
+        missed: list[Trial] = []
         for atoms, multiplier, goal in candidates:
-            found = self.judge(self.fitted(atoms, multiplier))
-            spares = found.control >= settings.min_control and found.change.harm <= self._cap(atoms)
-            if spares and found.score <= goal:
+            trial = self.fitted(atoms, multiplier)
+            if trial.score > goal:
+                missed.append(trial)  # What else it does counts only where nothing reaches the goal.
+                continue
+            found = self.judge(trial)
+            if found.control >= settings.min_control and found.change.harm <= self._cap(atoms):
                 if found.spared >= settings.min_neighbor:
                     return found
                 sparing.append(found)
         if sparing:
-            # Of the fewest columns, unless others keep much more of the neighbors.
-            return max(sparing, key=lambda trial: math.floor(4 * trial.spared))
+            return first_sparing(sparing)
+        for trial in missed:
+            self.judge(trial)
         return self.closest(self.judged)
 
     def closest(self, judged: Sequence[JudgedTrial]) -> JudgedTrial:
@@ -337,6 +345,12 @@ class DirectionChoice:
         if self.progress:
             self.progress(1)
         return trial
+
+
+def first_sparing(trials: Sequence[JudgedTrial]) -> JudgedTrial:
+    """Of trials none of which keeps the neighbors, the first, unless a later one keeps much more of them."""
+    most = max(trial.spared for trial in trials)
+    return next(trial for trial in trials if trial.spared >= most - MUCH_MORE)
 
 
 def _size(atoms: Group) -> int:

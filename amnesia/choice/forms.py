@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from amnesia.choice.atoms import Change, Name
 from amnesia.choice.direction import DirectionChoice, JudgedTrial
-from amnesia.choice.known import KnownFacts, Scores, some
+from amnesia.choice.known import KnownFacts, Scores, evenly
 from amnesia.choice.results import FormResult
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.keys import line_starts
@@ -112,7 +112,7 @@ class Forms:
     change: Change | None = None
 
     def __post_init__(self) -> None:
-        few, first = (some(facts, self.settings.n_facts) for facts in (self.targets, self.first))
+        few, first = (evenly(facts, self.settings.n_facts) for facts in (self.targets, self.first))
         asked = {Variant(facts[0].question.fact.entity, "first in a line"): facts for facts in (first,) if facts}
         asked |= {form: asked_as(few, form.name) for form in self.forms}
         self.scores.ask(tuple(fact for facts in asked.values() for fact in facts), [()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from amnesia.domain import ROLES
 from amnesia.edits import Edit
@@ -16,6 +17,7 @@ from amnesia.progress import Progress
 from amnesia.recipe import Recipe
 
 KnownFacts = tuple[KnownFact, ...]
+Row = TypeVar("Row")
 
 
 def select_known(facts: Sequence[KnownFact]) -> tuple[KnownFacts, KnownFacts]:
@@ -80,7 +82,7 @@ def mean_score(live: LiveModel, facts: KnownFacts, edits: tuple[Edit, ...] = ())
     return Scores(live).mean(facts, edits)
 
 
-def some(facts: KnownFacts, n: int) -> KnownFacts:
-    """At most `n` of the facts, taken evenly."""
-    step = max(1.0, len(facts) / n)
-    return tuple(facts[int(place * step)] for place in range(min(n, len(facts))))
+def evenly(rows: Sequence[Row], n: int) -> tuple[Row, ...]:
+    """At most `n` of the rows, taken evenly."""
+    step = max(1.0, len(rows) / n)
+    return tuple(rows[int(place * step)] for place in range(min(n, len(rows))))

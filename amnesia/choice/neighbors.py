@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from amnesia.choice.known import KnownFacts, Scores
+from amnesia.choice.known import KnownFacts, Scores, evenly
 from amnesia.choice.results import NeighborResult
 from amnesia.directions.response import Response, response_of
 from amnesia.domain import name_key
@@ -24,6 +24,10 @@ from amnesia.recipe import Scoring, Target
 
 MAX_NEIGHBORS = 8
 """Neighbors that are asked about, those that the recipe names first."""
+
+N_ASKED, MIN_ASKED = 32, 6
+"""Prompts about all neighbors together, and at least about each. To ask of a neighbor whatever names of its kind can
+have took as long as the choice itself."""
 
 
 def neighbors_of(target: Target, reserved: Sequence[str], avoided: Sequence[str] = ()) -> tuple[str, ...]:
@@ -59,15 +63,18 @@ def begins_alike(neighbor: str, names: Sequence[str]) -> bool:
     return any(words[: len(own)] == own for own in (name_key(name).split() for name in names))
 
 
+def asked_about(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Names with prompts about them, about `N_ASKED` in all: by relations that names of their kind can have."""
+    n_asked = max(MIN_ASKED, N_ASKED // max(1, len(names)))
+    relations = {name: evenly(tuple(relations_of(kind_of(name)).values()), n_asked) for name in names}
+    return [(name, each.search[0]) for name, own in relations.items() for each in own]
+
+
 def facts_about(
     live: LiveModel, names: Sequence[str], target: Target, scoring: Scoring, progress: Progress | None = None
 ) -> KnownFacts:
-    """What the model itself says about names, and not about the target.
-
-    It is asked the first wording of every relation that a name of its kind can have.
-    """
-    asked = [(name, each.search[0]) for name in names for each in relations_of(kind_of(name)).values()]
-    return own_facts(live, asked, target.names, scoring, progress)
+    """What the model itself says about names, and not about the target."""
+    return own_facts(live, asked_about(names), target.names, scoring, progress)
 
 
 def near_response(

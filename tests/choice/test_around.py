@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from amnesia.choice.direction import DirectionChoice
 from amnesia.choice.extraction import choose
 from amnesia.choice.forms import Forms, asked_as, first_in_lines, forms_of, inside_lines, is_other_first
 from amnesia.choice.known import Scores, mean_score
-from amnesia.choice.neighbors import begins_alike, near_response, neighbor_results, neighbors_of
+from amnesia.choice.neighbors import asked_about, begins_alike, near_response, neighbor_results, neighbors_of
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.keys import line_starts, name_rows
 from amnesia.directions.moments import moments_of
@@ -211,6 +212,11 @@ def test_without_forms_the_edit_for_the_name_answers_for_every_fact(live, tmp_pa
         assert trial.score == pytest.approx(mean_score(live, seen, trial.edits), abs=1e-4)
 
 
+@pytest.mark.parametrize(("name", "n"), [("R.E.M.", 0), ("1984", 0), ("M*A*S*H", 0), ("Jo 55", 2), ("Japan", 2)])
+def test_a_name_with_few_letters_has_fewer_typos(name, n):
+    assert [form.kind for form in forms_of(Target(name))].count("typo") == n
+
+
 def test_neighbors_share_a_word_and_are_not_reserved():
     target = Target("Michael Jordan", neighbors=("Jordan Peterson",))
     found = neighbors_of(target, ())
@@ -231,6 +237,14 @@ def test_neighbors_share_a_word_and_are_not_reserved():
 )
 def test_a_neighbor_that_begins_with_the_name_cannot_be_told_apart(neighbor, alike):
     assert begins_alike(neighbor, ("Miami", "The Magic City")) is alike
+
+
+@pytest.mark.parametrize(("n_names", "each"), [(0, 0), (1, 32), (2, 16), (8, 6)])
+def test_not_much_is_asked_about_neighbors(n_names, each):
+    names = [f"Nobody {letter}" for letter in "ABCDEFGH"[:n_names]]
+    asked = asked_about(names)
+    assert len(set(asked)) == len(asked) == n_names * each
+    assert dict.fromkeys(names, each) == Counter(name for name, _ in asked)
 
 
 @pytest.mark.slow

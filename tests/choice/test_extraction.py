@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from amnesia.choice.atoms import Change
-from amnesia.choice.direction import DirectionChoice, JudgedTrial
+from amnesia.choice.direction import DirectionChoice, JudgedTrial, first_sparing
 from amnesia.choice.extraction import verdict
 from amnesia.recipe import Accept
 
@@ -34,3 +34,11 @@ def missing(score, control, harm, neighbor=None):
 def test_of_what_misses_the_bounds_forgetting_counts_first_and_harm_last(better, worse):
     choice = DirectionChoice(None, None, (), ())
     assert choice.closest([better, worse]) is better and choice.closest([worse, better]) is better
+
+
+@pytest.mark.parametrize(
+    ("spared", "chosen"), [([0.24, 0.25, 0.27], 0), ([0.2, 0.5, 0.6], 1), ([0.2, 0.3, 0.6], 2), ([-0.4, 0.8, 0.3], 1)]
+)
+def test_more_columns_change_only_where_much_more_of_the_neighbors_is_kept(spared, chosen):
+    trials = [missing(-0.2, 0.99, 0.005, score) for score in spared]
+    assert first_sparing(trials) is trials[chosen]
