@@ -112,28 +112,37 @@ class DirectionChoice:
 
         The best comes first; a few others follow, because one atom needs half the columns of two.
         """
-        few = evenly(self.targets, self.settings.n_facts)
-        grid = self._multipliers()
-        strong = grid[2 * len(grid) // 3]
-        screened = [(atom,) for atom in atoms[: self.settings.n_screened]]
-        self._ask(screened, strong, few)
-        alone = [self._measure(group, strong, few) for group in screened]
-        # By what it makes forget for its harm; where that is more than needed, it will be taken weaker.
-        alone.sort(
-            key=lambda trial: (
-                (max(trial.score, 3 * self.settings.goal) - 1.0) / math.sqrt(max(trial.change.harm, 1e-12))
-            )
-        )
-        # An atom that does nothing alone does little beside others; where all do little, they need each other.
-        useful = [trial for trial in alone if trial.score <= self.settings.useful] or alone
-        best = [trial.atoms[0] for trial in useful[: self.settings.n_paired]]
+        settings = self.settings
+        few = evenly(self.targets, settings.n_facts)
+        alone = self._screened(atoms[: settings.n_screened], few)
+        best = self._useful(alone)
         layers = list(dict.fromkeys(atom.layer for atom in best))[:2]
         together = [tuple(atom for atom in atoms if atom.layer == layer)[:2] for layer in layers]
-        groups = [(atom,) for atom in best] + together + list(itertools.combinations(best, 2))
-        found = self._weakest(groups, few)
-        if found[0].score > self.settings.goal or found[0].change.harm > self.settings.max_harm / 2:
-            found = self._weakest([(best[0], trial.atoms[0]) for trial in alone[1 : self.settings.n_paired + 2]], few)
+        found = self._weakest([(atom,) for atom in best] + together + list(itertools.combinations(best, 2)), few)
+        if found[0].score > settings.goal or found[0].change.harm > settings.max_harm / 2:
+            found = self._weakest([(best[0], trial.atoms[0]) for trial in alone[1 : settings.n_paired + 2]], few)
+        if found[0].score > settings.goal and len(atoms) > settings.n_screened:
+            # Those that move the stream less may do more.
+            best = self._useful([*alone, *self._screened(atoms[settings.n_screened :], few)])
+            found = self._weakest([(atom,) for atom in best] + list(itertools.combinations(best, 2)), few)
         return found
+
+    def _screened(self, atoms: Sequence[Atom], few: KnownFacts) -> list[Trial]:
+        """The atoms, each by itself and turned far, in the order of `_gain`."""
+        grid = self._multipliers()
+        strong = grid[2 * len(grid) // 3]
+        self._ask([(atom,) for atom in atoms], strong, few)
+        return sorted((self._measure((atom,), strong, few) for atom in atoms), key=self._gain)
+
+    def _useful(self, alone: Sequence[Trial]) -> list[Atom]:
+        """The best of atoms that were tried alone."""
+        # An atom that does nothing alone does little beside others; where all do little, they need each other.
+        useful = [trial for trial in alone if trial.score <= self.settings.useful] or alone
+        return [trial.atoms[0] for trial in sorted(useful, key=self._gain)[: self.settings.n_paired]]
+
+    def _gain(self, trial: Trial) -> float:
+        """What a trial makes forget for its harm, the most first; what is beyond the goal will be taken weaker."""
+        return (max(trial.score, 3 * self.settings.goal) - 1.0) / math.sqrt(max(trial.change.harm, 1e-12))
 
     def _weakest(self, groups: Sequence[Group], few: KnownFacts) -> list[Trial]:
         """The best of all trials so far, each of other atoms, once groups were tried from the weakest multiplier on.
@@ -216,19 +225,23 @@ class DirectionChoice:
         return self.closest(self.judged)
 
     def closest(self, judged: Sequence[JudgedTrial]) -> JudgedTrial:
-        """Of trials that miss the bounds, the one that forgets most, spares controls and neighbors, harms text least.
+        """Of trials that miss the bounds, the one that forgets most and spares controls and neighbors.
 
-        In this order; a tenth of a score more or less is not worth harm.
+        In this order; a tenth of a score more or less counts for nothing. Of equals, the one on the fewest columns that
+        harms text no more than is allowed, else the least harmful.
         """
-        return min(
-            judged,
-            key=lambda trial: (
+
+        def order(trial: JudgedTrial) -> tuple[float, ...]:
+            harmful = trial.change.harm > self._cap(trial.atoms)
+            return (
                 max(1, math.ceil(10 * trial.score)),
                 trial.control < self.settings.min_control,
                 trial.spared < self.settings.min_neighbor,
-                trial.change.harm,
-            ),
-        )
+                harmful,
+                trial.change.harm if harmful else _size(trial.atoms),
+            )
+
+        return min(judged, key=order)
 
     def judge(self, trial: Trial) -> JudgedTrial:
         """A trial with what it does to controls and neighbors; one that was judged before is told of no more."""

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from amnesia.choice.atoms import Change
+from amnesia.choice.atoms import Atom, Change
 from amnesia.choice.direction import DirectionChoice, JudgedTrial, first_sparing
 from amnesia.choice.extraction import verdict
+from amnesia.directions.solve import ReadOut
 from amnesia.recipe import Accept
 
 
@@ -15,10 +16,12 @@ def test_verdicts(target, control, expected):
     assert verdict(target, control, Accept()) == expected
 
 
-def missing(score, control, harm, neighbor=None):
+def missing(score, control, harm, neighbor=None, n_columns=256):
     """A trial that misses some bound; `harm` in nats per token."""
     change = Change(torch.full((4,), (2 * harm) ** 0.5), torch.zeros(0))
-    return JudgedTrial((), 0.0, score, change, control, neighbor)
+    read_out = ReadOut(torch.arange(n_columns), torch.ones(n_columns), 0.1)
+    atom = Atom(0, 0, torch.ones(1), torch.ones(1), torch.ones(1), 1.0, read_out, change)
+    return JudgedTrial((atom,), 0.0, score, change, control, neighbor)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,8 @@ def missing(score, control, harm, neighbor=None):
         (missing(-0.5, 0.99, 0.012), missing(-0.9, 0.99, 0.020)),  # Both are forgotten.
         (missing(0.3, 0.99, 0.018), missing(0.3, 0.90, 0.008)),
         (missing(0.3, 0.99, 0.018, 0.95), missing(0.3, 0.99, 0.008, 0.5)),
+        (missing(-0.2, 0.97, 0.009, None, 128), missing(-0.2, 0.97, 0.005, None, 1536)),  # Neither harms too much.
+        (missing(-0.2, 0.97, 0.005, None, 1536), missing(-0.2, 0.97, 0.009, None, 64)),
     ],
 )
 def test_of_what_misses_the_bounds_forgetting_counts_first_and_harm_last(better, worse):
