@@ -249,7 +249,7 @@ class DirectionChoice:
             if (known.atoms, known.multiplier) == (trial.atoms, trial.multiplier):
                 return known
         edits = (*self.acting, *trial.edits)
-        self.scores.ask((*self.controls, *self.neighbors), [edits])
+        self.scores.ask((*self.controls, *self.neighbors), [edits], self.progress)
         control = self.scores.mean(self.controls, edits)
         neighbor = self.scores.mean(self.neighbors, edits) if self.neighbors else None
         found = JudgedTrial(trial.atoms, trial.multiplier, trial.score, trial.change, control, neighbor)
@@ -349,14 +349,12 @@ class DirectionChoice:
 
     def _ask(self, groups: Sequence[Group], multiplier: float, targets: KnownFacts) -> None:
         """Measure many groups together, before what they reach is looked at one by one."""
-        self.scores.ask(targets, [(*self.acting, *edits_of(atoms, multiplier)) for atoms in groups])
+        self.scores.ask(targets, [(*self.acting, *edits_of(atoms, multiplier)) for atoms in groups], self.progress)
 
     def _measure(self, atoms: Group, multiplier: float, targets: KnownFacts) -> Trial:
-        score = self.scores.mean(targets, (*self.acting, *edits_of(atoms, multiplier)))
+        score = self.scores.mean(targets, (*self.acting, *edits_of(atoms, multiplier)), self.progress)
         trial = Trial(atoms, multiplier, score, self._change(atoms, multiplier))
         self.trials.append(trial)
-        if self.progress:
-            self.progress(1)
         return trial
 
 

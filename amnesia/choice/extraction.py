@@ -283,11 +283,10 @@ def _single(scores: Scores, recipe: Recipe, targets: KnownFacts, controls: Known
     alone = {}
     with task("verifying candidates") as progress:
         for edit in (ColumnEdit(row.cell, item) for row in top for item in multipliers):
-            alone[edit] = scores.mean(targets, (edit,))
-            progress(1)
+            alone[edit] = scores.mean(targets, (edit,), progress)
         for edit in sorted(alone, key=lambda edit: (alone[edit], edit)):
             if alone[edit] >= 1.0:
                 break
-            if scores.mean(controls, (edit,)) >= recipe.accept.min_control:
+            if scores.mean(controls, (edit,), progress) >= recipe.accept.min_control:
                 return _unjudged(recipe, (edit,), len(alone))
     return _unjudged(recipe, (), len(alone))

@@ -52,14 +52,14 @@ class Scores:
     live: LiveModel
     known: dict[tuple[Edit, ...], dict[Pair, float]] = field(default_factory=dict)
 
-    def mean(self, facts: KnownFacts, edits: tuple[Edit, ...] = ()) -> float:
+    def mean(self, facts: KnownFacts, edits: tuple[Edit, ...] = (), progress: Progress | None = None) -> float:
         """Mean knowledge score of facts while the edits act."""
-        self.ask(facts, [edits])
+        self.ask(facts, [edits], progress)
         known = self.known[edits]
         return sum(scores_of(facts, (known[fact.pair] for fact in facts))) / len(facts)
 
     def ask(self, facts: KnownFacts, variants: Sequence[tuple[Edit, ...]], progress: Progress | None = None) -> None:
-        """Measure facts with each of the edits, many of these in one pass."""
+        """Measure facts with each of the edits, many of these in one pass; `progress` counts prompts that are asked."""
         missing: dict[tuple[Pair, ...], list[tuple[Edit, ...]]] = {}
         for edits in dict.fromkeys(variants):
             known = self.known.setdefault(edits, {})
