@@ -228,11 +228,11 @@ class DirectionChoice:
         """Of trials that miss the bounds, the one that forgets most and spares controls and neighbors.
 
         In this order; a tenth of a score more or less counts for nothing. Of equals, the one on the fewest columns that
-        harms text no more than is allowed, else the least harmful.
+        harms text no more than is allowed on all, else the least harmful.
         """
 
         def order(trial: JudgedTrial) -> tuple[float, ...]:
-            harmful = trial.change.harm > self._cap(trial.atoms)
+            harmful = trial.change.harm > self.settings.max_harm
             return (
                 max(1, math.ceil(10 * trial.score)),
                 trial.control < self.settings.min_control,

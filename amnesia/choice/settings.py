@@ -19,10 +19,11 @@ class ChoiceSettings:
     beyond it, down to `beyond` (at most `goal`), where that costs no more than the share `cheap` (0 to 1) of the harm
     that is allowed.
 
-    What is tried: `n_screened` (from 1 on) atoms are measured, those that move the residual stream most. Those that
-    alone bring the search facts to the score `useful` (up to 1) are tried further, and the `n_paired` (from 1 on) best
-    of them combined. Candidates are measured on `n_facts` (from 1 on) search facts, taken evenly, the chosen edit on
-    all. `columns` are the sizes of the supports that are offered of each atom; one cell alone is scaled.
+    What is tried: `n_screened` (from 1 on) atoms are measured, those that move the residual stream most, and all others
+    where these are not enough. Those that alone bring the search facts to the score `useful` (up to 1) are tried
+    further, and the `n_paired` (from 1 on) best of them combined. Candidates are measured on `n_facts` (from 1 on)
+    search facts, taken evenly, the chosen edit on all. `columns` are the sizes of the supports that are offered of each
+    atom; one cell alone is scaled.
 
     What is spared: beyond `max_harm`, and below `min_control` and `min_neighbor`, scores of the search controls and of
     facts about neighbors, an edit gives way to one on more columns. `few` are the columns to which it should keep where

@@ -33,7 +33,7 @@ def missing(score, control, harm, neighbor=None, n_columns=256):
         (missing(0.3, 0.99, 0.018), missing(0.3, 0.90, 0.008)),
         (missing(0.3, 0.99, 0.018, 0.95), missing(0.3, 0.99, 0.008, 0.5)),
         (missing(-0.2, 0.97, 0.009, None, 128), missing(-0.2, 0.97, 0.005, None, 1536)),  # Neither harms too much.
-        (missing(-0.2, 0.97, 0.005, None, 1536), missing(-0.2, 0.97, 0.009, None, 64)),
+        (missing(-0.2, 0.97, 0.005, None, 1536), missing(-0.2, 0.97, 0.012, None, 128)),
     ],
 )
 def test_of_what_misses_the_bounds_forgetting_counts_first_and_harm_last(better, worse):
