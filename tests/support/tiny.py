@@ -19,6 +19,7 @@ from amnesia.vector import Vector
 from amnesia.weights.gguf.edit import plan_gguf
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.plan import Plan
+from support.kept_folders import kept
 
 N_LAYERS = 3
 D_MODEL = 32
@@ -225,13 +226,17 @@ def save_tiny(
 
     `fused` saves the experts of a layer as one tensor, as they are in memory.
     """
-    model = tiny_model(model_type, tied=tied, dtype=dtype, seed=seed, **settings)
-    model.save_pretrained(folder, max_shard_size=max_shard_size, save_original_format=not fused)
-    for name in extras:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{name} of the base model\r\nwith {{odd}} bytes\n", encoding="utf-8")
-    return folder
+
+    def write(folder: Path) -> None:
+        model = tiny_model(model_type, tied=tied, dtype=dtype, seed=seed, **settings)
+        model.save_pretrained(folder, max_shard_size=max_shard_size, save_original_format=not fused)
+        for name in extras:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{name} of the base model\r\nwith {{odd}} bytes\n", encoding="utf-8")
+
+    asked = (model_type, tied, dtype, max_shard_size, tuple(extras), seed, fused, sorted(settings.items()))
+    return kept(f"tiny {asked}", write, folder)
 
 
 def as_read(manifest: Manifest) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +22,9 @@ MODEL_ARCH_BY_NAME = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}
 QUANTIZABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")
 
 
+@functools.cache
 def random_rows(tensor_type: GGMLQuantizationType, n_rows: int, n_columns: int, seed: int) -> np.ndarray:
-    """Rows of valid data with finite values: uint8 of shape (n_rows, row_bytes).
+    """Rows of valid data with finite values: uint8 of shape (n_rows, row_bytes), which are not written to.
 
     Quantized from normal numbers where the package can, else random bytes. Blocks that dequantize to something that
     is not finite or has no size are drawn again, so that this does not need to know where the scales are.
@@ -31,7 +33,7 @@ def random_rows(tensor_type: GGMLQuantizationType, n_rows: int, n_columns: int, 
     block_size, block_bytes = GGML_QUANT_SIZES[tensor_type]
     if tensor_type.name in QUANTIZABLE:
         numbers = rng.normal(size=(n_rows, n_columns)).astype(np.float32)
-        return quantize(numbers, tensor_type).view(np.uint8).reshape(n_rows, -1)
+        return _kept(quantize(numbers, tensor_type).view(np.uint8).reshape(n_rows, -1))
     blocks = np.zeros((n_rows * n_columns // block_size, block_bytes), dtype=np.uint8)
     bad = np.ones(len(blocks), dtype=bool)
     while bad.any():
@@ -39,7 +41,12 @@ def random_rows(tensor_type: GGMLQuantizationType, n_rows: int, n_columns: int, 
         with np.errstate(all="ignore"):
             size = np.abs(dequantize(blocks, tensor_type)).max(axis=1)
         bad = ~((size > 1e-2) & (size < 1e4))
-    return blocks.reshape(n_rows, -1)
+    return _kept(blocks.reshape(n_rows, -1))
+
+
+def _kept(rows: np.ndarray) -> np.ndarray:
+    rows.setflags(write=False)
+    return rows
 
 
 def write_gguf(

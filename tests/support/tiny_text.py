@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from amnesia.facts.names import contrast_entities, entity_templates, generic_sentences
 from amnesia.live.model import LiveModel, freeze, wrap
+from support.kept_folders import kept
 from support.tiny import randomized, tiny_model
 
 VOCAB_SIZE = 600
@@ -50,9 +51,12 @@ def tiny_live(model_type: str = "llama", *, bos: bool = False, seed: int = 0, **
 
 def save_tiny_live(folder: Path, model_type: str = "llama", *, bos: bool = False, dtype=torch.float32) -> Path:
     """A tiny model folder with a tokenizer, in several shards."""
-    tiny_model(model_type, vocab_size=VOCAB_SIZE, dtype=dtype).save_pretrained(folder, max_shard_size="60KB")
-    tiny_tokenizer(bos=bos).save_pretrained(folder)
-    return folder
+
+    def write(folder: Path) -> None:
+        tiny_model(model_type, vocab_size=VOCAB_SIZE, dtype=dtype).save_pretrained(folder, max_shard_size="60KB")
+        tiny_tokenizer(bos=bos).save_pretrained(folder)
+
+    return kept(f"live {(model_type, bos, dtype)}", write, folder)
 
 
 def save_random(folder: Path, model: PreTrainedModel) -> Path:
