@@ -229,7 +229,7 @@ def adapter(model, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)])
 def test_an_adapter_on_layers_on_the_disk_answers_as_in_memory(model, adapter, recipe, dtype, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     compared = (model, adapter, "--recipe", recipe, "--dtype", dtype)
@@ -277,7 +277,9 @@ def test_factors_that_begin_with_the_base_are_not_put_on_layers_on_the_disk(mode
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["absent", None, 7, "PROMPT_TUNING"])
+@pytest.mark.parametrize(
+    "kind", ["absent", "PROMPT_TUNING", *(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in (None, 7))]
+)
 def test_an_adapter_without_a_kind_is_refused_as_in_memory(model, adapter, recipe, tmp_path, kind):
     other = with_settings(adapter, tmp_path / "adapter", {"peft_type": kind})
     lines = [refused("evaluate", model, other, "--recipe", recipe, *options) for options in ((), ("--offload",))]
@@ -318,7 +320,9 @@ EDITS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", EDITS)
+@pytest.mark.parametrize(
+    "form", [pytest.param(name, marks=() if name == "directions" else pytest.mark.exhaustive) for name in EDITS]
+)
 def test_a_run_from_the_disk_chooses_and_writes_what_it_does_in_memory(model, tmp_path, form, monkeypatch):
     """Of directions the gradients and moments, too, come from layers on the disk."""
     edit, section = EDITS[form]
