@@ -18,6 +18,7 @@ from amnesia.live.tokens import encode, place
 from amnesia.localization.cells import localize
 from amnesia.recipe_file import load_recipe
 from oracles.scores_elsewhere import assert_scores_of_the_reports
+from support.brief import N_CHARACTERS
 from support.commands import done
 from support.folders import DATA
 from support.smollm2 import BRIEF_RECIPE, MODEL, brief_texts
@@ -40,7 +41,7 @@ def demo(request, tmp_path_factory):
         run = amnesia("demo", "-o", output, "--json")
         assert run.returncode == 0, run.stderr
         return json.loads(run.stdout), output, False
-    with brief_texts():
+    with brief_texts(N_CHARACTERS // 2):
         return json.loads(done("run", BRIEF_RECIPE, "-o", output, "--json")), output, True
 
 

@@ -18,9 +18,9 @@ BRIEF_RECIPE = DATA / "steve_jobs_brief.toml"
 
 
 @contextlib.contextmanager
-def brief_texts() -> Iterator[None]:
-    """While this is open, damage is measured on the first N_CHARACTERS of each neutral text, an eighth of all tokens."""
-    texts = tuple(replace(text, passages=(text.passages[0][:N_CHARACTERS],)) for text in neutral_text())
+def brief_texts(n_characters: int = N_CHARACTERS) -> Iterator[None]:
+    """While this is open, damage is measured on the first characters of each neutral text, by default an eighth."""
+    texts = tuple(replace(text, passages=(text.passages[0][:n_characters],)) for text in neutral_text())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(damage, "neutral_text", lambda: texts)
         yield
