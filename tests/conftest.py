@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import tomllib
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,6 +30,13 @@ n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if n_workers > 1:
     assert "torch" not in sys.modules, "nothing that is imported above may import torch"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_workers)))
+
+# In a new environment what is imported is compiled first, which takes longest of all. So that workers side by side do not
+# all compile the same, others than the first begin with what torch and the tests import late.
+if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
+    for late in ("sympy", "matplotlib.figure", "huggingface_hub.hf_api", "gguf", "jinja2", "uvicorn", "starlette.testclient"):
+        with suppress(ImportError):
+            import_module(late)
 
 # What tests that are about something else ask: questions of each field of general ability.
 N_COMMON = 2
