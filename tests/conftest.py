@@ -34,7 +34,15 @@ if n_workers > 1:
 # In a new environment what is imported is compiled first, which takes longest of all. So that workers side by side do not
 # all compile the same, others than the first begin with what torch and the tests import late.
 if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
-    for late in ("sympy", "matplotlib.figure", "huggingface_hub.hf_api", "gguf", "jinja2", "uvicorn", "starlette.testclient"):
+    for late in (
+        "sympy",
+        "matplotlib.figure",
+        "huggingface_hub.hf_api",
+        "gguf",
+        "jinja2",
+        "uvicorn",
+        "starlette.testclient",
+    ):
         with suppress(ImportError):
             import_module(late)
 

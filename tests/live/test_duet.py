@@ -58,7 +58,7 @@ def both(duet, text, n=20, **drawn):
 @pytest.mark.parametrize(
     ("model_type", "dtype", "computed"),
     [
-        ("llama", torch.float32, torch.float32),
+        pytest.param("llama", torch.float32, torch.float32, marks=pytest.mark.exhaustive),
         ("llama", torch.bfloat16, torch.bfloat16),
         ("gemma2", torch.bfloat16, torch.float32),
         ("gpt2", torch.float32, torch.float32),

@@ -56,7 +56,12 @@ def direct_z(entity, baseline):
 @pytest.mark.parametrize(
     ("model_type", "baseline"),
     [
-        *((name, "contrast") for name in (*plain.FIVE, "gemma3_text", *RECURRENT)),
+        *((name, "contrast") for name in ("gemma2", "gpt2", RECURRENT[0])),
+        *(
+            pytest.param(name, "contrast", marks=pytest.mark.exhaustive)
+            for name in (*plain.FIVE, "gemma3_text", *RECURRENT)
+            if name not in ("gemma2", "gpt2", RECURRENT[0])
+        ),
         ("llama", "generic"),
         *(pytest.param(name, "generic", marks=pytest.mark.exhaustive) for name in ("gpt2", "lfm2")),
     ],

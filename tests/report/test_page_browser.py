@@ -27,8 +27,12 @@ def file(request, tmp_path_factory):
     return path
 
 
+def or_exhaustive(*values):
+    return [pytest.param(value, marks=pytest.mark.exhaustive) for value in values]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+@pytest.mark.parametrize("width", [320, 1280, *or_exhaustive(390, 768)])
 def test_every_width_in_both_schemes(browser, file, width, scheme):
     with Opened(browser, file, width, scheme) as opened:
         for folded in (True, False):
@@ -41,7 +45,7 @@ def test_every_width_in_both_schemes(browser, file, width, scheme):
         assert background == {"light": "rgb(250, 248, 244)", "dark": "rgb(21, 23, 26)"}[scheme]
 
 
-@pytest.mark.parametrize("width", [360, 390, 500, 700])
+@pytest.mark.parametrize("width", [390, 700, *or_exhaustive(360, 500)])
 def test_a_phone_shows_all_columns_of_the_first_table_and_all_of_each_caption(browser, file, width):
     with Opened(browser, file, width, "light") as opened:
         hidden = "all => all.map((one) => one.scrollWidth - one.clientWidth)"

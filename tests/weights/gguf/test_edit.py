@@ -245,6 +245,8 @@ def test_logits_of_a_quantized_file_equal_those_of_its_dequantized_model(tmp_pat
     assert (logits(load(tmp_path / "out" / "tiny.gguf")) - expected).abs().max() <= 1e-4
 
 
+# In the normal tier llama.cpp reads such an edit of this file, and the file of mixed types is proven and undone.
+@pytest.mark.exhaustive
 @pytest.mark.real
 def test_the_real_demo_file(tmp_path: Path, smollm2: ModelSource):
     source = smollm2.require_gguf()
