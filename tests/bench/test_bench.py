@@ -95,6 +95,7 @@ def test_models_that_stay_on_the_disk_are_measured_alike(model, outputs, tmp_pat
     assert found.entries[1].forget_left != found.entries[2].forget_left
 
 
+@pytest.mark.slow
 def test_it_says_when_too_few_facts_about_others_are_known(model):
     said = []
 

@@ -242,7 +242,7 @@ def test_a_chat_model_is_also_asked_in_messages_by_the_choice(recipe):
     assert both.control != plain.control
 
 
-@pytest.mark.parametrize("needed", [-0.25, -0.75, -1.5])
+@pytest.mark.parametrize("needed", [-0.25, *(pytest.param(needed, marks=pytest.mark.slow) for needed in (-0.75, -1.5))])
 def test_the_weakest_multiplier_that_reaches_the_goal_is_found(live, cache, needed):
     """Also where it is the one with which atoms are screened, or stronger."""
 

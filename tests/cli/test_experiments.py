@@ -62,6 +62,7 @@ def test_a_figure_is_replaced_with_force_unless_a_file_of_it_is_the_users(model,
         path.write_bytes(original)
 
 
+@pytest.mark.slow
 def test_sweep(recipe, tmp_path):
     done = amnesia("sweep", "--recipe", recipe, "--steps", 5, "--tokens", "entity", "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output

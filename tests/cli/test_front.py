@@ -145,6 +145,7 @@ def test_neighbors_that_nobody_was_asked_about_have_no_score(runs):
     assert {row["neighbor"] for row in shown["extraction"]["front"]} == {None}
 
 
+@pytest.mark.slow
 def test_cells_that_are_given_are_the_only_edit_tried(live, model, tmp_path):
     (tmp_path / "fixed.toml").write_text(recipe_text(live, model), encoding="utf-8")
     told = succeed("run", tmp_path / "fixed.toml", "-o", tmp_path / "out")

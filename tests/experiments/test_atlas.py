@@ -51,6 +51,7 @@ def test_rows_equal_a_localization(tmp_path):
         assert [cell.score for cell in row.cells] == pytest.approx([cell.score for cell in other.cells], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_shards_and_stops_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(atlas, "EXPERIMENTS", ExperimentSettings(batch_entities=2))
     live = tiny_live()

@@ -102,6 +102,7 @@ def test_an_edit_of_a_folder_names_its_base_only_if_that_holds_the_folder(hub, f
     assert [step.base.ref.name for step in other.history()] == ["ada/first", "org/base"]
 
 
+@pytest.mark.slow
 def test_with_private_targets_no_edit_beneath_is_named_and_the_proof_of_the_card_holds(hub, first, tmp_path):
     done("edit", "ada/first", "--cell", "2:9", "--entity", "Peru", "-o", tmp_path / "second")
     done("push", tmp_path / "second", "ada/second", "--private-targets")
