@@ -292,15 +292,19 @@ def close(found, expected):
     return found == (pytest.approx(expected, rel=1e-3, abs=1e-4) if isinstance(expected, float) else expected)
 
 
+def exhaustive(*command):
+    return pytest.param(command, marks=pytest.mark.exhaustive)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
-        ("robustness", "MODEL", "Japan", "--given-only", "--n-unrelated", 2, "--top", 1),
+        exhaustive("robustness", "MODEL", "Japan", "--given-only", "--n-unrelated", 2, "--top", 1),
         ("robustness", "MODEL", "Japan", "--given-only", "--n-unrelated", 2, "--top", 1, "--no-direction"),
         ("layers", "MODEL", "Japan", "--prompts", 3, "--layers", "0-1"),
         ("atlas", "MODEL", "Japan", "Paris", "-o", "FOLDER"),
-        ("atlas", "MODEL", "Japan", "Paris", "-o", "FOLDER", "--no-directions"),
+        exhaustive("atlas", "MODEL", "Japan", "Paris", "-o", "FOLDER", "--no-directions"),
         ("inject", "--recipe", "RECIPE"),
         ("sufficiency", "--recipe", "RECIPE", "--max-unfrozen", 1),
         ("sweep", "--recipe", "RECIPE", "--cell", "1:11"),
