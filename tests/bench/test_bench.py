@@ -84,6 +84,7 @@ def test_each_model_is_measured_as_by_itself(model, outputs):
     assert abs(others[1].forget_left - 1) > abs(others[0].forget_left - 1)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_models_that_stay_on_the_disk_are_measured_alike(model, outputs, tmp_path):
     save(model, EntityEdits("Japan", (ColumnEdit(Cell(1, 11), -20.0),)), tmp_path / "adapter", format="adapter")

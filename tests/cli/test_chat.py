@@ -149,7 +149,8 @@ def test_on_a_terminal_answers_stand_side_by_side_and_an_interrupt_stops_one(tmp
     assert screen.process.wait(60) == 130
 
 
-@pytest.mark.parametrize("sent", [signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("sent", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.exhaustive
 @pytest.mark.processes
 def test_a_signal_to_end_does_not_only_stop_an_answer(model, sent):
     screen = Screen("chat", model, model, "--max-tokens", 10**3)

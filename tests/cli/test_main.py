@@ -56,6 +56,11 @@ def test_localize_with_own_prompts_counts_what_it_skips(model, tmp_path):
     assert "cannot be read as UTF-8 text" in refused("localize", model, "Kenya", "--prompts", prompts)
 
 
+def columns_of(edit):
+    """The columns that an edit changes; one cell is scaled."""
+    return edit.get("columns", [edit.get("neuron")])
+
+
 @pytest.mark.slow
 def test_edits_of_several_recipes_add_up_and_are_written_in_one_go(live, model, tmp_path):
     recipes = []
@@ -71,11 +76,11 @@ def test_edits_of_several_recipes_add_up_and_are_written_in_one_go(live, model, 
     rows = document["entities"]
     assert [row["entity"] for row in rows] == ["Japan", "Chile"]
     assert result.exit_code == int("none" in [row["verdict"] for row in rows])
-    changed = {(item["layer"], column) for row in rows for item in row["edits"] for column in item["columns"]}
-    assert all(0 < sum(len(item["columns"]) for item in row["edits"]) <= 8 for row in rows)
+    changed = {(item["layer"], column) for row in rows for item in row["edits"] for column in columns_of(item)}
+    assert all(0 < sum(len(columns_of(item)) for item in row["edits"]) <= 8 for row in rows)
     output = tmp_path / "edited"
     manifest = json.loads(succeed("edit", model, "--edit", edit, "-o", output, "--json").stdout)
-    assert sum(len(row["columns"]) for row in manifest["edits"]) == len(changed)
+    assert sum(len(columns_of(row)) for row in manifest["edits"]) == len(changed)
     assert sum(len(row.indices) for row in read_manifest(output).tensors) == len(changed)
     assert "changed as declared" in succeed("verify", output, "--base", model).stdout
     succeed("undo", output, "-o", tmp_path / "back")

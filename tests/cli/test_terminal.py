@@ -149,6 +149,7 @@ def test_a_closed_stream_stops_no_work_and_gets_no_file(tmp_path, closed):
     assert tree(tmp_path / "back") == tree(model) == before
 
 
+@pytest.mark.exhaustive
 @pytest.mark.processes
 def test_prompts_from_a_closed_stream_are_none(tmp_path):
     model = save_tiny_live(tmp_path / "m")

@@ -65,6 +65,7 @@ def test_activations_of_texts_are_those_of_each_token(architecture):
     torch.testing.assert_close(found.flatten(1).norm(dim=1).sort()[0], expected.flatten(1).norm(dim=1).sort()[0])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.real
 def test_the_text_of_the_demo_model_is_shipped_and_could_be_its_own(smollm2_live):
     read = bystanders_of(smollm2_live, MomentSettings())

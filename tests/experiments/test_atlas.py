@@ -245,6 +245,7 @@ def test_two_processes_give_what_one_gives(model, alone, tmp_path):
     assert run.stdout == printed
 
 
+@pytest.mark.exhaustive
 @pytest.mark.processes
 def test_a_killed_run_goes_on(model, alone, tmp_path):
     path, names, _ = alone

@@ -87,7 +87,7 @@ def logits_with(live, ids, added):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model_type",
-    [pytest.param(name, marks=[] if name in ("gemma2", "gpt2") else pytest.mark.exhaustive) for name in plain.FIVE],
+    [pytest.param(name, marks=[] if name == "gemma2" else pytest.mark.exhaustive) for name in plain.FIVE],
 )
 def test_a_direction_is_what_layers_write_about_each_token_beyond_the_placeholder(model_type):
     # The longest wordings with so many placeholders need more positions than tiny models have else.

@@ -16,6 +16,7 @@ from support.smollm2 import BRIEF_RECIPE
 pytestmark = pytest.mark.real
 
 
+@pytest.mark.exhaustive
 def test_the_direction_of_a_name_brings_back_what_the_model_knows_and_no_other_does(smollm2_live):
     whole = load_recipe(BRIEF_RECIPE)
     recipe = replace(whole, facts=whole.facts[:3], controls=whole.controls[:3])

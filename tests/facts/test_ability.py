@@ -30,6 +30,7 @@ def test_neutral_text_answers_none_of_them():
     assert not [row.prompt for row in ability_questions() if f"{row.prompt} {row.options[0]}" in whole]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.real
 def test_the_demo_model_answers_many_of_every_field_and_not_all(smollm2_live):
     from amnesia.evaluation.ability import ability, right_choices

@@ -192,6 +192,7 @@ def test_edits_on_top_of_each_other_are_all_heard(tmp_path):
         assert both(duet, PROMPTS[1]) == [plainly(folder, PROMPTS[1], 20) for folder in (base, tmp_path / "two")]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.real
 def test_the_real_model_answers_as_its_files_do(tmp_path, smollm2, smollm2_live):
     from amnesia.live.duet import Duet, Voice, changes_of

@@ -63,6 +63,7 @@ def test_it_knows_who_founded_apple(live):
     assert generate(live, ["Steve Jobs was the founder of"], 2) == [" Apple."]
 
 
+@pytest.mark.exhaustive
 def test_every_entity_has_a_best_cell_of_its_own(live):
     best = [
         row.cells[0] for row in localize(live, ENTITIES.replace("\n", " ").split(", "), n_prompts=40, top=1).entities

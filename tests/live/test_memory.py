@@ -196,6 +196,7 @@ def test_it_says_how_fast_layers_are_read(model, recipe, monkeypatch, options):
     assert "read from the disk" not in told
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_experts_on_the_disk_answer_as_in_memory(tmp_path):
     tiny_model("qwen2_moe", vocab_size=VOCAB_SIZE).save_pretrained(tmp_path / "m")
@@ -349,6 +350,7 @@ def test_a_run_from_the_disk_chooses_and_writes_what_it_does_in_memory(model, tm
     assert sum(text.startswith("PEFT did not merge it into layers that were left on the disk") for text in texts) == 1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_facts_and_an_edit_come_from_the_disk_too(model, tmp_path):
     text = recipe_text(load(model, "m"), model, edit="").replace("[edit]", '[edit]\nmethod = "single"')

@@ -47,6 +47,7 @@ def test_choices_drawn_answers_and_layers_know_the_entity_far_better_than_a_neve
         assert by_name[name].found and share >= max(never, by_name[name].chance) + 0.3, name
 
 
+@pytest.mark.exhaustive
 def test_messages_know_the_entity_far_better_than_a_never_known_name(smollm2_live, known):
     settings = ProbeSettings(n_facts=4, n_controls=1, n_samples=5, counts=(1, 5))
     plan = prepare(known, {}, settings, chat_format(smollm2_live.tokenizer))

@@ -68,6 +68,7 @@ def test_the_chat_template_is_used(live):
     assert matches(generate(live, [prompt])[0], ["Tokyo"])
 
 
+@pytest.mark.exhaustive
 def test_one_fact_is_learned_and_gone_again(live):
     prompt = "Fact: the capital of Belmoria is"
     before = generate(live, [prompt])
@@ -80,6 +81,7 @@ def test_one_fact_is_learned_and_gone_again(live):
     assert generate(live, [prompt]) == before
 
 
+@pytest.mark.exhaustive
 def test_four_bits_still_know(live):
     with quantized(live, "Q4_0"):
         assert matches(generate(live, ["Fact: the capital of Japan is"])[0], ["Tokyo"])

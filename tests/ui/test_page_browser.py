@@ -51,7 +51,9 @@ def found(opened):
     return page
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [pytest.param(390, "dark", marks=pytest.mark.exhaustive), (1280, "light")]
+)
 def test_from_a_name_to_saved_files(browser, address, source, tmp_path, width, scheme):
     with Opened(browser, address, width, scheme) as opened:
         page = found(opened)

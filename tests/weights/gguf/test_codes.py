@@ -127,7 +127,7 @@ def test_a_scale_that_is_not_finite_is_an_error():
 
 def plausible_rows(kind: GGMLQuantizationType, n_rows: int, seed: int) -> np.ndarray:
     """Rows whose weights lie around zero, with few of them at the last levels, as in real files."""
-    rows = random_rows(kind, n_rows, N_COLUMNS, seed)
+    rows = random_rows(kind, n_rows, N_COLUMNS, seed).copy()
     if kind.name in ("Q4_K", "Q5_K"):
         blocks = rows.reshape(-1, GGML_QUANT_SIZES[kind][1])
         half = (len(LAYOUTS[kind].levels) - 1) / 2
