@@ -41,7 +41,7 @@ def demo(request, tmp_path_factory):
         run = amnesia("demo", "-o", output, "--json")
         assert run.returncode == 0, run.stderr
         return json.loads(run.stdout), output, False
-    with brief_texts(N_CHARACTERS // 2):
+    with brief_texts(N_CHARACTERS // 4):
         return json.loads(done("run", BRIEF_RECIPE, "-o", output, "--json")), output, True
 
 

@@ -46,6 +46,7 @@ def test_it_is_the_file_that_was_meant(source):
     assert "license: gemma" in (source.folder / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.exhaustive
 def test_answers_score_as_in_plain_transformers(source, live):
     tokenizer = AutoTokenizer.from_pretrained(source.folder)
     model = AutoModelForCausalLM.from_pretrained(source.folder)

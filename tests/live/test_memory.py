@@ -77,6 +77,7 @@ def test_what_is_too_large_is_refused_before_it_is_built(model, recipe, free, mo
     scores(model, "--recipe", recipe)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_remedy_for_memory_is_one_that_the_command_has(model, recipe, free, monkeypatch, tmp_path):
     """The advice is what the parser takes, and what was given, or cannot be, is not advised."""

@@ -36,6 +36,7 @@ def probed_alone(live, plan):
     return conclude(plan, probe(live, plan, "original", SILENT.task), None)
 
 
+@pytest.mark.exhaustive
 def test_choices_drawn_answers_and_layers_know_the_entity_far_better_than_a_never_known_name(smollm2_live, known):
     plan = prepare(known, {}, ProbeSettings(n_facts=3, n_controls=1, n_samples=5))
     # What is written takes longest, and is looked at in the other tier.

@@ -355,6 +355,7 @@ def test_logits_equal_those_of_the_edited_float_model(tmp_path: Path):
     assert (logits(load(tmp_path / "out" / "tiny.gguf")) - logits(model)).abs().max() <= 1e-4
 
 
+@pytest.mark.exhaustive
 @pytest.mark.real
 def test_the_real_demo_file(tmp_path: Path, smollm2: ModelSource):
     source = smollm2.require_gguf()
