@@ -58,6 +58,7 @@ def scores(row):
     return {name: getattr(row, name) for name in ("knowledge_score", "knowledge_score_first")}
 
 
+@pytest.mark.slow
 def test_what_was_saved_is_evaluated_as_in_the_run(tmp_path, model, recipe, facts):
     result = run(recipe, tmp_path / "out", Silent())
     for name in FORMATS:

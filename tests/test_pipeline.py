@@ -57,6 +57,7 @@ def written(tmp_path_factory, model, live):
         return run(recipe, output, tracker), output, recipe, tracker
 
 
+@pytest.mark.slow
 def test_no_pass_of_a_model_goes_unseen(written):
     assert written[3].passes and not written[3].silent()
 

@@ -127,6 +127,7 @@ def check_answers(form, facts, layers, own, there):
     assert len(moved) == len(facts) and max(moved) > 0.01
 
 
+@pytest.mark.slow
 def test_scores_lie_between_unknown_names_and_the_name_itself(live, recipe, facts):
     result = inject(direction(live, recipe, (0,)), facts)
     names = [row.condition for row in result.conditions]

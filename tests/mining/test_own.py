@@ -56,6 +56,7 @@ def test_facts_are_what_the_model_writes_most_often(live, talkative):
     assert from_model(live, "Japan", model=ModelRef("tiny"), scoring=ANYTHING) == mined
 
 
+@pytest.mark.slow
 def test_controls_are_about_well_known_others(live, talkative):
     recipe = from_model(live, "Japan", model=ModelRef("tiny"), scoring=ANYTHING).recipe
     names = [fact.entity for fact in recipe.controls]

@@ -41,6 +41,7 @@ def recipe(model):
     return recipe_text(load(model, "m"), model)
 
 
+@pytest.mark.slow
 def test_a_model_without_an_edit_scores_as_before_on_every_probe(model, recipe):
     live = load(model, "m")
     facts = facts_of_recipe(parse_recipe(recipe))

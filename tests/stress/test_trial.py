@@ -57,6 +57,7 @@ def assessed(model, facts, output):
         return assess(str(model), str(output / "safetensors"), facts, tracker, stress=SETTINGS), tracker
 
 
+@pytest.mark.slow
 def test_no_pass_of_a_model_goes_unseen(assessed):
     assert assessed[1].passes and not assessed[1].silent()
 
