@@ -30,9 +30,6 @@ MULTIPLIERS = (0.25, 0.125, 0.0, -0.125, -0.25, -0.375, -0.5, -0.75, -1.0, -1.5,
 FINE_MULTIPLIERS = (0.25, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4, -0.5, -0.75, -1.0)
 """The same where a norm follows the MLP, behind which a write turns instead of shrinking."""
 
-MUCH_MORE = 0.25
-"""Mean knowledge score of neighbors for the sake of which an edit may change more columns."""
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -219,10 +216,15 @@ class DirectionChoice:
                     return found
                 sparing.append(found)
         if sparing:
-            return first_sparing(sparing)
+            return self.first_sparing(sparing)
         for trial in missed:
             self.judge(trial)
         return self.closest(self.judged)
+
+    def first_sparing(self, trials: Sequence[JudgedTrial]) -> JudgedTrial:
+        """Of trials none of which keeps the neighbors, the first, unless a later one keeps much more of them."""
+        least = max(trial.spared for trial in trials) - self.settings.much_more
+        return next(trial for trial in trials if trial.spared >= least)
 
     def closest(self, judged: Sequence[JudgedTrial]) -> JudgedTrial:
         """Of trials that miss the bounds, the one that forgets most and spares controls and neighbors.
@@ -356,12 +358,6 @@ class DirectionChoice:
         trial = Trial(atoms, multiplier, score, self._change(atoms, multiplier))
         self.trials.append(trial)
         return trial
-
-
-def first_sparing(trials: Sequence[JudgedTrial]) -> JudgedTrial:
-    """Of trials none of which keeps the neighbors, the first, unless a later one keeps much more of them."""
-    most = max(trial.spared for trial in trials)
-    return next(trial for trial in trials if trial.spared >= most - MUCH_MORE)
 
 
 def _size(atoms: Group) -> int:

@@ -26,7 +26,8 @@ class ChoiceSettings:
     atom; one cell alone is scaled.
 
     What is spared: beyond `max_harm`, and below `min_control` and `min_neighbor`, scores of the search controls and of
-    facts about neighbors, an edit gives way to one on more columns. `few` are the columns to which it should keep where
+    facts about neighbors, an edit gives way to one on more columns; where none reaches `min_neighbor`, only for
+    `much_more` (a score, from 0 on) of what neighbors keep. `few` are the columns to which it should keep where
     it can: on so many it may harm `few_harm` times (from 1 on) as much. `margin` is the share (0 to 1) of the harm for
     what must leave some of it: edits of fewer columns, and that for the name itself where there are forms of it.
     `harm_of_score` is the harm that a score of one less may cost. `near_cost` (from 0 on) is the weight of the harm on
@@ -51,6 +52,7 @@ class ChoiceSettings:
     harm_of_score: float = 0.05
     min_control: float = 0.98
     min_neighbor: float = 0.9
+    much_more: float = 0.25
     near_cost: float = 0.1
     near_share: float = 0.01
     form_goal: float = 0.1

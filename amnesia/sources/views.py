@@ -16,9 +16,8 @@ from typing import Any
 from amnesia.errors import CheckpointError, SourceError, os_errors_as
 from amnesia.files.disk import read_small
 from amnesia.files.lfs import POINTER, check_no_pointer
-from amnesia.files.strict_json import StrictJson
 from amnesia.weights.checkpoint import CheckpointSource
-from amnesia.weights.configuration import MAX_CONFIG
+from amnesia.weights.configuration import MAX_CONFIG, small_object
 from amnesia.weights.safetensors import INDEX_FILE
 
 # Settings that make the libraries fetch, import or choose code, read other weights, or answer in another form. How a
@@ -106,11 +105,7 @@ def object_in(path: Path) -> dict[str, Any]:
 
 
 def _object_of(where: str, content: bytes) -> dict[str, Any]:
-    check_no_pointer(where, content)
-    json_file = StrictJson(where, CheckpointError, "fetch it again")
-    if len(content) > MAX_CONFIG:
-        raise json_file.fail(f"has more than {MAX_CONFIG} bytes")
-    settings = json_file.mapping(json_file.parse(content), "the file")
+    json_file, settings = small_object(where, content, "fetch it again", "the file")
     try:
         return _without_code(settings)
     except RecursionError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from amnesia.errors import CheckpointError, os_errors_as
 from amnesia.files.disk import read_small
@@ -34,13 +35,21 @@ def read_config(folder: Path) -> Mapping[str, object]:
     return parse_config(str(folder / "config.json"), content)
 
 
-def parse_config(where: str, content: bytes) -> Mapping[str, object]:
-    """A model's `config.json`; raises CheckpointError naming the file `where`."""
+def small_object(where: str, content: bytes, remedy: str, what: str) -> tuple[StrictJson, dict[str, Any]]:
+    """The JSON object of at most MAX_CONFIG bytes that `content` is, and who says where it is wrong.
+
+    Raises CheckpointError naming the file `where`, also for a pointer to a file that was not fetched.
+    """
     check_no_pointer(where, content)
-    json_file = StrictJson(where, CheckpointError, "fetch the model again")
+    json_file = StrictJson(where, CheckpointError, remedy)
     if len(content) > MAX_CONFIG:
         raise json_file.fail(f"has more than {MAX_CONFIG} bytes")
-    config = json_file.mapping(json_file.parse(content), "configuration")
+    return json_file, json_file.mapping(json_file.parse(content), what)
+
+
+def parse_config(where: str, content: bytes) -> Mapping[str, object]:
+    """A model's `config.json`; raises CheckpointError naming the file `where`."""
+    json_file, config = small_object(where, content, "fetch the model again", "configuration")
     json_file.text(config.get("model_type"), "model_type")
     json_file.mapping(config.get("quantization_config") or {}, "quantization_config")
     if config.get("transformers_weights") not in (None, SINGLE_FILE, INDEX_FILE):

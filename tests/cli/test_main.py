@@ -206,7 +206,7 @@ def test_notices_of_libraries_do_not_reach_the_terminal(tmp_path):
     assert [line for line in stderr.splitlines() if not line.startswith("localizing")] == []
 
 
-# In the normal tier others are sent to a chat and to the page, and kills to what writes.
+# In the normal tier SIGTERM is sent to the page's server, and kills to what writes.
 EXHAUSTIVE = [
     pytest.param(kill, marks=pytest.mark.exhaustive) for kill in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 ]
