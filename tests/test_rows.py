@@ -146,6 +146,7 @@ def test_one_projection_of_each_layer_ends_what_mixes_tokens(source, live):
             assert live.shape.d_model in weight.shape
 
 
+@pytest.mark.slow
 def test_the_edited_files_are_the_model_edited_in_memory(source, live, original, saved, tmp_path):
     edits, folder, changed = saved
     assert prove(folder, source).n_cells == len(edits)
@@ -274,6 +275,7 @@ def test_varied_multipliers_are_single_edits(live):
                 assert found[number, column].item() == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings", "stored"),
     [

@@ -63,6 +63,7 @@ def test_an_output_needs_no_recipe_to_ask_its_facts_and_neighbors(model, recipe,
     assert any(row["before"] != row["after"] for row in found[:5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "message"),
     [

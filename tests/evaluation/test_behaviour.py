@@ -26,6 +26,7 @@ def run(tmp_path_factory):
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["safetensors", "adapter"])
 def test_an_edit_that_acts(run, name):
     options = ("verify", run / "out" / name, "--behaviour")

@@ -209,6 +209,7 @@ def test_experts_on_the_disk_answer_as_in_memory(tmp_path):
     assert scores(*compared, "--offload") == scores(*compared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "line"),
     [

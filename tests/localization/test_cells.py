@@ -86,6 +86,7 @@ def test_ranking_equals_a_direct_computation(model_type, baseline):
     assert (result.n_prompts, result.n_skipped, result.layers) == (8, 0, (0, 1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", [row for row in LAYOUTS if silences(row)])
 def test_cells_that_an_activation_function_silences_do_not_top_the_ranking(model_type):
     # Whether two of 144 random cells answer to a name is a matter of the draw; of the first one for gemma3, one does.

@@ -74,6 +74,7 @@ def assert_close(found, expected):
         assert found == (pytest.approx(expected, abs=1e-3) if isinstance(found, float) else expected)
 
 
+@pytest.mark.slow
 def test_each_entity_has_a_folder_and_all_have_one_model(written, model):
     summary, output, _ = written
     assert sorted(path.name for path in (output / "entities").iterdir()) == ["001-japan", "002-canada", "003-norway"]

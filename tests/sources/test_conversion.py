@@ -70,6 +70,7 @@ SCALINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SCALINGS)
 def test_the_rotary_settings_of_a_file_is_that_of_the_model(tmp_path, kind):
     tokenizer, rope = tiny_tokenizer(), {"rope_type": kind, **SCALINGS[kind]}

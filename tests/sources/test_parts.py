@@ -160,6 +160,7 @@ def large_shards(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_of_large_shards_only_the_bytes_of_the_layers_are_fetched_once(hub, tmp_path):
     folder = large_shards(tmp_path / "m")
     hub.add_repo("org/base", files_in(folder))
@@ -186,6 +187,7 @@ def test_of_large_shards_only_the_bytes_of_the_layers_are_fetched_once(hub, tmp_
     assert resolve("org/base", n_layers=1).folder.parent.name == "snapshots"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("obstacle", ["no ranges", "most layers", "another index"])
 def test_shards_are_fetched_whole_where_that_is_better(hub, tmp_path, obstacle):
     files = files_in(large_shards(tmp_path / "m"))

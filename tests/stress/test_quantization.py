@@ -161,6 +161,7 @@ def modules(live):
     return {name: id(module) for name, module in live.model.named_modules()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", AVAILABLE)
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox", "phi3"])
 def test_a_model_is_quantized_for_a_while(model_type, method):

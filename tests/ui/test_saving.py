@@ -20,6 +20,7 @@ from support.tiny_gguf import llama_gguf
 from support.ui_client import EDIT, done, events, failed, post, served
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["safetensors", "adapter", "gguf", "gguf-lora", "edit", "recipe"])
 def test_an_edit_is_saved_once_and_never_over_what_is_there(client, session, source, live, tmp_path, form):
     if form.startswith("gguf"):

@@ -47,6 +47,7 @@ def attach(base, folder, caplog):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_merged_equals_edited(tmp_path, caplog, model_type, dtype):

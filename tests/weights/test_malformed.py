@@ -320,6 +320,7 @@ def some_of(kind: Kind) -> list[int]:
     return sorted(random.Random(kind.name).sample(range(kind.count), max(8, kind.count // 20)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_a_sample_of_malformed_inputs(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     check_inputs(kind, some_of(kind), tmp_path, monkeypatch)

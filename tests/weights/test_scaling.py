@@ -72,6 +72,7 @@ def test_minus_one_flips_the_sign_bit_only(dtype):
     assert flip_signs(scaled.raw, dtype) == raw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", SMALL)
 @pytest.mark.parametrize("multiplier", [0.5, -2.0, -3.0, 0.1, -1.7, 1 / 3, 0.0, -(1 + 2**-20), -(1 + 2**-50)])
 def test_every_number_of_the_small_types_rounds_once(dtype, multiplier):

@@ -169,6 +169,7 @@ def expert_by_hand(path: Path, expert: int, multiplier: float, column: int = 3) 
     return down @ (inner / (1 + np.exp(-inner)) * (up @ values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fuse_experts", [False, True])
 @pytest.mark.parametrize("architecture", MIXTURES)
 def test_a_row_stands_for_a_column_of_an_expert_in_every_mixture(tmp_path: Path, architecture: str, fuse_experts: bool):
