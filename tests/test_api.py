@@ -85,6 +85,7 @@ def test_mistakes_change_nothing(live, recipe):
     assert all(torch.equal(tensor, before[name]) for name, tensor in live.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_run_without_a_terminal(folder, live, tmp_path, capfd):
     recipe = parse_recipe(recipe_text(live, folder))
     result = amnesia.run(recipe, str(tmp_path / "out"))

@@ -235,6 +235,7 @@ def test_one_model_alone(model, facts):
     assert "One model was measured" in found.document["findings"][0]["text"]
 
 
+@pytest.mark.slow
 def test_a_copy_scores_one_on_everything(tmp_path, model, facts):
     """An edit that changes nothing, saved by another tool."""
     live = load(model, "m")

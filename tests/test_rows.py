@@ -205,6 +205,7 @@ def test_log_probabilities_are_those_of_plain_transformers(live, original):
     assert not isinstance(readout(live).head, torch.nn.Identity), "a head alone is enough for every row so far"
 
 
+@pytest.mark.slow
 def test_activations_are_those_of_one_prompt_at_a_time(live, original):
     assert takes_trees(live, 16) == (not carries_state(original.config))
     layers = live.shape.plain_layers
@@ -221,6 +222,7 @@ def test_activations_are_those_of_one_prompt_at_a_time(live, original):
                 assert not batch[line, number, len(expected) :].any()
 
 
+@pytest.mark.slow
 def test_a_beginning_that_is_computed_once_changes_nothing_of_what_is_written(live, original, monkeypatch):
     prompts = [f"the river was long and {prompt}" for prompt, _ in PAIRS]
     apart = generate(live, prompts, 3)
@@ -259,6 +261,7 @@ def is_in_first_layers(shape, name, n):
     return name.startswith(shape.prefix) and not rest.startswith(behind) and not (layer.isdigit() and int(layer) >= n)
 
 
+@pytest.mark.slow
 def test_varied_multipliers_are_single_edits(live):
     if not live.shape.plain_layers:
         return

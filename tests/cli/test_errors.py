@@ -177,6 +177,7 @@ def test_a_token_without_an_embedding_is_named(model):
     assert f"token 'Japan' of the tokenizer has number 600, but {model} has 600 embeddings" in line
 
 
+@pytest.mark.slow
 def test_a_name_and_a_prompt_of_a_million_characters_are_refused(model, tmp_path):
     line = refused("localize", model, "Japan " * 170_000)
     assert "has 1,019,999 characters: expected at most 300, give a shorter name" in line

@@ -84,6 +84,7 @@ def test_localize_draws_beside_its_file(model, tmp_path):
     assert "Peru" in (tmp_path / "japan.svg").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".svg", ".png", ".SVG"])
 def test_localize_keeps_its_result_and_the_pictures_of_others(model, tmp_path, suffix):
     done = amnesia("localize", model, "Japan", "--plot", "-o", tmp_path / f"japan{suffix}")

@@ -23,6 +23,7 @@ def test_help_names_every_built_in_model():
     assert all(name in call("--help").stdout for name in BUILT_IN)
 
 
+@pytest.mark.slow
 def test_localize_prints_a_table_or_json_or_writes_a_file(model, tmp_path):
     table = succeed("localize", model, "Japan", "Peru", "--top", 2).stdout
     assert "100 prompts" not in table.splitlines()[1]

@@ -130,6 +130,7 @@ def test_damaged_weights(copy, recipe, tmp_path):
     assert f"lacks 1 of its weights, first {name}" in refused("localize", copy, "Japan")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["mlp.gate_proj.adapter.weight", "mlp.down_proj.bias", "self_attn.q_norm.weight", "mlp.act_fn.scales"]
 )

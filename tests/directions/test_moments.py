@@ -110,6 +110,7 @@ class TestMoments:
         one, other = (each.without(live, 1, lambda name: False, frozenset())[0] for each in (found, moments))
         assert torch.equal(one, other)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("damage", ["shape", "nan", "folder"])
     def test_what_is_kept_wrongly_is_made_again(self, live, moments, kept, tmp_path, damage):
         file = Path(copy(kept, tmp_path))

@@ -259,6 +259,7 @@ def test_layers_that_differ_in_width_have_atoms_of_their_own_width():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2"])
 def test_an_atom_taken_away_leaves_what_any_name_gets(model_type):
     live = tiny_live(model_type, seed=3)

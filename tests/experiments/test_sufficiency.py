@@ -51,6 +51,7 @@ def run(live, ids, change):
     return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", list(ATTENTION))
 @pytest.mark.parametrize(
     "unfrozen", [frozenset(), OPEN, OPEN_ENTITY], ids=["all frozen", "some open", "some of the entity's open"]

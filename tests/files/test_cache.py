@@ -147,6 +147,7 @@ def test_many_at_once_never_take_each_others_folders(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("came", ["nothing", "an empty folder", "a folder", "a file"])
 def test_an_older_thing_is_never_lost_to_what_came_in_its_place_after_a_kill(tmp_path, process, came):
     (left,) = hidden(tmp_path)

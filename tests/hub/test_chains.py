@@ -41,6 +41,7 @@ def first(output):
     return HfApi().model_info("ada/first").sha
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["safetensors", "adapter", "gguf"])
 def test_a_card_that_was_written_on_is_not_lost(hub, base, tmp_path, kind):
     if kind == "gguf":
@@ -151,6 +152,7 @@ def test_an_adapter_for_an_edited_model_is_published_for_that_and_no_other(hub, 
         done(*[str(tmp_path / f"again {repo}") if word == "again" else word for word in replaying])
 
 
+@pytest.mark.slow
 def test_a_gguf_that_was_fetched_and_edited_again_is_proven_against_what_was_fetched(hub, tmp_path):
     path = write_gguf(tmp_path / "tiny.gguf")
     hub.add_repo("org/base", {"tiny.gguf": path.read_bytes(), "LICENSE": b"the licence"})

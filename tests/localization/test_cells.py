@@ -110,6 +110,7 @@ def test_cells_that_an_activation_function_silences_do_not_top_the_ranking(model
         assert best[0].std_z < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_without_a_floor_silent_cells_would_top_the_ranking(dtype):
     live = tiny_live("gemma3_text", bos=True)

@@ -39,6 +39,7 @@ def product(folder, layer):
     return b @ a * (reader.fields["adapter.lora.alpha"].contents() / len(a))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q4_1", "Q5_K", "IQ2_S"])
 def test_the_product_of_the_factors_is_the_edit(tmp_path, kind):
     path = tiny(tmp_path / "base.gguf", GGMLQuantizationType[kind])

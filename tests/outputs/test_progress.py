@@ -46,6 +46,7 @@ def sizes(folder: Path, suffix: str = ".gguf") -> int:
     return sum(path.stat().st_size for path in folder.glob(f"*{suffix}") if path.stat().st_nlink == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", [False, True])
 @pytest.mark.parametrize("tensor_type", [None, "q8_0", "f16"])
 def test_a_gguf_is_written_and_taken_back(tmp_path, tensor_type, link):

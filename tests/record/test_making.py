@@ -349,6 +349,7 @@ def test_a_record_stands_beside_the_output_and_is_a_page_or_json(edited, tmp_pat
     assert done("verify", edited)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["safetensors", "gguf"])
 def test_columns_that_a_later_edit_took_back_are_named_and_no_suppression_is_claimed(tmp_path, kind):
     if kind == "gguf":

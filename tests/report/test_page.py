@@ -113,6 +113,7 @@ def test_nothing_comes_from_elsewhere(document):
         assert f"{tag}-src 'sha256-{digest}';" in policy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

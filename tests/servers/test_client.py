@@ -191,6 +191,7 @@ def shifting():
     return each(function)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

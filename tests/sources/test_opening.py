@@ -110,6 +110,7 @@ def test_a_gguf_file_that_lacks_a_tensor_is_not_filled_with_random_numbers(tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"]
 )
@@ -146,6 +147,7 @@ def test_an_index_names_safetensors_of_its_folder_for_the_second_model_too(model
         assert fault in refused(*arguments, *facts, "-o", tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", ["shard-00001-model-00001-of-00001.safetensors", "pytorch_model.bin", WEIGHTS_NAME])
 def test_other_weights_in_the_folder_are_not_loaded(model, beside):
     expected = logits(load(model, "m"))

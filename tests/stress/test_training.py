@@ -193,6 +193,7 @@ def test_what_changes_at_the_start_is_undone_at_the_end(way):
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(live).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox", "phi3"])
 def test_an_adapter_that_is_added_to_the_weights_acts_as_before(model_type):
     live = tiny_live(model_type)

@@ -112,6 +112,7 @@ def test_one_changed_byte_of_another_expert_is_found(tmp_path, fused):
             prove(tmp_path / "out", base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("model_type", MOE_TYPES)
 def test_in_place_equals_the_copy_and_comes_back(tmp_path, model_type, fused):

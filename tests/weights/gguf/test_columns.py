@@ -44,6 +44,7 @@ def empty(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*(kind.name for kind in SIGNS), "F16", "BF16", "F32"])
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt-oss"])
 def test_where_no_row_stands_for_a_column_the_column_itself_is_negated(tmp_path: Path, architecture: str, kind: str):

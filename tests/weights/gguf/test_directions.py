@@ -52,6 +52,7 @@ F32, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0, NVFP4 = (
 TYPES = [pytest.param(kind, id=kind.name) for kind in CODES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TYPES)
 def test_every_type_changes_codes_of_declared_columns_and_nothing_else(tmp_path: Path, kind: GGMLQuantizationType):
     source, edit = tiny(tmp_path / "tiny.gguf", kind), direction(1)
