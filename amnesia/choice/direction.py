@@ -230,18 +230,16 @@ class DirectionChoice:
         """Of trials that miss the bounds, the one that forgets most and spares controls and neighbors.
 
         In this order; a tenth of a score more or less counts for nothing. Of equals, the one on the fewest columns that
-        harms text no more than is allowed on all, else the least harmful.
+        harms text no more than is allowed, else the least harmful. What is allowed on so many columns alone is for what
+        nearly forgets and spares the controls.
         """
 
         def order(trial: JudgedTrial) -> tuple[float, ...]:
-            harmful = trial.change.harm > self.settings.max_harm
-            return (
-                max(1, math.ceil(10 * trial.score)),
-                trial.control < self.settings.min_control,
-                trial.spared < self.settings.min_neighbor,
-                harmful,
-                trial.change.harm if harmful else _size(trial.atoms),
-            )
+            missed, unspared = max(1, math.ceil(10 * trial.score)), trial.control < self.settings.min_control
+            allowed = self.settings.max_harm if unspared or missed > 1 else self._cap(trial.atoms)
+            harmful = trial.change.harm > max(allowed, self.settings.max_harm)
+            few = trial.change.harm if harmful else _size(trial.atoms)
+            return missed, unspared, trial.spared < self.settings.min_neighbor, harmful, few, trial.change.harm
 
         return min(judged, key=order)
 

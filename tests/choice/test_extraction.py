@@ -34,6 +34,10 @@ def missing(score, control, harm, neighbor=None, n_columns=256):
         (missing(0.3, 0.99, 0.018, 0.95), missing(0.3, 0.99, 0.008, 0.5)),
         (missing(-0.2, 0.97, 0.009, None, 128), missing(-0.2, 0.97, 0.005, None, 1536)),  # Neither harms too much.
         (missing(-0.2, 0.97, 0.005, None, 1536), missing(-0.2, 0.97, 0.012, None, 128)),
+        (missing(0.03, 0.99, 0.018, None, 128), missing(0.06, 0.99, 0.008, None, 1536)),  # It nearly forgets.
+        (missing(0.03, 0.99, 0.008, None, 1536), missing(0.03, 0.99, 0.019, None, 128)),
+        (missing(0.42, 0.99, 0.008, None, 1536), missing(0.42, 0.99, 0.018, None, 128)),
+        (missing(0.03, 0.99, 0.012, None, 128), missing(0.03, 0.99, 0.013, None, 128)),
     ],
 )
 def test_of_what_misses_the_bounds_forgetting_counts_first_and_harm_last(better, worse):
