@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -43,6 +45,13 @@ def missing(score, control, harm, neighbor=None, n_columns=256):
 def test_of_what_misses_the_bounds_forgetting_counts_first_and_harm_last(better, worse):
     choice = DirectionChoice(None, None, (), ())
     assert choice.closest([better, worse]) is better and choice.closest([worse, better]) is better
+
+
+def test_what_was_made_weaker_to_keep_to_128_columns_gives_way_to_more_of_them():
+    few, all_columns = missing(0.03, 0.99, 0.018, None, 128), missing(-0.03, 0.99, 0.009, None, 1536)
+    for multiplier, chosen in ((-1.0, all_columns), (0.0, few)):  # That of the atoms on all columns; few have 0.
+        choice = DirectionChoice(None, None, (), (), dense=[replace(all_columns, multiplier=multiplier)])
+        assert choice.closest([few, all_columns]) is chosen
 
 
 @pytest.mark.parametrize(
