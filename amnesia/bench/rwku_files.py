@@ -1,8 +1,9 @@
 """The published files of RWKU, found in a folder and read as items.
 
-Two layouts are published. By configuration of the data set `jinzhuoran/RWKU`, as one file `NAME.json` (a list of rows)
-or `NAME.jsonl` (a row on each line), or a folder `NAME` with such files in it; by target, as folders
-`Target/NUMBER_First_Last`, with other names for some files. `PARTS` has the names of both.
+Two layouts are published. Of all targets, in the folder `All` of the data set `jinzhuoran/RWKU`; by target, as folders
+`Target/NUMBER_First_Last`, which hold the same rows once more. In both, a part is one file `NAME.json` (a list of
+rows), called as the configuration of the data set is, or otherwise (`PARTS` has both names). Also read are `NAME.jsonl`
+(a row on each line), a folder `NAME` with such files in it, and files that are in no folder.
 
 Rows have a `subject`, the target, and
 
@@ -38,12 +39,18 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "mia_forget": ("mia_forget", "forget_mia"),
     "mia_retain": ("mia_retain", "retain_mia"),
 }
-"""Each part with the names of its files, by configuration and by target."""
+"""Each part with the names of its files, by the configuration and as they are published."""
 
+_ALL = "All"
 PATTERNS = tuple(
-    f"*{name}{inside}.{end}" for names in PARTS.values() for name in names for inside in ("", "/*") for end in _ENDS
+    f"{folder}{name}{inside}.{end}"
+    for folder in ("", f"{_ALL}/")
+    for names in PARTS.values()
+    for name in names
+    for inside in ("", "/*")
+    for end in _ENDS
 )
-"""What of a repository with these files is read, in either layout."""
+"""What of a repository with these files is read: those of all targets, not the thousands by target beside them."""
 
 _MAX_FILE = 2**28
 _REMEDY = "give the file as it was published"
@@ -95,7 +102,9 @@ def _unknown(what: str, targets: Sequence[str], known: Sequence[str]) -> str:
 
 
 def _places(folder: Path, targets: Sequence[str]) -> Sequence[Path]:
-    """The folders of the targets where there are such; else the folder itself."""
+    """The one with the files of all targets, or the folders of these targets, or the folder itself."""
+    if (folder / _ALL).is_dir():
+        return [folder / _ALL]
     for parent in (folder, folder / "Target"):
         found = {
             name_key(match["name"].replace("_", " ")): path

@@ -186,15 +186,36 @@ BY_TARGET = {
 }  # fmt: skip
 
 
+def rows_of(data, part):
+    (path,) = data.glob(f"{part}.*")
+    lines = path.read_text(encoding="utf-8")
+    return json.loads(lines) if path.suffix == ".json" else [json.loads(line) for line in lines.splitlines()]
+
+
+@pytest.mark.slow
+def test_the_repository_as_it_is_published_is_read_by_its_files_of_all_targets(data, hub, tmp_path):
+    files = {f"All/{BY_TARGET.get(part, part)}.json": json.dumps(rows_of(data, part)).encode() for part in PARTS}
+    files |= {"All/intro.json": b"[]", "All/pair.json": b"[]", "Target/1_Japan/forget_level1.json": b"[]"}
+    hub.add_repo("datasets/ada/RWKU", files | {"README.md": b"# RWKU"})
+    folder, ref = find_data_set("ada/RWKU", PATTERNS, "a.json")
+    fetched = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert fetched == {f"All/{BY_TARGET.get(part, part)}.json" for part in PARTS}, "nothing else is fetched"
+    expected, found = read_rwku(data, ["Japan"]), read_rwku(folder, ["Japan"], str(ref))
+    assert found.items == expected.items and found.contract.prompts == expected.contract.prompts
+    assert found.contract.data.keys() == fetched
+    # A clone has both; the folders by target hold the same once more.
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    assert read_rwku(tmp_path, ["Japan"]).items == expected.items
+
+
 def test_folders_of_targets_hold_the_same_as_files_of_configurations(data, tmp_path):
     for number, name in enumerate(("Japan", "Somebody else"), start=1):
         folder = tmp_path / "Target" / f"{number}_{name.replace(' ', '_')}"
         folder.mkdir(parents=True)
         for part in PARTS:
-            (path,) = data.glob(f"{part}.*")
-            lines = path.read_text(encoding="utf-8")
-            rows = json.loads(lines) if path.suffix == ".json" else [json.loads(line) for line in lines.splitlines()]
-            own = [row for row in rows if part in UTILITIES or row["subject"] == name]
+            own = [row for row in rows_of(data, part) if part in UTILITIES or row["subject"] == name]
             (folder / f"{BY_TARGET.get(part, part)}.json").write_text(json.dumps(own), encoding="utf-8")
     expected = read_rwku(data, ["Japan"])
     for place in (tmp_path, tmp_path / "Target", tmp_path / "Target" / "1_Japan"):
