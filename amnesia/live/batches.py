@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,18 +11,22 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache, DynamicCache
 
 from amnesia.errors import InputError, clipped
 from amnesia.live.model import LiveModel, weight_of
 from amnesia.live.tokens import encode
-from amnesia.live.trees import LABEL, Tree, common, forests, trees, visible
+from amnesia.live.trees import LABEL, TREE_TOKENS, Tree, forests, trees, visible
 from amnesia.sources.parts import AbsentError
 
 MAX_BATCH_ROWS = 512
 """Rows per forward pass, for memory: rows that share most of their tokens are many in few tokens."""
 
 _MIN_SHARED = 64
-"""Tokens that a batch must save before the beginning of its rows is worth a pass of its own. Set by hand."""
+"""Tokens that a batch must save before its rows are read as trees, in a pass of their own. Set by hand."""
+
+_KEPT_BYTES = 2**28
+"""Keys and values of a batch that is written on. Set by hand: about a hundred rows of the demo model."""
 
 PROBES = ("The story of a river", "The story of Paris and the sea", "Once upon")
 """Texts on which it is tried what a model does with a mask, and after its head. Two of them begin alike."""
@@ -35,6 +40,10 @@ _WINDOWS = ("sliding_window", "attention_chunk_size")
 
 # Whether a model gives each row of a tree what it gives the row alone.
 _TAKES_TREES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+# Bytes of keys and values for one token of a model.
+_KEPT_FOR_A_TOKEN: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -199,9 +208,7 @@ def takes_trees(live: LiveModel, longest: int) -> bool:
     of two places is not that of their tokens, so a sliding or chunked window would cut off the wrong ones. Whether it
     does is tried, once for each model: a tree against its rows alone.
     """
-    config = live.text_config
-    windows = [window for name in _WINDOWS if isinstance(window := getattr(config, name, None), int) and window]
-    if config._attn_implementation not in ("sdpa", "eager") or any(longest > window for window in windows):
+    if live.text_config._attn_implementation not in ("sdpa", "eager") or longest > _window(live):
         return False
     if live.model not in _TAKES_TREES:
         # In 16 bits what recurrent layers mix up may drown in the noise of a trial.
@@ -209,27 +216,77 @@ def takes_trees(live: LiveModel, longest: int) -> bool:
     return _TAKES_TREES[live.model]
 
 
-def from_shared(live: LiveModel, rows: Sequence[Sequence[int]], n_tokens: int) -> dict[str, Any]:
-    """Inputs of `generate` in which what all rows share at their beginning is computed once; none if that is little.
+def _window(live: LiveModel) -> int:
+    """How many tokens every layer sees."""
+    found = (getattr(live.text_config, name, None) for name in _WINDOWS)
+    return min((window for window in found if isinstance(window, int) and window), default=sys.maxsize)
 
-    Chat templates begin all messages alike. Padding then stands between that and the rest, so that a model must use
-    the mask as given, also in what it writes.
+
+def room_to_write(live: LiveModel, rows: Sequence[Sequence[int]], n_tokens: int) -> int:
+    """How many padded tokens of rows that `n_tokens` will follow make a batch.
+
+    With each token that is written all weights are read once for a batch, so that it should have many rows, as far as
+    what is kept of them has room. What is read at once, before, `from_shared` limits by itself.
     """
-    width = max(map(len, rows))
-    n = min(*(common(rows[0], row) for row in rows), min(map(len, rows)) - 1)
-    if n * (len(rows) - 1) < _MIN_SHARED or not takes_trees(live, width + n_tokens):
+    longest = max(map(len, rows), default=0)
+    if not takes_trees(live, longest + n_tokens):
+        return live.max_tokens
+    if live.model not in _KEPT_FOR_A_TOKEN:
+        kept = live.model.base_model(input_ids=torch.tensor([[0]], device=live.device), use_cache=True).cache
+        both = [getattr(layer, name, None) for layer in kept.layers for name in ("keys", "values")]
+        _KEPT_FOR_A_TOKEN[live.model] = sum(values.nbytes for values in both if isinstance(values, Tensor))
+    n_kept = _KEPT_BYTES // max(1, _KEPT_FOR_A_TOKEN[live.model])
+    return max(live.max_tokens, n_kept * longest // (longest + n_tokens))
+
+
+def from_shared(live: LiveModel, rows: Sequence[Sequence[int]], n_tokens: int) -> dict[str, Any]:
+    """Inputs of `generate` in which what rows share at their beginning is computed once; none if that is little.
+
+    Chat templates begin all messages alike, and several answers are drawn to one prompt. All but the last token of each
+    row is read in trees, from which every row takes its own keys and values.
+    """
+    width = max(map(len, rows)) - 1
+    read = [row[:-1] for row in rows]
+    # A layer with a window keeps one token less than it sees.
+    n_at_once = live.max_tokens if _window(live) > TREE_TOKENS else _window(live) - 1
+    n_places = sum(len(tree.ids) for tree in trees(read, min(TREE_TOKENS, n_at_once), MAX_BATCH_ROWS))
+    if width * len(rows) - n_places < _MIN_SHARED or not takes_trees(live, width + 1 + n_tokens):
         return {}
-    padding = [[0] * (width - len(row)) for row in rows]
-    ids = [[*row[:n], *pad, *row[n:]] for row, pad in zip(rows, padding, strict=True)]
-    mask = [[*[1] * n, *pad, *[1] * (len(row) - n)] for row, pad in zip(rows, padding, strict=True)]
-    beginning = torch.tensor([rows[0][:n]], device=live.device)
-    cache = live.model.base_model(input_ids=beginning, use_cache=True).cache
-    cache.batch_repeat_interleave(len(rows))
-    return {
-        "input_ids": torch.tensor(ids, device=live.device),
-        "attention_mask": torch.tensor(mask, device=live.device),
-        "cache": cache,
-    }
+    kept: dict[int, tuple[Tensor, ...]] = {}
+    for one in _tree_passes(live, read, n_at_once, n_at_once):
+        if not one.inputs["input_ids"].shape[1]:
+            continue  # Rows of one token.
+        found = live.model.base_model(**one.inputs, use_cache=True).cache
+        if not _take(found, one, kept, (len(rows), width)):
+            return {}
+    cache = DynamicCache(config=live.text_config)
+    for number, (keys, values) in kept.items():
+        cache.update(keys, values, number)
+    batch = collate(live, rows, range(len(rows)))
+    return {name: batch.inputs[name] for name in ("input_ids", "attention_mask")} | {"cache": cache}
+
+
+def _take(found: Cache, one: Pass, kept: dict[int, tuple[Tensor, ...]], size: tuple[int, int]) -> bool:
+    """Put keys and values of each row, left-padded, into those of all rows, by layer; False where a model keeps others.
+
+    `size` is the number of rows and the width of these.
+    """
+    (n_rows, width), n_places = size, one.inputs["input_ids"].shape[1]
+    lines = torch.tensor(one.lines)[:, None]
+    # What stands in for padding is hidden by the mask.
+    places = torch.tensor([[0] * (width - len(slots)) + list(slots) for slots in one.slots])
+    for number, layer in enumerate(found.layers):
+        both = [getattr(layer, name, 0) for name in ("keys", "values")]
+        if all(values is None for values in both):  # It reads what another layer keeps.
+            continue
+        own = [values for values in both if isinstance(values, Tensor)]
+        if [values.shape[2:-1] for values in own] != [(n_places,)] * 2:
+            return False
+        if number not in kept:
+            kept[number] = tuple(values.new_zeros(n_rows, values.shape[1], width, values.shape[3]) for values in own)
+        for whole, values in zip(kept[number], own, strict=True):
+            whole[list(one.indices)] = values.movedim(2, 1)[lines, places].movedim(1, 2)
+    return True
 
 
 @torch.inference_mode()

@@ -28,6 +28,7 @@ from amnesia.live.batches import (
     from_shared,
     passes,
     plain_pass,
+    room_to_write,
     too_long,
     with_room,
 )
@@ -266,7 +267,9 @@ def _following(
         "eos_token_id": stop,
     }
     model = cast(GenerationMixin, live.model)
-    for batch in itertools.chain.from_iterable(with_room(live, rows, one, n_tokens) for one in batches(live, rows)):
+    size = room_to_write(live, rows, n_tokens) if around is None else live.max_tokens
+    parts = (with_room(live, rows, one, n_tokens) for one in batches(live, rows, size))
+    for batch in itertools.chain.from_iterable(parts):
         inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
         room = (live.n_positions or sys.maxsize) - inputs["input_ids"].shape[1]
         with around(batch) if around else contextlib.nullcontext(), plain_generation(live):

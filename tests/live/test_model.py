@@ -15,7 +15,7 @@ from amnesia.evaluation.damage import read
 from amnesia.experiments.layers import layer_significance
 from amnesia.facts.names import entity_templates
 from amnesia.live import batches as module
-from amnesia.live.batches import batches, from_shared, passes, takes_trees
+from amnesia.live.batches import batches, from_shared, passes, room_to_write, takes_trees
 from amnesia.live.forward import _following, answer_logprobs, as_generated, continued, generate
 from amnesia.live.loading import check_finite, load
 from amnesia.live.model import apply_edits, edited, wrap
@@ -269,15 +269,38 @@ def test_generation_equals_plain_following_decoding(live, beginning, monkeypatch
 
 def test_what_prompts_share_at_their_beginning_is_computed_once():
     live = tiny_live()
-    rows = [(*range(5, 45), 50, 51), (*range(5, 45), 60), tuple(range(5, 46))]
+    rows = [(*range(5, 45), 50, 51), (*range(5, 45), 60), tuple(range(5, 46)), *[tuple(range(7, 27))] * 4, (9,)]
+    seen = []
+    assert takes_trees(live, 42)  # Which is tried once.
+    handle = live.model.base_model.register_forward_pre_hook(
+        lambda _module, _args, given: seen.append(given["input_ids"].numel()), with_kwargs=True
+    )
     inputs = from_shared(live, rows, 3)
-    assert inputs["cache"].get_seq_length() == 40
-    assert inputs["input_ids"][:, 40:].tolist() == [[50, 51], [0, 60], [0, 45]]
-    assert inputs["attention_mask"][:, 39:].tolist() == [[1, 1, 1], [1, 0, 1], [1, 0, 1]]
-    for alike in ([rows[0]] * 3, [rows[0], rows[0], rows[0][:35]]):  # Of each row something must be left.
-        assert from_shared(live, alike, 3)["cache"].get_seq_length() == min(map(len, alike)) - 1
-    assert from_shared(live, [row[20:] for row in rows], 3) == {}
+    handle.remove()
+    # All but the last tokens: 40 and one more of the first three rows, 19 of four rows that are the same.
+    assert seen == [40 + 1 + 19]
+    assert inputs["cache"].get_seq_length() == 41
+    assert inputs["input_ids"][:, 41].tolist() == [51, 60, 45, 26, 26, 26, 26, 9]
+    assert inputs["attention_mask"].sum(1).tolist() == [*map(len, rows)]
+    for number, layer in enumerate(inputs["cache"].layers):
+        for line, row in enumerate(rows[:7]):
+            alone = live.model(torch.tensor([row[:-1]]), use_cache=True).cache.layers[number]
+            for kept, expected in ((layer.keys, alone.keys), (layer.values, alone.values)):
+                torch.testing.assert_close(kept[line, :, 41 - len(row) + 1 :], expected[0], rtol=1e-4, atol=1e-5)
+    assert from_shared(live, [rows[0], rows[3]], 3) == {}  # Nothing is shared.
     assert from_shared(live, rows[:1], 3) == {}
+    assert from_shared(live, [(5,)] * 99, 3) == {}  # Nothing but last tokens.
+
+
+def test_rows_that_are_written_on_make_larger_batches_as_far_as_what_is_kept_has_room(monkeypatch):
+    live = tiny_live()
+    config = live.text_config
+    each = 2 * live.shape.n_layers * config.num_key_value_heads * (live.shape.d_model // config.num_attention_heads) * 4
+    monkeypatch.setattr(module, "_KEPT_BYTES", each * 3000)
+    assert room_to_write(live, [(5,) * 20, (5,) * 3], 10) == 2000  # 100 rows of 20 tokens, and of 30 in the end.
+    monkeypatch.setattr(module, "_KEPT_BYTES", 0)
+    assert room_to_write(live, [(5,) * 20], 10) == live.max_tokens
+    assert room_to_write(live, [], 10) == live.max_tokens
 
 
 def test_damaged_weights_are_found_by_name():
