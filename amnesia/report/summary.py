@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from amnesia.domain import ROLES, Role
 from amnesia.evaluation.results import PromptScore
 from amnesia.numbers import change, flat, share, signed
-from amnesia.probes.findings import is_back
+from amnesia.probes.findings import is_back, share_of
 from amnesia.recipe import Accept
 from amnesia.report import view
 from amnesia.report.content import Report
@@ -91,10 +91,15 @@ def _ways(report: Report) -> Iterator[str]:
 
 
 def _shown(report: Report) -> Iterator[str]:
+    """The probes that the entity shows in, with the share of what they ask for."""
     if report.probes is not None:
-        names = [view.probe_name(row.probe) for row in report.probes.probes if row.found and is_back(row)]
+        names = [
+            f"“{view.probe_name(row.probe)}” ({share(share_of(row, 'entity', 'edited') or 0.0)})"
+            for row in report.probes.probes
+            if row.found and is_back(row)
+        ]
         if names:
-            yield f"in {'a probe' if len(names) == 1 else 'probes'} ({', '.join(names)})"
+            yield f"in the probe{'s' * (len(names) > 1)} {', '.join(names)}"
 
 
 def _harmed(report: Report) -> str:

@@ -25,10 +25,15 @@ def test_ways_in_which_it_comes_back_are_named():
         "France comes back when asked in other words: knowledge score 0.75 (plain questions 0.11, invented names 0.04)."
     )
     document["findings"].append({"level": "warning", "text": text})
-    for probe in document["probes"]["probes"][:2]:
-        probe["rows"][1]["share"] = {"mean": 0.875, "low": 0.75, "high": 1.0}
+    first, second = document["probes"]["probes"][:2]
+    second["probe"] = "leak@20_as_message"
+    for probe, mean in ((first, 0.875), (second, 0.5)):
+        probe["rows"][1]["share"] = {"mean": mean, "low": mean, "high": mean}
     _, _, back, _ = said(document)
-    assert back == "It comes back when asked in other words; in probes (multiple choice, leak@5)."
+    shown = "in the probes “multiple choice” (88 %), “leak@20, as a message” (50 %)"
+    assert back == f"It comes back when asked in other words; {shown}."
+    first["rows"][1]["share"] = first["rows"][0]["share"] | {"mean": 0.25}
+    assert said(document)[2].endswith("; in the probe “leak@20, as a message” (50 %).")
 
 
 @pytest.mark.parametrize(
