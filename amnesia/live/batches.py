@@ -229,7 +229,7 @@ def room_to_write(live: LiveModel, rows: Sequence[Sequence[int]], n_tokens: int)
     what is kept of them has room. What is read at once, before, `from_shared` limits by itself.
     """
     longest = max(map(len, rows), default=0)
-    if not takes_trees(live, longest + n_tokens):
+    if longest * len(rows) <= live.max_tokens or not takes_trees(live, longest + n_tokens):
         return live.max_tokens
     if live.model not in _KEPT_FOR_A_TOKEN:
         kept = live.model.base_model(input_ids=torch.tensor([[0]], device=live.device), use_cache=True).cache

@@ -297,10 +297,12 @@ def test_rows_that_are_written_on_make_larger_batches_as_far_as_what_is_kept_has
     config = live.text_config
     each = 2 * live.shape.n_layers * config.num_key_value_heads * (live.shape.d_model // config.num_attention_heads) * 4
     monkeypatch.setattr(module, "_KEPT_BYTES", each * 3000)
-    assert room_to_write(live, [(5,) * 20, (5,) * 3], 10) == 2000  # 100 rows of 20 tokens, and of 30 in the end.
-    monkeypatch.setattr(module, "_KEPT_BYTES", 0)
-    assert room_to_write(live, [(5,) * 20], 10) == live.max_tokens
+    many = [(5,) * 3, *[(5,) * 20] * 99]
+    assert room_to_write(live, many, 10) == 2000  # 100 rows of 20 tokens, and of 30 in the end.
+    assert room_to_write(live, many[:9], 10) == live.max_tokens  # All of them are one batch anyway.
     assert room_to_write(live, [], 10) == live.max_tokens
+    monkeypatch.setattr(module, "_KEPT_BYTES", 0)
+    assert room_to_write(live, many, 10) == live.max_tokens
 
 
 def test_damaged_weights_are_found_by_name():
