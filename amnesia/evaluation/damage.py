@@ -8,9 +8,12 @@ distributions are computed again, a few tokens at a time, when the edited model 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +28,8 @@ from amnesia.live.model import LiveModel, not_finite
 from amnesia.live.tokens import Continuation, encode
 from amnesia.progress import Progress
 from amnesia.servers.server import Server
+
+T = TypeVar("T")
 
 N_CONTINUED = 16
 """Tokens that the original model writes after a control prompt; the divergence is taken along them."""
@@ -58,7 +63,8 @@ class Reading:
     nor states.
 
     `divergence` is KL(original || this model) of each row, the mean over its tokens in nats; None for the original,
-    where tokens are not shared, and where distributions are not known.
+    where tokens are not shared, and where distributions are not known. `n_likeliest` is of how many of these tokens,
+    from the first on, each is the one that the model finds likeliest; empty from a server.
     """
 
     rows: tuple[Continuation, ...]
@@ -66,6 +72,7 @@ class Reading:
     states: tuple[Tensor, ...]
     readout: Readout | None
     divergence: tuple[float, ...] | None = None
+    n_likeliest: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,32 +100,50 @@ def read(
     """
     head, rows = readout(live), tuple(rows)
     states = tuple(final_states(live, rows, head, progress))
-    logprobs, totals = [0.0] * len(rows), [0.0] * len(rows)
     before = None if original is None or original.rows != rows else original.readout
-    for part, index, start in _chunks(states):
-        tokens = rows[index].ids[len(rows[index].ids) - rows[index].n_answer :][start : start + len(part)]
+    olds = iter(()) if before is None or original is None else _chunks(original.states)
+    tokens = [token for row in rows for token in row.ids[len(row.ids) - row.n_answer :]]
+    logprobs: list[float] = []  # Of each token, as what follows.
+    divergences: list[float] = []
+    is_likeliest: list[bool] = []
+    for start, part in zip(itertools.count(0, _CHUNK), _chunks(states), strict=False):
         logits = head.logits(part)
-        chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
+        wanted = torch.tensor(tokens[start : start + len(part)], device=logits.device)
+        chosen = logits.gather(1, wanted[:, None])[:, 0]
         size = logits.logsumexp(1)
-        logprobs[index] += (chosen - size).double().sum().item()
-        if original is not None and before is not None:
-            old = before.logits(original.states[index][start : start + len(part)])
+        logprobs += (chosen - size).tolist()
+        is_likeliest += (chosen == logits.amax(1)).tolist()
+        if before is not None:
+            old = before.logits(next(olds))
             if old.shape == logits.shape:
-                totals[index] += _divergence(old, logits.to(old.device), size.to(old.device))
+                divergences += _divergence(old, logits.to(old.device), size.to(old.device)).tolist()
             else:
                 before = None
     if not all(map(math.isfinite, logprobs)):
         raise not_finite(live, "log-probabilities")
-    mean = None if before is None else tuple(total / row.n_answer for total, row in zip(totals, rows, strict=True))
-    return Reading(rows, tuple(logprobs), states, head, mean)
+    return Reading(
+        rows,
+        tuple(math.fsum(part) for part in _of_rows(rows, logprobs)),
+        states,
+        head,
+        None if before is None else tuple(fmean(part) for part in _of_rows(rows, divergences)),
+        tuple(sum(1 for _ in itertools.takewhile(bool, part)) for part in _of_rows(rows, is_likeliest)),
+    )
 
 
-def _divergence(old: Tensor, new: Tensor, new_size: Tensor) -> float:
-    """KL(old || new) in nats, summed over rows of logits; `new_size` are the logarithms of what `new` sums to."""
+def _of_rows(rows: Sequence[Continuation], values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Values of all tokens of all rows, parted by rows."""
+    start = 0
+    for row in rows:
+        yield values[start : start + row.n_answer]
+        start += row.n_answer
+
+
+def _divergence(old: Tensor, new: Tensor, new_size: Tensor) -> Tensor:
+    """KL(old || new) in nats of each row of logits; `new_size` are the logarithms of what those of `new` sum to."""
     # Σ p (log p − log q), with what the two normalizations differ by taken out of the sum.
     kl = torch.linalg.vecdot(old.softmax(1), old - new) + (new_size - old.logsumexp(1))
-    # Never negative but for rounding.
-    return kl.double().clamp(min=0).sum().item()
+    return kl.clamp(min=0)  # Never negative but for rounding.
 
 
 def impression(
@@ -137,7 +162,8 @@ def impression(
     chosen = tuple(unique[:: max(1, math.ceil(len(unique) / MAX_CONTINUED))])
     rows = continued(live, chosen, N_CONTINUED)
     neutral = _neutral(live, progress) if neutral is None else neutral
-    return Impression(neutral, chosen, read(live, rows, progress) if rows else None)
+    own = tuple(row.n_answer for row in rows)  # Whatever rounding does to equally likely tokens.
+    return Impression(neutral, chosen, replace(read(live, rows, progress), n_likeliest=own) if rows else None)
 
 
 def impression_after(live: Asked, original: Impression, progress: Progress | None = None) -> Impression:
@@ -220,16 +246,34 @@ def _n_characters(places: Sequence[int]) -> int:
     return sum(len(passage) for place in places for passage in neutral_text()[place].passages)
 
 
-def _neutral(
-    live: Asked, progress: Progress | None, originals: Sequence[Reading | None] | None = None
-) -> tuple[Reading, ...]:
+def _neutral(live: Asked, progress: Progress | None, originals: Sequence[Reading] | None = None) -> tuple[Reading, ...]:
     if isinstance(live, Server):
         return tuple(_served(live, text.passages, progress) for text in neutral_text())
-    originals = originals or [None] * len(neutral_text())
-    return tuple(
-        read(live, _windows(live, text), progress, original)
-        for text, original in zip(neutral_text(), originals, strict=True)
+    # Of similar length, rows of several texts fill a batch better.
+    texts = [_windows(live, text) for text in neutral_text()]
+    original = None if originals is None else _joined(originals)
+    return tuple(_parted(read(live, [row for rows in texts for row in rows], progress, original), map(len, texts)))
+
+
+def _joined(parts: Sequence[Reading]) -> Reading:
+    """Readings by one model, neither of them compared with another, as one."""
+    rows, logprobs, states, n_likeliest = (
+        tuple(itertools.chain.from_iterable(column))
+        for column in zip(*((one.rows, one.logprobs, one.states, one.n_likeliest) for one in parts), strict=True)
     )
+    return Reading(rows, logprobs, states, parts[0].readout, None, n_likeliest)
+
+
+def _parted(whole: Reading, sizes: Iterable[int]) -> Iterator[Reading]:
+    """A reading as one of each of so many rows."""
+    start = 0
+    for size in sizes:
+        part = slice(start, start + size)
+        kl = None if whole.divergence is None else whole.divergence[part]
+        yield Reading(
+            whole.rows[part], whole.logprobs[part], whole.states[part], whole.readout, kl, whole.n_likeliest[part]
+        )
+        start += size
 
 
 def _served(server: Server, passages: Sequence[str], progress: Progress | None) -> Reading:
@@ -262,8 +306,14 @@ def _perplexity(logprob: float, n_words: int) -> float:
     return math.exp(-logprob / n_words)
 
 
-def _chunks(states: Sequence[Tensor]) -> Iterator[tuple[Tensor, int, int]]:
-    """Parts (at most _CHUNK, d_model) of the states, each with its row and its first place in it."""
-    for index, rows in enumerate(states):
-        for start in range(0, len(rows), _CHUNK):
-            yield rows[start : start + _CHUNK], index, start
+def _chunks(states: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The states one after the other in parts (_CHUNK, d_model), of which the last may be smaller."""
+    group: list[Tensor] = []
+    for part in (part for rows in states for part in rows.split(_CHUNK)):
+        room = _CHUNK - sum(map(len, group))
+        group.append(part[:room])
+        if len(part) >= room:
+            yield torch.cat(group)
+            group = [part[room:]]
+    if sum(map(len, group)):
+        yield torch.cat(group)

@@ -12,7 +12,7 @@ from amnesia.evaluation.damage import Impression, damage, impression, impression
 from amnesia.evaluation.measurement import Asked, KnownFact, in_both_forms, known_facts, measure, write, written
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.facts.questions import Question
-from amnesia.live.forward import as_generated
+from amnesia.live.forward import as_generated, n_generated
 from amnesia.progress import Progress
 from amnesia.recipe import Scoring
 from amnesia.servers.server import Server
@@ -55,11 +55,16 @@ def examine(
 
 
 def texts_in(live: Asked, found: Impression) -> dict[str, str]:
-    """What the original model wrote after control prompts for its impression, as `write` gives it."""
+    """What a model writes after control prompts, as `write` gives it, as far as its impression tells: all that the
+    original writes, and of another what begins like that."""
     if found.continued is None or isinstance(live, Server):
         return {}
-    rows = zip(found.prompts, found.continued.rows, strict=True)
-    return {prompt: as_generated(live, row.ids[-row.n_answer :]) for prompt, row in rows}
+    texts = {}
+    for prompt, row, n in zip(found.prompts, found.continued.rows, found.continued.n_likeliest, strict=True):
+        tokens = row.ids[-row.n_answer :]
+        if n >= n_generated(live, tokens):
+            texts[prompt] = as_generated(live, tokens)
+    return texts
 
 
 def answered(
@@ -94,13 +99,16 @@ def examine_after(
 ) -> Reexamination:
     """Ask the edited model the same."""
     choices = right_choices(live, progress, cache)
+    seen = impression_after(live, original.impression, progress)
     found = measure(live, [fact.pair for fact in original.facts], progress, cache)
-    texts = write(live, [fact.prompt for fact in original.facts if not fact.excluded], progress, cache)
+    prompts = [fact.prompt for fact in original.facts if not fact.excluded]
+    texts = texts_in(live, seen)
+    texts |= write(live, [prompt for prompt in prompts if prompt not in texts], progress, cache)
     answers = tuple(
         found[fact.pair] if fact.excluded else written(found[fact.pair], fact.question.fact, texts[fact.prompt])
         for fact in original.facts
     )
-    return Reexamination(answers, impression_after(live, original.impression, progress), choices)
+    return Reexamination(answers, seen, choices)
 
 
 def conclude(before: Examination, after: Reexamination | None) -> Evaluation:

@@ -110,28 +110,35 @@ def same_weights(
     `layers` are the edited ones. The models are in memory one after the other; none is merged where `numbers` say what
     a merge gives.
     """
-    n = _n_merged(source, adapter, weights, layers, loading) if numbers is None else numbers.n_rounded
-    if n is None:
-        return None
     answers = {}
     for role in ROLES:
         scored = (row for row in evaluation.prompts if row.role == role and row.excluded is None)
         answers |= {(row.prompt, row.answer): row.after.logprob for row in islice(scored, N_ASKED)}
-    with loaded("adapter", source, adapter, loading) as unmerged:
-        asked = measure(unmerged, answers, progress)
+    asked = None
+    if numbers is None:
+        stored = replace(loading, dtype="auto")
+        expected = _Weights.of(load(weights, str(weights), stored), layers)
+        live = load_adapter(source.folder, adapter, str(adapter), stored)
+        if live.model.dtype == getattr(torch, loading.dtype, live.model.dtype):
+            asked = measure(live, answers, progress)
+        n = _n_merged(live, expected, layers)
+        del live, expected
+    else:
+        n = numbers.n_rounded
+    if n is None:
+        return None
+    if asked is None:  # In another type than that in which it is merged.
+        with loaded("adapter", source, adapter, loading) as unmerged:
+            asked = measure(unmerged, answers, progress)
     difference = max(abs(asked[pair].logprob - logprob) for pair, logprob in answers.items())
     if not difference <= MAX_DIFFERENCE:
         return None
     return SameWeights(n, len(answers), difference, numbers)
 
 
-def _n_merged(
-    source: ModelSource, adapter: Path, weights: Path, layers: Collection[int], loading: Loading
-) -> int | None:
-    """How many numbers of the merge by PEFT differ from the saved weights, each by a rounding; None: one by more."""
-    stored = replace(loading, dtype="auto")
-    expected = _Weights.of(load(weights, str(weights), stored), layers)
-    live = load_adapter(source.folder, adapter, str(adapter), stored)
+def _n_merged(live: LiveModel, expected: _Weights, layers: Collection[int]) -> int | None:
+    """Merge an adapter by PEFT: how many numbers then differ from the saved weights, each by a rounding; None: one by
+    more."""
     before = {layer: weight_of(live.out_proj(layer)).clone() for layer in layers}
     merge_adapter(live)
     found = _Weights.of(live, layers)

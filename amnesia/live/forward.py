@@ -197,9 +197,18 @@ def generate(
 
 def as_generated(live: LiveModel, tokens: Sequence[int], max_new_tokens: int = 12) -> str:
     """What `generate` gives where a model goes on with `tokens`, and with whatever after a special one."""
+    return live.tokenizer.batch_decode([list(_before_end(live, tokens, max_new_tokens))], skip_special_tokens=True)[0]
+
+
+def n_generated(live: LiveModel, tokens: Sequence[int], max_new_tokens: int = 12) -> int:
+    """How many of the first of `tokens` decide what `as_generated` gives: a special one is the last."""
+    n = len(_before_end(live, tokens, max_new_tokens))
+    return min(n + 1, max_new_tokens, len(tokens))
+
+
+def _before_end(live: LiveModel, tokens: Sequence[int], max_new_tokens: int) -> Sequence[int]:
     ends = set(_ends(live) or ())
-    new = list(itertools.takewhile(lambda token: token not in ends, tokens[:max_new_tokens]))
-    return live.tokenizer.batch_decode([new], skip_special_tokens=True)[0]
+    return tuple(itertools.takewhile(lambda token: token not in ends, tokens[:max_new_tokens]))
 
 
 @torch.inference_mode()

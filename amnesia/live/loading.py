@@ -234,12 +234,17 @@ def check_finite(model: nn.Module, name: str) -> None:
     Weights that accelerate left on disk are not here to be looked at; what they do to the activations is.
     """
     for key, parameter in ((key, part_of(found)) for key, found in model.named_parameters()):
-        if not parameter.is_meta and not torch.isfinite(parameter).all():
+        if not parameter.is_meta and not _is_finite(parameter):
             if parameter.dtype == torch.float16 and not torch.isnan(parameter).any():
                 raise NumericalError(f"weight {key} of {name} overflows in float16: use bfloat16 or float32")
             raise NumericalError(
                 f"weight {key} of {name} holds NaN or infinity: the checkpoint is damaged, fetch it anew"
             )
+
+
+def _is_finite(numbers: Tensor) -> bool:
+    # NaN and infinity show in a sum, which reads the numbers once; so does the overflow of a sum of finite ones.
+    return bool(numbers.sum().isfinite()) or bool(torch.isfinite(numbers).all())
 
 
 def load_source(

@@ -3,14 +3,18 @@ from dataclasses import replace
 import pytest
 
 from amnesia.choice.known import select_known
-from amnesia.domain import Answer, Fact
+from amnesia.domain import Answer, Cell, Fact
+from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError
 from amnesia.evaluation.comparison import compare
-from amnesia.evaluation.examination import conclude, examine, examine_after
+from amnesia.evaluation.damage import impression, impression_after
+from amnesia.evaluation.examination import conclude, examine, examine_after, texts_in
 from amnesia.evaluation.findings import findings
 from amnesia.evaluation.measurement import KnownFact, Unknown, written
 from amnesia.evaluation.results import AnswerSummary, Damage, Estimate, LanguageScore
 from amnesia.facts.questions import Question, questions_of
+from amnesia.live.forward import generate
+from amnesia.live.model import edited
 from amnesia.recipe import Accept, Scoring
 from amnesia.recipe_file import parse_recipe
 from support.tiny_recipe import recipe_text, unknown_fact
@@ -199,6 +203,19 @@ def test_without_an_edited_model_everything_is_as_it_is():
     assert evaluation.alone
     assert all(row.before == row.after for row in evaluation.prompts)
     assert {row.knowledge_score for row in evaluation.aggregates} == {Estimate(1.0, 1.0, 1.0)}
+
+
+def test_what_a_reading_shows_of_a_model_is_what_it_writes():
+    live = tiny_live()
+    prompts = ["the capital of Peru is", "people in Kenya like", "winter", "the river was", "Tokyo is a city"]
+    before = impression(live, prompts)
+    own = texts_in(live, before)
+    assert own == dict(zip(prompts, generate(live, prompts), strict=True))
+    with edited(live, [ColumnEdit(Cell(0, 3), 0.5)]):
+        after = impression_after(live, before)
+        seen, written = texts_in(live, after), dict(zip(prompts, generate(live, prompts), strict=True))
+    assert seen == {prompt: text for prompt, text in written.items() if text == own[prompt]}
+    assert 0 < len(seen) < len(prompts)
 
 
 @pytest.mark.slow

@@ -47,6 +47,10 @@ def test_the_head_alone_gives_the_distributions_of_the_whole_model(model_type, s
         by_token = [(p[place - 1].exp() * (p[place - 1] - q[place - 1])).sum().item() for place in places]
         assert kl[index] == pytest.approx(sum(by_token) / row.n_answer, abs=1e-4)
         assert kl[index] > 1e-3
+        n = 0
+        while n < row.n_answer and q[places[n] - 1].argmax() == row.ids[places[n]]:
+            n += 1
+        assert after.n_likeliest[index] == n
     assert read(live, rows, original=before).divergence == (0.0, 0.0, 0.0)
     assert read(live, rows[:2], original=before).divergence is None
 

@@ -28,6 +28,7 @@ from amnesia.sources.resolve import resolve
 from amnesia.weights.checkpoint import open_source
 from support.commands import call, done, refused, succeed
 from support.folders import tree
+from support.rounding import same
 from support.smollm2 import brief_texts
 from support.tiny import save_tiny, tiny_direction, tiny_model
 from support.tiny_gguf import llama_gguf
@@ -159,9 +160,9 @@ def scores(*arguments):
 def test_what_is_left_on_the_disk_answers_as_in_memory(model, recipe, tmp_path):
     edits = EntityEdits("Japan", (ColumnEdit(Cell(0, 3), -3.0), ColumnEdit(Cell(2, 7)), tiny_direction(1)))
     save(model, [edits], tmp_path / "edited")
-    for options in ((), ("--dtype", "bfloat16", "--sweep")):
+    for rounding, options in ((1e-6, ()), (1e-2, ("--dtype", "bfloat16", "--sweep"))):
         compared = (model, tmp_path / "edited", "--recipe", recipe, *options)
-        assert scores(*compared, "--offload") == scores(*compared)
+        assert same(scores(*compared, "--offload"), scores(*compared), rounding)
 
 
 def test_layers_are_read_from_where_they_are(model):
@@ -206,7 +207,7 @@ def test_experts_on_the_disk_answer_as_in_memory(tmp_path):
     (tmp_path / "r.toml").write_text(text)
     assert facts_of_recipe(parse_recipe(text)).questions
     compared = (tmp_path / "m", "--recipe", tmp_path / "r.toml")
-    assert scores(*compared, "--offload") == scores(*compared)
+    assert same(scores(*compared, "--offload"), scores(*compared))
 
 
 @pytest.mark.slow
@@ -237,7 +238,7 @@ def test_an_adapter_on_layers_on_the_disk_answers_as_in_memory(model, adapter, r
     monkeypatch.chdir(tmp_path)
     compared = (model, adapter, "--recipe", recipe, "--dtype", dtype)
     found = scores(*compared, "--offload")
-    assert found == scores(*compared)
+    assert same(found, scores(*compared), 1e-2 if "bfloat16" in compared else 1e-6)
     assert any(row["before"]["logprob"] != row["after"]["logprob"] for row in found["prompts"])
     assert not any(tmp_path.iterdir()), "PEFT writes weights where it is called"
     live = load_adapter(model, adapter, "adapter", Loading(dtype, offload=True))

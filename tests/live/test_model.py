@@ -315,6 +315,17 @@ def test_damaged_weights_are_found_by_name():
         answer_logprobs(live, PAIRS)
 
 
+def test_a_sum_that_overflows_is_not_taken_for_a_damaged_weight():
+    layer = torch.nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        layer.weight.fill_(torch.finfo(torch.float32).max)
+    check_finite(layer, "m")
+    with torch.no_grad():
+        layer.weight[1, 1] = -math.inf
+    with pytest.raises(NumericalError, match="weight weight of m holds NaN or infinity"):
+        check_finite(layer, "m")
+
+
 def test_what_overflows_in_float16_is_not_called_damaged(tmp_path):
     live = tiny_live("gemma3_text")
     with torch.no_grad():
