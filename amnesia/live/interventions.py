@@ -17,7 +17,7 @@ from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit, Edit
 from amnesia.live.batches import Batch, Pass, passes
 from amnesia.live.model import LiveModel, acting, added_by, edited, hooks, no_rows, not_finite, scaled_by
-from amnesia.live.places import at_head, at_last_mlp
+from amnesia.live.places import at_head, at_mlp, can_spare
 from amnesia.live.tokens import Continuation, Placed, continuations, join, place
 from amnesia.live.trees import LABEL
 from amnesia.progress import Progress
@@ -61,7 +61,7 @@ def edited_logprobs(
     rows = continuations(live.tokenizer, pairs)
     result = torch.zeros(len(variants), len(pairs), dtype=torch.float64)
     # Beside a mixture of experts a batch cannot grow: what the experts write has the size that it had before.
-    grows = _is_known(live) and not live.shape.n_experts
+    grows = live.shape.layout.model_type in LAYOUTS and not live.shape.n_experts
     layers = {edit.layer for own in variants for edit in own}
     # An answer's last token predicts nothing that is asked for.
     for one in passes(live, [row.ids[:-1] for row in rows], single=True):
@@ -157,14 +157,6 @@ def _finite(live: LiveModel, logprobs: Tensor) -> Tensor:
     return logprobs
 
 
-def _is_known(live: LiveModel) -> bool:
-    """Whether the type stands in the table: of others, a pass must have one size from its beginning to its end.
-
-    In OPT, what is added to what the MLP writes has the size that the batch had before, and the MLP is no module.
-    """
-    return live.shape.layout.model_type in LAYOUTS
-
-
 def _answers(
     live: LiveModel, one: Pass, heads: Sequence[Sequence[int]], rows: Sequence[Continuation], layers: set[int]
 ) -> Tensor:
@@ -177,12 +169,10 @@ def _answers(
     lines = torch.tensor([line for line, slots in zip(one.lines, heads, strict=True) for _ in slots])
     places = torch.tensor([slot for slots in heads for slot in slots])
     spots = (None if single else lines, places)
-    # In the last layer what changes is told by its place in the pass, so that all must be there. What else is in the
-    # block of a mixture of experts needs them, too.
+    # In the last layer what changes is told by its place in the pass, so that all must be there.
     last = live.shape.n_layers - 1
-    alone = live.shape.experts_in(last) is None and _is_known(live)
-    sparing = alone and last not in layers
-    with at_head(live, *spots), at_last_mlp(live, *spots) if sparing else contextlib.nullcontext():
+    sparing = last not in layers and can_spare(live, last)
+    with at_head(live, *spots), at_mlp(live, last, *spots) if sparing else contextlib.nullcontext():
         logits = live.model(**one.inputs, use_cache=False).logits.float()  # (n_copies, n_heads, vocabulary)
     wanted = torch.tensor([token for row in rows for token in row.ids[-row.n_answer :]], device=logits.device)
     found = logits.gather(2, wanted.expand(len(logits), -1)[..., None])[..., 0]

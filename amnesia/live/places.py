@@ -1,4 +1,4 @@
-"""Let the head of a live model, or the MLP of its last layer, see only the places that are asked about."""
+"""Let the head of a live model, or the MLP of the last layer that matters, see only the places that are asked about."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amnesia.architectures import LAYOUTS
 from amnesia.live.model import LiveModel
 
 
@@ -29,13 +30,22 @@ def at_head(live: LiveModel, lines: Tensor | None, places: Tensor) -> Generator[
         handle.remove()
 
 
-@contextlib.contextmanager
-def at_last_mlp(live: LiveModel, lines: Tensor | None, places: Tensor) -> Generator[None]:
-    """Let the MLP of the last layer see only given places, as `at_head`, and write nothing at the others.
+def can_spare(live: LiveModel, layer: int) -> bool:
+    """Whether `at_mlp` can be used: the MLP is alone in its block, and the type of the model stands in the table.
 
-    Nothing else reads what it writes. Hooks on its activations would see these places alone.
+    Of others, a pass must have one size from its beginning to its end. In OPT, what is added to what the MLP writes has
+    the size that the batch had before, and the MLP is no module.
     """
-    path, _, _ = live.shape.out_proj_path(live.shape.n_layers - 1).rpartition(".")
+    return live.shape.experts_in(layer) is None and live.shape.layout.model_type in LAYOUTS
+
+
+@contextlib.contextmanager
+def at_mlp(live: LiveModel, layer: int, lines: Tensor | None, places: Tensor) -> Generator[None]:
+    """Let the MLP of a layer see only given places, as `at_head`, and write nothing at the others.
+
+    For the last layer of which anything is read. Hooks on its activations see these places alone.
+    """
+    path, _, _ = live.shape.out_proj_path(layer).rpartition(".")
     module = live.model.get_submodule(path)
     shapes: list[torch.Size] = []
 

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from amnesia.live.batches import batches, passes
 from amnesia.live.disk import is_on_disk, run_twice
 from amnesia.live.model import LiveModel, hooks
+from amnesia.live.places import at_mlp, can_spare
 from amnesia.live.tokens import Placed
 from amnesia.progress import Progress
 
@@ -33,9 +34,11 @@ def activations(
 ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
     """Activations at one token of each row, batch by batch: (indices of the rows, float32 (batch, n_layers, d_mlp)).
 
-    The forward pass ends at the last requested layer, and the language-model head never runs.
+    The forward pass ends at the last requested layer, whose MLP sees nothing but these tokens, and the language-model
+    head never runs.
     """
     layers = sorted(layers)
+    sparing = can_spare(live, layers[-1])
     # What follows the token cannot change it.
     cut = [row.ids[: row.token + 1] for row in rows]
     for one in passes(live, cut):
@@ -44,14 +47,16 @@ def activations(
 
         def record(layer: int, lines: Tensor = lines, places: Tensor = places, seen: dict[int, Tensor] = seen):
             def function(values: Tensor) -> None:
-                here = values[lines.to(values.device), places.to(values.device)].float().to(live.device)
-                seen[layer] = live.padded(here)
+                alone = sparing and layer == layers[-1]
+                here = values[0] if alone else values[lines.to(values.device), places.to(values.device)]
+                seen[layer] = live.padded(here.float().to(live.device))
                 if layer == layers[-1]:
                     raise StopForwardError
 
             return function
 
-        with hooks(live, {layer: record(layer) for layer in layers}), contextlib.suppress(StopForwardError):
+        spared = at_mlp(live, layers[-1], lines, places) if sparing else contextlib.nullcontext()
+        with hooks(live, {layer: record(layer) for layer in layers}), spared, contextlib.suppress(StopForwardError):
             live.model.base_model(**one.inputs, use_cache=False)
         yield one.indices, torch.stack([seen[layer] for layer in layers], dim=1)
         if progress:
