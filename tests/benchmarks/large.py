@@ -164,7 +164,8 @@ def localized(folder: Path, beside: Path | None, rounds: int, dtype: str, n_plai
         for name, code in codes.items():
             seconds, peak, output = run(code, *command)
             found[name].append((seconds, peak))
-            cells[name] = json.loads(output)["entities"]
+            entities = json.loads(output)["entities"]
+            cells[name] = [[(row["layer"], row["neuron"]) for row in entity["cells"]] for entity in entities]
             print(f"{name}: {seconds:.1f} s, {peak:.2f} GB", flush=True)
         if n_plain:
             _, _, output = run(own, __file__, "plain", folder, "--plain", n_plain, "--dtype", dtype)
