@@ -14,6 +14,7 @@ from amnesia import pipeline
 from amnesia.domain import DEFAULT_LOADING, Cell, ModelRef
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, OutputError, SourceError
+from amnesia.evaluation import merged
 from amnesia.evaluation.merged import same_weights
 from amnesia.files.seals import sealed_json
 from amnesia.files.staging import MANIFEST_NAME
@@ -239,7 +240,7 @@ def test_a_failure_leaves_the_old_output_and_the_source(tmp_path, model, live, m
         "evaluation": ("load_adapter", fail),
         "manifest": ("write_manifest", fail),
     }[when]
-    monkeypatch.setattr(loading if name == "load_adapter" else pipeline, name, function)
+    monkeypatch.setattr(merged if name == "load_adapter" else pipeline, name, function)
     source = tree(model)
     (tmp_path / "out").mkdir()
     old = sealed_json({"figure": "sweep"}).decode()
