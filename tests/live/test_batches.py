@@ -52,6 +52,19 @@ def test_each_model_is_tried_once(monkeypatch):
     assert calls == [live, other]
 
 
+def test_the_last_layer_that_is_watched_computes_what_is_asked_about_alone():
+    live, seen = tiny_live(), {0: [], 1: []}
+    rows = place(live.tokenizer, [("the capital of {entity} is", name) for name in ("Japan", "Peru")])
+    for layer, sizes in seen.items():
+        module = live.model.get_submodule(f"{live.shape.layer_path(layer)}.mlp.gate_proj")
+        module.register_forward_hook(lambda _, args, output, sizes=sizes: sizes.append(output[..., 0].numel()))
+    (both,) = activations(live, rows, (0, 1))
+    assert seen[0][-1] > len(rows) == seen[1][-1]
+    for number, layer in enumerate((0, 1)):
+        ((order, alone),) = activations(live, rows, (layer,))
+        assert order == both[0] and torch.allclose(alone[:, 0], both[1][:, number], rtol=1e-5, atol=1e-6)
+
+
 def test_alibi_measures_distance_in_places():
     """Bloom adds a bias by the distance of places, which in a tree is not that of tokens."""
     with pytest.MonkeyPatch.context() as patch:

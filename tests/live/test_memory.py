@@ -28,7 +28,7 @@ from amnesia.sources.resolve import resolve
 from amnesia.weights.checkpoint import open_source
 from support.commands import call, done, refused, succeed
 from support.folders import tree
-from support.rounding import same
+from support.scores import same
 from support.smollm2 import brief_texts
 from support.tiny import save_tiny, tiny_direction, tiny_model
 from support.tiny_gguf import llama_gguf

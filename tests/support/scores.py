@@ -1,4 +1,4 @@
-"""Two reports of the same, of which some numbers differ by how they were rounded."""
+"""When two evaluations of the same models agree."""
 
 import pytest
 
