@@ -64,7 +64,7 @@ class Reading:
 
     `divergence` is KL(original || this model) of each row, the mean over its tokens in nats; None for the original,
     where tokens are not shared, and where distributions are not known. `n_likeliest` is of how many of these tokens,
-    from the first on, each is the one that the model finds likeliest; empty from a server.
+    from the first on, each is the one that the model would write, the likeliest; empty from a server.
     """
 
     rows: tuple[Continuation, ...]
@@ -112,7 +112,8 @@ def read(
         chosen = logits.gather(1, wanted[:, None])[:, 0]
         size = logits.logsumexp(1)
         logprobs += (chosen - size).tolist()
-        is_likeliest += (chosen == logits.amax(1)).tolist()
+        # Of equals, which roundings to 16 bits make, a model writes the first.
+        is_likeliest += (logits.max(1).indices == wanted).tolist()
         if before is not None:
             old = before.logits(next(olds))
             if old.shape == logits.shape:

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from amnesia.choice.known import select_known
 from amnesia.domain import Answer, Cell, Fact
@@ -216,6 +217,18 @@ def test_what_a_reading_shows_of_a_model_is_what_it_writes():
         seen, written = texts_in(live, after), dict(zip(prompts, generate(live, prompts), strict=True))
     assert seen == {prompt: text for prompt, text in written.items() if text == own[prompt]}
     assert 0 < len(seen) < len(prompts)
+
+
+def test_of_equally_likely_tokens_a_model_writes_the_first():
+    live, other, prompt = tiny_live(), tiny_live(), "the capital of Peru is"
+    before = impression(live, [prompt])
+    token = before.continued.rows[0].ids[-before.continued.rows[0].n_answer]
+    head = other.model.get_output_embeddings().weight
+    with torch.no_grad():
+        head[token - 1] = head[token]
+    after = impression_after(other, before)
+    assert after.continued.n_likeliest == (0,)
+    assert texts_in(other, after) == {} and generate(other, [prompt]) != generate(live, [prompt])
 
 
 @pytest.mark.slow
