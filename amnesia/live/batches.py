@@ -28,6 +28,10 @@ _MIN_SHARED = 64
 _KEPT_BYTES = 2**28
 """Keys and values of a batch that is written on. Set by hand: about a hundred rows of the demo model."""
 
+_LOGIT_BYTES = 2**26
+"""Float32 predictions of one token for each row of such a batch, of which drawing needs six times as much. Set by hand:
+more rows of the demo model than have room otherwise, and fewer of a model with a large vocabulary."""
+
 PROBES = ("The story of a river", "The story of Paris and the sea", "Once upon")
 """Texts on which it is tried what a model does with a mask, and after its head. Two of them begin alike."""
 
@@ -64,12 +68,44 @@ def batches(live: LiveModel, rows: Sequence[Sequence[int]], max_tokens: int | No
 
     Left padding lets every row end at the same position; position ids count from each row's own first token.
     """
+    most = max_tokens or live.max_tokens
+    return _grouped(live, rows, lambda width, n_rows: width * n_rows <= most)
+
+
+def batches_to_write(live: LiveModel, rows: Sequence[Sequence[int]], n_tokens: int) -> Iterator[Batch]:
+    """As `batches`, of rows that `n_tokens` will follow, with more rows where there is room for what they need.
+
+    With each token that is written all weights are read once for a batch, so that it should have many rows. What is
+    read at once, before, `from_shared` limits by itself.
+    """
+    longest = max(map(len, rows), default=0)
+    if longest * len(rows) <= live.max_tokens or not takes_trees(live, longest + n_tokens):
+        return batches(live, rows)
+    n_kept = _KEPT_BYTES // max(1, _kept_for_a_token(live))
+    most = min(MAX_BATCH_ROWS, _LOGIT_BYTES // (4 * weight_of(live.model.get_input_embeddings()).shape[0]))
+
+    def fits(width: int, n_rows: int) -> bool:
+        return width * n_rows <= live.max_tokens or ((width + n_tokens) * n_rows <= n_kept and n_rows <= most)
+
+    return _grouped(live, rows, fits)
+
+
+def _kept_for_a_token(live: LiveModel) -> int:
+    """Bytes of keys and values."""
+    if live.model not in _KEPT_FOR_A_TOKEN:
+        kept = live.model.base_model(input_ids=torch.tensor([[0]], device=live.device), use_cache=True).cache
+        both = [getattr(layer, name, None) for layer in kept.layers for name in ("keys", "values")]
+        _KEPT_FOR_A_TOKEN[live.model] = sum(values.nbytes for values in both if isinstance(values, Tensor))
+    return _KEPT_FOR_A_TOKEN[live.model]
+
+
+def _grouped(live: LiveModel, rows: Sequence[Sequence[int]], fits: Callable[[int, int], bool]) -> Iterator[Batch]:
+    """Batches of which each `fits`, by the tokens of its longest row and its number of rows."""
     check_ids(live, rows)
-    max_tokens = max_tokens or live.max_tokens
     order = sorted(range(len(rows)), key=lambda index: (len(rows[index]), index))
     group: list[int] = []
     for index in order:
-        if group and len(rows[index]) * (len(group) + 1) > max_tokens:
+        if group and not fits(len(rows[index]), len(group) + 1):
             yield collate(live, rows, group)
             group = []
         group.append(index)
@@ -220,23 +256,6 @@ def _window(live: LiveModel) -> int:
     """How many tokens every layer sees."""
     found = (getattr(live.text_config, name, None) for name in _WINDOWS)
     return min((window for window in found if isinstance(window, int) and window), default=sys.maxsize)
-
-
-def room_to_write(live: LiveModel, rows: Sequence[Sequence[int]], n_tokens: int) -> int:
-    """How many padded tokens of rows that `n_tokens` will follow make a batch.
-
-    With each token that is written all weights are read once for a batch, so that it should have many rows, as far as
-    what is kept of them has room. What is read at once, before, `from_shared` limits by itself.
-    """
-    longest = max(map(len, rows), default=0)
-    if longest * len(rows) <= live.max_tokens or not takes_trees(live, longest + n_tokens):
-        return live.max_tokens
-    if live.model not in _KEPT_FOR_A_TOKEN:
-        kept = live.model.base_model(input_ids=torch.tensor([[0]], device=live.device), use_cache=True).cache
-        both = [getattr(layer, name, None) for layer in kept.layers for name in ("keys", "values")]
-        _KEPT_FOR_A_TOKEN[live.model] = sum(values.nbytes for values in both if isinstance(values, Tensor))
-    n_kept = _KEPT_BYTES // max(1, _KEPT_FOR_A_TOKEN[live.model])
-    return max(live.max_tokens, n_kept * longest // (longest + n_tokens))
 
 
 def from_shared(live: LiveModel, rows: Sequence[Sequence[int]], n_tokens: int) -> dict[str, Any]:

@@ -24,11 +24,11 @@ from amnesia.live.batches import (
     Pass,
     agree,
     batches,
+    batches_to_write,
     collate,
     from_shared,
     passes,
     plain_pass,
-    room_to_write,
     too_long,
     with_room,
 )
@@ -276,8 +276,8 @@ def _following(
         "eos_token_id": stop,
     }
     model = cast(GenerationMixin, live.model)
-    size = room_to_write(live, rows, n_tokens) if around is None else live.max_tokens
-    parts = (with_room(live, rows, one, n_tokens) for one in batches(live, rows, size))
+    groups = batches_to_write(live, rows, n_tokens) if around is None else batches(live, rows)
+    parts = (with_room(live, rows, one, n_tokens) for one in groups)
     for batch in itertools.chain.from_iterable(parts):
         inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
         room = (live.n_positions or sys.maxsize) - inputs["input_ids"].shape[1]

@@ -15,7 +15,7 @@ from amnesia.evaluation.damage import read
 from amnesia.experiments.layers import layer_significance
 from amnesia.facts.names import entity_templates
 from amnesia.live import batches as module
-from amnesia.live.batches import batches, from_shared, passes, room_to_write, takes_trees
+from amnesia.live.batches import batches, batches_to_write, from_shared, passes, takes_trees
 from amnesia.live.forward import _following, answer_logprobs, as_generated, continued, generate
 from amnesia.live.loading import check_finite, load
 from amnesia.live.model import apply_edits, edited, wrap
@@ -24,7 +24,7 @@ from amnesia.live.watching import activations
 from amnesia.localization.cells import localize
 from oracles import plain
 from support.tiny import MODEL_TYPES, tiny_model
-from support.tiny_text import save_tiny_live, tiny_live, tiny_tokenizer
+from support.tiny_text import VOCAB_SIZE, save_tiny_live, tiny_live, tiny_tokenizer
 
 PAIRS = [
     ("Fact: the capital of Japan is", "Tokyo"),
@@ -292,17 +292,25 @@ def test_what_prompts_share_at_their_beginning_is_computed_once():
     assert from_shared(live, [(5,)] * 99, 3) == {}  # Nothing but last tokens.
 
 
-def test_rows_that_are_written_on_make_larger_batches_as_far_as_what_is_kept_has_room(monkeypatch):
+def test_rows_that_are_written_on_make_larger_batches_as_far_as_what_they_need_has_room(monkeypatch):
     live = tiny_live()
     config = live.text_config
     each = 2 * live.shape.n_layers * config.num_key_value_heads * (live.shape.d_model // config.num_attention_heads) * 4
+    most = live.max_tokens
     monkeypatch.setattr(module, "_KEPT_BYTES", each * 3000)
-    many = [(5,) * 3, *[(5,) * 20] * 99]
-    assert room_to_write(live, many, 10) == 2000  # 100 rows of 20 tokens, and of 30 in the end.
-    assert room_to_write(live, many[:9], 10) == live.max_tokens  # All of them are one batch anyway.
-    assert room_to_write(live, [], 10) == live.max_tokens
+
+    def sizes(rows):
+        return [tuple(one.inputs["input_ids"].shape) for one in batches_to_write(live, rows, 10)]
+
+    assert most == 1024 and sizes([(5,) * 20] * 250) == [(100, 20), (100, 20), (50, 20)]  # Each of 30 in the end.
+    assert sizes([(5,) * 20] * 9) == [(9, 20)] and sizes([]) == []
+    # Short rows beside a long one need room for what is written, too; as many as make a batch anyway do.
+    assert sizes([(5,) * 9] * 300 + [(5,) * 200]) == [(157, 9), (143, 9), (1, 200)]
+    assert sizes([(5,)] * 2000 + [(5,) * 200]) == [(1024, 1), (976, 1), (1, 200)]
+    monkeypatch.setattr(module, "_LOGIT_BYTES", 4 * VOCAB_SIZE * 70)  # Of 70 rows.
+    assert sizes([(5,) * 20] * 150) == [(70, 20), (70, 20), (10, 20)]
     monkeypatch.setattr(module, "_KEPT_BYTES", 0)
-    assert room_to_write(live, many, 10) == live.max_tokens
+    assert sizes([(5,) * 20] * 110) == [(51, 20), (51, 20), (8, 20)]
 
 
 def test_damaged_weights_are_found_by_name():
