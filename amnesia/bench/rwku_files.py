@@ -78,15 +78,15 @@ def read_published(folder: Path, targets: Sequence[str], name: str | None = None
     wanted = {name_key(target) for target in targets}
     hashes: dict[str, str] = {}
     rows = {part: [] for part in PARTS}
-    for place in _places(folder, targets):
+    places = _places(folder, targets)
+    for place in places:
         for part in PARTS:
             rows[part] += _rows(place, part, hashes, folder)
     own = {part: _of_targets(part, found, wanted) for part, found in rows.items()}
     for part in NEEDED:
         if not rows[part]:
-            raise InputError(
-                f"{name or folder} has no rows of {part}: expected {part}.json or {part}.jsonl, as published"
-            )
+            where = name or ", ".join(map(str, places))
+            raise InputError(f"{where} has no rows of {part}: expected {part}.json or {part}.jsonl, as published")
         if not own[part]:
             known = sorted({str(row.get("subject")) for _, row in rows[part]})
             raise InputError(_unknown(part, targets, known))

@@ -339,6 +339,10 @@ def test_files_that_are_missing_or_of_another_form_are_named(data, tmp_path):
         InputError, match="has no rows of forget_level1: expected forget_level1.json or forget_level1.jsonl"
     ):
         read_rwku(tmp_path, ["Japan"])
+    (tmp_path / "mixed" / "All").mkdir(parents=True)
+    (tmp_path / "mixed" / "forget_level1.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(InputError, match=r"All has no rows of forget_level1: expected forget_level1\.json"):
+        read_rwku(tmp_path / "mixed", ["Japan"])
     with pytest.raises(
         InputError, match="forget_level1 of RWKU has no probe about 'Peru': its targets are Japan, Somebody else"
     ):
