@@ -64,7 +64,8 @@ class Reading:
 
     `divergence` is KL(original || this model) of each row, the mean over its tokens in nats; None for the original,
     where tokens are not shared, and where distributions are not known. `n_likeliest` is of how many of these tokens,
-    from the first on, each is the one that the model would write, the likeliest; empty from a server.
+    from the first on, each is the one that the model would write: the likeliest, of equals the first. None is in 16
+    bits, where roundings decide; it is empty from a server.
     """
 
     rows: tuple[Continuation, ...]
@@ -106,14 +107,15 @@ def read(
     logprobs: list[float] = []  # Of each token, as what follows.
     divergences: list[float] = []
     is_likeliest: list[bool] = []
+    # In 16 bits, what is read at once and what is written token by token often differ in what is likeliest.
+    is_sure = torch.finfo(live.model.dtype).bits >= 32
     for start, part in zip(itertools.count(0, _CHUNK), _chunks(states), strict=False):
         logits = head.logits(part)
         wanted = torch.tensor(tokens[start : start + len(part)], device=logits.device)
         chosen = logits.gather(1, wanted[:, None])[:, 0]
         size = logits.logsumexp(1)
         logprobs += (chosen - size).tolist()
-        # Of equals, which roundings to 16 bits make, a model writes the first.
-        is_likeliest += (logits.max(1).indices == wanted).tolist()
+        is_likeliest += (logits.max(1).indices == wanted).tolist() if is_sure else [False] * len(part)
         if before is not None:
             old = before.logits(next(olds))
             if old.shape == logits.shape:

@@ -231,6 +231,15 @@ def test_of_equally_likely_tokens_a_model_writes_the_first():
     assert texts_in(other, after) == {} and generate(other, [prompt]) != generate(live, [prompt])
 
 
+def test_in_16_bits_what_a_reading_shows_is_written_all_the_same():
+    live, prompts = tiny_live(), ["the capital of Peru is", "winter"]
+    live.model.to(torch.bfloat16)
+    before = impression(live, prompts)
+    after = impression_after(live, before)
+    assert texts_in(live, before) == dict(zip(prompts, generate(live, prompts), strict=True))
+    assert after.continued.n_likeliest == (0, 0) and texts_in(live, after) == {}
+
+
 @pytest.mark.slow
 def test_a_model_writes_only_where_the_original_knows_the_fact():
     live = tiny_live()
