@@ -13,6 +13,9 @@ from amnesia.report import view
 from amnesia.report.content import Report
 from amnesia.report.takeaway import missed
 
+_MOST_PROBES = 5
+"""Probes that are named on the first screen; the findings name all."""
+
 
 def summary(report: Report) -> tuple[str, ...]:
     """The three sentences, before them what was missed, if anything was; of one model alone, the one that says what it
@@ -99,7 +102,8 @@ def _shown(report: Report) -> Iterator[str]:
             if row.found and is_back(row)
         ]
         if names:
-            yield f"in the probe{'s' * (len(names) > 1)} {', '.join(names)}"
+            more = f" and {len(names) - _MOST_PROBES} more" if len(names) > _MOST_PROBES else ""
+            yield f"in the probe{'s' * (len(names) > 1)} {', '.join(names[:_MOST_PROBES])}{more}"
 
 
 def _harmed(report: Report) -> str:

@@ -34,6 +34,10 @@ def test_ways_in_which_it_comes_back_are_named():
     assert back == f"It comes back when asked in other words; {shown}."
     first["rows"][1]["share"] = first["rows"][0]["share"] | {"mean": 0.25}
     assert said(document)[2].endswith("; in the probe “leak@20, as a message” (50 %).")
+    document["probes"]["probes"] = [second] * 12
+    assert said(document)[2].endswith(
+        f"; in the probes {', '.join(['“leak@20, as a message” (50 %)'] * 5)} and 7 more."
+    )
 
 
 @pytest.mark.parametrize(
