@@ -240,8 +240,8 @@ class DirectionChoice:
             if missed == 1 and not unspared and not self._is_weakened(trial):
                 allowed = max(allowed, self._cap(trial.atoms))
             harmful = trial.change.harm > allowed
-            few = trial.change.harm if harmful else _size(trial.atoms)
-            return missed, unspared, trial.spared < self.settings.min_neighbor, harmful, few, trial.change.harm
+            least = trial.change.harm if harmful else _size(trial.atoms)
+            return missed, unspared, trial.spared < self.settings.min_neighbor, harmful, least, trial.change.harm
 
         return min(judged, key=order)
 
