@@ -211,7 +211,7 @@ class DirectionChoice:
                 missed.append(trial)  # What else it does counts only where nothing reaches the goal.
                 continue
             found = self.judge(trial)
-            if found.control >= settings.min_control and found.change.harm <= self._cap(atoms):
+            if found.control >= self.least_control(atoms) and found.change.harm <= self._cap(atoms):
                 if found.spared >= settings.min_neighbor:
                     return found
                 sparing.append(found)
@@ -229,13 +229,14 @@ class DirectionChoice:
     def closest(self, judged: Sequence[JudgedTrial]) -> JudgedTrial:
         """Of trials that miss the bounds, the one that forgets most and spares controls and neighbors.
 
-        In this order; a tenth of a score more or less counts for nothing. Of equals, the one on the fewest columns that
-        harms text no more than is allowed, else the least harmful. What is allowed on so many columns alone is for what
-        nearly forgets and spares the controls, and was not made weaker to keep to it.
+        In this order; a tenth of a score more or less to forget counts for nothing, each bit that controls lose beyond
+        what they may does. Of equals, the one on the fewest columns that harms text no more than is allowed, else the
+        least harmful. What is allowed on so many columns alone is for what nearly forgets and spares the controls, and
+        was not made weaker to keep to it.
         """
 
         def order(trial: JudgedTrial) -> tuple[float, ...]:
-            missed, unspared = max(1, math.ceil(10 * trial.score)), trial.control < self.settings.min_control
+            missed, unspared = max(1, math.ceil(10 * trial.score)), max(0.0, self.settings.min_control - trial.control)
             allowed = self.settings.max_harm
             if missed == 1 and not unspared and not self._is_weakened(trial):
                 allowed = max(allowed, self._cap(trial.atoms))
@@ -291,6 +292,12 @@ class DirectionChoice:
         settings, size = self.settings, _size(atoms)
         share = settings.margin if size < settings.few else settings.few_harm if size == settings.few else 1.0
         return share * settings.max_harm
+
+    def least_control(self, atoms: Group) -> float:
+        """The score below which controls must not fall: others than those of the search lose more on few columns."""
+        settings = self.settings
+        share = settings.margin if _size(atoms) < settings.few else 1.0
+        return 1.0 - share * (1.0 - settings.min_control)
 
     def _cost(self, change: Change) -> tuple[bool, float]:
         """What counts among trials that reach the goal: whether the harm is more than allowed, then harm on text and,

@@ -40,6 +40,8 @@ def missing(score, control, harm, neighbor=None, n_columns=256):
         (missing(0.03, 0.99, 0.008, None, 1536), missing(0.03, 0.99, 0.019, None, 128)),
         (missing(0.42, 0.99, 0.008, None, 1536), missing(0.42, 0.99, 0.018, None, 128)),
         (missing(0.03, 0.99, 0.012, None, 128), missing(0.03, 0.99, 0.013, None, 128)),
+        (missing(-0.2, 0.975, 0.010, None, 1536), missing(-0.2, 0.97, 0.004, None, 64)),  # Controls keep more.
+        (missing(-0.2, 0.98, 0.010, None, 64), missing(-0.2, 0.99, 0.004, None, 1536)),
     ],
 )
 def test_of_what_misses_the_bounds_forgetting_counts_first_and_harm_last(better, worse):
@@ -52,6 +54,12 @@ def test_what_was_made_weaker_to_keep_to_128_columns_gives_way_to_more_of_them()
     for multiplier, chosen in ((-1.0, all_columns), (0.0, few)):  # That of the atoms on all columns; few have 0.
         choice = DirectionChoice(None, None, (), (), dense=[replace(all_columns, multiplier=multiplier)])
         assert choice.closest([few, all_columns]) is chosen
+
+
+@pytest.mark.parametrize(("n_columns", "least"), [(16, 0.99), (64, 0.99), (128, 0.98), (1536, 0.98)])
+def test_on_fewer_than_128_columns_controls_must_keep_more(n_columns, least):
+    trial = missing(-0.2, 0.985, 0.004, None, n_columns)
+    assert DirectionChoice(None, None, (), ()).least_control(trial.atoms) == pytest.approx(least)
 
 
 @pytest.mark.parametrize(
