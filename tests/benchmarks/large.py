@@ -6,6 +6,7 @@ From the root of the project, on an idle machine with room on the disk (15.2 GB 
     python tests/benchmarks/large.py localize /tmp/qwen --beside OTHER_CHECKOUT --plain 50
     python tests/benchmarks/large.py offload /tmp/qwen
     python tests/benchmarks/large.py moments /tmp/qwen
+    python tests/benchmarks/large.py fetch /tmp/qwen
 
 `make` writes a model of Qwen2.5-7B's shape with random weights in bfloat16, some numbers repeated, and a tokenizer of
 the package's own sentences. `localize` runs `amnesia localize` of five entities in layers 0 to 4, computed in bfloat16,
@@ -15,13 +16,17 @@ with a hook in each of these layers, asks as many of the same prompts as `--plai
 seconds for all prompts at that rate, and how far the package's activations are from its own. `offload` asks the whole model some questions while its layers
 are left on the disk, and prints peak memory, seconds, and what was read from the layers by the second. `moments` adds
 one block of rows to the second moments of one layer, and solves for a read-out on all of its cells, with random rows;
-it prints both as shares of the rate of large square products in the same type, and the peak memory.
+it prints both as shares of the rate of large square products in the same type, and the peak memory. `fetch` puts the
+model on a Hub on the loopback interface, localizes from there with an empty cache, and prints which share of the
+repository's bytes was sent.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import mmap
 import os
 import resource
 import subprocess
@@ -29,6 +34,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import cast
 
 import numpy as np
 import torch
@@ -46,6 +53,10 @@ from amnesia.live.tokens import Placed, Tokenizer, place
 from amnesia.live.watching import activations
 from amnesia.localization.cells import contrast_pairs
 from amnesia.weights.safetensors import INDEX_FILE, NewTensor, new_file
+
+sys.path.append(str(Path(__file__).parents[1]))
+from support.hub_state import Entry, Repo, is_lfs
+from support.local_hub import LocalHub
 
 ENTITIES = ("Michael Jordan", "Paris", "Harry Potter", "Google", "Isaac Newton")
 LAYERS = (0, 1, 2, 3, 4)
@@ -92,11 +103,11 @@ def made(folder: Path, n_layers: int) -> None:
     print(f"{folder}: {n_layers} layers, {sum(sizes.values()) / GB:.1f} GB")
 
 
-def run(code: Path, *arguments: object) -> tuple[float, float, str]:
+def run(code: Path, *arguments: object, **variables: str) -> tuple[float, float, str]:
     """Seconds, peak memory (GB) and output of a command with the code of a checkout, in a process of its own."""
     began = time.perf_counter()
     command = [sys.executable, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(code)}
+    environment = {**os.environ, "PYTHONPATH": str(code), **variables}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd="/")
     output = process.stdout.read() if process.stdout else ""
     _, status, usage = os.wait4(process.pid, 0)
@@ -187,6 +198,33 @@ def localized(folder: Path, beside: Path | None, rounds: int, dtype: str, n_plai
         print(f"{one[0] / other[0]:.2f} × the time and {one[1] / other[1]:.2f} × the memory of {name}")
 
 
+def fetched(folder: Path, dtype: str) -> None:
+    """Localize from a Hub that has the model, and say what that had to send."""
+    tree = {}
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            # Files of gigabytes stay on the disk.
+            content = cast(bytes, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        large = is_lfs(path.name, len(content))
+        tree[path.name] = Entry(content if large else content[:], large, hashlib.sha256(content).hexdigest())
+    with LocalHub() as hub, TemporaryDirectory() as cache:
+        hub.repos["made/large"] = repo = Repo("made/large")
+        repo.objects = {entry.sha256: entry.content for entry in tree.values() if entry.lfs}
+        repo.add_commit("refs/heads/main", tree, "the model", None)
+        variables = {"HF_ENDPOINT": hub.url, "HF_HOME": cache, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        layers = f"{LAYERS[0]}-{LAYERS[-1]}"
+        command = ("localize", "made/large", *ENTITIES, "--layers", layers, "--dtype", dtype, "--json")
+        seconds, peak, _ = run(Path(__file__).parents[2], "-m", "amnesia", *command, **variables)
+        sent, size = hub.down / GB, sum(len(entry.content) for entry in tree.values()) / GB
+        on_disk = sum(
+            path.stat().st_size for path in Path(cache).rglob("*") if path.is_file() and not path.is_symlink()
+        )
+    print(
+        f"{sent:.2f} of {size:.2f} GB were sent ({sent / size:.2f}) in {len(hub.requests)} requests, "
+        f"{on_disk / GB:.2f} GB kept; {seconds:.1f} s, {peak:.2f} GB of memory at most"
+    )
+
+
 def asked(folder: Path, n: int, dtype: str) -> None:
     """Ask with layers on the disk, in this process, and print what it took as JSON."""
     wordings = [text for each in relation_templates().values() for text in each.search]
@@ -247,7 +285,7 @@ def gathered(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("make", "localize", "plain", "offload", "ask", "moments"))
+    parser.add_argument("what", choices=("make", "localize", "plain", "offload", "ask", "moments", "fetch"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=28, help="layers of the model that is made")
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout to compare with")
@@ -265,6 +303,8 @@ def main() -> None:
         plain(folder, options.plain, options.dtype)
     elif options.what == "moments":
         gathered(folder)
+    elif options.what == "fetch":
+        fetched(folder, options.dtype)
     elif options.what == "ask":
         asked(folder, options.questions, options.dtype)
     else:
