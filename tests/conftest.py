@@ -101,7 +101,8 @@ def pytest_runtest_setup(item):
         little_text=not is_real and item.path.name not in ("test_damage.py", "test_neutral.py", "test_packaged.py"),
     )
     # Which text a model writes for its moments, and how, is what tests of their room are about.
-    keep_moments(own_text=item.path.parent.name != "directions")
+    is_about_moments = item.path.parent.name == "directions"
+    keep_moments(own_text=not is_about_moments, little_text=not is_real and not is_about_moments)
 
 
 def measure_with(few_questions, little_text):

@@ -25,7 +25,7 @@ def live():
     return tiny_live("llama", seed=3)
 
 
-RELATIONS = dict(islice(relation_templates().items(), 8))
+RELATIONS = dict(islice(relation_templates().items(), 4))
 
 
 @pytest.fixture

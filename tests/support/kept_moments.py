@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 _MODULE = "amnesia.directions.moments"
+_SAMPLED = 1800  # Tokens that a model writes where they are few, a tenth.
 _BYSTANDERS: dict[Hashable, object] = {}
 _TEXTS: dict[Hashable, list[tuple[int, ...]]] = {}
 
 
-def keep_moments(*, own_text: bool) -> None:
+def keep_moments(*, own_text: bool, little_text: bool) -> None:
     """Let moments that are made from now on take up what was read for the same tokenizer and, where `own_text` says so,
-    the text that the very same model wrote before.
+    the text that the very same model wrote before; where `little_text` says so it writes a tenth.
 
     Leaves what is not imported yet alone, as that takes seconds.
     """
@@ -20,14 +23,16 @@ def keep_moments(*, own_text: bool) -> None:
         return
     from amnesia.directions import samples
 
-    moments.bystanders_of = _kept_bystanders
+    moments.bystanders_of = partial(_kept_bystanders, most=_SAMPLED if little_text else None)
     moments.own_text = _kept_text if own_text else samples.own_text
 
 
-def _kept_bystanders(live, settings):
+def _kept_bystanders(live, settings, most):
     """`bystanders_of`, by all that it asks of a model and of the package's texts."""
     from amnesia.directions import bystanders
 
+    if most is not None:
+        settings = replace(settings, sampled=min(settings.sampled, most))
     tokenizer = live.tokenizer
     texts = (bystanders._sentences(), bystanders.contrast_entities(), bystanders.name_wordings())
     asked = (
