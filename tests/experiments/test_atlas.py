@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from amnesia.directions import keys
 from amnesia.directions.keys import name_rows
 from amnesia.domain import Cell
 from amnesia.errors import InputError, OutputError
@@ -40,8 +41,8 @@ NAMES = {"Japan": 900, "Paris": 800, "Michael Jordan": None, "Atlantis": 5}
 
 @pytest.mark.slow
 def test_rows_equal_a_localization(tmp_path):
-    live, path = tiny_live(), tmp_path / "atlas.sqlite"
-    fill(live, path, SETTINGS, begin(path, SETTINGS, NAMES))
+    live, path, settings = tiny_live(), tmp_path / "atlas.sqlite", dataclasses.replace(SETTINGS, directions=False)
+    fill(live, path, settings, begin(path, settings, NAMES))
     model, rows = read(path)
     assert model == "tiny"
     assert [(row.entity, row.popularity) for row in rows] == list(NAMES.items())
@@ -68,7 +69,9 @@ def test_shards_and_stops_change_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_direction_answers_1_at_the_name_and_moves_the_stream_furthest(tmp_path):
+def test_a_direction_answers_1_at_the_name_and_moves_the_stream_furthest(tmp_path, monkeypatch):
+    few = keys.wordings()[::8]
+    monkeypatch.setattr(keys, "wordings", lambda: few)
     live, path = tiny_live(), tmp_path / "atlas.sqlite"
     fill(live, path, SETTINGS, begin(path, SETTINGS, NAMES))
     for row in read(path)[1]:

@@ -7,13 +7,14 @@ import math
 import pytest
 import torch
 
-from amnesia.directions.keys import wordings
+from amnesia.directions import keys
 from amnesia.domain import Cell
 from amnesia.errors import InputError
 from amnesia.evaluation.scores import mean_interval
+from amnesia.experiments import forms
 from amnesia.experiments.forms import CellValues, cell_values, direction, known_targets, other_entity
 from amnesia.experiments.injection import inject
-from amnesia.facts.names import unseen_names
+from amnesia.facts.names import contrast_entities, unseen_names
 from amnesia.recipe_file import parse_recipe
 from oracles import plain
 from support.tiny_recipe import recipe_text
@@ -21,6 +22,18 @@ from support.tiny_text import tiny_live
 
 CELLS = [Cell(0, 3), Cell(1, 11)]
 NAME = "Michael Jordan"
+WORDINGS = keys.wordings()[::8]  # Some of them begin with the name.
+OTHERS = contrast_entities()[::4]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_texts():
+    """Keys are means over some of the wordings, and the mean entity is that of some names."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (keys, forms):
+            patch.setattr(module, "wordings", lambda: WORDINGS)
+        patch.setattr(forms, "contrast_entities", lambda: OTHERS)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +66,7 @@ def last_token(live, text, start, name):
 def plain_keys(live, name, n):
     """Mean activations (n_layers, d_mlp) at each of the last `n` tokens of a name in the middle of texts."""
     seen = {back: {} for back in range(n)}
-    for text in (text for text in wordings() if not text.startswith("{entity}")):
+    for text in (text for text in WORDINGS if not text.startswith("{entity}")):
         ids, token = last_token(live, text.replace("{entity}", name), text.index("{entity}"), name)
         activations = plain.run(live.model, ids)[1]
         for back in range(n):
@@ -94,14 +107,14 @@ def test_a_direction_is_what_layers_write_about_each_token_beyond_the_placeholde
     live = tiny_live(model_type, **{"n_positions" if model_type == "gpt2" else "max_position_embeddings": 128})
     recipe = recipe_of(live, NAME)
     facts = known_targets(live, recipe)
-    keys = functools.cache(lambda name, n: plain_keys(live, name, n))
+    found = functools.cache(lambda name, n: plain_keys(live, name, n))
     for layers in ((0,), (0, 1)):
         form = direction(live, recipe, layers, strength=1.5, placeholder="garden")
         word, n = form.put.placeholder, form.n_tokens
         assert n == len(form.put.tokens) > 2
         assert "".join(reversed(form.put.tokens)).strip() == NAME
         assert set(word.split()) == {"garden"}
-        check_answers(form, facts, layers, keys(NAME, n), keys(word, n))
+        check_answers(form, facts, layers, found(NAME, n), found(word, n))
 
 
 def check_answers(form, facts, layers, own, there):
@@ -178,9 +191,9 @@ def test_controls_are_another_name_a_random_direction_as_long_and_the_mean_of_na
     controls = form.controls(4)
     other = other_entity(recipe, 4)
     assert other in ("Peru", "Kenya", "Cuba")
-    keys, base = plain_keys(live, other, 1), plain_keys(live, form.put.placeholder, 1)
+    own_keys, base = plain_keys(live, other, 1), plain_keys(live, form.put.placeholder, 1)
     (last,) = (row for row in controls["wrong entity"] if row.back == 0)
-    torch.testing.assert_close(last.value, keys[0][1] - base[0][1], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(last.value, own_keys[0][1] - base[0][1], atol=1e-4, rtol=1e-3)
     for own, chance in zip(form.own(), controls["random"], strict=True):
         assert (own.layer, own.back, own.add) == (chance.layer, chance.back, chance.add) == (1, own.back, True)
         lengths = [(weight(live, 1) @ row.value).norm().item() for row in (own, chance)]

@@ -12,7 +12,7 @@ from amnesia.localization.cells import contrast_pairs
 from oracles import plain
 from support.tiny_text import tiny_live
 
-TEMPLATES = entity_templates()[:6]
+TEMPLATES = entity_templates()[:3]
 
 
 def direct_outputs(live, pairs):
@@ -28,7 +28,7 @@ def test_significance_equals_a_direct_computation(model_type):
     own = direct_outputs(live, [(template, "Michael Jordan") for template in TEMPLATES])
     contrasts = [pair for pair in contrast_pairs(TEMPLATES) if not share_words(pair[1], ("Michael Jordan",))]
     scale = np.linalg.norm(direct_outputs(live, contrasts), axis=2).mean(0)
-    result = layer_significance(live, ["Japan", "Michael Jordan"], n_prompts=6)
+    result = layer_significance(live, ["Japan", "Michael Jordan"], n_prompts=3)
     for layer in range(3):
         vectors = own[:, layer] / scale[layer]
         norms = np.linalg.norm(vectors, axis=1)

@@ -28,7 +28,7 @@ FORMS = [
 @pytest.mark.parametrize("model_type", plain.FIVE)
 def test_rows_equal_a_localization_of_each_name(model_type):
     live = tiny_live(model_type)
-    result = robustness(live, "Michael Jordan", FORMS, n_cells=3, unrelated=("Paris", "Nowhere"), n_prompts=6)
+    result = robustness(live, "Michael Jordan", FORMS, n_cells=3, unrelated=("Paris", "Nowhere"), n_prompts=3)
     assert [(row.name, row.kind, row.language) for row in result.names] == [
         *((form.name, form.kind, form.language) for form in FORMS),
         ("Paris", "unrelated", None),
@@ -36,7 +36,7 @@ def test_rows_equal_a_localization_of_each_name(model_type):
     ]
     aliases = [form.name for form in FORMS]
     for row in result.names:
-        (cell_map,), _, _ = cell_maps(live, [row.name], baseline="contrast", n_prompts=6, aliases=aliases)
+        (cell_map,), _, _ = cell_maps(live, [row.name], baseline="contrast", n_prompts=3, aliases=aliases)
         order = [score.cell for score in cell_map.top(10_000)]
         for cell, rank, mean in zip(result.cells, row.ranks, row.mean_z, strict=True):
             assert abs(order.index(cell) + 1 - rank) <= 1  # Scores that differ by rounding may change places.

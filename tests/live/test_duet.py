@@ -1,5 +1,6 @@
 """Two answers from one batch against two plain generations: token for token, whatever was edited and where it lies."""
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,14 +29,17 @@ TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor
 EDITS = EntityEdits("Japan", (ColumnEdit(Cell(2, 9), 0.3), tiny_direction(1), tiny_direction(0, multiplier=0.25)))
 
 
+@functools.lru_cache(2)  # Tests do not write into a folder twice.
+def loaded(folder: Path, dtype: torch.dtype):
+    """The model in a folder, and its tokenizer."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), AutoTokenizer.from_pretrained(folder)
+
+
 def plainly(
     folder: Path, message: str, n: int, *, chat: bool = False, dtype: torch.dtype = torch.float32, **drawn: float
 ) -> list[int]:
     """What transformers alone make of a message, token by token, without the end."""
-    model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype),
-        AutoTokenizer.from_pretrained(folder),
-    )
+    model, tokenizer = loaded(folder, dtype)
     if chat:
         row = [{"role": "user", "content": message}]
         given = tokenizer.apply_chat_template(row, add_generation_prompt=True, return_tensors="pt", return_dict=True)

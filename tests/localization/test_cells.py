@@ -14,7 +14,7 @@ from oracles import plain
 from support.tiny import tiny_config
 from support.tiny_text import tiny_live
 
-TEMPLATES = entity_templates()[:8]
+TEMPLATES = entity_templates()[:4]
 
 
 def has_experts(config):
@@ -76,14 +76,14 @@ def test_ranking_equals_a_direct_computation(model_type, baseline):
         others = [(row.ids, row.token) for row in place(live.tokenizer, pairs)]
     z = direct_z(direct_activations(live, own), direct_activations(live, others))
     expected = np.sign(z.mean(0)) * z.mean(0) ** 2 / np.maximum(z.std(0), 0.05)
-    result = localize(live, "Japan", baseline=baseline, n_prompts=8, top=10)
+    result = localize(live, "Japan", baseline=baseline, n_prompts=4, top=10)
     order = np.argsort(-expected.flatten())[:10]
     cells = result.entities[0].cells
     assert [(row.cell.layer, row.cell.neuron) for row in cells] == [divmod(int(i), live.shape.d_mlp) for i in order]
     np.testing.assert_allclose([row.score for row in cells], expected.flatten()[order], rtol=1e-3)
     np.testing.assert_allclose([row.mean_z for row in cells], z.mean(0).flatten()[order], rtol=1e-4)
     np.testing.assert_allclose([row.std_z for row in cells], z.std(0).flatten()[order], rtol=1e-3, atol=1e-9)
-    assert (result.n_prompts, result.n_skipped, result.layers) == (8, 0, (0, 1, 2))
+    assert (result.n_prompts, result.n_skipped, result.layers) == (4, 0, (0, 1, 2))
 
 
 @pytest.mark.slow

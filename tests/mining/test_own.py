@@ -28,18 +28,33 @@ def live():
 RELATIONS = dict(islice(relation_templates().items(), 4))
 
 
+OTHERS = contrast_entities()[::4]
+
+
+def make_talkative(patch):
+    """A random model says the same in two wordings at most; it is asked about some relations and others only."""
+    for module in (own, relations):
+        patch.setattr(module, "relation_templates", lambda: RELATIONS)
+    patch.setattr(own, "contrast_entities", lambda: OTHERS)
+    patch.setattr(own, "MIN_AGREEING", 1)
+    patch.setattr(own, "Scoring", lambda: ANYTHING)
+
+
 @pytest.fixture
 def talkative(monkeypatch):
-    """A random model says the same in two wordings at most; it is asked about some relations only."""
-    for module in (own, relations):
-        monkeypatch.setattr(module, "relation_templates", lambda: RELATIONS)
-    monkeypatch.setattr(own, "MIN_AGREEING", 1)
-    monkeypatch.setattr(own, "Scoring", lambda: ANYTHING)
+    make_talkative(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def mined(live):
+    """A recipe about Japan."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_talkative(patch)
+        return from_model(live, "Japan", model=ModelRef("tiny"), scoring=ANYTHING)
 
 
 @pytest.mark.slow
-def test_facts_are_what_the_model_writes_most_often(live, talkative):
-    mined = from_model(live, "Japan", model=ModelRef("tiny"), scoring=ANYTHING)
+def test_facts_are_what_the_model_writes_most_often(live, mined, talkative):
     facts = mined.recipe.facts
     assert {fact.split for fact in facts} == {"search", "held_out"}
     by_relation = {}
@@ -57,11 +72,10 @@ def test_facts_are_what_the_model_writes_most_often(live, talkative):
 
 
 @pytest.mark.slow
-def test_controls_are_about_well_known_others(live, talkative):
-    recipe = from_model(live, "Japan", model=ModelRef("tiny"), scoring=ANYTHING).recipe
-    names = [fact.entity for fact in recipe.controls]
+def test_controls_are_about_well_known_others(mined):
+    names = [fact.entity for fact in mined.recipe.controls]
     assert len(names) == len(set(names)) > 2 and set(names) <= {*contrast_entities()} - {"Japan"}
-    assert {fact.split for fact in recipe.controls} == {"search", "held_out"}
+    assert {fact.split for fact in mined.recipe.controls} == {"search", "held_out"}
 
 
 @pytest.mark.slow

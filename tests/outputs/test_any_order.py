@@ -173,7 +173,20 @@ def accepts(action, *arguments) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["copy with a card", "in place"])
+@pytest.mark.parametrize(
+    ("original", "way"),
+    [
+        ("llama", "copy with a card"),
+        ("gpt2", "in place"),
+        ("gguf", "copy with a card"),
+        ("gguf", "in place"),
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in (("llama", "in place"), ("gpt2", "copy with a card"))
+        ),
+    ],
+    indirect=["original"],
+)
 def test_what_is_proven_is_taken_back_and_what_is_refused_is_not(original, tmp_path, way):
     """Each value of a manifest in turn is false: four ways to read it say the same of it."""
     folder = copytree(original, tmp_path / "model")

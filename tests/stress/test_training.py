@@ -28,8 +28,20 @@ def train(live, texts, steps, observe=lambda: None, way=QUICK, **more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [QUICK, FAST], ids=["LoRA", "full"])
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize(
+    ("model_type", "way"),
+    [
+        pytest.param(name, way, id=f"{name}-{kind}", marks=[] if is_sample else pytest.mark.exhaustive)
+        for name, kind, way, is_sample in (
+            ("llama", "LoRA", QUICK, True),
+            ("llama", "full", FAST, False),
+            ("gpt2", "LoRA", QUICK, False),
+            ("gpt2", "full", FAST, True),
+            ("mixtral", "LoRA", QUICK, True),
+            ("mixtral", "full", FAST, False),
+        )
+    ],
+)
 def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(model_type, way):
     live = tiny_live(model_type, bos=True)
     before, modules = state(live), {name: id(module) for name, module in live.model.named_modules()}

@@ -175,7 +175,7 @@ def test_a_column_whose_row_is_multiplied_by_zero_is_refused(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [F32, Q4_1, Q6_K])
+@pytest.mark.parametrize("kind", [F32, pytest.param(Q4_1, marks=pytest.mark.exhaustive), Q6_K])
 def test_edits_on_top_of_each_other_verify_undo_and_replay(tmp_path: Path, kind: GGMLQuantizationType):
     source = tiny(tmp_path / "base" / "tiny.gguf", kind)
     original = source.read_bytes()
@@ -229,7 +229,8 @@ def test_in_place_gives_the_same_bytes_and_takes_them_back(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_every_damage_of_an_output_is_found(tmp_path: Path):
+@pytest.mark.parametrize("n_places", [8, pytest.param(40, marks=pytest.mark.exhaustive)])
+def test_every_damage_of_an_output_is_found(tmp_path: Path, n_places: int):
     source, edit = tiny(tmp_path / "tiny.gguf"), direction()
     manifest = write(source, tmp_path / "out", edit)
     output, saved = tmp_path / "out" / "tiny.gguf", tmp_path / "out" / manifest.undo
@@ -237,7 +238,7 @@ def test_every_damage_of_an_output_is_found(tmp_path: Path):
     rng = np.random.default_rng(0)
     for path in (output, saved):
         good = path.read_bytes()
-        places = {*rng.integers(0, len(good), size=20).tolist()}
+        places = {*rng.integers(0, len(good), size=n_places).tolist()}
         places |= {*changed[:3].tolist(), changed[0] - 1} if path == output else {len(good) - 1}
         for place, base in itertools.product(sorted(places), (None, source)):
             path.write_bytes(good[:place] + bytes([good[place] ^ 0x11]) + good[place + 1 :])

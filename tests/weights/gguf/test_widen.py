@@ -119,13 +119,14 @@ def test_replay_makes_the_same_file(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_every_damage_is_found(tmp_path: Path):
+@pytest.mark.parametrize("n_places", [8, pytest.param(50, marks=pytest.mark.exhaustive)])
+def test_every_damage_is_found(tmp_path: Path, n_places: int):
     source = tiny(tmp_path / "tiny.gguf")
     manifest = widen(source, tmp_path / "out", direction(0), ColumnEdit(Cell(0, 3)))
     rng = np.random.default_rng(0)
     for path in (tmp_path / "out" / "tiny.gguf", tmp_path / "out" / manifest.undo):
         good = path.read_bytes()
-        for place in {*rng.integers(0, len(good), size=25).tolist(), len(good) - 1}:
+        for place in {*rng.integers(0, len(good), size=n_places).tolist(), len(good) - 1}:
             path.write_bytes(good[:place] + bytes([good[place] ^ 0x11]) + good[place + 1 :])
             for base in (None, source):
                 with pytest.raises(VerificationError) as caught:
