@@ -63,6 +63,7 @@ def test_the_table_that_ships_has_wordings_and_no_contradictions():
 @pytest.mark.slow
 def test_each_model_is_measured_as_by_itself(model, outputs):
     suite = lenient(fact_suite("own", None, ["Japan"]))
+    suite = replace(suite, facts=replace(suite.facts, questions=suite.facts.questions[::3]))
     with Watched().watching() as tracker:
         found = run_bench(str(model), outputs, suite, tracker)
     assert tracker.passes and not tracker.silent()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from amnesia.bench import rwku
 from amnesia.bench.judging import entropy, exact_conclusion, f1, rouge_l_recall
 from amnesia.bench.membership import METRICS, familiarity
 from amnesia.bench.run import run_bench
@@ -66,6 +67,15 @@ UTILITIES = {
     "mia_forget": {"subject": "Japan", "text": "the people in Japan drink green tea"},
     "mia_retain": {"subject": "Somebody else", "text": "the people in Peru drink water"},
 }  # fmt: skip
+
+
+N_WRITTEN = 64
+"""Tokens of a long text."""
+
+
+@pytest.fixture(autouse=True)
+def short_texts(monkeypatch):
+    monkeypatch.setattr(rwku, "LONG", N_WRITTEN)
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +259,7 @@ def test_a_model_is_judged_by_what_it_writes_and_finds_likelier(model, data):
     item = next(item for item in suite.items if item.kind == "truthfulness")
     right, wrong = answer_logprobs(live, [(item.message + "A:", choice) for choice in ("yes it is", "no")])
     assert values["utility", "truthfulness"] == float(right.logprob > wrong.logprob)
-    (text,) = generate(live, ["Instruction: Write about water.\n"], 256)
+    (text,) = generate(live, ["Instruction: Write about water.\n"], N_WRITTEN)
     assert values["utility", "fluency"] == entropy(text) > 0
     familiar = {(row.kind, row.metric): row.value.mean for row in found.entries[0].measures if row.set == "membership"}
     for part, kind in (("mia_forget", "texts about the target"), ("mia_retain", "texts about others")):

@@ -273,15 +273,15 @@ def test_atlas(model, tmp_path):
     assert figures.draw(document)[".svg"].decode() == svg
     again = amnesia("atlas", model, *names)
     assert "localizing 0 of 3" in again.stderr
-    for suffix in (".svg", ".png", ".json"):
+    other = b'{"figure": "atlas", "note": "years of work"}'
+    for suffix, changed in ((".svg", None), (".png", other), (".json", None), (".json", other)):
         path = tmp_path / "out" / f"atlas{suffix}"
         original = path.read_bytes()
-        for changed in (b'{"figure": "atlas", "note": "years of work"}', original.replace(b"a", b"b", 1)):
-            path.write_bytes(changed)
-            before = tree(tmp_path)
-            said = amnesia("atlas", model, *names).stderr
-            assert f"error: {path} is not as amnesia wrote it, and would be replaced: move it away" in said
-            assert tree(tmp_path) == before
+        path.write_bytes(changed or original.replace(b"a", b"b", 1))
+        before = tree(tmp_path)
+        said = amnesia("atlas", model, *names).stderr
+        assert f"error: {path} is not as amnesia wrote it, and would be replaced: move it away" in said
+        assert tree(tmp_path) == before
         path.write_bytes(original)
     assert amnesia("atlas", model, *names).exit_code == 0
     assert "give the entities in one way" in amnesia("atlas", model, "-o", tmp_path / "out").stderr

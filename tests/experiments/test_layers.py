@@ -6,13 +6,15 @@ import torch
 
 from amnesia.errors import InputError
 from amnesia.experiments.layers import layer_significance, significance
-from amnesia.facts.names import entity_templates, share_words
+from amnesia.facts.names import contrast_entities, entity_templates, share_words
 from amnesia.live.tokens import place
+from amnesia.localization import cells
 from amnesia.localization.cells import contrast_pairs
 from oracles import plain
 from support.tiny_text import tiny_live
 
 TEMPLATES = entity_templates()[:3]
+OTHERS = contrast_entities()[::4]
 
 
 def direct_outputs(live, pairs):
@@ -23,7 +25,8 @@ def direct_outputs(live, pairs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", plain.FIVE)
-def test_significance_equals_a_direct_computation(model_type):
+def test_significance_equals_a_direct_computation(model_type, monkeypatch):
+    monkeypatch.setattr(cells, "contrast_entities", lambda: OTHERS)
     live = tiny_live(model_type, bos=True)
     own = direct_outputs(live, [(template, "Michael Jordan") for template in TEMPLATES])
     contrasts = [pair for pair in contrast_pairs(TEMPLATES) if not share_words(pair[1], ("Michael Jordan",))]

@@ -1,6 +1,7 @@
 """The first layers of a model by themselves: what is read and fetched for them, and what is refused."""
 
 import json
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from amnesia.domain import Loading
 from amnesia.live.loading import load, load_source
+from amnesia.localization import cells
 from amnesia.sources.resolve import resolve
 from support.commands import done, refused
 from support.folders import files_in
@@ -17,6 +19,12 @@ from support.tiny import tiny_model
 from support.tiny_text import VOCAB_SIZE, save_tiny_live, tiny_tokenizer
 
 INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(autouse=True)
+def few_contrasts(monkeypatch):
+    """Each of the other names is asked about in one prompt."""
+    monkeypatch.setattr(cells, "SETTINGS", replace(cells.SETTINGS, contrasts_per_prompt=1))
 
 
 @pytest.fixture(params=["llama", "gpt2", "gemma3"])

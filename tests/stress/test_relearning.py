@@ -1,7 +1,7 @@
 """A tiny model is trained in every way, and what that comes to is put into words."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jsonschema
 import pytest
@@ -346,9 +346,23 @@ def test_an_edit_or_unlearning_that_did_not_forget_is_not_judged():
     ]
 
 
+BRIEF_UNLEARNING = Unlearning(QUICK, most=4)
+
+
+@dataclass(frozen=True)
+class Brief(RelearningSettings):
+    """Few and short texts, and unlearning that soon ends."""
+
+    n_texts: int = 8
+    text_tokens: int = 8
+    unlearning: Unlearning = BRIEF_UNLEARNING
+
+
 @pytest.mark.slow
-def test_the_command_writes_a_report_that_can_be_read(model, tmp_path):
+def test_the_command_writes_a_report_that_can_be_read(model, tmp_path, monkeypatch):
     from click.testing import CliRunner
+
+    monkeypatch.setattr("amnesia.cli.evaluate.RelearningSettings", Brief)
 
     live = load(model, "m")
     path = tmp_path / "recipe.toml"
