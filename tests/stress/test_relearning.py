@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import jsonschema
 import pytest
 import torch
+from click.testing import CliRunner
 
 from amnesia.cli.main import main
 from amnesia.evaluation.measurement import Unknown, in_both_forms, known_facts
@@ -360,8 +361,6 @@ class Brief(RelearningSettings):
 
 @pytest.mark.slow
 def test_the_command_writes_a_report_that_can_be_read(model, tmp_path, monkeypatch):
-    from click.testing import CliRunner
-
     monkeypatch.setattr("amnesia.cli.evaluate.RelearningSettings", Brief)
 
     live = load(model, "m")
