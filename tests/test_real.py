@@ -6,9 +6,11 @@ One run is made for all tests: of a brief recipe on brief texts, or (exhaustive)
 import json
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -30,6 +32,20 @@ def amnesia(*arguments):
     return subprocess.run([sys.executable, "-m", "amnesia", *map(str, arguments)], capture_output=True, text=True)
 
 
+# Two facts by which the edit is chosen and two held-out ones, and as many of those who should stay.
+ASKED = (0, 1, 7, 8)
+SPARED = ("Bill Gates", "Stephen Hawking", "Jeff Bezos", "Egypt")
+
+
+def briefest():
+    """The text of the brief recipe with fewer facts, controls and prompts."""
+    recipe = tomllib.loads(BRIEF_RECIPE.read_text(encoding="utf-8"))
+    recipe["localize"]["n_prompts"] = 8
+    recipe["facts"] = [recipe["facts"][index] for index in ASKED]
+    recipe["controls"]["facts"] = [row for row in recipe["controls"]["facts"] if row["entity"] in SPARED]
+    return tomli_w.dumps(recipe)
+
+
 SHIPPED = [pytest.param("shipped", marks=pytest.mark.exhaustive)]
 
 
@@ -41,8 +57,10 @@ def demo(request, tmp_path_factory):
         run = amnesia("demo", "-o", output, "--json")
         assert run.returncode == 0, run.stderr
         return json.loads(run.stdout), output, False
+    recipe = output.with_name("recipe.toml")
+    recipe.write_text(briefest(), encoding="utf-8")
     with brief_texts(N_CHARACTERS // 4):
-        return json.loads(done("run", BRIEF_RECIPE, "-o", output, "--json")), output, True
+        return json.loads(done("run", recipe, "-o", output, "--json")), output, True
 
 
 def test_the_converted_model_knows_the_capital_of_japan(smollm2):
