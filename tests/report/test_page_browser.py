@@ -27,29 +27,37 @@ def file(request, tmp_path_factory):
     return path
 
 
-def or_exhaustive(*values):
-    return [pytest.param(value, marks=pytest.mark.exhaustive) for value in values]
+def widths(*sampled, further):
+    """Widths at which one page is looked at, in the full tier and in the exhaustive one."""
+    return pytest.mark.parametrize("widths", [sampled, pytest.param(further, marks=pytest.mark.exhaustive)], ids=str)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 1280, *or_exhaustive(390, 768)])
-def test_every_width_in_both_schemes(browser, file, width, scheme):
-    with Opened(browser, file, width, scheme) as opened:
+BACKGROUNDS = {"light": "rgb(250, 248, 244)", "dark": "rgb(21, 23, 26)"}
+
+
+@widths(320, 1280, further=(390, 768))
+def test_every_width_in_both_schemes(browser, file, widths):
+    with Opened(browser, file, widths[0], "light") as opened:
         for folded in (True, False):
-            assert opened.page.evaluate("document.documentElement.scrollWidth") <= width, f"folded: {folded}"
-            assert opened.page.evaluate(FAINT_TEXTS) == []
+            for width, scheme in itertools.product(widths, BACKGROUNDS):
+                opened.look(width, scheme)
+                seen = f"folded: {folded}, {width}, {scheme}"
+                assert opened.page.evaluate("document.documentElement.scrollWidth") <= width, seen
+                assert opened.page.evaluate(FAINT_TEXTS) == [], seen
+                background = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+                assert background == BACKGROUNDS[scheme]
             opened.unfold()
         assert opened.requests == [file.as_uri()]
         assert opened.complaints == []
-        background = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert background == {"light": "rgb(250, 248, 244)", "dark": "rgb(21, 23, 26)"}[scheme]
 
 
-@pytest.mark.parametrize("width", [390, 700, *or_exhaustive(360, 500)])
-def test_a_phone_shows_all_columns_of_the_first_table_and_all_of_each_caption(browser, file, width):
-    with Opened(browser, file, width, "light") as opened:
+@widths(390, 700, further=(360, 500))
+def test_a_phone_shows_all_columns_of_the_first_table_and_all_of_each_caption(browser, file, widths):
+    with Opened(browser, file, widths[0], "light") as opened:
         hidden = "all => all.map((one) => one.scrollWidth - one.clientWidth)"
-        assert opened.page.eval_on_selector_all("header .scroll", hidden) in ([0], [])  # One model has tiles.
+        for width in widths:
+            opened.look(width, "light")
+            assert opened.page.eval_on_selector_all("header .scroll", hidden) in ([0], [])  # One model has tiles.
         opened.unfold()
         # The end of the text, not of the box, which is as wide as the table.
         ends = """all => all.map((one) => {
@@ -57,29 +65,32 @@ def test_a_phone_shows_all_columns_of_the_first_table_and_all_of_each_caption(br
           text.selectNodeContents(one);
           return text.getBoundingClientRect().right;
         })"""
-        captions = opened.page.eval_on_selector_all("caption", ends)
-        assert captions and max(captions) <= width
+        for width in widths:
+            opened.look(width, "light")
+            captions = opened.page.eval_on_selector_all("caption", ends)
+            assert captions and max(captions) <= width
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_what_a_screen_reader_meets(browser, file, width):
-    with Opened(browser, file, width, "light") as opened:
+def test_what_a_screen_reader_meets(browser, file):
+    with Opened(browser, file, 390, "light") as opened:
         opened.unfold()
         page = opened.page
-        levels = [
-            int(tag[1]) for tag in page.eval_on_selector_all("h1,h2,h3,h4", "all => all.map((one) => one.tagName)")
-        ]
-        assert levels[0] == 1 and all(after <= before + 1 for before, after in itertools.pairwise(levels))
-        # The tree that the browser gives to assistive technology, not the attributes of the page.
-        tree = opened.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
-        images = [node for node in tree if node.get("role", {}).get("value") == "image"]
-        assert len(images) == page.locator("svg").filter(visible=True).count()
-        assert all(node["name"]["value"] and node["description"]["value"] for node in images)
-        for role in ("banner", "main", "navigation", "contentinfo"):
-            assert page.get_by_role(role, exact=True).count() == 1
-        # Cells stay cells where the table is laid out as cards.
-        assert page.get_by_role("table").count() == page.locator("table").filter(visible=True).count()
-        assert page.get_by_role("table").first.get_by_role("cell").count() > 0
+        for width in (390, 1280):
+            opened.look(width, "light")
+            levels = [
+                int(tag[1]) for tag in page.eval_on_selector_all("h1,h2,h3,h4", "all => all.map((one) => one.tagName)")
+            ]
+            assert levels[0] == 1 and all(after <= before + 1 for before, after in itertools.pairwise(levels))
+            # The tree that the browser gives to assistive technology, not the attributes of the page.
+            tree = opened.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+            images = [node for node in tree if node.get("role", {}).get("value") == "image"]
+            assert len(images) == page.locator("svg").filter(visible=True).count()
+            assert all(node["name"]["value"] and node["description"]["value"] for node in images)
+            for role in ("banner", "main", "navigation", "contentinfo"):
+                assert page.get_by_role(role, exact=True).count() == 1
+            # Cells stay cells where the table is laid out as cards.
+            assert page.get_by_role("table").count() == page.locator("table").filter(visible=True).count()
+            assert page.get_by_role("table").first.get_by_role("cell").count() > 0
 
 
 def test_the_keyboard_reaches_everything_and_shows_where_it_is(browser, file):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from httpx2 import Response
 from starlette.testclient import TestClient
 
+from amnesia.ui import server
 from amnesia.ui.jobs import Worker
 from amnesia.ui.server import app_of
 from amnesia.ui.session import Session
@@ -30,6 +34,30 @@ def served(session: Session, worker: Worker | None = None) -> Iterator[TestClien
             yield client
         finally:
             worker.close()
+
+
+@contextlib.contextmanager
+def serving(session: Session) -> Iterator[str]:
+    """The address at which the page's own server gives a session to a browser; signals do not reach its thread."""
+    servers: list[server._Server] = []
+    shown: queue.Queue[str] = queue.Queue()
+
+    class Kept(server._Server):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            servers.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "_Server", Kept)
+        thread = threading.Thread(target=server.serve, args=(session, shown.put), daemon=True)
+        thread.start()
+        try:
+            yield shown.get(timeout=60)
+        finally:
+            for one in servers:
+                one.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 def post(client: TestClient, action: str, body: Any) -> Response:

@@ -1,15 +1,14 @@
 """The page in Chromium: the whole way from a name to saved files, in both color schemes."""
 
-import signal
-
 import pytest
 
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.outputs.commands import verify
 from amnesia.outputs.write import edits_from_file
+from amnesia.ui.session import Session
 from support.browser import FAINT_TEXTS, Opened, chromium
-from support.commands import in_process
+from support.ui_client import serving
 
 pytestmark = pytest.mark.browser
 
@@ -21,19 +20,10 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def address(browser, source, recipe, tmp_path_factory):
-    """Of a server that runs as long as the tests."""
-    path = tmp_path_factory.mktemp("recipes") / "japan.toml"
-    path.write_text(recipe.text, encoding="utf-8")
-    process = in_process("ui", source.folder, "--recipe", path)
-    try:
-        said = process.stdout.readline()
-        assert said.startswith("open http://127.0.0.1:"), process.stderr.read()
-        yield said.split()[1]
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60)[0] == "" and process.returncode == 130
-    finally:
-        process.kill()
+def address(browser, source, live, recipe):
+    """Of a server that runs as long as the tests; that of the command is in `tests/cli`."""
+    with serving(Session(source, live, recipe)) as address:
+        yield address
 
 
 def settled(page):
