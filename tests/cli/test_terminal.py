@@ -106,7 +106,9 @@ def test_progress_and_errors_steer_no_terminal(monkeypatch, tmp_path):
         assert result.exit_code == 2 and STEERING.isdisjoint(result.output)
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", pytest.param("latin-1", marks=pytest.mark.exhaustive), "utf-8"])
+@pytest.mark.parametrize(
+    "encoding", ["cp1252", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("latin-1", "utf-8"))]
+)
 @pytest.mark.processes
 def test_no_encoding_of_a_stream_ends_the_work(tmp_path, encoding):
     model = save_tiny(tmp_path / "m")
@@ -134,7 +136,7 @@ def test_no_encoding_of_a_stream_ends_the_work(tmp_path, encoding):
 @pytest.mark.processes
 @pytest.mark.parametrize(
     "closed",
-    ["2>&-", *(pytest.param(streams, marks=pytest.mark.exhaustive) for streams in (">&-", ">&- 2>&-")), "<&- >&- 2>&-"],
+    ["<&- >&- 2>&-", *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("2>&-", ">&-", ">&- 2>&-"))],
 )
 def test_a_closed_stream_stops_no_work_and_gets_no_file(tmp_path, closed):
     model = save_tiny(tmp_path / "m")

