@@ -20,10 +20,9 @@ from amnesia.live.tokens import encode, place
 from amnesia.localization.cells import localize
 from amnesia.recipe_file import load_recipe
 from oracles.scores_elsewhere import assert_scores_of_the_reports
-from support.brief import N_CHARACTERS
 from support.commands import done
 from support.folders import DATA
-from support.smollm2 import BRIEF_RECIPE, MODEL, brief_texts
+from support.smollm2 import BRIEF_RECIPE, FEW_CHARACTERS, MODEL, brief_texts
 
 pytestmark = pytest.mark.real
 
@@ -59,7 +58,7 @@ def demo(request, tmp_path_factory):
         return json.loads(run.stdout), output, False
     recipe = output.with_name("recipe.toml")
     recipe.write_text(briefest(), encoding="utf-8")
-    with brief_texts(N_CHARACTERS // 4):
+    with brief_texts(FEW_CHARACTERS):
         return json.loads(done("run", recipe, "-o", output, "--json")), output, True
 
 

@@ -25,7 +25,7 @@ from amnesia.sources.resolve import resolve
 from amnesia.weights.manifest_file import read_manifest
 from support.commands import refused
 from support.folders import ROOT, tree
-from support.smollm2 import brief_texts
+from support.smollm2 import FEW_CHARACTERS, brief_texts
 from support.split_forks import N_PROCESSES, seen
 from support.tiny import tiny_model
 from support.tiny_recipe import recipe_text
@@ -107,7 +107,7 @@ def test_each_process_sees_the_whole_model(shared, model):
 
 
 def test_both_together_write_what_one_writes(shared, recipe, tmp_path):
-    with brief_texts():
+    with brief_texts(FEW_CHARACTERS):
         run(load_recipe(recipe), tmp_path / "out")
     assert_same_output(shared[0], tmp_path / "out")
     for name in ("safetensors", "adapter"):

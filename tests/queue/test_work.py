@@ -14,7 +14,7 @@ from amnesia.choice.extraction import choose
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, OutputError
-from amnesia.facts import ability, neutral
+from amnesia.facts import ability
 from amnesia.live.loading import load
 from amnesia.outputs.commands import undo, verify
 from amnesia.outputs.write import edits_from_file
@@ -30,7 +30,15 @@ from support.commands import call, done, in_process, refused
 from support.folders import ROOT, telling, tree
 from support.queue_recipes import CELLS, text_of
 from support.reports import check_report_json
+from support.smollm2 import FEW_CHARACTERS, brief_texts
 from support.tracker import Silent, Watched
+
+
+@pytest.fixture(scope="module", autouse=True)
+def brief():
+    """The processes of `forks` read as little."""
+    with brief_texts(FEW_CHARACTERS):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +233,7 @@ def forks():
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
     }
-    command = [sys.executable, ROOT / "tests" / "support" / "queue_forks.py", ability._FILE, neutral._FILE]
+    command = [sys.executable, ROOT / "tests" / "support" / "queue_forks.py", ability._FILE]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:

@@ -10,6 +10,7 @@ from amnesia.live.loading import load
 from support.commands import done, refused, succeed
 from support.llamacpp import llamacpp_server
 from support.reports import check_report_json
+from support.smollm2 import FEW_CHARACTERS, brief_texts
 from support.tiny import tiny_model
 from support.tiny_gguf import llama_gguf
 from support.tiny_recipe import recipe_text
@@ -19,6 +20,12 @@ pytestmark = pytest.mark.processes
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
 STRONG = "cells = [{ layer = 1, neuron = 11, multiplier = -9.0 }, { layer = 0, neuron = 3, multiplier = -9.0 }]"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def brief():
+    with brief_texts(FEW_CHARACTERS):
+        yield
 
 
 @pytest.fixture(scope="module")

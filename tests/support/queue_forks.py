@@ -1,9 +1,8 @@
 """A process that works on a queue in children, which begin with all modules loaded, and kills some of them.
 
-Run as a script with the files of the questions on general ability and of the neutral texts. It reads a JSON object per
-line, {"list", "output", "delays"}, forks a child for each delay, kills it so many seconds later unless that is null,
-and answers, when all have ended, with {"codes", "said", "seconds"}: their exit codes, all lines that they said, and the
-time that it took.
+Run as a script with the file of the questions on general ability. It reads a JSON object per line, {"list", "output",
+"delays"}, forks a child for each delay, kills it so many seconds later unless that is null, and answers, when all have
+ended, with {"codes", "said", "seconds"}: their exit codes, all lines that they said, and the time that it took.
 """
 
 import contextlib
@@ -17,10 +16,11 @@ from pathlib import Path
 
 import torch
 
-from amnesia.facts import ability, neutral
+from amnesia.facts import ability
 from amnesia.progress import Silent
 from amnesia.queue.listed import read_list
 from amnesia.queue.work import run_queue
+from support.smollm2 import FEW_CHARACTERS, brief_texts
 
 
 class Saying(Silent):
@@ -63,5 +63,6 @@ def main():
 
 
 if __name__ == "__main__":
-    ability._FILE, neutral._FILE = map(Path, sys.argv[1:])
-    main()
+    ability._FILE = Path(sys.argv[1])
+    with brief_texts(FEW_CHARACTERS):
+        main()

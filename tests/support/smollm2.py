@@ -13,6 +13,9 @@ from amnesia.facts.neutral import neutral_text
 from support.brief import N_CHARACTERS
 from support.folders import DATA
 
+FEW_CHARACTERS = N_CHARACTERS // 4
+"""Of each text, where its damage is not looked at."""
+
 MODEL = "smollm2-135m"
 BRIEF_RECIPE = DATA / "steve_jobs_brief.toml"
 

@@ -20,7 +20,7 @@ from amnesia.live.tokens import place
 from amnesia.live.watching import activations, write_gradients
 from amnesia.pipeline import run
 from amnesia.recipe_file import load_recipe, parse_recipe
-from support.smollm2 import brief_texts
+from support.smollm2 import FEW_CHARACTERS, brief_texts
 
 WORDINGS = ("the capital of {entity} is", "people in {entity} like", "Once upon a time in {entity}")
 N_PROCESSES = 2
@@ -47,7 +47,7 @@ def child(rank, port, folder, recipe, output, results):
     try:
         loading = Loading(split=True)
         torch.save(seen(load(Path(folder), "tiny", loading)), Path(results) / f"{rank}.pt")
-        with brief_texts():
+        with brief_texts(FEW_CHARACTERS):
             run(load_recipe(Path(recipe)), Path(output), loading=loading)
             alone = Path(recipe).read_text(encoding="utf-8").replace('["safetensors", "adapter"]', '["adapter"]')
             run(parse_recipe(alone), Path(output).with_name("alone"), loading=loading)
