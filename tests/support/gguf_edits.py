@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import torch
 from gguf import GGUFReader
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
@@ -86,9 +87,23 @@ def delta(*edits: DirectionEdit) -> np.ndarray:
     return total
 
 
+class _WithoutWords(GGUFReader):
+    """A reader that passes over lists of strings: those of a tokenizer take longer than all numbers."""
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int):
+        if raw_type == GGUFValueType.ARRAY:
+            kind, n = struct.unpack_from("<IQ", self.data, orig_offs)
+            if kind == GGUFValueType.STRING:
+                end = orig_offs + 12
+                for _ in range(n):
+                    end += 8 + struct.unpack_from("<Q", self.data, end)[0]
+                return end - orig_offs, [], [], [GGUFValueType.ARRAY, GGUFValueType.STRING]
+        return super()._get_field_parts(orig_offs, raw_type)
+
+
 def tensors(path: Path, part: str = "") -> dict[str, np.ndarray]:
     """Dequantized tensors by name, read by the `gguf` package; of those only whose name contains `part`."""
-    reader = GGUFReader(path)
+    reader = _WithoutWords(path)
     return {
         tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors if part in tensor.name
     }

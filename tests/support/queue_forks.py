@@ -21,6 +21,7 @@ from amnesia.progress import Silent
 from amnesia.queue.listed import read_list
 from amnesia.queue.work import run_queue
 from support.smollm2 import FEW_CHARACTERS, brief_texts
+from support.warm import warm
 
 
 class Saying(Silent):
@@ -44,6 +45,7 @@ def child(order, descriptor):
 def main():
     """Answer orders until there are no more."""
     torch.set_num_threads(1)
+    warm()
     for line in sys.stdin:
         order, start = json.loads(line), time.monotonic()
         with tempfile.TemporaryFile() as said:

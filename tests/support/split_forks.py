@@ -21,6 +21,7 @@ from amnesia.live.watching import activations, write_gradients
 from amnesia.pipeline import run
 from amnesia.recipe_file import load_recipe, parse_recipe
 from support.smollm2 import FEW_CHARACTERS, brief_texts
+from support.warm import warm
 
 WORDINGS = ("the capital of {entity} is", "people in {entity} like", "Once upon a time in {entity}")
 N_PROCESSES = 2
@@ -61,6 +62,7 @@ def child(rank, port, folder, recipe, output, results):
 def main():
     """Fork, and end well if all did."""
     torch.set_num_threads(1)
+    warm()
     folder, recipe, ability_file, output, results = sys.argv[1:]
     ability._FILE = Path(ability_file)
     with socket.socket() as free:
