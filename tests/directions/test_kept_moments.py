@@ -16,7 +16,7 @@ SMALL = MomentSettings(sampled=64, length=8, vocabulary_size=40)
 
 
 def test_kept_moments_are_those_made_anew_and_read_once(monkeypatch):
-    keep_moments(own_text=True)  # Texts, too, which other tests of this room write themselves.
+    keep_moments(own_text=True, little_text=False)  # Texts, too, which other tests of this room write themselves.
     written = []
     monkeypatch.setattr("amnesia.directions.samples.own_text", lambda *given: written.append(1) or own_text(*given))
     anew = {}
