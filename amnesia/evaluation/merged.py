@@ -6,11 +6,12 @@ What remains is rounding: unmerged, an adapter adds what it changes without roun
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from amnesia.live.loading import load, load_adapter, loaded, merge_adapter, weig
 from amnesia.live.model import LiveModel, weight_of
 from amnesia.progress import Progress
 from amnesia.sources.source import ModelSource
+from amnesia.weights.merging import saved_factors
 
 N_ASKED = 4
 """Target and control facts each that are asked of the unmerged adapter."""
@@ -121,7 +123,7 @@ def same_weights(
         live = load_adapter(source.folder, adapter, str(adapter), stored)
         if live.model.dtype == getattr(torch, loading.dtype, live.model.dtype):
             asked = measure(live, answers, progress)
-        n = _n_merged(live, expected, layers)
+        n = _n_merged(live, expected, _terms(live, adapter, layers))
         del live, expected
     else:
         n = numbers.n_rounded
@@ -136,26 +138,35 @@ def same_weights(
     return SameWeights(n, len(answers), difference, numbers)
 
 
-def _n_merged(live: LiveModel, expected: _Weights, layers: Collection[int]) -> int | None:
+def _terms(live: LiveModel, adapter: Path, layers: Collection[int]) -> dict[int, Tensor]:
+    """The sizes of all that is summed in a merge, |W| + |B|·|A| by layer: where it nearly cancels, what is left has their
+    roundings."""
+    factors, found = saved_factors(adapter), {}
+    for layer in layers:
+        pair = factors[live.shape.out_proj_path(layer)]
+        a, b = (torch.from_numpy(factor.astype(np.float32)).abs() for factor in pair)
+        weight = weight_of(live.out_proj(layer)).float().abs()
+        added = (b @ a).to(weight.device)
+        found[layer] = weight + (added if live.shape.layout.neuron_axis else added.T)
+    return found
+
+
+def _n_merged(live: LiveModel, expected: _Weights, terms: Mapping[int, Tensor]) -> int | None:
     """Merge an adapter by PEFT: how many numbers then differ from the saved weights, each by a rounding; None: one by
     more."""
-    before = {layer: weight_of(live.out_proj(layer)).clone() for layer in layers}
     merge_adapter(live)
-    found = _Weights.of(live, layers)
+    found = _Weights.of(live, terms)
     if found.digest is None or found.digest != expected.digest:
         return None
-    differences = [_n_rounded(found.edited[layer], expected.edited[layer], before[layer]) for layer in layers]
+    differences = [_n_rounded(found.edited[layer], expected.edited[layer], terms[layer]) for layer in terms]
     return None if None in differences else sum(filter(None, differences))
 
 
-def _n_rounded(found: Tensor, expected: Tensor, base: Tensor) -> int | None:
-    """How many numbers differ, each by roundings of the stored type and of the float32 sum; None where one by more.
-
-    `base` are the numbers to which the adapter was added: where they nearly cancel, what is left has their roundings.
-    """
-    found, size, base = found.float(), expected.float().abs(), base.float().abs()
+def _n_rounded(found: Tensor, expected: Tensor, terms: Tensor) -> int | None:
+    """How many numbers differ, each by roundings of the stored type and of the float32 sum; None where one by more."""
+    found, size = found.float(), expected.float().abs()
     difference = (found - expected.float()).abs()
-    bound = torch.finfo(expected.dtype).eps * size + 4 * torch.finfo(torch.float32).eps * (base + size)
+    bound = torch.finfo(expected.dtype).eps * size + 4 * torch.finfo(torch.float32).eps * (terms + size)
     if not bool((difference <= bound).all()):  # Neither where one of them is NaN.
         return None
     return int(difference.count_nonzero())
