@@ -139,8 +139,8 @@ def same_weights(
 
 
 def _terms(live: LiveModel, adapter: Path, layers: Collection[int]) -> dict[int, Tensor]:
-    """The sizes of all that is summed in a merge, |W| + |B|·|A| by layer: where it nearly cancels, what is left has their
-    roundings."""
+    """The sizes of all that is summed in a merge, |W| + |B|·|A| by layer: where it nearly cancels, their roundings
+    stay."""
     factors, found = saved_factors(adapter), {}
     for layer in layers:
         pair = factors[live.shape.out_proj_path(layer)]
