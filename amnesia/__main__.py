@@ -18,8 +18,10 @@ def entry() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     code: object = 0
     try:
-        sys.unraisablehook = _unraisable
-        _catch()
+        from amnesia.files import interrupts
+
+        sys.unraisablehook = interrupts.unraisable
+        interrupts.catch()
         from amnesia.cli.main import main
 
         main(prog_name="amnesia")
@@ -43,50 +45,6 @@ def entry() -> None:
     if isinstance(code, int) and code - 128 in ends:
         _leave(code)
     sys.exit(code)
-
-
-def _catch() -> None:
-    """Let SIGTERM and SIGHUP interrupt; one that is ignored, as under `nohup`, stays so.
-
-    Of processes that were started together, one may wait in a library for another that has failed, and hear of nothing:
-    what started them ends them.
-    """
-    import signal
-
-    from amnesia.files.processes import n_started
-
-    for each in (signal.SIGTERM, signal.SIGHUP) if n_started() == 1 else ():
-        if signal.getsignal(each) != signal.SIG_IGN:
-            signal.signal(each, _interrupt)
-            _CAUGHT.append(each)
-
-
-_CAUGHT: list[int] = []
-
-
-def _interrupt(number: int, _: object) -> None:
-    import signal
-
-    for each in _CAUGHT:  # A terminal that is closed may send two, and the first is to clean up.
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt(number)
-
-
-def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
-    """Let an interrupt that came where nothing can be raised, as in a destructor, come again a moment later."""
-    if not isinstance(lost.exc_value, KeyboardInterrupt):
-        sys.__unraisablehook__(lost)
-        return
-    import signal
-    import threading
-
-    from amnesia.errors import signal_of
-
-    for each in _CAUGHT:
-        signal.signal(each, _interrupt)
-    again = threading.Timer(0.01, signal.raise_signal, (signal_of(lost.exc_value),))
-    again.daemon = True
-    again.start()
 
 
 def _leave(code: int) -> None:

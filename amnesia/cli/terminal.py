@@ -23,6 +23,7 @@ import click
 
 from amnesia.errors import AmnesiaError, InputError, OutputError, in_one_line, os_errors_as, signal_of
 from amnesia.files.disk import JOURNAL_NAME, check_replaceable, read_small, replace_file
+from amnesia.files.interrupts import work_begins
 from amnesia.files.processes import is_first, n_started, rank
 from amnesia.files.staging import MANIFEST_NAME, check_outside_caches
 from amnesia.plain_text import for_terminal
@@ -233,6 +234,7 @@ def _saying_what_is_written(callback: Callable[..., Any]) -> Callable[..., Any]:
             look = _in_place(Path(options.get("model") or options["edited"]), is_undo="edited" in options)
         else:
             look = _output(options.get("output"))
+        work_begins()
         try:
             return callback(*arguments, **options)
         except KeyboardInterrupt as error:

@@ -133,15 +133,17 @@ def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
 
     Without `follow`, also for a link.
     """
-    # Opening a pipe would wait for somebody to write into it; on regular files the flag means nothing.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
-    try:
+
+    def opener(name: str, flags: int) -> int:
+        # Opening a pipe would wait for somebody to write into it; on regular files the flag means nothing.
+        descriptor = os.open(name, flags | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
+        return descriptor
+
+    # The file alone closes what is opened: an interrupt may come wherever it was to be handed over.
+    return open(path, "rb", opener=opener)
 
 
 def read_small(path: Path, limit: int, *, follow: bool = True) -> bytes:
