@@ -185,8 +185,9 @@ class DirectionChoice:
     def on_few_columns(self, dense: Sequence[Trial]) -> JudgedTrial:
         """The trial on the fewest columns that keeps within the bounds; else the best of those tried.
 
-        Where no trial spares the neighbors, because none can tell them from the entity, the one counts that spares most
-        of them.
+        On fewer columns than `few` controls are to keep more, because others than those that are asked lose more there,
+        unless no other trial keeps within the bounds. Where none spares the neighbors, because none can tell them from
+        the entity, the one counts that spares most of them.
         """
         settings = self.settings
         offered = [(atoms, trial) for trial in dense for atoms in self.sizes(trial)]
@@ -204,6 +205,7 @@ class DirectionChoice:
         if not any(row[0] is last[0] and (self.acting or row[1] == last[1].multiplier) for row in candidates):
             candidates.append((last[0], last[1].multiplier, settings.goal + settings.slack))
         sparing: list[JudgedTrial] = []
+        narrow: list[JudgedTrial] = []
         missed: list[Trial] = []
         for atoms, multiplier, goal in candidates:
             trial = self.fitted(atoms, multiplier)
@@ -211,10 +213,15 @@ class DirectionChoice:
                 missed.append(trial)  # What else it does counts only where nothing reaches the goal.
                 continue
             found = self.judge(trial)
-            if found.control >= self.least_control(atoms) and found.change.harm <= self._cap(atoms):
-                if found.spared >= settings.min_neighbor:
+            if found.control >= settings.min_control and found.change.harm <= self._cap(atoms):
+                if found.spared < settings.min_neighbor:
+                    sparing.append(found)
+                elif found.control >= self.least_control(atoms):
                     return found
-                sparing.append(found)
+                else:
+                    narrow.append(found)
+        if narrow:
+            return narrow[0]
         if sparing:
             return self.first_sparing(sparing)
         for trial in missed:
@@ -229,14 +236,14 @@ class DirectionChoice:
     def closest(self, judged: Sequence[JudgedTrial]) -> JudgedTrial:
         """Of trials that miss the bounds, the one that forgets most and spares controls and neighbors.
 
-        In this order; a tenth of a score more or less to forget counts for nothing, each bit that controls lose beyond
-        what they may does. Of equals, the one on the fewest columns that harms text no more than is allowed, else the
-        least harmful. What is allowed on so many columns alone is for what nearly forgets and spares the controls, and
-        was not made weaker to keep to it.
+        In this order; a tenth of a score more or less to forget counts for nothing, nor does less than half a hundredth
+        of what controls keep. Of equals, the one on the fewest columns that harms text no more than is allowed, else
+        the least harmful. What is allowed on so many columns alone is for what nearly forgets and spares the controls,
+        and was not made weaker to keep to it.
         """
 
         def order(trial: JudgedTrial) -> tuple[float, ...]:
-            missed, unspared = max(1, math.ceil(10 * trial.score)), max(0.0, self.settings.min_control - trial.control)
+            missed, unspared = max(1, math.ceil(10 * trial.score)), self._unspared(trial)
             allowed = self.settings.max_harm
             if missed == 1 and not unspared and not self._is_weakened(trial):
                 allowed = max(allowed, self._cap(trial.atoms))
@@ -293,8 +300,12 @@ class DirectionChoice:
         share = settings.margin if size < settings.few else settings.few_harm if size == settings.few else 1.0
         return share * settings.max_harm
 
+    def _unspared(self, trial: JudgedTrial) -> int:
+        """Hundredths that are missing from what controls must keep."""
+        return max(0, round(100 * (self.settings.min_control - trial.control)))
+
     def least_control(self, atoms: Group) -> float:
-        """The score below which controls must not fall: others than those of the search lose more on few columns."""
+        """What controls are to keep on so many columns."""
         settings = self.settings
         share = settings.margin if _size(atoms) < settings.few else 1.0
         return 1.0 - share * (1.0 - settings.min_control)

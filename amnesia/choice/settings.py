@@ -29,8 +29,8 @@ class ChoiceSettings:
     facts about neighbors, an edit gives way to one on more columns; where none reaches `min_neighbor`, only for
     `much_more` (a score, from 0 on) of what neighbors keep. `few` are the columns to which it should keep where
     it can: on so many it may harm `few_harm` times (from 1 on) as much. `margin` is the share (0 to 1) of the harm for
-    what must leave some of it: edits of fewer columns, of which controls may lose as small a share of what they may
-    otherwise, and that for the name itself where there are forms of it.
+    what must leave some of it: edits of fewer columns, with which controls should lose no more than this share of what
+    they may, too, and that for the name itself where there are forms of it.
     `harm_of_score` is the harm that a score of one less may cost. `near_cost` (from 0 on) is the weight of the harm on
     texts about neighbors beside that on text, `near_share` (0 to 1) the weight of these texts among the second moments.
 
