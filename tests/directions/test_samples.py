@@ -29,6 +29,30 @@ def test_a_model_goes_on_from_each_beginning_without_special_tokens(live):
     assert rows == list(own_text(live, read.beginnings, read.n_following, "none"))
 
 
+@torch.inference_mode()
+def drawn_plainly(live, rows, n_tokens, seed):
+    """Rows with tokens at temperature 1 by whole passes, the first token beyond a random share of all that are allowed."""
+    random = torch.Generator().manual_seed(seed)
+    for _ in range(n_tokens):
+        scores = live.model(torch.tensor(rows)).logits[:, -1]
+        scores[:, live.tokenizer.all_special_ids] = -torch.inf
+        reached = scores.softmax(1).double().cumsum(1)
+        beyond = reached > torch.rand(len(rows), 1, dtype=torch.float64, generator=random) * reached[:, -1:]
+        rows = [(*row, token) for row, token in zip(rows, beyond.int().argmax(1).tolist(), strict=True)]
+    return rows
+
+
+def test_each_batch_is_drawn_by_a_seed_of_its_own(live, monkeypatch):
+    monkeypatch.setattr(samples, "_AT_ONCE", 4)
+    beginnings, told = [(5, 9), (6, 8), (7, 11), (4, 10)] * 2 + [(5, 9)], []  # Two whole batches, and a row.
+    rows = list(own_text(live, beginnings, 6, "none", told.append))
+    assert told == [4, 4, 1]
+    assert rows == [
+        row for first in (0, 4, 8) for row in drawn_plainly(live, beginnings[first : first + 4], 6, seed=first)
+    ]
+    assert not set(rows[:4]) & set(rows[4:])  # Although they begin alike.
+
+
 def test_prompts_are_counted_and_not_their_tokens(live):
     """So that the rate that is shown of a task is one of prompts, whatever its parts."""
     read, told = bystanders_of(live, SMALL), []
