@@ -1,8 +1,11 @@
 """What tests share of moments is what each of them would make for itself."""
 
+import sys
+
 import pytest
 import torch
 
+from amnesia import directions
 from amnesia.directions import moments as module
 from amnesia.directions.bystanders import MomentSettings, bystanders_of
 from amnesia.directions.moments import moments_of
@@ -34,3 +37,16 @@ def test_kept_moments_are_those_made_anew_and_read_once(monkeypatch):
         assert (found.vocabulary, found.names) == (expected.vocabulary, expected.names)
         assert sum(steps) == n_steps
     assert len(written) == 3
+
+
+def test_the_first_test_that_has_torch_has_kept_moments_too(monkeypatch):
+    monkeypatch.setattr(directions, "moments", module)  # And again at the end, as in `sys.modules`.
+    monkeypatch.delattr(directions, "moments")
+    monkeypatch.delitem(sys.modules, module.__name__)
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "torch")
+        keep_moments(own_text=True, little_text=True)
+        assert module.__name__ not in sys.modules
+    keep_moments(own_text=True, little_text=True)
+    first = sys.modules[module.__name__]
+    assert first is not module and first.bystanders_of is not bystanders_of and first.own_text is not own_text

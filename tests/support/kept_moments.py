@@ -7,7 +7,6 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-_MODULE = "amnesia.directions.moments"
 _SAMPLED = 1800  # Tokens that a model writes where they are few, a tenth.
 _BYSTANDERS: dict[Hashable, object] = {}
 _TEXTS: dict[Hashable, list[tuple[int, ...]]] = {}
@@ -17,11 +16,12 @@ def keep_moments(*, own_text: bool, little_text: bool) -> None:
     """Let moments that are made from now on take up what was read for the same tokenizer and, where `own_text` says so,
     the text that the very same model wrote before; where `little_text` says so it writes a tenth.
 
-    Leaves what is not imported yet alone, as that takes seconds.
+    Where torch is loaded this holds for all that follows, whichever tests ran before. Where it is not, nothing is
+    imported, as that takes seconds: tests of files that load no torch make no moments.
     """
-    if (moments := sys.modules.get(_MODULE)) is None:
+    if "torch" not in sys.modules:
         return
-    from amnesia.directions import samples
+    from amnesia.directions import moments, samples
 
     moments.bystanders_of = partial(_kept_bystanders, most=_SAMPLED if little_text else None)
     moments.own_text = _kept_text if own_text else samples.own_text
