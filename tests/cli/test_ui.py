@@ -33,7 +33,7 @@ def test_an_entity_without_a_recipe_is_not_dropped(model):
     assert "--entity picks the facts of a recipe: give --recipe" in refused("ui", model, "--entity", "Japan")
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
 @pytest.mark.processes
 def test_the_server_ends_with_its_terminal_and_says_what_it_wrote(page, tmp_path, sent):
     process, host, token = page
