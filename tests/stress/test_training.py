@@ -38,7 +38,7 @@ def train(live, texts, steps, observe=lambda: None, way=QUICK, **more):
             ("gpt2", "LoRA", QUICK, False),
             ("gpt2", "full", FAST, True),
             ("mixtral", "LoRA", QUICK, True),
-            ("mixtral", "full", FAST, False),
+            ("mixtral", "full", FAST, True),  # Weights of three dimensions.
         )
     ],
 )
