@@ -73,8 +73,9 @@ N_WRITTEN = 64
 """Tokens of a long text."""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def short_texts(monkeypatch):
+    """For tests in which a model writes; what the contract says and what is asked are left to the others."""
     monkeypatch.setattr(rwku, "LONG", N_WRITTEN)
 
 
@@ -185,6 +186,9 @@ def test_prompts_are_those_of_the_publication(data):
     assert reasoning.answers == ("False",)
     fluency = next(item for item in suite.items if item.kind == "fluency")
     assert fluency.message + fluency.lead == "Instruction: Write about water.\n"
+    assert {item.n_tokens for item in suite.items if item.set in ("forget", "neighbor")} == {30}
+    assert (reasoning.n_tokens, fluency.n_tokens) == (256, 256)
+    assert suite.contract.settings["max_new_tokens"] == [30, 256]
     assert suite.contract.data.keys() == {f"{name}.json{'l' * (name in UTILITIES)}" for name in PARTS}
     assert suite.contract.n_prompts == len(suite.items) == 14
     assert suite.contract == read_rwku(data, ["japan"]).contract
@@ -246,7 +250,7 @@ def test_folders_of_targets_hold_the_same_as_files_of_configurations(data, tmp_p
 
 
 @pytest.mark.slow
-def test_a_model_is_judged_by_what_it_writes_and_finds_likelier(model, data):
+def test_a_model_is_judged_by_what_it_writes_and_finds_likelier(model, data, short_texts):
     suite = read_rwku(data, ["Japan"])
     with Watched().watching() as tracker:
         found = run_bench(str(model), [str(model)], suite, tracker)
@@ -271,7 +275,7 @@ def test_a_model_is_judged_by_what_it_writes_and_finds_likelier(model, data):
 
 
 @pytest.mark.slow
-def test_the_command(model, data, tmp_path):
+def test_the_command(model, data, short_texts, tmp_path):
     arguments = ["bench", str(model), "--suite", "rwku", "--data", str(data), "--entity", "Japan"]
     done = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
@@ -281,7 +285,7 @@ def test_the_command(model, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_data_may_be_a_repository_of_the_hub(model, data, hub, tmp_path, monkeypatch):
+def test_the_data_may_be_a_repository_of_the_hub(model, data, short_texts, hub, tmp_path, monkeypatch):
     files = {path.name: path.read_bytes() for path in data.iterdir()}
     repo = hub.add_repo("datasets/ada/RWKU", files | {"README.md": b"# RWKU", "huge.parquet": b"0" * 99})
     (commit,) = repo.commits
