@@ -116,6 +116,22 @@ def changed_bytes(before: Path, after: Path) -> np.ndarray:
     return np.flatnonzero(first != second)
 
 
+def drawn_places(path: Path, n: int, rng: np.random.Generator) -> set[int]:
+    """Places of bytes of a GGUF file: `n` of the whole, one of its header, and one of the first matrix `ffn_down`.
+
+    The whole is mostly matrices that no edit touches. Of a file of what was saved, one of its header and one behind it.
+    """
+    size = path.stat().st_size
+    if path.suffix == ".gguf":
+        reader = GGUFReader(path)
+        (down,) = (tensor for tensor in reader.tensors if tensor.name == DOWN.format(0))
+        regions = [(0, reader.data_offset), (down.data_offset, down.data_offset + down.n_bytes)]
+    else:
+        start = 8 + struct.unpack("<Q", path.read_bytes()[:8])[0]
+        regions = [(0, start), (start, size)]
+    return {*rng.integers(0, size, size=n).tolist(), *(int(rng.integers(*region)) for region in regions)}
+
+
 def load(path: Path) -> PreTrainedModel:
     """The file as transformers builds it, in float32."""
     return AutoModelForCausalLM.from_pretrained(

@@ -35,6 +35,7 @@ from support.gguf_edits import (
     changed_bytes,
     delta,
     direction,
+    drawn_places,
     load,
     logits,
     proven,
@@ -238,7 +239,7 @@ def test_every_damage_of_an_output_is_found(tmp_path: Path, n_places: int):
     rng = np.random.default_rng(0)
     for path in (output, saved):
         good = path.read_bytes()
-        places = {*rng.integers(0, len(good), size=n_places).tolist()}
+        places = drawn_places(path, n_places, rng)
         places |= {*changed[:3].tolist(), changed[0] - 1} if path == output else {len(good) - 1}
         for place, base in itertools.product(sorted(places), (None, source)):
             path.write_bytes(good[:place] + bytes([good[place] ^ 0x11]) + good[place + 1 :])

@@ -24,7 +24,7 @@ from amnesia.weights.gguf.widen import plan_widened_gguf, write_widened_gguf
 from amnesia.weights.manifest import Manifest
 from amnesia.weights.manifest_file import read_manifest, write_manifest
 from support.commands import done, refused, succeed
-from support.gguf_edits import DOWN, delta, direction, proven, tensors, tiny, undo, write
+from support.gguf_edits import DOWN, delta, direction, drawn_places, proven, tensors, tiny, undo, write
 from support.tiny_gguf import write_gguf
 
 Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_1", "Q8_0"))
@@ -126,7 +126,7 @@ def test_every_damage_is_found(tmp_path: Path, n_places: int):
     rng = np.random.default_rng(0)
     for path in (tmp_path / "out" / "tiny.gguf", tmp_path / "out" / manifest.undo):
         good = path.read_bytes()
-        for place in {*rng.integers(0, len(good), size=n_places).tolist(), len(good) - 1}:
+        for place in {*drawn_places(path, n_places, rng), len(good) - 1}:
             path.write_bytes(good[:place] + bytes([good[place] ^ 0x11]) + good[place + 1 :])
             for base in (None, source):
                 with pytest.raises(VerificationError) as caught:
