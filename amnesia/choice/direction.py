@@ -301,8 +301,8 @@ class DirectionChoice:
         return share * settings.max_harm
 
     def _unspared(self, trial: JudgedTrial) -> int:
-        """Hundredths that are missing from what controls must keep."""
-        return max(0, round(100 * (self.settings.min_control - trial.control)))
+        """Hundredths, up to 100, that are missing from what controls must keep."""
+        return round(100 * min(1.0, max(0.0, self.settings.min_control - trial.control)))
 
     def least_control(self, atoms: Group) -> float:
         """What controls are to keep on so many columns."""
