@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from amnesia.choice.atoms import Atom, Change, Name, change_by
 from amnesia.choice.known import KnownFacts, Scores, evenly
+from amnesia.choice.levels import FINE_MULTIPLIERS, MULTIPLIERS, added_up, next_level
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.edits import ColumnEdit, Edit
 from amnesia.progress import Progress
@@ -23,12 +24,6 @@ Group = tuple[Atom, ...]
 
 MAX_TOKENS = 3
 """Tokens of a name whose keys are read, from the last one backwards."""
-
-MULTIPLIERS = (0.25, 0.125, 0.0, -0.125, -0.25, -0.375, -0.5, -0.75, -1.0, -1.5, -2.0)
-"""Tried from the weakest on."""
-
-FINE_MULTIPLIERS = (0.25, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4, -0.5, -0.75, -1.0)
-"""The same where a norm follows the MLP, behind which a write turns instead of shrinking."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,7 @@ class DirectionChoice:
         """The atoms, each by itself and turned far, in the order of `_gain`."""
         grid = self._multipliers()
         strong = grid[2 * len(grid) // 3]
-        self._ask([(atom,) for atom in atoms], strong, few)
+        self._ask({(atom,): strong for atom in atoms}, few)
         return sorted((self._measure((atom,), strong, few) for atom in atoms), key=self._gain)
 
     def _useful(self, alone: Sequence[Trial]) -> list[Atom]:
@@ -139,48 +134,57 @@ class DirectionChoice:
 
     def _gain(self, trial: Trial) -> float:
         """What a trial makes forget for its harm, the most first; what is beyond the goal will be taken weaker."""
-        return (max(trial.score, 3 * self.settings.goal) - 1.0) / math.sqrt(max(trial.change.harm, 1e-12))
+        return (max(trial.score, self.settings.beyond) - 1.0) / math.sqrt(max(trial.change.harm, 1e-12))
 
     def _weakest(self, groups: Sequence[Group], few: KnownFacts) -> list[Trial]:
-        """The best of all trials so far, each of other atoms, once groups were tried from the weakest multiplier on.
-
-        Those are the least harmful that reach the goal, unless another nearly does with much less harm.
-        """
-        goal = self.settings.goal
+        """The best of all trials so far, each of other atoms, once the weakest multipliers of groups were looked for:
+        the least harmful that reach the goal, unless another nearly does with much less harm."""
+        goal, room, n_before = self.settings.goal, self.max_columns or math.inf, len(self.trials)
+        unlike = dict.fromkeys(_placed(group) for group in groups if len(set(group)) == len(group) <= room)
+        for is_single in (True, False):  # What single atoms do tells where to look for those of several.
+            left = [atoms for atoms in unlike if (len(atoms) == 1) is is_single]
+            while asked := {atoms: level for atoms in left if (level := self._next(atoms, few, n_before)) is not None}:
+                self._ask(asked, few)
+                for atoms, multiplier in asked.items():
+                    self._measure(atoms, multiplier, few)
         reached = [trial for trial in self.trials if trial.score <= goal]
-        # What was too weak before is not tried weaker.
-        missed = {frozenset(trial.atoms): trial.multiplier for trial in self.trials if trial.score > goal}
-        room = self.max_columns or math.inf
-        left = {_placed(group): math.inf for group in groups if len(set(group)) == len(group) <= room}
-
-        def is_wanted(atoms: Group) -> bool:
-            limit = min((self._cost(trial.change) for trial in reached), default=(True, math.inf))
-            weaker = multiplier >= missed.get(frozenset(atoms), math.inf)
-            return not weaker and self._cost(self._change(atoms, multiplier)) < limit
-
-        for multiplier in self._multipliers():
-            row = [atoms for atoms in left if is_wanted(atoms)]
-            self._ask(row, multiplier, few)
-            for atoms in row:
-                if not is_wanted(atoms):  # Another one has reached the goal with less harm.
-                    continue
-                trial = self._measure(atoms, multiplier, few)
-                if trial.score <= goal:
-                    reached.append(trial)
-                # The score is not monotone in the multiplier: once it has turned, more of the same does not help.
-                turned = multiplier <= -1 and trial.score > left[atoms] + 0.05
-                left[atoms] = min(left[atoms], trial.score)
-                if turned or trial.score <= goal:
-                    del left[atoms]
-        missing = self.settings.harm_of_score
-        mild = min(self.trials, key=lambda trial: trial.change.harm + missing * max(0.0, trial.score - goal))
+        mild = min(self.trials, key=self._loss)
         order = sorted(reached, key=lambda trial: self._cost(trial.change))
         if mild.score > goal:
             order.insert(0, mild)
-        unlike: dict[frozenset[Atom], Trial] = {}
+        best: dict[Group, Trial] = {}
         for trial in order:
-            unlike.setdefault(frozenset(trial.atoms), trial)
-        return list(unlike.values())[: self.settings.n_paired]
+            best.setdefault(_placed(trial.atoms), trial)
+        return list(best.values())[: self.settings.n_paired]
+
+    def _next(self, atoms: Group, few: KnownFacts, n_before: int) -> float | None:
+        """The multiplier at which to measure atoms next.
+
+        None stronger than one with which others reach the goal with less harm: those of the first `n_before` trials,
+        and those that need no stronger one, because less of two atoms may do on fewer columns than much of one.
+        """
+        goal, start = self.settings.goal, self.scores.mean(few, self.acting) if self.acting else 1.0
+        trials = [(trial.multiplier if i >= n_before else math.inf, trial) for i, trial in enumerate(self.trials)]
+        reached = [(multiplier, self._cost(trial.change)) for multiplier, trial in trials if trial.score <= goal]
+        least = min(map(self._loss, self.trials))
+        own, parts = self._known(atoms), [self._known((atom,)) for atom in atoms]
+
+        def is_wanted(multiplier: float) -> bool:
+            limits = (cost for other, cost in reached if other >= multiplier)
+            return self._cost(self._change(atoms, multiplier)) < min(limits, default=(True, math.inf))
+
+        def is_gain(multiplier: float, score: float) -> bool:
+            better = score - self.settings.much  # Than a line lets expect: a score may fall faster at first.
+            return self.settings.loss(better, self._change(atoms, multiplier).harm) < least
+
+        return next_level(self._multipliers(), own, goal, added_up(start, parts, own), is_wanted, is_gain)
+
+    def _loss(self, trial: Trial) -> float:
+        return self.settings.loss(trial.score, trial.change.harm)
+
+    def _known(self, atoms: Group) -> dict[float, float]:
+        """The scores of atoms, by multiplier."""
+        return {trial.multiplier: trial.score for trial in self.trials if trial.atoms == atoms}
 
     def on_few_columns(self, dense: Sequence[Trial]) -> JudgedTrial:
         """The trial on the fewest columns that keeps within the bounds; else the best of those tried.
@@ -230,7 +234,7 @@ class DirectionChoice:
 
     def first_sparing(self, trials: Sequence[JudgedTrial]) -> JudgedTrial:
         """Of trials none of which keeps the neighbors, the first, unless a later one keeps much more of them."""
-        least = max(trial.spared for trial in trials) - self.settings.much_more
+        least = max(trial.spared for trial in trials) - self.settings.much
         return next(trial for trial in trials if trial.spared >= least)
 
     def closest(self, judged: Sequence[JudgedTrial]) -> JudgedTrial:
@@ -373,9 +377,10 @@ class DirectionChoice:
         fine = self.scores.live.norm_after(0) is not None
         return FINE_MULTIPLIERS if fine else MULTIPLIERS
 
-    def _ask(self, groups: Sequence[Group], multiplier: float, targets: KnownFacts) -> None:
-        """Measure many groups together, before what they reach is looked at one by one."""
-        self.scores.ask(targets, [(*self.acting, *edits_of(atoms, multiplier)) for atoms in groups], self.progress)
+    def _ask(self, groups: Mapping[Group, float], targets: KnownFacts) -> None:
+        """Measure many groups together, each with its multiplier, before what they reach is looked at one by one."""
+        variants = [(*self.acting, *edits_of(atoms, multiplier)) for atoms, multiplier in groups.items()]
+        self.scores.ask(targets, variants, self.progress)
 
     def _measure(self, atoms: Group, multiplier: float, targets: KnownFacts) -> Trial:
         score = self.scores.mean(targets, (*self.acting, *edits_of(atoms, multiplier)), self.progress)

@@ -98,7 +98,7 @@ def test_a_form_that_the_edit_for_the_name_leaves_gets_its_own(live, moments, mo
             with edited(live, part):
                 assert mean_score(live, own) == pytest.approx(score, abs=1e-6)
     needed = [row for row in rows if row.alone > settings.form_goal + settings.slack]
-    assert needed and any(row.after <= row.alone - settings.form_gain for row in needed)
+    assert needed and any(row.after <= row.alone - settings.much for row in needed)
     # Without any harm left nothing is added, nor beyond the columns that are allowed.
     bounded = dataclasses.replace(forms, settings=dataclasses.replace(settings, max_harm=0.0))
     assert bounded.add(best, name, None, None) == best.edits
@@ -169,7 +169,7 @@ def test_the_name_where_it_begins_a_line_is_a_form_that_gets_its_own_edit(live, 
     edits = forms.add(best, name, None, None)
     (row,) = forms.results(best.edits, edits)
     assert row.name == "Japan (first in a line)" and len(edits) > len(best.edits)
-    assert row.after <= row.alone - settings.form_gain
+    assert row.after <= row.alone - settings.much
     # Another edit for the name keeps what the form got, unless harm, or what comes back, forbids it.
     fewer = choice.judge(choice.fitted(choice.sizes(best)[0], best.multiplier))
     lenient = dataclasses.replace(forms, settings=dataclasses.replace(settings, goal=math.inf, form_goal=math.inf))
