@@ -99,6 +99,10 @@ class Client:
             raise SourceError(
                 f"the server at {self.url} did not answer {path} within {READ_SECONDS} s: see whether it still works"
             ) from error
+        except requests.exceptions.ChunkedEncodingError as error:
+            raise SourceError(
+                f"the server at {self.url} broke off its reply to {path}: see what its log says"
+            ) from error
         except requests.RequestException as error:
             raise SourceError(
                 f"no server answers at {self.url} ({_cause(error)}): start it, or give its address"

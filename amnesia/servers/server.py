@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from amnesia.domain import Answer
@@ -94,12 +97,33 @@ def _chosen(where: Address, models: list[str]) -> str:
 
 
 def _each(function: Callable[[T], R], items: Sequence[T], progress: Progress | None) -> Iterator[R]:
-    """What `function` says to each item, in their order; several are asked at a time."""
-    pool = ThreadPoolExecutor(N_REQUESTS)
+    """What `function` says to each item, in their order; several are asked at a time.
+
+    Who is interrupted, or has got an error, waits for no other reply: a server that hangs would hold a process up until
+    its time is over, as threads of a pool do.
+    """
+    left = SimpleQueue[tuple[Future[R], T]]()
+    futures = [Future[R]() for _ in items]
+    for pair in zip(futures, items, strict=True):
+        left.put(pair)
+
+    def work() -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                future, item = left.get_nowait()
+                if future.set_running_or_notify_cancel():
+                    try:
+                        future.set_result(function(item))
+                    except BaseException as error:
+                        future.set_exception(error)
+
+    for _ in range(min(N_REQUESTS, len(items))):
+        threading.Thread(target=work, daemon=True).start()
     try:
-        for found in pool.map(function, items):
-            yield found
+        for future in futures:
+            yield future.result()
             if progress:
                 progress(1)
     finally:
-        pool.shutdown(cancel_futures=True)
+        for future in futures:
+            future.cancel()

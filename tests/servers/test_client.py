@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import threading
 import time
 
 import pytest
@@ -96,6 +97,22 @@ def test_a_reply_without_end_is_not_read(monkeypatch):
             connect(server.url)
 
 
+def test_a_reply_that_is_broken_off():
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listening:
+
+        def answer():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(2**16)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(SourceError, match="broke off its reply to /v1/models: see what its log says"):
+            connect(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        thread.join()
+
+
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
@@ -115,6 +132,15 @@ def test_other_servers(reply, message):
     with serving(lambda path, body: reply) as server, pytest.raises((SourceError, InputError), match=message) as caught:
         connect(server.url)
     assert "\n" not in str(caught.value)
+
+
+def test_nobody_else_is_asked_and_no_key_is_handed_on(monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "open sesame")
+    with serving(lambda path, body: (200, MODELS)) as other:
+        with serving(lambda path, body: (307, f"{other.url}{path}".encode())) as server:
+            with pytest.raises(SourceError, match="HTTP 307: .*which is not followed"):
+                connect(server.url)
+    assert len(server.headers) == 1 and not other.headers
 
 
 def test_the_key_is_sent_and_never_shown(monkeypatch):

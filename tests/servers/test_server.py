@@ -1,12 +1,16 @@
 """Served models are asked the same questions as models in memory, and say the same."""
 
+import subprocess
+import sys
+import threading
+
 import pytest
 
 from amnesia.errors import InputError, SourceError
 from amnesia.live.forward import answer_logprobs, final_states, generate, readout
 from amnesia.live.tokens import Continuation, encode, join
 from amnesia.servers.engines import TOP
-from amnesia.servers.server import connect
+from amnesia.servers.server import N_REQUESTS, _each, connect
 from support.http_server import openai_server, serving
 from support.llamacpp import llamacpp_server
 from support.tiny_gguf import llama_gguf
@@ -114,3 +118,43 @@ def test_the_key_comes_from_the_environment(tmp_path, monkeypatch):
             assert key is None or key not in str(caught.value)
         monkeypatch.setenv("AMNESIA_SERVER_KEY", "open sesame")
         assert len(connect(address).generate(["Once"])) == 1
+
+
+def test_several_are_asked_at_a_time_and_answered_in_their_order():
+    together, steps = threading.Barrier(N_REQUESTS, timeout=30), []
+
+    def ask(item):
+        together.wait()  # Passed only by as many threads at once.
+        return 10 * item
+
+    found = _each(ask, range(2 * N_REQUESTS), steps.append)
+    assert list(found) == [10 * item for item in range(2 * N_REQUESTS)] and steps == [1] * 2 * N_REQUESTS
+
+
+def test_nothing_more_is_asked_after_an_error_and_nobody_is_waited_for():
+    release, asked, ended = threading.Event(), [], []
+
+    def ask(item):
+        asked.append(item)
+        if item == 0:
+            raise SourceError("no")
+        release.wait(60)
+        ended.append(item)
+
+    with pytest.raises(SourceError, match="no"):
+        list(_each(ask, range(3 * N_REQUESTS), None))
+    assert not ended
+    release.set()
+    assert len(asked) <= N_REQUESTS + 1
+
+
+def test_who_is_interrupted_does_not_wait_for_a_server_that_hangs():
+    code = """
+import time
+from amnesia.servers.server import _each
+rows = _each(lambda seconds: time.sleep(seconds), [0, 600], None)
+next(rows)
+raise KeyboardInterrupt
+"""
+    found = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=120)
+    assert "KeyboardInterrupt" in found.stderr

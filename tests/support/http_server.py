@@ -15,7 +15,7 @@ import torch
 from amnesia.live.model import LiveModel
 
 Reply = tuple[int, Any]
-"""Status and content: bytes as they are, anything else as JSON."""
+"""Status and content: bytes as they are, anything else as JSON; of a redirection the place that it leads to."""
 
 
 @dataclass
@@ -44,6 +44,8 @@ def serving(answer: Callable[[str, dict[str, Any]], Reply]) -> Iterator[Serving]
             content = content if isinstance(content, bytes) else json.dumps(content).encode()
             with contextlib.suppress(ConnectionError):  # Who asked may have stopped waiting.
                 self.send_response(status)
+                if status in range(300, 400):
+                    self.send_header("Location", content.decode())
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
