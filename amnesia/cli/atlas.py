@@ -67,8 +67,8 @@ def atlas(
 
     Of each it keeps the best cells and a direction on all cells of a layer, which `edit --atlas` turns.
 
-    A run that was killed goes on when the same command is given again. Under `accelerate launch` the processes share
-    the work; on CPUs they talk over Gloo.
+    A run that was killed goes on when the same command is given again. Under `torchrun`, or with GPUs `accelerate
+    launch`, the processes share the work; on CPUs they talk over Gloo, and `accelerate launch` starts but one.
     """
     names = _entities(entities, path, popqa, n)
     span = None if layers is None else parse_layers(layers)
@@ -93,7 +93,9 @@ def atlas(
         else:
             of = resolve(source, n_layers=None if directions or loading.offload else n_read(span)).ref
             name, weights = of.name, str(of)
-        settings = experiment.AtlasSettings(name, weights, baseline, layers=span, top=top, directions=directions)
+        settings = experiment.AtlasSettings(
+            name, weights, baseline, layers=span, top=top, directions=directions, dtype=loading.dtype
+        )
         if shards.first:
             experiment.begin(output / file, settings, names)
         shards.wait()

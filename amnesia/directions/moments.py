@@ -30,7 +30,7 @@ from amnesia.directions.samples import own_text, weights_digest
 from amnesia.errors import CheckpointError, InputError
 from amnesia.live.disk import devices_of
 from amnesia.live.model import LiveModel, not_finite
-from amnesia.live.split import by_first
+from amnesia.live.split import by_first, is_split
 from amnesia.live.tokens import Placed
 from amnesia.live.watching import activations, text_activations
 from amnesia.progress import Progress
@@ -128,7 +128,7 @@ def moments_of(
         what = repr((_VERSION, digest, _configured(live), layers, settings, read, special))
         path = cache / f"moments-{hashlib.sha256(what.encode()).hexdigest()[:32]}.safetensors"
         # What is damaged or not there is made again.
-        if by_first(path.exists):
+        if by_first(path.exists) if is_split(live.model) else path.exists():
             with contextlib.suppress(OSError, CheckpointError, KeyError, ValueError):
                 return _kept(path, live, layers, read, settings)
     response = response_of(live, read.sentences, layers, progress)

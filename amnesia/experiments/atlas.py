@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import MAX_TOKENS
 from amnesia.directions.moments import BystanderMoments, early_layers, moments_of
-from amnesia.domain import Baseline, Cell
+from amnesia.domain import DEFAULT_LOADING, Baseline, Cell
 from amnesia.edits import DirectionEdit
 from amnesia.errors import InputError
 from amnesia.experiments.atlas_file import AtlasRow, opened, store_direction
@@ -36,7 +37,8 @@ class AtlasSettings:
     `model` is its name; `weights` of one on this disk its `sources.fingerprint`, by which it is known under any path,
     else repository and commit. `baseline`, `n_prompts`, `layers` (first and last, both included) and `top` (cells of an
     entity) are those of `localization.cells.localize`, where their defaults have their reasons. `directions` says
-    whether each entity has one, too: of these layers, or of those in which a choice looks for it.
+    whether each entity has one, too: of these layers, or of those in which a choice looks for it. `dtype` is what the
+    model computes in.
     """
 
     model: str
@@ -46,6 +48,7 @@ class AtlasSettings:
     layers: tuple[int, int] | None = None
     top: int = SETTINGS.n_listed
     directions: bool = True
+    dtype: str = DEFAULT_LOADING.dtype
 
 
 def begin(path: Path, settings: AtlasSettings, entities: Mapping[str, int | None]) -> tuple[str, ...]:
@@ -262,7 +265,9 @@ class Shards:
         if n_started() > 1:
             from accelerate import PartialState
 
-            cpu = os.environ.get("ACCELERATE_USE_CPU", "").casefold() in ("1", "true", "yes")
+            # Without an accelerator each process would take itself for the only one, unless it is told of CPUs.
+            asked = os.environ.get("ACCELERATE_USE_CPU", "").casefold() in ("1", "true", "yes")
+            cpu = asked or not torch.accelerator.is_available()
             self._state = PartialState(cpu=cpu, timeout=EXPERIMENTS.patience)
             self.index, self.count = self._state.process_index, self._state.num_processes
             self.device = str(self._state.device)

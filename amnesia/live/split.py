@@ -71,6 +71,15 @@ def whole_of(tensor: Tensor) -> Tensor:
         return tensor.full_tensor()
 
 
+def is_split(model: PreTrainedModel) -> bool:
+    """Whether processes hold a model together; processes that work side by side have a whole one each."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(weight, DTensor) for weight in model.parameters())
+
+
 def part_of(tensor: Tensor) -> Tensor:
     """Those numbers of a tensor that this process holds."""
     if not distributed.is_available() or not distributed.is_initialized():
