@@ -51,7 +51,7 @@ class MeasurementCache:
             file.executemany("INSERT OR REPLACE INTO measured VALUES (?, ?, ?, ?)", rows)
 
     def _open(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-        return database(self.path, _TABLES, "a file of measurements")
+        return database(self.path, _TABLES, "a file of measurements", remedy="remove it: all in it can be asked again")
 
 
 def _parts(items: Sequence[str]) -> Iterator[Sequence[str]]:

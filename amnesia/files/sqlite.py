@@ -15,13 +15,15 @@ _APPLICATION_ID = 0x616D6E65
 
 
 @contextlib.contextmanager
-def database(path: Path, tables: str, purpose: str, version: int = 0) -> Generator[sqlite3.Connection]:
+def database(
+    path: Path, tables: str, purpose: str, version: int = 0, remedy: str = "choose another file"
+) -> Generator[sqlite3.Connection]:
     """The database, with its tables; several processes may write it, each waiting for the others.
 
     `version` is that of the tables. Raises OutputError, which says that it cannot be used as `purpose`, for a file that
-    is not a database, is one of another program or version, or cannot be written, be that in the block.
+    is not a database, is one of another program or version, or cannot be written, be that in the block, with `remedy`.
     """
-    with os_errors_as(OutputError, f"{path} cannot be used as {purpose}", "choose another file"):
+    with os_errors_as(OutputError, f"{path} cannot be used as {purpose}", remedy):
         for name in (path.name, f"{path.name}-journal"):
             check_replaceable(path.with_name(name))
     connection = None
@@ -42,11 +44,11 @@ def database(path: Path, tables: str, purpose: str, version: int = 0) -> Generat
     except sqlite3.Error as error:
         if connection is not None:
             connection.close()
-        raise OutputError(f"{path} cannot be used as {purpose} ({error}): choose another file") from error
+        raise OutputError(f"{path} cannot be used as {purpose} ({error}): {remedy}") from error
     try:
         yield connection
     except sqlite3.Error as error:
-        message = f"{path} cannot be used as {purpose} ({error}): free space, or choose another file"
+        message = f"{path} cannot be used as {purpose} ({error}): free space, or {remedy}"
         raise OutputError(message) from error
     finally:
         connection.close()

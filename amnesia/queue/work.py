@@ -96,8 +96,11 @@ def run_queue(
     settings = _settings(listed, source, popqa, force, loading)
     for name in (SUMMARY_NAME, PAGE_NAME, JOINT_NAME):
         check_own(output / name)  # Hours of work must not end in front of a file that somebody has written in.
-    queue = begin(output, [row.name for row in listed], settings, source.origin)
+    queue = QueueFolder(output, tuple(row.name for row in listed))
     work = _Work(queue, tuple(listed), source, popqa, tracker, force, loading)
+    if not (output / SETTINGS_NAME).exists():
+        work.prepare()  # What this raises may be mended by another type or table, with which no queue goes on.
+    begin(output, queue.names, settings, source.origin)
     while pending := queue.pending:
         if not any(work.entity_claimed(place) for place in pending):
             time.sleep(_POLL)
@@ -164,13 +167,17 @@ class _Work:
     def rows(self) -> Any:
         return None if self.popqa is None else read_popqa(self.popqa)
 
+    def prepare(self) -> None:
+        """Load the model and read the table. What they raise is no entity's fault, and ends the queue."""
+        _ = self.live, self.rows
+
     def entity_claimed(self, place: int) -> bool:
         """Do the work on an entity, if no other process is at it; whether it was done."""
         folder, name = self.queue.entity(place), self.queue.names[place]
         with claimed(folder) as own:
             if own:
                 line = f"{name} ({place + 1} of {len(self.listed)})"
-                _ = self.live, self.rows  # What they raise is no entity's fault, and ends the queue.
+                self.prepare()
                 try:
                     recipe, facts = self._known(self.listed[place])
                     known = select_known(facts)

@@ -342,8 +342,7 @@ def test_names_are_quoted_on_the_page(written):
 @pytest.mark.exhaustive
 def test_processes_that_are_launched_together_give_one_table(entities, tmp_path):
     alone = in_process("run", "--entities", entities, "-o", tmp_path / "alone")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launch, "-m", "amnesia", "run", "--entities", entities, "-o", tmp_path / "out"],
         cwd=ROOT,
