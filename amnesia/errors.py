@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Generator
 
 
@@ -65,14 +66,20 @@ def library_errors_as(kind: type[AmnesiaError], what: str, remedy: str) -> Gener
     """Turn whatever another library raises in the block into `kind` with the message "what (why): remedy".
 
     Libraries raise what their own code happens to stumble on, so that no list of classes is ever complete. Errors of
-    this package pass as they are.
+    this package pass as they are. Where memory was too little, that is what there is to mend.
     """
     try:
         yield
     except (AmnesiaError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # Panics of libraries in Rust (tokenizers, safetensors) are no Exception.
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            remedy = "free memory, or raise the limit of this process (ulimit -v)"
         raise kind(f"{what} ({in_one_line(error)}): {remedy}") from error
+
+
+# As the system says it (ENOMEM), and torch.
+_NO_MEMORY = re.compile("cannot allocate memory|can't allocate memory|out of memory", re.IGNORECASE)
 
 
 def in_one_line(error: BaseException) -> str:
