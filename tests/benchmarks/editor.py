@@ -168,14 +168,13 @@ def benchmark(folder: Path, n_layers: int, sizes: tuple[int, ...], repeat: int, 
     rows: list[Row] = []
 
     def add(name: str, run: Callable[[], Measured], after: Callable[[], object] = lambda: None) -> None:
-        best: Measured | None = None
+        found = []
         for _ in range(repeat):
             shutil.rmtree(output, ignore_errors=True)
             settle(source)
-            found = run()
+            found.append(run())
             after()
-            if best is None or found.seconds < best.seconds:
-                best = found
+        best = min(found, key=lambda measured: measured.seconds)
         shutil.rmtree(output, ignore_errors=True)
         rows.append(Row(name, best))
         print(f"  {name}: {best.seconds:.2f} s, {best.peak / 1e6:.0f} MB, load {best.load:.1f}", file=sys.stderr)

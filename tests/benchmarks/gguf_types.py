@@ -32,7 +32,7 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -46,7 +46,7 @@ from judging import BOUNDS, tenth_percentile
 from mined import TABLE, lines, minable
 
 from amnesia.domain import Loading
-from amnesia.edits import DirectionEdit, directions_of
+from amnesia.edits import DirectionEdit, Place, directions_of
 from amnesia.errors import NumericalError
 from amnesia.evaluation.damage import impression
 from amnesia.evaluation.labels import kind_of
@@ -117,7 +117,7 @@ def stored(matrix: np.ndarray, edits: Sequence[DirectionEdit], kind: GGMLQuantiz
     """Quantize a matrix, float32 (d_model, d_mlp), and edit it as a GGUF file is edited."""
     rows = quantized(matrix, kind)
     tensor = GgufTensor("ffn_down", kind, matrix.shape, 0, rows.nbytes)
-    down = DownInMemory(cast(GgufFile, None), tensor, tuple(edits), {}, rows)
+    down = DownInMemory(cast(GgufFile, None), tensor, tuple(edits), {}, Place(edits[0].layer), {}, rows)
     changed = rows.copy()
     down.edit().after.put(changed, 0)
     exact = matrix.astype(np.float64)
@@ -148,9 +148,9 @@ def effect(change: np.ndarray, wanted: np.ndarray, edits: Sequence[DirectionEdit
 
 
 @contextlib.contextmanager
-def with_matrices(live: LiveModel, matrices: Mapping[int, np.ndarray]) -> Iterator[None]:
+def with_matrices(live: LiveModel, matrices: Mapping[int, np.ndarray]) -> Generator[None]:
     """Put other output projections, by layer, into a model while the block runs."""
-    weights = {layer: live.out_proj(layer).weight for layer in matrices}
+    weights = {layer: cast(torch.Tensor, live.out_proj(layer).weight) for layer in matrices}
     originals = {layer: weight.detach().clone() for layer, weight in weights.items()}
     try:
         with torch.no_grad():

@@ -9,7 +9,7 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -190,7 +190,7 @@ class Judge:
 
 
 @contextlib.contextmanager
-def quiet(_: str) -> Iterator[Any]:
+def quiet(_: str) -> Generator[Any]:
     """A task without a progress bar."""
     yield lambda _: None
 

@@ -39,8 +39,8 @@ from typing import cast
 
 import numpy as np
 import torch
-from made_model import SHAPES, made_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+from made_model import made_config, made_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amnesia.directions import moments as gathering
 from amnesia.directions.solve import Metric
@@ -67,7 +67,7 @@ GB = 1e9
 
 def made(folder: Path, n_layers: int) -> None:
     """Write the model."""
-    config = Qwen2Config(**SHAPES["qwen2.5-7b"] | {"num_hidden_layers": n_layers}, tie_word_embeddings=False)
+    config = made_config("qwen2.5-7b", num_hidden_layers=n_layers)
     config.architectures, config.dtype = ["Qwen2ForCausalLM"], "bfloat16"
     with torch.device("meta"):
         described = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).state_dict()
@@ -129,7 +129,7 @@ def plain(folder: Path, n: int, dtype: str) -> None:
     began = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     loaded = time.perf_counter()
-    rows = prompts_of(AutoTokenizer.from_pretrained(folder))
+    rows = prompts_of(cast(Tokenizer, AutoTokenizer.from_pretrained(folder)))
     asked, seen, found = rows[:: max(1, len(rows) // n)][:n], {}, []
     for layer in LAYERS:
         module = model.model.layers[layer].mlp.down_proj

@@ -53,10 +53,15 @@ def made_tokenizer(size: int) -> PreTrainedTokenizerFast:
     )
 
 
+def made_config(shape: str, **more: int) -> Qwen2Config:
+    """A configuration of that shape, but for what `more` says."""
+    return Qwen2Config.from_dict(SHAPES[shape] | more, tie_word_embeddings=False)
+
+
 def made_model(shape: str, device: torch.device, seed: int) -> LiveModel:
     """A model with random weights, made where it stays."""
     torch.manual_seed(seed)
-    config = Qwen2Config(**SHAPES[shape], tie_word_embeddings=False, pad_token_id=0, eos_token_id=1)
+    config = made_config(shape, pad_token_id=0, eos_token_id=1)
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     assert {(weight.dtype, weight.device.type) for weight in model.parameters()} == {(torch.bfloat16, device.type)}

@@ -35,7 +35,7 @@ from mined import TABLE, conduct, lines, minable_entities, study_parser
 from amnesia.api import edit
 from amnesia.choice.known import KnownFacts, mean_score
 from amnesia.directions.moments import early_layers, moments_of
-from amnesia.edits import Edit
+from amnesia.edits import ColumnEdit, Edit
 from amnesia.evaluation.measurement_cache import MeasurementCache
 from amnesia.facts.answers import matches
 from amnesia.facts.forms import ASKED, with_messages
@@ -181,8 +181,9 @@ class Study:
 
 def _columns(each: Edit) -> list[tuple[int, int]]:
     """Layer and neuron of each column that an edit changes."""
-    cells = getattr(each, "columns", None)
-    return [(each.layer, cell) for cell in cells] if cells else [(each.cell.layer, each.cell.neuron)]
+    if isinstance(each, ColumnEdit):
+        return [(each.cell.layer, each.cell.neuron)]
+    return [(each.layer, column) for column in each.columns]
 
 
 def _n_weights(delta: Delta) -> int:

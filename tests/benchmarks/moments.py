@@ -16,7 +16,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def mean_gram(live: LiveModel, layers: tuple[int, ...], batches: Iterator[Tensor
     return total, count
 
 
-def ends(live: LiveModel, rows: list[Placed], layers: tuple[int, ...]) -> Iterator[Tensor]:
+def ends(live: LiveModel, rows: Sequence[Placed], layers: tuple[int, ...]) -> Iterator[Tensor]:
     """Activations at the tokens of rows."""
     return (batch for _, batch in activations(live, rows, layers))
 

@@ -20,12 +20,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from amnesia.directions.bystanders import Bystanders, MomentSettings, bystanders_of
 from amnesia.directions.keys import name_keys
 from amnesia.directions.moments import moments_of
 from amnesia.directions.solve import Metric
+from amnesia.live.loading import load_tokenizer
 from amnesia.live.model import freeze, wrap
 from amnesia.sources.resolve import resolve
 
@@ -64,7 +65,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(resolve("smollm2-135m").folder)
+    tokenizer = load_tokenizer(resolve("smollm2-135m"))
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=64,

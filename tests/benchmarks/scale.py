@@ -30,12 +30,13 @@ import platform
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -89,7 +90,7 @@ class Clock:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
     @contextlib.contextmanager
-    def part(self, name: str, parts: list[Stage]) -> Iterator[Stage]:
+    def part(self, name: str, parts: list[Stage]) -> Generator[Stage]:
         """Measure what the block does and append it to `parts`."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -182,7 +183,7 @@ def n_dense(d_mlp: int) -> int:
 
 
 @contextlib.contextmanager
-def grams_counted(clock: Clock) -> Iterator[Stage]:
+def grams_counted(clock: Clock) -> Generator[Stage]:
     """Measure the sums of a·aᵀ while the block runs."""
     found, original = Stage("  of it: a·aᵀ"), gathering.add_gram
 
@@ -196,15 +197,12 @@ def grams_counted(clock: Clock) -> Iterator[Stage]:
         found.operations["float32"] += 2 * len(rows) * n_products
         clock.operations["float32"] += 2 * len(rows) * n_products
 
-    gathering.add_gram = timed
-    try:
+    with mock.patch.object(gathering, "add_gram", timed):
         yield found
-    finally:
-        gathering.add_gram = original
 
 
 @contextlib.contextmanager
-def steps_counted(clock: Clock, module: ModuleType, name: str, label: str) -> Iterator[Stage]:
+def steps_counted(clock: Clock, module: ModuleType, name: str, label: str) -> Generator[Stage]:
     """Measure what a generator of a module takes for its steps while the block runs."""
     found, original = Stage(label), getattr(module, name)
 
@@ -220,11 +218,8 @@ def steps_counted(clock: Clock, module: ModuleType, name: str, label: str) -> It
                 return
             yield step
 
-    setattr(module, name, timed)
-    try:
+    with mock.patch.object(module, name, timed):
         yield found
-    finally:
-        setattr(module, name, original)
 
 
 def gathered(live: LiveModel, settings: MomentSettings, clock: Clock, parts: list[Stage]) -> BystanderMoments:

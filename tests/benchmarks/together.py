@@ -82,7 +82,9 @@ def main() -> None:
     joint = join(live, parts, cache=cache_folder())
     for trial in joint.tried:
         print(f"  tried: {trial}", flush=True)
-    tried = {f"joint, {joint.form}": combined(edit for group in joint.groups for edit in group.edits)}
+    tried: dict[str, Sequence[Edit]] = {
+        f"joint, {joint.form}": combined(edit for group in joint.groups for edit in group.edits)
+    }
     tried |= {f"sum, strength {strength:g}": [weakened(e, strength) for e in edits] for strength in arguments.strengths}
     for name, together in tried.items():
         controls: dict[tuple[str, str], float] = {}
