@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import UnionType
 from typing import Any, ClassVar, Literal, TypeVar
 
-from amnesia.domain import MAX_MULTIPLIER, Cell, ModelRef, tidy
+from amnesia.domain import Cell, ModelRef, tidy
 from amnesia.errors import InputError
 from amnesia.numbers import short
 from amnesia.vector import Vector
@@ -209,13 +209,17 @@ class ColumnEdit:
         return Vector.of([1.0])
 
 
+WriteOf = Literal["layer", "stream"]
+
+
 @dataclass(frozen=True)
 class DirectionEdit:
     """Turn what layer `layer` writes about an entity, its atom, by `multiplier` (1 changes nothing, 0 takes it away).
 
     The output projection W (d_model, d_mlp) becomes W − (1 − multiplier)·v·uᵀ, in which only `columns` change. `read`
-    is u on these n columns (uᵀk = 1 at the entity's key k, near 0 at everything else), `write` is v = W(k − n)
-    (d_model,), what the layer writes about the entity beyond what it writes about any name. `key` is k on the columns,
+    is u on these n columns (uᵀk = 1 at the entity's key k, near 0 at everything else). `write` is v (d_model,): of the
+    "layer", W(k − n), what it writes about the entity beyond what it writes about any name; of the "stream", all that
+    the residual stream behind it carries of the entity beyond what it carries of any name. `key` is k on the columns,
     and `spread` the root mean square of the activations there over everything that must stay: with them a writer of
     few bits chooses what to round up and what down. `token` counts from the name's last token (0) backwards.
     """
@@ -229,9 +233,11 @@ class DirectionEdit:
     write: Vector
     key: Vector
     spread: Vector
+    of: WriteOf = "layer"
 
     def __str__(self) -> str:
-        place = f"layer {self.layer} at the {token_name(self.token)}"
+        what = "the stream behind layer" if self.of == "stream" else "layer"
+        place = f"{what} {self.layer} at the {token_name(self.token)}"
         return f"{place} × {short(self.multiplier)} on {len(self.columns)} columns"
 
 
@@ -302,99 +308,3 @@ def directions_of(edits: Sequence[Edit]) -> tuple[DirectionEdit, ...]:
 def weakened(edit: AnEdit, strength: float) -> AnEdit:
     """The edit with `strength` times its change: 1 is the edit itself, 0 changes nothing, above 1 goes beyond it."""
     return replace(edit, multiplier=1.0 + strength * (edit.multiplier - 1.0))
-
-
-def no_experts(layer: int) -> None:
-    """What a model without a mixture of experts has in any layer."""
-
-
-def check_edits(
-    edits: Sequence[Edit],
-    n_layers: int,
-    d_model: int,
-    d_mlp: int | Callable[[int], int],
-    model: str,
-    experts_in: Callable[[int], tuple[int, int] | None] = no_experts,
-) -> tuple[Edit, ...]:
-    """Sorted edits, cells first, after checking that each fits the model and that no cell appears twice.
-
-    `d_mlp` is the number of neurons of every layer, or gives that of each: 0 for a layer that has nothing but a mixture
-    of experts. `experts_in` gives the number of experts in a layer and the neurons of each, or None without
-    any. Raises InputError for the first cell or direction out of range, repeated, or left unchanged by its multiplier.
-    """
-    if not edits:
-        raise nothing_to_edit()
-    seen: set[Cell] = set()
-    for edit in edits:
-        layer = edit.layer
-        if not 0 <= layer < n_layers:
-            raise InputError(
-                f"layer {layer} is out of range: {model} has layers 0–{n_layers - 1}; "
-                "run `amnesia localize` on this model to find its cells"
-            )
-        if not abs(edit.multiplier) <= MAX_MULTIPLIER or edit.multiplier == 1.0:
-            what = f"cell {edit.cell}" if isinstance(edit, ColumnEdit) else f"a direction of layer {layer}"
-            bound = f"changes nothing or is beyond ±{MAX_MULTIPLIER:g}"
-            raise InputError(f"multiplier {edit.multiplier:g} of {what} {bound}: use -1")
-        width = d_mlp if isinstance(d_mlp, int) else d_mlp(layer)
-        if isinstance(edit, DirectionEdit):
-            _check_direction(edit, d_model, width, model)
-            continue
-        if edit.cell in seen:
-            raise InputError(f"cell {edit.cell} is listed twice: give each cell once")
-        seen.add(edit.cell)
-        _check_cell(edit.cell, width, model, experts_in(layer))
-    return (*sorted(columns_of(edits)), *sorted(directions_of(edits), key=lambda edit: edit.layer))
-
-
-def _check_direction(edit: DirectionEdit, d_model: int, d_mlp: int, model: str) -> None:
-    if not d_mlp:
-        raise InputError(
-            f"layer {edit.layer} of {model} has a mixture of experts: directions need a layer without; edit its cells"
-        )
-    if not edit.columns or list(edit.columns) != sorted(set(edit.columns)) or edit.columns[0] < 0:
-        raise InputError(f"a direction of layer {edit.layer} has malformed columns: expected ascending numbers")
-    if edit.columns[-1] >= d_mlp or edit.write.size != d_model:
-        raise InputError(
-            f"a direction of layer {edit.layer} has column {edit.columns[-1]} and writes {edit.write.size} numbers: "
-            f"{model} has {d_mlp} columns of {d_model}; use the model that the edit was made for"
-        )
-    for name in ("read", "key", "spread"):
-        if getattr(edit, name).size != len(edit.columns):
-            raise InputError(
-                f"a direction of layer {edit.layer} has {getattr(edit, name).size} numbers as `{name}` for "
-                f"{len(edit.columns)} columns: make the edit again"
-            )
-    for name in ("read", "write", "key", "spread"):
-        if not getattr(edit, name).is_finite:
-            raise InputError(
-                f"`{name}` of a direction of layer {edit.layer} holds NaN or infinity: make the edit again"
-            )
-
-
-def _check_cell(cell: Cell, d_mlp: int, model: str, experts: tuple[int, int] | None) -> None:
-    if cell.expert is not None or not d_mlp:
-        _check_expert(cell, experts, model)
-    routed = cell.expert is not None and experts is not None
-    n_neurons = experts[1] if routed else d_mlp
-    if not 0 <= cell.neuron < n_neurons:
-        find = "give one of these" if routed else "run `amnesia localize` on this model to find its cells"
-        owner = f"each expert of layer {cell.layer}" if routed else f"layer {cell.layer}"
-        raise InputError(
-            f"neuron {cell.neuron} is out of range: {owner} of {model} has neurons 0–{n_neurons - 1}; {find}"
-        )
-
-
-def _check_expert(cell: Cell, experts: tuple[int, int] | None, model: str) -> None:
-    if experts is None:
-        if cell.expert is not None:
-            raise InputError(
-                f"cell {cell} names an expert: layer {cell.layer} of {model} has none that can be edited; write it as "
-                f"{Cell(cell.layer, cell.neuron)}"
-            )
-        return
-    known = f"layer {cell.layer} of {model} has experts 0–{experts[0] - 1}"
-    if cell.expert is None:
-        raise InputError(f"cell {cell} names no expert: {known}; write it as LAYER:EXPERT:NEURON")
-    if not 0 <= cell.expert < experts[0]:
-        raise InputError(f"expert {cell.expert} is out of range: {known}; give one of these")

@@ -1,7 +1,8 @@
 import pytest
 
 from amnesia.domain import Cell, Fact, ModelRef
-from amnesia.edits import ColumnEdit, EditSpec, EntityEdits, check_edits
+from amnesia.edit_checks import check_edits
+from amnesia.edits import ColumnEdit, EditSpec, EntityEdits
 from amnesia.errors import AmnesiaError, InputError, first_line
 
 

@@ -19,6 +19,7 @@ FLOORS = (
     "errors numbers plain_text progress vector",
     "domain",
     "architectures edits files",
+    "edit_checks",
     "guessing",
     "recipe weights",
     "facts sources",
@@ -42,6 +43,7 @@ MODULES = {
 NO_TORCH = (
     "domain",
     "edits",
+    "edit_checks",
     "recipe",
     "recipe_file",
     "files",

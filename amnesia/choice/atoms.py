@@ -1,4 +1,5 @@
-"""Atoms: what one early layer writes about an entity at one token of its name, and the read-outs that turn it."""
+"""Atoms: what one early layer writes about an entity at one token of its name, or what the residual stream carries of
+it behind the layer, and the read-outs that turn it."""
 
 from __future__ import annotations
 
@@ -9,14 +10,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from amnesia.directions.keys import name_keys
+from amnesia.directions.bystanders import other_names
+from amnesia.directions.keys import name_keys, name_rows
 from amnesia.directions.moments import BystanderMoments, gram
 from amnesia.directions.response import Response
 from amnesia.directions.solve import Metric, ReadOut
 from amnesia.domain import Cell
-from amnesia.edits import ColumnEdit, DirectionEdit, Edit
+from amnesia.edits import ColumnEdit, DirectionEdit, Edit, WriteOf
 from amnesia.errors import InputError
 from amnesia.live.model import LiveModel, edited, not_finite
+from amnesia.live.streams import mean_stream, share_arriving
+from amnesia.live.watching import activations
 from amnesia.vector import Vector
 
 _NEAREST = 0.2  # Share of other names, the nearest in what the layer writes, whose mean stands for "any name".
@@ -58,7 +62,7 @@ def _divergence(change: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Atom:
-    """One layer and token: key (d_mlp,), write v = W(k − n) (d_model,), and the read-out on some or all cells.
+    """One layer and token: key (d_mlp,), write v (d_model,), and the read-out on some or all cells.
 
     `shift` is how far the residual stream moves at the name when the atom is taken away, in the stream's own units.
     `change` is what texts lose then.
@@ -72,6 +76,7 @@ class Atom:
     shift: float
     read_out: ReadOut
     change: Change
+    of: WriteOf = "layer"
 
     @property
     def place(self) -> tuple[int, int]:
@@ -101,6 +106,7 @@ class Atom:
             write=Vector.of(self.write.cpu()),
             key=Vector.of(self.key[cells].cpu()),
             spread=Vector.of(self.spread[cells].cpu()),
+            of=self.of,
         )
 
 
@@ -113,9 +119,13 @@ def change_by(atoms: Sequence[Atom], multiplier: float) -> Change:
 class Name:
     """A name in a model, and the moments of its bystanders. `is_reserved` says which other names count as unseen.
 
-    Its keys are read in `texts` with `{entity}`, without any in the wordings of `keys.name_rows`.
+    Its keys are read in `texts` with `{entity}`, without any in the wordings of `keys.name_rows`. What an atom writes
+    is by `of` what its layer writes about the name, v = W(k − n), or what the stream behind the layer carries of it
+    beyond what it carries of other names: all that the layers up to there have written, so that a later layer, which
+    tells the name from its neighbors, can take it away.
     `near` says what texts about its neighbors answer to, if there are any: with the share `near_share` of C they count
-    among the bystanders. `solved` are the metrics of layers, with keys of other names; names with the same bystanders
+    among the bystanders, and with `apart_share` the keys of names from which this one is to be told, `apart_from`, at
+    all their tokens. `solved` are the metrics of layers, with keys of other names; names with the same bystanders
     share them.
     """
 
@@ -126,6 +136,9 @@ class Name:
     near: Response | None = None
     near_share: float = 0.0
     texts: tuple[str, ...] | None = None
+    of: WriteOf = "layer"
+    apart_from: tuple[str, ...] = ()
+    apart_share: float = 0.0
     solved: dict[tuple[int, frozenset[int]], tuple[Metric, Tensor]] = field(default_factory=dict)
 
     @torch.inference_mode()
@@ -136,6 +149,7 @@ class Name:
         """
         with edited(self.live, acting):
             keys = name_keys(self.live, self.text, self.moments.layers, max_tokens, self.texts)
+            carried = self._carried(max_tokens) if self.of == "stream" else {}
         found = []
         for place, layer in enumerate(self.moments.layers):
             metric, names = self._bystanders(layer)
@@ -145,27 +159,49 @@ class Name:
                 )
             width = self.live.shape.width(layer)
             own = {token: by_layer[place, :width] for token, by_layer in keys.items()}
-            weight, norm = self.live.out_weight(layer)[:, :width], self.live.norm_after(layer)
+            weight = self.live.out_weight(layer)[:, :width]
             spread = metric.moments.diagonal().sqrt().float()
             written = names @ weight.T
-            through = norm if norm is not None else (lambda values: values)
-            dtype = self.live.model.dtype
             try:
                 solved = metric.read_outs(list(own.values()))
             except torch.linalg.LinAlgError:
                 raise not_finite(self.live, f"activations in layer {layer}, or none at all") from None
             for (token, key), read_out in zip(own.items(), solved, strict=True):
-                now = weight @ key
-                mean = written.mean(0)
-                if norm is not None:
-                    near = (written - now).norm(dim=1).topk(max(1, int(_NEAREST * len(names))), largest=False).indices
-                    mean = written[near].mean(0)
-                write = now - mean
-                gone = through((now - write).to(dtype)).float() - through(now.to(dtype)).float()
+                if self.of == "layer":
+                    write, shift = self._of_layer(layer, weight @ key, written)
+                elif (layer, token) in carried:
+                    write, shift = carried[layer, token]
+                else:
+                    continue
                 change = self._change(layer, read_out, write)
-                atom = Atom(layer, token, key, write, spread, gone.norm().item(), read_out, change)
-                found.append(atom)
+                found.append(Atom(layer, token, key, write, spread, shift, read_out, change, self.of))
         return sorted(found, key=lambda atom: (-atom.shift, atom.place))
+
+    def _of_layer(self, layer: int, now: Tensor, written: Tensor) -> tuple[Tensor, float]:
+        """What a layer writes about the name beyond what it writes about others, of all that it writes `now` and
+        of what is `written` (n, d_model) about these; and how far the stream moves without it."""
+        norm, dtype, mean = self.live.norm_after(layer), self.live.model.dtype, written.mean(0)
+        if norm is not None:
+            near = (written - now).norm(dim=1).topk(max(1, int(_NEAREST * len(written))), largest=False).indices
+            mean = written[near].mean(0)
+        write = now - mean
+        through = norm if norm is not None else (lambda values: values)
+        gone = through((now - write).to(dtype)).float() - through(now.to(dtype)).float()
+        return write, gone.norm().item()
+
+    def _carried(self, max_tokens: int) -> dict[tuple[int, int], tuple[Tensor, float]]:
+        """What the stream behind each layer carries of the name at each token, as what the layer's MLP would have to
+        write (d_model,), and its size in the stream, by layer and token. Layers are left out behind whose MLP a norm or
+        anything else changes what it writes."""
+        layers = self.moments.layers
+        named, rows = other_names(self.live)
+        others = [row for row, its in zip(rows, named, strict=True) if its.is_last and not self.is_reserved(its.name)]
+        mean, found = mean_stream(self.live, others, layers), {}
+        for token, own in name_rows(self.live, self.text, max_tokens, self.texts).items():
+            for layer, own_part in zip(layers, mean_stream(self.live, own, layers) - mean, strict=True):
+                if (share := share_arriving(self.live, own[0], layer, own_part)) is not None:
+                    found[layer, token] = own_part / share, own_part.norm().item()
+        return found
 
     def sparse(self, atom: Atom, sizes: Sequence[int]) -> dict[int, Atom]:
         """The atom on supports of `sizes`; on one cell its write is that of the whole column, as in the source."""
@@ -188,6 +224,10 @@ class Name:
         if self.near is not None and self.near_share:
             rows = self.near.activations[:, self.moments.layers.index(layer)].float()
             second.add_(gram(self.live, layer, rows)[: len(second), : len(second)], alpha=self.near_share / len(rows))
+        if self.apart_from:
+            placed = [row for name in self.apart_from for rows in name_rows(self.live, name).values() for row in rows]
+            rows = torch.cat([batch[:, 0] for _, batch in activations(self.live, placed, [layer])])
+            second.add_(gram(self.live, layer, rows)[: len(second), : len(second)], alpha=self.apart_share / len(rows))
         found = Metric(second), names
         if len(self.moments.layers) * second.nbytes <= _KEPT_BYTES:
             self.solved[layer, own] = found

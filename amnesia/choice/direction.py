@@ -95,7 +95,7 @@ class DirectionChoice:
 
     def choose(self) -> JudgedTrial:
         """The best trial; its score may miss the goal where nothing reaches it."""
-        self.atoms = self.name.atoms(MAX_TOKENS, self.acting)
+        self.atoms = self.atoms or self.name.atoms(MAX_TOKENS, self.acting)
         self.dense = self.mildest(self.atoms)
         return self.on_few_columns(self.dense)
 
@@ -217,7 +217,7 @@ class DirectionChoice:
                 missed.append(trial)  # What else it does counts only where nothing reaches the goal.
                 continue
             found = self.judge(trial)
-            if found.control >= settings.min_control and found.change.harm <= self._cap(atoms):
+            if found.control >= settings.min_control and found.change.harm <= self.cap(atoms):
                 if found.spared < settings.min_neighbor:
                     sparing.append(found)
                 elif found.control >= self.least_control(atoms):
@@ -250,7 +250,7 @@ class DirectionChoice:
             missed, unspared = max(1, math.ceil(10 * trial.score)), self._unspared(trial)
             allowed = self.settings.max_harm
             if missed == 1 and not unspared and not self._is_weakened(trial):
-                allowed = max(allowed, self._cap(trial.atoms))
+                allowed = max(allowed, self.cap(trial.atoms))
             harmful = trial.change.harm > allowed
             least = trial.change.harm if harmful else _size(trial.atoms)
             return missed, unspared, trial.spared < self.settings.min_neighbor, harmful, least, trial.change.harm
@@ -277,7 +277,7 @@ class DirectionChoice:
 
         Many an edit goes beyond the goal. A weaker one is for 128 columns alone, for the sake of changing no more.
         """
-        allowed = self._cap(atoms)
+        allowed = self.cap(atoms)
         if self._change(atoms, multiplier).harm <= allowed:
             return multiplier
         if _size(atoms) != self.settings.few:
@@ -298,7 +298,7 @@ class DirectionChoice:
         same = (dense for dense in self.dense if [atom.place for atom in dense.atoms] == places)
         return any(dense.multiplier < trial.multiplier for dense in same)
 
-    def _cap(self, atoms: Group) -> float:
+    def cap(self, atoms: Group) -> float:
         """The harm that is allowed: most on 128 columns, for the sake of all the columns that stay as they are."""
         settings, size = self.settings, _size(atoms)
         share = settings.margin if size < settings.few else settings.few_harm if size == settings.few else 1.0
@@ -358,7 +358,7 @@ class DirectionChoice:
         found = self._measure(atoms, multiplier, self.targets)
         for stronger in (other for other in self._multipliers() if other < multiplier):
             harm = self._change(atoms, stronger).harm
-            needed = found.score > settings.goal and harm <= max(self._cap(atoms), found.change.harm)
+            needed = found.score > settings.goal and harm <= max(self.cap(atoms), found.change.harm)
             # Nor will a small step do where little is forgotten.
             if found.score > settings.useful or not (needed or (found.score > settings.beyond and harm <= self._cheap)):
                 break

@@ -17,7 +17,14 @@ from amnesia.choice.forms import Forms, compared, first_in_lines, forms_of, is_o
 from amnesia.choice.front import front_of, widen
 from amnesia.choice.joint import Part, combined, join
 from amnesia.choice.known import KnownFacts, Scores, mean_score, reserved_names, select_known
-from amnesia.choice.neighbors import begins_alike, facts_about, near_response, neighbor_results, neighbors_of
+from amnesia.choice.neighbors import (
+    begins_alike,
+    facts_about,
+    near_response,
+    neighbor_results,
+    neighbors_of,
+    told_apart,
+)
 from amnesia.choice.results import Extraction, Verdict
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.choice.shown import answers_of, screening_of
@@ -249,6 +256,8 @@ def _direction(
         own = replace(settings, max_harm=share * settings.max_harm)
         choice = DirectionChoice(scores, name, inside, controls, apart, own, max_columns, progress, watch=watch)
         best = choice.choose()
+        choice, best = told_apart(choice, best)
+        name = choice.name
         edits = forms.add(best, name, max_columns, progress)
         if forms.known and (len(edits) == len(best.edits) or n_columns(best.edits) > settings.few):
             # The forms may not need all the harm that was left to them: with it, the edit for the name may be better.

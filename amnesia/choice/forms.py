@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from amnesia.choice.atoms import Change, Name
-from amnesia.choice.direction import DirectionChoice, JudgedTrial
+from amnesia.choice.direction import MAX_TOKENS, DirectionChoice, JudgedTrial
 from amnesia.choice.known import KnownFacts, Scores, evenly
 from amnesia.choice.results import FormResult
 from amnesia.choice.settings import ChoiceSettings
@@ -135,9 +135,12 @@ class Forms:
             left = None if max_columns is None else max_columns - n_columns(found)
             if before <= settings.goal + settings.slack or (left is not None and left < 1):
                 continue
+            called = replace(name, text=form.name, texts=texts_of(name.live, form))
+            if not (atoms := called.atoms(MAX_TOKENS, found)):
+                continue
             choice = DirectionChoice(
                 self.scores,
-                replace(name, text=form.name, texts=texts_of(name.live, form)),
+                called,
                 facts,
                 self.controls,
                 self.neighbors,
@@ -146,6 +149,7 @@ class Forms:
                 progress,
                 change,
                 found,
+                atoms=atoms,
             )
             own = choice.choose()
             fits = left is None or n_columns(own.edits) <= left

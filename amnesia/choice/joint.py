@@ -173,8 +173,9 @@ class _Joining:
 
 
 def solved(live: LiveModel, moments: BystanderMoments, parts: Sequence[Part]) -> tuple[EntityEdits, ...]:
-    """The edits with the read-outs of all directions solved together, layer by layer; scaled cells stay as they are.
+    """The edits with the read-outs of all directions solved together, layer by layer.
 
+    Scaled cells stay as they are, and directions of a stream, which were solved to answer nothing to neighbors.
     Raises torch.linalg.LinAlgError where two entities have one key.
     """
     layers = {edit.layer for part in parts for edit in directions_of(part.edits.edits)}
@@ -188,7 +189,14 @@ def _solved(
     live: LiveModel, moments: BystanderMoments, layer: int, parts: Sequence[Part]
 ) -> Iterable[tuple[DirectionEdit, DirectionEdit]]:
     """Each direction of a layer, with what becomes of it when all are solved together."""
-    own = [(edit, part) for part in parts for edit in directions_of(part.edits.edits) if edit.layer == layer]
+    own = [
+        (edit, part)
+        for part in parts
+        for edit in directions_of(part.edits.edits)
+        if edit.layer == layer and edit.of == "layer"
+    ]
+    if not own:
+        return
     names = [name for part in parts for name in part.recipe.target.names]
     reserved = {*names, *(name for part in parts for name in reserved_names(part.recipe))}
     second, _ = moments.without(live, layer, lambda other: share_words(other, reserved), own_tokens(live, names))

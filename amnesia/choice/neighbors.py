@@ -6,7 +6,9 @@ What the model itself says about them stands for what it knows of them, so that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from amnesia.choice.direction import MAX_TOKENS, DirectionChoice, JudgedTrial
 from amnesia.choice.known import KnownFacts, Scores, evenly
 from amnesia.choice.results import NeighborResult
 from amnesia.directions.response import Response, response_of
@@ -83,6 +85,48 @@ def near_response(
     """What statements of the facts answer to; None without any."""
     rows = [item.ids for item in encode(live.tokenizer, [join(*fact.pair) for fact in facts])]
     return response_of(live, rows, layers, progress) if rows else None
+
+
+def told_apart(choice: DirectionChoice, best: JudgedTrial) -> tuple[DirectionChoice, JudgedTrial]:
+    """The choice with its best trial; where that takes any neighbor along, another that spares them, or much more.
+
+    An early layer writes much the same about a word whoever it names. A later one has seen the words before it, so that
+    its cells answer to the name and not to its neighbors, with these among the bystanders, and can take away all that
+    the stream carries of the name by then.
+    """
+    settings = choice.settings
+    kept = neighbor_results(choice.scores, choice.neighbors, (*choice.acting, *best.edits))
+    if all(row.score >= settings.min_neighbor for row in kept):
+        return choice, best
+    other = _apart(choice, tuple(row.name for row in kept))
+    found = other.choose()
+    keeps = found.control >= settings.min_control and found.change.harm <= other.cap(found.atoms)
+    forgets = found.score <= max(settings.goal + settings.slack, best.score)
+    spares = found.spared > best.spared and found.spared >= min(settings.min_neighbor, best.spared + settings.much)
+    return (other, found) if keeps and forgets and spares else (choice, best)
+
+
+def _apart(choice: DirectionChoice, names: tuple[str, ...]) -> DirectionChoice:
+    """The choice among what streams carry, with the keys of other names among the bystanders."""
+    aware = replace(choice.name, apart_from=names, apart_share=choice.settings.apart_share, solved={})
+    # Behind a norm there is nothing of the stream that a layer could take away.
+    tried = ((name, name.atoms(MAX_TOKENS, choice.acting)) for name in (replace(aware, of="stream"), aware))
+    name, atoms = next((name, atoms) for name, atoms in tried if atoms)
+    return DirectionChoice(
+        choice.scores,
+        name,
+        choice.targets,
+        choice.controls,
+        choice.neighbors,
+        # On few columns such an edit harms text more than is expected of it: it should keep to all.
+        replace(choice.settings, few=choice.scores.live.shape.d_mlp, few_harm=1.0),
+        choice.max_columns,
+        choice.progress,
+        choice.beside,
+        choice.acting,
+        choice.watch,
+        atoms,
+    )
 
 
 def neighbor_results(scores: Scores, facts: KnownFacts, edits: tuple[Edit, ...]) -> tuple[NeighborResult, ...]:

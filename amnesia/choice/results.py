@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from amnesia.edits import Edit, EntityEdits
+from amnesia.edits import Edit, EntityEdits, WriteOf
 
 AnswerGroup = Literal["entity", "names", "text"]
 Verdict = Literal["strong", "weak", "none"]
@@ -56,11 +56,15 @@ class ScreenedPlace:
 
 @dataclass(frozen=True)
 class Screening:
-    """All places that a choice considered, measured with one multiplier. `tokens` are a name's, the last one first."""
+    """All places that a choice considered, measured with one multiplier. `tokens` are a name's, the last one first.
+
+    `of` says what was turned there, as in `DirectionEdit`.
+    """
 
     tokens: tuple[str, ...]
     multiplier: float
     places: tuple[ScreenedPlace, ...]
+    of: WriteOf
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class ChoiceSettings:
     what must leave some of it: edits of fewer columns, with which controls should lose no more than this share of what
     they may, too, and that for the name itself where there are forms of it. `near_cost` (from 0 on) is the weight of
     the harm on texts about neighbors beside that on text, `near_share` (0 to 1) the weight of these texts among the
-    second moments.
+    second moments, `apart_share` that of the neighbors' own keys where nothing else spares them.
     """
 
     goal: float = -0.1
@@ -52,6 +52,7 @@ class ChoiceSettings:
     min_neighbor: float = 0.9
     near_cost: float = 0.1
     near_share: float = 0.01
+    apart_share: float = 0.1
 
     @property
     def beyond(self) -> float:

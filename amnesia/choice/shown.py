@@ -28,7 +28,7 @@ def screening_of(choice: DirectionChoice, best: Trial) -> Screening:
         for atom in sorted(choice.atoms, key=lambda atom: atom.place)
     )
     n_tokens = 1 + max(atom.token for atom in choice.atoms)
-    return Screening(token_texts(choice.name.live, choice.name.text, n_tokens), multiplier, places)
+    return Screening(token_texts(choice.name.live, choice.name.text, n_tokens), multiplier, places, choice.name.of)
 
 
 def answers_of(name: Name, edits: Sequence[Edit]) -> Answers | None:

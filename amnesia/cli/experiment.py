@@ -114,7 +114,8 @@ class Subject:
         Not in layer 0, where whatever detects the name's last token is stable, whoever bears it.
         """
         from amnesia.choice.extraction import localized
-        from amnesia.edits import ColumnEdit, check_edits
+        from amnesia.edit_checks import check_edits
+        from amnesia.edits import ColumnEdit
 
         recipe = self.recipe
         live = run.load(self.model or recipe.model)

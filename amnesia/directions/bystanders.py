@@ -64,7 +64,7 @@ class Bystanders:
 def bystanders_of(live: LiveModel, settings: MomentSettings) -> Bystanders:
     """What is read for the moments of a model."""
     return Bystanders(
-        _sentence_rows(live), vocabulary_rows(live, settings), *_name_rows(live), *_beginnings(live, settings)
+        _sentence_rows(live), vocabulary_rows(live, settings), *other_names(live), *_beginnings(live, settings)
     )
 
 
@@ -97,7 +97,7 @@ def vocabulary_rows(live: LiveModel, settings: MomentSettings) -> Rows:
     )
 
 
-def _name_rows(live: LiveModel) -> tuple[tuple[NameToken, ...], tuple[Placed, ...]]:
+def other_names(live: LiveModel) -> tuple[tuple[NameToken, ...], tuple[Placed, ...]]:
     """Other names in some wordings, a row for each of their tokens; what each row is about."""
     pairs = [(name, wording) for name in contrast_entities() for wording in name_wordings()]
     tokens, rows = [], []

@@ -17,7 +17,8 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from amnesia.architectures import NORMS_AFTER, MlpShape, find_shape
 from amnesia.domain import ModelRef
-from amnesia.edits import DirectionEdit, Edit, check_edits, columns_of, directions_of
+from amnesia.edit_checks import check_edits
+from amnesia.edits import DirectionEdit, Edit, columns_of, directions_of
 from amnesia.errors import InputError, LayoutError, NumericalError
 from amnesia.live.disk import numbers_of
 from amnesia.live.tokens import Tokenizer

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from amnesia.edits import EditSpec, Place, by_projection, check_edits
+from amnesia.edit_checks import check_edits
+from amnesia.edits import EditSpec, Place, by_projection
 from amnesia.errors import VerificationError
 from amnesia.files.companions import LORA_NAME, README_NAME, REPOSITORY_FILE
 from amnesia.files.listing import list_files

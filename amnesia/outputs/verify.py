@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amnesia.domain import Format, ModelRef
-from amnesia.edits import Place, by_projection, check_edits
+from amnesia.edit_checks import check_edits
+from amnesia.edits import Place, by_projection
 from amnesia.errors import InputError, VerificationError, os_errors_as
 from amnesia.files.companions import REPOSITORY_FILE
 from amnesia.files.disk import hash_file, read_small

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from amnesia.choice.results import Answers, FormResult, FrontPoint, NeighborResult, Screening, Verdict
 from amnesia.domain import ModelRef
-from amnesia.edits import ColumnEdit
+from amnesia.edits import ColumnEdit, WriteOf
 from amnesia.errors import InputError
 from amnesia.evaluation.labels import KINDS, parts_of
 from amnesia.evaluation.results import Aggregate, AnswerSummary, Damage, Finding, PromptScore, StrengthSweep
@@ -25,8 +25,8 @@ FORMAT_VERSION = 3
 class Direction:
     """What a report says of a direction: the read-out u on its columns, and norms.
 
-    `write_norm` is |v|, what the layer writes about the entity; `change_norm` the Frobenius norm of the change of the
-    weights. `token` counts from the name's last one backwards.
+    `write_norm` is |v|, what the layer writes about the entity or, by `of`, what the stream behind it carries of it;
+    `change_norm` the Frobenius norm of the change of the weights. `token` counts from the name's last one backwards.
     """
 
     expert: ClassVar[None] = None
@@ -37,6 +37,7 @@ class Direction:
     read: tuple[float, ...]
     write_norm: float
     change_norm: float
+    of: WriteOf
 
 
 ShownEdit = ColumnEdit | Direction

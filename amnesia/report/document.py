@@ -89,6 +89,7 @@ def edit_summary(edit: Edit) -> dict[str, Any]:
         "read": [float(f"{number:.6g}") for number in edit.read.array.tolist()],
         "write_norm": write,
         "change_norm": abs(1.0 - edit.multiplier) * read * write,
+        "of": edit.of,
     }
 
 

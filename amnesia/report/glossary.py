@@ -74,8 +74,8 @@ def terms(report: Report) -> Iterator[Term]:
             "A cell is one MLP neuron. What it writes into the model is one column of the layer's output projection. "
             "An edit of a cell multiplies its column. A direction is a weighted set of cells that fire together: "
             "their weighted sum u·a is 1 at the entity's name and near 0 at everything else. An edit of a direction "
-            "multiplies what the layer writes about the entity, and changes the columns of these cells alone. 0 takes "
-            "away what is written, −1 makes it the opposite.",
+            "multiplies what the layer writes about the entity, or all that the residual stream behind the layer "
+            "carries of it, and changes the columns of these cells alone. 0 takes this away, −1 makes it the opposite.",
             _cell_example(report.changed.edits),
         )
 

@@ -200,8 +200,9 @@ def changes(edits: Sequence[ShownEdit]) -> str:
     if cells:
         sentences.append(f"{count(len(cells), 'cell')} in {count(len({cell.layer for cell in cells}), 'layer')}.")
     for row in (row for row in edits if isinstance(row, Direction)):
+        what = "what it writes" if row.of == "layer" else "what the residual stream behind it carries of the entity"
         sentences.append(
-            f"Layer {row.layer}: what it writes at the name’s {token_name(row.token)} is multiplied by "
+            f"Layer {row.layer}: {what} at the name’s {token_name(row.token)} is multiplied by "
             f"{short(row.multiplier)}, along one direction of {count(len(row.columns), 'cell')}, whose columns change "
             f"by {row.change_norm:.3g} (Frobenius norm)."
         )

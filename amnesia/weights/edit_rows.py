@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast, get_args
 
 from amnesia.domain import Cell
-from amnesia.edits import ColumnEdit, DirectionEdit, Edit
+from amnesia.edits import ColumnEdit, DirectionEdit, Edit, WriteOf
 from amnesia.files.strict_json import StrictJson
 from amnesia.vector import Vector
 
@@ -23,6 +23,7 @@ def edit_json(edit: Edit) -> dict[str, Any]:
         "token": edit.token,
         "multiplier": float(edit.multiplier),
         "columns": list(edit.columns),
+        **({} if edit.of == "layer" else {"of": edit.of}),
         **{name: getattr(edit, name).text for name in _VECTORS},
     }
 
@@ -35,7 +36,10 @@ def read_edit(check: StrictJson, value: object) -> Edit:
         expert = check.integer(row["expert"], "edits.expert") if "expert" in row else None
         cell = Cell(check.integer(row["layer"], "edits.layer"), check.integer(row["neuron"], "edits.neuron"), expert)
         return ColumnEdit(cell, check.number(row["multiplier"], "edits.multiplier"))
-    check.object(row, "edits", " ".join(("layer token multiplier columns", *_VECTORS)))
+    check.object(row, "edits", " ".join(("layer token multiplier columns", *_VECTORS)), optional="of")
+    of = check.text(row.get("of", "layer"), "edits.of")
+    if of not in get_args(WriteOf):
+        raise check.fail(f"has a direction of {of!r}, expected {' or '.join(get_args(WriteOf))}")
     vectors: dict[str, Vector] = {}
     for name in _VECTORS:
         try:
@@ -55,5 +59,6 @@ def read_edit(check: StrictJson, value: object) -> Edit:
         token=check.integer(row["token"], "edits.token"),
         multiplier=check.number(row["multiplier"], "edits.multiplier"),
         columns=columns,
+        of=cast(WriteOf, of),
         **vectors,
     )

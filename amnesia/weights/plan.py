@@ -12,7 +12,8 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from amnesia.architectures import MlpShape
-from amnesia.edits import DirectionEdit, EditSpec, EntityEdits, MatrixEdit, by_projection, check_edits
+from amnesia.edit_checks import check_edits
+from amnesia.edits import DirectionEdit, EditSpec, EntityEdits, MatrixEdit, by_projection
 from amnesia.errors import LayoutError, NumericalError
 from amnesia.weights.manifest import Manifest, check_earlier
 from amnesia.weights.safetensors import TensorInfo, WeightFiles, check_matrix

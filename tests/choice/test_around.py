@@ -12,9 +12,16 @@ from amnesia.choice.direction import DirectionChoice
 from amnesia.choice.extraction import choose
 from amnesia.choice.forms import Forms, asked_as, first_in_lines, forms_of, inside_lines, is_other_first
 from amnesia.choice.known import Scores, mean_score
-from amnesia.choice.neighbors import asked_about, begins_alike, near_response, neighbor_results, neighbors_of
+from amnesia.choice.neighbors import (
+    asked_about,
+    begins_alike,
+    near_response,
+    neighbor_results,
+    neighbors_of,
+    told_apart,
+)
 from amnesia.choice.settings import ChoiceSettings
-from amnesia.directions.keys import line_starts, name_rows
+from amnesia.directions.keys import line_starts, name_keys, name_rows
 from amnesia.directions.moments import moments_of
 from amnesia.domain import Fact, n_columns
 from amnesia.errors import InputError
@@ -267,3 +274,51 @@ def test_neighbors_count_among_the_bystanders_and_are_measured(live, moments):
     with edited(live, [plain[0].edit(-1.0)]):
         assert row.score == pytest.approx(mean_score(live, facts), abs=1e-5)
     assert (row.name, row.n_facts) == ("Bank of Japan", 3)
+
+
+def test_a_name_can_be_told_from_others_by_their_keys(live, moments):
+    plain, apart = (
+        Name(live, "Japan", moments, lambda other: other == "Japan", apart_from=names, apart_share=0.5).atoms(1)
+        for names in ((), ("Bank of Japan",))
+    )
+    keys = name_keys(live, "Bank of Japan", moments.layers, 3)
+    for before, after in zip(*(sorted(atoms, key=lambda atom: atom.place) for atoms in (plain, apart)), strict=True):
+        answers = [
+            sum((own[before.layer].double() @ atom.read_out.u).square().item() for own in keys.values())
+            for atom in (before, after)
+        ]
+        assert answers[1] < 0.9 * answers[0]
+        assert before.key @ after.read_out.u.float() == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_where_neighbors_go_along_what_the_stream_carries_is_tried(live, moments):
+    facts, controls = known(live, "Japan", gap=0.05), known(live, "Peru", "Kenya")
+    near = known(live, "Bank of Japan", "Japan Airlines", gap=0.5)
+    anything = ChoiceSettings(max_harm=math.inf, min_control=-math.inf, min_neighbor=math.inf)
+    response = near_response(live, near, moments.layers)
+    name = Name(live, "Japan", moments, lambda other: other == "Japan", response, anything.near_share)
+    choice = DirectionChoice(Scores(live), name, facts, controls, near, anything)
+    best = choice.choose()
+    assert best.spared < math.inf and {atom.of for atom in best.atoms} == {"layer"}
+    # Neighbors are spared, or no other edit spares so much more of them.
+    for other in ({"min_neighbor": -math.inf}, {"much": math.inf}):
+        choice.settings = dataclasses.replace(anything, **other)
+        assert told_apart(choice, best) == (choice, best)
+    # One neighbor that goes along is enough.
+    low, high = sorted(row.score for row in neighbor_results(Scores(live), near, best.edits))
+    assert low < high
+    choice.settings = dataclasses.replace(anything, min_neighbor=(low + high) / 2)
+    other, found = told_apart(choice, dataclasses.replace(best, neighbor=-100.0, score=100.0))
+    assert (
+        told_apart(choice, dataclasses.replace(best, neighbor=-100.0, score=-100.0))[0] is choice
+        or found.score <= anything.goal + anything.slack
+    )
+    assert other is not choice and other.name.of == "stream"
+    assert (other.name.apart_from, other.name.apart_share) == (
+        ("Bank of Japan", "Japan Airlines"),
+        anything.apart_share,
+    )
+    assert {atom.of for atom in found.atoms} == {"stream"}
+    with edited(live, found.edits):
+        assert mean_score(live, near) == pytest.approx(found.spared, abs=1e-5)

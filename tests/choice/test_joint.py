@@ -76,6 +76,14 @@ def test_read_outs_answer_to_their_own_key_and_not_to_those_of_others(live, part
                 assert answer == pytest.approx(0.0, abs=1e-4)
 
 
+def test_directions_of_a_stream_stay_as_they_are(live, parts, cache):
+    edits = tuple(dataclasses.replace(edit, of="stream") for edit in parts[0].edits.edits)
+    streaming = dataclasses.replace(parts[0], edits=dataclasses.replace(parts[0].edits, edits=edits))
+    moments = moments_of(live, LAYERS, cache)
+    assert solved(live, moments, [streaming, parts[1]])[0] == streaming.edits
+    assert solved(live, moments, parts)[0] != parts[0].edits
+
+
 def test_the_joint_edit_is_the_best_of_what_was_measured(live, parts, cache):
     joint = join(live, parts, cache=cache)
     assert {row.form for row in joint.tried} == {"sum", "solve"}

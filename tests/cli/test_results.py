@@ -38,7 +38,9 @@ EXTRACTION = Extraction(
     0.9,
     7,
     Answers(-2.0, 2.0, (AnswerCounts(1, 0, "names", 3, 0.1, 0.4, (1, 2)),)),
-    Screening(("pan", "Ja"), 0.0, (ScreenedPlace(1, 0, 2.5, None, False), ScreenedPlace(1, 1, 1.0, 0.4, True))),
+    Screening(
+        ("pan", "Ja"), 0.0, (ScreenedPlace(1, 0, 2.5, None, False), ScreenedPlace(1, 1, 1.0, 0.4, True)), "layer"
+    ),
     (FormResult("Nippon", "alias", 0.8, 0.5, 0.1),),
     (NeighborResult("Japan Airlines", 4, 0.97),),
     (FrontEdit(POINT, COLUMNS),),

@@ -52,6 +52,7 @@ DAMAGES = {
         "do not follow from its edits|does not list the tensors",
     ),
     "no place": (lambda document: document["tensors"][0].update(part="cells"), "in which its edits change nothing"),
+    "of": (set_edit(of="cell"), "has a direction of 'cell', expected layer or stream"),
     "unknown key": (set_edit(neuron=3), "unknown key 'neuron'"),
 }
 

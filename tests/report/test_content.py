@@ -58,7 +58,7 @@ def test_an_evaluation_is_read_back_as_it_was():
 def test_all_sections_are_read():
     report = read_report(sample())
     assert report.changed.edits[0] == ColumnEdit(Cell(2, 731), -4.0)
-    assert report.changed.edits[2] == Direction(0, 1, -0.25, (3, 731, 1490), (0.02, 0.31, -0.14), 12.5, 5.3)
+    assert report.changed.edits[2] == Direction(0, 1, -0.25, (3, 731, 1490), (0.02, 0.31, -0.14), 12.5, 5.3, "layer")
     assert report.changed.tensors[2].indices == (3, 731, 1490)
     assert report.extraction.screening.places[3].score is None
     assert report.lm_eval.tasks["hellaswag"]["acc,none"].after == 0.345

@@ -132,7 +132,7 @@ DIRECTED = dataclasses.replace(
         ),
     ),
     screening=Screening(
-        (" Jap", "an"), -0.5, (ScreenedPlace(2, 0, 3.5, 0.125, True), ScreenedPlace(2, 1, 0.5, None, False))
+        (" Jap", "an"), -0.5, (ScreenedPlace(2, 0, 3.5, 0.125, True), ScreenedPlace(2, 1, 0.5, None, False)), "layer"
     ),
 )
 
@@ -140,6 +140,10 @@ DIRECTED = dataclasses.replace(
 def test_what_directions_answer_to_is_kept_and_said(tmp_path):
     (tmp_path / "edit.json").write_bytes(json_bytes(extraction_json(DIRECTED)))
     assert edits_from_file(tmp_path / "edit.json")[0] == DIRECTED.edits
+    streaming = tuple(dataclasses.replace(edit, of="stream") for edit in DIRECTED.edits.edits)
+    other = dataclasses.replace(DIRECTED, edits=dataclasses.replace(DIRECTED.edits, edits=streaming))
+    (tmp_path / "stream.json").write_bytes(json_bytes(extraction_json(other)))
+    assert edits_from_file(tmp_path / "stream.json")[0].edits == streaming
     document = json.loads((tmp_path / "edit.json").read_bytes())
     assert document["answers"]["rows"][1] == {
         "layer": 2, "token": 0, "group": "names", "n": 9, "median": 0.03125, "percentile_99": 0.109, "counts": [8, 1, 0]
@@ -198,9 +202,20 @@ def test_a_column_that_two_directions_change_is_counted_once():
     n = len(directions[0].columns)
     assert edits_text(directions).endswith(f" on {n} columns: {n} columns in all")
     assert edits_text(directions[:1]).endswith(f" on {n} columns")
-    shown = [Direction(row.layer, row.token, row.multiplier, row.columns, (), 1.0, 1.0) for row in directions]
+    shown = [Direction(row.layer, row.token, row.multiplier, row.columns, (), 1.0, 1.0, row.of) for row in directions]
     assert changes(shown).endswith(f" {n} columns in all.")
     assert not changes(shown[:1]).endswith("in all.")
+
+
+def test_what_is_turned_is_said():
+    (edit,) = DIRECTED.edits.edits[:1]
+    assert str(edit).startswith("layer 2 at the last token × ")
+    assert str(dataclasses.replace(edit, of="stream")).startswith("the stream behind layer 2 at the last token × ")
+    layer = Direction(edit.layer, edit.token, edit.multiplier, edit.columns, (), 1.0, 1.0, "layer")
+    assert changes([layer]).startswith("Layer 2: what it writes at the name’s last token is multiplied by ")
+    assert changes([dataclasses.replace(layer, of="stream")]).startswith(
+        "Layer 2: what the residual stream behind it carries of the entity at the name’s last token is multiplied by "
+    )
 
 
 def test_a_report_keeps_every_prompt():

@@ -293,7 +293,12 @@ def test_the_places_that_were_considered_are_drawn_with_their_numbers():
     page = Page(report_html(sample()))
     heats = [one["class"] for one in page.all("rect") if one["class"].startswith("heat")]
     assert heats == 2 * ["heat h4 chosen", "heat h0", "heat h0", "heat h2"]
-    assert "multiplied by −0.75, there alone" in page.text
+    carried = "what the residual stream behind a layer carries of the entity at one token of the name"
+    assert f"{carried} is multiplied by −0.75, there alone" in page.text
+    document = sample()
+    document["extraction"]["screening"]["of"] = "layer"
+    written = "when what a layer writes at one token of the name is multiplied by −0.75"
+    assert written in Page(report_html(document)).text
 
 
 @pytest.mark.parametrize("key", ["answers", "screening"])

@@ -157,6 +157,7 @@ def sample(n_controls=10):
             "read": [0.02, 0.31, -0.14],
             "write_norm": 12.5,
             "change_norm": 5.3,
+            "of": "layer",
         },
     ]
     steps = [
@@ -198,13 +199,11 @@ def sample(n_controls=10):
             "screening": {
                 "tokens": ["ance", " Fr"],
                 "multiplier": -0.75,
+                "of": "stream",
                 "places": [
                     {"layer": layer, "token": token, "shift": shift, "score": score, "chosen": (layer, token) == (0, 1)}
                     for layer, token, shift, score in (
-                        (0, 0, 3.25, 0.92),
-                        (0, 1, 14.125, -0.08),
-                        (1, 0, 2.0, 0.55),
-                        (1, 1, 0.125, None),
+                        (0, 0, 3.25, 0.92), (0, 1, 14.125, -0.08), (1, 0, 2.0, 0.55), (1, 1, 0.125, None)
                     )
                 ],
             },

@@ -13,17 +13,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from amnesia.edits import (
-    EditSpec,
-    EntityEdits,
-    Place,
-    by_projection,
-    check_edits,
-    columns_of,
-    join_cells,
-    join_directions,
-    merged,
-)
+from amnesia.edit_checks import check_edits
+from amnesia.edits import EditSpec, EntityEdits, Place, by_projection, columns_of, join_cells, join_directions, merged
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, os_errors_as
 from amnesia.files.disk import check_empty, copy_file, file_stamp, hash_file
 from amnesia.files.staging import MANIFEST_NAME

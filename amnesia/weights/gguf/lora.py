@@ -22,7 +22,8 @@ from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFVal
 from gguf.quants import dequantize
 
 from amnesia.domain import ModelRef
-from amnesia.edits import DirectionEdit, EditSpec, MatrixEdit, Place, by_projection, check_edits, names_of
+from amnesia.edit_checks import check_edits
+from amnesia.edits import DirectionEdit, EditSpec, MatrixEdit, Place, by_projection, names_of
 from amnesia.errors import CheckpointError, InputError, NumericalError, OutputError, os_errors_as
 from amnesia.files.companions import LORA_NAME, README_NAME
 from amnesia.files.disk import check_empty, hash_file, read_range
