@@ -197,10 +197,13 @@ class Name:
         named, rows = other_names(self.live)
         others = [row for row, its in zip(rows, named, strict=True) if its.is_last and not self.is_reserved(its.name)]
         mean, found = mean_stream(self.live, others, layers), {}
+        shares: dict[int, float | None] = {}
         for token, own in name_rows(self.live, self.text, max_tokens, self.texts).items():
-            for layer, own_part in zip(layers, mean_stream(self.live, own, layers) - mean, strict=True):
-                if (share := share_arriving(self.live, own[0], layer, own_part)) is not None:
-                    found[layer, token] = own_part / share, own_part.norm().item()
+            for layer, carried in zip(layers, mean_stream(self.live, own, layers) - mean, strict=True):
+                if layer not in shares:
+                    shares[layer] = share_arriving(self.live, own[:: max(1, len(own) // 3)][:3], layer, carried)
+                if (share := shares[layer]) is not None:
+                    found[layer, token] = carried / share, carried.norm().item()
         return found
 
     def sparse(self, atom: Atom, sizes: Sequence[int]) -> dict[int, Atom]:

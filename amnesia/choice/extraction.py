@@ -233,8 +233,7 @@ def _direction(
     if recipe.edit.prefer == "mild":
         settings = replace(settings, columns=())
     with task("asking about neighbors") as progress:
-        names = neighbors_of(recipe.target, reserved_names(recipe), avoided)
-        neighbors = facts_about(live, names, recipe.target, recipe.scoring, progress)
+        neighbors = _of_neighbors(live, recipe, avoided, progress)
         apart = tuple(fact for fact in neighbors if not begins_alike(fact.question.fact.entity, recipe.target.names))
         near = near_response(live, apart, layers, progress)
     name = Name(
@@ -255,19 +254,22 @@ def _direction(
         share = settings.margin if forms.known else 1.0
         own = replace(settings, max_harm=share * settings.max_harm)
         choice = DirectionChoice(scores, name, inside, controls, apart, own, max_columns, progress, watch=watch)
-        best = choice.choose()
-        choice, best = told_apart(choice, best)
+        tried = [choice]
+        choice, best = told_apart(choice, choice.choose(), settings)
+        tried += [] if choice is tried[0] else [choice]
         name = choice.name
+        forms.settings = settings = replace(settings, few=choice.settings.few, few_harm=choice.settings.few_harm)
         edits = forms.add(best, name, max_columns, progress)
         if forms.known and (len(edits) == len(best.edits) or n_columns(best.edits) > settings.few):
             # The forms may not need all the harm that was left to them: with it, the edit for the name may be better.
             choice.settings = settings
             again = choice.on_few_columns(choice.dense)
             n_new, n_old = n_columns(again.edits), n_columns(best.edits)
-            if n_new < n_old or (n_new == n_old and again.score < best.score):
+            spares = again.spared >= min(settings.min_neighbor, best.spared)
+            if spares and (n_new < n_old or (n_new == n_old and again.score < best.score)):
                 best, edits = forms.exchanged(best, again, edits, name, max_columns, progress)
         found = replace(
-            _unjudged(recipe, edits, len(choice.trials)),
+            _unjudged(recipe, edits, sum(len(each.trials) for each in tried)),
             answers=answers_of(name, best.edits),
             screening=screening_of(choice, best),
             forms=forms.results(best.edits, edits),
@@ -278,7 +280,14 @@ def _direction(
             choice.progress = progress
             widen(choice)
     spared = scores.mean(apart, edits) if apart else None
-    return replace(found, front=front_of(choice.judged, best, edits, forms.change or best.change, spared))
+    judged = [trial for each in tried for trial in each.judged]
+    return replace(found, front=front_of(judged, best, edits, forms.change or best.change, spared))
+
+
+def _of_neighbors(live: LiveModel, recipe: Recipe, avoided: Sequence[str], progress: Progress) -> KnownFacts:
+    """What the model says of the neighbors that the choice may see."""
+    names = neighbors_of(recipe.target, reserved_names(recipe), avoided)
+    return facts_about(live, names, recipe.target, recipe.scoring, progress)
 
 
 def _single(scores: Scores, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task) -> Extraction:

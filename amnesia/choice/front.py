@@ -52,7 +52,8 @@ CANDIDATES = (
 
 def candidate_line(trial: JudgedTrial) -> str:
     """A candidate that was measured, in a line."""
-    places = " and ".join(dict.fromkeys(f"layer {atom.layer}" for atom in trial.atoms))
+    stream = {"layer": "", "stream": "the stream behind "}
+    places = " and ".join(dict.fromkeys(f"{stream[atom.of]}layer {atom.layer}" for atom in trial.atoms))
     neighbors = "" if trial.neighbor is None else f", neighbors {signed(trial.neighbor)}"
     n = n_columns(trial.edits)
     return (
@@ -63,7 +64,7 @@ def candidate_line(trial: JudgedTrial) -> str:
 
 def _place(trial: Trial) -> tuple[object, ...]:
     """What tells one trial from another: the same columns of the same places with the same multiplier are the same."""
-    return tuple((atom.place, atom.size) for atom in trial.atoms), trial.multiplier
+    return tuple((atom.of, atom.place, atom.size) for atom in trial.atoms), trial.multiplier
 
 
 def _point(trial: JudgedTrial, edits: tuple[Edit, ...], harm: float, chosen: bool) -> FrontEdit:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from amnesia.choice.direction import MAX_TOKENS, DirectionChoice, JudgedTrial
 from amnesia.choice.known import KnownFacts, Scores, evenly
 from amnesia.choice.results import NeighborResult
+from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.response import Response, response_of
 from amnesia.domain import name_key
 from amnesia.edits import Edit
@@ -87,31 +88,43 @@ def near_response(
     return response_of(live, rows, layers, progress) if rows else None
 
 
-def told_apart(choice: DirectionChoice, best: JudgedTrial) -> tuple[DirectionChoice, JudgedTrial]:
-    """The choice with its best trial; where that takes any neighbor along, another that spares them, or much more.
+def told_apart(
+    choice: DirectionChoice, best: JudgedTrial, settings: ChoiceSettings
+) -> tuple[DirectionChoice, JudgedTrial]:
+    """The choice with its best trial; where that takes any neighbor along, another that spares all, or much more of the
+    one that suffers most. The `settings` say what this may cost, forms of the name or not.
 
     An early layer writes much the same about a word whoever it names. A later one has seen the words before it, so that
     its cells answer to the name and not to its neighbors, with these among the bystanders, and can take away all that
     the stream carries of the name by then.
     """
-    settings = choice.settings
-    kept = neighbor_results(choice.scores, choice.neighbors, (*choice.acting, *best.edits))
-    if all(row.score >= settings.min_neighbor for row in kept):
+    if not choice.neighbors:
         return choice, best
-    other = _apart(choice, tuple(row.name for row in kept))
+    worst = _worst(choice, best)
+    if worst >= settings.min_neighbor:
+        return choice, best
+    other = _apart(choice, settings)
     found = other.choose()
     keeps = found.control >= settings.min_control and found.change.harm <= other.cap(found.atoms)
     forgets = found.score <= max(settings.goal + settings.slack, best.score)
-    spares = found.spared > best.spared and found.spared >= min(settings.min_neighbor, best.spared + settings.much)
+    spares = _worst(other, found) >= min(settings.min_neighbor, worst + settings.much)
     return (other, found) if keeps and forgets and spares else (choice, best)
 
 
-def _apart(choice: DirectionChoice, names: tuple[str, ...]) -> DirectionChoice:
-    """The choice among what streams carry, with the keys of other names among the bystanders."""
-    aware = replace(choice.name, apart_from=names, apart_share=choice.settings.apart_share, solved={})
+def _worst(choice: DirectionChoice, trial: JudgedTrial) -> float:
+    """The score of the neighbor that suffers most."""
+    kept = neighbor_results(choice.scores, choice.neighbors, (*choice.acting, *trial.edits))
+    return min(row.score for row in kept)
+
+
+def _apart(choice: DirectionChoice, settings: ChoiceSettings) -> DirectionChoice:
+    """The choice among what streams carry, with the keys of the neighbors among the bystanders."""
+    names = tuple(dict.fromkeys(fact.question.fact.entity for fact in choice.neighbors))
+    aware = replace(choice.name, apart_from=names, apart_share=settings.apart_share, solved={})
     # Behind a norm there is nothing of the stream that a layer could take away.
     tried = ((name, name.atoms(MAX_TOKENS, choice.acting)) for name in (replace(aware, of="stream"), aware))
     name, atoms = next((name, atoms) for name, atoms in tried if atoms)
+    width = min(filter(None, map(choice.scores.live.shape.width, name.moments.layers)))
     return DirectionChoice(
         choice.scores,
         name,
@@ -119,7 +132,7 @@ def _apart(choice: DirectionChoice, names: tuple[str, ...]) -> DirectionChoice:
         choice.controls,
         choice.neighbors,
         # On few columns such an edit harms text more than is expected of it: it should keep to all.
-        replace(choice.settings, few=choice.scores.live.shape.d_mlp, few_harm=1.0),
+        replace(settings, few=width, few_harm=1.0),
         choice.max_columns,
         choice.progress,
         choice.beside,

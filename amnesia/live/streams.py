@@ -70,12 +70,19 @@ def mean_stream(live: LiveModel, rows: Sequence[Placed], layers: Sequence[int]) 
     return total / len(rows)
 
 
-def share_arriving(live: LiveModel, row: Placed, layer: int, write: Tensor) -> float | None:
-    """How many times `write` (d_model,) is in the stream behind a layer once its MLP writes it at the token of a row.
+def share_arriving(live: LiveModel, rows: Sequence[Placed], layer: int, write: Tensor) -> float | None:
+    """How many times `write` (d_model,) is in the stream behind a layer once its MLP writes it at the token of any row.
 
     1 where the layer adds what its MLP writes, the multiplier where it scales that; None where anything else becomes of
-    it, as behind a norm.
+    it, as behind a norm, or where rows differ, as behind a gate.
     """
+    found = [_share_arriving(live, row, layer, write) for row in rows]
+    shares = [share for share in found if share is not None]
+    alike = len(shares) == len(rows) and max(shares) - min(shares) <= _STRAIGHT * max(shares)
+    return shares[0] if alike else None
+
+
+def _share_arriving(live: LiveModel, row: Placed, layer: int, write: Tensor) -> float | None:
     ((_, found),) = activations(live, [row], [layer])
     here = found[0, 0, : live.shape.width(layer)].double()
     read = Vector.of((here / here.square().sum()).cpu())

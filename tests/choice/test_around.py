@@ -302,23 +302,22 @@ def test_where_neighbors_go_along_what_the_stream_carries_is_tried(live, moments
     best = choice.choose()
     assert best.spared < math.inf and {atom.of for atom in best.atoms} == {"layer"}
     # Neighbors are spared, or no other edit spares so much more of them.
-    for other in ({"min_neighbor": -math.inf}, {"much": math.inf}):
-        choice.settings = dataclasses.replace(anything, **other)
-        assert told_apart(choice, best) == (choice, best)
+    for other in ({"min_neighbor": -math.inf}, {"much": math.inf}, {"min_control": math.inf}, {"max_harm": 0.0}):
+        assert told_apart(choice, best, dataclasses.replace(anything, **other)) == (choice, best)
     # One neighbor that goes along is enough.
     low, high = sorted(row.score for row in neighbor_results(Scores(live), near, best.edits))
     assert low < high
-    choice.settings = dataclasses.replace(anything, min_neighbor=(low + high) / 2)
-    other, found = told_apart(choice, dataclasses.replace(best, neighbor=-100.0, score=100.0))
-    assert (
-        told_apart(choice, dataclasses.replace(best, neighbor=-100.0, score=-100.0))[0] is choice
-        or found.score <= anything.goal + anything.slack
-    )
+    settings = dataclasses.replace(anything, min_neighbor=(low + high) / 2, goal=10.0)
+    other, found = told_apart(choice, best, settings)
     assert other is not choice and other.name.of == "stream"
     assert (other.name.apart_from, other.name.apart_share) == (
         ("Bank of Japan", "Japan Airlines"),
         anything.apart_share,
     )
-    assert {atom.of for atom in found.atoms} == {"stream"}
+    assert {atom.of for atom in found.atoms} == {"stream"} and other.settings.few == live.shape.d_mlp
+    assert (other.settings.few_harm, other.max_columns) == (1.0, choice.max_columns)
+    # Their keys have changed what the cells answer to.
+    (plain,) = (atom for atom in choice.atoms if atom.place == other.atoms[0].place)
+    assert not torch.equal(plain.read_out.u, other.atoms[0].read_out.u)
     with edited(live, found.edits):
         assert mean_score(live, near) == pytest.approx(found.spared, abs=1e-5)

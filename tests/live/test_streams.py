@@ -40,11 +40,11 @@ def test_streams_are_what_transformers_calls_hidden_states(model_type):
 @pytest.mark.parametrize("model_type", [*MODEL_TYPES, "granite", "cohere", "lfm2"])
 def test_a_write_arrives_whole_or_scaled_or_behind_a_norm_not_as_it_is(model_type):
     live = tiny_live(model_type)
-    (row,) = place(live.tokenizer, [("a king of {entity}", "Japan")])
+    rows = place(live.tokenizer, [(text, "Japan") for text in TEXTS])
     write = torch.randn(live.shape.d_model, generator=torch.Generator().manual_seed(0))
     (layer,) = live.watchable(INNER)[-1:]
     wanted = {"granite": 0.5}.get(model_type, 1.0) if live.norm_after(layer) is None else None
-    assert share_arriving(live, row, layer, write) == (None if wanted is None else pytest.approx(wanted, rel=1e-3))
+    assert share_arriving(live, rows, layer, write) == (None if wanted is None else pytest.approx(wanted, rel=1e-3))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "granite", "gpt_neox"])
@@ -65,6 +65,15 @@ def test_an_atom_of_the_stream_leaves_what_the_stream_carries_of_any_name(model_
         assert size > 0.1 and (after - any_name)[atom.layer].norm() < 1e-3 * size
         assert torch.equal(after[: atom.layer], before[: atom.layer])
         assert atom.edit(0.0).of == "stream"
+
+
+def test_a_gate_that_differs_by_token_lets_no_write_arrive_as_it_is():
+    live = tiny_live("qwen3_next")
+    rows = place(live.tokenizer, [(text, "Japan") for text in TEXTS])
+    write = torch.randn(live.shape.d_model, generator=torch.Generator().manual_seed(0))
+    shares = [share_arriving(live, [row], 0, write) for row in rows]
+    assert None not in shares and max(shares) > 1.1 * min(shares)
+    assert share_arriving(live, rows, 0, write) is None
 
 
 def test_behind_a_norm_there_are_no_atoms_of_the_stream():
