@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,15 +36,14 @@ def streams(
         seen: dict[int, Tensor] = {}
 
         def keep(layer: int, lines: Tensor = lines, places: Tensor = places, seen: dict[int, Tensor] = seen):
-            def hook(_module: nn.Module, _args: object, output: Any) -> None:
-                states = output if isinstance(output, Tensor) else output[0]
+            def function(states: Tensor) -> None:
                 seen[layer] = states[lines.to(states.device), places.to(states.device)].float().to(live.device)
                 if layer == layers[-1]:
                     raise StopForwardError
 
-            return hook
+            return function
 
-        with _after(live, {layer: keep(layer) for layer in layers}), contextlib.suppress(StopForwardError):
+        with after_layers(live, {layer: keep(layer) for layer in layers}), contextlib.suppress(StopForwardError):
             live.model.base_model(**one.inputs, use_cache=False)
         yield one.indices, torch.stack([seen[layer] for layer in layers], dim=1)
         if progress:
@@ -52,9 +51,17 @@ def streams(
 
 
 @contextlib.contextmanager
-def _after(live: LiveModel, by_layer: dict[int, Callable[..., None]]) -> Generator[None]:
-    blocks = [(live.model.get_submodule(live.shape.layer_path(layer)), hook) for layer, hook in by_layer.items()]
-    handles = [block.register_forward_hook(hook) for block, hook in blocks]
+def after_layers(live: LiveModel, by_layer: Mapping[int, Callable[[Tensor], None]]) -> Generator[None]:
+    """Call a function on what each given layer gives to the next, (batch, tokens, d_model), while the block runs."""
+
+    def hook_of(function: Callable[[Tensor], None]) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: object, output: Any) -> None:
+            function(output if isinstance(output, Tensor) else output[0])
+
+        return hook
+
+    blocks = [(live.model.get_submodule(live.shape.layer_path(layer)), own) for layer, own in by_layer.items()]
+    handles = [block.register_forward_hook(hook_of(own)) for block, own in blocks]
     try:
         yield
     finally:

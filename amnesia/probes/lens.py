@@ -7,16 +7,16 @@ language, so a low rank says that an answer is there, and a high one does not sa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amnesia.domain import Fact
 from amnesia.errors import InputError
 from amnesia.live.batches import agree, batches
 from amnesia.live.forward import Readout, readout
 from amnesia.live.model import LiveModel, not_finite
+from amnesia.live.streams import after_layers
 from amnesia.live.tokens import continuations, place
 from amnesia.progress import Progress
 
@@ -56,16 +56,8 @@ def _states(live: LiveModel, inputs: dict[str, Tensor]) -> tuple[list[Tensor], T
     """What every layer gives to the next, (batch, tokens, d_model) each, and the logits."""
     states: list[Tensor] = []
 
-    def keep(_module: nn.Module, _args: object, output: Any) -> None:
-        states.append(output if isinstance(output, Tensor) else output[0])
-
-    layers = range(live.shape.n_layers)
-    handles = [live.model.get_submodule(live.shape.layer_path(layer)).register_forward_hook(keep) for layer in layers]
-    try:
+    with after_layers(live, dict.fromkeys(range(live.shape.n_layers), states.append)):
         logits = live.model(**inputs, use_cache=False).logits
-    finally:
-        for handle in handles:
-            handle.remove()
     return states, logits
 
 

@@ -302,12 +302,15 @@ def test_where_neighbors_go_along_what_the_stream_carries_is_tried(live, moments
     best = choice.choose()
     assert best.spared < math.inf and {atom.of for atom in best.atoms} == {"layer"}
     # Neighbors are spared, or no other edit spares so much more of them.
-    for other in ({"min_neighbor": -math.inf}, {"much": math.inf}, {"min_control": math.inf}, {"max_harm": 0.0}):
+    for other in ({"min_neighbor": -math.inf}, {"much": math.inf}):
         assert told_apart(choice, best, dataclasses.replace(anything, **other)) == (choice, best)
     # One neighbor that goes along is enough.
     low, high = sorted(row.score for row in neighbor_results(Scores(live), near, best.edits))
     assert low < high
     settings = dataclasses.replace(anything, min_neighbor=(low + high) / 2, goal=10.0)
+    # Nor is what harms text, or takes others along.
+    for bound in ({"min_control": math.inf}, {"max_harm": 0.0}):
+        assert told_apart(choice, best, dataclasses.replace(settings, **bound)) == (choice, best)
     other, found = told_apart(choice, best, settings)
     assert other is not choice and other.name.of == "stream"
     assert (other.name.apart_from, other.name.apart_share) == (
