@@ -15,7 +15,6 @@ from amnesia.choice.extraction import choose, judge
 from amnesia.choice.front import CANDIDATES, candidate_line
 from amnesia.choice.known import select_known
 from amnesia.choice.results import Extraction
-from amnesia.choice.settings import ChoiceSettings
 from amnesia.domain import DEFAULT_LOADING, OF_GGUF, Format, Loading, ModelRef
 from amnesia.edits import EditSpec, EntityEdits, by_projection, names_of
 from amnesia.evaluation.comparison import Evaluation
@@ -35,13 +34,13 @@ from amnesia.live.model import LiveModel
 from amnesia.live.split import by_first, check_same
 from amnesia.mining.carrying import carried_over, known_notice
 from amnesia.mining.entity import TASK, mine, table_about
-from amnesia.numbers import signed
 from amnesia.outputs.proofs import check_unaltered, weight_hashes
 from amnesia.outputs.write import FormatPlan, left_out_notice, plan_formats, rounding_notice, spec_of, write_format
 from amnesia.progress import SILENT, Progress, Tracker
 from amnesia.recipe import Recipe
 from amnesia.report import document
 from amnesia.report.page import report_html
+from amnesia.report.tables import neighbors_line
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
 from amnesia.weights.checkpoint import add_file
@@ -184,7 +183,7 @@ def _choose(
         wide=wide,
     )
     check_same(extraction.edits)
-    if line := neighbors_notice(extraction):
+    if line := neighbors_line(extraction.neighbors):
         tracker.notice(line)
     if extraction.verdict == "none" or (extraction.verdict == "weak" and not force):
         return _Chosen(before, extraction, None)
@@ -217,15 +216,6 @@ def given(live: LiveModel, recipe: Recipe, edits: EntityEdits, tracker: Tracker,
     with tracker.task("weaker and stronger edits") as progress:
         swept = sweep_strength(live, before.facts, edits.edits, progress=progress)
     return _Chosen(before, extraction, swept)
-
-
-def neighbors_notice(extraction: Extraction) -> str | None:
-    """Which neighbors of the name an edit takes along, with their scores; None where it keeps all of them."""
-    lost = sorted(
-        (row for row in extraction.neighbors if row.score < ChoiceSettings.min_neighbor), key=lambda row: row.score
-    )
-    shown = ", ".join(f"{row.name} {signed(row.score)}" for row in lost)
-    return f"what the model says of neighbors is lost in part (1 is untouched): {shown}" if lost else None
 
 
 def save_chosen(

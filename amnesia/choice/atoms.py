@@ -226,11 +226,9 @@ class Name:
         second, names = self.moments.without(self.live, layer, self.is_reserved, own)
         if self.near is not None and self.near_share:
             rows = self.near.activations[:, self.moments.layers.index(layer)].float()
-            second.add_(gram(self.live, layer, rows)[: len(second), : len(second)], alpha=self.near_share / len(rows))
+            _add(self.live, layer, rows, second, self.near_share)
         if self.apart_from:
-            placed = [row for name in self.apart_from for rows in name_rows(self.live, name).values() for row in rows]
-            rows = torch.cat([batch[:, 0] for _, batch in activations(self.live, placed, [layer])])
-            second.add_(gram(self.live, layer, rows)[: len(second), : len(second)], alpha=self.apart_share / len(rows))
+            add_names(self.live, layer, self.apart_from, second, self.apart_share)
         found = Metric(second), names
         if len(self.moments.layers) * second.nbytes <= _KEPT_BYTES:
             self.solved[layer, own] = found
@@ -243,6 +241,17 @@ class Name:
             for response in (self.moments.response, self.near)
         )
         return Change(text, near)
+
+
+def add_names(live: LiveModel, layer: int, names: Sequence[str], second: Tensor, share: float) -> None:
+    """Add the mean square of the keys of names, at all their tokens, times `share` to second moments (d_mlp, d_mlp)."""
+    placed = [row for name in names for rows in name_rows(live, name).values() for row in rows]
+    _add(live, layer, torch.cat([batch[:, 0] for _, batch in activations(live, placed, [layer])]), second, share)
+
+
+def _add(live: LiveModel, layer: int, rows: Tensor, second: Tensor, share: float) -> None:
+    """Add the mean square of activations (n, d_mlp) of a layer, times `share`."""
+    second.add_(gram(live, layer, rows)[: len(second), : len(second)], alpha=share / len(rows))
 
 
 def own_tokens(live: LiveModel, names: Iterable[str]) -> frozenset[int]:

@@ -13,25 +13,22 @@ from pathlib import Path
 
 from amnesia.choice.atoms import Name
 from amnesia.choice.direction import DirectionChoice, Watch
-from amnesia.choice.forms import Forms, compared, first_in_lines, forms_of, is_other_first
+from amnesia.choice.forms import Forms, compared
 from amnesia.choice.front import front_of, widen
-from amnesia.choice.joint import Part, combined, join
-from amnesia.choice.known import KnownFacts, Scores, mean_score, reserved_names, select_known
+from amnesia.choice.known import KnownFacts, Scores, reserved_names, select_known
 from amnesia.choice.neighbors import (
-    begins_alike,
     facts_about,
     near_response,
     neighbor_results,
-    neighbors_of,
+    tellable,
     told_apart,
 )
 from amnesia.choice.results import Extraction, Verdict
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.choice.shown import answers_of, screening_of
 from amnesia.directions.moments import early_layers, moments_of
-from amnesia.domain import n_columns, name_key
+from amnesia.domain import n_columns
 from amnesia.edits import ColumnEdit, Edit, EntityEdits
-from amnesia.errors import InputError
 from amnesia.evaluation.measurement import in_both_forms, known_facts
 from amnesia.facts.names import share_words
 from amnesia.facts.questions import questions_of
@@ -61,10 +58,10 @@ def extract(
     `cache` is the folder in which the moments of models are kept, `avoided` as in `choose`. Raises InputError when the
     model knows none of the search facts, or none of the search controls.
     """
-    return choose(live, recipe, *_asked(live, recipe, task), task, cache, avoided)
+    return choose(live, recipe, *asked(live, recipe, task), task, cache, avoided)
 
 
-def _asked(live: LiveModel, recipe: Recipe, task: Task) -> tuple[KnownFacts, KnownFacts]:
+def asked(live: LiveModel, recipe: Recipe, task: Task) -> tuple[KnownFacts, KnownFacts]:
     """Search facts and search controls that the model knows; nothing is asked of those that are held out."""
     search = [question for question in questions_of(recipe) if question.split == "search"]
     with task("asking about the facts") as progress:
@@ -144,57 +141,6 @@ def verdict(target: float, control: float, accept: Accept) -> Verdict:
     return "none"
 
 
-def extract_all(
-    live: LiveModel,
-    recipes: Sequence[Recipe],
-    task: Task = SILENT.task,
-    cache: Path | None = None,
-    avoided: Sequence[str] = (),
-) -> tuple[Extraction, ...]:
-    """One edit for each recipe, all of them joined as `joint.join` does. Scores are those of the whole edit.
-
-    No choice sees anybody whom any of the recipes holds out; `avoided` as in `choose`. Raises InputError when two
-    recipes are about one entity.
-    """
-    named: set[str] = set()
-    for name in (recipe.target.entity for recipe in recipes):
-        if name_key(name) in named:
-            raise InputError(f"two recipes are about {name!r}: give each entity once")
-        named.add(name_key(name))
-    alone = []
-    for recipe in (sparing(recipe, recipes) for recipe in recipes):
-        known = _asked(live, recipe, task)
-        others = sorted(_taken(recipes) - {recipe.target.entity})
-        alone.append((recipe, known, choose(live, recipe, *known, task, cache, (*others, *avoided))))
-    parts = [Part(recipe, found.edits, *known) for recipe, known, found in alone if found.edits.edits]
-    joined = {group.entity: group for group in join(live, parts, task, cache).groups} if parts else {}
-    together = combined(edit for group in joined.values() for edit in group.edits)
-    results = []
-    for recipe, known, found in alone:
-        target, control = (mean_score(live, facts, together) for facts in known)
-        judged = verdict(target, control, recipe.accept) if found.edits.edits else "none"
-        edits = joined.get(found.edits.entity, found.edits)
-        results.append(replace(found, edits=edits, verdict=judged, target=target, control=control))
-    return tuple(results)
-
-
-def sparing(recipe: Recipe, recipes: Sequence[Recipe]) -> Recipe:
-    """The recipe without search controls about anybody whom another recipe holds out or makes forget."""
-    taken = _taken(recipes)
-    controls = tuple(fact for fact in recipe.controls if fact.split == "held_out" or fact.entity not in taken)
-    if not any(fact.split == "search" for fact in controls):
-        raise InputError(
-            f"the recipe for {recipe.target.entity!r} has no search controls that the other recipes do not hold out: "
-            "add facts about further entities"
-        )
-    return replace(recipe, controls=controls)
-
-
-def _taken(recipes: Sequence[Recipe]) -> set[str]:
-    """Names that any of the recipes makes forget or holds out."""
-    return {name for recipe in recipes for name in (recipe.target.entity, *reserved_names(recipe))}
-
-
 def localized(live: LiveModel, recipe: Recipe, progress: Progress | None = None, first: int = 0) -> CellMap:
     """What the cells say of a recipe's entity: those of its layers, by default from `first` to the middle."""
     last = int(live.shape.n_layers * SETTINGS.early_part) - 1
@@ -233,8 +179,8 @@ def _direction(
     if recipe.edit.prefer == "mild":
         settings = replace(settings, columns=())
     with task("asking about neighbors") as progress:
-        neighbors = _of_neighbors(live, recipe, avoided, progress)
-        apart = tuple(fact for fact in neighbors if not begins_alike(fact.question.fact.entity, recipe.target.names))
+        neighbors = facts_about(live, recipe, avoided, progress)
+        apart = tellable(neighbors, recipe.target)
         near = near_response(live, apart, layers, progress)
     name = Name(
         live,
@@ -246,21 +192,19 @@ def _direction(
     )
     max_columns = recipe.edit.max_cells
     with task("choosing the edit") as progress:
-        others = forms_of(recipe.target) if recipe.edit.forms else ()
-        inside = compared(live, recipe, targets)
-        is_other = recipe.edit.forms and is_other_first(live, recipe.target.entity)
-        first = first_in_lines(targets) if is_other else ()
-        forms = Forms(scores, inside, first, controls, apart, settings, others)
+        forms = Forms.of(scores, recipe, targets, controls, apart, settings)
         share = settings.margin if forms.known else 1.0
         own = replace(settings, max_harm=share * settings.max_harm)
-        choice = DirectionChoice(scores, name, inside, controls, apart, own, max_columns, progress, watch=watch)
+        choice = DirectionChoice(scores, name, forms.targets, controls, apart, own, max_columns, progress, watch=watch)
         tried = [choice]
         choice, best = told_apart(choice, choice.choose(), settings)
-        tried += [] if choice is tried[0] else [choice]
-        name = choice.name
-        forms.settings = settings = replace(settings, few=choice.settings.few, few_harm=choice.settings.few_harm)
+        name, is_told = choice.name, choice is not tried[0]
+        if is_told:
+            tried.append(choice)
+            left = choice.settings.apart_harm * choice.settings.max_harm
+            forms.settings = replace(choice.settings, max_harm=left)
         edits = forms.add(best, name, max_columns, progress)
-        if forms.known and (len(edits) == len(best.edits) or n_columns(best.edits) > settings.few):
+        if not is_told and forms.known and (len(edits) == len(best.edits) or n_columns(best.edits) > settings.few):
             # The forms may not need all the harm that was left to them: with it, the edit for the name may be better.
             choice.settings = settings
             again = choice.on_few_columns(choice.dense)
@@ -282,12 +226,6 @@ def _direction(
     spared = scores.mean(apart, edits) if apart else None
     judged = [trial for each in tried for trial in each.judged]
     return replace(found, front=front_of(judged, best, edits, forms.change or best.change, spared))
-
-
-def _of_neighbors(live: LiveModel, recipe: Recipe, avoided: Sequence[str], progress: Progress) -> KnownFacts:
-    """What the model says of the neighbors that the choice may see."""
-    names = neighbors_of(recipe.target, reserved_names(recipe), avoided)
-    return facts_about(live, names, recipe.target, recipe.scoring, progress)
 
 
 def _single(scores: Scores, recipe: Recipe, targets: KnownFacts, controls: KnownFacts, task: Task) -> Extraction:

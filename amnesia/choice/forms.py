@@ -111,6 +111,28 @@ class Forms:
     known: dict[Variant, tuple[KnownFacts, float]] = field(default_factory=dict)
     change: Change | None = None
 
+    @classmethod
+    def of(
+        cls,
+        scores: Scores,
+        recipe: Recipe,
+        targets: KnownFacts,
+        controls: KnownFacts,
+        neighbors: KnownFacts,
+        settings: ChoiceSettings,
+    ) -> Forms:
+        """Those that a recipe's choice considers; none where it is to have no edits for forms."""
+        is_other = recipe.edit.forms and is_other_first(scores.live, recipe.target.entity)
+        return cls(
+            scores,
+            compared(scores.live, recipe, targets),
+            first_in_lines(targets) if is_other else (),
+            controls,
+            neighbors,
+            settings,
+            forms_of(recipe.target) if recipe.edit.forms else (),
+        )
+
     def __post_init__(self) -> None:
         few, first = (evenly(facts, self.settings.n_facts) for facts in (self.targets, self.first))
         asked = {Variant(facts[0].question.fact.entity, "first in a line"): facts for facts in (first,) if facts}

@@ -2,8 +2,9 @@
 
 Edits that are added up add up their damage, and each does something to the names of the others. Solved together, the
 read-outs of a layer are on all columns that any of the single edits changes there. Each answers 1 at its own key, 0 at
-the keys of the other entities, and of all such read-outs least to what must stay: UᵀK = I in the metric C. Where many
-edits meet they may go beyond the goal, so that weaker ones do.
+the keys of the other entities, and of all such read-outs least to what must stay: UᵀK = I in the metric C. Where that
+takes neighbors along, their keys count among what must stay. Where many edits meet they may go beyond the goal, so that
+weaker ones do.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from amnesia.choice.atoms import own_tokens
+from amnesia.choice.atoms import add_names, own_tokens
 from amnesia.choice.forms import forms_of, texts_of
-from amnesia.choice.known import KnownFacts, mean_score, reserved_names
+from amnesia.choice.known import KnownFacts, Scores, reserved_names
+from amnesia.choice.neighbors import names_in, neighbor_results, tellable
+from amnesia.choice.results import NeighborResult
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.keys import name_keys
 from amnesia.directions.moments import BystanderMoments, early_layers, moments_of
@@ -43,7 +46,9 @@ from amnesia.progress import SILENT, Progress
 from amnesia.recipe import Recipe
 from amnesia.vector import Vector
 
-JointForm = Literal["sum", "solve"]
+JointForm = Literal["sum", "solve", "apart"]
+"""Added up, solved together, and solved together with the keys of neighbors among what must stay."""
+
 _STRENGTHS = (1.0, 0.95, 0.9, 0.8)
 _GOAL = ChoiceSettings.goal + ChoiceSettings.slack
 _SAME = 1e-3  # Share of its length by which a key may differ when it is computed again.
@@ -51,33 +56,45 @@ _SAME = 1e-3  # Share of its length by which a key may differ when it is compute
 
 @dataclass(frozen=True)
 class Part:
-    """One entity of a joint edit: its recipe, its single edit, and the facts that its choice may see and measures."""
+    """One entity of a joint edit: its recipe, its single edit, and the facts that its choice may see and measures.
+
+    `neighbors` are facts that the model itself states about neighbors of the name.
+    """
 
     recipe: Recipe
     edits: EntityEdits
     targets: KnownFacts
     controls: KnownFacts
+    neighbors: KnownFacts = ()
+
+    @property
+    def apart(self) -> KnownFacts:
+        """Facts about those neighbors that an edit can tell from the name."""
+        return tellable(self.neighbors, self.recipe.target)
 
 
 @dataclass(frozen=True)
 class JointTrial:
     """A joint edit that was measured on the search facts: mean knowledge scores, the worst of the targets' and the mean
-    of the controls', and the divergence to expect on text, nats per token. `strength` is 1 for edits as they were."""
+    of the controls', and the divergence to expect on text, nats per token. `strength` is 1 for edits as they were.
+    `lost` are the neighbors that keep less than `ChoiceSettings.min_neighbor`, of those that can be told apart."""
 
     form: JointForm
     strength: float
     worst_target: float
     control: float
     harm: float
+    lost: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Joint:
-    """The joint edit by entity, its form, and all that was tried."""
+    """The joint edit by entity, its form, all that was tried, and what it leaves of each neighbor."""
 
     form: JointForm
     groups: tuple[EntityEdits, ...]
     tried: tuple[JointTrial, ...]
+    neighbors: tuple[NeighborResult, ...]
 
 
 def join(
@@ -88,7 +105,7 @@ def join(
 ) -> Joint:
     """The joint edit of one or more parts. `cache` is the folder in which the moments of models are kept."""
     with task("joining the edits") as progress:
-        return _Joining(live, parts, cache, progress).best()
+        return _Joining(live, parts, cache, progress, Scores(live)).best()
 
 
 @dataclass
@@ -99,6 +116,7 @@ class _Joining:
     parts: Sequence[Part]
     cache: Path | None
     progress: Progress
+    scores: Scores
     found: list[tuple[JointTrial, tuple[EntityEdits, ...]]] = field(default_factory=list)
 
     @cached_property
@@ -113,23 +131,43 @@ class _Joining:
         return tuple(sorted({edit.layer for part in self.parts for edit in directions_of(part.edits.edits)}))
 
     def best(self) -> Joint:
-        """The form that brings the targets to the goal, spares controls and harms text least, in this order."""
+        """The form that brings the targets to the goal, spares controls and neighbors and harms text least, in this
+        order; of what misses the goal, `slack` more or less counts for nothing."""
         alone = tuple(part.edits for part in self.parts)
         if len(alone) == 1:
-            return Joint("sum", alone, ())
+            return Joint("sum", alone, (), self._neighbors(alone[0].edits))
         self._fit("sum", alone)
         if self.layers:
-            with contextlib.suppress(torch.linalg.LinAlgError):  # Two entities may have one key.
-                self._fit("solve", solved(self.live, self.moments, self.parts))
-        trial, groups = min(
+            self._solve("solve")
+            if self._least()[0].lost or self._of_streams:
+                self._solve("apart")
+        trial, groups = self._least()
+        acting = combined(edit for group in groups for edit in group.edits)
+        return Joint(trial.form, groups, tuple(row for row, _ in self.found), self._neighbors(acting))
+
+    def _least(self) -> tuple[JointTrial, tuple[EntityEdits, ...]]:
+        return min(
             self.found,
             key=lambda pair: (
-                max(pair[0].worst_target, _GOAL),
+                max(0, math.ceil((pair[0].worst_target - _GOAL) / ChoiceSettings.slack)),
                 pair[0].control < ChoiceSettings.min_control,
+                len(pair[0].lost),
                 pair[0].harm,
             ),
         )
-        return Joint(trial.form, groups, tuple(row for row, _ in self.found))
+
+    def _neighbors(self, edits: tuple[Edit, ...]) -> tuple[NeighborResult, ...]:
+        facts = {fact.pair: fact for part in self.parts for fact in part.neighbors}
+        return neighbor_results(self.scores, tuple(facts.values()), edits)
+
+    @property
+    def _of_streams(self) -> bool:
+        """Whether a direction takes away what a stream carries."""
+        return any(edit.of == "stream" for part in self.parts for edit in directions_of(part.edits.edits))
+
+    def _solve(self, form: JointForm) -> None:
+        with contextlib.suppress(torch.linalg.LinAlgError):  # Two entities may have one key.
+            self._fit(form, solved(self.live, self.moments, self.parts, apart=form == "apart"))
 
     def _fit(self, form: JointForm, groups: Sequence[EntityEdits]) -> None:
         """Measure the edits weaker and weaker, as long as all targets are at the goal."""
@@ -142,13 +180,18 @@ class _Joining:
         groups = tuple(
             replace(group, edits=tuple(weakened(edit, strength) for edit in group.edits)) for group in groups
         )
-        controls = tuple({fact.pair: fact for part in self.parts for fact in part.controls}.values())
+        controls, near = (
+            tuple({fact.pair: fact for facts in rows for fact in facts}.values())
+            for rows in ([part.controls for part in self.parts], [part.apart for part in self.parts])
+        )
         edits = tuple(edit for group in groups for edit in group.edits)
         acting = combined(edits)
-        scores = [mean_score(self.live, part.targets, acting) for part in self.parts]
-        control = mean_score(self.live, controls, acting)
+        scores = [self.scores.mean(part.targets, acting) for part in self.parts]
+        control = self.scores.mean(controls, acting)
+        kept = neighbor_results(self.scores, near, acting)
         self.progress(len(self.parts))
-        trial = JointTrial(form, strength, max(scores), control, self._harm(edits))
+        lost = tuple(row.name for row in kept if row.score < ChoiceSettings.min_neighbor)
+        trial = JointTrial(form, strength, max(scores), control, self._harm(edits), lost)
         self.found.append((trial, groups))
         return trial
 
@@ -172,34 +215,39 @@ class _Joining:
         return 0.5 * change.square().mean().item() if len(change) else 0.0
 
 
-def solved(live: LiveModel, moments: BystanderMoments, parts: Sequence[Part]) -> tuple[EntityEdits, ...]:
-    """The edits with the read-outs of all directions solved together, layer by layer.
+def solved(
+    live: LiveModel, moments: BystanderMoments, parts: Sequence[Part], *, apart: bool = False
+) -> tuple[EntityEdits, ...]:
+    """The edits with the read-outs of directions solved together, layer by layer.
 
-    Scaled cells stay as they are, and directions of a stream, which were solved to answer nothing to neighbors.
+    Scaled cells stay as they are, and without `apart` directions of a stream, too, which were solved to answer little
+    to the names of neighbors; with it, all are.
     Raises torch.linalg.LinAlgError where two entities have one key.
     """
     layers = {edit.layer for part in parts for edit in directions_of(part.edits.edits)}
-    found = {id(old): new for layer in sorted(layers) for old, new in _solved(live, moments, layer, parts)}
+    found = {id(old): new for layer in sorted(layers) for old, new in _solved(live, moments, layer, parts, apart)}
     return tuple(
         replace(part.edits, edits=tuple(found.get(id(edit), edit) for edit in part.edits.edits)) for part in parts
     )
 
 
 def _solved(
-    live: LiveModel, moments: BystanderMoments, layer: int, parts: Sequence[Part]
+    live: LiveModel, moments: BystanderMoments, layer: int, parts: Sequence[Part], apart: bool
 ) -> Iterable[tuple[DirectionEdit, DirectionEdit]]:
     """Each direction of a layer, with what becomes of it when all are solved together."""
     own = [
         (edit, part)
         for part in parts
         for edit in directions_of(part.edits.edits)
-        if edit.layer == layer and edit.of == "layer"
+        if edit.layer == layer and (apart or edit.of == "layer")
     ]
     if not own:
         return
     names = [name for part in parts for name in part.recipe.target.names]
     reserved = {*names, *(name for part in parts for name in reserved_names(part.recipe))}
     second, _ = moments.without(live, layer, lambda other: share_words(other, reserved), own_tokens(live, names))
+    for facts in (part.apart for part in parts if apart and part.apart):
+        add_names(live, layer, names_in(facts), second, ChoiceSettings.apart_share)
     cells = _columns([edit for edit, _ in own], second)
     metric = Metric(second).on(cells)
     keys = torch.stack([_key(live, edit, part)[cells] for edit, part in own], dim=1)

@@ -32,7 +32,8 @@ class ChoiceSettings:
     what must leave some of it: edits of fewer columns, with which controls should lose no more than this share of what
     they may, too, and that for the name itself where there are forms of it. `near_cost` (from 0 on) is the weight of
     the harm on texts about neighbors beside that on text, `near_share` (0 to 1) the weight of these texts among the
-    second moments, `apart_share` that of the neighbors' own keys where nothing else spares them.
+    second moments, `apart_share` that of the neighbors' own keys where nothing else spares them. Beside such an edit,
+    by which text loses more than is expected, forms keep to the share `apart_harm` (0 to 1) of the harm.
     """
 
     goal: float = -0.1
@@ -53,6 +54,7 @@ class ChoiceSettings:
     near_cost: float = 0.1
     near_share: float = 0.01
     apart_share: float = 0.1
+    apart_harm: float = 0.8
 
     @property
     def beyond(self) -> float:

@@ -199,7 +199,7 @@ def extract(
         raise InputError("--entity chooses from a single recipe: give one --recipe, or recipes of one entity each")
     recipes = [load_recipe(path, entity) for path in paths for entity in entities or (None,)]
     check_file(output, replacing("extract -o"))
-    from amnesia.choice import extraction
+    from amnesia.choice import extraction, several
     from amnesia.files.cache import cache_folder
     from amnesia.live.loading import load_source
     from amnesia.report import document as report
@@ -219,7 +219,7 @@ def extract(
     live = load_source(source, loading, layers=first.localization.layers, notice=terminal.notice)
     avoided = forgotten(source.checkpoint.manifest)
     if len(recipes) > 1:
-        results = extraction.extract_all(live, recipes, terminal.task, cache_folder(), avoided)
+        results = several.extract_all(live, recipes, terminal.task, cache_folder(), avoided)
         document = {"entities": [report.extraction_json(result) for result in results]}
     else:
         results = (extraction.extract(live, first, terminal.task, cache_folder(), avoided),)

@@ -1,7 +1,7 @@
 """Texts in which entities are placed, the entities they are compared with, and sentences about nothing in particular.
 
-The rules for choosing from them; they themselves stand in `names.toml` and `texts.toml`. Knows nothing of models or
-tokenizers.
+The rules for choosing from them; they themselves stand in `names.toml`, `others.toml` and `texts.toml`. Knows nothing
+of models or tokenizers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from amnesia.errors import InputError
 from amnesia.facts.packaged import check_keys, distinct, read_data
 
 _NAMES_FILE = Path(__file__).with_name("names.toml")
+_OTHERS_FILE = Path(__file__).with_name("others.toml")
 _TEXTS_FILE = Path(__file__).with_name("texts.toml")
 _MIN_UNSEEN = 3
 _FUNCTION_WORDS = frozenset(("the", "and", "for", "from", "with", "von", "van", "der", "den", "del", "las", "les"))
@@ -74,6 +75,21 @@ def contrast_entities() -> tuple[str, ...]:
 
 
 @functools.cache
+def _others() -> Mapping[str, tuple[str, ...]]:
+    """`others.toml`, checked: names by type, none of them twice or in `names.toml`."""
+    document = read_data(_OTHERS_FILE, "types")
+    for row in document["types"]:
+        check_keys(row, "a type of others.toml", "type names")
+    distinct((*contrast_entities(), *(name for row in document["types"] for name in row["names"])), "others.toml")
+    return {row["type"]: tuple(row["names"]) for row in document["types"]}
+
+
+def well_known() -> tuple[str, ...]:
+    """Well-known names of all kinds: those of `contrast_entities`, and others of more than one word."""
+    return (*contrast_entities(), *(name for names in _others().values() for name in names))
+
+
+@functools.cache
 def _sentences() -> Mapping[str, tuple[str, ...]]:
     """Sentences by language, a language tag or "code"."""
     found: dict[str, tuple[str, ...]] = {}
@@ -120,13 +136,16 @@ def shares_a_word(name: str, others: Iterable[str]) -> bool:
     return any(not words.isdisjoint(_words(other)) for other in others)
 
 
+@functools.cache
+def _kinds() -> Mapping[tuple[str, ...], str]:
+    """Types of well-known names by their words."""
+    kinds = [(row.get("type", row["kind"]), row["names"]) for row in _names()["kinds"]]
+    return {_words(name): kind for kind, names in (*_others().items(), *kinds) for name in names}
+
+
 def kind_of(name: str) -> str | None:
     """Whether a well-known name is that of a person, a place, a work or something else; None for other names."""
-    key = _words(name)
-    return next(
-        (row.get("type", row["kind"]) for row in _names()["kinds"] if any(_words(own) == key for own in row["names"])),
-        None,
-    )
+    return _kinds().get(_words(name))
 
 
 def unseen_names(entity: str, aliases: Sequence[str] = ()) -> tuple[str, ...]:
@@ -147,6 +166,40 @@ def unseen_names(entity: str, aliases: Sequence[str] = ()) -> tuple[str, ...]:
 def _words(name: str) -> tuple[str, ...]:
     words = re.findall(r"\w+", name_key(name))
     return tuple(words[1:] if words[:1] == ["the"] and len(words) > 1 else words)
+
+
+def contains(name: str, others: Iterable[str]) -> bool:
+    """Whether `name` consists of one of `others` and further words, without regard to case."""
+    words = _words(name)
+    return any(len(own) < len(words) and _overlap(words, own) for other in others if (own := _words(other)))
+
+
+def is_part(name: str, others: Iterable[str]) -> bool:
+    """Whether `name` is one of `others`, or consists of some of its words that follow each other."""
+    words = _words(name)
+    return any(len(words) <= len(own) and _overlap(words, own) for own in map(_words, others))
+
+
+def begins(name: str, others: Iterable[str]) -> bool:
+    """Whether the first words of `name` are all those of one of `others`."""
+    words = _words(name)
+    return any(own and words[: len(own)] == own for own in map(_words, others))
+
+
+def ends(name: str, others: Iterable[str]) -> bool:
+    """Whether the last words of `name` are all those of one of `others`."""
+    words = _words(name)
+    return any(own and words[-len(own) :] == own for own in map(_words, others))
+
+
+def words_shared(name: str, other: str) -> list[int]:
+    """Which words of `name`, by their places, are words of `other`, as `shares_a_word` counts them."""
+    found = _words(other)
+    return [
+        place
+        for place, word in enumerate(_words(name))
+        if len(word) > 2 and word not in _FUNCTION_WORDS and word in found
+    ]
 
 
 def _overlap(first: tuple[str, ...], second: tuple[str, ...]) -> bool:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,10 @@ def _relations_by_wording() -> Mapping[str, str]:
 def relation_of(prompt: str) -> str | None:
     """The relation of which `prompt` (with `{entity}`) is a wording, or None."""
     return _relations_by_wording().get(prompt)
+
+
+def kind_asked(prompts: Iterable[str]) -> str | None:
+    """The kind of subject that most of the prompts can be about, of those whose relation has one; None without any."""
+    kinds = Counter(subject_types().get(relation_of(prompt) or "") for prompt in prompts)
+    del kinds[None]
+    return max(kinds, key=lambda kind: kinds[kind]) if kinds else None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from amnesia.domain import tidy
+from amnesia.domain import name_key, tidy
 from amnesia.errors import InputError
 
 Kind = Literal[
@@ -111,6 +113,38 @@ def _one_edit(name: str) -> set[str]:
             if i + 1 < len(name) and name[i + 1].isalpha():
                 options.add(name[:i] + name[i + 1] + name[i] + name[i + 2 :])
     return options
+
+
+_LONG = {"st": "saint", "mt": "mount", "bros": "brothers", "co": "company", "ft": "fort"}
+_LETTERS = 10  # From so many on, names that differ by one letter are one.
+
+
+def is_spelling(name: str, other: str) -> bool:
+    """Whether two names are one that is spelled in two ways.
+
+    With and without accents, initials, middle names and small words, with abbreviations, in another order, or by one
+    letter of many.
+    """
+    first, second = (_plain(each) for each in (name, other))
+    short, long = sorted((first, second), key=len)
+    if not short:
+        return False
+    rest = iter(long)
+    if sorted(first) == sorted(second) or (
+        len(short) > 1 and (short[0], short[-1]) == (long[0], long[-1]) and all(word in rest for word in short)
+    ):
+        return True
+    texts = " ".join(first), " ".join(second)
+    return min(map(len, texts)) >= _LETTERS and edit_distance(*texts) <= 1
+
+
+def _plain(name: str) -> list[str]:
+    """The words of a name without accents, small words and single initials; several initials are a word."""
+    letters = unicodedata.normalize("NFKD", name_key(name))
+    text = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    text = re.sub(r"\b(?:\w\.\s?){2,}", lambda found: re.sub(r"\W", "", found[0]) + " ", text)
+    words = [_LONG.get(word, word) for word in re.findall(r"\w+", text)]
+    return [word for word in words if word not in _SMALL_WORDS and (len(word) > 1 or not word.isalpha())] or words
 
 
 def edit_distance(first: str, second: str) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from amnesia.choice.joint import Joint
+from amnesia.choice.results import NeighborResult
 from amnesia.domain import ModelRef
 from amnesia.errors import InputError, os_errors_as
 from amnesia.evaluation.aggregation import aggregates
@@ -18,7 +19,7 @@ from amnesia.evaluation.results import TextScore
 from amnesia.files.companions import REPORT_NAME
 from amnesia.files.disk import read_small
 from amnesia.files.strict_json import StrictJson
-from amnesia.files.typed_json import plain
+from amnesia.files.typed_json import TypedJson, plain
 from amnesia.numbers import change, signed
 from amnesia.outputs.proofs import outputs_in
 from amnesia.queue.folder import QueueFolder, is_finished
@@ -45,7 +46,8 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows in the order of the list; `perplexity` is the ratio by language in the model with all edits.
+    """Rows in the order of the list; `perplexity` is the ratio by language in the model with all edits, and `neighbors`
+    what these leave of others who share a word with an entity.
 
     `accepted` says whether all entities are forgotten there within the bounds of their recipes.
     """
@@ -53,6 +55,7 @@ class Summary:
     model: str
     rows: tuple[SummaryRow, ...]
     perplexity: Mapping[str, float]
+    neighbors: tuple[NeighborResult, ...]
     output: str | None
 
     @property
@@ -74,6 +77,7 @@ class Summary:
                 for row in self.rows
             ],
             "perplexity_by_language": dict(self.perplexity),
+            "neighbors": [plain(row) for row in self.neighbors],
         }
 
 
@@ -82,6 +86,7 @@ def joint_json(joint: Joint) -> dict[str, Any]:
     return {
         "form": joint.form,
         "tried": [plain(row) for row in joint.tried],
+        "neighbors": [plain(row) for row in joint.neighbors],
         "entities": [
             {"entity": group.entity, "edits": [edit_json(edit) for edit in group.edits]} for group in joint.groups
         ],
@@ -107,7 +112,9 @@ def summarize(queue: QueueFolder, model: ModelRef) -> Summary:
         folder = queue.entity(place).relative_to(queue.path).as_posix()
         rows.append(SummaryRow(alone, together, accepted, folder))
     texts = () if evaluation is None else evaluation.damage.texts
-    return Summary(str(model), tuple(rows), by_language(texts), None if evaluation is None else str(queue.joint))
+    neighbors = () if evaluation is None else _joint_neighbors(queue.path / JOINT_NAME)
+    output = None if evaluation is None else str(queue.joint)
+    return Summary(str(model), tuple(rows), by_language(texts), neighbors, output)
 
 
 def _joint_evaluation(folder: Path) -> Evaluation | None:
@@ -119,6 +126,17 @@ def _joint_evaluation(folder: Path) -> Evaluation | None:
     with os_errors_as(InputError, f"{path} cannot be read", "choose another output, and begin again"):
         report = read_report(check.parse(read_small(path, _MAX_REPORT)), str(path))
     return Evaluation(report.prompts, report.aggregates, report.damage)
+
+
+def _joint_neighbors(path: Path) -> tuple[NeighborResult, ...]:
+    """What the file of the joint edit says of neighbors; nothing where it is gone, or says nothing of them."""
+    if not path.exists():
+        return ()
+    check = StrictJson(str(path), InputError, "move it away")
+    with os_errors_as(InputError, f"{path} cannot be read", "move it away"):
+        content = check.mapping(check.parse(read_small(path, _MAX_REPORT)), "the file")
+    rows = TypedJson(check, {}).read(tuple[NeighborResult, ...], content.get("neighbors", []), "neighbors")
+    return tuple(rows)
 
 
 def by_language(texts: Sequence[TextScore]) -> dict[str, float]:
@@ -150,7 +168,14 @@ def _about_others(summary: Summary) -> list[str]:
     return [
         f"others, with all edits: {shown[0]}, held out {shown[1]} (1 is untouched)",
         f"perplexity of neutral text, with all edits: {change(together.perplexity_ratio)} ({texts})",
+        *_about_neighbors(summary),
     ]
+
+
+def _about_neighbors(summary: Summary) -> list[str]:
+    rows = sorted(summary.neighbors, key=lambda row: row.score)
+    shown = ", ".join(f"{row.name} {signed(row.score)}" for row in rows)
+    return [f"neighbors by a word of a name, with all edits (1 is untouched): {shown}"] if rows else []
 
 
 def summary_text(summary: Summary) -> str:

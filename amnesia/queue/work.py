@@ -18,6 +18,8 @@ import torch
 from amnesia.choice.extraction import choose
 from amnesia.choice.joint import Joint, Part, join
 from amnesia.choice.known import KnownFacts, select_known
+from amnesia.choice.neighbors import facts_about
+from amnesia.choice.several import taken_beside
 from amnesia.domain import DEFAULT_LOADING, OF_GGUF, Fact, Loading, name_key
 from amnesia.edits import EntityEdits
 from amnesia.errors import AmnesiaError, InputError, OutputError
@@ -56,6 +58,7 @@ from amnesia.queue.outcome import (
 from amnesia.queue.summary import JOINT_NAME, PAGE_NAME, SUMMARY_NAME, Summary, joint_json, of_entity, summarize
 from amnesia.recipe import Recipe
 from amnesia.report.page import summary_html
+from amnesia.report.tables import neighbors_line
 from amnesia.sources.fingerprint import fingerprints
 from amnesia.sources.resolve import resolve
 from amnesia.sources.source import ModelSource
@@ -212,8 +215,7 @@ class _Work:
         known: tuple[KnownFacts, KnownFacts],
     ) -> Outcome:
         """Choose the entity's edit, measure it alone, and write its folder."""
-        avoided = [other for other in self.queue.names if other != name]
-        avoided += forgotten(self.source.checkpoint.manifest)
+        avoided = self._others(name)
         seen = without_listed(recipe, self.queue.names)
 
         def task(line: str, n_bytes: int | None = None) -> AbstractContextManager[Progress]:
@@ -228,6 +230,12 @@ class _Work:
                     after = examine_after(self.live, before, progress)
             evaluation = conclude(before, after)
         return write_outcome(folder, name, recipe, extraction, evaluation, self.source.ref)
+
+    def _others(self, name: str) -> list[str]:
+        """Who else is to be forgotten, by aliases of recipes in the list, too, or was before."""
+        listed = [row for row in self.listed if row.name != name]
+        aliases = [alias for row in listed if row.recipe for alias in row.recipe.target.aliases]
+        return [*(row.name for row in listed), *aliases, *forgotten(self.source.checkpoint.manifest)]
 
     def _examination(self, facts: Sequence[KnownFact], progress: Progress) -> Examination:
         """What the original model knows, with its impression of neutral text, which is read once."""
@@ -267,11 +275,16 @@ class _Work:
                 )
                 for recipe in recipes
             ]
-        parts = [
-            Part(recipe, group, *select_known(facts))
-            for recipe, group, facts in zip(recipes, groups, known, strict=True)
-        ]
+        parts = []
+        with self.tracker.task("asking about neighbors") as progress:
+            for place, recipe, group, facts in zip(places, recipes, groups, known, strict=True):
+                # Others that are to go are no neighbors that must stay, nor is who is held out of any choice.
+                avoided = (*taken_beside(recipe, recipes), *self._others(self.queue.names[place]))
+                near = facts_about(self.live, recipe, avoided, progress, self.cache)
+                parts.append(Part(recipe, group, *select_known(facts), near))
         joint = join(self.live, parts, self.tracker.task, cache_folder())
+        if lost := neighbors_line(joint.neighbors):
+            self.tracker.notice(lost)
         facts = {(fact.question.role, fact.pair): fact for own in known for fact in own}
         with self.tracker.task("asking the original model about all else") as progress:
             before = self._examination(list(facts.values()), progress)

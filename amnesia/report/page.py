@@ -111,6 +111,7 @@ def summary_html(document: Mapping[str, Any]) -> str:
         model=document["model"],
         together=next((row["together"] for row in rows if row["together"]), None),
         perplexity=document["perplexity_by_language"],
+        neighbors=sorted(document["neighbors"], key=lambda row: row["score"]),
     )
 
 

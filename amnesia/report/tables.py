@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from amnesia.choice.results import Answers, Extraction
+from amnesia.choice.results import Answers, Extraction, NeighborResult
+from amnesia.choice.settings import ChoiceSettings
 from amnesia.domain import Format, n_columns
 from amnesia.edits import Edit, columns_of, directions_of, token_name
 from amnesia.evaluation.comparison import ALL, Evaluation
@@ -78,6 +79,13 @@ def around_lines(extraction: Extraction) -> list[str]:
         ("neighbors, 1 is untouched", [f"{row.name} {signed(row.score)}" for row in neighbors]),
     )
     return [f"  {label}: {', '.join(found)}" for label, found in parts if found]
+
+
+def neighbors_line(rows: Sequence[NeighborResult]) -> str | None:
+    """Which neighbors of names an edit takes along, with their scores; None where it keeps all of them."""
+    lost = sorted((row for row in rows if row.score < ChoiceSettings.min_neighbor), key=lambda row: row.score)
+    shown = ", ".join(f"{row.name} {signed(row.score)}" for row in lost)
+    return f"what the model says of neighbors is lost in part (1 is untouched): {shown}" if lost else None
 
 
 def answers_lines(answers: Answers) -> list[str]:

@@ -8,7 +8,6 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +62,8 @@ def minable_entities(
     is_wanted: Callable[[str, str], bool] = lambda kind, name: True,
 ) -> Iterator[tuple[str, Recipe]]:
     """Types and recipes of the first `per_type` of each type whose recipe can be made, in the order in which they are
-    drawn; each with its neighbors of `neighbors.tsv`, but for those that its held-out controls are about."""
+    drawn."""
     counts: dict[str, int] = defaultdict(int)
-    neighbors = neighbor_pairs()
     for kind, name in chosen_entities(rows, per_type, seed):
         if (
             is_wanted(kind, name)
@@ -73,9 +71,7 @@ def minable_entities(
             and (found := minable(live, rows, name, cache)) is not None
         ):
             counts[kind] += 1
-            held_out = {fact.entity for fact in found.controls if fact.split == "held_out"}
-            near = tuple(other for other in neighbors.get(name, ()) if other not in held_out)
-            yield kind, replace(found, target=replace(found.target, neighbors=near))
+            yield kind, found
 
 
 def neighbor_pairs() -> dict[str, tuple[str, ...]]:

@@ -25,8 +25,9 @@ from extraction import JSON
 from judging import BOUNDS, scored, search_part
 from mined import TABLE, lines, minable
 
-from amnesia.choice.extraction import sparing
 from amnesia.choice.joint import Part, combined, join
+from amnesia.choice.neighbors import facts_about
+from amnesia.choice.several import sparing
 from amnesia.edits import Edit, EntityEdits, weakened
 from amnesia.evaluation.damage import Impression, impression
 from amnesia.evaluation.measurement_cache import MeasurementCache
@@ -75,13 +76,14 @@ def main() -> None:
     edits = [edit for group in groups for edit in group.edits]
     original = impression(live, [])
     print(f"{len(recipes)} entities, {len(edits)} edits: {', '.join(names)}")
-    parts = [
-        Part(sparing(recipe, recipes), group, *search_part(live, sparing(recipe, recipes), cache))
-        for recipe, group in zip(recipes, groups, strict=True)
-    ]
+    parts = []
+    for recipe, group in zip(recipes, groups, strict=True):
+        own, others = sparing(recipe, recipes), [name for name in names if name != recipe.target.entity]
+        parts.append(Part(own, group, *search_part(live, own, cache), facts_about(live, own, others, cache=cache)))
     joint = join(live, parts, cache=cache_folder())
     for trial in joint.tried:
         print(f"  tried: {trial}", flush=True)
+    print("  neighbors: " + ", ".join(f"{row.name} {row.score:.2f}" for row in joint.neighbors))
     tried: dict[str, Sequence[Edit]] = {
         f"joint, {joint.form}": combined(edit for group in joint.groups for edit in group.edits)
     }

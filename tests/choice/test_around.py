@@ -2,29 +2,25 @@
 
 import dataclasses
 import math
-from collections import Counter
 
 import pytest
 import torch
 
 from amnesia.choice.atoms import Name
-from amnesia.choice.direction import DirectionChoice
+from amnesia.choice.direction import MAX_TOKENS, DirectionChoice
 from amnesia.choice.extraction import choose
 from amnesia.choice.forms import Forms, asked_as, first_in_lines, forms_of, inside_lines, is_other_first
 from amnesia.choice.known import Scores, mean_score
 from amnesia.choice.neighbors import (
-    asked_about,
-    begins_alike,
+    _apart,
     near_response,
     neighbor_results,
-    neighbors_of,
     told_apart,
 )
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.keys import line_starts, name_keys, name_rows
 from amnesia.directions.moments import moments_of
 from amnesia.domain import Fact, n_columns
-from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, Unknown, measure
 from amnesia.facts.questions import Question
 from amnesia.live.forward import answer_logprobs, generate
@@ -224,36 +220,6 @@ def test_a_name_with_few_letters_has_fewer_typos(name, n):
     assert [form.kind for form in forms_of(Target(name))].count("typo") == n
 
 
-def test_neighbors_share_a_word_and_are_not_reserved():
-    target = Target("Michael Jordan", neighbors=("Jordan Peterson",))
-    found = neighbors_of(target, ())
-    assert found[0] == "Jordan Peterson" and "Michael Jackson" in found and "Michael Jordan" not in found
-    assert "Michael Jackson" not in neighbors_of(target, ("Michael Jackson",))
-    # What other recipes forget or hold out is no neighbor of this one, even where it is given as one.
-    assert not {"Michael Jackson", "Jordan Peterson"} & {*neighbors_of(target, (), ("Michael Jackson", "Peterson"))}
-    with pytest.raises(InputError, match="neighbor 'jordan peterson' is the entity's own name"):
-        neighbors_of(dataclasses.replace(target, aliases=("Jordan Peterson",), neighbors=("jordan peterson",)), ())
-    with pytest.raises(InputError, match="neighbor 'Jordan Peterson' has held-out facts among the controls"):
-        neighbors_of(target, ("Jordan Peterson",))
-    assert "London" not in found
-
-
-@pytest.mark.parametrize(
-    ("neighbor", "alike"),
-    [("Miami Heat", True), ("miami beach", True), ("South Miami", False), ("Miamisburg", False)],
-)
-def test_a_neighbor_that_begins_with_the_name_cannot_be_told_apart(neighbor, alike):
-    assert begins_alike(neighbor, ("Miami", "The Magic City")) is alike
-
-
-@pytest.mark.parametrize(("n_names", "each"), [(0, 0), (1, 32), (2, 16), (8, 6)])
-def test_not_much_is_asked_about_neighbors(n_names, each):
-    names = [f"Nobody {letter}" for letter in "ABCDEFGH"[:n_names]]
-    asked = asked_about(names)
-    assert len(set(asked)) == len(asked) == n_names * each
-    assert dict.fromkeys(names, each) == Counter(name for name, _ in asked)
-
-
 @pytest.mark.slow
 def test_neighbors_count_among_the_bystanders_and_are_measured(live, moments):
     facts = known(live, "Bank of Japan")
@@ -311,6 +277,9 @@ def test_where_neighbors_go_along_what_the_stream_carries_is_tried(live, moments
     # Nor is what harms text, or takes others along.
     for bound in ({"min_control": math.inf}, {"max_harm": 0.0}):
         assert told_apart(choice, best, dataclasses.replace(settings, **bound)) == (choice, best)
+    # Nor is what forgets less than the goal, and less than what there was.
+    forgotten = dataclasses.replace(best, score=-1e9)
+    assert told_apart(choice, forgotten, dataclasses.replace(settings, goal=-1e9)) == (choice, forgotten)
     other, found = told_apart(choice, best, settings)
     assert other is not choice and other.name.of == "stream"
     assert (other.name.apart_from, other.name.apart_share) == (
@@ -324,3 +293,19 @@ def test_where_neighbors_go_along_what_the_stream_carries_is_tried(live, moments
     assert not torch.equal(plain.read_out.u, other.atoms[0].read_out.u)
     with edited(live, found.edits):
         assert mean_score(live, near) == pytest.approx(found.spared, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_behind_a_norm_neighbors_are_told_apart_by_what_a_layer_writes(tmp_path):
+    live = tiny_live("gemma3_text", seed=3)
+    moments = moments_of(live, (0, 1), tmp_path)
+    facts, controls = known(live, "Japan", gap=0.05), known(live, "Peru", "Kenya")
+    near = known(live, "Bank of Japan", gap=0.5)
+    name = Name(live, "Japan", moments, lambda other: other == "Japan")
+    choice = DirectionChoice(Scores(live), name, facts, controls, near)
+    other = _apart(choice, ChoiceSettings())
+    assert (other.name.of, other.name.apart_from) == ("layer", ("Bank of Japan",))
+    plain = {atom.place: atom for atom in name.atoms(MAX_TOKENS)}
+    assert {atom.place for atom in other.atoms} == {*plain}
+    for atom in other.atoms:
+        assert atom.of == "layer" and not torch.equal(atom.read_out.u, plain[atom.place].read_out.u)

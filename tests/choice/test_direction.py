@@ -7,8 +7,9 @@ import torch
 from amnesia.choice import extraction
 from amnesia.choice.atoms import Name, change_by
 from amnesia.choice.direction import DirectionChoice, Trial
-from amnesia.choice.extraction import extract, extract_all
+from amnesia.choice.extraction import extract
 from amnesia.choice.known import Scores
+from amnesia.choice.neighbors import neighbors_of
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.moments import moments_of
 from amnesia.domain import Cell, Fact
@@ -17,31 +18,18 @@ from amnesia.errors import InputError
 from amnesia.evaluation.measurement import KnownFact, Unknown, measure
 from amnesia.facts.names import contrast_entities, share_words, unseen_names
 from amnesia.facts.questions import Question
-from amnesia.live.forward import answer_logprobs, generate
+from amnesia.live.forward import answer_logprobs
 from amnesia.live.interventions import edited_logprobs
 from amnesia.live.model import edited
 from amnesia.localization.cells import LocalizationSettings
 from amnesia.recipe import Accept, LocalizeOptions, Recipe, Scoring, Target
-from amnesia.recipe_file import parse_recipe
+from support.known_recipes import recipe_of
 from support.tiny_text import tiny_live
-
-WORDINGS = ("the capital of {entity} is", "people in {entity} like", "the oldest building in {entity} was")
 
 
 @pytest.fixture(scope="module")
 def live():
     return tiny_live("llama", seed=3)
-
-
-def facts_known_to(live, entities, split="search"):
-    """Whatever the random model would say next is what it knows."""
-    prompts = [(entity, wording) for entity in entities for wording in WORDINGS]
-    words = generate(live, [wording.replace("{entity}", entity) for entity, wording in prompts], max_new_tokens=3)
-    return tuple(
-        Fact(entity, wording, word.strip(), split)
-        for (entity, wording), word in zip(prompts, words, strict=True)
-        if word.strip()
-    )
 
 
 @pytest.fixture(scope="module")
@@ -53,26 +41,6 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def recipe(live):
     return recipe_of(live)
-
-
-def recipe_of(live):
-    """A recipe for Japan of facts that the tiny model knows."""
-    empty = parse_recipe(
-        """
-        model.id = "tiny"
-        entity.name = "Japan"
-        facts = [{ prompt = "{entity} is", answer = "x" }]
-        controls.facts = [{ entity = "Peru", prompt = "{entity} is", answer = "x" }]
-        """
-    )
-    return dataclasses.replace(
-        empty,
-        facts=facts_known_to(live, ["Japan"]),
-        controls=facts_known_to(live, ["Peru", "Kenya", "Cuba"]),
-        scoring=Scoring(min_nats=0.05, max_rank=600),
-        accept=Accept(max_target=0.5, min_control=0.5),
-        localization=LocalizeOptions(n_prompts=6, layers=(0, 2)),
-    )
 
 
 def with_edit(recipe: Recipe, accept: Accept | None = None, **options) -> Recipe:
@@ -119,7 +87,8 @@ def test_the_places_that_were_considered_are_told(live, recipe, cache):
     reserved = dataclasses.replace(
         recipe, controls=(*recipe.controls, Fact("Norway", "{entity} is", "cold", "held_out"))
     )
-    result = extract(live, reserved, cache=cache)
+    # Without neighbors, with whom the read-outs would be others.
+    result = extract(live, reserved, cache=cache, avoided=neighbors_of(reserved.target, ()))
     moments = moments_of(live, (0, 1, 2), cache)
     atoms = Name(live, "Japan", moments, lambda name: name in ("Japan", "Norway")).atoms(3)
     screening = result.screening
@@ -158,34 +127,6 @@ def test_columns_can_be_bounded_or_all(live, recipe, cache):
     assert [type(edit) for edit in one.edits.edits] == [ColumnEdit]
     two = extract(live, with_edit(recipe, max_cells=2), cache=cache)
     assert 0 < sum(len(getattr(edit, "columns", [0])) for edit in two.edits.edits) <= 2
-
-
-@pytest.mark.slow
-def test_edits_of_several_recipes_add_up(live, recipe, cache, monkeypatch):
-    second = dataclasses.replace(
-        recipe,
-        target=Target("Peru"),
-        facts=facts_known_to(live, ["Peru"]),
-        controls=facts_known_to(live, ["Japan", "Norway", "Chile"]),
-    )
-    asked = []
-    ask = extraction.known_facts
-    monkeypatch.setattr(extraction, "known_facts", lambda *rest, **options: asked.append(rest) or ask(*rest, **options))
-    first, other = extract_all(live, [recipe, second], cache=cache)
-    assert len(asked) == 2, "the original model is asked about each recipe once"
-    assert (first.edits.entity, other.edits.entity) == ("Japan", "Peru") and first.edits.edits and other.edits.edits
-    known = [(fact.text(), fact.answer) for fact in recipe.facts]
-    before = [row.logprob for row in answer_logprobs(live, known)]
-    with edited(live, (*first.edits.edits, *other.edits.edits)):
-        after = [row.logprob for row in answer_logprobs(live, known)]
-    assert sum(after) < sum(before)
-    with pytest.raises(InputError, match="two recipes are about 'Japan'"):
-        extract_all(live, [recipe, recipe], cache=cache)
-    with pytest.raises(InputError, match="two recipes are about 'JAPAN'"):
-        extract_all(live, [recipe, dataclasses.replace(recipe, target=Target("JAPAN"))], cache=cache)
-    lonely = dataclasses.replace(second, controls=facts_known_to(live, ["Japan"]))
-    with pytest.raises(InputError, match="'Peru' has no search controls that the other recipes do not hold out"):
-        extract_all(live, [recipe, lonely], cache=cache)
 
 
 @pytest.mark.slow

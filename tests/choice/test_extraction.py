@@ -3,11 +3,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from amnesia.choice import extraction
 from amnesia.choice.atoms import Atom, Change
 from amnesia.choice.direction import DirectionChoice, JudgedTrial
 from amnesia.choice.extraction import verdict
+from amnesia.choice.forms import Forms
+from amnesia.choice.front import candidate_line
+from amnesia.choice.neighbors import _apart
+from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.solve import ReadOut
 from amnesia.recipe import Accept
+from support.known_recipes import recipe_of
+from support.tiny_text import tiny_live
 
 
 @pytest.mark.parametrize(
@@ -105,3 +112,41 @@ def _columns(trial):
 def test_more_columns_change_only_where_much_more_of_the_neighbors_is_kept(spared, chosen):
     trials = [missing(-0.2, 0.99, 0.005, score) for score in spared]
     assert DirectionChoice(None, None, (), ()).first_sparing(trials) is trials[chosen]
+
+
+def test_a_candidate_says_of_neighbors_what_was_asked():
+    assert "neighbors" not in candidate_line(missing(0.4, 0.99, 0.01, None, 1))
+    assert "neighbors 0.50" in candidate_line(missing(0.4, 0.99, 0.01, 0.5, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_told", [False, True])
+def test_forms_beside_an_edit_that_tells_neighbors_apart_keep_to_less_harm(tmp_path, monkeypatch, is_told):
+    live, seen, settings = tiny_live("llama", seed=3), [], ChoiceSettings()
+
+    def told(choice, best, own):
+        assert own == settings
+        return (replace(choice, settings=replace(own, few=7)) if is_told else choice), best
+
+    monkeypatch.setattr(extraction, "told_apart", told)
+    monkeypatch.setattr(Forms, "add", lambda self, best, *_: seen.append(self.settings) or best.edits)
+    extraction.extract(live, recipe_of(live), cache=tmp_path)
+    harm = settings.apart_harm * settings.max_harm if is_told else settings.max_harm
+    assert (seen[0].few, seen[0].max_harm) == (7 if is_told else settings.few, harm)
+
+
+@pytest.mark.slow
+def test_on_bounded_columns_neighbors_are_told_apart_on_all_that_may_change(tmp_path, monkeypatch):
+    live, seen = tiny_live("llama", seed=3), []
+
+    def told(choice, best, own):
+        seen.append(_apart(choice, own).settings)
+        return choice, best
+
+    monkeypatch.setattr(extraction, "told_apart", told)
+    recipe = recipe_of(live)
+    for bound in (None, 8, 10**6):
+        bounded = replace(recipe, edit=replace(recipe.edit, forms=False, max_cells=bound))
+        extraction.extract(live, bounded, cache=tmp_path)
+    assert [own.few for own in seen] == [live.shape.d_mlp, 8, live.shape.d_mlp]
+    assert {own.few_harm for own in seen} == {1.0}

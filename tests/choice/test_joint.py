@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 
 from amnesia.choice.extraction import extract
-from amnesia.choice.joint import Part, combined, join, solved
-from amnesia.choice.known import mean_score, select_known
+from amnesia.choice.joint import JointTrial, Part, _Joining, combined, join, solved
+from amnesia.choice.known import Scores, mean_score, select_known
+from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.keys import name_keys
 from amnesia.directions.moments import moments_of
-from amnesia.domain import Cell
+from amnesia.domain import Cell, Fact
 from amnesia.edits import ColumnEdit, EntityEdits, directions_of
-from amnesia.evaluation.measurement import known_facts
-from amnesia.facts.questions import questions_of
+from amnesia.evaluation.measurement import KnownFact, Unknown, known_facts, measure
+from amnesia.facts.questions import Question, questions_of
+from amnesia.live.forward import generate
 from amnesia.live.model import edited
+from amnesia.recipe import Scoring
 from amnesia.recipe_file import parse_recipe
 from support.tiny_recipe import recipe_text
 from support.tiny_text import tiny_live
@@ -84,6 +87,101 @@ def test_directions_of_a_stream_stay_as_they_are(live, parts, cache):
     assert solved(live, moments, parts)[0] != parts[0].edits
 
 
+def near(live, name, words, gap=0.5):
+    """Facts about a neighbor that count as if the model knew them `gap` nats better than of an unknown name."""
+    prompts = [f"the {word} of {{entity}} is" for word in words]
+    answers = [text.strip() or "x" for text in generate(live, [p.replace("{entity}", name) for p in prompts], 3)]
+    facts = [Fact(name, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    found = measure(live, [fact.pair() for fact in facts])
+    return tuple(
+        KnownFact(
+            Question("target", fact), before, Unknown(before.logprob - gap, before.logprob_first - gap), Scoring()
+        )
+        for fact in facts
+        for before in [found[fact.pair()]]
+    )
+
+
+def test_solved_apart_read_outs_answer_less_to_the_names_of_neighbors(live, parts, cache):
+    facts = near(live, "Bank of Japan", ("color", "size"))
+    sharing = [dataclasses.replace(parts[0], neighbors=facts), parts[1]]
+    moments = moments_of(live, LAYERS, cache)
+    plain, apart = (solved(live, moments, sharing, apart=apart) for apart in (False, True))
+    assert plain == solved(live, moments, parts) == solved(live, moments, parts, apart=True)
+
+    def answers(groups):
+        found = []
+        for edit in groups[0].edits:
+            keys = name_keys(live, "Bank of Japan", [edit.layer], 3).values()
+            read = edit.read.array.astype(np.float64)
+            found.append(sum(np.dot(read, key[0][list(edit.columns)].double().numpy()) ** 2 for key in keys))
+        return found
+
+    assert all(after < 0.97 * before for before, after in zip(answers(plain), answers(apart), strict=True))
+    for part, group in zip(sharing, apart, strict=True):
+        for edit in group.edits:
+            key = name_keys(live, part.recipe.target.entity, [edit.layer], edit.token + 1)[edit.token][0]
+            assert float(np.dot(edit.read.array, key[list(edit.columns)].numpy())) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_joint_edit_is_judged_by_neighbors_too(live, parts, cache, monkeypatch):
+    facts = near(live, "Bank of Japan", ("color", "size")) + near(live, "Japan Airlines", ("color", "size"))
+    sharing = [dataclasses.replace(parts[0], neighbors=facts), parts[1]]
+    # One that begins with the name cannot be told apart: it is measured, and judges nothing.
+    assert {fact.question.fact.entity for fact in sharing[0].apart} == {"Bank of Japan"}
+    joint = join(live, sharing, cache=cache)
+    edits = combined(edit for group in joint.groups for edit in group.edits)
+    assert [row.name for row in joint.neighbors] == ["Bank of Japan", "Japan Airlines"]
+    for row in joint.neighbors:
+        own = tuple(fact for fact in facts if fact.question.fact.entity == row.name)
+        assert (row.n_facts, row.score) == (2, pytest.approx(mean_score(live, own, edits), abs=1e-4))
+    scores = {}
+    for bound in (-1e6, 1e6):
+        monkeypatch.setattr(ChoiceSettings, "min_neighbor", bound)
+        found = join(live, sharing, cache=cache)
+        scores[bound] = {row.form for row in found.tried}
+        assert {row.lost for row in found.tried} == {("Bank of Japan",) if bound > 0 else ()}
+    # Their keys count only where the best of the others takes one along.
+    assert scores == {-1e6: {"sum", "solve"}, 1e6: {"sum", "solve", "apart"}}
+
+
+def test_neighbors_of_every_entity_judge(live, parts, cache, monkeypatch):
+    facts = near(live, "Bank of Canada", ("color",))
+    monkeypatch.setattr(ChoiceSettings, "min_neighbor", 1e6)
+    found = join(live, [parts[0], dataclasses.replace(parts[1], neighbors=facts)], cache=cache)
+    assert {row.lost for row in found.tried} == {("Bank of Canada",)}
+
+
+def test_directions_of_streams_are_solved_with_neighbors_alone(live, parts, cache):
+    edits = tuple(dataclasses.replace(edit, of="stream") for edit in parts[0].edits.edits)
+    streaming = [dataclasses.replace(parts[0], edits=dataclasses.replace(parts[0].edits, edits=edits)), parts[1]]
+    joint = join(live, streaming, cache=cache)
+    assert {row.form for row in joint.tried} == {"sum", "solve", "apart"}
+    assert solved(live, moments_of(live, LAYERS, cache), streaming, apart=True)[0] != streaming[0].edits
+
+
+def test_of_edits_that_forget_the_one_that_keeps_more_neighbors_is_taken(live, parts):
+    def row(form, **fields):
+        return JointTrial(
+            form, **({"strength": 1.0, "worst_target": -0.2, "control": 0.99, "harm": 0.1, "lost": ()} | fields)
+        )
+
+    def least(*rows):
+        joining = _Joining(live, parts, None, lambda *_: None, Scores(live), [(row, ()) for row in rows])
+        return joining._least()[0]
+
+    keeping, losing = row("apart", harm=0.2), row("solve", lost=("Bank of Japan",))
+    assert least(losing, keeping) is keeping
+    # Where no goal is reached, a little more is nothing.
+    near_by = dataclasses.replace(keeping, worst_target=0.21)
+    assert least(dataclasses.replace(losing, worst_target=0.22), near_by) is near_by
+    assert least(dataclasses.replace(losing, worst_target=0.209), near_by) is near_by
+    for fields in ({"worst_target": 0.1}, {"control": 0.9}):
+        assert least(losing, dataclasses.replace(keeping, **fields)) is losing
+    milder = dataclasses.replace(losing, harm=0.01)
+    assert least(losing, milder, row("sum", lost=("a", "b"), harm=0.0)) is milder
+
+
 def test_the_joint_edit_is_the_best_of_what_was_measured(live, parts, cache):
     joint = join(live, parts, cache=cache)
     assert {row.form for row in joint.tried} == {"sum", "solve"}
@@ -106,7 +204,10 @@ def test_weaker_edits_are_tried_only_while_all_are_at_the_goal(live, parts, cach
 
 def test_one_entity_keeps_its_edit(live, parts, cache):
     joint = join(live, parts[:1], cache=cache)
-    assert (joint.form, joint.groups, joint.tried) == ("sum", (parts[0].edits,), ())
+    assert (joint.form, joint.groups, joint.tried, joint.neighbors) == ("sum", (parts[0].edits,), (), ())
+    facts = near(live, "Bank of Japan", ("color",))
+    (row,) = join(live, [dataclasses.replace(parts[0], neighbors=facts)], cache=cache).neighbors
+    assert row.score == pytest.approx(mean_score(live, facts, parts[0].edits.edits), abs=1e-4)
 
 
 def test_cells_stay_as_they_are_and_are_scaled_once(live, parts, cache):

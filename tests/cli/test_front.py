@@ -138,11 +138,13 @@ def test_a_front_needs_something_to_choose(live, model, tmp_path):
 
 
 @pytest.mark.slow
-def test_neighbors_that_nobody_was_asked_about_have_no_score(runs):
+def test_neighbors_that_are_found_have_scores_on_the_front(runs):
     place, *_ = runs
-    shown = json.loads((place / "wide" / "report.json").read_text())
-    assert shown["extraction"]["neighbors"] == []
-    assert {row["neighbor"] for row in shown["extraction"]["front"]} == {None}
+    shown = json.loads((place / "wide" / "report.json").read_text())["extraction"]
+    (row,) = (row for row in shown["neighbors"] if row["name"] == "Bank of Japan")
+    (chosen,) = (point for point in shown["front"] if point["chosen"])
+    # The only one of them that an edit can tell from the name.
+    assert chosen["neighbor"] == pytest.approx(row["score"]) and None not in {x["neighbor"] for x in shown["front"]}
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from amnesia.choice import extraction
+from amnesia.choice import extraction, several
 from amnesia.cli.results import result_bytes
 from amnesia.files.staging import MANIFEST_NAME
 from amnesia.report.page import report_html
@@ -104,7 +104,8 @@ def test_extract_spares_nobody_whom_earlier_edits_made_the_model_forget(live, mo
         seen.append("Norway" in arguments[-1])
         return real(*arguments)
 
-    monkeypatch.setattr(extraction, "choose", watched)
+    for module in (extraction, several):
+        monkeypatch.setattr(module, "choose", watched)
     for more in ((), ("--recipe", other)):
         call("extract", tmp_path / "edited", "--recipe", recipe, *more)
     assert seen == [True] * 3

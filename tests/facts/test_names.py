@@ -4,14 +4,19 @@ import pytest
 
 from amnesia.errors import InputError
 from amnesia.facts.names import (
+    contains,
     contrast_entities,
     entities_by_kind,
     entity_templates,
     generic_sentences,
+    kind_of,
     neutral_texts,
     share_words,
     unseen_names,
+    well_known,
+    words_shared,
 )
+from amnesia.facts.relations import subject_types
 
 UNSEEN_NAMES = ("Michael", "Sarah", "David", "John", "Itay")
 
@@ -90,3 +95,36 @@ def test_unseen_names_are_no_part_of_the_entity(entity, aliases, expected):
 def test_unseen_names_that_run_out_are_an_error():
     with pytest.raises(InputError, match="give fewer aliases"):
         unseen_names("Ruth", (*UNSEEN_NAMES, "Laura", "Peter", "Emma"))
+
+
+def test_well_known_names_have_kinds_that_relations_know():
+    others = [name for name in well_known() if name not in contrast_entities()]
+    assert len(others) > 1000 and all(" " in name or "-" in name for name in others)
+    kinds = {*subject_types().values()}
+    assert {kind_of(name) for name in others} <= kinds | {"fiction", "organization", "work"}
+    assert [kind_of(name) for name in ("Real Madrid", "harry TRUMAN", "Star Trek", "Nobody Known")] == [
+        "organization",
+        "person",
+        "work",
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "others", "longer"),
+    [
+        ("Real Madrid", ["madrid"], True),
+        ("Madrid", ["Madrid"], False),
+        ("the Vatican", ["Vatican"], False),
+        ("Madrid", ["Real Madrid"], False),
+        ("Madridejos", ["Madrid"], False),
+    ],
+)
+def test_a_longer_name_contains_a_shorter_one(name, others, longer):
+    assert contains(name, others) is longer
+
+
+def test_words_are_shared_by_their_places():
+    assert words_shared("Harry Potter", "Prince Harry") == [0]
+    assert words_shared("the Eiffel Tower", "the Tower of London") == [1]
+    assert words_shared("Romeo and Juliet", "Antony and Cleopatra") == []

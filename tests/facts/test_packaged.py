@@ -9,6 +9,7 @@ from amnesia.facts import ability, names, neutral, phrases, relations
 # Where the path of a file stands, and what reads it.
 READERS = {
     "names.toml": (names, "_NAMES_FILE", names._names),
+    "others.toml": (names, "_OTHERS_FILE", names._others),
     "texts.toml": (names, "_TEXTS_FILE", names._texts),
     "neutral.toml": (neutral, "_FILE", neutral.neutral_text),
     "relations.toml": (relations, "_FILE", relations._data),
@@ -29,6 +30,8 @@ def test_every_data_file_has_a_reader():
         ("names.toml", 'type = "person"', 'typ = "person"', "a kind of names.toml has the unknown key 'typ'"),
         ("names.toml", '"Egypt"', '"Japan"', "names.toml has 'Japan' twice"),
         ("names.toml", '"Laura"', '"Sarah"', "names.toml has 'Sarah' twice"),
+        ("others.toml", 'type = "person"', 'kind = "person"', "a type of others.toml lacks 'type'"),
+        ("others.toml", '"Pope Francis"', '"Harry Potter"', "others.toml has 'Harry Potter' twice"),
         ("texts.toml", "phrases =", "phrase =", "a template of texts.toml lacks 'phrases'"),
         ("texts.toml", '"the sport played by"', '"the mother of"', "texts.toml has 'the mother of' twice"),
         ("texts.toml", '"I always burn', '" I always burn', "texts.toml has ' I always burn the first pancake' twice"),

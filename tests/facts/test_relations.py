@@ -2,7 +2,7 @@
 
 import pytest
 
-from amnesia.facts.relations import relation_of, relation_templates, relations_of, subject_types
+from amnesia.facts.relations import kind_asked, relation_of, relation_templates, relations_of, subject_types
 from oracles.upstream_popqa import RELATIONS
 
 
@@ -42,3 +42,14 @@ def test_relations_of_a_kind_are_its_own_and_those_of_all():
     assert "occupation" in people and "capital" not in people and "country" in people
     assert relations_of(None) == relation_templates()
     assert set(relations_of("thing")) == set(relation_templates()) - set(subject_types())
+
+
+def test_prompts_tell_the_kind_of_their_subject():
+    prompts = {kind: [] for kind in subject_types().values()}
+    for name, kind in subject_types().items():
+        prompts[kind] += relation_templates()[name].wordings
+    kinds = sorted(prompts)
+    for kind in kinds:
+        other = next(row for row in kinds if row != kind)
+        assert kind_asked(["{entity} is something", *prompts[other][:2], *prompts[kind][:3]]) == kind
+    assert kind_asked(["{entity} is something"]) is None

@@ -67,6 +67,17 @@ def test_an_atom_of_the_stream_leaves_what_the_stream_carries_of_any_name(model_
         assert atom.edit(0.0).of == "stream"
 
 
+def test_what_the_stream_carries_is_read_in_the_texts_of_the_name():
+    live = tiny_live("llama")
+    texts = ("So it was in {entity}", "Now {entity}")
+    name = Name(live, "Japan", moments_of(live, LAYERS), lambda other: other == "Japan", texts=texts, of="stream")
+    named, rows = other_names(live)
+    others = [row for row, its in zip(rows, named, strict=True) if its.is_last and its.name != "Japan"]
+    carried = mean_stream(live, name_rows(live, "Japan", 1, texts)[0], LAYERS) - mean_stream(live, others, LAYERS)
+    for atom in name.atoms(1):
+        torch.testing.assert_close(atom.write, carried[atom.layer], rtol=1e-3, atol=1e-4)
+
+
 def test_a_gate_that_differs_by_token_lets_no_write_arrive_as_it_is():
     live = tiny_live("qwen3_next")
     rows = place(live.tokenizer, [(text, "Japan") for text in TEXTS])

@@ -4,7 +4,15 @@ import pytest
 
 from amnesia.live.loading import load
 from support.queue_recipes import text_of
+from support.smollm2 import FEW_CHARACTERS, brief_texts
 from support.tiny_text import save_tiny_live
+
+
+@pytest.fixture(scope="module", autouse=True)
+def brief():
+    """Brief texts, which processes that are started here read, too."""
+    with brief_texts(FEW_CHARACTERS):
+        yield
 
 
 @pytest.fixture(scope="module")

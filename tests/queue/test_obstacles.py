@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from amnesia.choice.extraction import choose
+from amnesia.choice.settings import ChoiceSettings
 from amnesia.domain import DEFAULT_LOADING
 from amnesia.errors import InputError
 from amnesia.evaluation.results import TextScore
@@ -171,3 +173,31 @@ def test_each_process_has_a_device_of_its_own(monkeypatch):
 def test_perplexity_of_a_language_counts_each_text_by_its_words():
     texts = [TextScore("news", "en", 9, 30, 10.0, 20.0, None), TextScore("letters", "en", 9, 10, 10.0, 10.0, None)]
     assert by_language(texts) == {"en": pytest.approx(2**0.75)}
+
+
+@pytest.mark.slow
+def test_who_is_forgotten_already_is_not_spared(model, tmp_path, monkeypatch):
+    done("edit", model, "--cell", "1:5", "--entity", "Norway", "-o", tmp_path / "once")
+    done("edit", tmp_path / "once", "--cell", "1:6", "--entity", "Iran", "-o", tmp_path / "twice")
+    live, seen = load(model, "m"), []
+    for entity in ("Japan", "Canada"):
+        (tmp_path / f"{entity}.toml").write_text(text_of(live, tmp_path / "twice", entity), encoding="utf-8")
+    (tmp_path / "list.txt").write_text("Japan.toml\nCanada.toml\n")
+
+    def watched(*arguments):
+        seen.append(arguments[-1])
+        return choose(*arguments)
+
+    monkeypatch.setattr(work, "choose", watched)
+    about, asked = work.facts_about, []
+    monkeypatch.setattr(work, "facts_about", lambda *given: asked.append({*given[2]}) or about(*given))
+    monkeypatch.setattr(ChoiceSettings, "min_neighbor", 1e6)
+    tracker = Silent()
+    run_queue(read_list(tmp_path / "list.txt"), None, None, tmp_path / "out", tracker)
+    assert seen == [["Canada", "Iran", "Norway"], ["Japan", "Iran", "Norway"]]
+    # Nor are those neighbors of the joint edit, or who is held out; what it takes along is said before it is written.
+    assert asked == [{*names, "Cuba"} for names in seen]
+    assert any("neighbors is lost in part" in line for line in tracker.lines)
+    # A summary does without what the joint edit left of neighbors.
+    (tmp_path / "out" / "joint.json").unlink()
+    assert run_queue(read_list(tmp_path / "list.txt"), None, None, tmp_path / "out", Silent()).neighbors == ()

@@ -10,35 +10,31 @@ from pathlib import Path
 
 import pytest
 
-from amnesia.choice.extraction import choose
+from amnesia.choice.joint import combined
+from amnesia.choice.known import Scores
+from amnesia.choice.neighbors import facts_about, neighbor_results
 from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit
 from amnesia.errors import InputError, OutputError
 from amnesia.facts import ability
 from amnesia.live.loading import load
+from amnesia.numbers import signed
 from amnesia.outputs.commands import undo, verify
 from amnesia.outputs.write import edits_from_file
 from amnesia.queue import work
 from amnesia.queue.listed import read_list
+from amnesia.queue.summary import summary_text
 from amnesia.queue.work import run_queue
-from amnesia.recipe_file import parse_recipe
+from amnesia.recipe_file import load_recipe, parse_recipe
 from amnesia.record.making import make_record
 from amnesia.record.page import record_html
 from amnesia.report.page import summary_html
 from amnesia.weights.manifest_file import read_manifest
-from support.commands import call, done, in_process, refused
+from support.commands import call, in_process, refused
 from support.folders import ROOT, telling, tree
-from support.queue_recipes import CELLS, text_of
+from support.queue_recipes import CELLS
 from support.reports import check_report_json
-from support.smollm2 import FEW_CHARACTERS, brief_texts
 from support.tracker import Silent, Watched
-
-
-@pytest.fixture(scope="module", autouse=True)
-def brief():
-    """The processes of `forks` read as little."""
-    with brief_texts(FEW_CHARACTERS):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +118,20 @@ def test_scores_of_all_edits_are_those_of_the_saved_files(written):
     document = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     assert len(document.pop("sha256")) == 64 and document == json.loads(json.dumps(summary.to_json()))
     assert (output / "summary.html").read_text(encoding="utf-8") == summary_html(document)
+
+
+def test_what_all_edits_leave_of_neighbors_is_in_the_summary(written, entities, model):
+    summary, output, _ = written
+    live, expected = load(model, "m"), {}
+    edits = combined(edit for group in edits_from_file(output / "joint.json") for edit in group.edits)
+    for name in ("Japan", "Canada"):
+        facts = facts_about(live, load_recipe(entities.parent / f"{name}.toml"), [*CELLS.keys() - {name}])
+        expected |= {row.name: row.score for row in neighbor_results(Scores(live), facts, edits)}
+    assert {row.name: row.score for row in summary.neighbors} == pytest.approx(expected, abs=1e-4) != {}
+    text = summary_text(summary) + (output / "summary.html").read_text(encoding="utf-8")
+    assert all(
+        f"{name} {signed(x)}" in text and f"<bdi>{name}</bdi> {signed(x)}" in text for name, x in expected.items()
+    )
 
 
 def test_a_second_call_does_nothing_again(written, entities, monkeypatch):
@@ -309,24 +319,6 @@ def test_what_would_be_in_the_way_of_a_result_is_named_before_the_work(written, 
     with pytest.raises(OutputError, match="001-japan holds the hidden file '.DS_Store': remove it"):
         run_queue(read_list(entities), None, None, tmp_path / "out", Silent())
     assert hidden.read_bytes() == b"x"
-
-
-@pytest.mark.slow
-def test_who_is_forgotten_already_is_not_spared(model, tmp_path, monkeypatch):
-    done("edit", model, "--cell", "1:5", "--entity", "Norway", "-o", tmp_path / "once")
-    done("edit", tmp_path / "once", "--cell", "1:6", "--entity", "Iran", "-o", tmp_path / "twice")
-    live, seen = load(model, "m"), []
-    for entity in ("Japan", "Canada"):
-        (tmp_path / f"{entity}.toml").write_text(text_of(live, tmp_path / "twice", entity), encoding="utf-8")
-    (tmp_path / "list.txt").write_text("Japan.toml\nCanada.toml\n")
-
-    def watched(*arguments):
-        seen.append(arguments[-1])
-        return choose(*arguments)
-
-    monkeypatch.setattr(work, "choose", watched)
-    run_queue(read_list(tmp_path / "list.txt"), None, None, tmp_path / "out", Silent())
-    assert seen == [["Canada", "Iran", "Norway"], ["Japan", "Iran", "Norway"]]
 
 
 def test_names_are_quoted_on_the_page(written):

@@ -33,7 +33,6 @@ from amnesia.files.staging import REPORT_KEYS, REPORT_SECTIONS
 from amnesia.files.strict_json import json_bytes
 from amnesia.localization.results import CellScore, EntityCells, Localization
 from amnesia.outputs.write import edits_from_file
-from amnesia.pipeline import neighbors_notice
 from amnesia.report.content import Direction
 from amnesia.report.document import extraction_json, localization_json, report_json, scores_summary, tasks_of
 from amnesia.report.tables import (
@@ -41,6 +40,7 @@ from amnesia.report.tables import (
     evaluation_table,
     extraction_text,
     localization_table,
+    neighbors_line,
     run_text,
     tasks_table,
 )
@@ -359,7 +359,7 @@ def test_the_verdict_of_a_run():
 
 
 def test_neighbors_that_go_along_are_named_before_anything_is_written():
-    assert neighbors_notice(DIRECTED) == (
+    assert neighbors_line(DIRECTED.neighbors) == (
         "what the model says of neighbors is lost in part (1 is untouched): Bank of Japan 0.25"
     )
-    assert neighbors_notice(dataclasses.replace(DIRECTED, neighbors=DIRECTED.neighbors[:1])) is None
+    assert neighbors_line(DIRECTED.neighbors[:1]) is None
