@@ -21,16 +21,13 @@ from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.keys import line_starts, name_keys, name_rows
 from amnesia.directions.moments import moments_of
 from amnesia.domain import Fact, n_columns
-from amnesia.evaluation.measurement import KnownFact, Unknown, measure
-from amnesia.facts.questions import Question
-from amnesia.live.forward import answer_logprobs, generate
+from amnesia.live.forward import answer_logprobs
 from amnesia.live.model import edited
-from amnesia.recipe import Scoring, Target, Translation
+from amnesia.recipe import Target, Translation
 from amnesia.recipe_file import parse_recipe
+from support.known_recipes import WORDINGS, known
 from support.tiny_recipe import recipe_text
 from support.tiny_text import tiny_live
-
-WORDINGS = ("the capital of {entity} is", "people in {entity} like", "the oldest building in {entity} was")
 
 
 @pytest.fixture(scope="module")
@@ -41,24 +38,6 @@ def live():
 @pytest.fixture(scope="module")
 def moments(live, tmp_path_factory):
     return moments_of(live, (0, 1, 2), tmp_path_factory.mktemp("moments"))
-
-
-def known(live, *names, gap=5.0):
-    """What the random model says next of each name, as facts worth `gap` nats more than for an unknown entity."""
-    facts = []
-    for name in names:
-        texts = generate(live, [wording.replace("{entity}", name) for wording in WORDINGS], max_new_tokens=3)
-        facts += [Fact(name, wording, text.strip() or "x") for wording, text in zip(WORDINGS, texts, strict=True)]
-    answers = measure(live, [fact.pair() for fact in facts])
-    return tuple(
-        KnownFact(
-            Question("target", fact),
-            answers[fact.pair()],
-            Unknown(answers[fact.pair()].logprob - gap, answers[fact.pair()].logprob_first - gap),
-            Scoring(),
-        )
-        for fact in facts
-    )
 
 
 def test_forms_are_those_of_the_recipe_and_those_made_from_the_name():

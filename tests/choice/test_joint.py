@@ -11,14 +11,13 @@ from amnesia.choice.known import Scores, mean_score, select_known
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.keys import name_keys
 from amnesia.directions.moments import moments_of
-from amnesia.domain import Cell, Fact
+from amnesia.domain import Cell
 from amnesia.edits import ColumnEdit, EntityEdits, directions_of
-from amnesia.evaluation.measurement import KnownFact, Unknown, known_facts, measure
-from amnesia.facts.questions import Question, questions_of
-from amnesia.live.forward import generate
+from amnesia.evaluation.measurement import known_facts
+from amnesia.facts.questions import questions_of
 from amnesia.live.model import edited
-from amnesia.recipe import Scoring
 from amnesia.recipe_file import parse_recipe
+from support.known_recipes import known
 from support.tiny_recipe import recipe_text
 from support.tiny_text import tiny_live
 
@@ -87,23 +86,8 @@ def test_directions_of_a_stream_stay_as_they_are(live, parts, cache):
     assert solved(live, moments, parts)[0] != parts[0].edits
 
 
-def near(live, name, words, gap=0.5):
-    """Facts about a neighbor that count as if the model knew them `gap` nats better than of an unknown name."""
-    prompts = [f"the {word} of {{entity}} is" for word in words]
-    answers = [text.strip() or "x" for text in generate(live, [p.replace("{entity}", name) for p in prompts], 3)]
-    facts = [Fact(name, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    found = measure(live, [fact.pair() for fact in facts])
-    return tuple(
-        KnownFact(
-            Question("target", fact), before, Unknown(before.logprob - gap, before.logprob_first - gap), Scoring()
-        )
-        for fact in facts
-        for before in [found[fact.pair()]]
-    )
-
-
 def test_solved_apart_read_outs_answer_less_to_the_names_of_neighbors(live, parts, cache):
-    facts = near(live, "Bank of Japan", ("color", "size"))
+    facts = known(live, "Bank of Japan", gap=0.5)
     sharing = [dataclasses.replace(parts[0], neighbors=facts), parts[1]]
     moments = moments_of(live, LAYERS, cache)
     plain, apart = (solved(live, moments, sharing, apart=apart) for apart in (False, True))
@@ -125,7 +109,7 @@ def test_solved_apart_read_outs_answer_less_to_the_names_of_neighbors(live, part
 
 
 def test_a_joint_edit_is_judged_by_neighbors_too(live, parts, cache, monkeypatch):
-    facts = near(live, "Bank of Japan", ("color", "size")) + near(live, "Japan Airlines", ("color", "size"))
+    facts = known(live, "Bank of Japan", "Japan Airlines", gap=0.5)
     sharing = [dataclasses.replace(parts[0], neighbors=facts), parts[1]]
     # One that begins with the name cannot be told apart: it is measured, and judges nothing.
     assert {fact.question.fact.entity for fact in sharing[0].apart} == {"Bank of Japan"}
@@ -134,7 +118,7 @@ def test_a_joint_edit_is_judged_by_neighbors_too(live, parts, cache, monkeypatch
     assert [row.name for row in joint.neighbors] == ["Bank of Japan", "Japan Airlines"]
     for row in joint.neighbors:
         own = tuple(fact for fact in facts if fact.question.fact.entity == row.name)
-        assert (row.n_facts, row.score) == (2, pytest.approx(mean_score(live, own, edits), abs=1e-4))
+        assert (row.n_facts, row.score) == (3, pytest.approx(mean_score(live, own, edits), abs=1e-4))
     scores = {}
     for bound in (-1e6, 1e6):
         monkeypatch.setattr(ChoiceSettings, "min_neighbor", bound)
@@ -146,7 +130,7 @@ def test_a_joint_edit_is_judged_by_neighbors_too(live, parts, cache, monkeypatch
 
 
 def test_neighbors_of_every_entity_judge(live, parts, cache, monkeypatch):
-    facts = near(live, "Bank of Canada", ("color",))
+    facts = known(live, "Bank of Canada", gap=0.5)
     monkeypatch.setattr(ChoiceSettings, "min_neighbor", 1e6)
     found = join(live, [parts[0], dataclasses.replace(parts[1], neighbors=facts)], cache=cache)
     assert {row.lost for row in found.tried} == {("Bank of Canada",)}
@@ -205,7 +189,7 @@ def test_weaker_edits_are_tried_only_while_all_are_at_the_goal(live, parts, cach
 def test_one_entity_keeps_its_edit(live, parts, cache):
     joint = join(live, parts[:1], cache=cache)
     assert (joint.form, joint.groups, joint.tried, joint.neighbors) == ("sum", (parts[0].edits,), (), ())
-    facts = near(live, "Bank of Japan", ("color",))
+    facts = known(live, "Bank of Japan", gap=0.5)
     (row,) = join(live, [dataclasses.replace(parts[0], neighbors=facts)], cache=cache).neighbors
     assert row.score == pytest.approx(mean_score(live, facts, parts[0].edits.edits), abs=1e-4)
 

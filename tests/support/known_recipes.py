@@ -1,15 +1,35 @@
-"""Recipes of what a tiny random model says by itself, which so counts as what it knows."""
+"""Facts and recipes of what a tiny random model says by itself, which so counts as what it knows."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from amnesia.domain import Fact
+from amnesia.evaluation.measurement import KnownFact, Unknown, measure
+from amnesia.facts.questions import Question
 from amnesia.live.forward import generate
 from amnesia.recipe import Accept, LocalizeOptions, Scoring
 from amnesia.recipe_file import parse_recipe
 
 WORDINGS = ("the capital of {entity} is", "people in {entity} like", "the oldest building in {entity} was")
+
+
+def known(live, *names, gap=5.0):
+    """What the random model says next of each name, as facts worth `gap` nats more than for an unknown entity."""
+    facts = []
+    for name in names:
+        texts = generate(live, [wording.replace("{entity}", name) for wording in WORDINGS], max_new_tokens=3)
+        facts += [Fact(name, wording, text.strip() or "x") for wording, text in zip(WORDINGS, texts, strict=True)]
+    answers = measure(live, [fact.pair() for fact in facts])
+    return tuple(
+        KnownFact(
+            Question("target", fact),
+            answers[fact.pair()],
+            Unknown(answers[fact.pair()].logprob - gap, answers[fact.pair()].logprob_first - gap),
+            Scoring(),
+        )
+        for fact in facts
+    )
 
 
 def facts_known_to(live, entities, split="search"):
