@@ -87,14 +87,16 @@ class EditOptions:
 
     `method` "auto" takes a direction on as many columns as it needs, "single" the column of a single cell. `max_cells`
     bounds the columns of all directions together (None: no bound); `prefer` says whether the edit takes few columns or
-    is the mildest, which changes all. With `forms`, other forms of the name go with it. `multiplier` is None for
-    "auto": the choice finds it. `cells` is empty unless the recipe fixes the edit.
+    is the mildest, which changes all. With `forms`, other forms of the name go with it; with `neighbors`, those are
+    spared that share a word with it, where need be by more columns. `multiplier` is None for "auto": the choice finds
+    it. `cells` is empty unless the recipe fixes the edit.
     """
 
     method: str = "auto"
     max_cells: int | None = None  # 1 or more.
     prefer: str = "few"
     forms: bool = True
+    neighbors: bool = True
     multiplier: float | None = None  # Below 1.
     formats: tuple[Format, ...] = ("safetensors",)
     cells: tuple[ColumnEdit, ...] = ()

@@ -115,9 +115,12 @@ def test_neighbors_and_forms_are_read():
     text = MODEL + FACTS + CONTROLS
     entity = '[entity]\nname = "Japan"\n'
     plain = parse_recipe(MODEL + entity + FACTS + CONTROLS)
-    assert (plain.target.neighbors, plain.edit.forms) == ((), True)
-    own = parse_recipe(MODEL + entity + 'neighbors = ["Bank of Japan"]\n[edit]\nforms = false\n' + FACTS + CONTROLS)
-    assert (own.target.neighbors, own.edit.forms) == (("Bank of Japan",), False)
+    assert (plain.target.neighbors, plain.edit.forms, plain.edit.neighbors) == ((), True, True)
+    for key in ("forms", "neighbors"):
+        given = f'neighbors = ["Bank of Japan"]\n[edit]\n{key} = false\n'
+        own = parse_recipe(MODEL + entity + given + FACTS + CONTROLS)
+        assert own.target.neighbors == ("Bank of Japan",)
+        assert (own.edit.forms, own.edit.neighbors) == (key != "forms", key != "neighbors")
     with pytest.raises(RecipeError, match="edit.forms = 'none': expected true or false"):
         parse_recipe(MODEL + entity + '[edit]\nforms = "none"\n' + text.removeprefix(MODEL))
 
@@ -219,6 +222,7 @@ def test_unknown_keys_name_the_nearest_valid_one(section, key):
         ("edit", "format = []", r"edit.format = \[\]: expected one or more of safetensors, adapter, gguf"),
         ("edit", 'format = ["onnx"]', "edit.format = 'onnx': expected one of safetensors, adapter, gguf"),
         ("edit", "forms = { a = 1 }", "edit.forms = a table: expected true or false"),
+        ("edit", "neighbors = []", r"edit.neighbors = \[\]: expected true or false"),
         ("edit", "prefer = 2030-01-31", "edit.prefer = 2030-01-31: expected one of few, mild"),
         ("edit", f"prefer = 0x{'f' * 5000}", "edit.prefer = a whole number of 20000 bits: expected one of few, mild"),
         ("edit", "format = 3", "edit.format = 3: expected one or more"),

@@ -47,7 +47,7 @@ class Trial:
 @dataclass(frozen=True)
 class JudgedTrial(Trial):
     """A trial whose mean knowledge scores of controls and of facts about neighbors were measured, too; None where no
-    neighbors were asked about."""
+    neighbors are to be spared."""
 
     control: float
     neighbor: float | None

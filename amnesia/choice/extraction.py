@@ -180,7 +180,7 @@ def _direction(
         settings = replace(settings, columns=())
     with task("asking about neighbors") as progress:
         neighbors = facts_about(live, recipe, avoided, progress)
-        apart = tellable(neighbors, recipe.target)
+        apart = tellable(neighbors, recipe.target) if recipe.edit.neighbors else ()
         near = near_response(live, apart, layers, progress)
     name = Name(
         live,

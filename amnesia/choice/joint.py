@@ -69,8 +69,8 @@ class Part:
 
     @property
     def apart(self) -> KnownFacts:
-        """Facts about those neighbors that an edit can tell from the name."""
-        return tellable(self.neighbors, self.recipe.target)
+        """Facts about those neighbors that an edit can tell from the name; none where the recipe spares none."""
+        return tellable(self.neighbors, self.recipe.target) if self.recipe.edit.neighbors else ()
 
 
 @dataclass(frozen=True)

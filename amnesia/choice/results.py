@@ -98,7 +98,7 @@ class FrontPoint:
 
     `n_columns` are changed. `target`, `control` and `neighbor` are mean knowledge scores of search facts (with the name
     inside a line, where the model reads other tokens at the beginning of one: that of `Extraction` is over all), search
-    controls and facts about neighbors, None where none were asked about; `harm` is the divergence to expect on text
+    controls and facts about neighbors, None where none were to be spared; `harm` is the divergence to expect on text
     (nats per token).
     """
 

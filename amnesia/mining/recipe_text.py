@@ -11,7 +11,7 @@ import tomli_w
 
 from amnesia.domain import Fact, ModelRef, name_key
 from amnesia.edits import ColumnEdit
-from amnesia.recipe import Accept, Recipe, Scoring
+from amnesia.recipe import Accept, EditOptions, Recipe, Scoring
 
 N_CONTROLS = 36
 """Controls that each split gets, as far as the model knows so many."""
@@ -52,12 +52,14 @@ def recipe_text(
 def joint_text(recipes: Sequence[Recipe], model: ModelRef, controls: Sequence[Fact]) -> str:
     """One recipe as TOML of what several make a model forget, with the bounds of scoring of the first.
 
-    Each entity has its facts, its names and its bounds; `controls` are those of all of them.
+    Each entity has its facts, its names and its bounds; `controls` are those of all of them. How an edit is chosen is
+    said where all recipes agree.
     """
     first = recipes[0].scoring
     head = {
         "description": f"{model.portable.name} forgets {', '.join(recipe.target.entity for recipe in recipes)}",
         "model": {"id": model.name, **({"revision": model.revision} if model.revision else {})},
+        **({"edit": edit} if (edit := _edit_row(recipes)) else {}),
         "scoring": {"min_nats": first.min_nats, "max_rank": first.max_rank},
     }
     parts = [tomli_w.dumps(head)]
@@ -89,6 +91,13 @@ def text_with_cells(text: str, entity: str, cells: Sequence[ColumnEdit]) -> str:
     if "cells" in document:
         return tomli_w.dumps(document | {"cells": rows})
     return "\n".join([text.rstrip() + "\n", *("[[cells]]\n" + tomli_w.dumps(row) for row in rows)])
+
+
+def _edit_row(recipes: Sequence[Recipe]) -> dict[str, Any]:
+    """What all recipes say of the choice, other than by default."""
+    keys = ("method", "max_cells", "prefer", "forms", "neighbors", "multiplier")
+    said = {key: {getattr(recipe.edit, key) for recipe in recipes} for key in keys}
+    return {key: value for key, (value, *others) in said.items() if not others and value != getattr(EditOptions, key)}
 
 
 def _entity_row(recipe: Recipe) -> dict[str, Any]:

@@ -57,6 +57,7 @@ _COMMENTS: Mapping[str, Mapping[str, str]] = {
         "max_cells": "most columns that change, from 1; by default there is no bound",
         "prefer": f"one of {', '.join(PREFERENCES)}: few columns, or all of them for the mildest edit",
         "forms": "whether other forms of the name go with it",
+        "neighbors": "whether names that share a word with it are spared, where need be by more columns",
         "multiplier": 'below 1, for method "single" only; "auto" tries several',
         "format": f"one or more of {', '.join(FORMATS)}",
     },

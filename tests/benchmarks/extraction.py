@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from judging import BOUNDS, Chooser, Judge, search_part, worst
+from judging import ASIDE, BOUNDS, Chooser, Judge, search_part, worst
 from mined import TABLE, lines, minable_entities
 
 from amnesia.directions.moments import BystanderMoments, early_layers, moments_of
@@ -50,6 +50,7 @@ COLUMNS = (16, 32, 64, 128)
 METHODS = (
     "auto",
     "name only",
+    ASIDE,
     "no table",
     *(f"{size} columns" for size in COLUMNS),
     "all columns",
@@ -57,7 +58,7 @@ METHODS = (
     "single, best",
 )
 NULLS = ("wrong entity", "random direction")
-CHOSEN = ("auto", "name only")  # Methods whose edits null controls take from another entity, and draw anew.
+CHOSEN = ("auto", "name only", ASIDE)  # Methods whose edits null controls take from another entity, and draw anew.
 
 
 def random_direction(live: LiveModel, edits: Sequence[Edit], moments: BystanderMoments, seed: int) -> tuple[Edit, ...]:

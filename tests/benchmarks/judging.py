@@ -41,6 +41,8 @@ Acting = Callable[[], AbstractContextManager[Any]]
 """Lets something act in the model while the block runs."""
 
 
+ASIDE = "name only, neighbors aside"
+
 BOUNDS = {
     "target": lambda row: row["target"] <= 0.2,
     "held-out target": lambda row: row["held_out_target"] <= 0.4,
@@ -75,8 +77,8 @@ class Chooser:
     ) -> tuple[tuple[Edit, ...], float]:
         """The edit, and the seconds it took."""
         start = self.clock()
-        if method in ("auto", "name only", "no table") or method.startswith("single"):
-            options = replace(recipe.edit, forms=method != "name only")
+        if method in ("auto", "name only", ASIDE, "no table") or method.startswith("single"):
+            options = replace(recipe.edit, forms=method not in ("name only", ASIDE), neighbors=method != ASIDE)
             if method.startswith("single"):
                 options = replace(options, method="single", multiplier=-1.0 if method.endswith("-1") else None)
             found = choose(self.live, replace(recipe, edit=options), targets, controls, quiet, cache_folder())

@@ -6,12 +6,14 @@ import torch
 from amnesia.choice import extraction
 from amnesia.choice.atoms import Atom, Change
 from amnesia.choice.direction import DirectionChoice, JudgedTrial
-from amnesia.choice.extraction import verdict
+from amnesia.choice.extraction import asked, verdict
 from amnesia.choice.forms import Forms
 from amnesia.choice.front import candidate_line
+from amnesia.choice.joint import Part
 from amnesia.choice.neighbors import _apart
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.directions.solve import ReadOut
+from amnesia.progress import SILENT
 from amnesia.recipe import Accept
 from support.known_recipes import recipe_of
 from support.tiny_text import tiny_live
@@ -25,8 +27,11 @@ def test_verdicts(target, control, expected):
     assert verdict(target, control, Accept()) == expected
 
 
+BOUNDED = ChoiceSettings(max_harm=0.011, few_harm=1.65)
+
+
 def missing(score, control, harm, neighbor=None, n_columns=256):
-    """A trial that misses some bound; `harm` in nats per token."""
+    """A trial that misses some bound; `harm` in nats per token, of which `BOUNDED` allows 0.011."""
     change = Change(torch.full((4,), (2 * harm) ** 0.5), torch.zeros(0))
     read_out = ReadOut(torch.arange(n_columns), torch.ones(n_columns), 0.1)
     atom = Atom(0, 0, torch.ones(1), torch.ones(1), torch.ones(1), 1.0, read_out, change)
@@ -52,14 +57,15 @@ def missing(score, control, harm, neighbor=None, n_columns=256):
     ],
 )
 def test_of_what_misses_the_bounds_forgetting_counts_first_and_harm_last(better, worse):
-    choice = DirectionChoice(None, None, (), ())
+    choice = DirectionChoice(None, None, (), (), settings=BOUNDED)
     assert choice.closest([better, worse]) is better and choice.closest([worse, better]) is better
 
 
 def test_what_was_made_weaker_to_keep_to_128_columns_gives_way_to_more_of_them():
     few, all_columns = missing(0.03, 0.99, 0.018, None, 128), missing(-0.03, 0.99, 0.009, None, 1536)
     for multiplier, chosen in ((-1.0, all_columns), (0.0, few)):  # That of the atoms on all columns; few have 0.
-        choice = DirectionChoice(None, None, (), (), dense=[replace(all_columns, multiplier=multiplier)])
+        dense = [replace(all_columns, multiplier=multiplier)]
+        choice = DirectionChoice(None, None, (), (), settings=BOUNDED, dense=dense)
         assert choice.closest([few, all_columns]) is chosen
 
 
@@ -67,7 +73,7 @@ class Given(DirectionChoice):
     """A choice among trials that are given, one for each number of columns, instead of measured."""
 
     def __init__(self, trials):
-        super().__init__(None, None, (), ())
+        super().__init__(None, None, (), (), settings=BOUNDED)
         self.given = {len(trial.atoms[0].read_out.cells): trial for trial in trials}
 
     def sizes(self, dense):
@@ -150,3 +156,24 @@ def test_on_bounded_columns_neighbors_are_told_apart_on_all_that_may_change(tmp_
         extraction.extract(live, bounded, cache=tmp_path)
     assert [own.few for own in seen] == [live.shape.d_mlp, 8, live.shape.d_mlp]
     assert {own.few_harm for own in seen} == {1.0}
+
+
+@pytest.mark.slow
+def test_neighbors_are_measured_and_not_spared_where_a_recipe_says_so(tmp_path, monkeypatch):
+    live, seen, beside = tiny_live("llama", seed=3), [], []
+    facts = tuple(
+        replace(fact, question=replace(fact.question, fact=replace(fact.question.fact, entity="Bank of Japan")))
+        for fact in asked(live, recipe_of(live), SILENT.task)[1]
+    )
+    monkeypatch.setattr(extraction, "facts_about", lambda *_: facts)
+    monkeypatch.setattr(extraction, "told_apart", lambda choice, best, _: seen.append(choice) or (choice, best))
+    monkeypatch.setattr(Forms, "add", lambda self, best, *_: beside.append(self.neighbors) or best.edits)
+    for spares in (True, False):
+        recipe = recipe_of(live)
+        recipe = replace(recipe, edit=replace(recipe.edit, neighbors=spares))
+        found = extraction.extract(live, recipe, cache=tmp_path)
+        assert [row.name for row in found.neighbors] == ["Bank of Japan"]
+        assert seen[-1].neighbors == beside[-1] == (facts if spares else ())
+        assert (seen[-1].name.near is not None) == spares
+        part = Part(recipe, found.edits, (), (), facts)
+        assert part.apart == (facts if spares else ())

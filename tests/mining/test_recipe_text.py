@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
+
 from amnesia.domain import Cell, ModelRef
 from amnesia.edits import ColumnEdit
 from amnesia.mining.recipe_text import joint_text, text_with_cells
-from amnesia.recipe import Accept
+from amnesia.recipe import Accept, EditOptions
 from amnesia.recipe_file import parse_recipe
 
 RECIPE = """
@@ -41,6 +43,26 @@ def test_a_joint_recipe_keeps_the_names_and_bounds_of_each_entity():
         assert found.facts == one.facts
         assert found.accept == one.accept
     assert recipes[1].accept == Accept() != recipes[0].accept
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (({}, {}), {}),
+        (({"neighbors": False, "forms": False}, {"neighbors": False, "forms": True}), {"neighbors": False}),
+        (({"prefer": "mild", "max_cells": 7},) * 2, {"prefer": "mild", "max_cells": 7}),
+        (({"method": "single", "multiplier": -2.0},) * 2, {"method": "single", "multiplier": -2.0}),
+        (({"method": "single"}, {"method": "single", "multiplier": -2.0}), {"method": "single"}),
+    ],
+)
+def test_a_joint_recipe_says_what_all_say_of_the_choice(options, said):
+    recipes = [
+        replace(one, edit=replace(one.edit, **own))
+        for one, own in zip((recipe("Japan", "a"), recipe("Canada", "b")), options, strict=True)
+    ]
+    text = joint_text(recipes, ModelRef("m"), recipes[0].controls)
+    for one in recipes:
+        assert parse_recipe(text, one.target.entity).edit == replace(EditOptions(), **said)
 
 
 def test_an_entity_of_several_has_its_own_bounds_in_place_of_those_of_all():
