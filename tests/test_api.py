@@ -15,6 +15,7 @@ from amnesia.errors import InputError
 from amnesia.live.loading import load
 from amnesia.outputs.write import plan_formats
 from amnesia.recipe_file import parse_recipe
+from support.allowed_harm import allow_harm
 from support.commands import done
 from support.folders import ROOT, tree
 from support.gguf_edits import tiny
@@ -261,6 +262,7 @@ def outcome(example, name, recipe, capsys):
 @pytest.mark.slow
 def test_the_example_in_readme_runs_with_another_model(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    allow_harm(monkeypatch)
     example, name = example_of_readme()
     assert example.count('"smollm2-135m"') == 2
     example = example.replace('"smollm2-135m"', repr(str(folder)))

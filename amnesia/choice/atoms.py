@@ -30,7 +30,7 @@ _KEPT_BYTES = 1 << 28  # Of second moments; with their factors and inverses, up 
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """Nats by which each token of a text makes its rest likelier once an edit acts, to first order.
+    """By how much the weighed logits of the rest of a text change at each token once an edit acts (`Response.to`).
 
     `text` (n_tokens,) is of text about nothing in particular, `near` (n_near,) of texts about the entity's neighbors.
     """

@@ -10,9 +10,9 @@ class ChoiceSettings:
     """How the choice goes about it.
 
     All were set together, while looking at 60 entities of `tests/benchmarks/extraction.py` on SmolLM2-135M; none was
-    measured by itself. `max_harm`, 0.012 then, was lowered when the moments got more kinds of program code; since then,
-    by edits for the name alone, 57 of the 60 meet all bounds there. Scores are mean knowledge scores (no unit, 1 as
-    before, 0 like an unknown name), harms divergences to expect on text (nats per token, from 0 on).
+    measured by itself. `max_harm` and `few_harm` were set again, while looking at twelve of them, when harm came to be
+    told by what the model itself expects (`directions.response`), which halved it. Scores are mean knowledge scores (no
+    unit, 1 as before, 0 like an unknown name), harms divergences to expect on text (nats per token, from 0 on).
 
     What is to be reached: `goal`, the score of the search facts, from 1 downwards and lower than what a recipe accepts,
     because held-out wordings fall less. On few columns it may be missed by `slack` (a score, from 0 on); an edit goes
@@ -45,10 +45,10 @@ class ChoiceSettings:
     n_paired: int = 3
     n_facts: int = 8
     columns: tuple[int, ...] = (1, 16, 32, 64, 128, 256)
-    max_harm: float = 0.011
+    max_harm: float = 0.0055
     margin: float = 0.5
     few: int = 128
-    few_harm: float = 1.65
+    few_harm: float = 1.3
     min_control: float = 0.98
     min_neighbor: float = 0.9
     near_cost: float = 0.1

@@ -34,7 +34,7 @@ def screening_of(choice: DirectionChoice, best: Trial) -> Screening:
 def answers_of(name: Name, edits: Sequence[Edit]) -> Answers | None:
     """The answers of each direction to its name, to other names that are not reserved, and to text; None without any.
 
-    Text are the package's own sentences, without their first and last tokens.
+    Text is what harm is told by (`response.Response`), without first and last tokens.
     """
     moments, directions = name.moments, directions_of(edits)
     if not directions:

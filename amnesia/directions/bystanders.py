@@ -19,12 +19,13 @@ class MomentSettings:
 
     `text`, `vocabulary` and `names` are the shares of the three kinds of bystanders, `ridge` the share of the mean
     diagonal that is added to it. `sampled` is the number of tokens that the model writes itself, in `length` steps from
-    the first `beginning` tokens of each sentence; `vocabulary_size` the number of its tokens that are read in short
+    the first `beginning` tokens of each sentence; `answering` of these texts, one of every so many, are read beside the
+    sentences for what harm is told by; `vocabulary_size` is the number of its tokens that are read in short
     contexts.
 
     Half or double of a share or of the ridge changes what a read-out on all columns leaves of texts, tokens and names
-    that are in none of this by 12 % at most; without the vocabulary tokens keep 40 % more, without sampled text texts
-    27 % more (geometric means of 24 entities on SmolLM2-135M, `tests/benchmarks/moments.py`).
+    that are in none of this by 13 % at most; without the vocabulary tokens keep 32 % more, without sampled text texts
+    29 % more (geometric means of 24 entities on SmolLM2-135M, `tests/benchmarks/moments.py`).
     """
 
     text: float = 0.6
@@ -34,6 +35,7 @@ class MomentSettings:
     sampled: int = 18_000
     length: int = 64
     beginning: int = 4
+    answering: int = 24
     vocabulary_size: int = 12_000
 
 

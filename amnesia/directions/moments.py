@@ -23,7 +23,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from amnesia.directions.bystanders import Bystanders, MomentSettings, NameToken, bystanders_of
+from amnesia.directions.bystanders import Bystanders, MomentSettings, NameToken, Rows, bystanders_of
 from amnesia.directions.moments_file import MomentsFile, new_moments, open_moments
 from amnesia.directions.response import Response, half, response_of
 from amnesia.directions.samples import own_text, weights_digest
@@ -41,7 +41,7 @@ _UNUSED = (
     "distributed_config",
     "transformers_version",
 )  # Of a configuration, by what a model does.
-_VERSION = 4  # Of what is gathered; another number makes files that are kept be made again.
+_VERSION = 5  # Of what is gathered; another number makes files that are kept be made again.
 _BLOCK = 4096  # Rows in one product.
 _COLUMNS = 4096  # Columns of its left side, in matrices that are larger.
 
@@ -111,7 +111,7 @@ def moments_of(
 ) -> BystanderMoments:
     """The moments of a model, from the folder `cache` where they are kept there for this very model and settings.
 
-    Gathering them is counted by `progress` in rows, those that the model writes also as they are read. Raises
+    Gathering them is counted by `progress` in rows, as often as they are written or read. Raises
     InputError when the weights are on several devices.
     """
     if len(places := devices_of(live.model)) > 1:
@@ -131,7 +131,9 @@ def moments_of(
         if by_first(path.exists) if is_split(live.model) else path.exists():
             with contextlib.suppress(OSError, CheckpointError, KeyError, ValueError):
                 return _kept(path, live, layers, read, settings)
-    response = response_of(live, read.sentences, layers, progress)
+    own = tuple(own_text(live, read.beginnings, read.n_following, digest, progress))
+    answering = own[:: max(1, len(own) // max(1, settings.answering))][: settings.answering]
+    response = response_of(live, (*read.sentences, *answering), layers, progress)
     shape = (len(layers), live.shape.d_mlp, live.shape.d_mlp)
     keys = torch.zeros(len(read.names), len(layers), live.shape.d_mlp, dtype=torch.float16, device=live.device)
     stored = {"name_keys": keys, "activations": response.activations, "gradients": response.gradients}
@@ -144,7 +146,7 @@ def moments_of(
         if made is None or live.device.type != "cpu":
             second = torch.zeros(shape, device=live.device)
         matrix = partial(made.tensor, "second") if made and second is None else cast(Tensor, second).__getitem__
-        _gather(live, layers, matrix, read, digest, keys, settings, progress)
+        _gather(live, layers, matrix, read, own, keys, settings, progress)
         if made is not None:
             for place in range(len(layers) if second is not None else 0):
                 made.tensor("second", place).copy_(matrix(place))
@@ -161,13 +163,12 @@ def _gather(
     layers: Sequence[int],
     matrix: Callable[[int], Tensor],
     read: Bystanders,
-    digest: str,
+    own: Rows,
     keys: Tensor,
     settings: MomentSettings,
     progress: Progress | None,
 ) -> None:
     """Fill the matrices, which are zero, and the `keys` of other names."""
-    own = own_text(live, read.beginnings, read.n_following, digest, progress)
     texts = text_activations(live, (*read.sentences, *own), layers, progress)
     n_tokens = _add(live, layers, matrix, texts, 1.0)
     for place in range(len(layers)):

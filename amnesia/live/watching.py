@@ -18,7 +18,7 @@ from amnesia.live.tokens import Placed
 from amnesia.progress import Progress
 
 _GRADIENT_TOKENS = 256
-"""Padded tokens per backward pass, whose logits and their gradients are in memory at a time."""
+"""Padded tokens per backward pass, whose logits and their weights are in memory at a time."""
 
 
 class StopForwardError(Exception):
@@ -106,12 +106,17 @@ def mlp_outputs(
 
 
 def write_gradients(
-    live: LiveModel, rows: Sequence[Sequence[int]], layers: Sequence[int], progress: Progress | None = None
+    live: LiveModel,
+    rows: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    weigh: Callable[[Tensor], Tensor],
+    progress: Progress | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the prediction of texts answers to changes of what the MLPs of `layers` write, batch by batch.
 
     Activations (n, n_layers, d_mlp) at every token of the rows but the first and the last, and the gradient of the
-    row's log-probability (nats) by what the layer writes there, (n, n_layers, d_model); both float32.
+    row's weighted sum of logits by what the layer writes there, (n, n_layers, d_model); both float32. `weigh` gives the
+    weights for logits (n_rows, n_tokens, n_vocab), float32, of the same shape.
     """
     for batch in batches(live, rows, _GRADIENT_TOKENS):
         seen: dict[int, Tensor] = {}
@@ -135,10 +140,9 @@ def write_gradients(
                 inputs = {name: tensor.clone() for name, tensor in batch.inputs.items()}
                 logits = live.model(**inputs, use_cache=False).logits[:, :-1].float()
                 text = inputs["attention_mask"].bool()
-                following = inputs["input_ids"][:, 1:].to(logits.device)
-                logprobs = logits.gather(2, following[..., None])[..., 0] - logits.logsumexp(2)
-                total = logprobs[text[:, :-1].to(logits.device)].sum()
-                gradients = torch.autograd.grad(total, [added[layer] for layer in layers])
+                weights = weigh(logits.detach())
+                weights[~text[:, :-1].to(logits.device)] = 0.0
+                gradients = torch.autograd.grad(logits, [added[layer] for layer in layers], weights)
         finally:
             for handle in handles:
                 handle.remove()

@@ -3,7 +3,7 @@
     python tests/benchmarks/moments.py --results smollm2.jsonl --n 24
 
 The parts of the moments of a model are gathered once, apart: written and sampled text, vocabulary, other names. For the
-place of each edit in a results file of `extraction.py` (method "auto") the read-out is solved anew with changed weights,
+place of each edit in a results file of `extraction.py` (method "name only") the read-out is solved anew with other weights,
 on all columns and on 64, and asked what it does to what none of the parts holds: the divergence to expect on the
 sentences of the other half (with the whole write taken away), and its mean square at the last tokens of other rows of
 the vocabulary and of other subjects of `entities.tsv`. Printed are geometric means over the entities, as ratios to the
@@ -91,7 +91,7 @@ def main() -> None:
     live = load(resolve(arguments.model).folder, arguments.model)
     layers = early_layers(live.shape.n_layers)
     results = [json.loads(line) for line in arguments.results.read_text(encoding="utf-8").splitlines()]
-    chosen = [row for row in results if row["method"] == "auto"][: arguments.n]
+    chosen = [row for row in results if row["method"] == "name only"][: arguments.n]
 
     read = bystanders_of(live, SETTINGS)
     written = mean_gram(live, layers, text_activations(live, read.sentences, layers))

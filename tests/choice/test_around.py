@@ -252,7 +252,7 @@ def test_where_neighbors_go_along_what_the_stream_carries_is_tried(live, moments
     # One neighbor that goes along is enough.
     low, high = sorted(row.score for row in neighbor_results(Scores(live), near, best.edits))
     assert low < high
-    settings = dataclasses.replace(anything, min_neighbor=(low + high) / 2, goal=10.0)
+    settings = dataclasses.replace(anything, min_neighbor=(low + high) / 2, goal=10.0, columns=())
     # Nor is what harms text, or takes others along.
     for bound in ({"min_control": math.inf}, {"max_harm": 0.0}):
         assert told_apart(choice, best, dataclasses.replace(settings, **bound)) == (choice, best)

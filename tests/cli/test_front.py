@@ -6,13 +6,21 @@ import shlex
 import pytest
 
 from amnesia.report.page import report_html
+from support.allowed_harm import allow_harm
 from support.commands import call, done, refused, succeed
 from support.reports import check_report_json
 from support.tiny_recipe import recipe_text
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _harm():
+    with pytest.MonkeyPatch.context() as patch:
+        allow_harm(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
-def runs(live, model, tmp_path_factory):
+def runs(_harm, live, model, tmp_path_factory):
     """The folder of one run with a front and of one without, of a recipe that leaves the choice to the program."""
     place = tmp_path_factory.mktemp("front")
     (place / "japan.toml").write_text(recipe_text(live, model, edit=""), encoding="utf-8")

@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from amnesia.directions.bystanders import MomentSettings, bystanders_of, vocabulary_rows
 from amnesia.directions.moments import early_layers, moments_of
 from amnesia.directions.moments_file import MomentsFile
+from amnesia.directions.response import response_of
+from amnesia.directions.samples import own_text, weights_digest
 from amnesia.errors import InputError, NumericalError
 from amnesia.live.model import hooks
 from support.few_moments import SMALL
@@ -71,8 +73,9 @@ class TestMoments:
         again = moments_of(live, (0, 1), tmp_path, SMALL, steps.append)
         assert steps == [] and torch.equal(again.second, first.second) and again.names == first.names
         moments_of(live, (0, 1), tmp_path, replace(SMALL, sampled=72))
+        moments_of(live, (0, 1), tmp_path, replace(SMALL, answering=1))
         moments_of(tiny_live("llama", seed=4), (0, 1), tmp_path, SMALL)
-        assert len(list(tmp_path.iterdir())) == 3
+        assert len(list(tmp_path.iterdir())) == 4
         file.unlink()
         file.write_bytes(b"damaged")
         assert torch.equal(moments_of(live, (0, 1), tmp_path, SMALL).second, first.second)
@@ -170,13 +173,24 @@ class TestMoments:
             moments_of(live, (0, 1), None, SMALL)
 
     def test_progress_counts_rows(self, live):
-        settings = MomentSettings(sampled=24, length=6, vocabulary_size=20)
+        settings = MomentSettings(sampled=24, length=6, vocabulary_size=20, answering=3)
         read, steps = bystanders_of(live, settings), []
         moments_of(live, (0,), settings=settings, progress=steps.append)
-        # Own text is written and read, sentences are read for gradients, too; tokens would be many more.
-        n_texts = 2 * len(read.beginnings) + 2 * len(read.sentences)
+        # Own text is written and read, sentences and some of it for gradients, too; tokens would be many more.
+        n_texts = 2 * len(read.beginnings) + 2 * len(read.sentences) + settings.answering
         assert sum(steps) == n_texts + len(read.vocabulary) + len(read.name_rows)
         assert min(steps) >= 0
+
+    @pytest.mark.parametrize(("n_answering", "chosen"), [(0, []), (1, [0]), (3, [0, 2, 4]), (99, range(8))])
+    def test_harm_is_told_by_sentences_and_some_of_the_text_that_the_model_writes(self, live, n_answering, chosen):
+        settings = replace(SMALL, answering=n_answering)
+        read = bystanders_of(live, settings)
+        written = list(own_text(live, read.beginnings, read.n_following, weights_digest(live)))
+        assert len(written) == 8
+        found = moments_of(live, (0, 1), settings=settings).response
+        expected = response_of(live, [*read.sentences, *(written[place] for place in chosen)], (0, 1))
+        assert torch.equal(found.activations, expected.activations)
+        assert torch.equal(found.gradients, expected.gradients)
 
     def test_sentences_are_cut_to_the_positions_of_the_model(self):
         live = tiny_live("gpt2", seed=3, n_positions=40)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from amnesia import progress
+from amnesia.directions.response import drawn_weights
 from amnesia.domain import Cell, Loading
 from amnesia.edits import ColumnEdit, EntityEdits
 from amnesia.errors import InputError
@@ -371,7 +372,7 @@ def test_gradients_from_the_disk_are_those_in_memory(model):
     n_reads = []
     block = lives[1].model.get_submodule(lives[1].shape.layer_path(2))
     block.register_forward_hook(lambda *_: n_reads.append(1))
-    expected, found = (list(write_gradients(live, rows, (0, 2))) for live in lives)
+    expected, found = (list(write_gradients(live, rows, (0, 2), drawn_weights())) for live in lives)
     for (a, gradients), (b, its) in zip(expected, found, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(gradients, its)

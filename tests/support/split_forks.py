@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from amnesia.directions.response import drawn_weights
 from amnesia.domain import Loading
 from amnesia.facts import ability
 from amnesia.live.forward import answer_logprobs, continued
@@ -35,7 +36,9 @@ def seen(live):
     return {
         "weights": torch.stack([live.out_weight(layer).clone() for layer in layers]),
         "activations": torch.cat([batch.clone() for _, batch in activations(live, rows, layers)]),
-        "gradients": torch.cat([part for _, part in write_gradients(live, [row.ids for row in rows], layers)]),
+        "gradients": torch.cat(
+            [part for _, part in write_gradients(live, [row.ids for row in rows], layers, drawn_weights())]
+        ),
         "logprobs": torch.tensor([answer.logprob for answer in answer_logprobs(live, [(p, "water") for p in prompts])]),
         "continued": torch.tensor([row.ids for row in continued(live, prompts[:1], 6)]),
     }
