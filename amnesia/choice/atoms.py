@@ -143,7 +143,8 @@ class Name:
 
     @torch.inference_mode()
     def atoms(self, max_tokens: int, acting: Sequence[Edit] = ()) -> list[Atom]:
-        """On all cells of every layer of the moments, those that move the residual stream most first.
+        """On all cells of every layer of the moments, those that move the residual stream most first; without those
+        that do not move it, where any does.
 
         The keys are those of the name while edits are `acting`.
         """
@@ -175,7 +176,8 @@ class Name:
                     continue
                 change = self._change(layer, read_out, write)
                 found.append(Atom(layer, token, key, write, spread, shift, read_out, change, self.of))
-        return sorted(found, key=lambda atom: (-atom.shift, atom.place))
+        moving = [atom for atom in found if atom.shift > 0.0]
+        return sorted(moving or found, key=lambda atom: (-atom.shift, atom.place))
 
     def _of_layer(self, layer: int, now: Tensor, written: Tensor) -> tuple[Tensor, float]:
         """What a layer writes about the name beyond what it writes about others, of all that it writes `now` and

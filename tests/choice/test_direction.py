@@ -23,6 +23,7 @@ from amnesia.live.interventions import edited_logprobs
 from amnesia.live.model import edited
 from amnesia.localization.cells import LocalizationSettings
 from amnesia.recipe import Accept, LocalizeOptions, Recipe, Scoring, Target
+from support.allowed_harm import allow_harm
 from support.known_recipes import recipe_of
 from support.tiny_text import tiny_live
 
@@ -72,12 +73,13 @@ def test_a_single_cell_takes_the_multiplier_that_forgets_most(live, recipe):
 
 
 @pytest.mark.slow
-def test_a_direction_spares_others_where_the_best_cell_does_not_and_is_deterministic(live, recipe, cache):
+def test_a_direction_spares_others_where_the_best_cell_does_not_and_is_deterministic(live, recipe, cache, monkeypatch):
+    allow_harm(monkeypatch)
     result = extract(live, recipe, cache=cache)
     assert result.edits.edits and all(isinstance(edit, DirectionEdit) for edit in result.edits.edits)
     single = with_edit(recipe, method="single", accept=Accept(-1e6, -1e6, -1e6))
     cell = extract(live, single)
-    assert result.target < 0.6
+    assert result.target < 0.5
     assert abs(result.control - 1.0) < abs(cell.control - 1.0)
     assert extract(live, recipe, cache=cache) == result
 
