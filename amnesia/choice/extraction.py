@@ -201,8 +201,7 @@ def _direction(
         name, is_told = choice.name, choice is not tried[0]
         if is_told:
             tried.append(choice)
-            left = choice.settings.apart_harm * choice.settings.max_harm
-            forms.settings = replace(choice.settings, max_harm=left)
+            forms.settings, forms.share = choice.settings, choice.settings.apart_harm
         edits = forms.add(best, name, max_columns, progress)
         if not is_told and forms.known and (len(edits) == len(best.edits) or n_columns(best.edits) > settings.few):
             # The forms may not need all the harm that was left to them: with it, the edit for the name may be better.

@@ -95,7 +95,8 @@ def first_in_lines(facts: KnownFacts) -> KnownFacts:
 class Forms:
     """The forms of a name, beside an edit for the name itself: what it leaves of them, and what they get of their own.
 
-    `change` is what texts lose by all edits, those for forms with them, of the last `add`.
+    `change` is what texts lose by all edits, those for forms with them, of the last `add`. Other forms than the name
+    where it begins a line keep to the `share` (0 to 1) of the harm that is allowed.
 
     `known` are the facts under each form by which the original model knows the entity, and their mean score in it.
     Of the `first` facts a line of the prompt begins with the name; none, where that makes no difference.
@@ -110,6 +111,7 @@ class Forms:
     forms: Sequence[Variant]
     known: dict[Variant, tuple[KnownFacts, float]] = field(default_factory=dict)
     change: Change | None = None
+    share: float = 1.0
 
     @classmethod
     def of(
@@ -151,12 +153,12 @@ class Forms:
         Nothing is added that would go beyond the harm that is allowed, or does not help.
         """
         found, change, neighbor = best.edits, best.change, best.spared
-        settings = replace(self.settings, goal=self.settings.form_goal, margin=1.0, n_paired=2)
         for form, (facts, _) in self.known.items():
             before = self.scores.mean(facts, found)
             left = None if max_columns is None else max_columns - n_columns(found)
-            if before <= settings.goal + settings.slack or (left is not None and left < 1):
+            if not self._is_needed(facts, found) or (left is not None and left < 1):
                 continue
+            settings = self._settings(form, found, change)
             called = replace(name, text=form.name, texts=texts_of(name.live, form))
             if not (atoms := called.atoms(MAX_TOKENS, found)):
                 continue
@@ -180,6 +182,24 @@ class Forms:
                 found, change = (*found, *own.edits), own.change
         self.change = change
         return found
+
+    def _is_needed(self, facts: KnownFacts, edits: tuple[Edit, ...]) -> bool:
+        """Whether edits leave so much behind a form that it is to have one of its own."""
+        return self.scores.mean(facts, edits) > self.settings.form_goal + self.settings.slack
+
+    def _settings(self, form: Variant, found: tuple[Edit, ...], change: Change) -> ChoiceSettings:
+        """Those of the choice for a form, beside edits that were found and what texts lose by them.
+
+        On few columns, which harm more, it leaves some of the harm where forms that follow need it.
+        """
+        limit = self.settings.max_harm * (1.0 if form.kind == "first in a line" else self.share)
+        forms, share = list(self.known), 1.0
+        if any(self._is_needed(self.known[other][0], found) for other in forms[forms.index(form) + 1 :]):
+            taken = min(1.0, change.harm / max(limit, 1e-12))
+            share = taken + self.settings.margin * (1.0 - taken)
+        return replace(
+            self.settings, goal=self.settings.form_goal, max_harm=limit, margin=share, few_harm=share, n_paired=2
+        )
 
     def exchanged(
         self,

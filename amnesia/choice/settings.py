@@ -15,25 +15,26 @@ class ChoiceSettings:
     unit, 1 as before, 0 like an unknown name), harms divergences to expect on text (nats per token, from 0 on).
 
     What is to be reached: `goal`, the score of the search facts, from 1 downwards and lower than what a recipe accepts,
-    because held-out wordings fall less. On few columns it may be missed by `slack` (a score, from 0 on); an edit goes
-    beyond it where that costs no more than the share `cheap` (0 to 1) of the harm that is allowed. `much` (a score,
-    above 0) is a difference that counts: an edit goes so far beyond the goal, an atom is tried further that alone makes
+    because held-out wordings fall less. It may be missed by `slack` (a score, from 0 on); an edit goes beyond it where
+    that costs no more than the share `cheap` (0 to 1) of the harm that is allowed. `much` (a score, above 0) is a
+    difference that counts: an edit goes so far beyond the goal, an atom is tried further that alone makes
     forget so much, so much more of neighbors is worth more columns, to come so much nearer the goal the harm that is
     allowed, and an edit for a form of the name lowers its score by as much. These are to reach the score `form_goal`.
 
     What is tried: `n_screened` (from 1 on) atoms are measured, those that move the residual stream most, and all others
     where these are not enough. The `n_paired` (from 1 on) best of them are combined. Candidates are measured on
-    `n_facts` (from 1 on) search facts, taken evenly, the chosen edit on all. `columns` are the sizes of the supports
-    that are offered of each atom; one cell alone is scaled.
+    `n_facts` (from 1 on) search facts, taken evenly, the chosen edit on all. `columns` are the numbers of columns that
+    are offered of atoms, together where there are several; one cell alone is scaled.
 
     What is spared: beyond `max_harm`, and below `min_control` and `min_neighbor`, scores of the search controls and of
     facts about neighbors, an edit gives way to one on more columns. `few` are the columns to which it should keep where
     it can: on so many it may harm `few_harm` times (from 1 on) as much. `margin` is the share (0 to 1) of the harm for
     what must leave some of it: edits of fewer columns, with which controls should lose no more than this share of what
-    they may, too, and that for the name itself where there are forms of it. `near_cost` (from 0 on) is the weight of
-    the harm on texts about neighbors beside that on text, `near_share` (0 to 1) the weight of these texts among the
-    second moments, `apart_share` that of the neighbors' own keys where nothing else spares them. Beside such an edit,
-    by which text loses more than is expected, forms keep to the share `apart_harm` (0 to 1) of the harm.
+    they may, too, that for the name itself where there are forms of it, and, of what is left, one for a form on few
+    columns where other forms follow. `near_cost` (from 0 on) is the weight of the harm on texts about neighbors beside
+    that on text, `near_share` (0 to 1) the weight of these texts among the second moments, `apart_share` that of the
+    neighbors' own keys where nothing else spares them. Beside such an edit, by which text loses more than is expected,
+    forms keep to the share `apart_harm` (0 to 1) of the harm, all but the name where it begins a line.
     """
 
     goal: float = -0.1

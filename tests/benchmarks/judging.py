@@ -19,7 +19,7 @@ from mined import neighbor_pairs
 from amnesia.choice.atoms import Name, change_by
 from amnesia.choice.direction import MAX_TOKENS, DirectionChoice, Group, Trial
 from amnesia.choice.extraction import choose
-from amnesia.choice.forms import asked_as, forms_of
+from amnesia.choice.forms import asked_as, first_in_lines, forms_of, is_other_first
 from amnesia.choice.known import KnownFacts, Scores, mean_score, reserved_names, select_known
 from amnesia.choice.neighbors import neighbor_results
 from amnesia.directions.moments import BystanderMoments
@@ -172,14 +172,18 @@ class Judge:
         }
 
     def _forms(self, recipe: Recipe, acting: Acting) -> dict[str, float]:
-        """Mean score of every form of the name that brings out half of what the name does, over all target facts."""
+        """Mean score of every form of the name that brings out half of what the name does, over all target facts.
+
+        Where it begins a line, over those in whose wordings it can."""
         questions = [row for row in questions_of(recipe) if row.role == "target"]
         facts = known_facts(self._live, questions, recipe.scoring, cache=self._cache, unlikely=True)
         facts = tuple(fact for fact in facts if not fact.excluded)
-        asked = {form: asked_as(facts, form.name) for form in forms_of(recipe.target)}
+        asked = {f"{form.kind}: {form.name}": asked_as(facts, form.name) for form in forms_of(recipe.target)}
+        if is_other_first(self._live, recipe.target.entity) and (first := first_in_lines(facts)):
+            asked[f"first in a line: {recipe.target.entity}"] = first
         known = {form: own for form, own in asked.items() if mean_score(self._live, own) >= 0.5}
         with acting():
-            return {f"{form.kind}: {form.name}": mean_score(self._live, own) for form, own in known.items()}
+            return {form: mean_score(self._live, own) for form, own in known.items()}
 
     def _neighbors(self, recipe: Recipe, acting: Acting) -> dict[str, tuple[int, float]]:
         """Number of facts and mean score of what the model states about each neighbor in a held-out wording."""

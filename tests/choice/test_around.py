@@ -165,6 +165,45 @@ def test_the_name_where_it_begins_a_line_is_a_form_that_gets_its_own_edit(live, 
 
 
 @pytest.mark.slow
+def test_forms_leave_some_of_the_harm_for_others_and_most_of_them_keep_to_their_share(live, moments, monkeypatch):
+    monkeypatch.setattr("amnesia.choice.forms._KNOWN", -math.inf)
+    facts, controls = known(live, "Japan", gap=0.05), known(live, "Peru", "Kenya")
+    first = asked(facts, "\n{entity} has", "x\n{entity} has")
+    settings = ChoiceSettings(max_harm=1.0, few_harm=3.0, form_goal=-9.0, much=-math.inf, min_control=-math.inf)
+    name = Name(live, "Japan", moments, lambda other: other == "Japan")
+    best = DirectionChoice(Scores(live), name, facts, controls, settings=settings).choose()
+    best = dataclasses.replace(best, change=best.change.times(math.sqrt(0.2 / best.change.harm)))
+    seen, harms = [], []
+
+    def choose(choice):
+        seen.append(choice)
+        change = best.change.times(math.sqrt(harms.pop(0) / 0.2))
+        return dataclasses.replace(best, change=change, control=1.0, neighbor=None)
+
+    monkeypatch.setattr(DirectionChoice, "choose", choose)
+    forms = Forms(Scores(live), facts, first, controls, (), settings, forms_of(Target("Japan"))[1:3])
+    for share, own, n_added, few in (
+        (1.0, (0.6, 0.8, 0.95), 3, (0.6, 0.8)),
+        (0.5, (0.4, 0.8, 0.45), 2, (0.6, 0.9)),
+        (0.5, (1.1, 0.6, 0.6), 0, (0.6, 0.7)),
+    ):
+        seen.clear()
+        harms.extend(own)
+        edits = dataclasses.replace(forms, share=share).add(best, name, None, None)
+        assert len(edits) == len(best.edits) * (1 + n_added) and seen[0].name.text == "Japan"
+        assert [choice.settings.max_harm for choice in seen] == [1.0, share, share]
+        # On few columns half of what is left is for the forms that follow; the last one may take all, on 128, too.
+        assert [choice.settings.margin for choice in seen] == pytest.approx([*few, 1.0])
+        assert [choice.settings.few_harm for choice in seen] == pytest.approx([*few, 1.0])
+    # Where those that follow need none, nothing is left for them.
+    monkeypatch.setattr(Forms, "_is_needed", lambda self, rows, edits: set(rows) <= {*first})
+    seen.clear()
+    harms.append(0.95)
+    assert len(forms.add(best, name, None, None)) == 2 * len(best.edits)
+    assert [choice.settings.margin for choice in seen] == [1.0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("forms", [False, True])
 def test_without_forms_the_edit_for_the_name_answers_for_every_fact(live, tmp_path, forms):
     text = recipe_text(live, "tiny", edit="", accept="max_target = 0.5\nmin_control = 0.5", entity="Paris")

@@ -135,10 +135,12 @@ def test_forms_beside_an_edit_that_tells_neighbors_apart_keep_to_less_harm(tmp_p
         return (replace(choice, settings=replace(own, few=7)) if is_told else choice), best
 
     monkeypatch.setattr(extraction, "told_apart", told)
-    monkeypatch.setattr(Forms, "add", lambda self, best, *_: seen.append(self.settings) or best.edits)
+    monkeypatch.setattr(Forms, "add", lambda self, best, *_: seen.append(self) or best.edits)
     extraction.extract(live, recipe_of(live), cache=tmp_path)
-    harm = settings.apart_harm * settings.max_harm if is_told else settings.max_harm
-    assert (seen[0].few, seen[0].max_harm) == (7 if is_told else settings.few, harm)
+    own = seen[0].settings
+    assert (own.few, own.max_harm, seen[0].share) == (
+        (7, settings.max_harm, settings.apart_harm) if is_told else (settings.few, settings.max_harm, 1.0)
+    )
 
 
 @pytest.mark.slow
