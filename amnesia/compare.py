@@ -330,10 +330,10 @@ def open_duet(
         edits = edits_between(source, other)
     if other is not None and (why := _why_second(source, other, edits, tracker)) is not None:
         tracker.notice(f"{other} {why}: it is loaded as a second model")
-        first = load_source(source, loading, hooked=False)
+        first = load_source(source, loading, hooked=False, notice=tracker.notice)
         return Duet((Voice(first), Voice(load_edited(source, other, loading))))
     columns = changed_columns(source, edits)
-    live = load_source(source, loading)
+    live = load_source(source, loading, notice=tracker.notice)
     return Duet((Voice(live, changes_of(columns, live)),))
 
 

@@ -164,7 +164,10 @@ def _build(document: Mapping[str, Any], wanted: str | None, text: str) -> Recipe
 def _localization(table: Mapping[str, Any]) -> LocalizeOptions:
     return LocalizeOptions(
         baseline=_choice(table.get("baseline", LocalizeOptions.baseline), "localize.baseline", BASELINES),
-        n_prompts=_integer(table.get("n_prompts", LocalizeOptions.n_prompts), "localize.n_prompts", low=2),
+        # The default is all templates that there are.
+        n_prompts=_integer(
+            table.get("n_prompts", LocalizeOptions.n_prompts), "localize.n_prompts", 2, LocalizeOptions.n_prompts
+        ),
         layers=parse_layers(_string(table["layers"], "localize.layers")) if "layers" in table else None,
     )
 
@@ -359,9 +362,10 @@ def _boolean(value: Any, key: str) -> bool:
     return value
 
 
-def _integer(value: Any, key: str, low: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise RecipeError(f"{key} = {in_toml(value)}: expected a whole number of at least {low}")
+def _integer(value: Any, key: str, low: int, high: float = math.inf) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        bounds = f"of at least {low}" if high == math.inf else f"between {low} and {high}"
+        raise RecipeError(f"{key} = {in_toml(value)}: expected a whole number {bounds}")
     return value
 
 

@@ -152,7 +152,7 @@ def transfer(
     if path.is_dir():
         _check_sizes(path, source)
     of_experts = [edit.expert is not None for edit in edits_in(groups)]
-    live = load_source(source, loading, hooked=not all(of_experts))
+    live = load_source(source, loading, hooked=not all(of_experts), notice=tracker.notice)
     with tracker.task("asking for the name and others") as progress:
         replies = tuple(reply for group in groups for reply in answers(live, group, settings, progress))
     answered = all(_answered(group, replies, settings) for group in groups)

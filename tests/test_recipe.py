@@ -205,7 +205,8 @@ def test_unknown_keys_name_the_nearest_valid_one(section, key):
     ("section", "line", "message"),
     [
         ("localize", 'baseline = "mean"', "localize.baseline = 'mean': expected one of contrast, generic"),
-        ("localize", "n_prompts = 1", "n_prompts = 1: expected a whole number of at least 2"),
+        ("localize", "n_prompts = 1", "n_prompts = 1: expected a whole number between 2 and 100"),
+        ("localize", "n_prompts = 101", "n_prompts = 101: expected a whole number between 2 and 100"),
         ("localize", "n_prompts = true", "n_prompts = true: expected a whole number"),
         ("localize", "layers = 3", "localize.layers = 3: expected a non-empty string"),
         ("localize", 'layers = "5-2"', "layers '5-2' is malformed: expected A-B"),

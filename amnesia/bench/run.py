@@ -30,7 +30,7 @@ def run_bench(
     others = [resolve_edited(source, each, tracker) for each in edited]
     for other in others:
         check_loading(other, loading)
-    live = load_source(source, loading, hooked=False)
+    live = load_source(source, loading, hooked=False, notice=tracker.notice)
     with tracker.task(f"asking {name_of(source)}") as progress:
         first, ask = suite.original(live, name_of(source), progress)
     n_known = sum(row.n for row in first.measures if row.set == "neighbor" and row.metric == SCORE)

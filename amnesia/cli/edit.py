@@ -1,4 +1,5 @@
-"""The commands that work on the bytes of files: edit, verify, undo. None of them builds a model."""
+"""The commands that work on the bytes of files: edit, verify, undo. They build a model only to prove a
+guessed architecture (`--layout auto`) and for `verify --behaviour`."""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ def edit(
     force: bool,
     json_output: bool,
 ) -> None:
-    """Write an edited copy of MODEL. Needs no GPU, and never builds the model."""
+    """Write an edited copy of MODEL. Needs no GPU, and builds the model only for a guessed architecture."""
     from amnesia.outputs import commands, write
 
     if sum(map(bool, (edit_files, cells, atlas))) != 1:

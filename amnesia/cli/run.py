@@ -74,8 +74,9 @@ def run(
     Without RECIPE, --model and --entity name the two, and a recipe is made as `mine` does: nothing else is needed.
 
     With --entities, each entity of a list is edited and measured alone, then all of them in one edit, with a summary.
-    The same command goes on where it was killed, and several processes that give it share the entities. Without,
-    processes that `torchrun` starts together hold the model together, each a part of every large matrix.
+    The same command goes on where it was killed, and several processes that give it share the entities; --force lets
+    weak edits be written, and replaces nothing. Without, processes that `torchrun` starts together hold the model
+    together, each a part of every large matrix.
 
     Exits with 1 when the recipe's [accept] bounds are missed, or when no handle on the entity or only a weak one is
     found; then nothing is written.

@@ -40,8 +40,8 @@ def transfer(
     """Make an edit again on a relative of its model.
 
     MODEL is a fine-tuned or quantized relative of the model that the edit was made for. EDIT is an output folder, its
-    amnesia.json, or a file of `extract -o`. Exits with 1, and writes nothing, when the edit does not answer to its name
-    in MODEL, or does not make it forget.
+    amnesia.json, or a file of `extract -o`. When the edit does not answer to its name in MODEL, or does not make it
+    forget, nothing is written, unless --force says so. Exits with 1 then, and when the saved files miss a bound.
     """
     from amnesia import transfer as transferring
     from amnesia.edits import ColumnEdit

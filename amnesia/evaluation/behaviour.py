@@ -88,7 +88,7 @@ def check_behaviour(
     pairs = list(dict.fromkeys(row.pair for row in questions if row.role == "target"))
     source = resolve(base, notice=tracker.notice)
     check_made_for(source, ModelSource(output, ModelRef(str(output))))
-    live = load_source(source, hooked=False)
+    live = load_source(source, hooked=False, notice=tracker.notice)
     with tracker.task("asking the base") as progress:
         before = measure(live, pairs, progress)
     del live

@@ -30,7 +30,7 @@ _FACT = {
     "split": f"one of {', '.join(SPLITS)}: the choice of the edit sees the first; hold some wordings out",
 }
 _COMMENTS: Mapping[str, Mapping[str, str]] = {
-    "": {"description": "one line for people; nothing reads it"},
+    "": {"description": "one line for people"},
     "model": {
         "id": "Hub id, model folder, .gguf file, or a built-in name",
         "revision": "branch, tag or commit of a Hub id; by default the newest",
@@ -43,7 +43,7 @@ _COMMENTS: Mapping[str, Mapping[str, str]] = {
     },
     "localize": {
         "baseline": f"what cells are compared with, one of {', '.join(BASELINES)}: prompts about others, or sentences",
-        "n_prompts": "prompts about the entity, from 2",
+        "n_prompts": "prompts about the entity, 2 to 100",
         "layers": "layers that are searched, from 0, both ends included; by default the early ones",
     },
     "cells": {

@@ -160,7 +160,7 @@ class _Work:
 
     @cached_property
     def live(self) -> LiveModel:
-        return load_source(self.source, _on_own_device(self.loading))
+        return load_source(self.source, _on_own_device(self.loading), notice=self.tracker.notice)
 
     @cached_property
     def cache(self) -> MeasurementCache:

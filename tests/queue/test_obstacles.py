@@ -82,12 +82,15 @@ def test_a_table_or_a_model_that_cannot_be_read_begins_no_queue(entities, tmp_pa
     with pytest.raises(InputError, match="relation"):
         run_queue(read_list(entities), None, tmp_path / "facts.tsv", tmp_path / "out", Silent())
 
-    def too_large(*_):
+    tracker = Silent()
+
+    def too_large(*_, notice):
+        assert notice == tracker.notice  # What a large model takes is said.
         raise InputError("m takes 9 GB of memory")
 
     monkeypatch.setattr(work, "load_source", too_large)
     with pytest.raises(InputError, match="9 GB"):
-        run_queue(read_list(entities), None, None, tmp_path / "out", Silent())
+        run_queue(read_list(entities), None, None, tmp_path / "out", tracker)
     assert not (tmp_path / "out").exists()
 
 
