@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from amnesia.choice.atoms import Atom, Change, Name, change_by
 from amnesia.choice.known import KnownFacts, Scores, evenly
-from amnesia.choice.levels import FINE_MULTIPLIERS, MULTIPLIERS, added_up, next_level
+from amnesia.choice.levels import BESIDE, FINE_MULTIPLIERS, MULTIPLIERS, added_up, next_level
 from amnesia.choice.settings import ChoiceSettings
 from amnesia.edits import ColumnEdit, Edit
 from amnesia.progress import Progress
@@ -121,8 +121,7 @@ class DirectionChoice:
 
     def _screened(self, atoms: Sequence[Atom], few: KnownFacts) -> list[Trial]:
         """The atoms, each by itself and turned far, in the order of `_gain`."""
-        grid = self._multipliers()
-        strong = grid[2 * len(grid) // 3]
+        strong = self._multipliers()[-4]
         self._ask({(atom,): strong for atom in atoms}, few)
         return sorted((self._measure((atom,), strong, few) for atom in atoms), key=self._gain)
 
@@ -275,13 +274,17 @@ class DirectionChoice:
     def _within_cap(self, atoms: Group, multiplier: float) -> float | None:
         """The multiplier to try the atoms with: the one given, or the strongest that harms no more than is allowed.
 
-        Many an edit goes beyond the goal. A weaker one is for 128 columns alone, for the sake of changing no more.
+        Many an edit goes beyond the goal. A weaker one is for 128 columns alone, for the sake of changing no more, and
+        for all columns where edits act already: there a little is better than nothing, and leaves as much as 128
+        columns do for edits that follow.
         """
-        allowed = self.cap(atoms)
-        if self._change(atoms, multiplier).harm <= allowed:
+        settings = self.settings
+        if self._change(atoms, multiplier).harm <= self.cap(atoms):
             return multiplier
-        if _size(atoms) != self.settings.few:
+        is_whole = all(atom.size == len(atom.key) for atom in atoms)
+        if _size(atoms) != settings.few and not (self.acting and is_whole):
             return None
+        allowed = min(1.0, settings.few_harm) * settings.max_harm if is_whole else self.cap(atoms)
         # The harm is a quadratic function of what is taken away, the strength.
         whole = change_by(atoms, 0.0)
         before = whole.times(0.0) if self.beside is None else self.beside
@@ -374,8 +377,8 @@ class DirectionChoice:
         return self.settings.max_harm * self.settings.cheap
 
     def _multipliers(self) -> tuple[float, ...]:
-        fine = self.scores.live.norm_after(0) is not None
-        return FINE_MULTIPLIERS if fine else MULTIPLIERS
+        usual = FINE_MULTIPLIERS if self.scores.live.norm_after(0) is not None else MULTIPLIERS
+        return (*BESIDE, *usual) if self.acting else usual
 
     def _ask(self, groups: Mapping[Group, float], targets: KnownFacts) -> None:
         """Measure many groups together, each with its multiplier, before what they reach is looked at one by one."""

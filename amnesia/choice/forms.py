@@ -178,7 +178,8 @@ class Forms:
             own = choice.choose()
             fits = left is None or n_columns(own.edits) <= left
             spares = own.control >= settings.min_control and own.spared >= min(settings.min_neighbor, neighbor - 0.02)
-            if fits and spares and own.change.harm <= settings.max_harm and own.score <= before - settings.much:
+            helps = own.score <= max(before - settings.much, settings.goal + settings.slack)
+            if fits and spares and helps and own.change.harm <= settings.max_harm:
                 found, change = (*found, *own.edits), own.change
         self.change = change
         return found

@@ -14,6 +14,9 @@ MULTIPLIERS = (0.25, 0.125, 0.0, -0.125, -0.25, -0.375, -0.5, -0.75, -1.0, -1.5,
 FINE_MULTIPLIERS = (0.25, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4, -0.5, -0.75, -1.0)
 """The same where a norm follows the MLP, behind which a write turns instead of shrinking."""
 
+BESIDE = (0.5, 0.375)
+"""Weaker ones, tried before these beside edits that act already, where less may do."""
+
 _TURNED = 0.05  # How far a score rises again before it counts as turned.
 
 

@@ -19,7 +19,7 @@ class ChoiceSettings:
     that costs no more than the share `cheap` (0 to 1) of the harm that is allowed. `much` (a score, above 0) is a
     difference that counts: an edit goes so far beyond the goal, an atom is tried further that alone makes forget so
     much, so much more of neighbors is worth more columns, to come so much nearer the goal the harm that is allowed, and
-    an edit for a form of the name lowers its score by as much. These are to reach the score `form_goal`.
+    an edit for a form of the name lowers its score by as much, or to its goal, the score `form_goal`.
 
     What is tried: `n_screened` (from 1 on) atoms are measured, those that move the residual stream most, and all others
     where these are not enough. The `n_paired` (from 1 on) best of them are combined. Candidates are measured on

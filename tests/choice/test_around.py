@@ -201,6 +201,12 @@ def test_forms_leave_some_of_the_harm_for_others_and_most_of_them_keep_to_their_
     harms.append(0.95)
     assert len(forms.add(best, name, None, None)) == 2 * len(best.edits)
     assert [choice.settings.margin for choice in seen] == [1.0]
+    # What lowers a score by less than counts as a difference helps only where it reaches the goal.
+    strict = dataclasses.replace(settings, much=math.inf)
+    for score, n_added in ((-8.96, 1), (-8.94, 0)):
+        best, harms = dataclasses.replace(best, score=score), [0.5]
+        found = dataclasses.replace(forms, settings=strict).add(best, name, None, None)
+        assert len(found) == len(best.edits) * (1 + n_added) and not harms
 
 
 @pytest.mark.slow

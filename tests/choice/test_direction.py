@@ -289,6 +289,26 @@ def test_128_columns_are_taken_with_a_weaker_multiplier_where_all_of_it_would_ha
     assert {found.multiplier, free.multiplier} <= {trial.multiplier for trial in choice.judged}
 
 
+def test_beside_an_edit_that_acts_less_is_tried_also_on_all_columns(live, recipe, cache):
+    name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
+    known = known_by(live, recipe.facts)
+    settings = ChoiceSettings(goal=2.0, columns=(), max_harm=math.inf, min_control=-9.0, cheap=0.0)
+    alone = DirectionChoice(Scores(live), name, known, known, settings=settings).choose()
+
+    def beside(settings, atoms=()):
+        acting = {"beside": alone.change.times(0.0), "acting": alone.edits, "atoms": [*atoms]}
+        return DirectionChoice(Scores(live), name, known, known, settings=settings, **acting).choose()
+
+    free = beside(settings)
+    assert (alone.multiplier, free.multiplier) == (0.25, 0.5) and n_columns(free) == live.shape.d_mlp
+    # More than is allowed: less of it beside an edit, all of it where nothing acts.
+    limit = free.change.harm / 2
+    found = beside(dataclasses.replace(settings, max_harm=limit), free.atoms)
+    assert 0.5 < found.multiplier < 1.0 and 0.0 < found.change.harm <= limit
+    bounded = dataclasses.replace(settings, max_harm=alone.change.harm / 2)
+    assert DirectionChoice(Scores(live), name, known, known, settings=bounded).choose().multiplier == 0.25
+
+
 def test_two_atoms_of_a_layer_do_not_scale_one_cell_twice(live, cache):
     name = Name(live, "Japan", moments_of(live, (0, 1, 2), cache), lambda other: other == "Japan")
     atom = name.atoms(1)[0]
