@@ -241,15 +241,12 @@ class DirectionChoice:
 
         In this order; a tenth of a score more or less to forget counts for nothing, nor does less than half a hundredth
         of what controls keep. Of equals, the one on the fewest columns that harms text no more than is allowed, else
-        the least harmful. What is allowed on so many columns alone is for what nearly forgets and spares the controls,
-        and was not made weaker to keep to it.
+        the least harmful. What is allowed on so many columns alone is for what spares the controls.
         """
 
         def order(trial: JudgedTrial) -> tuple[float, ...]:
             missed, unspared = max(1, math.ceil(10 * trial.score)), self._unspared(trial)
-            allowed = self.settings.max_harm
-            if missed == 1 and not unspared and not self._is_weakened(trial):
-                allowed = max(allowed, self.cap(trial.atoms))
+            allowed = self.settings.max_harm if unspared else max(self.settings.max_harm, self.cap(trial.atoms))
             harmful = trial.change.harm > allowed
             least = trial.change.harm if harmful else _size(trial.atoms)
             return missed, unspared, trial.spared < self.settings.min_neighbor, harmful, least, trial.change.harm
@@ -294,12 +291,6 @@ class DirectionChoice:
             return None
         weaker = math.ceil(100 * (1.0 - (math.sqrt(room) - mixed) / (2 * whole.harm))) / 100
         return weaker if weaker < 1.0 else None
-
-    def _is_weakened(self, trial: Trial) -> bool:
-        """Whether the same atoms act more strongly on all columns."""
-        places = [atom.place for atom in trial.atoms]
-        same = (dense for dense in self.dense if [atom.place for atom in dense.atoms] == places)
-        return any(dense.multiplier < trial.multiplier for dense in same)
 
     def cap(self, atoms: Group) -> float:
         """The harm that is allowed: most on 128 columns, for the sake of all the columns that stay as they are."""
