@@ -121,7 +121,7 @@ class DirectionChoice:
 
     def _screened(self, atoms: Sequence[Atom], few: KnownFacts) -> list[Trial]:
         """The atoms, each by itself and turned far, in the order of `_gain`."""
-        strong = self._multipliers()[-4]
+        strong = self._multipliers()[-4]  # -0.75, and -0.4 where a norm follows the MLP.
         self._ask({(atom,): strong for atom in atoms}, few)
         return sorted((self._measure((atom,), strong, few) for atom in atoms), key=self._gain)
 
@@ -275,13 +275,13 @@ class DirectionChoice:
         for all columns where edits act already: there a little is better than nothing, and leaves as much as 128
         columns do for edits that follow.
         """
-        settings = self.settings
-        if self._change(atoms, multiplier).harm <= self.cap(atoms):
+        allowed = self.cap(atoms)
+        if self._change(atoms, multiplier).harm <= allowed:
             return multiplier
-        is_whole = all(atom.size == len(atom.key) for atom in atoms)
-        if _size(atoms) != settings.few and not (self.acting and is_whole):
+        if self.acting and all(atom.size == len(atom.key) for atom in atoms):
+            allowed *= min(1.0, self.settings.few_harm)
+        elif _size(atoms) != self.settings.few:
             return None
-        allowed = min(1.0, settings.few_harm) * settings.max_harm if is_whole else self.cap(atoms)
         # The harm is a quadratic function of what is taken away, the strength.
         whole = change_by(atoms, 0.0)
         before = whole.times(0.0) if self.beside is None else self.beside

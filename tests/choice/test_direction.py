@@ -305,6 +305,9 @@ def test_beside_an_edit_that_acts_less_is_tried_also_on_all_columns(live, recipe
     limit = free.change.harm / 2
     found = beside(dataclasses.replace(settings, max_harm=limit), free.atoms)
     assert 0.5 < found.multiplier < 1.0 and 0.0 < found.change.harm <= limit
+    # Where others follow, it leaves as much as on few columns.
+    sharing = beside(dataclasses.replace(settings, max_harm=limit, few_harm=0.25), free.atoms)
+    assert found.multiplier < sharing.multiplier < 1.0 and sharing.change.harm <= limit / 4
     bounded = dataclasses.replace(settings, max_harm=alone.change.harm / 2)
     assert DirectionChoice(Scores(live), name, known, known, settings=bounded).choose().multiplier == 0.25
 
